@@ -1,0 +1,53 @@
+# Every target first makes sure that .venv matches requirements.lock; that check costs nothing when it does.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+SHELL := /bin/bash
+# uv reads no pip configuration: pass on the folders of wheels that pip knows.
+export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/dev/null || echo $$PIP_FIND_LINKS)
+export UV_LINK_MODE ?= copy
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
+
+.PHONY: setup smoke test test-long check fix bench lock clean
+
+setup: $(STAMP)
+
+# torch is not in the lock: the CPU build where it is in reach and there is no NVIDIA GPU, else the usual one.
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	if command -v nvidia-smi >/dev/null; then $(UV) torch==2.13.0; \
+	  else $(UV) torch==2.13.0+cpu 2>/dev/null || $(UV) torch==2.13.0; fi
+	$(UV) -r requirements.lock
+	$(UV) --no-deps -e .
+	touch $@
+
+smoke: setup ## the main job: a real sweep of tiny models on this machine
+	$(BIN)/sweep launch smoke
+
+test: setup
+	$(BIN)/pytest -m "not long" -n 2 --dist loadgroup
+
+test-long: setup
+	$(BIN)/pytest -m long
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python benchmarks/plan_against_hydra.py
+	$(BIN)/python benchmarks/launcher_against_processes.py
+
+lock: setup ## compile the lock where the CPU wheel of torch is visible
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --group dev pyproject.toml -c <(echo torch==2.13.0+cpu) \
+	  --no-emit-package torch --no-emit-package triton -o requirements.lock
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,81 @@
+"""The tree of errors, and how each ends the command. It knows nothing of sweeps or stores.
+
+::
+
+    SweepError
+    ├── UserError            exit 2: the user's mistake; nothing was started
+    ├── InfrastructureError  exit 3: a file system, a scheduler or a hub did not do its part
+    └── StageFailure         raised inside a stage to name the cause; becomes data, never an exit
+    StopRequested            (a BaseException) unwinds a stage that was asked to stop
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SweepError(Exception):
+    """Anything that Polysweep raises on purpose.
+
+    Args:
+        what: what is wrong, with the value, in one line.
+        where: the file, line or key.
+        allowed: what would have been right, or the nearest names.
+        fix: what to type next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", allowed: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.allowed, self.fix = what, where, allowed, fix
+
+    def __str__(self) -> str:
+        return "\n  ".join(line for line in (self.what, self.where, self.allowed, self.fix) if line)
+
+
+class UserError(SweepError):
+    """The user's mistake: exit 2, nothing submitted, nothing lost."""
+
+    exit_code = 2
+
+
+class InfrastructureError(SweepError):
+    """The store, a scheduler or the machine failed: exit 3."""
+
+    exit_code = 3
+
+
+class StageFailure(Exception):
+    """Raised by a stage that knows why it cannot finish.
+
+    Args:
+        cause: one of `orchestrator.core.failure.Cause`, for example ``"data"``.
+        message: one line for the user.
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class StopRequested(BaseException):
+    """Unwinds a stage after its checkpoint, because the worker was asked to stop.
+
+    It is no `Exception`, so that a broad ``except`` in a stage does not swallow it.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def nearest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
+    """Says which known names are near, or lists them, for the `allowed` line of an error."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return f"known: {shown}" if names else "none is known"

@@ -1,0 +1,84 @@
+"""Files with their sizes and digests: listing, making durable and verifying a folder.
+
+It knows folders of a local file system only: no store, no stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a product or checkpoint.
+
+    Attributes:
+        path: relative to the folder, with ``/``.
+        size: bytes.
+        sha256: hexadecimal digest of the content.
+    """
+
+    path: str
+    size: int
+    sha256: str
+
+
+def file_digest(path: Path) -> str:
+    """Returns the sha-256 of a file's content, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def scan(folder: Path) -> tuple[File, ...]:
+    """Lists all regular files under a folder with size (bytes) and digest, sorted by path."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return tuple(File(p.relative_to(folder).as_posix(), p.stat().st_size, file_digest(p)) for p in paths)
+
+
+def fsync_path(path: Path) -> None:
+    """Makes a file's content, or a folder's entries, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Makes every file and folder under `folder` durable, deepest first."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = Path(root, name)
+            if path.is_file() and not path.is_symlink():
+                fsync_path(path)
+        fsync_path(Path(root))
+
+
+def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str | None:
+    """Finds the first file that is not what the manifest says.
+
+    Args:
+        folder: where the files should be.
+        files: what was recorded.
+        content: also compare digests, not sizes alone.
+
+    Returns:
+        A phrase for the user, such as ``weights.bin is missing``, or None when all is well.
+    """
+    for file in files:
+        path = folder / file.path
+        try:
+            size = path.stat().st_size
+            if size != file.size:
+                return f"{file.path} has {size} bytes instead of {file.size}"
+            if content and file_digest(path) != file.sha256:
+                return f"{file.path} has other content than recorded"
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{file.path} is missing"
+        except OSError as error:
+            return f"{file.path} cannot be read ({error.strerror})"
+    return None

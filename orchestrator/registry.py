@@ -1,0 +1,79 @@
+"""The literal tables from a name in a sweep file to what it names, and the loading of such a name.
+
+To add a stage, task, launcher, tracker or report: write its module and add one line here. Nothing is
+imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import UserError, nearest
+
+STAGES: Mapping[str, str] = {
+    "count": "orchestrator.count:COUNT",
+    "tokenizer": "orchestrator.sft.stages:TOKENIZER",
+    "base": "orchestrator.sft.stages:BASE",
+    "prepare": "orchestrator.sft.stages:PREPARE",
+    "train": "orchestrator.sft.stages:TRAIN",
+    "evaluate": "orchestrator.sft.stages:EVALUATE",
+}
+"""Name of a stage to its `StageSpec`."""
+
+TASKS: Mapping[str, str] = {
+    "math": "orchestrator.tasks.math:MATH",
+    "api_calling": "orchestrator.tasks.api_calling:API_CALLING",
+}
+"""Name of a task to its `Task`."""
+
+LAUNCHERS: Mapping[str, str] = {
+    "local": "orchestrator.launchers.local:LocalLauncher",
+}
+"""`launcher.name` to a class that is a `Launcher`."""
+
+TRACKERS: Mapping[str, str] = {
+    "store": "orchestrator.trackers.store:StoreTracker",
+}
+"""`tracker.name` to a class that is a `Tracker`."""
+
+REPORTS: Mapping[str, str] = {
+    "accuracy": "orchestrator.study.summary:write",
+}
+"""`report` of a sweep to a function ``(rows, folder) -> list[Path]``."""
+
+
+def load(target: str, *, where: str = "") -> Any:
+    """Imports ``module:object``.
+
+    Raises:
+        UserError: the target is malformed, or there is no such module or object.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise UserError(f"{target!r} is not of the form module:object", where=where)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise UserError(f"no module {module_name!r} can be imported", where=where) from error
+        raise
+    if not hasattr(module, attribute):
+        raise UserError(
+            f"module {module_name!r} has no {attribute!r}", where=where, allowed=nearest(attribute, vars(module))
+        )
+    return getattr(module, attribute)
+
+
+def lookup(table: Mapping[str, str], name: str, *, kind: str) -> Any:
+    """Loads what a name stands for; a ``module:object`` that is in no table is loaded as it is.
+
+    Raises:
+        UserError: the name is in no table and names no object.
+    """
+    if name in table:
+        return load(table[name])
+    if ":" in name:
+        return load(name, where=kind)
+    raise UserError(f"unknown {kind} {name!r}", allowed=nearest(name, table))

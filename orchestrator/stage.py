@@ -1,0 +1,292 @@
+"""The stage API: all that a stage sees of Polysweep, and all that both towers share.
+
+A stage is a function ``main(config, inputs, context) -> list[Row]``. It knows no store, no sweep and
+no launcher; `Context` hides checkpoints, metrics and stopping behind a few calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.manifest import File, fsync_path, fsync_tree, scan
+
+Row = dict[str, Any]
+"""One result row: column name to a JSON scalar."""
+
+MANIFEST = "manifest.json"
+"""The file, written last, that makes a checkpoint folder count."""
+
+
+class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a sweep says of one stage: what runs, what it reads and what it waits for.
+
+    Attributes:
+        run: ``module:function`` of the stage; exactly one of `run` and `command` is set.
+        command: a command line with ``{inputs.NAME}``, ``{output}``, ``{config.KEY}`` and ``{uses.KEY}``.
+        name: a fixed name that stands for the target in the digest (for the stages that ship here).
+        version: raised by hand when the stage's meaning changes.
+        reads: config keys that the stage is given and that enter its digest.
+        uses: config keys that it is given but that never enter the digest (paths, micro-batch).
+        after: the stages whose products it takes as inputs.
+        each: variable to config key of a list: one instance of the stage for each of its values.
+        skip: a selector; cells that match have no such stage.
+        results: for commands: a file of JSON lines in the output folder, the result rows.
+        neutral: config keys that leave the digest as it was while they have this value.
+        preload: modules that the fork server imports before it forks children.
+        limit_s: seconds after which an attempt is ended as hanging; None for no limit.
+    """
+
+    run: str | None = None
+    command: str | None = None
+    name: str | None = None
+    version: int = 1
+    reads: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    each: dict[str, str] = {}
+    skip: str | None = None
+    results: str | None = None
+    neutral: dict[str, Any] = {}
+    preload: tuple[str, ...] = ()
+    limit_s: float | None = None
+
+
+class Config(Mapping[str, Any]):
+    """A frozen slice of a cell's config, by attribute (``config.trainer.seed``) or by item.
+
+    Reading a key that the stage declared neither in `reads` nor in `uses` fails the stage with cause
+    ``config``: identity has no holes.
+    """
+
+    def __init__(self, tree: Mapping[str, Any], *, path: str = "", declared: str = "reads") -> None:
+        self._tree, self._path, self._declared = tree, path, declared
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._tree:
+            full = f"{self._path}{key}"
+            raise StageFailure("config", f"the stage does not declare {full!r} in its `{self._declared}`")
+        value = self._tree[key]
+        if isinstance(value, Mapping):
+            return Config(value, path=f"{self._path}{key}.", declared=self._declared)
+        return tuple(value) if isinstance(value, list) else value
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        return self[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._tree
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tree)
+
+    def __len__(self) -> int:
+        return len(self._tree)
+
+    def __repr__(self) -> str:
+        return f"Config({self._tree!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a deep plain copy, ready for a schema."""
+        copy: dict[str, Any] = json.loads(json.dumps(self._tree))
+        return copy
+
+
+class Inputs:
+    """The verified product folders of the stages named in `after`.
+
+    Args:
+        folders: stage name to instance label (``""`` for a stage without `each`) to folder.
+    """
+
+    def __init__(self, folders: Mapping[str, Mapping[str, Path]]) -> None:
+        self._folders = folders
+
+    def __contains__(self, stage: object) -> bool:
+        return stage in self._folders
+
+    def __getitem__(self, stage: str) -> Path:
+        """Returns the one product folder of a stage without `each`."""
+        folders = self.each(stage)
+        if set(folders) != {""}:
+            raise StageFailure("code", f"stage {stage!r} has an instance each for {sorted(folders)}: use each()")
+        return folders[""]
+
+    def each(self, stage: str) -> Mapping[str, Path]:
+        """Returns instance label to product folder, in the order of the config's list."""
+        if stage not in self._folders:
+            raise StageFailure("code", f"no input {stage!r}: name it in the stage's `after`")
+        return self._folders[stage]
+
+
+class Checkpoint(NamedTuple):
+    """A verified checkpoint: the step it was taken after, and its folder (read only)."""
+
+    step: int
+    folder: Path
+
+
+class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `manifest.json` of a checkpoint holds; written last, so its presence means a whole save."""
+
+    step: int
+    attempt: int
+    files: tuple[File, ...]
+
+
+class Tracker(Protocol):
+    """Where metrics go. A tracker never raises and never blocks the stage."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the metrics of one step."""
+
+    def close(self) -> None:
+        """Flushes what is buffered."""
+
+
+class StopSignal:
+    """Set once, from another thread or a signal handler, when the stage should stop."""
+
+    def __init__(self) -> None:
+        self._event, self.why = threading.Event(), ""
+
+    def ask(self, why: str) -> None:
+        """Asks the stage to stop; the first reason stands."""
+        if not self._event.is_set():
+            self.why = why
+            self._event.set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether someone asked."""
+        return self._event.is_set()
+
+
+class Context:
+    """What a running stage may do besides computing.
+
+    Args:
+        folder: the attempt's own folder; `output`, `scratch` and checkpoints lie in it.
+        uses: the config keys that the stage `uses`.
+        resume: the checkpoint to go on from, already verified and copied into this attempt.
+        attempt: the number of this attempt, from 1.
+        num_threads: CPU threads that the stage may use.
+        checkpoint_interval_s: seconds between the checkpoints that `checkpoint_due` asks for.
+        trackers: where `log` sends metrics.
+        stop: tells that a stop was asked.
+        fence: called before each checkpoint; raises `StopRequested` when another attempt took over.
+        report_progress: told (step, number of steps) for the heartbeat.
+        keep: number of this attempt's own checkpoints kept, at least 2.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        uses: Config | None = None,
+        resume: Checkpoint | None = None,
+        attempt: int = 1,
+        num_threads: int = 1,
+        checkpoint_interval_s: float = 60.0,
+        trackers: Sequence[Tracker] = (),
+        stop: StopSignal | None = None,
+        fence: Callable[[], None] = lambda: None,
+        report_progress: Callable[[int, int | None], None] = lambda step, num_steps: None,
+        keep: int = 2,
+    ) -> None:
+        self.folder, self.attempt, self.num_threads = folder, attempt, num_threads
+        self.uses = uses if uses is not None else Config({}, declared="uses")
+        self.resume = resume
+        self.output, self.scratch = folder / "output", folder / "scratch"
+        self._checkpoints = folder / "checkpoints"
+        self._interval_s, self._trackers, self._keep = checkpoint_interval_s, tuple(trackers), max(2, keep)
+        self._stop, self._fence, self._report = stop or StopSignal(), fence, report_progress
+        self._last_checkpoint_s = time.monotonic()
+        for path in (self.output, self.scratch, self._checkpoints):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
+        """Records metrics of a step (counted from 1) and reports progress; never raises, never blocks."""
+        self._report(step, num_steps)
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether the stage should save a checkpoint and end."""
+        return self._stop.asked
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Tells whether to checkpoint now: the interval is over, or a stop was asked."""
+        return self._stop.asked or time.monotonic() - self._last_checkpoint_s >= self._interval_s
+
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[Path]:
+        """Yields an empty folder to save into; on leaving, makes it durable and writes its manifest last.
+
+        Raises:
+            StopRequested: before anything is written, when a later attempt or a product exists.
+            OSError: the file system refused; an unfinished folder is never taken for a checkpoint.
+        """
+        self._fence()
+        final = self._checkpoints / f"{step:08d}"
+        if (final / MANIFEST).exists():  # adopted, or saved just before: the same step holds the same state
+            with_nothing = self.scratch / f"discarded-{step:08d}"
+            with_nothing.mkdir(parents=True, exist_ok=True)
+            yield with_nothing
+            shutil.rmtree(with_nothing, ignore_errors=True)
+        else:
+            shutil.rmtree(final, ignore_errors=True)  # a torn one of our own
+            final.mkdir()
+            yield final
+            write_checkpoint_manifest(final, step=step, attempt=self.attempt)
+            fsync_path(self._checkpoints)
+            self._rotate()
+        self._last_checkpoint_s = time.monotonic()
+
+    def _rotate(self) -> None:
+        whole = sorted(path.parent for path in self._checkpoints.glob(f"*/{MANIFEST}"))
+        if len(whole) > self._keep:
+            self._fence()
+        for old in whole[: -self._keep]:
+            (old / MANIFEST).unlink()  # first, so that a half-deleted folder never counts
+            shutil.rmtree(old, ignore_errors=True)
+
+    def stop_if_asked(self) -> None:
+        """Ends the attempt as `released` when a stop was asked; call it right after a checkpoint.
+
+        Raises:
+            StopRequested: always, when a stop was asked.
+        """
+        if self._stop.asked:
+            raise StopRequested(self._stop.why)
+
+    def close(self) -> None:
+        """Flushes the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
+    """Makes a checkpoint folder durable, then writes its manifest atomically, which makes it count."""
+    fsync_tree(folder)
+    manifest = CheckpointManifest(step=step, attempt=attempt, files=scan(folder))
+    temporary = folder.parent / f".{folder.name}.{MANIFEST}"
+    with temporary.open("wb") as stream:
+        stream.write(msgspec.json.encode(manifest))
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(folder / MANIFEST)
+    fsync_path(folder)
