@@ -61,7 +61,9 @@ def load(target: str, *, where: str = "") -> Any:
         raise
     if not hasattr(module, attribute):
         raise UserError(
-            f"module {module_name!r} has no {attribute!r}", where=where, allowed=nearest(attribute, vars(module))
+            f"module {module_name!r} has no {attribute!r}",
+            where=where,
+            allowed=nearest(attribute, vars(module)),
         )
     return getattr(module, attribute)
 

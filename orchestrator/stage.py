@@ -121,7 +121,9 @@ class Inputs:
         """Returns the one product folder of a stage without `each`."""
         folders = self.each(stage)
         if set(folders) != {""}:
-            raise StageFailure("code", f"stage {stage!r} has an instance each for {sorted(folders)}: use each()")
+            raise StageFailure(
+                "code", f"stage {stage!r} has an instance each for {sorted(folders)}: use each()"
+            )
         return folders[""]
 
     def each(self, stage: str) -> Mapping[str, Path]:

@@ -1,0 +1,1 @@
+"""Pure decisions and shapes: no I/O, clock, environment or randomness."""

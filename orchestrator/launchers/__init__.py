@@ -1,0 +1,1 @@
+"""Starting workers: one module a launcher."""

@@ -1,0 +1,1 @@
+"""The shared store: its operations, layout and records."""

@@ -1,0 +1,139 @@
+"""Overrides, from the sweep file and the command line, sorted by whom they concern."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from orchestrator.compose.axes import Axis, Setting, list_axis, narrowed, parse_override, values_of
+from orchestrator.compose.root import Root
+from orchestrator.errors import UserError
+
+ENGINE_KEYS = frozenset({"launcher", "tracker", "policy", "store", "cluster"})
+"""First components of the keys that say how a sweep is run."""
+
+
+def is_engine_key(key: str) -> bool:
+    """Tells whether a key belongs to the engine's config root."""
+    return re.split(r"[./@\[]", key, maxsplit=1)[0] in ENGINE_KEYS
+
+
+@dataclass
+class Overrides:
+    """What is set for all cells, in Hydra's grammar, later ones on top, and what became axes.
+
+    Attributes:
+        cell: overrides of the cells' config.
+        engine: overrides of the engine's settings.
+        axes: the axes after narrowing.
+        expect_cells: as given, None if not.
+        touched: axes that the command line changed, added or took away.
+    """
+
+    axes: dict[str, Axis]
+    cell: list[str] = field(default_factory=list)
+    engine: list[str] = field(default_factory=list)
+    expect_cells: int | None = None
+    touched: list[str] = field(default_factory=list)
+
+    def fixed(self, root: Root) -> list[str]:
+        """Returns the cells' overrides with one choice a group: the last, and none where an axis chooses."""
+        chosen = {s.key for axis in self.axes.values() for label in axis.labels for s in label.settings}
+        last = {_key(text): index for index, text in enumerate(self.cell)}
+        return [
+            text
+            for index, text in enumerate(self.cell)
+            if not root.is_group(_key(text)) or (last[_key(text)] == index and _key(text) not in chosen)
+        ]
+
+    def add_file(self, overrides: Mapping[str, Any] | Sequence[str], root: Root, *, where: str) -> None:
+        """Takes the `overrides` of a sweep file.
+
+        Raises:
+            UserError: one is malformed or a sweep.
+        """
+        texts = list(overrides)
+        if isinstance(overrides, Mapping):
+            texts = [setting.text for setting in _flat(overrides, root)]
+        for text in texts:
+            override = parse_override(text, where=where)
+            if override.is_sweep_override():
+                raise UserError(f"{text!r} has several values", where=where, fix="make it one of the `axes`")
+            self._fix(override, text, root, where)
+
+    def add_command_line(self, overrides: Iterable[str], root: Root) -> None:
+        """Takes the overrides of the command line: an axis is narrowed, replaced, added or taken away.
+
+        Raises:
+            UserError: one is malformed, names no label of an axis, or would sweep over an engine setting.
+        """
+        for text in overrides:
+            override = parse_override(text)
+            key = override.key_or_group
+            if key == "expect_cells":
+                self.expect_cells = _count(override)
+            elif is_engine_key(key):
+                if override.is_sweep_override():
+                    raise UserError(
+                        f"{text!r}: an engine setting cannot be an axis",
+                        allowed="it is the same for all cells and part of no identity",
+                    )
+                self.engine.append(text)
+            elif key in self.axes and override.package is None and override.is_delete():
+                self.touched.append(key)
+                del self.axes[key]
+            elif key in self.axes and override.package is None:
+                self.touched.append(key)
+                self.axes[key] = narrowed(self.axes[key], values_of(override, root.options(key)))
+            elif override.is_sweep_override():
+                name = override.get_key_element().lstrip("+")
+                prefix = override.get_key_element().removesuffix(name)
+                self.touched.append(name)
+                self.axes[name] = list_axis(name, values_of(override, root.options(key)), prefix=prefix)
+            else:
+                self._refuse_shadowed(key, text)
+                self._fix(override, text, root, "")
+
+    def _fix(self, override: Override, text: str, root: Root, where: str) -> None:
+        key = override.key_or_group
+        if key == "hydra" or override.is_hydra_override():
+            raise UserError(f"{text!r}: Hydra's own settings have no meaning here", where=where)
+        if is_engine_key(key):
+            self.engine.append(text)
+            return
+        if root.is_group(key) and not override.is_delete():
+            root.check_option(key, override.value(), where=where)
+        self.cell.append(text)
+
+    def _refuse_shadowed(self, key: str, text: str) -> None:
+        for axis in self.axes.values():
+            if all(any(s.key == key for s in label.settings) for label in axis.labels):
+                raise UserError(
+                    f"{text!r} would change nothing: every value of the axis {axis.name!r} sets {key!r}",
+                    fix=f"choose with {axis.name}=... or take the axis away with ~{axis.name}",
+                )
+
+
+def _flat(tree: Mapping[str, Any], root: Root, prefix: str = "") -> Iterable[Setting]:
+    """Yields settings; a mapping under the name of a group sets keys, it does not choose an option."""
+    for key, value in tree.items():
+        full = f"{prefix}{key}"
+        if isinstance(value, Mapping) and (prefix or root.is_group(full) or is_engine_key(full)):
+            yield from _flat(value, root, f"{full}.")
+        else:
+            yield Setting(full, value)
+
+
+def _key(text: str) -> str:
+    return re.split("=", text.lstrip("+~"), maxsplit=1)[0]
+
+
+def _count(override: Override) -> int:
+    value = override.value()
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UserError(f"{override.input_line!r} is no number of cells")
+    return value

@@ -1,0 +1,167 @@
+"""Where sweep files and config folders lie, and how YAML is read. It composes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import orchestrator
+from orchestrator.compose.axes import Axis, axis_of, cell_labels
+from orchestrator.core.selector import Selector, Subject, any_of
+from orchestrator.core.sweepfile import SweepFile, check_name, parse
+from orchestrator.errors import UserError, nearest
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+class SweepEntry(NamedTuple):
+    """One line of `sweep list`.
+
+    Attributes:
+        name: what to type.
+        path: its file.
+        description: its first line.
+        num_cells: of its grid; None where only composing could tell.
+        error: what is wrong with the file, None when nothing is.
+    """
+
+    name: str
+    path: Path
+    description: str
+    num_cells: int | None
+    error: str | None
+
+
+def shipped(kind: str) -> Path:
+    """Returns the folder ``conf`` or ``sweeps`` that travels with the package, in a wheel or a checkout."""
+    package = Path(orchestrator.__file__).parent
+    inside = package / kind
+    return inside if inside.is_dir() else package.parent / kind
+
+
+def config_folders(cwd: Path, sweep_folder: Path | None = None) -> list[Path]:
+    """Lists the user's folders of config groups, the nearest first; `shipped` ones come after them."""
+    places = ([sweep_folder] if sweep_folder else []) + [cwd]
+    folders = dict.fromkeys((place / "conf").resolve() for place in places)
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file as Hydra would, with interpolations left as they are.
+
+    Raises:
+        UserError: it cannot be read or is no YAML; file and line are named.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except yaml.YAMLError as error:
+        raise yaml_error(error, path) from None
+    except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read: {reason}") from None
+
+
+def yaml_error(error: yaml.YAMLError, path: Path | None = None) -> UserError:
+    """Tells file, line and column of a YAML error."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    place = str(path or getattr(mark, "name", ""))
+    if mark is not None:
+        place += f", line {mark.line + 1}, column {mark.column + 1}"
+    return UserError(f"YAML syntax error: {problem}", where=place)
+
+
+def locate(sweep: str, cwd: Path) -> Path:
+    """Finds the file of a sweep by path (with a slash or .yaml) or by name.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
+    if "/" in sweep or sweep.endswith(_SUFFIXES):
+        path = (cwd / Path(sweep).expanduser()).resolve()
+        if not path.is_file():
+            others = _files(path.parent) if path.parent.is_dir() else []
+            raise UserError(f"no sweep file {sweep!r}", allowed=nearest(path.name, [p.name for p in others]))
+        return path
+    known: dict[str, Path] = {}
+    for path in _all_files(cwd):
+        known.setdefault(path.stem, path)
+    if sweep not in known:
+        raise UserError(
+            f"unknown sweep {sweep!r}", allowed=nearest(sweep, known), fix="`sweep list`, or a path to a file"
+        )
+    return known[sweep]
+
+
+def read_sweep(path: Path) -> SweepFile:
+    """Reads and types a sweep file.
+
+    Raises:
+        UserError: bad YAML, an unknown key, a wrong type.
+    """
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise UserError("a sweep file holds a mapping", where=str(path))
+    return parse(tree, where=str(path))
+
+
+def sweep_name(path: Path, name: str | None) -> str:
+    """Returns the name under which a sweep goes: its file's stem unless another is given.
+
+    Raises:
+        UserError: it cannot be a name.
+    """
+    if name is None:
+        return check_name(path.stem, what="sweep", where=str(path))
+    return check_name(name, what="sweep")
+
+
+def find_sweeps(cwd: Path | None = None) -> list[SweepEntry]:
+    """Lists the sweeps in ``sweeps/`` of the working folder and those that ship here, without composing."""
+    entries: dict[str, SweepEntry] = {}
+    for path in _all_files(cwd or Path.cwd()):
+        if path.stem not in entries:
+            entries[path.stem] = _entry(path)
+    return sorted(entries.values())
+
+
+def _entry(path: Path) -> SweepEntry:
+    try:
+        file = read_sweep(path)
+        axes = [axis_of(name, value, where=str(path)) for name, value in file.axes.items()]
+        description = file.description.strip().partition("\n")[0]
+        return SweepEntry(path.stem, path, description, _num_cells(file, axes), None)
+    except UserError as error:
+        return SweepEntry(path.stem, path, "", None, error.what)
+
+
+def _num_cells(file: SweepFile, axes: list[Axis]) -> int | None:
+    excludes = [Selector.parse(text) for text in file.exclude]
+    includes = [Selector.parse(text) for text in file.include]
+    names = {axis.name for axis in axes}
+    if not all(selector.keys <= names for selector in (*excludes, *includes)):
+        return file.expect_cells
+    if not excludes and not includes:
+        return math.prod(len(axis.labels) for axis in axes)
+    subjects = [Subject(labels, {}, {}) for labels in cell_labels(axes)]
+    return sum(
+        any_of(includes, subject) and not any(selector.matches(subject) for selector in excludes)
+        for subject in subjects
+    )
+
+
+def _all_files(cwd: Path) -> Iterator[Path]:
+    for folder in dict.fromkeys([(cwd / "sweeps").resolve(), shipped("sweeps").resolve()]):
+        yield from _files(folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())

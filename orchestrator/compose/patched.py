@@ -1,0 +1,147 @@
+"""Patching one composed config cell by cell: only what a patch can reach is resolved again.
+
+Hydra takes some 50 ms a composition. A value axis changes a few keys of the same composition, so they are
+set with the very call that Hydra uses (`OmegaConf.update`), and of the resolved plain tree only these
+keys, and the interpolations that can depend on them, are made anew; the rest is shared between cells.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from omegaconf import Container, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+from orchestrator.compose.axes import Setting
+from orchestrator.compose.interpolations import Path, depends, has_interpolation, is_related, references
+from orchestrator.compose.root import known_keys, translated, unknown_key
+from orchestrator.core.tree import MISSING, pick, placed
+
+SPECIAL = ("schema", "fingerprints")
+"""Top-level keys that speak to the engine and are no part of a cell's config."""
+
+
+class Patched:
+    """One composition that cells patch in turn.
+
+    Args:
+        config: as composed, in struct mode; it is taken over.
+        also: names that an unknown key may have been meant to be.
+        fingerprints: tells from a resolved tree what to set besides.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        *,
+        also: Sequence[str] = (),
+        fingerprints: Callable[[Mapping[str, Any]], Sequence[Setting]] = lambda tree: (),
+    ) -> None:
+        with open_dict(config):
+            for key in SPECIAL:
+                config.pop(key, None)
+        self._config, self._also, self._fingerprints = config, also, fingerprints
+        self._pristine = copy.deepcopy(config)
+        self._raw: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+        self._references = list(references(self._raw))
+        self._current: dict[str, Setting] = {}
+        self._plain: dict[str, Any] | None = None
+        self._prints: tuple[Setting, ...] = ()
+        self._dirty: dict[tuple[frozenset[str], frozenset[str]], list[Path]] = {}
+        self._simple: dict[tuple[str, ...], bool] = {}
+
+    def resolved(self, settings: Sequence[Setting], *, where: str = "") -> dict[str, Any]:
+        """Returns the resolved plain tree with some settings, which replace those of the cell before.
+
+        Raises:
+            UserError: an unknown key, a value that is not set, an interpolation that leads nowhere.
+        """
+        tree = self._resolved([*settings, *self._prints], where)
+        prints = tuple(self._fingerprints(tree))
+        if prints != self._prints:
+            self._prints = prints
+            tree = self._resolved([*settings, *prints], where)
+        return tree
+
+    def _resolved(self, settings: Sequence[Setting], where: str) -> dict[str, Any]:
+        keys = tuple(setting.key for setting in settings)
+        if keys not in self._simple:
+            self._simple[keys] = self._is_simple(settings)
+        with translated(where):
+            if self._simple[keys]:
+                return self._incremental({setting.key: setting for setting in settings}, where)
+            config = copy.deepcopy(self._pristine)
+            for setting in settings:
+                self._update(config, setting, where)
+            return _plain(config)
+
+    def _incremental(self, wanted: dict[str, Setting], where: str) -> dict[str, Any]:
+        current = self._current
+        changed = {key for key in {*current, *wanted} if current.get(key) is not wanted.get(key)}
+        self._current = {}  # an error half way through must not be taken for a state
+        plain, self._plain = self._plain, None
+        for key in changed:
+            raw = pick(self._raw, key)
+            values = (
+                raw,
+                current[key].value if key in current else None,
+                wanted[key].value if key in wanted else {},
+            )
+            if any(isinstance(value, Mapping) for value in values):  # else the new value replaces the old
+                OmegaConf.update(self._config, key, copy.deepcopy(raw), merge=False)
+            if key in wanted:
+                self._update(self._config, wanted[key], where)
+        if plain is None:
+            plain = _plain(self._config)
+        else:
+            reaching = {key for key, setting in wanted.items() if has_interpolation(setting.value)}
+            for path in self._reached(frozenset(changed | reaching), frozenset(wanted)):
+                plain = placed(plain, path, self._value(path))
+        self._current, self._plain = wanted, plain
+        return plain
+
+    def _reached(self, seeds: frozenset[str], patched: frozenset[str]) -> list[Path]:
+        """Lists the paths to resolve again when some keys were set, those inside another left out."""
+        memo = self._dirty.get((seeds, patched))
+        if memo is not None:
+            return memo
+        roots = [tuple(key.split(".")) for key in patched]
+        dirty = {tuple(key.split(".")) for key in seeds}
+        left = [reference for reference in self._references if reference.path not in dirty]
+        while found := [item for item in left if depends(item, dirty)]:
+            # a patch may have replaced the section that held the interpolation
+            dirty.update(next((r for r in roots if item.path[: len(r)] == r), item.path) for item in found)
+            left = [item for item in left if item not in found]
+        paths = [path for path in dirty if not any(path[:n] in dirty for n in range(1, len(path)))]
+        self._dirty[seeds, patched] = paths
+        return paths
+
+    def _value(self, path: Path) -> Any:
+        parent: Any = self._config
+        for part in path[:-1]:
+            parent = parent[part]
+        value = parent[path[-1]]
+        return _plain(value) if isinstance(value, Container) else value
+
+    def _is_simple(self, settings: Sequence[Setting]) -> bool:
+        """Tells whether each setting replaces a value of its own, so that it can be taken back."""
+        keys = [setting.key.split(".") for setting in settings]
+        overlap = any(is_related(tuple(a), tuple(b)) for index, a in enumerate(keys) for b in keys[:index])
+        plain = all(
+            not setting.prefix and pick(self._raw, setting.key) is not MISSING for setting in settings
+        )
+        return plain and not overlap
+
+    def _update(self, config: DictConfig, setting: Setting, where: str) -> None:
+        force_add = setting.prefix != ""
+        try:
+            OmegaConf.update(config, setting.key, setting.value, merge=True, force_add=force_add)
+        except (ConfigAttributeError, ConfigKeyError):
+            known = [*self._also, *known_keys(self._pristine)]
+            raise unknown_key(setting.key, known, where=where) from None
+
+
+def _plain(config: Container) -> Any:
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

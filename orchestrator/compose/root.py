@@ -1,0 +1,164 @@
+"""One config root composed by Hydra's public API, and its errors in the words of the user."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from orchestrator.compose.files import yaml_error
+from orchestrator.core.tree import dotted_keys
+from orchestrator.errors import UserError, nearest
+
+_INLINE = "polysweep_inline_config"
+_VERSION_BASE = "1.3"
+
+
+class Root:
+    """A primary config and the folders of groups around it.
+
+    Args:
+        primary: the name of the primary config, for example ``config``.
+        folders: the search path; the first folder that has a file wins.
+        where: what to name in errors.
+        also: names that an unknown key may have been meant to be, such as axes.
+    """
+
+    def __init__(
+        self, primary: str, folders: Sequence[Path], *, where: str = "", also: Sequence[str] = ()
+    ) -> None:
+        self.primary, self.folders, self.where, self.also = primary, tuple(folders), where, tuple(also)
+
+    @classmethod
+    def inline(
+        cls, tree: dict[str, Any], folders: Sequence[Path], *, where: str = "", also: Sequence[str] = ()
+    ) -> Root:
+        """Returns a root whose primary config is a tree; folders count only if it has a defaults list."""
+        ConfigStore.instance().store(_INLINE, OmegaConf.create(tree))
+        return cls(_INLINE, folders if "defaults" in tree else (), where=where, also=also)
+
+    def options(self, group: str) -> list[str]:
+        """Lists the options of a config group; none means that there is no such group."""
+        found = (path.stem for folder in self.folders for path in (folder / group).glob("*.yaml"))
+        return sorted(set(found)) if re.fullmatch(r"[\w/-]+", group) else []
+
+    def is_group(self, key: str) -> bool:
+        """Tells whether a key is a config group rather than a value."""
+        group = key.partition("@")[0]
+        return bool(re.fullmatch(r"[\w/-]+", group)) and any((f / group).is_dir() for f in self.folders)
+
+    def check_option(self, key: str, option: Any, *, where: str = "") -> None:
+        """Refuses an option that a group lacks.
+
+        Raises:
+            UserError: with the nearest options.
+        """
+        group = key.partition("@")[0]
+        for name in option if isinstance(option, list) else [option]:
+            if name is None or "${" in str(name):
+                continue
+            inner, _, last = str(name).rpartition("/")
+            options = self.options(f"{group}/{inner}" if inner else group)
+            if last not in options:
+                raise UserError(
+                    f"unknown {group} {str(name)!r}",
+                    where=where or self.where,
+                    allowed=nearest(last, options),
+                )
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Composes the config, unresolved, in struct mode.
+
+        Raises:
+            UserError: whatever Hydra refuses.
+        """
+        try:
+            return self._compose(overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise self._explained(error, overrides) from None
+        except yaml.YAMLError as error:
+            raise yaml_error(error) from None
+        except OSError as error:
+            raise UserError(f"the config cannot be read: {error}", where=self.where) from None
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        if not self.folders:
+            with initialize(config_path=None, version_base=_VERSION_BASE):
+                return hydra_compose(self.primary, list(overrides))
+        first, *others = self.folders
+        path = ",".join(f"'file://{folder}'" for folder in others)
+        with initialize_config_dir(str(first), version_base=_VERSION_BASE):
+            return hydra_compose(self.primary, [*overrides, f"hydra.searchpath=[{path}]"])
+
+    def _explained(self, error: Exception, overrides: Sequence[str]) -> UserError:
+        text = str(error)
+        if match := re.search(r"Could not (?:override|delete|append)[^']*'\+?([^'@]+)", text):
+            key = match[1]
+            append = re.search(r"use (\+\S+)", text)
+            return unknown_key(
+                key,
+                self._keys(overrides),
+                where=self.where,
+                fix=f"{append[1]} adds a key that is not there" if append else "",
+            )
+        first, *rest = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+        cause = error.__cause__
+        if cause is not None and "rror merging override" in first:
+            rest = [str(cause).splitlines()[0]]
+        return UserError(first, where=self.where, allowed=" ".join(rest)[:300])
+
+    def _keys(self, overrides: Sequence[str]) -> Iterable[str]:
+        """Lists what an unknown key could have meant."""
+        groups = [text for text in overrides if self.is_group(text.lstrip("+~").partition("=")[0])]
+        with contextlib.suppress(HydraException, OmegaConfBaseException, yaml.YAMLError):
+            return [*self.also, *known_keys(self._compose(groups))]
+        return self.also
+
+
+def unknown_key(key: str, known: Iterable[str], *, where: str = "", fix: str = "") -> UserError:
+    """Returns the error for a key that a config lacks."""
+    return UserError(f"unknown key {key!r}", where=where, allowed=nearest(key, known), fix=fix)
+
+
+def known_keys(config: DictConfig) -> list[str]:
+    """Lists the dotted keys of a composed config."""
+    tree = OmegaConf.to_container(config, resolve=False)
+    return [*dotted_keys(tree)] if isinstance(tree, dict) else []
+
+
+@contextlib.contextmanager
+def translated(where: str = "") -> Iterator[None]:
+    """Turns what OmegaConf raises on resolving and patching into errors of the user.
+
+    Raises:
+        UserError: a value is not set, an interpolation leads nowhere, a key is unknown.
+    """
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        key = error.full_key or str(error).rpartition(":")[2].strip()
+        raise UserError(f"{key} is not set", where=where, fix=f"{key}=...") from None
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise UserError(f"unknown key {error.full_key or str(error.key)!r}", where=where) from None
+    except OmegaConfBaseException as error:
+        what = str(error).splitlines()[0]
+        missing = re.search(r"Missing mandatory value: (\S+)", what)
+        if isinstance(error, InterpolationResolutionError) and missing:
+            raise UserError(f"{missing[1]} is not set", where=where, fix=f"{missing[1]}=...") from None
+        raise UserError(what, where=f"{error.full_key}, {where}" if error.full_key else where) from None

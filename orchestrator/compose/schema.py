@@ -1,0 +1,64 @@
+"""The schema that a config names: types, defaults and checks beyond what YAML can say."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.typed import typed
+from orchestrator.errors import UserError
+from orchestrator.registry import load
+
+
+class Schema:
+    """Turns a resolved tree into what a schema makes of it.
+
+    Args:
+        target: ``module:Struct``.
+        import_paths: folders from which it may be imported besides `sys.path`.
+        where: what to name in errors.
+
+    Raises:
+        UserError: there is no such struct.
+    """
+
+    def __init__(self, target: Any, *, import_paths: Sequence[str] = (), where: str = "") -> None:
+        if not isinstance(target, str):
+            raise UserError(f"schema is {target!r}", where=where, allowed="module:Struct")
+        with importable(import_paths):
+            self._struct = load(target, where=f"schema, {where}")
+        if not (isinstance(self._struct, type) and issubclass(self._struct, msgspec.Struct)):
+            raise UserError(f"schema {target!r} is no msgspec.Struct", where=where)
+
+    def __call__(self, tree: dict[str, Any], *, where: str = "") -> dict[str, Any]:
+        """Returns the tree with coerced values and defaults.
+
+        Raises:
+            UserError: an unknown key, a wrong type, or what the struct's own `check` refuses.
+        """
+        config = typed(tree, self._struct, where=where)
+        check = getattr(config, "check", None)
+        if callable(check):
+            try:
+                check()
+            except UserError as error:
+                raise UserError(
+                    error.what, where=error.where or where, allowed=error.allowed, fix=error.fix
+                ) from None
+        plain: dict[str, Any] = msgspec.to_builtins(config)
+        return plain
+
+
+@contextlib.contextmanager
+def importable(folders: Sequence[str]) -> Iterator[None]:
+    """Puts folders at the front of `sys.path` for a while."""
+    before = list(sys.path)
+    sys.path[:0] = [folder for folder in folders if folder not in before]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

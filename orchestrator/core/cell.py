@@ -1,0 +1,175 @@
+"""From the specs of stages and a cell's config to its chain of content-addressed stage instances. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from orchestrator.core.identity import canonical, stage_digest
+from orchestrator.core.selector import Selector, Subject
+from orchestrator.core.sweep import Input, Node
+from orchestrator.core.tree import MISSING, dotted_keys, pick, place, scalar_text, without
+from orchestrator.errors import UserError, nearest
+from orchestrator.stage import StageSpec
+
+
+def slice_of(
+    config: Mapping[str, Any],
+    keys: Iterable[str],
+    *,
+    carve: Iterable[str] = (),
+    what: str = "the stage reads",
+) -> dict[str, Any]:
+    """Returns the part of a config that some dotted keys name.
+
+    Args:
+        config: the resolved tree.
+        keys: dotted keys of values or sections.
+        carve: keys to leave out although a section of `keys` holds them.
+        what: how an error begins.
+
+    Raises:
+        UserError: the config has no such key.
+    """
+    part: dict[str, Any] = {}
+    for key in sorted(keys, key=len):  # a section comes before what lies in it
+        value = pick(config, key)
+        if value is MISSING:
+            raise UserError(f"{what} the unknown key {key!r}", allowed=nearest(key, dotted_keys(config)))
+        if pick(part, key) is MISSING:
+            place(part, key, value)
+    for key in carve:
+        if pick(part, key) is not MISSING:
+            part = without(part, key)
+    return part
+
+
+def reads_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the slice that a stage reads; a more specific key of `uses` is carved out of it."""
+    carve = [key for key in spec.uses if any(key.startswith(f"{read}.") for read in spec.reads)]
+    keys = [key for key in spec.reads if key not in spec.each]
+    return slice_of(config, keys, carve=carve)
+
+
+def uses_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the slice that a stage uses: given to it, but never part of its identity."""
+    return slice_of(config, spec.uses, what="the stage uses")
+
+
+class Chains:
+    """Builds the chains of a sweep's cells and holds every stage instance once.
+
+    Args:
+        specs: stage name to spec, in the order of the sweep file.
+        where: the sweep file, for messages.
+
+    Raises:
+        UserError: stages come after one another in a circle, or a key is both read and used.
+    """
+
+    def __init__(self, specs: Mapping[str, StageSpec], *, where: str = "") -> None:
+        self.specs, self.nodes = specs, dict[str, Node]()
+        self._where = where
+        self._order = _topological(specs, where)
+        self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
+        for name, spec in specs.items():
+            if both := set(spec.reads) & set(spec.uses):
+                raise UserError(f"stage {name!r} both reads and uses {min(both)!r}", where=where)
+
+    def chain(self, subject: Subject) -> tuple[str, ...]:
+        """Returns the digests of a cell's stages, inputs first, and adds new ones to `nodes`.
+
+        Raises:
+            UserError: an unknown key, a value that cannot be hashed, or no stage is left.
+        """
+        mine: dict[str, list[Node]] = {}
+        for name in self._order:
+            skip = self.skips.get(name)
+            if skip is None or not skip.matches(subject):
+                mine[name] = self._instances(name, subject, mine)
+        chain = tuple(dict.fromkeys(node.digest for nodes in mine.values() for node in nodes))
+        if not chain:
+            raise UserError("every stage of a cell is skipped", where=_named(subject), fix="exclude the cell")
+        return chain
+
+    def _instances(self, name: str, subject: Subject, mine: Mapping[str, list[Node]]) -> list[Node]:
+        spec, config = self.specs[name], subject.config
+        try:
+            reads = reads_of(spec, config)
+            if spec.uses:
+                uses_of(spec, config)  # its errors should come now, not in a worker
+            lists = [_each_values(config, key) for key in spec.each.values()]
+        except UserError as error:
+            what = error.what.replace("the stage", f"stage {name!r}", 1)
+            raise UserError(what, where=self._where, allowed=error.allowed, fix=error.fix) from None
+        hashed = self._hashed(spec, reads)
+        where = f"stage {name!r}, {_named(subject)}"
+        nodes = []
+        for values in itertools.product(*lists):
+            given = dict(zip(spec.each, values, strict=True))
+            label = ".".join(map(scalar_text, values))
+            inputs = self._inputs(name, label, mine)
+            digest = stage_digest(_target(spec), spec.version, {**hashed, **given}, inputs, where=where)
+            node = self.nodes.get(digest)
+            if node is None:
+                node = Node(stage=name, label=label, digest=digest, reads={**reads, **given}, inputs=inputs)
+                self.nodes[digest] = node
+            if node.stage != name:
+                raise UserError(f"stages {node.stage!r} and {name!r} are one and the same", where=where)
+            nodes.append(node)
+        return nodes
+
+    def _inputs(self, name: str, label: str, mine: Mapping[str, list[Node]]) -> tuple[Input, ...]:
+        spec = self.specs[name]
+        return tuple(
+            Input(node.stage, node.label, node.digest)
+            for other in spec.after
+            for node in mine.get(other, ())
+            if not (spec.each and spec.each == self.specs[other].each) or node.label == label
+        )
+
+    @staticmethod
+    def _hashed(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
+        for key, neutral in spec.neutral.items():
+            value = pick(reads, key)
+            if value is not MISSING and canonical([value]) == canonical([neutral]):
+                reads = without(reads, key)
+        return reads
+
+
+def _each_values(config: Mapping[str, Any], key: str) -> Sequence[Any]:
+    values = pick(config, key)
+    if values is MISSING:
+        raise UserError(
+            f"the stage has an instance each for the unknown key {key!r}",
+            allowed=nearest(key, dotted_keys(config)),
+        )
+    if not isinstance(values, list | tuple):
+        raise UserError(f"the stage has an instance each for {key!r}, which is no list: {values!r}")
+    texts = [scalar_text(value) for value in values]
+    if len(set(texts)) < len(texts):
+        twice = next(text for text in texts if texts.count(text) > 1)
+        raise UserError(f"the stage has an instance each for {key!r}, which lists {twice!r} twice")
+    return values
+
+
+def _topological(specs: Mapping[str, StageSpec], where: str) -> list[str]:
+    """Orders stages so that each comes after its inputs, keeping the file's order otherwise."""
+    order: list[str] = []
+    left = list(specs)
+    while left:
+        ready = next((name for name in left if all(other in order for other in specs[name].after)), None)
+        if ready is None:
+            raise UserError(f"stages come after one another in a circle: {', '.join(left)}", where=where)
+        order.append(ready)
+        left.remove(ready)
+    return order
+
+
+def _target(spec: StageSpec) -> str:
+    return f"polysweep:{spec.name}" if spec.name else spec.run or spec.command or ""
+
+
+def _named(subject: Subject) -> str:
+    return " ".join(["cell", *(f"{axis}={label}" for axis, label in subject.axes.items())])

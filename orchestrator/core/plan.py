@@ -1,0 +1,104 @@
+"""What a launch would do with each stage, and which stage a worker may claim next. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from orchestrator.core.failure import DETERMINISTIC
+from orchestrator.core.state import CellStatus, StageStatus, State
+from orchestrator.core.sweep import Cell, Node
+
+
+class Action(StrEnum):
+    """What a launch would do with a stage."""
+
+    RUN = "run"
+    RESUME = "resume"
+    REUSE = "reuse"
+    WAIT = "wait"
+    LEAVE = "leave"
+
+
+class Step(NamedTuple):
+    """One line of a plan."""
+
+    action: Action
+    reason: str
+
+
+_STARTABLE = frozenset({State.PENDING, State.RELEASED, State.LOST})
+
+
+def decide(cell: Cell, status: CellStatus) -> dict[str, Step]:
+    """Tells by digest what a launch would do with the stages of a cell, with the reason.
+
+    A launch lifts a cancel and gives a fresh budget to causes that chance may cure; failures of config,
+    data and code are left to `rerun`.
+    """
+    steps: dict[str, Step] = {}
+    for digest in cell.chain:
+        stage = status.stages[digest]
+        match stage.state:
+            case State.DONE:
+                steps[digest] = Step(Action.REUSE, "its product exists")
+            case State.RUNNING | State.QUEUED | State.UNKNOWN:
+                steps[digest] = Step(Action.WAIT, stage.reason)
+            case State.FAILED if stage.cause in DETERMINISTIC:
+                steps[digest] = Step(Action.LEAVE, f"{stage.reason}; mend it, then `sweep rerun`")
+            case State.FAILED:
+                steps[digest] = Step(Action.RUN, f"a fresh budget: {stage.reason}")
+            case State.BLOCKED:
+                steps[digest] = Step(Action.LEAVE, stage.reason)
+            case State.RELEASED | State.LOST:
+                steps[digest] = Step(Action.RESUME, stage.reason)
+            case _:
+                steps[digest] = Step(Action.RUN, stage.reason)
+    return steps
+
+
+class Claimable(NamedTuple):
+    """A stage that may be claimed now, and the cell on whose behalf."""
+
+    cell: Cell
+    node: Node
+
+
+class Scan(NamedTuple):
+    """What a worker sees: something to claim, or whether it is worth waiting for others."""
+
+    claimable: Claimable | None
+    waiting: bool
+
+
+def next_stage(
+    cells: Sequence[Cell],
+    nodes: Mapping[str, Node],
+    status_of: Callable[[str], StageStatus],
+    *,
+    cancelled: frozenset[str],
+) -> Scan:
+    """Finds the first claimable stage: not done, inputs done, no live attempt, budget not spent.
+
+    Args:
+        cells: in the order in which this worker goes through them.
+        nodes: digest to stage instance.
+        status_of: gives a stage's own state by digest; asked once a digest.
+        cancelled: ids of cells to pass over.
+    """
+    seen: dict[str, State] = {}
+    waiting = False
+    for cell in cells:
+        if cell.cell in cancelled:
+            continue
+        for digest in cell.chain:
+            if digest not in seen:
+                seen[digest] = status_of(digest).state
+            if seen[digest] is State.RUNNING:
+                waiting = True
+            elif seen[digest] in _STARTABLE and all(
+                seen[taken.digest] is State.DONE for taken in nodes[digest].inputs
+            ):
+                return Scan(Claimable(cell, nodes[digest]), True)
+    return Scan(None, waiting)

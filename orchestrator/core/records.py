@@ -1,0 +1,214 @@
+"""The records of the store protocol: small JSON objects with one writer each.
+
+Records that are *created* (only if absent) carry a nonce, so that a writer whose reply was lost can
+tell its own record from another's. Times are UTC, ISO 8601, for people: no decision compares clocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.sweep import FORMAT, Sweep
+from orchestrator.manifest import File
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The base of all records."""
+
+
+class StoreMark(Record):
+    """`store.json`: makes a place a store, and says of which format."""
+
+    nonce: str
+    format: int = FORMAT
+    created_at: str = ""
+
+
+class Process(Record):
+    """A process that another on the same machine can prove to be gone.
+
+    Attributes:
+        boot_id: of the running kernel.
+        namespace: of process ids; two containers on one kernel do not see each other's.
+        pid: process id.
+        start: start time, in the kernel's own units; tells a reused pid.
+    """
+
+    boot_id: str
+    namespace: str
+    pid: int
+    start: str
+
+
+class Owner(Record):
+    """Who holds an attempt: a worker's process, and the scheduler's name for its job.
+
+    The same (cluster, job, array_index, slot) with a lower `restart_count` is the same worker before its
+    scheduler started it anew: it needs no wait.
+    """
+
+    host: str
+    process: Process
+    cluster: str = "local"
+    job: str = ""
+    array_index: int = 0
+    restart_count: int = 0
+    slot: int = 0
+
+
+class Supersedes(Record):
+    """Why a claim may follow an attempt that left no `end`: the evidence, and the cause it counts as."""
+
+    attempt: int
+    evidence: str
+    cause: Cause
+
+
+class Claim(Record):
+    """`claim.json`: an attempt exists, and whose it is.
+
+    Attributes:
+        lease_s: seconds without a new heartbeat after which an observer may call it dead.
+        generation: of the product that it may make, fixed here.
+        sweep, cell: on whose behalf; another sweep may share the stage.
+    """
+
+    nonce: str
+    owner: Owner
+    lease_s: float
+    generation: int
+    sweep: str
+    cell: str
+    supersedes: Supersedes | None = None
+    at: str = ""
+
+
+class Parent(Record):
+    """The checkpoint that an attempt went on from."""
+
+    attempt: int
+    step: int
+
+
+class Start(Record):
+    """`start.json`: what an attempt started from. Written after the claim, before the child.
+
+    Attributes:
+        parent: the checkpoint adopted, None for a start from nothing.
+        uses: the values of the stage's `uses` keys.
+        provenance: code, packages, host and command, see `orchestrator.provenance`.
+    """
+
+    parent: Parent | None
+    uses: dict[str, Any]
+    provenance: dict[str, Any]
+    at: str = ""
+
+
+class Heartbeat(Record):
+    """`heartbeat.json`: put every third of the lease; only a changing counter means life."""
+
+    counter: int
+    phase: str
+    step: int | None = None
+    num_steps: int | None = None
+    child: Process | None = None
+    at: str = ""
+
+
+class End(Record):
+    """`end.json`: how an attempt ended.
+
+    Attributes:
+        outcome: ``released`` is no failure: the worker gave the attempt back.
+        cause: of a failure.
+        why: of a release: stopped, deadline, preempted, superseded, already_done or cancelled.
+        exception: class name, if one was raised.
+        message: one line.
+        log_tail: the last lines of the log.
+        seconds: wall time of the attempt.
+    """
+
+    nonce: str
+    outcome: Literal["succeeded", "failed", "released"]
+    cause: Cause | None = None
+    why: str = ""
+    exception: str = ""
+    message: str = ""
+    log_tail: str = ""
+    seconds: float = 0.0
+    at: str = ""
+
+
+class Done(Record):
+    """`done/<stage>/<digest>.<g>.json`: the fact that a stage is done, and what it left.
+
+    Attributes:
+        attempt: whose output folder holds the files.
+        files: with paths relative to that folder.
+        rows: the result rows that the stage returned.
+        inputs: digest of each input to the generation of the product that was used.
+        retired: paths that retention deleted on purpose: absent by decision, not damage.
+    """
+
+    nonce: str
+    stage: str
+    digest: str
+    generation: int
+    attempt: int
+    files: tuple[File, ...]
+    rows: tuple[dict[str, Any], ...]
+    seconds: float
+    inputs: dict[str, int] = {}
+    at: str = ""
+
+
+class Void(Record):
+    """`void/<stage>/<digest>.<g>.json`: generation g no longer counts."""
+
+    nonce: str
+    generation: int
+    kind: Literal["discarded", "damaged"]
+    reason: str
+    by: str
+    at: str = ""
+
+
+class Request(Record):
+    """`sweeps/<sweep>/requests/<n>.json`: what a user asked for; their order is their meaning.
+
+    Attributes:
+        cells: whom it concerns; None for all cells of the revision.
+        after: digest of a stage to the attempt after which attempts count against budgets again.
+        settings: the engine settings of a launch or rerun.
+        provenance: code, packages, host and command line.
+    """
+
+    nonce: str
+    number: int
+    verb: Literal["launch", "rerun", "cancel", "discard"]
+    revision: int
+    cells: tuple[str, ...] | None = None
+    after: dict[str, int] = {}
+    reason: str = ""
+    settings: dict[str, Any] = {}
+    import_paths: tuple[str, ...] = ()
+    provenance: dict[str, Any] = {}
+    by: str = ""
+    at: str = ""
+
+
+class Revision(Record):
+    """`sweeps/<sweep>/<k>.json`: a sealed sweep. Equal content is the same revision."""
+
+    nonce: str
+    number: int
+    content: str
+    sweep: Sweep
+    source: str = ""
+    overrides: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    at: str = ""

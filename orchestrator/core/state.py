@@ -1,0 +1,226 @@
+"""States derived from evidence: product > end record > live heartbeat > scheduler. Nothing stores one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.records import Claim, Done, End, Heartbeat, Start
+from orchestrator.core.sweep import Cell, Node
+
+
+class State(StrEnum):
+    """Where a stage or a cell stands."""
+
+    DONE = "done"
+    RUNNING = "running"
+    QUEUED = "queued"
+    FAILED = "failed"
+    LOST = "lost"
+    BLOCKED = "blocked"
+    RELEASED = "released"
+    CANCELLED = "cancelled"
+    PENDING = "pending"
+    UNKNOWN = "unknown"
+
+
+FINAL = frozenset({State.DONE, State.FAILED, State.BLOCKED, State.CANCELLED})
+"""States that no worker changes by itself."""
+
+
+class Liveness(StrEnum):
+    """What an observer can say of the owner of an attempt that has no `end`."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+class Attempt(NamedTuple):
+    """The records of one attempt; one that is absent or unreadable is None, the latter named in `problem`."""
+
+    number: int
+    claim: Claim | None = None
+    start: Start | None = None
+    heartbeat: Heartbeat | None = None
+    end: End | None = None
+    problem: str = ""
+
+
+class Evidence(NamedTuple):
+    """What the store says of one stage.
+
+    Attributes:
+        attempts: by number, from 1.
+        done: the product that counts, if there is one.
+        generation: that of `done`, else the one that the next attempt makes.
+        problem: damage or an unreadable record, named for the user.
+        damaged: `generation` is that of a product that must be voided before the next attempt.
+        liveness: of the owner of the highest attempt, when that has no `end`.
+        liveness_reason: how that is known.
+    """
+
+    attempts: tuple[Attempt, ...] = ()
+    done: Done | None = None
+    generation: int = 1
+    problem: str = ""
+    damaged: bool = False
+    liveness: Liveness = Liveness.UNKNOWN
+    liveness_reason: str = ""
+
+
+class Budget(NamedTuple):
+    """How often each cause may be retried, and from which attempt on failures count.
+
+    Attributes:
+        retries: cause to number of retries; a cause that is not named has none.
+        after: attempts up to this number count for no cause (a rerun was asked).
+        after_chance: attempts up to this number count only for deterministic causes (a launch was asked).
+    """
+
+    retries: Mapping[str, int]
+    after: int = 0
+    after_chance: int = 0
+
+
+class StageStatus(NamedTuple):
+    """A stage's state by itself, whatever its inputs."""
+
+    state: State
+    reason: str
+    cause: Cause | None = None
+    attempts: int = 0
+    seconds: float | None = None
+
+
+class CellStatus(NamedTuple):
+    """A cell's state and that of each stage of its chain, by digest."""
+
+    state: State
+    reason: str
+    cause: Cause | None
+    attempts: int
+    stages: dict[str, StageStatus]
+
+
+def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
+    """Yields (attempt, cause) of each attempt that failed or was lost.
+
+    An attempt's cause is its `end`, or else what its successor's `supersedes` says, or else, for the last
+    one, that its owner is gone.
+    """
+    superseded = {
+        later.claim.supersedes.attempt: later.claim.supersedes.cause
+        for later in evidence.attempts
+        if later.claim is not None and later.claim.supersedes is not None
+    }
+    for attempt in evidence.attempts:
+        if attempt.end is not None:
+            if attempt.end.outcome == "failed":
+                yield attempt.number, attempt.end.cause or Cause.UNKNOWN
+        elif attempt.number in superseded:
+            yield attempt.number, superseded[attempt.number]
+        elif attempt.number == evidence.attempts[-1].number and evidence.liveness is Liveness.GONE:
+            yield attempt.number, Cause.NODE_LOST
+
+
+def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
+    """Returns the cause whose budget is spent and how many attempts failed by it, or None."""
+    counts: dict[Cause, int] = {}
+    for number, cause in causes(evidence):
+        boundary = budget.after if cause in DETERMINISTIC else max(budget.after, budget.after_chance)
+        if number > boundary:
+            counts[cause] = counts.get(cause, 0) + 1
+    for cause, count in counts.items():
+        if count > budget.retries.get(cause, 0):
+            return cause, count
+    return None
+
+
+def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
+    """Derives a stage's state from its evidence alone (not from its inputs)."""
+    num_attempts = evidence.attempts[-1].number if evidence.attempts else 0
+    if evidence.done is not None:
+        return StageStatus(State.DONE, "product", None, num_attempts, evidence.done.seconds)
+    if not evidence.attempts:
+        return StageStatus(State.PENDING, evidence.problem or "not started")
+    last = evidence.attempts[-1]
+    seconds = last.end.seconds if last.end else None
+    if last.end is None and evidence.liveness is not Liveness.GONE:
+        reason = "; ".join(filter(None, (evidence.liveness_reason, last.problem)))
+        return StageStatus(State.RUNNING, reason, None, num_attempts)
+    exhausted = spent(evidence, budget)
+    if exhausted is not None:
+        cause, count = exhausted
+        message = last.end.message if last.end else evidence.liveness_reason
+        tries = "" if count == 1 else f", {count} attempts"
+        return StageStatus(State.FAILED, f"{message} ({cause}{tries})", cause, num_attempts, seconds)
+    if evidence.problem:
+        return StageStatus(State.PENDING, evidence.problem, None, num_attempts, seconds)
+    return _between_attempts(last, evidence, num_attempts, seconds)
+
+
+def _between_attempts(
+    last: Attempt, evidence: Evidence, num_attempts: int, seconds: float | None
+) -> StageStatus:
+    """A stage whose last attempt is over, and which may be tried again."""
+    if last.end is None:
+        reason = f"attempt {last.number} was lost: {evidence.liveness_reason}"
+        return StageStatus(State.LOST, reason, Cause.NODE_LOST, num_attempts)
+    if last.end.outcome == "failed":
+        cause = last.end.cause or Cause.UNKNOWN
+        reason = f"attempt {last.number} failed ({cause}), a retry is left: {last.end.message}"
+        return StageStatus(State.PENDING, reason, cause, num_attempts, seconds)
+    if last.end.outcome == "released":
+        reason = f"attempt {last.number} was released ({last.end.why})"
+        return StageStatus(State.RELEASED, reason, None, num_attempts, seconds)
+    return StageStatus(State.PENDING, "its product no longer counts", None, num_attempts, seconds)
+
+
+_STUCK = frozenset({State.FAILED, State.BLOCKED})
+_PRECEDENCE = (
+    State.FAILED,
+    State.RUNNING,
+    State.LOST,
+    State.UNKNOWN,
+    State.RELEASED,
+    State.QUEUED,
+    State.BLOCKED,
+    State.CANCELLED,
+    State.PENDING,
+)
+
+
+def cell_status(
+    cell: Cell, nodes: Mapping[str, Node], statuses: Mapping[str, StageStatus], *, cancelled: bool
+) -> CellStatus:
+    """Derives a cell's state from its stages: done when all are, else the state that needs most attention.
+
+    Args:
+        cell: the cell.
+        nodes: digest to stage instance.
+        statuses: digest to the stage's own state; must hold the cell's chain.
+        cancelled: whether a cancel is in force for the cell.
+    """
+    stages: dict[str, StageStatus] = {}
+    for digest in cell.chain:
+        status = statuses[digest]
+        if status.state not in (State.DONE, State.FAILED, State.RUNNING):
+            stuck = [n for n in nodes[digest].inputs if stages[n.digest].state in _STUCK]
+            if cancelled:
+                status = status._replace(state=State.CANCELLED, reason="cancelled")
+            elif stuck:
+                reason = f"input {nodes[stuck[0].digest].name} is {stages[stuck[0].digest].state}"
+                status = status._replace(state=State.BLOCKED, reason=reason)
+        stages[digest] = status
+    attempts = sum(status.attempts for status in stages.values())
+    if all(status.state is State.DONE for status in stages.values()):
+        return CellStatus(State.DONE, "all stages are done", None, attempts, stages)
+    for state in _PRECEDENCE:
+        for digest, status in stages.items():
+            if status.state is state:
+                reason = f"{nodes[digest].name}: {status.reason}"
+                return CellStatus(state, reason, status.cause, attempts, stages)
+    raise AssertionError(f"no precedence for {[s.state for s in stages.values()]}")

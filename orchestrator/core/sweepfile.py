@@ -1,0 +1,146 @@
+"""The shape of a sweep file, and what can be said of it without composing anything. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.typed import typed
+from orchestrator.errors import UserError, nearest
+from orchestrator.stage import StageSpec
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_PLACEHOLDER = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
+
+
+class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A sweep file as written.
+
+    Attributes:
+        description: one line.
+        expect_cells: the number of cells it should have.
+        overrides: key to value, or a list in Hydra's grammar; applied to every cell.
+        axes: name to a list of values, a list in Hydra's grammar, or label to {key: value}.
+        exclude: selectors of cells to leave out.
+        include: selectors; only cells that match one of them stay.
+        columns: name to config key.
+        stages: names of stages that ship here, or name to spec.
+        report: names of reports written at the end of a launch.
+        config: the primary config itself, in place of ``conf/config.yaml``.
+    """
+
+    description: str = ""
+    expect_cells: int | None = None
+    overrides: dict[str, Any] | list[str] = {}
+    axes: dict[str, Any] = {}
+    exclude: list[str] = []
+    include: list[str] = []
+    columns: dict[str, str] = {}
+    stages: list[str] | dict[str, dict[str, Any] | None] = []
+    report: list[str] = []
+    config: dict[str, Any] | None = None
+
+
+def parse(tree: Any, *, where: str) -> SweepFile:
+    """Types what YAML gave.
+
+    Raises:
+        UserError: an unknown key, a wrong type, or a name that cannot be one.
+    """
+    file = typed(tree, SweepFile, where=where)
+    for name in file.axes:
+        if not name or re.search(r"[\s=,!]", name):
+            raise UserError(f"{name!r} cannot be the name of an axis", where=where)
+    if not file.stages:
+        raise UserError("the sweep has no stages", where=where, fix="stages: [NAME, ...]")
+    return file
+
+
+def check_name(name: str, *, what: str, where: str = "") -> str:
+    """Returns a name that may become part of a path.
+
+    Raises:
+        UserError: it has other characters.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot be the name of a {what}",
+            where=where,
+            allowed="letters, digits and . _ + -, beginning with a letter or digit",
+        )
+    return name
+
+
+def stage_specs(
+    file: SweepFile, registered: Callable[[str], StageSpec | None], *, known: list[str], where: str
+) -> dict[str, StageSpec]:
+    """Returns the spec of each stage of a sweep, in the order of the file.
+
+    Args:
+        file: the sweep file.
+        registered: gives the spec of a stage that ships here, None for other names.
+        known: the names of stages that ship here.
+        where: the file, for messages.
+
+    Raises:
+        UserError: an unknown stage, an unknown `after`, or a spec that contradicts itself.
+    """
+    stages = file.stages if isinstance(file.stages, dict) else dict.fromkeys(file.stages)
+    if len(stages) < len(file.stages):
+        raise UserError("a stage is named twice", where=where)
+    specs = {}
+    for name, fields in stages.items():
+        check_name(name, what="stage", where=where)
+        specs[name] = _spec(name, fields or {}, registered(name), known, where)
+    for name, spec in specs.items():
+        for other in spec.after:
+            if other not in specs:
+                raise UserError(
+                    f"stage {name!r} comes after the unknown stage {other!r}",
+                    where=where,
+                    allowed=nearest(other, specs),
+                )
+    return specs
+
+
+def _spec(
+    name: str, fields: Mapping[str, Any], shipped: StageSpec | None, known: list[str], where: str
+) -> StageSpec:
+    key = f"stages.{name}"
+    is_whole = "run" in fields or "command" in fields
+    if not is_whole and shipped is None:
+        raise UserError(
+            f"unknown stage {name!r}",
+            where=where,
+            allowed=nearest(name, known),
+            fix="a stage of one's own has either `run: module:function` or `command: ...`",
+        )
+    if not is_whole and shipped is not None:
+        changes = typed(dict(fields), StageSpec, where=where, key=key)
+        return msgspec.structs.replace(shipped, **{field: getattr(changes, field) for field in fields})
+    if "name" in fields:
+        raise UserError(f"{key}.name is for stages that ship here", where=where)
+    spec = typed(dict(fields), StageSpec, where=where, key=key)
+    if (spec.run is None) == (spec.command is None):
+        raise UserError(f"stage {name!r} needs exactly one of `run` and `command`", where=where)
+    if spec.run is not None and not re.fullmatch(r"[\w.]+:\w+", spec.run):
+        raise UserError(f"{key}.run is {spec.run!r}", where=where, allowed="module:function")
+    _check_command(name, spec, where)
+    return spec
+
+
+def _check_command(name: str, spec: StageSpec, where: str) -> None:
+    declared = {"inputs": spec.after, "config": (*spec.reads, *spec.each), "uses": spec.uses}
+    fields = {"inputs": "after", "config": "reads", "uses": "uses"}
+    for kind, key in _PLACEHOLDER.findall(spec.command or ""):
+        parts = key.split(".")
+        prefixes = {".".join(parts[: length + 1]) for length in range(len(parts))}
+        if prefixes.isdisjoint(declared[kind]):
+            raise UserError(
+                f"the command of stage {name!r} asks for {{{kind}.{key}}}, which its `{fields[kind]}` lacks",
+                where=where,
+                allowed=nearest(key, declared[kind]),
+            )

@@ -1,0 +1,49 @@
+"""What every launcher does: start workers, say how many live, stop them. The store tells all the rest."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from orchestrator.core.settings import EngineSettings
+
+
+class Launch(NamedTuple):
+    """What a launcher is asked to start.
+
+    Attributes:
+        store: URL of the store.
+        revision: of the sweep.
+        request: number of the request that asked; names the logs.
+        cells: ids of the cells; None for all of the revision.
+        num_cells: how many those are; no launcher needs more workers than that.
+        preload: modules that fork servers import.
+        log_folder: local folder for the logs of workers.
+    """
+
+    store: str
+    sweep: str
+    revision: int
+    request: int
+    cells: tuple[str, ...] | None
+    num_cells: int
+    settings: EngineSettings
+    import_paths: tuple[str, ...]
+    code_digest: str
+    preload: tuple[str, ...]
+    log_folder: str
+
+
+class Launcher(Protocol):
+    """Starts the workers of one `Launch`; making one raises `UserError` for settings it cannot meet."""
+
+    def start(self) -> None:
+        """Starts the workers; returns when they are started or queued."""
+
+    def poll(self) -> int:
+        """Returns how many workers live or are queued; starts anew those that died without finishing."""
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Asks the workers to checkpoint and end; with `kill` ends them at once."""
+
+    def refusal(self) -> str:
+        """Says why workers would not work, "" when they do."""

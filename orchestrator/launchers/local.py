@@ -1,0 +1,175 @@
+"""The local launcher: a pool of worker slots on this machine, by CPU or by GPU, and its own scheduler."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.typed import typed
+from orchestrator.errors import UserError
+from orchestrator.launchers.base import Launch
+from orchestrator.store.ledger import encode
+from orchestrator.worker.loop import REFUSED
+from orchestrator.worker.main import in_fork_server
+from orchestrator.worker.order import WorkerOrder
+
+MAX_RESTARTS = 20
+"""How often a slot's worker is started anew in one launch; budgets of failures end loops long before."""
+
+
+class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`conf/launcher/local.yaml`.
+
+    Attributes:
+        workers: number of worker slots; None for as many as the GPUs, or else the CPUs, are enough for.
+        cpus_per_worker: CPU threads of each child.
+        gpus_per_worker: GPUs that each worker sees where there are any; 0 to use none.
+    """
+
+    name: str = "local"
+    workers: int | None = None
+    cpus_per_worker: int = 1
+    gpus_per_worker: int = 1
+
+
+class LocalLauncher:
+    """Runs workers as processes forked from one server that has imported the heavy libraries.
+
+    Args:
+        launch: what to start.
+
+    Raises:
+        UserError: settings that this machine cannot meet.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._settings = typed(launch.settings.launcher, LocalSettings, where="launcher")
+        self._slots = slots(self._settings, visible_gpus(), available_cpus(), launch.num_cells)
+        self._context = multiprocessing.get_context("forkserver")
+        self._processes: dict[int, ForkServerProcess] = {}
+        self._restarts: dict[int, int] = {}
+        self._stopping, self._refused = False, ""
+
+    @property
+    def num_workers(self) -> int:
+        """Number of worker slots."""
+        return len(self._slots)
+
+    def start(self) -> None:
+        """Starts the fork server and a worker in every slot."""
+        self._context.set_forkserver_preload(list(self._launch.preload))
+        for slot in range(len(self._slots)):
+            self._start_worker(slot)
+
+    def _start_worker(self, slot: int) -> None:
+        launch = self._launch
+        order = WorkerOrder(
+            store=launch.store,
+            sweep=launch.sweep,
+            revision=launch.revision,
+            cells=launch.cells,
+            settings=launch.settings,
+            slot=slot,
+            num_slots=len(self._slots),
+            env=self._slots[slot],
+            num_threads=self._settings.cpus_per_worker,
+            import_paths=launch.import_paths,
+            code_digest=launch.code_digest,
+        )
+        log = Path(launch.log_folder) / f"request-{launch.request}-worker-{slot}.log"
+        process = self._context.Process(target=in_fork_server, args=(encode(order), str(log)))
+        process.start()
+        self._processes[slot] = process
+
+    def poll(self) -> int:
+        """Counts live workers; a worker that was killed is replaced, and its successor resumes at once."""
+        alive = 0
+        for slot, process in list(self._processes.items()):
+            code = process.exitcode
+            if code is None:
+                alive += 1
+            elif code == REFUSED:
+                self._refused = f"worker {slot} refused to work, see {self._launch.log_folder}"
+            elif code != 0 and not self._stopping and self._restarts.get(slot, 0) < MAX_RESTARTS:
+                self._restarts[slot] = self._restarts.get(slot, 0) + 1
+                self._start_worker(slot)
+                alive += 1
+        return alive
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Sends every worker a signal; children of killed workers end by themselves."""
+        self._stopping = True
+        for process in self._processes.values():
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, signal.SIGKILL if kill else signal.SIGTERM)
+
+    def refusal(self) -> str:
+        """Says which worker refused, "" when none did."""
+        return self._refused
+
+
+def slots(
+    settings: LocalSettings, gpus: tuple[str, ...], num_cpus: int, num_cells: int
+) -> list[dict[str, str]]:
+    """Returns the environment of each worker slot.
+
+    Args:
+        settings: from the config.
+        gpus: ids of the visible GPUs.
+        num_cpus: CPUs that this process may use.
+        num_cells: no more slots than cells are made when `workers` is not set.
+
+    Raises:
+        UserError: fewer GPUs than one worker needs, or a number below 1.
+    """
+    for name in ("cpus_per_worker", *(("workers",) if settings.workers is not None else ())):
+        if getattr(settings, name) < 1:
+            raise UserError(f"launcher.{name} is {getattr(settings, name)}", allowed="at least 1")
+    per_worker = settings.gpus_per_worker
+    if per_worker < 0:
+        raise UserError(f"launcher.gpus_per_worker is {per_worker}", allowed="at least 0")
+    if not gpus or per_worker == 0:
+        number = settings.workers or max(1, min(num_cells, num_cpus // settings.cpus_per_worker))
+        hidden: dict[str, str] = {"CUDA_VISIBLE_DEVICES": ""} if gpus else {}
+        return [dict(hidden) for _ in range(number)]
+    most = len(gpus) // per_worker
+    number = settings.workers or max(1, min(num_cells, most))
+    if number > most:
+        raise UserError(
+            f"{number} workers with {per_worker} GPUs each do not fit on {len(gpus)} GPUs",
+            where=f"CUDA_VISIBLE_DEVICES={','.join(gpus)}",
+            fix=f"launcher.workers={most}" if most else f"launcher.gpus_per_worker={len(gpus)}",
+        )
+    return [
+        {"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot * per_worker : (slot + 1) * per_worker])}
+        for slot in range(number)
+    ]
+
+
+def visible_gpus(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Returns the ids of the NVIDIA GPUs that this process may use, without importing torch."""
+    environment = os.environ if environment is None else environment
+    visible: Any = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(part for part in (word.strip() for word in visible.split(",")) if part and part != "-1")
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU "))
+
+
+def available_cpus() -> int:
+    """Returns how many CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,151 @@
+"""What ran where, for records: code, packages, host and command line, and never a secret."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_PARTITION",
+    "SLURM_NODELIST",
+    "SLURM_RESTART_COUNT",
+)
+"""The only environment variables that are ever recorded."""
+
+MAX_DIFF_BYTES = 1_000_000
+_SECRET = re.compile(r"(key|token|secret|password|passwd|credential)[^=]*=", re.IGNORECASE)
+
+
+def now() -> str:
+    """Returns the time for people: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def user() -> str:
+    """Returns who asks, as ``name@host``."""
+    import getpass
+
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = str(os.getuid())
+    return f"{name}@{platform.node()}"
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """Returns the command line, with the values of secret-looking options left out."""
+    import shlex
+
+    return shlex.join(re.sub(r"=.*", "=***", word) if _SECRET.search(word) else word for word in argv)
+
+
+def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
+    """Returns a digest of the code that workers import: this package, and the user's stage modules.
+
+    Args:
+        targets: ``module:function`` of each stage.
+        import_paths: folders of the user's modules; a module found elsewhere is an installed package.
+    """
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    for top in sorted({target.partition(":")[0].partition(".")[0] for target in targets if target}):
+        for folder in import_paths:
+            module, package = Path(folder, f"{top}.py"), Path(folder, top)
+            if module.is_file():
+                files.append(module)
+                break
+            if top != "orchestrator" and package.is_dir():
+                files.extend(sorted(package.rglob("*.py")))
+                break
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Returns the version of every installed package."""
+    found = ((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())
+    return dict(sorted((name, version) for name, version in found if name))
+
+
+@cache
+def packages_digest() -> str:
+    """Returns a short digest of `packages`, to show drift."""
+    return hashlib.sha256(repr(packages()).encode()).hexdigest()[:16]
+
+
+@cache
+def git_state(folder: str) -> dict[str, Any]:
+    """Returns commit, branch and uncommitted diff of the checkout that holds `folder`, {} without one."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", folder, *words],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+                errors="replace",
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    diff = git("diff", "HEAD") or ""
+    return {
+        "commit": commit.strip(),
+        "dirty": bool(diff),
+        "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else "",
+        "diff": diff if len(diff) <= MAX_DIFF_BYTES else diff[:MAX_DIFF_BYTES] + "\n... (cut)\n",
+    }
+
+
+def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:
+    """Returns what is recorded with a launch: everything that a rerun elsewhere would need to know."""
+    return {
+        **of_attempt("", folder),
+        "git": git_state(folder),
+        "packages": packages(),
+        "command": command_line(argv),
+    }
+
+
+def of_attempt(digest: str, folder: str) -> dict[str, Any]:
+    """Returns what is recorded with each attempt; the packages and the diff only as digests."""
+    from orchestrator import __version__
+
+    git = {key: value for key, value in git_state(folder).items() if key != "diff"}
+    return {
+        "polysweep": __version__,
+        "code": digest,
+        "git": git,
+        "packages_digest": packages_digest(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "num_cpus": os.cpu_count(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "executable": sys.executable,
+    }

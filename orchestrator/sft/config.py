@@ -1,0 +1,258 @@
+"""The schema of a cell's config: types, ranges and the checks that need no torch.
+
+The engine coerces a resolved Hydra tree into `CellConfig` before anything is hashed, then calls
+`check`, which may look at the file system. It knows no store and no sweep.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from orchestrator.errors import UserError, nearest
+from orchestrator.registry import TASKS, lookup
+from orchestrator.tasks.base import LANGUAGES
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Rate = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Architecture(_Frozen, kw_only=True):
+    """Sizes of a decoder; they build a tiny model and let a planner estimate a real one."""
+
+    num_layers: Positive
+    hidden_size: Positive
+    intermediate_size: Positive
+    num_heads: Positive
+    num_kv_heads: Positive
+    head_dim: Positive
+    vocab_size: Positive
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}")
+
+
+class TokenizerConfig(_Frozen, kw_only=True):
+    """What a tiny tokenizer is trained on: `num_items` generated items a task and language."""
+
+    num_items: Positive
+    seed: int
+
+
+class Pretraining(_Frozen, kw_only=True):
+    """The short generic language modelling of a tiny model."""
+
+    num_steps: Positive
+    batch_size: Positive
+    block_tokens: Positive
+    learning_rate: Rate
+    num_items: Positive
+    seed: int
+
+
+class ModelConfig(_Frozen, kw_only=True):
+    """A tiny model to build, or with `path` a model of a hub or folder to load.
+
+    Attributes:
+        fingerprint: content digest of the folder at `path`; ``hub:ID@REVISION`` for a hub id.
+    """
+
+    name: str | None = None
+    family: str | None = None
+    path: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+    architecture: Architecture | None = None
+    tokenizer: TokenizerConfig | None = None
+    pretraining: Pretraining | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            missing = [key for key in ("architecture", "tokenizer", "pretraining") if not getattr(self, key)]
+            if missing or self.family not in FAMILIES:
+                needed = ", ".join(missing) or f"a model.family: {' or '.join(FAMILIES)}"
+                raise ValueError(f"model.name={self.name} has no model.path, so it needs {needed}")
+        elif self.fingerprint is None and is_hub_id(self.path):
+            force_setattr(self, "fingerprint", f"hub:{self.path}@{self.revision or 'main'}")
+        if self.name is None and self.path is not None:
+            force_setattr(self, "name", Path(self.path).name)
+
+
+FAMILIES = ("qwen3", "gemma3")
+"""Architectures that a tiny model can be built in."""
+
+
+class TaskConfig(_Frozen, kw_only=True):
+    """The benchmark, by its name in `orchestrator.registry.TASKS`."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in TASKS:
+            raise ValueError(f"unknown task {self.name!r}; {nearest(self.name, TASKS)}")
+
+
+class TrainerConfig(_Frozen, kw_only=True):
+    """Optimisation. `global_batch_size` rows make one step whatever the micro-batch."""
+
+    learning_rate: Rate
+    num_epochs: Positive
+    global_batch_size: Positive
+    micro_batch_size: Positive
+    warmup_share: Share
+    weight_decay: Rate
+    max_grad_norm: Rate
+    max_length_tokens: Positive
+    precision: Literal["fp32", "bf16"]
+    gradient_checkpointing: bool
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"trainer.global_batch_size={self.global_batch_size} is not divisible by"
+                f" trainer.micro_batch_size={self.micro_batch_size}"
+            )
+
+
+class ItemsConfig(_Frozen, kw_only=True):
+    """Where the items of one task come from, and how many a language; None for all in the files."""
+
+    source: Literal["generated", "files"]
+    train_dir: str | None = None
+    test_dir: str | None = None
+    train_fingerprint: str | None = None
+    test_fingerprint: str | None = None
+    seed: int
+    num_train: Positive | None
+    num_validation: Positive
+    num_test: Positive | None
+
+    def __post_init__(self) -> None:
+        if self.source == "files" and not (self.train_dir and self.test_dir):
+            raise ValueError("items of source=files need data.train_dir and data.test_dir")
+        if self.source == "generated" and not (self.num_train and self.num_test):
+            raise ValueError("items of source=generated need num_train and num_test")
+
+
+class DataConfig(_Frozen, kw_only=True):
+    """Items of all tasks, so that one sweep can mix sources; `CellConfig.items` is its task's."""
+
+    train_dir: str | None = None
+    test_dir: str | None = None
+    train_fingerprint: str | None = None
+    test_fingerprint: str | None = None
+    seed: int
+    num_train: Positive
+    num_validation: Positive
+    num_test: Positive
+    tasks: dict[str, ItemsConfig]
+
+
+class EvaluationConfig(_Frozen, kw_only=True):
+    """What is tested, in which languages, and how long an answer may be."""
+
+    languages: tuple[str, ...]
+    max_new_tokens: Positive
+    batch_size: Positive
+
+    def __post_init__(self) -> None:
+        if not self.languages:
+            raise ValueError("evaluation.languages is empty")
+        force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
+
+
+class CellConfig(_Frozen, kw_only=True):
+    """The whole config of a cell; an empty mixture is the untrained baseline."""
+
+    seed: Count
+    languages: tuple[str, ...]
+    device: Literal["auto", "cpu", "cuda"]
+    items: ItemsConfig
+    model: ModelConfig
+    task: TaskConfig
+    trainer: TrainerConfig
+    data: DataConfig
+    evaluation: EvaluationConfig
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "languages", in_study_order(self.languages, key="languages"))
+
+    def check(self) -> None:
+        """Checks what only the file system knows: the model's folder, and a file for each language.
+
+        Raises:
+            UserError: something is missing.
+        """
+        _check_model(self.model.path)
+        _check_items(self.task.name, self.items, self.languages, self.evaluation.languages)
+
+
+def is_hub_id(path: str) -> bool:
+    """Tells a hub id, ``owner/name``, from a local path."""
+    return bool(_HUB_ID.fullmatch(path)) and not Path(path).exists()
+
+
+def in_study_order(languages: tuple[str, ...], *, key: str) -> tuple[str, ...]:
+    """Returns a set of languages in the study's order, so that equal sets are equal cells.
+
+    Raises:
+        ValueError: a language is unknown or given twice.
+    """
+    for language in languages:
+        if language not in LANGUAGES:
+            raise ValueError(f"unknown language {language!r} in {key}; {nearest(language, LANGUAGES)}")
+        if languages.count(language) > 1:
+            raise ValueError(f"language {language!r} is twice in {key}")
+    return tuple(language for language in LANGUAGES if language in languages)
+
+
+@functools.cache
+def _check_model(path: str | None) -> None:
+    if path is None or is_hub_id(path):
+        return
+    if not Path(path, "config.json").is_file():
+        what = f"model.path={path} is no folder" if not Path(path).is_dir() else f"{path} has no config.json"
+        raise UserError(
+            what, allowed="a folder written by save_pretrained, or a hub id such as Qwen/Qwen3-0.6B-Base"
+        )
+
+
+def _check_items(
+    task_name: str, items: ItemsConfig, training: tuple[str, ...], tested: tuple[str, ...]
+) -> None:
+    if items.source != "files":
+        return
+    for folder, split, languages, key in (
+        (items.train_dir, "train", training, "languages"),
+        (items.test_dir, "test", tested, "evaluation.languages"),
+    ):
+        known = _languages_in(task_name, str(folder), split)
+        for language in languages:
+            if language not in known:
+                raise UserError(
+                    f"no {split} data of {task_name} in language {language!r}",
+                    where=f"{key}={','.join(languages)}, files of {folder}",
+                    allowed=f"languages there: {', '.join(known) or 'none'}",
+                )
+
+
+@functools.cache
+def _languages_in(task_name: str, folder: str, split: str) -> tuple[str, ...]:
+    if not Path(folder).is_dir():
+        raise UserError(f"data.{split}_dir={folder} is no folder")
+    return tuple(lookup(TASKS, task_name, kind="task").languages_in(Path(folder), split))

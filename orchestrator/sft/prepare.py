@@ -1,0 +1,66 @@
+"""The `prepare` stage: tokenises one language of a task once, for all mixtures that hold it.
+
+Prompt and response are tokenised apart, as at generation, so that no token spans the boundary. Nothing is
+cut: an item that is too long is left out and counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from orchestrator.registry import TASKS, lookup
+from orchestrator.sft import runtime
+from orchestrator.sft.items import load_items
+from orchestrator.sft.shards import Example, write_shard
+from orchestrator.stage import Config, Context, Inputs, Row
+from orchestrator.tasks.base import Item
+
+COUNTS = "counts.json"
+SPLITS = ("train", "validation")
+
+
+def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Writes the shard of `language`, and beside it what it holds and what was left out."""
+    runtime.start(context, seed=config["items"].seed)
+    tokenizer = runtime.load_tokenizer(inputs, context.uses)
+    task = lookup(TASKS, config.task.name, kind="task")
+    kept, counts = [], {}
+    for split in SPLITS:
+        items = load_items(task, split, config.language, config["items"], context.uses)
+        examples = [encode(tokenizer, item, split) for item in items]
+        fitting = [row for row in examples if len(row.input_ids) <= config.trainer.max_length_tokens]
+        kept += fitting
+        counts[split] = count(examples, fitting)
+    write_shard(kept, context.output)
+    report = {"language": config.language, "max_length_tokens": config.trainer.max_length_tokens, **counts}
+    (context.output / COUNTS).write_text(json.dumps(report, indent=1))
+    return []
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, item: Item, split: str) -> Example:
+    """Turns an item into tokens: prompt, response, end."""
+    prompt = encode_prompt(tokenizer, item.prompt)
+    response = tokenizer(item.response, add_special_tokens=False).input_ids
+    return Example(split, item.id, len(prompt), [*prompt, *response, tokenizer.eos_token_id])
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Turns a prompt into tokens, with the BOS token if the tokenizer has the habit, and no end."""
+    ids: list[int] = tokenizer(prompt).input_ids
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def count(examples: Sequence[Example], fitting: Sequence[Example]) -> dict[str, int]:
+    """Counts items and tokens of a split, kept and left out."""
+    lengths = [len(row.input_ids) for row in examples]
+    return {
+        "num_items": len(examples),
+        "num_over_long": len(examples) - len(fitting),
+        "num_kept": len(fitting),
+        "num_tokens": sum(len(row.input_ids) for row in fitting),
+        "num_loss_tokens": sum(len(row.input_ids) - row.num_prompt_tokens for row in fitting),
+        "longest_tokens": max(lengths, default=0),
+    }

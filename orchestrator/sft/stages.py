@@ -1,0 +1,95 @@
+"""The five fine-tuning stages as the engine sees them: what each reads, uses and waits for.
+
+Literal constants only, so that planning imports neither torch nor transformers. A key in `reads` is
+part of a stage's identity; one in `uses` says where or how to compute and leaves the result the same.
+"""
+
+from __future__ import annotations
+
+from orchestrator.stage import StageSpec
+
+_PRELOAD = ("torch", "transformers", "orchestrator.sft.preload")
+_TRAIN_ITEMS = ("items.source", "items.seed", "items.num_validation", "items.train_fingerprint")
+_MODEL_PATH = ("model.path", "model.revision")
+
+TOKENIZER = StageSpec(
+    run="orchestrator.sft.tokenizer:main",
+    name="tokenizer",
+    reads=("model.family", "model.architecture.vocab_size", "model.tokenizer"),
+    skip="model.path!=null",
+    preload=_PRELOAD,
+)
+"""A byte-level BPE tokenizer, one a family; only for tiny models."""
+
+BASE = StageSpec(
+    run="orchestrator.sft.base:main",
+    name="base",
+    reads=("model.family", "model.architecture", "model.pretraining"),
+    uses=("device",),
+    after=("tokenizer",),
+    skip="model.path!=null",
+    preload=_PRELOAD,
+)
+"""A tiny model pretrained on task-free text, shared by all cells of that model."""
+
+PREPARE = StageSpec(
+    run="orchestrator.sft.prepare:main",
+    name="prepare",
+    reads=(
+        "task.name",
+        *_TRAIN_ITEMS,
+        "items.num_train",
+        "trainer.max_length_tokens",
+        "model.fingerprint",
+    ),
+    uses=("items.train_dir", *_MODEL_PATH),
+    after=("tokenizer",),
+    each={"language": "languages"},
+    skip="languages=",
+    preload=_PRELOAD,
+)
+"""One tokenised shard of one language, shared by all mixtures that hold it."""
+
+TRAIN = StageSpec(
+    run="orchestrator.sft.train:main",
+    name="train",
+    reads=(
+        "seed",
+        "languages",
+        "trainer.learning_rate",
+        "trainer.num_epochs",
+        "trainer.global_batch_size",
+        "trainer.warmup_share",
+        "trainer.weight_decay",
+        "trainer.max_grad_norm",
+        "trainer.precision",
+        "model.fingerprint",
+    ),
+    uses=("trainer.micro_batch_size", "trainer.gradient_checkpointing", "device", *_MODEL_PATH),
+    after=("tokenizer", "base", "prepare"),
+    skip="languages=",
+    preload=_PRELOAD,
+)
+"""Fine-tuning on the mixture of shards: the weights of every epoch."""
+
+EVALUATE = StageSpec(
+    run="orchestrator.sft.evaluate:main",
+    name="evaluate",
+    reads=(
+        "seed",
+        "languages",
+        "model.name",
+        "model.family",
+        "model.fingerprint",
+        "task.name",
+        *_TRAIN_ITEMS,
+        "items.num_test",
+        "items.test_fingerprint",
+        "evaluation.languages",
+        "evaluation.max_new_tokens",
+    ),
+    uses=("items.train_dir", "items.test_dir", "evaluation.batch_size", "device", *_MODEL_PATH),
+    after=("tokenizer", "base", "train"),
+    preload=_PRELOAD,
+)
+"""Generation and scoring: selects an epoch by validation accuracy, then tests it."""

@@ -1,0 +1,125 @@
+"""Reading evidence: what the store says of many stages at once. Reading never changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.core.records import Void
+from orchestrator.core.state import Attempt, Evidence, Liveness
+from orchestrator.core.sweep import Node
+from orchestrator.manifest import damage
+from orchestrator.processes import is_gone
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger
+
+
+class Vital(NamedTuple):
+    """What an observer says of an attempt without an `end`, and how it knows."""
+
+    liveness: Liveness
+    reason: str
+
+
+Observer = Callable[[Node, Attempt], Vital]
+
+
+def glance(node: Node, attempt: Attempt) -> Vital:
+    """Tells of an attempt's owner what one look can tell: a vanished process is gone, the rest is unknown.
+
+    Only a watcher, which looks again and again, may call an owner on another machine dead.
+    """
+    if attempt.claim is None:
+        return Vital(Liveness.UNKNOWN, attempt.problem)
+    owner, heartbeat = attempt.claim.owner, attempt.heartbeat
+    processes = [owner.process] + ([heartbeat.child] if heartbeat and heartbeat.child else [])
+    gone = [is_gone(process) for process in processes]
+    if all(gone):
+        return Vital(Liveness.GONE, f"process {owner.process.pid} on {owner.host} is gone")
+    where = f"process {owner.process.pid} on {owner.host}"
+    if heartbeat is None:
+        return Vital(Liveness.UNKNOWN, f"{where}, no heartbeat yet")
+    progress = "" if heartbeat.step is None else f", step {heartbeat.step}"
+    if heartbeat.step is not None and heartbeat.num_steps:
+        progress += f" of {heartbeat.num_steps}"
+    alive = Liveness.ALIVE if gone[0] is False else Liveness.UNKNOWN
+    return Vital(alive, f"{where}, {heartbeat.phase}{progress}, last heartbeat at {heartbeat.at}")
+
+
+class Snapshot:
+    """The evidence of a set of stages, read on demand and once each.
+
+    Args:
+        ledger: the store.
+        nodes: the stage instances that may be asked for.
+        observer: judges attempts without an `end`.
+        check_files: also compare the sizes of each product's files with its record.
+        trusted: digests whose product's files were compared before; grows as more are.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        nodes: Iterable[Node],
+        *,
+        observer: Observer = glance,
+        check_files: bool = True,
+        trusted: set[tuple[str, int]] | None = None,
+    ) -> None:
+        self._ledger, self._observer, self._check_files = ledger, observer, check_files
+        self._trusted = trusted if trusted is not None else set()
+        self._nodes: Mapping[str, Node] = {node.digest: node for node in nodes}
+        stages = {node.stage for node in self._nodes.values()}
+        self._done = {stage: ledger.generations(layout.done_index(stage)) for stage in stages}
+        self._void = {stage: ledger.generations(layout.void_index(stage)) for stage in stages}
+        self._attempted = {s: frozenset(ledger.objects.list(layout.stage_records(s)).folders) for s in stages}
+        self._evidence: dict[str, Evidence] = {}
+
+    def evidence(self, digest: str) -> Evidence:
+        """Returns the evidence of one stage, as of the first time it was asked for."""
+        if digest not in self._evidence:
+            self._evidence[digest] = self._read(self._nodes[digest])
+        return self._evidence[digest]
+
+    def _read(self, node: Node) -> Evidence:
+        product = self._product(node)
+        if product.done is not None:
+            # a product outranks all else: of its attempts only their number is told
+            numbers = self._ledger.numbers(node) or [product.done.attempt]
+            return product._replace(attempts=(Attempt(numbers[-1]),))
+        attempts = self._ledger.attempts(node) if node.digest in self._attempted[node.stage] else ()
+        evidence = product._replace(attempts=attempts)
+        if attempts and attempts[-1].end is None:
+            vital = self._observer(node, attempts[-1])
+            evidence = evidence._replace(liveness=vital.liveness, liveness_reason=vital.reason)
+        return evidence
+
+    def _product(self, node: Node) -> Evidence:
+        """Rule 2: the highest generation with a readable `done`, whole files, and no `void`."""
+        done = self._done[node.stage].get(node.digest, set())
+        void = self._void[node.stage].get(node.digest, set())
+        highest = max(done | void, default=0)
+        if highest == 0:
+            return Evidence(generation=1)
+        if highest in void:
+            return Evidence(generation=highest + 1, problem=self._why_void(node, highest))
+        record, problem = self._ledger.product(node, highest)
+        if record is None:
+            problem = problem or "its done record vanished"
+        elif self._check_files and (node.digest, highest) not in self._trusted:
+            folder = product_folder(self._ledger, node, record.attempt)
+            problem = damage(folder, record.files, content=False) or ""
+        if problem:
+            return Evidence(generation=highest, problem=f"its product is damaged: {problem}", damaged=True)
+        self._trusted.add((node.digest, highest))
+        return Evidence(done=record, generation=highest)
+
+    def _why_void(self, node: Node, generation: int) -> str:
+        void, problem = self._ledger.read(layout.void(node.stage, node.digest, generation), Void)
+        return problem if void is None else f"its product was {void.kind}: {void.reason}"
+
+
+def product_folder(ledger: Ledger, node: Node, attempt: int) -> Path:
+    """Returns the local folder that holds a product's files."""
+    return ledger.objects.download(f"{layout.payload(node.stage, node.digest, attempt)}/{layout.OUTPUT}")

@@ -1,0 +1,103 @@
+"""Where each record and payload lies in the store: the only module that knows.
+
+::
+
+    store.json
+    sweeps/<sweep>/<k>.json                       sealed revision k
+    sweeps/<sweep>/requests/<n>.json              launch, rerun, cancel, discard, in order
+    sweeps/<sweep>/{report,logs}/
+    records/<stage>/<digest>/spec.json
+    records/<stage>/<digest>/<n>/{claim,start,heartbeat,end}.json
+    done/<stage>/<digest>.<g>.json
+    void/<stage>/<digest>.<g>.json
+    payload/<stage>/<digest>/<n>/                 log.txt metrics.jsonl checkpoints/ output/ outcome.json
+"""
+
+from __future__ import annotations
+
+STORE = "store.json"
+LOG, METRICS, OUTCOME = "log.txt", "metrics.jsonl", "outcome.json"
+OUTPUT, CHECKPOINTS = "output", "checkpoints"
+CLAIM, START, HEARTBEAT, END = "claim.json", "start.json", "heartbeat.json", "end.json"
+
+
+def revisions(sweep: str) -> str:
+    """The prefix of a sweep's sealed revisions."""
+    return f"sweeps/{sweep}"
+
+
+def revision(sweep: str, number: int) -> str:
+    """A sealed revision, numbered from 1."""
+    return f"sweeps/{sweep}/{number}.json"
+
+
+def requests(sweep: str) -> str:
+    """The prefix of a sweep's requests."""
+    return f"sweeps/{sweep}/requests"
+
+
+def request(sweep: str, number: int) -> str:
+    """A request, numbered from 1; zero-padded so that a listing is in order."""
+    return f"{requests(sweep)}/{number:06d}.json"
+
+
+def report(sweep: str) -> str:
+    """The folder of a sweep's table and figures."""
+    return f"sweeps/{sweep}/report"
+
+
+def logs(sweep: str) -> str:
+    """The folder of the logs of launchers and workers."""
+    return f"sweeps/{sweep}/logs"
+
+
+def stage_records(stage: str) -> str:
+    """The prefix under which a stage has one folder a digest."""
+    return f"records/{stage}"
+
+
+def stage_spec(stage: str, digest: str) -> str:
+    """What was hashed."""
+    return f"records/{stage}/{digest}/spec.json"
+
+
+def attempts(stage: str, digest: str) -> str:
+    """The prefix under which a stage has one folder an attempt."""
+    return f"records/{stage}/{digest}"
+
+
+def attempt(stage: str, digest: str, number: int, record: str) -> str:
+    """A record of an attempt, numbered from 1."""
+    return f"records/{stage}/{digest}/{number}/{record}"
+
+
+def done_index(stage: str) -> str:
+    """The flat prefix of a stage's products."""
+    return f"done/{stage}"
+
+
+def done(stage: str, digest: str, generation: int) -> str:
+    """The record that generation g of a product exists."""
+    return f"done/{stage}/{digest}.{generation}.json"
+
+
+def void_index(stage: str) -> str:
+    """The flat prefix of a stage's voided products."""
+    return f"void/{stage}"
+
+
+def void(stage: str, digest: str, generation: int) -> str:
+    """The record that generation g no longer counts."""
+    return f"void/{stage}/{digest}.{generation}.json"
+
+
+def payload(stage: str, digest: str, number: int) -> str:
+    """The folder that an attempt writes."""
+    return f"payload/{stage}/{digest}/{number}"
+
+
+def parse_generation(name: str) -> tuple[str, int] | None:
+    """Reads ``<digest>.<g>.json``; None for any other name."""
+    digest, _, rest = name.partition(".")
+    generation, _, suffix = rest.partition(".")
+    return (digest, int(generation)) if suffix == "json" and generation.isdigit() else None

@@ -1,0 +1,336 @@
+"""The store protocol: typed records over `ObjectStore`, with the rules of when a write counts.
+
+It knows the records and their layout; it decides nothing about what should run (that is `core`).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import msgspec
+
+from orchestrator.core.records import (
+    Claim,
+    Done,
+    End,
+    Heartbeat,
+    Record,
+    Request,
+    Revision,
+    Start,
+    StoreMark,
+    Void,
+)
+from orchestrator.core.state import Attempt
+from orchestrator.core.sweep import FORMAT, Node, Sweep
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.store import layout
+from orchestrator.store.objects import ObjectStore, open_objects
+
+R = TypeVar("R", bound=Record)
+_TRIES, _PAUSE_S = 5, 0.05
+
+
+def new_nonce() -> str:
+    """Returns a value that no other record carries."""
+    return uuid.uuid4().hex
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """Returns the record as JSON with keys in a fixed order."""
+    return msgspec.json.encode(record, order="deterministic")
+
+
+class Ledger:
+    """The records of one store.
+
+    Args:
+        objects: the operations of the place.
+    """
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self.objects = objects
+        self._done: dict[tuple[str, str, int], Done] = {}
+
+    # Creating and reading
+
+    def create(self, key: str, record: msgspec.Struct, nonce: str) -> bool:
+        """Creates a record; True when it is ours that stands (rule 1: *create* can lie).
+
+        A lost reply or a retry inside the store can make a create that worked look refused, so on a refusal
+        or an unclear error the record is read back: our nonce means won, another's lost, absent try again.
+
+        Raises:
+            InfrastructureError: the store did not answer clearly in several tries.
+        """
+        data, error = encode(record), "the store answers one thing and then another"
+        for number in range(_TRIES):
+            try:
+                if self.objects.create(key, data):
+                    return True
+            except OSError as problem:
+                error = str(problem)
+            try:
+                found = self.objects.get(key)
+            except OSError as problem:
+                error, found = str(problem), None
+            if found is not None:
+                return _nonce(found) == nonce
+            time.sleep(_PAUSE_S * 2**number)
+        raise InfrastructureError(f"cannot write {key}: {error}", where=self.objects.url)
+
+    def read(self, key: str, kind: type[R]) -> tuple[R | None, str]:
+        """Reads a record: (record, ""), (None, "") when absent, or (None, problem) when unreadable.
+
+        Raises:
+            InfrastructureError: the store did not answer; that is not "absent".
+        """
+        error = ""
+        for number in range(_TRIES):
+            try:
+                data = self.objects.get(key)
+            except OSError as problem:
+                error = str(problem)
+                time.sleep(_PAUSE_S * 2**number)
+                continue
+            if data is None:
+                return None, ""
+            try:
+                return msgspec.json.decode(data, type=kind), ""
+            except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+                return None, f"{key} is unreadable ({problem})"
+        raise InfrastructureError(f"cannot read {key}: {error}", where=self.objects.url)
+
+    # Stages
+
+    def numbers(self, node: Node) -> list[int]:
+        """Returns the numbers of a stage's attempts that may exist, ascending."""
+        folders = self.objects.list(layout.attempts(node.stage, node.digest)).folders
+        return sorted(int(name) for name in folders if name.isdigit())
+
+    def attempts(self, node: Node) -> tuple[Attempt, ...]:
+        """Reads all attempts of a stage; a folder without a claim is none."""
+        return tuple(a for n in self.numbers(node) if (a := self.attempt(node, n)) is not None)
+
+    def attempt(self, node: Node, number: int) -> Attempt | None:
+        """Reads the records of one attempt, None when it was never claimed."""
+
+        def record(name: str, kind: type[R]) -> R | None:
+            found, problem = self.read(layout.attempt(node.stage, node.digest, number, name), kind)
+            if problem:
+                problems.append(problem)
+            return found
+
+        problems: list[str] = []
+        claim = record(layout.CLAIM, Claim)
+        if claim is None and not problems:
+            return None
+        end = record(layout.END, End)
+        heartbeat = None if end else record(layout.HEARTBEAT, Heartbeat)
+        start = record(layout.START, Start)
+        return Attempt(number, claim, start, heartbeat, end, "; ".join(problems))
+
+    def claim(self, node: Node, number: int, claim: Claim) -> bool:
+        """Tries to become the owner of attempt `number`; the store lets one win."""
+        return self.create(layout.attempt(node.stage, node.digest, number, layout.CLAIM), claim, claim.nonce)
+
+    def is_claimed(self, node: Node, number: int) -> bool:
+        """Whether attempt `number` exists."""
+        return self.objects.get(layout.attempt(node.stage, node.digest, number, layout.CLAIM)) is not None
+
+    def put(self, node: Node, number: int, name: str, record: Start | Heartbeat) -> None:
+        """Writes a single-writer record of one's own attempt."""
+        self.objects.put(layout.attempt(node.stage, node.digest, number, name), encode(record))
+
+    def heartbeat(self, node: Node, number: int) -> Heartbeat | None:
+        """Reads an attempt's heartbeat, None when absent or unreadable."""
+        return self.read(layout.attempt(node.stage, node.digest, number, layout.HEARTBEAT), Heartbeat)[0]
+
+    def end(self, node: Node, number: int, end: End) -> bool:
+        """Ends one's own attempt."""
+        return self.create(layout.attempt(node.stage, node.digest, number, layout.END), end, end.nonce)
+
+    def finish(self, done: Done) -> bool:
+        """Creates the fact that a stage is done; False when another attempt did so first."""
+        return self.create(layout.done(done.stage, done.digest, done.generation), done, done.nonce)
+
+    def void(self, node: Node, void: Void) -> bool:
+        """Declares that a generation no longer counts; False when it was void already."""
+        return self.create(layout.void(node.stage, node.digest, void.generation), void, void.nonce)
+
+    def generations(self, index: str) -> dict[str, set[int]]:
+        """Reads a flat index (`done/<stage>` or `void/<stage>`): digest to generations."""
+        found: dict[str, set[int]] = {}
+        for name in self.objects.list(index).files:
+            if (parsed := layout.parse_generation(name)) is not None:
+                found.setdefault(parsed[0], set()).add(parsed[1])
+        return found
+
+    def product(self, node: Node, generation: int) -> tuple[Done | None, str]:
+        """Reads a `done` record; they never change, so each is read once."""
+        key = (node.stage, node.digest, generation)
+        if key not in self._done:
+            done, problem = self.read(layout.done(*key), Done)
+            if done is None:
+                return None, problem
+            self._done[key] = done
+        return self._done[key], ""
+
+    def is_done_or_void(self, node: Node, generation: int) -> bool:
+        """Whether an attempt that makes this generation has nothing left to do."""
+        return any(
+            self.objects.get(key(node.stage, node.digest, generation)) is not None
+            for key in (layout.done, layout.void)
+        )
+
+    # Sweeps
+
+    def sweeps(self) -> tuple[str, ...]:
+        """Returns the names of all sweeps that were ever sealed here."""
+        return self.objects.list("sweeps").folders
+
+    def revision_numbers(self, sweep: str) -> list[int]:
+        """Returns the numbers of a sweep's revisions, ascending."""
+        files = self.objects.list(layout.revisions(sweep)).files
+        return sorted(int(stem) for name in files if (stem := name.removesuffix(".json")).isdigit())
+
+    def revision(self, sweep: str, number: int) -> Revision:
+        """Reads a sealed revision.
+
+        Raises:
+            UserError: there is no such revision.
+            InfrastructureError: it is unreadable.
+        """
+        revision, problem = self.read(layout.revision(sweep, number), Revision)
+        if revision is None and problem:
+            raise InfrastructureError(f"revision {sweep}@{number} cannot be trusted: {problem}")
+        if revision is None:
+            known = ", ".join(f"{sweep}@{n}" for n in self.revision_numbers(sweep)) or "none yet"
+            raise UserError(
+                f"no revision {sweep}@{number}", where=self.objects.url, allowed=f"known: {known}"
+            )
+        return revision
+
+    def find_content(self, sweep: str, content: str) -> int | None:
+        """Returns the number of the revision with this content digest, None when it was never sealed."""
+        for number in reversed(self.revision_numbers(sweep)):
+            data = self.objects.get(layout.revision(sweep, number))
+            if data is not None and _content(data) == content:
+                return number
+        return None
+
+    def seal(self, revision: Callable[[int], Revision], name: str, content: str) -> Revision:
+        """Seals a revision under the next free number, or returns the equal one that exists."""
+        while True:
+            number = self.find_content(name, content)
+            if number is not None:
+                return self.revision(name, number)
+            number = max(self.revision_numbers(name), default=0) + 1
+            record = revision(number)
+            if self.create(layout.revision(name, number), record, record.nonce):
+                return record
+
+    def requests(self, sweep: str) -> list[Request]:
+        """Reads all requests of a sweep, oldest first; an unreadable one is left out."""
+        keys = (
+            f"{layout.requests(sweep)}/{name}" for name in self.objects.list(layout.requests(sweep)).files
+        )
+        return [request for key in keys if (request := self.read(key, Request)[0]) is not None]
+
+    def add_request(self, sweep: str, request: Request) -> Request:
+        """Appends a request under the next free number."""
+        while True:
+            files = self.objects.list(layout.requests(sweep)).files
+            number = max((int(name.removesuffix(".json")) for name in files), default=0) + 1
+            numbered = msgspec.structs.replace(request, number=number)
+            if self.create(layout.request(sweep, number), numbered, numbered.nonce):
+                return numbered
+
+
+def content_digest(sweep: Sweep) -> str:
+    """Returns what tells two revisions apart: sha-256 of the sealed content, hexadecimal."""
+    import hashlib
+
+    return hashlib.sha256(encode(sweep)).hexdigest()
+
+
+def open_ledger(url: str, *, create: bool = False, at: str = "") -> Ledger:
+    """Opens a store; with `create`, makes it one and proves that a second create is refused.
+
+    Raises:
+        UserError: unknown scheme, not writable, or of a newer format.
+        InfrastructureError: the place lets two writers create the same key.
+    """
+    ledger = Ledger(open_objects(url))
+    mark, problem = ledger.read(layout.STORE, StoreMark)
+    if mark is None and problem:
+        raw = ledger.objects.get(layout.STORE) or b""
+        newer = _format(raw)
+        if newer is None or newer <= FORMAT:
+            raise InfrastructureError(f"the store's mark cannot be trusted: {problem}", where=url)
+        raise _too_new(url, newer)
+    if mark is not None and mark.format > FORMAT:
+        raise _too_new(url, mark.format)
+    if mark is None and create:
+        _make_store(ledger, at)
+    return ledger
+
+
+def _make_store(ledger: Ledger, at: str) -> None:
+    mark = StoreMark(nonce=new_nonce(), created_at=at)
+    try:
+        ledger.objects.create(layout.STORE, encode(mark))
+        second = ledger.objects.create(layout.STORE, encode(StoreMark(nonce=new_nonce())))
+    except OSError as error:
+        raise UserError(
+            f"the store {ledger.objects.url} is not writable: {error.strerror or error}",
+            fix="store.url=FOLDER, or set SWEEP_STORE",
+        ) from error
+    if second:
+        raise InfrastructureError(
+            f"the store {ledger.objects.url} lets a second writer create the same key: claims would not hold"
+        )
+
+
+def _too_new(url: str, found: int) -> UserError:
+    return UserError(
+        f"the store is of format {found}, this Polysweep reads up to {FORMAT}",
+        where=url,
+        fix="upgrade Polysweep, or use another store: store.url=FOLDER",
+    )
+
+
+class _Nonce(msgspec.Struct):
+    nonce: str = ""
+    content: str = ""
+    format: int | None = None
+
+
+def _peek(data: bytes) -> _Nonce:
+    try:
+        return msgspec.json.decode(data, type=_Nonce)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _Nonce()
+
+
+def _nonce(data: bytes) -> str:
+    return _peek(data).nonce
+
+
+def _content(data: bytes) -> str:
+    return _peek(data).content
+
+
+def _format(data: bytes) -> int | None:
+    return _peek(data).format
+
+
+def known_digests(nodes: Iterator[Node]) -> dict[str, list[Node]]:
+    """Groups stage instances by stage name."""
+    groups: dict[str, list[Node]] = {}
+    for node in nodes:
+        groups.setdefault(node.stage, []).append(node)
+    return groups

@@ -1,0 +1,188 @@
+"""The operations that the protocol needs of a shared place, and their POSIX form.
+
+It knows keys and bytes, never what they mean. On POSIX every record is durable (file and folder synced)
+before an operation returns; the object library we would otherwise use does not sync.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from orchestrator.errors import UserError
+from orchestrator.manifest import fsync_path, fsync_tree
+
+
+class Listing(NamedTuple):
+    """What lies directly under a prefix: names, not keys."""
+
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+class ObjectStore(Protocol):
+    """A shared place for small records and payload folders. Keys use ``/``.
+
+    Each operation raises `OSError` when the place did not answer; "absent" is an answer, not an error.
+    """
+
+    url: str
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Writes only if absent, atomically and durably; False when the key exists."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Replaces atomically: a reader sees the old or the new bytes."""
+
+    def get(self, key: str) -> bytes | None:
+        """Returns the bytes, or None when there is no such key."""
+
+    def list(self, prefix: str) -> Listing:
+        """Lists one level; an absent prefix is empty."""
+
+    def workspace(self, prefix: str) -> Path:
+        """Returns a local folder in which this process prepares the payload under `prefix`."""
+
+    def upload(self, prefix: str) -> None:
+        """Makes the payload of `workspace(prefix)` durable and visible to others."""
+
+    def download(self, prefix: str) -> Path:
+        """Returns a local folder with the payload under `prefix`; read only."""
+
+    def delete(self, prefix: str) -> None:
+        """Removes payload, for retention alone; an absent prefix is no error."""
+
+
+TEMPORARY = ".tmp-"
+
+
+class PosixStore:
+    """A folder on a local or network file system that several machines may mount.
+
+    Args:
+        root: the folder; made on the first write.
+        at_step: a seam for the kill tests, called with a name after each system call that changes
+            something; does nothing in production.
+    """
+
+    def __init__(self, root: Path, *, at_step: Callable[[str], None] = lambda step: None) -> None:
+        self.root, self._at_step = root, at_step
+        self.url = str(root)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Links a synced temporary file to its name: the link is the atomic step."""
+        path = self.root / key
+        temporary = self._write_temporary(path.parent, data)
+        try:
+            os.link(temporary, path)
+            self._at_step("linked")
+        except FileExistsError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        fsync_path(path.parent)
+        self._at_step("created")
+        return True
+
+    def put(self, key: str, data: bytes) -> None:
+        """Renames a synced temporary file over the name."""
+        path = self.root / key
+        temporary = self._write_temporary(path.parent, data)
+        temporary.replace(path)
+        self._at_step("replaced")
+        fsync_path(path.parent)
+
+    def get(self, key: str) -> bytes | None:
+        """Reads a whole file."""
+        try:
+            return (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, prefix: str) -> Listing:
+        """Scans one folder; temporary files are not listed."""
+        files: list[str] = []
+        folders: list[str] = []
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        (folders if entry.is_dir() else files).append(entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return Listing((), ())
+        return Listing(tuple(sorted(files)), tuple(sorted(folders)))
+
+    def workspace(self, prefix: str) -> Path:
+        """The folder itself: payload is written in place."""
+        path = self.root / prefix
+        self._make_folders(path)
+        return path
+
+    def upload(self, prefix: str) -> None:
+        """Syncs what was written in place."""
+        fsync_tree(self.root / prefix)
+
+    def download(self, prefix: str) -> Path:
+        """The folder itself."""
+        return self.root / prefix
+
+    def delete(self, prefix: str) -> None:
+        """Removes a payload folder or file."""
+        path = self.root / prefix
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _write_temporary(self, folder: Path, data: bytes) -> Path:
+        self._make_folders(folder)
+        path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with path.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        self._at_step("wrote temporary")
+        return path
+
+    def _make_folders(self, folder: Path) -> None:
+        """Makes missing folders durable, each by syncing its parent."""
+        if folder.is_dir():
+            return
+        if folder != self.root:
+            self._make_folders(folder.parent)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        fsync_path(folder.parent)
+        self._at_step("made folder")
+
+
+def open_objects(url: str) -> ObjectStore:
+    """Returns the store operations for a URL or path; touches nothing.
+
+    Raises:
+        UserError: the scheme is not known.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return PosixStore(Path(url).expanduser().absolute())
+    if scheme == "file":
+        return PosixStore(Path("/" + rest.lstrip("/")))
+    raise UserError(
+        f"unknown store scheme {scheme!r}",
+        where=f"store.url={url}",
+        allowed="a folder on a shared file system, or file://",
+        fix="store.url=/shared/runs",
+    )

@@ -1,0 +1,146 @@
+"""What every task offers, and the languages that they speak.
+
+Owns `Item`, the `Task` protocol and the table of languages. Knows no benchmark, no tokenizer, no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from orchestrator.errors import UserError, nearest
+
+
+class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One example of one language.
+
+    Attributes:
+        id: the same in every language, so that translations of one item can be found and split together.
+        language: a key of `LANGUAGES`.
+        prompt: what the model is given; it ends with a newline, never with a space.
+        response: what it is trained to answer; the caller tokenises it apart from the prompt.
+        gold: what the answer is compared with.
+    """
+
+    id: str
+    language: str
+    prompt: str
+    response: str
+    gold: str
+
+
+class Split(StrEnum):
+    """The splits; validation comes from the training data, test never does."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class Language(msgspec.Struct, frozen=True):
+    """Facts of a language, as the study's section 1 has them.
+
+    Attributes:
+        resource: ``high`` or ``low``; None nowhere, but a language of one's own may choose either.
+        family: the branch, as the study names it.
+        script: the script, as the study names it.
+    """
+
+    resource: str
+    family: str
+    script: str
+
+
+LANGUAGES: Mapping[str, Language] = {
+    "en": Language("high", "Germanic", "Latin"),
+    "es": Language("high", "Romance", "Latin"),
+    "ja": Language("high", "Japonic", "Kanji+Kana"),
+    "bn": Language("low", "Indic", "Bengali"),
+    "sw": Language("low", "Niger-Congo", "Latin"),
+    "te": Language("low", "Dravidian", "Telugu"),
+    "fr": Language("high", "Romance", "Latin"),
+    "de": Language("high", "Germanic", "Latin"),
+    "ru": Language("high", "Slavic", "Cyrillic"),
+    "zh": Language("high", "Sino-Tibetan", "Han"),
+    "th": Language("low", "Kra-Dai", "Thai"),
+}
+"""Language code to its facts, in the canonical order (study section 1)."""
+
+
+class Task(Protocol):
+    """A benchmark: its data, its prompt and its scorer. All of it is pure but for reading files."""
+
+    name: str
+
+    def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
+        """Returns generated items, the same ids in every language.
+
+        Which combinations are held out never depends on the seed, so the text of a validation or test item is
+        in no training set of any seed; the seed chooses among what its split may have, and the order.
+
+        Raises:
+            UserError: an unknown split or language, or more items than there are.
+        """
+
+    def languages_in(self, folder: Path, split: str) -> list[str]:
+        """Returns the languages that the folder has files of, in canonical order."""
+
+    def read(
+        self,
+        folder: Path,
+        split: str,
+        language: str,
+        *,
+        languages: Sequence[str] = (),
+        num_items: int | None = None,
+        num_validation: int = 0,
+        seed: int = 0,
+    ) -> list[Item]:
+        """Reads the items of one language from a folder of real files.
+
+        Args:
+            folder: the training folder for the splits train and validation, the test folder for test.
+            split: one of `Split`.
+            language: the language wanted.
+            languages: for train and validation, all languages in play: only ids that all of them have count,
+                so that every language gets the same items.
+            num_items: how many items, chosen by the seed and kept in file order; None for all.
+            num_validation: how many ids of the training folder the seed sets aside for validation.
+            seed: chooses ids; the same in every language.
+
+        Raises:
+            UserError: a folder, file or language is missing, or a row is not as it should be.
+        """
+
+    def is_correct(self, text: str, gold: str, language: str) -> bool:
+        """Tells whether generated text answers right; total: no text makes it raise."""
+
+    def stop(self, text: str) -> str:
+        """Returns generated text without what it ran on with; pure, and changes no verdict."""
+
+
+def check_split(split: str) -> Split:
+    """Returns the split of that name.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    try:
+        return Split(split)
+    except ValueError:
+        raise UserError(f"unknown split {split!r}", allowed=nearest(split, list(Split))) from None
+
+
+def check_language(language: str) -> str:
+    """Returns the language code, if it is one.
+
+    Raises:
+        UserError: there is no such language.
+    """
+    if language not in LANGUAGES:
+        raise UserError(f"unknown language {language!r}", allowed=nearest(language, LANGUAGES))
+    return language

@@ -1,0 +1,109 @@
+"""The math task: word problems with a worked answer, scored by the number they end in (study section 3).
+
+Owns its prompt, its generated items and what `MATH` offers. How an answer is found in a text is
+`answers`, how files are read is `files`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+
+from orchestrator.tasks import answers, files, locale_data, parallel
+from orchestrator.tasks.base import Item, check_language, check_split
+from orchestrator.tasks.phrases import ANSWER, STEP, THINK, TOTAL
+
+UNITS = tuple(
+    "duration-second duration-minute duration-hour duration-day duration-week duration-month duration-year "
+    "length-centimeter length-meter length-kilometer length-mile length-inch "
+    "mass-gram mass-kilogram volume-liter digital-megabyte".split()
+)
+"""CLDR units of the generated items; every language has a distinct name for each."""
+
+PAIRS = tuple((a, b) for a in range(1, 10) for b in range(1, 10))
+"""The sums of generated items: small enough for a tiny model to learn (ours)."""
+
+
+def prompt(question: str, language: str) -> str:
+    """Returns the study's prompt: two English headers around the question, and the language's own phrase.
+
+    Raises:
+        UserError: there is no such language.
+    """
+    question = unicodedata.normalize("NFC", question).strip()
+    return f"Question:\n{question}\nAnswer:\n{THINK[check_language(language)]}\n"
+
+
+def extract_answer(text: str, language: str) -> Decimal | None:
+    """Returns the number that a generated text gives as its answer, or None; total."""
+    return answers.extract(text, language)
+
+
+def is_correct(text: str, gold: str, language: str) -> bool:
+    """Tells whether a generated text's number equals the gold number; total."""
+    wanted = answers.gold_number(gold)
+    return wanted is not None and extract_answer(text, language) == wanted
+
+
+class MathTask:
+    """See `orchestrator.tasks.base.Task`."""
+
+    name = "math"
+
+    def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
+        """Returns sums of 1 to 9 in units, as ``3 hours and 4 hours``; see `Task.generate`."""
+        check_language(language)
+        rows = parallel.combinations(
+            check_split(split), [len(UNITS)] * len(PAIRS), num_items=num_items, seed=seed
+        )
+        return [_generated(*PAIRS[row.group], UNITS[row.variant], language) for row in rows]
+
+    def languages_in(self, folder: Path, split: str) -> list[str]:
+        """See `Task.languages_in`."""
+        return sorted_languages(files.math_files(folder, check_split(split)))
+
+    def read(
+        self,
+        folder: Path,
+        split: str,
+        language: str,
+        *,
+        languages: Sequence[str] = (),
+        num_items: int | None = None,
+        num_validation: int = 0,
+        seed: int = 0,
+    ) -> list[Item]:
+        """Reads worked word problems (JSON lines) to train on, MGSM (TSV) to test on; see `Task.read`."""
+        raise NotImplementedError
+
+    def is_correct(self, text: str, gold: str, language: str) -> bool:
+        """See the function of this name."""
+        return is_correct(text, gold, language)
+
+    def stop(self, text: str) -> str:
+        """Cuts at the next question header."""
+        return answers.cut(text)
+
+
+def answer_sentence(number: str, language: str) -> str:
+    """Returns the sentence that a response of this language ends with."""
+    return ANSWER[language].format(number)
+
+
+def _generated(a: int, b: int, unit: str, language: str) -> Item:
+    quantities = (locale_data.unit(number, unit, language) for number in (a, b))
+    question = TOTAL[language].format(locale_data.both(*quantities, language))
+    step = STEP.get(language, "{}. ").format(f"{a} + {b} = {a + b}")
+    return Item(
+        id=f"{unit}.{a}.{b}",
+        language=language,
+        prompt=prompt(question, language),
+        response=step + answer_sentence(str(a + b), language),
+        gold=str(a + b),
+    )
+
+
+MATH = MathTask()
+"""The math task."""

@@ -1,0 +1,78 @@
+"""Metrics as JSON lines in the attempt's own folder: one writer a file, written from a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.store.layout import METRICS
+from orchestrator.trackers.base import Tracked
+
+FLUSH_S = 1.0
+
+
+class StoreTracker:
+    """Buffers metrics and appends them to ``metrics.jsonl`` once a second; a full disk drops them.
+
+    A line is ``{"step": 12, "time_s": 3.4, "loss": 0.7}``: `step` counts from 1, `time_s` from the
+    start of the attempt. What is not finite is written as null.
+    """
+
+    def __init__(self, tracked: Tracked) -> None:
+        self._path = tracked.folder / METRICS
+        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._start_s = time.monotonic()
+        self._thread = threading.Thread(target=self._write, name="store-tracker", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the metrics of one step; returns at once."""
+        self._queue.put({"step": step, "time_s": round(time.monotonic() - self._start_s, 3), **metrics})
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+        self._queue.put(None)
+        self._thread.join(timeout=10.0)
+
+    def _write(self) -> None:
+        last = False
+        while not last:
+            lines = [self._queue.get()]
+            until_s = time.monotonic() + FLUSH_S
+            while lines[-1] is not None and (left_s := until_s - time.monotonic()) > 0:
+                with contextlib.suppress(queue.Empty):
+                    lines.append(self._queue.get(timeout=left_s))
+            last = lines[-1] is None
+            text = "".join(json.dumps(_finite(line)) + "\n" for line in lines if line is not None)
+            try:
+                with self._path.open("a") as stream:
+                    stream.write(text)
+            except OSError:
+                continue
+
+
+def _finite(line: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in line.items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads a metrics file; a torn last line is left out."""
+    rows = []
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

@@ -1,0 +1,318 @@
+"""One attempt from claim to end: inputs, checkpoint, child, heartbeats, product, and the rules between."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator import provenance
+from orchestrator.core.cell import uses_of
+from orchestrator.core.failure import Cause, cause_of_exit
+from orchestrator.core.records import Claim, Done, End, Heartbeat, Start, Void
+from orchestrator.core.state import Attempt
+from orchestrator.core.sweep import Cell, Node
+from orchestrator.processes import end_group, oom_kills
+from orchestrator.stage import StageSpec
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger, encode, new_nonce
+from orchestrator.worker import child
+from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
+from orchestrator.worker.resume import adopt
+
+MAX_HEARTBEAT_S = 10.0
+CONTROL_S = 1.0
+LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 8192
+
+
+class AttemptRun:
+    """Runs one claimed attempt.
+
+    Args:
+        ledger: the store.
+        order: the worker's own.
+        spec: of the stage.
+        cell: on whose behalf.
+        node: the stage instance.
+        number: of the attempt.
+        claim: the claim that won.
+        inputs: stage name to label to folder, verified.
+        input_generations: digest of each input to the generation of its product.
+        context: forks children.
+        stop_asked: returns why this worker should stop, "" while it should not.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        order: WorkerOrder,
+        spec: StageSpec,
+        cell: Cell,
+        node: Node,
+        number: int,
+        claim: Claim,
+        inputs: dict[str, dict[str, str]],
+        input_generations: dict[str, int],
+        context: ForkServerContext,
+        stop_asked: Callable[[], str],
+    ) -> None:
+        self._ledger, self._order, self._spec = ledger, order, spec
+        self._cell, self._node, self.number, self._claim = cell, node, number, claim
+        self._inputs, self._generations = inputs, input_generations
+        self._context, self._stop_asked = context, stop_asked
+        self._start_s = time.monotonic()
+        self._beat, self._beat_s, self._control_s = 0, 0.0, 0.0
+        self._message = Message(phase="starting")
+        self._released, self._stopping_s = "", 0.0
+        self._timed_out = False
+
+    def run(self, earlier: Sequence[Attempt]) -> End:
+        """Runs the attempt to its end and returns the end that was recorded."""
+        if self._ledger.is_done_or_void(self._node, self._claim.generation):
+            return self._end("released", why="already_done")
+        key = layout.payload(self._node.stage, self._node.digest, self.number)
+        folder = self._ledger.objects.workspace(key)
+        adopted = adopt(self._ledger, self._node, earlier, folder)
+        self._record_start(adopted[1] if adopted else None)
+        outcome, kills = None, oom_kills()
+        process, pipe = self._fork(folder, adopted[0] if adopted else None)
+        try:
+            self._supervise(process, pipe)
+        finally:
+            if process.pid is not None:
+                process.kill()
+                end_group(process.pid)
+            process.join()
+            pipe.close()
+        outcome = _read_outcome(folder)
+        return self._conclude(outcome, process.exitcode or 0, folder, oom_killed=oom_kills() > kills)
+
+    @property
+    def was_running(self) -> bool:
+        """Whether the child came as far as calling the stage."""
+        return self._message.phase not in ("", "starting")
+
+    # Starting
+
+    def _record_start(self, parent: Any) -> None:
+        spec_key = layout.stage_spec(self._node.stage, self._node.digest)
+        if self._ledger.objects.get(spec_key) is None:
+            self._ledger.objects.create(spec_key, encode(self._node))
+        folder = self._order.import_paths[0] if self._order.import_paths else "."
+        start = Start(
+            parent=parent,
+            uses=uses_of(self._spec, self._cell.config),
+            provenance=provenance.of_attempt(self._order.code_digest, folder),
+            at=provenance.now(),
+        )
+        self._ledger.put(self._node, self.number, layout.START, start)
+        self._heartbeat()
+
+    def _fork(self, folder: Path, resume: Any) -> tuple[ForkServerProcess, Connection]:
+        order = ChildOrder(
+            store=self._order.store,
+            sweep=self._order.sweep,
+            cell=self._cell.cell,
+            node=self._node,
+            spec=self._spec,
+            attempt=self.number,
+            generation=self._claim.generation,
+            folder=str(folder),
+            inputs=self._inputs,
+            uses=uses_of(self._spec, self._cell.config),
+            config=self._cell.config,
+            resume_step=resume.step if resume else None,
+            resume_folder=str(resume.folder) if resume else "",
+            settings=self._order.settings,
+            env=self._order.env,
+            num_threads=self._order.num_threads,
+            import_paths=self._order.import_paths,
+        )
+        mine, its = self._context.Pipe(duplex=True)
+        process = self._context.Process(target=child.main, args=(encode(order), its))
+        process.start()
+        its.close()
+        return process, mine
+
+    # While it runs
+
+    def _supervise(self, process: ForkServerProcess, pipe: Connection) -> None:
+        limits = self._order.settings.policy.limits_s
+        limit_s = limits.get(self._node.stage, self._spec.limit_s)
+        grace_s = self._order.settings.policy.grace_s
+        told = False
+        while process.exitcode is None:
+            ready = wait([process.sentinel, pipe], timeout=0.2) if not pipe.closed else []
+            if pipe in ready:
+                self._take_message(pipe)
+            now_s = time.monotonic()
+            if limit_s is not None and now_s - self._start_s > limit_s:
+                self._timed_out = True
+                return
+            self._control(now_s)
+            if self._released and not told:
+                told, self._stopping_s = True, now_s
+                _tell(pipe, Message(stop=self._released))
+            if told and now_s - self._stopping_s > grace_s:
+                return
+
+    def _take_message(self, pipe: Connection) -> None:
+        try:
+            message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
+        except (EOFError, OSError):
+            time.sleep(0.02)  # the child is ending: its sentinel tells
+            return
+        first = self._message.process is None and message.process is not None
+        self._message = message
+        if first:  # so that another on this machine can prove the child gone as well
+            self._heartbeat()
+
+    def _control(self, now_s: float) -> None:
+        """Looks for reasons to stop, and puts heartbeats; the store's refusals are waited out."""
+        if not self._released and (why := self._stop_asked()):
+            self._released = why
+        if now_s - self._beat_s < min(self._claim.lease_s / 3, MAX_HEARTBEAT_S):
+            return
+        self._heartbeat()
+        if not self._released and self._is_superseded():
+            self._released = "superseded"
+
+    def _is_superseded(self) -> bool:
+        try:
+            return self._ledger.is_claimed(self._node, self.number + 1) or self._ledger.is_done_or_void(
+                self._node, self._claim.generation
+            )
+        except OSError:
+            return False
+
+    def _heartbeat(self) -> None:
+        self._beat, self._beat_s = self._beat + 1, time.monotonic()
+        message = self._message
+        beat = Heartbeat(
+            counter=self._beat,
+            phase=message.phase,
+            step=message.step,
+            num_steps=message.num_steps,
+            child=message.process,
+            at=provenance.now(),
+        )
+        try:
+            self._ledger.put(self._node, self.number, layout.HEARTBEAT, beat)
+        except OSError as error:
+            print(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}", flush=True)
+
+    # Ending
+
+    def _conclude(self, outcome: Outcome | None, exit_code: int, folder: Path, *, oom_killed: bool) -> End:
+        tail = log_tail(folder / layout.LOG)
+        if outcome is not None and outcome.outcome == "succeeded":
+            return self._finish(outcome)
+        if self._is_superseded():  # rule 5: so does any error of a fenced attempt
+            return self._end("released", why="superseded")
+        if self._timed_out:
+            message = f"no end after its limit of {time.monotonic() - self._start_s:.0f} s"
+            return self._end("failed", cause=Cause.TIMEOUT, message=message, log_tail=tail)
+        if outcome is not None and outcome.outcome == "released":
+            return self._end("released", why=outcome.why)
+        if outcome is not None:
+            return self._end(
+                "failed",
+                cause=outcome.cause,
+                exception=outcome.exception,
+                message=outcome.message,
+                log_tail=tail,
+            )
+        if self._released:
+            return self._end("released", why=self._released)
+        cause, message = cause_of_exit(exit_code, oom_killed=oom_killed)
+        return self._end("failed", cause=cause, message=message, log_tail=tail)
+
+    def _finish(self, outcome: Outcome) -> End:
+        """Creates `done`, which makes the product count, and then `end`."""
+        key = layout.payload(self._node.stage, self._node.digest, self.number)
+        self._ledger.objects.upload(key)
+        done = Done(
+            nonce=new_nonce(),
+            stage=self._node.stage,
+            digest=self._node.digest,
+            generation=self._claim.generation,
+            attempt=self.number,
+            files=outcome.files,
+            rows=outcome.rows,
+            seconds=round(time.monotonic() - self._start_s, 3),
+            inputs=self._generations,
+            at=provenance.now(),
+        )
+        if self._has_discarded_input() or not self._ledger.finish(done):
+            return self._end("released", why="superseded")
+        end = self._end("succeeded")
+        if not self._order.settings.policy.keep_checkpoints:
+            for name in (layout.CHECKPOINTS, "scratch"):
+                self._ledger.objects.delete(f"{key}/{name}")
+        return end
+
+    def _has_discarded_input(self) -> bool:
+        """Whether an input was discarded while the attempt ran: what was made from it must not count."""
+        for taken in self._node.inputs:
+            key = layout.void(taken.stage, taken.digest, self._generations[taken.digest])
+            void = self._ledger.read(key, Void)[0]
+            if void is not None and void.kind == "discarded":
+                return True
+        return False
+
+    def _end(
+        self,
+        outcome: str,
+        *,
+        why: str = "",
+        cause: Cause | None = None,
+        exception: str = "",
+        message: str = "",
+        log_tail: str = "",
+    ) -> End:
+        end = msgspec.convert(
+            {
+                "nonce": new_nonce(),
+                "outcome": outcome,
+                "cause": cause,
+                "why": why,
+                "exception": exception,
+                "message": message,
+                "log_tail": log_tail,
+                "seconds": round(time.monotonic() - self._start_s, 3),
+                "at": provenance.now(),
+            },
+            End,
+        )
+        self._ledger.end(self._node, self.number, end)
+        return end
+
+
+def _tell(pipe: Connection, message: Message) -> None:
+    with contextlib.suppress(OSError):  # the child is ending
+        pipe.send_bytes(msgspec.json.encode(message))
+
+
+def _read_outcome(folder: Path) -> Outcome | None:
+    try:
+        return msgspec.json.decode((folder / layout.OUTCOME).read_bytes(), type=Outcome)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def log_tail(path: Path) -> str:
+    """Returns the last lines of a log."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-LOG_TAIL_LINES:])

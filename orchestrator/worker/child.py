@@ -1,0 +1,206 @@
+"""The process that runs one attempt of one stage, and leaves its outcome in the attempt's folder.
+
+It is forked from a server that has imported the heavy libraries. It reads the store only to see whether
+another attempt took over, and writes nowhere but in its own folder. When the pipe to its worker closes it
+ends itself and its whole process group.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.failure import Cause, cause_of_exception
+from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.manifest import fsync_path, fsync_tree, scan
+from orchestrator.processes import describe
+from orchestrator.registry import load
+from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import open_objects
+from orchestrator.trackers.base import Tracked, open_trackers
+from orchestrator.worker.command import read_rows, run_command
+from orchestrator.worker.order import ChildOrder, Message, Outcome
+
+POLL_S = 0.25
+
+
+def main(order_json: bytes, pipe: Connection) -> None:
+    """Runs the order and exits; the exit code is 0 whenever the outcome was written."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    order = msgspec.json.decode(order_json, type=ChildOrder)
+    folder = Path(order.folder)
+    _redirect_output(folder / layout.LOG)
+    os.environ.update(order.env)
+    sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
+    stop = StopSignal()
+    signal.signal(signal.SIGTERM, lambda *_: stop.ask("stopped"))
+    lifeline = Lifeline(pipe, stop)
+    outcome = run(order, folder, stop, lifeline)
+    write_outcome(folder, outcome)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+class Lifeline:
+    """The pipe to the worker: brings a stop, takes progress, and ends the process group when it closes."""
+
+    def __init__(self, pipe: Connection, stop: StopSignal) -> None:
+        self._pipe, self._stop = pipe, stop
+        self._message = Message(phase="starting", process=describe(os.getpid()))
+        self._sent: Message | None = None
+        threading.Thread(target=self._serve, name="lifeline", daemon=True).start()
+
+    def report(self, *, phase: str = "", step: int | None = None, num_steps: int | None = None) -> None:
+        """Tells the worker where the stage stands; never blocks."""
+        old = self._message
+        self._message = Message(
+            phase=phase or old.phase, step=step, num_steps=num_steps or old.num_steps, process=old.process
+        )
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                if self._message is not self._sent:
+                    self._sent = self._message
+                    self._pipe.send_bytes(msgspec.json.encode(self._sent))
+                if self._pipe.poll(POLL_S):
+                    message = msgspec.json.decode(self._pipe.recv_bytes(), type=Message)
+                    if message.stop:
+                        self._stop.ask(message.stop)
+        except (EOFError, OSError):
+            os.killpg(0, signal.SIGKILL)
+
+
+def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Outcome:
+    """Runs the stage, and turns whatever happens into an outcome."""
+    try:
+        context = _context(order, folder, stop, lifeline)
+        lifeline.report(phase="running")
+        try:
+            rows = _call(order, context)
+        finally:
+            context.close()
+        lifeline.report(phase="finishing")
+        fsync_tree(context.output)
+        checked = msgspec.json.decode(msgspec.json.encode(rows), type=tuple[dict[str, Any], ...])
+        return Outcome(outcome="succeeded", rows=checked, files=scan(context.output))
+    except StopRequested as stopped:
+        return Outcome(outcome="released", why=stopped.why)
+    except StageFailure as failure:
+        traceback.print_exc()
+        return Outcome(
+            outcome="failed", cause=_as_cause(failure.cause), exception="StageFailure", message=_line(failure)
+        )
+    except SystemExit as error:
+        return Outcome(
+            outcome="failed", cause=Cause.UNKNOWN, message=f"the stage exited with code {error.code}"
+        )
+    except BaseException as error:  # noqa: BLE001 - the worker's edge: every exception becomes data
+        traceback.print_exc()
+        names = [base.__name__ for base in type(error).__mro__]
+        return Outcome(
+            outcome="failed",
+            cause=cause_of_exception(names, str(error)),
+            exception=names[0],
+            message=f"{names[0]}: {_line(error)}",
+        )
+
+
+def _context(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Context:
+    ledger, node = Ledger(open_objects(order.store)), order.node
+
+    def fence() -> None:
+        if ledger.is_claimed(node, order.attempt + 1) or ledger.is_done_or_void(node, order.generation):
+            raise StopRequested("superseded")
+
+    def progress(step: int, num_steps: int | None) -> None:
+        lifeline.report(step=step, num_steps=num_steps)
+
+    tracker = order.settings.tracker
+    tracked = Tracked(
+        folder, order.sweep, order.cell, node.name, order.attempt, order.config, msgspec.to_builtins(tracker)
+    )
+    return Context(
+        folder,
+        uses=Config(order.uses, declared="uses"),
+        resume=None
+        if order.resume_step is None
+        else Checkpoint(order.resume_step, Path(order.resume_folder)),
+        attempt=order.attempt,
+        num_threads=order.num_threads,
+        checkpoint_interval_s=order.settings.policy.checkpoint_interval_s,
+        trackers=open_trackers([tracker.name], tracked),
+        stop=stop,
+        fence=fence,
+        report_progress=progress,
+    )
+
+
+def _call(order: ChildOrder, context: Context) -> list[Row]:
+    spec = order.spec
+    config = Config(order.node.reads)
+    folders = {s: {label: Path(p) for label, p in each.items()} for s, each in order.inputs.items()}
+    inputs = Inputs(folders)
+    if spec.command is not None:
+        where = Path(order.import_paths[0]) if order.import_paths else None
+        run_command(spec.command, config, inputs, context, after=spec.after, folder=where)
+        return read_rows(context.output / spec.results) if spec.results else []
+    function: Callable[[Config, Inputs, Context], list[Row] | None] = load(spec.run or "", where="run")
+    rows = function(config, inputs, context)
+    if rows is None:
+        return []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise StageFailure(
+            "code", f"{spec.run} must return a list of dicts, it returned {type(rows).__name__}"
+        )
+    return rows
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Writes the outcome atomically and durably; a full disk is waited out for a while, then given up."""
+    path = folder / layout.OUTCOME
+    temporary = folder / f".{layout.OUTCOME}"
+    for number in range(5):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(msgspec.json.encode(outcome))
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            fsync_path(folder)
+            return
+        except OSError:
+            traceback.print_exc()
+            time.sleep(0.2 * 2**number)
+
+
+def _redirect_output(path: Path) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(handle, descriptor)
+    os.close(handle)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for the process's lifetime
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+
+
+def _as_cause(name: str) -> Cause:
+    return Cause(name) if name in set(Cause) else Cause.UNKNOWN
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 500 else text[:497] + "..."

@@ -1,0 +1,240 @@
+"""The worker: scans its cells, claims one stage at a time and runs it, until nothing is left."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
+
+from orchestrator import provenance
+from orchestrator.core.failure import Cause
+from orchestrator.core.plan import Claimable, next_stage
+from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void
+from orchestrator.core.requests import Wishes, fold
+from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
+from orchestrator.core.sweep import Cell, Node
+from orchestrator.errors import InfrastructureError
+from orchestrator.manifest import damage
+from orchestrator.processes import describe
+from orchestrator.store.evidence import Snapshot, product_folder
+from orchestrator.store.ledger import Ledger, new_nonce
+from orchestrator.worker.attempt import AttemptRun
+from orchestrator.worker.order import WorkerOrder
+from orchestrator.worker.watch import Watcher, next_lease_s
+
+IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
+MAX_FAILED_STARTS = 2
+
+REFUSED = 4
+"""Exit code of a worker that must not claim: other code, or it failed at the start of two attempts."""
+
+
+class Worker:
+    """Claims and runs stages of a revision's cells.
+
+    Args:
+        ledger: the store.
+        revision: the sealed sweep.
+        order: what this worker is told.
+        owner: who it is.
+        context: forks children.
+        stop_asked: returns why it should stop ("stopped", "deadline", ...), "" while it should not.
+        say: takes a line for the worker's log.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        revision: Revision,
+        order: WorkerOrder,
+        owner: Owner,
+        context: ForkServerContext,
+        stop_asked: Callable[[], str],
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._ledger, self._order, self._owner = ledger, order, owner
+        self._sweep, self._context = revision.sweep, context
+        self._stop_asked, self._say = stop_asked, say
+        self._cells = share(self._sweep.cells, order)
+        self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
+        self._watcher = Watcher(owner)
+        self._trusted: set[tuple[str, int]] = set()
+        self._verified: set[tuple[str, int]] = set()
+        self._failed_starts = 0
+        self._wishes_s = 0.0
+        self._wishes = Wishes(frozenset(), {}, {})
+
+    def run(self) -> int:
+        """Works until nothing is left to claim or wait for; returns the exit code."""
+        idle_s = IDLE_S
+        while not self._stop_asked():
+            if self._failed_starts >= MAX_FAILED_STARTS:
+                self._say("two failures in the start phase in a row: this worker claims no more")
+                return REFUSED
+            wishes = self._read_wishes(at_most_s=0.0)
+            snapshot = Snapshot(
+                self._ledger, self._sweep.nodes.values(), observer=self._watcher, trusted=self._trusted
+            )
+            scan = next_stage(
+                self._cells,
+                self._sweep.nodes,
+                lambda digest, s=snapshot, w=wishes: self._status(s, w, digest),  # type: ignore[misc]
+                cancelled=wishes.cancelled,
+            )
+            if scan.claimable is not None:
+                idle_s = IDLE_S if self._try(scan.claimable, snapshot) else self._pause(idle_s)
+            elif scan.waiting:
+                idle_s = self._pause(idle_s)
+            else:
+                return 0
+        return 0
+
+    def _pause(self, idle_s: float) -> float:
+        time.sleep(idle_s)
+        return min(MAX_IDLE_S, idle_s * 1.5)
+
+    def _status(self, snapshot: Snapshot, wishes: Wishes, digest: str) -> StageStatus:
+        budget = wishes.budget(digest, self._order.settings.policy.retries)
+        return stage_status(snapshot.evidence(digest), budget)
+
+    def _read_wishes(self, *, at_most_s: float) -> Wishes:
+        if time.monotonic() - self._wishes_s >= at_most_s:
+            self._wishes = fold(self._ledger.requests(self._order.sweep), self._all_ids)
+            self._wishes_s = time.monotonic()
+        return self._wishes
+
+    # Claiming
+
+    def _try(self, claimable: Claimable, snapshot: Snapshot) -> bool:
+        """Claims and runs a stage; False when another was first or something must be mended before."""
+        node = claimable.node
+        if (inputs := self._inputs(node, snapshot)) is None:
+            return True  # an input was voided: scan again at once
+        evidence = snapshot.evidence(node.digest)
+        if evidence.damaged:
+            self._void_damaged(node, evidence)
+            return True
+        attempts = self._ledger.attempts(node)
+        if len(attempts) != len(evidence.attempts):
+            return False  # another claimed meanwhile
+        number = (attempts[-1].number if attempts else 0) + 1
+        claim = self._claim(claimable.cell, evidence, attempts)
+        if not self._ledger.claim(node, number, claim):
+            return False
+        self._say(f"{claimable.cell.cell} {node.name}: attempt {number}")
+        run = AttemptRun(
+            ledger=self._ledger,
+            order=self._order,
+            spec=self._sweep.specs[node.stage],
+            cell=claimable.cell,
+            node=node,
+            number=number,
+            claim=claim,
+            inputs=inputs,
+            input_generations={i.digest: snapshot.evidence(i.digest).generation for i in node.inputs},
+            context=self._context,
+            stop_asked=lambda: self._why_stop(node),
+        )
+        end = run.run(attempts)
+        self._count_start(run, end)
+        self._say(
+            f"{claimable.cell.cell} {node.name}: attempt {number} {end.outcome} {end.why or end.message}"
+        )
+        return True
+
+    def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
+        supersedes, num_lost = None, 0
+        if attempts and attempts[-1].end is None:
+            supersedes = Supersedes(
+                attempt=attempts[-1].number, evidence=evidence.liveness_reason, cause=Cause.NODE_LOST
+            )
+            num_lost = 1
+        num_lost += sum(1 for a in attempts if a.claim and a.claim.supersedes)
+        return Claim(
+            nonce=new_nonce(),
+            owner=self._owner,
+            lease_s=next_lease_s(self._order.settings.policy.lease_s, num_lost),
+            generation=evidence.generation,
+            sweep=self._order.sweep,
+            cell=cell.cell,
+            supersedes=supersedes,
+            at=provenance.now(),
+        )
+
+    def _count_start(self, run: AttemptRun, end: End) -> None:
+        failed = end.outcome == "failed" and not run.was_running
+        self._failed_starts = self._failed_starts + 1 if failed else 0
+
+    # Inputs
+
+    def _inputs(self, node: Node, snapshot: Snapshot) -> dict[str, dict[str, str]] | None:
+        """Verifies the products that a stage takes, each once with its content; None after voiding one."""
+        folders: dict[str, dict[str, str]] = {}
+        for taken in node.inputs:
+            source, evidence = self._sweep.nodes[taken.digest], snapshot.evidence(taken.digest)
+            if evidence.done is None:
+                return None
+            folder = product_folder(self._ledger, source, evidence.done.attempt)
+            key = (taken.digest, evidence.generation)
+            if key not in self._verified:
+                if damage(folder, evidence.done.files) is not None:
+                    self._void_damaged(source, evidence)
+                    return None
+                self._verified.add(key)
+            folders.setdefault(taken.stage, {})[taken.label] = str(folder)
+        return folders
+
+    def _void_damaged(self, node: Node, evidence: Evidence) -> None:
+        """Voids a product that is damaged also at a second look."""
+        time.sleep(IDLE_S)
+        done, problem = self._ledger.product(node, evidence.generation)
+        if done is not None:
+            problem = damage(product_folder(self._ledger, node, done.attempt), done.files) or ""
+            if not problem:
+                return
+        self._trusted.discard((node.digest, evidence.generation))
+        self._say(f"{node.name} {node.digest[:8]}: product is damaged: {problem}")
+        void = Void(
+            nonce=new_nonce(),
+            generation=evidence.generation,
+            kind="damaged",
+            reason=problem or "its done record is unreadable",
+            by=f"worker on {self._owner.host}",
+            at=provenance.now(),
+        )
+        self._ledger.void(node, void)
+
+    # Stopping
+
+    def _why_stop(self, node: Node) -> str:
+        """Tells an attempt why it should stop: the worker should, or no cell wants its stage any more."""
+        if why := self._stop_asked():
+            return why
+        cancelled = self._read_wishes(at_most_s=CONTROL_S).cancelled
+        if not cancelled:
+            return ""
+        wanted = any(node.digest in cell.chain and cell.cell not in cancelled for cell in self._cells)
+        return "" if wanted else "cancelled"
+
+
+def share(cells: Sequence[Cell], order: WorkerOrder) -> tuple[Cell, ...]:
+    """Returns the worker's cells, starting at its own share so that workers rarely race for one stage."""
+    if order.cells is not None:
+        wanted = set(order.cells)
+        cells = [cell for cell in cells if cell.cell in wanted]
+    start = len(cells) * order.slot // max(1, order.num_slots)
+    return (*cells[start:], *cells[:start])
+
+
+def this_owner(order: WorkerOrder, pid: int) -> Owner:
+    """Names the calling worker.
+
+    Raises:
+        InfrastructureError: the process cannot be described.
+    """
+    process = describe(pid)
+    if process is None:
+        raise InfrastructureError(f"cannot read this process's start time (pid {pid})")
+    return Owner(host=platform.node(), process=process, slot=order.slot)

@@ -1,0 +1,91 @@
+"""What a worker and a child are told, as JSON: never a pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import Process
+from orchestrator.core.settings import EngineSettings
+from orchestrator.core.sweep import Node
+from orchestrator.manifest import File
+from orchestrator.stage import StageSpec
+
+
+class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A worker's assignment.
+
+    Attributes:
+        store: URL of the store.
+        sweep, revision: what to work on.
+        cells: ids of its cells; None for any cell of the revision.
+        slot, num_slots: which of the launcher's workers it is; it starts at its own share of the cells.
+        env: environment of its children, such as CUDA_VISIBLE_DEVICES.
+        num_threads: CPU threads of a child.
+        import_paths: where the user's stages are importable; the first is the folder of the sweep file.
+        code_digest: of the code at launch; a worker that finds another refuses.
+    """
+
+    store: str
+    sweep: str
+    revision: int
+    cells: tuple[str, ...] | None = None
+    settings: EngineSettings
+    slot: int = 0
+    num_slots: int = 1
+    env: dict[str, str] = {}
+    num_threads: int = 1
+    import_paths: tuple[str, ...] = ()
+    code_digest: str = ""
+
+
+class ChildOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a child runs, and where.
+
+    Attributes:
+        folder: the attempt's payload folder.
+        inputs: stage name to instance label to folder.
+        resume_step, resume_folder: the adopted checkpoint.
+    """
+
+    store: str
+    sweep: str
+    cell: str
+    node: Node
+    spec: StageSpec
+    attempt: int
+    generation: int
+    folder: str
+    inputs: dict[str, dict[str, str]]
+    uses: dict[str, Any]
+    config: dict[str, Any]
+    resume_step: int | None = None
+    resume_folder: str = ""
+    settings: EngineSettings
+    env: dict[str, str] = {}
+    num_threads: int = 1
+    import_paths: tuple[str, ...] = ()
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What worker and child tell each other over their pipe; a closed pipe means that the other is gone."""
+
+    stop: str = ""
+    phase: str = ""
+    step: int | None = None
+    num_steps: int | None = None
+    process: Process | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`outcome.json`: the child's last words, written after its output is durable."""
+
+    outcome: str
+    cause: Cause | None = None
+    why: str = ""
+    exception: str = ""
+    message: str = ""
+    rows: tuple[dict[str, Any], ...] = ()
+    files: tuple[File, ...] = ()

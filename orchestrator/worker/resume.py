@@ -1,0 +1,106 @@
+"""Finding the checkpoint to go on from, and adopting it into one's own attempt (rule 6)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import Parent
+from orchestrator.core.state import Attempt
+from orchestrator.core.sweep import Node
+from orchestrator.manifest import damage, fsync_path, fsync_tree
+from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger
+
+_NOT_ITS_FAULT = frozenset({Cause.PREEMPTED, Cause.NODE_LOST, Cause.COMMUNICATION, Cause.STORAGE})
+
+
+class Candidate(NamedTuple):
+    """A checkpoint folder whose manifest is there; ordered by step, then attempt."""
+
+    step: int
+    attempt: int
+    folder: Path
+
+
+def candidates(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[Candidate]:
+    """Lists the checkpoints that an attempt may go on from, best first.
+
+    One from which two attempts failed without reaching a newer one is left out, after ``nan`` already one:
+    what it holds is the likely reason. Attempts that were lost or preempted do not count against it.
+    """
+    found = [c for attempt in attempts for c in _of_attempt(ledger, node, attempt.number)]
+    newest: dict[int, int] = {}
+    for candidate in found:
+        newest[candidate.attempt] = max(candidate.step, newest.get(candidate.attempt, 0))
+    blame: Counter[int] = Counter()
+    for attempt in attempts:
+        end = attempt.end
+        if end and end.outcome == "failed" and end.cause not in _NOT_ITS_FAULT and attempt.number in newest:
+            blame[newest[attempt.number]] += 2 if end.cause is Cause.NAN else 1
+    return sorted((c for c in found if blame[c.step] < 2), reverse=True)
+
+
+def _of_attempt(ledger: Ledger, node: Node, number: int) -> Iterator[Candidate]:
+    root = ledger.objects.download(f"{layout.payload(node.stage, node.digest, number)}/{layout.CHECKPOINTS}")
+    for path in root.glob(f"*/{MANIFEST}"):
+        if path.parent.name.isdigit():
+            yield Candidate(int(path.parent.name), number, path.parent)
+
+
+def adopt(
+    ledger: Ledger, node: Node, attempts: Sequence[Attempt], folder: Path
+) -> tuple[Checkpoint, Parent] | None:
+    """Brings the newest checkpoint that verifies into the attempt's folder.
+
+    The files are linked first and verified there, so that an owner that rotates meanwhile can only make us
+    choose again.
+
+    Args:
+        ledger: the store.
+        node: the stage.
+        attempts: all earlier attempts.
+        folder: this attempt's own payload folder.
+
+    Returns:
+        The checkpoint in its new place and where it came from, or None to start from nothing.
+    """
+    for candidate in candidates(ledger, node, attempts):
+        target = folder / layout.CHECKPOINTS / candidate.folder.name
+        try:
+            data = (candidate.folder / MANIFEST).read_bytes()
+            manifest = msgspec.json.decode(data, type=CheckpointManifest)
+            if manifest.step != candidate.step:
+                continue
+            for file in manifest.files:
+                _link(candidate.folder / file.path, target / file.path)
+            if damage(target, manifest.files) is None:
+                fsync_tree(target)
+                (target / MANIFEST).write_bytes(data)
+                fsync_path(target / MANIFEST)
+                fsync_tree(target)
+                return Checkpoint(candidate.step, target), Parent(
+                    attempt=candidate.attempt, step=candidate.step
+                )
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            pass  # it went away or was torn: choose again
+        shutil.rmtree(target, ignore_errors=True)
+    return None
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)

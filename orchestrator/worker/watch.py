@@ -1,0 +1,73 @@
+"""Watching the owners of attempts: when one may be called dead (rule 4). Compares no clocks of machines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from orchestrator.core.records import Owner
+from orchestrator.core.state import Attempt, Liveness
+from orchestrator.core.sweep import Node
+from orchestrator.store.evidence import Vital, glance
+
+MIN_READS = 3
+UNREADABLE_LEASE_S = 90.0
+
+
+class _Sighting(NamedTuple):
+    counter: int
+    since_s: float
+    reads: int
+
+
+class Watcher:
+    """Remembers heartbeats over time, on this process's own monotonic clock.
+
+    An owner is dead when its counter has not changed over its lease in three reads or more, or when it is
+    provably gone: its process vanished from this machine, or it is this very worker before its scheduler
+    started it anew.
+
+    Args:
+        me: the worker that watches.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, me: Owner, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._me, self._clock = me, clock
+        self._seen: dict[tuple[str, int], _Sighting] = {}
+
+    def __call__(self, node: Node, attempt: Attempt) -> Vital:
+        """Judges an attempt that has no `end`."""
+        vital = glance(node, attempt)
+        if vital.liveness is Liveness.GONE:
+            return vital
+        if attempt.claim is not None and self._is_former_self(attempt.claim.owner):
+            return Vital(Liveness.GONE, "this worker's own attempt, before it was started anew")
+        counter = attempt.heartbeat.counter if attempt.heartbeat else 0
+        key, now_s = (node.digest, attempt.number), self._clock()
+        seen = self._seen.get(key)
+        if seen is None or seen.counter != counter:
+            self._seen[key] = _Sighting(counter, now_s, 1)
+            return vital
+        self._seen[key] = seen = seen._replace(reads=seen.reads + 1)
+        lease_s = attempt.claim.lease_s if attempt.claim else UNREADABLE_LEASE_S
+        silent_s = now_s - seen.since_s
+        if silent_s >= lease_s and seen.reads >= MIN_READS:
+            return Vital(Liveness.GONE, f"no new heartbeat in {silent_s:.0f} s, its lease is {lease_s:.0f} s")
+        return vital
+
+    def _is_former_self(self, owner: Owner) -> bool:
+        me = self._me
+        same = (owner.cluster, owner.job, owner.array_index, owner.slot) == (
+            me.cluster,
+            me.job,
+            me.array_index,
+            me.slot,
+        )
+        return bool(me.job) and same and owner.restart_count < me.restart_count
+
+
+def next_lease_s(base_s: float, num_lost: int, *, cap_s: float = 1800.0) -> float:
+    """Returns the lease of a new claim: doubled by each lost attempt, up to a cap (rule 4)."""
+    return min(cap_s, base_s * 2.0**num_lost)
