@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +40,13 @@ class Overrides:
     expect_cells: int | None = None
     touched: list[str] = field(default_factory=list)
 
-    def fixed(self, root: Root) -> list[str]:
-        """Returns the cells' overrides with one choice a group: the last, and none where an axis chooses."""
-        chosen = {s.key for axis in self.axes.values() for label in axis.labels for s in label.settings}
+    def fixed(self, root: Root, chosen: Collection[str]) -> list[str]:
+        """Returns the cells' overrides with one choice a group: the last, and none where an axis chooses.
+
+        Args:
+            root: knows the groups.
+            chosen: the groups that the axes of a cell choose.
+        """
         last = {_key(text): index for index, text in enumerate(self.cell)}
         return [
             text

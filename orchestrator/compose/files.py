@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,8 +52,12 @@ def config_folders(cwd: Path, sweep_folder: Path | None = None) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, *, where: str = "") -> Any:
     """Reads a YAML file as Hydra would, with interpolations left as they are.
+
+    Args:
+        path: the file.
+        where: how to name it in errors.
 
     Raises:
         UserError: it cannot be read or is no YAML; file and line are named.
@@ -61,17 +65,17 @@ def read_yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except yaml.YAMLError as error:
-        raise yaml_error(error, path) from None
+        raise yaml_error(error, where or str(path)) from None
     except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read: {reason}") from None
+        raise UserError(f"{where or path} cannot be read: {reason}") from None
 
 
-def yaml_error(error: yaml.YAMLError, path: Path | None = None) -> UserError:
+def yaml_error(error: yaml.YAMLError, file: str = "") -> UserError:
     """Tells file, line and column of a YAML error."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    place = str(path or getattr(mark, "name", ""))
+    place = file or str(getattr(mark, "name", ""))
     if mark is not None:
         place += f", line {mark.line + 1}, column {mark.column + 1}"
     return UserError(f"YAML syntax error: {problem}", where=place)
@@ -99,16 +103,16 @@ def locate(sweep: str, cwd: Path) -> Path:
     return known[sweep]
 
 
-def read_sweep(path: Path) -> SweepFile:
+def read_sweep(path: Path, *, where: str = "") -> SweepFile:
     """Reads and types a sweep file.
 
     Raises:
         UserError: bad YAML, an unknown key, a wrong type.
     """
-    tree = read_yaml(path)
+    tree = read_yaml(path, where=where)
     if not isinstance(tree, dict):
-        raise UserError("a sweep file holds a mapping", where=str(path))
-    return parse(tree, where=str(path))
+        raise UserError("a sweep file holds a mapping", where=where or str(path))
+    return parse(tree, where=where or str(path))
 
 
 def sweep_name(path: Path, name: str | None) -> str:

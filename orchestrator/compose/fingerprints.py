@@ -44,7 +44,9 @@ class Fingerprints:
         settings = []
         for key, path_keys in self._wanted.items():
             values = [(name, pick(tree, name), self._revision(tree, name)) for name in path_keys]
-            held = tuple((name, value, revision) for name, value, revision in values if value not in (None, MISSING))
+            held = tuple(
+                (name, value, revision) for name, value, revision in values if value not in (None, MISSING)
+            )
             if held:
                 if self._known.get(key, ((), None))[0] != held:
                     self._known[key] = held, Setting(key, self._fingerprint(held))
@@ -61,7 +63,8 @@ class Fingerprints:
         prints = [self._one(*item) for item in held]
         if len(prints) == 1:
             return prints[0]
-        return f"sha256:{hashlib.sha256('\n'.join(prints).encode()).hexdigest()}"
+        together = "\n".join(prints).encode()
+        return f"sha256:{hashlib.sha256(together).hexdigest()}"
 
     def _one(self, key: str, value: Any, revision: Any) -> str:
         if not isinstance(value, str):

@@ -42,8 +42,8 @@ class Patched:
         with open_dict(config):
             for key in SPECIAL:
                 config.pop(key, None)
-        self._config, self._also, self._fingerprints = config, also, fingerprints
-        self._pristine = copy.deepcopy(config)
+        self._pristine, self._also, self._fingerprints = config, also, fingerprints
+        self._config = config
         self._raw: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
         self._references = list(references(self._raw))
         self._current: dict[str, Setting] = {}
@@ -80,8 +80,9 @@ class Patched:
     def _incremental(self, wanted: dict[str, Setting], where: str) -> dict[str, Any]:
         current = self._current
         changed = {key for key in {*current, *wanted} if current.get(key) is not wanted.get(key)}
-        self._current = {}  # an error half way through must not be taken for a state
         plain, self._plain = self._plain, None
+        if plain is None:  # the first cell, or the one before ended in an error half way through
+            self._config, current, changed = copy.deepcopy(self._pristine), {}, set(wanted)
         for key in changed:
             raw = pick(self._raw, key)
             values = (
@@ -144,4 +145,5 @@ class Patched:
 
 
 def _plain(config: Container) -> Any:
+    """Resolves a container into plain dicts and lists."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from hydra import compose as hydra_compose
 from hydra import initialize, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -99,11 +100,11 @@ class Root:
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         if not self.folders:
-            with initialize(config_path=None, version_base=_VERSION_BASE):
+            with _alone(), initialize(config_path=None, version_base=_VERSION_BASE):
                 return hydra_compose(self.primary, list(overrides))
         first, *others = self.folders
         path = ",".join(f"'file://{folder}'" for folder in others)
-        with initialize_config_dir(str(first), version_base=_VERSION_BASE):
+        with _alone(), initialize_config_dir(str(first), version_base=_VERSION_BASE):
             return hydra_compose(self.primary, [*overrides, f"hydra.searchpath=[{path}]"])
 
     def _explained(self, error: Exception, overrides: Sequence[str]) -> UserError:
@@ -133,13 +134,31 @@ class Root:
 
 def unknown_key(key: str, known: Iterable[str], *, where: str = "", fix: str = "") -> UserError:
     """Returns the error for a key that a config lacks."""
-    return UserError(f"unknown key {key!r}", where=where, allowed=nearest(key, known), fix=fix)
+    allowed = nearest(key, known)
+    is_near = allowed.startswith("did you mean")  # then it is a slip, and adding the key is no help
+    return UserError(f"unknown key {key!r}", where=where, allowed=allowed, fix="" if is_near else fix)
+
+
+def _not_set(key: str, where: str) -> UserError:
+    is_place = key.endswith(("dir", "path", "file"))
+    return UserError(f"{key} is not set", where=where, fix=f"{key}={'PATH' if is_place else 'VALUE'}")
 
 
 def known_keys(config: DictConfig) -> list[str]:
     """Lists the dotted keys of a composed config."""
-    tree = OmegaConf.to_container(config, resolve=False)
-    return [*dotted_keys(tree)] if isinstance(tree, dict) else []
+    tree: Any = OmegaConf.to_container(config, resolve=False)
+    return [*dotted_keys(tree)]
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Sets aside the Hydra application that may be running in this process."""
+    state = GlobalHydra.instance()
+    before, state.hydra = state.hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 @contextlib.contextmanager
@@ -153,12 +172,12 @@ def translated(where: str = "") -> Iterator[None]:
         yield
     except MissingMandatoryValue as error:
         key = error.full_key or str(error).rpartition(":")[2].strip()
-        raise UserError(f"{key} is not set", where=where, fix=f"{key}=...") from None
+        raise _not_set(key, where) from None
     except (ConfigAttributeError, ConfigKeyError) as error:
         raise UserError(f"unknown key {error.full_key or str(error.key)!r}", where=where) from None
     except OmegaConfBaseException as error:
         what = str(error).splitlines()[0]
         missing = re.search(r"Missing mandatory value: (\S+)", what)
         if isinstance(error, InterpolationResolutionError) and missing:
-            raise UserError(f"{missing[1]} is not set", where=where, fix=f"{missing[1]}=...") from None
+            raise _not_set(missing[1], where) from None
         raise UserError(what, where=f"{error.full_key}, {where}" if error.full_key else where) from None

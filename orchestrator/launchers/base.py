@@ -15,7 +15,6 @@ class Launch(NamedTuple):
         revision: of the sweep.
         request: number of the request that asked; names the logs.
         cells: ids of the cells; None for all of the revision.
-        num_cells: how many those are; no launcher needs more workers than that.
         preload: modules that fork servers import.
         log_folder: local folder for the logs of workers.
     """
@@ -25,7 +24,6 @@ class Launch(NamedTuple):
     revision: int
     request: int
     cells: tuple[str, ...] | None
-    num_cells: int
     settings: EngineSettings
     import_paths: tuple[str, ...]
     code_digest: str
@@ -34,9 +32,11 @@ class Launch(NamedTuple):
 
 
 class Launcher(Protocol):
-    """Starts the workers of one `Launch`; making one raises `UserError` for settings it cannot meet."""
+    """Starts the workers of one launch. Made with ``(settings, num_cells)``: the options of `launcher` in the
+    config, and how many cells there are; making one raises `UserError` for settings that cannot be met.
+    """
 
-    def start(self) -> None:
+    def start(self, launch: Launch) -> None:
         """Starts the workers; returns when they are started or queued."""
 
     def poll(self) -> int:

@@ -44,16 +44,17 @@ class LocalLauncher:
     """Runs workers as processes forked from one server that has imported the heavy libraries.
 
     Args:
-        launch: what to start.
+        settings: `launcher` in the config.
+        num_cells: more workers than that are not started unless asked for.
 
     Raises:
         UserError: settings that this machine cannot meet.
     """
 
-    def __init__(self, launch: Launch) -> None:
-        self._launch = launch
-        self._settings = typed(launch.settings.launcher, LocalSettings, where="launcher")
-        self._slots = slots(self._settings, visible_gpus(), available_cpus(), launch.num_cells)
+    def __init__(self, settings: Mapping[str, Any], num_cells: int) -> None:
+        self._settings = typed(dict(settings), LocalSettings, key="launcher")
+        self._slots = slots(self._settings, visible_gpus(), available_cpus(), num_cells)
+        self._launch: Launch
         self._context = multiprocessing.get_context("forkserver")
         self._processes: dict[int, ForkServerProcess] = {}
         self._restarts: dict[int, int] = {}
@@ -64,9 +65,10 @@ class LocalLauncher:
         """Number of worker slots."""
         return len(self._slots)
 
-    def start(self) -> None:
+    def start(self, launch: Launch) -> None:
         """Starts the fork server and a worker in every slot."""
-        self._context.set_forkserver_preload(list(self._launch.preload))
+        self._launch = launch
+        self._context.set_forkserver_preload(list(launch.preload))
         for slot in range(len(self._slots)):
             self._start_worker(slot)
 

@@ -54,6 +54,7 @@ def build(family: str, architecture: Config, tokenizer: PreTrainedTokenizerBase)
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": float(__import__("os").environ.get("INIT", architecture.hidden_size**-0.5)),
     }
     if family == "gemma3":
         return Gemma3ForCausalLM(Gemma3TextConfig(**sizes, query_pre_attn_scalar=architecture.head_dim))

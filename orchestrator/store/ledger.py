@@ -5,9 +5,10 @@ It knows the records and their layout; it decides nothing about what should run 
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -40,8 +41,8 @@ def new_nonce() -> str:
 
 
 def encode(record: msgspec.Struct) -> bytes:
-    """Returns the record as JSON with keys in a fixed order."""
-    return msgspec.json.encode(record, order="deterministic")
+    """Returns the record as JSON; mappings keep their order, which people see again."""
+    return msgspec.json.encode(record)
 
 
 class Ledger:
@@ -103,6 +104,19 @@ class Ledger:
             except (msgspec.DecodeError, UnicodeDecodeError) as problem:
                 return None, f"{key} is unreadable ({problem})"
         raise InfrastructureError(f"cannot read {key}: {error}", where=self.objects.url)
+
+    def prove_writable(self) -> None:
+        """Writes and deletes a probe.
+
+        Raises:
+            UserError: the store cannot be written.
+        """
+        key = f"probe-{new_nonce()}"
+        try:
+            self.objects.put(key, b"")
+            self.objects.delete(key)
+        except OSError as error:
+            raise _not_writable(self.objects.url, error) from error
 
     # Stages
 
@@ -252,9 +266,7 @@ class Ledger:
 
 def content_digest(sweep: Sweep) -> str:
     """Returns what tells two revisions apart: sha-256 of the sealed content, hexadecimal."""
-    import hashlib
-
-    return hashlib.sha256(encode(sweep)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(sweep, order="deterministic")).hexdigest()
 
 
 def open_ledger(url: str, *, create: bool = False, at: str = "") -> Ledger:
@@ -285,14 +297,18 @@ def _make_store(ledger: Ledger, at: str) -> None:
         ledger.objects.create(layout.STORE, encode(mark))
         second = ledger.objects.create(layout.STORE, encode(StoreMark(nonce=new_nonce())))
     except OSError as error:
-        raise UserError(
-            f"the store {ledger.objects.url} is not writable: {error.strerror or error}",
-            fix="store.url=FOLDER, or set SWEEP_STORE",
-        ) from error
+        raise _not_writable(ledger.objects.url, error) from error
     if second:
         raise InfrastructureError(
             f"the store {ledger.objects.url} lets a second writer create the same key: claims would not hold"
         )
+
+
+def _not_writable(url: str, error: OSError) -> UserError:
+    return UserError(
+        f"the store {url} is not writable: {error.strerror or error}",
+        fix="store.url=FOLDER, or set SWEEP_STORE",
+    )
 
 
 def _too_new(url: str, found: int) -> UserError:
@@ -326,11 +342,3 @@ def _content(data: bytes) -> str:
 
 def _format(data: bytes) -> int | None:
     return _peek(data).format
-
-
-def known_digests(nodes: Iterator[Node]) -> dict[str, list[Node]]:
-    """Groups stage instances by stage name."""
-    groups: dict[str, list[Node]] = {}
-    for node in nodes:
-        groups.setdefault(node.stage, []).append(node)
-    return groups

@@ -1,9 +1,199 @@
-"""stub"""
+"""API calls as text: parsed by a scanner, compared exactly, written back (study section 3).
+
+Real calls are not valid Python (``attendees='['John', 'Jane']'``), so nothing here evaluates. Owns the
+grammar of a call; how values are compared is `values`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import msgspec
+
+from orchestrator.tasks.values import same_value
+
+LABEL = "API-Request:"
+"""What a request begins with."""
+
+
 class Call(msgspec.Struct, frozen=True):
+    """A call.
+
+    Attributes:
+        name: the API's name.
+        args: key to value, as text without its outer quotes.
+    """
+
     name: str
     args: dict[str, str]
+
+
+def parse_call(text: str) -> Call | None:
+    """Returns the first call of a generated text, or None when it is none, positional or cut off; total."""
+    found = find_call(text)
+    return found.call if found else None
+
+
+def calls_match(predicted: Call | None, gold: Call | None) -> bool:
+    """Tells whether two calls have the same name, keys and values; the order of keys is free."""
+    if predicted is None or gold is None or _nfc(predicted.name) != _nfc(gold.name):
+        return False
+    given, wanted = _normal(predicted.args), _normal(gold.args)
+    return given.keys() == wanted.keys() and all(same_value(given[key], wanted[key]) for key in wanted)
+
+
 def serialise(call: Call) -> str:
-    return f"API-Request: [{call.name}({', '.join(f'{k}={v!r}' for k,v in call.args.items())})]"
-def parse_call(text): return None
-def calls_match(a,b): return False
+    """Returns the call as gold answers write it; quotes and backslashes are escaped only where they must be."""
+    arguments = ", ".join(f"{key}='{_escaped(value)}'" for key, value in call.args.items())
+    return f"{LABEL} [{call.name}({arguments})]"
+
+
+class FoundCall(NamedTuple):
+    """A call and where it ends in the text."""
+
+    call: Call
+    end: int
+
+
+def find_call(text: str) -> FoundCall | None:
+    """Returns the first call of a generated text and where it ends; see `parse_call`."""
+    start = _start(text)
+    if start is None:
+        return None
+    brackets = "[" in start[0]
+    # First as strictly as can be: `)]` before a quote is part of a value, as in x='[f('a')]'. Then without.
+    for is_strict in (True, False):
+        found = _Scanner(text, has_bracket=brackets, is_strict=is_strict).arguments(start.end())
+        if found is not None:
+            args = {_nfc(key): _nfc(value) for key, value in found[0].items()}
+            return FoundCall(Call(_nfc(start["name"]), args), found[1])
+    return None
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _normal(args: Mapping[str, str]) -> dict[str, str]:
+    return {_nfc(key): _nfc(value) for key, value in args.items()}
+
+
+_WORD = r"[^\W\d][\w.]*"
+_BRACKETED = re.compile(rf"\[\s*(?P<name>{_WORD})\s*\(")
+_LABELLED = re.compile(rf"[\s`*'\"]*\[?\s*(?P<name>{_WORD})\s*\(")
+
+
+def _start(text: str) -> re.Match[str] | None:
+    """Returns where the arguments of the first call start: after the first label, else the first ``[Name(``."""
+    label = text.find(LABEL)
+    if label < 0:
+        return _BRACKETED.search(text)
+    after = label + len(LABEL)
+    line = text.find("\n", after)
+    return _LABELLED.match(text, after) or _BRACKETED.search(text, after, len(text) if line < 0 else line)
+
+
+_SPACE = re.compile(r"\s*")
+_KEY = re.compile(r"\s*(?P<key>[^\W\d][\w.-]*)\s*=(?!=)\s*")
+_COMMA = re.compile(r"\s*,(?=\s*[^\W\d][\w.-]*\s*=(?!=))")
+_CLOSED = re.compile(r"\)\s*\]")
+_IN_A_VALUE = re.compile(r"[ \t]*(?:['\"]|\)|,\s*[^\W\d][\w.-]*\s*=)")
+_ANOTHER = re.compile(rf"\)\s*,\s*{_WORD}\s*\(")
+_BARE_END = re.compile(r"\)(?=[ \t`*.;\]]*(?:\n|\Z|->))")
+_OPENS = frozenset("[{(,:=")
+_QUOTE_ENDS = re.compile(r"\s*[,:)\]}]")
+
+
+class _Value(NamedTuple):
+    text: str
+    at: int  # after the comma, when another argument follows
+    end: int | None  # after the call, when this was the last argument
+
+
+class _Scanner:
+    """Reads the arguments of one call."""
+
+    def __init__(self, text: str, *, has_bracket: bool, is_strict: bool) -> None:
+        self.text, self.has_bracket, self.is_strict = text, has_bracket, is_strict
+
+    def arguments(self, at: int) -> tuple[dict[str, str], int] | None:
+        """Returns the arguments and where the call ends."""
+        args: dict[str, str] = {}
+        closing = _SPACE.match(self.text, at)
+        end = self._end(closing.end() if closing else at)
+        while end is None:
+            key = _KEY.match(self.text, at)
+            if key is None or key["key"] in args:
+                return None
+            is_quoted = self.text[key.end() : key.end() + 1] in ("'", '"')
+            value = self._quoted(key.end()) if is_quoted else self._bare(key.end())
+            if value is None:
+                return None
+            args[key["key"]], at, end = value
+        return args, end
+
+    def _end(self, at: int) -> int | None:
+        """Returns where the call ends, if it is closed by the parenthesis at this place."""
+        if self.text[at : at + 1] != ")":
+            return None
+        if another := _ANOTHER.match(self.text, at):  # only the first of several calls counts
+            line = self.text.find("\n", another.end())
+            return len(self.text) if line < 0 else line
+        if not self.has_bracket:
+            bare = _BARE_END.match(self.text, at)
+            return bare.end() if bare else None
+        closed = _CLOSED.match(self.text, at)
+        if closed is None or (self.is_strict and _IN_A_VALUE.match(self.text, closed.end())):
+            return None
+        return closed.end()
+
+    def _after(self, at: int) -> tuple[int, int | None] | None:
+        """Returns where to go on if a value may end here."""
+        if comma := _COMMA.match(self.text, at):
+            return comma.end(), None
+        space = _SPACE.match(self.text, at)
+        end = self._end(space.end() if space else at)
+        return None if end is None else (end, end)
+
+    def _quoted(self, start: int) -> _Value | None:
+        text, at, characters = self.text, start + 1, []
+        while at < len(text):
+            character = text[at]
+            if character == "\\" and text[at + 1 : at + 2] in ("\\", "'", '"'):
+                at += 1
+                character = text[at]
+            elif character == text[start] and (after := self._after(at + 1)):
+                return _Value("".join(characters), *after)
+            characters.append(character)
+            at += 1
+        return None
+
+    def _bare(self, start: int) -> _Value | None:
+        text, depth, quote, before = self.text, 0, "", "="
+        for at in range(start, len(text)):
+            character = text[at]
+            if quote:
+                if character == quote and before != "\\" and _QUOTE_ENDS.match(text, at + 1):
+                    quote = ""
+            elif character in "'\"" and depth and before in _OPENS:
+                quote = character
+            elif character in "[{(":
+                depth += 1
+            elif depth and character in ")]}":
+                depth -= 1
+            elif not depth and character in ",)" and (after := self._after(at)):
+                return _Value(text[start:at].strip(), *after)
+            if not character.isspace():
+                before = character
+        return None
+
+
+_BACKSLASH = re.compile(r"\\(?=[\\'\"]|\Z)")
+_CLOSING_QUOTE = re.compile(rf"'(?=\s*(?:,\s*[^\W\d][\w.-]*\s*=|\)\s*(?:\]|,\s*{_WORD}\s*\()))")
+
+
+def _escaped(value: str) -> str:
+    return _CLOSING_QUOTE.sub(r"\\'", _BACKSLASH.sub(r"\\\\", value))

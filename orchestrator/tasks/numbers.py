@@ -1,49 +1,129 @@
 """Numbers as people write them in eleven languages, read exactly (study section 3).
 
-Owns digits of every script, signs, thousands and decimal marks. Knows no benchmark and no answer phrase.
-Every pattern is linear in the text: repeats are over disjoint characters.
+Owns digits of every script, signs, thousands and decimal marks, times and fractions. Knows no benchmark and
+no answer phrase. Its patterns repeat over disjoint characters, so they are linear in the text.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import NamedTuple
 
 DOT_GROUPS = frozenset({"es", "de"})
 """Languages where one dot before three digits groups thousands, as in ``1.234`` (study section 3)."""
 
-_MARKS = str.maketrans({"，": ",", "．": ".", "：": ":", "−": "-", "－": "-", "﹣": "-", "‐": "-", "‑": "-"})
-"""Full-width marks, and minus and hyphens in all their forms; dashes are no hyphens and stay."""
-
-_SPACE = " \u00a0\u202f\u2009\u2007"
-_APOSTROPHE = "'’"
-_CURRENCY = "$€£¥₹฿₽￥＄৳"
-
-_TIME = r"\d{1,2}:[0-5]\d(?::[0-5]\d)?(?![\d:])|\d{1,2} ?[hH] ?[0-5]\d(?!\d)"
+CURRENCY = "$€£¥₹฿₽৳￥＄"
+"""Signs that may stand between a minus and its number."""
 
 
-def _grouped(separator: str) -> str:
-    return rf"[1-9]\d{{0,2}}(?:{separator}\d{{3}})+"
+class Number(NamedTuple):
+    """A number found in a text.
+
+    Attributes:
+        magnitude: its value without the sign.
+        start: where its digits start.
+        end: where it ends.
+        sign_at: where its minus stands, or -1 when it has none.
+    """
+
+    magnitude: Decimal
+    start: int
+    end: int
+    sign_at: int
+
+    def value(self, *, after: int = 0) -> Decimal:
+        """Returns the value; a minus that stands before `after` belongs to something else."""
+        return self.magnitude.copy_negate() if self.sign_at >= after else self.magnitude
 
 
-_ONE_KIND = rf"[1-9]\d{{0,2}}(?:(?P<kind>[{_SPACE}{_APOSTROPHE}])\d{{3}}(?:(?P=kind)\d{{3}})*)"
-_COMMAS = rf"(?:{_grouped(',')}|[1-9]\d?(?:,\d{{2}})+,\d{{3}})"  # 1,234,567 and the Indian 12,34,567
-_DOTS = _grouped(r"\.")
-_MANY_DOTS = r"[1-9]\d{0,2}(?:\.\d{3}){2,}"
-_END = r"(?![,.]?\d)"
+def normalise(text: str) -> str:
+    """Returns the text in NFC, with digits, separators, colons, minus and hyphens in ASCII, free of TeX's spacing.
+
+    Dashes stay: they separate (``Ответ – 18``) and are no sign.
+    """
+    text = unicodedata.normalize("NFC", text).translate(_ASCII)
+    text = _DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
+    for written, meant in _TEX:
+        text = text.replace(written, meant)
+    return _FRAC.sub(r"\1/\2", text)
 
 
-def _number(dot_groups: bool) -> re.Pattern[str]:
-    """Builds the pattern of a number without its sign; group names say how to read it."""
-    dots = _DOTS if dot_groups else _MANY_DOTS
+_ASCII = {
+    **dict.fromkeys(map(ord, "，﹐٬"), ","),
+    **dict.fromkeys(map(ord, "．﹒٫"), "."),
+    **dict.fromkeys(map(ord, "−－﹣‐‑"), "-"),
+    **dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff"), None),  # marks that nobody sees; no joiners
+    ord("："): ":",
+    ord("＝"): "=",
+}
+_DIGIT = re.compile(r"\d")
+_TEX = (("{,}", ","), ("\\,", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%"))
+_FRAC = re.compile(r"\\[dt]?frac ?\{(\d+)\} ?\{(\d+)\}")
+
+_SPACE = r"[ \u00a0\u202f\u2009\u2007'’ʼ]"  # thousands in any language: spaces of any width, apostrophes
+_NEXT = r"(?![.,]?\d)"  # no digit goes on after the number, or it is a list or a version
+
+
+def _pattern(*, dot_groups: bool) -> re.Pattern[str]:
+    """Builds the pattern of one number; the name of the group that matched says how to read it."""
+    dots = r"[1-9]\d{0,2}(?:\.\d{3})"
     return re.compile(
-        rf"(?P<time>{_TIME})"
-        rf"|(?P<spaced>{_ONE_KIND}(?:[.,]\d+)?{_END})"
-        rf"|(?P<comma_groups>{_COMMAS}(?:\.\d+)?{_END})"
-        rf"|(?P<dot_groups>(?:{_DOTS},\d+|{dots}){_END})"
-        rf"|(?P<decimal>\d+[.,]\d+{_END}(?<!\d[.,]\d))"
+        r"(?P<time>\d{1,2}:[0-5]\d(?::[0-5]\d)?(?!\d|:\d)|\d{1,2} ?[hH] ?[0-5]\d(?!\d))"
+        rf"|(?<!\d[.,])(?:"
+        rf"(?P<spaces>[1-9]\d{{0,2}}(?P<space>{_SPACE})\d{{3}}(?:(?P=space)\d{{3}})*(?:[.,]\d+)?{_NEXT})"
+        rf"|(?P<commas>(?:[1-9]\d{{0,2}}(?:,\d{{3}})+|[1-9]\d?(?:,\d{{2}})+,\d{{3}})(?:\.\d+)?{_NEXT})"
+        rf"|(?P<dots>(?:{dots}+,\d+|{dots}{'+' if dot_groups else '{2,}'}){_NEXT})"
+        rf"|(?P<decimal>\d+[.,]\d+{_NEXT}|(?<![^\s(=\-{CURRENCY}])\.\d+{_NEXT})"
+        r")"
+        r"|(?P<fraction>(?<!/)\d{1,30}/[1-9]\d{0,29}(?!\d|/|[.,]\d))"
         r"|(?P<plain>\d+)"
     )
+
+
+_PATTERNS = {dot_groups: _pattern(dot_groups=dot_groups) for dot_groups in (False, True)}
+
+
+def find(text: str, language: str) -> list[Number]:
+    """Returns the numbers of a normalised text, in order.
+
+    Args:
+        text: what `normalise` returned.
+        language: decides what one dot before three digits means.
+    """
+    found = []
+    for match in _PATTERNS[language in DOT_GROUPS].finditer(text):
+        if match.lastgroup != "time":
+            found.append(Number(_read(match), match.start(), match.end(), _sign(text, match.start())))
+    return found
+
+
+def _read(match: re.Match[str]) -> Decimal:
+    written = match[0]
+    match match.lastgroup:
+        case "fraction":
+            above, below = map(Decimal, written.split("/"))
+            return above / below
+        case "commas":
+            return Decimal(written.replace(",", ""))
+        case "dots":
+            return Decimal(written.replace(".", "").replace(",", "."))
+        case _:
+            return Decimal(re.sub(_SPACE, "", written).replace(",", "."))
+
+
+def _sign(text: str, start: int) -> int:
+    """Returns where the minus of a number stands; -1 if there is none, or it subtracts or joins words."""
+    at = start - 1
+    if at >= 0 and text[at] in CURRENCY:
+        at -= 1
+    if at < 0 or text[at] != "-":
+        return -1
+    before = text[max(0, at - 9) : at].rstrip(" \u00a0\u202f\u2009")[-1:]
+    if before and (before in ")]}%" or before.isdigit()):
+        return -1
+    neighbour = text[at - 1 : at]
+    # COVID-19, কোভিড-19; not in Thai, Chinese and Japanese, which write words without spaces: 答えは-3です
+    joined = "A" <= neighbour < "\u0e00" and unicodedata.category(neighbour)[0] in "LM"
+    return -1 if joined or neighbour == "-" else at

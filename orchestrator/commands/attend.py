@@ -1,0 +1,256 @@
+"""Starting a launcher for a recorded request, and staying with it: progress, Ctrl-C, failures, the report.
+
+Also the body of a detached launch: ``python -m orchestrator.commands.attend STORE SWEEP REQUEST``.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator import provenance
+from orchestrator.commands.output import counted
+from orchestrator.commands.view import View, sealed_view
+from orchestrator.core.records import Request
+from orchestrator.core.settings import EngineSettings
+from orchestrator.core.state import FINAL, State
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.launchers.base import Launch, Launcher
+from orchestrator.registry import LAUNCHERS, REPORTS, lookup
+from orchestrator.store import layout
+from orchestrator.store.ledger import open_ledger
+from orchestrator.store.table import collect_rows
+from orchestrator.worker.main import preload
+
+POLL_S, REFRESH_S, LINE_S = 0.1, 1.0, 10.0
+
+
+def make_launcher(settings: EngineSettings, num_cells: int) -> Launcher:
+    """Makes the launcher that the settings name.
+
+    Raises:
+        UserError: there is no such launcher, or it cannot meet the settings.
+    """
+    launcher: Launcher = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")(
+        settings.launcher, num_cells
+    )
+    return launcher
+
+
+def detach(view: View, request: Request) -> int:
+    """Starts a process of its own session that attends to the request, and returns at once."""
+    folder = view.ledger.objects.workspace(layout.logs(view.sweep.name))
+    log = folder / f"request-{request.number}-launcher.log"
+    command = [sys.executable, "-m", "orchestrator.commands.attend", view.ledger.objects.url, view.sweep.name]
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [*command, str(request.number)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    print(f"{view.title}: launched in the background as process {process.pid}, log in {log}")
+    print(f"  sweep status {view.sweep.name}    sweep cancel {view.sweep.name}")
+    return 0
+
+
+def attend(view: View, request: Request, launcher: Launcher) -> int:
+    """Runs a request's cells to their end and says how they ended.
+
+    Returns:
+        0 when all of them are done, else 1.
+
+    Raises:
+        InfrastructureError: the workers would not work.
+    """
+    wanted = set(request.cells) if request.cells is not None else None
+    cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
+    stopper = _Stopper(launcher)
+    if any(view.cells[cell.cell].state is not State.DONE for cell in cells):
+        launcher.start(_as_launch(view, request))
+        with stopper:
+            _watch(view, cells, launcher)
+    view = view.fresh()
+    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    print(f"{view.title}: {counted(len(cells), 'cell')}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
+    print_failures(view, cells)
+    write_reports(view)
+    if counts[State.DONE] == len(cells):
+        return 0
+    if launcher.refusal() and not stopper.count:
+        raise InfrastructureError(launcher.refusal())
+    if stopper.count:
+        print(f"stopped; go on with: sweep launch {view.sweep.name}")
+    return 1
+
+
+def _as_launch(view: View, request: Request) -> Launch:
+    targets = [spec.run for spec in view.sweep.specs.values() if spec.run]
+    return Launch(
+        store=view.ledger.objects.url,
+        sweep=view.sweep.name,
+        revision=view.number,
+        request=request.number,
+        cells=request.cells,
+        settings=msgspec.convert(request.settings, EngineSettings),
+        import_paths=request.import_paths,
+        code_digest=provenance.code_digest(targets, request.import_paths),
+        preload=tuple(preload(view.sweep)),
+        log_folder=str(view.ledger.objects.workspace(layout.logs(view.sweep.name))),
+    )
+
+
+class _Stopper:
+    """Turns the first Ctrl-C (or a closed terminal) into a clean stop, and the second into a kill."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher, self.count = launcher, 0
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> None:
+        for number in self.SIGNALS:
+            self._before[number] = signal.signal(number, self._stop)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count == 1:
+            print(
+                "\nstopping: running stages checkpoint first (Ctrl-C again ends them at once)",
+                file=sys.stderr,
+            )
+        self._launcher.stop(kill=self.count > 1)
+
+
+class _Numbers(NamedTuple):
+    """What the progress shows; stages are distinct ones."""
+
+    cells: Counter[State]
+    stages_over: int
+    stages: int
+
+
+def _numbers(view: View, cells: list[Cell]) -> _Numbers:
+    states: dict[str, State] = {}
+    for cell in cells:
+        for digest, status in view.cells[cell.cell].stages.items():
+            states[digest] = status.state
+    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    return _Numbers(counts, sum(state in FINAL for state in states.values()), len(states))
+
+
+def _text(counts: Counter[State], num_cells: int) -> str:
+    waiting = num_cells - counts[State.DONE] - counts[State.RUNNING] - counts[State.FAILED]
+    return (
+        f"cells: {counts[State.DONE]} done, {counts[State.RUNNING]} running, "
+        f"{counts[State.FAILED]} failed, {waiting} waiting"
+    )
+
+
+def _watch(view: View, cells: list[Cell], launcher: Launcher) -> None:
+    """Shows progress until no worker lives."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("stages; {task.description}; ETA"),
+        TimeRemainingColumn(),
+    )
+    terminal = sys.stdout.isatty()
+    progress = Progress(*columns, disable=not terminal)
+    with progress:
+        bar = progress.add_task("starting", total=None)
+        next_s, line_s, last = 0.0, 0.0, ""
+        while launcher.poll():
+            now_s = time.monotonic()
+            if now_s >= next_s:
+                numbers = _numbers(view.fresh(), cells)
+                text = _text(numbers.cells, len(cells))
+                progress.update(bar, completed=numbers.stages_over, total=numbers.stages, description=text)
+                if not terminal and text != last and now_s >= line_s:
+                    print(f"{numbers.stages_over}/{numbers.stages} stages; {text}", flush=True)
+                    last, line_s = text, now_s + LINE_S
+                cost_s = time.monotonic() - now_s
+                next_s = now_s + max(REFRESH_S, 20 * cost_s)  # watching takes 5 % of a core at most
+            time.sleep(POLL_S)
+        numbers = _numbers(view.fresh(), cells)
+        text = _text(numbers.cells, len(cells))
+        progress.update(bar, completed=numbers.stages_over, total=numbers.stages, description=text)
+
+
+def print_failures(view: View, cells: list[Cell]) -> None:
+    """Prints the failed stages grouped by cause, each once, with the command that shows its log."""
+    groups: dict[str, dict[str, tuple[Cell, int]]] = {}
+    for cell in cells:
+        for digest, status in view.cells[cell.cell].stages.items():
+            if status.state is State.FAILED:
+                group = groups.setdefault(str(status.cause), {})
+                first, number = group.get(digest, (cell, 0))
+                group[digest] = (first, number + 1)
+    for cause, group in sorted(groups.items()):
+        print(f"\nfailed by {cause}: {counted(len(group), 'stage')}")
+        for digest, (cell, number) in group.items():
+            node = view.sweep.nodes[digest]
+            shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
+            print(f"  {cell.cell} {node.name}{shared}: {view.stages[digest].reason}")
+            print(f"    sweep logs {view.sweep.name} {cell.cell} --stage {node.name}")
+    if groups:
+        print(f"\nwhen mended: sweep rerun {view.sweep.name}")
+
+
+def write_reports(view: View) -> None:
+    """Writes the sweep's reports from the rows that there are; a report that fails costs no result."""
+    rows = collect_rows(view.ledger, view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
+    if not rows:
+        return
+    folder = view.ledger.objects.workspace(layout.report(view.sweep.name))
+    for name in view.sweep.report:
+        try:
+            paths: list[Path] = lookup(REPORTS, name, kind="report")(rows, folder)
+        except Exception as error:  # noqa: BLE001 - reports may be the user's own
+            traceback.print_exc()
+            print(f"the report {name} failed: {error}", file=sys.stderr)
+            continue
+        for path in paths:
+            if path.suffix == ".md":
+                print(f"\n{path.read_text().rstrip()}")
+        print("\n" + "\n".join(str(path) for path in paths))
+    view.ledger.objects.upload(layout.report(view.sweep.name))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Attends to a request that is already recorded."""
+    url, name, number = sys.argv[1:] if argv is None else argv
+    try:
+        ledger = open_ledger(url)
+        request = next(r for r in ledger.requests(name) if r.number == int(number))
+        view = sealed_view(ledger, name, request.revision)
+        num_cells = len(view.sweep.cells) if request.cells is None else len(request.cells)
+        return attend(
+            view, request, make_launcher(msgspec.convert(request.settings, EngineSettings), num_cells)
+        )
+    except SweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

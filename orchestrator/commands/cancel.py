@@ -1,0 +1,43 @@
+"""`sweep cancel`: stop cells and keep them from being claimed, until the next launch or rerun of them."""
+
+from __future__ import annotations
+
+import argparse
+
+from orchestrator import provenance
+from orchestrator.commands.output import counted
+from orchestrator.commands.view import add_sweep, no_overrides, open_view
+from orchestrator.core.records import Request
+from orchestrator.core.state import State
+from orchestrator.errors import UserError
+from orchestrator.store.ledger import new_nonce
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_sweep(parser, only=True, json=False)
+    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Records the cancel; workers see it within seconds and checkpoint first."""
+    view = open_view(args.sweep, no_overrides(args.words))
+    if not view.sealed:
+        raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    cells = [cell for cell in view.select(args.only) if view.cells[cell.cell].state is not State.DONE]
+    running = sum(view.cells[cell.cell].state is State.RUNNING for cell in cells)
+    if not cells:
+        print(f"{view.title}: nothing to cancel, all these cells are done")
+        return 0
+    request = Request(
+        nonce=new_nonce(),
+        number=0,
+        verb="cancel",
+        revision=view.number,
+        cells=tuple(cell.cell for cell in cells),
+        by=provenance.user(),
+        at=provenance.now(),
+    )
+    view.ledger.add_request(view.sweep.name, request)
+    print(f"{view.title}: cancelled {counted(len(cells), 'cell')}, {running} of them running")
+    return 0

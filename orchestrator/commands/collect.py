@@ -1,0 +1,74 @@
+"""`sweep collect`: the result rows of a sweep as one table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from orchestrator.commands.output import counted, print_json
+from orchestrator.commands.view import View, add_only, no_overrides, open_view
+from orchestrator.errors import UserError
+from orchestrator.store.table import Rows, collect_rows, write_table
+
+FORMATS = ("parquet", "csv", "json")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument(
+        "sweep", metavar="SWEEP", help="a name or a path to a YAML file, with @k for revision k"
+    )
+    add_only(parser)
+    parser.add_argument("--format", choices=FORMATS, help="default: by the name of FILE, else csv")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--json", action="store_true", help="the same as --format json")
+    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collects the rows of finished stages."""
+    kind = _kind(args)
+    view = open_view(args.sweep, no_overrides(args.words))
+    rows = rows_of(view, args.only)
+    if args.out is None:
+        if kind == "json":
+            print_json(rows)
+        elif rows:
+            with tempfile.TemporaryDirectory() as folder:
+                write_table(rows, path := Path(folder, "rows.csv"), "csv")
+                sys.stdout.write(path.read_text())
+        print(f"{view.title}: {counted(len(rows), 'row')}", file=sys.stderr)
+        return 0
+    if not args.out.absolute().parent.is_dir():
+        raise UserError(f"no folder {args.out.absolute().parent}", where=f"--out {args.out}")
+    if kind == "json":
+        import msgspec
+
+        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
+    else:
+        write_table(rows, args.out, kind)
+    print(f"{view.title}: {counted(len(rows), 'row')} in {args.out}")
+    return 0
+
+
+def rows_of(view: View, only: list[str]) -> Rows:
+    """Returns the rows of the selected cells."""
+    cells = view.select(only)
+    return collect_rows(view.ledger, view.sweep, view.number, cells, view.cells, view.snapshot)
+
+
+def _kind(args: argparse.Namespace) -> str:
+    if args.json:
+        return "json"
+    if args.format:
+        if args.format == "parquet" and args.out is None:
+            raise UserError("Parquet is no text", fix="--out FILE.parquet")
+        return str(args.format)
+    suffix = args.out.suffix.lstrip(".") if args.out else "csv"
+    if suffix not in FORMATS:
+        raise UserError(
+            f"{args.out} has none of the known endings", allowed=", ".join(FORMATS), fix="--format csv"
+        )
+    return str(suffix)

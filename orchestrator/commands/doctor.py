@@ -1,0 +1,172 @@
+"""`sweep doctor`: checks of this machine and the store, one line each; exit 1 if one fails."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.commands.output import print_json
+from orchestrator.commands.view import no_overrides, store_url
+from orchestrator.errors import SweepError
+from orchestrator.launchers.local import available_cpus, visible_gpus
+from orchestrator.store.ledger import open_ledger
+from orchestrator.store.objects import PosixStore, open_objects
+
+PACKAGES = (
+    "hydra-core",
+    "msgspec",
+    "submitit",
+    "ray",
+    "torch",
+    "transformers",
+    "datasets",
+    "wandb",
+    "pyarrow",
+)
+RACERS = 8
+HUB = ("huggingface.co", 443)
+
+
+class Check(NamedTuple):
+    """One line: `ok` is None for what is not here and not needed everywhere."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs all checks."""
+    checks = list(_checks(store_url(no_overrides(args.words))))
+    if args.json:
+        print_json([check._asdict() for check in checks])
+    else:
+        for check in checks:
+            mark = {True: "ok  ", False: "FAIL", None: "--  "}[check.ok]
+            print(f"{mark}  {check.name:<18} {check.detail}")
+    return 1 if any(check.ok is False for check in checks) else 0
+
+
+def _checks(url: str) -> Iterator[Check]:
+    yield Check(
+        "python", sys.version_info >= (3, 11), f"{platform.python_version()}, 3.11 or newer is needed"
+    )
+    for name in PACKAGES:
+        yield _package(name)
+    yield Check("cpus", True, f"{available_cpus()} usable")
+    gpus = visible_gpus()
+    yield Check(
+        "gpus", True if gpus else None, ", ".join(gpus) if gpus else "none visible; stages run on the CPU"
+    )
+    yield _guarded("store", lambda: _store(url))
+    yield _guarded("store semantics", lambda: _semantics(url))
+    yield _slurm()
+    yield _ray()
+    yield _hub()
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except (SweepError, OSError) as error:
+        return Check(name, False, " ".join(str(error).split()))
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, False, f"not installed: pip install {name}")
+
+
+def _nearest_folder(url: str) -> Path:
+    folder = Path(open_objects(url).url)
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _store(url: str) -> Check:
+    folder = _nearest_folder(url)
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return Check("store", False, f"{folder} is no writable folder")
+    open_ledger(url)
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    state = "exists" if (Path(url) / "store.json").exists() else "will be made by the first launch"
+    return Check("store", free_gib > 1, f"{url} ({state}), {free_gib:.0f} GiB free")
+
+
+def _semantics(url: str) -> Check:
+    """Races creates of one key, in a scratch folder on the store's file system."""
+    with tempfile.TemporaryDirectory(prefix=".sweep-doctor-", dir=_nearest_folder(url)) as scratch:
+        store = PosixStore(Path(scratch))
+        with ThreadPoolExecutor(RACERS) as pool:
+            for number in range(20):
+                wins = pool.map(lambda n, k=number: store.create(f"key-{k}", str(n).encode()), range(RACERS))
+                if sum(wins) != 1:
+                    return Check(
+                        "store semantics", False, "two writers created one key: claims would not hold"
+                    )
+        store.put("key-0", b"replaced")
+        good = store.get("key-0") == b"replaced" and len(store.list("").files) == 20
+        store.delete("key-0")
+        good = good and store.get("key-0") is None
+    return Check(
+        "store semantics", good, "create is exclusive among 8 writers, replace, list and delete work"
+    )
+
+
+def _slurm() -> Check:
+    if shutil.which("sbatch") is None:
+        return Check("slurm", None, "no sbatch here; only launcher=slurm needs it")
+    try:
+        done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=10, check=False)
+        alive = subprocess.run(
+            ["sinfo", "-h", "-o", "%D"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("slurm", False, f"sinfo does not answer: {error}")
+    if alive.returncode != 0:
+        return Check("slurm", None, f"{done.stdout.strip()} is installed, no controller answers")
+    return Check("slurm", True, f"{done.stdout.strip()}, nodes: {' '.join(alive.stdout.split())}")
+
+
+def _ray() -> Check:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Check("ray cluster", None, "RAY_ADDRESS is not set; only launcher=ray needs it")
+    host, _, port = address.rpartition("://")[2].partition(":")
+    return Check("ray cluster", _reaches(host, int(port or 8265)), address)
+
+
+def _hub() -> Check:
+    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "ON"):
+        return Check("hub", None, "HF_HUB_OFFLINE is set: models come from the cache or a local path")
+    if _reaches(*HUB):
+        return Check("hub", True, f"{HUB[0]} answers")
+    return Check("hub", None, f"{HUB[0]} is out of reach: models come from the cache or a local path")
+
+
+def _reaches(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=3):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,102 @@
+"""`sweep launch`: seal the sweep, record the wish, and run everything that is not done."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from orchestrator import provenance
+from orchestrator.commands.attend import attend, detach, make_launcher
+from orchestrator.commands.output import counted
+from orchestrator.commands.plan import add_composing, planned
+from orchestrator.commands.view import View, sealed_view
+from orchestrator.compose import Composition, engine_settings
+from orchestrator.core.records import Request, Revision
+from orchestrator.core.settings import EngineSettings
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
+from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_composing(parser)
+    parser.add_argument(
+        "--detach", action="store_true", help="return at once; the launch goes on without a terminal"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Launches a sweep, attached unless asked otherwise."""
+    view, composition = planned(args.sweep, args.overrides, args.name)
+    cells = view.select(args.only)
+    settings, import_paths = engine_of(view, composition)
+    launcher = make_launcher(settings, len(cells))
+    ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
+    ledger.prove_writable()
+    sealed = seal(ledger, composition, args.overrides) if composition else view
+    print(f"{sealed.title}: {sealed.sweep.description}")
+    for note in composition.notes if composition else ():
+        print(f"  note: {note}")
+    num_done = sum(view.cells[cell.cell].state is State.DONE for cell in cells)
+    print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {ledger.objects.url}")
+    request = Request(
+        nonce=new_nonce(),
+        number=0,
+        verb="launch",
+        revision=sealed.number,
+        cells=tuple(cell.cell for cell in cells) if args.only else None,
+        after=attempts_so_far(view, cells),
+        settings=msgspec.to_builtins(settings),
+        import_paths=import_paths,
+        provenance=provenance.of_launch(sys.argv, import_paths[0] if import_paths else "."),
+        by=provenance.user(),
+        at=provenance.now(),
+    )
+    request = ledger.add_request(sealed.sweep.name, request)
+    if args.detach:
+        return detach(sealed, request)
+    return attend(sealed.fresh(), request, launcher)
+
+
+def engine_of(view: View, composition: Composition | None) -> tuple[EngineSettings, tuple[str, ...]]:
+    """Returns settings and import paths: as composed, or for a sealed revision those of its last launch."""
+    if composition is not None:
+        return composition.engine, composition.import_paths
+    for request in reversed(view.requests):
+        if request.settings:
+            return msgspec.convert(request.settings, EngineSettings), request.import_paths
+    return engine_settings(), ()
+
+
+def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> View:
+    """Seals what was composed, or finds the revision with the same content."""
+    content = content_digest(composition.sweep)
+
+    def revision(number: int) -> Revision:
+        return Revision(
+            nonce=new_nonce(),
+            number=number,
+            content=content,
+            sweep=composition.sweep,
+            source=composition.source.read_text(),
+            overrides=tuple(overrides),
+            notes=composition.notes,
+            at=provenance.now(),
+        )
+
+    sealed = ledger.seal(revision, composition.sweep.name, content)
+    return sealed_view(ledger, composition.sweep.name, sealed.number)
+
+
+def attempts_so_far(view: View, cells: Sequence[Cell]) -> dict[str, int]:
+    """Returns, for each stage that is not done, the number of its last attempt: budgets count from there."""
+    return {
+        digest: status.attempts
+        for cell in cells
+        for digest, status in view.cells[cell.cell].stages.items()
+        if status.state is not State.DONE and status.attempts
+    }

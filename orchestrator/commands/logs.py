@@ -1,0 +1,88 @@
+"""`sweep logs`: the log of one attempt of one stage of a cell, by default the one that matters now."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from orchestrator.commands.view import View, add_sweep, no_overrides, open_view
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell, Node
+from orchestrator.errors import UserError, nearest
+from orchestrator.store import layout
+
+POLL_S = 0.5
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_sweep(parser, json=False)
+    parser.add_argument("cell", metavar="CELL", help="a cell's id or the beginning of it")
+    parser.add_argument(
+        "--stage", help="such as train, or prepare[en]; default: the failed, running or last one"
+    )
+    parser.add_argument("--attempt", type=int, help="its number; default: the last")
+    parser.add_argument("--follow", action="store_true", help="go on until the attempt ends")
+    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a log."""
+    url = no_overrides(args.words)
+    view = open_view(args.sweep, url)
+    cell = view.cell(args.cell)
+    node = _named(view, cell, args.stage) if args.stage else _interesting(view, cell)
+    numbers = [attempt.number for attempt in view.ledger.attempts(node)]
+    if not numbers:
+        raise UserError(
+            f"{node.name} of {cell.cell} was never started", fix=f"sweep why {args.sweep} {cell.cell}"
+        )
+    number = args.attempt or numbers[-1]
+    if number not in numbers:
+        raise UserError(
+            f"{node.name} has no attempt {number}", allowed=f"known: {', '.join(map(str, numbers))}"
+        )
+    folder = view.ledger.objects.download(layout.payload(node.stage, node.digest, number))
+    print(f"{view.title} {cell.cell} {node.name} attempt {number}: {folder / layout.LOG}", file=sys.stderr)
+    _print(folder / layout.LOG, view, node, number, follow=args.follow)
+    return 0
+
+
+def _named(view: View, cell: Cell, name: str) -> Node:
+    nodes = {view.sweep.nodes[digest].name: view.sweep.nodes[digest] for digest in cell.chain}
+    if name not in nodes:
+        raise UserError(f"{cell.cell} has no stage {name!r}", allowed=nearest(name, nodes))
+    return nodes[name]
+
+
+def _interesting(view: View, cell: Cell) -> Node:
+    stages = view.cells[cell.cell].stages
+    for state in (State.FAILED, State.RUNNING, State.LOST, State.RELEASED):
+        for digest, status in stages.items():
+            if status.state is state:
+                return view.sweep.nodes[digest]
+    tried = [digest for digest, status in stages.items() if status.attempts]
+    return view.sweep.nodes[tried[-1] if tried else cell.chain[-1]]
+
+
+def _print(path: Path, view: View, node: Node, number: int, *, follow: bool) -> None:
+    position = 0
+    while True:
+        attempt = view.ledger.attempt(node, number)
+        ended = attempt is None or attempt.end is not None
+        if path.exists():
+            with path.open("rb") as stream:
+                stream.seek(position)
+                data = stream.read()
+            position += len(data)
+            sys.stdout.write(data.decode(errors="replace"))
+            sys.stdout.flush()
+        if attempt is not None and attempt.end is not None and attempt.end.message:
+            print(
+                f"-- {attempt.end.outcome} {attempt.end.cause or ''}: {attempt.end.message}", file=sys.stderr
+            )
+        if ended or not follow:
+            return
+        time.sleep(POLL_S)

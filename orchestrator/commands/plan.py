@@ -1,0 +1,170 @@
+"""`sweep plan`: cells, stages, what a launch would do and why. Touches nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+
+from orchestrator.commands.output import counted, print_json, print_table, shorten
+from orchestrator.commands.view import (
+    View,
+    add_only,
+    current_revision,
+    parse_reference,
+    sealed_view,
+    store_url,
+)
+from orchestrator.compose import Composition, compose
+from orchestrator.core.plan import Action, Step, decide
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import UserError
+from orchestrator.store.ledger import Ledger, content_digest, open_ledger
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_composing(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def add_composing(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of verbs that compose a sweep."""
+    parser.add_argument("sweep", metavar="SWEEP", help="a name, or a path to a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
+    )
+    parser.add_argument("--name", help="keep this variant apart under another name")
+    add_only(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan."""
+    view, composition = planned(args.sweep, args.overrides, args.name)
+    cells = view.select(args.only)
+    steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
+    if args.json:
+        print_json(as_json(view, cells, steps))
+        return 0
+    print(f"{view.title}: {view.sweep.description}")
+    for note in composition.notes if composition else ():
+        print(f"  note: {note}")
+    drift(view)
+    print_stages(view, cells, steps)
+    columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
+    rows = [[*cell.axes.values(), cell.cell, _summary(view, cell, steps[cell.cell])] for cell in cells]
+    print()
+    print_table(columns, rows)
+    return 0
+
+
+def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[View, Composition | None]:
+    """Composes a sweep and looks it up in the store; ``SWEEP@k`` is read from the store instead.
+
+    Raises:
+        UserError: whatever is wrong with the sweep or its overrides.
+    """
+    reference = parse_reference(word)
+    if reference.revision is not None:
+        from orchestrator.commands.view import split_store
+
+        url, rest = split_store(overrides)
+        if rest or name:
+            raise UserError(
+                f"{word} is sealed: overrides cannot change it", fix=f"{reference.source} without @"
+            )
+        return sealed_view(open_ledger(store_url(url)), reference.name, reference.revision), None
+    composition = compose(word, overrides, name=name)
+    ledger = open_ledger(store_url(composition.engine.store.url))
+    return as_view(ledger, composition), composition
+
+
+def as_view(ledger: Ledger, composition: Composition) -> View:
+    """Finds the revision that has the composition's content, or the number that it would get."""
+    sweep = composition.sweep
+    number = ledger.find_content(sweep.name, content_digest(sweep))
+    if number is not None:
+        return sealed_view(ledger, sweep.name, number)
+    return View(ledger, sweep, max(ledger.revision_numbers(sweep.name), default=0) + 1, sealed=False)
+
+
+def as_json(view: View, cells: Sequence[Cell], steps: dict[str, dict[str, Step]]) -> dict[str, object]:
+    """Returns the stable machine-readable form."""
+    nodes = view.sweep.nodes
+    return {
+        "sweep": view.sweep.name,
+        "revision": view.number,
+        "num_cells": len(cells),
+        "cells": [
+            {
+                "cell": cell.cell,
+                "axes": cell.axes,
+                "columns": cell.columns,
+                "state": view.cells[cell.cell].state,
+                "stages": [
+                    {
+                        "stage": nodes[digest].name,
+                        "digest": digest,
+                        "state": view.cells[cell.cell].stages[digest].state,
+                        "action": step.action,
+                        "reason": step.reason,
+                    }
+                    for digest, step in steps[cell.cell].items()
+                ],
+            }
+            for cell in cells
+        ],
+    }
+
+
+def print_stages(view: View, cells: Sequence[Cell], steps: dict[str, dict[str, Step]]) -> None:
+    """Prints, for each stage of the sweep, how many distinct ones a launch would run, reuse or leave."""
+    actions: dict[str, Action] = {}
+    for cell in cells:
+        for digest, step in steps[cell.cell].items():
+            actions[digest] = step.action
+    counts: dict[str, Counter[Action]] = {stage: Counter() for stage in view.sweep.specs}
+    for digest, action in actions.items():
+        counts[view.sweep.nodes[digest].stage][action] += 1
+    print(
+        f"{counted(len(cells), 'cell')}, {counted(len(actions), 'stage')}; a stage that cells share runs once"
+    )
+    rows = [(stage, *(count[action] or "-" for action in Action)) for stage, count in counts.items()]
+    print_table(("stage", *Action), rows)
+
+
+def drift(view: View) -> None:
+    """Says which cells are new, and why, against the revision that was launched last."""
+    if view.sealed:
+        return
+    number = current_revision(view.ledger, view.sweep.name)
+    if number is None:
+        return
+    before = view.ledger.revision(view.sweep.name, number).sweep
+    old = {cell.cell for cell in before.cells}
+    new = [cell for cell in view.sweep.cells if cell.cell not in old]
+    if not new:
+        return
+    from orchestrator.commands.diff import changed_keys
+
+    by_axes = {tuple(cell.axes.items()): cell for cell in before.cells}
+    changed: Counter[str] = Counter()
+    for cell in new:
+        former = by_axes.get(tuple(cell.axes.items()))
+        changed.update(
+            changed_keys(former.config, cell.config) if former else {"another place in the grid": None}
+        )
+    why = ", ".join(f"{key} ({counted(n, 'cell')})" for key, n in changed.most_common(5))
+    print(f"  {counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}")
+
+
+def _summary(view: View, cell: Cell, steps: dict[str, Step]) -> str:
+    if all(step.action is Action.REUSE for step in steps.values()):
+        return "nothing: done"
+    parts = []
+    for action in Action:
+        names = [view.sweep.nodes[digest].name for digest, step in steps.items() if step.action is action]
+        if names and action is not Action.REUSE:
+            parts.append(f"{action} {' '.join(names)}")
+    told = [s.reason for s in steps.values() if s.action in (Action.LEAVE, Action.RESUME, Action.WAIT)]
+    return "; ".join(parts) + (f" ({shorten(told[0], 90)})" if told else "")

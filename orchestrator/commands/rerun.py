@@ -1,0 +1,103 @@
+"""`sweep rerun`: run the failed cells again, or those that a selector names; keeps every earlier attempt."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import msgspec
+
+from orchestrator import provenance
+from orchestrator.commands.attend import attend, detach, make_launcher
+from orchestrator.commands.launch import attempts_so_far, engine_of
+from orchestrator.commands.output import counted, print_table, shorten
+from orchestrator.commands.view import View, add_sweep, open_view, split_store
+from orchestrator.compose import engine_settings
+from orchestrator.core.records import Request
+from orchestrator.core.settings import EngineSettings
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import UserError
+from orchestrator.store.ledger import new_nonce
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_sweep(parser, only=True, json=False)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="of the engine, such as launcher.workers=4"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
+    parser.add_argument("--yes", action="store_true", help="do not ask on a terminal")
+    parser.add_argument("--detach", action="store_true", help="return at once")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Says what it will do, then does it."""
+    url, rest = split_store(args.overrides)
+    view = open_view(args.sweep, url)
+    if not view.sealed:
+        raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    settings, import_paths = engine_of(view, None)
+    if rest:
+        settings = engine_settings(rest)
+    chosen = view.select(args.only) if args.only else _failed(view)
+    cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
+    if not cells:
+        done = f"{counted(len(chosen), 'cell')} named, all done" if args.only else "no failed cells"
+        print(f"{view.title}: {done}, nothing to rerun")
+        return 0
+    launcher = make_launcher(settings, len(cells))
+    _say(view, cells)
+    if args.dry_run:
+        return 0
+    if (
+        not args.yes
+        and sys.stdin.isatty()
+        and input("rerun them? [y/N] ").strip().lower() not in ("y", "yes")
+    ):
+        print("nothing was started")
+        return 0
+    request = _record(view, cells, settings, import_paths)
+    return detach(view, request) if args.detach else attend(view.fresh(), request, launcher)
+
+
+def _failed(view: View) -> list[Cell]:
+    """Failed cells, and lost ones, which nobody runs any more."""
+    return [
+        c for c in view.sweep.cells if view.cells[c.cell].state in (State.FAILED, State.LOST, State.BLOCKED)
+    ]
+
+
+def _say(view: View, cells: list[Cell]) -> None:
+    print(f"{view.title}: rerun {counted(len(cells), 'cell')}; what is done stays, checkpoints are used")
+    rows = []
+    for cell in cells:
+        status = view.cells[cell.cell]
+        stages = [
+            view.sweep.nodes[d].name
+            for d, s in status.stages.items()
+            if s.state not in (State.DONE, State.RUNNING)
+        ]
+        rows.append((cell.cell, status.state, status.attempts, " ".join(stages), shorten(status.reason, 80)))
+    print_table(("cell", "state", "attempts", "stages to run", "reason"), rows)
+
+
+def _record(
+    view: View, cells: list[Cell], settings: EngineSettings, import_paths: tuple[str, ...]
+) -> Request:
+    view.ledger.prove_writable()
+    request = Request(
+        nonce=new_nonce(),
+        number=0,
+        verb="rerun",
+        revision=view.number,
+        cells=tuple(cell.cell for cell in cells),
+        after=attempts_so_far(view, cells),
+        settings=msgspec.to_builtins(settings),
+        import_paths=import_paths,
+        provenance=provenance.of_launch(sys.argv, import_paths[0] if import_paths else "."),
+        by=provenance.user(),
+        at=provenance.now(),
+    )
+    return view.ledger.add_request(view.sweep.name, request)

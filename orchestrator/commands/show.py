@@ -1,0 +1,62 @@
+"""`sweep show`: a cell's resolved config, its digests, and where its files are."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from orchestrator.commands.output import print_json, print_table
+from orchestrator.commands.view import add_sweep, no_overrides, open_view
+from orchestrator.store import layout
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_sweep(parser)
+    parser.add_argument("cell", metavar="CELL", help="a cell's id or the beginning of it")
+    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one cell."""
+    view = open_view(args.sweep, no_overrides(args.words))
+    cell = view.cell(args.cell)
+    stages = []
+    for digest in cell.chain:
+        node, evidence = view.sweep.nodes[digest], view.snapshot.evidence(digest)
+        number = evidence.attempts[-1].number if evidence.attempts else None
+        if evidence.done is not None:
+            number = evidence.done.attempt
+        where = "" if number is None else layout.payload(node.stage, digest, number)
+        stages.append(
+            {
+                "stage": node.name,
+                "digest": digest,
+                "state": view.cells[cell.cell].stages[digest].state,
+                "folder": str(view.ledger.objects.download(where)) if where else None,
+                "files": [file.path for file in evidence.done.files] if evidence.done else [],
+                "reads": node.reads,
+                "inputs": [view.sweep.nodes[i.digest].name for i in node.inputs],
+            }
+        )
+    if args.json:
+        print_json(
+            {
+                "sweep": view.sweep.name,
+                "revision": view.number,
+                "cell": cell.cell,
+                "axes": cell.axes,
+                "columns": cell.columns,
+                "config": cell.config,
+                "stages": stages,
+            }
+        )
+        return 0
+    print(f"{view.title} {cell.cell}")
+    print(msgspec.yaml.encode(cell.config).decode())
+    print_table(
+        ("stage", "digest", "state", "files in"),
+        [(s["stage"], str(s["digest"])[:12], s["state"], s["folder"] or "-") for s in stages],
+    )
+    return 0

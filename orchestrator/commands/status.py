@@ -1,0 +1,79 @@
+"""`sweep status`: where each cell stands, from any machine that sees the store, also while it runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+
+from orchestrator.commands.output import counted, print_json, print_table, shorten
+from orchestrator.commands.view import View, add_sweep, no_overrides, open_view
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_sweep(parser, only=True)
+    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the state of each cell."""
+    view = open_view(args.sweep, no_overrides(args.words))
+    cells = view.select(args.only)
+    if args.json:
+        print_json(as_json(view, cells))
+        return 0
+    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    print(f"{view.title}: {counted(len(cells), 'cell')}: {summary}")
+    rows = []
+    for cell in cells:
+        status = view.cells[cell.cell]
+        stages = status.stages.values()
+        num_done = sum(s.state is State.DONE for s in stages)
+        seconds = sum(s.seconds or 0.0 for s in stages)
+        reason = "" if status.state is State.DONE else shorten(status.reason, 100)
+        rows.append(
+            (cell.cell, status.state, f"{num_done}/{len(stages)}", status.attempts, f"{seconds:.1f}", reason)
+        )
+    print_table(("cell", "state", "stages", "attempts", "seconds", "reason"), rows)
+    return 0
+
+
+def as_json(view: View, cells: Sequence[Cell]) -> dict[str, object]:
+    """Returns the stable machine-readable form; `seconds` is the wall time of the last attempt of a stage."""
+    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    rows = []
+    for cell in cells:
+        status = view.cells[cell.cell]
+        stages = [
+            {
+                "stage": view.sweep.nodes[digest].name,
+                "digest": digest,
+                "state": stage.state,
+                "cause": stage.cause,
+                "attempts": stage.attempts,
+                "seconds": stage.seconds,
+                "reason": stage.reason,
+            }
+            for digest, stage in status.stages.items()
+        ]
+        rows.append(
+            {
+                "cell": cell.cell,
+                "axes": cell.axes,
+                "state": status.state,
+                "cause": status.cause,
+                "reason": status.reason,
+                "attempts": status.attempts,
+                "stages": stages,
+            }
+        )
+    return {
+        "sweep": view.sweep.name,
+        "revision": view.number,
+        "counts": {str(state): n for state, n in counts.items()},
+        "cells": rows,
+    }

@@ -1,0 +1,235 @@
+"""What most verbs begin with: the sweep that is meant, its revision in the store, and its cells' states."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator.core.records import Request, Revision
+from orchestrator.core.requests import Wishes, fold
+from orchestrator.core.selector import Subject, select
+from orchestrator.core.settings import Policy
+from orchestrator.core.state import CellStatus, StageStatus, cell_status, stage_status
+from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.errors import UserError
+from orchestrator.store.evidence import Snapshot
+from orchestrator.store.ledger import Ledger, open_ledger
+
+DEFAULT_STORE = "runs"
+
+
+def add_sweep(parser: argparse.ArgumentParser, *, only: bool = False, json: bool = True) -> None:
+    """Adds the arguments that most verbs share."""
+    parser.add_argument(
+        "sweep", metavar="SWEEP", help="a name or a path to a YAML file, with @k for revision k"
+    )
+    if only:
+        add_only(parser)
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def add_only(parser: argparse.ArgumentParser) -> None:
+    """Adds the selector that narrows a verb."""
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="SELECTOR",
+        help="such as 'model=a state=failed'; repeats",
+    )
+
+
+def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes ``store.url=URL`` out of a verb's words."""
+    urls = [word.partition("=")[2] for word in words if word.startswith("store.url=")]
+    rest = [word for word in words if not word.startswith("store.url=")]
+    return (urls[-1] if urls else None), rest
+
+
+def no_overrides(words: Sequence[str]) -> str | None:
+    """Returns the store that a reading verb's words name.
+
+    Raises:
+        UserError: a word is no ``store.url=``.
+    """
+    url, rest = split_store(words)
+    if rest:
+        raise UserError(f"unexpected {rest[0]!r}", allowed="only store.url=FOLDER may be set here")
+    return url
+
+
+def store_url(url: str | None) -> str:
+    """Returns where the store is: as given, else SWEEP_STORE, else ``runs`` in the working folder."""
+    url = url or os.environ.get("SWEEP_STORE") or DEFAULT_STORE
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
+class Reference(NamedTuple):
+    """What SWEEP means: the name in the store, the word for composing, and the revision asked for."""
+
+    name: str
+    source: str
+    revision: int | None
+
+
+def parse_reference(word: str) -> Reference:
+    """Reads ``smoke``, ``smoke@2`` or ``path/to/x.yaml``.
+
+    Raises:
+        UserError: the revision is no number.
+    """
+    source, at, number = word.rpartition("@")
+    if not at:
+        source, number = word, ""
+    elif not number.isdigit() or int(number) < 1:
+        raise UserError(f"{word!r} names no revision", allowed="SWEEP@1, SWEEP@2, ...")
+    name = Path(source).stem if source.endswith((".yaml", ".yml")) or "/" in source else source
+    return Reference(name, source, int(number) if number else None)
+
+
+class View:
+    """A revision and the states of its cells, read when first asked for.
+
+    Args:
+        ledger: the store.
+        sweep: the sealed or composed content.
+        number: of the revision; the one it would get when it is not sealed.
+        sealed: whether the store holds it.
+        record: the revision's record, None when it is not sealed.
+        trusted: products whose files were looked at before, shared between views of one sweep.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        sweep: Sweep,
+        number: int,
+        *,
+        sealed: bool,
+        record: Revision | None = None,
+        trusted: set[tuple[str, int]] | None = None,
+    ) -> None:
+        self.ledger, self.sweep, self.number, self.sealed, self.record = ledger, sweep, number, sealed, record
+        self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
+
+    def fresh(self) -> View:
+        """Returns a view of the same revision that reads the store anew."""
+        return View(
+            self.ledger, self.sweep, self.number, sealed=self.sealed, record=self.record, trusted=self.trusted
+        )
+
+    @property
+    def title(self) -> str:
+        """``smoke@2``, and whether it is sealed."""
+        return f"{self.sweep.name}@{self.number}" + ("" if self.sealed else " (not launched yet)")
+
+    @cached_property
+    def requests(self) -> list[Request]:
+        """The sweep's requests, oldest first."""
+        return self.ledger.requests(self.sweep.name)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """That of the last launch or rerun, which ran under it."""
+        for request in reversed(self.requests):
+            if request.settings:
+                return msgspec.convert(request.settings["policy"], Policy)
+        return Policy()
+
+    @cached_property
+    def wishes(self) -> Wishes:
+        """The requests, folded."""
+        return fold(self.requests, [cell.cell for cell in self.sweep.cells])
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The evidence of the sweep's stages."""
+        return Snapshot(self.ledger, self.sweep.nodes.values(), trusted=self.trusted)
+
+    @cached_property
+    def stages(self) -> dict[str, StageStatus]:
+        """State of each stage by digest."""
+        return {
+            digest: stage_status(
+                self.snapshot.evidence(digest), self.wishes.budget(digest, self.policy.retries)
+            )
+            for digest in self.sweep.nodes
+        }
+
+    @cached_property
+    def cells(self) -> dict[str, CellStatus]:
+        """State of each cell by id."""
+        return {
+            cell.cell: cell_status(
+                cell, self.sweep.nodes, self.stages, cancelled=cell.cell in self.wishes.cancelled
+            )
+            for cell in self.sweep.cells
+        }
+
+    def subject(self, cell: Cell) -> Subject:
+        """What selectors see of a cell."""
+        status = self.cells[cell.cell]
+        return Subject(cell.axes, cell.columns, cell.config, cell.cell, status.state, status.cause)
+
+    def select(self, only: Sequence[str]) -> list[Cell]:
+        """Returns the cells that the selectors name, all without selectors.
+
+        Raises:
+            UserError: an unknown key, value or cell.
+        """
+        if not only:
+            return list(self.sweep.cells)
+        return select(only, [(cell, self.subject(cell)) for cell in self.sweep.cells])
+
+    def cell(self, word: str) -> Cell:
+        """Returns the one cell that a word names: its id, the beginning of it, or any selector.
+
+        Raises:
+            UserError: there is none, or more than one.
+        """
+        found = self.select([word])
+        if len(found) != 1:
+            names = ", ".join(cell.cell for cell in found[:4]) + (", ..." if len(found) > 4 else "")
+            raise UserError(
+                f"{word!r} names {len(found)} cells, one is needed", where=self.title, allowed=names
+            )
+        return found[0]
+
+
+def open_view(word: str, url: str | None = None) -> View:
+    """Opens what a reading verb speaks of: the revision asked for, else the last launched, else as composed.
+
+    Raises:
+        UserError: the sweep is neither in the store nor in a file.
+    """
+    reference = parse_reference(word)
+    ledger = open_ledger(store_url(url))
+    if reference.revision is not None:
+        return sealed_view(ledger, reference.name, reference.revision)
+    number = current_revision(ledger, reference.name)
+    if number is not None:
+        return sealed_view(ledger, reference.name, number)
+    from orchestrator.compose import compose  # only for a sweep that was never launched
+
+    return View(ledger, compose(reference.source).sweep, 1, sealed=False)
+
+
+def sealed_view(ledger: Ledger, name: str, number: int) -> View:
+    """Opens a sealed revision."""
+    record = ledger.revision(name, number)
+    return View(ledger, record.sweep, number, sealed=True, record=record)
+
+
+def current_revision(ledger: Ledger, name: str) -> int | None:
+    """Returns the revision of the last launch or rerun, else the newest sealed, None when there is none."""
+    for request in reversed(ledger.requests(name)):
+        if request.verb in ("launch", "rerun"):
+            return request.revision
+    return max(ledger.revision_numbers(name), default=None)

@@ -1,0 +1,117 @@
+"""`sweep why`: the evidence behind a cell's state, every attempt and every product verified anew."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import msgspec
+
+from orchestrator.commands.output import print_json
+from orchestrator.commands.view import View, add_sweep, no_overrides, open_view
+from orchestrator.core.state import Attempt
+from orchestrator.core.sweep import Cell, Node
+from orchestrator.manifest import damage
+from orchestrator.store.evidence import product_folder
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_sweep(parser)
+    parser.add_argument("cell", metavar="CELL", help="a cell's id or the beginning of it")
+    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the evidence of one cell."""
+    view = open_view(args.sweep, no_overrides(args.words))
+    cell = view.cell(args.cell)
+    stages = [_evidence(view, cell, view.sweep.nodes[digest]) for digest in cell.chain]
+    status = view.cells[cell.cell]
+    requests = [
+        {"number": r.number, "verb": r.verb, "by": r.by, "at": r.at, "reason": r.reason}
+        for r in view.requests
+        if r.cells is None or cell.cell in r.cells
+    ]
+    if args.json:
+        print_json(
+            {
+                "sweep": view.sweep.name,
+                "revision": view.number,
+                "cell": cell.cell,
+                "state": status.state,
+                "reason": status.reason,
+                "stages": stages,
+                "requests": requests,
+            }
+        )
+        return 0
+    print(f"{view.title} {cell.cell}\n{status.state}: {status.reason}")
+    for stage in stages:
+        print(f"\n{stage['stage']}  {stage['digest'][:12]}  {stage['state']}: {stage['reason']}")
+        for line in stage["evidence"]:
+            print(f"  {line}")
+    for request in requests:
+        print(
+            f"\nrequest {request['number']}: {request['verb']} by {request['by']} at {request['at']}", end=""
+        )
+        print(f": {request['reason']}" if request["reason"] else "", end="")
+    print()
+    return 0
+
+
+def _evidence(view: View, cell: Cell, node: Node) -> dict[str, Any]:
+    status = view.cells[cell.cell].stages[node.digest]
+    lines = []
+    evidence = view.snapshot.evidence(node.digest)
+    attempts = view.ledger.attempts(node)
+    for attempt in attempts:
+        lines.extend(_of_attempt(attempt))
+    if evidence.done is not None:
+        folder = product_folder(view.ledger, node, evidence.done.attempt)
+        found = damage(folder, evidence.done.files)
+        verified = f"DAMAGED: {found}" if found else "verified by content"
+        lines.append(
+            f"product: generation {evidence.generation}, attempt {evidence.done.attempt}, "
+            f"{len(evidence.done.files)} files, {verified}"
+        )
+    elif evidence.problem:
+        lines.append(evidence.problem)
+    for taken in node.inputs:
+        state = view.cells[cell.cell].stages[taken.digest].state
+        lines.append(f"input {view.sweep.nodes[taken.digest].name}: {state}")
+    return {
+        "stage": node.name,
+        "digest": node.digest,
+        "state": status.state,
+        "reason": status.reason,
+        "evidence": lines,
+        "attempts": [msgspec.to_builtins(attempt._asdict()) for attempt in attempts],
+    }
+
+
+def _of_attempt(attempt: Attempt) -> list[str]:
+    lines = []
+    if attempt.problem:
+        lines.append(f"attempt {attempt.number}: {attempt.problem}")
+    if attempt.claim is not None:
+        claim, owner = attempt.claim, attempt.claim.owner
+        lines.append(
+            f"attempt {attempt.number}: claimed {claim.at} by process {owner.process.pid} on {owner.host}, "
+            f"for {claim.sweep} {claim.cell}, lease {claim.lease_s:.0f} s"
+        )
+        if claim.supersedes is not None:
+            lines.append(f"  after attempt {claim.supersedes.attempt} was lost: {claim.supersedes.evidence}")
+    if attempt.start is not None and attempt.start.parent is not None:
+        parent = attempt.start.parent
+        lines.append(f"  went on from step {parent.step} of attempt {parent.attempt}")
+    if attempt.heartbeat is not None:
+        beat = attempt.heartbeat
+        lines.append(
+            f"  heartbeat {beat.counter} at {beat.at}: {beat.phase}, step {beat.step} of {beat.num_steps}"
+        )
+    if attempt.end is not None:
+        end = attempt.end
+        what = " ".join(str(word) for word in (end.outcome, end.cause or "", end.why, end.message) if word)
+        lines.append(f"  ended {end.at} after {end.seconds:.1f} s: {what}")
+    return lines

@@ -1,0 +1,191 @@
+"""`compose`: a sweep file and overrides in, a sealed sweep and the engine's settings out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from orchestrator.compose.axes import Axis, axis_of, cell_labels
+from orchestrator.compose.commandline import Overrides, is_engine_key
+from orchestrator.compose.configs import Configs
+from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
+from orchestrator.compose.root import Root, translated
+from orchestrator.compose.schema import importable
+from orchestrator.core.grid import Grid, Selectors
+from orchestrator.core.settings import EngineSettings, engine_from
+from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweepfile import SweepFile, stage_specs
+from orchestrator.errors import UserError, nearest
+from orchestrator.registry import REPORTS, STAGES, lookup
+from orchestrator.stage import StageSpec
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What came of composing a sweep.
+
+    Attributes:
+        sweep: the sealed sweep.
+        engine: how to run it.
+        notes: what the user should know: merged cells, lifted checks.
+        source: the sweep file.
+        import_paths: folders from which the user's stages are imported.
+    """
+
+    sweep: Sweep
+    engine: EngineSettings
+    notes: tuple[str, ...]
+    source: Path
+    import_paths: tuple[str, ...]
+
+
+def compose(
+    sweep: str, overrides: Sequence[str] = (), *, name: str | None = None, cwd: Path | None = None
+) -> Composition:
+    """Composes a sweep.
+
+    Args:
+        sweep: a name, or a path to a YAML file.
+        overrides: in Hydra's grammar; for axes they narrow or replace.
+        name: keeps a variant apart in the store; the file's stem by default.
+        cwd: the working folder.
+
+    Raises:
+        UserError: anything wrong with the file, the config or the overrides; nothing was written.
+    """
+    cwd = (cwd or Path.cwd()).resolve()
+    source = locate(sweep, cwd)
+    sweep_id = sweep_name(source, name)
+    where = str(source.relative_to(cwd) if source.is_relative_to(cwd) else source)
+    file = read_sweep(source, where=where)
+    import_paths = tuple(dict.fromkeys([str(source.parent), str(cwd)]))
+    file_axes = {axis: axis_of(axis, value, where=where) for axis, value in file.axes.items()}
+    root = _cell_root(file, [*config_folders(cwd, source.parent)], where)
+    merged = Overrides(dict(file_axes))
+    merged.add_file(file.overrides, root, where=where)
+    merged.add_command_line(overrides, root)
+    engine = _engine(merged.engine, config_folders(cwd, source.parent))
+
+    configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
+    specs = _specs(file, import_paths, where)
+    _check_reports(file.report, where)
+    selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
+    grid = Grid(selectors, file.columns, specs, where=where)
+    axes = list(merged.axes.values())
+    grid.check_labels(cell_labels(axes))
+    for labels in itertools.product(*(axis.labels for axis in axes)):
+        texts = {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
+        if grid.admits(texts):
+            cell = " ".join(["cell", *(f"{axis}={text}" for axis, text in texts.items())])
+            config = configs.config(labels, where=f"{cell}, {where}")
+            grid.add(texts, ".".join(filter(None, (label.part for label in labels))), config)
+    cells, notes = grid.cells([len(axis.labels) for axis in axes])
+    notes += _check_count(len(cells), file.expect_cells, merged, grid.sum_text, where)
+    sealed = Sweep(
+        name=sweep_id,
+        description=file.description.strip(),
+        specs=specs,
+        nodes=grid.nodes,
+        cells=cells,
+        report=tuple(file.report),
+    )
+    return Composition(sealed, engine, tuple(notes), source, import_paths)
+
+
+def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> EngineSettings:
+    """Composes the engine's settings alone, for verbs that only need to find the store.
+
+    Raises:
+        UserError: an unknown key or value.
+    """
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        if not is_engine_key(key):
+            raise UserError(
+                f"{key!r} is no engine setting",
+                allowed="launcher, tracker, policy and store, such as store.url=",
+            )
+    merged = Overrides({})
+    merged.add_command_line(overrides, Root("engine", ()))
+    return _engine(merged.engine, config_folders((cwd or Path.cwd()).resolve()))
+
+
+def _cell_root(file: SweepFile, folders: list[Path], where: str) -> Root:
+    also = list(file.axes)
+    if file.config is not None:
+        return Root.inline(file.config, folders, where=where, also=also)
+    return Root("config", [*folders, shipped("conf")], where=where, also=also)
+
+
+def _engine(overrides: Sequence[str], folders: list[Path]) -> EngineSettings:
+    root = Root("engine", [*folders, shipped("conf")])
+    merged = Overrides({})
+    merged.cell = list(overrides)
+    for text in overrides:
+        key, _, option = text.lstrip("+~").partition("=")
+        if root.is_group(key) and option:
+            root.check_option(key, option.strip("'\""))
+    config = root.compose(merged.fixed(root, ()))
+    with translated("the engine's settings"):
+        tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return engine_from(tree, where="the engine's settings")
+
+
+def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str, StageSpec]:
+    def registered(name: str) -> StageSpec | None:
+        if name not in STAGES:
+            return None
+        spec: StageSpec = lookup(STAGES, name, kind="stage")
+        return spec
+
+    specs = stage_specs(file, registered, known=list(STAGES), where=where)
+    with importable(import_paths):
+        importlib.invalidate_caches()
+        for name, spec in specs.items():
+            # The top-level module only: finding a deeper one would import what may import torch.
+            module = (spec.run or "").partition(":")[0].partition(".")[0]
+            if module and importlib.util.find_spec(module) is None:
+                raise UserError(
+                    f"stage {name!r} runs {spec.run!r}, but no module {module!r} can be imported",
+                    where=where,
+                    allowed=f"looked in {', '.join(import_paths)} and the environment",
+                )
+    return specs
+
+
+def _check_reports(names: Sequence[str], where: str) -> None:
+    for name in names:
+        if name not in REPORTS and ":" not in name:
+            raise UserError(f"unknown report {name!r}", where=where, allowed=nearest(name, REPORTS))
+
+
+def _labels(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
+    return {axis.name: frozenset(label.text for label in axis.labels) for axis in axes}
+
+
+def _check_count(
+    num_cells: int, expected: int | None, merged: Overrides, sum_text: str, where: str
+) -> list[str]:
+    """Compares the number of cells with the expected one; an axis from the command line lifts the check."""
+    if merged.expect_cells is not None:
+        expected = merged.expect_cells
+    elif expected is not None and merged.touched:
+        axes = ", ".join(dict.fromkeys(merged.touched))
+        return [f"expect_cells={expected} is not checked: the command line changed {axes}"]
+    if expected is not None and num_cells != expected:
+        difference = num_cells - expected
+        raise UserError(
+            f"the sweep has {num_cells} cells, {abs(difference)} {'more' if difference > 0 else 'fewer'} "
+            f"than expect_cells: {expected}",
+            where=where,
+            allowed=sum_text,
+            fix=f"expect_cells={num_cells} if that is what you mean",
+        )
+    return []

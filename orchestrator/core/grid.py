@@ -1,0 +1,183 @@
+"""The grid of a sweep: which points become cells, their chains, what is merged, and their ids. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from orchestrator.core.cell import Chains
+from orchestrator.core.identity import cell_ids
+from orchestrator.core.selector import Selector, Subject, any_of
+from orchestrator.core.sweep import Cell, Node
+from orchestrator.core.tree import MISSING, dotted_keys, pick
+from orchestrator.errors import UserError, nearest
+from orchestrator.stage import StageSpec
+
+_NUM_NAMED = 3
+"""How many merged cells a note names."""
+
+
+class Selectors(NamedTuple):
+    """The exclusions and inclusions of a sweep file, and all labels that its axes have there."""
+
+    exclude: tuple[Selector, ...]
+    include: tuple[Selector, ...]
+    labels: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def parse(
+        cls, exclude: Iterable[str], include: Iterable[str], labels: Mapping[str, frozenset[str]]
+    ) -> Selectors:
+        """Parses them.
+
+        Raises:
+            UserError: one is malformed.
+        """
+        return cls(tuple(map(Selector.parse, exclude)), tuple(map(Selector.parse, include)), labels)
+
+
+class _Point(NamedTuple):
+    name: str
+    subject: Subject
+
+
+class Grid:
+    """Collects the points of a grid and makes cells of them.
+
+    Args:
+        selectors: which points to leave out.
+        columns: name to config key.
+        specs: stage name to spec.
+        where: the sweep file, for messages.
+    """
+
+    def __init__(
+        self,
+        selectors: Selectors,
+        columns: Mapping[str, str],
+        specs: Mapping[str, StageSpec],
+        *,
+        where: str = "",
+    ) -> None:
+        self._selectors, self._columns, self._where = selectors, columns, where
+        self._chains = Chains(specs, where=where)
+        self._points: list[_Point] = []
+        self._num_excluded = 0
+        self._early: tuple[list[Selector], list[Selector]] = ([], [])
+        self._late = ([*selectors.exclude], [*selectors.include])
+        self.sum_text = ""
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """Digest to stage instance, of all cells."""
+        return self._chains.nodes
+
+    def check_labels(self, cells: Iterable[Mapping[str, str]]) -> None:
+        """Finds the selectors that axes alone decide, and checks them against all points.
+
+        Such points need no composing, and may be excluded for the very reason that they do not compose.
+        An include decides early only when all do, for a point may match any of them.
+
+        Raises:
+            UserError: a selector names an unknown label.
+        """
+        subjects = [Subject(labels, {}, {}) for labels in cells]
+        names = frozenset(subjects[0].axes) if subjects else frozenset()
+        exclude, include, labels = self._selectors
+        early = [selector for selector in exclude if selector.keys <= names]
+        early_include = list(include) if all(selector.keys <= names for selector in include) else []
+        for selector in (*early, *early_include):
+            selector.check(subjects, labels=labels, where=self._where)
+        self._early = early, early_include
+        self._late = (
+            [selector for selector in exclude if selector not in early],
+            [] if early_include else list(include),
+        )
+
+    def admits(self, axes: Mapping[str, str]) -> bool:
+        """Tells whether a point is left after the selectors that its axes decide; counts it if not."""
+        admitted = _admits(*self._early, Subject(axes, {}, {}))
+        self._num_excluded += not admitted
+        return admitted
+
+    def add(self, axes: dict[str, str], name: str, config: dict[str, Any]) -> None:
+        """Adds a composed point.
+
+        Raises:
+            UserError: a column is of an unknown config key.
+        """
+        columns = {column: self._column(key, config) for column, key in self._columns.items()}
+        self._points.append(_Point(name, Subject(axes, columns, config)))
+
+    def cells(self, lengths: Sequence[int]) -> tuple[tuple[Cell, ...], list[str]]:
+        """Returns the cells in the order of the grid, and notes on what was merged.
+
+        Args:
+            lengths: the number of values of each axis.
+
+        Raises:
+            UserError: no cell is left, a selector or a stage names what does not exist.
+        """
+        points = self._selected()
+        firsts: dict[tuple[str, ...], _Point] = {}
+        merged: list[tuple[_Point, _Point]] = []
+        for point in points:
+            first = firsts.setdefault(self._chains.chain(point.subject), point)
+            if first is not point:
+                merged.append((point, first))
+        self.sum_text = self._sum(lengths, len(merged), len(firsts))
+        if not firsts:
+            raise UserError("no cell is left after the exclusions", where=self._where, allowed=self.sum_text)
+        ids = cell_ids([point.name for point in firsts.values()], list(firsts))
+        cells = tuple(
+            Cell(
+                cell=cell,
+                axes=dict(point.subject.axes),
+                columns=dict(point.subject.columns),
+                config=dict(point.subject.config),
+                chain=chain,
+            )
+            for cell, (chain, point) in zip(ids, firsts.items(), strict=True)
+        )
+        return cells, _notes(merged)
+
+    def _selected(self) -> list[_Point]:
+        """Returns the points that all selectors leave, after checking these and the stages' skips."""
+        subjects = [point.subject for point in self._points]
+        exclude, include = self._late
+        for selector in (*exclude, *include, *self._chains.skips.values()):
+            selector.check(subjects, labels=self._selectors.labels, where=self._where)
+        points = [point for point in self._points if _admits(exclude, include, point.subject)]
+        self._num_excluded += len(self._points) - len(points)
+        return points
+
+    def _column(self, key: str, config: Mapping[str, Any]) -> Any:
+        value = pick(config, key)
+        if value is MISSING:
+            raise UserError(
+                f"a column is of the unknown config key {key!r}",
+                where=self._where,
+                allowed=nearest(key, dotted_keys(config)),
+            )
+        return value
+
+    def _sum(self, lengths: Sequence[int], num_merged: int, num_cells: int) -> str:
+        product = " x ".join(map(str, lengths)) or "1"
+        merged = f" - {num_merged} merged" if num_merged else ""
+        return f"{product} - {self._num_excluded} excluded{merged} = {num_cells}"
+
+
+def _admits(exclude: Sequence[Selector], include: Sequence[Selector], subject: Subject) -> bool:
+    return any_of(include, subject) and not any(selector.matches(subject) for selector in exclude)
+
+
+def _notes(merged: Sequence[tuple[_Point, _Point]]) -> list[str]:
+    if not merged:
+        return []
+    named = [
+        f"{point.name} = {first.name}" if point.name != first.name else f"a second {point.name}"
+        for point, first in merged[:_NUM_NAMED]
+    ]
+    more = f" and {len(merged) - len(named)} more" if len(merged) > len(named) else ""
+    are = "1 cell is" if len(merged) == 1 else f"{len(merged)} cells are"
+    return [f"{are} merged with an identical one: {', '.join(named)}{more}"]

@@ -1,0 +1,138 @@
+"""Compares argument values: lists and dicts by structure, everything else as exact strings (study section 3).
+
+Reads the Python and JSON shapes that real calls hold, with quotes inside quotes. Never evaluates anything.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import NamedTuple
+
+MAX_DEPTH = 50
+"""Nesting beyond this is compared as a string."""
+
+Structure = tuple[object, ...]
+"""A tagged value: ``("list", ...)``, ``("dict", frozenset)``, ``("string", text)``, ``("number", Decimal)``."""
+
+
+def same_value(first: str, second: str) -> bool:
+    """Tells whether two values are the same."""
+    if first == second:
+        return True
+    structure = _structure(first)
+    return structure is not None and structure == _structure(second)
+
+
+class _NotAStructure(Exception):
+    """The text is no list or dict."""
+
+
+class _Read(NamedTuple):
+    value: Structure
+    end: int
+
+
+def _structure(text: str) -> Structure | None:
+    text = text.strip()
+    if text[:1] not in ("[", "{"):
+        return None
+    try:
+        read = _value(text, 0, "", MAX_DEPTH)
+    except _NotAStructure:
+        return None
+    return read.value if read.end == len(text) else None
+
+
+def _value(text: str, at: int, stops: str, depth: int) -> _Read:
+    at = _space(text, at)
+    match text[at : at + 1]:
+        case "":
+            raise _NotAStructure
+        case "[" if depth:
+            return _list(text, at + 1, depth - 1)
+        case "{" if depth:
+            return _dict(text, at + 1, depth - 1)
+        case "[" | "{":
+            raise _NotAStructure
+        case "'" | '"':
+            return _string(text, at)
+        case _:
+            return _bare(text, at, stops)
+
+
+def _list(text: str, at: int, depth: int) -> _Read:
+    values: list[Structure] = []
+    at = _space(text, at)
+    while text[at : at + 1] != "]":
+        value, at = _value(text, at, ",]", depth)
+        values.append(value)
+        at = _separator(text, at, "]")
+    return _Read(("list", *values), at + 1)
+
+
+def _dict(text: str, at: int, depth: int) -> _Read:
+    pairs: dict[Structure, Structure] = {}
+    at = _space(text, at)
+    while text[at : at + 1] != "}":
+        key, at = _value(text, at, ":,}", depth)
+        at = _space(text, at)
+        if text[at : at + 1] != ":" or key in pairs:
+            raise _NotAStructure
+        pairs[key], at = _value(text, at + 1, ",}", depth)
+        at = _separator(text, at, "}")
+    return _Read(("dict", frozenset(pairs.items())), at + 1)
+
+
+def _separator(text: str, at: int, closing: str) -> int:
+    """Returns where the next value or the closing bracket is."""
+    at = _space(text, at)
+    if text[at : at + 1] == ",":
+        return _space(text, at + 1)
+    if text[at : at + 1] == closing:
+        return at
+    raise _NotAStructure
+
+
+_CLOSES = re.compile(r"\s*[,:\]}]")
+
+
+def _string(text: str, at: int) -> _Read:
+    quote, characters = text[at], []
+    at += 1
+    while at < len(text):
+        character = text[at]
+        if character == "\\" and text[at + 1 : at + 2] in ("\\", "'", '"'):
+            at += 1
+            character = text[at]
+        elif character == quote and _CLOSES.match(text, at + 1):
+            return _Read(("string", "".join(characters)), at + 1)
+        characters.append(character)
+        at += 1
+    raise _NotAStructure
+
+
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
+_CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
+
+
+def _bare(text: str, at: int, stops: str) -> _Read:
+    end = at
+    while end < len(text) and text[end] not in stops:
+        end += 1
+    word = text[at:end].strip()
+    if not word:
+        raise _NotAStructure
+    if word in _CONSTANTS:
+        return _Read(("constant", _CONSTANTS[word]), end)
+    if _NUMBER.fullmatch(word):
+        return _Read(("number", Decimal(word)), end)
+    return _Read(("string", word), end)
+
+
+_SPACE = re.compile(r"\s*")
+
+
+def _space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at

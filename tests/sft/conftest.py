@@ -1,0 +1,48 @@
+"""Products of the stages that come before training, made once for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from orchestrator.sft import stages
+from tests.sft import chain
+
+
+class Ground(NamedTuple):
+    """Inputs of `train` for a small cell."""
+
+    root: Path
+    inputs: dict[str, dict[str, Path]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _ground(root: Path, *overrides: str) -> Ground:
+    config = chain.small("languages=[en,es]", *overrides)
+    tokenizer, _ = chain.run(stages.TOKENIZER, config, root / "tokenizer")
+    inputs = {"tokenizer": {"": tokenizer}}
+    base, _ = chain.run(stages.BASE, config, root / "base", inputs)
+    shards = {
+        language: chain.run(stages.PREPARE, config, root / language, inputs, language=language)[0]
+        for language in config["languages"]
+    }
+    return Ground(root, {**inputs, "base": {"": base}, "prepare": shards})
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """A tiny Qwen3 on math."""
+    return _ground(tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture(scope="session")
+def gemma_ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """A tiny Gemma3 on api_calling."""
+    return _ground(tmp_path_factory.mktemp("gemma3"), "model=tiny-gemma3", "task=api_calling")
