@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from orchestrator.commands.output import counted, print_json, print_table, shorten
 from orchestrator.commands.view import (
@@ -13,9 +14,11 @@ from orchestrator.commands.view import (
     current_revision,
     parse_reference,
     sealed_view,
+    split_store,
     store_url,
 )
 from orchestrator.compose import Composition, compose
+from orchestrator.compose.files import locate
 from orchestrator.core.plan import Action, Step, decide
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
@@ -64,19 +67,34 @@ def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[View
     Raises:
         UserError: whatever is wrong with the sweep or its overrides.
     """
-    reference = parse_reference(word)
-    if reference.revision is not None:
-        from orchestrator.commands.view import split_store
-
-        url, rest = split_store(overrides)
+    url, rest = split_store(overrides)
+    ledger = open_ledger(store_url(url))
+    number = _sealed_number(ledger, word)
+    if number is not None:
+        sweep = parse_reference(word).name
         if rest or name:
             raise UserError(
-                f"{word} is sealed: overrides cannot change it", fix=f"{reference.source} without @"
+                f"{sweep}@{number} is sealed: overrides cannot change it",
+                fix="name the sweep file instead, with --name to keep a variant apart",
             )
-        return sealed_view(open_ledger(store_url(url)), reference.name, reference.revision), None
+        return sealed_view(ledger, sweep, number), None
     composition = compose(word, overrides, name=name)
     ledger = open_ledger(store_url(composition.engine.store.url))
     return as_view(ledger, composition), composition
+
+
+def _sealed_number(ledger: Ledger, word: str) -> int | None:
+    """Returns the revision that ``SWEEP@k`` names, or the current one of a variant without a file."""
+    reference = parse_reference(word)
+    if reference.revision is None:
+        try:
+            locate(word, Path.cwd())
+        except UserError:
+            number = current_revision(ledger, reference.name)
+            if number is None:
+                raise
+            return number
+    return reference.revision
 
 
 def as_view(ledger: Ledger, composition: Composition) -> View:

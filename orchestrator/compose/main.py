@@ -71,13 +71,12 @@ def compose(
     merged = Overrides(dict(file_axes))
     merged.add_file(file.overrides, root, where=where)
     merged.add_command_line(overrides, root)
-    engine = _engine(merged.engine, config_folders(cwd, source.parent))
-
     configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
     specs = _specs(file, import_paths, where)
     _check_reports(file.report, where)
     selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
     grid = Grid(selectors, file.columns, specs, where=where)
+    engine = _engine(merged.engine, config_folders(cwd, source.parent))
     axes = list(merged.axes.values())
     grid.check_labels(cell_labels(axes))
     for labels in itertools.product(*(axis.labels for axis in axes)):

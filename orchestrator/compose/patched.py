@@ -83,17 +83,14 @@ class Patched:
         plain, self._plain = self._plain, None
         if plain is None:  # the first cell, or the one before ended in an error half way through
             self._config, current, changed = copy.deepcopy(self._pristine), {}, set(wanted)
-        for key in changed:
+        for key in sorted(changed, key=len):
             raw = pick(self._raw, key)
-            values = (
-                raw,
-                current[key].value if key in current else None,
-                wanted[key].value if key in wanted else {},
-            )
-            if any(isinstance(value, Mapping) for value in values):  # else the new value replaces the old
+            values = [raw, *(cell[key].value for cell in (current, wanted) if key in cell)]
+            # a leaf is replaced by the next value; what merges, or is not set any more, is first restored
+            if key not in wanted or any(isinstance(value, Mapping) for value in values):
                 OmegaConf.update(self._config, key, copy.deepcopy(raw), merge=False)
-            if key in wanted:
-                self._update(self._config, wanted[key], where)
+        for key in changed & wanted.keys():
+            self._update(self._config, wanted[key], where)
         if plain is None:
             plain = _plain(self._config)
         else:

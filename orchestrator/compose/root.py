@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose as hydra_compose
-from hydra import initialize, initialize_config_dir
+from hydra import initialize
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -99,13 +103,8 @@ class Root:
             raise UserError(f"the config cannot be read: {error}", where=self.where) from None
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        if not self.folders:
-            with _alone(), initialize(config_path=None, version_base=_VERSION_BASE):
-                return hydra_compose(self.primary, list(overrides))
-        first, *others = self.folders
-        path = ",".join(f"'file://{folder}'" for folder in others)
-        with _alone(), initialize_config_dir(str(first), version_base=_VERSION_BASE):
-            return hydra_compose(self.primary, [*overrides, f"hydra.searchpath=[{path}]"])
+        with _searching(self.folders), initialize(config_path=None, version_base=_VERSION_BASE):
+            return hydra_compose(self.primary, list(overrides))
 
     def _explained(self, error: Exception, overrides: Sequence[str]) -> UserError:
         text = str(error)
@@ -150,15 +149,32 @@ def known_keys(config: DictConfig) -> list[str]:
     return [*dotted_keys(tree)]
 
 
+class _SearchPath(SearchPathPlugin):
+    """Hydra's way to search several folders, the primary config included."""
+
+    folders: tuple[Path, ...] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in self.folders:
+            search_path.append("polysweep", f"file://{folder}")
+
+
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Sets aside the Hydra application that may be running in this process."""
+def _searching(folders: tuple[Path, ...]) -> Iterator[None]:
+    """Sets a search path, and aside the Hydra application that may be running in this process."""
+    Plugins.instance().register(_SearchPath)
     state = GlobalHydra.instance()
     before, state.hydra = state.hydra, None
+    _SearchPath.folders = folders
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of deprecated styles in the user's files; errors speak for themselves
+            yield
     finally:
         GlobalHydra.instance().hydra = before
+        _SearchPath.folders = ()
 
 
 @contextlib.contextmanager

@@ -58,7 +58,16 @@ def build(family: str, architecture: Config, tokenizer: PreTrainedTokenizerBase)
     }
     if family == "gemma3":
         return Gemma3ForCausalLM(Gemma3TextConfig(**sizes, query_pre_attn_scalar=architecture.head_dim))
-    return Qwen3ForCausalLM(Qwen3Config(**sizes))
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes))
+    import os
+    with torch.no_grad():
+        if not architecture.tied:
+            model.get_input_embeddings().weight.mul_(architecture.hidden_size**0.5)
+        f=float(os.environ.get("OUT","1"))
+        for n,p in model.named_parameters():
+            if "o_proj" in n or "down_proj" in n: p.mul_(f)
+        if os.environ.get("EMB"): model.get_input_embeddings().weight.mul_(float(os.environ["EMB"]))
+    return model
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int) -> torch.Tensor:

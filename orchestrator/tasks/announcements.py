@@ -32,7 +32,9 @@ LOOSE: Mapping[str, re.Pattern[str]] = {
         "fr": r"\br[ée]ponse" + _WORDS + r"{0,5}?\s+(?:est|sera|serait|était|vaut)\b",
         "de": r"\bantwort" + _WORDS + r"{0,5}?\s+(?:ist|lautet|beträgt|wäre|wird|war)\b"
         r"|\b(?:ist|lautet|beträgt|wäre)\s+(?:die|meine|unsere)\s+(?:\w+\s+)?antwort\b",
-        "ru": r"\bответ(?:ом)?" + _WORDS + r"{0,3}?(?:[*_\s]*[:=–—-]|\s+(?:равен|составляет|будет|является|таков)\b)",
+        "ru": r"\bответ(?:ом)?"
+        + _WORDS
+        + r"{0,3}?(?:[*_\s]*[:=–—-]|\s+(?:равен|составляет|будет|является|таков)\b)",
         "zh": r"答案(?:就|应该|應該|应|應|将|將)?\s*(?:是(?!否)|为|為|等于|等於)",
         "th": r"คำตอบ(?:สุดท้าย|ที่ถูกต้อง|ที่ได้)?\s*(?:ก็)?(?:คือ|เป็น|เท่ากับ)",
     }.items()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orchestrator.tasks import files, parallel
-from orchestrator.tasks.base import Item, check_language, check_split
-from orchestrator.tasks.calls import Call, calls_match, parse_call, serialise
+from orchestrator.tasks.base import LANGUAGES, Item, Split, check_language, check_split
+from orchestrator.tasks.calls import Call, calls_match, find_call, parse_call, serialise
 from orchestrator.tasks.requests import APIS, Api, request
 
 __all__ = ["API_CALLING", "Call", "calls_match", "parse_call", "prompt", "serialise"]
@@ -29,7 +29,7 @@ def prompt(instruction: str, dialogue: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-class Row(NamedTuple):
+class Group(NamedTuple):
     """What a generated item is about: the API wanted and the other one shown."""
 
     api: Api
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 GROUPS = tuple(
-    Row(api, first, tuple(other for other in APIS if other is not api))
+    Group(api, first, tuple(other for other in APIS if other is not api))
     for api in APIS
     for first in api.first.values
 )
@@ -56,24 +56,83 @@ class ApiCallingTask:
         check_language(language)
         rows = parallel.combinations(
             check_split(split),
-            [len(row.api.second.values) for row in GROUPS],
+            [len(group.api.second.values) for group in GROUPS],
             num_items=num_items,
             seed=seed,
             num_forms=NUM_FORMS,
         )
         return [_generated(GROUPS[row.group], row.variant, row.form, language) for row in rows]
 
+    def languages_in(self, folder: Path, split: str) -> list[str]:
+        """See `Task.languages_in`."""
+        return list(files.locate(folder, _names(check_split(split))))
 
-def _generated(row: Row, variant: int, form: int, language: str) -> Item:
-    second = row.api.second.values[variant]
-    shown = [row.api, row.others[form // 2]]
+    def read(
+        self,
+        folder: Path,
+        split: str,
+        language: str,
+        *,
+        languages: Sequence[str] = (),
+        num_items: int | None = None,
+        num_validation: int = 0,
+        seed: int = 0,
+    ) -> list[Item]:
+        """Reads API-Bank's rows, or translations in its format; see `Task.read`."""
+        wanted = files.Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
+        return files.read(folder, language, names=_names(wanted.split), reader=rows, wanted=wanted)
+
+    def is_correct(self, text: str, gold: str, language: str) -> bool:
+        """Tells whether the first call of a generated text is the gold call; total."""
+        return calls_match(parse_call(text), parse_call(gold))
+
+    def stop(self, text: str) -> str:
+        """Cuts after the first whole call."""
+        found = find_call(text)
+        return text[: found.end] if found else text
+
+
+def rows(path: Path, language: str) -> list[files.Row]:
+    """Returns the rows of a file in API-Bank's format, those that cannot be used with the reason.
+
+    Raises:
+        UserError: a row has not the form of such a file.
+    """
+    return [
+        _read(row, f"{path}, row {index}", index, language)
+        for index, row in enumerate(files.json_array(path))
+    ]
+
+
+def _names(split: Split) -> Mapping[str, Sequence[str]]:
+    names = {language: [f"{language}.json"] for language in LANGUAGES}
+    if split is Split.TEST:
+        names["en"].append("level-1-api.json")  # API-Bank as it is published
+    return names
+
+
+def _read(row: Mapping[str, Any], where: str, index: int, language: str) -> files.Row:
+    # API-Bank's ids count within a dialogue's file; without them the place in the file must do.
+    parts = [str(row[key]) for key in ("file", "id") if key in row]
+    id_ = "#".join(parts) if "id" in row else str(index)
+    gold = files.field(row, "expected_output", "output", where=where).strip()
+    instruction = files.field(row, "instruction", where=where)
+    text = prompt(instruction, files.field(row, "input", where=where))
+    if parse_call(gold) is None:
+        return files.Row(None, id_, f"the gold {gold!r} is no call")
+    return files.Row(Item(id=id_, language=language, prompt=text, response=gold, gold=gold), id_)
+
+
+def _generated(group: Group, variant: int, form: int, language: str) -> Item:
+    second = group.api.second.values[variant]
+    shown = [group.api, group.others[form // 2]]
     if form % 2:
         shown.reverse()
     instruction = FORMAT + "\n".join(_description(api) for api in shown)
-    dialogue = f"User: {request(row.api, row.first, second, language)}\nGenerate API Request:"
-    gold = serialise(Call(row.api.name, {row.api.first.key: row.first, row.api.second.key: second}))
+    dialogue = f"User: {request(group.api, group.first, second, language)}\nGenerate API Request:"
+    gold = serialise(Call(group.api.name, {group.api.first.key: group.first, group.api.second.key: second}))
     return Item(
-        id=f"{row.api.name}.{row.first}.{second}.{form}",
+        id=f"{group.api.name}.{group.first}.{second}.{form}",
         language=language,
         prompt=prompt(instruction, dialogue),
         response=gold,

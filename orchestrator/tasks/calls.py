@@ -46,7 +46,7 @@ def calls_match(predicted: Call | None, gold: Call | None) -> bool:
 
 
 def serialise(call: Call) -> str:
-    """Returns the call as gold answers write it; quotes and backslashes are escaped only where they must be."""
+    """Returns the call as gold answers write it; quotes and backslashes are escaped only where needed."""
     arguments = ", ".join(f"{key}='{_escaped(value)}'" for key, value in call.args.items())
     return f"{LABEL} [{call.name}({arguments})]"
 
@@ -87,7 +87,7 @@ _LABELLED = re.compile(rf"[\s`*'\"]*\[?\s*(?P<name>{_WORD})\s*\(")
 
 
 def _start(text: str) -> re.Match[str] | None:
-    """Returns where the arguments of the first call start: after the first label, else the first ``[Name(``."""
+    """Returns the start of the first call: after the first label, else the first ``[Name(``."""
     label = text.find(LABEL)
     if label < 0:
         return _BRACKETED.search(text)
@@ -159,7 +159,8 @@ class _Scanner:
         return None if end is None else (end, end)
 
     def _quoted(self, start: int) -> _Value | None:
-        text, at, characters = self.text, start + 1, []
+        text, at = self.text, start + 1
+        characters: list[str] = []
         while at < len(text):
             character = text[at]
             if character == "\\" and text[at + 1 : at + 2] in ("\\", "'", '"'):

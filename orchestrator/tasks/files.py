@@ -1,1 +1,184 @@
-"""stub"""
+"""Reads parallel task data from real files: which file holds a language, and which ids a split takes.
+
+Owns the choice of ids, which is the same in every language, and the errors about files. Knows no benchmark:
+tasks say what their files are called and how a row becomes an item.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestrator.errors import UserError
+from orchestrator.tasks.base import LANGUAGES, Item, Split, check_language
+
+
+class Row(NamedTuple):
+    """A row of a file.
+
+    Attributes:
+        item: the item, or None when the row cannot be used; then it is dropped in every language.
+        id: the item's id.
+        problem: why it cannot be used.
+    """
+
+    item: Item | None
+    id: str
+    problem: str = ""
+
+
+Read = Callable[[Path, str], list[Row]]
+"""From a file and its language to its rows."""
+
+
+class Wanted(NamedTuple):
+    """Which ids of the files `read` returns; see `Task.read`."""
+
+    split: Split
+    languages: tuple[str, ...]
+    num_items: int | None
+    num_validation: int
+    seed: int
+
+
+def locate(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """Returns language to its file: the first that exists of the names that it may have.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {str(folder)!r} to read task data from")
+    found = {}
+    for language in LANGUAGES:
+        paths = [folder / name for name in names[language]]
+        if path := next((path for path in paths if path.is_file()), None):
+            found[language] = path
+    return found
+
+
+def read(
+    folder: Path, language: str, *, names: Mapping[str, Sequence[str]], reader: Read, wanted: Wanted
+) -> list[Item]:
+    """Returns the items of a language with the ids that the split takes.
+
+    Raises:
+        UserError: a folder or language is missing, a row is malformed, or there are too few items.
+    """
+    paths = locate(folder, names)
+    languages = tuple(dict.fromkeys((language, *wanted.languages)))
+    for code in languages:
+        if check_language(code) not in paths:
+            raise UserError(
+                f"no {wanted.split} data in the language {code!r}",
+                where=f"in {folder}",
+                allowed=f"there: {', '.join(paths) or 'no language'}",
+                fix=f"wanted: {' or '.join(names[code])}",
+            )
+    usable = {code: _usable(reader(paths[code], code), paths[code]) for code in languages}
+    ids = set.intersection(*(set(items) for items in usable.values()))
+    chosen = _choose(sorted(ids, key=_natural), wanted, folder)
+    return [usable[language][id_] for id_ in chosen]
+
+
+def _usable(rows: Sequence[Row], path: Path) -> dict[str, Item]:
+    items: dict[str, Item] = {}
+    for row in rows:
+        if row.item is None:
+            continue
+        if row.id in items:
+            raise UserError(f"the id {row.id!r} comes twice", where=str(path))
+        items[row.id] = row.item
+    return items
+
+
+def _choose(ids: Sequence[str], wanted: Wanted, folder: Path) -> list[str]:
+    order = random.Random(f"ids {wanted.seed}").sample(ids, len(ids))
+    is_test = wanted.split is Split.TEST
+    validation = [] if is_test else order[: wanted.num_validation]
+    pool = validation if wanted.split is Split.VALIDATION else order[len(validation) :]
+    num_items = len(pool) if wanted.num_items is None else wanted.num_items
+    short_of_validation = not is_test and wanted.num_validation > len(ids)
+    if num_items > len(pool) or short_of_validation:
+        raise UserError(
+            f"{num_items} {wanted.split} items asked for ({wanted.num_validation} set aside for validation)",
+            where=f"in {folder}",
+            allowed=f"{len(ids)} ids are usable in all of: {', '.join(wanted.languages)}",
+        )
+    taken = set(pool[:num_items])
+    return [id_ for id_ in ids if id_ in taken]
+
+
+def _natural(id_: str) -> tuple[int, int, str]:
+    """Orders ids that are numbers by value, and the others after them by name."""
+    return (0, int(id_), "") if id_.isascii() and id_.isdecimal() and len(id_) < 19 else (1, 0, id_)
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the number, from 1, and the text in NFC of each line that is not blank.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
+    for number, line in enumerate(_text(path).split("\n"), start=1):  # splitlines would split inside texts
+        line = line.removesuffix("\r")
+        if line.strip():
+            yield number, line
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the number, from 1, and the object of each line.
+
+    Raises:
+        UserError: a line is no JSON object.
+    """
+    for number, line in text_lines(path):
+        yield number, _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+
+
+def json_array(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects of a file that holds one JSON array.
+
+    Raises:
+        UserError: the file holds anything else.
+    """
+    rows = _parse(_text(path), str(path))
+    if not isinstance(rows, list):
+        raise UserError("not a JSON array of rows", where=str(path))
+    return [_object(row, f"{path}, row {number}") for number, row in enumerate(rows)]
+
+
+def field(row: Mapping[str, Any], *keys: str, where: str) -> str:
+    """Returns the text under the first of these keys that the row has, in NFC.
+
+    Raises:
+        UserError: the row has none of them, or no text there.
+    """
+    value = next((row[key] for key in keys if key in row), None)
+    if not isinstance(value, str):
+        raise UserError(f"no text {' or '.join(map(repr, keys))} in a row", where=where)
+    return unicodedata.normalize("NFC", value)
+
+
+def _text(path: Path) -> str:
+    try:
+        return unicodedata.normalize("NFC", path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"not JSON: {error}", where=where) from None
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError("a row is not a JSON object", where=where)
+    return value

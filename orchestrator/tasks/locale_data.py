@@ -27,8 +27,8 @@ def unit(number: int, name: str, language: str) -> str:
 def _unit(number: int, name: str, language: str) -> str:
     from babel.units import format_unit
 
-    # CLDR's long form inherits from the short one where both are the same (ja, zh, th, sw, bn); babel does not
-    # follow that alias and puts the unit's identifier instead.
+    # CLDR's long form inherits from the short one where both are the same (ja, zh, th, sw, bn); babel does
+    # not follow that alias and puts the unit's identifier instead.
     for length in ("long", "short"):
         text: str = format_unit(number, name, length=length, locale=language)
         if name not in text:

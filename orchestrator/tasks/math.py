@@ -1,39 +1,43 @@
 """The math task: word problems with a worked answer, scored by the number they end in (study section 3).
 
-Owns its prompt, its generated items and what `MATH` offers. How an answer is found in a text is
-`answers`, how files are read is `files`.
+Owns its prompt, its generated items and what `MATH` offers. How an answer is found in a text is `answers`,
+what its files look like is `math_files`.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from orchestrator.tasks import answers, files, locale_data, parallel
+from orchestrator.tasks import answers, files, locale_data, math_files, parallel
 from orchestrator.tasks.base import Item, check_language, check_split
-from orchestrator.tasks.phrases import ANSWER, STEP, THINK, TOTAL
+from orchestrator.tasks.phrases import STEP, TOTAL, answer_sentence, prompt
 
-UNITS = tuple(
-    "duration-second duration-minute duration-hour duration-day duration-week duration-month duration-year "
-    "length-centimeter length-meter length-kilometer length-mile length-inch "
-    "mass-gram mass-kilogram volume-liter digital-megabyte".split()
+__all__ = ["MATH", "MathTask", "extract_answer", "is_correct", "prompt"]
+
+UNITS = (
+    "duration-second",
+    "duration-minute",
+    "duration-hour",
+    "duration-day",
+    "duration-week",
+    "duration-month",
+    "duration-year",
+    "length-centimeter",
+    "length-meter",
+    "length-kilometer",
+    "length-mile",
+    "length-inch",
+    "mass-gram",
+    "mass-kilogram",
+    "volume-liter",
+    "digital-megabyte",
 )
 """CLDR units of the generated items; every language has a distinct name for each."""
 
 PAIRS = tuple((a, b) for a in range(1, 10) for b in range(1, 10))
 """The sums of generated items: small enough for a tiny model to learn (ours)."""
-
-
-def prompt(question: str, language: str) -> str:
-    """Returns the study's prompt: two English headers around the question, and the language's own phrase.
-
-    Raises:
-        UserError: there is no such language.
-    """
-    question = unicodedata.normalize("NFC", question).strip()
-    return f"Question:\n{question}\nAnswer:\n{THINK[check_language(language)]}\n"
 
 
 def extract_answer(text: str, language: str) -> Decimal | None:
@@ -62,7 +66,7 @@ class MathTask:
 
     def languages_in(self, folder: Path, split: str) -> list[str]:
         """See `Task.languages_in`."""
-        return sorted_languages(files.math_files(folder, check_split(split)))
+        return list(files.locate(folder, math_files.names(check_split(split))))
 
     def read(
         self,
@@ -75,8 +79,10 @@ class MathTask:
         num_validation: int = 0,
         seed: int = 0,
     ) -> list[Item]:
-        """Reads worked word problems (JSON lines) to train on, MGSM (TSV) to test on; see `Task.read`."""
-        raise NotImplementedError
+        """Reads worked word problems (JSON lines) or MGSM (TSV); see `Task.read`."""
+        wanted = files.Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
+        names = math_files.names(wanted.split)
+        return files.read(folder, language, names=names, reader=math_files.rows, wanted=wanted)
 
     def is_correct(self, text: str, gold: str, language: str) -> bool:
         """See the function of this name."""
@@ -87,14 +93,9 @@ class MathTask:
         return answers.cut(text)
 
 
-def answer_sentence(number: str, language: str) -> str:
-    """Returns the sentence that a response of this language ends with."""
-    return ANSWER[language].format(number)
-
-
 def _generated(a: int, b: int, unit: str, language: str) -> Item:
-    quantities = (locale_data.unit(number, unit, language) for number in (a, b))
-    question = TOTAL[language].format(locale_data.both(*quantities, language))
+    first, second = (locale_data.unit(number, unit, language) for number in (a, b))
+    question = TOTAL[language].format(locale_data.both(first, second, language))
     step = STEP.get(language, "{}. ").format(f"{a} + {b} = {a + b}")
     return Item(
         id=f"{unit}.{a}.{b}",

@@ -39,7 +39,7 @@ class Number(NamedTuple):
 
 
 def normalise(text: str) -> str:
-    """Returns the text in NFC, with digits, separators, colons, minus and hyphens in ASCII, free of TeX's spacing.
+    """Returns the text in NFC, with digits, separators, minus and hyphens in ASCII, without TeX's spacing.
 
     Dashes stay: they separate (``Ответ – 18``) and are no sign.
     """

@@ -50,11 +50,17 @@ def combinations(
         rng.shuffle(variants)
         first = rng.randrange(num_forms)
         queues.append(
-            [Combination(group, v, (first + i + k) % num_forms) for k in range(num_forms) for i, v in enumerate(variants)]
+            [
+                Combination(group, variant, (first + turn + again) % num_forms)
+                for again in range(num_forms)  # every variant once before any comes in another wording
+                for turn, variant in enumerate(variants)
+            ]
         )
     total = sum(map(len, queues))
     if num_items > total:
-        raise UserError(f"{num_items} generated items asked for the split {split}", allowed=f"at most {total}")
+        raise UserError(
+            f"{num_items} generated items asked for the split {split}", allowed=f"at most {total}"
+        )
     rows: list[Combination] = []
     while len(rows) < num_items:
         turn = [queue.pop(0) for queue in queues if queue]

@@ -1,11 +1,15 @@
-"""The math task's words in each language: prompts, answer sentences, and how real outputs announce an answer.
+"""The math task's words in each language: what prompts and responses say.
 
-Data only. Prompts and answer sentences are the study's (section 3); questions and announcements are ours.
+Prompts and answer sentences are the study's (section 3), the questions of generated items are ours. How real
+outputs announce an answer is `announcements`.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
+
+from orchestrator.tasks.base import check_language
 
 THINK: Mapping[str, str] = {
     "en": "Let's think step by step.",
@@ -54,3 +58,18 @@ TOTAL: Mapping[str, str] = {
     "th": "{} รวมกันเป็นเท่าไร",
 }
 """The question of a generated item, around a list such as ``3 hours and 4 hours``."""
+
+
+def prompt(question: str, language: str) -> str:
+    """Returns the study's prompt: two English headers around the question, and the language's own phrase.
+
+    Raises:
+        UserError: there is no such language.
+    """
+    question = unicodedata.normalize("NFC", question).strip()
+    return f"Question:\n{question}\nAnswer:\n{THINK[check_language(language)]}\n"
+
+
+def answer_sentence(number: str, language: str) -> str:
+    """Returns the sentence that a response of this language ends with."""
+    return ANSWER[language].format(number)

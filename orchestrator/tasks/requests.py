@@ -15,8 +15,19 @@ Say = Callable[[str, str], str]
 """From a value of the call and a language to what the user says."""
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-MONTHS = tuple(
-    "january february march april may june july august september october november december".split()
+MONTHS = (
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
 )
 COUNTS = tuple(str(number) for number in range(1, 10))
 TIMES = tuple(f"{hour:02}:00" for hour in range(24))

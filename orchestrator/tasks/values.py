@@ -13,7 +13,7 @@ MAX_DEPTH = 50
 """Nesting beyond this is compared as a string."""
 
 Structure = tuple[object, ...]
-"""A tagged value: ``("list", ...)``, ``("dict", frozenset)``, ``("string", text)``, ``("number", Decimal)``."""
+"""A tagged value: ``("list", ...)``, ``("dict", pairs)``, ``("string", text)``, ``("number", Decimal)``, ..."""
 
 
 def same_value(first: str, second: str) -> bool:
@@ -98,7 +98,8 @@ _CLOSES = re.compile(r"\s*[,:\]}]")
 
 
 def _string(text: str, at: int) -> _Read:
-    quote, characters = text[at], []
+    quote = text[at]
+    characters: list[str] = []
     at += 1
     while at < len(text):
         character = text[at]

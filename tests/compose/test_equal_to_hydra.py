@@ -1,0 +1,146 @@
+"""Cells composed by patching must be what Hydra itself would have composed."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from orchestrator.compose.axes import Setting
+from orchestrator.compose.patched import Patched
+from orchestrator.compose.root import Root
+
+SWEEP = """
+overrides: {trainer: slow, depth: 5}
+axes:
+  model: [a, b]
+  task: [math, calls]
+  trainer.lr: [1e-3, 0.1, "${seed}"]
+  mix:
+    none: {languages: []}
+    en+es: {languages: [en, es]}
+    extra: {languages: [en, "${extras.0}", "${extras.1}"], depth: 7}
+    folder: {data.root: elsewhere, languages: ["${task.name}"], plain: {one: 3}}
+    task: {data.math.size: 1, data.calls.size: "${trainer.steps}", plain: {two: [9]}}
+    other: {model: c, depth: 1}
+  seed: range(0,3)
+stages:
+  fit: {command: "true", reads: [label, chained, items, first, listed, mirror, mirrored, seen, plain, data, languages]}
+"""
+
+MIX = {
+    "none": ["languages=[]"],
+    "en+es": ["languages=[en,es]"],
+    "extra": ["languages=[en,'${extras.0}','${extras.1}']", "depth=7"],
+    "folder": ["data.root=elsewhere", "languages=['${task.name}']", "plain={one:3}"],
+    "task": ["data.math.size=1", "data.calls.size='${trainer.steps}'", "plain={two:[9]}"],
+    "other": ["model=c", "depth=1"],
+}
+
+
+def by_hydra(folder, overrides):
+    with initialize_config_dir(str(folder / "conf"), version_base="1.3"):
+        return OmegaConf.to_container(hydra_compose("config", overrides), resolve=True, throw_on_missing=True)
+
+
+def test_sampled_cells_have_the_config_that_hydra_composes(study):
+    cells = study.sweep(SWEEP, "~model").sweep.cells
+    assert len(cells) == 2 * 3 * 6 * 3
+    for cell in random.Random(0).sample(cells, 24):
+        axes = cell.axes
+        lr = axes["trainer.lr"].replace("${seed}", "'${seed}'")
+        values = [f"trainer.lr={lr}", *MIX[axes["mix"]], f"seed={axes['seed']}"]
+        overrides = ["trainer=slow", "depth=5", f"task={axes['task']}", *values]
+        assert cell.config == by_hydra(study.folder, overrides), cell.cell
+
+
+def test_a_group_axis_and_value_axes_together_have_the_config_that_hydra_composes(study):
+    sweep = (
+        "axes: {model: [a, b, c], seed: [3, 4]}\nstages: {s: {command: x, reads: [model, chained, mirrored]}}"
+    )
+    for cell in study.sweep(sweep, "trainer.lr=0.5,0.25", "+new.key=1,2").sweep.cells:
+        axes = cell.axes
+        overrides = [
+            f"model={axes['model']}",
+            f"seed={axes['seed']}",
+            f"trainer.lr={axes['trainer.lr']}",
+            f"+new.key={axes['new.key']}",
+        ]
+        assert cell.config == by_hydra(study.folder, overrides)
+
+
+VALUES = {
+    "seed": st.integers(0, 3),
+    "depth": st.sampled_from([1, "${seed}", 2.5, None]),
+    "languages": st.sampled_from([["en"], ["en", "es"], ["${task.name}"], ["${extras.1}", "x"]]),
+    "data.root": st.sampled_from(["here", "there-${seed}"]),
+    "data.math": st.sampled_from([{"size": 4}, {"name": "${task.name}", "size": "${depth}"}]),
+    "data.math.size": st.integers(0, 3),
+    "data.calls.size": st.sampled_from([1, "${trainer.steps}"]),
+    "trainer.lr": st.sampled_from([0.1, 1, "${seed}"]),
+    "trainer.steps": st.integers(1, 3),
+    "trainer.warmup": st.sampled_from([{"share": 0.5}, {"of": 3}]),
+    "plain": st.sampled_from([{"one": 2}, {"two": []}]),
+    "model.width": st.integers(1, 3),
+    "task.name": st.sampled_from(["math", "calls"]),
+    "listed": st.sampled_from([[], ["${seed}"]]),
+    "extras": st.just(["de", "sw"]),
+    "label": st.sampled_from(["fixed", "${model.name}"]),
+}
+CELLS = st.lists(
+    st.lists(st.sampled_from(sorted(VALUES)), max_size=4, unique=True).flatmap(
+        lambda keys: st.tuples(*(st.tuples(st.just(key), VALUES[key]) for key in keys))
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cells=CELLS)
+def test_patching_one_cell_after_another_is_like_patching_each_afresh(study, cells):
+    config = _composed(study)
+    patched = Patched(copy.deepcopy(config))
+    for cell in cells:
+        fresh = copy.deepcopy(config)
+        for key, value in cell:
+            OmegaConf.update(fresh, key, value, merge=True)
+        expected = OmegaConf.to_container(fresh, resolve=True, throw_on_missing=True)
+        assert patched.resolved([Setting(key, value) for key, value in cell]) == expected
+
+
+_KEPT = {}
+
+
+def _composed(study):
+    if "config" not in _KEPT:
+        _KEPT["config"] = Root("config", [study.folder / "conf"]).compose(["trainer=slow"])
+    return _KEPT["config"]
+
+
+def test_cells_share_the_sections_that_do_not_differ(study):
+    one, two = study.sweep("axes: {seed: [1, 2]}\nstages: {s: {command: x, reads: [seed]}}").sweep.cells
+    assert one.config["data"] is two.config["data"]
+    assert one.config["label"] != two.config["label"]
+
+
+@pytest.mark.parametrize(
+    "inline", ["config: {a: 1, b: '${a}', model: x}", "config: {a: 1, b: '${a}', model: [1]}"]
+)
+def test_an_inline_config_is_composed_without_any_group(study, inline):
+    cells = study.sweep(
+        f"{inline}\naxes: {{a: [1, 2]}}\nstages: {{s: {{command: x, reads: [b]}}}}"
+    ).sweep.cells
+    assert [cell.config["b"] for cell in cells] == [1, 2]
+    assert set(cells[0].config) == {"a", "b", "model"}
+
+
+def test_an_inline_config_may_have_a_defaults_list_of_the_users_groups(study):
+    text = "config: {defaults: [{model: b}, _self_], a: 1}\naxes: {model: [a, c]}\nstages: {s: {command: x, reads: [model]}}"
+    assert [cell.config["model"]["width"] for cell in study.sweep(text).sweep.cells] == [1, 3]

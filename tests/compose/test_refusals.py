@@ -1,0 +1,189 @@
+"""Whatever is wrong ends as a `UserError` that names it, with the nearest names."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.compose import engine_settings
+from orchestrator.errors import UserError
+
+SWEEP = """
+expect_cells: 4
+axes:
+  model: [a, b]
+  mix:
+    none: {languages: []}
+    en: {languages: [en]}
+columns: {languages: languages}
+stages: {fit: {command: "true", reads: [model, languages, seed]}}
+"""
+
+OVERRIDES = [
+    (["modle=a"], "unknown key 'modle'", "model"),
+    (["modle=a,b"], "unknown key 'modle'", "model"),
+    (["mixx=en"], "unknown key 'mixx'", "mix"),
+    (["trainer.stepz=3"], "unknown key 'trainer.stepz'", "trainer.steps"),
+    (["trainer.stepz=3,4"], "unknown key 'trainer.stepz'", "trainer.steps"),
+    (["~trainer.stepz"], "unknown key 'trainer.stepz'", "trainer.steps"),
+    (["model=aa"], "unknown model 'aa'", "a"),
+    (["model=a,bb"], "unknown model 'bb'", "b"),
+    (["trainer=quik"], "unknown trainer 'quik'", "quick"),
+    (["trainer=quik,slow"], "unknown trainer 'quik'", "quick"),
+    (["mix=en+e"], "axis 'mix' has no 'en+e'", "en"),
+    (["model=glob(z*)"], "has no value", "a, b, c"),
+    (["languages=[sw]"], "would change nothing", ""),
+    (["launcher=loca"], "unknown launcher 'loca'", "local"),
+    (["launcher.workers=1,2"], "cannot be an axis", ""),
+    (["policy.leas_s=3"], "unknown key 'policy.leas_s'", "policy.lease_s"),
+    (["policy.lease_s=long"], "policy.lease_s is of the wrong type: str ('long')", "float"),
+    (["policy.lease_s=-1"], "policy.lease_s is -1", "at least"),
+    (["+policy.retries.tiemout=1"], "unknown failure cause 'tiemout'", "timeout"),
+    (["seed=interval(0,1)"], "has no list of values", ""),
+    (["seed=range(0,3,0)"], "never ends", ""),
+    (["seed=choice()"], "is no override", ""),
+    (["=3"], "is no override", ""),
+    (["a=[1"], "is no override", ""),
+    (["expect_cells=many"], "is no number of cells", ""),
+    (["expect_cells=5"], "4 cells, 1 fewer than expect_cells: 5", "2 x 2 - 0 excluded = 4"),
+    (["hydra.job.name=x"], "Hydra's own settings", ""),
+    (["label=${nowhere}"], "nowhere", ""),
+    (["label=${oc.env:NOT_SET_ANYWHERE}"], "NOT_SET_ANYWHERE", ""),
+    (["data.root=???"], "data.root is not set", ""),
+    (["seed=???,1"], "seed is not set", ""),
+]
+
+
+@pytest.mark.parametrize(("overrides", "what", "allowed"), OVERRIDES, ids=lambda value: str(value)[:40])
+def test_a_wrong_override_is_refused(study, overrides, what, allowed):
+    with pytest.raises(UserError) as error:
+        study.sweep(SWEEP, *overrides)
+    assert what in error.value.what
+    assert allowed in error.value.allowed
+    assert "Traceback" not in str(error.value)
+    assert len(str(error.value).splitlines()) <= 4
+
+
+FILES = [
+    ("axes: {model: []}", "axis 'model' is empty", ""),
+    ("axes: {mix: {}}", "axis 'mix' is empty", ""),
+    ("axes: {seed: 3}", "axis 'seed' is 3", "a list"),
+    ("axes: {seed: 'range(3,0)'}", "has no value", ""),
+    ("axes: {mix: {no: {seed: 1}}}", "has the label False", "YAML reads no"),
+    ("axes: {mix: {a: 3}}", "3 of axis 'mix', label 'a'", ""),
+    ("axes: {launcher: [local]}", "cannot be on an axis", ""),
+    ("axes: {store.url: [x]}", "cannot be on an axis", ""),
+    ("axes: {mix: {a: {policy.lease_s: 3}}}", "cannot be on an axis", ""),
+    ("axes: {sead: [1, 2]}", "unknown key 'sead'", "seed"),
+    ("axes: {mix: {a: {model: zz}}}", "unknown model 'zz'", "a, b, c"),
+    ("axes: {'a b': [1]}", "cannot be the name of an axis", ""),
+    ("axes: [seed]", "axes is of the wrong type", "mapping"),
+    ("axis: {seed: [1]}", "unknown key 'axis'", "axes"),
+    ("expect_cells: four", "expect_cells is of the wrong type", "int"),
+    ("overrides: {trainer: quik}", "unknown trainer 'quik'", "quick"),
+    ("overrides: {sead: 1}", "unknown key 'sead'", "seed"),
+    ("overrides: [seed]", "is no override", ""),
+    ("overrides: ['seed=1,2']", "has several values", ""),
+    ("exclude: ['modle=a']", "unknown key 'modle'", "model"),
+    ("exclude: ['model=c']", "unknown model 'c'", "a, b"),
+    ("exclude: ['model=a,b']", "no cell is left", "2 - 2 excluded = 0"),
+    ("include: ['seed=7']", "no cell is left", "2 - 2 excluded = 0"),
+    ("exclude: ['model']", "names a cell by its id", ""),
+    ("exclude: ['trainer=quick']", "is a section", ""),
+    ("exclude: ['state=failed']", "not known before a launch", ""),
+    ("exclude: ['']", "selector is empty", ""),
+    ("columns: {size: model.widht}", "unknown config key 'model.widht'", "model.width"),
+    ("report: [acuracy]", "unknown report 'acuracy'", "accuracy"),
+    ("stages: []", "has no stages", ""),
+    ("stages: [trian]", "unknown stage 'trian'", "train"),
+    ("stages: [train, train]", "named twice", ""),
+    ("stages: {fit: {}}", "unknown stage 'fit'", ""),
+    ("stages: {fit: {run: 'a:b', command: x}}", "exactly one of", ""),
+    ("stages: {fit: {run: nomodule}}", "stages.fit.run", "module:function"),
+    ("stages: {fit: {run: 'no_such_module_here:main'}}", "no module 'no_such_module_here'", ""),
+    ("stages: {fit: {command: x, red: [a]}}", "unknown key 'stages.fit.red'", "stages.fit.reads"),
+    ("stages: {fit: {command: x, reads: seed}}", "stages.fit.reads is of the wrong type", "list"),
+    ("stages: {fit: {command: x, reads: [sead]}}", "stage 'fit' reads the unknown key 'sead'", "seed"),
+    ("stages: {fit: {command: x, uses: [sead]}}", "stage 'fit' uses the unknown key 'sead'", "seed"),
+    ("stages: {fit: {command: x, reads: [seed], uses: [seed]}}", "both reads and uses 'seed'", ""),
+    ("stages: {fit: {command: x, each: {l: langages}}}", "unknown key 'langages'", "languages"),
+    ("stages: {fit: {command: x, each: {l: seed}}}", "is no list", ""),
+    ("stages: {fit: {command: x, after: [prep]}}", "unknown stage 'prep'", "fit"),
+    ("stages: {a: {command: x, after: [b]}, b: {command: y, after: [a]}}", "in a circle", ""),
+    ("stages: {a: {command: x}, b: {command: x}}", "one and the same", ""),
+    ("stages: {a: {command: 'x {inputs.fit}'}}", "asks for {inputs.fit}", ""),
+    ("stages: {a: {command: 'x {config.lr}', reads: [seed]}}", "asks for {config.lr}", "seed"),
+    ("stages: {'a/b': {command: x}}", "cannot be the name of a stage", ""),
+    ("stages: {a: {command: x, skip: 'modle=a'}}", "unknown key 'modle'", "model"),
+    ("stages: {a: {command: x, skip: 'model=a,b'}}", "every stage of a cell is skipped", ""),
+    (
+        "stages: {a: {command: x, reads: [folder]}}\nconfig: {folder: /data/x, model: 1}",
+        "absolute path",
+        "where",
+    ),
+    ("stages: {a: {command: x, reads: [x]}}\nconfig: {x: .nan, model: 1}", "no stable identity", ""),
+    ("stages: {a: {command: x}}\nconfig: {x: '${y}', model: 1}", "'y' not found", ""),
+    ("stages: {a: {command: x}}\nconfig: {x: '???', model: 1}", "x is not set", ""),
+    ("stages: {a: {command: x}}\nconfig: {defaults: [{modle: a}], model: 1}", "modle/a", ""),
+    ("stages: {a: {command: x}}\nconfig: {schema: 'no_such_module_x:C', model: 1}", "no module", ""),
+    (
+        "stages: {a: {command: x}}\nconfig: {schema: 'orchestrator.errors:UserError', model: 1}",
+        "no msgspec",
+        "",
+    ),
+    ("stages: {a: {command: x}}\nconfig: {fingerprints: {a: b}, model: 1}", "fingerprints is", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "what", "allowed"), FILES, ids=lambda value: str(value)[:50])
+def test_a_wrong_sweep_file_is_refused(study, text, what, allowed):
+    lines = {"axes": "axes: {model: [a, b]}", "stages": "stages: {s: {command: x, reads: [model, seed]}}"}
+    for part in text.splitlines():
+        lines.pop(part.partition(":")[0], None)
+    with pytest.raises(UserError) as error:
+        study.sweep("\n".join([*lines.values(), text]))
+    assert what in error.value.what
+    assert allowed in error.value.allowed
+    assert len(str(error.value).splitlines()) <= 4
+
+
+def test_bad_yaml_names_file_and_line(study):
+    with pytest.raises(UserError) as error:
+        study.sweep("description: x\naxes: {seed: [1, 2\nstages: [count]\n")
+    assert "YAML syntax error" in error.value.what
+    assert error.value.where.startswith("own.yaml, line 3")
+
+
+def test_bad_yaml_in_a_config_names_file_and_line(study):
+    study.write("conf/model/a.yaml", "name: a\n  width: 3\n")
+    with pytest.raises(UserError) as error:
+        study.sweep(SWEEP)
+    assert "YAML syntax error" in error.value.what
+    assert "conf/model/a.yaml" in error.value.where
+    assert "line 2" in error.value.where
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a", "{a: b}: c", "a: 1\na: 2", "\0"])
+def test_what_is_no_mapping_of_a_sweep_is_refused(study, text):
+    with pytest.raises(UserError):
+        study.sweep(text)
+
+
+def test_unknown_sweeps_and_paths_are_refused_with_the_nearest(study):
+    study.write("sweeps/night.yaml", SWEEP)
+    with pytest.raises(UserError) as error:
+        study.compose("nigt")
+    assert "night" in error.value.allowed
+    with pytest.raises(UserError) as error:
+        study.compose("sweeps/nigth.yaml")
+    assert "night.yaml" in error.value.allowed
+
+
+def test_reading_verbs_refuse_overrides_that_are_no_engine_settings(study):
+    with pytest.raises(UserError, match="'seed' is no engine setting"):
+        engine_settings(["seed=3"], cwd=study.folder)
+
+
+def test_a_group_that_the_defaults_list_lacks_is_refused(study):
+    study.write("conf/extra/x.yaml", "a: 1\n")
+    with pytest.raises(UserError):
+        study.sweep(SWEEP, "extra=x")
