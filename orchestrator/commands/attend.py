@@ -142,9 +142,9 @@ class _Stopper:
 class _Numbers(NamedTuple):
     """What the progress shows; stages are distinct ones."""
 
-    cells: Counter[State]
     stages_over: int
-    stages: int
+    num_stages: int
+    text: str
 
 
 def _numbers(view: View, cells: list[Cell]) -> _Numbers:
@@ -153,15 +153,11 @@ def _numbers(view: View, cells: list[Cell]) -> _Numbers:
         for digest, status in view.cells[cell.cell].stages.items():
             states[digest] = status.state
     counts = Counter(view.cells[cell.cell].state for cell in cells)
-    return _Numbers(counts, sum(state in FINAL for state in states.values()), len(states))
-
-
-def _text(counts: Counter[State], num_cells: int) -> str:
-    waiting = num_cells - counts[State.DONE] - counts[State.RUNNING] - counts[State.FAILED]
-    return (
-        f"cells: {counts[State.DONE]} done, {counts[State.RUNNING]} running, "
-        f"{counts[State.FAILED]} failed, {waiting} waiting"
+    text = (
+        f"cells: {counts[State.DONE]} of {len(cells)} done, {counts[State.FAILED]} failed; "
+        f"{sum(state is State.RUNNING for state in states.values())} running"
     )
+    return _Numbers(sum(state in FINAL for state in states.values()), len(states), text)
 
 
 def _watch(view: View, cells: list[Cell], launcher: Launcher) -> None:
@@ -179,21 +175,19 @@ def _watch(view: View, cells: list[Cell], launcher: Launcher) -> None:
     with progress:
         bar = progress.add_task("starting", total=None)
         next_s, line_s, last = 0.0, 0.0, ""
-        while launcher.poll():
+        alive = True
+        while alive:
+            alive = launcher.poll() > 0
             now_s = time.monotonic()
-            if now_s >= next_s:
-                numbers = _numbers(view.fresh(), cells)
-                text = _text(numbers.cells, len(cells))
-                progress.update(bar, completed=numbers.stages_over, total=numbers.stages, description=text)
-                if not terminal and text != last and now_s >= line_s:
-                    print(f"{numbers.stages_over}/{numbers.stages} stages; {text}", flush=True)
+            if now_s >= next_s or not alive:
+                done, total, text = _numbers(view.fresh(), cells)
+                progress.update(bar, completed=done, total=total, description=text)
+                if not terminal and text != last and (now_s >= line_s or not alive):
+                    print(f"{done}/{total} stages; {text}", flush=True)
                     last, line_s = text, now_s + LINE_S
                 cost_s = time.monotonic() - now_s
                 next_s = now_s + max(REFRESH_S, 20 * cost_s)  # watching takes 5 % of a core at most
             time.sleep(POLL_S)
-        numbers = _numbers(view.fresh(), cells)
-        text = _text(numbers.cells, len(cells))
-        progress.update(bar, completed=numbers.stages_over, total=numbers.stages, description=text)
 
 
 def print_failures(view: View, cells: list[Cell]) -> None:

@@ -100,7 +100,10 @@ def parse_override(text: str, *, where: str = "") -> Override:
         UserError: it is none.
     """
     try:
-        return OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(text)
+        if not override.key_or_group:
+            raise HydraException("it has no key")
+        return override
     except HydraException as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{text!r} is no override: {reason}", where=where, allowed="KEY=VALUE") from None

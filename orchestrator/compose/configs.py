@@ -67,7 +67,7 @@ class Configs:
         return tree
 
     def _compose(self, groups: Sequence[Setting]) -> _Composed:
-        choices = tuple(setting.text for setting in groups)
+        choices = tuple(_choice(setting) for setting in groups)
         if choices not in self._composed:
             fixed = self._overrides.fixed(self._root, {setting.key for setting in groups})
             config = self._root.compose([*fixed, *choices])
@@ -104,6 +104,12 @@ class Configs:
                     self._groups[setting.key] = self._root.is_group(setting.key)
                 if self._groups[setting.key]:
                     self._root.check_option(setting.key, setting.value, where=where)
+
+
+def _choice(setting: Setting) -> str:
+    """Writes a group choice in Hydra's grammar; an option's name is text, even ``1``."""
+    value = setting.value if isinstance(setting.value, list) else str(setting.value)
+    return setting._replace(value=value).text
 
 
 def _special(config: DictConfig, key: str) -> Any:

@@ -76,7 +76,13 @@ class Root:
         """
         group = key.partition("@")[0]
         for name in option if isinstance(option, list) else [option]:
-            if name is None or "${" in str(name):
+            if name is None:
+                raise UserError(
+                    f"{group} is null",
+                    where=where or self.where,
+                    allowed="an option of the group; ~KEY on the command line takes a group away",
+                )
+            if "${" in str(name):
                 continue
             inner, _, last = str(name).rpartition("/")
             options = self.options(f"{group}/{inner}" if inner else group)
@@ -95,7 +101,7 @@ class Root:
         """
         try:
             return self._compose(overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises both
             raise self._explained(error, overrides) from None
         except yaml.YAMLError as error:
             raise yaml_error(error) from None

@@ -9,7 +9,7 @@ from babel import Locale
 from orchestrator.registry import TASKS, lookup
 from orchestrator.tasks.base import LANGUAGES, Task
 
-NUM_LISTS = 200
+NUM_LISTS = 50
 """Lists of names of each language in the generic text."""
 
 

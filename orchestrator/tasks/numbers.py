@@ -45,7 +45,7 @@ def normalise(text: str) -> str:
     """
     text = unicodedata.normalize("NFC", text).translate(_ASCII)
     text = _DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
-    for written, meant in _TEX:
+    for written, meant in _SPELLINGS:
         text = text.replace(written, meant)
     return _FRAC.sub(r"\1/\2", text)
 
@@ -59,7 +59,10 @@ _ASCII = {
     ord("＝"): "=",
 }
 _DIGIT = re.compile(r"\d")
-_TEX = (("{,}", ","), ("\\,", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%"))
+_SPELLINGS = (
+    *(("{,}", ","), ("\\,", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%")),  # TeX
+    ("\u0e4d\u0e32", "\u0e33"),  # Thai sara am in two letters, which NFC leaves apart
+)
 _FRAC = re.compile(r"\\[dt]?frac ?\{(\d+)\} ?\{(\d+)\}")
 
 _SPACE = r"[ \u00a0\u202f\u2009\u2007'’ʼ]"  # thousands in any language: spaces of any width, apostrophes

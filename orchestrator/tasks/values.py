@@ -13,7 +13,7 @@ MAX_DEPTH = 50
 """Nesting beyond this is compared as a string."""
 
 Structure = tuple[object, ...]
-"""A tagged value: ``("list", ...)``, ``("dict", pairs)``, ``("string", text)``, ``("number", Decimal)``, ..."""
+"""A tagged value: ``("list", ...)``, ``("dict", pairs)``, ``("string", text)``, ``("number", Decimal)``."""
 
 
 def same_value(first: str, second: str) -> bool:

@@ -1,0 +1,54 @@
+"""Fixtures that every part of the tests may use: a store, and the command `sweep` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Sweep:
+    """Runs ``sweep VERB ...`` in a folder, with a store of the test's own."""
+
+    def __init__(self, folder: Path, store: Path) -> None:
+        self.folder, self.store = folder, store
+
+    def __call__(self, *words: str, code: int | None = 0, timeout_s: float = 120) -> str:
+        """Runs a verb; returns both streams, and checks the exit code unless it is None."""
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator", *words],
+            cwd=self.folder,
+            env={**os.environ, "SWEEP_STORE": str(self.store)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        assert "Traceback" not in done.stdout, done.stdout
+        assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    def json(self, *words: str) -> Any:
+        """Runs a reading verb with ``--json``."""
+        return json.loads(self(*words, "--json"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Where the test's store will be; nothing is there yet."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, store: Path) -> Sweep:
+    """The command in an empty folder of the user's."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return Sweep(folder, store)
