@@ -21,7 +21,11 @@ axes:
 stages: [tokenizer, base, prepare, train, evaluate]
 """
 LANGUAGES = ["bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh"]
-MIXTURES = {f"first{n}": LANGUAGES[:n] for n in range(1, 12)} | {f"last{n}": LANGUAGES[-n:] for n in range(11)}
+MIXTURES: dict[str, list[str]] = {
+    "none": [],
+    **{f"first{n}": LANGUAGES[:n] for n in range(1, 12)},
+    **{f"last{n}": LANGUAGES[-n:] for n in range(1, 11)},
+}
 """22 mixtures: with 5 models and 2 tasks, 220 cells."""
 
 TIMED = """

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         if kind == "json":
             print_json(rows)
-        elif rows:
+            return 0
+        if rows:
             with tempfile.TemporaryDirectory() as folder:
                 write_table(rows, path := Path(folder, "rows.csv"), "csv")
                 sys.stdout.write(path.read_text())

@@ -86,7 +86,7 @@ class Overrides:
                         f"{text!r}: an engine setting cannot be an axis",
                         allowed="it is the same for all cells and part of no identity",
                     )
-                self.engine.append(text)
+                self._fix(override, text, root, "")
             elif key in self.axes and override.package is None and override.is_delete():
                 self.touched.append(key)
                 del self.axes[key]
@@ -106,12 +106,16 @@ class Overrides:
         key = override.key_or_group
         if key == "hydra" or override.is_hydra_override():
             raise UserError(f"{text!r}: Hydra's own settings have no meaning here", where=where)
+        value = override.value()
+        texts = [text]
+        if isinstance(value, Mapping) and not override.is_delete():
+            texts = [setting.text for setting in _flat({override.get_key_element(): value}, root)]
         if is_engine_key(key):
-            self.engine.append(text)
+            self.engine.extend(texts)
             return
-        if root.is_group(key) and not override.is_delete():
-            root.check_option(key, override.value(), where=where)
-        self.cell.append(text)
+        if not isinstance(value, Mapping) and root.is_group(key) and not override.is_delete():
+            root.check_option(key, value, where=where)
+        self.cell.extend(texts)
 
     def _refuse_shadowed(self, key: str, text: str) -> None:
         for axis in self.axes.values():

@@ -75,7 +75,8 @@ class Patched:
             config = copy.deepcopy(self._pristine)
             for setting in settings:
                 self._update(config, setting, where)
-            return _plain(config)
+            tree: dict[str, Any] = _plain(config)
+            return tree
 
     def _incremental(self, wanted: dict[str, Setting], where: str) -> dict[str, Any]:
         current = self._current

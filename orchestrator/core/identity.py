@@ -21,7 +21,7 @@ _NUM_ID_DIGITS = 8
 _MAX_NAME_CHARS = 160
 """Ids become file names; 255 bytes are common, and a digest and a suffix must still fit."""
 
-_PATH = re.compile(r"(?:/[^/\s]\S*|~/.*|file://.*)\Z", re.DOTALL)
+_PATH = re.compile(r"(?:/[^/\s]+(?:/[^\n]*)?|~/[^\n]*|file://[^\n]*)\Z")
 _MAYBE_PATH = re.compile(r'"(?:/|~/|file://)')
 _encode = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"), check_circular=False

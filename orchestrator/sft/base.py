@@ -65,7 +65,8 @@ def build(family: str, architecture: Config, tokenizer: PreTrainedTokenizerBase)
             model.get_input_embeddings().weight.mul_(architecture.hidden_size**0.5)
         f=float(os.environ.get("OUT","1"))
         for n,p in model.named_parameters():
-            if "o_proj" in n or "down_proj" in n: p.mul_(f)
+            if "down_proj" in n: p.mul_(f)
+            if "o_proj" in n: p.mul_(float(os.environ.get("O","1")))
         if os.environ.get("EMB"): model.get_input_embeddings().weight.mul_(float(os.environ["EMB"]))
     return model
 

@@ -69,7 +69,8 @@ class ModelConfig(_Frozen, kw_only=True):
     """A tiny model to build, or with `path` a model of a hub or folder to load.
 
     Attributes:
-        fingerprint: content digest of the folder at `path`; ``hub:ID@REVISION`` for a hub id.
+        name: what tables call it; by default the last part of `path`.
+        fingerprint: what stands for `path` in identities: its content, or a hub id and revision.
     """
 
     name: str | None = None
@@ -87,9 +88,7 @@ class ModelConfig(_Frozen, kw_only=True):
             if missing or self.family not in FAMILIES:
                 needed = ", ".join(missing) or f"a model.family: {' or '.join(FAMILIES)}"
                 raise ValueError(f"model.name={self.name} has no model.path, so it needs {needed}")
-        elif self.fingerprint is None and is_hub_id(self.path):
-            force_setattr(self, "fingerprint", f"hub:{self.path}@{self.revision or 'main'}")
-        if self.name is None and self.path is not None:
+        elif self.name is None:
             force_setattr(self, "name", Path(self.path).name)
 
 

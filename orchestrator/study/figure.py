@@ -64,7 +64,8 @@ def draw(panels: Mapping[str, Lines], path: Path) -> None:
 
 def _panel(axis: Axes, lines: Lines, models: list[str]) -> None:
     places = sorted({x for points in lines.values() for x in points})
-    for number, ((model, trained), points) in enumerate(sorted(lines.items())):
+    ordered = sorted(lines.items(), key=lambda line: (models.index(line[0][0]), line[0][1]))
+    for number, ((model, trained), points) in enumerate(ordered):
         index = models.index(model)
         shift = _SPREAD * ((number + 0.5) / len(lines) - 0.5)
         xs = [places.index(x) + shift for x in points]

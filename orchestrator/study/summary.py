@@ -91,7 +91,7 @@ def series(rows: Sequence[Row]) -> dict[str, dict[tuple[str, bool], dict[int, Po
         lines = found.setdefault(str(row["task"]), {})
         lines.setdefault(line, {}).setdefault(len(mixture), []).append(row)
     return {
-        task: {line: {x: _pool(points[x]) for x in sorted(points)} for line, points in sorted(lines.items())}
+        task: {line: {x: _pool(points[x]) for x in sorted(points)} for line, points in lines.items()}
         for task, lines in found.items()
     }
 

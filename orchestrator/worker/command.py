@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,7 +91,13 @@ def run_command(
     path.write_text(
         json.dumps({"config": config.to_dict(), "uses": context.uses.to_dict()}, ensure_ascii=False)
     )
-    environment = {**os.environ, "SWEEP_CONFIG": str(path), "SWEEP_OUTPUT": str(context.output)}
+    ours_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    environment = {
+        **os.environ,
+        "PATH": ours_first,  # so that `python` is the one with the user's packages
+        "SWEEP_CONFIG": str(path),
+        "SWEEP_OUTPUT": str(context.output),
+    }
     try:
         process = subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
     except (FileNotFoundError, PermissionError) as error:

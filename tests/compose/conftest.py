@@ -48,7 +48,8 @@ def study(project: Project) -> Project:
         data:
           root: store
           math: {name: math, size: "${depth}", folder: "${..root}/math"}
-          calls: {name: calls, size: 3, folder: "${data.root}/calls", inner: {up: "${...root}", at: "${..size}"}}
+          calls:
+            {name: calls, size: 3, folder: "${data.root}/calls", inner: {up: "${...root}", at: "${..size}"}}
         items: ${data.${task.name}}
         first: ${extras.0}
         label: "${model.name}-${trainer.lr}-${seed}"

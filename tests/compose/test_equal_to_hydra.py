@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 
 import pytest
 from hydra import compose as hydra_compose
@@ -31,7 +32,9 @@ axes:
     other: {model: c, depth: 1}
   seed: range(0,3)
 stages:
-  fit: {command: "true", reads: [label, chained, items, first, listed, mirror, mirrored, seen, plain, data, languages]}
+  fit:
+    command: "true"
+    reads: [label, chained, items, first, listed, mirror, mirrored, seen, plain, data, languages]
 """
 
 MIX = {
@@ -142,5 +145,21 @@ def test_an_inline_config_is_composed_without_any_group(study, inline):
 
 
 def test_an_inline_config_may_have_a_defaults_list_of_the_users_groups(study):
-    text = "config: {defaults: [{model: b}, _self_], a: 1}\naxes: {model: [a, c]}\nstages: {s: {command: x, reads: [model]}}"
+    text = """
+    config: {defaults: [{model: b}, _self_], a: 1}
+    axes: {model: [a, c]}
+    stages: {s: {command: x, reads: [model]}}
+    """
     assert [cell.config["model"]["width"] for cell in study.sweep(text).sweep.cells] == [1, 3]
+
+
+@pytest.mark.long
+def test_ten_thousand_cells_take_less_than_15_s_of_one_core(study):
+    text = """
+    axes: {model: [a, b], trainer: [quick, slow], mix: {x: {depth: 1}, y: {depth: 3}}, trainer.lr: [1, 2, 3]}
+    stages: {s: {command: x, reads: [label, data, mirror, seed, trainer]}}
+    """
+    before_s = time.process_time()
+    cells = study.sweep(text, "trainer.lr=1,2,3,4,5", "seed=range(0,250)").sweep.cells
+    assert len(cells) == 10_000
+    assert time.process_time() - before_s < 15

@@ -42,7 +42,7 @@ def test_without_overrides_the_grid_is_the_product_of_the_axes_the_last_fastest(
     [
         ("model=b", "model", ["b"]),
         ("model=c,a", "model", ["c", "a"]),
-        ("model=glob([abc])", "model", ["a", "b", "c"]),
+        ("model=glob(?)", "model", ["a", "b", "c"]),
         ("mix=en+es", "mix", ["en+es"]),
         ("mix=en,en+es", "mix", ["en", "en+es"]),
         ("seed=7", "seed", ["7"]),
@@ -71,6 +71,20 @@ def test_single_values_set_config_keys_and_keep_the_check(study):
     assert (config["trainer"]["lr"], config["trainer"]["steps"], config["note"]) == (1e-5, 3, "hello")
     assert "plain" not in config
     assert composition.notes == ()
+
+
+def test_a_mapping_sets_keys_of_a_group_or_merges_into_a_section(study):
+    overrides = [
+        "trainer={steps:3,warmup:{share:1}}",
+        "trainer=slow",
+        "plain={one:9}",
+        "launcher={workers:2}",
+    ]
+    composition = study.sweep(SWEEP, *overrides)
+    config = composition.sweep.cells[0].config
+    assert config["trainer"] == {"lr": 1e-5, "steps": 3, "warmup": {"share": 1, "of": 3}}
+    assert config["plain"] == {"one": 9, "two": [1, 2]}
+    assert composition.engine.launcher["workers"] == 2
 
 
 def test_the_command_line_outranks_the_files_overrides_and_axes_outrank_both(study):

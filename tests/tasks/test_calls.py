@@ -46,7 +46,7 @@ PARSED = [
     ("[A(t=2034-01-01 10:00:00, p=10:00 AM)]", "A", {"t": "2034-01-01 10:00:00", "p": "10:00 AM"}),
     ("[A(id=<the id>, x=-74.0060)]", "A", {"id": "<the id>", "x": "-74.0060"}),
     ("[A(x='1'), B(y='2')]", "A", {"x": "1"}),
-    ("[A(x='1')]->[{'a': 'b'}]\nAI: Done.\nUser: And B?\nAPI-Request: [B(y='2')]", "A", {"x": "1"}),
+    ("API-Request: [A(x='1')]->[{'a': 'b'}]\nAI: Done.\nAPI-Request: [B(y='2')]", "A", {"x": "1"}),
     ("[A(x='1')] [B(y='2')]", "A", {"x": "1"}),
     ("'[A(x='1')]'", "A", {"x": "1"}),
     ("note [B(x='0')] API-Request: [A(x='1')]", "A", {"x": "1"}),
@@ -62,7 +62,6 @@ NOT_PARSED = [
     "API-Request: []",
     "API-Request: None\n[A(x='1')]",
     "[A('1')]",
-    "[A(x='1', '2')]",
     "[ApiName(key1='value1', key2='value2', ...)]",
     "[A(x='1'",
     "[A(x='1",
@@ -89,6 +88,7 @@ SAME = [
     ("[A(x='1')]", "[A(y='1')]", False),
     ("[A(x='1')]", "[A(x='1', y='2')]", False),
     ("[A(x='1', y='2')]", "[A(x='1')]", False),
+    ("[A(x='1', '2')]", "[A(x='1')]", False),
     ("[A()]", "[A()]", True),
     ("[A(x='['a', 'b']')]", '[A(x=["a","b"])]', True),
     ("[A(x='['a', 'b']')]", "[A(x=['a', 'b'])]", True),
@@ -220,6 +220,6 @@ def test_every_gold_call_of_api_bank_parses(
 
 
 def test_no_proper_prefix_of_a_gold_call_matches(public_data: Path) -> None:
-    for row in json.loads((public_data / "api-bank" / "level-1-api.json").read_text()):
+    for row in json.loads((public_data / "api-bank" / "level-1-api.json").read_text())[::5]:
         gold = row["expected_output"]
         assert not any(API_CALLING.is_correct(gold[:end], gold, "en") for end in range(len(gold)))

@@ -28,12 +28,14 @@ from tests.store import builders
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What goes wrong: at step `at` (counted from 1, 0 for never) the worker is killed or stopped.
 
+    Only steps at keys that begin with `key` count.
     `how` is ``kill`` (the worker alone; its child must see that), ``stop`` (worker and child, until both
     are continued) or ``stop worker`` (its child goes on by itself).
     """
 
     at: int = 0
     how: str = "kill"
+    key: str = ""
 
 
 class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,17 +45,26 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     fault: Fault = Fault()
 
 
-class Counter:
-    """Counts steps and acts at the chosen one."""
+class Counted(PosixStore):
+    """The store, which counts its steps and acts at the chosen one."""
 
-    def __init__(self, fault: Fault) -> None:
-        self.fault, self.num_steps = fault, 0
+    def __init__(self, root: Path, fault: Fault) -> None:
+        super().__init__(root, at_step=self._step)
+        self.fault, self.num_steps, self._key = fault, 0, ""
 
-    def __call__(self, step: str) -> None:
-        self.num_steps += 1
-        if self.num_steps != self.fault.at:
+    def create(self, key: str, data: bytes) -> bool:
+        self._key = key
+        return super().create(key, data)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._key = key
+        super().put(key, data)
+
+    def _step(self, step: str) -> None:
+        self.num_steps += self._key.startswith(self.fault.key)
+        if self.num_steps != self.fault.at or not self._key.startswith(self.fault.key):
             return
-        print(f"{self.fault.how} at {step}", flush=True)
+        print(f"{self.fault.how} at {step} {self._key}", flush=True)
         if self.fault.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         children = [] if self.fault.how == "stop worker" else multiprocessing.active_children()
@@ -68,8 +79,8 @@ def main(path: str) -> None:
     """Runs the worker that the file describes."""
     told = msgspec.json.decode(Path(path).read_bytes(), type=Told)
     order = told.order
-    counter = Counter(told.fault)
-    ledger = Ledger(PosixStore(Path(order.store), at_step=counter))
+    objects = Counted(Path(order.store), told.fault)
+    ledger = Ledger(objects)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["orchestrator.worker.child", "tests.worker.stages"])
     order = msgspec.structs.replace(order, env={**order.env, "TEST_WORKER": str(os.getpid())})
@@ -85,7 +96,7 @@ def main(path: str) -> None:
         say=lambda line: print(line, flush=True),
     )
     code = worker.run()
-    print(f"{counter.num_steps} steps", flush=True)
+    print(f"{objects.num_steps} steps", flush=True)
     sys.exit(code)
 
 

@@ -1,0 +1,182 @@
+"""A launch survives the death of any of its processes: nothing is lost, every product exists once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands.launches import checkpoints, records, running_heartbeats, wait_for
+
+
+def expected(seed: int, num_steps: int = 30) -> str:
+    state = str(seed)
+    for step in range(1, num_steps + 1):
+        state = hashlib.sha256(f"{state}:{step}".encode()).hexdigest()
+    return state
+
+
+def assert_all_done_once(sweep, name: str = "slow") -> None:
+    status = sweep.json("status", name)
+    assert status["counts"] == {"done": 6}
+    done = list((sweep.store / "done").rglob("*.json"))
+    assert len(done) == 6
+    assert not list((sweep.store / "void").rglob("*.json"))
+    rows = {int(row["seed"]): row["digest"] for row in sweep.json("collect", name)}
+    assert rows == {seed: expected(seed) for seed in range(6)}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def kill_worker(store: Path) -> int:
+    beat = random.choice(wait_for(lambda: running_heartbeats(store)))
+    import json
+
+    pid = json.loads((beat["folder"] / "claim.json").read_text())["owner"]["process"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def test_a_killed_worker_is_replaced_and_its_attempt_is_resumed_in_the_same_launch(slow, background):
+    launch = background("launch", "slow.yaml")
+    wait_for(lambda: checkpoints(slow.store))
+    kill_worker(slow.store)
+    code, output = launch.end()
+    assert code == 0, output
+    assert_all_done_once(slow)
+    superseding = [claim for claim in records(slow.store, "claim.json") if claim["supersedes"]]
+    assert [claim["supersedes"]["cause"] for claim in superseding] == ["node_lost"]
+    assert "is gone" in superseding[0]["supersedes"]["evidence"]
+
+
+def test_the_child_of_a_killed_worker_ends_too(slow, background):
+    launch = background("launch", "slow.yaml", "launcher.workers=1")
+    beat = wait_for(lambda: running_heartbeats(slow.store))[0]
+    kill_worker(slow.store)
+    wait_for(lambda: not alive(beat["child"]["pid"]), timeout_s=5)
+    assert launch.end()[0] == 0
+
+
+def test_a_killed_child_is_one_failed_attempt_and_is_retried_from_its_checkpoint(slow, background):
+    launch = background("launch", "slow.yaml")
+    wait_for(lambda: checkpoints(slow.store))
+    os.kill(wait_for(lambda: running_heartbeats(slow.store))[0]["child"]["pid"], signal.SIGKILL)
+    code, output = launch.end()
+    assert code == 0, output
+    assert_all_done_once(slow)
+    failed = [end for end in records(slow.store, "end.json") if end["outcome"] == "failed"]
+    assert len(failed) == 1
+    assert "SIGKILL" in failed[0]["message"]
+
+
+def test_after_the_launcher_is_killed_its_workers_release_and_another_launch_finishes(slow, background):
+    launch = background("launch", "slow.yaml")
+    wait_for(lambda: checkpoints(slow.store))
+    claims = records(slow.store, "claim.json")
+    launch.process.kill()
+    for claim in claims:
+        wait_for(lambda pid=claim["owner"]["process"]["pid"]: not alive(pid), timeout_s=15)
+    ends = [end for end in records(slow.store, "end.json") if end["outcome"] == "released"]
+    assert {end["why"] for end in ends} == {"stopped"}
+    slow("launch", "slow.yaml")
+    assert_all_done_once(slow)
+
+
+def test_one_ctrl_c_checkpoints_and_releases_and_the_next_launch_goes_on_from_there(slow, background):
+    launch = background("launch", "slow.yaml")
+    wait_for(lambda: running_heartbeats(slow.store))
+    time.sleep(0.4)
+    launch.interrupt()
+    code, output = launch.end(timeout_s=20)
+    assert code == 1
+    assert "stopping" in output
+    ends = [end for end in records(slow.store, "end.json") if end["outcome"] == "released"]
+    assert ends
+    assert {end["why"] for end in ends} == {"stopped"}
+    assert not [end for end in records(slow.store, "end.json") if end["outcome"] == "failed"]
+    states = {cell["state"] for cell in slow.json("status", "slow")["cells"]}
+    assert "released" in states
+    slow("launch", "slow.yaml")
+    assert_all_done_once(slow)
+    parents = [start["parent"] for start in records(slow.store, "start.json") if start["parent"]]
+    assert parents
+
+
+def test_two_ctrl_c_end_everything_at_once_and_lose_nothing_that_was_recorded(slow, background):
+    launch = background("launch", "slow.yaml", "policy.grace_s=600", "count.step_s=1.5")
+    beats = wait_for(lambda: running_heartbeats(slow.store))
+    launch.interrupt()
+    time.sleep(0.3)
+    launch.interrupt()
+    code, _ = launch.end(timeout_s=10)
+    assert code == 1
+    for beat in beats:
+        wait_for(lambda pid=beat["child"]["pid"]: not alive(pid), timeout_s=5)
+    slow("launch", "slow.yaml", "count.step_s=0.01")
+    assert_all_done_once(slow)
+
+
+def test_a_detached_launch_returns_at_once_and_goes_on_in_a_session_of_its_own(slow):
+    start_s = time.monotonic()
+    output = slow("launch", "slow.yaml", "--detach")
+    assert time.monotonic() - start_s < 5
+    assert "background" in output
+    pid = int(output.split("process ")[1].split(",")[0])
+    assert os.getsid(pid) == pid
+    wait_for(lambda: slow.json("status", "slow")["counts"] == {"done": 6}, timeout_s=60)
+    assert_all_done_once(slow)
+
+
+def test_two_launches_at_once_share_the_work_and_end_by_the_common_result(slow, background):
+    launches = [background("launch", "slow.yaml") for _ in range(2)]
+    for launch in launches:
+        code, output = launch.end(timeout_s=120)
+        assert code == 0, output
+    assert_all_done_once(slow)
+    assert len(records(slow.store, "claim.json")) == 6
+
+
+def test_a_cancel_stops_the_running_cells_and_keeps_the_others_from_starting(slow, background):
+    launch = background("launch", "slow.yaml", "count.step_s=0.2")
+    wait_for(lambda: running_heartbeats(slow.store))
+    assert "cancelled 6 cells" in slow("cancel", "slow")
+    code, output = launch.end(timeout_s=30)
+    assert code == 1
+    assert "6 cancelled" in output
+    ends = records(slow.store, "end.json")
+    assert {(end["outcome"], end["why"]) for end in ends} == {("released", "cancelled")}
+    slow("launch", "slow.yaml", "count.step_s=0.01")
+    assert_all_done_once(slow)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(12))
+def test_random_kills_of_worker_child_and_launcher_never_lose_or_double_a_product(slow, background, seed):
+    chance = random.Random(seed)
+    for _ in range(4):
+        launch = background("launch", "slow.yaml", "policy.retries.unknown=50", "policy.retries.node_lost=50")
+        time.sleep(chance.uniform(0.6, 2.5))
+        match chance.choice(["worker", "child", "launcher"]):
+            case "launcher":
+                launch.process.kill()
+            case "worker" if running_heartbeats(slow.store):
+                kill_worker(slow.store)
+            case "child" if beats := running_heartbeats(slow.store):
+                os.kill(beats[0]["child"]["pid"], signal.SIGKILL)
+            case _:
+                pass
+        if launch.process.poll() is None:
+            launch.process.kill()
+        launch.end()
+    slow("launch", "slow.yaml", "policy.retries.unknown=50", "policy.retries.node_lost=50")
+    assert_all_done_once(slow)

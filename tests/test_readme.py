@@ -1,0 +1,99 @@
+"""README's own sweep, run as a newcomer would: the files and commands are taken from README itself."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+FILES = dict(re.findall(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+COMMANDS = re.findall(r"^\$ (.+)$", README.partition("## A sweep of your own")[2], re.MULTILINE)
+
+
+def write_files(folder: Path) -> None:
+    for name, text in FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def run_commands(folder: Path, sweep: list[str], environment: dict[str, str]) -> str:
+    output = ""
+    for command in COMMANDS:
+        words = shlex.split(command.partition("#")[0])
+        if words[0] == "cd":
+            folder = folder / words[1]
+            continue
+        assert words[0] == "sweep"
+        done = subprocess.run(
+            [*sweep, *words[1:]],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}"
+        output += done.stdout
+    with (folder / "rows.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 12
+    assert {row["close"] for row in rows if row["stage"] == "score" and row["rate"] == "0.1"} == {"true"}
+    assert {row["close"] for row in rows if row["stage"] == "score" and row["rate"] == "0.01"} == {"false"}
+    return output
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "SWEEP_STORE"} | more
+
+
+def test_readmes_own_sweep_of_15_lines_runs_as_it_says(tmp_path):
+    assert len(FILES["curve/curve.yaml"].splitlines()) <= 15
+    write_files(tmp_path)
+    output = run_commands(tmp_path, [sys.executable, "-m", "orchestrator"], environment())
+    assert "6 cells, 12 stages" in output
+    assert "curve@1: 6 cells: 6 done" in output
+    assert "verified by content" in output
+
+
+@pytest.mark.long
+def test_from_a_wheel_the_configs_travel_inside_and_readmes_own_sweep_runs(tmp_path):
+    wheels, site, folder = tmp_path / "wheels", tmp_path / "site", tmp_path / "work"
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(wheels),
+    ]
+    subprocess.run([*build, str(ROOT)], check=True)
+    (wheel,) = wheels.glob("*.whl")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)],
+        check=True,
+    )
+    write_files(folder)
+    run_commands(folder, [sys.executable, "-m", "orchestrator"], environment(PYTHONPATH=str(site)))
+    listed = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "plan", "smoke"],
+        cwd=folder,
+        env=environment(PYTHONPATH=str(site)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "16 cells" in listed.stdout
