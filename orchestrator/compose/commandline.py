@@ -91,6 +91,10 @@ class Overrides:
                 self.touched.append(key)
                 del self.axes[key]
             elif key in self.axes and override.package is None:
+                if text.endswith("="):
+                    raise UserError(
+                        f"{text!r} leaves the axis {key!r} without a value", fix=f"{key}=''  for empty text"
+                    )
                 self.touched.append(key)
                 self.axes[key] = narrowed(self.axes[key], values_of(override, root.options(key)))
             elif override.is_sweep_override():

@@ -106,14 +106,14 @@ class Ledger:
         raise InfrastructureError(f"cannot read {key}: {error}", where=self.objects.url)
 
     def prove_writable(self) -> None:
-        """Writes and deletes a probe.
+        """Writes and deletes a probe; it has content, because a full disk still takes an empty file.
 
         Raises:
             UserError: the store cannot be written.
         """
         key = f"probe-{new_nonce()}"
         try:
-            self.objects.put(key, b"")
+            self.objects.put(key, bytes(4096))
             self.objects.delete(key)
         except OSError as error:
             raise _not_writable(self.objects.url, error) from error

@@ -75,6 +75,14 @@ class AttemptRun:
 
     def run(self, earlier: Sequence[Attempt]) -> End:
         """Runs the attempt to its end and returns the end that was recorded."""
+        try:
+            return self._run(earlier)
+        except OSError as error:
+            if self._is_superseded():
+                return self._end("released", why="superseded")
+            return self._end("failed", cause=Cause.STORAGE, message=f"{type(error).__name__}: {error}")
+
+    def _run(self, earlier: Sequence[Attempt]) -> End:
         if self._ledger.is_done_or_void(self._node, self._claim.generation):
             return self._end("released", why="already_done")
         key = layout.payload(self._node.stage, self._node.digest, self.number)
@@ -90,6 +98,7 @@ class AttemptRun:
                 process.kill()
                 end_group(process.pid)
             process.join()
+            self._take_last_messages(pipe)
             pipe.close()
         outcome = _read_outcome(folder)
         return self._conclude(outcome, process.exitcode or 0, folder, oom_killed=oom_kills() > kills)
@@ -174,6 +183,12 @@ class AttemptRun:
         if first:  # so that another on this machine can prove the child gone as well
             self._heartbeat()
 
+    def _take_last_messages(self, pipe: Connection) -> None:
+        """How far a child came that ended before its words were read."""
+        with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):
+            while pipe.poll():
+                self._message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
+
     def _control(self, now_s: float) -> None:
         """Looks for reasons to stop, and puts heartbeats; the store's refusals are waited out."""
         if not self._released and (why := self._stop_asked()):
@@ -206,7 +221,8 @@ class AttemptRun:
         try:
             self._ledger.put(self._node, self.number, layout.HEARTBEAT, beat)
         except OSError as error:
-            print(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}", flush=True)
+            with contextlib.suppress(OSError):  # the log may lie on the same full disk
+                print(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}", flush=True)
 
     # Ending
 

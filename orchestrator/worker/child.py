@@ -7,6 +7,7 @@ ends itself and its whole process group.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -62,21 +63,30 @@ class Lifeline:
         self._pipe, self._stop = pipe, stop
         self._message = Message(phase="starting", process=describe(os.getpid()))
         self._sent: Message | None = None
+        self._lock = threading.Lock()
         threading.Thread(target=self._serve, name="lifeline", daemon=True).start()
 
     def report(self, *, phase: str = "", step: int | None = None, num_steps: int | None = None) -> None:
-        """Tells the worker where the stage stands; never blocks."""
+        """Tells the worker where the stage stands: a new phase at once, a step when there is time."""
         old = self._message
         self._message = Message(
             phase=phase or old.phase, step=step, num_steps=num_steps or old.num_steps, process=old.process
         )
+        if phase:
+            with contextlib.suppress(OSError):  # the worker is gone: the thread ends the group
+                self._send()
+
+    def _send(self) -> None:
+        with self._lock:
+            message = self._message
+            if message is not self._sent:
+                self._pipe.send_bytes(msgspec.json.encode(message))
+                self._sent = message
 
     def _serve(self) -> None:
         try:
             while True:
-                if self._message is not self._sent:
-                    self._sent = self._message
-                    self._pipe.send_bytes(msgspec.json.encode(self._sent))
+                self._send()
                 if self._pipe.poll(POLL_S):
                     message = msgspec.json.decode(self._pipe.recv_bytes(), type=Message)
                     if message.stop:

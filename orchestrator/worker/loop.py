@@ -117,8 +117,8 @@ class Worker:
             self._void_damaged(node, evidence)
             return True
         attempts = self._ledger.attempts(node)
-        if len(attempts) != len(evidence.attempts):
-            return False  # another claimed meanwhile
+        if attempts != evidence.attempts or self._ledger.is_done_or_void(node, evidence.generation):
+            return False  # another claimed or finished meanwhile, or an owner beat again
         number = (attempts[-1].number if attempts else 0) + 1
         claim = self._claim(claimable.cell, evidence, attempts)
         if not self._ledger.claim(node, number, claim):
@@ -212,7 +212,10 @@ class Worker:
         """Tells an attempt why it should stop: the worker should, or no cell wants its stage any more."""
         if why := self._stop_asked():
             return why
-        cancelled = self._read_wishes(at_most_s=CONTROL_S).cancelled
+        try:
+            cancelled = self._read_wishes(at_most_s=CONTROL_S).cancelled
+        except (OSError, InfrastructureError):  # asked again soon: no reason to lose a running stage
+            return ""
         if not cancelled:
             return ""
         wanted = any(node.digest in cell.chain and cell.cell not in cancelled for cell in self._cells)

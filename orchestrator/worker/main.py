@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -15,8 +16,8 @@ import msgspec
 
 from orchestrator import provenance
 from orchestrator.core.sweep import Sweep
-from orchestrator.errors import SweepError
-from orchestrator.store.ledger import open_ledger
+from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.worker.loop import REFUSED, Worker, this_owner
 from orchestrator.worker.order import WorkerOrder
 
@@ -46,7 +47,8 @@ def run(order: WorkerOrder, log: Path | None = None) -> int:
     _stop_with_parent(reasons)
 
     def say(line: str) -> None:
-        print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
+        with contextlib.suppress(OSError):  # the log may lie on a full disk
+            print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
     try:
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
@@ -56,6 +58,9 @@ def run(order: WorkerOrder, log: Path | None = None) -> int:
         found = provenance.code_digest(targets, order.import_paths)
         if order.code_digest and found != order.code_digest:
             say("the code on this machine is not the code at launch: this worker claims nothing")
+            return REFUSED
+        if problem := _store_problem(ledger):
+            say(f"{problem}: this worker claims nothing")
             return REFUSED
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(preload(revision.sweep))
@@ -72,6 +77,17 @@ def run(order: WorkerOrder, log: Path | None = None) -> int:
     except SweepError as error:
         say(f"error: {error}")
         return error.exit_code
+    except OSError as error:
+        say(f"error: the store does not answer: {error}")
+        return InfrastructureError.exit_code
+
+
+def _store_problem(ledger: Ledger) -> str:
+    try:
+        ledger.prove_writable()
+    except UserError as error:
+        return error.what
+    return ""
 
 
 def in_fork_server(order_json: bytes, log: str) -> None:

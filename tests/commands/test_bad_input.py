@@ -1,0 +1,137 @@
+"""Bad input: exit 2, a first line `error:`, no traceback, nothing started and nothing created."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main
+
+GOOD = """
+description: fine
+expect_cells: 2
+config: {seed: 0, languages: [en, es], count: {num_steps: 1, checkpoint_every: 0, step_s: 0.0, fail: null}}
+axes: {seed: [0, 1]}
+stages: [count]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SWEEP_STORE", raising=False)
+    (tmp_path / "good.yaml").write_text(GOOD)
+    return tmp_path
+
+
+def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
+    before = sorted(Path.cwd().rglob("*"))
+    code = main(words)
+    out, err = capfd.readouterr()
+    assert code == 2, (code, out, err)
+    assert err.startswith("error: "), err
+    assert "Traceback" not in out + err
+    assert len(err.strip().splitlines()) <= 4
+    assert sorted(Path.cwd().rglob("*")) == before
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["launch", "smok"], "did you mean smoke"),
+        (["launch", "no/such.yaml"], "no sweep file"),
+        (["launch", "good.yaml", "speed=3"], "unknown key 'speed'"),
+        (["launch", "good.yaml", "count.num_step=3"], "count.num_steps"),
+        (["launch", "good.yaml", "seed="], "seed"),
+        (["launch", "good.yaml", "expect_cells=3"], "2 cells"),
+        (["launch", "good.yaml", "launcher=lokal"], "local"),
+        (["launch", "good.yaml", "launcher.worker=3"], "launcher.workers"),
+        (["launch", "good.yaml", "launcher.workers=0"], "launcher.workers"),
+        (["launch", "good.yaml", "launcher.workers=many"], "launcher.workers"),
+        (["launch", "good.yaml", "policy.lease_s=0"], "policy.lease_s"),
+        (["launch", "good.yaml", "policy.retries.sloth=1"], "sloth"),
+        (["launch", "good.yaml", "store.url=ftp://x/y"], "unknown store scheme 'ftp'"),
+        (["launch", "good.yaml", "store.url=/proc/nowhere"], "not writable"),
+        (["launch", "good.yaml", "--only", "sed=1"], "unknown key 'sed'"),
+        (["launch", "good.yaml", "--only", "seed=7"], "seed"),
+        (["launch", "good.yaml", "--only", "nonsense-cell"], "nonsense-cell"),
+        (["launch", "good.yaml", "--bogus"], "--bogus"),
+        (["launch", "good.yaml", "--name", "a/b"], "a/b"),
+        (["launch", "good.yaml@0"], "revision"),
+        (["status", "good.yaml@3"], "no revision good@3"),
+        (["status", "nothing-here"], "unknown sweep"),
+        (["status", "good.yaml", "seed=1"], "unexpected"),
+        (["why", "good.yaml", "seed9"], "seed9"),
+        (["logs", "good.yaml", "seed0", "--stage", "train"], "no stage 'train'"),
+        (["rerun", "good.yaml"], "never launched"),
+        (["cancel", "good.yaml"], "never launched"),
+        (["discard", "good.yaml", "seed=0", "--stage", "count"], "--reason"),
+        (["collect", "good.yaml", "--format", "parquet"], "--out"),
+        (["collect", "good.yaml", "--out", "rows.txt"], "parquet, csv, json"),
+        (["launch", "smoke", "model=tiny-qwen"], "tiny-qwen3"),
+        (["launch", "smoke", "mixture=en+fr"], "en+es"),
+        (["launch", "smoke", "trainer.learning_rate=fast"], "trainer.learning_rate"),
+        (["launch", "smoke", "trainer.micro_batch_size=5"], "micro"),
+        (["launch", "smoke", "languages=[en,en]", "mixture=none"], "en"),
+        (["launch", "smoke", "evaluation.languages=[en,xx]"], "xx"),
+        (["launch", "smoke", "evaluation.languages=[en,en]"], "en"),
+        (["launch", "smoke", "data=files"], "data.train_dir"),
+        (["launch", "smoke", "model=custom", "model.path=/no/such/model"], "/no/such/model"),
+        (["launch", "smoke", "data=files", "data.train_dir=/no/such", "data.test_dir=/no"], "/no/such"),
+        (["frobnicate"], "unknown verb"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_is_refused_with_the_way_out(folder, capfd, words, says):
+    assert says in refused(capfd, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("axes: {a: [1, 2}\n", "bad.yaml, line 1"),
+        (GOOD.replace("[0, 1]", "[]"), "seed"),
+        (GOOD.replace("expect_cells: 2", "expect_cells: 3"), "1 fewer"),
+        (GOOD + "exclude: ['seed=0', 'seed=1']\n", "no cell"),
+        (GOOD + "exclude: ['sead=0']\n", "unknown key 'sead'"),
+        (GOOD.replace("axes:", "axis:"), "axes"),
+        (GOOD.replace("[count]", "[cuont]"), "count"),
+        (GOOD.replace("[count]", "{a: {run: 'nowhere_to_be_found:main'}}"), "nowhere_to_be_found"),
+        (GOOD.replace("[count]", "{a: {run: 'x:y', command: 'z'}}"), "a"),
+        (GOOD.replace("[count]", "{a: {command: 'true', reads: [sead]}}"), "sead"),
+        (GOOD.replace("[count]", "{a: {command: 'true', after: [b]}}"), "b"),
+        (GOOD.replace("[count]", "{a: {command: 'true', after: [a]}}"), "a"),
+        (
+            GOOD.replace("seed: 0,", "seed: /home/me/data,").replace("axes: {seed: [0, 1]}", "axes: {}"),
+            "path",
+        ),
+        (GOOD.replace("expect_cells: 2", "expect_cells: two"), "expect_cells"),
+        ("- a\n- b\n", "mapping"),
+        ("", "bad.yaml"),
+    ],
+)
+def test_a_wrong_sweep_file_is_refused_with_its_place(folder, capfd, text, says):
+    (folder / "bad.yaml").write_text(text)
+    assert says in refused(capfd, "launch", "bad.yaml")
+
+
+def test_a_store_of_a_newer_format_is_refused_and_left_alone(folder, capfd):
+    store = folder / "runs"
+    store.mkdir()
+    (store / "store.json").write_text(json.dumps({"nonce": "x", "format": 99, "colour": "blue"}))
+    assert "format 99" in refused(capfd, "launch", "good.yaml")
+    assert "format 99" in refused(capfd, "status", "good.yaml")
+
+
+def test_an_evaluation_language_without_data_is_refused(folder, capfd):
+    for name in ("train", "test"):
+        (folder / name).mkdir()
+    row = json.dumps({"id": "0", "question": "1 + 1?", "answer": "2\n#### 2"})
+    for language in ("en", "es", "ja", "bn", "sw"):
+        (folder / "train" / f"{language}.jsonl").write_text("\n".join([row] * 3))
+        (folder / "test" / f"mgsm_{language}.tsv").write_text("1 + 1?\t2\n")
+    words = ["data=files", f"data.train_dir={folder / 'train'}", f"data.test_dir={folder / 'test'}"]
+    assert "te" in refused(capfd, "launch", "smoke", *words)
