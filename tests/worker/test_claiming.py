@@ -72,19 +72,27 @@ def test_an_owner_that_beats_again_between_the_look_and_the_claim_is_not_superse
     plain = ledger_at(store)
     plain.claim(node, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=1.0))
     plain.put(node, 1, layout.HEARTBEAT, Heartbeat(counter=1, phase="running"))
-    reads: list[str] = []
-    beats = [1]
+    looks, beats = [0], [1]
 
     def trouble(when: str, operation: str, key: str) -> None:
-        """Beats after the watcher has looked for longer than the lease, at the next read."""
-        if operation == "get" and key.endswith("1/end.json"):
-            reads.append(key)
-        if operation == "list" and key == layout.attempts(node.stage, node.digest) and len(reads) > 6:
-            beats[0] += 1
-            plain.put(node, 1, layout.HEARTBEAT, Heartbeat(counter=beats[0], phase="running"))
+        """Beats when a scan looks at the attempts for a second time: it is about to claim."""
+        if operation != "list":
+            return
+        if key == layout.requests(sweep.name):
+            looks[0] = 0
+        elif key == layout.attempts(node.stage, node.digest):
+            looks[0] += 1
+            if looks[0] == 2:
+                beats[0] += 1
+                plain.put(node, 1, layout.HEARTBEAT, Heartbeat(counter=beats[0], phase="running"))
 
-    stop = lambda: "enough" if len(reads) > 14 else ""  # noqa: E731
-    work(Ledger(TroubledStore(store, trouble)), revision, order_for(store, sweep.name), stop_asked=stop)
+    order = order_for(store, sweep.name)
+    work(
+        Ledger(TroubledStore(store, trouble)),
+        revision,
+        order,
+        stop_asked=lambda: "enough" if beats[0] > 2 else "",
+    )
     assert plain.numbers(node) == [1]
 
 
