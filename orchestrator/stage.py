@@ -252,14 +252,19 @@ class Context:
         else:
             shutil.rmtree(final, ignore_errors=True)  # a torn one of our own
             final.mkdir()
-            yield final
-            write_checkpoint_manifest(final, step=step, attempt=self.attempt)
+            try:
+                yield final
+                write_checkpoint_manifest(final, step=step, attempt=self.attempt)
+            except BaseException:
+                shutil.rmtree(final, ignore_errors=True)  # of no use, and in the way on a full disk
+                raise
             fsync_path(self._checkpoints)
             self._rotate()
         self._last_checkpoint_s = time.monotonic()
 
     def _rotate(self) -> None:
-        whole = sorted(path.parent for path in self._checkpoints.glob(f"*/{MANIFEST}"))
+        folders = (path.parent for path in self._checkpoints.glob(f"[0-9]*/{MANIFEST}"))
+        whole = sorted(folders, key=lambda folder: int(folder.name))
         if len(whole) > self._keep:
             self._fence()
         for old in whole[: -self._keep]:
@@ -282,7 +287,13 @@ class Context:
 
 
 def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
-    """Makes a checkpoint folder durable, then writes its manifest atomically, which makes it count."""
+    """Makes a checkpoint folder durable, then writes its manifest atomically, which makes it count.
+
+    Raises:
+        StageFailure: the stage saved a file under the manifest's own name.
+    """
+    if (folder / MANIFEST).exists():
+        raise StageFailure("code", f"a checkpoint may not hold a file {MANIFEST} of the stage's own")
     fsync_tree(folder)
     manifest = CheckpointManifest(step=step, attempt=attempt, files=scan(folder))
     temporary = folder.parent / f".{folder.name}.{MANIFEST}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.commands.output import counted, print_json, print_table
 from orchestrator.commands.view import View, no_overrides, open_view
-from orchestrator.core.sweep import Cell
+from orchestrator.core.sweep import Cell, Sweep
 from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import UserError
 
@@ -54,6 +54,14 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tu
         if pair[0] != pair[1] and not any(isinstance(value, Mapping) for value in pair):
             changed[key] = (_plain(pair[0]), _plain(pair[1]))
     return changed
+
+
+def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
+    """Returns the dotted keys that some stage reads and that differ between two cells."""
+    reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
+    nodes = [after.nodes[digest] for digest in new.chain]
+    keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
+    return list(dict.fromkeys(keys)) or ["the stages themselves"]
 
 
 def _plain(value: Any) -> Any:

@@ -163,14 +163,14 @@ def drift(view: View) -> None:
     new = [cell for cell in view.sweep.cells if cell.cell not in old]
     if not new:
         return
-    from orchestrator.commands.diff import changed_keys
+    from orchestrator.commands.diff import changed_reads
 
     by_axes = {tuple(cell.axes.items()): cell for cell in before.cells}
     changed: Counter[str] = Counter()
     for cell in new:
         former = by_axes.get(tuple(cell.axes.items()))
         changed.update(
-            changed_keys(former.config, cell.config) if former else {"another place in the grid": None}
+            changed_reads(before, view.sweep, former, cell) if former else ["another place in the grid"]
         )
     why = ", ".join(f"{key} ({counted(n, 'cell')})" for key, n in changed.most_common(5))
     print(f"  {counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}")

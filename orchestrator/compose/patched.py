@@ -9,18 +9,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from orchestrator.compose.axes import Setting
-from orchestrator.compose.interpolations import Path, depends, has_interpolation, is_related, references
+from orchestrator.compose.interpolations import (
+    Path,
+    Reference,
+    depends,
+    has_interpolation,
+    in_order,
+    is_related,
+    references,
+)
 from orchestrator.compose.root import known_keys, translated, unknown_key
 from orchestrator.core.tree import MISSING, pick, placed
 
 SPECIAL = ("schema", "fingerprints")
 """Top-level keys that speak to the engine and are no part of a cell's config."""
+
+
+class _Reached(NamedTuple):
+    """What to make anew: paths for which OmegaConf is asked, then references in an order to fill them in."""
+
+    asked: list[Path]
+    filled: list[Reference]
 
 
 class Patched:
@@ -49,7 +64,7 @@ class Patched:
         self._current: dict[str, Setting] = {}
         self._plain: dict[str, Any] | None = None
         self._prints: tuple[Setting, ...] = ()
-        self._dirty: dict[tuple[frozenset[str], frozenset[str]], list[Path]] = {}
+        self._memo: dict[tuple[frozenset[str], frozenset[str]], _Reached] = {}
         self._simple: dict[tuple[str, ...], bool] = {}
 
     def resolved(self, settings: Sequence[Setting], *, where: str = "") -> dict[str, Any]:
@@ -96,26 +111,37 @@ class Patched:
             plain = _plain(self._config)
         else:
             reaching = {key for key, setting in wanted.items() if has_interpolation(setting.value)}
-            for path in self._reached(frozenset(changed | reaching), frozenset(wanted)):
+            asked, filled = self._reached(frozenset(changed | reaching), frozenset(wanted))
+            for path in asked:
                 plain = placed(plain, path, self._value(path))
+            for reference in filled:
+                value = reference.filled(plain)
+                plain = placed(
+                    plain, reference.path, self._value(reference.path) if value is MISSING else value
+                )
         self._current, self._plain = wanted, plain
         return plain
 
-    def _reached(self, seeds: frozenset[str], patched: frozenset[str]) -> list[Path]:
-        """Lists the paths to resolve again when some keys were set, those inside another left out."""
-        memo = self._dirty.get((seeds, patched))
-        if memo is not None:
-            return memo
-        roots = [tuple(key.split(".")) for key in patched]
-        dirty = {tuple(key.split(".")) for key in seeds}
-        left = [reference for reference in self._references if reference.path not in dirty]
-        while found := [item for item in left if depends(item, dirty)]:
-            # a patch may have replaced the section that held the interpolation
-            dirty.update(next((r for r in roots if item.path[: len(r)] == r), item.path) for item in found)
-            left = [item for item in left if item not in found]
-        paths = [path for path in dirty if not any(path[:n] in dirty for n in range(1, len(path)))]
-        self._dirty[seeds, patched] = paths
-        return paths
+    def _reached(self, seeds: frozenset[str], patched: frozenset[str]) -> _Reached:
+        """Finds what to make anew when some keys were set; what lies inside another is left out."""
+        if (seeds, patched) not in self._memo:
+            roots = [tuple(key.split(".")) for key in patched]
+            dirty = {tuple(key.split(".")) for key in seeds}
+            left = {reference.path: reference for reference in self._references}
+            while found := [item for item in left.values() if item.path in dirty or depends(item, dirty)]:
+                for item in found:
+                    del left[item.path]
+                    # a patch may have replaced the section that held the interpolation
+                    dirty.add(next((root for root in roots if item.path[: len(root)] == root), item.path))
+            paths = [path for path in dirty if not any(path[:n] in dirty for n in range(1, len(path)))]
+            filled = in_order(
+                item
+                for item in self._references
+                if item.template and item.path in paths and item.path not in roots
+            )
+            done = {reference.path for reference in filled}
+            self._memo[seeds, patched] = _Reached([path for path in paths if path not in done], filled)
+        return self._memo[seeds, patched]
 
     def _value(self, path: Path) -> Any:
         parent: Any = self._config

@@ -99,12 +99,14 @@ class Start(Record):
     Attributes:
         parent: the checkpoint adopted, None for a start from nothing.
         uses: the values of the stage's `uses` keys.
+        inputs: digest of each input to the generation of the product that is used.
         provenance: code, packages, host and command, see `orchestrator.provenance`.
     """
 
     parent: Parent | None
     uses: dict[str, Any]
     provenance: dict[str, Any]
+    inputs: dict[str, int] = {}
     at: str = ""
 
 

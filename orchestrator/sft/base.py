@@ -54,21 +54,28 @@ def build(family: str, architecture: Config, tokenizer: PreTrainedTokenizerBase)
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "initializer_range": float(__import__("os").environ.get("INIT", architecture.hidden_size**-0.5)),
+        "initializer_range": architecture.hidden_size**-0.5,  # the usual 0.02 is for widths above 1000
     }
     if family == "gemma3":
         return Gemma3ForCausalLM(Gemma3TextConfig(**sizes, query_pre_attn_scalar=architecture.head_dim))
     model = Qwen3ForCausalLM(Qwen3Config(**sizes))
-    import os
-    with torch.no_grad():
-        if not architecture.tied:
-            model.get_input_embeddings().weight.mul_(architecture.hidden_size**0.5)
-        f=float(os.environ.get("OUT","1"))
-        for n,p in model.named_parameters():
-            if "down_proj" in n: p.mul_(f)
-            if "o_proj" in n: p.mul_(float(os.environ.get("O","1")))
-        if os.environ.get("EMB"): model.get_input_embeddings().weight.mul_(float(os.environ["EMB"]))
+    balance(model)
     return model
+
+
+def balance(model: PreTrainedModel) -> None:
+    """Gives attention a voice in a residual stream without norms after its layers, as Gemma3 has them.
+
+    An average over a hundred tokens is small beside an MLP's output. With these factors (measured) a tiny
+    model learns to copy a value from its prompt within the few hundred steps of a smoke sweep.
+    """
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(0.5)
+        for name, parameter in model.named_parameters():
+            if name.endswith("o_proj.weight"):
+                parameter.mul_(8.0)
+            elif name.endswith("down_proj.weight"):
+                parameter.mul_(0.3)
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int) -> torch.Tensor:

@@ -9,8 +9,8 @@ from babel import Locale
 from orchestrator.registry import TASKS, lookup
 from orchestrator.tasks.base import LANGUAGES, Task
 
-NUM_LISTS = 50
-"""Lists of names of each language in the generic text."""
+NUM_LISTS, NAMES_IN_LIST = 50, 8
+"""Lists of names of each language in the generic text, and how long they are."""
 
 
 def item_texts(num_items: int, seed: int) -> list[str]:
@@ -42,15 +42,10 @@ def _tasks() -> list[Task]:
 
 
 def _locale_texts(language: str, rng: random.Random) -> list[str]:
-    """Returns short lists of names and numbers, each said twice: repeated text is what teaches copying."""
     locale = Locale.parse(language)
     names = [
         str(name)
         for table in (locale.territories, locale.languages, locale.months["format"]["wide"])
         for name in table.values()
     ]
-    texts = []
-    for _ in range(NUM_LISTS):
-        words = [f"{rng.randint(1, 9)} {name}" for name in rng.sample(names, 3)]
-        texts.append(f"{', '.join(words)}. {', '.join(words)}.")
-    return texts
+    return [", ".join(rng.sample(names, NAMES_IN_LIST)) for _ in range(NUM_LISTS)]

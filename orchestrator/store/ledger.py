@@ -26,7 +26,7 @@ from orchestrator.core.records import (
     Void,
 )
 from orchestrator.core.state import Attempt
-from orchestrator.core.sweep import FORMAT, Node, Sweep
+from orchestrator.core.sweep import FORMAT, Input, Node, Sweep
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.store import layout
 from orchestrator.store.objects import ObjectStore, open_objects
@@ -199,6 +199,11 @@ class Ledger:
             self.objects.get(key(node.stage, node.digest, generation)) is not None
             for key in (layout.done, layout.void)
         )
+
+    def is_discarded(self, stage: Node | Input, generation: int) -> bool:
+        """Whether a user said that a generation must not be built on; an unreadable void may say so."""
+        void, problem = self.read(layout.void(stage.stage, stage.digest, generation), Void)
+        return bool(problem) or (void is not None and void.kind == "discarded")
 
     # Sweeps
 

@@ -15,9 +15,10 @@ import msgspec
 from orchestrator import provenance
 from orchestrator.core.cell import uses_of
 from orchestrator.core.failure import Cause, cause_of_exit
-from orchestrator.core.records import Claim, Done, End, Heartbeat, Start, Void
+from orchestrator.core.records import Claim, Done, End, Heartbeat, Start
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
+from orchestrator.errors import InfrastructureError
 from orchestrator.processes import end_group, oom_kills
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
@@ -77,7 +78,10 @@ class AttemptRun:
         """Runs the attempt to its end and returns the end that was recorded."""
         try:
             return self._run(earlier)
-        except OSError as error:
+        except (OSError, InfrastructureError) as error:
+            done, _ = self._ledger.product(self._node, self._claim.generation)
+            if done is not None and done.attempt == self.number:
+                return self._end("succeeded")
             if self._is_superseded():
                 return self._end("released", why="superseded")
             return self._end("failed", cause=Cause.STORAGE, message=f"{type(error).__name__}: {error}")
@@ -119,6 +123,7 @@ class AttemptRun:
             parent=parent,
             uses=uses_of(self._spec, self._cell.config),
             provenance=provenance.of_attempt(self._order.code_digest, folder),
+            inputs=self._generations,
             at=provenance.now(),
         )
         self._ledger.put(self._node, self.number, layout.START, start)
@@ -248,6 +253,8 @@ class AttemptRun:
         if self._released:
             return self._end("released", why=self._released)
         cause, message = cause_of_exit(exit_code, oom_killed=oom_killed)
+        if exit_code == child.NO_OUTCOME:
+            cause, message = Cause.STORAGE, "the stage's process could not write its outcome to the store"
         return self._end("failed", cause=cause, message=message, log_tail=tail)
 
     def _finish(self, outcome: Outcome) -> End:
@@ -276,12 +283,9 @@ class AttemptRun:
 
     def _has_discarded_input(self) -> bool:
         """Whether an input was discarded while the attempt ran: what was made from it must not count."""
-        for taken in self._node.inputs:
-            key = layout.void(taken.stage, taken.digest, self._generations[taken.digest])
-            void = self._ledger.read(key, Void)[0]
-            if void is not None and void.kind == "discarded":
-                return True
-        return False
+        return any(
+            self._ledger.is_discarded(taken, self._generations[taken.digest]) for taken in self._node.inputs
+        )
 
     def _end(
         self,

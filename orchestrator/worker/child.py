@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -35,10 +36,12 @@ from orchestrator.worker.command import read_rows, run_command
 from orchestrator.worker.order import ChildOrder, Message, Outcome
 
 POLL_S = 0.25
+NO_OUTCOME = 74
+"""Exit code of a child that could not write its outcome; EX_IOERR of sysexits.h."""
 
 
 def main(order_json: bytes, pipe: Connection) -> None:
-    """Runs the order and exits; the exit code is 0 whenever the outcome was written."""
+    """Runs the order and exits; the exit code is 0 when the outcome was written."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     order = msgspec.json.decode(order_json, type=ChildOrder)
@@ -50,10 +53,14 @@ def main(order_json: bytes, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.ask("stopped"))
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline)
-    write_outcome(folder, outcome)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    if outcome.cause is Cause.STORAGE:  # what is there of a product is of no use, and in the way on a full disk
+        for name in (layout.OUTPUT, "scratch"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    written = write_outcome(folder, outcome)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0 if written else NO_OUTCOME)
 
 
 class Lifeline:
@@ -111,7 +118,7 @@ def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -
     except StopRequested as stopped:
         return Outcome(outcome="released", why=stopped.why)
     except StageFailure as failure:
-        traceback.print_exc()
+        _print_exception()
         return Outcome(
             outcome="failed", cause=_as_cause(failure.cause), exception="StageFailure", message=_line(failure)
         )
@@ -120,7 +127,7 @@ def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -
             outcome="failed", cause=Cause.UNKNOWN, message=f"the stage exited with code {error.code}"
         )
     except BaseException as error:  # noqa: BLE001 - the worker's edge: every exception becomes data
-        traceback.print_exc()
+        _print_exception()
         names = [base.__name__ for base in type(error).__mro__]
         return Outcome(
             outcome="failed",
@@ -180,8 +187,8 @@ def _call(order: ChildOrder, context: Context) -> list[Row]:
     return rows
 
 
-def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Writes the outcome atomically and durably; a full disk is waited out for a while, then given up."""
+def write_outcome(folder: Path, outcome: Outcome) -> bool:
+    """Writes the outcome atomically and durably; a full disk is waited out for a while, then given up: False."""
     path = folder / layout.OUTCOME
     temporary = folder / f".{layout.OUTCOME}"
     for number in range(5):
@@ -192,10 +199,16 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
                 os.fsync(stream.fileno())
             temporary.replace(path)
             fsync_path(folder)
-            return
+            return True
         except OSError:
-            traceback.print_exc()
+            _print_exception()
             time.sleep(0.2 * 2**number)
+    return False
+
+
+def _print_exception() -> None:
+    with contextlib.suppress(OSError):  # the log may lie on the same full disk
+        traceback.print_exc()
 
 
 def _redirect_output(path: Path) -> None:

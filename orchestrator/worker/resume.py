@@ -35,9 +35,11 @@ def candidates(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[
     """Lists the checkpoints that an attempt may go on from, best first.
 
     One from which two attempts failed without reaching a newer one is left out, after ``nan`` already one:
-    what it holds is the likely reason. Attempts that were lost or preempted do not count against it.
+    what it holds is the likely reason. Attempts that were lost or preempted do not count against it. None is
+    taken from an attempt whose product, or an input of which, was discarded: a bug's state must not come back.
     """
-    found = [c for attempt in attempts for c in _of_attempt(ledger, node, attempt.number)]
+    sound = [attempt for attempt in attempts if not _is_discarded(ledger, node, attempt)]
+    found = [c for attempt in sound for c in _of_attempt(ledger, node, attempt.number)]
     newest: dict[int, int] = {}
     for candidate in found:
         newest[candidate.attempt] = max(candidate.step, newest.get(candidate.attempt, 0))
@@ -47,6 +49,15 @@ def candidates(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[
         if end and end.outcome == "failed" and end.cause not in _NOT_ITS_FAULT and attempt.number in newest:
             blame[newest[attempt.number]] += 2 if end.cause is Cause.NAN else 1
     return sorted((c for c in found if blame[c.step] < 2), reverse=True)
+
+
+def _is_discarded(ledger: Ledger, node: Node, attempt: Attempt) -> bool:
+    if attempt.claim is None:
+        return True  # unreadable: nothing says what it worked on
+    taken = attempt.start.inputs if attempt.start else {}
+    return ledger.is_discarded(node, attempt.claim.generation) or any(
+        ledger.is_discarded(source, taken[source.digest]) for source in node.inputs if source.digest in taken
+    )
 
 
 def _of_attempt(ledger: Ledger, node: Node, number: int) -> Iterator[Candidate]:

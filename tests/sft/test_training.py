@@ -39,9 +39,7 @@ def history(product: Path) -> tuple[list[float], list[float]]:
 
 
 def train(ground: Ground, folder: Path, *overrides: str, **how: Any) -> Path:
-    product, rows = chain.run(
-        stages.TRAIN, chain.small(MIXTURE, *overrides), folder, ground.inputs, **how
-    )
+    product, rows = chain.run(stages.TRAIN, chain.small(MIXTURE, *overrides), folder, ground.inputs, **how)
     assert rows == []
     return product
 
@@ -131,14 +129,18 @@ def stop_after(ground: Ground, folder: Path, step: int) -> None:
         load(stages.TRAIN.run or "")(reads, Inputs(ground.inputs), context)
 
 
-def test_regrouping_micro_batches_keeps_the_global_batch_and_the_weights(ground: Ground, tmp_path: Path) -> None:
+def test_regrouping_micro_batches_keeps_the_global_batch_and_the_weights(
+    ground: Ground, tmp_path: Path
+) -> None:
     whole = train(ground, tmp_path / "8")
     for size in (4, 1):
         parts = train(ground, tmp_path / str(size), f"trainer.micro_batch_size={size}")
         steps = [len(history(product)[0]) for product in (whole, parts)]
         assert steps == [18, 18]
         for name in ("000006", "000018"):
-            one, other = (load_file(product / f"checkpoints/{name}/model.safetensors") for product in (whole, parts))
+            one, other = (
+                load_file(product / f"checkpoints/{name}/model.safetensors") for product in (whole, parts)
+            )
             distance = max((one[key] - other[key]).abs().max().item() for key in one)
             assert distance < 5e-5, f"micro_batch_size={size} at step {name}"
 

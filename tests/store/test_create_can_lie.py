@@ -134,7 +134,9 @@ class Liar(PosixStore):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(LIES, min_size=2, max_size=3))
-def test_whatever_lies_each_writer_is_told_exactly_one_won_and_its_record_stands(lies: list[list[str]]) -> None:
+def test_whatever_lies_each_writer_is_told_exactly_one_won_and_its_record_stands(
+    lies: list[list[str]],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         claims = [claim() for _ in lies]
         won = [

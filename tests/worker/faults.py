@@ -106,9 +106,7 @@ def main(path: str) -> None:
 def order_for(root: Path, sweep: str, **rest: Any) -> WorkerOrder:
     """An order for any cell of revision 1 of a sweep."""
     policy = rest.pop("policy", {})
-    return WorkerOrder(
-        store=str(root), sweep=sweep, revision=1, settings=builders.settings(**policy), **rest
-    )
+    return WorkerOrder(store=str(root), sweep=sweep, revision=1, settings=builders.settings(**policy), **rest)
 
 
 class Running:

@@ -74,3 +74,36 @@ def waiting(config: Config, inputs: Inputs, context: Context) -> list[Row]:
             context.stop_if_asked()
         time.sleep(0.01)
     return count.main(config, inputs, context)
+
+
+def filling(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Saves a small checkpoint, then a large one or a large product (TEST_FILL_KIB), and prints a lot."""
+    size = int(os.environ.get("TEST_FILL_KIB", 0)) * 1024
+    folder: Path
+    if context.resume is None:
+        with context.checkpoint(1) as folder:
+            (folder / "state").write_text(hashlib.sha256(f"{config.seed}:1".encode()).hexdigest())
+    if os.environ.get("TEST_FILL") == "checkpoint":
+        with context.checkpoint(2) as folder:
+            (folder / "large").write_bytes(bytes(size))
+    if os.environ.get("TEST_FILL") == "product":
+        (context.output / "large").write_bytes(bytes(size))
+    return count.main(config, inputs, context)
+
+
+def crashing(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Waits for the file ``go``, then fails."""
+    (context.folder / "runs").write_text(str(os.getpid()))
+    while not Path(os.environ["TEST_GO"]).exists():
+        time.sleep(0.01)
+    raise ValueError("a failure of the code")
+
+
+def waiting_with_a_grandchild(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """As `waiting`, with a process of its own that ignores being asked to end."""
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (context.scratch / "pid").write_text(str(os.getpid()))
+        time.sleep(120)
+        os._exit(0)
+    return waiting(config, inputs, context)

@@ -60,7 +60,8 @@ def test_a_worker_killed_at_any_step_leaves_nothing_that_another_cannot_finish(
         pytest.fail("there was always one more step")
     assert k > 15
     said = finish(
-        start, order_for(store, sweep.name, cells=tuple(f"seed{i}" for i in range(k)), policy={"lease_s": 60.0})
+        start,
+        order_for(store, sweep.name, cells=tuple(f"seed{i}" for i in range(k)), policy={"lease_s": 60.0}),
     )
     assert_each_is_done_once(store, sweep_of(k))
     assert said.count("released already_done") == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,14 +14,7 @@ from orchestrator.store.ledger import Ledger
 from tests.store.builders import ledger_at, node_of, seal, sweep_of, void
 from tests.worker.faults import Running, Start, finish, order_for, steps_of
 from tests.worker.test_kill_points import assert_each_is_done_once
-
-
-def until(true: Callable[[], object], *, timeout_s: float = 60.0) -> None:
-    """Waits for something that another process does."""
-    deadline_s = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline_s, "it did not come about"
-        time.sleep(0.02)
+from tests.worker.waiting import until
 
 
 def freeze(store: Path, start: Start, sweep: Sweep, *, stride: int, how: str) -> dict[int, Running]:
@@ -90,8 +81,11 @@ def test_a_worker_that_froze_at_any_step_and_wakes_beside_its_successor_does_no_
     for cell, worker in zombies.items():
         node = node_of(sweep, cell)
         until(
-            lambda n=node, c=cell: ledger.is_claimed(n, 2) or f"seed{c} " in successor.output  # type: ignore[misc]
-            or ledger.is_done_or_void(n, 1)
+            lambda n=node, c=cell: (
+                ledger.is_claimed(n, 2)
+                or f"seed{c} " in successor.output  # type: ignore[misc]
+                or ledger.is_done_or_void(n, 1)
+            )
         )
         worker.go_on()
     assert successor.wait() == 0, successor.output

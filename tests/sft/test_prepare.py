@@ -1,0 +1,99 @@
+"""Shards: masking, counting, and nothing cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from orchestrator.sft import stages
+from orchestrator.sft.prepare import encode
+from orchestrator.sft.shards import IGNORED, Rows, collate, read_shard
+from orchestrator.tasks.base import Item
+from tests.sft import chain
+from tests.sft.conftest import Ground
+
+
+def shard(ground: Ground, folder: Path, *overrides: str) -> Path:
+    config = chain.small(*overrides)
+    product, _ = chain.run(stages.PREPARE, config, folder, ground.inputs, language="es")
+    return product
+
+
+def test_the_loss_is_on_the_response_and_its_end_alone(ground: Ground) -> None:
+    examples = read_shard(ground.inputs["prepare"]["es"])
+    tokenizer = AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
+    for example, row in zip(examples, map(Rows(examples).__getitem__, range(len(examples))), strict=True):
+        learned = row["labels"] != IGNORED
+        assert learned.tolist() == [False] * example.num_prompt_tokens + [True] * int(learned.sum())
+        response = tokenizer.decode(row["labels"][learned])
+        assert "La respuesta es" in response and response.endswith(tokenizer.eos_token)
+        assert "Question" not in response
+
+
+def test_prompt_and_response_are_tokenised_apart(ground: Ground) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
+    item = Item(id="1", language="en", prompt="What is the answer", response="er", gold="1")
+    example = encode(tokenizer, item, "train")
+    assert list(example.input_ids[: example.num_prompt_tokens]) == tokenizer(item.prompt).input_ids
+    assert tokenizer.decode(example.input_ids[example.num_prompt_tokens : -1]) == "er"
+
+
+def test_a_family_with_a_bos_token_begins_every_row_with_it(gemma_ground: Ground) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(gemma_ground.inputs["tokenizer"][""])
+    for example in read_shard(gemma_ground.inputs["prepare"]["en"]):
+        ids = list(example.input_ids)
+        assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+        assert ids[-1] == tokenizer.eos_token_id
+
+
+def test_items_that_are_too_long_are_counted_not_cut(ground: Ground, tmp_path: Path) -> None:
+    whole = read_shard(ground.inputs["prepare"]["es"])
+    lengths = sorted(len(example.input_ids) for example in whole if example.split == "train")
+    limit = lengths[len(lengths) // 2]
+    product = shard(ground, tmp_path, f"trainer.max_length_tokens={limit}")
+    counts = json.loads((product / "counts.json").read_text())
+    kept = [example for example in read_shard(product) if example.split == "train"]
+    assert counts["train"]["num_items"] == 24
+    assert counts["train"]["num_over_long"] == sum(length > limit for length in lengths)
+    assert counts["train"]["num_kept"] == len(kept) == 24 - counts["train"]["num_over_long"]
+    assert counts["train"]["num_tokens"] == sum(len(example.input_ids) for example in kept)
+    assert counts["train"]["longest_tokens"] == lengths[-1]
+    originals = {example.item_id: list(example.input_ids) for example in whole}
+    assert all(list(example.input_ids) == originals[example.item_id] for example in kept)
+
+
+def test_a_shard_is_the_same_bytes_each_time(ground: Ground, tmp_path: Path) -> None:
+    first, second = (shard(ground, tmp_path / name) / "shard.arrow" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_all_languages_hold_the_same_items_and_validation_is_apart(ground: Ground) -> None:
+    english, spanish = (read_shard(ground.inputs["prepare"][language]) for language in ("en", "es"))
+    assert [row.item_id for row in english] == [row.item_id for row in spanish]
+    ids = {split: {row.item_id for row in english if row.split == split} for split in ("train", "validation")}
+    assert ids["train"] and ids["validation"] and not ids["train"] & ids["validation"]
+
+
+def test_padding_is_neither_seen_nor_learned() -> None:
+    rows = [
+        {"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor([IGNORED, 6, 7])},
+        {"input_ids": torch.tensor([8]), "labels": torch.tensor([8])},
+    ]
+    batch = collate(rows, pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
+
+
+@pytest.mark.parametrize("language", ["en", "th"])
+def test_a_tiny_tokenizer_gives_back_every_text(ground: Ground, language: str) -> None:
+    from orchestrator.tasks.math import MATH
+
+    tokenizer = AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
+    for item in MATH.generate("test", language, 3):
+        assert tokenizer.decode(tokenizer(item.prompt).input_ids) == item.prompt
+    assert len(set(tokenizer("42").input_ids)) == 2
