@@ -122,6 +122,12 @@ def git_state(folder: str) -> dict[str, Any]:
     }
 
 
+def code_version(digest: str, folder: str) -> str:
+    """Returns the git commit, with ``+`` when there were uncommitted changes, else the code's own digest."""
+    git = git_state(folder)
+    return git["commit"][:12] + ("+" if git["dirty"] else "") if git else digest[:12]
+
+
 def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:
     """Returns what is recorded with a launch: everything that a rerun elsewhere would need to know."""
     return {

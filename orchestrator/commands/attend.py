@@ -212,7 +212,7 @@ def print_failures(view: View, cells: list[Cell]) -> None:
 
 def write_reports(view: View) -> None:
     """Writes the sweep's reports from the rows that there are; a report that fails costs no result."""
-    rows = collect_rows(view.ledger, view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
+    rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
     if not rows:
         return
     folder = view.ledger.objects.workspace(layout.report(view.sweep.name))

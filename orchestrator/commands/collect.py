@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def rows_of(view: View, only: list[str]) -> Rows:
     """Returns the rows of the selected cells."""
     cells = view.select(only)
-    return collect_rows(view.ledger, view.sweep, view.number, cells, view.cells, view.snapshot)
+    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)
 
 
 def _kind(args: argparse.Namespace) -> str:

@@ -28,6 +28,12 @@ def run(args: argparse.Namespace) -> int:
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary}")
+    codes = code_versions(view, cells)
+    if len(codes) > 1:
+        print(
+            "  made by different code: "
+            + ", ".join(f"{code} ({n} products)" for code, n in codes.most_common())
+        )
     rows = []
     for cell in cells:
         status = view.cells[cell.cell]
@@ -40,6 +46,12 @@ def run(args: argparse.Namespace) -> int:
         )
     print_table(("cell", "state", "stages", "attempts", "seconds", "reason"), rows)
     return 0
+
+
+def code_versions(view: View, cells: Sequence[Cell]) -> Counter[str]:
+    """Counts the products that count by the version of the code that made them."""
+    evidence = (view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.chain})
+    return Counter(e.done.code for e in evidence if e.done is not None)
 
 
 def as_json(view: View, cells: Sequence[Cell]) -> dict[str, object]:

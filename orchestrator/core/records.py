@@ -153,6 +153,7 @@ class Done(Record):
         files: with paths relative to that folder.
         rows: the result rows that the stage returned.
         inputs: digest of each input to the generation of the product that was used.
+        code: version of the code that made it, see `orchestrator.provenance.code_version`.
         retired: paths that retention deleted on purpose: absent by decision, not damage.
     """
 
@@ -165,6 +166,7 @@ class Done(Record):
     rows: tuple[dict[str, Any], ...]
     seconds: float
     inputs: dict[str, int] = {}
+    code: str = ""
     at: str = ""
 
 

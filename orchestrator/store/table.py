@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.records import Start
 from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell, Sweep
-from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot
-from orchestrator.store.ledger import Ledger
 
 Rows = list[dict[str, Any]]
 
 
 def collect_rows(
-    ledger: Ledger,
     sweep: Sweep,
     revision: int,
     cells: Sequence[Cell],
@@ -31,17 +27,12 @@ def collect_rows(
     product). A column that the stage returns too is the stage's.
     """
     rows: Rows = []
-    codes: dict[str, str] = {}
     for cell in cells:
         for digest in cell.chain:
             done = snapshot.evidence(digest).done
             if done is None or not done.rows:
                 continue
             node = sweep.nodes[digest]
-            if digest not in codes:
-                key = layout.attempt(node.stage, digest, done.attempt, layout.START)
-                start = ledger.read(key, Start)[0]
-                codes[digest] = _code_version(start)
             engine = {
                 "cell": cell.cell,
                 **cell.axes,
@@ -51,20 +42,10 @@ def collect_rows(
                 "stage": node.name,
                 "attempts": statuses[cell.cell].attempts,
                 "seconds": done.seconds,
-                "code": codes[digest],
+                "code": done.code,
             }
             rows.extend({**engine, **row} for row in done.rows)
     return rows
-
-
-def _code_version(start: Start | None) -> str:
-    """The git commit (with + when uncommitted changes were there), else the code's own digest."""
-    if start is None:
-        return ""
-    git = start.provenance.get("git") or {}
-    if git.get("commit"):
-        return str(git["commit"])[:12] + ("+" if git.get("dirty") else "")
-    return str(start.provenance.get("code", ""))[:12]
 
 
 def _flat(value: Any) -> Any:

@@ -112,17 +112,20 @@ class AttemptRun:
         """Whether the child came as far as calling the stage."""
         return self._message.phase not in ("", "starting")
 
+    @property
+    def _folder_of_code(self) -> str:
+        return self._order.import_paths[0] if self._order.import_paths else "."
+
     # Starting
 
     def _record_start(self, parent: Any) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.create(spec_key, encode(self._node))
-        folder = self._order.import_paths[0] if self._order.import_paths else "."
         start = Start(
             parent=parent,
             uses=uses_of(self._spec, self._cell.config),
-            provenance=provenance.of_attempt(self._order.code_digest, folder),
+            provenance=provenance.of_attempt(self._order.code_digest, self._folder_of_code),
             inputs=self._generations,
             at=provenance.now(),
         )
@@ -271,6 +274,7 @@ class AttemptRun:
             rows=outcome.rows,
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
+            code=provenance.code_version(self._order.code_digest, self._folder_of_code),
             at=provenance.now(),
         )
         if self._has_discarded_input() or not self._ledger.finish(done):

@@ -53,7 +53,9 @@ def main(order_json: bytes, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.ask("stopped"))
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline)
-    if outcome.cause is Cause.STORAGE:  # what is there of a product is of no use, and in the way on a full disk
+    if (
+        outcome.cause is Cause.STORAGE
+    ):  # what is there of a product is of no use, and in the way on a full disk
         for name in (layout.OUTPUT, "scratch"):
             shutil.rmtree(folder / name, ignore_errors=True)
     written = write_outcome(folder, outcome)
