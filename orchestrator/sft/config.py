@@ -30,7 +30,7 @@ class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Architecture(_Frozen, kw_only=True):
+class Architecture(_Frozen, frozen=True, kw_only=True):
     """Sizes of a decoder; they build a tiny model and let a planner estimate a real one."""
 
     num_layers: Positive
@@ -47,14 +47,14 @@ class Architecture(_Frozen, kw_only=True):
             raise ValueError(f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}")
 
 
-class TokenizerConfig(_Frozen, kw_only=True):
+class TokenizerConfig(_Frozen, frozen=True, kw_only=True):
     """What a tiny tokenizer is trained on: `num_items` generated items a task and language."""
 
     num_items: Positive
     seed: int
 
 
-class Pretraining(_Frozen, kw_only=True):
+class Pretraining(_Frozen, frozen=True, kw_only=True):
     """The short generic language modelling of a tiny model."""
 
     num_steps: Positive
@@ -65,7 +65,7 @@ class Pretraining(_Frozen, kw_only=True):
     seed: int
 
 
-class ModelConfig(_Frozen, kw_only=True):
+class ModelConfig(_Frozen, frozen=True, kw_only=True):
     """A tiny model to build, or with `path` a model of a hub or folder to load.
 
     Attributes:
@@ -96,7 +96,7 @@ FAMILIES = ("qwen3", "gemma3")
 """Architectures that a tiny model can be built in."""
 
 
-class TaskConfig(_Frozen, kw_only=True):
+class TaskConfig(_Frozen, frozen=True, kw_only=True):
     """The benchmark, by its name in `orchestrator.registry.TASKS`."""
 
     name: str
@@ -106,7 +106,7 @@ class TaskConfig(_Frozen, kw_only=True):
             raise ValueError(f"unknown task {self.name!r}; {nearest(self.name, TASKS)}")
 
 
-class TrainerConfig(_Frozen, kw_only=True):
+class TrainerConfig(_Frozen, frozen=True, kw_only=True):
     """Optimisation. `global_batch_size` rows make one step whatever the micro-batch."""
 
     learning_rate: Rate
@@ -128,7 +128,7 @@ class TrainerConfig(_Frozen, kw_only=True):
             )
 
 
-class ItemsConfig(_Frozen, kw_only=True):
+class ItemsConfig(_Frozen, frozen=True, kw_only=True):
     """Where the items of one task come from, and how many a language; None for all in the files."""
 
     source: Literal["generated", "files"]
@@ -148,7 +148,7 @@ class ItemsConfig(_Frozen, kw_only=True):
             raise ValueError("items of source=generated need num_train and num_test")
 
 
-class DataConfig(_Frozen, kw_only=True):
+class DataConfig(_Frozen, frozen=True, kw_only=True):
     """Items of all tasks, so that one sweep can mix sources; `CellConfig.items` is its task's."""
 
     train_dir: str | None = None
@@ -162,7 +162,7 @@ class DataConfig(_Frozen, kw_only=True):
     tasks: dict[str, ItemsConfig]
 
 
-class EvaluationConfig(_Frozen, kw_only=True):
+class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
     """What is tested, in which languages, and how long an answer may be."""
 
     languages: tuple[str, ...]
@@ -175,7 +175,7 @@ class EvaluationConfig(_Frozen, kw_only=True):
         force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
 
 
-class CellConfig(_Frozen, kw_only=True):
+class CellConfig(_Frozen, frozen=True, kw_only=True):
     """The whole config of a cell; an empty mixture is the untrained baseline."""
 
     seed: Count

@@ -14,7 +14,7 @@ CHECK_EVERY_TOKENS = 16
 """How often a row's text is looked at for where it should stop."""
 
 
-class _Stop(StoppingCriteria):
+class _Stop(StoppingCriteria):  # type: ignore[misc]
     """Ends a row whose text already goes on beyond its answer, as untrained models do."""
 
     def __init__(

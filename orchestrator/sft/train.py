@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import StageFailure
@@ -40,7 +40,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     return []
 
 
-def rows_of(shards: dict[str, Path], languages: Sequence[str], split: str) -> Rows:
+def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str) -> Rows:
     """Joins the rows of one split of all languages of the mixture, in the mixture's order."""
     examples: list[Example] = [
         example

@@ -31,7 +31,7 @@ _SECONDS = "seconds.json"
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 
 
-class StageTrainer(Trainer):
+class StageTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     """A Trainer that saves, logs and stops as a stage should.
 
     Args:
@@ -62,8 +62,8 @@ class StageTrainer(Trainer):
         )
         self._saving_in: Path | None = None
         self._seconds_before, self._start_s, self._step_s = 0.0, time.monotonic(), time.monotonic()
-        self.num_epochs = trainer.num_epochs
-        self.steps_per_epoch = math.ceil(len(rows) / trainer.global_batch_size)
+        self.num_epochs: int = trainer.num_epochs
+        self.steps_per_epoch: int = math.ceil(len(rows) / trainer.global_batch_size)
         super().__init__(
             model=model,
             args=training_arguments(settings, context, device),
@@ -107,6 +107,7 @@ class StageTrainer(Trainer):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise StageFailure("nan", f"{name} is {logs[name]} at step {self.state.global_step}")
         step, now_s = self.state.global_step, time.monotonic()
+        kept: dict[str, float] = {}
         if "loss" in logs:
             kept = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
             speed = self.step_tokens[step - 1] / max(now_s - self._step_s, 1e-9)
@@ -139,7 +140,7 @@ class StageTrainer(Trainer):
         self._context.stop_if_asked()
 
 
-class _Schedule(TrainerCallback):
+class _Schedule(TrainerCallback):  # type: ignore[misc]
     """Asks for a checkpoint when the context wants one; the last step of an epoch has its own."""
 
     def __init__(self, context: Context, steps_per_epoch: int) -> None:
@@ -171,7 +172,7 @@ def training_arguments(settings: Config, context: Context, device: torch.device)
         max_grad_norm=trainer.max_grad_norm,
         optim="adamw_torch_fused" if device.type == "cuda" else "adamw_torch",
         bf16=trainer.precision == "bf16",
-        gradient_checkpointing=uses.gradient_checkpointing,
+        activation_checkpointing=uses.gradient_checkpointing,
         use_cpu=device.type == "cpu",
         logging_strategy="steps",
         logging_steps=1,  # or the loss history would differ after a resume

@@ -213,8 +213,12 @@ class Ledger:
 
     def revision_numbers(self, sweep: str) -> list[int]:
         """Returns the numbers of a sweep's revisions, ascending."""
-        files = self.objects.list(layout.revisions(sweep)).files
-        return sorted(int(stem) for name in files if (stem := name.removesuffix(".json")).isdigit())
+        return self._record_numbers(layout.revisions(sweep))
+
+    def _record_numbers(self, prefix: str) -> list[int]:
+        """The numbers of ``<k>.json`` under a prefix, ascending; what else lies there is none of ours."""
+        parts = (name.partition(".") for name in self.objects.list(prefix).files)
+        return sorted(int(stem) for stem, _, suffix in parts if suffix == "json" and stem.isdecimal())
 
     def revision(self, sweep: str, number: int) -> Revision:
         """Reads a sealed revision.
@@ -254,16 +258,13 @@ class Ledger:
 
     def requests(self, sweep: str) -> list[Request]:
         """Reads all requests of a sweep, oldest first; an unreadable one is left out."""
-        keys = (
-            f"{layout.requests(sweep)}/{name}" for name in self.objects.list(layout.requests(sweep)).files
-        )
+        keys = (layout.request(sweep, number) for number in self._record_numbers(layout.requests(sweep)))
         return [request for key in keys if (request := self.read(key, Request)[0]) is not None]
 
     def add_request(self, sweep: str, request: Request) -> Request:
         """Appends a request under the next free number."""
         while True:
-            files = self.objects.list(layout.requests(sweep)).files
-            number = max((int(name.removesuffix(".json")) for name in files), default=0) + 1
+            number = max(self._record_numbers(layout.requests(sweep)), default=0) + 1
             numbered = msgspec.structs.replace(request, number=number)
             if self.create(layout.request(sweep, number), numbered, numbered.nonce):
                 return numbered

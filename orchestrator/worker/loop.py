@@ -170,7 +170,7 @@ class Worker:
     # Inputs
 
     def _inputs(self, node: Node, snapshot: Snapshot) -> dict[str, dict[str, str]] | None:
-        """Verifies the products that a stage takes, each once with its content; None after voiding one."""
+        """Verifies the products that a stage takes, the first time by content; None after voiding one."""
         folders: dict[str, dict[str, str]] = {}
         for taken in node.inputs:
             source, evidence = self._sweep.nodes[taken.digest], snapshot.evidence(taken.digest)
@@ -178,11 +178,10 @@ class Worker:
                 return None
             folder = product_folder(self._ledger, source, evidence.done.attempt)
             key = (taken.digest, evidence.generation)
-            if key not in self._verified:
-                if damage(folder, evidence.done.files) is not None:
-                    self._void_damaged(source, evidence)
-                    return None
-                self._verified.add(key)
+            if damage(folder, evidence.done.files, content=key not in self._verified) is not None:
+                self._void_damaged(source, evidence)
+                return None
+            self._verified.add(key)
             folders.setdefault(taken.stage, {})[taken.label] = str(folder)
         return folders
 

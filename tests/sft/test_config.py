@@ -13,6 +13,8 @@ from orchestrator.sft import stages
 from orchestrator.sft.config import CellConfig
 from tests.sft import chain
 
+pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
+
 FILES = Path(__file__).parent
 
 
@@ -58,7 +60,7 @@ def test_equal_mixtures_are_equal_whatever_their_order() -> None:
         (["trainer.learning_rate=fast"], "Expected `float`"),
         (["trainer.num_epochs=0"], "num_epochs"),
         (["trainer.precision=fp8"], "precision"),
-        (["task.name=maths"], "unknown task 'maths'; did you mean math?"),
+        (["task.name=maths", "items=${data.tasks.math}"], "unknown task 'maths'; did you mean math?"),
         (["model.architecture=null"], "architecture"),
         (["model.family=llama"], "family"),
         (["+trainer.learnin_rate=1"], "learnin_rate"),
@@ -75,7 +77,9 @@ def test_a_missing_model_path_is_named() -> None:
 
 
 def test_a_hub_id_is_not_looked_for_on_disk() -> None:
-    config: Any = msgspec.convert(chain.tree_of("model=custom", "model.path=Qwen/Qwen3-0.6B-Base"), CellConfig)
+    config: Any = msgspec.convert(
+        chain.tree_of("model=custom", "model.path=Qwen/Qwen3-0.6B-Base"), CellConfig
+    )
     config.check()
     assert config.model.name == "Qwen3-0.6B-Base"
 

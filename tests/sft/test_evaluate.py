@@ -17,10 +17,11 @@ from orchestrator.stage import Config
 from tests.sft import chain
 from tests.sft.conftest import Ground
 
-COLUMNS = (
-    "model family num_parameters task num_languages languages seed pretrained selected_step eval_language split"
-    " num_correct num_items accuracy train_seconds train_tokens tokens_per_second"
-).split()
+pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
+
+COMMON = {"model", "family", "num_parameters", "task", "num_languages", "languages", "seed", "pretrained"}
+MEASURED = {"selected_step", "eval_language", "split", "num_correct", "num_items", "accuracy"}
+COSTS = {"train_seconds", "train_tokens", "tokens_per_second"}
 
 
 def scores(step: int, *num_correct: int) -> list[Score]:
@@ -46,7 +47,7 @@ def test_an_evaluation_tests_the_selected_epoch_and_keeps_every_prediction(
         *[("test", language) for language in ("en", "es", "sw")],
     ]
     for row in rows:
-        assert sorted(row) == sorted(COLUMNS)
+        assert set(row) == COMMON | MEASURED | COSTS
         assert (row["num_languages"], row["languages"], row["pretrained"]) == (2, "en,es", False)
         assert row["selected_step"] in (6, 12, 18)
         assert row["accuracy"] == row["num_correct"] / row["num_items"]
@@ -74,7 +75,12 @@ def test_the_untrained_baseline_is_tested_alone(gemma_ground: Ground, tmp_path: 
 def test_batches_and_padding_change_no_text(ground: Ground) -> None:
     model = AutoModelForCausalLM.from_pretrained(ground.inputs["base"][""]).eval()
     tokenizer = AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
-    prompts = ["Question:\n1\n", "A", "Question:\nHow many hours are 3 hours and 4 hours?\nAnswer:\n", "Bb\n" * 9]
+    prompts = [
+        "Question:\n1\n",
+        "A",
+        "Question:\nHow many hours are 3 hours and 4 hours?\nAnswer:\n",
+        "Bb\n" * 9,
+    ]
     texts = [
         generate(model, tokenizer, prompts, stop=str, max_new_tokens=6, batch_size=size) for size in (1, 3, 4)
     ]
@@ -88,7 +94,9 @@ def test_a_local_path_takes_the_place_of_the_tiny_model(ground: Ground, tmp_path
     shutil.copytree(ground.inputs["tokenizer"][""], folder, dirs_exist_ok=True)
     config = chain.small("languages=[en]", f"model.path={folder}", "trainer.num_epochs=1")
     shard, _ = chain.run(stages.PREPARE, config, tmp_path / "prepare", language="en")
-    assert (shard / "shard.arrow").read_bytes() == (ground.inputs["prepare"]["en"] / "shard.arrow").read_bytes()
+    assert (shard / "shard.arrow").read_bytes() == (
+        ground.inputs["prepare"]["en"] / "shard.arrow"
+    ).read_bytes()
     trained, _ = chain.run(stages.TRAIN, config, tmp_path / "train", {"prepare": {"en": shard}})
     _, rows = chain.run(stages.EVALUATE, config, tmp_path / "evaluate", {"train": {"": trained}})
     assert {row["eval_language"] for row in rows if row["split"] == "test"} == {"en", "es"}

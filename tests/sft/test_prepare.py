@@ -16,6 +16,8 @@ from orchestrator.tasks.base import Item
 from tests.sft import chain
 from tests.sft.conftest import Ground
 
+pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
+
 
 def shard(ground: Ground, folder: Path, *overrides: str) -> Path:
     config = chain.small(*overrides)

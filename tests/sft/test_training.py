@@ -23,6 +23,8 @@ from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
 from tests.sft import chain
 from tests.sft.conftest import Ground
 
+pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
+
 MIXTURE = "languages=[en,es]"
 
 
@@ -55,7 +57,7 @@ def kill_at_random(ground: Ground, config: dict[str, Any], attempt: Path, how: d
     """Trains in a child and kills it some time after its next checkpoint; returns the exit code."""
     before = chain.newest(attempt)
     child = chain.in_child(stages.TRAIN, config, attempt, ground.inputs, interval_s=0.0, **how)
-    while child.is_alive() and (found := chain.newest(attempt)) == before:
+    while child.is_alive() and chain.newest(attempt) == before:
         time.sleep(0.002)
     time.sleep(random.uniform(0, 0.25))
     os.kill(child.pid or 0, signal.SIGKILL)

@@ -67,8 +67,16 @@ def test_rows_without_an_axis_named_mixture_are_labelled_by_their_languages() ->
 
 @pytest.mark.parametrize(
     ("num_correct", "num_items", "low", "high"),
-    [(30, 40, 59.8, 85.8), (35, 40, 73.9, 94.5), (119, 160, 67.1, 80.5), (0, 10, 0.0, 27.8), (10, 10, 72.2, 100.0)],
+    [
+        (30, 40, 59.8, 85.8),
+        (35, 40, 73.9, 94.5),
+        (119, 160, 67.1, 80.5),
+        (0, 10, 0.0, 27.8),
+        (10, 10, 72.2, 100.0),
+    ],
 )
-def test_wilson_gives_the_published_intervals(num_correct: int, num_items: int, low: float, high: float) -> None:
+def test_wilson_gives_the_published_intervals(
+    num_correct: int, num_items: int, low: float, high: float
+) -> None:
     assert [round(100 * share, 1) for share in wilson(num_correct, num_items)] == [low, high]
     assert wilson(0, 0) == (0.0, 1.0)

@@ -106,14 +106,14 @@ def test_a_bad_training_file_is_the_user_s_mistake(
 
 
 def test_a_missing_folder_language_or_number_of_items_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder '.*nowhere'"):
+    with pytest.raises(UserError, match=r"no folder '.*nowhere'"):
         MATH.read(tmp_path / "nowhere", "train", "en")
-    with pytest.raises(UserError, match="no train data in the language 'en'(.|\n)*there: no language"):
+    with pytest.raises(UserError, match=r"no train data in the language 'en'(.|\n)*there: no language"):
         MATH.read(tmp_path, "train", "en")
     write_lines(tmp_path, "en", range(5))
-    with pytest.raises(UserError, match="in the language 'sw'(.|\n)*there: en(.|\n)*wanted: sw.jsonl"):
+    with pytest.raises(UserError, match=r"in the language 'sw'(.|\n)*there: en(.|\n)*wanted: sw.jsonl"):
         MATH.read(tmp_path, "train", "en", languages=["en", "sw"])
-    with pytest.raises(UserError, match="6 train items asked for(.|\n)*5 ids are usable"):
+    with pytest.raises(UserError, match=r"6 train items asked for(.|\n)*5 ids are usable"):
         MATH.read(tmp_path, "train", "en", num_items=6)
     with pytest.raises(UserError, match="6 set aside for validation"):
         MATH.read(tmp_path, "validation", "en", num_validation=6)

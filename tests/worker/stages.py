@@ -107,3 +107,20 @@ def waiting_with_a_grandchild(config: Config, inputs: Inputs, context: Context) 
         time.sleep(120)
         os._exit(0)
     return waiting(config, inputs, context)
+
+
+def adding(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Takes the product of `count` and writes it with a line of its own."""
+    (context.folder / "runs").write_text(str(os.getpid()))
+    gate = os.environ.get("TEST_GO")
+    while gate and not Path(gate).exists():
+        time.sleep(0.01)
+    text = (inputs["count"] / "count.txt").read_text()
+    (context.output / "sum.txt").write_text(f"{text}and {config.seed}\n")
+    return [{"seed": config.seed}]
+
+
+def sharing(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Writes what all cells share."""
+    (context.output / "count.txt").write_text(f"{config.shared}\n")
+    return []

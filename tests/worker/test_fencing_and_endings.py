@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -111,10 +113,7 @@ def test_an_end_is_written_only_when_no_process_of_the_attempt_is_left(store: Pa
 
 
 def test_ending_a_group_ends_those_that_ignore_being_asked() -> None:
-    import subprocess
-    import sys
-
-    code = "import os,signal,time; signal.signal(15, 1); os.fork(); print('on', flush=True); time.sleep(60)"
+    code = "import os,signal,time; signal.signal(15, 1); print('on', flush=True); os.fork(); time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE, text=True
     )

@@ -1,0 +1,49 @@
+"""The local launcher's slots: by CPU or by GPU, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.launchers.local import LocalLauncher, LocalSettings, slots, visible_gpus
+
+GPUS = ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "num_cpus", "num_cells", "expected"),
+    [
+        ({}, (), 8, 100, [{}] * 8),
+        ({"cpus_per_worker": 4}, (), 8, 100, [{}] * 2),
+        ({}, (), 8, 3, [{}] * 3),
+        ({"workers": 5}, (), 2, 1, [{}] * 5),
+        ({"cpus_per_worker": 16}, (), 8, 100, [{}]),
+        ({}, GPUS, 64, 100, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in GPUS]),
+        ({"gpus_per_worker": 2}, GPUS, 64, 9, [{"CUDA_VISIBLE_DEVICES": ids} for ids in ("0,1", "2,3")]),
+        ({"gpus_per_worker": 3}, GPUS, 64, 9, [{"CUDA_VISIBLE_DEVICES": "0,1,2"}]),
+        ({}, ("GPU-ab", "GPU-cd"), 64, 1, [{"CUDA_VISIBLE_DEVICES": "GPU-ab"}]),
+        ({"gpus_per_worker": 0}, GPUS, 2, 9, [{"CUDA_VISIBLE_DEVICES": ""}] * 2),
+    ],
+)
+def test_slots_fit_the_machine(settings, gpus, num_cpus, num_cells, expected):
+    assert slots(LocalSettings(**settings), gpus, num_cpus, num_cells) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus"),
+    [({"workers": 5}, GPUS), ({"gpus_per_worker": 5, "workers": 1}, GPUS), ({"cpus_per_worker": 0}, ())],
+)
+def test_slots_that_do_not_fit_are_refused(settings, gpus):
+    with pytest.raises(UserError, match="launcher|fit"):
+        slots(LocalSettings(**settings), gpus, 8, 10)
+
+
+def test_an_unknown_launcher_setting_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="workers"):
+        LocalLauncher({"name": "local", "worker": 2}, 1)
+
+
+def test_visible_gpus_are_those_that_the_environment_names():
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, 5"}) == ("3", "5")
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == ()
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == ()
