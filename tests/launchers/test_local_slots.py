@@ -34,7 +34,7 @@ def test_slots_fit_the_machine(settings, gpus, num_cpus, num_cells, expected):
     [({"workers": 5}, GPUS), ({"gpus_per_worker": 5, "workers": 1}, GPUS), ({"cpus_per_worker": 0}, ())],
 )
 def test_slots_that_do_not_fit_are_refused(settings, gpus):
-    with pytest.raises(UserError, match="launcher|fit"):
+    with pytest.raises(UserError, match=r"launcher|fit"):
         slots(LocalSettings(**settings), gpus, 8, 10)
 
 
