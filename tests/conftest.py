@@ -24,16 +24,16 @@ class Sweep:
             [sys.executable, "-m", "orchestrator", *words],
             cwd=self.folder,
             env={**os.environ, "SWEEP_STORE": str(self.store)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,
             timeout=timeout_s,
             check=False,
         )
-        assert "Traceback" not in done.stdout, done.stdout
-        assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}"
-        return done.stdout
+        assert "Traceback" not in done.stderr, done.stderr
+        said = done.stdout + done.stderr
+        assert code is None or done.returncode == code, f"exit {done.returncode}\n{said}"
+        return said
 
     def json(self, *words: str) -> Any:
         """Runs a reading verb with ``--json``."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import msgspec
 
 from orchestrator.commands.output import print_json, print_table
-from orchestrator.commands.view import add_sweep, no_overrides, open_view
+from orchestrator.commands.view import View, add_sweep, no_overrides, open_view
+from orchestrator.core.sweep import Node
 from orchestrator.store import layout
+from orchestrator.trackers.store import history
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints one cell."""
     view = open_view(args.sweep, no_overrides(args.words))
     cell = view.cell(args.cell)
-    stages = []
+    stages: list[dict[str, Any]] = []
     for digest in cell.chain:
         node, evidence = view.sweep.nodes[digest], view.snapshot.evidence(digest)
         number = evidence.attempts[-1].number if evidence.attempts else None
@@ -37,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
                 "folder": str(view.ledger.objects.download(where)) if where else None,
                 "files": [file.path for file in evidence.done.files] if evidence.done else [],
                 "reads": node.reads,
+                "metrics": _last_metrics(view, node, number),
                 "inputs": [view.sweep.nodes[i.digest].name for i in node.inputs],
             }
         )
@@ -55,8 +59,17 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"{view.title} {cell.cell}")
     print(msgspec.yaml.encode(cell.config).decode())
+    for stage in stages:
+        if stage["metrics"]:
+            text = ", ".join(f"{key} {value}" for key, value in stage["metrics"].items())
+            print(f"last metrics of {stage['stage']}: {text}")
     print_table(
         ("stage", "digest", "state", "files in"),
         [(s["stage"], str(s["digest"])[:12], s["state"], s["folder"] or "-") for s in stages],
     )
     return 0
+
+
+def _last_metrics(view: View, node: Node, number: int | None) -> dict[str, Any]:
+    rows = history(view.ledger, node, number) if number is not None else []
+    return rows[-1] if rows else {}

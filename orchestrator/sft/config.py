@@ -129,7 +129,11 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class ItemsConfig(_Frozen, frozen=True, kw_only=True):
-    """Where the items of one task come from, and how many a language; None for all in the files."""
+    """Where the items of one task come from, and how many a language; None for all in the files.
+
+    Attributes:
+        max_new_tokens: how long an answer to them may be, unless `evaluation` says otherwise.
+    """
 
     source: Literal["generated", "files"]
     train_dir: str | None = None
@@ -140,6 +144,7 @@ class ItemsConfig(_Frozen, frozen=True, kw_only=True):
     num_train: Positive | None
     num_validation: Positive
     num_test: Positive | None
+    max_new_tokens: Positive
 
     def __post_init__(self) -> None:
         if self.source == "files" and not (self.train_dir and self.test_dir):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orchestrator.registry import TASKS, lookup
@@ -113,12 +114,10 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     selected, training = None, {}
     if "train" in inputs:
         training = json.loads((inputs["train"] / SUMMARY).read_text())
-        for folder in sorted((inputs["train"] / EPOCHS).iterdir()):
-            model = runtime.load_weights(folder).to(device).eval()
-            scores += scorer.score(model, "validation", config.languages, step=int(folder.name))
-            context.stop_if_asked()
+        epochs = {int(folder.name): folder for folder in sorted((inputs["train"] / EPOCHS).iterdir())}
+        scores += validate(scorer, epochs, config.languages, device=device, context=context)
         selected = select(scores)
-        model = runtime.load_weights(inputs["train"] / EPOCHS / f"{selected:06d}")
+        model = runtime.load_weights(epochs[selected])
     else:
         model = runtime.load_base(inputs, context.uses)
     model = model.to(device).eval()
@@ -137,6 +136,26 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         for score in scores
         if score.step == selected
     ]
+
+
+def validate(
+    scorer: Scorer,
+    epochs: Mapping[int, Path],
+    languages: Sequence[str],
+    *,
+    device: torch.device,
+    context: Context,
+) -> list[Score]:
+    """Scores the weights of every epoch on the validation items of the mixture's languages."""
+    scores: list[Score] = []
+    for number, (step, folder) in enumerate(epochs.items(), start=1):
+        model = runtime.load_weights(folder).to(device).eval()
+        scored = scorer.score(model, "validation", languages, step=step)
+        accuracy = sum(score.accuracy for score in scored) / len(scored)
+        context.log(number, num_steps=len(epochs) + 1, validation_accuracy=accuracy)
+        context.stop_if_asked()
+        scores += scored
+    return scores
 
 
 def select(scores: Sequence[Score]) -> int:

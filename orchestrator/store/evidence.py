@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.records import Void
+from orchestrator.core.records import Done, Void
 from orchestrator.core.state import Attempt, Evidence, Liveness
 from orchestrator.core.sweep import Node
 from orchestrator.manifest import damage
@@ -31,7 +31,7 @@ def glance(node: Node, attempt: Attempt) -> Vital:
     Only a watcher, which looks again and again, may call an owner on another machine dead.
     """
     if attempt.claim is None:
-        return Vital(Liveness.UNKNOWN, attempt.problem)
+        return Vital(Liveness.UNKNOWN, "")  # the attempt names its problem itself
     owner, heartbeat = attempt.claim.owner, attempt.heartbeat
     processes = [owner.process] + ([heartbeat.child] if heartbeat and heartbeat.child else [])
     gone = [is_gone(process) for process in processes]
@@ -72,7 +72,8 @@ class Snapshot:
         self._nodes: Mapping[str, Node] = {node.digest: node for node in nodes}
         stages = {node.stage for node in self._nodes.values()}
         self._done = {stage: ledger.generations(layout.done_index(stage)) for stage in stages}
-        self._void = {stage: ledger.generations(layout.void_index(stage)) for stage in stages}
+        sources = {taken.stage for node in self._nodes.values() for taken in node.inputs}
+        self._void = {stage: ledger.generations(layout.void_index(stage)) for stage in stages | sources}
         self._attempted = {s: frozenset(ledger.objects.list(layout.stage_records(s)).folders) for s in stages}
         self._evidence: dict[str, Evidence] = {}
 
@@ -112,8 +113,18 @@ class Snapshot:
             problem = damage(folder, record.files, content=False) or ""
         if problem:
             return Evidence(generation=highest, problem=f"its product is damaged: {problem}", damaged=True)
+        if record is not None and (problem := self._discarded_input(node, record)):
+            return Evidence(generation=highest, problem=problem, damaged=True)
         self._trusted.add((node.digest, highest))
         return Evidence(done=record, generation=highest)
+
+    def _discarded_input(self, node: Node, record: Done) -> str:
+        """What was made from a discarded product does not count either, whoever finished it meanwhile."""
+        for taken in node.inputs:
+            void = self._void[taken.stage].get(taken.digest, set())
+            if record.inputs.get(taken.digest) in void:
+                return self._ledger.discarded_input(node, record)
+        return ""
 
     def _why_void(self, node: Node, generation: int) -> str:
         void, problem = self._ledger.read(layout.void(node.stage, node.digest, generation), Void)

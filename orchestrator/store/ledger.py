@@ -205,6 +205,13 @@ class Ledger:
         void, problem = self.read(layout.void(stage.stage, stage.digest, generation), Void)
         return bool(problem) or (void is not None and void.kind == "discarded")
 
+    def discarded_input(self, node: Node, done: Done) -> str:
+        """Names an input of a product that was discarded, "" when there is none."""
+        for taken in node.inputs:
+            if self.is_discarded(taken, done.inputs.get(taken.digest, 0)):
+                return f"it was made from a product of {taken.stage} that was discarded"
+        return ""
+
     # Sweeps
 
     def sweeps(self) -> tuple[str, ...]:

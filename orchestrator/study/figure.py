@@ -18,8 +18,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _TRAINED = {True: "languages of the mixture", False: "other languages"}
-_SPREAD = 0.28
-"""How far apart, on the axis of languages, the intervals of one place may lie."""
+_SPREAD, _WIDEST = 0.07, 0.6
+"""How far apart the intervals of one place lie, each and all together; 1 is the next place."""
 
 
 class Point(Protocol):
@@ -41,7 +41,8 @@ Lines = Mapping[tuple[str, bool], Mapping[int, Point]]
 def draw(panels: Mapping[str, Lines], path: Path) -> None:
     """Draws a panel for each task and saves the figure."""
     models = list(dict.fromkeys(model for lines in panels.values() for model, _ in lines))
-    width_in = 4.6 * len(panels) + 0.6
+    num_places = max(len({x for points in lines.values() for x in points}) for lines in panels.values())
+    width_in = max(4.6, 0.95 * num_places) * len(panels) + 0.6
     figure, axes = pyplot.subplots(1, len(panels), figsize=(width_in, 4.4), sharey=True, squeeze=False)
     for axis, (task, lines) in zip(axes[0], panels.items(), strict=True):
         _panel(axis, lines, models)
@@ -67,7 +68,7 @@ def _panel(axis: Axes, lines: Lines, models: list[str]) -> None:
     ordered = sorted(lines.items(), key=lambda line: (models.index(line[0][0]), line[0][1]))
     for number, ((model, trained), points) in enumerate(ordered):
         index = models.index(model)
-        shift = _SPREAD * ((number + 0.5) / len(lines) - 0.5)
+        shift = min(_SPREAD * len(lines), _WIDEST) * ((number + 0.5) / len(lines) - 0.5)
         xs = [places.index(x) + shift for x in points]
         ys = [100 * point.share for point in points.values()]
         bars = [

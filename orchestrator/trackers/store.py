@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.store.layout import METRICS
+from orchestrator.core.sweep import Node
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger
 from orchestrator.trackers.base import Tracked
 
 FLUSH_S = 1.0
@@ -26,7 +28,7 @@ class StoreTracker:
     """
 
     def __init__(self, tracked: Tracked) -> None:
-        self._path = tracked.folder / METRICS
+        self._path = tracked.folder / layout.METRICS
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._start_s = time.monotonic()
         self._thread = threading.Thread(target=self._write, name="store-tracker", daemon=True)
@@ -61,6 +63,29 @@ class StoreTracker:
 def _finite(line: Mapping[str, Any]) -> dict[str, Any]:
     plain = {key: value.item() if hasattr(value, "item") else value for key, value in line.items()}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+
+
+def history(ledger: Ledger, node: Node, number: int) -> list[dict[str, Any]]:
+    """Reads the metrics that lead to an attempt: of its parents up to where it went on, then its own.
+
+    Args:
+        ledger: the store.
+        node: the stage.
+        number: of the attempt.
+    """
+    rows: list[dict[str, Any]] = []
+    until: int | None = None
+    attempt = ledger.attempt(node, number)
+    while attempt is not None:
+        folder = ledger.objects.download(layout.payload(node.stage, node.digest, attempt.number))
+        own = read_metrics(folder / layout.METRICS)
+        rows = [row for row in own if until is None or row.get("step", 0) <= until] + rows
+        parent = attempt.start.parent if attempt.start else None
+        if parent is None or parent.attempt >= attempt.number:
+            break
+        until = parent.step if until is None else min(until, parent.step)
+        attempt = ledger.attempt(node, parent.attempt)
+    return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -91,7 +91,7 @@ class AttemptRun:
             return self._end("released", why="already_done")
         key = layout.payload(self._node.stage, self._node.digest, self.number)
         folder = self._ledger.objects.workspace(key)
-        adopted = adopt(self._ledger, self._node, earlier, folder)
+        adopted = adopt(self._ledger, self._node, earlier, folder, pulse=self._pulse)
         self._record_start(adopted[1] if adopted else None)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, adopted[0] if adopted else None)
@@ -173,7 +173,7 @@ class AttemptRun:
             if limit_s is not None and now_s - self._start_s > limit_s:
                 self._timed_out = True
                 return
-            self._control(now_s)
+            self._control()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
                 _tell(pipe, Message(stop=self._released))
@@ -197,14 +197,11 @@ class AttemptRun:
             while pipe.poll():
                 self._message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
 
-    def _control(self, now_s: float) -> None:
+    def _control(self) -> None:
         """Looks for reasons to stop, and puts heartbeats; the store's refusals are waited out."""
         if not self._released and (why := self._stop_asked()):
             self._released = why
-        if now_s - self._beat_s < min(self._claim.lease_s / 3, MAX_HEARTBEAT_S):
-            return
-        self._heartbeat()
-        if not self._released and self._is_superseded():
+        if self._pulse() and not self._released and self._is_superseded():
             self._released = "superseded"
 
     def _is_superseded(self) -> bool:
@@ -214,6 +211,13 @@ class AttemptRun:
             )
         except OSError:
             return False
+
+    def _pulse(self) -> bool:
+        """Puts a heartbeat when one is due."""
+        if time.monotonic() - self._beat_s < min(self._claim.lease_s / 3, MAX_HEARTBEAT_S):
+            return False
+        self._heartbeat()
+        return True
 
     def _heartbeat(self) -> None:
         self._beat, self._beat_s = self._beat + 1, time.monotonic()

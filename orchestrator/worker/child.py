@@ -190,7 +190,7 @@ def _call(order: ChildOrder, context: Context) -> list[Row]:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> bool:
-    """Writes the outcome atomically and durably; a full disk is waited out for a while, then given up: False."""
+    """Writes the outcome durably; a full disk is waited out for a while, then given up: False."""
     path = folder / layout.OUTCOME
     temporary = folder / f".{layout.OUTCOME}"
     for number in range(5):

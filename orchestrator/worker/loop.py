@@ -186,19 +186,20 @@ class Worker:
         return folders
 
     def _void_damaged(self, node: Node, evidence: Evidence) -> None:
-        """Voids a product that is damaged also at a second look."""
+        """Voids a product that is damaged also at a second look, or was made from a discarded one."""
         time.sleep(IDLE_S)
         done, problem = self._ledger.product(node, evidence.generation)
+        discarded = "" if done is None else self._ledger.discarded_input(node, done)
         if done is not None:
-            problem = damage(product_folder(self._ledger, node, done.attempt), done.files) or ""
+            problem = discarded or damage(product_folder(self._ledger, node, done.attempt), done.files) or ""
             if not problem:
                 return
         self._trusted.discard((node.digest, evidence.generation))
-        self._say(f"{node.name} {node.digest[:8]}: product is damaged: {problem}")
+        self._say(f"{node.name} {node.digest[:8]}: product does not count: {problem}")
         void = Void(
             nonce=new_nonce(),
             generation=evidence.generation,
-            kind="damaged",
+            kind="discarded" if discarded else "damaged",
             reason=problem or "its done record is unreadable",
             by=f"worker on {self._owner.host}",
             at=provenance.now(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ def candidates(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[
 
     One from which two attempts failed without reaching a newer one is left out, after ``nan`` already one:
     what it holds is the likely reason. Attempts that were lost or preempted do not count against it. None is
-    taken from an attempt whose product, or an input of which, was discarded: a bug's state must not come back.
+    taken from an attempt whose product or input was discarded: a bug's state must not come back.
     """
     sound = [attempt for attempt in attempts if not _is_discarded(ledger, node, attempt)]
     found = [c for attempt in sound for c in _of_attempt(ledger, node, attempt.number)]
@@ -52,8 +52,8 @@ def candidates(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[
 
 
 def _is_discarded(ledger: Ledger, node: Node, attempt: Attempt) -> bool:
-    if attempt.claim is None:
-        return True  # unreadable: nothing says what it worked on
+    if attempt.claim is None or (node.inputs and attempt.start is None):
+        return True  # unreadable, or not yet written when we looked: nothing says what it worked on
     taken = attempt.start.inputs if attempt.start else {}
     return ledger.is_discarded(node, attempt.claim.generation) or any(
         ledger.is_discarded(source, taken[source.digest]) for source in node.inputs if source.digest in taken
@@ -68,7 +68,12 @@ def _of_attempt(ledger: Ledger, node: Node, number: int) -> Iterator[Candidate]:
 
 
 def adopt(
-    ledger: Ledger, node: Node, attempts: Sequence[Attempt], folder: Path
+    ledger: Ledger,
+    node: Node,
+    attempts: Sequence[Attempt],
+    folder: Path,
+    *,
+    pulse: Callable[[], object] = lambda: None,
 ) -> tuple[Checkpoint, Parent] | None:
     """Brings the newest checkpoint that verifies into the attempt's folder.
 
@@ -80,6 +85,7 @@ def adopt(
         node: the stage.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
+        pulse: called before each file: large ones take longer than a lease.
 
     Returns:
         The checkpoint in its new place and where it came from, or None to start from nothing.
@@ -92,8 +98,11 @@ def adopt(
             if manifest.step != candidate.step:
                 continue
             for file in manifest.files:
+                pulse()
                 _link(candidate.folder / file.path, target / file.path)
-            if damage(target, manifest.files) is None:
+                if damage(target, [file]) is not None:
+                    break
+            else:
                 fsync_tree(target)
                 (target / MANIFEST).write_bytes(data)
                 fsync_path(target / MANIFEST)

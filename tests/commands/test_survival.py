@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.store.ledger import open_ledger
+from orchestrator.trackers.store import history
 from tests.commands.launches import checkpoints, records, running_heartbeats, wait_for
 
 
@@ -108,8 +110,12 @@ def test_one_ctrl_c_checkpoints_and_releases_and_the_next_launch_goes_on_from_th
     assert "released" in states
     slow("launch", "slow.yaml")
     assert_all_done_once(slow)
-    parents = [start["parent"] for start in records(slow.store, "start.json") if start["parent"]]
-    assert parents
+    resumed = [start for start in records(slow.store, "start.json") if start["parent"]]
+    assert resumed
+    ledger = open_ledger(str(slow.store))
+    for node in ledger.revision("slow", 1).sweep.nodes.values():
+        steps = [row["step"] for row in history(ledger, node, ledger.numbers(node)[-1])]
+        assert steps == list(range(1, 31))  # metrics follow the chain of parents, each step once
 
 
 def test_two_ctrl_c_end_everything_at_once_and_lose_nothing_that_was_recorded(slow, background):

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,42 @@ def test_the_rows_of_a_step_depend_on_seed_and_epoch_alone() -> None:
     assert sorted(row for part in order.steps(2) for row in part) == list(range(10))
     assert order.steps(0)[0].tolist() != order.steps(1)[0].tolist()
     assert sum(order.num_tokens(0)) == sum(lengths)
+
+
+def test_a_resume_with_smaller_micro_batches_goes_on_at_the_same_step(ground: Ground, tmp_path: Path) -> None:
+    whole = train(ground, tmp_path / "whole")
+    stop_after(ground, tmp_path / "stopped", 8)
+    checkpoint = chain.newest(tmp_path / "stopped")
+    assert checkpoint and checkpoint.step == 8
+    resumed = train(
+        ground,
+        tmp_path / "resumed",
+        "trainer.micro_batch_size=2",
+        resume=adopt(checkpoint, tmp_path / "resumed"),
+    )
+    assert [len(history(product)[0]) for product in (whole, resumed)] == [18, 18]
+    for name in ("checkpoints/000012/model.safetensors", "checkpoints/000018/model.safetensors"):
+        one, other = load_file(whole / name), load_file(resumed / name)
+        assert max((one[key] - other[key]).abs().max().item() for key in one) < 5e-5
+
+
+def test_bf16_with_activation_checkpointing_trains_float32_weights(
+    gemma_ground: Ground, tmp_path: Path
+) -> None:
+    product = train(gemma_ground, tmp_path, "trainer.precision=bf16", "trainer.gradient_checkpointing=true")
+    state = load_file(product / "checkpoints/000018/model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    losses, _ = history(product)
+    assert losses[-1] < losses[0]
+
+
+def test_a_child_of_the_fork_server_finds_everything_imported_and_no_gpu_opened(tmp_path: Path) -> None:
+    child = chain.FORKS.Process(target=note_imports, args=(tmp_path / "modules",))
+    child.start()
+    child.join()
+    assert (tmp_path / "modules").read_text() == "orchestrator.sft.train False"
+
+
+def note_imports(path: Path) -> None:
+    preloaded = "orchestrator.sft.train" if "orchestrator.sft.train" in sys.modules else "nothing"
+    path.write_text(f"{preloaded} {torch.cuda.is_initialized()}")

@@ -10,8 +10,8 @@ from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot
 from orchestrator.store.objects import PosixStore
 from tests.conftest import Sweep
-from tests.store.builders import ledger_at, make_product, node_of, owner, sweep_of
 from tests.store.builders import claim as claim_of
+from tests.store.builders import ledger_at, make_product, node_of, owner, sweep_of
 
 COUNT = """
 description: counts

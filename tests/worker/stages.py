@@ -25,7 +25,7 @@ def spec(function: str, **rest: Any) -> StageSpec:
 def dying(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Counts, and before its k-th change to the file system kills its worker and itself, as a node does.
 
-    k is TEST_AT, in the first attempt only. The calls are seen by Python's own audit hooks: nothing is patched.
+    k is TEST_AT, in the first attempt only. The calls are seen by Python's own audit hooks.
     """
     at = int(os.environ.get("TEST_AT", 0)) if context.attempt == 1 else 0
     folder, seen = str(context.folder), 0

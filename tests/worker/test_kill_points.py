@@ -45,8 +45,8 @@ def test_a_worker_killed_at_any_step_leaves_nothing_that_another_cannot_finish(
 ) -> None:
     """Rules 1 to 5: kill -9 of the worker at its k-th change to the store, for each k until there is no k-th.
 
-    Each k has a cell of its own; the first also makes the store's folders. One successor finishes them all, and
-    waits for nobody: it sees that those processes are gone.
+    Each k has a cell of its own; the first also makes the store's folders. One successor finishes them all,
+    and waits for nobody: it sees that those processes are gone.
     """
     sweep = sweep_of(MAX_STEPS)
     seal(store, sweep)
@@ -71,7 +71,7 @@ def test_a_worker_killed_at_any_step_leaves_nothing_that_another_cannot_finish(
 def test_a_node_that_dies_at_any_point_of_a_checkpoint_loses_at_most_that_checkpoint(
     store: Path, start: Start, stride: int
 ) -> None:
-    """Rule 6: the child kills its worker and itself before its k-th change to a file, then another resumes."""
+    """Rule 6: the child kills its worker and itself before its k-th change to a file, another resumes."""
     num_steps = 3
     sweep = sweep_of(120, {"count": spec("dying")}, num_steps=num_steps)
     seal(store, sweep)

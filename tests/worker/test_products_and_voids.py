@@ -33,7 +33,8 @@ from tests.worker.here import work
 from tests.worker.waiting import lives, pid_in, until
 
 NODE = node_of(sweep_of(1))
-ADD = StageSpec(run="tests.worker.stages:adding", reads=("seed",), after=("count",))
+ADDED = {"run": "tests.worker.stages:adding", "reads": ("seed",)}
+ADD = StageSpec(**ADDED, after=("count",))  # type: ignore[arg-type]
 
 
 def look(ledger: Ledger, node: Node = NODE) -> Evidence:
@@ -225,6 +226,28 @@ def test_what_was_made_from_an_input_that_was_discarded_meanwhile_does_not_count
     assert not lives(child)
     product, _ = ledger.product(second, 1)
     assert product is not None and product.attempt == 2 and product.inputs == {first.digest: 2}
+
+
+def test_a_product_does_not_count_when_one_that_it_was_made_from_was_discarded(
+    store: Path, start: Start
+) -> None:
+    """A discard that was cut off after its first void, or that ran beside the end of the other attempt."""
+    sweep = sweep_of(
+        1, {"count": COUNT, "add": ADD, "more": StageSpec(**{**ADDED, "after": ("count", "add")})}
+    )
+    seal(store, sweep)
+    nodes = [sweep.nodes[digest] for digest in sweep.cells[0].chain]
+    ledger, order = ledger_at(store), order_for(store, sweep.name)
+    finish(start, order)
+    ledger.void(nodes[0], void(1, "discarded"))
+    snapshot = Snapshot(ledger, nodes)
+    found = [snapshot.evidence(node.digest) for node in nodes]
+    assert [state(evidence) for evidence in found] == [State.PENDING] * 3
+    assert "discarded" in found[1].problem and not (store / "void/add").exists()
+    finish(start, order)
+    for node in nodes:
+        product, _ = ledger.product(node, 2)
+        assert product is not None and set(product.inputs.values()) <= {2}
 
 
 # Rule 7

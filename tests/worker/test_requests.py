@@ -147,7 +147,9 @@ def test_a_cancel_of_one_cell_does_not_stop_a_stage_that_another_cell_wants(
     pid_in(store / layout.payload(node.stage, node.digest, 1) / "runs")
     ledger.add_request(sweep.name, request("cancel", "seed0"))
     with pytest.raises(AssertionError, match="come about"):
-        until(lambda: (store / layout.attempt(node.stage, node.digest, 1, layout.END)).exists(), timeout_s=2.5)
+        until(
+            lambda: (store / layout.attempt(node.stage, node.digest, 1, layout.END)).exists(), timeout_s=2.5
+        )
     go.touch()
     assert worker.wait() == 0, worker.output
     assert ledger.numbers(node) == [1]

@@ -95,6 +95,18 @@ def test_a_checkpoint_that_does_not_verify_is_passed_over_for_the_next(ledger: L
     assert not (folder_of(ledger, 2) / layout.CHECKPOINTS / "00000009").exists()
 
 
+def test_a_heartbeat_may_be_put_before_each_file_that_is_adopted(ledger: Ledger) -> None:
+    """Verifying the files of a large model takes longer than a lease."""
+    folder = folder_of(ledger, 1) / layout.CHECKPOINTS / "00000005"
+    folder.mkdir(parents=True)
+    for number in range(5):
+        (folder / f"part{number}").write_text("part")
+    write_checkpoint_manifest(folder, step=5, attempt=1)
+    pulses: list[int] = []
+    found = adopt(ledger, NODE, [released(1)], folder_of(ledger, 2), pulse=lambda: pulses.append(1))
+    assert found is not None and len(pulses) == 5
+
+
 def test_without_a_checkpoint_that_verifies_an_attempt_starts_from_nothing(ledger: Ledger) -> None:
     save(ledger, 1, 5)
     os.truncate(folder_of(ledger, 1) / layout.CHECKPOINTS / "00000005/state", 0)
@@ -232,6 +244,6 @@ def test_a_file_of_the_stage_may_have_the_name_of_the_manifest_of_a_folder_below
 
 
 def test_a_stage_that_saves_a_file_with_the_manifests_name_is_told_so(tmp_path: Path) -> None:
-    """It would be overwritten, and the checkpoint would never verify: better to fail than to lose it in silence."""
+    """It would be overwritten, and the checkpoint would never verify: better to fail than to lose it."""
     with pytest.raises(StageFailure, match=MANIFEST), Context(tmp_path).checkpoint(1) as folder:
         (folder / MANIFEST).write_text("mine")

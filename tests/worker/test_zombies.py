@@ -1,4 +1,4 @@
-"""Workers that freeze past their lease, are succeeded, and then go on as if nothing had happened (rules 4, 5)."""
+"""Workers that freeze past their lease, are succeeded, and go on as if nothing had happened (rules 4, 5)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_worker_that_froze_at_any_step_and_wakes_beside_its_successor_does_no_
 
 
 def test_a_zombie_of_a_void_generation_can_only_finish_its_own(store: Path, start: Start) -> None:
-    """Rule 2: discarded while it froze just before `done`; what it then creates is generation 1, which is void."""
+    """Rule 2: discarded while it froze just before `done`; what it then creates is of a void generation."""
     sweep = sweep_of(1)
     seal(store, sweep)
     ledger, node = ledger_at(store), node_of(sweep)

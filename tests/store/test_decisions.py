@@ -1,0 +1,245 @@
+"""Rule 3 and states: what may be claimed, as tables and as properties of the pure core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.plan import Action, decide, next_stage
+from orchestrator.core.records import Claim, Done, End, Owner, Process, Supersedes
+from orchestrator.core.state import (
+    FINAL,
+    Attempt,
+    Budget,
+    CellStatus,
+    Evidence,
+    Liveness,
+    StageStatus,
+    State,
+    causes,
+    cell_status,
+    spent,
+    stage_status,
+)
+from orchestrator.core.sweep import Cell, Input, Node
+
+ELSEWHERE = Owner(host="h", process=Process(boot_id="b", namespace="n", pid=1, start="1"))
+DONE = Done(nonce="", stage="s", digest="d", generation=1, attempt=1, files=(), rows=(), seconds=1.0)
+RETRIES = {"unknown": 1, "nan": 1, "node_lost": 2, "data": 0}
+
+
+def attempt(
+    number: int, outcome: str | None, cause: Cause | None = None, supersedes: int | None = None
+) -> Attempt:
+    """An attempt; without an outcome it has no `end`."""
+    claim = Claim(
+        nonce="",
+        owner=ELSEWHERE,
+        lease_s=90.0,
+        generation=1,
+        sweep="s",
+        cell="c",
+        supersedes=supersedes and Supersedes(attempt=supersedes, evidence="gone", cause=Cause.NODE_LOST),
+    )
+    end = outcome and End(nonce="", outcome=outcome, cause=cause if outcome == "failed" else None, why="why")  # type: ignore[arg-type]
+    return Attempt(number, claim, None, None, end or None)
+
+
+def failed(*outcomes: Cause) -> tuple[Attempt, ...]:
+    return tuple(attempt(number, "failed", cause) for number, cause in enumerate(outcomes, 1))
+
+
+LOST_TWICE = (attempt(1, None), attempt(2, None, supersedes=1))
+LOST_THRICE = (*LOST_TWICE, attempt(3, None, supersedes=2))
+GONE = {"liveness": Liveness.GONE}
+
+TABLE: list[tuple[str, dict[str, Any], State]] = [
+    ("nothing was tried", {}, State.PENDING),
+    ("there is a product", {"done": DONE}, State.DONE),
+    ("a product and failures", {"done": DONE, "attempts": failed(*[Cause.DATA] * 9)}, State.DONE),
+    ("a product, no end", {"done": DONE, "attempts": (attempt(1, None),)}, State.DONE),
+    ("an attempt runs", {"attempts": (attempt(1, None),), "liveness": Liveness.ALIVE}, State.RUNNING),
+    ("an attempt, owner elsewhere", {"attempts": (attempt(1, None),)}, State.RUNNING),
+    ("its owner is gone", {"attempts": (attempt(1, None),), **GONE}, State.LOST),
+    ("lost as often as the budget", {"attempts": LOST_TWICE, **GONE}, State.LOST),
+    ("lost more often", {"attempts": LOST_THRICE, **GONE}, State.FAILED),
+    ("one failure of two allowed", {"attempts": failed(Cause.UNKNOWN)}, State.PENDING),
+    ("the budget is spent", {"attempts": failed(Cause.UNKNOWN, Cause.UNKNOWN)}, State.FAILED),
+    ("a cause without retries", {"attempts": failed(Cause.DATA)}, State.FAILED),
+    ("a cause that is not named", {"attempts": failed(Cause.TIMEOUT)}, State.FAILED),
+    ("budgets are by cause", {"attempts": failed(Cause.UNKNOWN, Cause.NAN)}, State.PENDING),
+    ("released", {"attempts": (attempt(1, "released"),)}, State.RELEASED),
+    ("released often", {"attempts": tuple(attempt(n, "released") for n in range(1, 99))}, State.RELEASED),
+    ("voided", {"attempts": (attempt(1, "succeeded"),), "generation": 2, "problem": "void"}, State.PENDING),
+    ("damaged", {"attempts": (attempt(1, "succeeded"),), "problem": "p", "damaged": True}, State.PENDING),
+]
+
+
+@pytest.mark.parametrize(("evidence", "state"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_the_state_of_a_stage(evidence: dict[str, Any], state: State) -> None:
+    assert stage_status(Evidence(**evidence), Budget(RETRIES)).state is state
+
+
+# Properties
+
+CAUSES = st.sampled_from(list(Cause))
+OUTCOMES = st.lists(
+    st.tuples(st.sampled_from(["failed", "released", "succeeded", "lost"]), CAUSES), max_size=6
+)
+BUDGETS = st.builds(
+    Budget,
+    st.dictionaries(st.sampled_from([str(cause) for cause in Cause]), st.integers(0, 3)),
+    st.integers(0, 6),
+    st.integers(0, 6),
+)
+
+
+@st.composite
+def evidences(draw: st.DrawFn) -> Evidence:
+    """Attempts of any outcomes; one without an end is superseded by the next."""
+    attempts: list[Attempt] = []
+    for number, (outcome, cause) in enumerate(draw(OUTCOMES), 1):
+        supersedes = number - 1 if attempts and attempts[-1].end is None else None
+        attempts.append(attempt(number, None if outcome == "lost" else outcome, cause, supersedes))
+    done = draw(st.none() | st.just(DONE))
+    damaged = done is None and draw(st.booleans())
+    return Evidence(
+        attempts=tuple(attempts),
+        done=done,
+        problem="damaged" if damaged else "",
+        damaged=damaged,
+        liveness=draw(st.sampled_from(list(Liveness))),
+        liveness_reason="looked",
+    )
+
+
+CLAIMABLE = {State.PENDING, State.RELEASED, State.LOST}
+
+
+def is_claimable(evidence: Evidence, budget: Budget) -> bool:
+    """What a worker decides about a stage without inputs."""
+    node = Node(stage="s", digest="d", reads={})
+    cell = Cell(cell="c", axes={}, columns={}, config={}, chain=("d",))
+    scan = next_stage([cell], {"d": node}, lambda _: stage_status(evidence, budget), cancelled=frozenset())
+    return scan.claimable is not None
+
+
+@given(evidences(), BUDGETS)
+def test_a_stage_that_is_done_is_never_claimed(evidence: Evidence, budget: Budget) -> None:
+    if evidence.done is not None:
+        assert not is_claimable(evidence, budget)
+
+
+@given(evidences(), BUDGETS)
+def test_a_stage_whose_budget_is_spent_is_never_claimed(evidence: Evidence, budget: Budget) -> None:
+    if spent(evidence, budget) is not None:
+        assert not is_claimable(evidence, budget)
+
+
+@given(evidences(), BUDGETS)
+def test_a_stage_with_an_attempt_that_may_live_is_never_claimed(evidence: Evidence, budget: Budget) -> None:
+    last = evidence.attempts[-1] if evidence.attempts else None
+    if last is not None and last.end is None and evidence.liveness is not Liveness.GONE:
+        assert not is_claimable(evidence, budget)
+
+
+@given(evidences(), BUDGETS)
+def test_whatever_happened_a_stage_is_claimable_or_final_or_waited_for(
+    evidence: Evidence, budget: Budget
+) -> None:
+    """No stage is stuck: it can be claimed, is over, or its attempt is watched until it ends or is dead."""
+    status = stage_status(evidence, budget)
+    assert (status.state in CLAIMABLE) == is_claimable(evidence, budget)
+    assert status.state in CLAIMABLE | FINAL | {State.RUNNING}
+    assert status.reason or status.state is State.DONE
+    gone = evidence._replace(liveness=Liveness.GONE)
+    assert stage_status(gone, budget).state is not State.RUNNING
+
+
+@given(evidences(), BUDGETS, st.integers(0, 6))
+def test_a_later_boundary_never_makes_a_stage_fail(evidence: Evidence, budget: Budget, more: int) -> None:
+    if spent(evidence, budget) is None:
+        assert spent(evidence, budget._replace(after=budget.after + more)) is None
+        assert spent(evidence, budget._replace(after_chance=budget.after_chance + more)) is None
+
+
+@given(evidences(), BUDGETS)
+def test_a_launch_lifts_no_failure_that_chance_does_not_cure(evidence: Evidence, budget: Budget) -> None:
+    found = spent(evidence, budget._replace(after=0, after_chance=99))
+    assert found is None or found[0] in DETERMINISTIC
+
+
+@given(evidences())
+def test_every_attempt_that_is_over_has_at_most_one_cause(evidence: Evidence) -> None:
+    numbers = [number for number, _ in causes(evidence)]
+    assert len(numbers) == len(set(numbers))
+    for over in evidence.attempts[:-1]:
+        expected = over.end is None or over.end.outcome == "failed"
+        assert (over.number in numbers) == expected
+
+
+# Chains
+
+NODES = {
+    "a": Node(stage="a", digest="a", reads={}),
+    "b": Node(stage="b", digest="b", reads={}, inputs=(Input("a", "", "a"),)),
+    "c": Node(stage="c", digest="c", reads={}, inputs=(Input("a", "", "a"), Input("b", "", "b"))),
+    "d": Node(stage="d", digest="d", reads={}),
+}
+CELLS = (
+    Cell(cell="one", axes={}, columns={}, config={}, chain=("a", "b", "c")),
+    Cell(cell="two", axes={}, columns={}, config={}, chain=("a", "b")),
+    Cell(cell="three", axes={}, columns={}, config={}, chain=("d",)),
+)
+OWN_STATES = [State.DONE, State.RUNNING, State.FAILED, State.LOST, State.RELEASED, State.PENDING]
+STATES = st.fixed_dictionaries({digest: st.sampled_from(OWN_STATES) for digest in NODES})
+CANCELS = st.frozensets(st.sampled_from([cell.cell for cell in CELLS]))
+
+
+def statuses(states: dict[str, State]) -> dict[str, StageStatus]:
+    return {
+        digest: StageStatus(state, "why", Cause.DATA if state is State.FAILED else None)
+        for digest, state in states.items()
+    }
+
+
+@given(STATES, CANCELS)
+def test_what_is_claimed_has_all_its_inputs_and_a_cell_that_wants_it(
+    states: dict[str, State], cancelled: frozenset[str]
+) -> None:
+    known = statuses(states)
+    scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
+    if scan.claimable is not None:
+        cell, node = scan.claimable
+        assert states[node.digest] in CLAIMABLE and cell.cell not in cancelled and node.digest in cell.chain
+        assert all(states[taken.digest] is State.DONE for taken in node.inputs)
+
+
+@given(STATES, CANCELS)
+def test_a_worker_that_leaves_leaves_nothing_that_could_still_be_done(
+    states: dict[str, State], cancelled: frozenset[str]
+) -> None:
+    """Every cell is then done, failed, blocked or cancelled: an assignment of final states."""
+    known = statuses(states)
+    scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
+    if scan.claimable is None and not scan.waiting:
+        for cell in CELLS:
+            found = cell_status(cell, NODES, known, cancelled=cell.cell in cancelled)
+            running = cell.cell in cancelled and State.RUNNING in [states[d] for d in cell.chain]
+            assert found.state in FINAL or running
+
+
+@given(STATES, CANCELS)
+def test_a_plan_has_an_action_for_every_stage_and_says_why(
+    states: dict[str, State], cancelled: frozenset[str]
+) -> None:
+    for cell in CELLS:
+        status: CellStatus = cell_status(cell, NODES, statuses(states), cancelled=cell.cell in cancelled)
+        steps = decide(cell, status)
+        assert list(steps) == list(cell.chain)
+        assert all(step.reason for step in steps.values())
+        assert all((step.action is Action.REUSE) == (states[d] is State.DONE) for d, step in steps.items())

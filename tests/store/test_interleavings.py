@@ -1,0 +1,340 @@
+"""A model of the protocol under random schedules: two or three workers, crashes, false deaths and a discard.
+
+The store is in memory and each of its operations is one step of a schedule; ledger, snapshot and decisions
+are the real ones. A worker's body is written out here, in the order that `orchestrator.worker.attempt` keeps.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.commands import discard
+from orchestrator.core.failure import Cause
+from orchestrator.core.plan import next_stage
+from orchestrator.core.records import Claim, Done, End, Owner, Process, Start, Supersedes, Void
+from orchestrator.core.state import Attempt, Budget, Evidence, Liveness, State, stage_status
+from orchestrator.core.sweep import Cell, Input, Node
+from orchestrator.store import layout
+from orchestrator.store.evidence import Snapshot, Vital
+from orchestrator.store.ledger import Ledger, new_nonce
+from orchestrator.store.objects import Listing
+from orchestrator.worker.resume import _is_discarded
+
+A = Node(stage="a", digest="a", reads={})
+B = Node(stage="b", digest="b", reads={}, inputs=(Input("a", "", "a"),))
+NODES = {"a": A, "b": B}
+CELLS = (Cell(cell="cell", axes={}, columns={}, config={}, chain=("a", "b")),)
+BUDGET = Budget({"node_lost": 99})
+NUM_CHECKPOINTS, MAX_STEPS = 2, 20_000
+
+
+class Crash(BaseException):
+    """A process ends without a word."""
+
+
+class Schedule:
+    """Lets one actor at a time make one step; which one, and who crashes, is drawn."""
+
+    def __init__(self, choices: list[int]) -> None:
+        self._choices, self._back = choices, threading.Semaphore(0)
+        self._turns: dict[str, threading.Semaphore] = {}
+        self.crashed: set[str] = set()
+        self.errors: list[BaseException] = []
+        self.log: list[str] = []
+        self.is_over, self._over = False, set[str]()
+
+    def step(self) -> None:
+        """Called by an actor before each operation: waits for its turn."""
+        name = threading.current_thread().name
+        if name not in self._turns:
+            return  # the test itself
+        self._back.release()
+        self._turns[name].acquire()
+        if name in self.crashed:
+            raise Crash
+
+    def run(self, actors: dict[str, Callable[[], None]]) -> None:
+        """Runs all actors to their ends; the first is never crashed, so that somebody is left."""
+        threads = {}
+        for name, act in actors.items():
+            self._turns[name] = threading.Semaphore(0)
+            threads[name] = threading.Thread(target=self._act, args=(name, act), name=name)
+            threads[name].start()
+            self._back.acquire()
+        for number in range(MAX_STEPS):
+            alive = [name for name, thread in threads.items() if name not in self._over]
+            if not alive:
+                break
+            self.is_over = number >= len(self._choices)
+            choice = number if self.is_over else self._choices[number]
+            name = alive[choice % len(alive)]
+            if not self.is_over and choice >= 90 and name != next(iter(actors)):
+                self.crashed.add(name)
+                self.log.append(name)
+            self._turns[name].release()
+            self._back.acquire()
+        else:
+            raise AssertionError("stuck")
+        for thread in threads.values():
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+
+    def _act(self, name: str, act: Callable[[], None]) -> None:
+        self._back.release()
+        self._turns[name].acquire()
+        try:
+            if name not in self.crashed:
+                act()
+        except Crash:
+            pass
+        except BaseException as error:
+            self.errors.append(error)
+        finally:
+            self._over.add(name)
+            self._back.release()
+
+
+class Memory:
+    """An object store in memory whose every operation is a step."""
+
+    url = "memory"
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self.records: dict[str, bytes] = {}
+
+    def create(self, key: str, data: bytes) -> bool:
+        self._schedule.step()
+        return self.records.setdefault(key, data) is data
+
+    def put(self, key: str, data: bytes) -> None:
+        self._schedule.step()
+        self.records[key] = data
+
+    def get(self, key: str) -> bytes | None:
+        self._schedule.step()
+        return self.records.get(key)
+
+    def list(self, prefix: str) -> Listing:
+        self._schedule.step()
+        parts = [
+            key.removeprefix(prefix + "/").split("/") for key in self.records if key.startswith(prefix + "/")
+        ]
+        files = {part[0] for part in parts if len(part) == 1}
+        return Listing(tuple(sorted(files)), tuple(sorted({part[0] for part in parts if len(part) > 1})))
+
+    def download(self, prefix: str) -> Path:
+        return Path("/nowhere")
+
+    workspace = download
+
+    def upload(self, prefix: str) -> None:
+        """Nothing is local."""
+
+    delete = upload
+
+
+class Actor:
+    """A worker of the model."""
+
+    def __init__(self, name: str, memory: Memory, schedule: Schedule, lies: list[bool]) -> None:
+        self._name, self._schedule, self._lies = name, schedule, lies
+        self._ledger = Ledger(memory)
+
+    def _observe(self, node: Node, attempt: Attempt) -> Vital:
+        """Crashed owners are gone; a false death is drawn while the schedule lasts."""
+        assert attempt.claim is not None
+        host = attempt.claim.owner.host
+        lie = bool(self._lies) and not self._schedule.is_over and self._lies.pop()
+        gone = lie or host in self._schedule.crashed or host == self._name
+        return Vital(Liveness.GONE if gone else Liveness.UNKNOWN, "looked")
+
+    def __call__(self) -> None:
+        while True:
+            snapshot = Snapshot(self._ledger, NODES.values(), observer=self._observe, check_files=False)
+            scan = next_stage(
+                CELLS,
+                NODES,
+                lambda digest, s=snapshot: stage_status(s.evidence(digest), BUDGET),  # type: ignore[misc]
+                cancelled=frozenset(),
+            )
+            if scan.claimable is not None:
+                self._try(scan.claimable.node, snapshot)
+            elif not scan.waiting:
+                return
+
+    def _try(self, node: Node, snapshot: Snapshot) -> None:
+        ledger, evidence = self._ledger, snapshot.evidence(node.digest)
+        inputs = {i.digest: snapshot.evidence(i.digest) for i in node.inputs}
+        if evidence.damaged:  # no file is: it was made from a discarded product
+            void = Void(nonce=new_nonce(), generation=evidence.generation, kind="discarded", reason="", by="")
+            ledger.void(node, void)
+            return
+        attempts = ledger.attempts(node)
+        if attempts != evidence.attempts or ledger.is_done_or_void(node, evidence.generation):
+            return
+        number = len(attempts) + 1
+        lost = bool(attempts) and attempts[-1].end is None
+        claim = Claim(
+            nonce=new_nonce(),
+            owner=Owner(host=self._name, process=Process(boot_id="", namespace="", pid=1, start="")),
+            lease_s=1.0,
+            generation=evidence.generation,
+            sweep="s",
+            cell="cell",
+            supersedes=Supersedes(attempt=number - 1, evidence="", cause=Cause.NODE_LOST) if lost else None,
+        )
+        if ledger.claim(node, number, claim):
+            why = self._run(node, number, claim.generation, attempts, inputs)
+            end = End(nonce=new_nonce(), outcome="released" if why else "succeeded", why=why)
+            ledger.end(node, number, end)
+
+    def _run(
+        self,
+        node: Node,
+        number: int,
+        generation: int,
+        earlier: tuple[Attempt, ...],
+        inputs: dict[str, Evidence],
+    ) -> str:
+        """Runs an attempt; returns why it was released, "" when its product stands."""
+        ledger = self._ledger
+        if ledger.is_done_or_void(node, generation):
+            return "already_done"
+        taken = {digest: evidence.generation for digest, evidence in inputs.items()}
+        made = "".join(str(e.done.rows[0]["made"]) for e in inputs.values() if e.done) or f"a{number}"
+        step, state = self._resume(node, earlier)
+        state = state or made
+        ledger.put(node, number, layout.START, Start(parent=None, uses={}, provenance={}, inputs=taken))
+        for now in range(step + 1, NUM_CHECKPOINTS + 1):
+            if ledger.is_claimed(node, number + 1) or ledger.is_done_or_void(node, generation):
+                return "superseded"
+            ledger.objects.put(_checkpoint(node, number), f"{now} {state}".encode())
+        if any(ledger.is_discarded(source, taken[source.digest]) for source in node.inputs):
+            return "superseded"
+        done = Done(
+            nonce=new_nonce(),
+            stage=node.stage,
+            digest=node.digest,
+            generation=generation,
+            attempt=number,
+            files=(),
+            rows=({"made": state},),
+            seconds=0.0,
+            inputs=taken,
+        )
+        return "" if ledger.finish(done) else "superseded"
+
+    def _resume(self, node: Node, earlier: tuple[Attempt, ...]) -> tuple[int, str]:
+        best = (0, "")
+        for attempt in earlier:
+            data = self._ledger.objects.get(_checkpoint(node, attempt.number))
+            if data is not None and not _is_discarded(self._ledger, node, attempt):
+                step, _, state = data.decode().partition(" ")
+                best = max(best, (int(step), state))
+        return best
+
+
+def _checkpoint(node: Node, number: int) -> str:
+    return f"{layout.payload(node.stage, node.digest, number)}/checkpoint"
+
+
+def discarder(memory: Memory) -> Callable[[], None]:
+    """`sweep discard --stage a`, as the verb does it, once `a` is done."""
+
+    def act() -> None:
+        ledger = Ledger(memory)
+        while Snapshot(ledger, [A], check_files=False).evidence("a").done is None:
+            pass
+        view: Any = SimpleNamespace(ledger=ledger)
+        for node in (A, B):
+            discard._void(view, node, "a bug", {"a"})
+
+    return act
+
+
+def play(choices: list[int], lies: list[bool], num_workers: int, *, with_discard: bool) -> None:
+    """Plays a schedule, then lets a truthful worker finish, then checks what must always hold."""
+    schedule = Schedule(choices)
+    memory = Memory(schedule)
+    actors: dict[str, Callable[[], None]] = {
+        f"worker {n}": Actor(f"worker {n}", memory, schedule, lies) for n in range(num_workers)
+    }
+    if with_discard:
+        actors["discard"] = discarder(memory)
+    schedule.run(actors)
+    schedule.crashed = set(actors)
+    schedule.is_over = True
+    Actor("the last", memory, schedule, [])()
+    check(Ledger(memory))
+
+
+def check(ledger: Ledger) -> None:
+    snapshot = Snapshot(ledger, NODES.values(), check_files=False)
+    products = {digest: snapshot.evidence(digest) for digest in NODES}
+    for digest, evidence in products.items():
+        assert stage_status(evidence, BUDGET).state is State.DONE, digest
+        attempts = ledger.attempts(NODES[digest])
+        assert [a.number for a in attempts] == list(range(1, len(attempts) + 1))
+        done = evidence.done
+        assert done is not None
+        maker = attempts[done.attempt - 1]
+        assert maker.claim is not None and maker.claim.generation == done.generation
+        explained = {a.claim.supersedes.attempt for a in attempts if a.claim and a.claim.supersedes}
+        for attempt in attempts:
+            assert attempt.end or attempt.number in explained | {done.attempt} or attempt is attempts[-1]
+    origin = ledger.attempts(A)[int(products["a"].done.rows[0]["made"][1:]) - 1]  # type: ignore[union-attr]
+    assert origin.claim is not None and origin.claim.generation == products["a"].generation, (
+        "a went on from a checkpoint of what was discarded"
+    )
+    a, b = products["a"].done, products["b"].done
+    assert a is not None and b is not None
+    assert b.inputs == {"a": a.generation}, "b was made from a product that does not count"
+    assert b.rows[0]["made"] == a.rows[0]["made"], "b went on from what was made of a discarded product"
+
+
+def drawn(seed: int) -> tuple[list[int], list[bool]]:
+    """A schedule that favours some actors for a while, crashes a few, and tells some lies."""
+    rng = random.Random(seed)
+    choices: list[int] = []
+    while len(choices) < 300:
+        favourite = rng.randrange(90)
+        choices += [
+            favourite if rng.random() < 0.8 else rng.randrange(90) for _ in range(rng.randrange(1, 40))
+        ]
+        if rng.random() < 0.1:
+            choices.append(90 + rng.randrange(10))
+    return choices, [rng.random() < 0.5 for _ in range(12)]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32), st.integers(2, 3))
+def test_two_or_three_workers_with_crashes_and_false_deaths_make_one_product_of_each_stage(
+    seed: int, num_workers: int
+) -> None:
+    play(*drawn(seed), num_workers, with_discard=False)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32), st.integers(1, 2))
+def test_a_discard_at_any_moment_leaves_nothing_that_was_made_from_what_it_discarded(
+    seed: int, num_workers: int
+) -> None:
+    play(*drawn(seed), num_workers, with_discard=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("with_discard", [False, True])
+def test_ten_thousand_schedules(with_discard: bool) -> None:
+    for seed in range(10_000):
+        play(*drawn(seed), 1 + seed % 3, with_discard=with_discard)
