@@ -72,8 +72,7 @@ class Snapshot:
         self._nodes: Mapping[str, Node] = {node.digest: node for node in nodes}
         stages = {node.stage for node in self._nodes.values()}
         self._done = {stage: ledger.generations(layout.done_index(stage)) for stage in stages}
-        sources = {taken.stage for node in self._nodes.values() for taken in node.inputs}
-        self._void = {stage: ledger.generations(layout.void_index(stage)) for stage in stages | sources}
+        self._void = {stage: ledger.generations(layout.void_index(stage)) for stage in stages}
         self._attempted = {s: frozenset(ledger.objects.list(layout.stage_records(s)).folders) for s in stages}
         self._evidence: dict[str, Evidence] = {}
 
@@ -119,9 +118,12 @@ class Snapshot:
         return Evidence(done=record, generation=highest)
 
     def _discarded_input(self, node: Node, record: Done) -> str:
-        """What was made from a discarded product does not count either, whoever finished it meanwhile."""
+        """What was made from a discarded product does not count either, whoever finished it meanwhile.
+
+        Seen as far as the snapshot reaches: with the inputs' stages among its nodes.
+        """
         for taken in node.inputs:
-            void = self._void[taken.stage].get(taken.digest, set())
+            void = self._void.get(taken.stage, {}).get(taken.digest, set())
             if record.inputs.get(taken.digest) in void:
                 return self._ledger.discarded_input(node, record)
         return ""

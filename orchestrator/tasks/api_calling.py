@@ -30,7 +30,7 @@ def prompt(instruction: str, dialogue: str) -> str:
 
 
 class Group(NamedTuple):
-    """What a generated item is about: the API wanted and the other one shown."""
+    """What the items of a group have in common: the API, the value of its first parameter, the other APIs."""
 
     api: Api
     first: str
@@ -43,7 +43,7 @@ GROUPS = tuple(
     for first in api.first.values
 )
 NUM_FORMS = 2 * (len(APIS) - 1)
-"""Wordings of a row: which other API is shown, and which of the two comes first."""
+"""Wordings of a request: which other API is shown, and which of the two comes first."""
 
 
 class ApiCallingTask:

@@ -45,7 +45,7 @@ class Language(msgspec.Struct, frozen=True):
     """Facts of a language, as the study's section 1 has them.
 
     Attributes:
-        resource: ``high`` or ``low``; None nowhere, but a language of one's own may choose either.
+        resource: ``high`` or ``low``.
         family: the branch, as the study names it.
         script: the script, as the study names it.
     """

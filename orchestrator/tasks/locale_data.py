@@ -1,4 +1,4 @@
-"""The only door to CLDR (through babel): units with their plural forms, lists, days.
+"""The only door to CLDR (through babel): units with their plural forms, lists, days and months.
 
 Knows no task. Works around two faults of babel 2.18, each named where it is met.
 """
@@ -47,9 +47,17 @@ def day(index: int, language: str) -> str:
     """Returns the name of a day of the week, 0 for Monday."""
     from babel import Locale
 
-    # Never ``stand-alone``: it is an alias in most languages, and resolving an alias makes babel cache one
-    # language's names for all others.
     return _plain(Locale(language).days["format"]["wide"][index])
+
+
+def month(number: int, language: str) -> str:
+    """Returns the name of a month, 1 for January, as it stands alone."""
+    from babel import Locale
+
+    # Reading an alias such as stand-alone to format makes babel cache one language's names for all others, so
+    # only Russian, which alone has two forms (март, марта), is asked for the form that stands alone.
+    context = "stand-alone" if language == "ru" else "format"
+    return _plain(Locale(language).months[context]["wide"][number])
 
 
 def _plain(text: str) -> str:

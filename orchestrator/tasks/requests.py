@@ -1,6 +1,6 @@
 """The words of generated API requests: what a user says in each language, and the call that answers it.
 
-Owns the APIs and their wordings; days and units are CLDR's (`locale_data`). Names, keys,
+Owns the APIs and their wordings; days, months and units are CLDR's (`locale_data`). Names, keys,
 enumerations, numbers and times stay as they are in every language, as in the study's translation rules.
 """
 
@@ -15,6 +15,20 @@ Say = Callable[[str, str], str]
 """From a value of the call and a language to what the user says."""
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+MONTHS = (
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+)
 COUNTS = tuple(str(number) for number in range(1, 10))
 TIMES = tuple(f"{hour:02}:00" for hour in range(24))
 
@@ -22,6 +36,11 @@ TIMES = tuple(f"{hour:02}:00" for hour in range(24))
 def say_day(value: str, language: str) -> str:
     """Says a day of the week."""
     return locale_data.day(DAYS.index(value), language)
+
+
+def say_month(value: str, language: str) -> str:
+    """Says a month."""
+    return locale_data.month(MONTHS.index(value) + 1, language)
 
 
 def say_time(value: str, language: str) -> str:
@@ -98,7 +117,7 @@ APIS = (
     ),
     Api(
         "BookHotel",
-        _DAY,
+        Parameter("month", "january to december", MONTHS, say_month),
         Parameter("nights", "number", COUNTS, say_nights),
         {
             "en": "Hotel",
@@ -115,7 +134,7 @@ APIS = (
         },
     ),
 )
-"""The APIs of the generated items; they look alike, so that the user's word must be read."""
+"""The APIs of the generated items; two of them look alike, so the user's word must be read."""
 
 COMMA: Mapping[str, str] = {"ja": "、", "zh": "，", "th": " "}
 """What stands between the parts of a request; ``, `` elsewhere."""

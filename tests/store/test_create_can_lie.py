@@ -147,7 +147,7 @@ def test_whatever_lies_each_writer_is_told_exactly_one_won_and_its_record_stands
         assert ledger_at(Path(folder)).read(KEY, Claim)[0] == claims[won.index(True)]
 
 
-@pytest.mark.parametrize("num_racers", [2, 8])
+@pytest.mark.parametrize("num_racers", [2, pytest.param(8, marks=pytest.mark.long)])
 def test_of_a_thousand_claims_each_has_exactly_one_winner(store: Path, num_racers: int) -> None:
     """Real processes that start together and go through the same claims in the same order."""
     command = [sys.executable, "-m", "tests.store.stores", str(store)]

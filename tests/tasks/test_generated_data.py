@@ -20,7 +20,7 @@ from orchestrator.tasks.math import MATH, UNITS
 BOTH: list[Task] = [MATH, API_CALLING]
 SIZES = {
     "math": {"train": 972, "validation": 162, "test": 162},
-    "api_calling": {"train": 840, "validation": 168, "test": 168},
+    "api_calling": {"train": 940, "validation": 208, "test": 208},
 }
 
 each_task = pytest.mark.parametrize("task", BOTH, ids=lambda task: task.name)
@@ -60,12 +60,12 @@ def test_every_combination_of_number_and_word_held_out_has_parts_that_are_traine
 
 
 @each_task
-def test_eighty_one_items_already_train_every_pair_or_day(task: Task) -> None:
+def test_eighty_one_items_already_train_every_pair_or_day_and_month(task: Task) -> None:
     small = task.generate("train", "en", 81)
     groups = {
         tuple(item.id.split(".")[1:] if task.name == "math" else item.id.split(".")[:2]) for item in small
     }
-    assert len(groups) == (81 if task.name == "math" else 21)
+    assert len(groups) == (81 if task.name == "math" else 26)
 
 
 @each_task
@@ -125,10 +125,10 @@ GOLDEN = [
     (MATH, "ja", "duration-week.2.9", "2 週間、9 週間を合わせるといくつですか？"),
     (MATH, "sw", "duration-month.5.1", "Jumla ya miezi 5 na mwezi 1 ni ngapi?"),
     (MATH, "te", "duration-hour.1.2", "1 గంట మరియు 2 గంటలు కలిపి మొత్తం ఎంత?"),
-    (API_CALLING, "ru", "BookHotel.wednesday.5", "User: Гостиница, среда, 5 ночей"),
+    (API_CALLING, "ru", "BookHotel.march.5", "User: Гостиница, март, 5 ночей"),
     (API_CALLING, "es", "AddMeeting.monday.1", "User: Reunión, lunes, 1 hora"),
     (API_CALLING, "zh", "AddAlarm.sunday.07:00", "User: 闹钟，星期日，07:00"),
-    (API_CALLING, "th", "BookHotel.friday.2", "User: โรงแรม วันศุกร์ 2 คืน"),
+    (API_CALLING, "th", "BookHotel.december.2", "User: โรงแรม ธันวาคม 2 คืน"),
 ]
 
 
@@ -158,20 +158,22 @@ language = sys.argv[1]
 names = (*math.UNITS, "duration-night")
 units = [locale_data.unit(n, unit, language) for unit in names for n in range(1, 10)]
 days = [locale_data.day(index, language) for index in range(7)]
-print(json.dumps([units, days, locale_data.both("A", "B", language)]))
+months = [locale_data.month(number, language) for number in range(1, 13)]
+print(json.dumps([units, days, months, locale_data.both("A", "B", language)]))
 """
 
 
 @pytest.mark.parametrize("language", ["te", "sw", "zh"])
 def test_names_do_not_depend_on_the_languages_asked_for_before(language: str) -> None:
     for other in LANGUAGES:  # babel resolves aliases in a cache that all locales share
-        locale_data.day(0, other), locale_data.both("A", "B", other)
+        locale_data.day(0, other), locale_data.month(1, other), locale_data.both("A", "B", other)
     fresh = subprocess.run(
         [sys.executable, "-c", SCRIPT, language], capture_output=True, text=True, check=True, timeout=60
     )
     here = [
         [locale_data.unit(n, unit, language) for unit in (*UNITS, "duration-night") for n in range(1, 10)],
         [locale_data.day(index, language) for index in range(7)],
+        [locale_data.month(number, language) for number in range(1, 13)],
         locale_data.both("A", "B", language),
     ]
     assert json.loads(fresh.stdout) == here

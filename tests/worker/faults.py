@@ -152,6 +152,10 @@ class Running:
             return False
         return text.rpartition(")")[2].split()[0] in "Tt"
 
+    def has_ended(self) -> bool:
+        """Whether it is over."""
+        return self.process.poll() is not None
+
     def go_on(self) -> None:
         """Continues a frozen worker, which continues its child."""
         self.process.send_signal(signal.SIGCONT)

@@ -172,7 +172,7 @@ def test_a_store_that_does_not_answer_for_a_while_costs_a_running_attempt_nothin
     """While the stage runs, what its worker cannot read or write is asked again later."""
     sweep = sweep_of(1, num_steps=20, step_s=0.1)
     revision, node = seal(store, sweep), node_of(sweep)
-    running = store / layout.payload(node.stage, node.digest, 1) / layout.METRICS
+    running = store / layout.payload(node.stage, node.digest, 1) / layout.CHECKPOINTS
     left = [3]
 
     def trouble(when: str, now: str, key: str) -> None:
