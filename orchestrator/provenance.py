@@ -123,9 +123,13 @@ def git_state(folder: str) -> dict[str, Any]:
 
 
 def code_version(digest: str, folder: str) -> str:
-    """Returns the git commit, with ``+`` when there were uncommitted changes, else the code's own digest."""
+    """Returns ``COMMIT+.DIGEST``: of the git checkout (``+`` with uncommitted changes), and of the code itself.
+
+    The digest tells two uncommitted states apart, and is there without git too.
+    """
     git = git_state(folder)
-    return git["commit"][:12] + ("+" if git["dirty"] else "") if git else digest[:12]
+    commit = git["commit"][:8] + ("+" if git["dirty"] else "") + "." if git else ""
+    return commit + digest[:8]
 
 
 def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:

@@ -221,9 +221,10 @@ class Context:
 
     def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
         """Records metrics of a step (counted from 1) and reports progress; never raises, never blocks."""
-        self._report(step, num_steps)
+        number = int(step)  # a step may come as a library's own integer
+        self._report(number, None if num_steps is None else int(num_steps))
         for tracker in self._trackers:
-            tracker.log(step, metrics)
+            tracker.log(number, metrics)
 
     @property
     def stop_asked(self) -> bool:
@@ -245,10 +246,10 @@ class Context:
         self._fence()
         final = self._checkpoints / f"{step:08d}"
         if (final / MANIFEST).exists():  # adopted, or saved just before: the same step holds the same state
-            with_nothing = self.scratch / f"discarded-{step:08d}"
-            with_nothing.mkdir(parents=True, exist_ok=True)
-            yield with_nothing
-            shutil.rmtree(with_nothing, ignore_errors=True)
+            unused = self.scratch / f"discarded-{step:08d}"
+            unused.mkdir(parents=True, exist_ok=True)
+            yield unused
+            shutil.rmtree(unused, ignore_errors=True)
         else:
             shutil.rmtree(final, ignore_errors=True)  # a torn one of our own
             final.mkdir()

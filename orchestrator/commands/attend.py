@@ -16,8 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-import msgspec
-
 from orchestrator import provenance
 from orchestrator.commands.output import counted
 from orchestrator.commands.view import View, sealed_view
@@ -62,7 +60,8 @@ def detach(view: View, request: Request) -> int:
             start_new_session=True,
         )
     print(f"{view.title}: launched in the background as process {process.pid}, log in {log}")
-    print(f"  sweep status {view.sweep.name}    sweep cancel {view.sweep.name}")
+    print(f"  sweep status {view.sweep.name}{view.hint}")
+    print(f"  sweep cancel {view.sweep.name}{view.hint}")
     return 0
 
 
@@ -92,8 +91,19 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
     if launcher.refusal() and not stopper.count:
         raise InfrastructureError(launcher.refusal())
     if stopper.count:
-        print(f"stopped; go on with: sweep launch {view.sweep.name}")
+        print(f"stopped; go on with: sweep launch {view.sweep.name}{view.hint}")
     return 1
+
+
+def settings_of(request: Request) -> EngineSettings:
+    """Returns the settings that a launch or rerun was asked with.
+
+    Raises:
+        InfrastructureError: it is neither.
+    """
+    if request.settings is None:
+        raise InfrastructureError(f"request {request.number} is a {request.verb}: it starts nothing")
+    return request.settings
 
 
 def _as_launch(view: View, request: Request) -> Launch:
@@ -104,7 +114,7 @@ def _as_launch(view: View, request: Request) -> Launch:
         revision=view.number,
         request=request.number,
         cells=request.cells,
-        settings=msgspec.convert(request.settings, EngineSettings),
+        settings=settings_of(request),
         import_paths=request.import_paths,
         code_digest=provenance.code_digest(targets, request.import_paths),
         preload=tuple(preload(view.sweep)),
@@ -205,9 +215,9 @@ def print_failures(view: View, cells: list[Cell]) -> None:
             node = view.sweep.nodes[digest]
             shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
             print(f"  {cell.cell} {node.name}{shared}: {view.stages[digest].reason}")
-            print(f"    sweep logs {view.sweep.name} {cell.cell} --stage {node.name}")
+            print(f"    sweep logs {view.sweep.name} {cell.cell} --stage {node.name}{view.hint}")
     if groups:
-        print(f"\nwhen mended: sweep rerun {view.sweep.name}")
+        print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
 
 
 def write_reports(view: View) -> None:
@@ -235,12 +245,13 @@ def main(argv: list[str] | None = None) -> int:
     url, name, number = sys.argv[1:] if argv is None else argv
     try:
         ledger = open_ledger(url)
-        request = next(r for r in ledger.requests(name) if r.number == int(number))
+        requests = [r for r in ledger.requests(name) if r.number == int(number)]
+        if not requests:
+            raise InfrastructureError(f"request {number} of {name} cannot be read", where=url)
+        request = requests[0]
         view = sealed_view(ledger, name, request.revision)
         num_cells = len(view.sweep.cells) if request.cells is None else len(request.cells)
-        return attend(
-            view, request, make_launcher(msgspec.convert(request.settings, EngineSettings), num_cells)
-        )
+        return attend(view, request, make_launcher(settings_of(request), num_cells))
     except SweepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

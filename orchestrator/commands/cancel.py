@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator import provenance
+from orchestrator.commands.ask import ask
 from orchestrator.commands.output import counted
 from orchestrator.commands.view import add_sweep, no_overrides, open_view
-from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.errors import UserError
-from orchestrator.store.ledger import new_nonce
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,15 +27,6 @@ def run(args: argparse.Namespace) -> int:
     if not cells:
         print(f"{view.title}: nothing to cancel, all these cells are done")
         return 0
-    request = Request(
-        nonce=new_nonce(),
-        number=0,
-        verb="cancel",
-        revision=view.number,
-        cells=tuple(cell.cell for cell in cells),
-        by=provenance.user(),
-        at=provenance.now(),
-    )
-    view.ledger.add_request(view.sweep.name, request)
+    ask(view, "cancel", cells)
     print(f"{view.title}: cancelled {counted(len(cells), 'cell')}, {running} of them running")
     return 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 from orchestrator.commands.output import counted, print_json
 from orchestrator.commands.view import View, add_only, no_overrides, open_view
 from orchestrator.errors import UserError
-from orchestrator.store.table import Rows, collect_rows, write_table
+from orchestrator.store.table import Rows, collect_rows, write_csv, write_table
 
 FORMATS = ("parquet", "csv", "json")
 
@@ -36,10 +35,7 @@ def run(args: argparse.Namespace) -> int:
         if kind == "json":
             print_json(rows)
             return 0
-        if rows:
-            with tempfile.TemporaryDirectory() as folder:
-                write_table(rows, path := Path(folder, "rows.csv"), "csv")
-                sys.stdout.write(path.read_text())
+        write_csv(rows, sys.stdout)
         print(f"{view.title}: {counted(len(rows), 'row')}", file=sys.stderr)
         return 0
     if not args.out.absolute().parent.is_dir():

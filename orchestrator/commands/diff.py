@@ -92,10 +92,15 @@ def _stages(view: View, other: View, first: Cell, second: Cell) -> list[dict[str
     return rows
 
 
+def _named(view: View) -> dict[str, Any]:
+    return {"sweep": view.sweep.name, "revision": view.number}
+
+
 def _print_cells(view: View, first: Cell, second: Cell, as_json: bool) -> int:
     keys, stages = changed_keys(first.config, second.config), _stages(view, view, first, second)
     if as_json:
-        print_json({"cells": [first.cell, second.cell], "config": keys, "stages": stages})
+        cells = [first.cell, second.cell]
+        print_json({**_named(view), "cells": cells, "config": keys, "stages": stages})
         return 0
     print(f"{view.title}: {first.cell} and {second.cell}")
     _print_keys(keys)
@@ -131,7 +136,8 @@ def _print_revisions(old: View, new: View, as_json: bool) -> int:
     only_old = [cell.cell for cell in former.values()]
     same = len(set(before) & set(after))
     if as_json:
-        print_json({"same": same, "changed": pairs, "only_first": only_old, "only_second": only_new})
+        changes = {"same": same, "changed": pairs, "only_first": only_old, "only_second": only_new}
+        print_json({**_named(old), "second": _named(new), **changes})
         return 0
     print(f"{old.title} and {new.title}: {counted(same, 'cell')} the same, {len(pairs)} changed")
     if counts:

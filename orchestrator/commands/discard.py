@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from orchestrator import provenance
+from orchestrator.commands.ask import ask
 from orchestrator.commands.output import counted
 from orchestrator.commands.view import View, add_sweep, no_overrides, open_view, sealed_view
-from orchestrator.core.records import Request, Void
+from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Node
 from orchestrator.errors import UserError, nearest
@@ -47,18 +48,7 @@ def run(args: argparse.Namespace) -> int:
     for node in nodes:
         after[node.digest] = max(view.ledger.numbers(node), default=0)
         voided += _void(view, node, args.reason, named)
-    request = Request(
-        nonce=new_nonce(),
-        number=0,
-        verb="discard",
-        revision=view.number,
-        cells=tuple(cell.cell for cell in cells),
-        after=after,
-        reason=args.reason,
-        by=provenance.user(),
-        at=provenance.now(),
-    )
-    view.ledger.add_request(view.sweep.name, request)
+    ask(view, "discard", cells, after=after, reason=args.reason)
     shared = sum(1 for c in view.sweep.cells if c not in cells and set(c.chain) & {n.digest for n in nodes})
     print(f"{view.title}: discarded {counted(voided, 'product')}: {_by_stage(nodes)}")
     if shared:

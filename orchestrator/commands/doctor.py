@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from orchestrator.commands.output import print_json
 from orchestrator.commands.view import no_overrides, store_url
 from orchestrator.errors import SweepError
 from orchestrator.launchers.local import available_cpus, visible_gpus
+from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import PosixStore, open_objects
 
@@ -36,6 +38,8 @@ PACKAGES = (
 )
 RACERS = 8
 HUB = ("huggingface.co", 443)
+RAY_PORT = 8265
+"""Of its dashboard, where jobs are handed in."""
 
 
 class Check(NamedTuple):
@@ -107,9 +111,9 @@ def _store(url: str) -> Check:
     folder = _nearest_folder(url)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return Check("store", False, f"{folder} is no writable folder")
-    open_ledger(url)
+    objects = open_ledger(url).objects
     free_gib = shutil.disk_usage(folder).free / 2**30
-    state = "exists" if (Path(url) / "store.json").exists() else "will be made by the first launch"
+    state = "will be made by the first launch" if objects.get(layout.STORE) is None else "exists"
     return Check("store", free_gib > 1, f"{url} ({state}), {free_gib:.0f} GiB free")
 
 
@@ -152,8 +156,12 @@ def _ray() -> Check:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return Check("ray cluster", None, "RAY_ADDRESS is not set; only launcher=ray needs it")
-    host, _, port = address.rpartition("://")[2].partition(":")
-    return Check("ray cluster", _reaches(host, int(port or 8265)), address)
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        host, port = parts.hostname or "", parts.port or RAY_PORT
+    except ValueError as error:
+        return Check("ray cluster", False, f"RAY_ADDRESS={address} is no address: {error}")
+    return Check("ray cluster", bool(host) and _reaches(host, port), address)
 
 
 def _hub() -> Check:
@@ -168,5 +176,5 @@ def _reaches(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=3):
             return True
-    except OSError:
+    except (OSError, UnicodeError):  # the latter: no name that a host can have
         return False

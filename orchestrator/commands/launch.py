@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-import msgspec
-
 from orchestrator import provenance
+from orchestrator.commands.ask import ask
 from orchestrator.commands.attend import attend, detach, make_launcher
-from orchestrator.commands.output import counted
+from orchestrator.commands.drift import print_code_drift
+from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.plan import add_composing, planned
 from orchestrator.commands.view import View, sealed_view
 from orchestrator.compose import Composition, engine_settings
-from orchestrator.core.records import Request, Revision
+from orchestrator.core.records import Revision
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -31,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Launches a sweep, attached unless asked otherwise."""
+    outlive_the_reader()
     view, composition = planned(args.sweep, args.overrides, args.name)
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition)
@@ -41,22 +41,18 @@ def run(args: argparse.Namespace) -> int:
     print(f"{sealed.title}: {sealed.sweep.description}")
     for note in composition.notes if composition else ():
         print(f"  note: {note}")
+    sealed.warn()
+    print_code_drift(sealed, cells, import_paths)
     num_done = sum(view.cells[cell.cell].state is State.DONE for cell in cells)
     print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {ledger.objects.url}")
-    request = Request(
-        nonce=new_nonce(),
-        number=0,
-        verb="launch",
-        revision=sealed.number,
-        cells=tuple(cell.cell for cell in cells) if args.only else None,
+    request = ask(
+        sealed,
+        "launch",
+        cells if args.only else None,
         after=attempts_so_far(view, cells),
-        settings=msgspec.to_builtins(settings),
+        settings=settings,
         import_paths=import_paths,
-        provenance=provenance.of_launch(sys.argv, import_paths[0] if import_paths else "."),
-        by=provenance.user(),
-        at=provenance.now(),
     )
-    request = ledger.add_request(sealed.sweep.name, request)
     if args.detach:
         return detach(sealed, request)
     return attend(sealed.fresh(), request, launcher)
@@ -68,7 +64,7 @@ def engine_of(view: View, composition: Composition | None) -> tuple[EngineSettin
         return composition.engine, composition.import_paths
     for request in reversed(view.requests):
         if request.settings:
-            return msgspec.convert(request.settings, EngineSettings), request.import_paths
+            return request.settings, request.import_paths
     return engine_settings(), ()
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from orchestrator.commands.output import print_json
 from orchestrator.commands.view import View, add_sweep, no_overrides, open_view
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, Node
@@ -18,7 +19,7 @@ POLL_S = 0.5
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    add_sweep(parser, json=False)
+    add_sweep(parser)
     parser.add_argument("cell", metavar="CELL", help="a cell's id or the beginning of it")
     parser.add_argument(
         "--stage", help="such as train, or prepare[en]; default: the failed, running or last one"
@@ -30,6 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a log."""
+    if args.json and args.follow:
+        raise UserError("--follow has no end, --json is one object", fix="leave out one of them")
     url = no_overrides(args.words)
     view = open_view(args.sweep, url)
     cell = view.cell(args.cell)
@@ -39,14 +42,17 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{node.name} of {cell.cell} was never started", fix=f"sweep why {args.sweep} {cell.cell}"
         )
-    number = args.attempt or numbers[-1]
+    number = numbers[-1] if args.attempt is None else args.attempt
     if number not in numbers:
         raise UserError(
             f"{node.name} has no attempt {number}", allowed=f"known: {', '.join(map(str, numbers))}"
         )
-    folder = view.ledger.objects.download(layout.payload(node.stage, node.digest, number))
-    print(f"{view.title} {cell.cell} {node.name} attempt {number}: {folder / layout.LOG}", file=sys.stderr)
-    _print(folder / layout.LOG, view, node, number, follow=args.follow)
+    path = view.ledger.objects.download(layout.payload(node.stage, node.digest, number)) / layout.LOG
+    if args.json:
+        _print_json(path, view, cell, node, number)
+        return 0
+    print(f"{view.title} {cell.cell} {node.name} attempt {number}: {path}", file=sys.stderr)
+    _print(path, view, node, number, follow=args.follow)
     return 0
 
 
@@ -65,6 +71,21 @@ def _interesting(view: View, cell: Cell) -> Node:
                 return view.sweep.nodes[digest]
     tried = [digest for digest, status in stages.items() if status.attempts]
     return view.sweep.nodes[tried[-1] if tried else cell.chain[-1]]
+
+
+def _print_json(path: Path, view: View, cell: Cell, node: Node, number: int) -> None:
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    print_json(
+        {
+            "sweep": view.sweep.name,
+            "revision": view.number,
+            "cell": cell.cell,
+            "stage": node.name,
+            "attempt": number,
+            "path": str(path),
+            "text": text,
+        }
+    )
 
 
 def _print(path: Path, view: View, node: Node, number: int, *, follow: bool) -> None:

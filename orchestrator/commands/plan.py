@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.commands.drift import print_cell_drift, print_code_drift
 from orchestrator.commands.output import counted, print_json, print_table, shorten
 from orchestrator.commands.view import (
     View,
@@ -52,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"{view.title}: {view.sweep.description}")
     for note in composition.notes if composition else ():
         print(f"  note: {note}")
-    drift(view)
+    view.warn()
+    print_cell_drift(view)
+    print_code_drift(view, cells, composition.import_paths if composition else ())
     print_stages(view, cells, steps)
     columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
     rows = [[*cell.axes.values(), cell.cell, _summary(view, cell, steps[cell.cell])] for cell in cells]
@@ -149,31 +152,6 @@ def print_stages(view: View, cells: Sequence[Cell], steps: dict[str, dict[str, S
     )
     rows = [(stage, *(count[action] or "-" for action in Action)) for stage, count in counts.items()]
     print_table(("stage", *Action), rows)
-
-
-def drift(view: View) -> None:
-    """Says which cells are new, and why, against the revision that was launched last."""
-    if view.sealed:
-        return
-    number = current_revision(view.ledger, view.sweep.name)
-    if number is None:
-        return
-    before = view.ledger.revision(view.sweep.name, number).sweep
-    old = {cell.cell for cell in before.cells}
-    new = [cell for cell in view.sweep.cells if cell.cell not in old]
-    if not new:
-        return
-    from orchestrator.commands.diff import changed_reads
-
-    by_axes = {tuple(cell.axes.items()): cell for cell in before.cells}
-    changed: Counter[str] = Counter()
-    for cell in new:
-        former = by_axes.get(tuple(cell.axes.items()))
-        changed.update(
-            changed_reads(before, view.sweep, former, cell) if former else ["another place in the grid"]
-        )
-    why = ", ".join(f"{key} ({counted(n, 'cell')})" for key, n in changed.most_common(5))
-    print(f"  {counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}")
 
 
 def _summary(view: View, cell: Cell, steps: dict[str, Step]) -> str:

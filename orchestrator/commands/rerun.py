@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-import msgspec
-
-from orchestrator import provenance
+from orchestrator.commands.ask import ask
 from orchestrator.commands.attend import attend, detach, make_launcher
 from orchestrator.commands.launch import attempts_so_far, engine_of
-from orchestrator.commands.output import counted, print_table, shorten
+from orchestrator.commands.output import counted, outlive_the_reader, print_table, shorten
 from orchestrator.commands.view import View, add_sweep, open_view, split_store
 from orchestrator.compose import engine_settings
 from orchestrator.core.records import Request
@@ -18,7 +16,6 @@ from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
-from orchestrator.store.ledger import new_nonce
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Says what it will do, then does it."""
+    outlive_the_reader()
     url, rest = split_store(args.overrides)
     view = open_view(args.sweep, url)
     if not view.sealed:
@@ -87,17 +85,5 @@ def _record(
     view: View, cells: list[Cell], settings: EngineSettings, import_paths: tuple[str, ...]
 ) -> Request:
     view.ledger.prove_writable()
-    request = Request(
-        nonce=new_nonce(),
-        number=0,
-        verb="rerun",
-        revision=view.number,
-        cells=tuple(cell.cell for cell in cells),
-        after=attempts_so_far(view, cells),
-        settings=msgspec.to_builtins(settings),
-        import_paths=import_paths,
-        provenance=provenance.of_launch(sys.argv, import_paths[0] if import_paths else "."),
-        by=provenance.user(),
-        at=provenance.now(),
-    )
-    return view.ledger.add_request(view.sweep.name, request)
+    after = attempts_so_far(view, cells)
+    return ask(view, "rerun", cells, after=after, settings=settings, import_paths=import_paths)

@@ -6,6 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 
+from orchestrator.commands.drift import code_versions, print_code_drift
 from orchestrator.commands.output import counted, print_json, print_table, shorten
 from orchestrator.commands.view import View, add_sweep, no_overrides, open_view
 from orchestrator.core.state import State
@@ -28,12 +29,8 @@ def run(args: argparse.Namespace) -> int:
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary}")
-    codes = code_versions(view, cells)
-    if len(codes) > 1:
-        print(
-            "  made by different code: "
-            + ", ".join(f"{code} ({n} products)" for code, n in codes.most_common())
-        )
+    view.warn()
+    print_code_drift(view, cells)
     rows = []
     for cell in cells:
         status = view.cells[cell.cell]
@@ -46,12 +43,6 @@ def run(args: argparse.Namespace) -> int:
         )
     print_table(("cell", "state", "stages", "attempts", "seconds", "reason"), rows)
     return 0
-
-
-def code_versions(view: View, cells: Sequence[Cell]) -> Counter[str]:
-    """Counts the products that count by the version of the code that made them."""
-    evidence = (view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.chain})
-    return Counter(e.done.code for e in evidence if e.done is not None)
 
 
 def as_json(view: View, cells: Sequence[Cell]) -> dict[str, object]:
@@ -87,5 +78,7 @@ def as_json(view: View, cells: Sequence[Cell]) -> dict[str, object]:
         "sweep": view.sweep.name,
         "revision": view.number,
         "counts": {str(state): n for state, n in counts.items()},
+        "code": dict(code_versions(view, cells)),
+        "problems": view.problems,
         "cells": rows,
     }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
-
-import msgspec
 
 from orchestrator.core.records import Request, Revision
 from orchestrator.core.requests import Wishes, fold
@@ -118,6 +117,7 @@ class View:
     ) -> None:
         self.ledger, self.sweep, self.number, self.sealed, self.record = ledger, sweep, number, sealed, record
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
+        self.problems: list[str] = []
 
     def fresh(self) -> View:
         """Returns a view of the same revision that reads the store anew."""
@@ -127,20 +127,33 @@ class View:
 
     @property
     def title(self) -> str:
-        """``smoke@2``, and whether it is sealed."""
-        return f"{self.sweep.name}@{self.number}" + ("" if self.sealed else " (not launched yet)")
+        """``smoke@2``, and for one that is not sealed in which store."""
+        place = "" if self.sealed else f" (not launched yet in {self.ledger.objects.url})"
+        return f"{self.sweep.name}@{self.number}{place}"
+
+    @property
+    def hint(self) -> str:
+        """What to add to a printed next step so that it finds this store, "" when it is the usual one."""
+        url = self.ledger.objects.url
+        return "" if url == store_url(None) else f" store.url={shlex.quote(url)}"
+
+    def warn(self) -> None:
+        """Prints what in the store cannot be read: it is never trusted, and never silently left out."""
+        _ = self.requests
+        for problem in self.problems:
+            print(f"  warning: {problem}")
 
     @cached_property
     def requests(self) -> list[Request]:
         """The sweep's requests, oldest first."""
-        return self.ledger.requests(self.sweep.name)
+        return self.ledger.requests(self.sweep.name, self.problems)
 
     @cached_property
     def policy(self) -> Policy:
         """That of the last launch or rerun, which ran under it."""
         for request in reversed(self.requests):
             if request.settings:
-                return msgspec.convert(request.settings["policy"], Policy)
+                return request.settings.policy
         return Policy()
 
     @cached_property

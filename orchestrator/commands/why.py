@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     print(f"{view.title} {cell.cell}\n{status.state}: {status.reason}")
+    view.warn()
     for stage in stages:
         print(f"\n{stage['stage']}  {stage['digest'][:12]}  {stage['state']}: {stage['reason']}")
         for line in stage["evidence"]:

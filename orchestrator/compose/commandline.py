@@ -11,15 +11,40 @@ from hydra.core.override_parser.types import Override
 
 from orchestrator.compose.axes import Axis, Setting, list_axis, narrowed, parse_override, values_of
 from orchestrator.compose.root import Root
+from orchestrator.core.tree import dotted_keys
 from orchestrator.errors import UserError
 
-ENGINE_KEYS = frozenset({"launcher", "tracker", "policy", "store", "cluster"})
+ENGINE_KEYS = frozenset({"launcher", "tracker", "policy", "store"})
 """First components of the keys that say how a sweep is run."""
+
+_SECRET = re.compile(
+    r"api[_-]?key|secret|passw(?:or)?d|credential|(?:api|access|auth|bearer)token"
+    # not num_tokens, and not a token of a vocabulary
+    r"|(?<![a-z])(?<!(?:pad|eos|bos|unk|sep|cls|end)_)(?<!(?:mask|stop)_)token$",
+    re.IGNORECASE,
+)
 
 
 def is_engine_key(key: str) -> bool:
     """Tells whether a key belongs to the engine's config root."""
     return re.split(r"[./@\[]", key, maxsplit=1)[0] in ENGINE_KEYS
+
+
+def refuse_secret(key: str, value: Any, *, where: str = "") -> None:
+    """Refuses a key whose value would be sealed for all to read.
+
+    Raises:
+        UserError: the key, or one inside the value, is named like a secret; the value is not shown.
+    """
+    inner = dotted_keys(value, f"{key}.") if isinstance(value, Mapping) else ()
+    for name in (key, *inner):
+        if _SECRET.search(re.split(r"[./]", name)[-1]):
+            raise UserError(
+                f"{name} looks like a secret, and secrets do not belong in a sweep",
+                where=where,
+                allowed="the config of a sweep is recorded in the store, and tables are made of it",
+                fix="set it in the environment",
+            )
 
 
 @dataclass
@@ -58,7 +83,7 @@ class Overrides:
         """Takes the `overrides` of a sweep file.
 
         Raises:
-            UserError: one is malformed or a sweep.
+            UserError: one is malformed, a sweep, or of the store.
         """
         texts = list(overrides)
         if isinstance(overrides, Mapping):
@@ -67,6 +92,12 @@ class Overrides:
             override = parse_override(text, where=where)
             if override.is_sweep_override():
                 raise UserError(f"{text!r} has several values", where=where, fix="make it one of the `axes`")
+            if re.split(r"[./@]", override.key_or_group)[0] == "store":
+                raise UserError(
+                    f"{text!r}: the store is not the sweep's to choose",
+                    where=where,
+                    fix="SWEEP_STORE=FOLDER, or store.url=FOLDER on the command line",
+                )
             self._fix(override, text, root, where)
 
     def add_command_line(self, overrides: Iterable[str], root: Root) -> None:
@@ -112,6 +143,8 @@ class Overrides:
             raise UserError(f"{text!r}: Hydra's own settings have no meaning here", where=where)
         value = override.value()
         texts = [text]
+        if value is not None and not override.is_delete():
+            refuse_secret(key, value, where=where)
         if isinstance(value, Mapping) and not override.is_delete():
             texts = [setting.text for setting in _flat({override.get_key_element(): value}, root)]
         if is_engine_key(key):

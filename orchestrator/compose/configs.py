@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.compose.axes import Axis, Label, Setting
-from orchestrator.compose.commandline import Overrides, is_engine_key
+from orchestrator.compose.commandline import Overrides, is_engine_key, refuse_secret
 from orchestrator.compose.fingerprints import Fingerprints
 from orchestrator.compose.patched import SPECIAL, Patched
 from orchestrator.compose.root import Root, translated
@@ -94,6 +94,7 @@ class Configs:
         where = f"axis {axis.name!r}, {self._where}"
         for label in axis.labels:
             for setting in label.settings:
+                refuse_secret(setting.key, setting.value, where=where)
                 if is_engine_key(setting.key):
                     raise UserError(
                         f"the engine setting {setting.key!r} cannot be on an axis",

@@ -5,23 +5,24 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from orchestrator.compose.axes import Axis, axis_of, cell_labels
-from orchestrator.compose.commandline import Overrides, is_engine_key
+from orchestrator.compose.commandline import Overrides
 from orchestrator.compose.configs import Configs
+from orchestrator.compose.engine import composed_engine, split_store
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
-from orchestrator.compose.root import Root, translated
+from orchestrator.compose.root import Root
 from orchestrator.compose.schema import importable
 from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.settings import EngineSettings, engine_from
+from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Sweep
 from orchestrator.core.sweepfile import SweepFile, stage_specs
+from orchestrator.core.tree import pick
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, lookup
 from orchestrator.stage import StageSpec
@@ -70,13 +71,15 @@ def compose(
     root = _cell_root(file, [*config_folders(cwd, source.parent)], where)
     merged = Overrides(dict(file_axes))
     merged.add_file(file.overrides, root, where=where)
-    merged.add_command_line(overrides, root)
+    store_url, words = split_store(overrides)
+    merged.add_command_line(words, root)
     configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
     specs = _specs(file, import_paths, where)
-    _check_reports(file.report, where)
+    _check_reports(file.report, import_paths, where)
     selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
     grid = Grid(selectors, file.columns, specs, where=where)
-    engine = _engine(merged.engine, config_folders(cwd, source.parent))
+    engine = composed_engine(merged.engine, config_folders(cwd, source.parent), store_url)
+    _check_limits(engine, specs)
     axes = list(merged.axes.values())
     grid.check_labels(cell_labels(axes))
     for labels in itertools.product(*(axis.labels for axis in axes)):
@@ -84,6 +87,7 @@ def compose(
         if grid.admits(texts):
             cell = " ".join(["cell", *(f"{axis}={text}" for axis, text in texts.items())])
             config = configs.config(labels, where=f"{cell}, {where}")
+            _check_columns(file.columns, config, where)
             grid.add(texts, ".".join(filter(None, (label.part for label in labels))), config)
     cells, notes = grid.cells([len(axis.labels) for axis in axes])
     notes += _check_count(len(cells), file.expect_cells, merged, grid.sum_text, where)
@@ -98,43 +102,11 @@ def compose(
     return Composition(sealed, engine, tuple(notes), source, import_paths)
 
 
-def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> EngineSettings:
-    """Composes the engine's settings alone, for verbs that only need to find the store.
-
-    Raises:
-        UserError: an unknown key or value.
-    """
-    for text in overrides:
-        key = text.lstrip("+~").partition("=")[0]
-        if not is_engine_key(key):
-            raise UserError(
-                f"{key!r} is no engine setting",
-                allowed="launcher, tracker, policy and store, such as store.url=",
-            )
-    merged = Overrides({})
-    merged.add_command_line(overrides, Root("engine", ()))
-    return _engine(merged.engine, config_folders((cwd or Path.cwd()).resolve()))
-
-
 def _cell_root(file: SweepFile, folders: list[Path], where: str) -> Root:
     also = list(file.axes)
     if file.config is not None:
         return Root.inline(file.config, folders, where=where, also=also)
     return Root("config", [*folders, shipped("conf")], where=where, also=also)
-
-
-def _engine(overrides: Sequence[str], folders: list[Path]) -> EngineSettings:
-    root = Root("engine", [*folders, shipped("conf")])
-    merged = Overrides({})
-    merged.cell = list(overrides)
-    for text in overrides:
-        key, _, option = text.lstrip("+~").partition("=")
-        if root.is_group(key) and option:
-            root.check_option(key, option.strip("'\""))
-    config = root.compose(merged.fixed(root, ()))
-    with translated("the engine's settings"):
-        tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return engine_from(tree, where="the engine's settings")
 
 
 def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str, StageSpec]:
@@ -145,24 +117,56 @@ def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str
         return spec
 
     specs = stage_specs(file, registered, known=list(STAGES), where=where)
-    with importable(import_paths):
-        importlib.invalidate_caches()
-        for name, spec in specs.items():
-            # The top-level module only: finding a deeper one would import what may import torch.
-            module = (spec.run or "").partition(":")[0].partition(".")[0]
-            if module and importlib.util.find_spec(module) is None:
-                raise UserError(
-                    f"stage {name!r} runs {spec.run!r}, but no module {module!r} can be imported",
-                    where=where,
-                    allowed=f"looked in {', '.join(import_paths)} and the environment",
-                )
+    for name, spec in specs.items():
+        if spec.run is not None:
+            _check_module(f"stage {name!r} runs {spec.run!r}", spec.run, import_paths, where)
     return specs
 
 
-def _check_reports(names: Sequence[str], where: str) -> None:
+def _check_reports(names: Sequence[str], import_paths: Sequence[str], where: str) -> None:
     for name in names:
-        if name not in REPORTS and ":" not in name:
+        if re.fullmatch(r"[\w.]+:\w+", name):
+            _check_module(f"report {name!r} is asked for", name, import_paths, where)
+        elif name not in REPORTS:
             raise UserError(f"unknown report {name!r}", where=where, allowed=nearest(name, REPORTS))
+
+
+def _check_module(what: str, target: str, import_paths: Sequence[str], where: str) -> None:
+    # The top-level module only: finding a deeper one would import what may import torch.
+    module = target.partition(":")[0].partition(".")[0]
+    with importable(import_paths):
+        importlib.invalidate_caches()
+        try:
+            is_there = importlib.util.find_spec(module) is not None
+        except ValueError:  # __main__, or a name that begins with a dot
+            is_there = False
+    if not is_there:
+        raise UserError(
+            f"{what}, but no module {module!r} can be imported",
+            where=where,
+            allowed=f"looked in {', '.join(import_paths)} and the environment",
+        )
+
+
+def _check_limits(engine: EngineSettings, specs: Mapping[str, StageSpec]) -> None:
+    for stage in engine.policy.limits_s:
+        if stage not in specs:
+            raise UserError(
+                f"policy.limits_s is of the unknown stage {stage!r}",
+                where="the engine's settings",
+                allowed=nearest(stage, specs),
+            )
+
+
+def _check_columns(columns: Mapping[str, str], config: Mapping[str, Any], where: str) -> None:
+    for column, key in columns.items():
+        value = pick(config, key)
+        if isinstance(value, Mapping):
+            raise UserError(
+                f"the column {column!r} is of {key!r}, a section of the config and not a value",
+                where=where,
+                allowed=nearest(key, [f"{key}.{name}" for name in value]),
+            )
 
 
 def _labels(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:

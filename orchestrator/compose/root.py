@@ -139,7 +139,7 @@ class Root:
 
 def unknown_key(key: str, known: Iterable[str], *, where: str = "", fix: str = "") -> UserError:
     """Returns the error for a key that a config lacks."""
-    allowed = nearest(key, known)
+    allowed = nearest(key, (name for name in known if name != key))  # an axis may have the name of no key
     is_near = allowed.startswith("did you mean")  # then it is a slip, and adding the key is no help
     return UserError(f"unknown key {key!r}", where=where, allowed=allowed, fix="" if is_near else fix)
 

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.core.identity import canonical, stage_digest
 from orchestrator.core.selector import Selector, Subject
 from orchestrator.core.sweep import Input, Node
+from orchestrator.core.sweepfile import placeholders
 from orchestrator.core.tree import MISSING, dotted_keys, pick, place, scalar_text, without
 from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
@@ -73,6 +74,7 @@ class Chains:
         self._where = where
         self._order = _topological(specs, where)
         self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
+        self._asked = {name: placeholders(spec.command or "") for name, spec in specs.items()}
         for name, spec in specs.items():
             if both := set(spec.reads) & set(spec.uses):
                 raise UserError(f"stage {name!r} both reads and uses {min(both)!r}", where=where)
@@ -97,8 +99,7 @@ class Chains:
         spec, config = self.specs[name], subject.config
         try:
             reads = reads_of(spec, config)
-            if spec.uses:
-                uses_of(spec, config)  # its errors should come now, not in a worker
+            uses = uses_of(spec, config) if spec.uses else {}  # its errors should come now, not in a worker
             lists = [_each_values(config, key) for key in spec.each.values()]
         except UserError as error:
             what = error.what.replace("the stage", f"stage {name!r}", 1)
@@ -117,8 +118,29 @@ class Chains:
                 self.nodes[digest] = node
             if node.stage != name:
                 raise UserError(f"stages {node.stage!r} and {name!r} are one and the same", where=where)
+            if self._asked[name]:
+                self._check_command(node, uses, where)
             nodes.append(node)
         return nodes
+
+    def _check_command(self, node: Node, uses: Mapping[str, Any], where: str) -> None:
+        """Refuses a command that asks for what a worker could not fill in for this instance."""
+        slices = {"config": node.reads, "uses": uses}
+        inputs = [".".join(filter(None, ("inputs", item.stage, item.label))) for item in node.inputs]
+        for asked in self._asked[node.stage]:
+            root, _, key = asked.partition(".")
+            if root in slices:
+                value = pick(slices[root], key)
+                is_known = value is not MISSING and not isinstance(value, Mapping)
+            else:
+                is_known = root != "inputs" or asked in inputs
+            if not is_known:
+                known = [f"{name}.{key}" for name, tree in slices.items() for key in _value_keys(tree)]
+                raise UserError(
+                    f"the command of stage {node.stage!r} asks for {{{asked}}}, no single value here",
+                    where=where,
+                    allowed=nearest(asked, [*known, *inputs]),
+                )
 
     def _inputs(self, name: str, label: str, mine: Mapping[str, list[Node]]) -> tuple[Input, ...]:
         spec = self.specs[name]
@@ -136,6 +158,10 @@ class Chains:
             if value is not MISSING and canonical([value]) == canonical([neutral]):
                 reads = without(reads, key)
         return reads
+
+
+def _value_keys(tree: Mapping[str, Any]) -> list[str]:
+    return [key for key in dotted_keys(tree) if not isinstance(pick(tree, key), Mapping)]
 
 
 def _each_values(config: Mapping[str, Any], key: str) -> Sequence[Any]:

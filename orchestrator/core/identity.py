@@ -18,7 +18,7 @@ from orchestrator.core.sweep import Input
 from orchestrator.errors import UserError
 
 _NUM_ID_DIGITS = 8
-_MAX_NAME_CHARS = 160
+_MAX_NAME_BYTES = 160
 """Ids become file names; 255 bytes are common, and a digest and a suffix must still fit."""
 
 _PATH = re.compile(r"(?:/[^/\s]+(?:/[^\n]*)?|~/[^\n]*|file://[^\n]*)\Z")
@@ -101,8 +101,14 @@ def cell_ids(names: Sequence[str], chains: Sequence[Sequence[str]]) -> list[str]
 
 
 def _stem(name: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9_+=.-]", "-", name)[:_MAX_NAME_CHARS].strip(".")
+    kept = "".join(char if _is_kept(char) else "-" for char in unicodedata.normalize("NFC", name))
+    stem = kept.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip(".")
     return stem if stem and stem[0] not in "-+=" else f"cell{stem}"
+
+
+def _is_kept(char: str) -> bool:
+    # marks (M) are the vowel signs of scripts such as Bengali and Telugu
+    return char.isalnum() or char in "_+=.-" or unicodedata.category(char).startswith("M")
 
 
 def _normal(value: Any, key: str, where: str) -> Any:

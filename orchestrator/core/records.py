@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.core.failure import Cause
+from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import FORMAT, Sweep
 from orchestrator.manifest import File
 
@@ -19,7 +20,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The base of all records."""
 
 
-class StoreMark(Record):
+class StoreMark(Record, frozen=True, kw_only=True):
     """`store.json`: makes a place a store, and says of which format."""
 
     nonce: str
@@ -27,7 +28,7 @@ class StoreMark(Record):
     created_at: str = ""
 
 
-class Process(Record):
+class Process(Record, frozen=True, kw_only=True):
     """A process that another on the same machine can prove to be gone.
 
     Attributes:
@@ -43,7 +44,7 @@ class Process(Record):
     start: str
 
 
-class Owner(Record):
+class Owner(Record, frozen=True, kw_only=True):
     """Who holds an attempt: a worker's process, and the scheduler's name for its job.
 
     The same (cluster, job, array_index, slot) with a lower `restart_count` is the same worker before its
@@ -59,7 +60,7 @@ class Owner(Record):
     slot: int = 0
 
 
-class Supersedes(Record):
+class Supersedes(Record, frozen=True, kw_only=True):
     """Why a claim may follow an attempt that left no `end`: the evidence, and the cause it counts as."""
 
     attempt: int
@@ -67,7 +68,7 @@ class Supersedes(Record):
     cause: Cause
 
 
-class Claim(Record):
+class Claim(Record, frozen=True, kw_only=True):
     """`claim.json`: an attempt exists, and whose it is.
 
     Attributes:
@@ -86,14 +87,14 @@ class Claim(Record):
     at: str = ""
 
 
-class Parent(Record):
+class Parent(Record, frozen=True, kw_only=True):
     """The checkpoint that an attempt went on from."""
 
     attempt: int
     step: int
 
 
-class Start(Record):
+class Start(Record, frozen=True, kw_only=True):
     """`start.json`: what an attempt started from. Written after the claim, before the child.
 
     Attributes:
@@ -110,7 +111,7 @@ class Start(Record):
     at: str = ""
 
 
-class Heartbeat(Record):
+class Heartbeat(Record, frozen=True, kw_only=True):
     """`heartbeat.json`: put every third of the lease; only a changing counter means life."""
 
     counter: int
@@ -121,7 +122,7 @@ class Heartbeat(Record):
     at: str = ""
 
 
-class End(Record):
+class End(Record, frozen=True, kw_only=True):
     """`end.json`: how an attempt ended.
 
     Attributes:
@@ -145,7 +146,7 @@ class End(Record):
     at: str = ""
 
 
-class Done(Record):
+class Done(Record, frozen=True, kw_only=True):
     """`done/<stage>/<digest>.<g>.json`: the fact that a stage is done, and what it left.
 
     Attributes:
@@ -170,7 +171,7 @@ class Done(Record):
     at: str = ""
 
 
-class Void(Record):
+class Void(Record, frozen=True, kw_only=True):
     """`void/<stage>/<digest>.<g>.json`: generation g no longer counts."""
 
     nonce: str
@@ -181,7 +182,7 @@ class Void(Record):
     at: str = ""
 
 
-class Request(Record):
+class Request(Record, frozen=True, kw_only=True):
     """`sweeps/<sweep>/requests/<n>.json`: what a user asked for; their order is their meaning.
 
     Attributes:
@@ -198,14 +199,14 @@ class Request(Record):
     cells: tuple[str, ...] | None = None
     after: dict[str, int] = {}
     reason: str = ""
-    settings: dict[str, Any] = {}
+    settings: EngineSettings | None = None
     import_paths: tuple[str, ...] = ()
     provenance: dict[str, Any] = {}
     by: str = ""
     at: str = ""
 
 
-class Revision(Record):
+class Revision(Record, frozen=True, kw_only=True):
     """`sweeps/<sweep>/<k>.json`: a sealed sweep. Equal content is the same revision."""
 
     nonce: str

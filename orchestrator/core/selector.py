@@ -2,6 +2,7 @@
 
 Words joined by spaces are *and*, commas within a word *or*: ``model=tiny-a state=failed``,
 ``mixture=en,en+sw``, ``seed!=0``, ``task=m*``. A word without ``=`` names cells by id, prefix or glob.
+Quotes keep spaces and commas: ``prompt="step by step",'a, b'``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from orchestrator.core.state import State
 from orchestrator.core.tree import MISSING, Missing, dotted_keys, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 
-_WORD = re.compile(r"(?P<key>[^=!,\s]+)(?P<op>!?=)(?P<values>\S*)")
+_WORD = re.compile(r"(?P<key>[^=!,\s]+)(?P<op>!?=)(?P<values>.*)", re.DOTALL)
+_PIECE = re.compile(r"""(?P<space>\s+)|'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[^\s'"]+)""")
+_KEPT_COMMA = "\0"
+"""Stands for a comma in quotes until a word is split at the others."""
+
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _OWN_KEYS = ("state", "cause", "cell")
 
@@ -114,7 +119,7 @@ class Selector:
         Raises:
             UserError: it is empty, or a word is malformed.
         """
-        words = tuple(_parse_word(word, text) for word in text.split())
+        words = tuple(_parse_word(word, text) for word in _split(text))
         if not words:
             raise UserError("the selector is empty", fix='for example "model=tiny-* state=failed"')
         return cls(text, words)
@@ -174,18 +179,40 @@ def select(texts: Sequence[str], items: Iterable[tuple[_Item, Subject]]) -> list
     return [item for item, subject in pairs if any_of(selectors, subject)]
 
 
+def _split(text: str) -> list[str]:
+    """Splits at spaces, but for those in quotes; commas in quotes become `_KEPT_COMMA`."""
+    words: list[str | None] = [None]
+    position = 0
+    while position < len(text):
+        piece = _PIECE.match(text, position)
+        if piece is None:
+            raise UserError(f"a quote is not closed in the selector {text!r}")
+        position = piece.end()
+        if piece["space"]:
+            words.append(None)
+        else:
+            quoted = piece["single"] if piece["single"] is not None else piece["double"]
+            part = piece["bare"] if quoted is None else quoted.replace(",", _KEPT_COMMA)
+            words[-1] = (words[-1] or "") + part
+    return [word for word in words if word is not None]
+
+
+def _patterns(values: str) -> tuple[_Pattern, ...]:
+    return tuple(_Pattern(value.replace(_KEPT_COMMA, ",")) for value in values.split(","))
+
+
 def _parse_word(word: str, text: str) -> _Word:
     match = _WORD.fullmatch(word)
     if match:
-        patterns = tuple(map(_Pattern, match["values"].split(",")))
-        return _Word(match["key"], match["op"] == "!=", patterns)
+        return _Word(match["key"], match["op"] == "!=", _patterns(match["values"]))
     if "=" in word or "!" in word or not all(word.split(",")):
+        word = word.replace(_KEPT_COMMA, ",")
         raise UserError(
             f"{word!r} is no word of a selector",
             where=f"in {text!r}" if word != text else "",
             allowed="key=value, key=a,b, key!=value, key=glob*, or the id of a cell",
         )
-    return _Word(None, False, tuple(map(_Pattern, word.split(","))))
+    return _Word(None, False, _patterns(word))
 
 
 def _check_ids(word: _Word, subjects: Sequence[Subject], where: str) -> None:

@@ -88,6 +88,10 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> EngineSettings:
         _at_least(f"policy.retries.{cause}", num_retries, 0, where)
     _at_least("policy.lease_s", settings.policy.lease_s, 1, where)
     _at_least("policy.checkpoint_interval_s", settings.policy.checkpoint_interval_s, 0, where)
+    _at_least("policy.grace_s", settings.policy.grace_s, 0, where)
+    for stage, limit_s in settings.policy.limits_s.items():
+        if not limit_s > 0:
+            raise UserError(f"policy.limits_s.{stage} is {limit_s!r}", where=where, allowed="more than 0")
     return settings
 
 

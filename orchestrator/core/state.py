@@ -106,7 +106,7 @@ class CellStatus(NamedTuple):
 
 
 def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
-    """Yields (attempt, cause) of each attempt that failed or was lost.
+    """Yields (attempt, cause) of each attempt that failed or was lost, or whose product was.
 
     An attempt's cause is its `end`, or else what its successor's `supersedes` says, or else, for the last
     one, that its owner is gone.
@@ -120,6 +120,8 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
         if attempt.end is not None:
             if attempt.end.outcome == "failed":
                 yield attempt.number, attempt.end.cause or Cause.UNKNOWN
+            elif attempt.end.outcome == "succeeded" and evidence.done is None:
+                yield attempt.number, Cause.STORAGE  # its product is gone
         elif attempt.number in superseded:
             yield attempt.number, superseded[attempt.number]
         elif attempt.number == evidence.attempts[-1].number and evidence.liveness is Liveness.GONE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,12 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_PLACEHOLDER = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
+_ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
+"""What a worker fills in; other text in braces stays as it is."""
+
+_PLAIN_PLACEHOLDERS = ("output", "scratch", "checkpoints", "resume", "metrics", "attempt", "python")
+_ENGINE_COLUMNS = ("cell", "sweep", "revision", "stage", "attempts", "seconds", "code")
 
 
 class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +60,13 @@ def parse(tree: Any, *, where: str) -> SweepFile:
     for name in file.axes:
         if not name or re.search(r"[\s=,!]", name):
             raise UserError(f"{name!r} cannot be the name of an axis", where=where)
+    for name in file.columns:
+        if name in _ENGINE_COLUMNS:
+            raise UserError(
+                f"{name!r} cannot be the name of a column",
+                where=where,
+                allowed=f"every result row has its own {', '.join(_ENGINE_COLUMNS)}",
+            )
     if not file.stages:
         raise UserError("the sweep has no stages", where=where, fix="stages: [NAME, ...]")
     return file
@@ -94,7 +107,9 @@ def stage_specs(
     specs = {}
     for name, fields in stages.items():
         check_name(name, what="stage", where=where)
-        specs[name] = _spec(name, fields or {}, registered(name), known, where)
+        specs[name] = spec = _spec(name, fields or {}, registered(name), known, where)
+        if spec.limit_s is not None and not spec.limit_s > 0:  # also catches NaN
+            raise UserError(f"stages.{name}.limit_s is {spec.limit_s!r}", where=where, allowed="more than 0")
     for name, spec in specs.items():
         for other in spec.after:
             if other not in specs:
@@ -104,6 +119,15 @@ def stage_specs(
                     allowed=nearest(other, specs),
                 )
     return specs
+
+
+def placeholders(command: str) -> list[str]:
+    """Lists the names in braces that the words of a command line ask for.
+
+    Raises:
+        ValueError: a quote is not closed.
+    """
+    return [name for word in shlex.split(command) for name in _PLACEHOLDER.findall(word)]
 
 
 def _spec(
@@ -133,9 +157,19 @@ def _spec(
 
 
 def _check_command(name: str, spec: StageSpec, where: str) -> None:
+    if spec.command is None:
+        return
     declared = {"inputs": spec.after, "config": (*spec.reads, *spec.each), "uses": spec.uses}
     fields = {"inputs": "after", "config": "reads", "uses": "uses"}
-    for kind, key in _PLACEHOLDER.findall(spec.command or ""):
+    try:
+        asked = placeholders(spec.command)
+        is_empty = not any(shlex.split(spec.command)[:1])
+    except ValueError as error:
+        reason = str(error).lower()
+        raise UserError(f"the command of stage {name!r} cannot be split: {reason}", where=where) from None
+    if is_empty:
+        raise UserError(f"the command of stage {name!r} is empty", where=where)
+    for kind, key in _ASKED_KEY.findall(spec.command):
         parts = key.split(".")
         prefixes = {".".join(parts[: length + 1]) for length in range(len(parts))}
         if prefixes.isdisjoint(declared[kind]):
@@ -143,4 +177,13 @@ def _check_command(name: str, spec: StageSpec, where: str) -> None:
                 f"the command of stage {name!r} asks for {{{kind}.{key}}}, which its `{fields[kind]}` lacks",
                 where=where,
                 allowed=nearest(key, declared[kind]),
+            )
+    known = [*_PLAIN_PLACEHOLDERS, *(f"{kind}.{key}" for kind, keys in declared.items() for key in keys)]
+    for text in asked:
+        has_key = "." in text and text.partition(".")[0] in declared
+        if not has_key and text not in _PLAIN_PLACEHOLDERS:
+            raise UserError(
+                f"the command of stage {name!r} asks for the unknown {{{text}}}",
+                where=where,
+                allowed=nearest(text, known),
             )

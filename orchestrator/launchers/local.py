@@ -41,7 +41,7 @@ class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class LocalLauncher:
-    """Runs workers as processes forked from one server that has imported the heavy libraries.
+    """Runs workers as processes forked from one server that has imported the heavy libraries for all.
 
     Args:
         settings: `launcher` in the config.
@@ -60,15 +60,10 @@ class LocalLauncher:
         self._restarts: dict[int, int] = {}
         self._stopping, self._refused = False, ""
 
-    @property
-    def num_workers(self) -> int:
-        """Number of worker slots."""
-        return len(self._slots)
-
     def start(self, launch: Launch) -> None:
         """Starts the fork server and a worker in every slot."""
         self._launch = launch
-        self._context.set_forkserver_preload(list(launch.preload))
+        self._context.set_forkserver_preload(["orchestrator.worker.main", *launch.preload])
         for slot in range(len(self._slots)):
             self._start_worker(slot)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +46,16 @@ def glance(node: Node, attempt: Attempt) -> Vital:
     if heartbeat.step is not None and heartbeat.num_steps:
         progress += f" of {heartbeat.num_steps}"
     alive = Liveness.ALIVE if gone[0] is False else Liveness.UNKNOWN
-    return Vital(alive, f"{where}, {heartbeat.phase}{progress}, last heartbeat at {heartbeat.at}")
+    return Vital(alive, f"{where}, {heartbeat.phase}{progress}, last heartbeat {age(heartbeat.at)} ago")
+
+
+def age(at: str) -> str:
+    """Returns how long ago a record was written, by its writer's clock: an estimate, never evidence."""
+    try:
+        seconds = time.time() - datetime.fromisoformat(at).timestamp()
+    except ValueError:
+        return "some time"
+    return f"{max(0, round(seconds))} s"
 
 
 class Snapshot:
@@ -55,6 +66,7 @@ class Snapshot:
         nodes: the stage instances that may be asked for.
         observer: judges attempts without an `end`.
         check_files: also compare the sizes of each product's files with its record.
+        count_attempts: list the attempts of stages that are done, which only people want to know.
         trusted: digests whose product's files were compared before; grows as more are.
     """
 
@@ -65,9 +77,11 @@ class Snapshot:
         *,
         observer: Observer = glance,
         check_files: bool = True,
+        count_attempts: bool = True,
         trusted: set[tuple[str, int]] | None = None,
     ) -> None:
-        self._ledger, self._observer, self._check_files = ledger, observer, check_files
+        self._ledger, self._observer = ledger, observer
+        self._check_files, self._count_attempts = check_files, count_attempts
         self._trusted = trusted if trusted is not None else set()
         self._nodes: Mapping[str, Node] = {node.digest: node for node in nodes}
         stages = {node.stage for node in self._nodes.values()}
@@ -86,9 +100,15 @@ class Snapshot:
         product = self._product(node)
         if product.done is not None:
             # a product outranks all else: of its attempts only their number is told
-            numbers = self._ledger.numbers(node) or [product.done.attempt]
-            return product._replace(attempts=(Attempt(numbers[-1]),))
+            numbers = self._ledger.numbers(node) if self._count_attempts else []
+            return product._replace(attempts=(Attempt(max([product.done.attempt, *numbers])),))
         attempts = self._ledger.attempts(node) if node.digest in self._attempted[node.stage] else ()
+        if _just_ended(attempts) and self._ledger.product(node, product.generation)[0] is not None:
+            # its product came after the index was read
+            self._done[node.stage].setdefault(node.digest, set()).add(product.generation)
+            product = self._product(node)
+            if product.done is not None:
+                return product._replace(attempts=(Attempt(attempts[-1].number),))
         evidence = product._replace(attempts=attempts)
         if attempts and attempts[-1].end is None:
             vital = self._observer(node, attempts[-1])
@@ -131,6 +151,11 @@ class Snapshot:
     def _why_void(self, node: Node, generation: int) -> str:
         void, problem = self._ledger.read(layout.void(node.stage, node.digest, generation), Void)
         return problem if void is None else f"its product was {void.kind}: {void.reason}"
+
+
+def _just_ended(attempts: tuple[Attempt, ...]) -> bool:
+    end = attempts[-1].end if attempts else None
+    return end is not None and end.outcome == "succeeded"
 
 
 def product_folder(ledger: Ledger, node: Node, attempt: int) -> Path:

@@ -263,10 +263,16 @@ class Ledger:
             if self.create(layout.revision(name, number), record, record.nonce):
                 return record
 
-    def requests(self, sweep: str) -> list[Request]:
-        """Reads all requests of a sweep, oldest first; an unreadable one is left out."""
-        keys = (layout.request(sweep, number) for number in self._record_numbers(layout.requests(sweep)))
-        return [request for key in keys if (request := self.read(key, Request)[0]) is not None]
+    def requests(self, sweep: str, problems: list[str] | None = None) -> list[Request]:
+        """Reads all requests of a sweep, oldest first; an unreadable one is named in `problems`."""
+        found = []
+        for number in self._record_numbers(layout.requests(sweep)):
+            request, problem = self.read(layout.request(sweep, number), Request)
+            if request is not None:
+                found.append(request)
+            elif problems is not None and problem:
+                problems.append(problem)
+        return found
 
     def add_request(self, sweep: str, request: Request) -> Request:
         """Appends a request under the next free number."""

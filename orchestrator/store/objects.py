@@ -32,6 +32,8 @@ class ObjectStore(Protocol):
     """
 
     url: str
+    min_lease_s: float
+    """A shorter lease would prove nothing here: others see changes only after a while."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Writes only if absent, atomically and durably; False when the key exists."""
@@ -59,6 +61,22 @@ class ObjectStore(Protocol):
 
 
 TEMPORARY = ".tmp-"
+NETWORK_TYPES = (
+    "nfs",
+    "cifs",
+    "smb",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "glusterfs",
+    "wekafs",
+    "fuse.",
+    "9p",
+    "afs",
+)
+NETWORK_LEASE_S = 180.0
+"""NFS clients cache attributes for up to a minute; three reads must see three states."""
 
 
 class PosixStore:
@@ -73,6 +91,7 @@ class PosixStore:
     def __init__(self, root: Path, *, at_step: Callable[[str], None] = lambda step: None) -> None:
         self.root, self._at_step = root, at_step
         self.url = str(root)
+        self.min_lease_s = NETWORK_LEASE_S if is_network(root) else 0.0
 
     def create(self, key: str, data: bytes) -> bool:
         """Links a synced temporary file to its name: the link is the atomic step."""
@@ -167,6 +186,25 @@ class PosixStore:
             folder.mkdir(parents=True, exist_ok=True)
         fsync_path(folder.parent)
         self._at_step("made folder")
+
+
+def is_network(path: Path, mounts: str = "/proc/mounts") -> bool:
+    """Tells whether a folder lies on a network file system; False where mounts cannot be read.
+
+    Args:
+        path: absolute; need not exist.
+        mounts: a file in the form of Linux's /proc/mounts.
+    """
+    try:
+        lines = [line.split() for line in Path(mounts).read_text().splitlines()]
+    except OSError:
+        return False
+    holding = [(len(f[1]), f[2]) for f in lines if len(f) > 2 and path.is_relative_to(_unescaped(f[1]))]
+    return bool(holding) and max(holding)[1].startswith(NETWORK_TYPES)
+
+
+def _unescaped(mount: str) -> str:
+    return mount.replace("\\040", " ")  # how /proc/mounts writes a space
 
 
 def open_objects(url: str) -> ObjectStore:

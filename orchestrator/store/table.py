@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.tree import pick, scalar_text
 from orchestrator.store.evidence import Snapshot
 
 Rows = list[dict[str, Any]]
@@ -22,45 +25,105 @@ def collect_rows(
 ) -> Rows:
     """Returns one row for each row of each finished stage of the cells.
 
-    The engine's columns: cell, one per axis, the sweep's `columns` (lists joined by commas), sweep, revision,
-    stage, attempts (of the cell), seconds (wall time of the stage), code (of the attempt that made the
-    product). A column that the stage returns too is the stage's.
+    The columns: cell, one per axis, the sweep's `columns` (lists joined by commas), sweep, revision, stage,
+    attempts (of the cell), seconds (wall time of the stage), code (of the attempt that made the product),
+    then what the stage returned. Of an axis or one of `columns` that the stage returns too, the stage's
+    value is shown; what has the name of another column of the engine is kept as ``row_<name>``.
     """
     rows: Rows = []
     for cell in cells:
+        labels = {axis: _typed(cell, axis, label) for axis, label in cell.axes.items()}
+        labels.update((name, _flat(value)) for name, value in cell.columns.items())
         for digest in cell.chain:
             done = snapshot.evidence(digest).done
             if done is None or not done.rows:
                 continue
-            node = sweep.nodes[digest]
             engine = {
                 "cell": cell.cell,
-                **cell.axes,
-                **{name: _flat(value) for name, value in cell.columns.items()},
                 "sweep": sweep.name,
                 "revision": revision,
-                "stage": node.name,
+                "stage": sweep.nodes[digest].name,
                 "attempts": statuses[cell.cell].attempts,
                 "seconds": done.seconds,
                 "code": done.code,
             }
-            rows.extend({**engine, **row} for row in done.rows)
+            rows.extend(_row(engine, labels, row) for row in done.rows)
     return rows
 
 
+def _row(engine: Mapping[str, Any], labels: Mapping[str, Any], returned: Mapping[str, Any]) -> dict[str, Any]:
+    named = {**labels, **returned}
+    first = {name: named[name] for name in labels if name not in engine}
+    row = {"cell": engine["cell"], **first, **engine}
+    row.update((name, value) for name, value in returned.items() if name not in engine)
+    for name in engine:
+        if name in named:
+            other = f"row_{name}"
+            while other in row:
+                other = f"row_{other}"
+            row[other] = named[name]
+    return row
+
+
+def _typed(cell: Cell, axis: str, label: str) -> Any:
+    """Returns the number, truth value or null that a label is the text of, else the label."""
+    value = pick(cell.config, axis)
+    is_scalar = value is None or isinstance(value, bool | int | float)
+    return value if is_scalar and scalar_text(value) == label else label
+
+
 def _flat(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return _text(value) if isinstance(value, list | tuple) else value
+
+
+def _text(value: Any) -> str:
+    """Returns a value as a field of CSV: lists joined by commas, what is nested as JSON, null empty."""
+    match value:
+        case None:
+            return ""
+        case list() | tuple() if not any(isinstance(item, list | tuple | Mapping) for item in value):
+            return ",".join(map(scalar_text, value))
+        case _:
+            return scalar_text(value)
 
 
 def write_table(rows: Rows, path: Path, kind: str) -> None:
     """Writes rows as Parquet or CSV; absent values are null."""
+    if kind == "parquet":
+        _write_parquet(rows, path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            write_csv(rows, stream)
+
+
+def write_csv(rows: Rows, stream: TextIO) -> None:
+    """Writes rows as CSV with a header; nothing at all without rows."""
+    columns = _columns(rows)
+    if columns:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_text(row.get(name)) for name in columns] for row in rows)
+
+
+def _write_parquet(rows: Rows, path: Path) -> None:
     import pyarrow
-    import pyarrow.csv
     import pyarrow.parquet
 
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = pyarrow.Table.from_pylist([{key: row.get(key) for key in columns} for row in rows])
-    if kind == "parquet":
-        pyarrow.parquet.write_table(table, path)
-    else:
-        pyarrow.csv.write_csv(table, path)
+    arrays = {}
+    for name in _columns(rows):
+        values = [_unnested(row.get(name)) for row in rows]
+        try:
+            arrays[name] = pyarrow.array(values)
+        except (pyarrow.ArrowException, OverflowError):  # of several types, or no integer of 64 bits
+            arrays[name] = pyarrow.array([None if value is None else _text(value) for value in values])
+    pyarrow.parquet.write_table(pyarrow.table(arrays), path)
+
+
+def _unnested(value: Any) -> Any:
+    """Returns mappings, and lists with lists or mappings in them, as JSON: each row may have other keys."""
+    nested = isinstance(value, list | tuple) and any(isinstance(v, list | tuple | Mapping) for v in value)
+    return json.dumps(value, ensure_ascii=False) if nested or isinstance(value, Mapping) else value
+
+
+def _columns(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))

@@ -24,7 +24,7 @@ class StoreTracker:
     """Buffers metrics and appends them to ``metrics.jsonl`` once a second; a full disk drops them.
 
     A line is ``{"step": 12, "time_s": 3.4, "loss": 0.7}``: `step` counts from 1, `time_s` from the
-    start of the attempt. What is not finite is written as null.
+    start of the attempt. What is not finite is written as null, what is no JSON as its text.
     """
 
     def __init__(self, tracked: Tracked) -> None:
@@ -36,7 +36,8 @@ class StoreTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of one step; returns at once."""
-        self._queue.put({"step": step, "time_s": round(time.monotonic() - self._start_s, 3), **metrics})
+        with contextlib.suppress(Exception):  # a metric is never worth the attempt
+            self._queue.put({"step": step, "time_s": round(time.monotonic() - self._start_s, 3), **metrics})
 
     def close(self) -> None:
         """Writes what is buffered."""
@@ -52,7 +53,7 @@ class StoreTracker:
                 with contextlib.suppress(queue.Empty):
                     lines.append(self._queue.get(timeout=left_s))
             last = lines[-1] is None
-            text = "".join(json.dumps(_finite(line)) + "\n" for line in lines if line is not None)
+            text = "".join(_encoded(line) for line in lines if line is not None)
             try:
                 with self._path.open("a") as stream:
                     stream.write(text)
@@ -60,9 +61,22 @@ class StoreTracker:
                 continue
 
 
-def _finite(line: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {key: value.item() if hasattr(value, "item") else value for key, value in line.items()}
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+def _encoded(line: Mapping[str, Any]) -> str:
+    """Returns one line, or nothing: what a metric's own methods raise must not end the thread."""
+    try:
+        return json.dumps({key: _finite(value) for key, value in line.items()}, default=str) + "\n"
+    except Exception as error:  # noqa: BLE001 - a metric may be any object of the user's
+        print(f"the metrics of step {line['step']} are left out: {type(error).__name__}", flush=True)
+        return ""
+
+
+def _finite(value: Any) -> Any:
+    if hasattr(value, "item"):
+        with contextlib.suppress(Exception):  # an array: its text is written
+            value = value.item()
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def history(ledger: Ledger, node: Node, number: int) -> list[dict[str, Any]]:
@@ -89,15 +103,17 @@ def history(ledger: Ledger, node: Node, number: int) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads a metrics file; a torn last line is left out."""
+    """Reads a metrics file; a torn last line, and what is no object with a numbered step, are left out."""
     rows = []
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
     for line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step", 0), int):  # commands write their own
+            rows.append(row)
     return rows

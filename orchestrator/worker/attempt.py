@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import util
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from orchestrator.core.records import Claim, Done, End, Heartbeat, Start
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import InfrastructureError
+from orchestrator.manifest import damage
 from orchestrator.processes import end_group, oom_kills
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
@@ -28,7 +31,6 @@ from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
 from orchestrator.worker.resume import adopt
 
 MAX_HEARTBEAT_S = 10.0
-CONTROL_S = 1.0
 LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 8192
 
 
@@ -61,7 +63,7 @@ class AttemptRun:
         claim: Claim,
         inputs: dict[str, dict[str, str]],
         input_generations: dict[str, int],
-        context: ForkServerContext,
+        context: BaseContext,
         stop_asked: Callable[[], str],
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
@@ -69,7 +71,7 @@ class AttemptRun:
         self._inputs, self._generations = inputs, input_generations
         self._context, self._stop_asked = context, stop_asked
         self._start_s = time.monotonic()
-        self._beat, self._beat_s, self._control_s = 0, 0.0, 0.0
+        self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
         self._released, self._stopping_s = "", 0.0
         self._timed_out = False
@@ -100,7 +102,8 @@ class AttemptRun:
         finally:
             if process.pid is not None:
                 process.kill()
-                end_group(process.pid)
+                if not end_group(process.pid):
+                    print(f"processes of group {process.pid} do not end", flush=True)
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
@@ -132,7 +135,7 @@ class AttemptRun:
         self._ledger.put(self._node, self.number, layout.START, start)
         self._heartbeat()
 
-    def _fork(self, folder: Path, resume: Any) -> tuple[ForkServerProcess, Connection]:
+    def _fork(self, folder: Path, resume: Any) -> tuple[BaseProcess, Connection]:
         order = ChildOrder(
             store=self._order.store,
             sweep=self._order.sweep,
@@ -153,14 +156,15 @@ class AttemptRun:
             import_paths=self._order.import_paths,
         )
         mine, its = self._context.Pipe(duplex=True)
-        process = self._context.Process(target=child.main, args=(encode(order), its))
+        util.register_after_fork(mine, Connection.close)  # else the child would never see our end close
+        process = self._context.Process(target=child.main, args=(encode(order), its))  # type: ignore[attr-defined]
         process.start()
         its.close()
         return process, mine
 
     # While it runs
 
-    def _supervise(self, process: ForkServerProcess, pipe: Connection) -> None:
+    def _supervise(self, process: BaseProcess, pipe: Connection) -> None:
         limits = self._order.settings.policy.limits_s
         limit_s = limits.get(self._node.stage, self._spec.limit_s)
         grace_s = self._order.settings.policy.grace_s
@@ -183,12 +187,12 @@ class AttemptRun:
     def _take_message(self, pipe: Connection) -> None:
         try:
             message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
-        except (EOFError, OSError):
+        except (EOFError, OSError, msgspec.DecodeError):
             time.sleep(0.02)  # the child is ending: its sentinel tells
             return
-        first = self._message.process is None and message.process is not None
+        news = (message.process, message.phase) != (self._message.process, self._message.phase)
         self._message = message
-        if first:  # so that another on this machine can prove the child gone as well
+        if news:  # its process, so that another on this machine can prove the child gone as well
             self._heartbeat()
 
     def _take_last_messages(self, pipe: Connection) -> None:
@@ -241,7 +245,11 @@ class AttemptRun:
     def _conclude(self, outcome: Outcome | None, exit_code: int, folder: Path, *, oom_killed: bool) -> End:
         tail = log_tail(folder / layout.LOG)
         if outcome is not None and outcome.outcome == "succeeded":
-            return self._finish(outcome)
+            changed = damage(folder / layout.OUTPUT, outcome.files, content=False)
+            if changed is None:
+                return self._finish(outcome)
+            message = f"the output changed after the stage returned: {changed}"
+            return self._end("failed", cause=Cause.CODE, message=message, log_tail=tail)
         if self._is_superseded():  # rule 5: so does any error of a fenced attempt
             return self._end("released", why="superseded")
         if self._timed_out:

@@ -43,19 +43,19 @@ NO_OUTCOME = 74
 def main(order_json: bytes, pipe: Connection) -> None:
     """Runs the order and exits; the exit code is 0 when the outcome was written."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):  # meant for the worker
+        signal.signal(number, signal.SIG_IGN)
     order = msgspec.json.decode(order_json, type=ChildOrder)
     folder = Path(order.folder)
     _redirect_output(folder / layout.LOG)
     os.environ.update(order.env)
+    _limit_threads(order.num_threads)
     sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
     stop = StopSignal()
     signal.signal(signal.SIGTERM, lambda *_: stop.ask("stopped"))
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline)
-    if (
-        outcome.cause is Cause.STORAGE
-    ):  # what is there of a product is of no use, and in the way on a full disk
+    if outcome.cause is Cause.STORAGE:  # half a product is of no use, and in the way on a full disk
         for name in (layout.OUTPUT, "scratch"):
             shutil.rmtree(folder / name, ignore_errors=True)
     written = write_outcome(folder, outcome)
@@ -100,7 +100,7 @@ class Lifeline:
                     message = msgspec.json.decode(self._pipe.recv_bytes(), type=Message)
                     if message.stop:
                         self._stop.ask(message.stop)
-        except (EOFError, OSError):
+        finally:  # the worker is gone, or this thread cannot serve it: end either way
             os.killpg(0, signal.SIGKILL)
 
 
@@ -211,6 +211,13 @@ def write_outcome(folder: Path, outcome: Outcome) -> bool:
 def _print_exception() -> None:
     with contextlib.suppress(OSError):  # the log may lie on the same full disk
         traceback.print_exc()
+
+
+def _limit_threads(num_threads: int) -> None:
+    """Gives the stage its share of the CPUs: by the environment for what is still to load, else by call."""
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(num_threads)
 
 
 def _redirect_output(path: Path) -> None:

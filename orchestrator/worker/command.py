@@ -1,4 +1,17 @@
-"""Stages that are a command line: filling it in, running it, reading its result rows."""
+"""Stages that are a command line: filling it in, running it, reading its result rows.
+
+What a command may name, each in braces: ``output``, ``scratch``, ``checkpoints``, ``resume``, ``metrics``,
+``attempt``, ``python`` (the interpreter that runs us), ``config.KEY``, ``uses.KEY``, ``inputs.STAGE``. The
+environment has SWEEP_OUTPUT, SWEEP_METRICS and SWEEP_CONFIG, a JSON file of `config` and `uses`.
+
+- To be able to go on, a command saves into ``{checkpoints}/<step>/``: a name of digits alone, given by
+  renaming a finished folder of another name. When it has ended, we write the manifest of each, which makes
+  it count; not after it was killed by a signal. ``{resume}`` is the newest such folder of any earlier
+  attempt, or empty; it lies in ``{checkpoints}`` too and is not to be saved again.
+- A stop comes as SIGTERM: the command saves and exits with a code other than 0, because 0 always means
+  done. It is killed when it takes longer than `GRACE_S`.
+- It may append metrics to ``{metrics}``: a JSON object a line with its ``step``, counted from 1.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +26,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import StageFailure, StopRequested, nearest
-from orchestrator.stage import Config, Context, Inputs, Row
+from orchestrator.core.rows import checked_rows
+from orchestrator.errors import StageFailure, nearest
+from orchestrator.stage import MANIFEST, Config, Context, Inputs, Row, write_checkpoint_manifest
+from orchestrator.store import layout
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
 GRACE_S = 30.0
@@ -39,13 +54,15 @@ def fill(command: str, values: Mapping[str, str]) -> list[str]:
 
 
 def placeholders(config: Config, inputs: Inputs, context: Context, after: tuple[str, ...]) -> dict[str, str]:
-    """Returns what a command may name: output, scratch, resume, config.KEY, uses.KEY, inputs.STAGE."""
+    """Returns what a command may name, as the module says."""
     values = {
         "output": str(context.output),
         "scratch": str(context.scratch),
-        "checkpoints": str(context.folder / "checkpoints"),
+        "checkpoints": str(context.folder / layout.CHECKPOINTS),
         "resume": str(context.resume.folder) if context.resume else "",
+        "metrics": str(context.folder / layout.METRICS),
         "attempt": str(context.attempt),
+        "python": sys.executable,
     }
     for root, tree in (("config", config.to_dict()), ("uses", context.uses.to_dict())):
         values.update(_flat(root, tree))
@@ -74,7 +91,7 @@ def run_command(
     after: tuple[str, ...],
     folder: Path | None,
 ) -> None:
-    """Runs a command until it ends; passes a stop on as SIGTERM.
+    """Runs a command until it ends, and seals its checkpoints; passes a stop on as SIGTERM.
 
     Args:
         command: with placeholders.
@@ -87,21 +104,36 @@ def run_command(
         StopRequested: it ended because it was asked to stop.
     """
     words = fill(command, placeholders(config, inputs, context, after))
+    environment = _environment(config, context)
+    try:
+        process = subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
+    except (FileNotFoundError, PermissionError) as error:
+        raise StageFailure("config", f"cannot run {words[0]!r}: {error.strerror}") from error
+    code = _wait(process, context)
+    if code >= 0:
+        _seal_checkpoints(context)
+    if code != 0:
+        context.stop_if_asked()
+        how = f"exited with code {code}" if code > 0 else f"was killed by signal {-code}"
+        raise StageFailure("unknown", f"the command {how}: {shlex.join(words)}")
+
+
+def _environment(config: Config, context: Context) -> dict[str, str]:
     path = context.scratch / "config.json"
     path.write_text(
         json.dumps({"config": config.to_dict(), "uses": context.uses.to_dict()}, ensure_ascii=False)
     )
     ours_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    environment = {
+    return {
         **os.environ,
         "PATH": ours_first,  # so that `python` is the one with the user's packages
         "SWEEP_CONFIG": str(path),
         "SWEEP_OUTPUT": str(context.output),
+        "SWEEP_METRICS": str(context.folder / layout.METRICS),
     }
-    try:
-        process = subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
-    except (FileNotFoundError, PermissionError) as error:
-        raise StageFailure("config", f"cannot run {words[0]!r}: {error.strerror}") from error
+
+
+def _wait(process: subprocess.Popen[bytes], context: Context) -> int:
     asked_s: float | None = None
     while (code := process.poll()) is None:
         time.sleep(0.05)
@@ -110,24 +142,29 @@ def run_command(
             process.terminate()
         elif asked_s is not None and time.monotonic() - asked_s > GRACE_S:
             process.kill()
-    if code != 0:
-        if context.stop_asked:
-            raise StopRequested("stopped")
-        how = f"exited with code {code}" if code > 0 else f"was killed by signal {-code}"
-        raise StageFailure("unknown", f"the command {how}: {shlex.join(words)}")
+    return code
+
+
+def _seal_checkpoints(context: Context) -> None:
+    """Writes the manifest of each folder that the command gave the name of a step."""
+    for path in sorted((context.folder / layout.CHECKPOINTS).iterdir()):
+        is_step = re.fullmatch("[0-9]+", path.name) and path.is_dir() and not path.is_symlink()
+        if is_step and not (path / MANIFEST).exists():
+            write_checkpoint_manifest(path, step=int(path.name), attempt=context.attempt)
 
 
 def read_rows(path: Path) -> list[Row]:
     """Reads a file of JSON lines, one result row each.
 
     Raises:
-        StageFailure: the file is missing or a line is no JSON object (cause ``data``).
+        StageFailure: the file is missing, or a line is no JSON object of finite values (cause ``data``).
     """
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        # not splitlines: JSON strings may hold the other line separators of Unicode as they are
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         rows = [json.loads(line) for line in lines]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return list(checked_rows(rows, cause="data"))
+    except (OSError, ValueError) as error:
         raise StageFailure("data", f"cannot read the results {path.name}: {error}") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise StageFailure("data", f"each line of {path.name} must be a JSON object")
-    return rows
+    except StageFailure as failure:
+        raise StageFailure("data", f"{path.name}: {failure}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
@@ -50,7 +50,7 @@ class Worker:
         revision: Revision,
         order: WorkerOrder,
         owner: Owner,
-        context: ForkServerContext,
+        context: BaseContext,
         stop_asked: Callable[[], str],
         say: Callable[[str], None] = print,
     ) -> None:
@@ -75,7 +75,11 @@ class Worker:
                 return REFUSED
             wishes = self._read_wishes(at_most_s=0.0)
             snapshot = Snapshot(
-                self._ledger, self._sweep.nodes.values(), observer=self._watcher, trusted=self._trusted
+                self._ledger,
+                self._sweep.nodes.values(),
+                observer=self._watcher,
+                count_attempts=False,
+                trusted=self._trusted,
             )
             scan = next_stage(
                 self._cells,
@@ -152,10 +156,11 @@ class Worker:
             )
             num_lost = 1
         num_lost += sum(1 for a in attempts if a.claim and a.claim.supersedes)
+        base_s = max(self._order.settings.policy.lease_s, self._ledger.objects.min_lease_s)
         return Claim(
             nonce=new_nonce(),
             owner=self._owner,
-            lease_s=next_lease_s(self._order.settings.policy.lease_s, num_lost),
+            lease_s=next_lease_s(base_s, num_lost),
             generation=evidence.generation,
             sweep=self._order.sweep,
             cell=cell.cell,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -25,7 +25,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def preload(sweep: Sweep) -> list[str]:
-    """Returns the modules that the fork server should import for a sweep's stages."""
+    """Returns the modules to import once, before children are forked, for a sweep's stages."""
     return sorted({module for spec in sweep.specs.values() for module in spec.preload})
 
 
@@ -44,7 +44,6 @@ def run(order: WorkerOrder, log: Path | None = None) -> int:
     reasons: list[str] = []
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: reasons.append("stopped"))
-    _stop_with_parent(reasons)
 
     def say(line: str) -> None:
         with contextlib.suppress(OSError):  # the log may lie on a full disk
@@ -62,15 +61,16 @@ def run(order: WorkerOrder, log: Path | None = None) -> int:
         if problem := _store_problem(ledger):
             say(f"{problem}: this worker claims nothing")
             return REFUSED
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(preload(revision.sweep))
+        for module in preload(revision.sweep):
+            with contextlib.suppress(ImportError):  # a stage that cannot import it will say so
+                importlib.import_module(module)
         worker = Worker(
             ledger=ledger,
             revision=revision,
             order=order,
             owner=this_owner(order, os.getpid()),
-            context=context,
-            stop_asked=lambda: reasons[0] if reasons else "",
+            context=multiprocessing.get_context("fork"),
+            stop_asked=lambda: reasons[0] if reasons else _parent_is_gone(),
             say=say,
         )
         return worker.run()
@@ -98,17 +98,10 @@ def in_fork_server(order_json: bytes, log: str) -> None:
     os._exit(code)
 
 
-def _stop_with_parent(reasons: list[str]) -> None:
-    """Stops the worker cleanly when the launcher that started it is gone."""
+def _parent_is_gone() -> str:
+    """Returns why to stop when the launcher that started this worker is gone (no thread: workers fork)."""
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        reasons.append("stopped")
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    return "stopped" if parent is not None and wait([parent.sentinel], timeout=0) else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,6 +38,16 @@ OVERRIDES = [
     (["policy.lease_s=long"], "policy.lease_s is of the wrong type: str ('long')", "float"),
     (["policy.lease_s=-1"], "policy.lease_s is -1", "at least"),
     (["+policy.retries.tiemout=1"], "unknown failure cause 'tiemout'", "timeout"),
+    (["policy.grace_s=-1"], "policy.grace_s is -1", "at least"),
+    (["policy.limits_s.fit=0"], "policy.limits_s.fit is 0", "more than 0"),
+    (["policy.limits_s={fit: .nan}"], "policy.limits_s.fit", ""),
+    (["policy.limits_s.fitt=1"], "unknown stage 'fitt'", "fit"),
+    (["store.url="], "names no store", ""),
+    (["cluster.name=x"], "unknown key 'cluster.name'", ""),
+    (["+api_token=hunter2"], "api_token looks like a secret", ""),
+    (["+login={user: me, password: x}"], "login.password looks like a secret", ""),
+    (["launcher.api_key=x"], "launcher.api_key looks like a secret", ""),
+    (["+model.HF_TOKEN=x,y"], "model.HF_TOKEN looks like a secret", ""),
     (["seed=interval(0,1)"], "has no list of values", ""),
     (["seed=range(0,3,0)"], "never ends", ""),
     (["seed=choice()"], "is no override", ""),
@@ -85,6 +95,11 @@ FILES = [
     ("expect_cells: four", "expect_cells is of the wrong type", "int"),
     ("overrides: {trainer: quik}", "unknown trainer 'quik'", "quick"),
     ("overrides: {sead: 1}", "unknown key 'sead'", "seed"),
+    ("overrides: {store.url: /x}", "the store is not the sweep's to choose", ""),
+    ("overrides: {store: {url: /x}}", "the store is not the sweep's to choose", ""),
+    ("overrides: ['store.url=/x']", "the store is not the sweep's to choose", ""),
+    ("overrides: {+wandb_api_key: x}", "wandb_api_key looks like a secret", ""),
+    ("axes: {mix: {a: {+auth_token: x}}}", "auth_token looks like a secret", ""),
     ("overrides: [seed]", "is no override", ""),
     ("overrides: ['seed=1,2']", "has several values", ""),
     ("exclude: ['modle=a']", "unknown key 'modle'", "model"),
@@ -96,6 +111,10 @@ FILES = [
     ("exclude: ['state=failed']", "not known before a launch", ""),
     ("exclude: ['']", "selector is empty", ""),
     ("columns: {size: model.widht}", "unknown config key 'model.widht'", "model.width"),
+    ("columns: {attempts: seed}", "'attempts' cannot be the name of a column", "revision"),
+    ("columns: {m: model}", "'model', a section of the config", "model.width"),
+    ("report: ['no_such_module_here:write']", "no module 'no_such_module_here'", ""),
+    ("report: ['orchestrator:']", "unknown report 'orchestrator:'", ""),
     ("report: [acuracy]", "unknown report 'acuracy'", "accuracy"),
     ("stages: []", "has no stages", ""),
     ("stages: [trian]", "unknown stage 'trian'", "train"),
@@ -116,6 +135,26 @@ FILES = [
     ("stages: {a: {command: x}, b: {command: x}}", "one and the same", ""),
     ("stages: {a: {command: 'x {inputs.fit}'}}", "asks for {inputs.fit}", ""),
     ("stages: {a: {command: 'x {config.lr}', reads: [seed]}}", "asks for {config.lr}", "seed"),
+    ("stages: {a: {command: 'x {ouput}'}}", "asks for the unknown {ouput}", "did you mean output"),
+    ("stages: {a: {command: 'x {config}', reads: [seed]}}", "asks for the unknown {config}", "config.seed"),
+    ("stages: {a: {command: 'x {output.y}'}}", "asks for the unknown {output.y}", "output"),
+    (
+        "stages: {a: {command: 'x {config.model.widht}', reads: [model]}}",
+        "asks for {config.model.widht}",
+        "config.model.width",
+    ),
+    ("stages: {a: {command: 'x {config.model}', reads: [model]}}", "{config.model}, no single value", ""),
+    ("stages: {a: {command: 'x {uses.model.x}', uses: [model]}}", "{uses.model.x}", "uses.model"),
+    (
+        "stages: {p: {command: 'y', reads: [model], each: {l: languages}},"
+        " a: {command: 'x {inputs.p}', after: [p]}}",
+        "asks for {inputs.p}",
+        "inputs.p.en",
+    ),
+    ("stages: {a: {command: ''}}", "command of stage 'a' is empty", ""),
+    ("stages: {a: {command: '  '}}", "command of stage 'a' is empty", ""),
+    ("stages: {a: {command: 'x \"y'}}", "cannot be split: no closing quotation", ""),
+    ("stages: {count: {limit_s: 0}}", "stages.count.limit_s is 0", "more than 0"),
     ("stages: {'a/b': {command: x}}", "cannot be the name of a stage", ""),
     ("stages: {a: {command: x, skip: 'modle=a'}}", "unknown key 'modle'", "model"),
     ("stages: {a: {command: x, skip: 'model=a,b'}}", "every stage of a cell is skipped", ""),
@@ -148,6 +187,33 @@ def test_a_wrong_sweep_file_is_refused(study, text, what, allowed):
     assert what in error.value.what
     assert allowed in error.value.allowed
     assert len(str(error.value).splitlines()) <= 4
+
+
+def test_the_name_of_an_axis_is_not_offered_for_itself(project):
+    with pytest.raises(UserError) as error:
+        project.sweep("config: {a: 1}\naxes: {b: [1]}\nstages: {s: {command: x, reads: [a]}}")
+    assert error.value.what == "unknown key 'b'"
+    assert "did you mean" not in error.value.allowed
+
+
+def test_what_only_sounds_like_a_secret_is_fine(project):
+    keys = ["max_new_tokens", "block_tokens", "tokenizer", "pad_token", "mask_token", "monkey"]
+    overrides = [f"+{key}=1" for key in keys] + ["+password=null"]
+    config = project.sweep("config: {a: 1}\nstages: {s: {command: x, reads: [a]}}", *overrides).sweep
+    assert set(keys) < set(config.cells[0].config)
+
+
+def test_every_placeholder_that_a_worker_fills_in_is_fine(project):
+    project.sweep("""
+        config: {a: {b: 1}, d: 2, l: [x]}
+        stages:
+          p: {command: "echo {print this} {} {1}", reads: [d], each: {v: l}}
+          s:
+            command: "x {output} {scratch} {checkpoints} {resume} {attempt} {config.a.b} {uses.d} {inputs.p.x}"
+            reads: [a]
+            uses: [d]
+            after: [p]
+    """)
 
 
 def test_bad_yaml_names_file_and_line(study):

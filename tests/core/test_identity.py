@@ -116,9 +116,24 @@ def test_ids_are_the_name_and_eight_digits():
 
 def test_ids_hold_only_what_a_path_can_hold():
     (cell,) = cell_ids(["a b/c:ü.[1]"], [["d"]])
-    assert cell.rpartition("-")[0] == "a-b-c--.-1-"
+    assert cell.rpartition("-")[0] == "a-b-c-ü.-1-"
     assert cell_ids(["", "../.."], [["d"], ["e"]])[1].startswith("-") is False
     assert len(cell_ids(["x" * 999], [["d"]])[0]) < 200
+
+
+@pytest.mark.parametrize("label", ["日本", "বাংলা", "తెలుగు", "Kiswahili_1"])
+def test_ids_keep_the_words_of_any_script(label):
+    assert cell_ids([label], [["d"]])[0].startswith(f"{label}-")
+    assert cell_ids([unicodedata.normalize("NFD", label)], [["d"]]) == cell_ids([label], [["d"]])
+
+
+@given(st.text(st.characters(exclude_categories=[])), st.text("日é", min_size=200, max_size=300))
+def test_ids_fit_into_a_file_name_whatever_a_label_holds(label, long):
+    for name in (label, long, label + long):
+        (cell,) = cell_ids([name], [["d"]])
+        assert len(cell.encode()) < 200
+        assert not any(c in "/\\" or c.isspace() or unicodedata.category(c)[0] in "CZ" for c in cell)
+        assert cell[0] not in ".-"
 
 
 def test_ids_that_would_collide_grow_until_they_differ():

@@ -166,6 +166,30 @@ def test_keys_say_what_a_selector_asks_for():
     assert Selector.parse("abc seed=1").keys == {"cell", "seed"}
 
 
+@pytest.mark.parametrize(
+    ("text", "does_match"),
+    [
+        ('model="x y, z"', True),
+        ("model='x y, z'", True),
+        ("'model=x y, z' task=math", True),
+        ("model=x\" y, \"z", True),
+        ('model=other,"x y, z"', True),
+        ('model="x y*"', True),
+        ('model!="x y, z"', False),
+        ('model="x y",z', False),
+        ("empty=''", True),
+    ],
+)
+def test_quotes_keep_spaces_and_commas(text, does_match):
+    assert Selector.parse(text).matches(subject(model="x y, z")) == does_match
+
+
+@pytest.mark.parametrize("text", ['model="a', "model='a b", "it's", "''"])
+def test_quotes_that_are_not_closed_or_name_nothing_are_refused(text):
+    with pytest.raises(UserError):
+        Selector.parse(text)
+
+
 LABEL = st.text("abcxyz019.+-_", min_size=1, max_size=6)
 
 

@@ -62,7 +62,7 @@ def settings(**policy: Any) -> EngineSettings:
     chosen = {
         "lease_s": 1.0,
         "grace_s": 5.0,
-        "retries": {"unknown": 3, "node_lost": 5, "storage": 1, "nan": 3},
+        "retries": {"unknown": 3, "node_lost": 5, "storage": 5, "nan": 3},
         **policy,
     }
     return EngineSettings(

@@ -29,7 +29,7 @@ from orchestrator.core.sweep import Cell, Input, Node
 
 ELSEWHERE = Owner(host="h", process=Process(boot_id="b", namespace="n", pid=1, start="1"))
 DONE = Done(nonce="", stage="s", digest="d", generation=1, attempt=1, files=(), rows=(), seconds=1.0)
-RETRIES = {"unknown": 1, "nan": 1, "node_lost": 2, "data": 0}
+RETRIES = {"unknown": 1, "nan": 1, "node_lost": 2, "data": 0, "storage": 1}
 
 
 def attempt(
@@ -55,6 +55,7 @@ def failed(*outcomes: Cause) -> tuple[Attempt, ...]:
 
 LOST_TWICE = (attempt(1, None), attempt(2, None, supersedes=1))
 LOST_THRICE = (*LOST_TWICE, attempt(3, None, supersedes=2))
+SUCCEEDED_TWICE = (attempt(1, "succeeded"), attempt(2, "succeeded"))
 GONE = {"liveness": Liveness.GONE}
 
 TABLE: list[tuple[str, dict[str, Any], State]] = [
@@ -76,6 +77,7 @@ TABLE: list[tuple[str, dict[str, Any], State]] = [
     ("released often", {"attempts": tuple(attempt(n, "released") for n in range(1, 99))}, State.RELEASED),
     ("voided", {"attempts": (attempt(1, "succeeded"),), "generation": 2, "problem": "void"}, State.PENDING),
     ("damaged", {"attempts": (attempt(1, "succeeded"),), "problem": "p", "damaged": True}, State.PENDING),
+    ("damaged again and again", {"attempts": SUCCEEDED_TWICE, "problem": "p", "damaged": True}, State.FAILED),
 ]
 
 
@@ -179,6 +181,7 @@ def test_every_attempt_that_is_over_has_at_most_one_cause(evidence: Evidence) ->
     assert len(numbers) == len(set(numbers))
     for over in evidence.attempts[:-1]:
         expected = over.end is None or over.end.outcome == "failed"
+        expected |= over.end is not None and over.end.outcome == "succeeded" and evidence.done is None
         assert (over.number in numbers) == expected
 
 

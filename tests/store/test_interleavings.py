@@ -33,7 +33,7 @@ A = Node(stage="a", digest="a", reads={})
 B = Node(stage="b", digest="b", reads={}, inputs=(Input("a", "", "a"),))
 NODES = {"a": A, "b": B}
 CELLS = (Cell(cell="cell", axes={}, columns={}, config={}, chain=("a", "b")),)
-BUDGET = Budget({"node_lost": 99})
+BUDGET = Budget({"node_lost": 99, "storage": 99})
 NUM_CHECKPOINTS, MAX_STEPS = 2, 20_000
 
 

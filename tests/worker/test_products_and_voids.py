@@ -42,7 +42,7 @@ def look(ledger: Ledger, node: Node = NODE) -> Evidence:
 
 
 def state(evidence: Evidence) -> State:
-    return stage_status(evidence, Budget({})).state
+    return stage_status(evidence, Budget({"storage": 1})).state
 
 
 def test_the_highest_generation_that_is_not_void_is_the_product(store: Path) -> None:
@@ -76,6 +76,19 @@ def test_a_product_without_an_end_is_done(store: Path) -> None:
     ledger.claim(NODE, 1, claim())
     make_product(ledger, NODE)
     assert state(look(ledger)) is State.DONE
+
+
+def test_a_product_that_appears_while_one_looks_is_seen(store: Path) -> None:
+    """The index is read before the attempts: an end that came between must not look like a lost product."""
+    plain = ledger_at(store)
+    plain.claim(NODE, 1, claim())
+
+    def trouble(when: str, operation: str, key: str) -> None:
+        if operation == "get" and key.endswith(layout.CLAIM) and not (store / "done").exists():
+            make_product(plain, NODE)
+            plain.end(NODE, 1, end("succeeded"))
+
+    assert state(look(Ledger(TroubledStore(store, trouble)))) is State.DONE
 
 
 def test_an_end_without_a_product_is_not_done(store: Path) -> None:

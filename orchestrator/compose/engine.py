@@ -1,0 +1,125 @@
+"""The engine's settings: composed anew, or changed on top of those that a former launch ran under."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from omegaconf import OmegaConf
+
+from orchestrator.compose.commandline import Overrides, is_engine_key
+from orchestrator.compose.files import config_folders, shipped
+from orchestrator.compose.root import Root, translated
+from orchestrator.core.settings import EngineSettings, engine_from
+from orchestrator.errors import UserError
+
+_STORE = "store.url="
+_OPEN = ("policy.limits_s.",)
+"""Mappings whose keys no config lists: Hydra is told to add them."""
+
+_WHERE = "the engine's settings"
+
+
+def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> EngineSettings:
+    """Composes the engine's settings alone, for verbs that only need to find the store.
+
+    Raises:
+        UserError: an unknown key or value.
+    """
+    url, texts = _engine_texts(overrides, "launcher, tracker, policy and store, such as store.url=")
+    return composed_engine(texts, config_folders((cwd or Path.cwd()).resolve()), url)
+
+
+def engine_with(
+    settings: EngineSettings, overrides: Sequence[str], cwd: Path | None = None
+) -> EngineSettings:
+    """Returns settings with some of them changed; a group choice replaces its whole section.
+
+    Args:
+        settings: what a former launch ran under.
+        overrides: of the engine, in Hydra's grammar.
+        cwd: the working folder, for its config groups.
+
+    Raises:
+        UserError: an unknown key or value, or an override of the cells' config.
+    """
+    allowed = "only engine settings may be changed here, such as launcher.workers="
+    url, texts = _engine_texts(overrides, allowed)
+    root = _root(config_folders((cwd or Path.cwd()).resolve()))
+    choices = [text for text in texts if root.is_group(_key(text))]
+    tree = msgspec.to_builtins(settings)
+    if choices:
+        composed = _tree(root, choices)
+        for section in {_key(text).partition("/")[0] for text in choices}:
+            tree.pop(section, None)
+            tree.update({section: composed[section]} if section in composed else {})
+    changed = _tree(Root.inline(tree, ()), [text for text in texts if text not in choices])
+    return _with_store(engine_from(changed, where=_WHERE), url)
+
+
+def composed_engine(
+    overrides: Sequence[str], folders: Sequence[Path], store_url: str | None
+) -> EngineSettings:
+    """Composes the engine's settings.
+
+    Args:
+        overrides: of the engine alone.
+        folders: the user's folders of config groups.
+        store_url: outranks what is composed.
+
+    Raises:
+        UserError: an unknown key or value.
+    """
+    settings = engine_from(_tree(_root(folders), overrides), where=_WHERE)
+    return _with_store(settings, store_url)
+
+
+def split_store(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes ``store.url=`` out of a command line: what follows is a place as it stands, not Hydra's grammar.
+
+    Raises:
+        UserError: nothing follows.
+    """
+    urls = [text.removeprefix(_STORE) for text in overrides if text.startswith(_STORE)]
+    if not all(urls):
+        raise UserError(f"{_STORE} names no store", fix=f"{_STORE}FOLDER")
+    return (urls[-1] if urls else None), [text for text in overrides if not text.startswith(_STORE)]
+
+
+def _engine_texts(overrides: Sequence[str], allowed: str) -> tuple[str | None, list[str]]:
+    for text in overrides:
+        if not is_engine_key(_key(text)):
+            raise UserError(f"{_key(text)!r} is no engine setting", allowed=allowed)
+    url, words = split_store(overrides)
+    merged = Overrides({})
+    merged.add_command_line(words, Root("engine", ()))
+    return url, merged.engine
+
+
+def _root(folders: Sequence[Path]) -> Root:
+    return Root("engine", [*folders, shipped("conf")])
+
+
+def _tree(root: Root, overrides: Sequence[str]) -> dict[str, Any]:
+    merged = Overrides({})
+    merged.cell = [f"++{text}" if text.startswith(_OPEN) else text for text in overrides]
+    for text in overrides:
+        option = text.partition("=")[2]
+        if root.is_group(_key(text)) and option:
+            root.check_option(_key(text), option.strip("'\""))
+    config = root.compose(merged.fixed(root, ()))
+    with translated(_WHERE):
+        tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return dict(tree)
+
+
+def _with_store(settings: EngineSettings, url: str | None) -> EngineSettings:
+    if url is None:
+        return settings
+    return msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=url))
+
+
+def _key(text: str) -> str:
+    return text.lstrip("+~").partition("=")[0]
