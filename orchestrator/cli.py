@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"\n  {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return 3
+    except Exception as error:  # a bug of ours: said as one, and never mistaken for failed cells
+        traceback.print_exc()
+        print(f"error: Polysweep itself failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def engine_with(
         for section in {_key(text).partition("/")[0] for text in choices}:
             tree.pop(section, None)
             tree.update({section: composed[section]} if section in composed else {})
-    changed = _tree(Root.inline(tree, ()), [text for text in texts if text not in choices])
+    changed = _tree(Root.inline(_escaped(tree), ()), [text for text in texts if text not in choices])
     return _with_store(engine_from(changed, where=_WHERE), url)
 
 
@@ -113,6 +114,19 @@ def _tree(root: Root, overrides: Sequence[str]) -> dict[str, Any]:
     with translated(_WHERE):
         tree: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     return dict(tree)
+
+
+def _escaped(value: Any) -> Any:
+    """Returns resolved values such that resolving them again leaves a ``${`` in them as it is."""
+    match value:
+        case str():
+            return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        case dict():
+            return {key: _escaped(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_escaped(item) for item in value]
+        case _:
+            return value
 
 
 def _with_store(settings: EngineSettings, url: str | None) -> EngineSettings:

@@ -18,11 +18,11 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from orchestrator.core.failure import Cause, cause_of_exception
+from orchestrator.core.rows import checked_rows
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.manifest import fsync_path, fsync_tree, scan
 from orchestrator.processes import describe
@@ -114,9 +114,10 @@ def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -
         finally:
             context.close()
         lifeline.report(phase="finishing")
+        if not context.output.is_dir():
+            raise StageFailure("code", "the stage removed its output folder")
         fsync_tree(context.output)
-        checked = msgspec.json.decode(msgspec.json.encode(rows), type=tuple[dict[str, Any], ...])
-        return Outcome(outcome="succeeded", rows=checked, files=scan(context.output))
+        return Outcome(outcome="succeeded", rows=rows, files=scan(context.output))
     except StopRequested as stopped:
         return Outcome(outcome="released", why=stopped.why)
     except StageFailure as failure:
@@ -169,7 +170,7 @@ def _context(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeli
     )
 
 
-def _call(order: ChildOrder, context: Context) -> list[Row]:
+def _call(order: ChildOrder, context: Context) -> tuple[Row, ...]:
     spec = order.spec
     config = Config(order.node.reads)
     folders = {s: {label: Path(p) for label, p in each.items()} for s, each in order.inputs.items()}
@@ -177,16 +178,9 @@ def _call(order: ChildOrder, context: Context) -> list[Row]:
     if spec.command is not None:
         where = Path(order.import_paths[0]) if order.import_paths else None
         run_command(spec.command, config, inputs, context, after=spec.after, folder=where)
-        return read_rows(context.output / spec.results) if spec.results else []
+        return tuple(read_rows(context.output / spec.results)) if spec.results else ()
     function: Callable[[Config, Inputs, Context], list[Row] | None] = load(spec.run or "", where="run")
-    rows = function(config, inputs, context)
-    if rows is None:
-        return []
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise StageFailure(
-            "code", f"{spec.run} must return a list of dicts, it returned {type(rows).__name__}"
-        )
-    return rows
+    return checked_rows(function(config, inputs, context))
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> bool:

@@ -28,14 +28,15 @@ ODD_ROWS: list[dict[str, Any]] = [
 
 ODD = """
 description: rows of all kinds
-config: {rate: 0.1, on: true, name: a, languages: [en, es], extra: {k: [1]}}
-axes: {rate: [0.1, 1], "on": [true, false], name: [a]}
-columns: {languages: languages, extra: extra}
-stages: {odd: {run: "odd:main", reads: [rate, "on", name]}}
+config: {rate: 0.1, wide: true, name: a, languages: [en, es]}
+axes: {rate: [0.1, 1], wide: [true, false], name: [a]}
+columns: {languages: languages}
+stages: {odd: {run: "odd:main", reads: [rate, wide, name]}}
 """
 ODD_STAGE = """
 def main(config, inputs, context):
-    return [{"m": config.rate if config.on else "a", "stage": "mine", "code": [1, 2], "name": "its own"}]
+    row = {"m": config.rate if config.wide else "a", "extra": {"k": [1]}, "name": "its own"}
+    return [{**row, "stage": "mine", "code": [1, 2]}]
 """
 
 COUNT = """
@@ -119,14 +120,14 @@ def test_a_table_without_rows_is_written_too(tmp_path: Path, kind: str) -> None:
 
 def test_collect_keeps_the_engines_columns_and_gives_numeric_axes_their_type(odd: Any) -> None:
     rows = odd.json("collect", "odd")
-    assert {(row["rate"], row["on"]) for row in rows} == {(0.1, True), (0.1, False), (1, True), (1, False)}
-    assert all(type(row["on"]) is bool for row in rows)
+    assert {(row["rate"], row["wide"]) for row in rows} == {(0.1, True), (0.1, False), (1, True), (1, False)}
+    assert all(type(row["wide"]) is bool for row in rows)
     for row in rows:
         assert (row["stage"], row["row_stage"], row["row_code"]) == ("odd", "mine", [1, 2])
         assert row["code"] != [1, 2] and row["name"] == "its own" and row["languages"] == "en,es"
     printed = list(csv.DictReader(odd("collect", "odd").partition("odd@1:")[0].splitlines()))
     assert {row["m"] for row in printed} == {"0.1", "1", "a"}
-    assert {(row["row_code"], row["extra"], row["on"]) for row in printed} == {
+    assert {(row["row_code"], row["extra"], row["wide"]) for row in printed} == {
         ("1,2", '{"k": [1]}', "true"),
         ("1,2", '{"k": [1]}', "false"),
     }

@@ -13,7 +13,9 @@ stages: {count: {command: "true", reads: [a]}}
 """
 
 
-@pytest.mark.parametrize("url", ["~/zz", "a,b=1", "s3://x/y?z=[1", "'quoted'", "${x}", "with space"])
+@pytest.mark.parametrize(
+    "url", ["~/zz", "a,b=1", "s3://x/y?z=[1", "'quoted'", "${x}", r"a\\${x}", "with space"]
+)
 def test_the_store_of_the_command_line_is_taken_as_it_stands(project, url):
     override = f"store.url={url}"
     assert project.sweep(SWEEP, "store.url=/other", override).engine.store.url == url

@@ -209,7 +209,8 @@ def test_every_placeholder_that_a_worker_fills_in_is_fine(project):
         stages:
           p: {command: "echo {print this} {} {1}", reads: [d], each: {v: l}}
           s:
-            command: "x {output} {scratch} {checkpoints} {resume} {attempt} {config.a.b} {uses.d} {inputs.p.x}"
+            command: "x {output} {scratch} {checkpoints} {resume}-{attempt}
+              {config.a.b} {uses.d} {inputs.p.x}"
             reads: [a]
             uses: [d]
             after: [p]

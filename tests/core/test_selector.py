@@ -172,7 +172,7 @@ def test_keys_say_what_a_selector_asks_for():
         ('model="x y, z"', True),
         ("model='x y, z'", True),
         ("'model=x y, z' task=math", True),
-        ("model=x\" y, \"z", True),
+        ('model=x" y, "z', True),
         ('model=other,"x y, z"', True),
         ('model="x y*"', True),
         ('model!="x y, z"', False),
