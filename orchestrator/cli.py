@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"\n  {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         return 3
-    except Exception as error:  # a bug of ours: said as one, and never mistaken for failed cells
+    except Exception as error:  # noqa: BLE001 - a bug of ours: said as one, never taken for failed cells
         traceback.print_exc()
         print(f"error: Polysweep itself failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 3

@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def add_composing(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of verbs that compose a sweep."""
-    parser.add_argument("sweep", metavar="SWEEP", help="a name or a path to a YAML file; SWEEP@k for sealed revision k")
+    parser.add_argument("sweep", metavar="SWEEP", help="a name or path, or SWEEP@k for sealed revision k")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
     )
