@@ -153,7 +153,7 @@ def _seal_checkpoints(context: Context) -> None:
             write_checkpoint_manifest(path, step=int(path.name), attempt=context.attempt)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> tuple[Row, ...]:
     """Reads a file of JSON lines, one result row each.
 
     Raises:
@@ -163,7 +163,7 @@ def read_rows(path: Path) -> list[Row]:
         # not splitlines: JSON strings may hold the other line separators of Unicode as they are
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         rows = [json.loads(line) for line in lines]
-        return list(checked_rows(rows, cause="data"))
+        return checked_rows(rows, cause="data")
     except (OSError, ValueError) as error:
         raise StageFailure("data", f"cannot read the results {path.name}: {error}") from error
     except StageFailure as failure:
