@@ -123,7 +123,7 @@ def git_state(folder: str) -> dict[str, Any]:
 
 
 def code_version(digest: str, folder: str) -> str:
-    """Returns ``COMMIT+.DIGEST``: of the git checkout (``+`` with uncommitted changes), and of the code itself.
+    """Returns ``COMMIT+.DIGEST``: of the git checkout (``+`` when there are changes), and of the code itself.
 
     The digest tells two uncommitted states apart, and is there without git too.
     """

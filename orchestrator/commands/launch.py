@@ -10,11 +10,10 @@ from orchestrator.commands.ask import ask
 from orchestrator.commands.attend import attend, detach, make_launcher
 from orchestrator.commands.drift import print_code_drift
 from orchestrator.commands.output import counted, outlive_the_reader
-from orchestrator.commands.plan import add_composing, planned
-from orchestrator.commands.view import View, sealed_view
-from orchestrator.compose import Composition, engine_settings
+from orchestrator.commands.plan import add_composing, engine_of, planned
+from orchestrator.commands.view import View, sealed_view, split_store
+from orchestrator.compose import Composition
 from orchestrator.core.records import Revision
-from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     outlive_the_reader()
     view, composition = planned(args.sweep, args.overrides, args.name)
     cells = view.select(args.only)
-    settings, import_paths = engine_of(view, composition)
+    settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     launcher = make_launcher(settings, len(cells))
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
@@ -56,16 +55,6 @@ def run(args: argparse.Namespace) -> int:
     if args.detach:
         return detach(sealed, request)
     return attend(sealed.fresh(), request, launcher)
-
-
-def engine_of(view: View, composition: Composition | None) -> tuple[EngineSettings, tuple[str, ...]]:
-    """Returns settings and import paths: as composed, or for a sealed revision those of its last launch."""
-    if composition is not None:
-        return composition.engine, composition.import_paths
-    for request in reversed(view.requests):
-        if request.settings:
-            return request.settings, request.import_paths
-    return engine_settings(), ()
 
 
 def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> View:

@@ -18,9 +18,10 @@ from orchestrator.commands.view import (
     split_store,
     store_url,
 )
-from orchestrator.compose import Composition, compose
+from orchestrator.compose import Composition, compose, engine_settings, engine_with
 from orchestrator.compose.files import locate
 from orchestrator.core.plan import Action, Step, decide
+from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
@@ -75,15 +76,37 @@ def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[View
     number = _sealed_number(ledger, word)
     if number is not None:
         sweep = parse_reference(word).name
-        if rest or name:
-            raise UserError(
-                f"{sweep}@{number} is sealed: overrides cannot change it",
-                fix="name the sweep file instead, with --name to keep a variant apart",
-            )
-        return sealed_view(ledger, sweep, number), None
+        if name:
+            raise UserError(f"{sweep}@{number} is sealed under its name", fix="--name goes with a sweep file")
+        view = sealed_view(ledger, sweep, number)
+        engine_of(view, None, rest)  # what is sealed cannot be changed, how it is run can
+        return view, None
     composition = compose(word, overrides, name=name)
     ledger = open_ledger(store_url(composition.engine.store.url))
     return as_view(ledger, composition), composition
+
+
+def engine_of(
+    view: View, composition: Composition | None, overrides: Sequence[str] = ()
+) -> tuple[EngineSettings, tuple[str, ...]]:
+    """Returns settings and import paths: as composed, or for a sealed revision those of its last launch.
+
+    Args:
+        view: the revision.
+        composition: what was composed, None for a sealed revision.
+        overrides: of the engine, on top of those of the last launch.
+
+    Raises:
+        UserError: an override of something else than the engine.
+    """
+    if composition is not None:
+        return composition.engine, composition.import_paths
+    for request in reversed(view.requests):
+        if request.settings:
+            return engine_with(
+                request.settings, overrides
+            ) if overrides else request.settings, request.import_paths
+    return engine_settings(overrides), ()
 
 
 def _sealed_number(ledger: Ledger, word: str) -> int | None:

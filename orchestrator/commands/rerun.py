@@ -7,10 +7,10 @@ import sys
 
 from orchestrator.commands.ask import ask
 from orchestrator.commands.attend import attend, detach, make_launcher
-from orchestrator.commands.launch import attempts_so_far, engine_of
+from orchestrator.commands.launch import attempts_so_far
 from orchestrator.commands.output import counted, outlive_the_reader, print_table, shorten
+from orchestrator.commands.plan import engine_of
 from orchestrator.commands.view import View, add_sweep, open_view, split_store
-from orchestrator.compose import engine_settings
 from orchestrator.core.records import Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
     view = open_view(args.sweep, url)
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    settings, import_paths = engine_of(view, None)
-    if rest:
-        settings = engine_settings(rest)
+    settings, import_paths = engine_of(view, None, rest)
     chosen = view.select(args.only) if args.only else _failed(view)
     cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
     if not cells:

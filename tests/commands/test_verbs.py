@@ -196,7 +196,12 @@ def test_rerun_runs_only_what_failed_and_keeps_the_earlier_attempt(sweep):
     dry = sweep("rerun", "mixed", "--dry-run")
     assert "rerun 2 cells" in dry
     assert len(list(sweep.store.rglob("claim.json"))) == claims == 4
-    assert "2 done" in sweep("rerun", "mixed", "--yes")
+    assert "2 done" in sweep("rerun", "mixed", "--yes", "launcher.workers=1")
+    requests = [json.loads(path.read_text()) for path in sorted(sweep.store.rglob("requests/*.json"))]
+    assert [request["verb"] for request in requests] == ["launch", "launch", "rerun"]
+    before, after = (requests[n]["settings"] for n in (1, 2))
+    assert after == {**before, "launcher": {**before["launcher"], "workers": 1}}  # the rest stays
+    assert "2 done" in sweep("launch", "mixed@1", "launcher.workers=1", "--only", "kind=odd")
     status = sweep.json("status", "mixed")
     assert status["counts"] == {"done": 4}
     assert sorted(cell["attempts"] for cell in status["cells"]) == [1, 1, 2, 2]
