@@ -155,7 +155,6 @@ class Done(Record, frozen=True, kw_only=True):
         rows: the result rows that the stage returned.
         inputs: digest of each input to the generation of the product that was used.
         code: version of the code that made it, see `orchestrator.provenance.code_version`.
-        retired: paths that retention deleted on purpose: absent by decision, not damage.
     """
 
     nonce: str

@@ -103,7 +103,7 @@ class AttemptRun:
             if process.pid is not None:
                 process.kill()
                 if not end_group(process.pid):
-                    print(f"processes of group {process.pid} do not end", flush=True)
+                    _complain(f"processes of group {process.pid} do not end")
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
@@ -237,8 +237,7 @@ class AttemptRun:
         try:
             self._ledger.put(self._node, self.number, layout.HEARTBEAT, beat)
         except OSError as error:
-            with contextlib.suppress(OSError):  # the log may lie on the same full disk
-                print(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}", flush=True)
+            _complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
 
     # Ending
 
@@ -329,6 +328,11 @@ class AttemptRun:
         )
         self._ledger.end(self._node, self.number, end)
         return end
+
+
+def _complain(line: str) -> None:
+    with contextlib.suppress(OSError):  # the log may lie on a full disk
+        print(line, flush=True)
 
 
 def _tell(pipe: Connection, message: Message) -> None:
