@@ -29,7 +29,7 @@ test: setup
 	$(BIN)/pytest -m "not long" -n 2 --dist loadgroup
 
 test-long: setup
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m long -n 2 --dist loadgroup
 
 check: setup
 	$(BIN)/ruff format --check .
