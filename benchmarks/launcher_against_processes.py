@@ -26,7 +26,7 @@ stages:
   forward:
     run: tiny_forward:main
     reads: [seed, num_tokens]
-    preload: [torch, transformers.models.qwen3]
+    preload: [torch, transformers.models.qwen3.modeling_qwen3]
 """
 FRESH = """
 import sys; sys.path.insert(0, {here!r})
