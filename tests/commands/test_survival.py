@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import random
 import signal
@@ -42,10 +44,9 @@ def alive(pid: int) -> bool:
 
 def kill_worker(store: Path) -> int:
     beat = random.choice(wait_for(lambda: running_heartbeats(store)))
-    import json
-
-    pid = json.loads((beat["folder"] / "claim.json").read_text())["owner"]["process"]["pid"]
-    os.kill(pid, signal.SIGKILL)
+    pid: int = json.loads((beat["folder"] / "claim.json").read_text())["owner"]["process"]["pid"]
+    with contextlib.suppress(ProcessLookupError):  # an attempt of a worker that was killed before
+        os.kill(pid, signal.SIGKILL)
     return pid
 
 
@@ -178,7 +179,8 @@ def test_random_kills_of_worker_child_and_launcher_never_lose_or_double_a_produc
             case "worker" if running_heartbeats(slow.store):
                 kill_worker(slow.store)
             case "child" if beats := running_heartbeats(slow.store):
-                os.kill(beats[0]["child"]["pid"], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(beats[-1]["child"]["pid"], signal.SIGKILL)
             case _:
                 pass
         if launch.process.poll() is None:
