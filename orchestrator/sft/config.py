@@ -225,14 +225,23 @@ def in_study_order(languages: tuple[str, ...], *, key: str) -> tuple[str, ...]:
     return tuple(language for language in LANGUAGES if language in languages)
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+
 @functools.cache
 def _check_model(path: str | None) -> None:
     if path is None or is_hub_id(path):
         return
-    if not Path(path, "config.json").is_file():
-        what = f"model.path={path} is no folder" if not Path(path).is_dir() else f"{path} has no config.json"
+    what = ""
+    if not Path(path).is_dir():
+        what = f"model.path={path} is no folder"
+    elif not Path(path, "config.json").is_file():
+        what = f"model.path={path} has no config.json"
+    elif not any(Path(path, name).is_file() for name in _TOKENIZER_FILES):
+        what = f"model.path={path} has no tokenizer"
+    if what:
         raise UserError(
-            what, allowed="a folder written by save_pretrained, or a hub id such as Qwen/Qwen3-0.6B-Base"
+            what, allowed="a folder with model and tokenizer as save_pretrained writes them, or a hub id"
         )
 
 

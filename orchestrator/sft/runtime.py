@@ -41,7 +41,11 @@ def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:
     """Loads the tiny tokenizer, or the one beside the model at `model.path`."""
     if "tokenizer" in inputs:
         return AutoTokenizer.from_pretrained(inputs["tokenizer"], local_files_only=True)
-    return _local_first(AutoTokenizer.from_pretrained, uses)
+    tokenizer = _local_first(AutoTokenizer.from_pretrained, uses)
+    if not tokenizer("1 + 1", add_special_tokens=False)["input_ids"]:
+        # without its files transformers makes an empty one, silently
+        raise StageFailure("data", f"model.path={uses.model.path} has no tokenizer")
+    return tokenizer
 
 
 def load_base(inputs: Inputs, uses: Config) -> PreTrainedModel:
