@@ -102,8 +102,9 @@ def test_one_fork_server_serves_all_workers(slow, background):
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if path.exists() and b"forkserver" in path.read_bytes() and is_below(path.parent, launch.process.pid)
     ]
-    # the server, three workers forked from it and their three children all bear its command line
-    assert len(servers) == 7
+    # the server, three workers forked from it and up to three children of theirs bear its command line; a
+    # server of each worker's own would make it ten
+    assert 4 <= len(servers) <= 7
     assert launch.end()[0] == 0
 
 
