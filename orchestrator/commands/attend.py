@@ -78,8 +78,8 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
     cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
     stopper = _Stopper(launcher)
     if any(view.cells[cell.cell].state is not State.DONE for cell in cells):
-        launcher.start(_as_launch(view, request))
         with stopper:
+            launcher.start(_as_launch(view, request))
             _watch(view, cells, launcher)
     view = view.fresh()
     counts = Counter(view.cells[cell.cell].state for cell in cells)

@@ -6,7 +6,7 @@ import argparse
 
 from orchestrator.commands.ask import ask
 from orchestrator.commands.output import counted
-from orchestrator.commands.view import add_sweep, no_overrides, open_view
+from orchestrator.commands.view import add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.state import State
 from orchestrator.errors import UserError
 
@@ -14,7 +14,7 @@ from orchestrator.errors import UserError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_sweep(parser, only=True, json=False)
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:

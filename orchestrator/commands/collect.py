@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from orchestrator.commands.output import counted, print_json
-from orchestrator.commands.view import View, add_only, no_overrides, open_view
+from orchestrator.commands.view import View, add_only, add_store, no_overrides, open_view
 from orchestrator.errors import UserError
 from orchestrator.store.table import Rows, collect_rows, write_csv, write_table
 
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, help="default: by the name of FILE, else csv")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
     parser.add_argument("--json", action="store_true", help="the same as --format json")
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.commands.output import counted, print_json, print_table
-from orchestrator.commands.view import View, no_overrides, open_view
+from orchestrator.commands.view import View, add_store, no_overrides, open_view
 from orchestrator.core.sweep import Cell, Sweep
 from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import UserError
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="SWEEP@K | SWEEP", help="a revision, or the sweep of two cells")
     parser.add_argument("second", metavar="SWEEP@K | CELL")
     parser.add_argument("third", nargs="?", metavar="CELL")
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    add_store(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 

@@ -7,11 +7,12 @@ import argparse
 from orchestrator import provenance
 from orchestrator.commands.ask import ask
 from orchestrator.commands.output import counted
-from orchestrator.commands.view import View, add_sweep, no_overrides, open_view, sealed_view
+from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view, sealed_view
 from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Node
 from orchestrator.errors import UserError, nearest
+from orchestrator.store.evidence import Snapshot
 from orchestrator.store.ledger import Ledger, new_nonce
 
 
@@ -21,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("selector", metavar="SELECTOR", help="such as 'task=math', or a cell's id")
     parser.add_argument("--stage", required=True, help="whose products no longer count")
     parser.add_argument("--reason", required=True, help="kept with the void")
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{view.title}: discarded {counted(voided, 'product')}: {_by_stage(nodes)}")
     if shared:
         print(f"  {counted(shared, 'other cell')} of this sweep used them and will be made again too")
-    print(f"  next: sweep launch {view.sweep.name}")
+    print(f"  next: sweep launch {view.sweep.name}{view.hint}")
     return 0
 
 
@@ -75,8 +76,6 @@ def _made_from(ledger: Ledger, named: set[str]) -> list[Node]:
 
 def _void(view: View, node: Node, reason: str, named: set[str]) -> bool:
     """Voids the product that counts now, or the one that a running attempt is about to make."""
-    from orchestrator.store.evidence import Snapshot
-
     evidence = Snapshot(view.ledger, [node]).evidence(node.digest)
     running = bool(evidence.attempts) and evidence.attempts[-1].end is None
     if evidence.done is None and not running and not evidence.damaged:

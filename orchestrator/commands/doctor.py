@@ -18,7 +18,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from orchestrator.commands.output import print_json
-from orchestrator.commands.view import no_overrides, store_url
+from orchestrator.commands.view import add_store, no_overrides, store_url
 from orchestrator.errors import SweepError
 from orchestrator.launchers.local import available_cpus, visible_gpus
 from orchestrator.store import layout
@@ -52,7 +52,7 @@ class Check(NamedTuple):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    add_store(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 from orchestrator.commands.output import print_json, print_table
-from orchestrator.commands.view import current_revision, no_overrides, store_url
+from orchestrator.commands.view import add_store, current_revision, no_overrides, store_url
 from orchestrator.compose import find_sweeps
 from orchestrator.store.ledger import open_ledger
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    add_store(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from orchestrator.commands.output import print_json
-from orchestrator.commands.view import View, add_sweep, no_overrides, open_view
+from orchestrator.commands.view import View, add_cell, add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import UserError, nearest
@@ -20,13 +20,13 @@ POLL_S = 0.5
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_sweep(parser)
-    parser.add_argument("cell", metavar="CELL", help="a cell's id or the beginning of it")
+    add_cell(parser)
     parser.add_argument(
         "--stage", help="such as train, or prepare[en]; default: the failed, running or last one"
     )
     parser.add_argument("--attempt", type=int, help="its number; default: the last")
     parser.add_argument("--follow", action="store_true", help="go on until the attempt ends")
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:

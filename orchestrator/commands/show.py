@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.commands.output import print_json, print_table
-from orchestrator.commands.view import View, add_sweep, no_overrides, open_view
+from orchestrator.commands.view import View, add_cell, add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.sweep import Node
 from orchestrator.store import layout
 from orchestrator.trackers.store import history
@@ -17,8 +17,8 @@ from orchestrator.trackers.store import history
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_sweep(parser)
-    parser.add_argument("cell", metavar="CELL", help="a cell's id or the beginning of it")
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    add_cell(parser)
+    add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from orchestrator.commands.drift import code_versions, print_code_drift
 from orchestrator.commands.output import counted, print_json, print_table, shorten
-from orchestrator.commands.view import View, add_sweep, no_overrides, open_view
+from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 
@@ -16,7 +16,7 @@ from orchestrator.core.sweep import Cell
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_sweep(parser, only=True)
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:

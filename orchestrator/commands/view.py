@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.records import Request, Revision
+from orchestrator.core.records import Request
 from orchestrator.core.requests import Wishes, fold
 from orchestrator.core.selector import Subject, select
 from orchestrator.core.settings import Policy
@@ -43,6 +43,16 @@ def add_only(parser: argparse.ArgumentParser) -> None:
         metavar="SELECTOR",
         help="such as 'model=a state=failed'; repeats",
     )
+
+
+def add_cell(parser: argparse.ArgumentParser) -> None:
+    """Adds the one cell that a verb speaks of."""
+    parser.add_argument("cell", metavar="CELL", help="a cell's id or the beginning of it")
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Adds, last, the store of a verb that takes no other setting; see `no_overrides`."""
+    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
 
 
 def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -101,7 +111,6 @@ class View:
         sweep: the sealed or composed content.
         number: of the revision; the one it would get when it is not sealed.
         sealed: whether the store holds it.
-        record: the revision's record, None when it is not sealed.
         trusted: products whose files were looked at before, shared between views of one sweep.
     """
 
@@ -112,18 +121,15 @@ class View:
         number: int,
         *,
         sealed: bool,
-        record: Revision | None = None,
         trusted: set[tuple[str, int]] | None = None,
     ) -> None:
-        self.ledger, self.sweep, self.number, self.sealed, self.record = ledger, sweep, number, sealed, record
+        self.ledger, self.sweep, self.number, self.sealed = ledger, sweep, number, sealed
         self.trusted: set[tuple[str, int]] = set() if trusted is None else trusted
         self.problems: list[str] = []
 
     def fresh(self) -> View:
         """Returns a view of the same revision that reads the store anew."""
-        return View(
-            self.ledger, self.sweep, self.number, sealed=self.sealed, record=self.record, trusted=self.trusted
-        )
+        return View(self.ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
     @property
     def title(self) -> str:
@@ -236,8 +242,7 @@ def open_view(word: str, url: str | None = None) -> View:
 
 def sealed_view(ledger: Ledger, name: str, number: int) -> View:
     """Opens a sealed revision."""
-    record = ledger.revision(name, number)
-    return View(ledger, record.sweep, number, sealed=True, record=record)
+    return View(ledger, ledger.revision(name, number).sweep, number, sealed=True)
 
 
 def current_revision(ledger: Ledger, name: str) -> int | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,10 @@ class LocalLauncher:
         self._launch = launch
         self._context.set_forkserver_preload(["orchestrator.worker.main", *launch.preload])
         for slot in range(len(self._slots)):
-            self._start_worker(slot)
+            if not self._stopping:
+                self._start_worker(slot)
+        if self._stopping:  # asked while a worker was on its way, who did not hear it
+            self.stop()
 
     def _start_worker(self, slot: int) -> None:
         launch = self._launch
@@ -83,6 +88,7 @@ class LocalLauncher:
             code_digest=launch.code_digest,
         )
         log = Path(launch.log_folder) / f"request-{launch.request}-worker-{slot}.log"
+        _ensure_fork_server()
         process = self._context.Process(target=in_fork_server, args=(encode(order), str(log)))
         process.start()
         self._processes[slot] = process
@@ -96,10 +102,13 @@ class LocalLauncher:
                 alive += 1
             elif code == REFUSED:
                 self._refused = f"worker {slot} refused to work, see {self._launch.log_folder}"
-            elif code != 0 and not self._stopping and self._restarts.get(slot, 0) < MAX_RESTARTS:
+            elif code != 0 and not self._stopping:
                 self._restarts[slot] = self._restarts.get(slot, 0) + 1
-                self._start_worker(slot)
-                alive += 1
+                if self._restarts[slot] <= MAX_RESTARTS:
+                    self._start_worker(slot)
+                    alive += 1
+                else:
+                    self._refused = f"worker {slot} died again and again, see {self._launch.log_folder}"
         return alive
 
     def stop(self, *, kill: bool = False) -> None:
@@ -107,11 +116,21 @@ class LocalLauncher:
         self._stopping = True
         for process in self._processes.values():
             if process.exitcode is None and process.pid is not None:
-                os.kill(process.pid, signal.SIGKILL if kill else signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it ended just now
+                    os.kill(process.pid, signal.SIGKILL if kill else signal.SIGTERM)
 
     def refusal(self) -> str:
         """Says which worker refused, "" when none did."""
         return self._refused
+
+
+def _ensure_fork_server() -> None:
+    """Starts the fork server where there is none, deaf to the terminal's Ctrl-C from its first moment on."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def slots(

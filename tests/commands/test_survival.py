@@ -133,6 +133,23 @@ def test_two_ctrl_c_end_everything_at_once_and_lose_nothing_that_was_recorded(sl
     assert_all_done_once(slow)
 
 
+def test_a_ctrl_c_while_the_libraries_are_still_loading_starts_nothing_and_leaves_nobody(sweep, background):
+    (sweep.folder / "heavy.py").write_text("import time\ntime.sleep(4)\ndef main(*_):\n    return []\n")
+    (sweep.folder / "heavy.yaml").write_text(
+        "config: {seed: 0}\naxes: {seed: 'range(0,4)'}\n"
+        "stages: {act: {run: 'heavy:main', reads: [seed], preload: [heavy]}}\n"
+    )
+    launch = background("launch", "heavy.yaml")
+    wait_for(lambda: list(sweep.store.glob("sweeps/heavy/requests/*.json")))
+    time.sleep(0.7)
+    launch.interrupt()
+    code, output = launch.end(timeout_s=30)
+    assert code == 1
+    assert "stopping" in output
+    assert not records(sweep.store, "claim.json")
+    assert "4 done" in sweep("launch", "heavy.yaml")
+
+
 def test_a_detached_launch_returns_at_once_and_goes_on_in_a_session_of_its_own(slow):
     start_s = time.monotonic()
     output = slow("launch", "slow.yaml", "--detach")
