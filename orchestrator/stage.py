@@ -45,6 +45,8 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         neutral: config keys that leave the digest as it was while they have this value.
         preload: modules that the fork server imports before it forks children.
         limit_s: seconds after which an attempt is ended as hanging; None for no limit.
+        estimate: ``module:function`` that says what an instance would cost, see `orchestrator.costs`.
+        needs: ``module:function`` that lists what must be fetched before it can run, see `orchestrator.costs`.
     """
 
     run: str | None = None
@@ -60,6 +62,8 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     neutral: dict[str, Any] = {}
     preload: tuple[str, ...] = ()
     limit_s: float | None = None
+    estimate: str | None = None
+    needs: str | None = None
 
 
 class Config(Mapping[str, Any]):
