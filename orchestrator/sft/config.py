@@ -181,10 +181,15 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class CellConfig(_Frozen, frozen=True, kw_only=True):
-    """The whole config of a cell; an empty mixture is the untrained baseline."""
+    """The whole config of a cell; an empty mixture is the untrained baseline.
+
+    Attributes:
+        extras: languages that a sweep's mixtures may refer to; no stage reads them.
+    """
 
     seed: Count
     languages: tuple[str, ...]
+    extras: tuple[str, ...] = ()
     device: Literal["auto", "cpu", "cuda"]
     items: ItemsConfig
     model: ModelConfig
