@@ -7,6 +7,7 @@ so that stages can load it by ``model.path``. Needs the package `gguf`, which no
 from __future__ import annotations
 
 import shutil
+import struct
 import sys
 import tempfile
 import zipfile
@@ -37,7 +38,7 @@ def convert(source: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         except ImportError as error:
             raise UserError(f"the package gguf is needed: {error}", fix="pip install gguf") from error
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, struct.error) as error:
             raise UserError(f"{source} holds no model that transformers can read: {error}") from error
         if hasattr(loaded.config, "quantization_config"):  # it is not any more
             del loaded.config.quantization_config

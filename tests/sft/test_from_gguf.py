@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import zipfile
 
 import pytest
@@ -34,7 +33,6 @@ def test_a_folder_that_exists_is_never_written_into(tmp_path):
 
 def test_a_file_that_is_no_model_leaves_no_folder(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF but no more")
-    what = "holds no model" if importlib.util.find_spec("gguf") else "gguf is needed"
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=r"holds no model|gguf is needed"):
         convert(tmp_path / "x.gguf", tmp_path / "model")
     assert not (tmp_path / "model").exists()
