@@ -9,13 +9,17 @@ from orchestrator import provenance
 from orchestrator.commands.ask import ask
 from orchestrator.commands.attend import attend, detach, make_launcher
 from orchestrator.commands.drift import print_code_drift
+from orchestrator.commands.costs import estimates_of
+from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
 from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.plan import add_composing, engine_of, planned
 from orchestrator.commands.view import View, sealed_view, split_store
 from orchestrator.compose import Composition
 from orchestrator.core.records import Revision
+from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.launchers.base import Launcher
 from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
 
 
@@ -34,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     launcher = make_launcher(settings, len(cells))
+    check_possible(view, cells, settings, launcher, import_paths)
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
     sealed = seal(ledger, composition, args.overrides) if composition else view
@@ -55,6 +60,32 @@ def run(args: argparse.Namespace) -> int:
     if args.detach:
         return detach(sealed, request)
     return attend(sealed.fresh(), request, launcher)
+
+
+def check_possible(
+    view: View,
+    cells: Sequence[Cell],
+    settings: EngineSettings,
+    launcher: Launcher,
+    import_paths: Sequence[str],
+) -> None:
+    """Refuses, before anything is recorded, cells that lack something here or cannot fit where they would run.
+
+    Raises:
+        UserError: there is such a cell.
+    """
+    missing = missing_of(needs_of(view, cells, import_paths))
+    refuse_blocked(view, missing, f"sweep prefetch {view.sweep.name}{view.hint}")
+    hardware = launcher.hardware()
+    if hardware is not None:
+        estimates_of(
+            view,
+            cells,
+            hardware=hardware,
+            retention=getattr(settings.policy, "retention", "all"),
+            import_paths=import_paths,
+            unfinished_only=True,
+        )
 
 
 def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> View:
