@@ -2,13 +2,14 @@
 
 A stage names its hooks in `StageSpec`; they are plain functions that import no torch::
 
-    def estimate(config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured) -> Estimate
+    def estimate(config: Config, *, label: str, hardware: Hardware, retention: str,
+                 measured: Measured) -> Estimate
     def needs(config: Config) -> list[Need]
 
 `config` is the whole config of the cell; `label` the instance's, "" without `each`; `retention` the policy of
 that name: ``all``, ``best`` or ``none`` of a product's large files are kept in the end. An `estimate` raises
-`UserError` for what can never fit on the hardware. A hook is asked once a distinct stage, so ten thousand times
-for a large sweep: a tenth of a millisecond is a good time for it.
+`UserError` for what can never fit on the hardware. A hook is asked once for each distinct stage, ten thousand
+times for a large sweep: a tenth of a millisecond is a good time for it.
 """
 
 from __future__ import annotations

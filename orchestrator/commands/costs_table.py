@@ -12,7 +12,7 @@ from orchestrator.core.sweep import Cell
 from orchestrator.costs import DEVICES, Estimate
 
 MAX_GROUPS, MAX_NOTES = 40, 12
-COLUMNS = ("cells", "steps", "tokens", "EFLOP", "GPU-hours", "GPUs", "micro-batch", "disk GiB", "GiB a GPU")
+COLUMNS = ("cells", "steps", "tokens", "FLOP", "GPU-hours", "GPUs", "micro-batch", "disk GiB", "GiB a GPU")
 
 
 def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardware: HardwareSettings) -> None:
@@ -53,11 +53,11 @@ def _row(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> tuple[str,
         str(len(cells)),
         _span(one.num_steps for one in trained),
         amount(total.num_tokens),
-        f"{total.model_flops / 1e18:,.3g}",
+        amount(total.model_flops),
         hours(total.gpu_hours),
         _span(one.num_gpus for one in trained),
         _span(one.micro_batch for one in trained if one.micro_batch),
-        f"{total.disk_gib:,.3g}",
+        gib(total.disk_gib),
         _memory(max(trained, key=lambda one: one.memory_gib, default=Estimate())),
     )
 
@@ -78,14 +78,14 @@ def _span(values: Iterable[int]) -> str:
 def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None:
     device = f"{hardware.device} ({DEVICES[hardware.device].memory_gib:g} GiB)"
     print(
-        f"in total: {amount(totals['num_tokens'])} tokens, {totals['model_flops'] / 1e18:,.3g} EFLOP"
-        f" ({totals['hardware_flops'] / 1e18:,.3g} with recomputation),"
+        f"in total: {amount(totals['num_tokens'])} tokens, {amount(totals['model_flops'])}FLOP"
+        f" ({amount(totals['hardware_flops'])}FLOP with recomputation),"
         f" {hours(totals['gpu_hours'])} GPU-hours of training and {hours(totals['generation_gpu_hours'])} of"
         f" generating {counted(totals['num_generations'], 'answer')}, on {device}"
     )
     print(
-        f"  about {hours(totals['wall_hours'])} hours; disk {totals['disk_gib']:,.4g} GiB in the end,"
-        f" {totals['peak_disk_gib']:,.4g} GiB at the peak"
+        f"  about {duration(totals['wall_hours'])}; disk {gib(totals['disk_gib'])} GiB in the end,"
+        f" {gib(totals['peak_disk_gib'])} GiB at the peak"
     )
     notes = totals["assumptions"]
     for note in notes[:MAX_NOTES]:
@@ -96,7 +96,7 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
 
 def amount(number: float) -> str:
     """Returns a number with three digits and a prefix: ``23.4 G``."""
-    for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for size, prefix in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.3g}{prefix}"
     return f"{number:g}"
@@ -104,4 +104,14 @@ def amount(number: float) -> str:
 
 def hours(number: float) -> str:
     """Returns hours with as many digits as are worth reading."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
+
+
+def duration(number: float) -> str:
+    """Returns hours as hours, or minutes where there are few."""
+    return f"{number:,.1f} hours" if number >= 1 else f"{60 * number:.0f} minutes"
+
+
+def gib(number: float) -> str:
+    """Returns GiB with as many digits as are worth reading."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"

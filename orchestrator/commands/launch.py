@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from orchestrator import provenance
 from orchestrator.commands.ask import ask
 from orchestrator.commands.attend import attend, detach, make_launcher
-from orchestrator.commands.drift import print_code_drift
 from orchestrator.commands.costs import estimates_of
+from orchestrator.commands.drift import print_code_drift
 from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
 from orchestrator.commands.output import counted, outlive_the_reader
-from orchestrator.commands.plan import add_composing, engine_of, planned
+from orchestrator.commands.plan import add_composing, again, engine_of, planned
 from orchestrator.commands.view import View, sealed_view, split_store
 from orchestrator.compose import Composition
 from orchestrator.core.records import Revision
@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     launcher = make_launcher(settings, len(cells))
-    check_possible(view, cells, settings, launcher, import_paths)
+    refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=again("prefetch", args))
+    check_fit(view, cells, settings, launcher, import_paths)
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
     sealed = seal(ledger, composition, args.overrides) if composition else view
@@ -62,20 +63,18 @@ def run(args: argparse.Namespace) -> int:
     return attend(sealed.fresh(), request, launcher)
 
 
-def check_possible(
+def check_fit(
     view: View,
     cells: Sequence[Cell],
     settings: EngineSettings,
     launcher: Launcher,
     import_paths: Sequence[str],
 ) -> None:
-    """Refuses, before anything is recorded, cells that lack something here or cannot fit where they would run.
+    """Refuses, before anything is recorded, cells that cannot fit what one worker of the launcher has.
 
     Raises:
         UserError: there is such a cell.
     """
-    missing = missing_of(needs_of(view, cells, import_paths))
-    refuse_blocked(view, missing, f"sweep prefetch {view.sweep.name}{view.hint}")
     hardware = launcher.hardware()
     if hardware is not None:
         estimates_of(

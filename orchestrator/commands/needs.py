@@ -86,7 +86,7 @@ def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
         return hook(*args, **kwargs)
     except SweepError:
         raise
-    except Exception as error:  # noqa: BLE001 - hooks may be the user's own
+    except Exception as error:
         raise UserError(f"the hook {name} failed: {type(error).__name__}: {error}") from error
 
 

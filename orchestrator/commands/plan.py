@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     view, composition = planned(args.sweep, args.overrides, args.name)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     cells = view.select(args.only)
-    plan = _Plan(view, cells, settings, hardware_of(settings.hardware, args), import_paths)
+    hardware = hardware_of(settings.hardware, args)
+    plan = _Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args))
     if args.json:
         print_json(plan.as_json())
         return 0
@@ -102,8 +104,10 @@ class _Plan:
         settings: EngineSettings,
         hardware: HardwareSettings,
         import_paths: Sequence[str],
+        *,
+        prefetch: str,
     ) -> None:
-        self._view, self._cells, self._hardware = view, cells, hardware
+        self._view, self._cells, self._hardware, self._prefetch = view, cells, hardware, prefetch
         self._steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
         self._missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
         self._estimates: dict[str, Estimate] = costs.estimates_of(
@@ -173,12 +177,15 @@ class _Plan:
 
     def _summary(self, cell: Cell) -> str:
         if self._state(cell) is State.BLOCKED and cell.cell in self._missing:
-            return shorten(f"blocked: {'; '.join(map(told, self._missing[cell.cell]))}", 120)
+            return shorten(f"blocked by {', '.join(need.what for need in self._missing[cell.cell])}", 100)
         return _summary(self._view, cell, self._steps[cell.cell])
 
-    @property
-    def _prefetch(self) -> str:
-        return f"sweep prefetch {self._view.sweep.name}{self._view.hint}"
+
+def again(verb: str, args: argparse.Namespace) -> str:
+    """Returns the command that gives another verb what this one was given."""
+    only = [word for selector in args.only for word in ("--only", selector)]
+    name = ["--name", args.name] if args.name else []
+    return shlex.join(["sweep", verb, args.sweep, *args.overrides, *name, *only])
 
 
 def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[View, Composition | None]:

@@ -6,7 +6,7 @@ import argparse
 
 from orchestrator.commands.needs import call, distinct, missing_of, needs_of, told
 from orchestrator.commands.output import counted
-from orchestrator.commands.plan import add_composing, engine_of, planned
+from orchestrator.commands.plan import add_composing, again, engine_of, planned
 from orchestrator.commands.view import split_store
 from orchestrator.compose.schema import importable
 from orchestrator.errors import InfrastructureError, SweepError, UserError
@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     missing = distinct(missing_of(needs))
     print(f"{view.title}: {counted(len(distinct(needs)), 'need')}, {len(missing)} missing")
     problems: list[str] = []
+    fixes: list[str] = []
     with importable(import_paths):
         for number, need in enumerate(missing, start=1):
             print(f"[{number}/{len(missing)}] {told(need)}", flush=True)
@@ -36,14 +37,16 @@ def run(args: argparse.Namespace) -> int:
                 call(need.fetch, load(need.fetch, where=need.what), **need.arguments)
                 print("  there")
             except SweepError as error:
-                problems.append(str(error))
+                problems.append("\n  ".join(filter(None, (error.what, error.where, error.allowed))))
+                fixes.append(error.fix)
                 print("  failed")
     left = missing_of(needs_of(view, cells, import_paths))
     if problems or left:
         left_names = [told(need) for need in distinct(left)]
         raise InfrastructureError(
             f"{counted(len(left_names), 'need')} of {view.sweep.name} could not be fetched",
-            where="\n  ".join([*problems] or left_names),
+            where="\n  ".join(problems or left_names),
+            fix="; ".join(filter(None, dict.fromkeys(fixes))),
         )
-    print(f"{counted(len(cells), 'cell')} can run here: sweep launch {view.sweep.name}{view.hint}")
+    print(f"{counted(len(cells), 'cell')} can run here: {again('launch', args)}")
     return 0

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -120,13 +120,12 @@ def evaluate(
         return Estimate()
     task = costs.tasks[config.task.name]
     languages, tested = config.languages, config.evaluation.languages
-    num_validation = config.trainer.num_epochs * config["items"].num_validation if languages else 0
+    num_validation = config.trainer.num_epochs * (config["items"].num_validation or task.num_validation)
     num_test = config["items"].num_test or task.num_test
-    number = num_validation * len(languages) + num_test * len(tested)
+    number = num_validation * len(languages) + num_test * len(tested)  # no language, no validation
     model = model_of(config)
     if model is None:
         return Estimate(num_generations=number)
-    family = config.model.family
     tokens = num_validation * _item_tokens(config, costs, languages)
     tokens += num_test * _item_tokens(config, costs, tested)
     terms = _generation_terms(config, model, hardware, tokens / number)
@@ -139,7 +138,9 @@ def evaluate(
         hours = (
             2.0 * model.num_parameters * tokens / (hardware.peak_tflops * 1e12 * costs.generation_mfu * 3600)
         )
-        note = f"generation at {costs.generation_mfu:.0%} of the peak, answers as long as the {family or 'usual'} gold's"
+        note = (
+            f"generation at {costs.generation_mfu:.0%} of the peak (ours), answers as long as the gold ones"
+        )
     return Estimate(
         generation_gpu_hours=hours,
         wall_hours=hours,
@@ -161,7 +162,7 @@ def costs_of(config: Config) -> CostsConfig | None:
 
 
 def work_of(config: Config, costs: CostsConfig) -> Work:
-    """Counts rows, steps and tokens: ``num_epochs * ceil(n * L / global batch)`` steps, the last one partial."""
+    """Counts rows, steps and tokens: ``num_epochs * ceil(n * L / global batch)`` steps, the last partial."""
     task, items, languages = costs.tasks[config.task.name], config["items"], config.languages
     num_train = items.num_train or task.num_train
     num_rows = num_train * len(languages)
@@ -228,7 +229,7 @@ def load_of(config: Config, *, on_cpu: bool) -> Load:
         row_tokens=trainer.max_length_tokens,
         checkpointing=trainer.gradient_checkpointing,
         value_bytes=2 if trainer.precision == "bf16" else 4,
-        loss_chunk_tokens=trainer["loss_chunk_tokens"] if "loss_chunk_tokens" in trainer else None,
+        loss_chunk_tokens=dict(trainer).get("loss_chunk_tokens"),
         on_cpu=on_cpu,
     )
 
@@ -303,8 +304,8 @@ def _generation_terms(
 def _check_generation(config: Config, terms: Mapping[str, float], hardware: Hardware) -> None:
     if sum(terms.values()) > hardware.memory_gib:
         raise UserError(
-            f"{config.model.name} does not fit one device to generate: {sum(terms.values()):.1f} GiB are needed,"
-            f" {hardware.device} has {hardware.memory_gib:.0f} GiB",
+            f"{config.model.name} does not fit one device to generate: {sum(terms.values()):.1f} GiB"
+            f" are needed, {hardware.device} has {hardware.memory_gib:.0f} GiB",
             where=f"with evaluation.batch_size={config.evaluation.batch_size}",
             allowed=told(terms),
             fix="evaluation.batch_size=16, or --device",

@@ -19,6 +19,7 @@ class TaskFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Attributes:
         num_train: items a language where `items.num_train` is null.
+        num_validation: likewise.
         num_test: likewise.
         generated: tokens of a generated item; None for as many as real ones have.
         tokens: family of tokenizer to language to tokens of prompt and response.
@@ -26,6 +27,7 @@ class TaskFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     num_train: Annotated[int, msgspec.Meta(ge=1)]
+    num_validation: Annotated[int, msgspec.Meta(ge=1)]
     num_test: Annotated[int, msgspec.Meta(ge=1)]
     generated: Positive | None = None
     tokens: dict[str, dict[str, Positive]]

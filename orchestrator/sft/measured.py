@@ -89,7 +89,7 @@ def _key(config: Config) -> Key:
 def _cell(finished: Finished) -> _Cell | None:
     config = Config(finished.config)
     items = config["items"]
-    num_validation = config.trainer.num_epochs * items.num_validation * len(config.languages)
+    num_validation = config.trainer.num_epochs * (items.num_validation or 0) * len(config.languages)
     rows = finished.rows
     num_test = sum(row["num_items"] for row in rows if row.get("split") == "test" and row.get("num_items"))
     number = num_validation + num_test

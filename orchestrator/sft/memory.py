@@ -110,9 +110,9 @@ def terms_gib(
 ) -> Mapping[str, float]:
     """Returns what one device holds at the peak of a training step, in GiB.
 
-    ``state`` is sharded over the GPUs. ``weights`` are the copies in use (ours): of all in bf16 on one device,
-    and with FSDP of the embeddings, head and two layers, gathered in bf16 with fp32 gradients. ``layer`` is the
-    working set of the one layer that is computed (ours); without checkpointing all layers keep theirs.
+    ``state`` is sharded over the GPUs. ``weights`` are the copies in use (ours): in bf16 of all on one device;
+    with FSDP of embeddings, head and two layers, gathered in bf16 with fp32 gradients. ``layer`` is the working
+    set of the one layer that is computed (ours); without checkpointing all layers keep theirs.
     """
     tokens = micro_batch * load.row_tokens
     sharded = num_gpus > 1 and not load.on_cpu
@@ -138,13 +138,13 @@ def terms_gib(
 
 
 def _layer_values(model: Decoder) -> int:
-    """Values that one layer holds a token: the MLP's three products and input, queries, keys, values, norms."""
+    """Values that one layer holds a token: the MLP's products and input, queries, keys, values and norms."""
     attention = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
     return 4 * model.intermediate_size + attention + 8 * model.hidden_size
 
 
 def micro_batches(global_batch: int, num_gpus: int) -> list[int]:
-    """Returns the micro-batches that may be tried, largest first: powers of two that divide a device's rows."""
+    """Returns the micro-batches to try, largest first: the powers of two that divide a device's rows."""
     if global_batch % num_gpus:
         return []
     rows, sizes = global_batch // num_gpus, [1]
@@ -156,7 +156,7 @@ def micro_batches(global_batch: int, num_gpus: int) -> list[int]:
 def largest_micro_batch(
     model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, global_batch: int
 ) -> int | None:
-    """Returns the largest micro-batch that fits `num_gpus` devices of `memory_gib`; None when not even 1 does.
+    """Returns the largest micro-batch that fits `num_gpus` devices; None when not even 1 does.
 
     The `train` stage calls it when `trainer.micro_batch_size` is null, with the length of its longest row in
     `load` and what its device really has. The result never depends on anything that is random.

@@ -25,9 +25,8 @@ def models(config: Config) -> list[Need]:
         return []
     revision = config.model.revision or "main"
     missing = missing_files(path, revision)
-    problem = f"not in the cache: {missing}" if missing else ""
     arguments = {"repo_id": path, "revision": revision}
-    return [Need(what=f"model {path}@{revision}", problem=problem, fetch=FETCH_MODEL, arguments=arguments)]
+    return [Need(what=f"model {path}@{revision}", problem=missing, fetch=FETCH_MODEL, arguments=arguments)]
 
 
 PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (models,)
@@ -40,22 +39,22 @@ def of_cell(config: Config) -> list[Need]:
 
 
 def missing_files(repo_id: str, revision: str) -> str:
-    """Names what the hub's cache lacks of a model, "" when it holds config, tokenizer and all weights."""
+    """Says what the hub's cache lacks of a model, "" when it holds config, tokenizer and all weights."""
     config = _cached(repo_id, "config.json", revision)
     if config is None:
-        return "no such revision of it"
+        return "not in the cache"
     folder = config.parent
     if not any((folder / name).exists() for name in _TOKENIZERS):
-        return "its tokenizer"
+        return "no tokenizer in the cache"
     if (folder / _WEIGHTS).exists():
         return ""
     try:
         index = json.loads((folder / f"{_WEIGHTS}.index.json").read_text())
         shards = set(index["weight_map"].values())
     except (OSError, ValueError, KeyError):
-        return "its weights"
+        return "no weights in the cache"
     num_missing = sum(not (folder / shard).exists() for shard in shards)
-    return f"{num_missing} of {len(shards)} files of its weights" if num_missing else ""
+    return f"{num_missing} of {len(shards)} files of weights not in the cache" if num_missing else ""
 
 
 def _cached(repo_id: str, name: str, revision: str) -> Path | None:

@@ -10,6 +10,8 @@ from orchestrator.sft.needs import missing_files
 
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
 """Weights in one format, configs and tokenizer; no weights of other frameworks."""
+PROBE_S = 10.0
+"""How long to wait for the hub's first answer."""
 
 
 def model(*, repo_id: str, revision: str) -> None:
@@ -22,6 +24,8 @@ def model(*, repo_id: str, revision: str) -> None:
     from huggingface_hub import errors
 
     try:
+        if not huggingface_hub.constants.HF_HUB_OFFLINE:  # the client itself would try for 24 s, each time
+            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_S)
         huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(PATTERNS))
     except errors.GatedRepoError as error:
         raise InfrastructureError(
@@ -33,17 +37,15 @@ def model(*, repo_id: str, revision: str) -> None:
         raise InfrastructureError(f"the hub has no {repo_id}, or not for you", fix="set HF_TOKEN") from error
     except errors.RevisionNotFoundError as error:
         raise InfrastructureError(f"{repo_id} has no revision {revision}", fix="model.revision=") from error
-    except Exception as error:  # whatever the client's own HTTP library raises without a network
+    except Exception as error:
         offline = huggingface_hub.constants.HF_HUB_OFFLINE
-        raise InfrastructureError(
-            f"the hub cannot be reached for {repo_id}: "
-            + ("HF_HUB_OFFLINE is set" if offline else _first_line(error)),
-            fix="unset HF_HUB_OFFLINE"
-            if offline
-            else "run it where there is a network, with the same HF_HOME",
-        ) from error
+        why = "HF_HUB_OFFLINE is set" if offline else _first_line(error)
+        advice = (
+            "unset HF_HUB_OFFLINE" if offline else "run it where there is a network, with the same HF_HOME"
+        )
+        raise InfrastructureError(f"{repo_id} is not to be had from the hub: {why}", fix=advice) from error
     if missing := missing_files(repo_id, revision):
-        raise InfrastructureError(f"{repo_id}@{revision} came without {missing}")
+        raise InfrastructureError(f"{repo_id}@{revision} is incomplete: {missing}")
 
 
 def _first_line(error: Exception) -> str:
