@@ -16,6 +16,7 @@ from msgspec.structs import force_setattr
 
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import TASKS, lookup
+from orchestrator.sft.facts import CostsConfig
 from orchestrator.tasks.base import LANGUAGES
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -107,12 +108,12 @@ class TaskConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class TrainerConfig(_Frozen, frozen=True, kw_only=True):
-    """Optimisation. `global_batch_size` rows make one step whatever the micro-batch."""
+    """Optimisation. `global_batch_size` rows make one step whatever the micro-batch; null for what fits."""
 
     learning_rate: Rate
     num_epochs: Positive
     global_batch_size: Positive
-    micro_batch_size: Positive
+    micro_batch_size: Positive | None
     warmup_share: Share
     weight_decay: Rate
     max_grad_norm: Rate
@@ -121,7 +122,7 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
     gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
-        if self.global_batch_size % self.micro_batch_size:
+        if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"trainer.global_batch_size={self.global_batch_size} is not divisible by"
                 f" trainer.micro_batch_size={self.micro_batch_size}"
@@ -197,6 +198,7 @@ class CellConfig(_Frozen, frozen=True, kw_only=True):
     trainer: TrainerConfig
     data: DataConfig
     evaluation: EvaluationConfig
+    costs: CostsConfig | None = None
 
     def __post_init__(self) -> None:
         force_setattr(self, "languages", in_study_order(self.languages, key="languages"))

@@ -47,6 +47,7 @@ PREPARE = StageSpec(
     each={"language": "languages"},
     skip="languages=",
     preload=_PRELOAD,
+    needs="orchestrator.sft.needs:of_cell",
 )
 """One tokenised shard of one language, shared by all mixtures that hold it."""
 
@@ -69,6 +70,8 @@ TRAIN = StageSpec(
     after=("tokenizer", "base", "prepare"),
     skip="languages=",
     preload=_PRELOAD,
+    estimate="orchestrator.sft.estimate:train",
+    needs="orchestrator.sft.needs:of_cell",
 )
 """Fine-tuning on the mixture of shards: the weights of every epoch."""
 
@@ -91,5 +94,7 @@ EVALUATE = StageSpec(
     uses=("items.train_dir", "items.test_dir", "evaluation.batch_size", "device", *_MODEL_PATH),
     after=("tokenizer", "base", "train"),
     preload=_PRELOAD,
+    estimate="orchestrator.sft.estimate:evaluate",
+    needs="orchestrator.sft.needs:of_cell",
 )
 """Generation and scoring: selects an epoch by validation accuracy, then tests it."""
