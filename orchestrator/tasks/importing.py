@@ -97,7 +97,14 @@ def origin_of(source: Source) -> dataset.Origin:
     if len(digests) < len(source.files):  # the same name in several folders, or too large
         text = "".join(f"{path.name} {path.stat().st_size}\n" for path in source.files)
         digests = {"names and sizes": hashlib.sha256(text.encode()).hexdigest()}
-    return dataset.Origin(source=source.name, form=source.form, sha256=digests, note=source.note)
+    return dataset.Origin(
+        source=source.name,
+        form=source.form,
+        revision=source.revision,
+        commit=source.commit,
+        sha256=digests,
+        note=source.note,
+    )
 
 
 def verify(folder: Path) -> None:

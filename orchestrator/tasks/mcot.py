@@ -1,8 +1,8 @@
 """The form of mCoT-MATH's rows: a question and a worked answer in one of eleven languages.
 
 The release's `mcot_math.json` has ``{lang, question, answer}``; since revision 722a05f (April 2025) a file in
-`lang-id/` has ``{lang-id: "en-17", question, answer}``, which says which item a row translates (so public code
-reads them; the other field names below are guesses to be kind). Answers end in the study's answer sentence.
+`lang-id/` has ``{lang-id: "en-17", question, answer}``, which says which item a row translates. (So public
+code reads them; the other field names below are guesses, to be kind.) Answers end in the answer sentence.
 """
 
 from __future__ import annotations

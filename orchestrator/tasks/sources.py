@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from orchestrator.errors import UserError
 from orchestrator.tasks import api_files, math_files, mcot
 from orchestrator.tasks.base import LANGUAGES, Split
-from orchestrator.tasks.files import text_lines
 
 PIECE_CHARS = 1 << 22
 
@@ -49,6 +48,8 @@ class Source(NamedTuple):
         note: what a reader should know.
         equal_golds: leave out items whose answers differ between languages: translations gone wrong.
         by_place: items are found by their place in each language, so the answers must prove it.
+        revision: of a hub, as it was asked for.
+        commit: of a hub, as it was found.
     """
 
     form: str
@@ -59,6 +60,8 @@ class Source(NamedTuple):
     note: str = ""
     equal_golds: bool = False
     by_place: bool = False
+    revision: str | None = None
+    commit: str | None = None
 
 
 _SPLITS: Mapping[str, Split | None] = {
@@ -124,45 +127,51 @@ _API_NAMES = {
 
 def _math(path: Path) -> Source | None:
     if path.is_dir():
-        found = places(path, _MATH_NAMES)
-        if found:
-            is_mgsm = all(place.path.suffix == ".tsv" for place in found)
-            return _of_places(path, found, "mgsm" if is_mgsm else "worked", _math_rows, _math_line)
+        if found := places(path, _MATH_NAMES):
+            return _of_places(path.name, found, _math_rows, _math_line)
         pieces = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".json", ".jsonl"))
-        return mcot_source(pieces, path.name) if pieces else None
-    if path.suffix == ".tsv":
-        language = path.stem.removeprefix("mgsm_")
-        place = _Place(path, Split.TEST, language)
-        return _of_places(path, [place], "mgsm", _math_rows, _math_line) if language in LANGUAGES else None
-    if path.suffix == ".jsonl" and (path.name in _SPLITS or path.stem in LANGUAGES):
-        language = path.stem if path.stem in LANGUAGES else "en"
-        place = _Place(path, _SPLITS.get(path.name), language)
-        return _of_places(path, [place], "worked", _math_rows, _math_line)
-    return mcot_source([path], path.name) if path.suffix in (".json", ".jsonl", ".parquet") else None
+        return mcot_source(pieces, path.name)
+    return of_files([path], path.name)
+
+
+def of_files(paths: Sequence[Path], name: str) -> Source | None:
+    """Returns files of math as a source, by their names or else as rows of mCoT-MATH; None for neither."""
+    found = [
+        _Place(path, Split.TEST if known.startswith("mgsm_") else _SPLITS.get(known), language)
+        for language, names in _MATH_NAMES.items()
+        for known in names
+        for path in paths
+        if path.name == known
+    ]
+    if found:
+        return _of_places(name, found, _math_rows, _math_line)
+    return mcot_source([path for path in paths if path.suffix in (".json", ".jsonl", ".parquet")], name)
 
 
 def _api(path: Path) -> Source | None:
     if path.is_dir():
         found = places(path, _API_NAMES)
-        return _of_places(path, found, "api-bank", _api_rows, _api_line) if found else None
+        return _of_places(path.name, found, _api_rows, _api_line) if found else None
     if path.suffix not in (".json", ".jsonl"):
         return None
     language = path.stem if path.stem in LANGUAGES else "en"
     place = _Place(path, _SPLITS.get(path.name), language)
-    return _of_places(path, [place], "api-bank", _api_rows, _api_line)
+    return _of_places(path.name, [place], _api_rows, _api_line)
 
 
 _Rows = Callable[[_Place], Iterator[Raw]]
 
 
 def _of_places(
-    path: Path, found: Sequence[_Place], form: str, read: _Rows, line: Callable[[Raw], dict[str, str]]
+    name: str, found: Sequence[_Place], read: _Rows, line: Callable[[Raw], dict[str, str]]
 ) -> Source:
     def rows() -> Iterator[Raw]:
         for place in found:
             yield from read(place)
 
-    return Source(form, path.name, tuple(place.path for place in found), rows, line)
+    is_mgsm = all(place.path.suffix == ".tsv" for place in found)
+    form = "api-bank" if read is _api_rows else "mgsm" if is_mgsm else "worked"
+    return Source(form, name, tuple(place.path for place in found), rows, line)
 
 
 def _math_rows(place: _Place) -> Iterator[Raw]:
@@ -237,11 +246,16 @@ def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in text_lines(path):
-        try:
-            yield number, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"not JSON: {error}", where=f"{path}:{number}") from None
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, json.loads(line)
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text: {error.reason}", where=str(path)) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"not JSON: {error}", where=f"{path}:{number}") from None
 
 
 def _array(path: Path) -> Iterator[Any]:

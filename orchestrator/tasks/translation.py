@@ -48,7 +48,7 @@ def _values(
         if shape(value) != shape(found):
             yield f"the list or dict in {key} has another shape"
         if value and value in english["input"] and found not in other["input"]:
-            yield f"the value of {key} is in the English dialogue word for word, and not in the translated one"
+            yield f"the value of {key} is in the dialogue word for word in English only"
 
 
 def _turns(dialogue: str) -> list[str]:
