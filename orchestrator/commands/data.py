@@ -159,9 +159,8 @@ def _print(report: Any) -> None:
         rows.append((split.split, ",".join(numbers), each, f"{split.num_parallel:,}"))
     print_table(("split", "languages", "rows a language", "usable in all"), rows)
     print()
-    columns = ("lengths", "split", "language", "mean", "p95", "longest", "too long")
     print_table(
-        columns,
+        ("lengths", "split", "language", "mean", "p95", "longest", "too long"),
         [
             (
                 x.tokenizer,
@@ -177,9 +176,8 @@ def _print(report: Any) -> None:
     )
     if report.problems:
         print()
-        columns = ("problem", "split", "language", "number", "what", "such as")
         print_table(
-            columns,
+            ("problem", "split", "language", "number", "what", "such as"),
             [
                 (p.kind, p.split or "-", p.language or "-", f"{p.num:,}", p.text, ", ".join(p.examples))
                 for p in report.problems

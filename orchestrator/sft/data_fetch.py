@@ -1,4 +1,4 @@
-"""Makes a data set of releases of a hub, of local files, or of both; `fetch` is what `sweep prefetch` calls."""
+"""Makes a data set of releases of a hub or of local files; `fetch` is what `sweep prefetch` calls."""
 
 from __future__ import annotations
 

@@ -28,12 +28,10 @@ def download(hub_id: str, revision: str) -> Download:
         UserError: the hub has no such data set or revision, or does not give it to us.
         InfrastructureError: the hub cannot be reached.
     """
-    import httpx
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -50,7 +48,7 @@ def download(hub_id: str, revision: str) -> Download:
         raise UserError(
             f"the hub does not give {where}: {_line(error)}", fix="check id, revision, HF_TOKEN"
         ) from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - the hub's client has changed its HTTP library, and its errors, before
         raise InfrastructureError(
             f"the hub cannot be reached for {where}: {_line(error)}",
             fix="on a machine with network: sweep data import TASK SOURCE --out DIR; then data.TASK_dir=DIR",
@@ -61,7 +59,7 @@ def download(hub_id: str, revision: str) -> Download:
 
 
 def data_files(names: Sequence[str]) -> list[str]:
-    """Returns which files of a release hold its rows: those with item ids, MGSM's, Parquet or JSON, in this order."""
+    """Returns the files that hold a release's rows: with item ids, else MGSM's, else Parquet, else JSON."""
     groups = (
         [name for name in names if name.startswith("lang-id/")],
         [name for name in names if name.startswith("mgsm_") and name.endswith(".tsv")],

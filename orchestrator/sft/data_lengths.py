@@ -1,4 +1,4 @@
-"""Counts the tokens of items as `prepare` does: prompt with BOS if the tokenizer has the habit, response, end."""
+"""Counts the tokens of items as `prepare` does: prompt (with BOS where it is the habit), response, end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ def measures(names: Sequence[str]) -> dict[str, Measure]:
     Raises:
         UserError: there is no tokenizer.
     """
-    return {_short(name): _measure(name) for name in names}
+    short = [_short(name) for name in names]
+    return {
+        name if short.count(label) > 1 else label: _measure(name)
+        for name, label in zip(names, short, strict=True)
+    }
 
 
 def _short(name: str) -> str:

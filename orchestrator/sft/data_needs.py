@@ -25,7 +25,7 @@ def needs(config: Config) -> list[Need]:
             Need(
                 what=f"data of {task}",
                 problem=f"data.{task}_dir is not set, and no release is known",
-                advice=f"data.{task}_dir=FOLDER; sweep data describe {task} says what it holds and how to make one",
+                advice=f"data.{task}_dir=FOLDER; sweep data describe {task} says what it holds",
             )
         ]
     settings = msgspec.convert(items.to_dict(), ItemsConfig)

@@ -43,16 +43,17 @@ DESCRIPTIONS: Mapping[str, Description] = {
         },
         """Sources of math:
 
-  laihuiyuan/mCoT-MATH     from the hub; or its .json, .jsonl or .parquet files: rows {lang-id: "en-17", question,
-                           answer}, or {lang, id, question, answer}. Rows without ids are aligned by their place,
-                           and refused unless the answers agree. Items whose answers differ are left out
+  laihuiyuan/mCoT-MATH     from the hub; or its .json, .jsonl or .parquet files, of rows {lang-id: "en-17",
+                           question, answer} or {lang, id, question, answer}. Rows without ids are aligned by
+                           their place and refused unless the answers agree. Where answers differ between
+                           languages, the item is left out
   juletxara/mgsm           from the hub; or a folder with mgsm_<language>.tsv: question TAB answer (test)
   GSM8K                    a folder with train.jsonl, test.jsonl: {question, answer "... #### 18"} (English)
   FOLDER                   with <language>.jsonl in the form of GSM8K or of a data set, or with folders
                            train/, validation/, test/ of them
 """,
-        """  sweep data import math laihuiyuan/mCoT-MATH --test juletxara/mgsm --num-train 10000 --num-validation 200 \\
-      --out data/math
+        """  sweep data import math laihuiyuan/mCoT-MATH --test juletxara/mgsm --num-train 10000 \\
+      --num-validation 200 --out data/math
   sweep data import math gsm8k/ --num-validation 200 --out data/gsm8k
   sweep data check data/math --tokenizer Qwen/Qwen3-0.6B-Base
   sweep launch SWEEP data=parallel data.math_dir=data/math
@@ -68,14 +69,14 @@ DESCRIPTIONS: Mapping[str, Description] = {
 """,
         {
             "id": "GetUserToken-level-1-1.jsonl#0",
-            "instruction": "Generate an API request in the format of [ApiName(key1='value1', key2='value2', ...)]."
-            "\nThe current year is 2023.\n"
+            "instruction": "Generate an API request in the format of [ApiName(key1='value1', ...)].\n"
+            "The current year is 2023.\n"
             '{"name": "GetUserToken", "description": "Get the user token by username and password.", '
             '"input_parameters": {"username": {"type": "str", "description": "The username of the user."}, '
             '"password": {"type": "str", "description": "The password of the user."}}, '
             '"output_parameters": {"token": {"type": "str", "description": "The token of the user."}}}',
-            "input": "User: Can you help me get a user token? My username is JohnDoe and my password is pass123."
-            "\nGenerate API Request:\n",
+            "input": "User: Can you get me a token? My username is JohnDoe and my password is pass123.\n"
+            "Generate API Request:\n",
             "output": "API-Request: [GetUserToken(username='JohnDoe', password='pass123')]",
         },
         """Sources of api_calling (no translated API-Bank was published; `sweep data check` holds translations
@@ -83,8 +84,8 @@ against the English rows):
 
   level-1-api.json         API-Bank's test rows, English: {file, id, instruction, input, expected_output}
   lv3-api-train.json       API-Bank's training rows, English: {instruction, input, output}
-  FOLDER                   with <language>.json in the form of either, or with folders train/, validation/, test/
-                           of them. Rows without ids are aligned by their place
+  FOLDER                   with <language>.json in the form of either, or with folders train/, validation/,
+                           test/ of them. Rows without ids are aligned by their place
 """,
         """  sweep data import api_calling translated/ --num-validation 150 --out data/api
   sweep data import api_calling train/ --test test/ --num-validation 150 --out data/api

@@ -17,7 +17,7 @@ from orchestrator.errors import UserError
 from orchestrator.manifest import file_digest
 from orchestrator.tasks import api_files, dataset, math_files
 from orchestrator.tasks.answers import gold_number
-from orchestrator.tasks.base import LANGUAGES, Split
+from orchestrator.tasks.base import LANGUAGES, Split, check_language
 from orchestrator.tasks.files import natural, shuffled
 from orchestrator.tasks.sources import Raw, Source
 
@@ -71,6 +71,8 @@ def build(task: str, source: Source | None, test: Source | None, choice: Choice)
     Raises:
         UserError: a row is malformed, a language is missing, or there are too few items.
     """
+    for language in choice.languages:
+        check_language(language)
     parts = [_Part(task, one, is_test=one is test) for one in (source, test) if one is not None]
     if len(parts) == 2:
         parts[0].splits.pop(Split.TEST, None)
@@ -165,9 +167,11 @@ class _Part:
             ids, lines = self._take(split, choice, wanted, left_out)
             if len(ids) < (wanted or aside + 1):
                 raise UserError(
-                    f"{wanted or aside + 1} {split} items wanted, with those for validation",
+                    f"{wanted or aside + 1} {split} items wanted"
+                    + (f", {aside} of them to validate" if aside else ""),
                     where=self.source.name,
-                    allowed=f"{len(ids)} are usable in all of {', '.join(lines)}; left out: {dict(left_out)}",
+                    allowed=f"{len(ids)} are usable in all of {', '.join(lines)}; left out: "
+                    + (", ".join(f"{reason} {number}" for reason, number in left_out.items()) or "none"),
                 )
             if aside:
                 taken[Split.VALIDATION] = _Taken(sorted(ids[:aside], key=natural), lines)
