@@ -28,6 +28,7 @@ VERBS = {
     "discard": "void products after a bug fix",
     "cancel": "stop cells and keep them from being claimed",
     "collect": "the result rows as one table",
+    "report": "tables, figures and a page from the rows that there are",
     "doctor": "check this machine and the store",
 }
 
