@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from orchestrator.study import facts
 
 Row = Mapping[str, Any]
 NEEDED = ("model", "task", "languages", "eval_language", "num_items")
-SUFFIXES = (".parquet", ".csv", ".json")
 _BASELINE = frozenset({"", "none", "null", "nan", "na"})
 _ROUNDED = 0.005
-"""How far an `accuracy` may lie from the counts beside it: two decimals."""
+"""How far an `accuracy` may lie from the counts beside it, or else one item: it may be rounded, or they."""
 
 
 class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True):
@@ -56,30 +55,53 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """Reads the rows of a Parquet, CSV or JSON file, as `collect` writes them.
 
     Raises:
-        UserError: there is no such file, or it cannot be read as what its name says.
+        UserError: there is no such file, it cannot be read as what its name says, or it has no rows.
     """
     if not path.is_file():
         raise UserError(f"no file {path}", fix="sweep collect SWEEP --out rows.parquet makes one")
     suffix = path.suffix.lower()
+    if suffix not in _READERS:
+        raise UserError(f"{path} has none of the known endings", allowed=", ".join(_READERS))
     try:
-        if suffix == ".parquet":
-            import pyarrow.parquet
-
-            rows: list[dict[str, Any]] = pyarrow.parquet.ParquetFile(path).read().to_pylist()
-            return rows
-        if suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                return list(csv.DictReader(stream))
-        if suffix == ".json":
-            return msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]])
+        rows = _READERS[suffix](path)
     except (
         OSError,
         ValueError,
+        NotImplementedError,
         csv.Error,
-        msgspec.MsgspecError,
-    ) as error:  # pyarrow's errors are ValueErrors
-        raise UserError(f"{path} cannot be read as {suffix[1:]}: {str(error).splitlines()[0]}") from error
-    raise UserError(f"{path} has none of the known endings", allowed=", ".join(SUFFIXES))
+    ) as error:  # also pyarrow's, msgspec's
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as {suffix[1:]}: {first}") from error
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet
+
+    rows: list[dict[str, Any]] = pyarrow.parquet.ParquetFile(path).read().to_pylist()
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream, strict=True))
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise ValueError(f"row {number} has more fields than the header")
+    return rows
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    return msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]])
+
+
+_READERS: Mapping[str, Callable[[Path], list[dict[str, Any]]]] = {
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".json": _read_json,
+}
 
 
 def results(rows: Sequence[Row], *, where: str = "the table") -> list[Result]:
@@ -196,7 +218,7 @@ class _Reader:
             raise self._error("num_correct", f"it is more than num_items, {num_items}")
         if (
             accuracy is not None
-            and abs(accuracy - num_correct / num_items) > max(_ROUNDED, 0.5 / num_items) + 1e-9
+            and abs(accuracy - num_correct / num_items) > max(_ROUNDED, 1 / num_items) + 1e-9
         ):
             raise self._error("accuracy", f"the counts say {num_correct / num_items:.4f}")
         return num_correct

@@ -47,6 +47,8 @@ def table3(read: Sequence[Result], *, seed: int) -> dict[str, Any]:
         return _nothing("there are no rows")
     design, y = _design(read), numpy.array([result.accuracy for result in read])
     kept = _independent(design)
+    if len(kept) == 1:
+        return _nothing("nothing that the model knows differs between the rows")
     if len(read) < 2 * (len(kept) + 1):
         return _nothing(f"{len(read)} rows are too few for {len(kept)} coefficients")
     values = OLS(y, design[:, kept]).fit().params
