@@ -29,6 +29,7 @@ VERBS = {
     "discard": "void products after a bug fix",
     "cancel": "stop cells and keep them from being claimed",
     "collect": "the result rows as one table",
+    "report": "tables, figures and a page from the rows that there are",
     "data": "describe, import and check parallel task data",
     "doctor": "check this machine and the store",
 }

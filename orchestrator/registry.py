@@ -49,8 +49,14 @@ TRACKERS: Mapping[str, str] = {
 
 REPORTS: Mapping[str, str] = {
     "accuracy": "orchestrator.study.summary:write",
+    "study": "orchestrator.study.report:write",
 }
-"""`report` of a sweep to a function ``(rows, folder) -> list[Path]``."""
+"""`report` of a sweep to a function ``(rows, folder) -> list[Path]``; see `orchestrator.reporting`."""
+
+TABLES: Mapping[str, str] = {
+    "study": "orchestrator.study.table:read_table",
+}
+"""Report to a function ``(path) -> rows`` that reads a table from elsewhere."""
 
 
 def load(target: str, *, where: str = "") -> Any:

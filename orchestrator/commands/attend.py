@@ -9,15 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
 from orchestrator.commands.output import counted
+from orchestrator.commands.report import write_reports
 from orchestrator.commands.view import View, sealed_view
 from orchestrator.core.records import Request
 from orchestrator.core.settings import EngineSettings
@@ -25,10 +24,9 @@ from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.base import Launch, Launcher
-from orchestrator.registry import LAUNCHERS, REPORTS, lookup
+from orchestrator.registry import LAUNCHERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
-from orchestrator.store.table import collect_rows
 from orchestrator.worker.main import preload
 
 POLL_S, REFRESH_S, LINE_S = 0.1, 1.0, 10.0
@@ -85,7 +83,8 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     print_failures(view, cells)
-    write_reports(view)
+    if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
+        write_reports(view)
     if counts[State.DONE] == len(cells):
         return 0
     if launcher.refusal() and not stopper.count:
@@ -218,26 +217,6 @@ def print_failures(view: View, cells: list[Cell]) -> None:
             print(f"    sweep logs {view.sweep.name} {cell.cell} --stage {node.name}{view.hint}")
     if groups:
         print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
-
-
-def write_reports(view: View) -> None:
-    """Writes the sweep's reports from the rows that there are; a report that fails costs no result."""
-    rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
-    if not rows:
-        return
-    folder = view.ledger.objects.workspace(layout.report(view.sweep.name))
-    for name in view.sweep.report:
-        try:
-            paths: list[Path] = lookup(REPORTS, name, kind="report")(rows, folder)
-        except Exception as error:  # noqa: BLE001 - reports may be the user's own
-            traceback.print_exc()
-            print(f"the report {name} failed: {error}", file=sys.stderr)
-            continue
-        for path in paths:
-            if path.suffix == ".md":
-                print(f"\n{path.read_text().rstrip()}")
-        print("\n" + "\n".join(str(path) for path in paths))
-    view.ledger.objects.upload(layout.report(view.sweep.name))
 
 
 def main(argv: list[str] | None = None) -> int:

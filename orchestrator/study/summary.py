@@ -8,33 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.study.figure import draw
-from orchestrator.study.statistics import wilson
+from orchestrator.study.statistics import Count, pool
+from orchestrator.study.table import languages_of
 
 Row = Mapping[str, Any]
 _NEEDED = ("task", "model", "split", "eval_language", "languages", "num_correct", "num_items")
-
-
-class Pool(NamedTuple):
-    """Right answers pooled over rows."""
-
-    num_correct: int
-    num_items: int
-
-    @property
-    def share(self) -> float:
-        """The accuracy."""
-        return self.num_correct / self.num_items
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval."""
-        return wilson(self.num_correct, self.num_items)
-
-    def __str__(self) -> str:
-        return f"{100 * self.share:.1f}" if self.num_items else "–"
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -73,16 +54,16 @@ def _cells(rows: Sequence[Row], languages: Sequence[str]) -> list[str]:
     mixture = _mixture(rows[0])
     cells = [str(len(mixture))]
     for inside in (True, False):
-        pool = _pool(row for row in rows if (row["eval_language"] in mixture) is inside)
-        low, high = pool.interval
-        cells.append(f"{pool} [{100 * low:.0f}, {100 * high:.0f}]" if pool.num_items else "–")
+        count = _pool(row for row in rows if (row["eval_language"] in mixture) is inside)
+        low, high = count.interval
+        cells.append(f"{_percent(count)} [{100 * low:.0f}, {100 * high:.0f}]" if count.num_items else "–")
     for language in languages:
-        pool = _pool(row for row in rows if row["eval_language"] == language)
-        cells.append(f"{pool}{'*' if language in mixture else ''}")
+        count = _pool(row for row in rows if row["eval_language"] == language)
+        cells.append(f"{_percent(count)}{'*' if language in mixture else ''}")
     return cells
 
 
-def series(rows: Sequence[Row]) -> dict[str, dict[tuple[str, bool], dict[int, Pool]]]:
+def series(rows: Sequence[Row]) -> dict[str, dict[tuple[str, bool], dict[int, Count]]]:
     """Returns task to (model, whether trained on the evaluation language) to number of languages to pool."""
     found: dict[str, dict[tuple[str, bool], dict[int, list[Row]]]] = {}
     for row in rows:
@@ -107,13 +88,15 @@ def _groups(rows: Iterable[Row]) -> list[tuple[tuple[str, str], list[Row]]]:
 
 
 def _mixture(row: Row) -> tuple[str, ...]:
-    names = row["languages"] or ""
-    return tuple(name for name in (names.split(",") if isinstance(names, str) else names) if name)
+    return languages_of(row["languages"])
 
 
-def _pool(rows: Iterable[Row]) -> Pool:
-    listed = list(rows)
-    return Pool(sum(int(row["num_correct"]) for row in listed), sum(int(row["num_items"]) for row in listed))
+def _pool(rows: Iterable[Row]) -> Count:
+    return pool((int(row["num_correct"]), int(row["num_items"])) for row in rows)
+
+
+def _percent(count: Count) -> str:
+    return f"{100 * count.share:.1f}" if count.num_items else "–"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,0 +1,129 @@
+"""From a view of the store to the facts that reports are told: states, retries, launches, hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator import provenance
+from orchestrator.commands.view import View
+from orchestrator.core.records import Request, Start
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Node
+from orchestrator.core.tree import dotted_keys, pick
+from orchestrator.reporting import About, AttemptFacts, CellFacts, LaunchFacts, RetryFacts
+from orchestrator.store import layout
+
+PACKAGES = ("accelerate", "numpy", "polysweep", "scipy", "statsmodels", "torch", "transformers", "vllm")
+"""Whose versions a report names; a launch's record holds those of all."""
+
+
+def about(view: View) -> About:
+    """Reads the facts of a revision; of attempts only those of stages that took more than one."""
+    sharing: dict[str, list[str]] = {}
+    for cell in view.sweep.cells:
+        for digest in cell.chain:
+            sharing.setdefault(digest, []).append(cell.cell)
+    retries = tuple(
+        _retry(view, view.sweep.nodes[digest], tuple(cells))
+        for digest, cells in sharing.items()
+        if view.stages[digest].attempts > 1
+    )
+    requests = [request for request in view.requests if request.verb in ("launch", "rerun")]
+    return About(
+        sweep=view.sweep.name,
+        revision=view.number,
+        sealed=view.sealed,
+        description=view.sweep.description,
+        stages=tuple(view.sweep.specs),
+        cells=tuple(_cells(view)),
+        retries=retries,
+        launches=tuple(_launch(request) for request in requests if request.revision == view.number),
+        hosts=tuple(sorted(_hosts(view))),
+        made_at=provenance.now(),
+        notes=tuple(view.problems),
+    )
+
+
+def _cells(view: View) -> Iterator[CellFacts]:
+    for cell in view.sweep.cells:
+        status = view.cells[cell.cell]
+        yield CellFacts(
+            cell=cell.cell,
+            axes=cell.axes,
+            columns=cell.columns,
+            config=cell.config,
+            state=str(status.state),
+            cause=str(status.cause or ""),
+            reason=status.reason,
+            num_attempts=status.attempts,
+        )
+
+
+def _retry(view: View, node: Node, cells: tuple[str, ...]) -> RetryFacts:
+    attempts = view.ledger.attempts(node)
+    superseded = {
+        later.claim.supersedes.attempt: later.claim.supersedes
+        for later in attempts
+        if later.claim is not None and later.claim.supersedes is not None
+    }
+    facts, before = [], None
+    for attempt in attempts:
+        lost = superseded.get(attempt.number)
+        outcome, why, message = "open", "", attempt.problem
+        if attempt.end is not None:
+            outcome, message = attempt.end.outcome, attempt.end.message
+            why = str(attempt.end.cause or attempt.end.why)
+        elif lost is not None:
+            outcome, why, message = "lost", str(lost.cause), lost.evidence
+        changed = _changed(before, attempt.start)
+        facts.append(
+            AttemptFacts(number=attempt.number, outcome=outcome, why=why, message=message, changed=changed)
+        )
+        before = attempt.start or before
+    return RetryFacts(stage=node.name, cells=cells, attempts=tuple(facts))
+
+
+def _changed(before: Start | None, now: Start | None) -> dict[str, tuple[Any, Any]]:
+    """What an attempt was given otherwise than the one before: that is what a remedy does."""
+    if before is None or now is None:
+        return {}
+    found = {}
+    for key in sorted({*dotted_keys(before.uses), *dotted_keys(now.uses)}):
+        old, new = pick(before.uses, key), pick(now.uses, key)
+        if not isinstance(old, Mapping) and not isinstance(new, Mapping) and old != new:
+            found[key] = (_plain(old), _plain(new))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | list | None) else None
+
+
+def _hosts(view: View) -> set[str]:
+    hosts = set()
+    for digest, status in view.stages.items():
+        done = view.snapshot.evidence(digest).done
+        if status.state is State.DONE and done is not None:
+            node = view.sweep.nodes[digest]
+            key = layout.attempt(node.stage, digest, done.attempt, layout.START)
+            start, _ = view.ledger.read(key, Start)
+            if start is not None and (host := start.provenance.get("host")):
+                hosts.add(str(host))
+    return hosts
+
+
+def _launch(request: Request) -> LaunchFacts:
+    known = request.provenance
+    git, packages = known.get("git") or {}, known.get("packages") or {}
+    commit = str(git.get("commit", ""))[:12] + ("+" if git.get("dirty") else "")
+    return LaunchFacts(
+        number=request.number,
+        verb=request.verb,
+        command=str(known.get("command", "")),
+        by=request.by,
+        at=request.at,
+        code=" ".join(filter(None, (commit, str(known.get("polysweep", ""))))),
+        packages={name: str(packages[name]) for name in PACKAGES if name in packages},
+        python=str(known.get("python", "")),
+    )

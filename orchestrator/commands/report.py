@@ -1,0 +1,160 @@
+"""`sweep report`: tables, figures and pages from the rows that there are, of a sweep or of a table.
+
+What a report says is the report's own; here is only which ones, from which rows, and where they go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.commands.facts import about
+from orchestrator.commands.view import View, add_store, no_overrides, open_view
+from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.registry import REPORTS, TABLES, lookup
+from orchestrator.reporting import About, call, wants_facts
+from orchestrator.store import layout
+from orchestrator.store.table import Rows, collect_rows
+
+DEFAULT = "study"
+"""The report of a table, and of a sweep that names none."""
+
+NUMBERS = "report.json"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument(
+        "sweep",
+        metavar="SWEEP",
+        nargs="?",
+        help="a name or a path to a YAML file, with @k for revision k",
+    )
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="rows as `collect` writes them: .parquet or .csv"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: the sweep's report folder in the store"
+    )
+    parser.add_argument("--json", action="store_true", help=f"print {NUMBERS} alone")
+    add_store(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the reports and says where."""
+    if args.table is not None:
+        return _of_table(args)
+    if args.sweep is None:
+        raise UserError("a report of what?", fix="sweep report SWEEP, or sweep report --table FILE --out DIR")
+    view = open_view(args.sweep, no_overrides(args.words))
+    place = args.out.absolute() if args.out else None
+    if place is None and not view.sealed:
+        print(f"{view.title}: nothing is done yet, and the store has no folder for its report")
+        print(f"  sweep launch {args.sweep}{view.hint}, or --out DIR for what is planned")
+        return 0
+    _check_folder(place)
+    written, errors = _write_all(view, view.sweep.report or (DEFAULT,), place)
+    if not args.json:
+        view.warn()
+    _say(written, args.json)
+    for error in errors[1:]:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        raise errors[0]
+    return 0
+
+
+def _of_table(args: argparse.Namespace) -> int:
+    words = [word for word in [args.sweep, *args.words] if word]
+    if words:
+        raise UserError(f"either a sweep or a table: {words[0]!r} beside --table {args.table}")
+    if args.out is None:
+        raise UserError("a table's report needs a folder", fix="--out DIR")
+    _check_folder(args.out)
+    rows: Rows = lookup(TABLES, DEFAULT, kind="table")(args.table)
+    folder = args.out.absolute()
+    _say(_write(DEFAULT, rows, folder, facts=None, where=str(args.table)), args.json)
+    return 0
+
+
+def write_reports(view: View) -> None:
+    """Writes the sweep's reports at the end of a launch; one that fails costs no result."""
+    written, errors = _write_all(view, view.sweep.report, None)
+    for path in written:
+        if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
+            print(f"\n{path.read_text(encoding='utf-8').rstrip()}")  # a report of a page or two
+    if written:
+        print()
+        _say(written, as_json=False)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+
+
+def _write_all(view: View, names: Sequence[str], place: Path | None) -> tuple[list[Path], list[SweepError]]:
+    """Writes some reports of a sweep; returns their files, and what went wrong with the others."""
+    if not names:
+        return [], []
+    rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
+    facts = about(view)
+    folder = place or view.ledger.objects.workspace(layout.report(view.sweep.name))
+    _make_importable(view)
+    written: list[Path] = []
+    errors: list[SweepError] = []
+    for name in names:
+        try:
+            written += _write(name, rows, folder, facts=facts, where=view.title)
+        except SweepError as error:
+            errors.append(error)
+        except Exception as error:  # noqa: BLE001 - reports may be the user's own
+            if not isinstance(error, OSError):
+                traceback.print_exc()
+            said = f"the report {name} failed: {type(error).__name__}: {error}"
+            errors.append(InfrastructureError(said))
+    if place is None:
+        view.ledger.objects.upload(layout.report(view.sweep.name))
+    return written, errors
+
+
+def _write(name: str, rows: Rows, folder: Path, *, facts: About | None, where: str) -> list[Path]:
+    report = lookup(REPORTS, name, kind="report")
+    if not rows and not wants_facts(report):
+        print(f"{where}: no rows yet, so nothing for the report {name}", file=sys.stderr)
+        return []
+    return call(report, rows, folder, about=facts)
+
+
+def _make_importable(view: View) -> None:
+    """Lets a report of the user's own be found where the last launch found the stages."""
+    folders = next((request.import_paths for request in reversed(view.requests) if request.import_paths), ())
+    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+
+
+def _check_folder(folder: Path | None) -> None:
+    """Refuses what can be no folder before anything is computed, rather than after.
+
+    Raises:
+        UserError: a file is in the way.
+        InfrastructureError: nothing can be written there.
+    """
+    if folder is None:
+        return
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is no folder", where=f"--out {folder}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InfrastructureError(f"{nearest} cannot be written", where=f"--out {folder}")
+
+
+def _say(written: Sequence[Path], as_json: bool) -> None:
+    if not as_json:
+        print("\n".join(str(path) for path in written))
+        return
+    for path in written:
+        if path.name == NUMBERS:
+            sys.stdout.write(path.read_text(encoding="utf-8").rstrip() + "\n")

@@ -1,0 +1,207 @@
+"""The tables about how the results came to be: what is missing, deviations, retries, hours, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.study.coverage import ABSENT as ABSENT_STATE
+from orchestrator.study.coverage import PARTIAL
+from orchestrator.study.deviations import value_text, values_text
+from orchestrator.study.names import ABSENT, counted, number, task_name
+from orchestrator.study.tabular import Table
+
+Report = Mapping[str, Any]
+_MOST_CELLS = 6
+_STATES = {ABSENT_STATE: "have no rows", PARTIAL: "have rows of some languages only"}
+
+
+def missing(report: Report) -> Table:
+    """Returns the missing cells, a row a state, model and task."""
+    rows = [
+        (
+            " ".join(filter(None, [group["state"], f"({group['cause']})" if group["cause"] else ""])),
+            group["model"] or ABSENT,
+            task_name(group["task"]) if group["task"] else ABSENT,
+            f"{group['num_cells']:,}",
+            ", ".join(group["names"]),
+            "; ".join(group["reasons"]),
+        )
+        for group in report["status"]["groups"]
+    ]
+    return Table(
+        "missing", "Missing cells", ("state", "model", "task", "#cells", "mixtures", "why"), rows,
+        "Figures and tables are computed from the cells that are there.",
+    )  # fmt: skip
+
+
+def ours(report: Report) -> Table:
+    """Returns the settings that the paper does not give."""
+    known = report["ledger"]["known"]
+    rows = []
+    for entry in report["ledger"]["ours"]:
+        used = values_text(entry["values"])
+        if not entry["key"] and entry["values"] is None:
+            used = "as by default" if known else "unknown"
+        elif not used:
+            used = "no such setting" if known else "unknown"
+        flag = {True: "differs from our default", False: "", None: ""}[entry["differs"]]
+        default = ABSENT if entry["default"] is None else value_text(entry["default"])
+        rows.append((entry["what"], entry["key"] or ABSENT, default, used, flag, entry["why"]))
+    return Table(
+        "deviations-ours",
+        "The paper is silent: what we took",
+        ("what", "setting", "our default", "in these cells", "note", "why"),
+        rows,
+        "" if known else "A table does not say how its cells were configured.",
+    )
+
+
+def differs(report: Report) -> Table:
+    """Returns where the cells differ from what the paper says."""
+    return Table(
+        "deviations-paper",
+        "Different from the paper",
+        ("what", "setting", "paper", "in these cells", "where the paper says so"),
+        [
+            (e["what"], e["key"], value_text(e["default"]), values_text(e["values"]), e["why"])
+            for e in report["ledger"]["differs"]
+        ],
+    )
+
+
+def retries(report: Report) -> Table:
+    """Returns the stages that were tried more than once, and what was changed."""
+    rows = []
+    for retry in report["retries"]:
+        cells = retry["cells"]
+        named = ", ".join(cells[:_MOST_CELLS]) + (
+            f" and {len(cells) - _MOST_CELLS} more" if len(cells) > _MOST_CELLS else ""
+        )
+        history = [_attempt(attempt) for attempt in retry["attempts"]]
+        remedies = [
+            f"attempt {attempt['number']}: {key} {value_text(before)} → {value_text(now)}"
+            for attempt in retry["attempts"]
+            for key, (before, now) in attempt["changed"].items()
+        ]
+        rows.append((retry["stage"], named, "; ".join(history), "; ".join(remedies) or ABSENT))
+    return Table(
+        "retries",
+        "Stages that took more than one attempt",
+        ("stage", "cells", "attempts", "changed settings"),
+        rows,
+        "A setting that an attempt was given otherwise than the one before is a remedy; it changes no identity.",
+    )
+
+
+def _attempt(attempt: Mapping[str, Any]) -> str:
+    why = f" ({attempt['why']})" if attempt["why"] else ""
+    said = f": {attempt['message']}" if attempt["message"] and attempt["outcome"] != "succeeded" else ""
+    return f"{attempt['number']} {attempt['outcome']}{why}{said}"
+
+
+def hours(report: Report) -> Table:
+    """Returns training time by model."""
+    spent = report["gpu_hours"]
+    rows = [
+        (e["model"], f"{e['num_cells']:,}", number(e["hours"], digits=2), f"{e['num_tokens']:,}")
+        for e in spent["by_model"]
+    ]
+    if rows:
+        tokens = sum(e["num_tokens"] for e in spent["by_model"])
+        rows.append(("all", f"{spent['num_cells']:,}", number(spent["total"], digits=2), f"{tokens:,}"))
+    notes = ["Seconds of training times devices, of the attempts that count; evaluation is not in it."]
+    if not spent["devices_known"]:
+        notes.append("The rows do not say on how many devices: one is assumed.")
+    if spent["devices"]:
+        notes.append(f"Devices: {', '.join(spent['devices'])}.")
+    return Table(
+        "hours",
+        "Device-hours of training",
+        ("model", "#cells", "#hours", "#training tokens"),
+        rows,
+        " ".join(notes),
+    )
+
+
+def codes(report: Report) -> Table:
+    """Returns the versions of the code that made the results."""
+    return Table(
+        "code",
+        "Versions of the code that made the results",
+        ("commit and digest", "#cells"),
+        [(entry["code"], f"{entry['num_cells']:,}") for entry in report["provenance"]["codes"]],
+    )
+
+
+def launches(report: Report) -> Table:
+    """Returns what was typed, when and by whom."""
+    rows = [
+        (
+            str(entry["number"]),
+            entry["at"],
+            entry["by"],
+            entry["command"],
+            entry["code"],
+            _packages(entry),
+        )
+        for entry in report["provenance"]["launches"]
+    ]
+    return Table("launches", "Launches", ("#request", "at (UTC)", "by", "command", "code", "packages"), rows)
+
+
+def _packages(entry: Mapping[str, Any]) -> str:
+    versions = {"Python": entry["python"], **entry["packages"]}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+def headline(report: Report) -> list[str]:
+    """Says in a few sentences what was run and where it stands."""
+    state, sweep = report["status"], report["sweep"]
+    said = []
+    if sweep["description"]:
+        said.append(sweep["description"].rstrip(".") + ".")
+    if not state["num_cells"]:
+        said.append("The table holds no results.")
+        return said
+    if not state["num_rows"]:
+        cells = counted(state["num_cells"], "cell")
+        said.append(f"Nothing is done yet: 0 of {cells}, so there are no results to show.")
+        return said
+    others = ", ".join(
+        f"{num:,} {_STATES.get(name, name)}" for name, num in state["states"].items() if name != "done"
+    )
+    whole = "All" if state["num_done"] == state["num_cells"] else f"{state['num_done']:,} of"
+    said.append(
+        f"{whole} {counted(state['num_cells'], 'cell')} {_are(state['num_done'])} done"
+        + (f"; {others}." if others else ".")
+    )
+    said.append(f"Results: {counted(state['num_rows'], 'row')} of a cell and evaluation language.")
+    verdicts = [entry["verdict"] for entry in report["verdicts"]]
+    counts = [f"{verdicts.count(name)} {name}" for name in dict.fromkeys(verdicts)]
+    said.append(f"Of {len(verdicts)} published numbers: {', '.join(counts)}.")
+    return said
+
+
+def _are(num: int) -> str:
+    return "is" if num == 1 else "are"
+
+
+def grid(report: Report) -> Table:
+    """Returns what the results are of: models, tasks, mixtures, languages."""
+    swept: Mapping[str, Sequence[str]] = report["swept"]
+    names = {
+        "models": "models",
+        "tasks": "tasks",
+        "mixtures": "mixtures",
+        "eval_languages": "evaluation languages",
+    }
+    return Table(
+        "grid",
+        "What was run",
+        ("axis", "#number", "values"),
+        [
+            (label, str(len(swept[key])), ", ".join(map(str, swept[key])) or ABSENT)
+            for key, label in names.items()
+        ],
+    )

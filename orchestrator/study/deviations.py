@@ -1,0 +1,217 @@
+"""The deviation ledger: what the paper leaves open and what we took, and where cells differ from the paper.
+
+The paper is arXiv 2604.13286, sections 3 and 4. A key is that of a cell's config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from orchestrator.reporting import About, CellFacts
+from orchestrator.study import facts
+
+_MOST_VALUES = 6
+_NONE = object()
+
+
+class Setting(NamedTuple):
+    """A setting of a cell, and what it should be.
+
+    Attributes:
+        what: for people.
+        key: in the config, "" for what no setting changes.
+        value: the paper's, or ours where the paper is silent; by task where the two have different ones.
+        why: where the value comes from.
+        trained_only: whether it means nothing to an untrained baseline.
+    """
+
+    what: str
+    key: str
+    value: Any
+    why: str
+    trained_only: bool = True
+
+
+PAPER = (
+    Setting("learning rate", "trainer.learning_rate", 1e-5, "section 3"),
+    Setting("epochs", "trainer.num_epochs", 6, "section 3"),
+    Setting("global batch", "trainer.global_batch_size", 512, "section 3"),
+    Setting("warm-up share", "trainer.warmup_share", 0.03, "section 3"),
+    Setting("weight decay", "trainer.weight_decay", 0.01, "section 3"),
+    Setting("gradient checkpointing", "trainer.gradient_checkpointing", True, "section 3"),
+    Setting("examples a GPU", "trainer.micro_batch_size", 64, "section 3; changes no result but rounding"),
+    Setting(
+        "training items a language", "items.num_train", {"math": 10_000, "api_calling": 3_024},
+        "section 3; 3,174 API calls less 150 for validation",
+    ),
+    Setting(
+        "validation items a language", "items.num_validation", {"math": 200, "api_calling": 150}, "section 3"
+    ),
+    Setting("test items a language", "items.num_test", {"math": 250, "api_calling": 399}, "section 3", False),
+    Setting("evaluation languages", "evaluation.languages", list(facts.EVAL_LANGUAGES), "section 3", False),
+)  # fmt: skip
+"""What the paper says."""
+
+OURS = (
+    Setting("the two extras of the mixtures of six", "", list(facts.TWO_EXTRAS),
+            "the paper shows them only in a figure that we could not read"),
+    Setting("revision of the model", "model.revision", _NONE, "the paper names no commit", False),
+    Setting("seed", "seed", 0, "the paper names no seed and no repetitions"),
+    Setting("longest example, in tokens", "trainer.max_length_tokens", 2_048,
+            "what is longer is counted, and never cut silently"),
+    Setting("precision", "trainer.precision", "bf16", "bf16 with fp32 optimizer state"),
+    Setting("gradient clipping", "trainer.max_grad_norm", 1.0, "the usual value"),
+    Setting("longest answer, in tokens", "evaluation.max_new_tokens", 512,
+            "greedy decoding, cut where the next question begins", False),
+    Setting("where items come from", "items.source", _NONE,
+            "no release of the translated API-calling data was found", False),
+)  # fmt: skip
+"""Where the paper is silent and we have a setting."""
+
+FIXED = (
+    ("checkpoints", "one an epoch"),
+    ("tie at the selection of a checkpoint", "the earliest wins"),
+    ("loss", "on the response alone"),
+    ("last partial batch", "kept: steps = epochs x ceil(items x languages / global batch)"),
+    ("decoding", "greedy, zero-shot, for the pretrained baselines too"),
+    ("vision tower of Gemma-3-4B", "unused and frozen"),
+    ("model above one GPU's memory", "sharded (FSDP)"),
+)
+"""Where the paper is silent and the code has one answer."""
+
+
+def ledger(about: About | None) -> dict[str, Any]:
+    """Returns `ours` and `differs`, with the values of the sweep's cells and how many cells have each.
+
+    Without facts of a sweep the configs are unknown: the values are then null, and `differs` is empty.
+    """
+    cells = about.cells if about is not None else ()
+    ours = [_entry(setting, cells) for setting in OURS]
+    ours += [
+        {"what": what, "key": "", "default": text, "why": "", "values": None, "differs": None}
+        for what, text in FIXED
+    ]
+    differs = [entry for setting in PAPER if (entry := _entry(setting, cells))["differs"]]
+    differs += _grid(cells)
+    return {"known": about is not None, "ours": ours, "differs": differs}
+
+
+def _entry(setting: Setting, cells: Sequence[CellFacts]) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    differs = False
+    for cell in cells:
+        if setting.trained_only and not _languages(cell):
+            continue
+        value = _extras(cell) if not setting.key else _pick(cell.config, setting.key)
+        if value is _NONE:
+            continue
+        counts[_text(value)] += 1
+        wanted = _wanted(setting, cell)
+        differs = differs or (wanted is not _NONE and _text(value) != _text(wanted))
+    default = None if setting.value is _NONE else setting.value
+    values = [{"value": json.loads(text), "num_cells": num} for text, num in counts.most_common()]
+    return {
+        "what": setting.what,
+        "key": setting.key,
+        "default": default,
+        "why": setting.why,
+        "values": values or None,
+        "differs": differs if values else None,
+    }
+
+
+def _grid(cells: Sequence[CellFacts]) -> list[dict[str, Any]]:
+    """Compares what was swept: models, tasks and mixtures."""
+    if not cells:
+        return []
+    wanted: tuple[tuple[str, str, list[str], Callable[[CellFacts], str | None]], ...] = (
+        ("models", "model", sorted(facts.PARAMETERS), _model),
+        (
+            "tasks",
+            "task.name",
+            sorted(facts.TASKS),
+            lambda cell: str(_known(_pick(cell.config, "task.name"))),
+        ),
+        (
+            "mixtures",
+            "languages",
+            sorted({facts.label_of(names) for names in facts.mixtures()}),
+            lambda cell: facts.label_of(facts.in_order(_languages(cell))),
+        ),
+    )
+    entries = []
+    for what, key, theirs, label in wanted:
+        counts = Counter(found for cell in cells if (found := label(cell)) is not None)
+        if sorted(counts) != theirs:
+            values = [{"value": name, "num_cells": num} for name, num in sorted(counts.items())]
+            why = f"the study has {len(theirs)}"
+            entries.append(
+                {"what": what, "key": key, "default": theirs, "why": why, "values": values, "differs": True}
+            )
+    return entries
+
+
+def _model(cell: CellFacts) -> str:
+    name = _pick(cell.config, "model.path")
+    if not isinstance(name, str):
+        name = _known(_pick(cell.config, "model.name"))
+    return facts.canonical_model(str(name))
+
+
+def _extras(cell: CellFacts) -> Any:
+    languages = _languages(cell)
+    is_six = len(languages) == 6 and facts.left_out(languages) is not None
+    return [name for name in languages if name not in facts.CORE] if is_six else _NONE
+
+
+def _languages(cell: CellFacts) -> list[str]:
+    found = _pick(cell.config, "languages")
+    return [str(name) for name in found] if isinstance(found, list | tuple) else []
+
+
+def _wanted(setting: Setting, cell: CellFacts) -> Any:
+    if isinstance(setting.value, Mapping):
+        return setting.value.get(_pick(cell.config, "task.name"), _NONE)
+    return setting.value
+
+
+def _pick(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return _NONE
+        tree = tree[part]
+    return tree
+
+
+def _known(value: Any) -> Any:
+    return None if value is _NONE else value
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+
+
+def value_text(value: Any) -> str:
+    """Returns a setting's value as people write it."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {value_text(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "not set"}[value]
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def values_text(values: Sequence[Mapping[str, Any]] | None) -> str:
+    """Returns the values of a sweep's cells, with how many cells have each when they differ."""
+    if values is None:
+        return ""
+    if len(values) == 1:
+        return value_text(values[0]["value"])
+    shown = [
+        f"{value_text(entry['value'])} ({entry['num_cells']:,} cells)" for entry in values[:_MOST_VALUES]
+    ]
+    return "; ".join(shown) + (f"; {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else "")

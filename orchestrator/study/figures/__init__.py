@@ -1,0 +1,27 @@
+"""The paper's figures, each drawn from its part of the report's numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.study.figures import accuracy, deltas, heatmap, languages, scatter
+from orchestrator.study.figures.style import Drawing, styled
+
+_DRAWERS = (
+    accuracy.draw,
+    deltas.draw,
+    scatter.draw_by_size,
+    heatmap.draw,
+    languages.draw,
+    scatter.draw_by_model,
+)
+
+
+def draw(numbers: Mapping[str, Any]) -> Iterator[Drawing]:
+    """Yields the figures that there are numbers for, in the paper's order."""
+    with styled():
+        for drawer in _DRAWERS:
+            drawing = drawer(numbers)
+            if drawing is not None:
+                yield drawing

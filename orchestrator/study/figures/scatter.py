@@ -1,0 +1,158 @@
+"""Figures 4 and 9: direct exposure to a language against reaching it from others, by size and by model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from orchestrator.study import facts
+from orchestrator.study.figures import style
+from orchestrator.study.names import distinct, listed, task_name
+
+OUTCOMES = {
+    "better": ("#009E73", "zero-shot better"),
+    "same": ("#8a8a8a", "no difference"),
+    "worse": ("#D55E00", "zero-shot worse"),
+}
+_MOST_COLUMNS = 5
+_ABOUT = (
+    "Each point is a model, task, language x and size L: up, the accuracy in x of the core languages without"
+    " x (zero-shot); across, that of en+x (direct exposure; for English the mean of the four en+x). Above the"
+    " diagonal the mixture without x does better. Colours: two-sided t-test on the per-item"
+    " outcomes, alpha 0.05"
+)
+Entries = Sequence[Mapping[str, Any]]
+
+
+def draw_by_size(numbers: Mapping[str, Any]) -> style.Drawing | None:
+    """Draws Figure 4: a panel a task and number of training languages, models together."""
+    entries = numbers["fig4"]
+    if not entries:
+        return None
+    tasks, sizes = distinct(entries, "task"), sorted(distinct(entries, "num_languages"))
+    figure, axes = style.panels(len(tasks), len(sizes), height_in=0.7 + 2.4 * len(tasks))
+    limits = _limits(entries)
+    for row, task in zip(axes, tasks, strict=True):
+        for axis, size in zip(row, sizes, strict=True):
+            chosen = [e for e in entries if e["task"] == task and e["num_languages"] == size]
+            _panel(axis, chosen, _languages(entries), limits)
+            axis.set_title(f"{task_name(task)}, L = {size}\n{_tally(chosen)}")
+    _label(axes)
+    _legend(figure, entries)
+    return style.Drawing(
+        "figure4",
+        "Figure 4. Zero-shot transfer against direct exposure, by number of training languages",
+        f"{_ABOUT} (n = {len(entries)}; {_tally(entries)}). All models are in one panel; Figure 9 takes them"
+        " apart.",
+        f"Scatter plots, a panel for each task and L in {listed(sizes)}. Overall {_tally(entries)}.",
+        figure,
+    )
+
+
+def draw_by_model(numbers: Mapping[str, Any]) -> style.Drawing | None:
+    """Draws Figure 9: the points of Figure 4, a panel a task and model."""
+    entries = numbers["fig4"]
+    if not entries:
+        return None
+    tasks, models = distinct(entries, "task"), distinct(entries, "model")
+    columns = min(_MOST_COLUMNS, len(models))
+    rows_a_task = -(-len(models) // columns)
+    num_rows = rows_a_task * len(tasks)
+    panel_in = min(2.5, style.WIDTH_IN / columns + 0.3)
+    figure, axes = style.panels(num_rows, columns, height_in=0.7 + panel_in * num_rows)
+    for number, axis in enumerate(axes.flat):
+        task = tasks[number // (rows_a_task * columns)]
+        index = number % (rows_a_task * columns)
+        if index >= len(models):
+            axis.set_visible(False)
+            continue
+        chosen = [e for e in entries if e["task"] == task and e["model"] == models[index]]
+        limits = _limits([e for e in entries if e["model"] == models[index]])
+        _panel(axis, chosen, _languages(entries), limits)
+        axis.set_title(f"{style.shortened(str(models[index]), 80 // columns)}\n{task_name(task)}", fontsize=8)
+    _label(axes)
+    _legend(figure, entries)
+    tallies = (f"{model}: {_tally([e for e in entries if e['model'] == model])}" for model in models)
+    return style.Drawing(
+        "figure9",
+        "Figure 9. Zero-shot transfer against direct exposure, by model",
+        f"The points of Figure 4, a panel a model and task; L = {listed(_sizes(entries))} together, each"
+        " model on a scale of its own. Zero-shot against direct exposure:"
+        f" {'; '.join(tallies)}.",
+        f"Scatter plots, a panel for each task and each of {listed(models)}.",
+        figure,
+    )
+
+
+def _languages(entries: Entries) -> tuple[str, ...]:
+    return facts.in_order(distinct(entries, "language"))
+
+
+def _sizes(entries: Entries) -> list[int]:
+    return sorted(distinct(entries, "num_languages"))
+
+
+def _limits(entries: Entries) -> tuple[float, float]:
+    values = [100 * entry[key] for entry in entries for key in ("direct", "zero_shot")]
+    low, high = min(values), max(values)
+    pad = max(3.0, 0.06 * (high - low))
+    return max(-4.0, low - pad), min(104.0, high + pad)
+
+
+def _panel(axis: Axes, entries: Entries, languages: Sequence[str], limits: tuple[float, float]) -> None:
+    axis.plot(limits, limits, color=style.GREY, linewidth=0.8, zorder=1)
+    for entry in entries:
+        axis.scatter(
+            100 * entry["direct"],
+            100 * entry["zero_shot"],
+            s=24,
+            color=OUTCOMES[entry["outcome"]][0],
+            marker=style.marker(languages.index(entry["language"])),
+            edgecolors="white",
+            linewidths=0.4,
+            zorder=2,
+        )
+    axis.set_xlim(limits)
+    axis.set_ylim(limits)
+    axis.set_aspect("equal")
+    axis.locator_params(nbins=4)
+    axis.set_yticks(axis.get_xticks())
+    axis.set_xlim(limits)
+    axis.set_ylim(limits)
+    style.plain(axis, grid="both")
+
+
+def _label(axes: Any) -> None:
+    for row in axes:
+        row[0].set_ylabel("zero-shot: core without x (%)")
+    for axis in axes[-1]:
+        axis.set_xlabel("direct: en+x (%)")
+
+
+def _legend(figure: Any, entries: Entries) -> None:
+    languages = _languages(entries)
+    handles = [
+        Line2D([], [], color=tint, marker="s", markersize=6, linestyle="", label=label)
+        for tint, label in OUTCOMES.values()
+    ] + [
+        Line2D(
+            [], [], color="#333333", marker=style.marker(i), markersize=5, linestyle="", label=f"x = {name}"
+        )
+        for i, name in enumerate(languages)
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncol=len(handles),
+        frameon=False,
+        columnspacing=1.1,
+        handletextpad=0.1,
+    )
+
+
+def _tally(entries: Entries) -> str:
+    outcomes = [entry["outcome"] for entry in entries]
+    return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in OUTCOMES)

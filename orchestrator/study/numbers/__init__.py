@@ -1,0 +1,53 @@
+"""All numbers of the report, from result rows to one plain dict that JSON can say; no figure, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from orchestrator.study.numbers.accuracies import baselines, fig2, fig7, fig8
+from orchestrator.study.numbers.bilingual import comparisons, fig3, table2
+from orchestrator.study.numbers.missing import missing
+from orchestrator.study.numbers.regression import table3
+from orchestrator.study.numbers.zero_shot import fig4
+from orchestrator.study.published import verdicts
+from orchestrator.study.table import Row, results
+
+
+def report(
+    rows: Sequence[Row],
+    *,
+    seed: int = 0,
+    expected: Iterable[Mapping[str, Any]] | None = None,
+    where: str = "the table",
+) -> dict[str, Any]:
+    """Returns every number of the study's tables and figures; what cannot be computed is None or absent.
+
+    Args:
+        rows: as `collect` gives them, or from elsewhere with the columns up to `accuracy`.
+        seed: of the bootstraps and of the split of Table 3.
+        expected: the cells that there should be, each with `model`, `task` and `languages`, and perhaps
+            `cell` and `seed`; by default they are derived from the rows.
+        where: what to call the rows in an error.
+
+    Raises:
+        UserError: the rows are no such table.
+    """
+    read = results(rows, where=where)
+    found = comparisons(read)
+    tasks = sorted({result.task for result in read})
+    numbers: dict[str, Any] = {
+        "num_rows": len(read),
+        "num_cells": len({(r.model, r.task, r.languages, r.seed) for r in read}),
+        "missing": missing(read, expected),
+        "table2": table2(found),
+        "table3": table3(read, seed=seed),
+        "fig2": fig2(read),
+        "fig3": fig3(found, tasks, seed=seed),
+        "fig4": fig4(read),
+        "fig7": fig7(read),
+        "fig8": fig8(read),
+        "baselines": baselines(read),
+    }
+    numbers["verdicts"] = verdicts(numbers, read)
+    return numbers

@@ -1,0 +1,158 @@
+"""The `study` report: the paper's tables and figures from whatever rows there are, and one page of it all.
+
+It asks for the numbers, adds how they came to be, and writes the files. It computes no statistics itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.reporting import About
+from orchestrator.study import account, coverage, facts, figures, markdown, numbers, page, spent, tables
+from orchestrator.study.deviations import ledger
+from orchestrator.study.figures.style import Drawing, save
+from orchestrator.study.names import distinct
+from orchestrator.study.table import Row, languages_of
+from orchestrator.study.tabular import Table
+
+JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
+TITLE = "Multilinguality in post-training: a replication of arXiv 2604.13286"
+
+
+def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> list[Path]:
+    """Writes ``report.html``, ``report.md``, ``report.json``, tables and figures; returns their paths.
+
+    Args:
+        rows: as `collect` gives them, of any part of the sweep.
+        folder: made if it is not there; files of an earlier report in it are replaced.
+        about: of the sweep; without it the rows are a table from elsewhere.
+
+    Raises:
+        UserError: the rows are no such table.
+    """
+    report = numbers_of(rows, about)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings = list(figures.draw(report))
+    pictures, drawn = [], []
+    for drawing in drawings:
+        drawn += save(drawing, folder)
+        svg = drawn[-1].read_bytes()
+        pictures.append(page.Picture(drawing.key, drawing.title, drawing.caption, drawing.alt, svg))
+    paths = [folder / name for name in (HTML, MARKDOWN, JSON)]
+    paths[0].write_text(
+        page.render(TITLE, subtitle=_subtitle(report), sections=list(_sections(report, pictures))),
+        encoding="utf-8",
+    )
+    paths[1].write_text(_markdown(report, drawings), encoding="utf-8")
+    paths[2].write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    for table in (tables.accuracies(report), *tables.results(report), *_accounts(report)):
+        if table.rows:
+            paths.append(folder / f"{table.key}.md")
+            paths[-1].write_text(markdown.section(table, level=1), encoding="utf-8")
+    _remove_stale(folder, [*paths, *drawn])
+    return [*paths, *drawn]
+
+
+def numbers_of(rows: Sequence[Row], about: About | None = None) -> dict[str, Any]:
+    """Returns all that ``report.json`` says: the study's numbers, and how they came to be."""
+    where = f"{about.sweep}@{about.revision}" if about else "the table"
+    found = numbers.report(rows, expected=coverage.expected(about), where=where)
+    return {
+        "sweep": _identity(about),
+        "swept": _swept(rows, found, about),
+        "status": coverage.status(found, about),
+        **found,
+        "ledger": ledger(about),
+        "retries": spent.retries(about),
+        "gpu_hours": spent.gpu_hours(rows),
+        "provenance": spent.provenance(rows, about),
+    }
+
+
+def _identity(about: About | None) -> dict[str, Any]:
+    names = ("sweep", "revision", "sealed", "description", "stages", "made_at", "notes")
+    if about is None:
+        return dict.fromkeys(names) | {"description": "", "notes": []}
+    return {name: getattr(about, name) for name in names}
+
+
+def _swept(rows: Sequence[Row], found: Mapping[str, Any], about: About | None) -> dict[str, list[str]]:
+    """Names what was run: of a sweep its whole grid, of a table what occurs in it."""
+    shown = [*found["fig8"], *found["baselines"]]
+    swept = {"models": distinct(shown, "model"), "tasks": distinct(shown, "task")}
+    cells = coverage.expected(about)
+    if cells:
+        swept = {f"{key}s": distinct(cells, key) for key in ("model", "task")}
+    trained = {
+        facts.in_order(languages_of(cell.get("languages"))) for cell in (rows if cells is None else cells)
+    }
+    mixtures = [facts.label_of(names) for names in sorted(trained, key=lambda names: (len(names), names))]
+    languages = list(facts.in_order(distinct(shown, "eval_language")))
+    return {**swept, "mixtures": mixtures if shown or cells else [], "eval_languages": languages}
+
+
+def _subtitle(report: Mapping[str, Any]) -> str:
+    sweep = report["sweep"]
+    if sweep["sweep"] is None:
+        return "From a table of results."
+    made = f", as of {sweep['made_at']}" if sweep["made_at"] else ""
+    launched = "" if sweep["sealed"] else " (not launched yet)"
+    return f"Sweep {sweep['sweep']}, revision {sweep['revision']}{launched}{made}."
+
+
+def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> Iterator[page.Section]:
+    said = [*account.headline(report), *report["sweep"]["notes"]]
+    yield page.Section("status", "What was run, and where it stands", said,
+                       [account.grid(report), account.missing(report)])  # fmt: skip
+    nothing = "Nothing is done yet."
+    yield page.Section("verdicts", "Verdicts", (), [tables.verdicts(report)], empty=nothing)
+    yield page.Section("tables", "Tables", (), tables.results(report), empty=nothing)
+    yield page.Section(
+        "figures", "Figures", (), (), pictures, empty="There are no rows yet to draw a figure from."
+    )
+    text = [] if report["ledger"]["known"] else ["The table does not say how its cells were configured."]
+    if report["ledger"]["known"] and not report["ledger"]["differs"]:
+        text = ["No cell differs from what the paper says."]
+    yield page.Section(
+        "deviations", "Deviation ledger", text, [account.differs(report), account.ours(report)]
+    )
+    yield page.Section("retries", "Remedies and retries", (), [account.retries(report)],
+                       empty="Every stage was done at its first attempt." if report["sweep"]["sweep"]
+                       else "A table does not tell.")  # fmt: skip
+    yield page.Section(
+        "hours", "GPU-hours", (), [account.hours(report)], empty="No row says how long training took."
+    )
+    hosts = report["provenance"]["hosts"]
+    yield page.Section("provenance", "Provenance", [f"Made on {', '.join(hosts)}."] if hosts else [],
+                       [account.codes(report), account.launches(report)],
+                       empty="The rows name no code version.")  # fmt: skip
+
+
+def _accounts(report: Mapping[str, Any]) -> list[Table]:
+    makers = (account.missing, tables.verdicts, account.differs, account.ours, account.retries, account.hours)
+    return [make(report) for make in makers]
+
+
+def _markdown(report: Mapping[str, Any], drawings: Sequence[Drawing]) -> str:
+    shown = [account.grid(report), account.missing(report), tables.verdicts(report), *tables.results(report)]
+    about = [account.differs, account.ours, account.retries, account.hours, account.codes, account.launches]
+    shown += [make(report) for make in about]
+    said = [_subtitle(report), *account.headline(report), *report["sweep"]["notes"]]
+    return markdown.page(TITLE, said, shown, [(d.title, f"{d.key}.png", d.caption) for d in drawings])
+
+
+def _remove_stale(folder: Path, written: Sequence[Path]) -> None:
+    """Removes files of an earlier report that this one has no rows for: they would be taken for its own."""
+    keys = ("figure2", "figure3", "figure4", "figure7", "figure8", "figure9")
+    owned = [f"{key}.{suffix}" for key in keys for suffix in ("png", "svg", "md")]
+    owned += [
+        f"{key}.md" for key in ("table2", "table3", "baselines", "missing", "verdicts", "retries", "hours")
+    ]
+    owned += ["deviations-paper.md", "deviations-ours.md"]
+    for name in owned:
+        if folder / name not in written:
+            (folder / name).unlink(missing_ok=True)
