@@ -247,14 +247,15 @@ class AttemptRun:
 
     def _conclude(self, outcome: Outcome | None, exit_code: int, folder: Path, *, oom_killed: bool) -> End:
         tail = log_tail(folder / layout.LOG)
-        if outcome is not None and outcome.outcome == "succeeded":
-            changed = damage(folder / layout.OUTPUT, outcome.files, content=False)
-            if changed is None:
-                return self._finish(outcome)
-            message = f"the output changed after the stage returned: {changed}"
-            return self._end("failed", cause=Cause.CODE, message=message, log_tail=tail)
+        succeeded = outcome is not None and outcome.outcome == "succeeded"
+        changed = damage(folder / layout.OUTPUT, outcome.files, content=False) if outcome else None
+        if outcome is not None and succeeded and changed is None:
+            return self._finish(outcome)
         if self._is_superseded():  # rule 5: so does any error of a fenced attempt
             return self._end("released", why="superseded")
+        if succeeded:
+            message = f"the output changed after the stage returned: {changed}"
+            return self._end("failed", cause=Cause.CODE, message=message, log_tail=tail)
         if (outcome is None or outcome.outcome == "failed") and (stage := self._retired_input()):
             message = f"files of its input {stage} were retired meanwhile"
             message += f": {outcome.message}" if outcome else ""
