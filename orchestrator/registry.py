@@ -28,6 +28,15 @@ TASKS: Mapping[str, str] = {
 }
 """Name of a task to its `Task`."""
 
+DATA: Mapping[str, str] = {
+    "describe": "orchestrator.tasks.describing:describe",
+    "check": "orchestrator.tasks.checking:check",
+    "import": "orchestrator.sft.data_fetch:import_data",
+    "measures": "orchestrator.sft.data_lengths:measures",
+    "summary": "orchestrator.tasks.dataset:summary",
+}
+"""What `sweep data` does to what does it."""
+
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
 }

@@ -46,7 +46,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         preload: modules that the fork server imports before it forks children.
         limit_s: seconds after which an attempt is ended as hanging; None for no limit.
         estimate: ``module:function`` that says what an instance would cost, see `orchestrator.costs`.
-        needs: ``module:function`` that lists what must be fetched before it can run, see `orchestrator.costs`.
+        needs: ``module:function`` that lists what must be there before it can run, likewise.
     """
 
     run: str | None = None

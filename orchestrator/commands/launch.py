@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from orchestrator import provenance
 from orchestrator.commands.ask import ask
 from orchestrator.commands.attend import attend, detach, make_launcher
+from orchestrator.commands.costs import estimates_of
 from orchestrator.commands.drift import print_code_drift
+from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
 from orchestrator.commands.output import counted, outlive_the_reader
-from orchestrator.commands.plan import add_composing, engine_of, planned
+from orchestrator.commands.plan import add_composing, again, engine_of, planned
 from orchestrator.commands.view import View, sealed_view, split_store
 from orchestrator.compose import Composition
 from orchestrator.core.records import Revision
+from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.launchers.base import Launcher
 from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
 
 
@@ -34,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     launcher = make_launcher(settings, len(cells))
+    refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=again("prefetch", args))
+    check_fit(view, cells, settings, launcher, import_paths)
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
     sealed = seal(ledger, composition, args.overrides) if composition else view
@@ -55,6 +61,30 @@ def run(args: argparse.Namespace) -> int:
     if args.detach:
         return detach(sealed, request)
     return attend(sealed.fresh(), request, launcher)
+
+
+def check_fit(
+    view: View,
+    cells: Sequence[Cell],
+    settings: EngineSettings,
+    launcher: Launcher,
+    import_paths: Sequence[str],
+) -> None:
+    """Refuses, before anything is recorded, cells that cannot fit what one worker of the launcher has.
+
+    Raises:
+        UserError: there is such a cell.
+    """
+    hardware = launcher.hardware()
+    if hardware is not None:
+        estimates_of(
+            view,
+            cells,
+            hardware=hardware,
+            retention=getattr(settings.policy, "retention", "all"),
+            import_paths=import_paths,
+            unfinished_only=True,
+        )
 
 
 def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> View:

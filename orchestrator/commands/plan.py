@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from orchestrator.commands import costs
+from orchestrator.commands.costs_table import print_costs
 from orchestrator.commands.drift import print_cell_drift, print_code_drift
+from orchestrator.commands.needs import distinct, missing_of, needs_of, told
 from orchestrator.commands.output import counted, print_json, print_table, shorten
 from orchestrator.commands.view import (
     View,
@@ -21,16 +28,26 @@ from orchestrator.commands.view import (
 from orchestrator.compose import Composition, compose, engine_settings, engine_with
 from orchestrator.compose.files import locate
 from orchestrator.core.plan import Action, Step, decide
-from orchestrator.core.settings import EngineSettings
+from orchestrator.core.settings import EngineSettings, HardwareSettings, check_hardware
+from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.costs import Estimate, Need
 from orchestrator.errors import UserError
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
+
+MAX_GROUP_SHOWN = 8
+"""Missing needs that are named; `--json` names all."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_composing(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--device", help="what cells are assumed to run on: a100, h200, ...")
+    parser.add_argument(
+        "--mfu", type=float, help="model FLOPs utilisation, in place of the guess by model size"
+    )
+    parser.add_argument("--max-gpus", type=int, metavar="N", help="that one cell may have")
 
 
 def add_composing(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +63,12 @@ def add_composing(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
     view, composition = planned(args.sweep, args.overrides, args.name)
+    settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     cells = view.select(args.only)
-    steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
+    hardware = hardware_of(settings.hardware, args)
+    plan = _Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args))
     if args.json:
-        print_json(as_json(view, cells, steps))
+        print_json(plan.as_json())
         return 0
     print(f"{view.title}: {view.sweep.description}")
     for note in composition.notes if composition else ():
@@ -57,12 +76,116 @@ def run(args: argparse.Namespace) -> int:
     view.warn()
     print_cell_drift(view)
     print_code_drift(view, cells, composition.import_paths if composition else ())
-    print_stages(view, cells, steps)
-    columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
-    rows = [[*cell.axes.values(), cell.cell, _summary(view, cell, steps[cell.cell])] for cell in cells]
-    print()
-    print_table(columns, rows)
+    plan.print()
     return 0
+
+
+def hardware_of(settings: HardwareSettings, args: argparse.Namespace) -> HardwareSettings:
+    """Returns what the plan assumes: the engine's settings, with what the verb's own options change.
+
+    Raises:
+        UserError: an unknown device, or a number that makes no sense.
+    """
+    changed = {
+        key: value for key in ("device", "mfu", "max_gpus") if (value := getattr(args, key)) is not None
+    }
+    hardware = msgspec.structs.replace(settings, **changed)
+    check_hardware(hardware, where=" ".join(f"--{key.replace('_', '-')} {changed[key]}" for key in changed))
+    return hardware
+
+
+class _Plan:
+    """All that is said of a sweep before it is launched."""
+
+    def __init__(
+        self,
+        view: View,
+        cells: Sequence[Cell],
+        settings: EngineSettings,
+        hardware: HardwareSettings,
+        import_paths: Sequence[str],
+        *,
+        prefetch: str,
+    ) -> None:
+        self._view, self._cells, self._hardware, self._prefetch = view, cells, hardware, prefetch
+        self._steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
+        self._missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
+        self._estimates: dict[str, Estimate] = costs.estimates_of(
+            view,
+            cells,
+            hardware=hardware.assumed,
+            retention=getattr(settings.policy, "retention", "all"),
+            import_paths=import_paths,
+        )
+
+    def print(self) -> None:
+        """Prints it for people."""
+        view, cells = self._view, self._cells
+        print_stages(view, cells, self._steps)
+        print_costs(cells, self._estimates, self._hardware)
+        columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
+        print()
+        print_table(columns, [[*cell.axes.values(), cell.cell, self._summary(cell)] for cell in cells])
+        if self._missing:
+            missing = distinct(self._missing)
+            print(f"\n{counted(len(self._missing), 'cell')} blocked until this is fetched:")
+            for need in missing[:MAX_GROUP_SHOWN]:
+                print(f"  {told(need)}")
+            if len(missing) > MAX_GROUP_SHOWN:
+                print(f"  and {len(missing) - MAX_GROUP_SHOWN} more")
+            print(f"fetch it once, where there is a network: {self._prefetch}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the stable machine-readable form; nulls where no stage says what it costs."""
+        view, cells = self._view, self._cells
+        totals = costs.in_total(cells, self._estimates, self._hardware) if self._estimates else None
+        return {
+            "sweep": view.sweep.name,
+            "revision": view.number,
+            "num_cells": len(cells),
+            "hardware": self._hardware,
+            "totals": totals,
+            "prefetch": self._prefetch if self._missing else None,
+            "cells": [self._cell_json(cell) for cell in cells],
+        }
+
+    def _cell_json(self, cell: Cell) -> dict[str, Any]:
+        view = self._view
+        return {
+            "cell": cell.cell,
+            "axes": cell.axes,
+            "columns": cell.columns,
+            "state": self._state(cell),
+            "blocked": [told(need) for need in self._missing.get(cell.cell, ())],
+            "estimate": costs.as_json(costs.of_cell(cell, self._estimates)),
+            "stages": [
+                {
+                    "stage": view.sweep.nodes[digest].name,
+                    "digest": digest,
+                    "state": view.cells[cell.cell].stages[digest].state,
+                    "action": step.action,
+                    "reason": step.reason,
+                }
+                for digest, step in self._steps[cell.cell].items()
+            ],
+        }
+
+    def _state(self, cell: Cell) -> State:
+        state = self._view.cells[cell.cell].state
+        at_work = state in (State.DONE, State.RUNNING, State.QUEUED)
+        return State.BLOCKED if cell.cell in self._missing and not at_work else state
+
+    def _summary(self, cell: Cell) -> str:
+        if self._state(cell) is State.BLOCKED and cell.cell in self._missing:
+            return shorten(f"blocked by {', '.join(need.what for need in self._missing[cell.cell])}", 100)
+        return _summary(self._view, cell, self._steps[cell.cell])
+
+
+def again(verb: str, args: argparse.Namespace) -> str:
+    """Returns the command that gives another verb what this one was given."""
+    only = [word for selector in args.only for word in ("--only", selector)]
+    name = ["--name", args.name] if args.name else []
+    return shlex.join(["sweep", verb, args.sweep, *args.overrides, *name, *only])
 
 
 def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[View, Composition | None]:
@@ -130,35 +253,6 @@ def as_view(ledger: Ledger, composition: Composition) -> View:
     if number is not None:
         return sealed_view(ledger, sweep.name, number)
     return View(ledger, sweep, max(ledger.revision_numbers(sweep.name), default=0) + 1, sealed=False)
-
-
-def as_json(view: View, cells: Sequence[Cell], steps: dict[str, dict[str, Step]]) -> dict[str, object]:
-    """Returns the stable machine-readable form."""
-    nodes = view.sweep.nodes
-    return {
-        "sweep": view.sweep.name,
-        "revision": view.number,
-        "num_cells": len(cells),
-        "cells": [
-            {
-                "cell": cell.cell,
-                "axes": cell.axes,
-                "columns": cell.columns,
-                "state": view.cells[cell.cell].state,
-                "stages": [
-                    {
-                        "stage": nodes[digest].name,
-                        "digest": digest,
-                        "state": view.cells[cell.cell].stages[digest].state,
-                        "action": step.action,
-                        "reason": step.reason,
-                    }
-                    for digest, step in steps[cell.cell].items()
-                ],
-            }
-            for cell in cells
-        ],
-    }
 
 
 def print_stages(view: View, cells: Sequence[Cell], steps: dict[str, dict[str, Step]]) -> None:

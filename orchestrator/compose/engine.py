@@ -29,7 +29,7 @@ def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> E
     Raises:
         UserError: an unknown key or value.
     """
-    url, texts = _engine_texts(overrides, "launcher, tracker, policy and store, such as store.url=")
+    url, texts = _engine_texts(overrides, "launcher, tracker, policy, hardware and store, such as store.url=")
     return composed_engine(texts, config_folders((cwd or Path.cwd()).resolve()), url)
 
 

@@ -109,10 +109,38 @@ def read_sweep(path: Path, *, where: str = "") -> SweepFile:
     Raises:
         UserError: bad YAML, an unknown key, a wrong type.
     """
+    return parse(_whole(path, where or str(path), ()), where=where or str(path))
+
+
+def _whole(path: Path, where: str, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Returns the mapping of a sweep file, filled up from the one that it is `like`."""
     tree = read_yaml(path, where=where)
     if not isinstance(tree, dict):
-        raise UserError("a sweep file holds a mapping", where=where or str(path))
-    return parse(tree, where=where or str(path))
+        raise UserError("a sweep file holds a mapping", where=where)
+    other = tree.pop("like", None)
+    if other is None:
+        return tree
+    if not isinstance(other, str):
+        raise UserError(f"like is {other!r}", where=where, allowed="the name of a sweep, or a path")
+    source = _other(other, path)
+    if source in (*seen, path):
+        raise UserError(f"sweep files are `like` one another in a circle: {other}", where=where)
+    base = _whole(source, str(source), (*seen, path))
+    merged = {key: value for key, value in base.items() if key not in _OWN} | tree
+    for key in ("axes", "overrides"):
+        if isinstance(base.get(key), dict) and isinstance(tree.get(key), dict):
+            merged[key] = base[key] | tree[key]
+    return merged
+
+
+_OWN = ("description", "expect_cells")
+"""What a sweep file never takes from the one that it is `like`."""
+
+
+def _other(name: str, path: Path) -> Path:
+    """Finds a sweep beside a sweep file, else among those that ship here."""
+    beside = {file.stem: file for file in [*_files(shipped("sweeps").resolve()), *_files(path.parent)]}
+    return beside[name].resolve() if name in beside else locate(name, path.parent)
 
 
 def sweep_name(path: Path, name: str | None) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.typed import typed
+from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError, nearest
 
 Retention = Literal["all", "best", "none"]
@@ -60,6 +61,34 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     retention: Retention = "all"
 
 
+class HardwareSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a plan assumes that the cells run on; a launch asks its launcher instead.
+
+    Attributes:
+        device: a key of `orchestrator.costs.DEVICES`.
+        max_gpus: that one cell may have, on one machine.
+        mfu: model FLOPs utilisation in (0, 1]; None for the stages' own guess.
+        cells_at_once: for wall time and for the peak of the disk.
+    """
+
+    device: str = "a100"
+    max_gpus: int = 8
+    mfu: float | None = None
+    cells_at_once: int = 8
+
+    @property
+    def assumed(self) -> Hardware:
+        """The hardware that a plan is made for."""
+        device = DEVICES[self.device]
+        return Hardware(
+            device=self.device,
+            memory_gib=device.memory_gib,
+            peak_tflops=device.peak_tflops,
+            max_gpus=self.max_gpus,
+            mfu=self.mfu,
+        )
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of `conf/engine.yaml`.
 
@@ -68,12 +97,14 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         tracker: where metrics go.
         policy: leases, retries and checkpoints.
         store: where the store is.
+        hardware: what a plan assumes.
     """
 
     launcher: dict[str, Any]
     tracker: TrackerSettings
     policy: Policy
     store: StoreSettings
+    hardware: HardwareSettings = HardwareSettings()
 
 
 def engine_from(tree: dict[str, Any], *, where: str = "") -> EngineSettings:
@@ -99,7 +130,26 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> EngineSettings:
     for stage, limit_s in settings.policy.limits_s.items():
         if not limit_s > 0:
             raise UserError(f"policy.limits_s.{stage} is {limit_s!r}", where=where, allowed="more than 0")
+    check_hardware(settings.hardware, where=where)
     return settings
+
+
+def check_hardware(settings: HardwareSettings, *, where: str = "") -> None:
+    """Refuses hardware that there is not.
+
+    Raises:
+        UserError: an unknown device, or a number that makes no sense.
+    """
+    if settings.device not in DEVICES:
+        raise UserError(
+            f"unknown device {settings.device!r}", where=where, allowed=nearest(settings.device, DEVICES)
+        )
+    _at_least("hardware.max_gpus", settings.max_gpus, 1, where)
+    _at_least("hardware.cells_at_once", settings.cells_at_once, 1, where)
+    if settings.mfu is not None and not 0 < settings.mfu <= 1:
+        raise UserError(
+            f"hardware.mfu is {settings.mfu!r}", where=where, allowed="more than 0 and at most 1, such as 0.4"
+        )
 
 
 def _at_least(key: str, value: float, least: float, where: str) -> None:

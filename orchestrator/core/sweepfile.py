@@ -23,7 +23,8 @@ _ENGINE_COLUMNS = ("cell", "sweep", "revision", "stage", "attempts", "seconds", 
 
 
 class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A sweep file as written.
+    """A sweep file as written, filled up from the one that it is `like`: axes and overrides key by key,
+    what else it leaves out but for the description and the number of cells.
 
     Attributes:
         description: one line.

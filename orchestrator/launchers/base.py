@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from orchestrator.core.settings import EngineSettings
+from orchestrator.costs import Hardware
 
 
 class Launch(NamedTuple):
@@ -35,6 +36,9 @@ class Launcher(Protocol):
     """Starts the workers of one launch. Made with ``(settings, num_cells)``: the options of `launcher` in the
     config, and how many cells there are; making one raises `UserError` for settings that cannot be met.
     """
+
+    def hardware(self) -> Hardware | None:
+        """Says what one worker has, before anything is started; None when it cannot be known."""
 
     def start(self, launch: Launch) -> None:
         """Starts the workers; returns when they are started or queued."""

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.core.typed import typed
+from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError
 from orchestrator.launchers.base import Launch
 from orchestrator.store.ledger import encode
@@ -55,12 +56,20 @@ class LocalLauncher:
 
     def __init__(self, settings: Mapping[str, Any], num_cells: int) -> None:
         self._settings = typed(dict(settings), LocalSettings, key="launcher")
-        self._slots = slots(self._settings, visible_gpus(), available_cpus(), num_cells)
+        gpus = visible_gpus()
+        self._gpus = gpus if self._settings.gpus_per_worker else ()
+        self._slots = slots(self._settings, gpus, available_cpus(), num_cells)
         self._launch: Launch
         self._context = multiprocessing.get_context("forkserver")
         self._processes: dict[int, ForkServerProcess] = {}
         self._restarts: dict[int, int] = {}
         self._stopping, self._refused = False, ""
+
+    def hardware(self) -> Hardware | None:
+        """Says what a worker has: its GPUs, or else this host's memory, which workers share."""
+        if self._gpus:
+            return gpu_hardware(self._gpus, self._settings.gpus_per_worker)
+        return host_hardware()
 
     def start(self, launch: Launch) -> None:
         """Starts the fork server and a worker in every slot."""
@@ -182,6 +191,39 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> tuple[str, ...
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU "))
+
+
+def gpu_hardware(gpus: tuple[str, ...], per_worker: int) -> Hardware | None:
+    """Returns what `nvidia-smi` says of some GPUs, the smallest counting; None when it says nothing."""
+    command = ["nvidia-smi", f"--id={','.join(gpus)}", "--query-gpu=memory.total,name"]
+    try:
+        listed = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+        rows = [line.split(",", 1) for line in listed.stdout.splitlines() if line.strip()]
+        memory_mib, name = min((float(memory), name.strip()) for memory, name in rows)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    known = [device for key, device in DEVICES.items() if key in name.lower()]
+    return Hardware(
+        device=name,
+        memory_gib=memory_mib / 1024,
+        peak_tflops=known[0].peak_tflops if known else 100.0,
+        max_gpus=per_worker,
+    )
+
+
+def host_hardware() -> Hardware | None:
+    """Returns what this host has; the peak is a guess, for a launch asks only what fits."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return None
+    return Hardware(device="cpu", memory_gib=memory / 2**30, peak_tflops=0.05 * available_cpus(), max_gpus=1)
 
 
 def available_cpus() -> int:

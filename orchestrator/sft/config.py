@@ -16,6 +16,8 @@ from msgspec.structs import force_setattr
 
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import TASKS, lookup
+from orchestrator.sft import data_cache
+from orchestrator.sft.facts import CostsConfig
 from orchestrator.tasks.base import LANGUAGES
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -107,12 +109,12 @@ class TaskConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class TrainerConfig(_Frozen, frozen=True, kw_only=True):
-    """Optimisation. `global_batch_size` rows make one step whatever the micro-batch."""
+    """Optimisation. `global_batch_size` rows make one step whatever the micro-batch; null for what fits."""
 
     learning_rate: Rate
     num_epochs: Positive
     global_batch_size: Positive
-    micro_batch_size: Positive
+    micro_batch_size: Positive | None
     warmup_share: Share
     weight_decay: Rate
     max_grad_norm: Rate
@@ -121,32 +123,59 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
     gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
-        if self.global_batch_size % self.micro_batch_size:
+        if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"trainer.global_batch_size={self.global_batch_size} is not divisible by"
                 f" trainer.micro_batch_size={self.micro_batch_size}"
             )
 
 
+class Release(_Frozen, frozen=True, kw_only=True):
+    """A published data set: its hub id, and the revision that pins it."""
+
+    hub_id: str
+    revision: str = "main"
+
+
 class ItemsConfig(_Frozen, frozen=True, kw_only=True):
-    """Where the items of one task come from, and how many a language; None for all in the files.
+    """Where the items of one task come from, and how many a language; None for all that there are.
 
     Attributes:
+        source: made by the task, read from two folders of files, or from a data set (`sweep data describe`).
+        dir: the data set's folder; without it, what was fetched of the releases is looked for in `cache_dir`.
+        train: the release that train and validation items come from, where there is no `dir`.
+        test: the release that test items come from.
+        languages: of a data set made of releases: only ids that all of them have are taken.
+        cache_dir: where fetched data sets lie; None for the default of `orchestrator.sft.data_cache`.
+        cached: the name of the fetched data set in there; derived.
+        train_fingerprint: what stands for train and validation items in identities; for a data set derived.
         max_new_tokens: how long an answer to them may be, unless `evaluation` says otherwise.
     """
 
-    source: Literal["generated", "files"]
+    source: Literal["generated", "files", "parallel"]
     train_dir: str | None = None
     test_dir: str | None = None
+    dir: str | None = None
+    train: Release | None = None
+    test: Release | None = None
+    languages: tuple[str, ...] = tuple(LANGUAGES)
+    cache_dir: str | None = None
+    cached: str | None = None
     train_fingerprint: str | None = None
     test_fingerprint: str | None = None
     seed: int
     num_train: Positive | None
-    num_validation: Positive
+    num_validation: Positive | None
     num_test: Positive | None
     max_new_tokens: Positive
 
     def __post_init__(self) -> None:
+        force_setattr(self, "languages", in_study_order(self.languages, key="items.languages"))
+        if self.source == "parallel":
+            for key, value in data_cache.derived(self).items():
+                force_setattr(self, key, value)
+        elif self.num_validation is None:
+            raise ValueError(f"items of source={self.source} need num_validation")
         if self.source == "files" and not (self.train_dir and self.test_dir):
             raise ValueError("items of source=files need data.train_dir and data.test_dir")
         if self.source == "generated" and not (self.num_train and self.num_test):
@@ -158,12 +187,15 @@ class DataConfig(_Frozen, frozen=True, kw_only=True):
 
     train_dir: str | None = None
     test_dir: str | None = None
+    math_dir: str | None = None
+    api_calling_dir: str | None = None
+    cache_dir: str | None = None
     train_fingerprint: str | None = None
     test_fingerprint: str | None = None
     seed: int
-    num_train: Positive
-    num_validation: Positive
-    num_test: Positive
+    num_train: Positive | None
+    num_validation: Positive | None
+    num_test: Positive | None
     tasks: dict[str, ItemsConfig]
 
 
@@ -181,10 +213,15 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class CellConfig(_Frozen, frozen=True, kw_only=True):
-    """The whole config of a cell; an empty mixture is the untrained baseline."""
+    """The whole config of a cell; an empty mixture is the untrained baseline.
+
+    Attributes:
+        extras: languages that a sweep's mixtures may refer to; no stage reads them.
+    """
 
     seed: Count
     languages: tuple[str, ...]
+    extras: tuple[str, ...] = ()
     device: Literal["auto", "cpu", "cuda"]
     items: ItemsConfig
     model: ModelConfig
@@ -192,6 +229,7 @@ class CellConfig(_Frozen, frozen=True, kw_only=True):
     trainer: TrainerConfig
     data: DataConfig
     evaluation: EvaluationConfig
+    costs: CostsConfig | None = None
 
     def __post_init__(self) -> None:
         force_setattr(self, "languages", in_study_order(self.languages, key="languages"))
@@ -248,11 +286,13 @@ def _check_model(path: str | None) -> None:
 def _check_items(
     task_name: str, items: ItemsConfig, training: tuple[str, ...], tested: tuple[str, ...]
 ) -> None:
-    if items.source != "files":
+    if items.source == "generated" or (items.source == "parallel" and items.dir is None):
         return
+    if items.dir is not None:
+        data_cache.check(items, task_name)
     for folder, split, languages, key in (
-        (items.train_dir, "train", training, "languages"),
-        (items.test_dir, "test", tested, "evaluation.languages"),
+        (items.dir or items.train_dir, "train", training, "languages"),
+        (items.dir or items.test_dir, "test", tested, "evaluation.languages"),
     ):
         known = _languages_in(task_name, str(folder), split)
         for language in languages:
@@ -266,6 +306,7 @@ def _check_items(
 
 @functools.cache
 def _languages_in(task_name: str, folder: str, split: str) -> tuple[str, ...]:
-    if not Path(folder).is_dir():
+    path = Path(folder).expanduser()
+    if not path.is_dir():
         raise UserError(f"data.{split}_dir={folder} is no folder")
-    return tuple(lookup(TASKS, task_name, kind="task").languages_in(Path(folder), split))
+    return tuple(lookup(TASKS, task_name, kind="task").languages_in(path, split))

@@ -1,6 +1,6 @@
 """What every fine-tuning stage does first, and where models and tokenizers come from.
 
-It knows the inputs named `tokenizer` and `base`, and a hub; nothing of tasks.
+It knows the inputs named `tokenizer` and `base`, and the hub's cache; nothing of tasks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn, or hang, in forked children
+os.environ["HF_HUB_OFFLINE"] = "1"  # a compute node never downloads: that is `sweep prefetch`, once
 
+import huggingface_hub
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +24,7 @@ from orchestrator.stage import Config, Context, Inputs
 
 def start(context: Context, *, seed: int) -> None:
     """Sets threads (or a resume would not be bit-identical) and seeds, and silences the libraries."""
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # where its client was imported before this module
     torch.set_num_threads(context.num_threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -41,7 +44,7 @@ def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:
     """Loads the tiny tokenizer, or the one beside the model at `model.path`."""
     if "tokenizer" in inputs:
         return AutoTokenizer.from_pretrained(inputs["tokenizer"], local_files_only=True)
-    tokenizer = _local_first(AutoTokenizer.from_pretrained, uses)
+    tokenizer = _from_cache(AutoTokenizer.from_pretrained, uses)
     if not tokenizer("1 + 1", add_special_tokens=False)["input_ids"]:
         # without its files transformers makes an empty one, silently
         raise StageFailure("data", f"model.path={uses.model.path} has no tokenizer")
@@ -52,7 +55,7 @@ def load_base(inputs: Inputs, uses: Config) -> PreTrainedModel:
     """Loads the model to fine-tune, with float32 weights."""
     if "base" in inputs:
         return load_weights(inputs["base"])
-    return _local_first(AutoModelForCausalLM.from_pretrained, uses, dtype=torch.float32)
+    return _from_cache(AutoModelForCausalLM.from_pretrained, uses, dtype=torch.float32)
 
 
 def load_weights(folder: Path) -> PreTrainedModel:
@@ -60,20 +63,15 @@ def load_weights(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
 
-def _local_first(from_pretrained: Callable[..., Any], uses: Config, **how: Any) -> Any:
-    """Loads from a folder or the hub's cache; asks the hub itself only when the files are not there."""
+def _from_cache(from_pretrained: Callable[..., Any], uses: Config, **how: Any) -> Any:
+    """Loads from a folder or the hub's cache; the hub itself is asked by `sweep prefetch` alone."""
     path, how = uses.model.path, {"revision": uses.model.revision or "main", **how}
     try:
         return from_pretrained(path, local_files_only=True, **how)
     except OSError as error:
         if Path(path).is_dir():
             raise StageFailure("data", f"model.path={path}: {_first_line(error)}") from error
-    try:
-        return from_pretrained(path, **how)
-    except OSError as error:
-        message = (
-            f"model.path={path} is neither in the cache nor to be had from the hub: {_first_line(error)}"
-        )
+        message = f"model.path={path}@{how['revision']} is not in the cache here: run `sweep prefetch` first"
         raise StageFailure("data", message) from error
 
 

@@ -10,6 +10,7 @@ from orchestrator.stage import StageSpec
 
 _PRELOAD = ("torch", "transformers", "orchestrator.sft.preload")
 _TRAIN_ITEMS = ("items.source", "items.seed", "items.num_validation", "items.train_fingerprint")
+_DATASET = ("items.dir", "items.cache_dir", "items.cached")
 _MODEL_PATH = ("model.path", "model.revision")
 
 TOKENIZER = StageSpec(
@@ -42,11 +43,12 @@ PREPARE = StageSpec(
         "trainer.max_length_tokens",
         "model.fingerprint",
     ),
-    uses=("items.train_dir", *_MODEL_PATH),
+    uses=("items.train_dir", *_DATASET, *_MODEL_PATH),
     after=("tokenizer",),
     each={"language": "languages"},
     skip="languages=",
     preload=_PRELOAD,
+    needs="orchestrator.sft.needs:of_cell",
 )
 """One tokenised shard of one language, shared by all mixtures that hold it."""
 
@@ -69,6 +71,8 @@ TRAIN = StageSpec(
     after=("tokenizer", "base", "prepare"),
     skip="languages=",
     preload=_PRELOAD,
+    estimate="orchestrator.sft.estimate:train",
+    needs="orchestrator.sft.needs:of_cell",
 )
 """Fine-tuning on the mixture of shards: the weights of every epoch."""
 
@@ -88,8 +92,10 @@ EVALUATE = StageSpec(
         "evaluation.languages",
         "evaluation.max_new_tokens",
     ),
-    uses=("items.train_dir", "items.test_dir", "evaluation.batch_size", "device", *_MODEL_PATH),
+    uses=("items.train_dir", "items.test_dir", *_DATASET, "evaluation.batch_size", "device", *_MODEL_PATH),
     after=("tokenizer", "base", "train"),
     preload=_PRELOAD,
+    estimate="orchestrator.sft.estimate:evaluate",
+    needs="orchestrator.sft.needs:of_cell",
 )
 """Generation and scoring: selects an epoch by validation accuracy, then tests it."""

@@ -1,19 +1,19 @@
 """The api_calling task: one API request for a dialogue, scored by exact match (study section 3).
 
-Owns its prompt, its generated items and what `API_CALLING` offers. How a call is parsed and compared is
-`calls`, what the generated requests say is `requests`, how files are read is `files`.
+Owns its generated items and what `API_CALLING` offers. How a call is parsed and compared is
+`calls`, what the generated requests say is `requests`, what its files look like is `api_files`.
 """
 
 from __future__ import annotations
 
 import json
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from orchestrator.tasks import files, parallel
-from orchestrator.tasks.base import LANGUAGES, Item, Split, check_language, check_split
+from orchestrator.tasks import api_files, files, parallel
+from orchestrator.tasks.api_files import prompt
+from orchestrator.tasks.base import Item, check_language, check_split
 from orchestrator.tasks.calls import Call, calls_match, find_call, parse_call, serialise
 from orchestrator.tasks.requests import APIS, Api, request
 
@@ -21,12 +21,6 @@ __all__ = ["API_CALLING", "Call", "calls_match", "parse_call", "prompt", "serial
 
 FORMAT = "Generate an API request in the format of [ApiName(key='value', ...)].\nThe current year is 2023.\n"
 """The head of a generated item's instruction: API-Bank's, shortened because tokens cost (ours)."""
-
-
-def prompt(instruction: str, dialogue: str) -> str:
-    """Returns an API-Bank row's prompt; it ends in the line that asks for the request."""
-    text = f"{instruction.strip()}\n{dialogue.strip()}\n"
-    return unicodedata.normalize("NFC", text)
 
 
 class Group(NamedTuple):
@@ -65,7 +59,7 @@ class ApiCallingTask:
 
     def languages_in(self, folder: Path, split: str) -> list[str]:
         """See `Task.languages_in`."""
-        return list(files.locate(folder, _names(check_split(split))))
+        return files.languages_in(folder, check_split(split), api_files.names(check_split(split)))
 
     def read(
         self,
@@ -75,12 +69,14 @@ class ApiCallingTask:
         *,
         languages: Sequence[str] = (),
         num_items: int | None = None,
-        num_validation: int = 0,
+        num_validation: int | None = 0,
         seed: int = 0,
     ) -> list[Item]:
         """Reads API-Bank's rows, or translations in its format; see `Task.read`."""
         wanted = files.Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
-        return files.read(folder, language, names=_names(wanted.split), reader=rows, wanted=wanted)
+        return files.read(
+            folder, language, names=api_files.names(wanted.split), reader=api_files.rows, wanted=wanted
+        )
 
     def is_correct(self, text: str, gold: str, language: str) -> bool:
         """Tells whether the first call of a generated text is the gold call; total."""
@@ -90,37 +86,6 @@ class ApiCallingTask:
         """Cuts after the first whole call."""
         found = find_call(text)
         return text[: found.end] if found else text
-
-
-def rows(path: Path, language: str) -> list[files.Row]:
-    """Returns the rows of a file in API-Bank's format, those that cannot be used with the reason.
-
-    Raises:
-        UserError: a row has not the form of such a file.
-    """
-    return [
-        _read(row, f"{path}, row {index}", index, language)
-        for index, row in enumerate(files.json_array(path))
-    ]
-
-
-def _names(split: Split) -> Mapping[str, Sequence[str]]:
-    names = {language: [f"{language}.json"] for language in LANGUAGES}
-    if split is Split.TEST:
-        names["en"].append("level-1-api.json")  # API-Bank as it is published
-    return names
-
-
-def _read(row: Mapping[str, Any], where: str, index: int, language: str) -> files.Row:
-    # API-Bank's ids count within a dialogue's file; without them the place in the file must do.
-    parts = [str(row[key]) for key in ("file", "id") if key in row]
-    id_ = "#".join(parts) if "id" in row else str(index)
-    gold = files.field(row, "expected_output", "output", where=where).strip()
-    instruction = files.field(row, "instruction", where=where)
-    text = prompt(instruction, files.field(row, "input", where=where))
-    if parse_call(gold) is None:
-        return files.Row(None, id_, f"the gold {gold!r} is no call")
-    return files.Row(Item(id=id_, language=language, prompt=text, response=gold, gold=gold), id_)
 
 
 def _generated(group: Group, variant: int, form: int, language: str) -> Item:

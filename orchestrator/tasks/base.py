@@ -97,19 +97,21 @@ class Task(Protocol):
         *,
         languages: Sequence[str] = (),
         num_items: int | None = None,
-        num_validation: int = 0,
+        num_validation: int | None = 0,
         seed: int = 0,
     ) -> list[Item]:
         """Reads the items of one language from a folder of real files.
 
         Args:
-            folder: the training folder for the splits train and validation, the test folder for test.
+            folder: a data set (see `orchestrator.tasks.dataset`), or a folder of files: the training folder
+                for the splits train and validation, the test folder for test.
             split: one of `Split`.
             language: the language wanted.
             languages: for train and validation, all languages in play: only ids that all of them have count,
                 so that every language gets the same items.
             num_items: how many items, chosen by the seed and kept in file order; None for all.
-            num_validation: how many ids of the training folder the seed sets aside for validation.
+            num_validation: how many ids the seed takes for validation: of a data set's own validation split
+                (None for all), or set aside from the training items.
             seed: chooses ids; the same in every language.
 
         Raises:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError
+from orchestrator.tasks import dataset
 from orchestrator.tasks.base import LANGUAGES, Item, Split, check_language
 
 
@@ -41,8 +42,20 @@ class Wanted(NamedTuple):
     split: Split
     languages: tuple[str, ...]
     num_items: int | None
-    num_validation: int
+    num_validation: int | None
     seed: int
+
+
+def languages_in(folder: Path, split: Split, names: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns the languages that a data set, or a folder of files, has of a split.
+
+    Raises:
+        UserError: there is no such folder, or its description is not as it should be.
+    """
+    if not dataset.is_dataset(folder):
+        return list(locate(folder, names))
+    found = dataset.load(folder).splits.get(_home(dataset.load(folder), split))
+    return [language for language in LANGUAGES if found and language in found.languages]
 
 
 def locate(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
@@ -69,6 +82,8 @@ def read(
     Raises:
         UserError: a folder or language is missing, a row is malformed, or there are too few items.
     """
+    if dataset.is_dataset(folder):
+        return _read_dataset(folder, language, reader, wanted)
     paths = locate(folder, names)
     languages = tuple(dict.fromkeys((language, *wanted.languages)))
     for code in languages:
@@ -81,8 +96,52 @@ def read(
             )
     usable = {code: _usable(reader(paths[code], code), paths[code]) for code in languages}
     ids = set.intersection(*(set(items) for items in usable.values()))
-    chosen = _choose(sorted(ids, key=_natural), wanted, folder)
+    sets_aside = wanted.split is not Split.TEST
+    chosen = _choose(sorted(ids, key=natural), wanted, folder, sets_aside=sets_aside)
     return [usable[language][id_] for id_ in chosen]
+
+
+def _home(info: dataset.DatasetInfo, split: Split) -> Split:
+    """Returns the split whose files hold another's items: validation may have to come from train."""
+    return Split.TRAIN if split is Split.VALIDATION and split not in info.splits else split
+
+
+def _read_dataset(folder: Path, language: str, reader: Read, wanted: Wanted) -> list[Item]:
+    info = dataset.load(folder)
+    home = _home(info, wanted.split)
+    found = info.splits.get(home)
+    if found is None or check_language(language) not in found.languages:
+        raise UserError(
+            f"no {wanted.split} data in the language {language!r}",
+            where=f"in {folder}",
+            allowed=f"there: {', '.join(found.languages) if found else 'no such split'}",
+        )
+    path = dataset.path_of(folder, home, language)
+    if not path.is_file():
+        raise UserError(f"{path} is missing", fix=f"sweep data check {folder}")
+    chosen = _choose_in(info, found.ids, wanted, folder)
+    usable = _usable(reader(path, language), path)
+    if missing := [id_ for id_ in chosen if id_ not in usable]:
+        raise UserError(
+            f"{len(missing)} items of the data set cannot be read, such as {missing[0]!r}",
+            where=str(path),
+            fix=f"sweep data check {folder}",
+        )
+    return [usable[id_] for id_ in chosen]
+
+
+def _choose_in(info: dataset.DatasetInfo, ids: Sequence[str], wanted: Wanted, folder: Path) -> list[str]:
+    """Chooses among ids that all languages have; with a validation split, train sets none aside."""
+    has_own = Split.VALIDATION in info.splits
+    if has_own and wanted.split is Split.VALIDATION:
+        return _choose(ids, wanted._replace(num_items=wanted.num_validation), folder, sets_aside=False)
+    if not has_own and wanted.split is not Split.TEST and wanted.num_validation is None:
+        raise UserError(
+            "how many items to set aside for validation is not said",
+            where=f"{folder} has no validation split",
+            fix="data.num_validation=NUMBER",
+        )
+    return _choose(ids, wanted, folder, sets_aside=not has_own and wanted.split is not Split.TEST)
 
 
 def _usable(rows: Sequence[Row], path: Path) -> dict[str, Item]:
@@ -96,16 +155,17 @@ def _usable(rows: Sequence[Row], path: Path) -> dict[str, Item]:
     return items
 
 
-def _choose(ids: Sequence[str], wanted: Wanted, folder: Path) -> list[str]:
-    order = random.Random(f"ids {wanted.seed}").sample(ids, len(ids))
-    is_test = wanted.split is Split.TEST
-    validation = [] if is_test else order[: wanted.num_validation]
-    pool = validation if wanted.split is Split.VALIDATION else order[len(validation) :]
+def _choose(ids: Sequence[str], wanted: Wanted, folder: Path, *, sets_aside: bool) -> list[str]:
+    order = shuffled(ids, wanted.seed)
+    num_aside = (wanted.num_validation or 0) if sets_aside else 0
+    pool = order[num_aside:]
+    if sets_aside and wanted.split is Split.VALIDATION:
+        pool = order[:num_aside]
     num_items = len(pool) if wanted.num_items is None else wanted.num_items
-    short_of_validation = not is_test and wanted.num_validation > len(ids)
-    if num_items > len(pool) or short_of_validation:
+    if num_items > len(pool) or num_aside > len(ids):
+        aside = f" ({num_aside} set aside for validation)" if sets_aside else ""
         raise UserError(
-            f"{num_items} {wanted.split} items asked for ({wanted.num_validation} set aside for validation)",
+            f"{num_items} {wanted.split} items asked for{aside}",
             where=f"in {folder}",
             allowed=f"{len(ids)} ids are usable in all of: {', '.join(wanted.languages)}",
         )
@@ -113,7 +173,12 @@ def _choose(ids: Sequence[str], wanted: Wanted, folder: Path) -> list[str]:
     return [id_ for id_ in ids if id_ in taken]
 
 
-def _natural(id_: str) -> tuple[int, int, str]:
+def shuffled(ids: Sequence[str], seed: int) -> list[str]:
+    """Returns ids in the order in which a seed chooses them."""
+    return random.Random(f"ids {seed}").sample(ids, len(ids))
+
+
+def natural(id_: str) -> tuple[int, int, str]:
     """Orders ids that are numbers by value, and the others after them by name."""
     return (0, int(id_), "") if id_.isascii() and id_.isdecimal() and len(id_) < 19 else (1, 0, id_)
 

@@ -66,7 +66,7 @@ class MathTask:
 
     def languages_in(self, folder: Path, split: str) -> list[str]:
         """See `Task.languages_in`."""
-        return list(files.locate(folder, math_files.names(check_split(split))))
+        return files.languages_in(folder, check_split(split), math_files.names(check_split(split)))
 
     def read(
         self,
@@ -76,7 +76,7 @@ class MathTask:
         *,
         languages: Sequence[str] = (),
         num_items: int | None = None,
-        num_validation: int = 0,
+        num_validation: int | None = 0,
         seed: int = 0,
     ) -> list[Item]:
         """Reads worked word problems (JSON lines) or MGSM (TSV); see `Task.read`."""

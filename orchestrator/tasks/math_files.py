@@ -1,5 +1,7 @@
-"""The math task's files: worked word problems as JSON lines (GSM8K, gsm-symbolic), and MGSM as TSV.
+"""The math task's files: lines of a data set, worked word problems (GSM8K, gsm-symbolic), and MGSM as TSV.
 
+A line of a data set has a `gold`, and its `answer` is what a model learns to write, word for word; an empty
+one stands for the answer sentence alone. Without `gold` a line is GSM8K's: the answer ends in ``#### 18``.
 Owns their names and how a row becomes an item. Which ids a split takes is `files`.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.tasks.answers import gold_number
@@ -31,39 +34,66 @@ def rows(path: Path, language: str) -> list[Row]:
     Raises:
         UserError: a row has not the form of such a file.
     """
-    return list(_mgsm(path, language) if path.suffix == ".tsv" else _worked(path, language))
+    return [_row(line, language) for line in lines(path, language)]
 
 
-def _mgsm(path: Path, language: str) -> Iterator[Row]:
-    for number, line in text_lines(path):
-        question, tab, gold = line.rpartition("\t")
-        if not tab:
-            raise UserError("no tab between question and answer", where=f"{path}:{number}")
-        yield _row(str(number), language, question, "", gold.strip())
+def _row(line: Mapping[str, str], language: str) -> Row:
+    problem = problem_of(line)
+    return Row(None if problem else item_of(line, language), line["id"], problem)
+
+
+def line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
+    """Returns a row as a line of a data set.
+
+    Raises:
+        UserError: the row has no question or answer.
+    """
+    question, answer = (field(row, key, where=where) for key in ("question", "answer"))
+    if "gold" in row:
+        gold = field(row, "gold", where=where).strip()
+        return {"id": id_, "question": question, "answer": answer.strip(), "gold": gold}
+    worked, _, gold = answer.partition("####")
+    first_line = gold.strip().partition("\n")[0].strip()
+    worked = _ANNOTATION.sub("", worked).strip()
+    if worked and gold:
+        worked = f"{worked}\n{answer_sentence(first_line, language)}"
+    return {"id": id_, "question": question, "answer": worked, "gold": first_line}
+
+
+def item_of(line: Mapping[str, str], language: str) -> Item:
+    """Returns a line of a data set as an item."""
+    return Item(
+        id=line["id"],
+        language=language,
+        prompt=prompt(line["question"], language),
+        response=line["answer"] or answer_sentence(line["gold"], language),
+        gold=line["gold"],
+    )
+
+
+def lines(path: Path, language: str) -> Iterator[dict[str, str]]:
+    """Yields the rows of a file as lines of a data set, usable or not.
+
+    Raises:
+        UserError: a row has not the form of such a file.
+    """
+    if path.suffix == ".tsv":
+        for number, text in text_lines(path):
+            question, tab, gold = text.rpartition("\t")
+            if not tab:
+                raise UserError("no tab between question and answer", where=f"{path}:{number}")
+            yield {"id": str(number), "question": question, "answer": "", "gold": gold.strip()}
+    else:
+        for number, row in json_lines(path):
+            id_ = str(row.get("id", number))
+            yield line_of(row, id_=id_, language=language, where=f"{path}:{number}")
 
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
-def _worked(path: Path, language: str) -> Iterator[Row]:
-    for number, row in json_lines(path):
-        where = f"{path}:{number}"
-        worked, _, gold = field(row, "answer", where=where).partition("####")
-        first_line = gold.strip().partition("\n")[0].strip()
-        worked = _ANNOTATION.sub("", worked).strip()
-        question = field(row, "question", where=where)
-        yield _row(str(row.get("id", number)), language, question, worked, first_line)
-
-
-def _row(id_: str, language: str, question: str, worked: str, gold: str) -> Row:
-    if gold_number(gold) is None:
-        return Row(None, id_, f"the answer {gold!r} is not one number")
-    sentence = answer_sentence(gold, language)
-    item = Item(
-        id=id_,
-        language=language,
-        prompt=prompt(question, language),
-        response=f"{worked}\n{sentence}" if worked else sentence,
-        gold=gold,
-    )
-    return Row(item, id_)
+def problem_of(line: Mapping[str, str]) -> str:
+    """Says why a line cannot be used, or ""."""
+    if gold_number(line["gold"]) is None:
+        return f"the answer {line['gold']!r} is not one number"
+    return "" if line["question"].strip() else "the question is empty"

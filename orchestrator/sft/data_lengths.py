@@ -1,0 +1,59 @@
+"""Counts the tokens of items as `prepare` does: prompt (with BOS where it is the habit), response, end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.errors import UserError
+from orchestrator.tasks.base import Item
+from orchestrator.tasks.checking import Measure
+
+
+def measures(names: Sequence[str]) -> dict[str, Measure]:
+    """Returns a name for people to what counts the tokens of items.
+
+    Args:
+        names: each a `tokenizer.json`, a folder with a tokenizer, or a hub id.
+
+    Raises:
+        UserError: there is no tokenizer.
+    """
+    short = [_short(name) for name in names]
+    return {
+        name if short.count(label) > 1 else label: _measure(name)
+        for name, label in zip(names, short, strict=True)
+    }
+
+
+def _short(name: str) -> str:
+    path = Path(name)
+    return path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.name
+
+
+def _measure(name: str) -> Measure:
+    import tokenizers
+    import transformers
+
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name).backend_tokenizer
+    except Exception as error:  # noqa: BLE001 - the libraries raise whatever they met
+        said = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"no tokenizer {name!r}: {said}",
+            allowed="a tokenizer.json, a folder with one, or a hub id in reach",
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = tokenizer.num_special_tokens_to_add(False)
+
+    def measure(items: Sequence[Item]) -> list[int]:
+        prompts = tokenizer.encode_batch([item.prompt for item in items], add_special_tokens=False)
+        responses = tokenizer.encode_batch([item.response for item in items], add_special_tokens=False)
+        return [len(p.ids) + len(r.ids) + special + 1 for p, r in zip(prompts, responses, strict=True)]
+
+    return measure

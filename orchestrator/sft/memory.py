@@ -1,0 +1,210 @@
+"""What full fine-tuning takes of a device's memory: parameters, state, activations, logits, and what fits.
+
+Arithmetic alone: it knows no config, no plan and no torch. A planner asks it before anything runs, and the
+`train` stage asks the same functions for its micro-batch. Study, section 5, unless marked ours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+GIB = 2**30
+STATE_BYTES = 16
+"""A parameter: master weight, gradient and Adam's two moments, all in fp32."""
+LOGIT_BYTES = 14
+"""A logit: in bf16 and as fp32, and the gradients of both with the softmax's own."""
+MAX_MICRO_BATCH = 64
+CUDA_GIB, SPARE_SHARE = 2.0, 0.10
+"""Ours: what CUDA and NCCL take, and the share of a device that fragmentation makes useless."""
+HOST_GIB = 0.5
+"""Ours: the libraries of one process on a CPU."""
+
+
+class Decoder(NamedTuple):
+    """The sizes of a decoder that its cost depends on."""
+
+    num_parameters: int
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    tied: bool
+
+    @property
+    def num_embeddings(self) -> int:
+        """Parameters of the input embeddings, which no checkpointed layer computes again."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def num_unlayered(self) -> int:
+        """Parameters outside the layers, embeddings and head above all: FSDP gathers them as one."""
+        return self.num_embeddings * (1 if self.tied else 2)
+
+    @property
+    def num_layer(self) -> int:
+        """Parameters of one layer."""
+        return (self.num_parameters - self.num_unlayered) // self.num_layers
+
+
+class Load(NamedTuple):
+    """How a model is trained, as far as memory depends on it.
+
+    Attributes:
+        row_tokens: of the longest row.
+        checkpointing: whether layers are computed again in the backward pass.
+        value_bytes: of an activation: 2 in bf16, 4 in fp32.
+        loss_chunk_tokens: of whose logits are held at once; None for all of a micro-batch.
+        on_cpu: with the memory of a host: no CUDA, and processes that do not share their state.
+    """
+
+    row_tokens: int
+    checkpointing: bool = True
+    value_bytes: int = 2
+    loss_chunk_tokens: int | None = None
+    on_cpu: bool = False
+
+
+class Fit(NamedTuple):
+    """GPUs and micro-batch that fit, with what they take."""
+
+    num_gpus: int
+    micro_batch: int
+    terms_gib: Mapping[str, float]
+
+    @property
+    def memory_gib(self) -> float:
+        """The peak of one device."""
+        return sum(self.terms_gib.values())
+
+
+def num_parameters(architecture: Mapping[str, Any], family: str | None) -> int:
+    """Counts the parameters of a decoder, exactly for Qwen3 and Gemma3.
+
+    Both norm the queries and keys of each head. A layer of Gemma3 has four norms, of others two.
+    """
+    hidden, head = architecture["hidden_size"], architecture["head_dim"]
+    is_gemma3, is_qwen3 = (str(family).startswith(name) for name in ("gemma3", "qwen3"))
+    attention = 2 * hidden * head * (architecture["num_heads"] + architecture["num_kv_heads"])
+    head_norms = 2 * head if is_gemma3 or is_qwen3 else 0
+    mlp = 3 * hidden * architecture["intermediate_size"]
+    norms = hidden * (4 if is_gemma3 else 2)
+    tables = architecture["vocab_size"] * hidden * (1 if architecture["tied"] else 2)
+    layer: int = attention + head_norms + mlp + norms
+    return int(tables + architecture["num_layers"] * layer + hidden)
+
+
+def decoder(architecture: Mapping[str, Any], family: str | None) -> Decoder:
+    """Returns the sizes of a model from `model.architecture` and `model.family` of the config."""
+    sizes = {name: architecture[name] for name in Decoder._fields if name != "num_parameters"}
+    return Decoder(num_parameters=num_parameters(architecture, family), **sizes)
+
+
+@functools.lru_cache(maxsize=4096)
+def terms_gib(
+    model: Decoder, load: Load, *, num_gpus: int, micro_batch: int, memory_gib: float
+) -> Mapping[str, float]:
+    """Returns what one device holds at the peak of a training step, in GiB.
+
+    ``state`` is sharded over the GPUs. ``weights`` are the copies in use (ours): in bf16 of all on one device;
+    with FSDP of embeddings, head and two layers, gathered in bf16 with fp32 gradients. ``layer`` is the working
+    set of the one layer that is computed (ours); without checkpointing all layers keep theirs.
+    """
+    tokens = micro_batch * load.row_tokens
+    sharded = num_gpus > 1 and not load.on_cpu
+    if sharded:
+        copies = 6 * (model.num_unlayered + 2 * model.num_layer)
+    else:
+        copies = 2 * model.num_parameters if load.value_bytes == 2 else 0
+    layer = tokens * load.value_bytes * _layer_values(model)
+    if load.checkpointing:
+        kept = model.num_layers * tokens * model.hidden_size * load.value_bytes
+    else:
+        kept = model.num_layers * layer
+    logits = LOGIT_BYTES * model.vocab_size * min(tokens, load.loss_chunk_tokens or tokens)
+    reserve = HOST_GIB if load.on_cpu else CUDA_GIB + SPARE_SHARE * memory_gib
+    return {
+        "state": STATE_BYTES * model.num_parameters / (num_gpus if sharded else 1) / GIB,
+        "weights": copies / GIB,
+        "activations": kept / GIB,
+        "layer": 2 * layer / GIB,  # the values, and their gradients
+        "logits": logits / GIB,
+        "reserve": reserve,
+    }
+
+
+def _layer_values(model: Decoder) -> int:
+    """Values that one layer holds a token: the MLP's products and input, queries, keys, values and norms."""
+    attention = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    return 4 * model.intermediate_size + attention + 8 * model.hidden_size
+
+
+def micro_batches(global_batch: int, num_gpus: int) -> list[int]:
+    """Returns the micro-batches to try, largest first: the powers of two that divide a device's rows."""
+    if global_batch % num_gpus:
+        return []
+    rows, sizes = global_batch // num_gpus, [1]
+    while sizes[-1] < MAX_MICRO_BATCH and rows % (2 * sizes[-1]) == 0:
+        sizes.append(2 * sizes[-1])
+    return sizes[::-1]
+
+
+def largest_micro_batch(
+    model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, global_batch: int
+) -> int | None:
+    """Returns the largest micro-batch that fits `num_gpus` devices; None when not even 1 does.
+
+    The `train` stage calls it when `trainer.micro_batch_size` is null, with the length of its longest row in
+    `load` and what its device really has. The result never depends on anything that is random.
+
+    Args:
+        model: from `decoder`.
+        load: how it is trained.
+        num_gpus: over which the state is sharded; the processes of the job.
+        memory_gib: of one device.
+        global_batch: rows of an optimiser step, over all devices.
+    """
+    for size in micro_batches(global_batch, num_gpus):
+        terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=memory_gib)
+        if sum(terms.values()) <= memory_gib:
+            return size
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def fit(
+    model: Decoder,
+    load: Load,
+    *,
+    max_gpus: int,
+    memory_gib: float,
+    global_batch: int,
+    micro_batch: int | None,
+) -> Fit | None:
+    """Finds the fewest GPUs of one machine (1, 2, 4, ...), and with them the largest micro-batch, that fit.
+
+    Args:
+        model: from `decoder`.
+        load: how it is trained.
+        max_gpus: that may be taken.
+        memory_gib: of one device.
+        global_batch: rows of an optimiser step.
+        micro_batch: the only one to try; None for any.
+    """
+    num_gpus = 1
+    while num_gpus <= max_gpus:
+        size = micro_batch
+        if size is None:
+            size = largest_micro_batch(
+                model, load, num_gpus=num_gpus, memory_gib=memory_gib, global_batch=global_batch
+            )
+        if size is not None:
+            terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=memory_gib)
+            if sum(terms.values()) <= memory_gib and global_batch % (num_gpus * size) == 0:
+                return Fit(num_gpus, size, terms)
+        num_gpus = max_gpus + 1 if load.on_cpu else 2 * num_gpus
+    return None

@@ -1,0 +1,198 @@
+"""Checks parallel task data: what is wrong, what would be left out, how long items are. Changes nothing.
+
+It works on a data set and on anything that can be imported. Tokenizers come in as functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from orchestrator.errors import UserError
+from orchestrator.tasks import checks, dataset
+from orchestrator.tasks.base import LANGUAGES, Item, Split
+from orchestrator.tasks.checks import ROWS, Problem, Row, Table
+from orchestrator.tasks.importing import FILES
+from orchestrator.tasks.sources import Source, open_source
+
+CHARACTERS = "characters"
+Measure = Callable[[Sequence[Item]], list[int]]
+"""From items to the tokens of prompt, response and end, as `prepare` counts them."""
+
+
+class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Length(_Frozen, frozen=True, kw_only=True):
+    """How long the items of a split and language are."""
+
+    tokenizer: str
+    split: str
+    language: str
+    mean: float
+    p95: int
+    longest: int
+    num_over_long: int
+
+
+class SplitReport(_Frozen, frozen=True, kw_only=True):
+    """How many rows there are, and how many ids every language can use."""
+
+    split: str
+    num_rows: dict[str, int]
+    num_parallel: int
+
+
+class Report(_Frozen, frozen=True, kw_only=True):
+    """What a check found; `problems` empty means that all is well."""
+
+    path: str
+    task: str
+    form: str
+    max_length_tokens: int
+    splits: tuple[SplitReport, ...]
+    problems: tuple[Problem, ...]
+    lengths: tuple[Length, ...]
+    notes: tuple[str, ...] = ()
+
+
+def check(
+    path: Path,
+    *,
+    task: str | None = None,
+    languages: Sequence[str] = (),
+    measures: Mapping[str, Measure] | None = None,
+    max_length_tokens: int = 2048,
+) -> Report:
+    """Checks a data set, or a file or folder that could be imported.
+
+    Args:
+        path: of it.
+        task: the benchmark; None for what the data set says, or the files look like.
+        languages: that must be in every split.
+        measures: name to tokenizer; None or empty for characters.
+        max_length_tokens: beyond which `prepare` leaves an item out.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = path.expanduser()
+    info = dataset.load(path) if dataset.is_dataset(path) else None
+    name = info.task if info else (task or guess_task(path))
+    source = open_source(path, name)
+    table = _read(source, name)
+    found = [*checks.description(path, info), *checks.languages(table, languages, info)]
+    for split, rows in table.items():
+        found += [
+            *checks.single_rows(split, rows, is_dataset=info is not None),
+            *checks.parallel(split, rows),
+        ]
+        found += checks.golds(split, rows) if name == "math" else checks.translations(split, rows)
+    found += checks.overlaps(table)
+    lengths = list(_lengths(table, measures or {CHARACTERS: _characters}, max_length_tokens))
+    found += [
+        Problem(
+            kind="over-long",
+            text=f"longer than {max_length_tokens} tokens of {one.tokenizer}: would be left out",
+            split=one.split,
+            language=one.language,
+            num=one.num_over_long,
+        )
+        for one in lengths
+        if one.num_over_long
+    ]
+    return Report(
+        path=str(path),
+        task=name,
+        form="data set" if info else source.form,
+        max_length_tokens=max_length_tokens,
+        splits=tuple(_split_report(split, rows) for split, rows in table.items()),
+        problems=tuple(found),
+        lengths=tuple(lengths),
+        notes=tuple(_notes(table, info)),
+    )
+
+
+def guess_task(path: Path) -> str:
+    """Returns the task whose sources a file or folder looks like.
+
+    Raises:
+        UserError: it is not there, or of no task.
+    """
+    for name in ("math", "api_calling"):
+        try:
+            first = next(open_source(path, name).rows(), None)
+        except UserError:
+            if not path.exists():
+                raise
+            continue
+        if first is not None and ("question" in first.row) == (name == "math"):
+            return name
+    raise UserError(f"{path} looks like the data of no task", fix="--task math or --task api_calling")
+
+
+def _read(source: Source, task: str) -> Table:
+    table: Table = {}
+    for raw in source.rows():
+        if raw.language:
+            line = source.line(raw)
+            row = Row(line, _item(line, raw.language, task), tuple(checks.flaws(raw.row)))
+            table.setdefault(raw.split or ROWS, {}).setdefault(raw.language, []).append(row)
+    order = [*Split, ROWS]
+    return {
+        split: {language: table[split][language] for language in LANGUAGES if language in table[split]}
+        for split in sorted(table, key=order.index)
+    }
+
+
+def _item(line: Mapping[str, str], language: str, task: str) -> Item | None:
+    item: Item | None = None if FILES[task].problem_of(line) else FILES[task].item_of(line, language)
+    return item
+
+
+def _characters(items: Sequence[Item]) -> list[int]:
+    return [len(item.prompt) + len(item.response) for item in items]
+
+
+def _lengths(table: Table, measures: Mapping[str, Measure], limit: int) -> Iterator[Length]:
+    for name, measure in measures.items():
+        for split, rows in table.items():
+            for language, here in rows.items():
+                if lengths := sorted(measure([row.item for row in here if row.item])):
+                    yield Length(
+                        tokenizer=name,
+                        split=split,
+                        language=language,
+                        mean=round(sum(lengths) / len(lengths), 1),
+                        p95=lengths[math.ceil(0.95 * len(lengths)) - 1],
+                        longest=lengths[-1],
+                        num_over_long=sum(x > limit for x in lengths) if name != CHARACTERS else 0,
+                    )
+
+
+def _split_report(split: str, rows: Mapping[str, Sequence[Row]]) -> SplitReport:
+    usable = [{row.item.id for row in here if row.item} for here in rows.values()]
+    return SplitReport(
+        split=split,
+        num_rows={language: len(here) for language, here in rows.items()},
+        num_parallel=len(set.intersection(*usable)) if usable else 0,
+    )
+
+
+def _notes(table: Table, info: dataset.DatasetInfo | None) -> Iterator[str]:
+    trained, tested = table.get(Split.TRAIN, {}), table.get(Split.TEST, {})
+    if trained and tested and (untested := [code for code in trained if code not in tested]):
+        yield f"no test items in {', '.join(untested)}: these languages can be trained on, not tested"
+    if info is not None:
+        for reason, number in info.left_out.items():
+            yield f"left out at the import, {reason}: {number:,} ids"
+    else:
+        flawed = sum(
+            "not-nfc" in row.flaws for rows in table.values() for here in rows.values() for row in here
+        )
+        if flawed:
+            yield f"{flawed:,} rows are not in NFC; they are normalised when they are read"

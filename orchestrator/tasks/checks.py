@@ -1,0 +1,197 @@
+"""The single checks of parallel task data: each looks at rows of all languages and says what is wrong.
+
+What is checked, in which order, and how it is reported is `checking`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.tasks import dataset, translation
+from orchestrator.tasks.answers import gold_number
+from orchestrator.tasks.base import LANGUAGES, Item, Split
+from orchestrator.tasks.importing import FILES
+
+NUM_EXAMPLES = 3
+ROWS = "rows"
+"""Stands for the split of rows that do not say theirs."""
+
+
+class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Something wrong, with how often and where.
+
+    Attributes:
+        kind: of the problem, stable.
+        text: for people.
+        split: "" for all.
+        language: "" for all.
+        num: how often.
+        examples: a few ids.
+    """
+
+    kind: str
+    text: str
+    split: str = ""
+    language: str = ""
+    num: int = 1
+    examples: tuple[str, ...] = ()
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A line, its item if it can be used, and what is wrong with its characters."""
+
+    line: Mapping[str, str]
+    item: Item | None
+    flaws: tuple[str, ...]
+
+
+Table = dict[str, dict[str, list[Row]]]
+"""Split to language to rows."""
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
+
+
+def flaws(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what is wrong with the characters of a row."""
+    for value in row.values():
+        if isinstance(value, str):
+            if not unicodedata.is_normalized("NFC", value):
+                yield "not-nfc"
+            if _CONTROL.search(value):
+                yield "control-character"
+
+
+def description(path: Path, info: dataset.DatasetInfo | None) -> Iterator[Problem]:
+    """Compares a data set's files with its description."""
+    if info is None:
+        return
+    if what := dataset.changes(path, info):
+        yield Problem(kind="changed", text=f"{what}: changed since it was imported")
+    for name, split in info.splits.items():
+        for language in split.languages:
+            file = dataset.path_of(path, name, language)
+            if file.is_file():
+                ids = tuple(line["id"] for line in FILES[info.task].lines(file, language))
+                if ids != split.ids:
+                    text = f"the ids are not those of {dataset.FILE}"
+                    odd = tuple(sorted(set(ids) ^ set(split.ids))[:NUM_EXAMPLES])
+                    yield Problem(kind="other-ids", text=text, split=name, language=language, examples=odd)
+
+
+def languages(table: Table, wanted: Sequence[str], info: dataset.DatasetInfo | None) -> Iterator[Problem]:
+    """Finds splits without a language that they should have."""
+    trained = set(table.get(Split.TRAIN, {}))
+    for split, rows in table.items():
+        needed = set(wanted) | (trained if split == Split.VALIDATION else set())
+        if info and split in info.splits:
+            needed |= set(info.splits[split].languages)
+        for language in LANGUAGES:
+            if language in needed and language not in rows:
+                yield Problem(kind="missing-language", text="no items", split=split, language=language)
+
+
+def single_rows(split: str, rows: Mapping[str, Sequence[Row]], *, is_dataset: bool) -> Iterator[Problem]:
+    """Finds rows that are of no use or not alone in their file."""
+    for language, here in rows.items():
+        ids = [row.line["id"] for row in here]
+        twice = [id_ for id_, number in Counter(ids).items() if number > 1]
+        texts: dict[str, list[str]] = defaultdict(list)
+        for row in here:
+            if row.item:
+                texts[row.item.prompt].append(row.line["id"])
+        again = [id_ for same in texts.values() for id_ in same[1:]]
+        unusable = [row.line["id"] for row in here if row.item is None]
+        for kind, text, which in (
+            ("duplicate-id", "ids that come twice", twice),
+            ("duplicate-text", "items with the same text as another", again),
+            ("unusable", "the gold does not parse, or there is no question: left out everywhere", unusable),
+            ("not-nfc", "not in NFC", _with(here, "not-nfc") if is_dataset else []),
+            ("control-character", "control or replacement characters", _with(here, "control-character")),
+        ):
+            if which:
+                yield _problem(kind, text, split, language, which)
+
+
+def _with(rows: Sequence[Row], flaw: str) -> list[str]:
+    return [row.line["id"] for row in rows if flaw in row.flaws]
+
+
+def _problem(kind: str, text: str, split: str, language: str, ids: Sequence[str]) -> Problem:
+    shown = tuple(ids[:NUM_EXAMPLES])
+    return Problem(kind=kind, text=text, split=split, language=language, num=len(ids), examples=shown)
+
+
+def parallel(split: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Problem]:
+    """Finds ids that some languages lack."""
+    ids = {language: dict.fromkeys(row.line["id"] for row in here) for language, here in rows.items()}
+    everywhere: dict[str, None] = {}
+    for some in ids.values():
+        everywhere.update(some)
+    for language, have in ids.items():
+        if missing := [id_ for id_ in everywhere if id_ not in have]:
+            yield _problem("misaligned", "ids of other languages that are not here", split, language, missing)
+
+
+def golds(split: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Problem]:
+    """Finds items of math whose answer depends on the language."""
+    golds = {
+        language: {row.item.id: gold_number(row.item.gold) for row in here if row.item}
+        for language, here in rows.items()
+    }
+    reference = golds.get("en") or next(iter(golds.values()), {})
+    for language, here in golds.items():
+        if differing := [id_ for id_, gold in here.items() if gold != reference.get(id_, gold)]:
+            yield _problem("gold-differs", "another answer than in English", split, language, differing)
+
+
+def translations(split: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Problem]:
+    """Finds API calls that a translation changed."""
+    english = {row.line["id"]: row.line for row in rows.get("en", ())}
+    for language, here in rows.items():
+        found: dict[str, list[str]] = defaultdict(list)
+        for row in here if language != "en" else ():
+            if original := english.get(row.line["id"]):
+                for text in translation.problems(original, row.line):
+                    found[text].append(row.line["id"])
+        for text, ids in found.items():
+            yield _problem("translation", text, split, language, ids)
+
+
+_SAID = re.compile(r"[\W_]+")
+
+
+def normal_text(text: str) -> str:
+    """Returns a text without case, spaces and punctuation, to find it again elsewhere."""
+    return _SAID.sub("", unicodedata.normalize("NFKC", text).casefold())
+
+
+def overlaps(table: Table) -> Iterator[Problem]:
+    """Finds ids and texts that are in two splits."""
+    splits = [split for split in table if split != ROWS]
+    for place, first in enumerate(splits):
+        for second in splits[place + 1 :]:
+            pair = f"{first}+{second}"
+            ids = [
+                {row.line["id"] for rows in table[split].values() for row in rows}
+                for split in (first, second)
+            ]
+            if both := sorted(ids[0] & ids[1]):
+                yield _problem("overlap-id", f"ids of both {first} and {second}", pair, "", both)
+            for language in table[first].keys() & table[second].keys():
+                texts = {normal_text(row.item.prompt) for row in table[first][language] if row.item}
+                same = [
+                    row.line["id"]
+                    for row in table[second][language]
+                    if row.item and normal_text(row.item.prompt) in texts
+                ]
+                if same:
+                    text = f"items of {second} with the text of one of {first}"
+                    yield _problem("overlap-text", text, pair, language, same)

@@ -1,0 +1,247 @@
+"""The on-disk format of parallel task data: a folder with `dataset.json` and one file a split and language.
+
+::
+
+    DIR/dataset.json                 what it is, where it came from, which ids each split has
+    DIR/train/<language>.jsonl       one item a line, the same ids in every language
+    DIR/validation/<language>.jsonl  optional; without it, validation items are set aside from train
+    DIR/test/<language>.jsonl
+
+Owns the folder: reading its description, its content's fingerprint, writing it whole or not at all. What a
+line holds is the task's, see `math_files` and `api_files`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.errors import UserError
+from orchestrator.manifest import File as ManifestFile
+from orchestrator.manifest import damage, file_digest, fsync_path, fsync_tree, scan
+from orchestrator.tasks.base import LANGUAGES, Split
+
+FILE = "dataset.json"
+FORMAT = 1
+
+
+class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class SplitInfo(_Frozen, frozen=True, kw_only=True):
+    """A split: its languages, and its ids in the order of the files."""
+
+    languages: tuple[str, ...]
+    ids: tuple[str, ...]
+
+
+class Origin(_Frozen, frozen=True, kw_only=True):
+    """Where rows came from.
+
+    Attributes:
+        source: the hub id, or the name of the file or folder (its path says nothing on another machine).
+        form: what it was read as: mcot, mgsm, worked, api-bank.
+        revision: of the hub, as it was asked for.
+        commit: of the hub, as it was found.
+        sha256: of local files, by name.
+        note: what a reader should know, such as how rows were aligned.
+    """
+
+    source: str
+    form: str
+    revision: str | None = None
+    commit: str | None = None
+    sha256: dict[str, str] = {}
+    note: str = ""
+
+
+class DatasetInfo(_Frozen, frozen=True, kw_only=True):
+    """What `dataset.json` holds.
+
+    Attributes:
+        task: the benchmark.
+        splits: split to its languages and ids.
+        origins: split to where its rows came from.
+        seed: what chose the ids; None when all were taken.
+        left_out: why to the number of ids that were left out for it, in all languages.
+        files: path to size and sha-256, as written.
+        format: of this file.
+    """
+
+    task: str
+    splits: dict[str, SplitInfo]
+    origins: dict[str, Origin] = {}
+    seed: int | None = None
+    left_out: dict[str, int] = {}
+    files: tuple[ManifestFile, ...] = ()
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format}; this version of Polysweep reads {FORMAT}")
+        for name, split in self.splits.items():
+            if name not in tuple(Split):
+                raise ValueError(f"unknown split {name!r}")
+            if unknown := [language for language in split.languages if language not in LANGUAGES]:
+                raise ValueError(f"unknown language {unknown[0]!r} in split {name}")
+
+
+def is_dataset(folder: Path) -> bool:
+    """Tells whether a folder is in this format."""
+    return (folder / FILE).is_file()
+
+
+def path_of(folder: Path, split: str, language: str) -> Path:
+    """Returns where the items of a split and language lie."""
+    return folder / split / f"{language}.jsonl"
+
+
+def load(folder: Path) -> DatasetInfo:
+    """Returns the description of a data set.
+
+    Raises:
+        UserError: there is none, or it is not as it should be.
+    """
+    path = folder / FILE
+    try:
+        stat = path.stat()
+        return _load(path, stat.st_mtime_ns, stat.st_size)
+    except FileNotFoundError:
+        what = f"{folder} is no data set: it has no {FILE}" if folder.is_dir() else f"no folder {folder}"
+        raise UserError(
+            what, fix="sweep data describe says what one is, sweep data import makes one"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _load(path: Path, mtime_ns: int, size: int) -> DatasetInfo:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=DatasetInfo)
+    except msgspec.DecodeError as error:
+        raise UserError(f"{FILE} is not as it should be: {error}", where=str(path)) from None
+
+
+def fingerprint(folder: Path, splits: Iterable[str]) -> str:
+    """Returns a digest of the content of some splits: their ids and their files, never their place.
+
+    Raises:
+        UserError: the folder is no data set or cannot be read.
+    """
+    info = load(folder)
+    wanted = tuple(split for split in Split if split in tuple(splits) and split in info.splits)
+    return _fingerprint(folder.resolve(), wanted, tuple(info.splits[split].ids for split in wanted))
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint(folder: Path, splits: tuple[str, ...], ids: tuple[tuple[str, ...], ...]) -> str:
+    try:
+        files = [
+            (f"{split}/{file.path}", file.size, file.sha256)
+            for split in splits
+            for file in (scan(folder / split) if (folder / split).is_dir() else ())
+        ]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    text = json.dumps([splits, ids, files], ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def changes(folder: Path, info: DatasetInfo) -> str | None:
+    """Says which file is not as it was written, or None."""
+    return damage(folder, info.files)
+
+
+Rows = Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]
+"""Split to language to lines."""
+
+
+def write(
+    out: Path, info: DatasetInfo, rows: Rows, *, force: bool = False, verify: Callable[[Path], None]
+) -> bool:
+    """Writes a data set beside its place, verifies it there, and moves it in with one rename.
+
+    Args:
+        out: the folder; one with the same content is left as it is.
+        info: its description; `files` is filled in.
+        rows: its lines.
+        force: replace a data set with other content; nothing but a data set is ever replaced.
+        verify: reads the new folder back and raises when it is not as it should be.
+
+    Returns:
+        whether anything was written: False when the same data set was there already.
+
+    Raises:
+        UserError: something else is there.
+    """
+    out = out.expanduser()
+    if out.exists() and not is_dataset(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there and is no data set", fix="--out NEW_FOLDER")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        for split, languages in rows.items():
+            (temporary / split).mkdir(parents=True)
+            for language, lines in languages.items():
+                _write_lines(path_of(temporary, split, language), lines)
+        whole = msgspec.structs.replace(info, files=scan(temporary))
+        (temporary / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n")
+        fsync_tree(temporary)
+        verify(temporary)
+        return _move(temporary, out, force=force)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_lines(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
+    with path.open("wb") as stream:
+        stream.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+
+
+def _move(temporary: Path, out: Path, *, force: bool) -> bool:
+    if is_dataset(out):
+        if file_digest(out / FILE) == file_digest(temporary / FILE) and not changes(out, load(temporary)):
+            return False
+        if not force:
+            raise UserError(
+                f"another data set is in {out}", fix="--force replaces it, --out names another folder"
+            )
+        aside = temporary.with_name(f"{temporary.name}.old")
+        out.rename(aside)
+        temporary.rename(out)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        try:
+            temporary.rename(out)  # onto nothing, or an empty folder
+        except OSError:
+            if not is_dataset(out):
+                raise
+            return _move(temporary, out, force=force)  # another process was faster
+    fsync_path(out.parent)
+    return True
+
+
+def summary(info: DatasetInfo) -> list[tuple[Any, ...]]:
+    """Returns a row for each split: its name, ids, languages, and where it came from."""
+    rows = []
+    for name in Split:
+        if name in info.splits:
+            split, origin = info.splits[name], info.origins.get(name)
+            came = (
+                f"{origin.source}{f'@{origin.commit or origin.revision}' if origin.revision else ''}"
+                if origin
+                else "-"
+            )
+            rows.append((str(name), len(split.ids), ",".join(split.languages), came))
+    return rows

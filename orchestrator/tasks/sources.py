@@ -1,0 +1,297 @@
+"""Local sources of task data: what rows a file or folder holds, of which split, language and item.
+
+Owns how files are told apart and streamed (mCoT-MATH is one JSON array of 12 GB). Which ids are taken is
+`importing`; what lies on a hub is fetched elsewhere and comes here as files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestrator.errors import UserError
+from orchestrator.tasks import api_files, math_files, mcot
+from orchestrator.tasks.base import LANGUAGES, Split
+
+PIECE_CHARS = 1 << 22
+
+
+class Raw(NamedTuple):
+    """A row as it was found.
+
+    Attributes:
+        split: None where the source does not say.
+        language: a key of `LANGUAGES`.
+        id: of the item that it is, or translates; "" when it must be found by the row's place.
+        row: its fields.
+        where: file and number, for errors.
+    """
+
+    split: Split | None
+    language: str
+    id: str
+    row: Mapping[str, Any]
+    where: str
+
+
+class Source(NamedTuple):
+    """Rows that can be read again and again, and how one becomes a line of a data set.
+
+    Attributes:
+        form: what it was recognised as.
+        name: of the file or folder, or the hub id.
+        files: what it reads.
+        rows: reads them.
+        line: converts one.
+        note: what a reader should know.
+        equal_golds: leave out items whose answers differ between languages: translations gone wrong.
+        by_place: items are found by their place in each language, so the answers must prove it.
+        revision: of a hub, as it was asked for.
+        commit: of a hub, as it was found.
+    """
+
+    form: str
+    name: str
+    files: tuple[Path, ...]
+    rows: Callable[[], Iterator[Raw]]
+    line: Callable[[Raw], dict[str, str]]
+    note: str = ""
+    equal_golds: bool = False
+    by_place: bool = False
+    revision: str | None = None
+    commit: str | None = None
+
+
+_SPLITS: Mapping[str, Split | None] = {
+    "train.jsonl": Split.TRAIN,
+    "test.jsonl": Split.TEST,
+    "lv3-api-train.json": Split.TRAIN,
+    "level-1-api.json": Split.TEST,
+    "level-2-api.json": Split.TEST,
+}
+"""Files that are English and a split by their published name."""
+
+
+def open_source(path: Path, task: str) -> Source:
+    """Recognises a file or folder.
+
+    Raises:
+        UserError: it is not there, or nothing known is in it.
+    """
+    path = path.expanduser()
+    if not path.exists():
+        raise UserError(f"no file or folder {str(path)!r}", fix=f"sweep data describe {task}")
+    source = _api(path) if task == "api_calling" else _math(path)
+    if source is None:
+        raise UserError(
+            f"nothing in {path} is known as data of {task}",
+            fix=f"sweep data describe {task} lists what can be imported",
+        )
+    return source
+
+
+class _Place(NamedTuple):
+    path: Path
+    split: Split | None
+    language: str
+
+
+def places(folder: Path, names: Mapping[str, Sequence[str]]) -> list[_Place]:
+    """Returns the files of a folder, and of its folders train, validation and test, by split and language."""
+    found = []
+    for split in (None, *Split):
+        inside = folder / split if split else folder
+        for language in LANGUAGES:
+            for name in names.get(language, ()):
+                if (inside / name).is_file():
+                    known = Split.TEST if name.startswith("mgsm_") else _SPLITS.get(name)
+                    found.append(_Place(inside / name, split or known, language))
+    return found
+
+
+_MATH_NAMES = {
+    code: [f"mgsm_{code}.tsv", f"{code}.jsonl", *(["train.jsonl", "test.jsonl"] if code == "en" else [])]
+    for code in LANGUAGES
+}
+_API_NAMES = {
+    code: [
+        *(["level-1-api.json", "lv3-api-train.json"] if code == "en" else []),
+        f"{code}.json",
+        f"{code}.jsonl",
+    ]
+    for code in LANGUAGES
+}
+
+
+def _math(path: Path) -> Source | None:
+    if path.is_dir():
+        if found := places(path, _MATH_NAMES):
+            return _of_places(path.name, found, _math_rows, _math_line)
+        pieces = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".json", ".jsonl"))
+        return mcot_source(pieces, path.name)
+    return of_files([path], path.name)
+
+
+def of_files(paths: Sequence[Path], name: str) -> Source | None:
+    """Returns files of math as a source, by their names or else as rows of mCoT-MATH; None for neither."""
+    found = [
+        _Place(path, Split.TEST if known.startswith("mgsm_") else _SPLITS.get(known), language)
+        for language, names in _MATH_NAMES.items()
+        for known in names
+        for path in paths
+        if path.name == known
+    ]
+    if found:
+        return _of_places(name, found, _math_rows, _math_line)
+    return mcot_source([path for path in paths if path.suffix in (".json", ".jsonl", ".parquet")], name)
+
+
+def _api(path: Path) -> Source | None:
+    if path.is_dir():
+        found = places(path, _API_NAMES)
+        return _of_places(path.name, found, _api_rows, _api_line) if found else None
+    if path.suffix not in (".json", ".jsonl"):
+        return None
+    language = path.stem if path.stem in LANGUAGES else "en"
+    place = _Place(path, _SPLITS.get(path.name), language)
+    return _of_places(path.name, [place], _api_rows, _api_line)
+
+
+_Rows = Callable[[_Place], Iterator[Raw]]
+
+
+def _of_places(
+    name: str, found: Sequence[_Place], read: _Rows, line: Callable[[Raw], dict[str, str]]
+) -> Source:
+    def rows() -> Iterator[Raw]:
+        for place in found:
+            yield from read(place)
+
+    is_mgsm = all(place.path.suffix == ".tsv" for place in found)
+    form = "api-bank" if read is _api_rows else "mgsm" if is_mgsm else "worked"
+    return Source(form, name, tuple(place.path for place in found), rows, line)
+
+
+def _math_rows(place: _Place) -> Iterator[Raw]:
+    if place.path.suffix == ".tsv":
+        for line in math_files.lines(place.path, place.language):
+            id_ = f"mgsm-{line['id']}"  # other sources count from 1 too
+            yield Raw(place.split, place.language, id_, line, f"{place.path}:{line['id']}")
+        return
+    for number, row in stream(place.path):
+        id_ = str(row["id"]) if "id" in row else f"{place.split or 'row'}-{number}"
+        yield Raw(place.split, place.language, id_, row, f"{place.path}:{number}")
+
+
+def _math_line(raw: Raw) -> dict[str, str]:
+    if "gold" in raw.row or "####" in str(raw.row.get("answer")):
+        return math_files.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+    return mcot.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+
+
+def _api_rows(place: _Place) -> Iterator[Raw]:
+    for number, row in stream(place.path):
+        parts = [str(row[key]) for key in ("file", "id") if key in row]
+        id_ = "#".join(parts) if "id" in row else f"{place.split or 'row'}-{number}"
+        yield Raw(place.split, place.language, id_, row, f"{place.path}, row {number}")
+
+
+def _api_line(raw: Raw) -> dict[str, str]:
+    return api_files.line_of(raw.row, id_=raw.id, where=raw.where)
+
+
+def mcot_source(paths: Sequence[Path], name: str) -> Source | None:
+    """Returns rows of mCoT-MATH's form, None when the first one is not; see `mcot`."""
+    if not (first := next((row for path in paths for _, row in stream(path)), None)):
+        return None
+    if not mcot.is_row(first):
+        return None
+    by_place = not mcot.place_of(first).id
+
+    def rows() -> Iterator[Raw]:
+        for path in paths:
+            for number, row in stream(path):
+                language, id_ = mcot.place_of(row)
+                yield Raw(None, language, id_, row, f"{path}, row {number}")
+
+    note = (
+        "aligned by place within each language and checked by equal answers" if by_place else "aligned by id"
+    )
+    return Source("mcot", name, tuple(paths), rows, _mcot_line, note, equal_golds=True, by_place=by_place)
+
+
+def _mcot_line(raw: Raw) -> dict[str, str]:
+    return mcot.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+
+
+def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields number and fields of each row of a JSON array, of JSON lines (from 1) or of a Parquet file.
+
+    Raises:
+        UserError: the file is none of these.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+        return
+    with path.open("rb") as file:
+        is_array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    rows: Iterator[tuple[int, Any]]
+    rows = enumerate(_array(path)) if is_array else _lines(path)
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise UserError("a row is not a JSON object", where=f"{path}, row {number}")
+        yield number, row
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, json.loads(line)
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text: {error.reason}", where=str(path)) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"not JSON: {error}", where=f"{path}:{number}") from None
+
+
+def _array(path: Path) -> Iterator[Any]:
+    """Yields the elements of a JSON array without holding it whole."""
+    decoder, text, at = json.JSONDecoder(), "", 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text, at, is_over = file.read(PIECE_CHARS).lstrip(), 1, False
+            while True:
+                while text[at : at + 1] in (" ", "\n", "\r", "\t", ","):
+                    at += 1
+                if text[at : at + 1] == "]":
+                    return
+                try:
+                    row, at = decoder.raw_decode(text, at)
+                    yield row
+                except json.JSONDecodeError:
+                    if is_over:
+                        raise
+                    more = file.read(PIECE_CHARS)
+                    text, at, is_over = text[at:] + more, 0, not more
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text: {error.reason}", where=str(path)) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"not a JSON array of rows: {error}", where=str(path)) from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow.lib
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+    except pyarrow.lib.ArrowInvalid as error:
+        raise UserError(f"not a Parquet file: {error}", where=str(path)) from None
