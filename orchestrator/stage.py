@@ -215,6 +215,7 @@ class Context:
         self.folder, self.attempt, self.num_threads = folder, attempt, num_threads
         self.uses = uses if uses is not None else Config({}, declared="uses")
         self.resume = resume
+        self.retirements: dict[str, dict[str, tuple[str, ...]]] = {}
         self.output, self.scratch = folder / "output", folder / "scratch"
         self._checkpoints = folder / "checkpoints"
         self._interval_s, self._trackers, self._keep = checkpoint_interval_s, tuple(trackers), max(2, keep)
@@ -275,6 +276,28 @@ class Context:
         for old in whole[: -self._keep]:
             (old / MANIFEST).unlink()  # first, so that a half-deleted folder never counts
             shutil.rmtree(old, ignore_errors=True)
+
+    def retire(
+        self, stage: str, *, best: Sequence[str] | None = None, none: Sequence[str] | None = None
+    ) -> None:
+        """Says which files of an input are still worth keeping once this stage is done; deletes nothing.
+
+        The sweep's ``policy.retention`` decides. Under ``all``, which is the default, every file stays. Under
+        the others a file goes when every stage of the sweep that takes the product is done and lets it go.
+
+        Args:
+            stage: the input, all its instances.
+            best: patterns of what to keep under ``best``, where ``*`` also matches ``/``; None for all files.
+            none: the same under ``none``, for example of a small summary, or ``[]``.
+
+        Raises:
+            StageFailure: a pattern is no text, or a text stands where a list should.
+        """
+        for policy, patterns in (("best", best), ("none", none)):
+            if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns or ()):
+                raise StageFailure("code", f"retire({stage!r}, {policy}={patterns!r}): a list of patterns")
+        named = {"best": best, "none": none}
+        self.retirements[stage] = {p: tuple(keep) for p, keep in named.items() if keep is not None}
 
     def stop_if_asked(self) -> None:
         """Ends the attempt as `released` when a stop was asked; call it right after a checkpoint.

@@ -187,7 +187,11 @@ class View:
         """State of each cell by id."""
         return {
             cell.cell: cell_status(
-                cell, self.sweep.nodes, self.stages, cancelled=cell.cell in self.wishes.cancelled
+                cell,
+                self.sweep.nodes,
+                self.stages,
+                cancelled=cell.cell in self.wishes.cancelled,
+                sweep=f"{self.sweep.name}@{self.number}",
             )
             for cell in self.sweep.cells
         }

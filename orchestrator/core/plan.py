@@ -79,7 +79,7 @@ def next_stage(
     *,
     cancelled: frozenset[str],
 ) -> Scan:
-    """Finds the first claimable stage: not done, inputs done, no live attempt, budget not spent.
+    """Finds the first claimable stage: not done, inputs done and whole, no live attempt, budget not spent.
 
     Args:
         cells: in the order in which this worker goes through them.
@@ -87,18 +87,17 @@ def next_stage(
         status_of: gives a stage's own state by digest; asked once a digest.
         cancelled: ids of cells to pass over.
     """
-    seen: dict[str, State] = {}
+    seen: dict[str, StageStatus] = {}
     waiting = False
     for cell in cells:
         if cell.cell in cancelled:
             continue
         for digest in cell.chain:
             if digest not in seen:
-                seen[digest] = status_of(digest).state
-            if seen[digest] is State.RUNNING:
+                seen[digest] = status_of(digest)
+            state, inputs = seen[digest].state, [seen[taken.digest] for taken in nodes[digest].inputs]
+            if state is State.RUNNING:
                 waiting = True
-            elif seen[digest] in _STARTABLE and all(
-                seen[taken.digest] is State.DONE for taken in nodes[digest].inputs
-            ):
+            elif state in _STARTABLE and all(i.state is State.DONE and not i.retired for i in inputs):
                 return Scan(Claimable(cell, nodes[digest]), True)
     return Scan(None, waiting)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.settings import EngineSettings
+from orchestrator.core.settings import EngineSettings, Retention
 from orchestrator.core.sweep import FORMAT, Sweep
 from orchestrator.manifest import File
 
@@ -128,7 +128,7 @@ class End(Record, frozen=True, kw_only=True):
     Attributes:
         outcome: ``released`` is no failure: the worker gave the attempt back.
         cause: of a failure.
-        why: of a release: stopped, deadline, preempted, superseded, already_done or cancelled.
+        why: of a release: stopped, deadline, preempted, superseded, already_done, input_retired or cancelled.
         exception: class name, if one was raised.
         message: one line.
         log_tail: the last lines of the log.
@@ -154,6 +154,7 @@ class Done(Record, frozen=True, kw_only=True):
         files: with paths relative to that folder.
         rows: the result rows that the stage returned.
         inputs: digest of each input to the generation of the product that was used.
+        retire: name of an input's stage to policy to patterns of its files that are still worth keeping.
         code: version of the code that made it, see `orchestrator.provenance.code_version`.
     """
 
@@ -166,6 +167,7 @@ class Done(Record, frozen=True, kw_only=True):
     rows: tuple[dict[str, Any], ...]
     seconds: float
     inputs: dict[str, int] = {}
+    retire: dict[str, dict[str, tuple[str, ...]]] = {}
     code: str = ""
     at: str = ""
 
@@ -177,6 +179,26 @@ class Void(Record, frozen=True, kw_only=True):
     generation: int
     kind: Literal["discarded", "damaged"]
     reason: str
+    by: str
+    at: str = ""
+
+
+class Retired(Record, frozen=True, kw_only=True):
+    """`retired/<stage>/<policy>/<digest>.<g>.json`: files absent by decision, not damage.
+
+    Attributes:
+        attempt: whose output folder held the files.
+        files: what is retired; the first such record of a generation and policy stands.
+        why: what was made from the product and needs them no more.
+        by: after which stage of which cell.
+    """
+
+    nonce: str
+    generation: int
+    attempt: int
+    policy: Retention
+    files: tuple[File, ...]
+    why: str
     by: str
     at: str = ""
 

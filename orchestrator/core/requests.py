@@ -16,11 +16,13 @@ class Wishes(NamedTuple):
         cancelled: cells whose last word was a cancel.
         after: digest to the attempt up to which no failure counts (a rerun was asked).
         after_chance: the same for a launch, after which only deterministic failures count.
+        revision: of the last launch or rerun; 0 when there was none.
     """
 
     cancelled: frozenset[str]
     after: Mapping[str, int]
     after_chance: Mapping[str, int]
+    revision: int = 0
 
     def budget(self, digest: str, retries: Mapping[str, int]) -> Budget:
         """Returns what a stage's failures are counted against."""
@@ -37,8 +39,11 @@ def fold(requests: Iterable[Request], cells: Collection[str]) -> Wishes:
     cancelled: set[str] = set()
     after: dict[str, int] = {}
     after_chance: dict[str, int] = {}
+    revision = 0
     for request in requests:
         named = cells if request.cells is None else request.cells
+        if request.verb in ("launch", "rerun"):
+            revision = request.revision
         match request.verb:
             case "cancel":
                 cancelled.update(named)
@@ -50,7 +55,7 @@ def fold(requests: Iterable[Request], cells: Collection[str]) -> Wishes:
                 _raise(after, request.after)
             case "discard":
                 _raise(after, request.after)
-    return Wishes(frozenset(cancelled), after, after_chance)
+    return Wishes(frozenset(cancelled), after, after_chance, revision)
 
 
 def _raise(boundaries: dict[str, int], to: Mapping[str, int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -10,6 +10,10 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.typed import typed
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError, nearest
+
+Retention = Literal["all", "best", "none"]
+RETIRING: tuple[Retention, ...] = ("best", "none")
+"""The policies under which files of products may be retired, in the order in which they let go more."""
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +47,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         checkpoint_interval_s: seconds between checkpoints.
         limits_s: stage name to seconds after which an attempt is ended as hanging; outranks the stage's own.
         grace_s: seconds that a stage has for its checkpoint after it was asked to stop.
-        keep_checkpoints: keep the checkpoints of stages that are done.
+        keep_checkpoints: keep the checkpoints of stages that are done, which may be links to products' files.
+        retention: which files of a product stay when all that is made from it is done: all of them, or those
+            that the stages which took it name for ``best`` or ``none``, see `Context.retire`.
     """
 
     lease_s: float = 90.0
@@ -52,6 +58,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     limits_s: dict[str, float] = {}
     grace_s: float = 60.0
     keep_checkpoints: bool = False
+    retention: Retention = "all"
 
 
 class HardwareSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

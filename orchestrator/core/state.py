@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.records import Claim, Done, End, Heartbeat, Start
+from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, Start
+from orchestrator.core.retention import describe
 from orchestrator.core.sweep import Cell, Node
 
 
@@ -60,6 +61,7 @@ class Evidence(NamedTuple):
         damaged: `generation` is that of a product that must be voided before the next attempt.
         liveness: of the owner of the highest attempt, when that has no `end`.
         liveness_reason: how that is known.
+        retired: what of the product's files is absent by decision.
     """
 
     attempts: tuple[Attempt, ...] = ()
@@ -69,6 +71,7 @@ class Evidence(NamedTuple):
     damaged: bool = False
     liveness: Liveness = Liveness.UNKNOWN
     liveness_reason: str = ""
+    retired: tuple[Retired, ...] = ()
 
 
 class Budget(NamedTuple):
@@ -86,13 +89,18 @@ class Budget(NamedTuple):
 
 
 class StageStatus(NamedTuple):
-    """A stage's state by itself, whatever its inputs."""
+    """A stage's state by itself, whatever its inputs.
+
+    Attributes:
+        retired: how many files of its product are gone by decision and why; who still takes it is blocked.
+    """
 
     state: State
     reason: str
     cause: Cause | None = None
     attempts: int = 0
     seconds: float | None = None
+    retired: str = ""
 
 
 class CellStatus(NamedTuple):
@@ -145,7 +153,9 @@ def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
     """Derives a stage's state from its evidence alone (not from its inputs)."""
     num_attempts = evidence.attempts[-1].number if evidence.attempts else 0
     if evidence.done is not None:
-        return StageStatus(State.DONE, "product", None, num_attempts, evidence.done.seconds)
+        retired = describe(evidence.retired)
+        reason = f"product, of which {retired} retired" if retired else "product"
+        return StageStatus(State.DONE, reason, None, num_attempts, evidence.done.seconds, retired)
     if not evidence.attempts:
         return StageStatus(State.PENDING, evidence.problem or "not started")
     last = evidence.attempts[-1]
@@ -181,6 +191,25 @@ def _between_attempts(
     return StageStatus(State.PENDING, "its product no longer counts", None, num_attempts, seconds)
 
 
+def _given_inputs(
+    status: StageStatus, inputs: Sequence[tuple[Node, StageStatus]], *, cancelled: bool, again: str
+) -> StageStatus:
+    """A stage's state given those of the products that it takes."""
+    if status.state in (State.DONE, State.RUNNING):
+        return status
+    if cancelled and status.state is not State.FAILED:
+        return status._replace(state=State.CANCELLED, reason="cancelled")
+    for node, taken in inputs:
+        if taken.retired:  # outranks a failure: not even a rerun could go on
+            reason = f"its input {node.name} retired {taken.retired}; to make it again: {again} {node.stage}"
+            return status._replace(state=State.BLOCKED, reason=reason, cause=None)
+    for node, taken in inputs:
+        if taken.state in _STUCK and status.state is not State.FAILED:
+            reason = f"input {node.name} is {taken.state}"
+            return status._replace(state=State.BLOCKED, reason=reason)
+    return status
+
+
 _STUCK = frozenset({State.FAILED, State.BLOCKED})
 _PRECEDENCE = (
     State.FAILED,
@@ -196,7 +225,12 @@ _PRECEDENCE = (
 
 
 def cell_status(
-    cell: Cell, nodes: Mapping[str, Node], statuses: Mapping[str, StageStatus], *, cancelled: bool
+    cell: Cell,
+    nodes: Mapping[str, Node],
+    statuses: Mapping[str, StageStatus],
+    *,
+    cancelled: bool,
+    sweep: str = "SWEEP",
 ) -> CellStatus:
     """Derives a cell's state from its stages: done when all are, else the state that needs most attention.
 
@@ -205,18 +239,13 @@ def cell_status(
         nodes: digest to stage instance.
         statuses: digest to the stage's own state; must hold the cell's chain.
         cancelled: whether a cancel is in force for the cell.
+        sweep: how commands that are suggested name it.
     """
     stages: dict[str, StageStatus] = {}
     for digest in cell.chain:
-        status = statuses[digest]
-        if status.state not in (State.DONE, State.FAILED, State.RUNNING):
-            stuck = [n for n in nodes[digest].inputs if stages[n.digest].state in _STUCK]
-            if cancelled:
-                status = status._replace(state=State.CANCELLED, reason="cancelled")
-            elif stuck:
-                reason = f"input {nodes[stuck[0].digest].name} is {stages[stuck[0].digest].state}"
-                status = status._replace(state=State.BLOCKED, reason=reason)
-        stages[digest] = status
+        inputs = [(nodes[taken.digest], stages[taken.digest]) for taken in nodes[digest].inputs]
+        again = f"sweep discard {sweep} {cell.cell} --reason ... --stage"
+        stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, again=again)
     attempts = sum(status.attempts for status in stages.values())
     if all(status.state is State.DONE for status in stages.values()):
         return CellStatus(State.DONE, "all stages are done", None, attempts, stages)

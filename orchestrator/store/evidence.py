@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.records import Done, Void
+from orchestrator.core.records import Done, Retired, Void
+from orchestrator.core.retention import without
 from orchestrator.core.state import Attempt, Evidence, Liveness
 from orchestrator.core.sweep import Node
 from orchestrator.manifest import damage
@@ -87,6 +88,7 @@ class Snapshot:
         stages = {node.stage for node in self._nodes.values()}
         self._done = {stage: ledger.generations(layout.done_index(stage)) for stage in stages}
         self._void = {stage: ledger.generations(layout.void_index(stage)) for stage in stages}
+        self._retired = {stage: ledger.retired_generations(stage) for stage in stages}
         self._attempted = {s: frozenset(ledger.objects.list(layout.stage_records(s)).folders) for s in stages}
         self._evidence: dict[str, Evidence] = {}
 
@@ -125,17 +127,18 @@ class Snapshot:
         if highest in void:
             return Evidence(generation=highest + 1, problem=self._why_void(node, highest))
         record, problem = self._ledger.product(node, highest)
+        is_retired = highest in self._retired[node.stage].get(node.digest, set())
+        retired = self._ledger.retired(node, highest) if is_retired else ()
         if record is None:
             problem = problem or "its done record vanished"
         elif self._check_files and (node.digest, highest) not in self._trusted:
-            folder = product_folder(self._ledger, node, record.attempt)
-            problem = damage(folder, record.files, content=False) or ""
+            problem, retired = examine(self._ledger, node, record, retired, content=False)
         if problem:
             return Evidence(generation=highest, problem=f"its product is damaged: {problem}", damaged=True)
         if record is not None and (problem := self._discarded_input(node, record)):
             return Evidence(generation=highest, problem=problem, damaged=True)
         self._trusted.add((node.digest, highest))
-        return Evidence(done=record, generation=highest)
+        return Evidence(done=record, generation=highest, retired=retired)
 
     def _discarded_input(self, node: Node, record: Done) -> str:
         """What was made from a discarded product does not count either, whoever finished it meanwhile.
@@ -156,6 +159,28 @@ class Snapshot:
 def _just_ended(attempts: tuple[Attempt, ...]) -> bool:
     end = attempts[-1].end if attempts else None
     return end is not None and end.outcome == "succeeded"
+
+
+def examine(
+    ledger: Ledger, node: Node, done: Done, retired: tuple[Retired, ...] = (), *, content: bool = True
+) -> tuple[str, tuple[Retired, ...]]:
+    """Compares a product's files with its record: (what is damaged or "", what is absent by decision).
+
+    Files are deleted only after a record says so, so the records are read again before a file is missed.
+
+    Args:
+        ledger: the store.
+        node: the stage.
+        done: its product.
+        retired: what is known to be retired of it.
+        content: also compare digests, not sizes alone.
+    """
+    folder = product_folder(ledger, node, done.attempt)
+    problem = damage(folder, without(done.files, retired), content=content)
+    if problem is not None:
+        retired = ledger.retired(node, done.generation)
+        problem = damage(folder, without(done.files, retired), content=content)
+    return problem or "", retired
 
 
 def product_folder(ledger: Ledger, node: Node, attempt: int) -> Path:

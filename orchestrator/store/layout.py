@@ -10,6 +10,7 @@
     records/<stage>/<digest>/<n>/{claim,start,heartbeat,end}.json
     done/<stage>/<digest>.<g>.json
     void/<stage>/<digest>.<g>.json
+    retired/<stage>/<policy>/<digest>.<g>.json
     payload/<stage>/<digest>/<n>/                 log.txt metrics.jsonl checkpoints/ output/ outcome.json
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 STORE = "store.json"
 LOG, METRICS, OUTCOME = "log.txt", "metrics.jsonl", "outcome.json"
-OUTPUT, CHECKPOINTS = "output", "checkpoints"
+OUTPUT, CHECKPOINTS, SCRATCH = "output", "checkpoints", "scratch"
 CLAIM, START, HEARTBEAT, END = "claim.json", "start.json", "heartbeat.json", "end.json"
 
 
@@ -89,6 +90,16 @@ def void_index(stage: str) -> str:
 def void(stage: str, digest: str, generation: int) -> str:
     """The record that generation g no longer counts."""
     return f"void/{stage}/{digest}.{generation}.json"
+
+
+def retired_index(stage: str, policy: str) -> str:
+    """The flat prefix of what was retired of a stage's products under a policy."""
+    return f"retired/{stage}/{policy}"
+
+
+def retired(stage: str, policy: str, digest: str, generation: int) -> str:
+    """The record that files of generation g are absent by decision."""
+    return f"retired/{stage}/{policy}/{digest}.{generation}.json"
 
 
 def payload(stage: str, digest: str, number: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -20,11 +20,13 @@ from orchestrator.core.records import (
     Heartbeat,
     Record,
     Request,
+    Retired,
     Revision,
     Start,
     StoreMark,
     Void,
 )
+from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import FORMAT, Input, Node, Sweep
 from orchestrator.errors import InfrastructureError, UserError
@@ -55,6 +57,7 @@ class Ledger:
     def __init__(self, objects: ObjectStore) -> None:
         self.objects = objects
         self._done: dict[tuple[str, str, int], Done] = {}
+        self._retired: dict[str, Retired] = {}
 
     # Creating and reading
 
@@ -210,6 +213,35 @@ class Ledger:
         for taken in node.inputs:
             if self.is_discarded(taken, done.inputs.get(taken.digest, 0)):
                 return f"it was made from a product of {taken.stage} that was discarded"
+        return ""
+
+    def retire(self, stage: Node | Input, retired: Retired) -> bool:
+        """Records what is to be deleted of a product; False when that was decided before."""
+        key = layout.retired(stage.stage, retired.policy, stage.digest, retired.generation)
+        return self.create(key, retired, retired.nonce)
+
+    def retired(self, stage: Node | Input, generation: int) -> tuple[Retired, ...]:
+        """Reads what was retired of a product; an unreadable record excuses no missing file."""
+        for policy in RETIRING:
+            key = layout.retired(stage.stage, policy, stage.digest, generation)
+            if key not in self._retired and (found := self.read(key, Retired)[0]) is not None:
+                self._retired[key] = found
+        keys = (layout.retired(stage.stage, policy, stage.digest, generation) for policy in RETIRING)
+        return tuple(self._retired[key] for key in keys if key in self._retired)
+
+    def retired_generations(self, stage: str) -> dict[str, set[int]]:
+        """Reads the flat index of a stage's retired products: digest to generations."""
+        found: dict[str, set[int]] = {}
+        for policy in RETIRING:
+            for digest, generations in self.generations(layout.retired_index(stage, policy)).items():
+                found.setdefault(digest, set()).update(generations)
+        return found
+
+    def retired_input(self, node: Node, generations: Mapping[str, int]) -> str:
+        """Names an input of which files were retired, "" when all are whole."""
+        for taken in node.inputs:
+            if self.retired(taken, generations.get(taken.digest, 0)):
+                return taken.stage
         return ""
 
     # Sweeps

@@ -158,6 +158,7 @@ class PosixStore:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+        self._at_step("deleted")
 
     def _write_temporary(self, folder: Path, data: bytes) -> Path:
         self._make_folders(folder)

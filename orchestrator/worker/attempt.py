@@ -26,12 +26,14 @@ from orchestrator.processes import end_group, oom_kills
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, encode, new_nonce
+from orchestrator.store.retention import drop_work
 from orchestrator.worker import child
 from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
 from orchestrator.worker.resume import adopt
 
 MAX_HEARTBEAT_S = 10.0
 LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 8192
+INPUT_RETIRED = "input_retired"
 
 
 class AttemptRun:
@@ -91,6 +93,8 @@ class AttemptRun:
     def _run(self, earlier: Sequence[Attempt]) -> End:
         if self._ledger.is_done_or_void(self._node, self._claim.generation):
             return self._end("released", why="already_done")
+        if self._retired_input():
+            return self._end("released", why=INPUT_RETIRED)
         key = layout.payload(self._node.stage, self._node.digest, self.number)
         folder = self._ledger.objects.workspace(key)
         adopted = adopt(self._ledger, self._node, earlier, folder, pulse=self._pulse)
@@ -243,14 +247,19 @@ class AttemptRun:
 
     def _conclude(self, outcome: Outcome | None, exit_code: int, folder: Path, *, oom_killed: bool) -> End:
         tail = log_tail(folder / layout.LOG)
-        if outcome is not None and outcome.outcome == "succeeded":
-            changed = damage(folder / layout.OUTPUT, outcome.files, content=False)
-            if changed is None:
-                return self._finish(outcome)
-            message = f"the output changed after the stage returned: {changed}"
-            return self._end("failed", cause=Cause.CODE, message=message, log_tail=tail)
+        succeeded = outcome is not None and outcome.outcome == "succeeded"
+        changed = damage(folder / layout.OUTPUT, outcome.files, content=False) if outcome else None
+        if outcome is not None and succeeded and changed is None:
+            return self._finish(outcome)
         if self._is_superseded():  # rule 5: so does any error of a fenced attempt
             return self._end("released", why="superseded")
+        if succeeded:
+            message = f"the output changed after the stage returned: {changed}"
+            return self._end("failed", cause=Cause.CODE, message=message, log_tail=tail)
+        if (outcome is None or outcome.outcome == "failed") and (stage := self._retired_input()):
+            message = f"files of its input {stage} were retired meanwhile"
+            message += f": {outcome.message}" if outcome else ""
+            return self._end("released", why=INPUT_RETIRED, message=message, log_tail=tail)
         if self._timed_out:
             message = f"no end after its limit of {time.monotonic() - self._start_s:.0f} s"
             return self._end("failed", cause=Cause.TIMEOUT, message=message, log_tail=tail)
@@ -285,16 +294,23 @@ class AttemptRun:
             rows=outcome.rows,
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
+            retire=outcome.retire,
             code=provenance.code_version(self._order.code_digest, self._folder_of_code),
             at=provenance.now(),
         )
+        if self._retired_input():  # it may have seen a part of it
+            return self._end("released", why=INPUT_RETIRED)
         if self._has_discarded_input() or not self._ledger.finish(done):
             return self._end("released", why="superseded")
         end = self._end("succeeded")
         if not self._order.settings.policy.keep_checkpoints:
-            for name in (layout.CHECKPOINTS, "scratch"):
-                self._ledger.objects.delete(f"{key}/{name}")
+            numbers = [n for n in self._ledger.numbers(self._node) if n <= self.number]
+            drop_work(self._ledger, self._node, numbers, generation=self._claim.generation)
         return end
+
+    def _retired_input(self) -> str:
+        """Names an input that lost files by decision since it was verified, for takers of another sweep."""
+        return self._ledger.retired_input(self._node, self._generations)
 
     def _has_discarded_input(self) -> bool:
         """Whether an input was discarded while the attempt ran: what was made from it must not count."""

@@ -116,8 +116,14 @@ def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -
         lifeline.report(phase="finishing")
         if not context.output.is_dir():
             raise StageFailure("code", "the stage removed its output folder")
+        strange = sorted(set(context.retirements) - {taken.stage for taken in order.node.inputs})
+        if strange:
+            raise StageFailure(
+                "code", f"retire({strange[0]!r}) names no input: name it in the stage's `after`"
+            )
         fsync_tree(context.output)
-        return Outcome(outcome="succeeded", rows=rows, files=scan(context.output))
+        files = scan(context.output)
+        return Outcome(outcome="succeeded", rows=rows, files=files, retire=context.retirements)
     except StopRequested as stopped:
         return Outcome(outcome="released", why=stopped.why)
     except StageFailure as failure:

@@ -15,10 +15,10 @@ from orchestrator.core.requests import Wishes, fold
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import InfrastructureError
-from orchestrator.manifest import damage
 from orchestrator.processes import describe
-from orchestrator.store.evidence import Snapshot, product_folder
+from orchestrator.store.evidence import Snapshot, examine, product_folder
 from orchestrator.store.ledger import Ledger, new_nonce
+from orchestrator.store.retention import retain
 from orchestrator.worker.attempt import AttemptRun
 from orchestrator.worker.order import WorkerOrder
 from orchestrator.worker.watch import Watcher, next_lease_s
@@ -92,6 +92,7 @@ class Worker:
             elif scan.waiting:
                 idle_s = self._pause(idle_s)
             else:
+                self._retain(f"worker on {self._owner.host}")
                 return 0
         return 0
 
@@ -108,6 +109,22 @@ class Worker:
             self._wishes = fold(self._ledger.requests(self._order.sweep), self._all_ids)
             self._wishes_s = time.monotonic()
         return self._wishes
+
+    def _retain(self, by: str, node: Node | None = None) -> None:
+        """Retires what the stage just done was the last to need; without one, looks at all products."""
+        policy = self._order.settings.policy
+        if node is not None and policy.retention == "all":
+            return
+        sources = None if node is None else [taken.digest for taken in node.inputs]
+        try:
+            if self._read_wishes(at_most_s=0.0).revision not in (0, self._order.revision):
+                return  # the sweep moved on: stages of its newer revision may need what these do not
+            news = retain(self._ledger, self._sweep, policy, by=by, sources=sources, trusted=self._trusted)
+        except (OSError, InfrastructureError) as error:  # whoever comes next goes on with it
+            self._say(f"retention: {error}")
+            return
+        for retired in news:
+            self._say(f"retired {len(retired.files)} files under policy {retired.policy}: {retired.why}")
 
     # Claiming
 
@@ -143,6 +160,8 @@ class Worker:
         )
         end = run.run(attempts)
         self._count_start(run, end)
+        if end.outcome == "succeeded":
+            self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)
         self._say(
             f"{claimable.cell.cell} {node.name}: attempt {number} {end.outcome} {end.why or end.message}"
         )
@@ -183,7 +202,7 @@ class Worker:
                 return None
             folder = product_folder(self._ledger, source, evidence.done.attempt)
             key = (taken.digest, evidence.generation)
-            if damage(folder, evidence.done.files, content=key not in self._verified) is not None:
+            if examine(self._ledger, source, evidence.done, content=key not in self._verified)[0]:
                 self._void_damaged(source, evidence)
                 return None
             self._verified.add(key)
@@ -196,7 +215,7 @@ class Worker:
         done, problem = self._ledger.product(node, evidence.generation)
         discarded = "" if done is None else self._ledger.discarded_input(node, done)
         if done is not None:
-            problem = discarded or damage(product_folder(self._ledger, node, done.attempt), done.files) or ""
+            problem = discarded or examine(self._ledger, node, done)[0]
             if not problem:
                 return
         self._trusted.discard((node.digest, evidence.generation))

@@ -89,3 +89,4 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     message: str = ""
     rows: tuple[dict[str, Any], ...] = ()
     files: tuple[File, ...] = ()
+    retire: dict[str, dict[str, tuple[str, ...]]] = {}
