@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from orchestrator.compose import find_sweeps, shipped
+from orchestrator.errors import UserError
 
 CHAIN = """
 config:
@@ -170,11 +173,18 @@ def test_sweeps_are_found_with_their_number_of_cells_and_their_errors(project):
     assert entries["smoke"].description == "mine"
 
 
-def test_every_sweep_that_ships_here_composes_and_has_the_cells_it_expects(project):
-    for path in sorted(shipped("sweeps").glob("*.yaml")):
-        composition = project.compose(path.stem)
-        assert composition.sweep.name == path.stem
-        assert composition.notes == ()
+NEEDS_FOLDERS = {"smollm": ["model.path=org/model", "data=generated"]}
+"""Sweeps that read folders of the user's, and what stands in for these here."""
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in shipped("sweeps").glob("*.yaml")))
+def test_a_sweep_that_ships_here_composes_and_has_the_cells_it_expects(project, name):
+    if name in NEEDS_FOLDERS:
+        with pytest.raises(UserError, match="is not set"):
+            project.compose(name)
+    composition = project.compose(name, NEEDS_FOLDERS.get(name, []))
+    assert composition.sweep.name == name
+    assert composition.notes == ()
 
 
 def test_planning_imports_neither_torch_nor_transformers(project):
