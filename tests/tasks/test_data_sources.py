@@ -181,14 +181,10 @@ def test_folders_named_after_splits_say_the_split(tmp_path: Path) -> None:
         (tmp_path / split).mkdir()
         for language in ("en", "es"):
             (tmp_path / split / f"{language}.json").write_text(json.dumps([row] * number))
-    built = importing.build(
-        "api_calling", open_source(tmp_path, "api_calling"), None, Choice(num_validation=1)
-    )
+    built = importing.build("api_calling", open_source(tmp_path, "api_calling"), None, Choice())
     assert {split: info.ids for split, info in built.info.splits.items()} == {
         "train": ("train-0", "train-1", "train-2"),
-        "validation": ("validation-1",)
-        if "validation-1" in built.info.splits["validation"].ids
-        else ("validation-0",),
+        "validation": ("validation-0", "validation-1"),
         "test": ("test-0", "test-1", "test-2", "test-3"),
     }
 
