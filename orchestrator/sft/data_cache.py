@@ -79,7 +79,10 @@ def check(items: ItemsConfig, task_name: str) -> None:
         UserError: it is not.
     """
     where = f"data.{task_name}_dir={items.dir}"
-    info = dataset.load(Path(items.dir or "").expanduser())
+    try:
+        info = dataset.load(Path(items.dir or "").expanduser())
+    except UserError as error:
+        raise UserError(f"{where}: {error.what}", allowed=error.allowed, fix=error.fix) from None
     if info.task != task_name:
         raise UserError(f"{where} is a data set of {info.task}, not of {task_name}")
     sizes = {str(name): len(split.ids) for name, split in info.splits.items()}

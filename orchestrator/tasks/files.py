@@ -97,7 +97,7 @@ def read(
     usable = {code: _usable(reader(paths[code], code), paths[code]) for code in languages}
     ids = set.intersection(*(set(items) for items in usable.values()))
     sets_aside = wanted.split is not Split.TEST
-    chosen = _choose(sorted(ids, key=natural), wanted, folder, sets_aside=sets_aside)
+    chosen = _choose(sorted(ids, key=_natural), wanted, folder, sets_aside=sets_aside)
     return [usable[language][id_] for id_ in chosen]
 
 
@@ -178,7 +178,7 @@ def shuffled(ids: Sequence[str], seed: int) -> list[str]:
     return random.Random(f"ids {seed}").sample(ids, len(ids))
 
 
-def natural(id_: str) -> tuple[int, int, str]:
+def _natural(id_: str) -> tuple[int, int, str]:
     """Orders ids that are numbers by value, and the others after them by name."""
     return (0, int(id_), "") if id_.isascii() and id_.isdecimal() and len(id_) < 19 else (1, 0, id_)
 

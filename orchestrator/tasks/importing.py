@@ -18,7 +18,7 @@ from orchestrator.manifest import file_digest
 from orchestrator.tasks import api_files, dataset, math_files
 from orchestrator.tasks.answers import gold_number
 from orchestrator.tasks.base import LANGUAGES, Split, check_language
-from orchestrator.tasks.files import natural, shuffled
+from orchestrator.tasks.files import shuffled
 from orchestrator.tasks.sources import Raw, Source
 
 FILES: Mapping[str, ModuleType] = {"math": math_files, "api_calling": api_files}
@@ -91,6 +91,12 @@ def build(task: str, source: Source | None, test: Source | None, choice: Choice)
         task=task, splits=infos, origins=origins, seed=choice.seed, left_out=dict(sorted(left_out.items()))
     )
     return Built(info, rows)
+
+
+def place_of(id_: str) -> tuple[str, int]:
+    """Orders ids by name, and by number where they end in one: ``mgsm-9`` before ``mgsm-10``."""
+    name = id_.rstrip("0123456789")
+    return name, int(id_[len(name) :][:18] or -1)
 
 
 def origin_of(source: Source) -> dataset.Origin:
@@ -174,8 +180,8 @@ class _Part:
                     + (", ".join(f"{reason} {number}" for reason, number in left_out.items()) or "none"),
                 )
             if aside:
-                taken[Split.VALIDATION] = _Taken(sorted(ids[:aside], key=natural), lines)
-            taken[split] = _Taken(sorted(ids[aside:], key=natural), lines)
+                taken[Split.VALIDATION] = _Taken(sorted(ids[:aside], key=place_of), lines)
+            taken[split] = _Taken(sorted(ids[aside:], key=place_of), lines)
         return taken
 
     def _sets_aside(self, split: Split) -> bool:
@@ -193,7 +199,7 @@ class _Part:
             )
         mask, twice = sum(map(_bit, languages)), self._twice.get(split, set())
         whole = [id_ for id_, bits in self.splits[split].items() if bits & mask == mask]
-        order = shuffled(sorted((id_ for id_ in whole if id_ not in twice), key=natural), choice.seed)
+        order = shuffled(sorted((id_ for id_ in whole if id_ not in twice), key=place_of), choice.seed)
         limit = len(order) if wanted is None else int(wanted * SPARE) + 100
         while True:
             lines, why = self._lines(split, languages, set(order[:limit]))

@@ -1,0 +1,329 @@
+"""Data sets as cells see them: their identities, what must be fetched, the fetching, reading in a stage."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from orchestrator.errors import StageFailure, UserError
+from orchestrator.sft import data_cache, stages
+from orchestrator.sft.config import CellConfig
+from orchestrator.sft.data_fetch import import_data
+from orchestrator.sft.data_hub import data_files
+from orchestrator.sft.data_needs import needs
+from orchestrator.sft.items import load_items
+from orchestrator.stage import Config
+from orchestrator.tasks import dataset
+from orchestrator.tasks.api_calling import API_CALLING
+from orchestrator.tasks.math import MATH
+from orchestrator.tasks.phrases import answer_sentence
+from tests.sft import chain
+
+pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
+
+LANGUAGES = ("en", "es", "bn")
+
+
+def raw(folder: Path, *, num: int = 12, test: str = "test") -> Path:
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        for language in LANGUAGES:
+            rows = [
+                {
+                    "id": f"{split}{n}",
+                    "question": f"{test if split == 'test' else split} {language} {n}?",
+                    "answer": f"#### {n}",
+                }
+                for n in range(num)
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / split / f"{language}.jsonl").write_text(text)
+    return folder
+
+
+def made(folder: Path, **more: Any) -> Path:
+    import_data("math", str(raw(folder / "raw", **more)), None, folder / "set", num_validation=3)
+    return folder / "set"
+
+
+def slices(*overrides: str) -> dict[str, dict[str, Any]]:
+    config = chain.config_of(*overrides)
+    return {spec.name or "": chain.cut(config, spec.reads) for spec in (stages.PREPARE, stages.EVALUATE)}
+
+
+def test_numbers_that_are_not_said_are_those_of_the_data_set(tmp_path: Path) -> None:
+    items = chain.config_of("data=parallel", f"data.math_dir={made(tmp_path)}")["items"]
+    assert (items["num_train"], items["num_validation"], items["num_test"]) == (9, 3, 12)
+    items = chain.config_of("data=parallel", f"data.math_dir={tmp_path}/set", "data.num_train=4")["items"]
+    assert (items["num_train"], items["num_validation"]) == (4, 3)
+
+
+def test_a_changed_test_file_changes_what_is_evaluated_and_nothing_that_is_trained(tmp_path: Path) -> None:
+    first, other = made(tmp_path / "a"), made(tmp_path / "b", test="changed")
+    one, two = (slices("data=parallel", f"data.math_dir={path}") for path in (first, other))
+    assert one["prepare"] == two["prepare"]
+    assert one["evaluate"] != two["evaluate"]
+    larger = slices("data=parallel", f"data.math_dir={made(tmp_path / 'c', num=13)}")
+    assert larger["prepare"] != one["prepare"]
+
+
+def test_the_place_of_a_data_set_is_no_part_of_any_identity(tmp_path: Path) -> None:
+    first = made(tmp_path / "a")
+    shutil.copytree(first, tmp_path / "moved")
+    one, two = (slices("data=parallel", f"data.math_dir={path}") for path in (first, tmp_path / "moved"))
+    assert one == two
+    assert str(tmp_path) not in json.dumps(one)
+    study, elsewhere = (slices("data=study", f"data.cache_dir={path}") for path in ("/a", "/b"))
+    assert study == elsewhere
+
+
+@pytest.mark.parametrize(
+    ("override", "prepare", "evaluate"),
+    [
+        ("data.tasks.math.train.revision=abc", True, True),  # validation selects what is tested
+        ("data.tasks.math.test.revision=abc", False, True),
+        ("data.tasks.math.num_train=9", True, False),
+        ("data.tasks.math.num_test=9", False, True),
+        ("data.seed=1", True, True),
+        ("+data.tasks.math.languages=[en,es]", True, True),
+    ],
+)
+def test_the_identity_of_a_release_is_known_without_it(override: str, prepare: bool, evaluate: bool) -> None:
+    before, after = slices("data=study"), slices("data=study", override)
+    assert (before["prepare"] != after["prepare"], before["evaluate"] != after["evaluate"]) == (
+        prepare,
+        evaluate,
+    )
+    cached = [chain.config_of("data=study", *more)["items"]["cached"] for more in ((), (override,))]
+    assert cached[0] != cached[1]
+
+
+def test_the_studys_numbers_are_in_its_config() -> None:
+    math = chain.config_of("data=study")["items"]
+    api = chain.config_of("data=study", "task=api_calling")["items"]
+    numbers = [
+        tuple(items[f"num_{split}"] for split in ("train", "validation", "test")) for items in (math, api)
+    ]
+    assert numbers == [(10_000, 200, 250), (3_024, 150, 399)]
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        msgspec.convert(chain.tree_of("data=parallel", *overrides), CellConfig).check()
+    return str(caught.value)
+
+
+def test_a_local_folder_that_cannot_serve_is_an_error_before_anything_runs(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    only = "evaluation.languages=[en]"
+    msgspec.convert(chain.tree_of("data=parallel", f"data.math_dir={path}", only), CellConfig).check()
+    assert "data.math_dir=/nowhere: no folder /nowhere" in refused("data.math_dir=/nowhere")
+    assert "is no data set: it has no dataset.json" in refused(f"data.math_dir={tmp_path}")
+    api = refused(f"data.api_calling_dir={path}", "task=api_calling")
+    assert "is a data set of math, not of api_calling" in api
+    assert "no test data of math in language 'te'" in refused(
+        f"data.math_dir={path}", "evaluation.languages=[te]"
+    )
+    assert "no train data of math in language 'sw'" in refused(
+        f"data.math_dir={path}", only, "languages=[sw]"
+    )
+    assert "there are 9" in refused(f"data.math_dir={path}", only, "data.num_train=10")
+    import_data("math", str(tmp_path / "raw"), None, tmp_path / "whole")
+    assert "has no validation split" in refused(f"data.math_dir={tmp_path}/whole", only)
+    assert "there are 12" in refused(f"data.math_dir={tmp_path}/whole", only, "data.num_validation=13")
+
+
+def uses(config: Mapping[str, Any]) -> Config:
+    return Config(chain.cut(config, stages.EVALUATE.uses), declared="uses")
+
+
+def test_a_stage_reads_a_data_set_where_it_lies(tmp_path: Path) -> None:
+    config = chain.config_of("data=parallel", f"data.math_dir={made(tmp_path)}")
+    items = [load_items(MATH, split, "bn", Config(config["items"]), uses(config)) for split in dataset.Split]
+    info = dataset.load(tmp_path / "set")
+    assert [tuple(item.id for item in some) for some in items] == [info.splits[s].ids for s in dataset.Split]
+
+
+def test_a_stage_without_its_data_fails_as_data(tmp_path: Path) -> None:
+    config = chain.config_of("data=study", f"data.cache_dir={tmp_path}")
+    with pytest.raises(StageFailure, match="the math data is not there") as caught:
+        load_items(MATH, "train", "en", Config(config["items"]), uses(config))
+    assert caught.value.cause == "data"
+    config = chain.config_of("data=study", "task=api_calling")
+    with pytest.raises(StageFailure, match=r"data\.api_calling_dir is not set"):
+        load_items(API_CALLING, "test", "en", Config(config["items"]), uses(config))
+
+
+def test_only_data_that_can_be_missing_is_a_need(tmp_path: Path) -> None:
+    assert needs(Config(chain.config_of())) == []
+    assert needs(Config(chain.config_of("data=files", "data.train_dir=a", "data.test_dir=b"))) == []
+    assert needs(Config(chain.config_of("data=parallel", f"data.math_dir={made(tmp_path)}"))) == []
+    (need,) = needs(Config(chain.config_of("data=study", "task=api_calling")))
+    assert (need.fetch, need.arguments) == ("", {}) and "sweep data describe api_calling" in need.advice
+    (need,) = needs(Config(chain.config_of("data=study", f"data.cache_dir={tmp_path}")))
+    assert need.problem.startswith(f"not fetched into {tmp_path}/mCoT-MATH-")
+    assert json.loads(json.dumps(need.arguments)) == need.arguments
+    shutil.copytree(tmp_path / "set", need.arguments["folder"])
+    assert needs(Config(chain.config_of("data=study", f"data.cache_dir={tmp_path}")))[0].problem == ""
+
+
+def test_the_cache_is_where_the_settings_or_the_environment_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(data_cache.VARIABLE, raising=False)
+    assert data_cache.root(None) == Path.home() / ".cache" / "polysweep" / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert data_cache.root(None) == Path("/caches/polysweep/data")
+    monkeypatch.setenv(data_cache.VARIABLE, "~/d")
+    assert data_cache.root(None) == Path.home() / "d"
+    assert data_cache.root("/e") == Path("/e")
+
+
+def test_the_files_that_hold_rows_are_told_from_their_names() -> None:
+    names = [".gitattributes", "README.md", "mcot_math.json", "view.json"]
+    assert data_files(names) == ["mcot_math.json"]
+    assert data_files([*names, "lang-id/mcot-math.json"]) == ["lang-id/mcot-math.json"]
+    assert data_files(["mgsm.py", "mgsm_te.tsv", "mgsm_en.tsv"]) == ["mgsm_en.tsv", "mgsm_te.tsv"]
+    assert data_files(["data/a.parquet", "dataset_infos.json"]) == ["data/a.parquet"]
+    assert data_files(["README.md"]) == []
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Answers as far as a client that downloads files asks."""
+
+    def __init__(self, files: Mapping[str, Mapping[str, bytes]]) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.files = files
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
+        for hub_id, files in self.server.files.items():
+            if self.path.startswith(f"/api/datasets/{hub_id}"):
+                siblings = [{"rfilename": name} for name in files]
+                body = json.dumps({"id": hub_id, "sha": COMMIT, "siblings": siblings}).encode()
+                return self._send(body, with_body=with_body)
+            for name, content in files.items():
+                if self.path == f"/datasets/{hub_id}/resolve/{COMMIT}/{name}":
+                    return self._send(content, with_body=with_body)
+        self.send_error(404)
+        return None
+
+    def _send(self, body: bytes, *, with_body: bool) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    """The address of a hub with both releases of math, small."""
+    rows = [
+        {"lang-id": f"{code}-{n}", "question": f"{code} {n}?", "answer": answer_sentence(str(n), code)}
+        for n in range(40)
+        for code in (*LANGUAGES, "te")
+        if (code, n % 10) != ("te", 3)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[::-1]), tmp_path / "rows.parquet")
+    files = {
+        "laihuiyuan/mCoT-MATH": {
+            "view.json": b"[]",
+            "mcot_math.json": b"[]",
+            "lang-id/mcot-math.json": json.dumps(rows, ensure_ascii=False).encode(),
+        },
+        "juletxara/mgsm": {f"mgsm_{code}.tsv": f"{code}?\t5,600\n".encode() for code in (*LANGUAGES, "te")},
+        "someone/parquet": {"data/train.parquet": (tmp_path / "rows.parquet").read_bytes()},
+    }
+    server = Hub(files)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+SMALL = (
+    "data=study",
+    "+data.tasks.math.languages=[en,es,bn,te]",
+    "data.tasks.math.num_train=20",
+    "data.tasks.math.num_validation=6",
+    "data.tasks.math.num_test=1",
+)
+
+
+def fetching(arguments: Mapping[str, Any], endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Fetches in a process of its own: the hub's address is read when its library is imported."""
+    code = "import json,sys; from orchestrator.sft.data_fetch import fetch; fetch(**json.loads(sys.argv[1]))"
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    return subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("train", ["laihuiyuan/mCoT-MATH", "someone/parquet"])
+def test_what_a_cell_needs_is_fetched_from_a_hub_and_read(train: str, hub: str, tmp_path: Path) -> None:
+    overrides = (*SMALL, f"data.cache_dir={tmp_path}/cache", f"data.tasks.math.train.hub_id={train}")
+    config = chain.config_of(*overrides)
+    (need,) = needs(Config(config))
+    for _ in range(2):  # the second time all is there
+        done = fetching(need.arguments, hub, tmp_path / "hub")
+        assert done.returncode == 0, done.stderr
+    assert needs(Config(config))[0].problem == ""
+    info = dataset.load(Path(need.arguments["folder"]))
+    assert (info.origins["train"].commit, info.origins["test"].form) == (COMMIT, "mgsm")
+    items = {
+        split: load_items(MATH, split, "te", Config(config["items"]), uses(config)) for split in info.splits
+    }
+    assert {split: len(some) for split, some in items.items()} == {"train": 20, "validation": 6, "test": 1}
+    assert all(int(item.id) % 10 != 3 for item in items["train"])  # these have no Telugu
+    assert items["test"][0].gold == "5,600"
+
+
+def test_a_hub_that_is_not_there_or_has_no_such_thing_is_said_within_seconds(
+    hub: str, tmp_path: Path
+) -> None:
+    (need,) = needs(Config(chain.config_of(*SMALL, f"data.cache_dir={tmp_path}/cache")))
+    done = fetching(need.arguments, "http://127.0.0.1:9", tmp_path / "hub")
+    assert "InfrastructureError: the hub cannot be reached for laihuiyuan/mCoT-MATH@main" in done.stderr
+    (need,) = needs(Config(chain.config_of(*SMALL, "data.tasks.math.train.hub_id=no/such")))
+    done = fetching(need.arguments, hub, tmp_path / "hub")
+    assert "no/such@main" in done.stderr and done.returncode
+    assert not (tmp_path / "cache").exists()
