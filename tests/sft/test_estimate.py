@@ -172,3 +172,49 @@ def test_the_sizes_of_a_local_model_are_read_from_its_folder(tmp_path: Any) -> N
     unknown = trained(chain.config_of("model=custom", "model.path=some/hub-id", *REAL))
     assert (unknown.num_steps, unknown.model_flops) == (120, 0)
     assert "not known" in unknown.assumptions[0]
+
+
+EXTRAS = ["fr", "de", "ru", "zh", "th"]
+MIXTURES = [
+    ["en"],
+    *(["en", language] for language in CORE[1:]),
+    *([other for other in CORE if other != language] + more
+      for more in ([], ["fr", "th"], EXTRAS) for language in CORE),
+    CORE,
+    CORE + EXTRAS,
+]  # fmt: skip
+"""Study, section 1."""
+
+
+@pytest.fixture(scope="module")
+def study() -> list[dict[str, Any]]:
+    """The study's 220 trained cells."""
+    models = ("qwen3-0.6b", "qwen3-1.7b", "qwen3-8b", "gemma3-1b", "gemma3-4b")
+    bases = [cell(model, task) for model in models for task in ("math", "api_calling")]
+    return [{**base, "languages": mixture} for base in bases for mixture in MIXTURES]
+
+
+def test_all_220_cells_come_to_what_the_study_says(study: list[dict[str, Any]]) -> None:
+    assert len(study) == 220
+    everything = [trained(config) for config in study]
+    eflop = sum(one.model_flops for one in everything) / 1e18
+    of_8b = sum(
+        one.model_flops
+        for one, config in zip(everything, study, strict=True)
+        if config["model"]["name"] == "qwen3-8b"
+    )
+    assert eflop == pytest.approx(440, rel=0.01)
+    assert sum(one.hardware_flops for one in everything) / 1e18 == pytest.approx(567, rel=0.01)
+    assert sum(one.gpu_hours for one in everything) == pytest.approx(980, rel=0.01)
+    assert sum(one.num_tokens for one in everything) / 1e9 == pytest.approx(24, rel=0.03)
+    assert of_8b / 1e18 / eflop == pytest.approx(0.54, abs=0.03)
+
+
+def test_what_all_220_cells_leave_on_disk_is_what_the_study_says(study: list[dict[str, Any]]) -> None:
+    def terabytes(retention: str) -> float:
+        return sum(trained(config, retention=retention).disk_gib for config in study) * 2**30 / 1e12
+
+    assert terabytes("best") == pytest.approx(1.35, rel=0.01)
+    assert terabytes("all") == pytest.approx(8.1, rel=0.01)
+    resume = sum(trained(config).peak_disk_gib - trained(config).disk_gib for config in study) / 2
+    assert resume * 2**30 / 1e12 == pytest.approx(10.8, rel=0.01)
