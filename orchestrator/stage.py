@@ -108,6 +108,11 @@ class Config(Mapping[str, Any]):
         return copy
 
 
+def plain(config: Config) -> Mapping[str, Any]:
+    """Returns the tree that a config wraps, for hooks that are asked often; not to be changed."""
+    return config._tree
+
+
 class Inputs:
     """The verified product folders of the stages named in `after`.
 

@@ -77,12 +77,14 @@ def _span(values: Iterable[int]) -> str:
 
 def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None:
     device = f"{hardware.device} ({DEVICES[hardware.device].memory_gib:g} GiB)"
-    print(
-        f"in total: {amount(totals['num_tokens'])} tokens, {amount(totals['model_flops'])}FLOP"
+    trained = (
+        f"{amount(totals['num_tokens'])} tokens, {amount(totals['model_flops'])}FLOP"
         f" ({amount(totals['hardware_flops'])}FLOP with recomputation),"
-        f" {hours(totals['gpu_hours'])} GPU-hours of training and {hours(totals['generation_gpu_hours'])} of"
-        f" generating {counted(totals['num_generations'], 'answer')}, on {device}"
+        f" {hours(totals['gpu_hours'])} GPU-hours of training and "
     )
+    generated = f"{hours(totals['generation_gpu_hours'])} of generating"
+    answers = counted(totals["num_generations"], "answer")
+    print(f"in total: {trained if totals['num_steps'] else ''}{generated} {answers}, on {device}")
     print(
         f"  about {duration(totals['wall_hours'])}; disk {gib(totals['disk_gib'])} GiB in the end,"
         f" {gib(totals['peak_disk_gib'])} GiB at the peak"

@@ -1,15 +1,17 @@
-"""What finished cells say of speed, tokens and memory, so that a plan need not guess."""
+"""What finished cells say of speed, tokens and memory, so that a plan need not guess.
+
+The rows of `evaluate` carry what training took; the wall time of `evaluate` is its own.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 from orchestrator.costs import Finished, Measured
-from orchestrator.stage import Config
-
-Key = tuple[Any, Any]
+from orchestrator.sft.facts import CostsConfig
+from orchestrator.sft.work import Tree, answers, training
 
 
 class Speed(NamedTuple):
@@ -33,84 +35,65 @@ class Speed(NamedTuple):
     num_evaluations: int = 0
     seconds_per_answer: float | None = None
 
-    def tokens(self, config: Config, computed: int) -> int:
+    def tokens(self, cell: Tree, computed: int) -> int:
         """Returns the tokens of a cell: its mixture's own, or else the computed ones, corrected."""
-        return self.mixtures.get(tuple(config.languages)) or round(self.token_factor * computed)
-
-
-class _Cell(NamedTuple):
-    """One finished evaluation, with the training that its rows tell of."""
-
-    config: Config
-    row: Mapping[str, Any]
-    seconds_per_answer: float
+        return self.mixtures.get(tuple(cell["languages"])) or round(self.token_factor * computed)
 
 
 _NOTHING = Speed()
 
 
-def speed_of(config: Config, measured: Measured, computed_tokens: Callable[[Config], int]) -> Speed:
-    """Returns the measurements of the cell's model and task, made once a plan."""
-    if not measured:
-        return _NOTHING
-    speeds = measured.once(_Speeds)
-    return speeds.of(config, computed_tokens)
+def speed_of(cell: Tree, measured: Measured, costs: CostsConfig) -> Speed:
+    """Returns the measurements of the cells with this one's model, task and items."""
+    return measured.once(_Speeds).of(cell, costs) if measured else _NOTHING
 
 
 class _Speeds:
-    """All measurements, by model, task and what else changes tokens or speed."""
+    """All measurements of a plan, by what tokens and speed depend on."""
 
     def __init__(self, measured: Measured) -> None:
-        self._cells: dict[Any, list[_Cell]] = {}
-        self._speeds: dict[Any, Speed] = {}
+        self._finished: dict[Hashable, list[Finished]] = {}
+        self._speeds: dict[Hashable, Speed] = {}
         for finished in measured.get("evaluate", ()):
-            cell = _cell(finished)
-            if cell is not None:
-                self._cells.setdefault(_key(cell.config), []).append(cell)
+            if finished.rows:
+                self._finished.setdefault(_key(finished.config), []).append(finished)
 
-    def of(self, config: Config, computed_tokens: Callable[[Config], int]) -> Speed:
-        key = _key(config)
-        if key not in self._cells:
+    def of(self, cell: Tree, costs: CostsConfig) -> Speed:
+        """Returns the measurements that hold for a cell."""
+        key = _key(cell)
+        if key not in self._finished:
             return _NOTHING
         if key not in self._speeds:
-            self._speeds[key] = _summary(self._cells[key], computed_tokens)
+            self._speeds[key] = _summary(self._finished[key], costs)
         return self._speeds[key]
 
 
-def _key(config: Config) -> Key:
-    """Model and task; and epochs and items, which the tokens of a mixture depend on."""
-    items = config["items"]
-    return (
-        (config.model.name, config.task.name),
-        (config.trainer.num_epochs, items.source, items.num_train, config.trainer.max_length_tokens),
-    )
+def _key(cell: Tree) -> Hashable:
+    items, trainer = cell["items"], cell["trainer"]
+    names = (cell["model"]["name"], cell["task"]["name"], items["source"])
+    return (*names, items["num_train"], trainer["num_epochs"], trainer["max_length_tokens"])
 
 
-def _cell(finished: Finished) -> _Cell | None:
-    config = Config(finished.config)
-    items = config["items"]
-    num_validation = config.trainer.num_epochs * (items.num_validation or 0) * len(config.languages)
-    rows = finished.rows
-    num_test = sum(row["num_items"] for row in rows if row.get("split") == "test" and row.get("num_items"))
-    number = num_validation + num_test
-    return _Cell(config, rows[0], finished.seconds / number) if rows and number else None
-
-
-def _summary(cells: list[_Cell], computed_tokens: Callable[[Config], int]) -> Speed:
-    trained = [cell for cell in cells if cell.row.get("train_tokens")]
-    seconds = [
-        cell.row.get("num_gpus", 1) / cell.row["tokens_per_second"]
-        for cell in trained
-        if cell.row.get("tokens_per_second")
+def _summary(finished: list[Finished], costs: CostsConfig) -> Speed:
+    rows: list[tuple[Tree, Mapping[str, Any]]] = [
+        (one.config, one.rows[0]) for one in finished if one.rows[0].get("train_tokens")
     ]
-    memory = [cell.row["peak_memory_gib"] for cell in trained if cell.row.get("peak_memory_gib")]
-    factors = [cell.row["train_tokens"] / max(1, computed_tokens(cell.config)) for cell in trained]
+    seconds = [
+        (row.get("num_gpus") or 1) / row["tokens_per_second"]
+        for _, row in rows
+        if row.get("tokens_per_second")
+    ]
+    factors = [row["train_tokens"] / max(1, training(cell, costs).num_tokens) for cell, row in rows]
     return Speed(
-        num_cells=len(trained),
-        mixtures={tuple(cell.config.languages): int(cell.row["train_tokens"]) for cell in trained},
+        num_cells=len(rows),
+        mixtures={tuple(cell["languages"]): int(row["train_tokens"]) for cell, row in rows},
         token_factor=statistics.median(factors) if factors else 1.0,
         seconds_per_token=statistics.median(seconds) if seconds else None,
-        peak_memory_gib=max(memory, default=None),
-        num_evaluations=len(cells),
-        seconds_per_answer=statistics.median(cell.seconds_per_answer for cell in cells),
+        peak_memory_gib=max(
+            (row["peak_memory_gib"] for _, row in rows if row.get("peak_memory_gib")), default=None
+        ),
+        num_evaluations=len(finished),
+        seconds_per_answer=statistics.median(
+            one.seconds / answers(one.config, costs).number for one in finished
+        ),
     )

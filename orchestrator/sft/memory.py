@@ -110,9 +110,9 @@ def terms_gib(
 ) -> Mapping[str, float]:
     """Returns what one device holds at the peak of a training step, in GiB.
 
-    ``state`` is sharded over the GPUs. ``weights`` are the copies in use (ours): in bf16 of all on one device;
-    with FSDP of embeddings, head and two layers, gathered in bf16 with fp32 gradients. ``layer`` is the working
-    set of the one layer that is computed (ours); without checkpointing all layers keep theirs.
+    ``state`` is sharded over the GPUs. ``weights`` are the copies in use (ours): in bf16 of all on one
+    device; with FSDP of embeddings, head and two layers, gathered in bf16 with fp32 gradients. ``layer`` is
+    the working set of the one layer that is computed (ours); without checkpointing all layers keep theirs.
     """
     tokens = micro_batch * load.row_tokens
     sharded = num_gpus > 1 and not load.on_cpu
@@ -126,15 +126,19 @@ def terms_gib(
     else:
         kept = model.num_layers * layer
     logits = LOGIT_BYTES * model.vocab_size * min(tokens, load.loss_chunk_tokens or tokens)
-    reserve = HOST_GIB if load.on_cpu else CUDA_GIB + SPARE_SHARE * memory_gib
     return {
         "state": STATE_BYTES * model.num_parameters / (num_gpus if sharded else 1) / GIB,
         "weights": copies / GIB,
         "activations": kept / GIB,
         "layer": 2 * layer / GIB,  # the values, and their gradients
         "logits": logits / GIB,
-        "reserve": reserve,
+        "reserve": reserve_gib(memory_gib, on_cpu=load.on_cpu),
     }
+
+
+def reserve_gib(memory_gib: float, *, on_cpu: bool) -> float:
+    """Returns what of a device's memory no tensor can have."""
+    return HOST_GIB if on_cpu else CUDA_GIB + SPARE_SHARE * memory_gib
 
 
 def _layer_values(model: Decoder) -> int:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.launchers.local import LocalLauncher, LocalSettings, slots, visible_gpus
+from orchestrator.launchers.local import (
+    LocalLauncher,
+    LocalSettings,
+    gpu_hardware,
+    host_hardware,
+    slots,
+    visible_gpus,
+)
 
 GPUS = ("0", "1", "2", "3")
 
@@ -47,3 +56,21 @@ def test_visible_gpus_are_those_that_the_environment_names():
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, 5"}) == ("3", "5")
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == ()
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == ()
+
+
+def test_a_host_has_its_own_memory():
+    hardware = host_hardware()
+    assert hardware.device == "cpu"
+    assert hardware.memory_gib == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def test_gpus_have_the_memory_of_the_smallest_and_nothing_is_said_without_the_tool(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_hardware(GPUS, 2) is None
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '81920, NVIDIA A100-SXM4-80GB'\necho '40960, NVIDIA A100-SXM4-40GB'\n")
+    tool.chmod(0o755)
+    hardware = gpu_hardware(GPUS, 2)
+    assert (hardware.memory_gib, hardware.peak_tflops, hardware.max_gpus) == (40, 312, 2)
+    tool.write_text("#!/bin/sh\necho 'No devices were found'\n")
+    assert gpu_hardware(GPUS, 2) is None
