@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,15 +53,19 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("a report of what?", fix="sweep report SWEEP, or sweep report --table FILE --out DIR")
     view = open_view(args.sweep, no_overrides(args.words))
     place = args.out.absolute() if args.out else None
-    if place is None and not view.sealed:
+    if place is None and not view.sealed and not args.json:
         print(f"{view.title}: nothing is done yet, and the store has no folder for its report")
         print(f"  sweep launch {args.sweep}{view.hint}, or --out DIR for what is planned")
         return 0
     _check_folder(place)
-    written, errors = _write_all(view, view.sweep.report or (DEFAULT,), place)
-    if not args.json:
-        view.warn()
-    _say(written, args.json)
+    with tempfile.TemporaryDirectory() as nowhere:
+        if not view.sealed:
+            place = place or Path(nowhere)  # JSON alone: the store has no folder for it
+        written, errors = _write_all(view, view.sweep.report or (DEFAULT,), place)
+        if not args.json:
+            view.warn()
+        if not errors or not args.json:
+            _say(written, args.json)
     for error in errors[1:]:
         print(f"error: {error}", file=sys.stderr)
     if errors:
@@ -152,9 +157,16 @@ def _check_folder(folder: Path | None) -> None:
 
 
 def _say(written: Sequence[Path], as_json: bool) -> None:
+    """Prints where the files are, or what the numbers are.
+
+    Raises:
+        UserError: JSON is asked for and no report has any.
+    """
     if not as_json:
-        print("\n".join(str(path) for path in written))
+        for path in written:
+            print(path)
         return
-    for path in written:
-        if path.name == NUMBERS:
-            sys.stdout.write(path.read_text(encoding="utf-8").rstrip() + "\n")
+    numbers = [path for path in written if path.name == NUMBERS]
+    if not numbers:
+        raise UserError(f"none of the sweep's reports writes {NUMBERS}", fix=f"report: [{DEFAULT}]")
+    sys.stdout.write(numbers[0].read_text(encoding="utf-8").rstrip() + "\n")

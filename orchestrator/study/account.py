@@ -90,7 +90,7 @@ def retries(report: Report) -> Table:
         "Stages that took more than one attempt",
         ("stage", "cells", "attempts", "changed settings"),
         rows,
-        "A setting that an attempt was given otherwise than the one before is a remedy; it changes no identity.",
+        "A setting given otherwise than to the attempt before is a remedy; it changes no cell's identity.",
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.reporting import About, CellFacts
 from orchestrator.study import facts
+from orchestrator.study.names import counted
 
 _MOST_VALUES = 6
 _NONE = object()
@@ -212,6 +213,7 @@ def values_text(values: Sequence[Mapping[str, Any]] | None) -> str:
     if len(values) == 1:
         return value_text(values[0]["value"])
     shown = [
-        f"{value_text(entry['value'])} ({entry['num_cells']:,} cells)" for entry in values[:_MOST_VALUES]
+        f"{value_text(entry['value'])} ({counted(entry['num_cells'], 'cell')})"
+        for entry in values[:_MOST_VALUES]
     ]
     return "; ".join(shown) + (f"; {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else "")
