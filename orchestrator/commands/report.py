@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.commands.facts import about
+from orchestrator.commands.output import counted
 from orchestrator.commands.view import View, add_store, no_overrides, open_view
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import REPORTS, TABLES, lookup
@@ -25,6 +26,8 @@ DEFAULT = "study"
 """The report of a table, and of a sweep that names none."""
 
 NUMBERS = "report.json"
+MOST_PATHS, MAIN_PATHS = 6, 3
+"""Up to how many files are all listed, and else how many."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -163,8 +166,11 @@ def _say(written: Sequence[Path], as_json: bool) -> None:
         UserError: JSON is asked for and no report has any.
     """
     if not as_json:
-        for path in written:
+        shown = written if len(written) <= MOST_PATHS else written[:MAIN_PATHS]
+        for path in shown:
             print(path)
+        if len(shown) < len(written):
+            print(f"and {counted(len(written) - len(shown), 'more file')} in {shown[0].parent}")
         return
     numbers = [path for path in written if path.name == NUMBERS]
     if not numbers:
