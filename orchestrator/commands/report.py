@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.commands.facts import about
+from orchestrator.commands.output import counted
 from orchestrator.commands.view import View, add_store, no_overrides, open_view
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import REPORTS, TABLES, lookup
@@ -24,6 +26,8 @@ DEFAULT = "study"
 """The report of a table, and of a sweep that names none."""
 
 NUMBERS = "report.json"
+MOST_PATHS, MAIN_PATHS = 6, 3
+"""Up to how many files are all listed, and else how many."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,15 +56,19 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("a report of what?", fix="sweep report SWEEP, or sweep report --table FILE --out DIR")
     view = open_view(args.sweep, no_overrides(args.words))
     place = args.out.absolute() if args.out else None
-    if place is None and not view.sealed:
+    if place is None and not view.sealed and not args.json:
         print(f"{view.title}: nothing is done yet, and the store has no folder for its report")
         print(f"  sweep launch {args.sweep}{view.hint}, or --out DIR for what is planned")
         return 0
     _check_folder(place)
-    written, errors = _write_all(view, view.sweep.report or (DEFAULT,), place)
-    if not args.json:
-        view.warn()
-    _say(written, args.json)
+    with tempfile.TemporaryDirectory() as nowhere:
+        if not view.sealed:
+            place = place or Path(nowhere)  # JSON alone: the store has no folder for it
+        written, errors = _write_all(view, view.sweep.report or (DEFAULT,), place)
+        if not args.json:
+            view.warn()
+        if not errors or not args.json:
+            _say(written, args.json)
     for error in errors[1:]:
         print(f"error: {error}", file=sys.stderr)
     if errors:
@@ -152,9 +160,19 @@ def _check_folder(folder: Path | None) -> None:
 
 
 def _say(written: Sequence[Path], as_json: bool) -> None:
+    """Prints where the files are, or what the numbers are.
+
+    Raises:
+        UserError: JSON is asked for and no report has any.
+    """
     if not as_json:
-        print("\n".join(str(path) for path in written))
+        shown = written if len(written) <= MOST_PATHS else written[:MAIN_PATHS]
+        for path in shown:
+            print(path)
+        if len(shown) < len(written):
+            print(f"and {counted(len(written) - len(shown), 'more file')} in {shown[0].parent}")
         return
-    for path in written:
-        if path.name == NUMBERS:
-            sys.stdout.write(path.read_text(encoding="utf-8").rstrip() + "\n")
+    numbers = [path for path in written if path.name == NUMBERS]
+    if not numbers:
+        raise UserError(f"none of the sweep's reports writes {NUMBERS}", fix=f"report: [{DEFAULT}]")
+    sys.stdout.write(numbers[0].read_text(encoding="utf-8").rstrip() + "\n")

@@ -9,10 +9,17 @@ from orchestrator.study.coverage import ABSENT as ABSENT_STATE
 from orchestrator.study.coverage import PARTIAL
 from orchestrator.study.deviations import value_text, values_text
 from orchestrator.study.names import ABSENT, counted, number, task_name
+from orchestrator.study.published import DEVIATES, MATCH, NOISE, NOT_COMPARABLE
 from orchestrator.study.tabular import Table
 
 Report = Mapping[str, Any]
 _MOST_CELLS = 6
+_VERBS = {
+    MATCH: "match",
+    NOISE: "lie within noise",
+    DEVIATES: "deviate",
+    NOT_COMPARABLE: "are not comparable",
+}
 _STATES = {ABSENT_STATE: "have no rows", PARTIAL: "have rows of some languages only"}
 
 
@@ -90,7 +97,7 @@ def retries(report: Report) -> Table:
         "Stages that took more than one attempt",
         ("stage", "cells", "attempts", "changed settings"),
         rows,
-        "A setting that an attempt was given otherwise than the one before is a remedy; it changes no identity.",
+        "A setting given otherwise than to the attempt before is a remedy; it changes no cell's identity.",
     )
 
 
@@ -178,7 +185,7 @@ def headline(report: Report) -> list[str]:
     )
     said.append(f"Results: {counted(state['num_rows'], 'row')} of a cell and evaluation language.")
     verdicts = [entry["verdict"] for entry in report["verdicts"]]
-    counts = [f"{verdicts.count(name)} {name}" for name in dict.fromkeys(verdicts)]
+    counts = [f"{verdicts.count(name)} {_VERBS.get(name, name)}" for name in dict.fromkeys(verdicts)]
     said.append(f"Of {len(verdicts)} published numbers: {', '.join(counts)}.")
     return said
 

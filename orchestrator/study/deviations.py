@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.reporting import About, CellFacts
 from orchestrator.study import facts
+from orchestrator.study.names import counted
 
 _MOST_VALUES = 6
 _NONE = object()
@@ -56,10 +57,16 @@ PAPER = (
 """What the paper says."""
 
 OURS = (
-    Setting("the two extras of the mixtures of six", "", list(facts.TWO_EXTRAS),
+    Setting("the two extras of the mixtures of six", "extras", list(facts.TWO_EXTRAS),
             "the paper shows them only in a figure that we could not read"),
     Setting("revision of the model", "model.revision", _NONE, "the paper names no commit", False),
     Setting("seed", "seed", 0, "the paper names no seed and no repetitions"),
+    Setting("seed that chooses the items", "items.seed", 0, "the paper does not say how items were sampled"),
+    Setting("revision of the training data", "items.train.revision", _NONE, "the paper names no commit"),
+    Setting("revision of the test data", "items.test.revision", _NONE, "the paper names no commit", False),
+    Setting("processes a cell", "trainer.num_processes", _NONE, "the paper has 8 GPUs; not set: all there are"),
+    Setting("sharding", "trainer.sharding", _NONE, "FSDP above one GPU's memory"),
+    Setting("engine of generation", "evaluation.engine", _NONE, "the paper names none", False),
     Setting("longest example, in tokens", "trainer.max_length_tokens", 2_048,
             "what is longer is counted, and never cut silently"),
     Setting("precision", "trainer.precision", "bf16", "bf16 with fp32 optimizer state"),
@@ -78,7 +85,6 @@ FIXED = (
     ("last partial batch", "kept: steps = epochs x ceil(items x languages / global batch)"),
     ("decoding", "greedy, zero-shot, for the pretrained baselines too"),
     ("vision tower of Gemma-3-4B", "unused and frozen"),
-    ("model above one GPU's memory", "sharded (FSDP)"),
 )
 """Where the paper is silent and the code has one answer."""
 
@@ -89,7 +95,7 @@ def ledger(about: About | None) -> dict[str, Any]:
     Without facts of a sweep the configs are unknown: the values are then null, and `differs` is empty.
     """
     cells = about.cells if about is not None else ()
-    ours = [_entry(setting, cells) for setting in OURS]
+    ours = [entry for setting in OURS if _is_told(entry := _entry(setting, cells), cells)]
     ours += [
         {"what": what, "key": "", "default": text, "why": "", "values": None, "differs": None}
         for what, text in FIXED
@@ -99,13 +105,18 @@ def ledger(about: About | None) -> dict[str, Any]:
     return {"known": about is not None, "ours": ours, "differs": differs}
 
 
+def _is_told(entry: Mapping[str, Any], cells: Sequence[CellFacts]) -> bool:
+    """Leaves out a setting without a value of ours that no cell has either."""
+    return entry["default"] is not None or entry["values"] is not None or not cells
+
+
 def _entry(setting: Setting, cells: Sequence[CellFacts]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     differs = False
     for cell in cells:
         if setting.trained_only and not _languages(cell):
             continue
-        value = _extras(cell) if not setting.key else _pick(cell.config, setting.key)
+        value = _extras(cell) if setting.key == "extras" else _pick(cell.config, setting.key)
         if value is _NONE:
             continue
         counts[_text(value)] += 1
@@ -212,6 +223,7 @@ def values_text(values: Sequence[Mapping[str, Any]] | None) -> str:
     if len(values) == 1:
         return value_text(values[0]["value"])
     shown = [
-        f"{value_text(entry['value'])} ({entry['num_cells']:,} cells)" for entry in values[:_MOST_VALUES]
+        f"{value_text(entry['value'])} ({counted(entry['num_cells'], 'cell')})"
+        for entry in values[:_MOST_VALUES]
     ]
     return "; ".join(shown) + (f"; {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else "")

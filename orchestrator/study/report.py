@@ -90,9 +90,15 @@ def _swept(rows: Sequence[Row], found: Mapping[str, Any], about: About | None) -
     trained = {
         facts.in_order(languages_of(cell.get("languages"))) for cell in (rows if cells is None else cells)
     }
-    mixtures = [facts.label_of(names) for names in sorted(trained, key=lambda names: (len(names), names))]
+    mixtures = [facts.label_of(names) for names in sorted(trained, key=_place)]
     languages = list(facts.in_order(distinct(shown, "eval_language")))
     return {**swept, "mixtures": mixtures if shown or cells else [], "eval_languages": languages}
+
+
+def _place(languages: Sequence[str]) -> tuple[int, list[int]]:
+    """Small mixtures first, then in the order of the study's languages."""
+    known = (*facts.CORE, *facts.EXTRAS)
+    return len(languages), [known.index(name) if name in known else len(known) for name in languages]
 
 
 def _subtitle(report: Mapping[str, Any]) -> str:

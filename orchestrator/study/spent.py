@@ -36,7 +36,7 @@ def gpu_hours(rows: Sequence[Row]) -> dict[str, Any]:
         "num_cells": len(cells),
         "devices_known": is_counted,
         "devices": devices,
-        "by_model": [{"model": model, **spent} for model, spent in by_model.items()],
+        "by_model": [{"model": model, **spent} for model, spent in sorted(by_model.items())],
     }
 
 

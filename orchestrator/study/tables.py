@@ -32,7 +32,7 @@ def verdicts(numbers: Numbers) -> Table:
             entry["verdict"],
             entry["reason"] or "",
         )
-        for entry in numbers["verdicts"]
+        for entry in (numbers["verdicts"] if numbers["num_rows"] else ())
     ]
     return Table(
         "verdicts",
@@ -181,8 +181,8 @@ def baselines(numbers: Numbers) -> Table:
 
 def results(numbers: Numbers) -> list[Table]:
     """Returns the tables of results that have rows."""
-    tables = (table2, medians, outcomes, table3, baselines)
-    return [table for make in tables if (table := make(numbers)).rows]
+    makers = (table2, medians, outcomes, table3, baselines) if numbers["num_rows"] else ()
+    return [table for make in makers if (table := make(numbers)).rows]
 
 
 def accuracies(numbers: Numbers) -> Table:

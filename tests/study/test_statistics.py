@@ -67,10 +67,11 @@ def test_the_deviation_of_a_single_item_is_no_division_by_zero() -> None:
 
 
 def test_the_interval_of_a_median_is_seeded_and_knows_no_order() -> None:
-    values = [float(value) for value in numpy.random.default_rng(1).normal(3, 2, size=80)]
+    values = [float(value) for value in numpy.random.default_rng(1).normal(3, 2, size=300)]
     low, high = median_interval(values, seed=7) or (math.nan, math.nan)
     assert low < float(numpy.median(values)) < high < low + 2
     assert median_interval(reversed(values), seed=7) == (low, high)
+    assert median_interval(values, seed=8) != (low, high)
 
 
 def test_equal_values_have_a_median_without_width() -> None:
