@@ -17,6 +17,7 @@ from typing import NamedTuple
 from orchestrator import provenance
 from orchestrator.commands.output import counted
 from orchestrator.commands.report import write_reports
+from orchestrator.commands.retired import finish_retention, print_needing_retired
 from orchestrator.commands.view import View, sealed_view
 from orchestrator.core.records import Request
 from orchestrator.core.settings import EngineSettings
@@ -79,10 +80,13 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
         with stopper:
             launcher.start(_as_launch(view, request))
             _watch(view, cells, launcher)
+    if not stopper.count:
+        finish_retention(view.fresh(), settings_of(request).policy)
     view = view.fresh()
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     print_failures(view, cells)
+    print_needing_retired(view, cells)
     if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     if counts[State.DONE] == len(cells):

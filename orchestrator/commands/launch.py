@@ -81,7 +81,7 @@ def check_fit(
             view,
             cells,
             hardware=hardware,
-            retention=getattr(settings.policy, "retention", "all"),
+            retention=settings.policy.retention,
             import_paths=import_paths,
             unfinished_only=True,
         )

@@ -16,6 +16,7 @@ from orchestrator.commands.costs_table import print_costs
 from orchestrator.commands.drift import print_cell_drift, print_code_drift
 from orchestrator.commands.needs import distinct, missing_of, needs_of, told
 from orchestrator.commands.output import counted, print_json, print_table, shorten
+from orchestrator.commands.retired import print_needing_retired
 from orchestrator.commands.view import (
     View,
     add_only,
@@ -108,13 +109,14 @@ class _Plan:
         prefetch: str,
     ) -> None:
         self._view, self._cells, self._hardware, self._prefetch = view, cells, hardware, prefetch
+        self._retention = settings.policy.retention
         self._steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
         self._missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
         self._estimates: dict[str, Estimate] = costs.estimates_of(
             view,
             cells,
             hardware=hardware.assumed,
-            retention=getattr(settings.policy, "retention", "all"),
+            retention=settings.policy.retention,
             import_paths=import_paths,
         )
 
@@ -126,6 +128,7 @@ class _Plan:
         columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
         print()
         print_table(columns, [[*cell.axes.values(), cell.cell, self._summary(cell)] for cell in cells])
+        print_needing_retired(view, cells)
         if self._missing:
             missing = distinct(self._missing)
             print(f"\n{counted(len(self._missing), 'cell')} blocked until this is fetched:")
@@ -144,6 +147,7 @@ class _Plan:
             "revision": view.number,
             "num_cells": len(cells),
             "hardware": self._hardware,
+            "retention": self._retention,
             "totals": totals,
             "prefetch": self._prefetch if self._missing else None,
             "cells": [self._cell_json(cell) for cell in cells],

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 
 from orchestrator.commands.output import print_json, print_table
+from orchestrator.commands.retired import told
 from orchestrator.commands.view import View, add_cell, add_store, add_sweep, no_overrides, open_view
+from orchestrator.core.retention import without
 from orchestrator.core.sweep import Node
 from orchestrator.store import layout
 from orchestrator.trackers.store import history
@@ -38,7 +40,10 @@ def run(args: argparse.Namespace) -> int:
                 "digest": digest,
                 "state": view.cells[cell.cell].stages[digest].state,
                 "folder": str(view.ledger.objects.download(where)) if where else None,
-                "files": [file.path for file in evidence.done.files] if evidence.done else [],
+                "files": [f.path for f in without(evidence.done.files, evidence.retired)]
+                if evidence.done
+                else [],
+                "retired": evidence.retired,
                 "reads": node.reads,
                 "metrics": _last_metrics(view, node, number),
                 "inputs": [view.sweep.nodes[i.digest].name for i in node.inputs],
@@ -67,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
         ("stage", "digest", "state", "files in"),
         [(s["stage"], str(s["digest"])[:12], s["state"], s["folder"] or "-") for s in stages],
     )
+    for stage in stages:
+        for retired in stage["retired"]:
+            print(f"retired of {stage['stage']}: {told(retired)}")
     return 0
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from orchestrator.commands.output import print_json
+from orchestrator.commands.retired import told
 from orchestrator.commands.view import View, add_cell, add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
-from orchestrator.manifest import damage
-from orchestrator.store.evidence import product_folder
+from orchestrator.store.evidence import examine
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -69,13 +69,21 @@ def _evidence(view: View, cell: Cell, node: Node) -> dict[str, Any]:
     for attempt in attempts:
         lines.extend(_of_attempt(attempt))
     if evidence.done is not None:
-        folder = product_folder(view.ledger, node, evidence.done.attempt)
-        found = damage(folder, evidence.done.files)
-        verified = f"DAMAGED: {found}" if found else "verified by content"
+        found, retired = examine(view.ledger, node, evidence.done, evidence.retired)
+        verified = (
+            f"DAMAGED: {found}"
+            if found
+            else "the rest verified by content"
+            if retired
+            else "verified by content"
+        )
         lines.append(
             f"product: generation {evidence.generation}, attempt {evidence.done.attempt}, "
             f"{len(evidence.done.files)} files, {verified}"
         )
+        for record in retired:
+            lines.append(f"  retired {told(record)}")
+            lines.extend(f"    {file.path}" for file in record.files)
     elif evidence.problem:
         lines.append(evidence.problem)
     for taken in node.inputs:
@@ -87,6 +95,7 @@ def _evidence(view: View, cell: Cell, node: Node) -> dict[str, Any]:
         "state": status.state,
         "reason": status.reason,
         "evidence": lines,
+        "retired": evidence.retired,
         "attempts": [msgspec.to_builtins(attempt._asdict()) for attempt in attempts],
     }
 

@@ -12,6 +12,7 @@ from orchestrator import provenance
 from orchestrator.core.records import Done, Retired
 from orchestrator.core.retention import let_go, without
 from orchestrator.core.settings import Policy
+from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node, Sweep
 from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot
@@ -105,12 +106,12 @@ def _delete(ledger: Ledger, source: Node, retired: Retired, *, keep_checkpoints:
     if name not in ledger.objects.list(folder).files:
         return
     if not keep_checkpoints:
-        drop_work(ledger, source, ledger.numbers(source), generation=retired.generation)
+        drop_work(ledger, source, ledger.attempts(source), generation=retired.generation)
     for file in retired.files:
         ledger.objects.delete(f"{output}/{file.path}")
 
 
-def drop_work(ledger: Ledger, node: Node, numbers: Iterable[int], *, generation: int) -> None:
+def drop_work(ledger: Ledger, node: Node, attempts: Iterable[Attempt], *, generation: int) -> None:
     """Deletes what attempts of a finished stage left that is no product: checkpoints, scratch, half outputs.
 
     These may be hard links to the product's files: while they stay, deleting those would free nothing.
@@ -118,7 +119,7 @@ def drop_work(ledger: Ledger, node: Node, numbers: Iterable[int], *, generation:
     Args:
         ledger: the store.
         node: the stage, which is done.
-        numbers: of the attempts.
+        attempts: of the stage; those that make a later generation are left alone.
         generation: of its product.
     """
     named = set()
@@ -127,7 +128,10 @@ def drop_work(ledger: Ledger, node: Node, numbers: Iterable[int], *, generation:
         if problem:
             return  # unreadable: any output may be what it names
         named.update([done.attempt] if done else [])
-    for number in numbers:
-        key = layout.payload(node.stage, node.digest, number)
-        for name in (layout.CHECKPOINTS, layout.SCRATCH, *(() if number in named else (layout.OUTPUT,))):
+    for attempt in attempts:
+        if attempt.claim is None or attempt.claim.generation > generation:
+            continue
+        key = layout.payload(node.stage, node.digest, attempt.number)
+        output = () if attempt.number in named else (layout.OUTPUT,)
+        for name in (layout.CHECKPOINTS, layout.SCRATCH, *output):
             ledger.objects.delete(f"{key}/{name}")

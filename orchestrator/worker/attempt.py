@@ -304,8 +304,8 @@ class AttemptRun:
             return self._end("released", why="superseded")
         end = self._end("succeeded")
         if not self._order.settings.policy.keep_checkpoints:
-            numbers = [n for n in self._ledger.numbers(self._node) if n <= self.number]
-            drop_work(self._ledger, self._node, numbers, generation=self._claim.generation)
+            attempts = [a for a in self._ledger.attempts(self._node) if a.number <= self.number]
+            drop_work(self._ledger, self._node, attempts, generation=self._claim.generation)
         return end
 
     def _retired_input(self) -> str:

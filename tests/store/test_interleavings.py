@@ -1,7 +1,8 @@
-"""A model of the protocol under random schedules: two or three workers, crashes, false deaths and a discard.
+"""A model of the protocol under random schedules: workers, crashes, false deaths, a discard and retention.
 
 The store is in memory and each of its operations is one step of a schedule; ledger, snapshot and decisions
 are the real ones. A worker's body is written out here, in the order that `orchestrator.worker.attempt` keeps.
+Stage `a` leaves three files; `b` and `c` take it and let one of them go; `d` of another sweep wants them all.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,18 +21,34 @@ from orchestrator.commands import discard
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import next_stage
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Start, Supersedes, Void
-from orchestrator.core.state import Attempt, Budget, Evidence, Liveness, State, stage_status
-from orchestrator.core.sweep import Cell, Input, Node
+from orchestrator.core.settings import Policy
+from orchestrator.core.state import Attempt, Budget, Evidence, Liveness, State, cell_status, stage_status
+from orchestrator.core.sweep import Cell, Input, Node, Sweep
+from orchestrator.manifest import File
 from orchestrator.store import layout
-from orchestrator.store.evidence import Snapshot, Vital
+from orchestrator.store.evidence import Snapshot, Vital, examine
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.objects import Listing
+from orchestrator.store.retention import drop_work, retain
 from orchestrator.worker.resume import _is_discarded
 
 A = Node(stage="a", digest="a", reads={})
-B = Node(stage="b", digest="b", reads={}, inputs=(Input("a", "", "a"),))
-NODES = {"a": A, "b": B}
-CELLS = (Cell(cell="cell", axes={}, columns={}, config={}, chain=("a", "b")),)
+B, C, D = (Node(stage=s, digest=s, reads={}, inputs=(Input("a", "", "a"),)) for s in "bcd")
+
+
+def sweep_of(name: str, *nodes: Node) -> Sweep:
+    """One cell with these stages."""
+    chain = tuple(node.digest for node in nodes)
+    cell = Cell(cell="cell", axes={}, columns={}, config={}, chain=chain)
+    return Sweep(name=name, specs={}, nodes={node.digest: node for node in nodes}, cells=(cell,))
+
+
+SWEEP, OTHER = sweep_of("sweep", A, B, C), sweep_of("other", A, D)
+NODES = SWEEP.nodes | OTHER.nodes
+FILES = ("w1", "w2", "w3")
+RETIRE = {"b": {"a": {"best": ("w1",)}}, "c": {"a": {"best": ("w2",)}}}
+RETIRED = {"w3"}
+POLICY = Policy(retention="best")
 BUDGET = Budget({"node_lost": 99, "storage": 99})
 NUM_CHECKPOINTS, MAX_STEPS = 2, 20_000
 
@@ -133,22 +149,43 @@ class Memory:
         files = {part[0] for part in parts if len(part) == 1}
         return Listing(tuple(sorted(files)), tuple(sorted({part[0] for part in parts if len(part) > 1})))
 
-    def download(self, prefix: str) -> Path:
-        return Path("/nowhere")
+    def download(self, prefix: str) -> Any:
+        return _Place(self, prefix)
 
     workspace = download
 
     def upload(self, prefix: str) -> None:
         """Nothing is local."""
 
-    delete = upload
+    def delete(self, prefix: str) -> None:
+        self._schedule.step()
+        for key in [key for key in self.records if f"{key}/".startswith(f"{prefix}/")]:
+            del self.records[key]
+
+
+class _Place:
+    """As much of a `Path` into the memory as comparing files by size takes."""
+
+    def __init__(self, memory: Memory, key: str) -> None:
+        self._memory, self._key = memory, key
+
+    def __truediv__(self, name: str) -> _Place:
+        return _Place(self._memory, f"{self._key}/{name}")
+
+    def stat(self) -> Any:
+        data = self._memory.get(self._key)
+        if data is None:
+            raise FileNotFoundError(self._key)
+        return SimpleNamespace(st_size=len(data))
 
 
 class Actor:
     """A worker of the model."""
 
-    def __init__(self, name: str, memory: Memory, schedule: Schedule, lies: list[bool]) -> None:
-        self._name, self._schedule, self._lies = name, schedule, lies
+    def __init__(
+        self, name: str, memory: Memory, schedule: Schedule, lies: list[bool], sweep: Sweep = SWEEP
+    ) -> None:
+        self._name, self._schedule, self._lies, self._sweep = name, schedule, lies, sweep
         self._ledger = Ledger(memory)
 
     def _observe(self, node: Node, attempt: Attempt) -> Vital:
@@ -161,24 +198,36 @@ class Actor:
 
     def __call__(self) -> None:
         while True:
-            snapshot = Snapshot(self._ledger, NODES.values(), observer=self._observe, check_files=False)
+            nodes = self._sweep.nodes
+            snapshot = Snapshot(self._ledger, nodes.values(), observer=self._observe)
             scan = next_stage(
-                CELLS,
-                NODES,
+                self._sweep.cells,
+                nodes,
                 lambda digest, s=snapshot: stage_status(s.evidence(digest), BUDGET),  # type: ignore[misc]
                 cancelled=frozenset(),
             )
             if scan.claimable is not None:
                 self._try(scan.claimable.node, snapshot)
             elif not scan.waiting:
+                retain(self._ledger, self._sweep, POLICY, by=self._name)
                 return
 
     def _try(self, node: Node, snapshot: Snapshot) -> None:
         ledger, evidence = self._ledger, snapshot.evidence(node.digest)
         inputs = {i.digest: snapshot.evidence(i.digest) for i in node.inputs}
-        if evidence.damaged:  # no file is: it was made from a discarded product
-            void = Void(nonce=new_nonce(), generation=evidence.generation, kind="discarded", reason="", by="")
-            ledger.void(node, void)
+        if evidence.damaged:
+            done, _ = ledger.product(node, evidence.generation)
+            assert done is not None
+            discarded = ledger.discarded_input(node, done)
+            if discarded or examine(ledger, node, done, content=False)[0]:
+                void = Void(
+                    nonce=new_nonce(),
+                    generation=evidence.generation,
+                    kind="discarded" if discarded else "damaged",
+                    reason=discarded,
+                    by="",
+                )
+                ledger.void(node, void)
             return
         attempts = ledger.attempts(node)
         if attempts != evidence.attempts or ledger.is_done_or_void(node, evidence.generation):
@@ -198,6 +247,10 @@ class Actor:
             why = self._run(node, number, claim.generation, attempts, inputs)
             end = End(nonce=new_nonce(), outcome="released" if why else "succeeded", why=why)
             ledger.end(node, number, end)
+            if not why:
+                earlier = [a for a in ledger.attempts(node) if a.number <= number]
+                drop_work(ledger, node, earlier, generation=claim.generation)
+                retain(ledger, self._sweep, POLICY, by=self._name, sources=[i.digest for i in node.inputs])
 
     def _run(
         self,
@@ -211,6 +264,8 @@ class Actor:
         ledger = self._ledger
         if ledger.is_done_or_void(node, generation):
             return "already_done"
+        if ledger.retired_input(node, {digest: e.generation for digest, e in inputs.items()}):
+            return "input_retired"
         taken = {digest: evidence.generation for digest, evidence in inputs.items()}
         made = "".join(str(e.done.rows[0]["made"]) for e in inputs.values() if e.done) or f"a{number}"
         step, state = self._resume(node, earlier)
@@ -220,6 +275,14 @@ class Actor:
             if ledger.is_claimed(node, number + 1) or ledger.is_done_or_void(node, generation):
                 return "superseded"
             ledger.objects.put(_checkpoint(node, number), f"{now} {state}".encode())
+            if not self._reads_whole(inputs):
+                if ledger.is_claimed(node, number + 1) or ledger.is_done_or_void(node, generation):
+                    return "superseded"
+                assert ledger.retired_input(node, taken), "a file of an input is gone and nothing says why"
+                return "input_retired"
+        files = self._write(node, number, state) if node is A else ()
+        if ledger.retired_input(node, taken):
+            return "input_retired"
         if any(ledger.is_discarded(source, taken[source.digest]) for source in node.inputs):
             return "superseded"
         done = Done(
@@ -228,12 +291,29 @@ class Actor:
             digest=node.digest,
             generation=generation,
             attempt=number,
-            files=(),
+            files=files,
             rows=({"made": state},),
             seconds=0.0,
             inputs=taken,
+            retire=RETIRE.get(node.stage, {}),
         )
         return "" if ledger.finish(done) else "superseded"
+
+    def _write(self, node: Node, number: int, state: str) -> tuple[File, ...]:
+        for name in FILES:
+            self._ledger.objects.put(_file(node, number, name), state.encode())
+        return tuple(File(name, len(state), "") for name in FILES)
+
+    def _reads_whole(self, inputs: dict[str, Evidence]) -> bool:
+        for digest, evidence in inputs.items():
+            done = evidence.done
+            assert done is not None and not evidence.retired
+            for name in FILES:
+                data = self._ledger.objects.get(_file(NODES[digest], done.attempt, name))
+                if data is None:
+                    return False
+                assert data.decode() == done.rows[0]["made"]
+        return True
 
     def _resume(self, node: Node, earlier: tuple[Attempt, ...]) -> tuple[int, str]:
         best = (0, "")
@@ -246,7 +326,11 @@ class Actor:
 
 
 def _checkpoint(node: Node, number: int) -> str:
-    return f"{layout.payload(node.stage, node.digest, number)}/checkpoint"
+    return f"{layout.payload(node.stage, node.digest, number)}/{layout.CHECKPOINTS}/newest"
+
+
+def _file(node: Node, number: int, name: str) -> str:
+    return f"{layout.payload(node.stage, node.digest, number)}/{layout.OUTPUT}/{name}"
 
 
 def discarder(memory: Memory) -> Callable[[], None]:
@@ -257,7 +341,7 @@ def discarder(memory: Memory) -> Callable[[], None]:
         while Snapshot(ledger, [A], check_files=False).evidence("a").done is None:
             pass
         view: Any = SimpleNamespace(ledger=ledger)
-        for node in (A, B):
+        for node in (A, B, C, D):
             discard._void(view, node, "a bug", {"a"})
 
     return act
@@ -270,18 +354,25 @@ def play(choices: list[int], lies: list[bool], num_workers: int, *, with_discard
     actors: dict[str, Callable[[], None]] = {
         f"worker {n}": Actor(f"worker {n}", memory, schedule, lies) for n in range(num_workers)
     }
+    actors["other"] = Actor("other", memory, schedule, lies, OTHER)
     if with_discard:
         actors["discard"] = discarder(memory)
     schedule.run(actors)
     schedule.crashed = set(actors)
     schedule.is_over = True
     Actor("the last", memory, schedule, [])()
-    check(Ledger(memory))
+    Actor("the other's last", memory, schedule, [], OTHER)()
+    check(Ledger(memory), memory)
 
 
-def check(ledger: Ledger) -> None:
-    snapshot = Snapshot(ledger, NODES.values(), check_files=False)
+def check(ledger: Ledger, memory: Memory) -> None:
+    snapshot = Snapshot(ledger, NODES.values(), observer=lambda *_: Vital(Liveness.GONE, "all are"))
     products = {digest: snapshot.evidence(digest) for digest in NODES}
+    if products["d"].done is None:  # its input lost a file to the sweep's policy before it could be read
+        statuses = {digest: stage_status(snapshot.evidence(digest), BUDGET) for digest in OTHER.nodes}
+        status = cell_status(OTHER.cells[0], OTHER.nodes, statuses, cancelled=False)
+        assert status.state is State.BLOCKED and "retired 1 file" in status.reason, status
+        del products["d"]
     for digest, evidence in products.items():
         assert stage_status(evidence, BUDGET).state is State.DONE, digest
         attempts = ledger.attempts(NODES[digest])
@@ -297,10 +388,17 @@ def check(ledger: Ledger) -> None:
     assert origin.claim is not None and origin.claim.generation == products["a"].generation, (
         "a went on from a checkpoint of what was discarded"
     )
-    a, b = products["a"].done, products["b"].done
-    assert a is not None and b is not None
-    assert b.inputs == {"a": a.generation}, "b was made from a product that does not count"
-    assert b.rows[0]["made"] == a.rows[0]["made"], "b went on from what was made of a discarded product"
+    a = products["a"].done
+    assert a is not None
+    for digest in products.keys() - {"a"}:
+        b = products[digest].done
+        assert b is not None
+        assert b.inputs == {"a": a.generation}, "made from a product that does not count"
+        assert b.rows[0]["made"] == a.rows[0]["made"], "went on from what was made of a discarded product"
+    assert {file.path for record in products["a"].retired for file in record.files} == RETIRED
+    assert {name for name in FILES if _file(A, a.attempt, name) in memory.records} == set(FILES) - RETIRED
+    for key, data in memory.records.items():
+        assert not key.startswith("void/") or b'"damaged"' not in data, f"{key}: retired files seen as damage"
 
 
 def drawn(seed: int) -> tuple[list[int], list[bool]]:

@@ -60,6 +60,10 @@ class Counted(PosixStore):
         self._key = key
         super().put(key, data)
 
+    def delete(self, prefix: str) -> None:
+        self._key = prefix
+        super().delete(prefix)
+
     def _step(self, step: str) -> None:
         self.num_steps += self._key.startswith(self.fault.key)
         if self.num_steps != self.fault.at or not self._key.startswith(self.fault.key):
