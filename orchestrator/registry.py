@@ -44,8 +44,9 @@ LAUNCHERS: Mapping[str, str] = {
 
 TRACKERS: Mapping[str, str] = {
     "store": "orchestrator.trackers.store:StoreTracker",
+    "wandb": "orchestrator.trackers.wandb_mirror:WandbMirror",
 }
-"""`tracker.name` to a class that is a `Tracker`."""
+"""`tracker.name` to a class that is a `Tracker`, or a mirror, which follows the store and not a stage."""
 
 REPORTS: Mapping[str, str] = {
     "accuracy": "orchestrator.study.summary:write",

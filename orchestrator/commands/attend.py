@@ -28,17 +28,19 @@ from orchestrator.launchers.base import Launch, Launcher
 from orchestrator.registry import LAUNCHERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
+from orchestrator.trackers.mirror import make_mirror, mirroring
 from orchestrator.worker.main import preload
 
 POLL_S, REFRESH_S, LINE_S = 0.1, 1.0, 10.0
 
 
 def make_launcher(settings: EngineSettings, num_cells: int) -> Launcher:
-    """Makes the launcher that the settings name.
+    """Makes the launcher that the settings name; a wrong option of their tracker is found here too.
 
     Raises:
-        UserError: there is no such launcher, or it cannot meet the settings.
+        UserError: there is no such launcher or tracker, or it cannot meet the settings.
     """
+    make_mirror(settings, Path())
     launcher: Launcher = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")(
         settings.launcher, num_cells
     )
@@ -76,10 +78,11 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
     wanted = set(request.cells) if request.cells is not None else None
     cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
     stopper = _Stopper(launcher)
-    if any(view.cells[cell.cell].state is not State.DONE for cell in cells):
-        with stopper:
-            launcher.start(_as_launch(view, request))
-            _watch(view, cells, launcher)
+    with mirroring(view.ledger, view.sweep.name, request):
+        if any(view.cells[cell.cell].state is not State.DONE for cell in cells):
+            with stopper:
+                launcher.start(_as_launch(view, request))
+                _watch(view, cells, launcher)
     if not stopper.count:
         finish_retention(view.fresh(), settings_of(request).policy)
     view = view.fresh()

@@ -5,7 +5,7 @@
     store.json
     sweeps/<sweep>/<k>.json                       sealed revision k
     sweeps/<sweep>/requests/<n>.json              launch, rerun, cancel, discard, in order
-    sweeps/<sweep>/{report,logs}/
+    sweeps/<sweep>/{report,logs,wandb}/
     records/<stage>/<digest>/spec.json
     records/<stage>/<digest>/<n>/{claim,start,heartbeat,end}.json
     done/<stage>/<digest>.<g>.json
@@ -50,6 +50,11 @@ def report(sweep: str) -> str:
 def logs(sweep: str) -> str:
     """The folder of the logs of launchers and workers."""
     return f"sweeps/{sweep}/logs"
+
+
+def mirror(sweep: str) -> str:
+    """The folder of a sweep's mirror to W&B: its files, and what it remembers."""
+    return f"sweeps/{sweep}/wandb"
 
 
 def stage_records(stage: str) -> str:

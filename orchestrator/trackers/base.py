@@ -36,7 +36,9 @@ def open_trackers(names: Sequence[str], tracked: Tracked) -> list[Tracker]:
     trackers: list[Tracker] = []
     for name in dict.fromkeys(("store", *names)):
         try:
-            trackers.append(lookup(TRACKERS, name, kind="tracker")(tracked))
+            kind = lookup(TRACKERS, name, kind="tracker")
+            if not getattr(kind, "follows_store", False):  # a mirror is the launch's
+                trackers.append(kind(tracked))
         except Exception:
             logger.exception("tracker %s cannot be used", name)
     return trackers

@@ -104,12 +104,16 @@ def history(ledger: Ledger, node: Node, number: int) -> list[dict[str, Any]]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Reads a metrics file; a torn last line, and what is no object with a numbered step, are left out."""
-    rows = []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        return parse_metrics(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return []
-    for line in lines:
+
+
+def parse_metrics(text: str) -> list[dict[str, Any]]:
+    """Reads lines of metrics; see `read_metrics`."""
+    rows = []
+    for line in text.split("\n"):
         try:
             row = json.loads(line)
         except ValueError:
