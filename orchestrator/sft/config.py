@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import TASKS, lookup
+from orchestrator.registry import ENGINES, TASKS, lookup
 from orchestrator.sft import data_cache
 from orchestrator.sft.facts import CostsConfig
 from orchestrator.tasks.base import LANGUAGES
@@ -109,7 +109,14 @@ class TaskConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class TrainerConfig(_Frozen, frozen=True, kw_only=True):
-    """Optimisation. `global_batch_size` rows make one step whatever the micro-batch; null for what fits."""
+    """Optimisation. `global_batch_size` rows make one step whatever the micro-batch and the processes.
+
+    Attributes:
+        micro_batch_size: rows of one forward pass; None for the largest that fits.
+        num_processes: of one node; None for as many as there are GPUs, one on a CPU.
+        sharding: of the model over processes: copies, shards, or shards on GPUs alone.
+        loss_chunk_tokens: response tokens whose logits exist at a time.
+    """
 
     learning_rate: Rate
     num_epochs: Positive
@@ -121,6 +128,9 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
     max_length_tokens: Positive
     precision: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
+    num_processes: Positive | None = None
+    sharding: Literal["auto", "ddp", "fsdp"] = "auto"
+    loss_chunk_tokens: Positive = 1024
 
     def __post_init__(self) -> None:
         if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
@@ -200,15 +210,30 @@ class DataConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
-    """What is tested, in which languages, and how long an answer may be."""
+    """What is tested, in which languages, how long an answer may be, and what generates it.
+
+    Engine and precision are part of the identity, for each gives slightly other texts: neither is ever
+    chosen by what a machine happens to have.
+
+    Attributes:
+        engine: a key of `orchestrator.registry.ENGINES`.
+        precision: of weights and activations while generating.
+        batch_size: prompts at a time in a process; halved where memory does not suffice.
+        num_processes: that share the work; None for one a visible GPU, or one on a CPU.
+    """
 
     languages: tuple[str, ...]
     max_new_tokens: Positive
+    engine: str = "transformers"
+    precision: Literal["fp32", "bf16"] = "fp32"
     batch_size: Positive
+    num_processes: Positive | None = None
 
     def __post_init__(self) -> None:
         if not self.languages:
             raise ValueError("evaluation.languages is empty")
+        if self.engine not in ENGINES:
+            raise ValueError(f"unknown evaluation.engine {self.engine!r}; {nearest(self.engine, ENGINES)}")
         force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
 
 

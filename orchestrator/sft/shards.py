@@ -1,23 +1,20 @@
 """Tokenised shards: their file, and the rows, order and batches that training makes of them.
 
-The row order of an optimiser step depends on (seed, epoch, step) alone. Within a step rows are sorted by
-length, so that micro-batches need little padding; the set of rows, and so the gradient, is the same.
+Micro-batches are grouped by length within an optimiser step, so they need little padding and nothing is
+packed; the set of rows of a step, and so its gradient, is the same whatever their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import Dataset, Sampler
 
 SHARD = "shard.arrow"
-IGNORED = -100
-"""The label of tokens that the loss leaves out."""
 
 SCHEMA = pa.schema(
     [
@@ -55,63 +52,93 @@ def read_shard(folder: Path) -> list[Example]:
         return [Example(*row) for row in zip(*columns, ids, strict=True)]
 
 
-class Rows(Dataset[dict[str, torch.Tensor]]):
-    """Examples as tensors, the prompt masked from the loss."""
+class Batch(NamedTuple):
+    """Rows padded on the right, and where their response tokens are predicted.
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._rows = []
-        for example in examples:
-            ids = torch.tensor(np.asarray(example.input_ids), dtype=torch.long)
-            labels = ids.clone()
-            labels[: example.num_prompt_tokens] = IGNORED
-            self._rows.append({"input_ids": ids, "labels": labels})
-        self.lengths = [len(example.input_ids) for example in examples]
+    Attributes:
+        input_ids: rows x tokens.
+        positions: of the tokens before each response token, in the flattened `input_ids`.
+        targets: the response tokens.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Returns the batch on a device; the copy need not be waited for."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class Rows:
+    """Examples as tensors, and the batches made of them; the prompt is left out of the loss."""
+
+    def __init__(self, examples: Sequence[Example], *, pad_token_id: int) -> None:
+        self._rows = [torch.tensor(np.asarray(example.input_ids), dtype=torch.long) for example in examples]
+        self._first = [max(1, example.num_prompt_tokens) for example in examples]  # nothing predicts token 0
+        self._pad_token_id = pad_token_id
+        self.lengths = np.array([len(row) for row in self._rows])
+        self.num_targets = np.maximum(self.lengths - np.array(self._first), 0)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self._rows[index]
+    def batch(self, rows: Sequence[int], *, masked: bool = False) -> Batch:
+        """Makes a batch; a masked one has no response tokens, so that it adds nothing to any gradient."""
+        input_ids = torch.nn.utils.rnn.pad_sequence(
+            [self._rows[row] for row in rows], True, self._pad_token_id
+        )
+        width = input_ids.shape[1]
+        targets = [
+            torch.arange(number * width + self._first[row], number * width + len(self._rows[row]))
+            for number, row in enumerate(rows if not masked else [])
+        ]
+        places = torch.cat(targets) if targets else torch.empty(0, dtype=torch.long)
+        return Batch(input_ids, places - 1, input_ids.flatten()[places])
 
 
-class EpochOrder(Sampler[int]):
-    """The order of rows in an epoch: shuffled, then sorted by length within each optimiser step."""
+class EpochOrder:
+    """The rows of each optimiser step: shuffled over the epoch, then sorted by length within the step.
 
-    def __init__(self, lengths: Sequence[int], *, global_batch_size: int, seed: int) -> None:
+    They depend on the seed, the epoch and the step alone, not on micro-batches or processes.
+    """
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray, *, global_batch_size: int, seed: int) -> None:
         self._lengths, self._size, self._seed = np.asarray(lengths), global_batch_size, seed
-        self._epoch = 0
 
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter([int(row) for step in self.steps(self._epoch) for row in step])
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; the last may have fewer rows."""
+        return -(-len(self._lengths) // self._size)
 
     def steps(self, epoch: int) -> list[np.ndarray]:
-        """Returns the rows of each optimiser step of an epoch; the last step may be smaller."""
+        """Returns the rows of each optimiser step of an epoch, the longest first."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._lengths))
         parts = [order[start : start + self._size] for start in range(0, len(order), self._size)]
         return [part[np.argsort(-self._lengths[part], kind="stable")] for part in parts]
 
-    def num_tokens(self, epoch: int) -> list[int]:
-        """Returns the number of tokens, padding left out, of each step of an epoch."""
-        return [int(self._lengths[part].sum()) for part in self.steps(epoch)]
+
+class Part(NamedTuple):
+    """One micro-batch of one process: rows, and whether it only keeps step with the other processes."""
+
+    rows: list[int]
+    masked: bool = False
 
 
-def collate(rows: Sequence[Mapping[str, torch.Tensor]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Pads rows on the right to the longest of them."""
+def parts_of(
+    rows: Sequence[int] | np.ndarray, *, size: int, rank: int = 0, num_processes: int = 1
+) -> list[Part]:
+    """Deals the rows of a step out as micro-batches, as many to each process.
 
-    def padded(key: str, value: int) -> torch.Tensor:
-        return torch.nn.utils.rnn.pad_sequence([row[key] for row in rows], True, value)
+    Neighbours in length go to the processes side by side. Where the micro-batches do not come out even, a
+    process gets the step's last row once more, masked.
 
-    input_ids = padded("input_ids", pad_token_id)
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    return {
-        "input_ids": input_ids,
-        "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
-        "labels": padded("labels", IGNORED),
-    }
+    Args:
+        rows: of the step, by length.
+        size: rows of a micro-batch.
+        rank: of the process.
+        num_processes: among which the rows are dealt out.
+    """
+    whole = [Part([int(row) for row in rows[start : start + size]]) for start in range(0, len(rows), size)]
+    whole += [Part([int(rows[-1])], masked=True)] * (-len(whole) % num_processes)
+    return whole[rank::num_processes]

@@ -2,45 +2,77 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from orchestrator.errors import StageFailure
-from orchestrator.sft import runtime
+from orchestrator.sft import parallel, ranks, runtime
 from orchestrator.sft.shards import Example, Rows, read_shard
-from orchestrator.sft.trainer import StageTrainer
+from orchestrator.sft.trainer import Training
 from orchestrator.stage import Config, Context, Inputs, Row
 
 SUMMARY = "training.json"
-FROZEN = ("vision_tower", "multi_modal_projector")
-"""Parts of a multimodal model that text alone does not train."""
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Trains from the base, or on from a checkpoint, and writes a summary beside the weights."""
+    """Trains here or in several processes, from the base or on from a checkpoint."""
+    device = runtime.device_of(context.uses.device)
+    num_processes = parallel.num_processes(context.uses.trainer.num_processes, device)
+    if num_processes == 1:
+        return train(config, inputs, context)
+    target = f"{__name__}:{train.__name__}"
+    rows: list[Row] = ranks.run(
+        target, config, inputs, context, num_processes=num_processes, device=device.type
+    )
+    return rows
+
+
+def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Trains in this process, or as one of a group, and writes a summary beside the weights."""
     runtime.start(context, seed=config.seed)
+    device = runtime.device_of(context.uses.device)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
-    model = runtime.load_base(inputs, context.uses)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(part in name for part in FROZEN))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     shards = inputs.each("prepare")
-    trainer = StageTrainer(
-        model,
-        rows=rows_of(shards, config.languages, "train"),
-        validation=rows_of(shards, config.languages, "validation"),
+    rows, validation = (
+        rows_of(shards, config.languages, split, pad_token_id=pad) for split in ("train", "validation")
+    )
+    uses = context.uses.trainer
+    placed = parallel.Placed(
+        functools.partial(runtime.load_base, inputs, context.uses),
+        device=device,
+        sharding=uses.sharding,
+        bf16=config.trainer.precision == "bf16",
+        gradient_checkpointing=uses.gradient_checkpointing,
+        chunk_tokens=uses.loss_chunk_tokens,
+    )
+    training = Training(
+        placed,
+        rows=rows,
+        validation=validation,
         settings=config,
         context=context,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        device=runtime.device_of(context.uses.device),
+        micro_batch_size=micro_batch_size(uses.micro_batch_size, device),
+        device=device,
     )
-    trainer.resume()
-    tokenizer.save_pretrained(context.output / "tokenizer")
-    (context.output / SUMMARY).write_text(json.dumps(summary(trainer), indent=1))
+    training.run()
+    facts = summary(training)
+    if parallel.rank() == 0:
+        tokenizer.save_pretrained(context.output / "tokenizer")
+        (context.output / SUMMARY).write_text(json.dumps(facts, indent=1))
     return []
 
 
-def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str) -> Rows:
+def micro_batch_size(requested: int | None, device: torch.device) -> int:
+    """Returns rows a micro-batch; without a setting 1 on a GPU, which always fits, and 8 on a CPU."""
+    return requested or (8 if device.type == "cpu" else 1)
+
+
+def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str, *, pad_token_id: int) -> Rows:
     """Joins the rows of one split of all languages of the mixture, in the mixture's order."""
     examples: list[Example] = [
         example
@@ -50,19 +82,22 @@ def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str) ->
     ]
     if not examples:
         raise StageFailure("data", f"no {split} row is left of {', '.join(languages)}")
-    return Rows(examples)
+    return Rows(examples, pad_token_id=pad_token_id)
 
 
-def summary(trainer: StageTrainer) -> dict[str, object]:
+def summary(training: Training) -> dict[str, object]:
     """Says what was trained and how fast; the loss of every step is a product, not only a metric."""
-    num_tokens = sum(trainer.step_tokens)
-    history = trainer.state.log_history
+    seconds = training.seconds
     return {
-        "num_steps": trainer.num_steps,
-        "num_epochs": trainer.num_epochs,
-        "train_tokens": num_tokens,
-        "train_seconds": round(trainer.seconds, 3),
-        "tokens_per_second": round(num_tokens / trainer.seconds, 1),
-        "loss": [entry["loss"] for entry in history if "loss" in entry],
-        "validation_loss": [entry["validation_loss"] for entry in history if "validation_loss" in entry],
+        "num_steps": training.num_steps,
+        "num_epochs": len(training.progress.validation_loss),
+        "train_tokens": training.num_tokens,
+        "train_seconds": round(seconds, 3),
+        "tokens_per_second": round(training.num_tokens / seconds, 1),
+        "peak_memory_gib": round(training.peak_memory_gib(), 3),
+        "num_processes": parallel.world_size(),
+        "micro_batch_size": training.micro_batch_size,
+        "padding_share": round(training.padding_share(), 4),
+        "loss": training.progress.loss,
+        "validation_loss": training.progress.validation_loss,
     }

@@ -1,211 +1,240 @@
-"""The bridge between `transformers.Trainer` and the stage API: order, checkpoints, metrics, stopping.
+"""The training loop: optimiser steps whose rows and loss do not depend on how they are computed.
 
-The Trainer's own loop trains; here its checkpoint folder is written into one of `Context`, whose
-manifest comes last, and the weights of each epoch are linked into the product.
+The loss of a step is the sum over its response tokens divided by their number, over all micro-batches and
+processes; see `parts_of` for who computes which rows. It knows the stage API, but no stage.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import os
-import shutil
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
+from transformers import get_cosine_schedule_with_warmup
 
+from orchestrator.costs import DEVICES
 from orchestrator.errors import StageFailure
-from orchestrator.sft.shards import EpochOrder, Rows, collate
+from orchestrator.sft.checkpoints import EPOCHS, link_weights, load_state, save_state, save_weights
+from orchestrator.sft.parallel import Placed, rank, reduced, whole, world_size
+from orchestrator.sft.shards import EpochOrder, Rows, parts_of
 from orchestrator.stage import Config, Context
 
-EPOCHS = "checkpoints"
-"""Folder of the epochs' weights, one folder a step, in the product and in each resume checkpoint."""
+__all__ = ["EPOCHS", "Progress", "Training"]
 
-_SECONDS = "seconds.json"
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
+_PROGRESS = "progress.json"
 
 
-class StageTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
-    """A Trainer that saves, logs and stops as a stage should.
+class Progress(NamedTuple):
+    """What is known of the training so far; part of the state to go on from."""
+
+    seconds: float
+    loss: list[float]
+    validation_loss: list[float]
+
+
+class Training:
+    """Trains a model on rows, from the beginning or from the checkpoint that the context offers.
 
     Args:
-        model: the model to train.
+        placed: the model.
         rows: the training rows of the mixture.
         validation: rows for the loss at the end of each epoch.
         settings: the stage's config: `seed` and `trainer`.
         context: the running stage.
-        pad_token_id: fills short rows.
-        device: where to train.
+        micro_batch_size: rows of a micro-batch.
+        device: where to compute.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        placed: Placed,
         *,
         rows: Rows,
         validation: Rows,
         settings: Config,
         context: Context,
-        pad_token_id: int,
+        micro_batch_size: int,
         device: torch.device,
     ) -> None:
-        trainer = settings.trainer
-        self._context = context
+        self._placed, self._rows, self._validation = placed, rows, validation
+        self._settings, self._seed = settings.trainer, settings.seed
+        self._context, self._device = context, device
+        per_process = -(-settings.trainer.global_batch_size // world_size())
+        self.micro_batch_size = min(micro_batch_size, per_process)
         self._order = EpochOrder(
-            rows.lengths, global_batch_size=trainer.global_batch_size, seed=settings.seed
+            rows.lengths, global_batch_size=settings.trainer.global_batch_size, seed=settings.seed
         )
-        self._saving_in: Path | None = None
-        self._seconds_before, self._start_s, self._step_s = 0.0, time.monotonic(), time.monotonic()
-        self.num_epochs: int = trainer.num_epochs
-        self.steps_per_epoch: int = math.ceil(len(rows) / trainer.global_batch_size)
-        super().__init__(
-            model=model,
-            args=training_arguments(settings, context, device),
-            train_dataset=rows,
-            eval_dataset=validation,
-            data_collator=functools.partial(collate, pad_token_id=pad_token_id),
-            callbacks=[_Schedule(context, self.steps_per_epoch)],
+        self.num_steps: int = settings.trainer.num_epochs * self._order.steps_per_epoch
+        self._optimizer = self._make_optimizer()
+        schedule = get_cosine_schedule_with_warmup(
+            self._optimizer, math.ceil(self.num_steps * settings.trainer.warmup_share), self.num_steps
         )
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
+        self._factor = schedule.lr_lambdas[0]  # of the step alone: there is no state to keep
+        self._start_s = time.monotonic()
+        self.progress = Progress(0.0, [], [])
 
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.num_epochs * self.steps_per_epoch
+    def run(self) -> None:
+        """Trains to the end, saving as the context asks and at the end of each epoch.
+
+        Raises:
+            StopRequested: after a checkpoint, when a stop was asked.
+            StageFailure: the loss or the gradient is not a number (cause ``nan``).
+        """
+        first = self._resume()
+        per_epoch = self._order.steps_per_epoch
+        for epoch in range(first // per_epoch, self._settings.num_epochs):
+            for number, rows in enumerate(self._order.steps(epoch)):
+                step = epoch * per_epoch + number + 1
+                if step <= first:
+                    continue
+                self._step(step, rows)
+                if number + 1 == per_epoch:
+                    self._end_epoch(step)
+                    self._save(step)
+                elif self._context.checkpoint_due(step):
+                    self._save(step)
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""
-        return self._seconds_before + time.monotonic() - self._start_s
+        return self.progress.seconds + time.monotonic() - self._start_s
 
-    @functools.cached_property
-    def step_tokens(self) -> list[int]:
-        """Tokens of each optimiser step, padding left out."""
-        return [tokens for epoch in range(self.num_epochs) for tokens in self._order.num_tokens(epoch)]
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole training, padding left out."""
+        return int(self._rows.lengths.sum()) * self._settings.num_epochs
 
-    def resume(self) -> None:
-        """Trains to the end, from the checkpoint that the context offers or from the start."""
-        checkpoint = self._context.resume
-        if checkpoint is None:
-            self.train()
-            return
-        for weights in sorted((checkpoint.folder / EPOCHS).glob("*")):
-            link_files(weights, self._context.output / EPOCHS / weights.name)
-        self._seconds_before = json.loads((checkpoint.folder / _SECONDS).read_text())["seconds"]
-        self.train(resume_from_checkpoint=str(checkpoint.folder / f"checkpoint-{checkpoint.step}"))
+    def padding_share(self) -> float:
+        """Returns the share of padding, and of masked rows, in what is computed."""
+        lengths, computed = self._rows.lengths, 0
+        for epoch in range(self._settings.num_epochs):
+            for rows in self._order.steps(epoch):
+                for number in range(world_size()):
+                    for part in self._parts(rows, number):
+                        computed += len(part.rows) * int(lengths[part.rows].max())
+        return 1 - self.num_tokens / computed
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Sends metrics to the context; keeps what is the same in every repetition as history."""
-        for name in ("loss", "eval_loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise StageFailure("nan", f"{name} is {logs[name]} at step {self.state.global_step}")
-        step, now_s = self.state.global_step, time.monotonic()
-        kept: dict[str, float] = {}
-        if "loss" in logs:
-            kept = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
-            speed = self.step_tokens[step - 1] / max(now_s - self._step_s, 1e-9)
-            self._context.log(step, num_steps=self.num_steps, **kept, tokens_per_second=speed)
-        elif "eval_loss" in logs:
-            kept = {"validation_loss": logs["eval_loss"]}
-            self._context.log(step, num_steps=self.num_steps, **kept)
-        else:
-            return  # the summary at the end: times that differ from run to run
-        self._step_s = now_s
-        self.state.log_history.append({"step": step, **kept})
+    def peak_memory_gib(self) -> float:
+        """Returns the largest memory of any process so far: of its GPU, else of the process itself."""
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 2**30
+        else:  # kilobytes on Linux, bytes on macOS
+            unit = 2**30 if sys.platform == "darwin" else 2**20
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        return float(reduced(torch.tensor(peak, device=self._device), largest=True))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-        return self._order
+    # A step
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saving_in or self.args.output_dir)
+    def _parts(
+        self, rows: Sequence[int] | np.ndarray, number: int | None = None
+    ) -> Sequence[tuple[list[int], bool]]:
+        number = rank() if number is None else number
+        return parts_of(rows, size=self.micro_batch_size, rank=number, num_processes=world_size())
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
+    def _step(self, step: int, rows: np.ndarray) -> None:
+        started_s = time.monotonic()
+        torch.manual_seed(self._seed * 1_000_003 + step * 1_009 + rank())  # no random state to keep either
+        num_targets = max(1, int(self._rows.num_targets[rows].sum()))
+        total = torch.zeros((), device=self._device)
+        parts = self._parts(rows)
+        for number, (chosen, masked) in enumerate(parts):
+            batch = self._rows.batch(chosen, masked=masked)
+            loss = self._placed.losses(batch, is_last=number + 1 == len(parts)) / num_targets
+            (loss * world_size()).backward()  # processes share the mean of their gradients
+            total += loss.detach()
+        norm = self._clip()
+        loss, grad_norm = torch.stack([reduced(total), norm]).tolist()  # the one wait for the device
+        for name, value in (("loss", loss), ("grad_norm", grad_norm)):
+            if not math.isfinite(value):
+                raise StageFailure("nan", f"{name} is {value} at step {step}")
+        rate = self._settings.learning_rate * self._factor(step - 1)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.progress.loss.append(loss)
+        speed = int(self._rows.lengths[rows].sum()) / max(time.monotonic() - started_s, 1e-9)
+        self._context.log(
+            step,
+            num_steps=self.num_steps,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            tokens_per_second=speed,
+            **self._usage(speed),
+        )
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; as usual, norms and biases do not decay: they are what has one dimension."""
+        parameters, decay = self._placed.parameters, self._settings.weight_decay
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=self._settings.learning_rate, fused=True
+        )
+
+    def _clip(self) -> torch.Tensor:
+        gradients = [p.grad for p in self._placed.parameters if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        if self._settings.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self._placed.parameters, self._settings.max_grad_norm, norm)
+        return norm
+
+    def _usage(self, speed: float) -> dict[str, float]:
+        """Says how much of a GPU is used; 6 FLOPs a trained parameter and token, as the plan counts them."""
+        if self._device.type != "cuda":
+            return {}
+        usage = {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30}
+        name = torch.cuda.get_device_name().lower()
+        known = [device for key, device in DEVICES.items() if key in name]
+        if known:
+            flops = 6 * self._placed.num_parameters * speed
+            usage["mfu"] = flops / (known[0].peak_tflops * 1e12 * world_size())
+        return usage
+
+    # Ends of epochs, and checkpoints
+
+    def _end_epoch(self, step: int) -> None:
+        loss = self._validate()
+        if not math.isfinite(loss):
+            raise StageFailure("nan", f"validation_loss is {loss} at step {step}")
+        self.progress.validation_loss.append(loss)
+        self._context.log(step, num_steps=self.num_steps, validation_loss=loss)
+        dtype = torch.bfloat16 if self._settings.precision == "bf16" else torch.float32
+        save_weights(self._placed, self._context.output / EPOCHS / f"{step:06d}", dtype=dtype)
+
+    def _validate(self) -> float:
+        rows = np.argsort(-self._validation.lengths, kind="stable")
+        total = torch.zeros((), device=self._device)
+        with self._placed.evaluating():
+            for chosen, masked in self._parts(rows):
+                total += self._placed.losses(self._validation.batch(chosen, masked=masked))
+        return float(reduced(total)) / max(1, int(self._validation.num_targets.sum()))
+
+    def _save(self, step: int) -> None:
         with self._context.checkpoint(step) as folder:
-            self._saving_in = folder
-            super()._save_checkpoint(model, trial)
-            self._saving_in = None
-            if step % self.steps_per_epoch == 0:
-                link_files(folder / f"checkpoint-{step}", self._context.output / EPOCHS / f"{step:06d}")
-            for weights in sorted((self._context.output / EPOCHS).glob("*")):
-                link_files(weights, folder / EPOCHS / weights.name)
-            (folder / _SECONDS).write_text(json.dumps({"seconds": self.seconds}))
+            save_state(self._placed, self._optimizer, folder)
+            if rank() == 0:
+                link_weights(self._context.output, folder)
+                progress = self.progress._replace(seconds=self.seconds)
+                (folder / _PROGRESS).write_text(json.dumps(progress._asdict()))
         self._context.stop_if_asked()
 
-
-class _Schedule(TrainerCallback):  # type: ignore[misc]
-    """Asks for a checkpoint when the context wants one; the last step of an epoch has its own."""
-
-    def __init__(self, context: Context, steps_per_epoch: int) -> None:
-        self._context, self._steps_per_epoch = context, steps_per_epoch
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Runs after each optimiser step."""
-        mid_epoch = state.global_step % self._steps_per_epoch != 0
-        control.should_save = mid_epoch and self._context.checkpoint_due(state.global_step)
-        return control
-
-
-def training_arguments(settings: Config, context: Context, device: torch.device) -> TrainingArguments:
-    """Says to the Trainer what the study says, and that it should print, report and upload nothing."""
-    trainer, uses = settings.trainer, context.uses.trainer
-    arguments = TrainingArguments(
-        output_dir=str(context.scratch),
-        seed=settings.seed,
-        data_seed=settings.seed,
-        num_train_epochs=trainer.num_epochs,
-        per_device_train_batch_size=uses.micro_batch_size,
-        per_device_eval_batch_size=uses.micro_batch_size,
-        learning_rate=trainer.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=trainer.warmup_share,  # a number below 1 is a share
-        weight_decay=trainer.weight_decay,
-        max_grad_norm=trainer.max_grad_norm,
-        optim="adamw_torch_fused" if device.type == "cuda" else "adamw_torch",
-        bf16=trainer.precision == "bf16",
-        activation_checkpointing=uses.gradient_checkpointing,
-        use_cpu=device.type == "cpu",
-        logging_strategy="steps",
-        logging_steps=1,  # or the loss history would differ after a resume
-        logging_nan_inf_filter=False,
-        save_strategy="epoch",
-        eval_strategy="epoch",
-        prediction_loss_only=True,
-        dataloader_pin_memory=device.type == "cuda",
-        disable_tqdm=True,
-        report_to="none",
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs would mean DataParallel: other batches
-    micro_batches, rest = divmod(trainer.global_batch_size, uses.micro_batch_size * arguments.world_size)
-    if rest or not micro_batches:
-        raise StageFailure(
-            "config",
-            f"trainer.global_batch_size={trainer.global_batch_size} is no multiple of"
-            f" {uses.micro_batch_size} rows x {arguments.world_size} processes",
-        )
-    arguments.gradient_accumulation_steps = micro_batches
-    return arguments
-
-
-def link_files(source: Path, target: Path) -> None:
-    """Hard-links a model's weight and config files; copies them where links are not to be had."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in _weight_files(source):
-        if not (target / file.name).exists():  # never write into a file that another folder shares
-            try:
-                os.link(file, target / file.name)
-            except OSError:
-                shutil.copyfile(file, target / file.name)
-
-
-def _weight_files(folder: Path) -> Iterator[Path]:
-    return (file for pattern in _WEIGHT_FILES for file in sorted(folder.glob(pattern)))
+    def _resume(self) -> int:
+        checkpoint = self._context.resume
+        if checkpoint is None:
+            return 0
+        if rank() == 0:
+            link_weights(checkpoint.folder, self._context.output)
+        load_state(self._placed, self._optimizer, checkpoint.folder)
+        self.progress = Progress(**json.loads(Path(checkpoint.folder, _PROGRESS).read_text()))
+        return checkpoint.step

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from orchestrator.sft import stages
 from orchestrator.sft.prepare import encode
-from orchestrator.sft.shards import IGNORED, Rows, collate, read_shard
+from orchestrator.sft.shards import Rows, read_shard
 from orchestrator.tasks.base import Item
 from tests.sft import chain
 from tests.sft.conftest import Ground

@@ -1,0 +1,133 @@
+"""Several processes for one stage: what they are told, and that none outlives it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.sft import ranks
+from orchestrator.stage import MANIFEST, Config, Context, Inputs, StopSignal
+
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
+class Log:
+    """A tracker that keeps what it is given, and may act on it."""
+
+    def __init__(self, act: Callable[[int], None] = lambda step: None) -> None:
+        self.entries: list[tuple[int, dict[str, float]]] = []
+        self._act = act
+
+    def log(self, step: int, metrics: Any) -> None:
+        self.entries.append((step, dict(metrics)))
+        self._act(step)
+
+    def close(self) -> None:
+        """Has nothing to flush."""
+
+
+def run(name: str, context: Context, inputs: dict[str, Path] | None = None, **config: Any) -> Any:
+    folders = {stage: {"": folder} for stage, folder in (inputs or {}).items()}
+    return ranks.run(
+        f"tests.sft.ranked:{name}", Config(config), Inputs(folders), context, num_processes=2, device="cpu"
+    )
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_all_ranks_share_one_context_and_know_nothing_of_the_job_around_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "MASTER_PORT", "PET_NNODES"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
+    log = Log()
+    context = Context(tmp_path, trackers=[log], num_threads=2, checkpoint_interval_s=3600)
+    result = run("gather", context, {"base": tmp_path / "base"}, word="hello")
+    folder = str(tmp_path / "checkpoints/00000001")
+    assert [facts[:4] for facts in result["seen"]] == [(folder, False, False, 1)] * 2
+    assert result["input"] == str(tmp_path / "base") and not result["slurm"]
+    assert sorted(path.name for path in Path(folder).iterdir()) == [MANIFEST, "rank-0", "rank-1"]
+    assert log.entries == [(1, {"loss": 0.5})]
+    assert not any(is_running(facts[4]) for facts in result["seen"])
+
+
+@pytest.mark.parametrize(
+    ("how", "rank", "kind", "cause", "message"),
+    [
+        pytest.param("failure", 1, StageFailure, "nan", "loss is nan", marks=pytest.mark.long),
+        ("kill", 1, StageFailure, "unknown", "rank 1 was killed by SIGKILL"),
+        pytest.param("kill", 0, StageFailure, "unknown", "rank 0 was killed", marks=pytest.mark.long),
+        pytest.param("half", 1, StageFailure, "unknown", "rank 1 was killed", marks=pytest.mark.long),
+        pytest.param("exit", 1, StageFailure, "unknown", "rank 1 exited with code 3", marks=pytest.mark.long),
+        pytest.param("exception", 0, FileNotFoundError, None, "/data", marks=pytest.mark.long),
+    ],
+)
+def test_a_rank_that_fails_ends_all_with_its_own_cause(
+    tmp_path: Path, how: str, rank: int, kind: type[Exception], cause: str | None, message: str
+) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    with pytest.raises(kind, match=message) as caught:
+        run("fail", Context(tmp_path), how=how, rank=rank, folder=str(pids))
+    assert getattr(caught.value, "cause", None) == cause
+    assert len(list(pids.iterdir())) == 2
+    assert not any(is_running(int(path.read_text())) for path in pids.iterdir())
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.long
+def test_a_stop_ends_all_ranks_after_a_checkpoint(tmp_path: Path) -> None:
+    signal_ = StopSignal()
+    log = Log(lambda step: signal_.ask("preempted") if step == 3 else None)
+    context = Context(tmp_path, trackers=[log], stop=signal_, checkpoint_interval_s=3600)
+    with pytest.raises(StopRequested, match="preempted"):
+        run("count", context, num_steps=10_000)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert (folder / "rank-0").read_text() == (folder / "rank-1").read_text() == str(int(folder.name))
+
+
+@pytest.mark.long
+def test_a_fenced_attempt_saves_nothing_and_is_released(tmp_path: Path) -> None:
+    def fence() -> None:
+        raise StopRequested("superseded")
+
+    context = Context(tmp_path, fence=fence, checkpoint_interval_s=0)
+    with pytest.raises(StopRequested, match="superseded"):
+        run("count", context, num_steps=10_000)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def in_process(folder: Path) -> None:
+    run("fail", Context(folder), how="wait", rank=0, folder=str(folder / "pids"))
+
+
+def test_no_rank_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    stage = multiprocessing.get_context("fork").Process(target=in_process, args=(tmp_path,))
+    stage.start()
+    wait_until(lambda: len([path for path in pids.iterdir() if path.read_text()]) == 2)
+    os.kill(stage.pid or 0, signal.SIGKILL)
+    stage.join()
+    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
