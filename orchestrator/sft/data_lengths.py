@@ -9,7 +9,6 @@ from orchestrator.errors import UserError
 from orchestrator.tasks.base import Item
 from orchestrator.tasks.checking import Measure
 
-
 KINDS = "a tokenizer.json, a folder with one, or a hub id in reach"
 
 
