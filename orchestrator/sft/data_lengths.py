@@ -9,6 +9,8 @@ from orchestrator.errors import UserError
 from orchestrator.tasks.base import Item
 from orchestrator.tasks.checking import Measure
 
+KINDS = "a tokenizer.json, a folder with one, or a hub id in reach"
+
 
 def measures(names: Sequence[str]) -> dict[str, Measure]:
     """Returns a name for people to what counts the tokens of items.
@@ -36,6 +38,8 @@ def _measure(name: str) -> Measure:
     import transformers
 
     path = Path(name).expanduser()
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "~", "/"))):
+        raise UserError(f"no tokenizer {name!r}", allowed=KINDS)
     try:
         if path.is_file():
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -45,7 +49,7 @@ def _measure(name: str) -> Measure:
         said = str(error).strip().split("\n")[0]
         raise UserError(
             f"no tokenizer {name!r}: {said}",
-            allowed="a tokenizer.json, a folder with one, or a hub id in reach",
+            allowed=KINDS,
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 FORMAT = """A data set is a folder:
 
-  DIR/dataset.json                what it is: task, ids of each split, seed, where the rows came from, sha-256
-  DIR/train/<language>.jsonl      one item a line, the same ids in every language
+  DIR/dataset.json                  what it is: task, ids of each split, seed, origin of the rows, sha-256
+  DIR/train/<language>.jsonl        one item a line, the same ids in every language
   DIR/validation/<language>.jsonl   optional; without it, items are set aside from train by seed
   DIR/test/<language>.jsonl
 """
