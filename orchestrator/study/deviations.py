@@ -64,7 +64,7 @@ OURS = (
     Setting("seed that chooses the items", "items.seed", 0, "the paper does not say how items were sampled"),
     Setting("revision of the training data", "items.train.revision", _NONE, "the paper names no commit"),
     Setting("revision of the test data", "items.test.revision", _NONE, "the paper names no commit", False),
-    Setting("processes a cell", "trainer.num_processes", _NONE, "the paper has 8 GPUs; not set: all there are"),
+    Setting("processes a cell", "trainer.num_processes", _NONE, "the paper has 8 GPUs; not set: all"),
     Setting("sharding", "trainer.sharding", _NONE, "FSDP above one GPU's memory"),
     Setting("engine of generation", "evaluation.engine", _NONE, "the paper names none", False),
     Setting("longest example, in tokens", "trainer.max_length_tokens", 2_048,

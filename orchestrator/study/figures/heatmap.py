@@ -27,7 +27,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
     languages = facts.in_order(distinct(entries, "eval_language"))
     most = max(1.0, *(abs(entry["delta_points"]) for entry in entries))
     panel_in = 0.32 + 0.2 * len(mixtures)
-    figure, axes = style.panels(len(models), len(tasks), height_in=0.9 + panel_in * len(models))
+    figure, axes = style.panels(len(models), len(tasks), height_in=0.9 + max(1.0, panel_in * len(models)))
     norm, image = TwoSlopeNorm(0.0, -most, most), None
     for row, model in zip(axes, models, strict=True):
         for axis, task in zip(row, tasks, strict=True):
@@ -46,7 +46,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
     bar = figure.colorbar(
         image, ax=axes, shrink=min(1.0, 2.6 / (panel_in * len(models))), pad=0.015, aspect=30
     )
-    bar.set_label("change against the pretrained model (points)")
+    bar.set_label("change (points)")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0f}".replace("-", MINUS) if value else "0")
     bar.outline.set_visible(False)
     values = sorted(entry["delta_points"] for entry in entries)
