@@ -28,6 +28,12 @@ TASKS: Mapping[str, str] = {
 }
 """Name of a task to its `Task`."""
 
+ENGINES: Mapping[str, str] = {
+    "transformers": "orchestrator.sft.engines.transformers:TransformersEngine",
+    "vllm": "orchestrator.sft.engines.vllm:VllmEngine",
+}
+"""`evaluation.engine` to a class that is an `Engine`."""
+
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
 }
