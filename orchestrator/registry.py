@@ -37,6 +37,12 @@ DATA: Mapping[str, str] = {
 }
 """What `sweep data` does to what does it."""
 
+ENGINES: Mapping[str, str] = {
+    "transformers": "orchestrator.sft.engines.transformers:TransformersEngine",
+    "vllm": "orchestrator.sft.engines.vllm:VllmEngine",
+}
+"""`evaluation.engine` to a class that is an `Engine`."""
+
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
 }

@@ -1,69 +1,117 @@
 """The `evaluate` stage: scores every epoch on validation items, selects one, and tests it.
 
-The untrained baseline has no `train` input: its base is tested as it is.
+The untrained baseline has no `train` input: its base is tested as it is. How answers are generated is
+`generate` and `engines`, what is kept of them `predictions`.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from orchestrator.registry import TASKS, lookup
-from orchestrator.sft import runtime
-from orchestrator.sft.generate import generate
+from orchestrator.registry import ENGINES, TASKS, lookup
+from orchestrator.sft import parallel, ranks, runtime
+from orchestrator.sft.checkpoints import EPOCHS
+from orchestrator.sft.engines.base import Engine, EngineSettings
+from orchestrator.sft.generate import Answer, Share, generate
 from orchestrator.sft.items import load_items
+from orchestrator.sft.predictions import Prediction, Score, blocks, read, scores_of, select, write
 from orchestrator.sft.train import SUMMARY
-from orchestrator.sft.trainer import EPOCHS
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks.base import Item, Task
 
-PREDICTIONS = "predictions.parquet"
-
-SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),
-        ("step", pa.int32()),
-        ("language", pa.string()),
-        ("item_id", pa.string()),
-        ("prompt", pa.string()),
-        ("generated", pa.string()),
-        ("gold", pa.string()),
-        ("correct", pa.bool_()),
-    ]
+_MEASURED = (
+    *("train_seconds", "train_tokens", "tokens_per_second"),
+    *("peak_memory_gib", "num_gpus", "num_processes"),
 )
+"""What rows repeat of the summary that training left."""
 
 
-class Score(NamedTuple):
-    """Right answers of one split and language; `step` is None for the untrained base."""
+def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Returns one row a split and evaluation language; several GPUs share the work."""
+    device = runtime.device_of(context.uses.device)
+    num_processes = parallel.num_processes(context.uses.evaluation.num_processes, device)
+    if num_processes == 1:
+        return evaluate(config, inputs, context)
+    target = f"{__name__}:{evaluate.__name__}"
+    rows: list[Row] = ranks.run(
+        target, config, inputs, context, num_processes=num_processes, device=device.type
+    )
+    return rows
 
-    split: str
-    step: int | None
-    language: str
-    num_correct: int
-    num_items: int
 
-    @property
-    def accuracy(self) -> float:
-        """The share of right answers."""
-        return self.num_correct / self.num_items
+def evaluate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Does the work of `main` in this process, alone or as one of several."""
+    runtime.start(context, seed=config.seed)
+    epochs: dict[int, Path] = {}
+    training: Mapping[str, object] = {}
+    if "train" in inputs:
+        epochs = {int(folder.name): folder for folder in sorted((inputs["train"] / EPOCHS).iterdir())}
+        training = json.loads((inputs["train"] / SUMMARY).read_text())
+    num_pairs = len(epochs) * len(config.languages) + len(config.evaluation.languages)
+    scorer = Scorer(config, inputs, context, num_pairs=num_pairs)
+    for step, folder in epochs.items():
+        scorer.score("validation", step, folder, config.languages)
+    selected = select([score for score in scorer.scores() if score.split == "validation"]) if epochs else None
+    tested = runtime.base_folder(inputs, context.uses) if selected is None else epochs[selected]
+    scorer.score("test", selected, tested, config.evaluation.languages)
+    scorer.write(context.output)
+    common = describe(config, skeleton(tested), selected, training)
+    return [
+        {
+            **common,
+            "eval_language": score.language,
+            "split": score.split,
+            "num_correct": score.num_correct,
+            "num_items": score.num_items,
+            "num_truncated": score.num_truncated,
+            "accuracy": score.accuracy,
+        }
+        for score in scorer.scores()
+        if score.step == selected
+    ]
 
 
 class Scorer:
-    """Generates and scores, and keeps every prediction."""
+    """Generates and scores block by block; what a checkpoint holds is not generated again.
 
-    def __init__(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase, *, config: Config, context: Context
-    ) -> None:
-        self._task, self._tokenizer, self._config, self._context = task, tokenizer, config, context
+    Args:
+        config, inputs, context: of the stage.
+        num_pairs: of weights and language, all that will be scored: what progress is measured in.
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, context: Context, *, num_pairs: int) -> None:
+        self._config, self._context, self._num_pairs = config, context, num_pairs
+        self._task: Task = lookup(TASKS, config.task.name, kind="task")
+        self._tokenizer = runtime.load_tokenizer(inputs, context.uses)
+        self._share = Share(parallel.rank(), parallel.world_size())
+        self._engine = self._open_engine()
+        self._loaded: Path | None = None
         self._items: dict[tuple[str, str], Sequence[Item]] = {}
-        self.predictions: list[tuple[object, ...]] = []
+        self._predictions = read(context.resume.folder) if context.resume else []
+
+    def scores(self) -> list[Score]:
+        """Returns the scores so far."""
+        return scores_of(self._predictions)
+
+    def score(self, split: str, step: int | None, folder: Path, languages: Sequence[str]) -> None:
+        """Scores the weights of a folder on the languages of a split that are not done yet."""
+        done = {score.language for score in self.scores() if (score.split, score.step) == (split, step)}
+        left = {language: len(self.items(split, language)) for language in languages if language not in done}
+        for block in blocks(left, self._context.uses.evaluation.batch_size * self._share.size):
+            if self._loaded != folder:
+                self._engine.load(folder)
+                self._loaded = folder
+            metrics = self._score_block(split, step, block)
+            scores = [score for score in self.scores() if (score.split, score.step) == (split, step)]
+            if split == "validation" and len(scores) == len(languages):
+                metrics["validation_accuracy"] = sum(score.accuracy for score in scores) / len(scores)
+            self._report(metrics)
 
     def items(self, split: str, language: str) -> Sequence[Item]:
         """Returns the items of a split and language, made or read once."""
@@ -73,98 +121,84 @@ class Scorer:
             )
         return self._items[split, language]
 
-    def score(
-        self, model: PreTrainedModel, split: str, languages: Sequence[str], *, step: int | None
-    ) -> list[Score]:
-        """Scores one model on one split, all languages in the same batches."""
-        work = [(language, item) for language in languages for item in self.items(split, language)]
-        texts = generate(
-            model,
+    def write(self, folder: Path) -> None:
+        """Writes all predictions so far; of several processes one does."""
+        if self._share.rank == 0:
+            write(self._predictions, folder)
+
+    def _open_engine(self) -> Engine:
+        tokenizer, evaluation = self._tokenizer, self._config.evaluation
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        settings = EngineSettings(
+            device=runtime.device_of(self._context.uses.device),
+            precision=evaluation.precision,
+            batch_size=self._context.uses.evaluation.batch_size,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=pad,
+        )
+        engine: Engine = lookup(ENGINES, evaluation.engine, kind="engine")(settings)
+        return engine
+
+    def _score_block(self, split: str, step: int | None, languages: Sequence[str]) -> dict[str, float]:
+        start_s = time.monotonic()
+        work = [item for language in languages for item in self.items(split, language)]
+        answers = generate(
+            self._engine,
             self._tokenizer,
-            [item.prompt for _, item in work],
+            [item.prompt for item in work],
             stop=self._task.stop,
             max_new_tokens=self._config.evaluation.max_new_tokens,
-            batch_size=self._context.uses.evaluation.batch_size,
+            share=self._share,
         )
-        right = dict.fromkeys(languages, 0)
-        for (language, item), text in zip(work, texts, strict=True):
-            correct = bool(self._task.is_correct(text, item.gold, language))
-            right[language] += correct
-            self.predictions.append((split, step, language, item.id, item.prompt, text, item.gold, correct))
-        return [
-            Score(split, step, language, right[language], len(self.items(split, language)))
-            for language in languages
+        self._predictions += [
+            self._prediction(split, step, item, answer) for item, answer in zip(work, answers, strict=True)
         ]
+        seconds = time.monotonic() - start_s
+        return {
+            "items_per_second": len(work) / seconds,
+            "generated_tokens_per_second": sum(answer.num_tokens for answer in answers) / seconds,
+            "batch_size": self._engine.batch_size,
+        }
 
-    def write(self, folder: Path) -> None:
-        """Writes all predictions as one Parquet file."""
-        columns = [list(column) for column in zip(*self.predictions, strict=True)]
-        pq.write_table(
-            pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA), folder / PREDICTIONS
+    def _prediction(self, split: str, step: int | None, item: Item, answer: Answer) -> Prediction:
+        return Prediction(
+            split=split,
+            step=step,
+            language=item.language,
+            item_id=item.id,
+            prompt=item.prompt,
+            generated=answer.text,
+            gold=item.gold,
+            correct=bool(self._task.is_correct(answer.text, item.gold, item.language)),
+            truncated=answer.truncated,
+            num_generated_tokens=answer.num_tokens,
         )
 
-
-def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Returns one row a split and evaluation language."""
-    runtime.start(context, seed=config.seed)
-    tokenizer = runtime.load_tokenizer(inputs, context.uses)
-    device = runtime.device_of(context.uses.device)
-    scorer = Scorer(lookup(TASKS, config.task.name, kind="task"), tokenizer, config=config, context=context)
-    scores: list[Score] = []
-    selected, training = None, {}
-    if "train" in inputs:
-        training = json.loads((inputs["train"] / SUMMARY).read_text())
-        epochs = {int(folder.name): folder for folder in sorted((inputs["train"] / EPOCHS).iterdir())}
-        scores += validate(scorer, epochs, config.languages, device=device, context=context)
-        selected = select(scores)
-        model = runtime.load_weights(epochs[selected])
-    else:
-        model = runtime.load_base(inputs, context.uses)
-    model = model.to(device).eval()
-    scores += scorer.score(model, "test", config.evaluation.languages, step=selected)
-    scorer.write(context.output)
-    common = describe(config, model, selected, training)
-    return [
-        {
-            **common,
-            "eval_language": score.language,
-            "split": score.split,
-            "num_correct": score.num_correct,
-            "num_items": score.num_items,
-            "accuracy": score.accuracy,
-        }
-        for score in scores
-        if score.step == selected
-    ]
+    def _report(self, metrics: Mapping[str, float]) -> None:
+        num_done = len(self.scores())
+        self._context.log(num_done, num_steps=self._num_pairs, **metrics)
+        if self._context.checkpoint_due(num_done):
+            with self._context.checkpoint(num_done) as folder:
+                self.write(folder)
+            self._context.stop_if_asked()
 
 
-def validate(
-    scorer: Scorer,
-    epochs: Mapping[int, Path],
-    languages: Sequence[str],
-    *,
-    device: torch.device,
-    context: Context,
-) -> list[Score]:
-    """Scores the weights of every epoch on the validation items of the mixture's languages."""
-    scores: list[Score] = []
-    for number, (step, folder) in enumerate(epochs.items(), start=1):
-        model = runtime.load_weights(folder).to(device).eval()
-        scored = scorer.score(model, "validation", languages, step=step)
-        accuracy = sum(score.accuracy for score in scored) / len(scored)
-        context.log(number, num_steps=len(epochs) + 1, validation_accuracy=accuracy)
-        context.stop_if_asked()
-        scores += scored
-    return scores
+def kept_files(selected: Path) -> dict[str, list[str]]:
+    """Returns, by retention policy, the files of `train` that are still worth keeping after the evaluation.
+
+    Args:
+        selected: the folder of the selected weights.
+    """
+    return {
+        "best": [f"{EPOCHS}/{selected.name}/*", "tokenizer/*", SUMMARY],
+        "none": [SUMMARY],
+    }
 
 
-def select(scores: Sequence[Score]) -> int:
-    """Returns the step with the highest mean accuracy over the languages; the earliest wins a tie."""
-    by_step: dict[int, list[float]] = {}
-    for score in scores:
-        if score.step is not None:
-            by_step.setdefault(score.step, []).append(score.accuracy)
-    return max(sorted(by_step), key=lambda step: round(sum(by_step[step]) / len(by_step[step]), 12))
+def skeleton(folder: Path) -> PreTrainedModel:
+    """Returns a model without its weights: what a row says of it is the same for every engine."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def describe(
@@ -181,7 +215,5 @@ def describe(
         "seed": config.seed,
         "pretrained": selected is None,
         "selected_step": selected,
-        "train_seconds": training.get("train_seconds"),
-        "train_tokens": training.get("train_tokens"),
-        "tokens_per_second": training.get("tokens_per_second"),
+        **{name: training.get(name) for name in _MEASURED},
     }

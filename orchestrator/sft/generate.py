@@ -1,79 +1,106 @@
-"""Greedy generation in batches: prompts padded on the left, longest first, until all rows have ended."""
+"""From prompts to answers: what is the same for every engine and every number of processes.
+
+Prompts are encoded apart from any answer, as for training; a text is cut where the task's `stop` says,
+whatever made the engine end. Of several processes each takes its share, and all get all answers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
 
+from orchestrator.sft.engines.base import Engine
 from orchestrator.sft.prepare import encode_prompt
 
-CHECK_EVERY_TOKENS = 16
-"""How often a row's text is looked at for where it should stop."""
+
+class Answer(NamedTuple):
+    """What was generated for one prompt.
+
+    Attributes:
+        text: cut where the task says.
+        num_tokens: generated, the end token and what was cut included.
+        truncated: it was still going on when the limit came: neither ended nor cut.
+    """
+
+    text: str
+    num_tokens: int
+    truncated: bool
 
 
-class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row whose text already goes on beyond its answer, as untrained models do."""
+class Share(NamedTuple):
+    """Which of how many processes this is."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, num_prompt_tokens: int, stop: Callable[[str], str]
-    ) -> None:
-        self._tokenizer, self._num_prompt_tokens, self._stop = tokenizer, num_prompt_tokens, stop
+    rank: int
+    size: int
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        generated = input_ids[:, self._num_prompt_tokens :]
-        if generated.shape[1] % CHECK_EVERY_TOKENS:
-            ended = [False] * len(input_ids)
-        else:
-            texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
-            ended = [self._stop(text) != text for text in texts]
-        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+ALONE = Share(0, 1)
 
 
 def generate(
-    model: PreTrainedModel,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
     stop: Callable[[str], str],
     max_new_tokens: int,
-    batch_size: int,
-) -> list[str]:
-    """Returns the model's continuation of each prompt, cut where `stop` says, in the order given."""
+    share: Share = ALONE,
+) -> list[Answer]:
+    """Returns the answer to each prompt, in the order given; all processes call it with the same prompts."""
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    texts = [""] * len(rows)
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        batch = [rows[index] for index in indices]
-        for index, text in zip(indices, _batch(model, tokenizer, batch, stop, max_new_tokens), strict=True):
-            texts[index] = stop(text)
-    return texts
-
-
-@torch.inference_mode()
-def _batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Sequence[int]],
-    stop: Callable[[str], str],
-    max_new_tokens: int,
-) -> list[str]:
-    width = max(len(row) for row in rows)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
-        stopping_criteria=StoppingCriteriaList([_Stop(tokenizer, width, stop)]),
+    mine = divided([len(row) for row in rows], share)
+    reader = _Reader(tokenizer, stop, max_new_tokens, len(mine))
+    new = engine.generate(
+        [rows[index] for index in mine], max_new_tokens=max_new_tokens, is_over=reader.is_over
     )
-    decoded: list[str] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-    return decoded
+    answers = dict(zip(mine, map(reader.answer, new), strict=True))
+    if share.size > 1:
+        parts: list[dict[int, Answer]] = [{}] * share.size
+        dist.all_gather_object(parts, answers)
+        answers = {index: answer for part in parts for index, answer in part.items()}
+    return [answers[index] for index in range(len(prompts))]
+
+
+def divided(lengths: Sequence[int], share: Share) -> list[int]:
+    """Returns the indices that a process takes: every n-th by length, so that all have as much to do."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    return order[share.rank :: share.size]
+
+
+class _Reader:
+    """Reads tokens as text, and remembers for each row where its text would be cut."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: Callable[[str], str],
+        max_new_tokens: int,
+        num_rows: int,
+    ) -> None:
+        self._tokenizer, self._stop, self._max_new_tokens = tokenizer, stop, max_new_tokens
+        self._cuts: list[str | None] = [None] * num_rows
+
+    def is_over(self, row: int, tokens: Sequence[int]) -> bool:
+        """Tells whether a text runs on beyond its answer: it is cut at the same place at two looks.
+
+        At one look the place may still change: a call that seems whole may turn out to be a part of a value.
+        """
+        text = self._text(tokens)
+        cut = self._stop(text)
+        before, self._cuts[row] = self._cuts[row], cut if cut != text else None
+        return cut != text and cut == before
+
+    def answer(self, tokens: Sequence[int]) -> Answer:
+        """Returns the answer that all tokens of a row make."""
+        text = self._text(tokens)
+        cut = self._stop(text)
+        ended = bool(tokens) and tokens[-1] == self._tokenizer.eos_token_id
+        truncated = len(tokens) >= self._max_new_tokens and not ended and cut == text
+        return Answer(cut, len(tokens), truncated)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text

@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a compute node never downloads: that is `s
 import huggingface_hub
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from orchestrator.errors import StageFailure
@@ -56,6 +57,15 @@ def load_base(inputs: Inputs, uses: Config) -> PreTrainedModel:
     if "base" in inputs:
         return load_weights(inputs["base"])
     return _from_cache(AutoModelForCausalLM.from_pretrained, uses, dtype=torch.float32)
+
+
+def base_folder(inputs: Inputs, uses: Config) -> Path:
+    """Returns the folder of the model to fine-tune: a product, a local path, or a snapshot of the hub's."""
+    if "base" in inputs:
+        return inputs["base"]
+    if Path(uses.model.path).is_dir():
+        return Path(uses.model.path)
+    return Path(_local_first(snapshot_download, uses, allow_patterns=["*.json", "*.safetensors"]))
 
 
 def load_weights(folder: Path) -> PreTrainedModel:

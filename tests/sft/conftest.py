@@ -46,3 +46,12 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 def gemma_ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     """A tiny Gemma3 on api_calling."""
     return _ground(tmp_path_factory.mktemp("gemma3"), "model=tiny-gemma3", "task=api_calling")
+
+
+@pytest.fixture(scope="session")
+def trained(ground: Ground) -> Ground:
+    """The tiny Qwen3 after three epochs on a mixture of two languages."""
+    product, _ = chain.run(
+        stages.TRAIN, chain.small("languages=[en,es]"), ground.root / "train", ground.inputs
+    )
+    return Ground(ground.root, {**ground.inputs, "train": {"": product}})
