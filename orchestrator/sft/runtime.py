@@ -65,7 +65,7 @@ def base_folder(inputs: Inputs, uses: Config) -> Path:
         return inputs["base"]
     if Path(uses.model.path).is_dir():
         return Path(uses.model.path)
-    return Path(_local_first(snapshot_download, uses, allow_patterns=["*.json", "*.safetensors"]))
+    return Path(_from_cache(snapshot_download, uses, allow_patterns=["*.json", "*.safetensors"]))
 
 
 def load_weights(folder: Path) -> PreTrainedModel:
