@@ -52,7 +52,7 @@ def generate(
     """Returns the answer to each prompt, in the order given; all processes call it with the same prompts."""
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     mine = divided([len(row) for row in rows], share)
-    reader = _Reader(tokenizer, stop, max_new_tokens, len(mine))
+    reader = _Reader(tokenizer, stop, max_new_tokens)
     new = engine.generate(
         [rows[index] for index in mine], max_new_tokens=max_new_tokens, is_over=reader.is_over
     )
@@ -71,27 +71,20 @@ def divided(lengths: Sequence[int], share: Share) -> list[int]:
 
 
 class _Reader:
-    """Reads tokens as text, and remembers for each row where its text would be cut."""
+    """Reads tokens as text and cuts it."""
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        stop: Callable[[str], str],
-        max_new_tokens: int,
-        num_rows: int,
+        self, tokenizer: PreTrainedTokenizerBase, stop: Callable[[str], str], max_new_tokens: int
     ) -> None:
         self._tokenizer, self._stop, self._max_new_tokens = tokenizer, stop, max_new_tokens
-        self._cuts: list[str | None] = [None] * num_rows
 
     def is_over(self, row: int, tokens: Sequence[int]) -> bool:
-        """Tells whether a text runs on beyond its answer: it is cut at the same place at two looks.
+        """Tells whether a text runs on beyond its answer, and the line where it would be cut is complete.
 
-        At one look the place may still change: a call that seems whole may turn out to be a part of a value.
+        Before that the place may still change: a call that seems whole may turn out to be a part of a value.
         """
         text = self._text(tokens)
-        cut = self._stop(text)
-        before, self._cuts[row] = self._cuts[row], cut if cut != text else None
-        return cut != text and cut == before
+        return "\n" in text[len(self._stop(text)) :]
 
     def answer(self, tokens: Sequence[int]) -> Answer:
         """Returns the answer that all tokens of a row make."""

@@ -97,7 +97,7 @@ class Placed:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not any(part in name for part in FROZEN))
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         self._loss: nn.Module = ResponseLoss(self.model, chunk_tokens=chunk_tokens)
         if self.is_sharded:
             shard(self._loss, self.model, device=device, bf16=bf16)
@@ -106,7 +106,7 @@ class Placed:
             self._loss.to(device)
             if world_size() > 1:
                 self._loss = DistributedDataParallel(
-                    self._loss, broadcast_buffers=False, gradient_as_bucket_view=True
+                    self._loss, forward_sync_buffers=False, gradient_as_bucket_view=True
                 )
         self._loss.train()
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

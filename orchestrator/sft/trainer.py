@@ -140,7 +140,7 @@ class Training:
 
     def _step(self, step: int, rows: np.ndarray) -> None:
         started_s = time.monotonic()
-        torch.manual_seed(self._seed * 1_000_003 + step * 1_009 + rank())  # no random state to keep either
+        self._reseed(step)
         num_targets = max(1, int(self._rows.num_targets[rows].sum()))
         total = torch.zeros((), device=self._device)
         parts = self._parts(rows)
@@ -170,6 +170,14 @@ class Training:
             tokens_per_second=speed,
             **self._usage(speed),
         )
+
+    def _reseed(self, step: int) -> None:
+        """Makes dropout a function of the step, so that no random state need be kept."""
+        seed = self._seed * 1_000_003 + step * 1_009 + rank()
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)  # the plain function also queues for a GPU, and is slow
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """AdamW; as usual, norms and biases do not decay: they are what has one dimension."""

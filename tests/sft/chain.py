@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,17 @@ from omegaconf import OmegaConf
 
 from orchestrator.registry import load
 from orchestrator.sft.config import CellConfig
-from orchestrator.stage import MANIFEST, Checkpoint, Config, Context, Inputs, Row, StageSpec
+from orchestrator.stage import (
+    MANIFEST,
+    Checkpoint,
+    Config,
+    Context,
+    Inputs,
+    Row,
+    StageSpec,
+    StopSignal,
+    Tracker,
+)
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SMALL = (
@@ -77,6 +87,8 @@ def run(
     *,
     resume: Checkpoint | None = None,
     interval_s: float = 3600.0,
+    trackers: Sequence[Tracker] = (),
+    stop: StopSignal | None = None,
     **extra: Any,
 ) -> tuple[Path, list[Row]]:
     """Runs one stage in this process and returns its product folder and rows."""
@@ -86,6 +98,8 @@ def run(
         uses=Config(cut(config, spec.uses), declared="uses"),
         resume=resume,
         checkpoint_interval_s=interval_s,
+        trackers=trackers,
+        stop=stop,
     )
     reads = Config({**cut(config, spec.reads), **extra})
     rows = load(spec.run)(reads, Inputs(inputs or {}), context)

@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.errors import StageFailure
+from orchestrator.sft import runtime
+from orchestrator.sft.parallel import Placed, whole
+from orchestrator.sft.shards import Example, Rows
 from orchestrator.stage import Config, Context, Inputs
 
 
@@ -60,3 +63,34 @@ def count(config: Config, inputs: Inputs, context: Context) -> int:
             context.stop_if_asked()
         time.sleep(0.01)
     return step
+
+
+def place(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:
+    """Shards a model and says what became of its parameters."""
+    reference = runtime.load_weights(inputs["base"])
+    placed = Placed(
+        lambda: runtime.load_weights(inputs["base"]),
+        device=torch.device("cpu"),
+        sharding="fsdp",
+        bf16=config.bf16,
+        gradient_checkpointing=True,
+        chunk_tokens=8,
+    )
+    parameters, buffers = dict(placed.model.named_parameters()), dict(placed.model.named_buffers())
+    assert list(parameters) == [name for name, _ in reference.named_parameters()]
+    weights = placed.weights(torch.float32)
+    rows = Rows(
+        [Example("train", "1", 2, [5, 6, 7, 8, 9]), Example("train", "2", 1, [4, 5, 6])], pad_token_id=0
+    )
+    loss = placed.losses(rows.batch([0, 1]))
+    loss.backward()
+    return {
+        "kinds": sorted({type(parameter).__name__ for parameter in placed.parameters}),
+        "gradients": sorted({type(parameter.grad).__name__ for parameter in placed.parameters}),
+        "dtypes": sorted({str(parameter.dtype) for parameter in placed.parameters}),
+        "halved": all(p.to_local().numel() < p.numel() for p in placed.parameters if p.ndim > 1),
+        "differ": [n for n, p in reference.named_parameters() if not torch.equal(whole(parameters[n]), p)],
+        "buffers": [n for n, b in reference.named_buffers() if not torch.equal(buffers[n], b)],
+        "names": sorted(weights) if dist.get_rank() == 0 else weights,
+        "loss": loss.item(),
+    }

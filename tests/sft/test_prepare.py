@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from orchestrator.sft import stages
@@ -28,10 +27,13 @@ def shard(ground: Ground, folder: Path, *overrides: str) -> Path:
 def test_the_loss_is_on_the_response_and_its_end_alone(ground: Ground) -> None:
     examples = read_shard(ground.inputs["prepare"]["es"])
     tokenizer = AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
-    for example, row in zip(examples, map(Rows(examples).__getitem__, range(len(examples))), strict=True):
-        learned = row["labels"] != IGNORED
-        assert learned.tolist() == [False] * example.num_prompt_tokens + [True] * int(learned.sum())
-        response = tokenizer.decode(row["labels"][learned])
+    rows = Rows(examples, pad_token_id=0)
+    for number, example in enumerate(examples):
+        batch = rows.batch([number])
+        predicted = list(range(example.num_prompt_tokens - 1, len(example.input_ids) - 1))
+        assert batch.positions.tolist() == predicted
+        assert rows.num_targets[number] == len(predicted)
+        response = tokenizer.decode(batch.targets)
         assert "La respuesta es" in response and response.endswith(tokenizer.eos_token)
         assert "Question" not in response
 
@@ -78,17 +80,6 @@ def test_all_languages_hold_the_same_items_and_validation_is_apart(ground: Groun
     assert [row.item_id for row in english] == [row.item_id for row in spanish]
     ids = {split: {row.item_id for row in english if row.split == split} for split in ("train", "validation")}
     assert ids["train"] and ids["validation"] and not ids["train"] & ids["validation"]
-
-
-def test_padding_is_neither_seen_nor_learned() -> None:
-    rows = [
-        {"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor([IGNORED, 6, 7])},
-        {"input_ids": torch.tensor([8]), "labels": torch.tensor([8])},
-    ]
-    batch = collate(rows, pad_token_id=0)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
 
 
 @pytest.mark.parametrize("language", ["en", "th"])

@@ -17,10 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.registry import load
 from orchestrator.sft import stages
 from orchestrator.sft.shards import EpochOrder
-from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
+from orchestrator.stage import Checkpoint, StopSignal
 from tests.sft import chain
 from tests.sft.conftest import Ground
 
@@ -119,17 +118,8 @@ def stop_after(ground: Ground, folder: Path, step: int) -> None:
         def close(self) -> None:
             """Has nothing to flush."""
 
-    config = chain.small(MIXTURE)
-    context = Context(
-        folder,
-        uses=Config(chain.cut(config, stages.TRAIN.uses), declared="uses"),
-        stop=signal_,
-        trackers=[Asker()],
-        checkpoint_interval_s=3600,
-    )
-    reads = Config(chain.cut(config, stages.TRAIN.reads))
     with pytest.raises(StopRequested, match="preempted"):
-        load(stages.TRAIN.run or "")(reads, Inputs(ground.inputs), context)
+        train(ground, folder, stop=signal_, trackers=[Asker()])
 
 
 def test_regrouping_micro_batches_keeps_the_global_batch_and_the_weights(
@@ -164,7 +154,9 @@ def test_the_product_holds_every_epoch_and_a_summary(ground: Ground, tmp_path: P
     assert (summary["num_steps"], summary["num_epochs"]) == (18, 3)
     assert len(summary["loss"]) == 18 and len(summary["validation_loss"]) == 3
     assert summary["loss"][-1] < summary["loss"][0]
-    assert summary["train_seconds"] > 0
+    assert summary["train_seconds"] > 0 and summary["peak_memory_gib"] > 0.1
+    assert (summary["num_processes"], summary["micro_batch_size"]) == (1, 8)
+    assert 0 <= summary["padding_share"] < 0.3
 
 
 def test_training_prints_nothing(ground: Ground, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ class TransformersEngine:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=_DTYPES[self._settings.precision], local_files_only=True
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
             raise StageFailure("data", f"no model in {folder}: {first_line}") from error
         model.generation_config = GenerationConfig()  # a model's own may hold penalties or sampling

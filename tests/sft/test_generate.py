@@ -1,0 +1,380 @@
+"""What every engine must do, how answers are read and divided, and what happens when memory is short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from orchestrator.errors import StageFailure
+from orchestrator.registry import ENGINES, lookup
+from orchestrator.sft import engines, stages
+from orchestrator.sft.engines.base import Engine, EngineSettings, in_rounds, in_shrinking_batches, through_end
+from orchestrator.sft.engines.transformers import TransformersEngine
+from orchestrator.sft.engines.vllm import own_gpu
+from orchestrator.sft.generate import Share, divided, generate
+from orchestrator.sft.prepare import encode_prompt
+from orchestrator.stage import Config
+from orchestrator.tasks.api_calling import API_CALLING
+from orchestrator.tasks.math import MATH
+from tests.sft import chain
+from tests.sft.conftest import Ground
+
+pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
+
+PROMPTS = ["Question:\n1\n", "A", "Question:\nHow many hours are 3 hours and 4 hours?\nAnswer:\n", "Bb\n" * 9]
+
+
+def never(row: int, tokens: Sequence[int]) -> bool:
+    return False
+
+
+@pytest.fixture
+def tokenizer(ground: Ground) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
+
+
+def settings(tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 4) -> EngineSettings:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return EngineSettings(device, "fp32", batch_size, eos, pad)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, ground: Ground, tokenizer: PreTrainedTokenizerBase) -> Engine:
+    """Each engine, with the weights of a tiny base."""
+    if request.param == "vllm" and not (engines.has_vllm() and torch.cuda.is_available()):
+        pytest.skip("vLLM is not installed, or there is no GPU")
+    made: Engine = lookup(ENGINES, request.param, kind="engine")(settings(tokenizer))
+    made.load(ground.inputs["base"][""])
+    return made
+
+
+def step_by_step(folder: Path, rows: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
+    """Greedy decoding as the textbook has it: no batch, no padding, no cache."""
+    model, new = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), []
+    for row in rows:
+        ids = list(row)
+        for _ in range(num_tokens):
+            with torch.inference_mode():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        new.append(ids[len(row) :])
+    return new
+
+
+def test_an_engine_generates_greedily_and_in_order(
+    engine: Engine, ground: Ground, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    expected = step_by_step(ground.inputs["base"][""], rows, 24)
+    ends = [through_end(row, tokenizer.eos_token_id) for row in expected]
+    assert engine.generate(rows, max_new_tokens=24, is_over=never) == ends
+    assert len({tuple(row) for row in ends}) > 1
+
+
+def test_an_engine_ends_a_row_with_the_end_token(
+    engine: Engine, ground: Ground, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    whole = engine.generate(rows, max_new_tokens=24, is_over=never)
+    end = whole[0][5]  # a token that comes up stands for the end token
+    other = type(engine)(settings(tokenizer)._replace(eos_token_id=end))  # type: ignore[call-arg]
+    other.load(ground.inputs["base"][""])
+    found = other.generate(rows, max_new_tokens=24, is_over=never)
+    assert found == [through_end(row, end) for row in whole]
+    assert found[0][-1] == end and len(found[0]) <= 6
+
+
+def test_an_engine_ends_a_row_that_is_over_and_no_other(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    whole = engine.generate(rows, max_new_tokens=200, is_over=never)
+    seen: dict[int, list[int]] = {}
+
+    def is_over(row: int, tokens: Sequence[int]) -> bool:
+        seen[row] = list(tokens)
+        return row == 2
+
+    found = engine.generate(rows, max_new_tokens=200, is_over=is_over)
+    assert [found[row] for row in (0, 1, 3)] == [whole[row] for row in (0, 1, 3)]
+    assert found[2] == seen[2] == whole[2][: len(found[2])]
+    assert 0 < len(found[2]) < len(whole[2]) == 200
+
+
+def test_an_engine_takes_other_weights(
+    engine: Engine, trained: Ground, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    before = engine.generate(rows, max_new_tokens=8, is_over=never)
+    folder = trained.inputs["train"][""] / "checkpoints/000018"
+    engine.load(folder)
+    after = engine.generate(rows, max_new_tokens=8, is_over=never)
+    expected = step_by_step(folder, rows, 8)
+    assert after == [through_end(row, tokenizer.eos_token_id) for row in expected] != before
+
+
+def test_penalties_that_come_with_a_model_change_nothing(
+    engine: Engine, ground: Ground, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    expected = engine.generate(rows, max_new_tokens=24, is_over=never)
+    model = AutoModelForCausalLM.from_pretrained(ground.inputs["base"][""])
+    model.generation_config = GenerationConfig(repetition_penalty=5.0, eos_token_id=expected[0][1])
+    model.save_pretrained(tmp_path)
+    engine.load(tmp_path)
+    assert engine.generate(rows, max_new_tokens=24, is_over=never) == expected
+
+
+def test_a_folder_without_a_model_fails_with_cause_data(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    with pytest.raises(StageFailure) as caught:
+        TransformersEngine(settings(tokenizer)).load(tmp_path)
+    assert caught.value.cause == "data" and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_batches_and_padding_change_no_answer(
+    ground: Ground, tokenizer: PreTrainedTokenizerBase, size: int
+) -> None:
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    engine = TransformersEngine(settings(tokenizer, batch_size=size))
+    engine.load(ground.inputs["base"][""])
+    expected = step_by_step(ground.inputs["base"][""], rows, 6)
+    answers = generate(engine, tokenizer, PROMPTS, stop=str, max_new_tokens=6)
+    assert [answer.text for answer in answers] == tokenizer.batch_decode(expected, skip_special_tokens=True)
+    assert [answer.num_tokens for answer in answers] == [6] * 4
+
+
+@pytest.mark.parametrize("round_tokens", [1, 7, 24, 100])
+def test_rounds_change_no_token(
+    ground: Ground, tokenizer: PreTrainedTokenizerBase, round_tokens: int
+) -> None:
+    engine = TransformersEngine(settings(tokenizer))
+    engine.load(ground.inputs["base"][""])
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    expected = engine.generate(rows, max_new_tokens=24, is_over=never)
+    asked: list[int] = []
+
+    def extend(rows: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
+        asked.append(num_tokens)
+        return engine.generate(rows, max_new_tokens=num_tokens, is_over=never)
+
+    how: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "round_tokens": round_tokens}
+    assert in_rounds(extend, rows, max_new_tokens=24, is_over=never, **how) == expected
+    assert sum(asked) == 24 and max(asked) <= round_tokens
+    cut = in_rounds(extend, rows, max_new_tokens=24, is_over=lambda row, _: row != 1, **how)
+    assert cut == [row if n == 1 else row[:round_tokens] for n, row in enumerate(expected)]
+
+
+class Script:
+    """An engine that types given texts, and looks at each every few tokens as the real ones do."""
+
+    batch_size = 1
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, every: int) -> None:
+        self._rows = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        self._eos, self._every = tokenizer.eos_token_id, every
+
+    def load(self, folder: Path) -> None:
+        """Has no weights."""
+
+    def generate(self, rows: Any, *, max_new_tokens: int, is_over: Any) -> list[list[int]]:
+        """Types each text up to the end, the limit or where it is over."""
+        return [
+            self._typed(n, [*row, self._eos][:max_new_tokens], is_over) for n, row in enumerate(self._rows)
+        ]
+
+    def _typed(self, number: int, row: list[int], is_over: Any) -> list[int]:
+        for end in range(self._every, len(row), self._every):
+            if is_over(number, row[:end]):
+                return row[:end]
+        return row
+
+
+RUNS_ON = [
+    (MATH, "3 + 4 = 7. The answer is 7.\n", "Question:\nWhat is 1 + 1?\nAnswer:\nThe answer is 2.\n" * 30),
+    (MATH, "उत्तर 7\n", "Question:\n" + "x" * 900),
+    (MATH, "The answer is 12.\n\n", "Pregunta: 1\nRespuesta: 2\n" * 40),
+    (API_CALLING, "API-Request: [A(x='1', y='[f('a')]')]", "->[{'a': 'b'}]\nAPI-Request: [B(y='2')]\n" * 30),
+    (API_CALLING, "[A(x='[f('a')]')]", "\nUser: thanks\nAI: [B(y='2')]\n" * 40),
+]
+
+
+@pytest.mark.parametrize("every", [1, 5, 16, 64])
+@pytest.mark.parametrize(("task", "answer", "more"), RUNS_ON)
+def test_a_model_that_runs_on_is_cut_and_ended(
+    tokenizer: PreTrainedTokenizerBase, task: Any, answer: str, more: str, every: int
+) -> None:
+    script = Script(tokenizer, [answer + more, answer], every=every)
+    one, other = generate(script, tokenizer, ["Q\n", "Q\n"], stop=task.stop, max_new_tokens=400)
+    whole = len(tokenizer(answer + more).input_ids)
+    assert one.text == task.stop(answer + more) == other.text
+    assert one.text.strip() == answer.strip()
+    assert one.num_tokens < min(whole, 400) and not one.truncated and not other.truncated
+
+
+@pytest.fixture(scope="session")
+def runs_on(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that writes question after question, as real ones do."""
+    tokenizer = AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
+    model = AutoModelForCausalLM.from_pretrained(ground.inputs["base"][""]).train()
+    ids = torch.tensor([tokenizer("Question:\n3 + 4\nAnswer:\nThe answer is 7.\n" * 8).input_ids])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("runs-on")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_model_that_runs_on_is_cut_and_ended(
+    engine: Engine, runs_on: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    engine.load(runs_on)
+    prompt = "Question:\n3 + 4\nAnswer:\n"
+    (whole,) = generate(engine, tokenizer, [prompt], stop=str, max_new_tokens=200)
+    assert whole.text.count("Question:") > 2 and (whole.num_tokens, whole.truncated) == (200, True)
+    (answer,) = generate(engine, tokenizer, [prompt], stop=MATH.stop, max_new_tokens=200)
+    assert MATH.is_correct(answer.text, "7", "en")
+    assert answer.text == MATH.stop(whole.text) == "The answer is 7.\n"
+    assert answer.num_tokens < 200 and not answer.truncated
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "truncated"),
+    [
+        ("The answer is 7.", 400, False),
+        ("The answer is 7.", 4, True),
+        ("The answer is 7.\nQuestion:\n" + "y" * 99, 60, False),
+    ],
+)
+def test_truncated_is_what_neither_ended_nor_was_cut(
+    tokenizer: PreTrainedTokenizerBase, text: str, limit: int, truncated: bool
+) -> None:
+    script = Script(tokenizer, [text], every=1000)
+    (answer,) = generate(script, tokenizer, ["Q\n"], stop=MATH.stop, max_new_tokens=limit)
+    assert (answer.truncated, answer.num_tokens <= limit) == (truncated, True)
+
+
+def test_an_end_at_the_very_limit_is_not_truncated(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "The answer is 7."
+    num_tokens = len(tokenizer(text, add_special_tokens=False).input_ids)
+    for limit, truncated in ((num_tokens, True), (num_tokens + 1, False)):
+        script = Script(tokenizer, [text], every=1000)
+        (answer,) = generate(script, tokenizer, ["Q\n"], stop=MATH.stop, max_new_tokens=limit)
+        assert (answer.num_tokens, answer.truncated, answer.text) == (limit, truncated, text)
+
+
+def test_how_often_one_looks_changes_no_verdict(tokenizer: PreTrainedTokenizerBase) -> None:
+    values = ["[f('a')]", "['John', 'Jane']", "1", "it's", "(5+6)*3", "[{'n': 'b)'}]"]
+    for value in values:
+        gold = f"API-Request: [A(x='{value}', y='2')]"
+        text = gold + "\nUser: and now?\n" * 20
+        for every in range(1, 40):
+            script = Script(tokenizer, [text], every=every)
+            (answer,) = generate(script, tokenizer, ["Q\n"], stop=API_CALLING.stop, max_new_tokens=999)
+            assert API_CALLING.is_correct(answer.text, gold, "en"), (value, every)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 8))
+def test_processes_divide_all_rows_evenly(lengths: list[int], size: int) -> None:
+    parts = [divided(lengths, Share(rank, size)) for rank in range(size)]
+    assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    for part in parts:
+        assert [lengths[index] for index in part] == sorted((lengths[index] for index in part), reverse=True)
+
+
+@given(st.integers(0, 60), st.integers(1, 30), st.integers(1, 30))
+def test_batches_that_do_not_fit_are_halved_and_every_row_is_computed_once(
+    num_rows: int, size: int, fitting: int
+) -> None:
+    computed: list[int] = []
+    released = 0
+
+    def compute(batch: Sequence[int]) -> None:
+        if len(batch) > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        computed.extend(batch)
+
+    def release() -> None:
+        nonlocal released
+        released += 1
+
+    last = in_shrinking_batches(range(num_rows), size, compute, release=release)
+    assert computed == list(range(num_rows))
+    assert last <= size and (last <= fitting or num_rows <= fitting)
+    assert (released > 0) == (last < size)
+
+
+def test_a_row_that_does_not_fit_alone_is_the_end() -> None:
+    def compute(batch: Sequence[int]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        in_shrinking_batches([0, 1, 2], 2, compute)
+
+
+def test_an_engine_without_memory_for_its_batch_gives_the_same_tokens(
+    ground: Ground, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS * 2]
+    engine = TransformersEngine(settings(tokenizer, batch_size=8))
+    engine.load(ground.inputs["base"][""])
+    expected = engine.generate(rows, max_new_tokens=8, is_over=never)
+    assert engine.batch_size == 8
+
+    def no_room_for_more_than_three(module: Any, inputs: Any, output: Any) -> None:
+        if len(output) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert engine._model is not None
+    engine._model.get_input_embeddings().register_forward_hook(no_room_for_more_than_three)
+    assert engine.generate(rows, max_new_tokens=8, is_over=never) == expected
+    assert engine.batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("env", "gpu"),
+    [
+        ({}, "0"),
+        ({"LOCAL_RANK": "3"}, "3"),
+        ({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,6"}, "6"),
+        ({"CUDA_VISIBLE_DEVICES": "5"}, "5"),
+    ],
+)
+def test_vllm_sees_the_ranks_own_gpu_and_no_torchrun(env: dict[str, str], gpu: str) -> None:
+    torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "x", "WORLD_SIZE": "2", "HOME": "/h"}
+    own = own_gpu({**env, **torchrun})
+    assert own["CUDA_VISIBLE_DEVICES"] == gpu and own["HOME"] == "/h"
+    assert not own.keys() & {"TORCHELASTIC_USE_AGENT_STORE", "MASTER_ADDR", "WORLD_SIZE", "LOCAL_RANK"}
+
+
+@pytest.mark.skipif(engines.has_vllm(), reason="vLLM is installed")
+def test_without_vllm_the_message_says_how_to_install_it(ground: Ground, tmp_path: Path) -> None:
+    config = chain.small("languages=[]", "evaluation.engine=vllm")
+    (need,) = engines.packages(Config(config))
+    assert need.problem and need.advice == "pip install 'polysweep[vllm]'"
+    with pytest.raises(StageFailure, match=r"pip install 'polysweep\[vllm\]'") as caught:
+        chain.run(stages.EVALUATE, config, tmp_path, ground.inputs)
+    assert caught.value.cause == "config"
+
+
+def test_a_cell_that_needs_no_package_says_so() -> None:
+    assert engines.packages(Config(chain.small("languages=[]"))) == []
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError, match=r"unknown evaluation\.engine 'vlm'"):
+        chain.small("evaluation.engine=vlm")

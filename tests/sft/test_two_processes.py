@@ -1,0 +1,141 @@
+"""Training in two processes: the same steps as in one, sharded or not, and a rank that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
+
+from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.sft import ranks
+from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
+from tests.sft import chain
+from tests.sft.conftest import Ground
+from tests.sft.test_ranks import Log
+from tests.sft.test_training import adopt, history, train, weights
+
+pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
+
+STEPS = ("trainer.learning_rate=1e-3", "trainer.global_batch_size=14", "trainer.micro_batch_size=2")
+"""48 rows: steps of 14, 14, 14 and 6; of 7 and of 3 micro-batches, which two processes cannot halve."""
+TWO, FSDP = "trainer.num_processes=2", "trainer.sharding=fsdp"
+
+
+def distance(one: Path, other: Path) -> float:
+    """Returns the largest difference of the weights of all epochs, and of the losses."""
+    largest = max(
+        abs(a - b)
+        for h, g in zip(history(one), history(other), strict=True)
+        for a, b in zip(h, g, strict=True)
+    )
+    for path in one.glob("checkpoints/*/model.safetensors"):
+        ours, theirs = load_file(path), load_file(other / path.relative_to(one))
+        assert set(ours) == set(theirs)
+        largest = max(largest, *((ours[name] - theirs[name]).abs().max().item() for name in ours))
+    return largest
+
+
+def num_pieces(checkpoint: Checkpoint) -> set[int]:
+    """Returns in how many pieces the matrices of a checkpoint's model and optimiser were saved."""
+    entries = FileSystemReader(checkpoint.folder / "state").read_metadata().state_dict_metadata
+    return {len(entry.chunks) for entry in entries.values() if len(getattr(entry, "size", ())) > 1}
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", pytest.param("ddp", marks=pytest.mark.long)])
+def test_two_processes_make_the_steps_of_one_the_last_partial_one_included(
+    ground: Ground, tmp_path: Path, sharding: str
+) -> None:
+    one = train(ground, tmp_path / "one", *STEPS)
+    log = Log()
+    two = train(ground, tmp_path / "two", *STEPS, TWO, f"trainer.sharding={sharding}", trackers=[log])
+    assert len(history(two)[0]) == 12
+    assert distance(one, two) < 2e-6
+    summary = json.loads((two / "training.json").read_text())
+    assert (summary["num_processes"], summary["micro_batch_size"]) == (2, 2)
+    assert [step for step, metrics in log.entries if "loss" in metrics] == list(range(1, 13))
+    checkpoint = chain.newest(tmp_path / "two")
+    assert checkpoint and num_pieces(checkpoint) == {2 if sharding == "fsdp" else 1}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_sharded_parameters_are_dtensors_equal_to_those_of_the_file(
+    ground: Ground, gemma_ground: Ground, tmp_path: Path, family: str, bf16: bool
+) -> None:
+    base = (ground if family == "qwen3" else gemma_ground).inputs["base"]
+    facts = ranks.run(
+        "tests.sft.ranked:place",
+        Config({"bf16": bf16}),
+        Inputs({"base": base}),
+        Context(tmp_path),
+        num_processes=2,
+        device="cpu",
+    )
+    assert facts["kinds"] == facts["gradients"] == ["DTensor"]
+    assert facts["dtypes"] == ["torch.float32"] and facts["halved"]
+    assert facts["differ"] == facts["buffers"] == []
+    assert facts["names"] == sorted(load_file(base[""] / "model.safetensors"))
+    assert facts["loss"] > 0
+
+
+def kill_rank(number: int, at_step: int) -> Callable[[int], None]:
+    """Returns what kills a rank once, when it is told of a step."""
+
+    def parent(pid: str) -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+
+    def kill(step: int) -> None:
+        if step != at_step:
+            return
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                variables = (path / "environ").read_bytes().split(b"\0")
+                if b"RANK=%d" % number in variables and parent(parent(path.name)) == str(os.getpid()):
+                    os.kill(int(path.name), signal.SIGKILL)
+            except (OSError, IndexError):
+                continue
+
+    return kill
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("sharding", "number"), [("fsdp", 1), ("fsdp", 0), ("ddp", 1)])
+def test_after_a_killed_rank_the_next_attempt_ends_bit_identically(
+    ground: Ground, tmp_path: Path, sharding: str, number: int
+) -> None:
+    how = (*STEPS, TWO, f"trainer.sharding={sharding}")
+    whole = train(ground, tmp_path / "whole", *how)
+    first = tmp_path / "first"
+    with pytest.raises(StageFailure, match=f"rank {number} was killed by SIGKILL"):
+        train(ground, first, *how, interval_s=0.0, trackers=[Log(kill_rank(number, at_step=6))])
+    checkpoint = chain.newest(first)
+    assert checkpoint and 4 <= checkpoint.step <= 8
+    second = train(ground, tmp_path / "second", *how, resume=adopt(checkpoint, tmp_path / "second"))
+    assert weights(second) == weights(whole) and len(weights(whole)) == 3
+    assert history(second) == history(whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("before", "after"), [((TWO, FSDP), ()), ((), (TWO, FSDP)), ((TWO,), (TWO, FSDP))])
+def test_a_stopped_training_goes_on_in_another_number_of_processes(
+    ground: Ground, tmp_path: Path, before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    signal_ = StopSignal()
+    log = Log(lambda step: signal_.ask("preempted") if step == 6 else None)
+    how: dict[str, Any] = {"stop": signal_, "trackers": [log]}
+    with pytest.raises(StopRequested, match="preempted"):
+        train(ground, tmp_path / "stopped", *STEPS, *before, **how)
+    checkpoint = chain.newest(tmp_path / "stopped")
+    assert checkpoint and checkpoint.step in (6, 7)
+    resumed = train(
+        ground, tmp_path / "resumed", *STEPS, *after, resume=adopt(checkpoint, tmp_path / "resumed")
+    )
+    assert distance(train(ground, tmp_path / "whole", *STEPS), resumed) < 2e-6
