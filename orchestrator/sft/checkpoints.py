@@ -28,6 +28,11 @@ _STATE = "state"
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 
 
+def epoch_name(step: int) -> str:
+    """The folder of the weights after a step, in `EPOCHS`; the evaluation names these too."""
+    return f"{step:06d}"
+
+
 def save_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Writes weights and optimizer state, each process its own part."""
     model, moments = get_state_dict(placed.model, optimizer)

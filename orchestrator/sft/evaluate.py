@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.registry import ENGINES, TASKS, lookup
 from orchestrator.sft import parallel, ranks, runtime
-from orchestrator.sft.checkpoints import EPOCHS
+from orchestrator.sft.checkpoints import EPOCHS, epoch_name
 from orchestrator.sft.engines.base import Engine, EngineSettings
 from orchestrator.sft.generate import Answer, Share, generate
 from orchestrator.sft.items import load_items
@@ -37,11 +37,12 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     device = runtime.device_of(context.uses.device)
     num_processes = parallel.num_processes(context.uses.evaluation.num_processes, device)
     if num_processes == 1:
-        return evaluate(config, inputs, context)
-    target = f"{__name__}:{evaluate.__name__}"
-    rows: list[Row] = ranks.run(
-        target, config, inputs, context, num_processes=num_processes, device=device.type
-    )
+        rows = evaluate(config, inputs, context)
+    else:
+        target = f"{__name__}:{evaluate.__name__}"
+        rows = ranks.run(target, config, inputs, context, num_processes=num_processes, device=device.type)
+    if "train" in inputs:
+        context.retire("train", **kept_files(rows[0]["selected_step"]))
     return rows
 
 
@@ -183,14 +184,14 @@ class Scorer:
             self._context.stop_if_asked()
 
 
-def kept_files(selected: Path) -> dict[str, list[str]]:
+def kept_files(selected: int) -> dict[str, list[str]]:
     """Returns, by retention policy, the files of `train` that are still worth keeping after the evaluation.
 
     Args:
-        selected: the folder of the selected weights.
+        selected: the step of the selected weights.
     """
     return {
-        "best": [f"{EPOCHS}/{selected.name}/*", "tokenizer/*", SUMMARY],
+        "best": [f"{EPOCHS}/{epoch_name(selected)}/*", "tokenizer/*", SUMMARY],
         "none": [SUMMARY],
     }
 

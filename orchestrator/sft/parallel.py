@@ -85,7 +85,7 @@ class Placed:
         gradient_checkpointing: bool,
         chunk_tokens: int,
     ) -> None:
-        self._device = device
+        self.device = device
         self.is_sharded = sharding == "fsdp" or (
             sharding == "auto" and world_size() > 1 and device.type == "cuda"
         )
@@ -117,8 +117,8 @@ class Placed:
 
         Sharded gradients are shared after every batch: keeping whole ones is what does not fit.
         """
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast), self._sync(is_last):
-            loss: torch.Tensor = self._loss(batch.to(self._device))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast), self._sync(is_last):
+            loss: torch.Tensor = self._loss(batch.to(self.device))
             return loss
 
     @contextlib.contextmanager

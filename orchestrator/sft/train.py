@@ -11,11 +11,24 @@ import torch
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import parallel, ranks, runtime
+from orchestrator.sft.memory import Load, decoder, largest_micro_batch
 from orchestrator.sft.shards import Example, Rows, read_shard
 from orchestrator.sft.trainer import Training
 from orchestrator.stage import Config, Context, Inputs, Row
 
 SUMMARY = "training.json"
+
+_SIZES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "tied": "tie_word_embeddings",
+}
+"""What the planner calls the sizes of a model, and what transformers does."""
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
@@ -56,7 +69,7 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         validation=validation,
         settings=config,
         context=context,
-        micro_batch_size=micro_batch_size(uses.micro_batch_size, device),
+        micro_batch_size=micro_batch_size(config.trainer, uses, placed, rows),
         device=device,
     )
     training.run()
@@ -67,9 +80,35 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     return []
 
 
-def micro_batch_size(requested: int | None, device: torch.device) -> int:
-    """Returns rows a micro-batch; without a setting 1 on a GPU, which always fits, and 8 on a CPU."""
-    return requested or (8 if device.type == "cpu" else 1)
+def micro_batch_size(settings: Config, uses: Config, placed: parallel.Placed, rows: Rows) -> int:
+    """Returns rows of a micro-batch: as asked, else the largest that the plan's memory terms let fit.
+
+    On a CPU, where memory is no matter for the models that one trains there, 8.
+
+    Raises:
+        StageFailure: not even one row fits (cause ``oom_gpu``).
+    """
+    if uses.micro_batch_size is not None:
+        return int(uses.micro_batch_size)
+    if placed.device.type == "cpu":
+        return 8
+    text = placed.model.config.get_text_config()
+    sizes = {ours: getattr(text, theirs) for ours, theirs in _SIZES.items()}
+    size = largest_micro_batch(
+        decoder(sizes, text.model_type),
+        Load(
+            row_tokens=int(rows.lengths.max()),
+            checkpointing=uses.gradient_checkpointing,
+            value_bytes=2 if settings.precision == "bf16" else 4,
+            loss_chunk_tokens=uses.loss_chunk_tokens,
+        ),
+        num_gpus=parallel.world_size() if placed.is_sharded else 1,
+        memory_gib=torch.cuda.get_device_properties(placed.device).total_memory / 2**30,
+        global_batch=settings.global_batch_size,
+    )
+    if size is None:
+        raise StageFailure("oom_gpu", "not even a micro-batch of one row fits: more GPUs are needed")
+    return size
 
 
 def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str, *, pad_token_id: int) -> Rows:

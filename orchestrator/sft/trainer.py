@@ -21,7 +21,14 @@ from transformers import get_cosine_schedule_with_warmup
 
 from orchestrator.costs import DEVICES
 from orchestrator.errors import StageFailure
-from orchestrator.sft.checkpoints import EPOCHS, link_weights, load_state, save_state, save_weights
+from orchestrator.sft.checkpoints import (
+    EPOCHS,
+    epoch_name,
+    link_weights,
+    load_state,
+    save_state,
+    save_weights,
+)
 from orchestrator.sft.parallel import Placed, rank, reduced, whole, world_size
 from orchestrator.sft.shards import EpochOrder, Rows, parts_of
 from orchestrator.stage import Config, Context
@@ -218,7 +225,7 @@ class Training:
         self.progress.validation_loss.append(loss)
         self._context.log(step, num_steps=self.num_steps, validation_loss=loss)
         dtype = torch.bfloat16 if self._settings.precision == "bf16" else torch.float32
-        save_weights(self._placed, self._context.output / EPOCHS / f"{step:06d}", dtype=dtype)
+        save_weights(self._placed, self._context.output / EPOCHS / epoch_name(step), dtype=dtype)
 
     def _validate(self) -> float:
         rows = np.argsort(-self._validation.lengths, kind="stable")
