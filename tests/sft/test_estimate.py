@@ -223,5 +223,5 @@ def test_what_all_220_cells_leave_on_disk_is_what_the_study_says(study: list[dic
 def test_more_processes_than_a_cell_may_have_gpus_are_named() -> None:
     config = cell()
     config["trainer"]["num_processes"] = 16
-    with pytest.raises(UserError, match="trainer.num_processes=16, but a cell may have 8 GPUs"):
+    with pytest.raises(UserError, match=r"trainer.num_processes=16, but a cell may have 8 GPUs"):
         trained(config)
