@@ -123,6 +123,7 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
         checkpointing=trainer["gradient_checkpointing"],
         value_bytes=2 if trainer["precision"] == "bf16" else 4,
         loss_chunk_tokens=trainer.get("loss_chunk_tokens"),
+        sharded=trainer.get("sharding") != "ddp",
         on_cpu=hardware.device == "cpu",
     )
     asked = trainer["micro_batch_size"]
@@ -133,20 +134,20 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
         memory_gib=hardware.memory_gib,
         global_batch=trainer["global_batch_size"],
         micro_batch=asked,
+        num_gpus=None if load.on_cpu else trainer.get("num_processes"),
     )
     if found is not None:
         return found
-    num_gpus = 1 if load.on_cpu else 2 ** (hardware.max_gpus.bit_length() - 1)
-    size = asked or 1
+    if not load.on_cpu and (trainer.get("num_processes") or 0) > hardware.max_gpus:
+        raise UserError(
+            f"trainer.num_processes={trainer['num_processes']}, but a cell may have {hardware.max_gpus} GPUs",
+            fix="--max-gpus, or launcher.gpus_per_worker",
+        )
+    most = 2 ** (hardware.max_gpus.bit_length() - 1)
+    num_gpus = 1 if load.on_cpu else trainer.get("num_processes") or most
+    size = min(asked or 1, max(1, trainer["global_batch_size"] // num_gpus))
     terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=hardware.memory_gib)
     total_gib = sum(terms.values())
-    if total_gib <= hardware.memory_gib:
-        what = f"a micro-batch of {size} on {num_gpus} GPUs does not divide the global batch of"
-        raise UserError(
-            f"{what} {trainer['global_batch_size']}",
-            where=f"model {cell['model']['name']}",
-            allowed=told(terms),
-        )
     place = "this host" if load.on_cpu else f"{num_gpus} x {hardware.device}"
     smaller = "trainer.micro_batch_size=null, or " if size > 1 else ""
     raise UserError(

@@ -79,7 +79,7 @@ def _summary(finished: list[Finished], costs: CostsConfig) -> Speed:
         (one.config, one.rows[0]) for one in finished if one.rows[0].get("train_tokens")
     ]
     seconds = [
-        (row.get("num_gpus") or 1) / row["tokens_per_second"]
+        (row.get("num_gpus") or row.get("num_processes") or 1) / row["tokens_per_second"]
         for _, row in rows
         if row.get("tokens_per_second")
     ]

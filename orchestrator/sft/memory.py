@@ -59,6 +59,7 @@ class Load(NamedTuple):
         checkpointing: whether layers are computed again in the backward pass.
         value_bytes: of an activation: 2 in bf16, 4 in fp32.
         loss_chunk_tokens: of whose logits are held at once; None for all of a micro-batch.
+        sharded: whether several GPUs share the state (FSDP), or each holds all of it (DDP).
         on_cpu: with the memory of a host: no CUDA, and processes that do not share their state.
     """
 
@@ -66,6 +67,7 @@ class Load(NamedTuple):
     checkpointing: bool = True
     value_bytes: int = 2
     loss_chunk_tokens: int | None = None
+    sharded: bool = True
     on_cpu: bool = False
 
 
@@ -115,7 +117,7 @@ def terms_gib(
     the working set of the one layer that is computed (ours); without checkpointing all layers keep theirs.
     """
     tokens = micro_batch * load.row_tokens
-    sharded = num_gpus > 1 and not load.on_cpu
+    sharded = num_gpus > 1 and load.sharded and not load.on_cpu
     if sharded:
         copies = 6 * (model.num_unlayered + 2 * model.num_layer)
     else:
@@ -148,10 +150,11 @@ def _layer_values(model: Decoder) -> int:
 
 
 def micro_batches(global_batch: int, num_gpus: int) -> list[int]:
-    """Returns the micro-batches to try, largest first: the powers of two that divide a device's rows."""
-    if global_batch % num_gpus:
-        return []
-    rows, sizes = global_batch // num_gpus, [1]
+    """Returns the micro-batches to try, largest first: the powers of two that divide a device's rows.
+
+    What the devices cannot share evenly is padded with masked rows.
+    """
+    rows, sizes = max(1, global_batch // num_gpus), [1]
     while sizes[-1] < MAX_MICRO_BATCH and rows % (2 * sizes[-1]) == 0:
         sizes.append(2 * sizes[-1])
     return sizes[::-1]
@@ -188,6 +191,7 @@ def fit(
     memory_gib: float,
     global_batch: int,
     micro_batch: int | None,
+    num_gpus: int | None = None,
 ) -> Fit | None:
     """Finds the fewest GPUs of one machine (1, 2, 4, ...), and with them the largest micro-batch, that fit.
 
@@ -198,17 +202,17 @@ def fit(
         memory_gib: of one device.
         global_batch: rows of an optimiser step.
         micro_batch: the only one to try; None for any.
+        num_gpus: the only number to try; None for any.
     """
-    num_gpus = 1
-    while num_gpus <= max_gpus:
-        size = micro_batch
+    numbers = [num_gpus] if num_gpus else [2**power for power in range(max_gpus.bit_length())]
+    for number in numbers[:1] if load.on_cpu else numbers:
+        size = micro_batch and min(micro_batch, max(1, global_batch // number))
         if size is None:
             size = largest_micro_batch(
-                model, load, num_gpus=num_gpus, memory_gib=memory_gib, global_batch=global_batch
+                model, load, num_gpus=number, memory_gib=memory_gib, global_batch=global_batch
             )
-        if size is not None:
-            terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=memory_gib)
-            if sum(terms.values()) <= memory_gib and global_batch % (num_gpus * size) == 0:
-                return Fit(num_gpus, size, terms)
-        num_gpus = max_gpus + 1 if load.on_cpu else 2 * num_gpus
+        if size is not None and number <= max_gpus:
+            terms = terms_gib(model, load, num_gpus=number, micro_batch=size, memory_gib=memory_gib)
+            if sum(terms.values()) <= memory_gib:
+                return Fit(number, size, terms)
     return None

@@ -120,10 +120,10 @@ def test_what_cannot_fit_is_refused_with_what_takes_the_memory() -> None:
         evaluate(Config(cell("qwen3-8b")), label="", hardware=small, retention="all", measured=Measured())
 
 
-def test_a_micro_batch_that_does_not_divide_is_named() -> None:
-    overrides = ("trainer.global_batch_size=4", "trainer.micro_batch_size=4")
-    with pytest.raises(UserError, match="micro-batch of 4 on 4 GPUs does not divide the global batch of 4"):
-        trained(cell("qwen3-8b", "math", 1, *overrides), HardwareSettings(max_gpus=4).assumed)
+def test_a_micro_batch_is_no_larger_than_a_devices_share_of_the_global_batch() -> None:
+    overrides = ("trainer.global_batch_size=8", "trainer.micro_batch_size=8")
+    one = trained(cell("qwen3-8b", "math", 1, *overrides), HardwareSettings(max_gpus=4).assumed)
+    assert (one.num_gpus, one.micro_batch) == (4, 2)
 
 
 def finished(config: dict[str, Any], **row: Any) -> Measured:
@@ -218,3 +218,10 @@ def test_what_all_220_cells_leave_on_disk_is_what_the_study_says(study: list[dic
     assert terabytes("all") == pytest.approx(8.1, rel=0.01)
     resume = sum(trained(config).peak_disk_gib - trained(config).disk_gib for config in study) / 2
     assert resume * 2**30 / 1e12 == pytest.approx(10.8, rel=0.01)
+
+
+def test_more_processes_than_a_cell_may_have_gpus_are_named() -> None:
+    config = cell()
+    config["trainer"]["num_processes"] = 16
+    with pytest.raises(UserError, match=r"trainer.num_processes=16, but a cell may have 8 GPUs"):
+        trained(config)

@@ -117,7 +117,8 @@ def test_8b_needs_at_least_four_devices_of_80_gb(max_gpus: int, chunk: int | Non
         (24, 1, [8, 4, 2, 1]),
         (24, 8, [1]),
         (7, 1, [1]),
-        (8, 3, []),
+        (8, 3, [2, 1]),
+        (4, 8, [1]),
     ],
 )
 def test_micro_batches_divide_the_rows_of_a_device(
@@ -169,3 +170,17 @@ def test_processes_of_one_host_share_no_state() -> None:
     assert fit(model, load, max_gpus=8, memory_gib=24, global_batch=8, micro_batch=1) is None
     found = fit(model, load, max_gpus=8, memory_gib=256, global_batch=8, micro_batch=1)
     assert found is not None and found.num_gpus == 1
+
+
+def test_copies_on_each_device_share_no_state_and_an_asked_number_is_the_only_one_tried() -> None:
+    model, load = STUDY["gemma3-4b"], Load(row_tokens=2048)
+
+    def found(load: Load, num_gpus: int | None) -> int | None:
+        one = fit(
+            model, load, max_gpus=8, memory_gib=80, global_batch=512, micro_batch=None, num_gpus=num_gpus
+        )
+        return one and one.num_gpus
+
+    assert [found(load, number) for number in (None, 1, 2, 8)] == [2, None, 2, 8]
+    assert [found(load._replace(sharded=False), number) for number in (None, 8)] == [None, None]
+    assert found(load, 16) is None
