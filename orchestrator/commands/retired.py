@@ -53,7 +53,7 @@ def print_needing_retired(view: View, cells: Sequence[Cell]) -> None:
         if not view.sealed:
             print("  sweep launch, as planned here, which seals these cells; then")
         print(f"  sweep discard {sweep} {selector} --stage {stage} --reason ...{view.hint}")
-        print(f"  sweep launch {view.sweep.name}{view.hint}")
+        print(f"  sweep launch {sweep}{view.hint}")
 
 
 def finish_retention(view: View, policy: Policy) -> None:

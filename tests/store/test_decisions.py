@@ -236,6 +236,29 @@ def test_a_worker_that_leaves_leaves_nothing_that_could_still_be_done(
             assert found.state in FINAL or running
 
 
+@given(STATES, CANCELS, st.sampled_from(["a", "b"]))
+def test_what_takes_a_retired_product_is_blocked_unless_it_is_done_or_runs(
+    states: dict[str, State], cancelled: frozenset[str], retired: str
+) -> None:
+    known = statuses({**states, retired: State.DONE})
+    known[retired] = known[retired]._replace(retired="5 files under policy best")
+    scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
+    taken = {node.digest for node in NODES.values() for i in node.inputs if i.digest == retired}
+    assert scan.claimable is None or scan.claimable.node.digest not in taken
+    for cell in CELLS:
+        found = cell_status(cell, NODES, known, cancelled=cell.cell in cancelled, sweep="mine")
+        for digest in taken & set(cell.chain):
+            status = found.stages[digest]
+            assert status.state in (State.DONE, State.RUNNING, State.BLOCKED, State.CANCELLED)
+            if status.state is State.BLOCKED and "5 files" in status.reason:
+                assert f"sweep discard mine {cell.cell}" in status.reason
+                assert f"--stage {retired}" in status.reason
+                assert decide(cell, found)[digest].action is Action.LEAVE
+        if scan.claimable is None and not scan.waiting:
+            running = cell.cell in cancelled and State.RUNNING in [known[d].state for d in cell.chain]
+            assert found.state in FINAL or running
+
+
 @given(STATES, CANCELS)
 def test_a_plan_has_an_action_for_every_stage_and_says_why(
     states: dict[str, State], cancelled: frozenset[str]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.records import Done, Retired, Revision
+from orchestrator.core.records import Done, Request, Retired, Revision
 from orchestrator.core.state import Budget, CellStatus, Evidence, State, cell_status, stage_status
 from orchestrator.core.sweep import Node, Sweep
 from orchestrator.manifest import file_digest
@@ -17,7 +17,8 @@ from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot
 from orchestrator.store.ledger import Ledger
-from tests.store.builders import ledger_at, seal, sweep_of, void
+from orchestrator.store.retention import drop_work
+from tests.store.builders import claim, ledger_at, make_product, seal, sweep_of, void
 from tests.worker.faults import Start, finish, order_for
 from tests.worker.here import work
 from tests.worker.test_kill_points import AT_ONCE
@@ -250,8 +251,6 @@ def test_another_generation_than_the_takers_used_is_not_retired_by_their_word(st
 
 
 def test_a_newer_revision_of_the_sweep_is_not_robbed_by_workers_of_an_older_one(store: Path) -> None:
-    from orchestrator.core.records import Request
-
     sweep = choices()
     revision = seal(store, sweep)
     ledger = ledger_at(store)
@@ -276,6 +275,17 @@ def test_a_wish_that_names_no_input_or_no_list_fails_the_stage(store: Path) -> N
     assert "retire('cuont') names no input" in messages[0]
     assert "a list of patterns" in messages[1]
     assert files(store, sweep) == ALL
+
+
+def test_a_worker_that_froze_while_it_deleted_spares_what_a_later_generation_left(store: Path) -> None:
+    """Attempt 2 makes, or made, generation 2: its output is no half of generation 1."""
+    ledger, node = ledger_at(store), source_of(choices())
+    for number, generation in ((1, 1), (2, 1), (3, 2)):
+        ledger.claim(node, number, claim(generation=generation))
+        make_product(ledger, node, attempt=number, generation=generation)
+    folders = [store / layout.payload(node.stage, node.digest, n) / layout.OUTPUT for n in (1, 2, 3)]
+    drop_work(ledger, node, ledger.attempts(node), generation=1)
+    assert [folder.exists() for folder in folders] == [True, False, True]
 
 
 def test_the_first_record_of_a_policy_stands(store: Path) -> None:
