@@ -183,16 +183,13 @@ class Scorer:
             self._context.stop_if_asked()
 
 
-def kept_files(selected: Path) -> dict[str, list[str]]:
-    """Returns, by retention policy, the files of `train` that are still worth keeping after the evaluation.
+def kept_files(selected: int) -> dict[str, list[str]]:
+    """Returns, by retention policy, patterns of the files of `train` that are still worth keeping.
 
     Args:
-        selected: the folder of the selected weights.
+        selected: the step whose weights were selected.
     """
-    return {
-        "best": [f"{EPOCHS}/{selected.name}/*", "tokenizer/*", SUMMARY],
-        "none": [SUMMARY],
-    }
+    return {"best": [f"{EPOCHS}/{selected:06d}/*", "tokenizer/*", SUMMARY], "none": [SUMMARY]}
 
 
 def skeleton(folder: Path) -> PreTrainedModel:

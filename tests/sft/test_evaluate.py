@@ -84,7 +84,7 @@ def test_scores_are_counted_in_the_order_of_the_predictions_and_outlive_the_disk
 
 def test_only_the_selected_weights_are_worth_keeping(trained: Ground) -> None:
     product = trained.inputs["train"][""]
-    keep = kept_files(product / "checkpoints/000012")
+    keep = kept_files(12)
     kept = {path for pattern in keep["best"] for path in product.glob(pattern)}
     assert {path.name for path in kept} >= {"model.safetensors", "config.json", "tokenizer.json"}
     assert {path.parent.name for path in kept if path.suffix == ".safetensors"} == {"000012"}
