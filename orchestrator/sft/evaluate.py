@@ -185,15 +185,12 @@ class Scorer:
 
 
 def kept_files(selected: int) -> dict[str, list[str]]:
-    """Returns, by retention policy, the files of `train` that are still worth keeping after the evaluation.
+    """Returns, by retention policy, patterns of the files of `train` that are still worth keeping.
 
     Args:
-        selected: the step of the selected weights.
+        selected: the step whose weights were selected.
     """
-    return {
-        "best": [f"{EPOCHS}/{epoch_name(selected)}/*", "tokenizer/*", SUMMARY],
-        "none": [SUMMARY],
-    }
+    return {"best": [f"{EPOCHS}/{epoch_name(selected)}/*", "tokenizer/*", SUMMARY], "none": [SUMMARY]}
 
 
 def skeleton(folder: Path) -> PreTrainedModel:

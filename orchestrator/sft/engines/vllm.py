@@ -48,6 +48,7 @@ class VllmEngine:
                 model=str(folder),
                 skip_tokenizer_init=True,
                 dtype=_DTYPES[self._settings.precision],
+                limit_mm_per_prompt={"image": 0},  # of Gemma3 4B, the text part
                 enable_prefix_caching=True,
                 gpu_memory_utilization=0.85,
                 seed=0,
