@@ -191,7 +191,8 @@ def _generation_terms(
     cell: Tree, model: Decoder, hardware: Hardware, *, item_tokens: float
 ) -> dict[str, float]:
     """Weights, and keys and values of a batch of items with answers as long as they may become."""
-    value_bytes, evaluation = _weight_bytes(cell), cell["evaluation"]
+    evaluation = cell["evaluation"]
+    value_bytes = 2 if evaluation["precision"] == "bf16" else 4
     tokens = evaluation["batch_size"] * (item_tokens + evaluation["max_new_tokens"])
     cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * value_bytes * tokens
     return {

@@ -27,7 +27,7 @@ from orchestrator.tasks.base import Item, Task
 
 _MEASURED = (
     *("train_seconds", "train_tokens", "tokens_per_second"),
-    *("peak_memory_gib", "num_gpus", "num_processes"),
+    *("peak_memory_gib", "num_processes"),
 )
 """What rows repeat of the summary that training left."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.costs import Need
-from orchestrator.sft import data_needs
+from orchestrator.sft import data_needs, engines
 from orchestrator.sft.config import is_hub_id
 from orchestrator.stage import Config
 
@@ -30,7 +30,7 @@ def models(config: Config) -> list[Need]:
     return [Need(what=f"model {path}@{revision}", problem=missing, fetch=FETCH_MODEL, arguments=arguments)]
 
 
-PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (models, data_needs.needs)
+PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (models, data_needs.needs, engines.packages)
 """Each says what a cell needs of one kind; what is on a local path is checked elsewhere."""
 
 
