@@ -34,11 +34,11 @@ def epoch_name(step: int) -> str:
 
 
 def save_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Writes weights and optimizer state, each process its own part."""
+    """Writes weights and the optimiser's moments, each process its own part."""
     model, moments = get_state_dict(placed.model, optimizer)
     with warnings.catch_warnings(action="ignore"):  # one process alone is no mistake
         dcp.save(
-            {"model": model, "optimizer": moments},
+            {"model": model, "moments": moments["state"]},  # rates and such are in the config
             storage_writer=dcp.FileSystemWriter(folder / _STATE, sync_files=False),  # the context does
             no_dist=not dist.is_initialized(),
         )
@@ -47,12 +47,11 @@ def save_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -
 def load_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Undoes `save_state`, by whatever number of processes it was written."""
     model, moments = get_state_dict(placed.model, optimizer)
-    state: dict[str, Any] = {"model": model, "optimizer": moments}
+    state: dict[str, Any] = {"model": model, "moments": moments["state"]}
     with warnings.catch_warnings(action="ignore"):
         dcp.load(state, checkpoint_id=folder / _STATE, no_dist=not dist.is_initialized())
-    set_state_dict(
-        placed.model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+    moments = {**moments, "state": state["moments"]}
+    set_state_dict(placed.model, optimizer, model_state_dict=state["model"], optim_state_dict=moments)
 
 
 def save_weights(placed: Placed, folder: Path, *, dtype: torch.dtype) -> None:
