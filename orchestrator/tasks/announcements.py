@@ -16,27 +16,30 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile(unicodedata.normalize("NFC", pattern), re.IGNORECASE | re.MULTILINE)
 
 
-_WORDS = r"(?:\s+[\w'’]+)"  # always with an upper bound, so that no search is long
+_WORDS = r"(?:\s+[\w'’()]+)"  # always with an upper bound, so that no search is long
 _COLON = r"[*_\s]*[:=]"
 
 LOOSE: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)
     for language, pattern in {
-        "en": r"\banswer(?:\s+(?:to|for|of)" + _WORDS + r"{1,6}?)?[*_]*"
+        "en": r"\banswer(?:,?\s+(?:to|for|of|in|here|then|therefore|thus|we)\b" + _WORDS + r"{0,6}?,?)?[*_]*"
         r"\s+(?:is|was|becomes|equals|(?:would|should|will|must)\s+be)\b",
-        "es": r"\brespuesta" + _WORDS + r"{0,5}?\s+(?:es|sería|será|fue)\b",
+        "es": r"\brespuesta" + _WORDS + r"{0,5}?\s+(?:es|son|sería|será|fue)\b",
         "ja": r"(?:答え|解答|回答|正解|答)は",
-        "bn": r"উত্তর(?:টি|টা)?(?:\s+[^\s\d।:]{1,20}){0,3}?\s*(?:হল|হলো|হ['’]ল|হচ্ছে|হবে|হয়)(?![\u0980-\u09ff])",
+        "bn": r"উত্তর(?:টি|টা)?(?:\s+[^\s\d।:]{1,20}){0,3}?\s*(?:হল|হলো|হ['’]ল|হচ্ছে|হবে|হয়)"
+        r"(?![\u0980-\u0982\u0984-\u09ff])",
         "sw": r"\bjibu" + _WORDS + r"{0,4}?\s+(?:ni|litakuwa|itakuwa|lingekuwa)\b",
-        "te": r"(?:సమాధానం|జవాబు)(?![\u0c00-\u0c7f])(?![*_\s]*:)",
-        "fr": r"\br[ée]ponse" + _WORDS + r"{0,5}?\s+(?:est|sera|serait|était|vaut)\b",
-        "de": r"\bantwort" + _WORDS + r"{0,5}?\s+(?:ist|lautet|beträgt|wäre|wird|war)\b"
+        "te": r"(?:సమాధానం|సమాధానము|జవాబు)(?![\u0c00-\u0c7f])(?![*_\s]*:)",
+        "fr": r"\br[ée]ponse"
+        + _WORDS
+        + r"{0,5}?\s+(?:(?:est|sera|serait|était|vaut)\b|(?:s['’]élève|correspond)\s+à\b)",
+        "de": r"\bantwort" + _WORDS + r"{0,5}?\s+(?:ist|lautet|beträgt|heißt|wäre|wird|war)\b"
         r"|\b(?:ist|lautet|beträgt|wäre)\s+(?:die|meine|unsere)\s+(?:\w+\s+)?antwort\b",
         "ru": r"\bответ(?:ом)?"
         + _WORDS
-        + r"{0,3}?(?:[*_\s]*[:=–—-]|\s+(?:равен|составляет|будет|является|таков)\b)",
+        + r"{0,3}?(?:[*_\s]*[:=–—-]|\s+(?:равен|составляет|будет|является|таков|это)\b)",
         "zh": r"答案(?:就|应该|應該|应|應|将|將)?\s*(?:是(?!否)|为|為|等于|等於)",
-        "th": r"คำตอบ(?:สุดท้าย|ที่ถูกต้อง|ที่ได้)?\s*(?:ก็)?(?:คือ|เป็น|เท่ากับ)",
+        "th": r"คำตอบ(?:ของ[^\s\d]{1,40}?|สุดท้าย|ที่ถูกต้อง|ที่ได้)?\s*(?:ก็|จึง)?(?:คือ|เป็น|เท่ากับ)",
     }.items()
 }
 """Language to announcements whose number follows in the same sentence."""
@@ -47,13 +50,13 @@ TIGHT: Mapping[str, re.Pattern[str]] = {
         "en": r"\banswer" + _COLON,
         "es": r"\brespuesta(?:\s+(?:final|correcta))?" + _COLON,
         "ja": r"(?:答え|解答|回答|答)" + _COLON,
-        "bn": r"উত্তর(?:টি|টা)?",
+        "bn": r"উত্তর(?:টি|টা)?ঃ?",
         "sw": r"\bjibu(?:\s+(?:la\s+mwisho|sahihi))?(?:" + _COLON + r"|\b)",
-        "te": r"(?:సమాధానం|జవాబు)",
+        "te": r"(?:సమాధానం|సమాధానము|జవాబు)",
         "fr": r"\br[ée]ponse(?:\s+(?:finale|correcte))?" + _COLON,
         "de": r"\bantwort" + _COLON,
         "ru": r"\bответ\b",
-        "zh": r"答案" + _COLON,
+        "zh": r"答案?" + _COLON,
         "th": r"ตอบ",
     }.items()
 }
@@ -65,6 +68,10 @@ _HEADERS = (
 )
 
 QUESTION = _compile(
-    rf"^[ \t>*_#`-]*(?:{_HEADERS})(?:[ \t]*\#?\d+)?[ \t\u00a0\u202f*_]*[:：]|\bQuestion:[ \t*_]*$"
+    rf"^[ \t>*_#`-]*(?:{_HEADERS})(?:[ \t]*\#?\d+)?[ \t\u00a0\u202f*_]*[:：ঃ]"
+    rf"|(?<=\n)[ \t]*(?:#{{1,6}}|\*\*)[ \t*_]*(?:{_HEADERS})(?:[ \t]*\#?\d+)?[ \t*_]*$"
+    rf"|(?<=\n)[ \t]*(?:{_HEADERS})[ \t]*\#?\d+[ \t]*[.)]?[ \t]*$"
+    r"|\bQuestion:[ \t*_]*$"
 )
-"""The header of a next question: MGSM's in any language at the start of a line, the prompt's own anywhere."""
+"""The header of a next question: MGSM's in any language at the start of a line, as a heading of its own later
+on, the prompt's own anywhere."""

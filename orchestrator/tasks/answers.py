@@ -98,7 +98,8 @@ def _evaluated(text: str, numbers: list[Number], index: int) -> Number:
     """Returns the number, or, where a calculation begins with it (``9 * 2 = 18``), the result."""
     result, at = index, index
     while at + 1 < len(numbers):
-        gap = text[numbers[at].end : numbers[at + 1].start]
+        following = numbers[at + 1]
+        gap = text[numbers[at].end : following.start if following.sign_at < 0 else following.sign_at]
         at += 1
         if _EQUALS.fullmatch(gap) and at - 1 > index:
             result = at

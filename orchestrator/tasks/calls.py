@@ -83,7 +83,7 @@ def _normal(args: Mapping[str, str]) -> dict[str, str]:
 
 _WORD = r"[^\W\d][\w.]*"
 _BRACKETED = re.compile(rf"\[\s*(?P<name>{_WORD})\s*\(")
-_LABELLED = re.compile(rf"[\s`*'\"]*\[?\s*(?P<name>{_WORD})\s*\(")
+_LABELLED = re.compile(rf"[\s`*'\"]*(?:\[\s*)?(?P<name>{_WORD})\s*\(")
 
 
 def _start(text: str) -> re.Match[str] | None:

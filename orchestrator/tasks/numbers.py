@@ -22,20 +22,23 @@ class Number(NamedTuple):
     """A number found in a text.
 
     Attributes:
-        magnitude: its value without the sign.
+        written: its digits and marks, without a sign.
+        kind: the name of the pattern's group that says how to read them.
         start: where its digits start.
         end: where it ends.
         sign_at: where its minus stands, or -1 when it has none.
     """
 
-    magnitude: Decimal
+    written: str
+    kind: str | None
     start: int
     end: int
     sign_at: int
 
     def value(self, *, after: int = 0) -> Decimal:
         """Returns the value; a minus that stands before `after` belongs to something else."""
-        return self.magnitude.copy_negate() if self.sign_at >= after else self.magnitude
+        magnitude = _read(self.written, self.kind)
+        return magnitude.copy_negate() if self.sign_at >= after else magnitude
 
 
 def normalise(text: str) -> str:
@@ -43,11 +46,16 @@ def normalise(text: str) -> str:
 
     Dashes stay: they separate (``Ответ – 18``) and are no sign.
     """
-    text = unicodedata.normalize("NFC", text).translate(_ASCII)
+    text = unicodedata.normalize("NFC", _CLAUSE.sub(", ", text)).translate(_ASCII)
     text = _DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
     for written, meant in _SPELLINGS:
         text = text.replace(written, meant)
-    return _FRAC.sub(r"\1/\2", text)
+    return _FRAC.sub(_fraction, text)
+
+
+def _fraction(match: re.Match[str]) -> str:
+    whole, above, below, digit_above, digit_below = match.groups()
+    return f"{whole.strip() + ' ' if whole else ''}{above or digit_above}/{below or digit_below}"
 
 
 _ASCII = {
@@ -59,12 +67,14 @@ _ASCII = {
     ord("＝"): "=",
 }
 _DIGIT = re.compile(r"\d")
+_CLAUSE = re.compile(r"(?<=[0-9])，(?=[0-9])(?![0-9]{3}(?![0-9]))")  # 答案是18，9*2=18: no decimal mark
 _SPELLINGS = (
     *(("{,}", ","), ("\\,", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%")),  # TeX
     ("\u0e4d\u0e32", "\u0e33"),  # Thai sara am in two letters, which NFC leaves apart
 )
-_FRAC = re.compile(r"\\[dt]?frac ?\{(\d+)\} ?\{(\d+)\}")
+_FRAC = re.compile(r"(\d ?)?\\[dt]?frac(?: ?\{(\d+)\} ?\{(\d+)\}|(\d)(\d))")
 
+_JOINED = r"*:~≈\u0e00-\u0e7f\u3040-\u9fff"  # scripts that write words without spaces: 答案是.5
 _SPACE = r"[ \u00a0\u202f\u2009\u2007'’ʼ]"  # thousands in any language: spaces of any width, apostrophes
 _NEXT = r"(?![.,]?\d)"  # no digit goes on after the number, or it is a list or a version
 
@@ -78,9 +88,9 @@ def _pattern(*, dot_groups: bool) -> re.Pattern[str]:
         rf"(?P<spaces>[1-9]\d{{0,2}}(?P<space>{_SPACE})\d{{3}}(?:(?P=space)\d{{3}})*(?:[.,]\d+)?{_NEXT})"
         rf"|(?P<commas>(?:[1-9]\d{{0,2}}(?:,\d{{3}})+|[1-9]\d?(?:,\d{{2}})+,\d{{3}})(?:\.\d+)?{_NEXT})"
         rf"|(?P<dots>(?:{dots}+,\d+|{dots}{'+' if dot_groups else '{2,}'}){_NEXT})"
-        rf"|(?P<decimal>\d+[.,]\d+{_NEXT}|(?<![^\s(=\-{CURRENCY}])\.\d+{_NEXT})"
+        rf"|(?P<decimal>\d+[.,]\d+{_NEXT}|(?<![^\s(=\-{CURRENCY}{_JOINED}])\.\d+{_NEXT})"
         r")"
-        r"|(?P<fraction>(?<!/)\d{1,30}/[1-9]\d{0,29}(?!\d|/|[.,]\d))"
+        r"|(?P<fraction>(?<!/)(?:\d{1,9} (?=\d\d?/))?\d{1,30}/[1-9]\d{0,29}(?!\d|/|[.,]\d))"
         r"|(?P<plain>\d+)"
     )
 
@@ -98,16 +108,18 @@ def find(text: str, language: str) -> list[Number]:
     found = []
     for match in _PATTERNS[language in DOT_GROUPS].finditer(text):
         if match.lastgroup != "time":
-            found.append(Number(_read(match), match.start(), match.end(), _sign(text, match.start())))
+            start, end = match.span()
+            found.append(Number(match[0], match.lastgroup, start, end, _sign(text, start)))
     return found
 
 
-def _read(match: re.Match[str]) -> Decimal:
-    written = match[0]
-    match match.lastgroup:
+def _read(written: str, kind: str | None) -> Decimal:
+    match kind:
         case "fraction":
-            above, below = map(Decimal, written.split("/"))
-            return above / below
+            whole, _, fraction = written.rpartition(" ")
+            above, below = map(Decimal, fraction.split("/"))
+            is_mixed = whole and above < below  # 1 1/2, which an improper fraction is never part of
+            return above / below + (Decimal(whole) if is_mixed else 0)
         case "commas":
             return Decimal(written.replace(",", ""))
         case "dots":
@@ -116,13 +128,18 @@ def _read(match: re.Match[str]) -> Decimal:
             return Decimal(re.sub(_SPACE, "", written).replace(",", "."))
 
 
+_APART = re.compile(r"[={(] ?-\Z")  # what makes a minus with a space after it a sign: x = - 3
+
+
 def _sign(text: str, start: int) -> int:
     """Returns where the minus of a number stands; -1 if there is none, or it subtracts or joins words."""
     at = start - 1
     if at >= 0 and text[at] in CURRENCY:
         at -= 1
-    if at < 0 or text[at] != "-":
+    if at < 0 or text[at] not in "- ":
         return -1
+    if text[at] == " ":
+        return at - 1 if _APART.search(text, max(0, at - 3), at) else -1
     before = text[max(0, at - 9) : at].rstrip(" \u00a0\u202f\u2009")[-1:]
     if before and (before in ")]}%" or before.isdigit()):
         return -1

@@ -112,7 +112,11 @@ class Follower:
     def close(self) -> None:
         """Closes what is still open: cells that failed, or were stopped."""
         for cell in self._cells:
-            self._close(cell, done=False)
+            try:
+                self._close(cell, done=False)
+            except Exception:  # noqa: BLE001 - whatever the other side raises
+                traceback.print_exc()
+                self._failures[cell.cell] += 1
 
     @property
     def num_lost(self) -> int:

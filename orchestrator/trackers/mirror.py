@@ -27,7 +27,7 @@ from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.trackers.follow import Follower
 
-POLL_S = 3.0
+POLL_S, MAX_POLL_S = 3.0, 60.0
 FINISH_S = 60.0
 """Seconds for a mirror to upload what is left after the launch is over."""
 MAX_FAILURES = 20
@@ -57,20 +57,30 @@ def mirroring(ledger: Ledger, sweep: str, request: Request) -> Iterator[None]:
     if request.settings is None or make_mirror(request.settings, Path()) is None:
         yield
         return
-    log = ledger.objects.workspace(layout.logs(sweep)) / f"request-{request.number}-mirror.log"
-    command = [sys.executable, "-m", "orchestrator.trackers.mirror", ledger.objects.url, sweep]
+    log = Path(f"request-{request.number}-mirror.log")
+    process = None
+    try:
+        log = ledger.objects.workspace(layout.logs(sweep)) / log
+        process = _start(ledger.objects.url, sweep, request.number, log)
+    except OSError as error:
+        print(f"the mirror cannot be started, no cell is the worse for it: {error}", file=sys.stderr)
+    try:
+        yield
+    finally:
+        if process is not None:
+            with contextlib.suppress(OSError):
+                _end(process, log)
+
+
+def _start(url: str, sweep: str, number: int, log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as stream:
-        process = subprocess.Popen(
-            [*command, str(request.number)],
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.trackers.mirror", url, sweep, str(number)],
             stdin=subprocess.PIPE,
             stdout=stream,
             stderr=stream,
             start_new_session=True,  # Ctrl-C is for the cells; this one ends after them
         )
-    try:
-        yield
-    finally:
-        _end(process, log)
 
 
 def _end(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -114,7 +124,7 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
         num_failures = 0
         while num_failures < MAX_FAILURES:
             last = over.is_set()  # before the pass, so that the last one sees all that the launch left
-            start_s = time.monotonic()
+            start_s = time.process_time()
             try:
                 follower.follow()
                 num_failures = 0
@@ -125,7 +135,8 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
                 traceback.print_exc()
             if last:
                 break
-            over.wait(max(POLL_S, 20 * (time.monotonic() - start_s)))  # 5 % of a core at most
+            cost_s = time.process_time() - start_s
+            over.wait(min(MAX_POLL_S, max(POLL_S, 20 * cost_s)))  # 5 % of a core, mostly
         follower.close()
     lost = f"; {follower.num_lost} not mirrored whole, see the log" if follower.num_lost else ""
     return f"{mirror.farewell(follower.num_runs)}{lost}"

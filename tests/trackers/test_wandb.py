@@ -211,3 +211,9 @@ def test_a_line_that_is_still_being_written_waits_for_its_end(tmp_path: Path) ->
     with path.open("a") as stream:
         stream.write('p": 2}\n')
     assert read_whole_lines(path, 12) == ('{"step": 2}\n', 24)
+
+
+def test_a_mirror_that_cannot_be_started_costs_no_cell(two: Any) -> None:
+    (two.store / "sweeps/two/logs/request-1-mirror.log").mkdir(parents=True)  # where its log should be
+    said = two("launch", "two.yaml", "tracker=wandb")
+    assert "the mirror cannot be started" in said and "2 cells: 2 done" in said
