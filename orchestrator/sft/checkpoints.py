@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import PreTrainedModel
 
 from orchestrator.sft.parallel import Placed, rank
@@ -37,9 +39,9 @@ def save_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -
     """Writes weights and the optimiser's moments, each process its own part."""
     model, moments = get_state_dict(placed.model, optimizer)
     with warnings.catch_warnings(action="ignore"):  # one process alone is no mistake
-        dcp.save(
+        save(
             {"model": model, "moments": moments["state"]},  # rates and such are in the config
-            storage_writer=dcp.FileSystemWriter(folder / _STATE, sync_files=False),  # the context does
+            storage_writer=FileSystemWriter(folder / _STATE, sync_files=False),  # the context does
             no_dist=not dist.is_initialized(),
         )
 
@@ -49,7 +51,7 @@ def load_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -
     model, moments = get_state_dict(placed.model, optimizer)
     state: dict[str, Any] = {"model": model, "moments": moments["state"]}
     with warnings.catch_warnings(action="ignore"):
-        dcp.load(state, checkpoint_id=folder / _STATE, no_dist=not dist.is_initialized())
+        load(state, checkpoint_id=folder / _STATE, no_dist=not dist.is_initialized())
     moments = {**moments, "state": state["moments"]}
     set_state_dict(placed.model, optimizer, model_state_dict=state["model"], optim_state_dict=moments)
 

@@ -38,7 +38,11 @@ class ResponseLoss(nn.Module):
         hidden = hidden.flatten(0, 1)[batch.positions]
         if len(hidden) <= self._chunk_tokens:
             return self._summed(hidden, batch.targets)
-        chunks = zip(hidden.split(self._chunk_tokens), batch.targets.split(self._chunk_tokens), strict=True)
+        chunks = zip(
+            torch.split(hidden, self._chunk_tokens),
+            torch.split(batch.targets, self._chunk_tokens),
+            strict=True,
+        )
         losses = [checkpoint(self._summed, *chunk, use_reentrant=False) for chunk in chunks]
         return torch.stack(losses).sum()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import init_empty_weights
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -86,14 +86,11 @@ class Placed:
         chunk_tokens: int,
     ) -> None:
         self.device = device
-        self.is_sharded = sharding == "fsdp" or (
-            sharding == "auto" and world_size() > 1 and device.type == "cuda"
-        )
-        if self.is_sharded and not dist.is_initialized():
-            raise StageFailure("config", "trainer.sharding=fsdp needs trainer.num_processes of at least 2")
+        wanted = sharding == "fsdp" or (sharding == "auto" and device.type == "cuda")
+        self.is_sharded = wanted and world_size() > 1
         self._autocast = bf16 and not self.is_sharded  # FSDP casts itself
-        source = load() if rank() == 0 or not self.is_sharded else None
-        self.model: PreTrainedModel = empty(source) if self.is_sharded else source
+        source: PreTrainedModel = load() if rank() == 0 or not self.is_sharded else None
+        self.model = empty(source) if self.is_sharded else source
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not any(part in name for part in FROZEN))
         if gradient_checkpointing:

@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,10 @@ SOCKET, PARENT = "SWEEP_RANKS_SOCKET", "SWEEP_RANKS_PARENT"
 
 LAUNCHER = -1
 """What the launcher calls itself where the others give their rank."""
+
+
+_TIMEOUT = timedelta(minutes=30)
+"""How long ranks wait for one that writes to a slow file system; one that died is noticed at once."""
 
 
 class Order(NamedTuple):
@@ -196,7 +201,8 @@ def _call(order: Order, pipe: Connection, rank: int) -> Any:
 
     if order.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if order.device == "cuda" else "gloo")
+    backends = "cpu:gloo,cuda:nccl" if order.device == "cuda" else "gloo"
+    dist.init_process_group(backends, timeout=_TIMEOUT)
     try:
         result = load(order.target)(order.config, order.inputs, RankContext(order, pipe, rank=rank))
         dist.barrier()

@@ -11,7 +11,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +29,7 @@ from orchestrator.sft.checkpoints import (
     save_weights,
 )
 from orchestrator.sft.parallel import Placed, rank, reduced, whole, world_size
-from orchestrator.sft.shards import EpochOrder, Rows, parts_of
+from orchestrator.sft.shards import EpochOrder, Part, Rows, parts_of
 from orchestrator.stage import Config, Context
 
 __all__ = ["EPOCHS", "Progress", "Training"]
@@ -116,7 +115,7 @@ class Training:
     @property
     def num_tokens(self) -> int:
         """Tokens of the whole training, padding left out."""
-        return int(self._rows.lengths.sum()) * self._settings.num_epochs
+        return int(self._rows.lengths.sum()) * int(self._settings.num_epochs)
 
     def padding_share(self) -> float:
         """Returns the share of padding, and of masked rows, in what is computed."""
@@ -139,9 +138,7 @@ class Training:
 
     # A step
 
-    def _parts(
-        self, rows: Sequence[int] | np.ndarray, number: int | None = None
-    ) -> Sequence[tuple[list[int], bool]]:
+    def _parts(self, rows: np.ndarray, number: int | None = None) -> list[Part]:
         number = rank() if number is None else number
         return parts_of(rows, size=self.micro_batch_size, rank=number, num_processes=world_size())
 
@@ -154,7 +151,7 @@ class Training:
         for number, (chosen, masked) in enumerate(parts):
             batch = self._rows.batch(chosen, masked=masked)
             loss = self._placed.losses(batch, is_last=number + 1 == len(parts)) / num_targets
-            (loss * world_size()).backward()  # processes share the mean of their gradients
+            torch.autograd.backward(loss * world_size())  # processes share the mean of their gradients
             total += loss.detach()
         norm = self._clip()
         loss, grad_norm = torch.stack([reduced(total), norm]).tolist()  # the one wait for the device

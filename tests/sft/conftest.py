@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from orchestrator.sft import stages
 from tests.sft import chain
@@ -55,3 +56,18 @@ def trained(ground: Ground) -> Ground:
         stages.TRAIN, chain.small("languages=[en,es]"), ground.root / "train", ground.inputs
     )
     return Ground(ground.root, {**ground.inputs, "train": {"": product}})
+
+
+@pytest.fixture(scope="session")
+def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma3 with a vision tower, as gemma-3-4b-pt is one, saved with random weights."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 300, "num_key_value_heads": 1, "head_dim": 16}
+    vision = {**sizes, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=299
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("multimodal")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import runtime
+from orchestrator.sft.checkpoints import save_weights
 from orchestrator.sft.parallel import Placed, whole
 from orchestrator.sft.shards import Example, Rows
 from orchestrator.stage import Config, Context, Inputs
@@ -78,7 +79,7 @@ def place(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:
     )
     parameters, buffers = dict(placed.model.named_parameters()), dict(placed.model.named_buffers())
     assert list(parameters) == [name for name, _ in reference.named_parameters()]
-    weights = placed.weights(torch.float32)
+    save_weights(placed, context.output, dtype=torch.float32)
     rows = Rows(
         [Example("train", "1", 2, [5, 6, 7, 8, 9]), Example("train", "2", 1, [4, 5, 6])], pad_token_id=0
     )
@@ -91,6 +92,5 @@ def place(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:
         "halved": all(p.to_local().numel() < p.numel() for p in placed.parameters if p.ndim > 1),
         "differ": [n for n, p in reference.named_parameters() if not torch.equal(whole(parameters[n]), p)],
         "buffers": [n for n, b in reference.named_buffers() if not torch.equal(buffers[n], b)],
-        "names": sorted(weights) if dist.get_rank() == 0 else weights,
         "loss": loss.item(),
     }

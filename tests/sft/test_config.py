@@ -60,6 +60,7 @@ def test_equal_mixtures_are_equal_whatever_their_order() -> None:
         (["trainer.learning_rate=fast"], "Expected `float`"),
         (["trainer.num_epochs=0"], "num_epochs"),
         (["trainer.precision=fp8"], "precision"),
+        (["trainer.sharding=tp"], "sharding"),
         (["task.name=maths", "items=${data.tasks.math}"], "unknown task 'maths'; did you mean math?"),
         (["model.architecture=null"], "architecture"),
         (["model.family=llama"], "family"),
@@ -113,6 +114,8 @@ def test_each_setting_is_read_by_the_stages_that_it_changes_and_no_other() -> No
     assert changed("evaluation.batch_size=7") == set()
     assert changed("trainer.learning_rate=0.5") == {"train"}
     assert changed("trainer.micro_batch_size=1", "device=cpu") == set()
+    assert changed("trainer.micro_batch_size=null", "trainer.num_processes=2") == set()
+    assert changed("trainer.sharding=fsdp", "trainer.loss_chunk_tokens=7") == set()
     assert changed("data.num_test=7") == {"evaluate"}
     assert changed("data.num_train=7") == {"prepare"}
     assert changed("data.seed=7") == {"prepare", "evaluate"}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from itertools import chain as joined
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from orchestrator.sft import runtime
+from orchestrator.sft.checkpoints import save_weights
 from orchestrator.sft.loss import ResponseLoss
+from orchestrator.sft.parallel import Placed
 from orchestrator.sft.shards import EpochOrder, Example, Rows, parts_of
 from tests.sft.conftest import Ground
 
@@ -128,3 +132,34 @@ def test_what_the_prompt_and_the_padding_hold_gives_no_gradient_of_its_own(groun
     assert masked.item() == 0.0
     assert set(found) == {name for name, _ in model.named_parameters()}, "DDP waits for each of them"
     assert not any(gradient.any() for gradient in found.values())
+
+
+def test_of_a_multimodal_model_text_trains_the_text_part_and_all_of_it_is_saved(
+    multimodal: Path, tmp_path: Path
+) -> None:
+    placed = Placed(
+        lambda: runtime.load_weights(multimodal),
+        device=torch.device("cpu"),
+        sharding="auto",
+        bf16=False,
+        gradient_checkpointing=True,
+        chunk_tokens=4,
+    )
+    batch = Rows(ROWS, pad_token_id=0).batch([0])
+    loss = placed.losses(batch)
+    loss.backward()
+    model = placed.model
+    logits = model(input_ids=batch.input_ids, token_type_ids=torch.zeros_like(batch.input_ids)).logits
+    own = functional.cross_entropy(logits.flatten(0, 1)[batch.positions], batch.targets, reduction="sum")
+    assert loss.item() == pytest.approx(own.item(), rel=1e-6)
+    assert all(p.grad is not None for p in placed.parameters)
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen and all("vision_tower" in name or "projector" in name for name in frozen)
+    save_weights(placed, tmp_path, dtype=torch.bfloat16)
+    saved, before = (load_file(folder / "model.safetensors") for folder in (tmp_path, multimodal))
+    assert set(saved) == set(before)
+    assert all(torch.equal(saved[name], before[name].bfloat16()) for name in before)
+    again = runtime.load_weights(tmp_path)
+    assert type(again) is type(model)
+    for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs.bfloat16().float())
