@@ -3,7 +3,7 @@
 Importing it runs no tensor operation and opens no GPU: a fork after either may hang.
 """
 
-import pandas  # type: ignore[import-untyped]  # pyarrow looks for it at its first numpy array
+import pandas
 import pyarrow.parquet
 import transformers.models.gemma3.modeling_gemma3
 import transformers.models.qwen3.modeling_qwen3
