@@ -57,6 +57,7 @@ fix: setup
 bench: setup
 	$(BIN)/python benchmarks/plan_against_hydra.py
 	$(BIN)/python benchmarks/launcher_against_processes.py
+	$(BIN)/python benchmarks/loop_against_trainer.py
 
 lock: setup ## compile the lock where the CPU wheel of torch is visible
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --group dev pyproject.toml -c <(echo torch==2.13.0+cpu) \
