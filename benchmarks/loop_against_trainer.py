@@ -1,7 +1,7 @@
 """Optimiser steps a second of the training stage's loop against transformers' Trainer, on one tiny model.
 
-Both train the same weights on the same rows in shuffled batches of eight, one after the other in this one run,
-on one thread, with the loss on the response alone. Saving is left out of both. Prints one line with the ratio.
+Both train the same weights on the same rows in shuffled batches of eight, one after the other in this one
+run, on one thread, with the loss on the response alone. Saving is left out. Prints one line with the ratio.
 
     python benchmarks/loop_against_trainer.py [--steps 200]
 """
