@@ -21,20 +21,24 @@ import msgspec
 
 
 class Device(NamedTuple):
-    """Facts of an accelerator: memory in GiB, dense bf16 peak in TFLOP/s (the makers' data sheets)."""
+    """Facts of an accelerator: memory in GiB, dense bf16 peak in TFLOP/s (the makers' data sheets).
+
+    Memory is what CUDA says there is, a little less than the size that a device is sold by: that is what the
+    `train` stage finds, and a plan must not promise what it then refuses.
+    """
 
     memory_gib: float
     peak_tflops: float
 
 
 DEVICES: Mapping[str, Device] = {
-    "a100": Device(80, 312),
-    "a100-40gb": Device(40, 312),
-    "h100": Device(80, 989),
-    "h200": Device(141, 989),
-    "b200": Device(180, 2250),
-    "l40s": Device(48, 362),
-    "a10g": Device(24, 125),
+    "a100": Device(79.1, 312),
+    "a100-40gb": Device(39.3, 312),
+    "h100": Device(79.1, 989),
+    "h200": Device(139.7, 989),
+    "b200": Device(178.3, 2250),
+    "l40s": Device(44.3, 362),
+    "a10g": Device(22.0, 125),
 }
 """The devices that a plan may be made for; the first is the study's."""
 

@@ -193,6 +193,10 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> tuple[str, ...
     return tuple(str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU "))
 
 
+_CUDA_SHARE = 0.98
+"""Of the memory that `nvidia-smi` tells, what CUDA then says there is; the driver keeps 0.6 to 1.9 %."""
+
+
 def gpu_hardware(gpus: tuple[str, ...], per_worker: int) -> Hardware | None:
     """Returns what `nvidia-smi` says of some GPUs, the smallest counting; None when it says nothing."""
     command = ["nvidia-smi", f"--id={','.join(gpus)}", "--query-gpu=memory.total,name"]
@@ -211,7 +215,7 @@ def gpu_hardware(gpus: tuple[str, ...], per_worker: int) -> Hardware | None:
     known = [device for key, device in DEVICES.items() if key in name.lower()]
     return Hardware(
         device=name,
-        memory_gib=memory_mib / 1024,
+        memory_gib=_CUDA_SHARE * memory_mib / 1024,
         peak_tflops=known[0].peak_tflops if known else 100.0,
         max_gpus=per_worker,
     )

@@ -199,6 +199,12 @@ def skeleton(folder: Path) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
+def num_trainable(model: PreTrainedModel) -> int:
+    """Counts the parameters that text trains, not those of a multimodal model's frozen parts."""
+    named = model.named_parameters()
+    return sum(weight.numel() for name, weight in named if not any(part in name for part in parallel.FROZEN))
+
+
 def describe(
     config: Config, model: PreTrainedModel, selected: int | None, training: Mapping[str, object]
 ) -> Row:
@@ -206,7 +212,7 @@ def describe(
     return {
         "model": config.model.name,
         "family": config.model.family or model.config.model_type,
-        "num_parameters": model.num_parameters(),
+        "num_parameters": num_trainable(model),
         "task": config.task.name,
         "num_languages": len(config.languages),
         "languages": ",".join(config.languages),

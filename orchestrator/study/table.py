@@ -147,7 +147,7 @@ def languages_of(value: Any) -> tuple[str, ...]:
         return tuple(str(name) for name in value)
     if value.strip("[](){} ").lower() in _BASELINE:
         return ()
-    return tuple(re.findall(r"[^\s,;+|\[\](){}'\"]+", value))
+    return tuple(re.findall(r"[^\s,;+|/&\[\](){}'\"]+", value))
 
 
 def _check_columns(rows: Sequence[Row], where: str) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from orchestrator.tasks import api_files, files, parallel
 from orchestrator.tasks.api_files import prompt
 from orchestrator.tasks.base import Item, check_language, check_split
-from orchestrator.tasks.calls import Call, calls_match, find_call, parse_call, serialise
+from orchestrator.tasks.calls import LABEL, Call, calls_match, find_call, parse_call, serialise
 from orchestrator.tasks.requests import APIS, Api, request
 
 __all__ = ["API_CALLING", "Call", "calls_match", "parse_call", "prompt", "serialise"]
@@ -83,8 +83,8 @@ class ApiCallingTask:
         return calls_match(parse_call(text), parse_call(gold))
 
     def stop(self, text: str) -> str:
-        """Cuts after the first whole call."""
-        found = find_call(text)
+        """Cuts after the first whole labelled call: one without a label gives way to one that has it."""
+        found = find_call(text) if LABEL in text else None
         return text[: found.end] if found else text
 
 

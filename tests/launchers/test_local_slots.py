@@ -71,6 +71,6 @@ def test_gpus_have_the_memory_of_the_smallest_and_nothing_is_said_without_the_to
     tool.write_text("#!/bin/sh\necho '81920, NVIDIA A100-SXM4-80GB'\necho '40960, NVIDIA A100-SXM4-40GB'\n")
     tool.chmod(0o755)
     hardware = gpu_hardware(GPUS, 2)
-    assert (hardware.memory_gib, hardware.peak_tflops, hardware.max_gpus) == (40, 312, 2)
+    assert (hardware.memory_gib, hardware.peak_tflops, hardware.max_gpus) == (0.98 * 40, 312, 2)
     tool.write_text("#!/bin/sh\necho 'No devices were found'\n")
     assert gpu_hardware(GPUS, 2) is None

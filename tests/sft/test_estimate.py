@@ -10,6 +10,8 @@ from orchestrator.core.settings import HardwareSettings
 from orchestrator.costs import Finished, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.estimate import evaluate, train
+from orchestrator.sft.memory import Load, largest_micro_batch
+from orchestrator.sft.work import model_of
 from orchestrator.stage import Config
 from tests.sft import chain
 
@@ -118,6 +120,22 @@ def test_what_cannot_fit_is_refused_with_what_takes_the_memory() -> None:
     small = Hardware(device="a10g", memory_gib=24, peak_tflops=125)
     with pytest.raises(UserError, match="does not fit one device to generate"):
         evaluate(Config(cell("qwen3-8b")), label="", hardware=small, retention="all", measured=Measured())
+
+
+@pytest.mark.parametrize("model", ["qwen3-1.7b", "qwen3-8b", "gemma3-4b"])
+@pytest.mark.parametrize(("device", "torch_bytes"), [("a100", 84_987_740_160), ("h200", 150_109_880_320)])
+def test_what_is_planned_fits_what_cuda_says_there_is(model: str, device: str, torch_bytes: int) -> None:
+    hardware = HardwareSettings(device=device).assumed
+    planned = trained(cell(model), hardware)
+    sizes = model_of(cell(model))
+    assert sizes is not None and hardware.memory_gib <= torch_bytes / 2**30
+    assert largest_micro_batch(
+        sizes,
+        Load(row_tokens=2048, loss_chunk_tokens=1024),
+        num_gpus=planned.num_gpus,
+        memory_gib=torch_bytes / 2**30,
+        global_batch=512,
+    )
 
 
 def test_a_micro_batch_is_no_larger_than_a_devices_share_of_the_global_batch() -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import Gemma3Config
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.registry import load
 from orchestrator.sft import runtime, stages
-from orchestrator.sft.evaluate import kept_files
+from orchestrator.sft.evaluate import kept_files, num_trainable, skeleton
+from orchestrator.sft.memory import num_parameters
 from orchestrator.sft.predictions import (
     PREDICTIONS,
     Prediction,
@@ -26,6 +28,7 @@ from orchestrator.sft.predictions import (
     select,
     write,
 )
+from orchestrator.sft.train import _SIZES
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
 from tests.sft import chain
 from tests.sft.conftest import Ground
@@ -280,3 +283,16 @@ def test_a_model_that_cannot_be_loaded_fails_with_cause_data(tmp_path: Path) -> 
         )
     assert caught.value.cause == "data"
     assert str(tmp_path) in str(caught.value)
+
+
+def test_only_parameters_that_text_trains_are_counted(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Gemma3Config(
+        text_config={**sizes, "vocab_size": 64, "num_key_value_heads": 1, "head_dim": 8},
+        vision_config={**sizes, "image_size": 28, "patch_size": 14},
+    ).save_pretrained(tmp_path)
+    whole = skeleton(tmp_path)
+    text = num_parameters(
+        {ours: getattr(whole.config.text_config, theirs) for ours, theirs in _SIZES.items()}, "gemma3"
+    )
+    assert num_trainable(whole) == text < whole.num_parameters()

@@ -205,7 +205,7 @@ RUNS_ON = [
     (MATH, "उत्तर 7\n", "Question:\n" + "x" * 900),
     (MATH, "The answer is 12.\n\n", "Pregunta: 1\nRespuesta: 2\n" * 40),
     (API_CALLING, "API-Request: [A(x='1', y='[f('a')]')]", "->[{'a': 'b'}]\nAPI-Request: [B(y='2')]\n" * 30),
-    (API_CALLING, "[A(x='[f('a')]')]", "\nUser: thanks\nAI: [B(y='2')]\n" * 40),
+    (API_CALLING, "Sure: [C()]\nAPI-Request: [A(x='[f('a')]')]", "\nUser: thanks\nAI: [B(y='2')]\n" * 40),
 ]
 
 

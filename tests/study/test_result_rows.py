@@ -32,6 +32,7 @@ def one(**changes: Any) -> list[dict[str, Any]]:
         ("en,es", ("en", "es")),
         ("en, es", ("en", "es")),
         ("en+es", ("en", "es")),
+        ("en/es", ("en", "es")),
         ("['en', 'es']", ("en", "es")),
         (["en", "es"], ("en", "es")),
         (("en",), ("en",)),

@@ -136,6 +136,20 @@ def test_stopping_cuts_after_the_first_whole_call() -> None:
     assert API_CALLING.stop("API-Request: [A(x=") == "API-Request: [A(x="
 
 
+def test_where_a_text_is_looked_at_changes_no_verdict() -> None:
+    text = "[A(x='1')]\nUser: B?\nAPI-Request: [B(y='2')]->ok\n"
+    assert API_CALLING.stop(text[: text.index("API")]) == text[: text.index("API")]
+    assert API_CALLING.stop(text).endswith("[B(y='2')]")
+    assert parse_call(API_CALLING.stop(text)) == parse_call(text) == Call("B", {"y": "2"})
+
+
+@pytest.mark.parametrize("quote", ["'", '"', "' ", "'.", "`"])
+def test_quotes_around_a_call_are_no_part_of_its_last_value(quote: str) -> None:
+    text = f"API-Request: [A(x='v')]{quote}"
+    assert parse_call(text) == Call("A", {"x": "v"})
+    assert parse_call(f"{text}\nUser: it's \"B\"\nAPI-Request: [B(y='2')]") == Call("A", {"x": "v"})
+
+
 # Properties
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
