@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import UserError
+from orchestrator.sft.prefetch import PROBE_S
 from orchestrator.tasks.base import Item
 from orchestrator.tasks.checking import Measure
 
@@ -33,6 +34,18 @@ def _short(name: str) -> str:
     return path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.name
 
 
+def _hub_answers() -> bool:
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_S)
+    except Exception:  # noqa: BLE001 - whatever its client raises, there is no hub
+        return False
+    return True
+
+
 def _measure(name: str) -> Measure:
     import tokenizers
     import transformers
@@ -44,7 +57,9 @@ def _measure(name: str) -> Measure:
         if path.is_file():
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name).backend_tokenizer
+            cached = not path.exists() and not _hub_answers()  # the client itself would try for 30 s
+            loaded = transformers.AutoTokenizer.from_pretrained(name, local_files_only=cached)
+            tokenizer = loaded.backend_tokenizer
     except Exception as error:  # noqa: BLE001 - the libraries raise whatever they met
         said = str(error).strip().split("\n")[0]
         raise UserError(

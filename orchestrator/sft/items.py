@@ -26,9 +26,9 @@ def load_items(task: Task, split: str, language: str, settings: Config, uses: Co
     Raises:
         StageFailure: with cause ``data`` when there are none, or a file is not as it should be.
     """
-    num_items = settings.num_validation if split == Split.VALIDATION else settings[f"num_{split}"]
     try:
         if settings.source == "generated":
+            num_items = settings.num_validation if split == Split.VALIDATION else settings[f"num_{split}"]
             items = task.generate(split, language, num_items=num_items, seed=settings.seed)
         else:
             items = _read(task, split, language, settings, uses["items"])
@@ -40,9 +40,10 @@ def load_items(task: Task, split: str, language: str, settings: Config, uses: Co
 
 
 def _read(task: Task, split: str, language: str, settings: Config, folders: Config) -> list[Item]:
-    numbers: dict[str, Any] = {"num_items": settings.num_test, "seed": settings.seed}
+    numbers: dict[str, Any] = {"num_items": None, "seed": settings.seed}
+    if split != Split.VALIDATION:  # a stage reads the number of its own split alone
+        numbers["num_items"] = settings[f"num_{split}"]
     if split != Split.TEST:
-        numbers["num_items"] = settings.num_train if split == Split.TRAIN else None
         numbers["num_validation"] = settings.num_validation
     if settings.source == "parallel":
         folder = data_cache.folder_of(folders)

@@ -226,6 +226,8 @@ def field(row: Mapping[str, Any], *keys: str, where: str) -> str:
     value = next((row[key] for key in keys if key in row), None)
     if not isinstance(value, str):
         raise UserError(f"no text {' or '.join(map(repr, keys))} in a row", where=where)
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError("half a character: a surrogate without its other half", where=where)
     return unicodedata.normalize("NFC", value)
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from orchestrator.sft import data_cache, stages
 from orchestrator.sft.config import CellConfig
 from orchestrator.sft.data_fetch import import_data
 from orchestrator.sft.data_hub import data_files
+from orchestrator.sft.data_lengths import measures
 from orchestrator.sft.data_needs import needs
 from orchestrator.sft.items import load_items
 from orchestrator.stage import Config
@@ -156,6 +158,21 @@ def test_a_stage_reads_a_data_set_where_it_lies(tmp_path: Path) -> None:
     items = [load_items(MATH, split, "bn", Config(config["items"]), uses(config)) for split in dataset.Split]
     info = dataset.load(tmp_path / "set")
     assert [tuple(item.id for item in some) for some in items] == [info.splits[s].ids for s in dataset.Split]
+
+
+@pytest.mark.parametrize("source", ["parallel", "files"])
+def test_each_stage_reads_its_splits_with_no_more_than_it_declares(source: str, tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    raw_ = tmp_path / "raw"
+    overrides = {
+        "parallel": [f"data.math_dir={folder}"],
+        "files": [f"data.train_dir={raw_}/train", f"data.test_dir={raw_}/test", "data.num_validation=3"],
+    }[source]
+    config = chain.config_of(f"data={source}", *overrides)
+    for spec, splits in ((stages.PREPARE, ["train"]), (stages.EVALUATE, ["validation", "test"])):
+        reads, given = (chain.cut(config, keys) for keys in (spec.reads, spec.uses))
+        for split in splits:
+            assert load_items(MATH, split, "en", Config(reads["items"]), Config(given, declared="uses"))
 
 
 def test_a_stage_without_its_data_fails_as_data(tmp_path: Path) -> None:
@@ -327,3 +344,15 @@ def test_a_hub_that_is_not_there_or_has_no_such_thing_is_said_within_seconds(
     done = fetching(need.arguments, hub, tmp_path / "hub")
     assert "no/such@main" in done.stderr and done.returncode
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_tokenizer_that_no_hub_gives_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="no tokenizer 'nobody/nothing'"):
+        measures(["nobody/nothing"])
+    assert time.monotonic() - begun < 15
+    assert "Retry" not in capsys.readouterr().err

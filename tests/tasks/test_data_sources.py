@@ -77,6 +77,13 @@ def test_a_file_that_is_cut_off_or_no_json_is_named(
         list(stream(path))
 
 
+def test_half_a_character_is_refused_where_it_stands(tmp_path: Path) -> None:
+    row = r'{"id": "1", "question": "x\ud800y", "answer": "The answer is 2.", "gold": "2"}'
+    (tmp_path / "en.jsonl").write_text(row + "\n")
+    with pytest.raises(UserError, match=r"half a character(.|\n)*en\.jsonl:1"):
+        imported(tmp_path)
+
+
 def mcot_rows(num: int, languages: Sequence[str] = ("en", "es", "th"), **fields: str) -> list[dict[str, Any]]:
     return [
         {
