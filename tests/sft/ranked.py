@@ -34,6 +34,7 @@ def gather(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:
 def fail(config: Config, inputs: Inputs, context: Context) -> None:
     """Fails in one rank while the other waits for it."""
     Path(config.folder, str(dist.get_rank())).write_text(str(os.getpid()))
+    dist.barrier()  # both are known before one fails
     if dist.get_rank() == config.rank:
         if config.how == "failure":
             raise StageFailure("nan", "loss is nan")
