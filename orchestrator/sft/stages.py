@@ -55,6 +55,7 @@ PREPARE = StageSpec(
 TRAIN = StageSpec(
     run="orchestrator.sft.train:main",
     name="train",
+    version=2,
     reads=(
         "seed",
         "languages",
@@ -87,6 +88,7 @@ TRAIN = StageSpec(
 EVALUATE = StageSpec(
     run="orchestrator.sft.evaluate:main",
     name="evaluate",
+    version=2,
     reads=(
         "seed",
         "languages",
