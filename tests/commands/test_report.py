@@ -34,6 +34,8 @@ stages:
   score: {run: "score:main", reads: [model, task, languages, seed], uses: [folder]}
 """
 STAGE = """
+from pathlib import Path
+
 
 def main(config, inputs, context):
     once = Path(context.uses.folder) / "once"
