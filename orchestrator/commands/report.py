@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as nowhere:
         if not view.sealed:
             place = place or Path(nowhere)  # JSON alone: the store has no folder for it
-        written, errors = _write_all(view, view.sweep.report or (DEFAULT,), place)
+        reports, errors = _write_all(view, view.sweep.report or (DEFAULT,), place)
+        written = [path for report in reports for path in report]
         if not args.json:
             view.warn()
         if not errors or not args.json:
@@ -91,18 +92,21 @@ def _of_table(args: argparse.Namespace) -> int:
 
 def write_reports(view: View) -> None:
     """Writes the sweep's reports at the end of a launch; one that fails costs no result."""
-    written, errors = _write_all(view, view.sweep.report, None)
-    for path in written:
-        if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
-            print(f"\n{path.read_text(encoding='utf-8').rstrip()}")  # a report of a page or two
-    if written:
-        print()
-        _say(written, as_json=False)
+    reports, errors = _write_all(view, view.sweep.report, None)
+    for written in reports:
+        for path in written:
+            if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
+                print(f"\n{path.read_text(encoding='utf-8').rstrip()}")  # a report of a page or two
+        if written:
+            print()
+            _say(written, as_json=False)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
 
 
-def _write_all(view: View, names: Sequence[str], place: Path | None) -> tuple[list[Path], list[SweepError]]:
+def _write_all(
+    view: View, names: Sequence[str], place: Path | None
+) -> tuple[list[list[Path]], list[SweepError]]:
     """Writes some reports of a sweep; returns their files, and what went wrong with the others."""
     if not names:
         return [], []
@@ -110,11 +114,11 @@ def _write_all(view: View, names: Sequence[str], place: Path | None) -> tuple[li
     facts = about(view)
     folder = place or view.ledger.objects.workspace(layout.report(view.sweep.name))
     _make_importable(view)
-    written: list[Path] = []
+    written: list[list[Path]] = []
     errors: list[SweepError] = []
     for name in names:
         try:
-            written += _write(name, rows, folder, facts=facts, where=view.title)
+            written.append(_write(name, rows, folder, facts=facts, where=view.title))
         except SweepError as error:
             errors.append(error)
         except Exception as error:  # noqa: BLE001 - reports may be the user's own

@@ -174,3 +174,11 @@ def test_a_folder_that_cannot_be_written_is_no_traceback(made_up: Any) -> None:
     for what in (("--table", "rows.csv"), ("made.yaml",)):
         said = made_up("report", *what, "--out", "/proc/nowhere", code=3)
         assert "error: " in said and "/proc/nowhere" in said
+
+
+def test_a_short_report_is_printed_in_full_beside_a_long_one(made_up: Any) -> None:
+    text = (made_up.folder / "made.yaml").read_text()
+    (made_up.folder / "made.yaml").write_text(text.replace("report: [study]", "report: [accuracy, study]"))
+    output = made_up("launch", "made.yaml", code=1)
+    assert output.count("# Test accuracy, %") == 1
+    assert "report.html" in output and "# Multilinguality" not in output
