@@ -22,6 +22,19 @@ HOST_GIB = 0.5
 """Ours: the libraries of one process on a CPU."""
 
 
+SIZES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "tied": "tie_word_embeddings",
+}
+"""What `model.architecture` calls the sizes of a decoder, and what a transformers config does."""
+
+
 class Decoder(NamedTuple):
     """The sizes of a decoder that its cost depends on."""
 

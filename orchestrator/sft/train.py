@@ -11,24 +11,12 @@ import torch
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import parallel, ranks, runtime
-from orchestrator.sft.memory import Load, decoder, largest_micro_batch
+from orchestrator.sft.memory import SIZES, Load, decoder, largest_micro_batch
 from orchestrator.sft.shards import Example, Rows, read_shard
 from orchestrator.sft.trainer import Training
 from orchestrator.stage import Config, Context, Inputs, Row
 
 SUMMARY = "training.json"
-
-_SIZES = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab_size",
-    "tied": "tie_word_embeddings",
-}
-"""What the planner calls the sizes of a model, and what transformers does."""
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
@@ -93,7 +81,7 @@ def micro_batch_size(settings: Config, uses: Config, placed: parallel.Placed, ro
     if placed.device.type == "cpu":
         return 8
     text = placed.model.config.get_text_config()
-    sizes = {ours: getattr(text, theirs) for ours, theirs in _SIZES.items()}
+    sizes = {ours: getattr(text, theirs) for ours, theirs in SIZES.items()}
     size = largest_micro_batch(
         decoder(sizes, text.model_type),
         Load(

@@ -15,20 +15,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from orchestrator.sft.facts import CostsConfig, TaskFacts
-from orchestrator.sft.memory import Decoder, decoder
+from orchestrator.sft.memory import SIZES, Decoder, decoder
 
 Tree = Mapping[str, Any]
 
-_ARCHITECTURE = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "vocab_size": "vocab_size",
-    "tied": "tie_word_embeddings",
-}
 _converted: dict[int, tuple[Any, CostsConfig]] = {}
 
 
@@ -125,6 +115,6 @@ def _decoder_in(path: str) -> Decoder | None:
             "tie_word_embeddings": True,
         }
         sizes.update((key, value) for key, value in tree.items() if value is not None)
-        return decoder({name: sizes[key] for name, key in _ARCHITECTURE.items()}, tree.get("model_type"))
+        return decoder({name: sizes[key] for name, key in SIZES.items()}, tree.get("model_type"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None

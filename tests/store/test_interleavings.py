@@ -8,7 +8,6 @@ Stage `a` leaves three files; `b` and `c` take it and let one of them go; `d` of
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -28,9 +27,9 @@ from orchestrator.manifest import File
 from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot, Vital, examine
 from orchestrator.store.ledger import Ledger, new_nonce
-from orchestrator.store.objects import Listing
 from orchestrator.store.retention import drop_work, retain
 from orchestrator.worker.resume import _is_discarded
+from tests.store.schedules import Memory, Schedule
 
 A = Node(stage="a", digest="a", reads={})
 B, C, D = (Node(stage=s, digest=s, reads={}, inputs=(Input("a", "", "a"),)) for s in "bcd")
@@ -50,133 +49,7 @@ RETIRE = {"b": {"a": {"best": ("w1",)}}, "c": {"a": {"best": ("w2",)}}}
 RETIRED = {"w3"}
 POLICY = Policy(retention="best")
 BUDGET = Budget({"node_lost": 99, "storage": 99})
-NUM_CHECKPOINTS, MAX_STEPS = 2, 20_000
-
-
-class Crash(BaseException):
-    """A process ends without a word."""
-
-
-class Schedule:
-    """Lets one actor at a time make one step; which one, and who crashes, is drawn."""
-
-    def __init__(self, choices: list[int]) -> None:
-        self._choices, self._back = choices, threading.Semaphore(0)
-        self._turns: dict[str, threading.Semaphore] = {}
-        self.crashed: set[str] = set()
-        self.errors: list[BaseException] = []
-        self.log: list[str] = []
-        self.is_over, self._over = False, set[str]()
-
-    def step(self) -> None:
-        """Called by an actor before each operation: waits for its turn."""
-        name = threading.current_thread().name
-        if name not in self._turns:
-            return  # the test itself
-        self._back.release()
-        self._turns[name].acquire()
-        if name in self.crashed:
-            raise Crash
-
-    def run(self, actors: dict[str, Callable[[], None]]) -> None:
-        """Runs all actors to their ends; the first is never crashed, so that somebody is left."""
-        threads = {}
-        for name, act in actors.items():
-            self._turns[name] = threading.Semaphore(0)
-            threads[name] = threading.Thread(target=self._act, args=(name, act), name=name)
-            threads[name].start()
-            self._back.acquire()
-        for number in range(MAX_STEPS):
-            alive = [name for name, thread in threads.items() if name not in self._over]
-            if not alive:
-                break
-            self.is_over = number >= len(self._choices)
-            choice = number if self.is_over else self._choices[number]
-            name = alive[choice % len(alive)]
-            if not self.is_over and choice >= 90 and name != next(iter(actors)):
-                self.crashed.add(name)
-                self.log.append(name)
-            self._turns[name].release()
-            self._back.acquire()
-        else:
-            raise AssertionError("stuck")
-        for thread in threads.values():
-            thread.join()
-        if self.errors:
-            raise self.errors[0]
-
-    def _act(self, name: str, act: Callable[[], None]) -> None:
-        self._back.release()
-        self._turns[name].acquire()
-        try:
-            if name not in self.crashed:
-                act()
-        except Crash:
-            pass
-        except BaseException as error:
-            self.errors.append(error)
-        finally:
-            self._over.add(name)
-            self._back.release()
-
-
-class Memory:
-    """An object store in memory whose every operation is a step."""
-
-    url = "memory"
-
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
-        self.records: dict[str, bytes] = {}
-
-    def create(self, key: str, data: bytes) -> bool:
-        self._schedule.step()
-        return self.records.setdefault(key, data) is data
-
-    def put(self, key: str, data: bytes) -> None:
-        self._schedule.step()
-        self.records[key] = data
-
-    def get(self, key: str) -> bytes | None:
-        self._schedule.step()
-        return self.records.get(key)
-
-    def list(self, prefix: str) -> Listing:
-        self._schedule.step()
-        parts = [
-            key.removeprefix(prefix + "/").split("/") for key in self.records if key.startswith(prefix + "/")
-        ]
-        files = {part[0] for part in parts if len(part) == 1}
-        return Listing(tuple(sorted(files)), tuple(sorted({part[0] for part in parts if len(part) > 1})))
-
-    def download(self, prefix: str) -> Any:
-        return _Place(self, prefix)
-
-    workspace = download
-
-    def upload(self, prefix: str) -> None:
-        """Nothing is local."""
-
-    def delete(self, prefix: str) -> None:
-        self._schedule.step()
-        for key in [key for key in self.records if f"{key}/".startswith(f"{prefix}/")]:
-            del self.records[key]
-
-
-class _Place:
-    """As much of a `Path` into the memory as comparing files by size takes."""
-
-    def __init__(self, memory: Memory, key: str) -> None:
-        self._memory, self._key = memory, key
-
-    def __truediv__(self, name: str) -> _Place:
-        return _Place(self._memory, f"{self._key}/{name}")
-
-    def stat(self) -> Any:
-        data = self._memory.get(self._key)
-        if data is None:
-            raise FileNotFoundError(self._key)
-        return SimpleNamespace(st_size=len(data))
+NUM_CHECKPOINTS = 2
 
 
 class Actor:

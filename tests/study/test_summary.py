@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from orchestrator.study.statistics import wilson
 from orchestrator.study.summary import markdown, series, write
 
 
@@ -63,20 +60,3 @@ def test_the_report_is_written_from_whatever_rows_there_are(tmp_path: Path) -> N
 def test_rows_without_an_axis_named_mixture_are_labelled_by_their_languages() -> None:
     rows = [{key: value for key, value in ROWS[0].items() if key != "mixture"}]
     assert "| tiny | en+es | 2 |" in markdown(rows)
-
-
-@pytest.mark.parametrize(
-    ("num_correct", "num_items", "low", "high"),
-    [
-        (30, 40, 59.8, 85.8),
-        (35, 40, 73.9, 94.5),
-        (119, 160, 67.1, 80.5),
-        (0, 10, 0.0, 27.8),
-        (10, 10, 72.2, 100.0),
-    ],
-)
-def test_wilson_gives_the_published_intervals(
-    num_correct: int, num_items: int, low: float, high: float
-) -> None:
-    assert [round(100 * share, 1) for share in wilson(num_correct, num_items)] == [low, high]
-    assert wilson(0, 0) == (0.0, 1.0)
