@@ -26,6 +26,7 @@ VERBS = {
     "diff": "which field made it another cell or stage",
     "logs": "the log of a stage",
     "rerun": "run the failed cells again",
+    "reconcile": "settle jobs that ended, and submit what no job holds",
     "discard": "void products after a bug fix",
     "cancel": "stop cells and keep them from being claimed",
     "collect": "the result rows as one table",

@@ -114,6 +114,7 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         micro_batch: rows a device and pass; None where there is none.
         memory_gib: the peak of one device.
         memory_terms_gib: what that is made of.
+        host_memory_gib: of the host, all processes together; 0 where it does not matter or is not known.
         disk_gib: of its product, as long as it is kept.
         peak_disk_gib: while it is live, with checkpoints to resume from.
         num_generations: answers to be generated.
@@ -132,6 +133,7 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     micro_batch: int | None = None
     memory_gib: float = 0.0
     memory_terms_gib: dict[str, float] = {}
+    host_memory_gib: float = 0.0
     disk_gib: float = 0.0
     peak_disk_gib: float = 0.0
     num_generations: int = 0

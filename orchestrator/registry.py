@@ -45,8 +45,14 @@ ENGINES: Mapping[str, str] = {
 
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
+    "slurm": "orchestrator.launchers.slurm.launcher:SlurmLauncher",
 }
-"""`launcher.name` to a class that is a `Launcher`."""
+"""`launcher.name` to a class that is a `Launcher`, or a `Submitter`, whose workers start later."""
+
+SCHEDULERS: Mapping[str, str] = {
+    "slurm": "orchestrator.launchers.slurm.query:SlurmScheduler",
+}
+"""`Submission.launcher` to a class that is a `Scheduler`: what anybody may ask about its jobs."""
 
 TRACKERS: Mapping[str, str] = {
     "store": "orchestrator.trackers.store:StoreTracker",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from orchestrator import provenance
 from orchestrator.commands.view import View
-from orchestrator.core.records import Request
+from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Cell
 from orchestrator.store.ledger import new_nonce
@@ -23,8 +24,34 @@ def ask(
     reason: str = "",
     settings: EngineSettings | None = None,
     import_paths: tuple[str, ...] = (),
+    code: Code | None = None,
 ) -> Request:
-    """Appends a request of the sweep and returns it with its number.
+    """Appends a request, with the arguments of `as_request`, and returns it with its number."""
+    request = as_request(
+        view,
+        verb,
+        cells,
+        after=after,
+        reason=reason,
+        settings=settings,
+        import_paths=import_paths,
+        code=code,
+    )
+    return view.ledger.add_request(view.sweep.name, request)
+
+
+def as_request(
+    view: View,
+    verb: Literal["launch", "rerun", "cancel", "discard"],
+    cells: Sequence[Cell] | None,
+    *,
+    after: Mapping[str, int] | None = None,
+    reason: str = "",
+    settings: EngineSettings | None = None,
+    import_paths: tuple[str, ...] = (),
+    code: Code | None = None,
+) -> Request:
+    """Returns a request that is not recorded yet.
 
     Args:
         view: the revision that it speaks of.
@@ -34,9 +61,10 @@ def ask(
         reason: the user's own words.
         settings: what a launch or rerun runs under; packages and the code's diff are recorded with these.
         import_paths: where the user's stages are importable.
+        code: the snapshot of it for workers that start later.
     """
     folder = import_paths[0] if import_paths else "."
-    request = Request(
+    return Request(
         nonce=new_nonce(),
         number=0,
         verb=verb,
@@ -46,8 +74,9 @@ def ask(
         reason=reason,
         settings=settings,
         import_paths=import_paths,
+        code=code,
+        folder=str(Path.cwd()),
         provenance=provenance.of_launch(sys.argv, folder) if settings else {},
         by=provenance.user(),
         at=provenance.now(),
     )
-    return view.ledger.add_request(view.sweep.name, request)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orchestrator import provenance
 from orchestrator.commands.output import counted
@@ -32,20 +32,19 @@ from orchestrator.store.ledger import open_ledger
 from orchestrator.trackers.mirror import make_mirror, mirroring
 from orchestrator.worker.main import preload
 
+MAX_JOBS_SHOWN = 5
 POLL_S, REFRESH_S, LINE_S = 0.1, 1.0, 10.0
 
 
-def make_launcher(settings: EngineSettings, num_cells: int) -> Launcher:
+def make_launcher(settings: EngineSettings, num_cells: int) -> Any:
     """Makes the launcher that the settings name; a wrong option of their tracker is found here too.
 
     Raises:
         UserError: there is no such launcher or tracker, or it cannot meet the settings.
     """
     make_mirror(settings, Path())
-    launcher: Launcher = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")(
-        settings.launcher, num_cells
-    )
-    return launcher
+    made = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")
+    return made(settings.launcher, num_cells, settings.cluster)
 
 
 def detach(view: View, request: Request) -> int:
@@ -174,6 +173,8 @@ def _numbers(view: View, cells: list[Cell]) -> _Numbers:
         f"cells: {counts[State.DONE]} of {len(cells)} done, {counts[State.FAILED]} failed; "
         f"{sum(state is State.RUNNING for state in states.values())} running"
     )
+    if counts[State.QUEUED]:
+        text += f", {counts[State.QUEUED]} queued"
     return _Numbers(sum(state in FINAL for state in states.values()), len(states), text)
 
 
@@ -207,10 +208,22 @@ def _watch(view: View, cells: list[Cell], launcher: Launcher) -> None:
             time.sleep(POLL_S)
 
 
+def print_progress(view: View, cells: list[Cell], last: str) -> str:
+    """Prints where cells stand when that has changed; returns what was printed last."""
+    done, total, text = _numbers(view, cells)
+    if text != last:
+        print(f"{done}/{total} stages; {text}", flush=True)
+    return text
+
+
 def print_failures(view: View, cells: list[Cell]) -> None:
     """Prints the failed stages grouped by cause, each once, with the command that shows its log."""
     groups: dict[str, dict[str, tuple[Cell, int]]] = {}
+    by_job: dict[str, list[Cell]] = {}
     for cell in cells:
+        whole = view.cells[cell.cell]
+        if whole.state is State.FAILED and all(s.state is not State.FAILED for s in whole.stages.values()):
+            by_job.setdefault(str(whole.cause), []).append(cell)
         for digest, status in view.cells[cell.cell].stages.items():
             if status.state is State.FAILED:
                 group = groups.setdefault(str(status.cause), {})
@@ -223,7 +236,14 @@ def print_failures(view: View, cells: list[Cell]) -> None:
             shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
             print(f"  {cell.cell} {node.name}{shared}: {view.stages[digest].reason}")
             print(f"    sweep logs {view.sweep.name} {cell.cell} --stage {node.name}{view.hint}")
-    if groups:
+    for cause, lost in sorted(by_job.items()):
+        print(f"\njobs failed by {cause}: {counted(len(lost), 'cell')}")
+        for cell in lost[:MAX_JOBS_SHOWN]:
+            print(f"  {cell.cell}: {view.cells[cell.cell].reason}")
+        if len(lost) > MAX_JOBS_SHOWN:
+            print(f"  and {len(lost) - MAX_JOBS_SHOWN} more")
+        print(f"    sweep logs {view.sweep.name} {lost[0].cell} --job{view.hint}")
+    if groups or by_job:
         print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from orchestrator import provenance
 from orchestrator.commands.ask import ask
 from orchestrator.commands.output import counted
-from orchestrator.commands.view import add_store, add_sweep, no_overrides, open_view
+from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view, scheduler
+from orchestrator.core.dispatch import Phase
+from orchestrator.core.jobs import Over
 from orchestrator.core.state import State
 from orchestrator.errors import UserError
+from orchestrator.store.submissions import Submissions
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,4 +33,31 @@ def run(args: argparse.Namespace) -> int:
         return 0
     ask(view, "cancel", cells)
     print(f"{view.title}: cancelled {counted(len(cells), 'cell')}, {running} of them running")
+    cancel_jobs(view, {cell.cell for cell in cells})
     return 0
+
+
+def cancel_jobs(view: View, cancelled: set[str]) -> None:
+    """Cancels the jobs that wait and have no other cell; those that run checkpoint and end by themselves.
+
+    Raises:
+        InfrastructureError: the scheduler did not do it; the cells are cancelled all the same.
+    """
+    waiting: dict[tuple[str, int], list[tuple[int, str]]] = {}
+    for filed in view.jobs.filed:
+        for index in filed.open_tasks:
+            job = view.jobs.job(filed, index)
+            alone = all(
+                cell in cancelled or view.cells[cell].state is State.DONE
+                for cell in filed.submission.tasks[index]
+                if cell in view.cells
+            )
+            if alone and job.phase is Phase.QUEUED:
+                key = (filed.submission.launcher, filed.submission.number)
+                waiting.setdefault(key, []).append((index, job.name))
+    for (launcher, number), tasks in waiting.items():
+        scheduler(launcher).cancel([name for _, name in tasks])
+        over = [Over(index=index, word="CANCELLED", detail="by sweep cancel") for index, _ in tasks]
+        Submissions(view.ledger, view.sweep.name).close(number, over, at=provenance.now())
+    if waiting:
+        print(f"  {counted(sum(map(len, waiting.values())), 'waiting job')} cancelled")

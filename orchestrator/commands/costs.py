@@ -120,6 +120,7 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
         micro_batch=next((e.micro_batch for e in found if e.micro_batch is not None), None),
         memory_gib=largest.memory_gib,
         memory_terms_gib=largest.memory_terms_gib,
+        host_memory_gib=max((estimate.host_memory_gib for estimate in found), default=0.0),
         peak_disk_gib=sums["disk_gib"] + max(0.0, live_gib),
         assumptions=tuple(dict.fromkeys(note for e in found for note in e.assumptions)),
         measured=any(estimate.measured for estimate in found),

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from orchestrator import provenance
-from orchestrator.commands.ask import ask
+from orchestrator.commands.ask import as_request, ask
 from orchestrator.commands.attend import attend, detach, make_launcher
 from orchestrator.commands.costs import estimates_of
+from orchestrator.commands.dispatch import Dispatch
 from orchestrator.commands.drift import print_code_drift
 from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
 from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.plan import add_composing, again, engine_of, planned
+from orchestrator.commands.reconcile import add_wait, limits_of, print_scripts, submit_all
 from orchestrator.commands.view import View, sealed_view, split_store
 from orchestrator.compose import Composition
 from orchestrator.core.records import Revision
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.launchers.base import Launcher
+from orchestrator.launchers.base import Launcher, Submitter
+from orchestrator.store import code as snapshots
 from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_composing(parser)
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be submitted (Slurm)")
+    add_wait(parser)
     parser.add_argument(
         "--detach", action="store_true", help="return at once; the launch goes on without a terminal"
     )
@@ -40,6 +46,17 @@ def run(args: argparse.Namespace) -> int:
     launcher = make_launcher(settings, len(cells))
     refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=again("prefetch", args))
     check_fit(view, cells, settings, launcher, import_paths)
+    limits = limits_of(launcher, args)
+    if args.dry_run:
+        request = as_request(
+            view,
+            "launch",
+            cells if args.only else None,
+            settings=settings,
+            import_paths=import_paths,
+            code=snapshots.plan(import_paths, exclude=[Path(view.ledger.objects.url)]).code,
+        )
+        return print_scripts(Dispatch(view, request, launcher, limits).dry_run())
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
     sealed = seal(ledger, composition, args.overrides) if composition else view
@@ -57,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
         after=attempts_so_far(view, cells),
         settings=settings,
         import_paths=import_paths,
+        code=snapshots.take(ledger.objects, import_paths) if limits else None,
     )
+    if limits:
+        return submit_all(sealed, request, launcher, limits, wait=args.wait)
     if args.detach:
         return detach(sealed, request)
     return attend(sealed.fresh(), request, launcher)
@@ -67,7 +87,7 @@ def check_fit(
     view: View,
     cells: Sequence[Cell],
     settings: EngineSettings,
-    launcher: Launcher,
+    launcher: Launcher | Submitter,
     import_paths: Sequence[str],
 ) -> None:
     """Refuses, before anything is recorded, cells that cannot fit what one worker of the launcher has.

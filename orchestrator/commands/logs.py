@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from orchestrator.commands.dispatch import job_logs
 from orchestrator.commands.output import print_json
 from orchestrator.commands.view import View, add_cell, add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.state import State
@@ -25,6 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--stage", help="such as train, or prepare[en]; default: the failed, running or last one"
     )
     parser.add_argument("--attempt", type=int, help="its number; default: the last")
+    parser.add_argument(
+        "--job", action="store_true", help="the log of its last job itself: set-up, worker, scheduler's words"
+    )
     parser.add_argument("--follow", action="store_true", help="go on until the attempt ends")
     add_store(parser)
 
@@ -36,11 +40,16 @@ def run(args: argparse.Namespace) -> int:
     url = no_overrides(args.words)
     view = open_view(args.sweep, url)
     cell = view.cell(args.cell)
+    if args.job:
+        return _print_job(view, cell, as_json=args.json)
     node = _named(view, cell, args.stage) if args.stage else _interesting(view, cell)
     numbers = [attempt.number for attempt in view.ledger.attempts(node)]
     if not numbers:
+        has_job = view.jobs.of_cell(cell.cell) is not None
         raise UserError(
-            f"{node.name} of {cell.cell} was never started", fix=f"sweep why {args.sweep} {cell.cell}"
+            f"{node.name} of {cell.cell} was never started",
+            allowed=f"sweep logs {args.sweep} {cell.cell} --job" if has_job else "",
+            fix=f"sweep why {args.sweep} {cell.cell}",
         )
     number = numbers[-1] if args.attempt is None else args.attempt
     if number not in numbers:
@@ -53,6 +62,25 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"{view.title} {cell.cell} {node.name} attempt {number}: {path}", file=sys.stderr)
     _print(path, view, node, number, follow=args.follow)
+    return 0
+
+
+def _print_job(view: View, cell: Cell, *, as_json: bool) -> int:
+    """Prints the log that the scheduler keeps of the cell's last job; every start of it goes on in one file."""
+    job = view.jobs.of_cell(cell.cell)
+    if job is None:
+        raise UserError(
+            f"{cell.cell} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.cell}"
+        )
+    path = job_logs(view, job.submission) / f"{job.task}.log"
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    if as_json:
+        print_json({"cell": cell.cell, "job": job.name, "path": str(path), "text": text})
+        return 0
+    print(f"{view.title} {cell.cell} job {job.name}: {path}", file=sys.stderr)
+    sys.stdout.write(text)
+    if not text:
+        print(f"-- nothing yet: {job.reason}", file=sys.stderr)
     return 0
 
 

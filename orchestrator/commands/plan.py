@@ -180,6 +180,9 @@ class _Plan:
         return State.BLOCKED if cell.cell in self._missing and not at_work else state
 
     def _summary(self, cell: Cell) -> str:
+        status = self._view.cells[cell.cell]
+        if status.state in (State.QUEUED, State.UNKNOWN):
+            return shorten(f"wait ({status.reason})", 100)
         if self._state(cell) is State.BLOCKED and cell.cell in self._missing:
             return shorten(f"blocked by {', '.join(need.what for need in self._missing[cell.cell])}", 100)
         return _summary(self._view, cell, self._steps[cell.cell])

@@ -10,12 +10,14 @@ from orchestrator.commands.attend import attend, detach, make_launcher
 from orchestrator.commands.launch import attempts_so_far
 from orchestrator.commands.output import counted, outlive_the_reader, print_table, shorten
 from orchestrator.commands.plan import engine_of
+from orchestrator.commands.reconcile import add_wait, limits_of, submit_all
 from orchestrator.commands.view import View, add_sweep, open_view, split_store
-from orchestrator.core.records import Request
+from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
+from orchestrator.store import code as snapshots
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     parser.add_argument("--yes", action="store_true", help="do not ask on a terminal")
     parser.add_argument("--detach", action="store_true", help="return at once")
+    add_wait(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     launcher = make_launcher(settings, len(cells))
     _say(view, cells)
+    limits = None if args.dry_run else limits_of(launcher, args)
     if args.dry_run:
         return 0
     if (
@@ -54,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
     ):
         print("nothing was started")
         return 0
-    request = _record(view, cells, settings, import_paths)
+    code = snapshots.take(view.ledger.objects, import_paths) if limits else None
+    request = _record(view, cells, settings, import_paths, code)
+    if limits:
+        return submit_all(view, request, launcher, limits, wait=args.wait)
     return detach(view, request) if args.detach else attend(view.fresh(), request, launcher)
 
 
@@ -80,8 +87,8 @@ def _say(view: View, cells: list[Cell]) -> None:
 
 
 def _record(
-    view: View, cells: list[Cell], settings: EngineSettings, import_paths: tuple[str, ...]
+    view: View, cells: list[Cell], settings: EngineSettings, import_paths: tuple[str, ...], code: Code | None
 ) -> Request:
     view.ledger.prove_writable()
     after = attempts_so_far(view, cells)
-    return ask(view, "rerun", cells, after=after, settings=settings, import_paths=import_paths)
+    return ask(view, "rerun", cells, after=after, settings=settings, import_paths=import_paths, code=code)

@@ -10,15 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.core.dispatch import Answer, Filed, Jobs, ending, with_jobs
+from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.requests import Wishes, fold
 from orchestrator.core.selector import Subject, select
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import CellStatus, StageStatus, cell_status, stage_status
-from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.state import Attempt, CellStatus, Liveness, StageStatus, cell_status, stage_status
+from orchestrator.core.sweep import Cell, Node, Sweep
 from orchestrator.errors import UserError
-from orchestrator.store.evidence import Snapshot
+from orchestrator.launchers.base import Scheduler
+from orchestrator.registry import SCHEDULERS, lookup
+from orchestrator.store.evidence import Snapshot, Vital, glance
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.submissions import Submissions
 
 DEFAULT_STORE = "runs"
 
@@ -168,9 +173,27 @@ class View:
         return fold(self.requests, [cell.cell for cell in self.sweep.cells])
 
     @cached_property
+    def jobs(self) -> Jobs:
+        """What was given to schedulers, and what these say of it; asked once, where there is need."""
+        filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
+        return Jobs(filed, ask_schedulers(filed), revision=self.number)
+
+    def _observe(self, node: Node, attempt: Attempt) -> Vital:
+        """Tells of an attempt's owner what one look, or else its scheduler, can tell."""
+        vital = glance(node, attempt)
+        if vital.liveness is Liveness.GONE or attempt.claim is None:
+            return vital
+        over = self.jobs.fate(attempt.claim.owner)
+        if over is None:
+            return vital
+        owner = attempt.claim.owner
+        reason = ending(f"{owner.job}_{owner.array_index}", over)
+        return Vital(Liveness.GONE, reason, over.cause or Cause.NODE_LOST)
+
+    @cached_property
     def snapshot(self) -> Snapshot:
         """The evidence of the sweep's stages."""
-        return Snapshot(self.ledger, self.sweep.nodes.values(), trusted=self.trusted)
+        return Snapshot(self.ledger, self.sweep.nodes.values(), observer=self._observe, trusted=self.trusted)
 
     @cached_property
     def stages(self) -> dict[str, StageStatus]:
@@ -185,16 +208,20 @@ class View:
     @cached_property
     def cells(self) -> dict[str, CellStatus]:
         """State of each cell by id."""
-        return {
-            cell.cell: cell_status(
+        found = {}
+        for cell in self.sweep.cells:
+            status = cell_status(
                 cell,
                 self.sweep.nodes,
                 self.stages,
                 cancelled=cell.cell in self.wishes.cancelled,
                 sweep=f"{self.sweep.name}@{self.number}",
             )
-            for cell in self.sweep.cells
-        }
+            since = self.wishes.asked.get(cell.cell, 0)
+            found[cell.cell] = with_jobs(
+                cell.cell, status, self.jobs, since_request=since, retries=self.policy.retries
+            )
+        return found
 
     def subject(self, cell: Cell) -> Subject:
         """What selectors see of a cell."""
@@ -224,6 +251,32 @@ class View:
                 f"{word!r} names {len(found)} cells, one is needed", where=self.title, allowed=names
             )
         return found[0]
+
+
+def scheduler(name: str) -> Scheduler:
+    """Returns what may be asked about the jobs of a launcher.
+
+    Raises:
+        UserError: there is no such launcher.
+    """
+    made: Scheduler = lookup(SCHEDULERS, name, kind="launcher")()
+    return made
+
+
+def ask_schedulers(filed: Sequence[Filed]) -> Answer:
+    """Asks about all tasks that are not known to be over: one question for each kind of launcher.
+
+    A job's own last word needs no question.
+    """
+    open_jobs: dict[str, set[str]] = {}
+    for each in filed:
+        silent = [t for t in each.open_tasks if t not in each.reports or each.reports[t].requeued]
+        if each.accepted is not None and silent:
+            open_jobs.setdefault(each.submission.launcher, set()).add(each.accepted.job)
+    answers = [scheduler(name).jobs(ids) for name, ids in open_jobs.items()]
+    seen = {task: told for answer in answers for task, told in answer.seen.items()}
+    problems = [answer.problem for answer in answers if answer.problem]
+    return Answer(seen, problems[0] if problems else "", all(answer.remembers for answer in answers))
 
 
 def open_view(word: str, url: str | None = None) -> View:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from orchestrator.commands.output import print_json
 from orchestrator.commands.retired import told
-from orchestrator.commands.view import View, add_cell, add_store, add_sweep, no_overrides, open_view
+from orchestrator.commands.view import (
+    View,
+    add_cell,
+    add_store,
+    add_sweep,
+    no_overrides,
+    open_view,
+    scheduler,
+)
+from orchestrator.core.dispatch import Phase
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.store.evidence import examine
@@ -33,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         for r in view.requests
         if r.cells is None or cell.cell in r.cells
     ]
+    jobs = list(_jobs(view, cell))
     if args.json:
         print_json(
             {
@@ -42,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
                 "state": status.state,
                 "reason": status.reason,
                 "stages": stages,
+                "jobs": jobs,
                 "requests": requests,
             }
         )
@@ -52,6 +64,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{stage['stage']}  {stage['digest'][:12]}  {stage['state']}: {stage['reason']}")
         for line in stage["evidence"]:
             print(f"  {line}")
+    if jobs:
+        print()
+    for job in jobs:
+        print(f"job {job['job'] or '-'}  {job['phase']}: {job['reason']}")
+        for line in job["evidence"]:
+            print(f"  {line}")
     for request in requests:
         print(
             f"\nrequest {request['number']}: {request['verb']} by {request['by']} at {request['at']}", end=""
@@ -59,6 +77,32 @@ def run(args: argparse.Namespace) -> int:
         print(f": {request['reason']}" if request["reason"] else "", end="")
     print()
     return 0
+
+
+def _jobs(view: View, cell: Cell) -> Iterator[dict[str, Any]]:
+    """Tells of every job that the cell was ever given to, oldest first."""
+    for filed in view.jobs.filed:
+        submission = filed.submission
+        for index, cells in enumerate(submission.tasks):
+            if cell.cell not in cells or submission.revision != view.number:
+                continue
+            job = view.jobs.job(filed, index)
+            lines = [
+                f"submission {submission.number} for request {submission.request},"
+                f" at {submission.at} by {submission.by}"
+            ]
+            if job.phase is Phase.QUEUED and job.name:
+                waits = scheduler(submission.launcher).waiting([job.name])
+                lines += [f"it waits: {waits[job.name]}"] if job.name in waits else []
+            if (report := filed.reports.get(index)) is not None:
+                again = ", to be started anew" if report.requeued else ""
+                lines.append(
+                    f"its last word at {report.at} on {report.node}, after {report.seconds:.0f} s: "
+                    f"{report.why or 'none'} (exit code {report.code}{again})"
+                )
+            if len(cells) > 1:
+                lines.append(f"it works on {len(cells)} cells")
+            yield {"job": job.name, "phase": job.phase, "reason": job.reason, "evidence": lines}
 
 
 def _evidence(view: View, cell: Cell, node: Node) -> dict[str, Any]:

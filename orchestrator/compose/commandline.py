@@ -14,7 +14,7 @@ from orchestrator.compose.root import Root
 from orchestrator.core.tree import dotted_keys
 from orchestrator.errors import UserError
 
-ENGINE_KEYS = frozenset({"launcher", "tracker", "policy", "store", "hardware"})
+ENGINE_KEYS = frozenset({"launcher", "cluster", "tracker", "policy", "store", "hardware"})
 """First components of the keys that say how a sweep is run."""
 
 _SECRET = re.compile(

@@ -17,7 +17,13 @@ from orchestrator.core.settings import EngineSettings, engine_from
 from orchestrator.errors import UserError
 
 _STORE = "store.url="
-_OPEN = ("policy.limits_s.",)
+_OPEN = (
+    "policy.limits_s.",
+    "launcher.resources.",
+    "cluster.partitions.",
+    "cluster.environment.",
+    "cluster.sbatch.",
+)
 """Mappings whose keys no config lists: Hydra is told to add them."""
 
 _WHERE = "the engine's settings"
@@ -29,7 +35,9 @@ def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> E
     Raises:
         UserError: an unknown key or value.
     """
-    url, texts = _engine_texts(overrides, "launcher, tracker, policy, hardware and store, such as store.url=")
+    url, texts = _engine_texts(
+        overrides, "launcher, cluster, tracker, policy, hardware and store, such as store.url="
+    )
     return composed_engine(texts, config_folders((cwd or Path.cwd()).resolve()), url)
 
 

@@ -21,6 +21,8 @@ class Cause(StrEnum):
     NODE_LOST = "node_lost"
     COMMUNICATION = "communication"
     STORAGE = "storage"
+    CANCELLED = "cancelled"
+    BAD_NODE = "bad_node"
     UNKNOWN = "unknown"
 
 

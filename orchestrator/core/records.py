@@ -203,6 +203,18 @@ class Retired(Record, frozen=True, kw_only=True):
     at: str = ""
 
 
+class Code(Record, frozen=True, kw_only=True):
+    """A snapshot of code in the store, see `orchestrator.store.code`.
+
+    Attributes:
+        digest: of its content.
+        import_paths: where stages are importable, relative to the snapshot.
+    """
+
+    digest: str
+    import_paths: tuple[str, ...] = ()
+
+
 class Request(Record, frozen=True, kw_only=True):
     """`sweeps/<sweep>/requests/<n>.json`: what a user asked for; their order is their meaning.
 
@@ -210,6 +222,8 @@ class Request(Record, frozen=True, kw_only=True):
         cells: whom it concerns; None for all cells of the revision.
         after: digest of a stage to the attempt after which attempts count against budgets again.
         settings: the engine settings of a launch or rerun.
+        code: the snapshot that workers import which start later or elsewhere.
+        folder: the working folder.
         provenance: code, packages, host and command line.
     """
 
@@ -222,6 +236,8 @@ class Request(Record, frozen=True, kw_only=True):
     reason: str = ""
     settings: EngineSettings | None = None
     import_paths: tuple[str, ...] = ()
+    code: Code | None = None
+    folder: str = ""
     provenance: dict[str, Any] = {}
     by: str = ""
     at: str = ""

@@ -17,12 +17,14 @@ class Wishes(NamedTuple):
         after: digest to the attempt up to which no failure counts (a rerun was asked).
         after_chance: the same for a launch, after which only deterministic failures count.
         revision: of the last launch or rerun; 0 when there was none.
+        asked: cell to the number of the last launch or rerun that named it.
     """
 
     cancelled: frozenset[str]
     after: Mapping[str, int]
     after_chance: Mapping[str, int]
     revision: int = 0
+    asked: Mapping[str, int] = {}
 
     def budget(self, digest: str, retries: Mapping[str, int]) -> Budget:
         """Returns what a stage's failures are counted against."""
@@ -39,11 +41,13 @@ def fold(requests: Iterable[Request], cells: Collection[str]) -> Wishes:
     cancelled: set[str] = set()
     after: dict[str, int] = {}
     after_chance: dict[str, int] = {}
+    asked: dict[str, int] = {}
     revision = 0
     for request in requests:
         named = cells if request.cells is None else request.cells
         if request.verb in ("launch", "rerun"):
             revision = request.revision
+            asked.update(dict.fromkeys(named, request.number))
         match request.verb:
             case "cancel":
                 cancelled.update(named)
@@ -55,7 +59,7 @@ def fold(requests: Iterable[Request], cells: Collection[str]) -> Wishes:
                 _raise(after, request.after)
             case "discard":
                 _raise(after, request.after)
-    return Wishes(frozenset(cancelled), after, after_chance, revision)
+    return Wishes(frozenset(cancelled), after, after_chance, revision, asked)
 
 
 def _raise(boundaries: dict[str, int], to: Mapping[str, int]) -> None:

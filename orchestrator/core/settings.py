@@ -94,6 +94,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     Attributes:
         launcher: free-form but for ``name``: each launcher checks its own keys.
+        cluster: the profile of the cluster, which launchers that need one check.
         tracker: where metrics go.
         policy: leases, retries and checkpoints.
         store: where the store is.
@@ -105,6 +106,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     policy: Policy
     store: StoreSettings
     hardware: HardwareSettings = HardwareSettings()
+    cluster: dict[str, Any] = {}
 
 
 def engine_from(tree: dict[str, Any], *, where: str = "") -> EngineSettings:

@@ -61,6 +61,7 @@ class Evidence(NamedTuple):
         damaged: `generation` is that of a product that must be voided before the next attempt.
         liveness: of the owner of the highest attempt, when that has no `end`.
         liveness_reason: how that is known.
+        liveness_cause: what the attempt counts as when its owner is gone.
         retired: what of the product's files is absent by decision.
     """
 
@@ -71,6 +72,7 @@ class Evidence(NamedTuple):
     damaged: bool = False
     liveness: Liveness = Liveness.UNKNOWN
     liveness_reason: str = ""
+    liveness_cause: Cause = Cause.NODE_LOST
     retired: tuple[Retired, ...] = ()
 
 
@@ -133,7 +135,7 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
         elif attempt.number in superseded:
             yield attempt.number, superseded[attempt.number]
         elif attempt.number == evidence.attempts[-1].number and evidence.liveness is Liveness.GONE:
-            yield attempt.number, Cause.NODE_LOST
+            yield attempt.number, evidence.liveness_cause
 
 
 def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
@@ -141,7 +143,7 @@ def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
     counts: dict[Cause, int] = {}
     for number, cause in causes(evidence):
         boundary = budget.after if cause in DETERMINISTIC else max(budget.after, budget.after_chance)
-        if number > boundary:
+        if number > boundary and cause is not Cause.CANCELLED:  # that speaks against its job, not the stage
             counts[cause] = counts.get(cause, 0) + 1
     for cause, count in counts.items():
         if count > budget.retries.get(cause, 0):
@@ -180,7 +182,7 @@ def _between_attempts(
     """A stage whose last attempt is over, and which may be tried again."""
     if last.end is None:
         reason = f"attempt {last.number} was lost: {evidence.liveness_reason}"
-        return StageStatus(State.LOST, reason, Cause.NODE_LOST, num_attempts)
+        return StageStatus(State.LOST, reason, evidence.liveness_cause, num_attempts)
     if last.end.outcome == "failed":
         cause = last.end.cause or Cause.UNKNOWN
         reason = f"attempt {last.number} failed ({cause}), a retry is left: {last.end.message}"

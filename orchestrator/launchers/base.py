@@ -1,11 +1,18 @@
-"""What every launcher does: start workers, say how many live, stop them. The store tells all the rest."""
+"""What launchers do: start workers, or have a scheduler start them. The store tells all the rest."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
+from orchestrator.core.dispatch import Answer, Filed
+from orchestrator.core.jobs import Over, Resources, Submission
+from orchestrator.core.selector import Subject
 from orchestrator.core.settings import EngineSettings
-from orchestrator.costs import Hardware
+from orchestrator.costs import Estimate, Hardware
+from orchestrator.worker.order import Job
 
 
 class Launch(NamedTuple):
@@ -18,6 +25,8 @@ class Launch(NamedTuple):
         cells: ids of the cells; None for all of the revision.
         preload: modules that fork servers import.
         log_folder: local folder for the logs of workers.
+        job: the scheduler's job that all this happens in, None without one.
+        snapshot: digest of the code snapshot that workers must find, "" without one.
     """
 
     store: str
@@ -30,11 +39,15 @@ class Launch(NamedTuple):
     code_digest: str
     preload: tuple[str, ...]
     log_folder: str
+    job: Job | None = None
+    snapshot: str = ""
 
 
 class Launcher(Protocol):
-    """Starts the workers of one launch. Made with ``(settings, num_cells)``: the options of `launcher` in the
-    config, and how many cells there are; making one raises `UserError` for settings that cannot be met.
+    """Starts the workers of one launch and stays with them.
+
+    Made with ``(settings, num_cells, cluster)``: `launcher` in the config, how many cells there are, and
+    `cluster`; making one raises `UserError` for settings that cannot be met.
     """
 
     def hardware(self) -> Hardware | None:
@@ -51,3 +64,109 @@ class Launcher(Protocol):
 
     def refusal(self) -> str:
         """Says why workers would not work, "" when they do."""
+
+
+class Verdict(StrEnum):
+    """How giving a submission to a scheduler ended."""
+
+    ACCEPTED = "accepted"
+    LIMIT = "limit"  # a limit on jobs: fewer may be taken
+    REFUSED = "refused"  # for good: the same words will be refused again
+    UNREACHED = "unreached"  # it cannot have been taken
+    UNCLEAR = "unclear"  # it may have been taken
+
+
+class Outcome(NamedTuple):
+    """The verdict, with the job's id or the scheduler's words."""
+
+    verdict: Verdict
+    job: str = ""
+    said: str = ""
+
+
+class Limits(NamedTuple):
+    """What a scheduler says of itself.
+
+    Attributes:
+        cluster: its name.
+        max_tasks: of one submission.
+    """
+
+    cluster: str
+    max_tasks: int
+
+
+@runtime_checkable
+class Submitter(Protocol):
+    """Gives cells to a scheduler that starts their workers later. Made like a `Launcher`.
+
+    Attributes:
+        name: a key of `orchestrator.registry.SCHEDULERS`.
+        cells_per_job, max_running, max_jobs: see `conf/launcher/slurm.yaml`.
+        settle_s: seconds after which a submission that the scheduler does not know was never accepted.
+    """
+
+    name: str
+    cells_per_job: int
+    max_running: int | None
+    max_jobs: int | None
+    settle_s: float
+
+    def hardware(self) -> Hardware | None:
+        """Says what one cell may have, before anything is submitted; None when it cannot be known."""
+
+    def limits(self) -> Limits:
+        """Asks the scheduler for its limits.
+
+        Raises:
+            InfrastructureError: it does not answer.
+        """
+
+    def resources(self, cells: Sequence[tuple[Subject, Estimate | None, int]]) -> list[tuple[str, Resources]]:
+        """Says what each cell's job asks for.
+
+        Args:
+            cells: each with its estimate and how often its jobs were out of host memory.
+
+        Raises:
+            UserError: there is nothing that a cell fits on.
+        """
+
+    def excluded(self, filed: Sequence[Filed]) -> tuple[str, ...]:
+        """Names the nodes that must not be used now."""
+
+    def logs(self, sweep: str, number: int) -> str:
+        """Returns the folder for the logs of a submission's jobs, "" for one in the store."""
+
+    def text(self, submission: Submission, *, sweep: str, store: str, code: Path, logs: Path) -> str:
+        """Returns what the scheduler is given, word for word."""
+
+    def submit(self, submission: Submission, text: str) -> Outcome:
+        """Gives a submission to the scheduler."""
+
+    def find(self, submission: Submission) -> str | None:
+        """Looks for the job of a submission whose id is not known.
+
+        Raises:
+            InfrastructureError: the scheduler does not answer.
+        """
+
+    def explain(self, filed: Filed, over: Over, logs: Path) -> Over:
+        """Adds what the job's own log tells of its end."""
+
+
+class Scheduler(Protocol):
+    """What anybody may ask about submitted jobs, whatever their settings were. Made without arguments."""
+
+    def jobs(self, ids: Iterable[str]) -> Answer:
+        """Asks one batched question about many jobs; never raises."""
+
+    def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
+        """Returns why tasks such as ``12_3`` wait, and when they may start; never raises."""
+
+    def cancel(self, tasks: Sequence[str]) -> None:
+        """Cancels tasks that wait; those that run meanwhile go on.
+
+        Raises:
+            InfrastructureError: the scheduler did not do it.
+        """

@@ -20,7 +20,7 @@ from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError
 from orchestrator.launchers.base import Launch
 from orchestrator.store.ledger import encode
-from orchestrator.worker.loop import REFUSED
+from orchestrator.worker.loop import BROKEN_NODE, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.worker.main import in_fork_server
 from orchestrator.worker.order import WorkerOrder
 
@@ -49,12 +49,15 @@ class LocalLauncher:
     Args:
         settings: `launcher` in the config.
         num_cells: more workers than that are not started unless asked for.
+        cluster: for launchers that have one.
 
     Raises:
         UserError: settings that this machine cannot meet.
     """
 
-    def __init__(self, settings: Mapping[str, Any], num_cells: int) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], num_cells: int, cluster: Mapping[str, Any] | None = None
+    ) -> None:
         self._settings = typed(dict(settings), LocalSettings, key="launcher")
         gpus = visible_gpus()
         self._gpus = gpus if self._settings.gpus_per_worker else ()
@@ -64,6 +67,7 @@ class LocalLauncher:
         self._processes: dict[int, ForkServerProcess] = {}
         self._restarts: dict[int, int] = {}
         self._stopping, self._refused = False, ""
+        self.released = 0
 
     def hardware(self) -> Hardware | None:
         """Says what a worker has: its GPUs, or else this host's memory, which workers share."""
@@ -95,6 +99,8 @@ class LocalLauncher:
             num_threads=self._settings.cpus_per_worker,
             import_paths=launch.import_paths,
             code_digest=launch.code_digest,
+            job=launch.job,
+            snapshot=launch.snapshot,
         )
         log = Path(launch.log_folder) / f"request-{launch.request}-worker-{slot}.log"
         _ensure_fork_server()
@@ -109,7 +115,9 @@ class LocalLauncher:
             code = process.exitcode
             if code is None:
                 alive += 1
-            elif code == REFUSED:
+            elif code in (RELEASED, TOO_SHORT):
+                self.released = self.released or code
+            elif code in (REFUSED, BROKEN_NODE, OTHER_CODE):
                 self._refused = f"worker {slot} refused to work, see {self._launch.log_folder}"
             elif code != 0 and not self._stopping:
                 self._restarts[slot] = self._restarts.get(slot, 0) + 1

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.core.failure import Cause
 from orchestrator.core.records import Done, Retired, Void
 from orchestrator.core.retention import without
 from orchestrator.core.state import Attempt, Evidence, Liveness
@@ -19,10 +20,11 @@ from orchestrator.store.ledger import Ledger
 
 
 class Vital(NamedTuple):
-    """What an observer says of an attempt without an `end`, and how it knows."""
+    """What an observer says of an attempt without an `end`, how it knows, and as what it counts when gone."""
 
     liveness: Liveness
     reason: str
+    cause: Cause = Cause.NODE_LOST
 
 
 Observer = Callable[[Node, Attempt], Vital]
@@ -114,7 +116,9 @@ class Snapshot:
         evidence = product._replace(attempts=attempts)
         if attempts and attempts[-1].end is None:
             vital = self._observer(node, attempts[-1])
-            evidence = evidence._replace(liveness=vital.liveness, liveness_reason=vital.reason)
+            evidence = evidence._replace(
+                liveness=vital.liveness, liveness_reason=vital.reason, liveness_cause=vital.cause
+            )
         return evidence
 
     def _product(self, node: Node) -> Evidence:

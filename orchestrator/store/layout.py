@@ -5,6 +5,8 @@
     store.json
     sweeps/<sweep>/<k>.json                       sealed revision k
     sweeps/<sweep>/requests/<n>.json              launch, rerun, cancel, discard, in order
+    sweeps/<sweep>/submissions/<n>.json           given to a scheduler; beside it <n>/job.json,
+                                                  <n>/closings/<k>.json, <n>/reports/<index>.<restart>.json
     sweeps/<sweep>/{report,logs,wandb}/
     records/<stage>/<digest>/spec.json
     records/<stage>/<digest>/<n>/{claim,start,heartbeat,end}.json
@@ -40,6 +42,46 @@ def requests(sweep: str) -> str:
 def request(sweep: str, number: int) -> str:
     """A request, numbered from 1; zero-padded so that a listing is in order."""
     return f"{requests(sweep)}/{number:06d}.json"
+
+
+def submissions(sweep: str) -> str:
+    """The prefix of what a sweep gave to schedulers."""
+    return f"sweeps/{sweep}/submissions"
+
+
+def submission(sweep: str, number: int) -> str:
+    """The intent of a submission, numbered from 1."""
+    return f"{submissions(sweep)}/{number:06d}.json"
+
+
+def accepted(sweep: str, number: int) -> str:
+    """The id that the scheduler gave to a submission."""
+    return f"{submissions(sweep)}/{number:06d}/job.json"
+
+
+def closings(sweep: str, number: int) -> str:
+    """The prefix of what was found of a submission's jobs that are over."""
+    return f"{submissions(sweep)}/{number:06d}/closings"
+
+
+def closing(sweep: str, number: int, k: int) -> str:
+    """One of the closings, numbered from 1."""
+    return f"{closings(sweep, number)}/{k:06d}.json"
+
+
+def job_reports(sweep: str, number: int) -> str:
+    """The prefix of the last words of a submission's jobs."""
+    return f"{submissions(sweep)}/{number:06d}/reports"
+
+
+def job_report(sweep: str, number: int, index: int, restart: int) -> str:
+    """The last words of one start of a job."""
+    return f"{job_reports(sweep, number)}/{index}.{restart}.json"
+
+
+def job_logs(sweep: str, number: int) -> str:
+    """The folder of a submission's script and of its jobs' own logs."""
+    return f"{logs(sweep)}/jobs-{number:06d}"
 
 
 def report(sweep: str) -> str:

@@ -252,10 +252,10 @@ class Ledger:
 
     def revision_numbers(self, sweep: str) -> list[int]:
         """Returns the numbers of a sweep's revisions, ascending."""
-        return self._record_numbers(layout.revisions(sweep))
+        return self.record_numbers(layout.revisions(sweep))
 
-    def _record_numbers(self, prefix: str) -> list[int]:
-        """The numbers of ``<k>.json`` under a prefix, ascending; what else lies there is none of ours."""
+    def record_numbers(self, prefix: str) -> list[int]:
+        """Returns the numbers of ``<k>.json`` under a prefix, ascending; other names are none of ours."""
         parts = (name.partition(".") for name in self.objects.list(prefix).files)
         return sorted(int(stem) for stem, _, suffix in parts if suffix == "json" and stem.isdecimal())
 
@@ -298,7 +298,7 @@ class Ledger:
     def requests(self, sweep: str, problems: list[str] | None = None) -> list[Request]:
         """Reads all requests of a sweep, oldest first; an unreadable one is named in `problems`."""
         found = []
-        for number in self._record_numbers(layout.requests(sweep)):
+        for number in self.record_numbers(layout.requests(sweep)):
             request, problem = self.read(layout.request(sweep, number), Request)
             if request is not None:
                 found.append(request)
@@ -309,7 +309,7 @@ class Ledger:
     def add_request(self, sweep: str, request: Request) -> Request:
         """Appends a request under the next free number."""
         while True:
-            number = max(self._record_numbers(layout.requests(sweep)), default=0) + 1
+            number = max(self.record_numbers(layout.requests(sweep)), default=0) + 1
             numbered = msgspec.structs.replace(request, number=number)
             if self.create(layout.request(sweep, number), numbered, numbered.nonce):
                 return numbered

@@ -23,7 +23,7 @@ from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import damage
 from orchestrator.processes import end_group, oom_kills
-from orchestrator.stage import StageSpec
+from orchestrator.stage import MANIFEST, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, encode, new_nonce
 from orchestrator.store.retention import drop_work
@@ -76,7 +76,8 @@ class AttemptRun:
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
         self._released, self._stopping_s = "", 0.0
-        self._timed_out = False
+        self._timed_out, self._resumed = False, False
+        self._folder = Path(layout.CHECKPOINTS)
 
     def run(self, earlier: Sequence[Attempt]) -> End:
         """Runs the attempt to its end and returns the end that was recorded."""
@@ -96,8 +97,9 @@ class AttemptRun:
         if self._retired_input():
             return self._end("released", why=INPUT_RETIRED)
         key = layout.payload(self._node.stage, self._node.digest, self.number)
-        folder = self._ledger.objects.workspace(key)
+        folder = self._folder = self._ledger.objects.workspace(key)
         adopted = adopt(self._ledger, self._node, earlier, folder, pulse=self._pulse)
+        self._resumed = adopted is not None
         self._record_start(adopted[1] if adopted else None)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, adopted[0] if adopted else None)
@@ -118,6 +120,12 @@ class AttemptRun:
     def was_running(self) -> bool:
         """Whether the child came as far as calling the stage."""
         return self._message.phase not in ("", "starting")
+
+    @property
+    def made_progress(self) -> bool:
+        """Whether the child left a checkpoint of its own, so that another need not repeat all of it."""
+        adopted = 1 if self._resumed else 0
+        return len(list(self._folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))) > adopted
 
     @property
     def _folder_of_code(self) -> str:

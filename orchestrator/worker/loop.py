@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
 
 from orchestrator import provenance
-from orchestrator.core.failure import Cause
 from orchestrator.core.plan import Claimable, next_stage
 from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void
 from orchestrator.core.requests import Wishes, fold
@@ -27,7 +26,14 @@ IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
 MAX_FAILED_STARTS = 2
 
 REFUSED = 4
-"""Exit code of a worker that must not claim: other code, or it failed at the start of two attempts."""
+"""Exit code of a worker that must not claim: no use of the store, or two attempts failed at their start."""
+
+BROKEN_NODE, OTHER_CODE = 5, 6
+"""Exit codes of a worker that must not claim, for its node or for its code."""
+
+RELEASED, TOO_SHORT = 75, 76
+"""Exit codes of a scheduler's job that was asked to stop with work left: another may go on with it, or, where
+no checkpoint was left, would come no further. 75 is EX_TEMPFAIL of sysexits.h."""
 
 
 class Worker:
@@ -59,10 +65,11 @@ class Worker:
         self._stop_asked, self._say = stop_asked, say
         self._cells = share(self._sweep.cells, order)
         self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
-        self._watcher = Watcher(owner)
+        self._watcher = Watcher(owner, job=order.job)
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
         self._failed_starts = 0
+        self.num_claims, self._progressed = 0, True
         self._wishes_s = 0.0
         self._wishes = Wishes(frozenset(), {}, {})
 
@@ -87,6 +94,9 @@ class Worker:
                 lambda digest, s=snapshot, w=wishes: self._status(s, w, digest),  # type: ignore[misc]
                 cancelled=wishes.cancelled,
             )
+            if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
+                self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.node.name}")
+                return self._released("deadline")
             if scan.claimable is not None:
                 idle_s = IDLE_S if self._try(scan.claimable, snapshot) else self._pause(idle_s)
             elif scan.waiting:
@@ -94,7 +104,21 @@ class Worker:
             else:
                 self._retain(f"worker on {self._owner.host}")
                 return 0
-        return 0
+        return self._released(self._stop_asked())
+
+    def _released(self, why: str) -> int:
+        """The exit code of a worker that leaves work behind; only a scheduler wants to know."""
+        if self._order.job is None:
+            return 0
+        return RELEASED if self._progressed or why != "deadline" else TOO_SHORT
+
+    def _short_of_time(self) -> float | None:
+        """Returns the seconds that are left of a scheduler's job, when they are too few to start a stage."""
+        job = self._order.job
+        if job is None or job.end_at is None:
+            return None
+        left_s = job.end_at - time.time()
+        return left_s if left_s < job.min_left_s else None
 
     def _pause(self, idle_s: float) -> float:
         time.sleep(idle_s)
@@ -145,6 +169,7 @@ class Worker:
         if not self._ledger.claim(node, number, claim):
             return False
         self._say(f"{claimable.cell.cell} {node.name}: attempt {number}")
+        self.num_claims += 1
         run = AttemptRun(
             ledger=self._ledger,
             order=self._order,
@@ -160,6 +185,7 @@ class Worker:
         )
         end = run.run(attempts)
         self._count_start(run, end)
+        self._progressed = end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
             self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)
         self._say(
@@ -171,7 +197,7 @@ class Worker:
         supersedes, num_lost = None, 0
         if attempts and attempts[-1].end is None:
             supersedes = Supersedes(
-                attempt=attempts[-1].number, evidence=evidence.liveness_reason, cause=Cause.NODE_LOST
+                attempt=attempts[-1].number, evidence=evidence.liveness_reason, cause=evidence.liveness_cause
             )
             num_lost = 1
         num_lost += sum(1 for a in attempts if a.claim and a.claim.supersedes)
@@ -264,4 +290,15 @@ def this_owner(order: WorkerOrder, pid: int) -> Owner:
     process = describe(pid)
     if process is None:
         raise InfrastructureError(f"cannot read this process's start time (pid {pid})")
-    return Owner(host=platform.node(), process=process, slot=order.slot)
+    job = order.job
+    if job is None:
+        return Owner(host=platform.node(), process=process, slot=order.slot)
+    return Owner(
+        host=job.node or platform.node(),
+        process=process,
+        cluster=job.cluster,
+        job=job.job,
+        array_index=job.array_index,
+        restart_count=job.restart_count,
+        slot=order.slot,
+    )

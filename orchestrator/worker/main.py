@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 
@@ -18,10 +20,19 @@ from orchestrator import provenance
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.worker.loop import REFUSED, Worker, this_owner
+from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
 from orchestrator.worker.order import WorkerOrder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LATE_S = 90.0
+"""A scheduler may give its notice of the end so much too early: Slurm up to a minute."""
+
+
+class Diary:
+    """What is worth knowing of a worker that has ended."""
+
+    def __init__(self) -> None:
+        self.said, self.num_claims = "", 0
 
 
 def preload(sweep: Sweep) -> list[str]:
@@ -29,23 +40,24 @@ def preload(sweep: Sweep) -> list[str]:
     return sorted({module for spec in sweep.specs.values() for module in spec.preload})
 
 
-def run(order: WorkerOrder, log: Path | None = None) -> int:
+def run(order: WorkerOrder, log: Path | None = None, diary: Diary | None = None) -> int:
     """Runs a worker in this process until nothing is left for it; returns the exit code.
 
     Args:
         order: what it is told.
         log: file for its own lines; None for standard output.
+        diary: takes notes of it.
     """
+    diary = diary or Diary()
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-    reasons: list[str] = []
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: reasons.append("stopped"))
+    ending = _Ending(order)
 
     def say(line: str) -> None:
+        diary.said = line
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
@@ -57,7 +69,7 @@ def run(order: WorkerOrder, log: Path | None = None) -> int:
         found = provenance.code_digest(targets, order.import_paths)
         if order.code_digest and found != order.code_digest:
             say("the code on this machine is not the code at launch: this worker claims nothing")
-            return REFUSED
+            return OTHER_CODE
         if problem := _store_problem(ledger):
             say(f"{problem}: this worker claims nothing")
             return REFUSED
@@ -70,16 +82,49 @@ def run(order: WorkerOrder, log: Path | None = None) -> int:
             order=order,
             owner=this_owner(order, os.getpid()),
             context=multiprocessing.get_context("fork"),
-            stop_asked=lambda: reasons[0] if reasons else _parent_is_gone(),
+            stop_asked=ending.why,
             say=say,
         )
-        return worker.run()
+        try:
+            return worker.run()
+        finally:
+            diary.num_claims = worker.num_claims
     except SweepError as error:
         say(f"error: {error}")
         return error.exit_code
     except OSError as error:
         say(f"error: the store does not answer: {error}")
         return InfrastructureError.exit_code
+
+
+class _Ending:
+    """Why the worker should stop: a signal, its job's end, or the end of the launcher that started it."""
+
+    def __init__(self, order: WorkerOrder) -> None:
+        self._job, self._asked = order.job, ""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._heed)
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGUSR1:
+            self._asked = self._asked or "stopped"
+        else:
+            left_s = self._left_s()
+            if left_s is None or left_s <= LATE_S:
+                self._asked = self._asked or "deadline"
+
+    def _left_s(self) -> float | None:
+        """Seconds until the notice of the job's end is due."""
+        if self._job is None or self._job.end_at is None:
+            return None
+        return self._job.end_at - self._job.notice_s - time.time()
+
+    def why(self) -> str:
+        """Returns the reason, "" while there is none."""
+        left_s = self._left_s()
+        if not self._asked and left_s is not None and left_s <= 0:
+            self._asked = "deadline"
+        return self._asked or _parent_is_gone()
 
 
 def _store_problem(ledger: Ledger) -> str:

@@ -14,6 +14,42 @@ from orchestrator.manifest import File
 from orchestrator.stage import StageSpec
 
 
+class Gone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A start of a scheduler's job that is over, up to this restart: what it held needs no wait."""
+
+    cluster: str
+    job: str
+    array_index: int
+    restart_count: int
+    cause: Cause
+    evidence: str
+
+
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The scheduler's job that a worker runs in.
+
+    Attributes:
+        cluster, job, array_index, restart_count: who it is, see `orchestrator.core.records.Owner`.
+        node: the scheduler's name of this machine.
+        end_at: when the scheduler ends it, in seconds since 1970 by this machine's clock; None when not known.
+        notice_s: before that end, when stages are asked for their last checkpoint.
+        min_left_s: nothing is started with less time left.
+        before: why its former start ended; None when that is not known, or there was none.
+        gone: earlier jobs of its cells that are over.
+    """
+
+    cluster: str
+    job: str
+    array_index: int = 0
+    restart_count: int = 0
+    node: str = ""
+    end_at: float | None = None
+    notice_s: float = 0.0
+    min_left_s: float = 0.0
+    before: Cause | None = None
+    gone: tuple[Gone, ...] = ()
+
+
 class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A worker's assignment.
 
@@ -26,6 +62,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         num_threads: CPU threads of a child.
         import_paths: where the user's stages are importable; the first is the folder of the sweep file.
         code_digest: of the code at launch; a worker that finds another refuses.
+        job: the scheduler's, None without one.
     """
 
     store: str
@@ -39,6 +76,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     num_threads: int = 1
     import_paths: tuple[str, ...] = ()
     code_digest: str = ""
+    job: Job | None = None
 
 
 class ChildOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from orchestrator.core.failure import Cause
 from orchestrator.core.records import Owner
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import Node
 from orchestrator.store.evidence import Vital, glance
+from orchestrator.worker.order import Gone, Job
 
 MIN_READS = 3
 UNREADABLE_LEASE_S = 90.0
@@ -30,11 +32,14 @@ class Watcher:
 
     Args:
         me: the worker that watches.
+        job: the scheduler's job that it runs in, which knows of others that are over.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, me: Owner, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._me, self._clock = me, clock
+    def __init__(
+        self, me: Owner, *, job: Job | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._me, self._job, self._clock = me, job, clock
         self._seen: dict[tuple[str, int], _Sighting] = {}
 
     def __call__(self, node: Node, attempt: Attempt) -> Vital:
@@ -43,7 +48,12 @@ class Watcher:
         if vital.liveness is Liveness.GONE:
             return vital
         if attempt.claim is not None and self._is_former_self(attempt.claim.owner):
-            return Vital(Liveness.GONE, "this worker's own attempt, before it was started anew")
+            cause = self._job.before if self._job and self._job.before else Cause.NODE_LOST
+            return Vital(
+                Liveness.GONE, f"this job's own attempt, before it was started anew ({cause})", cause
+            )
+        if attempt.claim is not None and (gone := self._known_gone(attempt.claim.owner)):
+            return Vital(Liveness.GONE, gone.evidence, gone.cause)
         counter = attempt.heartbeat.counter if attempt.heartbeat else 0
         key, now_s = (node.digest, attempt.number), self._clock()
         seen = self._seen.get(key)
@@ -66,6 +76,17 @@ class Watcher:
             me.slot,
         )
         return bool(me.job) and same and owner.restart_count < me.restart_count
+
+    def _known_gone(self, owner: Owner) -> Gone | None:
+        for gone in self._job.gone if self._job else ():
+            same = (gone.cluster, gone.job, gone.array_index) == (
+                owner.cluster,
+                owner.job,
+                owner.array_index,
+            )
+            if same and owner.restart_count <= gone.restart_count:
+                return gone
+        return None
 
 
 def next_lease_s(base_s: float, num_lost: int, *, cap_s: float = 1800.0) -> float:

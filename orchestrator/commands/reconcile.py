@@ -1,0 +1,151 @@
+"""`sweep reconcile`: settle what was given to a scheduler and submit what nobody holds; needs no daemon."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+
+from orchestrator.commands.attend import make_launcher, print_failures, print_progress, settings_of
+from orchestrator.commands.dispatch import Dispatch, Given, print_given
+from orchestrator.commands.output import counted, outlive_the_reader
+from orchestrator.commands.report import write_reports
+from orchestrator.commands.retired import finish_retention
+from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view
+from orchestrator.core.records import Request
+from orchestrator.core.state import State
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.launchers.base import Launcher, Limits, Submitter
+
+WAIT_S = 2.0
+MAX_WAIT_S = 30.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_sweep(parser, json=False)
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be submitted")
+    add_wait(parser)
+    add_store(parser)
+
+
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    """Adds the wish to stay."""
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="stay, and submit again what is left, until all cells have ended; Ctrl-C leaves the jobs alone",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes one pass, or as many as it takes."""
+    outlive_the_reader()
+    view = open_view(args.sweep, no_overrides(args.words))
+    request = last_request(view)
+    submitter = make_launcher(settings_of(request), len(view.sweep.cells))
+    if not isinstance(submitter, Submitter):
+        raise UserError(
+            f"{view.sweep.name} was last launched with a launcher that has no jobs",
+            where=f"launcher={settings_of(request).launcher['name']}",
+            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}",
+        )
+    if args.dry_run:
+        return print_scripts(Dispatch(view, request, submitter, submitter.limits()).dry_run())
+    return submit_all(view, request, submitter, submitter.limits(), wait=args.wait)
+
+
+def last_request(view: View) -> Request:
+    """Returns the launch or rerun whose settings and code are used.
+
+    Raises:
+        UserError: the sweep was never launched.
+    """
+    for request in reversed(view.requests):
+        if request.settings is not None:
+            return request
+    raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
+
+
+def limits_of(launcher: Launcher | Submitter, args: argparse.Namespace) -> Limits | None:
+    """Asks a launcher's scheduler for its limits, before anything is recorded; None for one that has none.
+
+    Raises:
+        UserError: a dry run of a launcher that submits nothing.
+        InfrastructureError: the scheduler does not answer.
+    """
+    if isinstance(launcher, Submitter):
+        return launcher.limits()
+    if args.dry_run:
+        raise UserError("this launcher submits nothing", fix=f"sweep plan {args.sweep}")
+    return None
+
+
+def print_scripts(given: Given) -> int:
+    """Prints what would be submitted, word for word."""
+    for submission, text in given.scripts:
+        print(f"# submission {submission.number}: {counted(len(submission.tasks), 'task')}")
+        for index, cells in enumerate(submission.tasks):
+            print(f"#   {index}: {' '.join(cells)}")
+        print(text)
+    print(
+        f"# {counted(len(given.scripts), 'submission')}; {counted(given.num_held, 'cell')} have a job already"
+    )
+    if given.behind:
+        print(f"# {counted(given.behind, 'cell')} would be held back by {given.limit}")
+    return 0
+
+
+def submit_all(view: View, request: Request, submitter: Submitter, limits: Limits, *, wait: bool) -> int:
+    """Submits what nobody holds and says so; with `wait` stays until nothing is left to do.
+
+    Returns:
+        0 when everything was submitted, or with `wait` when all cells are done; else 1.
+    """
+    given = Dispatch(view.fresh(), request, submitter, limits).run()
+    view = view.fresh()
+    print_given(view, given)
+    if wait:
+        return _stay(view, request, submitter, limits)
+    counts = Counter(view.cells[cell.cell].state for cell in view.sweep.cells)
+    print(f"{view.title}: {counted(len(view.sweep.cells), 'cell')}: {summary(counts)}")
+    print_failures(view, list(view.sweep.cells))
+    if counts[State.DONE]:
+        write_reports(view)
+    print(f"  sweep status {view.sweep.name}{view.hint}")
+    return 1 if counts[State.FAILED] else 0
+
+
+def summary(counts: Counter[State]) -> str:
+    """Returns ``3 done, 2 queued``."""
+    return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+
+
+_OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
+
+
+def _stay(view: View, request: Request, submitter: Submitter, limits: Limits) -> int:
+    wanted = set(request.cells) if request.cells is not None else None
+    cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
+    pause_s, last = WAIT_S, ""
+    while any(view.cells[cell.cell].state in _OPEN for cell in cells):
+        last = print_progress(view, cells, last)
+        time.sleep(pause_s)
+        start_s = time.monotonic()
+        try:
+            dispatch = Dispatch(view.fresh(), request, submitter, limits)
+            given = dispatch.run()
+        except InfrastructureError as error:  # a scheduler that is away comes back
+            print(f"  {error.what}; trying again", flush=True)
+            pause_s = MAX_WAIT_S
+            continue
+        view = view.fresh()
+        print_given(view, given)
+        pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
+    finish_retention(view, settings_of(request).policy)
+    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")
+    print_failures(view, cells)
+    if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
+        write_reports(view)
+    return 0 if counts[State.DONE] == len(cells) else 1

@@ -1,0 +1,373 @@
+"""Which cells to give to a scheduler, and what its jobs say of their states. Pure.
+
+It knows submissions, closings and what a scheduler answered. It never calls a cell failed because a scheduler
+was silent, and never lets two jobs hold one cell: a cell is held from the intent on, until it is known that
+its task is over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.jobs import Accepted, Over, Report, Resources, Submission
+from orchestrator.core.records import Owner
+from orchestrator.core.state import CellStatus, State
+
+
+class Phase(StrEnum):
+    """Where a task stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    OVER = "over"
+    UNKNOWN = "unknown"
+
+
+class Seen(NamedTuple):
+    """What a scheduler says of a task now.
+
+    Attributes:
+        phase: whether it waits, runs or is over.
+        word: the scheduler's own, such as ``PENDING``.
+        reason: why it waits.
+        start: when it may start, or did, for people.
+        node: where it runs or ran.
+        restarts: how often it was started anew; None when the answer does not tell.
+        before: the cause of the last end before a restart, None when there was none.
+        before_word: that end in the scheduler's word.
+        over: the end, where `phase` says so.
+    """
+
+    phase: Phase
+    word: str
+    reason: str = ""
+    start: str = ""
+    node: str = ""
+    restarts: int | None = None
+    before: Cause | None = None
+    before_word: str = ""
+    over: Over | None = None
+
+
+class Answer(NamedTuple):
+    """A scheduler's answer to one question about many jobs.
+
+    Attributes:
+        seen: what is known by (job, index); what is absent is not known.
+        problem: why there is no answer, "" when there is one.
+        remembers: whether it knows jobs that are long over: what is absent was not recorded yet.
+    """
+
+    seen: Mapping[tuple[str, int], Seen] = {}
+    problem: str = ""
+    remembers: bool = False
+
+
+class Filed(NamedTuple):
+    """A submission with all that the store says of it."""
+
+    submission: Submission
+    accepted: Accepted | None = None
+    over: Mapping[int, Over] = {}
+    reports: Mapping[int, Report] = {}
+
+    @property
+    def open_tasks(self) -> list[int]:
+        """Indexes of the tasks that are not known to be over."""
+        return [index for index in range(len(self.submission.tasks)) if index not in self.over]
+
+
+class Job(NamedTuple):
+    """What is known of the last task that a cell was given to.
+
+    Attributes:
+        task: index of the task.
+        name: for people and for the scheduler: ``1234_5``, "" before it has an id.
+    """
+
+    submission: Submission
+    task: int
+    name: str
+    phase: Phase
+    reason: str
+    seen: Seen | None = None
+    over: Over | None = None
+
+
+class Jobs:
+    """The jobs of a sweep, as the cells of one revision see them.
+
+    Args:
+        filed: all its submissions, oldest first.
+        answer: of the scheduler about their open tasks.
+        revision: whose cells are meant.
+    """
+
+    def __init__(
+        self, filed: Sequence[Filed] = (), answer: Answer | None = None, *, revision: int = 0
+    ) -> None:
+        self.filed = filed
+        self._answer = answer or Answer(problem="the scheduler was not asked")
+        self._last: dict[str, tuple[Filed, int]] = {}
+        self._ends: dict[str, list[tuple[int, Over]]] = {}
+        self._owners: dict[tuple[str, str, int], tuple[Filed, int]] = {}
+        for each in filed:
+            submission = each.submission
+            for index, cells in enumerate(submission.tasks):
+                if each.accepted is not None:
+                    self._owners[(submission.cluster, each.accepted.job, index)] = (each, index)
+                if submission.revision != revision:
+                    continue
+                over = self._over(each, index)
+                for cell in cells:
+                    self._last[cell] = (each, index)
+                    if over is not None:
+                        self._ends.setdefault(cell, []).append((submission.request, over))
+
+    def _over(self, filed: Filed, index: int) -> Over | None:
+        """The end of a task: as closed, as the scheduler says now, or else as the job itself said."""
+        if index in filed.over:
+            return filed.over[index]
+        seen = self._seen(filed, index)
+        if seen is not None:
+            return seen.over
+        report = filed.reports.get(index)
+        if report is None or report.requeued or filed.accepted is None:
+            return None
+        return Over(
+            index=index,
+            word="EXITED",
+            cause=report.cause,
+            detail=report.why,
+            node=report.node,
+            seconds=report.seconds,
+            idle=not report.claimed,
+        )
+
+    def _seen(self, filed: Filed, index: int) -> Seen | None:
+        if filed.accepted is None or self._answer.problem:
+            return None
+        return self._answer.seen.get((filed.accepted.job, index))
+
+    def news(self) -> list[tuple[Filed, tuple[Over, ...]]]:
+        """Returns, by submission, the tasks that are over and not closed yet."""
+        found = []
+        for each in self.filed:
+            over = [o for index in each.open_tasks if (o := self._over(each, index)) is not None]
+            if over:
+                found.append((each, tuple(over)))
+        return found
+
+    @property
+    def problem(self) -> str:
+        """Why the scheduler's answer is missing, "" when it is there or nothing was to be asked."""
+        return self._answer.problem if any(each.open_tasks for each in self.filed) else ""
+
+    def of_cell(self, cell: str) -> Job | None:
+        """Returns the last job of a cell, None when it was never given to a scheduler."""
+        found = self._last.get(cell)
+        return None if found is None else self.job(*found)
+
+    def job(self, filed: Filed, index: int) -> Job:
+        """Says what is known of one task."""
+        submission, accepted = filed.submission, filed.accepted
+        name = f"{accepted.job}_{index}" if accepted else ""
+
+        def told(phase: Phase, reason: str, seen: Seen | None = None, over: Over | None = None) -> Job:
+            return Job(submission, index, name, phase, reason, seen, over)
+
+        if (over := self._over(filed, index)) is not None:
+            return told(Phase.OVER, ending(name, over), over=over)
+        if accepted is None:
+            waits = f"submission {submission.number} of {submission.at} was not answered by the scheduler"
+            return told(Phase.UNKNOWN, f"{waits}; `sweep reconcile` settles it")
+        if self._answer.problem:
+            return told(Phase.UNKNOWN, f"job {name} was submitted at {submission.at}; {self._answer.problem}")
+        seen = self._seen(filed, index)
+        if seen is None and self._answer.remembers:
+            return told(Phase.QUEUED, f"job {name} was accepted at {accepted.at}, and is not listed yet")
+        if seen is None:
+            return told(Phase.UNKNOWN, f"the scheduler does not list job {name}, accepted at {accepted.at}")
+        return told(seen.phase, _living(name, seen), seen)
+
+    def fate(self, owner: Owner) -> Over | None:
+        """Returns the end of an attempt's owner when the scheduler proves it, None when it proves nothing.
+
+        Proof is a terminal state of that very restart, or a later restart of the same job.
+        """
+        found = self._owners.get((owner.cluster, owner.job, owner.array_index)) if owner.job else None
+        if found is None:
+            return None
+        filed, index = found
+        if (over := self._over(filed, index)) is not None:
+            return over if owner.restart_count <= over.restarts else None
+        seen = self._seen(filed, index)
+        if seen is None:
+            return None
+        if seen.restarts is not None and owner.restart_count < seen.restarts:
+            word = seen.before_word or "REQUEUED"
+            return Over(
+                index=index,
+                word=word,
+                cause=seen.before or Cause.NODE_LOST,
+                detail=f"it was started anew after {word}",
+            )
+        return None
+
+    def spent(
+        self, cell: str, since_request: int, retries: Mapping[str, int]
+    ) -> tuple[Cause, int, Over] | None:
+        """Returns by what a cell's jobs ended more often than is retried: (cause, count, last end).
+
+        Args:
+            cell: its id.
+            since_request: ends of jobs that an earlier request asked for do not count.
+            retries: cause to number of retries.
+        """
+        ends = [over for request, over in self._ends.get(cell, ()) if request >= since_request and over.cause]
+        for cause, count in Counter(over.cause for over in ends).items():
+            if cause is not None and count > retries.get(cause, 0):
+                return cause, count, next(over for over in reversed(ends) if over.cause is cause)
+        return None
+
+    def count(self, cell: str, cause: Cause) -> int:
+        """Counts how often a cell's jobs ended by a cause, ever."""
+        return sum(over.cause is cause for _, over in self._ends.get(cell, ()))
+
+
+def ending(name: str, over: Over) -> str:
+    """Says how a job ended."""
+    parts = [f"job {name} ended {over.word}" if name else "it was never a job"]
+    if over.node:
+        parts[0] += f" on {over.node}"
+    if over.detail:
+        parts.append(over.detail)
+    return ": ".join(parts)
+
+
+def _living(name: str, seen: Seen) -> str:
+    if seen.phase is Phase.RUNNING:
+        return f"job {name} runs on {seen.node}" if seen.node else f"job {name} runs"
+    again = f", started anew after {seen.before_word}" if seen.before_word else ""
+    why = f": {seen.reason}" if seen.reason and seen.reason != "None" else ""
+    start = f", expected to start at {seen.start}" if seen.start else ""
+    return f"job {name} waits{again}{why}{start}"
+
+
+_SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED})
+
+
+def with_jobs(
+    cell: str, status: CellStatus, jobs: Jobs, *, since_request: int, retries: Mapping[str, int]
+) -> CellStatus:
+    """Adds to a cell's state what its job tells, which ranks below product, end and heartbeat.
+
+    Args:
+        cell: its id.
+        status: by the store alone.
+        jobs: of its revision.
+        since_request: the last launch or rerun that named the cell.
+        retries: cause to number of retries.
+    """
+    job = jobs.of_cell(cell)
+    if job is None or status.state in _SETTLED or status.state is State.RUNNING:
+        return status
+    if job.phase is Phase.UNKNOWN:
+        return status._replace(state=State.UNKNOWN, reason=job.reason)
+    if job.phase is Phase.QUEUED:
+        return status._replace(state=State.QUEUED, reason=job.reason)
+    if job.phase is Phase.RUNNING:
+        return status._replace(state=State.QUEUED, reason=f"{job.reason}; {status.reason}")
+    if (gone := jobs.spent(cell, since_request, retries)) is not None:
+        cause, count, over = gone
+        tries = "" if count == 1 else f", {count} jobs"
+        name = job.name if job.over is over else ""
+        reason = (
+            f"{ending(name, over) if name else f'a job ended {over.word}: {over.detail}'} ({cause}{tries})"
+        )
+        return status._replace(state=State.FAILED, reason=reason, cause=cause)
+    return status._replace(reason=f"{job.reason}; {status.reason}")
+
+
+class Group(NamedTuple):
+    """Cells that ask for the same, as the tasks of one array."""
+
+    resources: Resources
+    tasks: tuple[tuple[str, ...], ...]
+    max_running: int | None = None
+
+
+def grouped(
+    wanted: Iterable[tuple[str, Resources]],
+    *,
+    cells_per_job: int,
+    max_array_size: int,
+    max_running: int | None,
+    held: int = 0,
+    max_jobs: int | None = None,
+) -> tuple[list[Group], int]:
+    """Groups cells by resources into arrays; returns them and how many cells stay behind.
+
+    Args:
+        wanted: cells in order, with what each asks for.
+        cells_per_job: how many cells a task works on.
+        max_array_size: most tasks an array may have.
+        max_running: most tasks that may run at once, shared out among the arrays; None for no limit.
+        held: tasks of the sweep that wait or run already.
+        max_jobs: most tasks that may wait or run at once; None for no limit.
+    """
+    by_resources: dict[Resources, list[str]] = {}
+    for cell, resources in wanted:
+        by_resources.setdefault(resources, []).append(cell)
+    arrays: list[Group] = []
+    left, behind = max_jobs - held if max_jobs is not None else None, 0
+    for resources, cells in by_resources.items():
+        tasks = [tuple(cells[start : start + cells_per_job]) for start in range(0, len(cells), cells_per_job)]
+        if left is not None:
+            behind += sum(map(len, tasks[max(0, left) :]))
+            tasks = tasks[: max(0, left)]
+            left -= len(tasks)
+        arrays += [
+            Group(resources, tuple(tasks[start : start + max_array_size]))
+            for start in range(0, len(tasks), max_array_size)
+        ]
+    return _throttled(arrays, max_running), behind
+
+
+def _throttled(arrays: list[Group], max_running: int | None) -> list[Group]:
+    """Shares the throttle out in proportion; each array gets one at least, or it would never run."""
+    if max_running is None:
+        return arrays
+    total, throttled = sum(len(group.tasks) for group in arrays), []
+    for group in arrays:
+        share = max(1, max_running * len(group.tasks) // max(1, total))
+        throttled.append(group._replace(max_running=min(share, len(group.tasks))))
+    return throttled
+
+
+MIN_FAST_FAILS = 2
+
+
+def bad_nodes(filed: Sequence[Filed], recent: Collection[int], *, fast_s: float) -> tuple[str, ...]:
+    """Names nodes on which jobs ended early without claiming anything, twice or more and more often than not.
+
+    Args:
+        filed: all submissions.
+        recent: numbers of the submissions whose ends count; older ones have expired.
+        fast_s: an end within so many seconds is an early one.
+    """
+    good: Counter[str] = Counter()
+    bad: Counter[str] = Counter()
+    for each in filed:
+        if each.submission.number not in recent:
+            continue
+        for over in each.over.values():
+            if over.node and over.idle and over.cause and over.seconds is not None and over.seconds <= fast_s:
+                bad[over.node] += 1
+            elif over.node and over.cause is None:
+                good[over.node] += 1
+    return tuple(sorted(node for node, n in bad.items() if n >= MIN_FAST_FAILS and n > good[node]))

@@ -1,0 +1,131 @@
+"""The records of what was given to a scheduler, and what is known of the jobs that came of it.
+
+A *submission* is one array of a scheduler; each of its *tasks* is a job that works on a few cells. The intent
+is created before the scheduler is asked and the job's id after it, so that a job whose id was lost is found
+again by its name. What a scheduler said of a job that is over is kept as a *closing*: schedulers forget.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import Code, Record
+
+
+class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one job asks for.
+
+    Attributes:
+        num_nodes: nodes of the job.
+        gpus_per_node: GPUs on each of them.
+        cpus: CPUs on each of them.
+        memory_gib: host memory on each of them; None for the scheduler's own default.
+        hours: wall time.
+        partition: "" for the scheduler's default.
+    """
+
+    num_nodes: int = 1
+    gpus_per_node: int = 0
+    cpus: int = 1
+    memory_gib: float | None = None
+    hours: float = 1.0
+    partition: str = ""
+
+
+class Submission(Record, frozen=True, kw_only=True):
+    """`sweeps/<sweep>/submissions/<n>.json`: the intent to give cells to a scheduler.
+
+    Attributes:
+        request: the launch or rerun that asked, whose settings and cells count.
+        launcher: a key of `orchestrator.registry.LAUNCHERS`.
+        cluster: the scheduler's name for itself.
+        name: of the job, unique for the store and the number: what it is found by.
+        tasks: the cells of each task, by index from 0.
+        max_running: how many tasks may run at once; None for all.
+        exclude: nodes that must not be used.
+        code: the snapshot that its workers import.
+        folder: the working folder of its workers.
+        logs: folder of the jobs' own logs, "" for the one in the store.
+    """
+
+    nonce: str
+    number: int
+    revision: int
+    request: int
+    launcher: str
+    cluster: str
+    name: str
+    tasks: tuple[tuple[str, ...], ...]
+    resources: Resources
+    max_running: int | None = None
+    exclude: tuple[str, ...] = ()
+    code: Code | None = None
+    folder: str = ""
+    logs: str = ""
+    by: str = ""
+    at: str = ""
+
+
+class Accepted(Record, frozen=True, kw_only=True):
+    """`sweeps/<sweep>/submissions/<n>/job.json`: the scheduler took it, under this id."""
+
+    nonce: str
+    job: str
+    at: str = ""
+
+
+class Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A task that will not run any more, and how that is known.
+
+    Attributes:
+        index: of the task.
+        word: the scheduler's own, such as ``NODE_FAIL``; ``REFUSED`` when it never was a job.
+        cause: what it counts as; None when nothing went wrong.
+        detail: for people.
+        node: where it ran, "" when it did not.
+        restarts: how often the scheduler had started it anew.
+        seconds: wall time of its last start.
+        idle: whether it ended without having claimed anything, which speaks against its node.
+    """
+
+    index: int
+    word: str
+    cause: Cause | None = None
+    detail: str = ""
+    node: str = ""
+    restarts: int = 0
+    seconds: float | None = None
+    idle: bool = False
+
+
+class Closing(Record, frozen=True, kw_only=True):
+    """`sweeps/<sweep>/submissions/<n>/closings/<k>.json`: tasks found over; the first word stands."""
+
+    nonce: str
+    number: int
+    over: tuple[Over, ...]
+    at: str = ""
+
+
+class Report(Record, frozen=True, kw_only=True):
+    """`sweeps/<sweep>/submissions/<n>/reports/<index>.<restart>.json`: a job's own last words.
+
+    Attributes:
+        code: exit code of its worker.
+        cause: of its end, None when nothing went wrong.
+        why: what the worker said last.
+        claimed: whether it claimed anything.
+        requeued: whether it asked the scheduler to start it anew.
+        node: where it ran.
+        seconds: since its start.
+    """
+
+    code: int
+    cause: Cause | None = None
+    why: str = ""
+    claimed: bool = True
+    requeued: bool = False
+    node: str = ""
+    seconds: float = 0.0
+    at: str = ""

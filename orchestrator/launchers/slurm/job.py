@@ -1,0 +1,343 @@
+"""What a job runs on its first node: ``python -m orchestrator.launchers.slurm.job STORE SWEEP SUBMISSION``.
+
+It finds its cells in the submission, works on them as any worker does, and leaves a report. A worker that was
+asked to stop with work left has its job started anew, unless Slurm is already ending it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from orchestrator import provenance
+from orchestrator.core.dispatch import Filed, ending
+from orchestrator.core.failure import Cause
+from orchestrator.core.jobs import Report, Submission
+from orchestrator.core.records import Request
+from orchestrator.core.settings import EngineSettings
+from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.launchers.base import Launch
+from orchestrator.launchers.local import LocalLauncher
+from orchestrator.launchers.slurm import query
+from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
+from orchestrator.launchers.slurm.words import cause_of_code, previous_end, seconds_of
+from orchestrator.store import code as snapshots
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.submissions import Submissions
+from orchestrator.worker.loop import BROKEN_NODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.worker.main import Diary, preload
+from orchestrator.worker.main import run as run_worker
+from orchestrator.worker.order import Gone, Job, WorkerOrder
+
+QUERY_S = 15.0
+CHECK_S = 120.0
+POLL_S = 0.2
+
+
+class Place:
+    """Which job this is, by Slurm's environment."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.own = environment.get("SLURM_JOB_ID", "")
+        self.array = environment.get("SLURM_ARRAY_JOB_ID", self.own)
+        self.index = int(environment.get("SLURM_ARRAY_TASK_ID", "0"))
+        self.restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
+        self.cluster = environment.get("SLURM_CLUSTER_NAME", "slurm")
+        self.node = environment.get("SLURMD_NODENAME", "")
+        self.end_at = float(environment.get("SLURM_JOB_END_TIME", "0")) or None
+
+
+class SlurmJob:
+    """One start of one task.
+
+    Args:
+        ledger: the store.
+        sweep: its name.
+        submission: that the task belongs to.
+        place: which task.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: str, submission: Submission, place: Place) -> None:
+        self._ledger, self._sweep, self._submission, self._place = ledger, sweep, submission, place
+        self._submissions = Submissions(ledger, sweep)
+        self._request = _request(ledger, sweep, submission.request)
+        settings = self._request.settings
+        if settings is None:
+            raise InfrastructureError(f"request {submission.request} of {sweep} started nothing")
+        self._settings: EngineSettings = settings
+        self._slurm, self._cluster = slurm_settings(settings.launcher), cluster_profile(settings.cluster)
+        self._start_s = time.monotonic()
+        self._diary = Diary()
+
+    def run(self) -> int:
+        """Works on the task's cells; returns the exit code of the job."""
+        if (over := self._submissions.is_closed(self._submission.number, self._place.index)) is not None:
+            say(f"this task was given up ({over.word} {over.detail}): it claims nothing")
+            return 0
+        with _scratch(self._place.own):
+            code = BROKEN_NODE if (problem := self._broken_node()) else self._work()
+        if problem:
+            self._diary.said = problem
+            say(problem)
+        if code == RELEASED and self._requeue():
+            time.sleep(query.TIMEOUT_S)  # Slurm ends this start of the job now
+        elif code != RELEASED:
+            self._report(code)
+        return code
+
+    def _broken_node(self) -> str:
+        check = self._cluster.node_check
+        if check is None:
+            return ""
+        try:
+            done = subprocess.run(
+                ["bash", "-c", check],
+                capture_output=True,
+                text=True,
+                timeout=CHECK_S,
+                check=False,
+                errors="replace",
+            )
+        except subprocess.TimeoutExpired:
+            return f"the node's check took longer than {CHECK_S:.0f} s: {check}"
+        if done.returncode == 0:
+            return ""
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        return f"the node's check failed: {check}: {last[0] if last else f'exit code {done.returncode}'}"
+
+    # Working
+
+    def _work(self) -> int:
+        order = self._order()
+        if self._slurm.workers_per_job == 1:
+            return run_worker(order, diary=self._diary)
+        return self._work_side_by_side(order)
+
+    def _order(self) -> WorkerOrder:
+        submission = self._submission
+        code = submission.code
+        paths = snapshots.import_paths(self._ledger.objects, code) if code else ()
+        revision = self._ledger.revision(self._sweep, submission.revision)
+        targets = [spec.run for spec in revision.sweep.specs.values() if spec.run]
+        return WorkerOrder(
+            store=self._ledger.objects.url,
+            sweep=self._sweep,
+            revision=submission.revision,
+            cells=submission.tasks[self._place.index],
+            settings=self._settings,
+            num_threads=max(1, submission.resources.cpus // self._slurm.workers_per_job),
+            import_paths=paths or self._request.import_paths,
+            code_digest=provenance.code_digest(targets, paths) if paths else "",
+            snapshot=code.digest if code else "",
+            job=self._job(),
+        )
+
+    def _job(self) -> Job:
+        place, hours = self._place, self._submission.resources.hours
+        end_at = place.end_at or _end_at(place.own) or time.time() + 3600 * hours
+        limit_s = end_at - time.time()
+        policy = self._settings.policy
+        notice_s = min(float(self._cluster.signal_s), limit_s / 2)
+        # time for a first checkpoint, but never so much that a short job could do nothing at all
+        min_left_s = min(notice_s + policy.checkpoint_interval_s, limit_s / 2)
+        return Job(
+            cluster=place.cluster,
+            job=place.array,
+            array_index=place.index,
+            restart_count=place.restart,
+            node=place.node,
+            end_at=end_at,
+            notice_s=notice_s,
+            min_left_s=min_left_s,
+            before=_before(place) if place.restart else None,
+            gone=tuple(_gone(self._submissions.read())),
+        )
+
+    def _work_side_by_side(self, order: WorkerOrder) -> int:
+        """Runs several workers, each with its part of the job's devices."""
+        workers = self._slurm.workers_per_job
+        gpus = self._submission.resources.gpus_per_node // workers
+        options = {
+            "name": "local",
+            "workers": workers,
+            "cpus_per_worker": order.num_threads,
+            "gpus_per_worker": gpus,
+        }
+        pool = LocalLauncher(options, len(order.cells or ()))
+        stops: list[int] = []
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if number != signal.SIGUSR1:  # the workers know the job's end themselves
+                stops.append(number)
+                pool.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, stop)
+        revision = self._ledger.revision(self._sweep, order.revision)
+        pool.start(
+            Launch(
+                store=order.store,
+                sweep=order.sweep,
+                revision=order.revision,
+                request=self._submission.request,
+                cells=order.cells,
+                settings=order.settings,
+                import_paths=order.import_paths,
+                code_digest=order.code_digest,
+                preload=tuple(preload(revision.sweep)),
+                log_folder=str(
+                    self._ledger.objects.workspace(layout.job_logs(self._sweep, self._submission.number))
+                    / f"task-{self._place.index}"
+                ),
+                job=order.job,
+                snapshot=order.snapshot,
+            )
+        )
+        while pool.poll() > 0:
+            time.sleep(POLL_S)
+        self._diary.num_claims = 0 if pool.refusal() else 1
+        self._diary.said = pool.refusal() or self._diary.said
+        return REFUSED if pool.refusal() else pool.released or (RELEASED if stops else 0)
+
+    # Ending
+
+    def _requeue(self) -> bool:
+        """Has Slurm start the job anew; False when it will not, or is ending the job already."""
+        try:
+            state = query.slurm(
+                "squeue", "-h", "-j", self._place.own, "-o", "%T", timeout_s=QUERY_S
+            ).output.strip()
+        except InfrastructureError:
+            state = ""
+        if state != "RUNNING":  # preempted or cancelled: Slurm decides, and whoever asks it will know
+            self._report(RELEASED, requeued=True)
+            return False
+        self._report(RELEASED, requeued=True)
+        try:
+            said = query.slurm("scontrol", "requeue", self._place.own, timeout_s=QUERY_S)
+            problem = said.problem if said.code != 0 else ""
+        except InfrastructureError as error:
+            problem = error.what
+        if problem:
+            say(f"the job is not started anew: {problem}; `sweep reconcile` submits its cells again")
+            self._report(RELEASED)
+        return not problem
+
+    def _report(self, code: int, *, requeued: bool = False) -> None:
+        """Leaves the last words; without them Slurm's must do."""
+        report = Report(
+            code=code,
+            cause=cause_of_code(code),
+            why=self._diary.said,
+            claimed=self._diary.num_claims > 0 or code in (0, RELEASED, TOO_SHORT),
+            requeued=requeued,
+            node=self._place.node,
+            seconds=round(time.monotonic() - self._start_s, 1),
+            at=provenance.now(),
+        )
+        with contextlib.suppress(OSError):
+            self._submissions.report(self._submission.number, self._place.index, self._place.restart, report)
+
+
+def _request(ledger: Ledger, sweep: str, number: int) -> Request:
+    request, problem = ledger.read(layout.request(sweep, number), Request)
+    if request is None:
+        raise InfrastructureError(
+            f"request {number} of {sweep} cannot be read: {problem or 'it is not there'}"
+        )
+    return request
+
+
+def _end_at(job: str) -> float | None:
+    """Asks Slurm when it will end the job: seconds since 1970, by this machine's clock."""
+    try:
+        left = query.slurm("squeue", "-h", "-j", job, "-o", "%L", timeout_s=QUERY_S).output.strip()
+    except InfrastructureError:
+        return None
+    seconds = seconds_of(left)
+    return None if seconds is None else time.time() + seconds
+
+
+def _before(place: Place) -> Cause | None:
+    """Asks accounting why the former start of the job ended; None when it does not know."""
+    try:
+        said = query.slurm(
+            "sacct", "-nPXD", "-j", f"{place.array}_{place.index}", "-o", "State", timeout_s=QUERY_S
+        )
+    except InfrastructureError:
+        return None
+    return previous_end(said.output.splitlines()) if said.code == 0 else None
+
+
+def _gone(filed: Sequence[Filed]) -> list[Gone]:
+    """The jobs of the sweep that are known to be over and did not end well."""
+    return [
+        Gone(
+            cluster=each.submission.cluster,
+            job=each.accepted.job,
+            array_index=index,
+            restart_count=over.restarts,
+            cause=over.cause,
+            evidence=ending(f"{each.accepted.job}_{index}", over),
+        )
+        for each in filed
+        if each.accepted is not None
+        for index, over in each.over.items()
+        if over.cause is not None
+    ]
+
+
+@contextlib.contextmanager
+def _scratch(job: str):  # type: ignore[no-untyped-def]
+    """Gives temporary files a folder of the job's own on the node, and empties it afterwards."""
+    root = os.environ.pop("SWEEP_SCRATCH", "")
+    if not root:
+        yield
+        return
+    folder = Path(root) / f"sweep-{job}"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def say(line: str) -> None:
+    """Writes to the job's log."""
+    with contextlib.suppress(OSError):
+        print(f"{provenance.now()} job: {line}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job that Slurm's environment describes; returns its exit code."""
+    store, sweep, number = sys.argv[1:] if argv is None else argv
+    place = Place(os.environ)
+    say(f"{sweep} submission {number} task {place.index}, start {place.restart}, on {place.node}")
+    try:
+        ledger = open_ledger(store)
+        submission = Submissions(ledger, sweep).submission(int(number))
+        if submission is None or place.index >= len(submission.tasks):
+            raise InfrastructureError(
+                f"submission {number} of {sweep} has no task {place.index}", where=store
+            )
+        return SlurmJob(ledger, sweep, submission, place).run()
+    except SweepError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except OSError as error:
+        say(f"error: the store does not answer: {error}")
+        return InfrastructureError.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Slurm's words: the states of a job, what they count as, and how its commands print them. Pure.
+
+Sources: the manual pages of sacct ("JOB STATE CODES"), squeue and sbatch of Slurm 22.05. A state that is not known
+here counts as neither alive nor over.
+"""
+
+from __future__ import annotations
+
+import pwd
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from orchestrator.core.dispatch import Phase, Seen
+from orchestrator.core.failure import Cause
+from orchestrator.core.jobs import Over
+from orchestrator.worker.loop import BROKEN_NODE, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+
+_WAITING = frozenset(
+    [
+        "PENDING",
+        "REQUEUED",
+        "REQUEUE_FED",
+        "REQUEUE_HOLD",
+        "RESV_DEL_HOLD",
+        "SPECIAL_EXIT",
+        "SUSPENDED",
+        "STOPPED",
+    ]
+)
+_LIVE = frozenset(["RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"])
+_OVER = {
+    "COMPLETED": None,
+    "CANCELLED": Cause.CANCELLED,
+    "REVOKED": Cause.CANCELLED,
+    "TIMEOUT": Cause.TIMEOUT,
+    "DEADLINE": Cause.TIMEOUT,
+    "PREEMPTED": Cause.PREEMPTED,
+    "NODE_FAIL": Cause.NODE_LOST,
+    "BOOT_FAIL": Cause.BAD_NODE,
+    "LAUNCH_FAILED": Cause.BAD_NODE,
+    "OUT_OF_MEMORY": Cause.OOM_HOST,
+    "FAILED": Cause.UNKNOWN,
+}
+_BY_EXIT = {
+    0: (None, "its worker ended as it should"),
+    RELEASED: (None, "its worker gave its work back"),
+    TOO_SHORT: (Cause.TIMEOUT, "no checkpoint was finished within its time limit: ask for more hours"),
+    REFUSED: (Cause.BAD_NODE, "its worker refused to work"),
+    BROKEN_NODE: (Cause.BAD_NODE, "its node did not pass the check"),
+    OTHER_CODE: (Cause.CODE, "its worker found other code than that at launch"),
+    3: (Cause.STORAGE, "its worker could not use the store"),
+}
+"""Exit codes of a worker, which a job passes on."""
+
+SACCT = "JobID,State,ExitCode,NodeList,Start,End,ElapsedRaw,Reason"
+SQUEUE = (
+    "ArrayJobID:|,ArrayTaskID:|,State:|,Reason:|,StartTime:|,NodeList:|,RestartCnt:|,TimeUsed:|,exit_code:"
+)
+"""The columns that are asked for; both are given with a separator, so that no width cuts them."""
+
+_TASK = re.compile(r"(?P<job>\d+)_(?P<index>\d+)")
+_TASKS = re.compile(r"(?P<job>\d+)_\[(?P<indexes>[\d,\-:]+)(%\d+)?\]")
+
+
+def phase_of(word: str) -> Phase:
+    """Returns what a state means for us."""
+    if word in _WAITING:
+        return Phase.QUEUED
+    if word in _LIVE:
+        return Phase.RUNNING
+    return Phase.OVER if word in _OVER else Phase.UNKNOWN
+
+
+def over_of(
+    index: int, word: str, exit_code: str, *, node: str = "", restarts: int = 0, seconds: float | None = None
+) -> Over:
+    """Returns the end that a terminal state and an exit code (``4:0`` is code:signal) stand for."""
+    code, _, number = exit_code.partition(":")
+    cause, detail = _OVER[word], ""
+    if word in ("FAILED", "COMPLETED") and code.isdigit() and int(code) in _BY_EXIT and number in ("", "0"):
+        cause, detail = _BY_EXIT[int(code)]
+    elif word == "FAILED":
+        signal = f", signal {number}" if number not in ("", "0") else ""
+        detail = f"exit code {code}{signal}"
+    elif word == "COMPLETED":
+        detail = _BY_EXIT[0][1]
+    return Over(
+        index=index, word=word, cause=cause, detail=detail, node=node, restarts=restarts, seconds=seconds
+    )
+
+
+def indexes_of(text: str) -> Iterator[int]:
+    """Yields the indexes of ``0-3,7,10-20:5``."""
+    for part in text.split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        yield from range(int(first), int(last or first) + 1, int(step or 1))
+
+
+def tasks_of(name: str) -> list[tuple[str, int]]:
+    """Returns the (job, index) that a JobID of sacct names: ``12_3`` or ``12_[0-4%2]``; [] for others."""
+    if match := _TASK.fullmatch(name):
+        return [(match["job"], int(match["index"]))]
+    if match := _TASKS.fullmatch(name):
+        return [(match["job"], index) for index in indexes_of(match["indexes"])]
+    return []
+
+
+def read_sacct(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
+    """Reads ``sacct -nPXD -o SACCT``: with -D a job has a line for each of its starts, oldest first."""
+    starts: dict[tuple[str, int], list[list[str]]] = {}
+    for line in lines:
+        fields = line.split("|")
+        if len(fields) == len(SACCT.split(",")):
+            for task in tasks_of(fields[0]):
+                starts.setdefault(task, []).append(fields)
+    return {task: _of_starts(task[1], lines) for task, lines in starts.items()}
+
+
+def _of_starts(index: int, lines: list[list[str]]) -> Seen:
+    # a line that was told before the job waited in vain is no start: only the last one may wait
+    former = [
+        fields
+        for fields in lines[:-1]
+        if fields[4] not in ("Unknown", "None") or fields[3] != "None assigned"
+    ]
+    _, state, exit_code, node, start, _, elapsed, reason = lines[-1]
+    word = state.split()[0]  # "CANCELLED by 1000"
+    phase, node = phase_of(word), "" if node == "None assigned" else node
+    before = former[-1][1].split()[0] if former else ""
+    over = None
+    if phase is Phase.OVER:
+        seconds = float(elapsed) if elapsed.isdigit() else None
+        over = over_of(index, word, exit_code, node=node, restarts=len(former), seconds=seconds)
+        if word == "CANCELLED" and " by " in state:
+            over = _cancelled(over, state)
+    return Seen(
+        phase=phase,
+        word=word,
+        reason=reason if phase is Phase.QUEUED else "",
+        start="" if start in ("Unknown", "None") else start,
+        node=node,
+        restarts=len(former),
+        before=_before(before),
+        before_word=before,
+        over=over,
+    )
+
+
+def _cancelled(over: Over, state: str) -> Over:
+    uid = state.rpartition(" ")[2]
+    try:
+        who = pwd.getpwuid(int(uid)).pw_name
+    except (KeyError, ValueError):
+        who = f"user {uid}"
+    return msgspec.structs.replace(over, detail=f"cancelled by {who}")
+
+
+def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
+    """Reads ``squeue -hr -t all -O SQUEUE``."""
+    seen: dict[tuple[str, int], Seen] = {}
+    for line in lines:
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) != len(SQUEUE.split(",")) or not fields[1].isdigit():
+            continue
+        job, index, word, reason, start, node, restarts, used, exit_code = fields
+        phase, count = phase_of(word), int(restarts) if restarts.isdigit() else None
+        over = None
+        if phase is Phase.OVER:
+            over = over_of(
+                int(index),
+                word,
+                _exit_code(exit_code),
+                node=node,
+                restarts=count or 0,
+                seconds=seconds_of(used),
+            )
+        seen[(job, int(index))] = Seen(
+            phase=phase,
+            word=word,
+            reason=reason if phase is Phase.QUEUED else "",
+            start="" if start in ("N/A", "Unknown") else start,
+            node=node,
+            restarts=count,
+            over=over,
+        )
+    return seen
+
+
+def cause_of_code(code: int) -> Cause | None:
+    """Returns what a worker's exit code counts as."""
+    return _BY_EXIT[code][0] if code in _BY_EXIT else Cause.UNKNOWN
+
+
+def previous_end(states: Sequence[str]) -> Cause | None:
+    """Returns what the end before the present start counts as, from ``sacct -D -o State``, or None."""
+    words = [state.split()[0] for state in states if state.strip()]
+    return _before(words[-2]) if len(words) > 1 else None
+
+
+def _before(word: str) -> Cause | None:
+    """What an end counts as after which a job was started anew; REQUEUED is an operator's hand."""
+    return Cause.PREEMPTED if word == "REQUEUED" else _OVER.get(word)
+
+
+def _exit_code(status: str) -> str:
+    """From a wait status, as squeue prints it, to ``code:signal``."""
+    if ":" in status or not status.isdigit():
+        return status
+    return f"{int(status) >> 8}:{int(status) & 127}"
+
+
+def seconds_of(text: str) -> float | None:
+    """Reads ``[days-][hours:]minutes:seconds``, None for anything else."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+LIMIT = re.compile(
+    r"Max\w*Submit\w*|MaxJobsPer\w*|MaxJobCount|violates accounting/QOS policy|temporarily unable to accept",
+    re.IGNORECASE,
+)
+"""What sbatch says when a limit on jobs keeps it from taking more."""
+
+UNCLEAR = re.compile(
+    r"timed out|Zero Bytes were transmitted|Transport endpoint|Broken pipe|Connection reset"
+    r"|Unexpected message received|Communication connection failure|Protocol|Authentication|Slurm backup controller in standby",
+    re.IGNORECASE,
+)
+"""What sbatch says when it cannot know whether the controller took the job."""
+
+UNREACHED = re.compile(
+    r"Unable to contact slurm controller|connect failure|Connection refused|No route to host", re.IGNORECASE
+)
+"""What sbatch says when nothing can have reached the controller."""

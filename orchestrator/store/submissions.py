@@ -1,0 +1,100 @@
+"""The records of what a sweep gave to schedulers: reading them together, and adding each in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.core.dispatch import Filed
+from orchestrator.core.jobs import Accepted, Closing, Over, Report, Submission
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger, encode, new_nonce
+
+
+class Submissions:
+    """The submissions of one sweep.
+
+    Args:
+        ledger: the store.
+        sweep: its name.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: str) -> None:
+        self._ledger, self._sweep = ledger, sweep
+
+    def read(self, problems: list[str] | None = None) -> list[Filed]:
+        """Reads all submissions, oldest first; what is unreadable is named in `problems`.
+
+        Raises:
+            InfrastructureError: the store did not answer.
+        """
+        found = []
+        for number in self._ledger.record_numbers(layout.submissions(self._sweep)):
+            submission, problem = self._ledger.read(layout.submission(self._sweep, number), Submission)
+            if submission is not None:
+                found.append(self._filed(submission))
+            elif problems is not None and problem:
+                problems.append(problem)
+        return found
+
+    def _filed(self, submission: Submission) -> Filed:
+        number = submission.number
+        accepted, _ = self._ledger.read(layout.accepted(self._sweep, number), Accepted)
+        over: dict[int, Over] = {}
+        for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
+            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), Closing)
+            for each in closing.over if closing else ():
+                over.setdefault(each.index, each)
+        if len(over) == len(submission.tasks):
+            return Filed(submission, accepted, over)
+        return Filed(submission, accepted, over, self._reports(number, over))
+
+    def _reports(self, number: int, over: dict[int, Over]) -> dict[int, Report]:
+        """The last report of each task that is not closed."""
+        last: dict[int, int] = {}
+        for name in self._ledger.objects.list(layout.job_reports(self._sweep, number)).files:
+            index, _, rest = name.partition(".")
+            restart, _, suffix = rest.partition(".")
+            if suffix == "json" and index.isdigit() and restart.isdigit() and int(index) not in over:
+                last[int(index)] = max(int(restart), last.get(int(index), 0))
+        found = {}
+        for task, start in last.items():
+            report, _ = self._ledger.read(layout.job_report(self._sweep, number, task, start), Report)
+            if report is not None:
+                found[task] = report
+        return found
+
+    def submission(self, number: int) -> Submission | None:
+        """Reads one intent, None when it is absent or unreadable."""
+        return self._ledger.read(layout.submission(self._sweep, number), Submission)[0]
+
+    def is_closed(self, number: int, index: int) -> Over | None:
+        """Returns how a task was found over, None when it was not."""
+        for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
+            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), Closing)
+            for each in closing.over if closing else ():
+                if each.index == index:
+                    return each
+        return None
+
+    def file(self, submission: Submission) -> bool:
+        """Creates an intent under its number; False when another has that number: decide anew."""
+        return self._ledger.create(
+            layout.submission(self._sweep, submission.number), submission, submission.nonce
+        )
+
+    def accept(self, number: int, job: str, *, at: str) -> None:
+        """Records the id that the scheduler gave."""
+        record = Accepted(nonce=new_nonce(), job=job, at=at)
+        self._ledger.create(layout.accepted(self._sweep, number), record, record.nonce)
+
+    def close(self, number: int, over: Sequence[Over], *, at: str) -> None:
+        """Records tasks that are over."""
+        while True:
+            k = max(self._ledger.record_numbers(layout.closings(self._sweep, number)), default=0) + 1
+            record = Closing(nonce=new_nonce(), number=k, over=tuple(over), at=at)
+            if self._ledger.create(layout.closing(self._sweep, number, k), record, record.nonce):
+                return
+
+    def report(self, number: int, index: int, restart: int, report: Report) -> None:
+        """Puts the last words of a job's start; it alone writes them."""
+        self._ledger.objects.put(layout.job_report(self._sweep, number, index, restart), encode(report))
