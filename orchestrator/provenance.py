@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -56,14 +56,9 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join(re.sub(r"=.*", "=***", word) if _SECRET.search(word) else word for word in argv)
 
 
-def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
-    """Returns a digest of the code that workers import: this package, and the user's stage modules.
-
-    Args:
-        targets: ``module:function`` of each stage.
-        import_paths: folders of the user's modules; a module found elsewhere is an installed package.
-    """
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+def stage_files(targets: Iterable[str], import_paths: Sequence[str]) -> list[Path]:
+    """Returns the files of the user's stage modules, as `code_digest` takes them."""
+    files: list[Path] = []
     for top in sorted({target.partition(":")[0].partition(".")[0] for target in targets if target}):
         for folder in import_paths:
             module, package = Path(folder, f"{top}.py"), Path(folder, top)
@@ -73,6 +68,17 @@ def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
             if top != "orchestrator" and package.is_dir():
                 files.extend(sorted(package.rglob("*.py")))
                 break
+    return files
+
+
+def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
+    """Returns a digest of the code that workers import: this package, and the user's stage modules.
+
+    Args:
+        targets: ``module:function`` of each stage.
+        import_paths: folders of the user's modules; a module found elsewhere is an installed package.
+    """
+    files = [*sorted(Path(__file__).parent.rglob("*.py")), *stage_files(targets, import_paths)]
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -122,12 +128,11 @@ def git_state(folder: str) -> dict[str, Any]:
     }
 
 
-def code_version(digest: str, folder: str) -> str:
+def code_version(digest: str, git: Mapping[str, Any]) -> str:
     """Returns ``COMMIT+.DIGEST``: of the git checkout (``+`` when there are changes), and of the code itself.
 
     The digest tells two uncommitted states apart, and is there without git too.
     """
-    git = git_state(folder)
     commit = git["commit"][:8] + ("+" if git["dirty"] else "") + "." if git else ""
     return commit + digest[:8]
 
@@ -135,22 +140,26 @@ def code_version(digest: str, folder: str) -> str:
 def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:
     """Returns what is recorded with a launch: everything that a rerun elsewhere would need to know."""
     return {
-        **of_attempt("", folder),
+        **of_attempt("", {}),
         "git": git_state(folder),
         "packages": packages(),
         "command": command_line(argv),
     }
 
 
-def of_attempt(digest: str, folder: str) -> dict[str, Any]:
+def without_diff(git: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a `git_state` in which the diff is left as a digest only."""
+    return {key: value for key, value in git.items() if key != "diff"}
+
+
+def of_attempt(digest: str, git: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what is recorded with each attempt; the packages and the diff only as digests."""
     from orchestrator import __version__
 
-    git = {key: value for key, value in git_state(folder).items() if key != "diff"}
     return {
         "polysweep": __version__,
         "code": digest,
-        "git": git,
+        "git": without_diff(git),
         "packages_digest": packages_digest(),
         "python": platform.python_version(),
         "platform": platform.platform(),

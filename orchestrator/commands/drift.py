@@ -52,7 +52,8 @@ def print_code_drift(view: View, cells: Sequence[Cell], import_paths: Sequence[s
     codes = code_versions(view, cells)
     if import_paths:
         targets = [spec.run for spec in view.sweep.specs.values() if spec.run]
-        now = provenance.code_version(provenance.code_digest(targets, import_paths), import_paths[0])
+        digest = provenance.code_digest(targets, import_paths)
+        now = provenance.code_version(digest, provenance.git_state(import_paths[0]))
         other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}
         if other:
             made = ", ".join(f"{counted(n, 'product')} by {code}" for code, n in other.items())

@@ -203,16 +203,39 @@ class Retired(Record, frozen=True, kw_only=True):
     at: str = ""
 
 
-class Code(Record, frozen=True, kw_only=True):
-    """A snapshot of code in the store, see `orchestrator.store.code`.
+class CodeFile(Record, frozen=True, kw_only=True):
+    """One entry of a code snapshot.
 
     Attributes:
-        digest: of its content.
-        import_paths: where stages are importable, relative to the snapshot.
+        path: relative to the snapshot's folder, with ``/``.
+        kind: ``exec`` is a file with the executable bit, ``folder`` one that holds no file.
+        sha256: of a file's content, or of a link's relative target.
+    """
+
+    path: str
+    kind: Literal["file", "exec", "link", "folder"]
+    size: int
+    sha256: str
+
+
+class Snapshot(Record, frozen=True, kw_only=True):
+    """`code/<digest>.json`: a code snapshot is whole. Its digest is that of its files."""
+
+    files: tuple[CodeFile, ...]
+
+
+class Code(Record, frozen=True, kw_only=True):
+    """The code at a launch, for workers that start later or elsewhere.
+
+    Attributes:
+        digest: of the snapshot in the store.
+        import_paths: in the snapshot's folder; an absolute one is of an installed package.
+        git: the checkout's state, as in `provenance`, without the diff: a snapshot has no history of its own.
     """
 
     digest: str
-    import_paths: tuple[str, ...] = ()
+    import_paths: tuple[str, ...]
+    git: dict[str, Any] = {}
 
 
 class Request(Record, frozen=True, kw_only=True):
@@ -222,7 +245,8 @@ class Request(Record, frozen=True, kw_only=True):
         cells: whom it concerns; None for all cells of the revision.
         after: digest of a stage to the attempt after which attempts count against budgets again.
         settings: the engine settings of a launch or rerun.
-        code: the snapshot that workers import which start later or elsewhere.
+        import_paths: where the user's stages are importable on the machine that asked.
+        code: the snapshot that workers run; None when they run what lies at `import_paths`.
         folder: the working folder.
         provenance: code, packages, host and command line.
     """

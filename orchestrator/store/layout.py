@@ -14,6 +14,8 @@
     void/<stage>/<digest>.<g>.json
     retired/<stage>/<policy>/<digest>.<g>.json
     payload/<stage>/<digest>/<n>/                 log.txt metrics.jsonl checkpoints/ output/ outcome.json
+    code/<digest>.json                            the files of a code snapshot; written last
+    code/<digest>/{polysweep,project-<k>}/
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from __future__ import annotations
 STORE = "store.json"
 LOG, METRICS, OUTCOME = "log.txt", "metrics.jsonl", "outcome.json"
 OUTPUT, CHECKPOINTS, SCRATCH = "output", "checkpoints", "scratch"
+CODE_PACKAGE = "polysweep"
+"""The folder of a code snapshot from which `orchestrator` is imported."""
 CLAIM, START, HEARTBEAT, END = "claim.json", "start.json", "heartbeat.json", "end.json"
 
 
@@ -152,6 +156,21 @@ def retired(stage: str, policy: str, digest: str, generation: int) -> str:
 def payload(stage: str, digest: str, number: int) -> str:
     """The folder that an attempt writes."""
     return f"payload/{stage}/{digest}/{number}"
+
+
+def code(digest: str) -> str:
+    """The folder of a code snapshot."""
+    return f"code/{digest}"
+
+
+def code_record(digest: str) -> str:
+    """The record that a code snapshot is whole."""
+    return f"code/{digest}.json"
+
+
+def code_project(number: int) -> str:
+    """A project in a code snapshot, numbered from 0."""
+    return f"project-{number}"
 
 
 def parse_generation(name: str) -> tuple[str, int] | None:

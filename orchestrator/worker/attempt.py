@@ -128,8 +128,11 @@ class AttemptRun:
         return len(list(self._folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))) > adopted
 
     @property
-    def _folder_of_code(self) -> str:
-        return self._order.import_paths[0] if self._order.import_paths else "."
+    def _git(self) -> dict[str, Any]:
+        """The checkout's state: that of the launch, if the code is a snapshot of it."""
+        if self._order.code is not None:
+            return self._order.code.git
+        return provenance.git_state(self._order.import_paths[0] if self._order.import_paths else ".")
 
     # Starting
 
@@ -140,7 +143,7 @@ class AttemptRun:
         start = Start(
             parent=parent,
             uses=uses_of(self._spec, self._cell.config),
-            provenance=provenance.of_attempt(self._order.code_digest, self._folder_of_code),
+            provenance=provenance.of_attempt(self._order.code_digest, self._git),
             inputs=self._generations,
             at=provenance.now(),
         )
@@ -303,7 +306,7 @@ class AttemptRun:
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
             retire=outcome.retire,
-            code=provenance.code_version(self._order.code_digest, self._folder_of_code),
+            code=provenance.code_version(self._order.code_digest, self._git),
             at=provenance.now(),
         )
         if self._retired_input():  # it may have seen a part of it

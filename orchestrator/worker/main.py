@@ -19,6 +19,7 @@ import msgspec
 from orchestrator import provenance
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.store.code import damage, import_paths, package_path
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
 from orchestrator.worker.order import WorkerOrder
@@ -62,13 +63,14 @@ def run(order: WorkerOrder, log: Path | None = None, diary: Diary | None = None)
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
     try:
-        sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
         ledger = open_ledger(order.store)
         revision = ledger.revision(order.sweep, order.revision)
-        targets = [spec.run for spec in revision.sweep.specs.values() if spec.run]
-        found = provenance.code_digest(targets, order.import_paths)
-        if order.code_digest and found != order.code_digest:
-            say("the code on this machine is not the code at launch: this worker claims nothing")
+        if order.code is not None:
+            order = msgspec.structs.replace(order, import_paths=import_paths(ledger.objects, order.code))
+            os.environ.pop("PYTHONSAFEPATH", None)  # meant for us: a command imports what lies beside it
+        sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
+        if problem := _code_problem(ledger, order, revision.sweep):
+            say(f"{problem}: this worker claims nothing")
             return OTHER_CODE
         if problem := _store_problem(ledger):
             say(f"{problem}: this worker claims nothing")
@@ -125,6 +127,19 @@ class _Ending:
         if not self._asked and left_s is not None and left_s <= 0:
             self._asked = "deadline"
         return self._asked or _parent_is_gone()
+
+
+def _code_problem(ledger: Ledger, order: WorkerOrder, sweep: Sweep) -> str:
+    if order.code is not None:
+        if problem := damage(ledger.objects, order.code.digest):
+            return f"the snapshot in the store is damaged: {problem}"
+        here, there = Path(provenance.__file__), package_path(ledger.objects, order.code.digest)
+        if here.parents[1].resolve() != there.resolve():
+            return f"this worker was started from {here.parents[1]}, not from the snapshot {there}"
+    targets = [spec.run for spec in sweep.specs.values() if spec.run]
+    if order.code_digest and provenance.code_digest(targets, order.import_paths) != order.code_digest:
+        return "the code on this machine is not the code at launch"
+    return ""
 
 
 def _store_problem(ledger: Ledger) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Process
+from orchestrator.core.records import Code, Process
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Node
 from orchestrator.manifest import File
@@ -63,6 +63,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         import_paths: where the user's stages are importable; the first is the folder of the sweep file.
         code_digest: of the code at launch; a worker that finds another refuses.
         job: the scheduler's, None without one.
+        code: the snapshot that the worker was started from, None when it runs the checkout. Then it takes the
+            snapshot's import paths instead of `import_paths`, and refuses a snapshot that is not whole.
     """
 
     store: str
@@ -77,6 +79,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     import_paths: tuple[str, ...] = ()
     code_digest: str = ""
     job: Job | None = None
+    code: Code | None = None
 
 
 class ChildOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

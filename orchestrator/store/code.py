@@ -1,0 +1,336 @@
+"""Snapshots of the code at a launch: what workers run that start later or elsewhere.
+
+A snapshot holds this package, as it is imported, and the projects of the user's import paths (what belongs
+to one is said in `project`); packages in ``site-packages`` are the environment, no part of it. It is named by
+the digest of its content, so equal code is stored once, and racing launches write the same bytes. It counts
+from the moment that its record is there, which is written last; whether it is whole is judged by content
+alone. Files are read-only, so that no stage changes by accident what others run; what stages add beside
+(``__pycache__``, logs) does no harm, unless Python could import it.
+
+A worker is started from it with ``PYTHONPATH=<package_path>`` by ``python -P -m orchestrator.worker.main``,
+or with ``PYTHONSAFEPATH=1`` where no ``-P`` can be given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import msgspec
+
+import orchestrator
+from orchestrator import provenance
+from orchestrator.core.records import Code, CodeFile, Snapshot
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.manifest import file_digest
+from orchestrator.store import layout
+from orchestrator.store.objects import TEMPORARY, ObjectStore
+from orchestrator.store.project import Found, everything_in, files_of, paths_in, root_of, unreadable
+
+MAX_BYTES, MAX_FILES = 200_000_000, 20_000
+_IMPORTABLE = (".py", ".so")
+
+
+class Item(NamedTuple):
+    """A file of a planned snapshot, and its content (the target of a link)."""
+
+    file: CodeFile
+    data: bytes
+    mode: int
+
+
+class Plan(NamedTuple):
+    """A snapshot that could be stored: nothing is written yet, and each file was read once."""
+
+    code: Code
+    items: tuple[Item, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Returns the size of all files."""
+        return sum(item.file.size for item in self.items)
+
+
+def plan(
+    objects: ObjectStore,
+    import_paths: Sequence[str],
+    *,
+    targets: Iterable[str] = (),
+    exclude: Sequence[Path] = (),
+) -> Plan:
+    """Reads the code at the import paths; writes nothing.
+
+    Args:
+        objects: the store; its own folder is no code.
+        import_paths: folders from which the user's stages are imported.
+        targets: ``module:function`` of each stage; their files belong to the code even if git ignores them.
+        exclude: folders that hold no code.
+
+    Raises:
+        UserError: there is no such folder, a file cannot be read, or there is more than code should be.
+    """
+    package = Path(orchestrator.__file__).resolve().parent
+    paths = [_existing(path) for path in import_paths]
+    left_out = [package, *(path.resolve() for path in (Path(objects.url), *exclude))]
+    roots = {
+        path: root_of(path) for path in paths if not (_is_installed(path) or path.is_relative_to(package))
+    }
+    stage_files = provenance.stage_files(targets, [str(path) for path in roots])
+    projects = _projects(list(dict.fromkeys(roots.values())), left_out, stage_files)
+    places = {package: f"{layout.CODE_PACKAGE}/{package.name}"}
+    places |= {root: layout.code_project(number) for number, root in enumerate(projects)}
+    found = [(places[package], file) for file in everything_in(package)]
+    found += [(places[root], file) for root, files in projects.items() for file in files]
+    _check_size(found, projects)
+    items = {item.file.path: item for item in (_read(place, file) for place, file in found) if item}
+    folders = {parent.as_posix() for path in items for parent in PurePosixPath(path).parents}
+    mapped = []
+    for path in paths:
+        if path not in roots and not path.is_relative_to(package):
+            mapped.append(str(path))
+            continue
+        root = _innermost(path, places)
+        mapped.append(PurePosixPath(places[root], path.relative_to(root).as_posix()).as_posix())
+        if mapped[-1] not in folders:
+            items[mapped[-1]] = Item(CodeFile(path=mapped[-1], kind="folder", size=0, sha256=""), b"", 0)
+    files = [item.file for item in items.values()]
+    git = provenance.without_diff(provenance.git_state(str(import_paths[0]))) if import_paths else {}
+    return Plan(Code(digest=digest_of(files), import_paths=tuple(mapped), git=git), tuple(items.values()))
+
+
+def take(
+    objects: ObjectStore,
+    import_paths: Sequence[str],
+    *,
+    targets: Iterable[str] = (),
+    exclude: Sequence[Path] = (),
+) -> Code:
+    """Stores a snapshot of the code at the import paths, and says where they are in it; see `plan`.
+
+    Raises:
+        UserError: as of `plan`.
+        InfrastructureError: the store does not keep it.
+    """
+    planned = plan(objects, import_paths, targets=targets, exclude=exclude)
+    store(objects, planned)
+    return planned.code
+
+
+def store(objects: ObjectStore, planned: Plan) -> None:
+    """Stores a planned snapshot, or what is missing or damaged of it; a whole one is left as it is.
+
+    Raises:
+        InfrastructureError: the store does not keep it.
+    """
+    digest = planned.code.digest
+    try:
+        if not damage(objects, digest):
+            return
+        key = layout.code(digest)
+        root = objects.workspace(key)
+        for item in planned.items:
+            _write(root, item)
+        for stray in _strays(root, {item.file.path for item in planned.items}):
+            stray.unlink(missing_ok=True)
+        objects.upload(key)
+        files = sorted((item.file for item in planned.items), key=lambda file: file.path)
+        objects.put(layout.code_record(digest), msgspec.json.encode(Snapshot(files=tuple(files))))
+        problem = damage(objects, digest)
+    except OSError as error:
+        raise InfrastructureError(f"cannot store the code: {error}", where=objects.url) from error
+    if problem:
+        raise InfrastructureError(f"the store does not keep the code: {problem}", where=objects.url)
+
+
+def damage(objects: ObjectStore, digest: str) -> str:
+    """Says what is wrong with a snapshot, "" when every file has the content that the digest names.
+
+    Raises:
+        OSError: the store did not answer.
+    """
+    data = objects.get(layout.code_record(digest))
+    if data is None:
+        return "it is not there, or not whole"
+    try:
+        files = msgspec.json.decode(data, type=Snapshot).files
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return f"its record is unreadable ({error})"
+    if digest_of(files) != digest:
+        return "its record is not the one that was written"
+    root = folder(objects, digest)
+    for file in files:
+        if problem := _problem(root / file.path, file):
+            return problem
+    for stray in _strays(root, {file.path for file in files}):
+        return f"{stray.relative_to(root).as_posix()} is no part of it"
+    return ""
+
+
+def folder(objects: ObjectStore, digest: str) -> Path:
+    """Returns the local folder of a snapshot."""
+    return objects.download(layout.code(digest))
+
+
+def package_path(objects: ObjectStore, digest: str) -> Path:
+    """Returns the local folder from which `orchestrator` is imported: PYTHONPATH of a worker."""
+    return folder(objects, digest) / layout.CODE_PACKAGE
+
+
+def import_paths(objects: ObjectStore, code: Code) -> tuple[str, ...]:
+    """Returns where the user's import paths are on this machine, absolute."""
+    root = folder(objects, code.digest)
+    return tuple(str(root / path) for path in code.import_paths)
+
+
+def digest_of(files: Iterable[CodeFile]) -> str:
+    """Returns the sha-256 over path, kind and content of all files, hexadecimal."""
+    lines = sorted(f"{file.path}\0{file.kind}\0{file.sha256}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# Reading the user's code
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise UserError(f"there is no folder {path}", where="from which the stages are to be imported")
+    return Path(path).resolve()
+
+
+def _is_installed(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+
+
+def _projects(
+    roots: Sequence[Path], left_out: Sequence[Path], stage_files: Sequence[Path]
+) -> dict[Path, list[Found]]:
+    """Lists the files of each root, in the given order; one that lies among another's files is part of it."""
+    listed: dict[Path, set[Path]] = {}
+    covered: set[Path] = set()
+    for root in sorted(roots, key=lambda root: len(root.parts)):
+        if root not in covered:
+            listed[root] = paths_in(root, left_out)
+            covered.update(parent for path in listed[root] for parent in path.parents)
+    for path in stage_files:
+        listed[_innermost(path, listed)].add(path)
+    return {root: files_of(root, listed[root]) for root in roots if root in listed}
+
+
+def _innermost(path: Path, roots: Iterable[Path]) -> Path:
+    return max((root for root in roots if path.is_relative_to(root)), key=lambda root: len(root.parts))
+
+
+def _read(place: str, file: Found) -> Item | None:
+    path = f"{place}/{file.path}"
+    try:
+        path.encode()
+        data = os.fsencode(file.link) if file.kind == "link" else file.source.read_bytes()
+    except FileNotFoundError:
+        return None  # deleted just now
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the name of {path!r} is no UTF-8", where=str(file.source.parent), fix="rename or ignore it"
+        ) from None
+    except OSError as error:
+        raise unreadable(file.source, error) from error
+    digest = hashlib.sha256(data).hexdigest()
+    return Item(CodeFile(path=path, kind=file.kind, size=len(data), sha256=digest), data, file.mode)
+
+
+def _check_size(found: Sequence[tuple[str, Found]], roots: Iterable[Path]) -> None:
+    num_bytes = sum(file.size for _, file in found)
+    if num_bytes <= MAX_BYTES and len(found) <= MAX_FILES:
+        return
+    by_size = num_bytes > MAX_BYTES
+    weights = {f"{place}/{file.path}": file.size if by_size else 1 for place, file in found}
+    originals = {layout.code_project(number): root for number, root in enumerate(roots)}
+    largest = []
+    for path, weight in _largest(weights):
+        original = originals.get(path.parts[0], Path(path.parts[0])).joinpath(*path.parts[1:])
+        largest.append(f"{original} ({f'{weight / 1e6:,.1f} MB' if by_size else f'{weight:,} files'})")
+    raise UserError(
+        f"the code of this launch is {num_bytes / 1e6:,.0f} MB in {len(found):,} files: is there data in it?",
+        where="the largest: " + ", ".join(largest),
+        allowed=f"at most {MAX_BYTES / 1e6:,.0f} MB and {MAX_FILES:,} files",
+        fix="list what is no code in .gitignore (after `git init`, if there is no repository), "
+        "and start sweep in the folder of the code",
+    )
+
+
+def _largest(weights: Mapping[str, int], limit: int = 3) -> list[tuple[PurePosixPath, int]]:
+    """Finds the files and folders that weigh most; no folder that one child alone makes heavy."""
+    totals: Counter[PurePosixPath] = Counter()
+    children: defaultdict[PurePosixPath, set[PurePosixPath]] = defaultdict(set)
+    for name, weight in weights.items():
+        path = PurePosixPath(name)
+        for part in (path, *path.parents[:-1]):
+            totals[part] += weight
+            children[part.parent].add(part)
+    chosen = set(children[PurePosixPath(".")])
+    while True:
+        top = max(chosen, key=lambda path: totals[path])
+        inner = children.get(top, set())
+        if not inner or max(totals[path] for path in inner) < 0.8 * totals[top]:
+            break
+        chosen = (chosen - {top}) | inner
+    return [(path, totals[path]) for path in sorted(chosen, key=lambda path: (-totals[path], path))[:limit]]
+
+
+# Files of a snapshot
+
+
+def _problem(path: Path, file: CodeFile) -> str:
+    try:
+        if file.kind == "folder":
+            return "" if path.is_dir() else f"{file.path} is missing"
+        if path.is_symlink() != (file.kind == "link"):
+            return f"{file.path} is {'a' if path.is_symlink() else 'no'} link"
+        link = os.fsencode(path.readlink()) if file.kind == "link" else None
+        found = file_digest(path) if link is None else hashlib.sha256(link).hexdigest()
+        return "" if found == file.sha256 else f"{file.path} has other content than recorded"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{file.path} is missing"
+    except OSError as error:
+        return f"{file.path} cannot be read ({error.strerror})"
+
+
+def _write(root: Path, item: Item) -> None:
+    """Writes a file under another name and renames it, unless it is there as it should be."""
+    path = root / item.file.path
+    _make_folder(root, path if item.file.kind == "folder" else path.parent)
+    if not _problem(path, item.file):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    if item.file.kind == "link":
+        temporary.symlink_to(os.fsdecode(item.data))
+    else:
+        temporary.write_bytes(item.data)
+        temporary.chmod(item.mode & 0o555 | 0o400)
+    temporary.replace(path)
+
+
+def _make_folder(root: Path, path: Path) -> None:
+    """Makes a folder; what is none, or leads elsewhere, makes room."""
+    if path != root:
+        _make_folder(root, path.parent)
+        if path.is_symlink() or path.is_file():
+            path.unlink(missing_ok=True)
+        path.mkdir(exist_ok=True)
+
+
+def _strays(root: Path, known: set[str]) -> Iterator[Path]:
+    """Finds files that Python could import, and that are no part of the snapshot."""
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for name in names:
+            path = Path(place, name)
+            if path.suffix in _IMPORTABLE and path.relative_to(root).as_posix() not in known:
+                yield path

@@ -1,0 +1,210 @@
+"""Which files are a project's code: what git tracks or would, or else what lies in the folder.
+
+- In a git work tree: tracked files that are there, and untracked ones that are not ignored. Nested
+  repositories and submodules that are initialised are listed by their own git.
+- Elsewhere: everything but hidden folders, ``node_modules`` and virtual environments.
+- Never ``__pycache__``: Python rewrites what is in it.
+- A symbolic link stays one, relative, when its target is in the list too. Else the content of a file takes
+  its place; a folder outside is left out: it is data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from orchestrator.errors import UserError
+
+MAX_LISTED = 200_000
+"""Enough to name what is too much; a home folder may hold millions of files."""
+
+_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in git's hooks: of another repository
+
+
+class Found(NamedTuple):
+    """A file or link of a project.
+
+    Attributes:
+        path: relative to the project's root, with ``/``.
+        source: where its content is read.
+        link: target of a link, relative to the link's own folder; "" of a file.
+        mode: permissions.
+    """
+
+    path: str
+    kind: Literal["file", "exec", "link"]
+    source: Path
+    size: int
+    mode: int = 0o400
+    link: str = ""
+
+
+def root_of(folder: Path) -> Path:
+    """Returns the top of the git work tree that lists a folder, or else the folder itself.
+
+    Args:
+        folder: absolute and resolved.
+
+    Raises:
+        UserError: git refuses to read the work tree.
+    """
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if not top:
+        return folder
+    root = Path(os.fsdecode(top.removesuffix(b"\n")))
+    if folder != root and _git(root, "check-ignore", "--quiet", "--", str(folder)) is not None:
+        return folder
+    return root
+
+
+def paths_in(root: Path, left_out: Sequence[Path] = ()) -> set[Path]:
+    """Lists the files and links of a project, `MAX_LISTED` at most.
+
+    Args:
+        root: absolute and resolved.
+        left_out: folders of which nothing is listed.
+
+    Raises:
+        UserError: git refuses to read a work tree.
+    """
+    return set(islice(_listed(root, left_out), MAX_LISTED))
+
+
+def files_of(root: Path, paths: Iterable[Path]) -> list[Found]:
+    """Describes the files of a project, sorted by path; those that are gone are left out.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    links: list[Path] = []
+    found: dict[str, Found] = {}
+    for path in paths:
+        try:
+            info = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # git tracks it, and it was deleted
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if stat.S_ISLNK(info.st_mode):
+            links.append(path)
+        elif stat.S_ISREG(info.st_mode):
+            found[path.relative_to(root).as_posix()] = _file(path, root, path, info)
+    listed = {*found, *(parent.as_posix() for name in found for parent in Path(name).parents)}
+    kept = {file.path: file for link in links if (file := _link(link, root, listed)) is not None}
+    for name in list(found):
+        if any(parent.as_posix() in kept for parent in Path(name).parents):
+            del found[name]  # it was named through a link
+    return [file for _, file in sorted({**found, **kept}.items())]
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """Returns the error for a file that cannot be read."""
+    return UserError(f"cannot read {path}: {error.strerror}", fix="mend it, or list it in .gitignore")
+
+
+def everything_in(root: Path) -> list[Found]:
+    """Lists a package's files, whatever git says of them, without compiled and hidden ones."""
+    paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    shown = [path for path in paths if not any(_is_hidden(p) for p in path.relative_to(root).parts)]
+    return sorted(_file(p, root, p, p.stat()) for p in shown if p.suffix != ".pyc" and p.is_file())
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
+
+
+def _file(path: Path, root: Path, source: Path, info: os.stat_result) -> Found:
+    kind: Literal["file", "exec"] = "exec" if info.st_mode & 0o100 else "file"
+    return Found(path.relative_to(root).as_posix(), kind, source, info.st_size, stat.S_IMODE(info.st_mode))
+
+
+def _link(path: Path, root: Path, listed: set[str]) -> Found | None:
+    try:
+        target = path.resolve(strict=True)
+        info = target.stat()
+    except (OSError, RuntimeError):  # it leads nowhere, or in a circle
+        return None
+    if target.is_relative_to(root) and target.relative_to(root).as_posix() in listed:
+        text = os.path.relpath(target, path.parent)
+        return Found(path.relative_to(root).as_posix(), "link", path, len(os.fsencode(text)), link=text)
+    return _file(path, root, target, info) if stat.S_ISREG(info.st_mode) else None
+
+
+def _listed(folder: Path, left_out: Sequence[Path]) -> Iterator[Path]:
+    by_git = _list_by_git(folder, left_out) if (folder / ".git").exists() else None
+    outside = tuple(str(path) for path in left_out)
+    for path in _walk(folder, left_out) if by_git is None else by_git:
+        text = str(path)
+        if "/__pycache__/" in text or any(text == out or text.startswith(f"{out}/") for out in outside):
+            continue
+        if _is_folder(path):  # a submodule or another repository
+            yield from _listed(path, left_out)
+        else:
+            yield path
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _list_by_git(folder: Path, left_out: Sequence[Path]) -> list[Path] | None:
+    inside = [path.relative_to(folder).as_posix() for path in left_out if path.is_relative_to(folder)]
+    patterns = [re.sub(r"([^/\w.-])", r"\\\1", name) for name in inside if name != "."]
+    excluded = [f"--exclude=/{pattern}" for pattern in patterns]  # a store may hold millions of files
+    listing = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", *excluded)
+    if listing is None:
+        return None
+    names = (os.fsdecode(name).rstrip("/") for name in listing.split(b"\0"))
+    return [folder / name for name in dict.fromkeys(names) if name not in ("", ".")]
+
+
+def _walk(folder: Path, left_out: Sequence[Path]) -> Iterator[Path]:
+    """Yields files, and folders that are git work trees of their own."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, PermissionError):  # nothing there that could be imported
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if not entry.is_dir(follow_symlinks=False):
+            if path.suffix != ".pyc":
+                yield path
+        elif not (_is_hidden(entry.name) or entry.name == "node_modules" or path in left_out):
+            if (path / ".git").exists():
+                yield path
+            elif not (path / "pyvenv.cfg").exists():
+                yield from _walk(path, left_out)
+
+
+def _git(folder: Path, *words: str) -> bytes | None:
+    """Returns what git says; None when it says no, when it is not installed, or outside of a work tree."""
+    env = {name: value for name, value in os.environ.items() if name not in _PLACES}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            env={**env, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except FileNotFoundError:
+        return None
+    if done.returncode in (0, 1):
+        return done.stdout if done.returncode == 0 else None
+    says = done.stderr.decode(errors="replace").strip()
+    if "not a git repository" in says or "must be run in a work tree" in says:
+        return None
+    lines = says.splitlines() or [f"exit code {done.returncode}"]
+    raise UserError(
+        f"git cannot list the code in {folder}: {lines[0]}",
+        fix=next((line.strip() for line in lines if line.strip().startswith("git ")), ""),
+    )
