@@ -19,7 +19,7 @@ from orchestrator import provenance
 from orchestrator.commands.output import counted
 from orchestrator.commands.report import write_reports
 from orchestrator.commands.retired import finish_retention, print_needing_retired
-from orchestrator.commands.view import View, sealed_view
+from orchestrator.commands.view import View, sealed_view, targets_of
 from orchestrator.core.records import Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import FINAL, State
@@ -113,7 +113,6 @@ def settings_of(request: Request) -> EngineSettings:
 
 
 def _as_launch(view: View, request: Request) -> Launch:
-    targets = [spec.run for spec in view.sweep.specs.values() if spec.run]
     return Launch(
         store=view.ledger.objects.url,
         sweep=view.sweep.name,
@@ -122,7 +121,7 @@ def _as_launch(view: View, request: Request) -> Launch:
         cells=request.cells,
         settings=settings_of(request),
         import_paths=request.import_paths,
-        code_digest=provenance.code_digest(targets, request.import_paths),
+        code_digest=provenance.code_digest(targets_of(view), request.import_paths),
         preload=tuple(preload(view.sweep)),
         log_folder=str(view.ledger.objects.workspace(layout.logs(view.sweep.name))),
     )

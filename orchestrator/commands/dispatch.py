@@ -270,11 +270,7 @@ class Dispatch:
 
     def _text(self, submission: Submission) -> str:
         objects = self._view.ledger.objects
-        code = (
-            snapshots.folder(objects, submission.code.digest) / snapshots.PACKAGE
-            if submission.code
-            else Path()
-        )
+        code = snapshots.package_path(objects, submission.code.digest) if submission.code else Path()
         return self._submitter.text(
             submission,
             sweep=self._view.sweep.name,

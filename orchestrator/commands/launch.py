@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from orchestrator import provenance
 from orchestrator.commands.ask import as_request, ask
@@ -16,7 +15,7 @@ from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
 from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.plan import add_composing, again, engine_of, planned
 from orchestrator.commands.reconcile import add_wait, limits_of, print_scripts, submit_all
-from orchestrator.commands.view import View, sealed_view, split_store
+from orchestrator.commands.view import View, sealed_view, split_store, targets_of
 from orchestrator.compose import Composition
 from orchestrator.core.records import Revision
 from orchestrator.core.settings import EngineSettings
@@ -54,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
             cells if args.only else None,
             settings=settings,
             import_paths=import_paths,
-            code=snapshots.plan(import_paths, exclude=[Path(view.ledger.objects.url)]).code,
+            code=snapshots.plan(view.ledger.objects, import_paths, targets=targets_of(view)).code,
         )
+        assert limits is not None  # a dry run of another launcher is refused
         return print_scripts(Dispatch(view, request, launcher, limits).dry_run())
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         after=attempts_so_far(view, cells),
         settings=settings,
         import_paths=import_paths,
-        code=snapshots.take(ledger.objects, import_paths) if limits else None,
+        code=snapshots.take(ledger.objects, import_paths, targets=targets_of(view)) if limits else None,
     )
     if limits:
         return submit_all(sealed, request, launcher, limits, wait=args.wait)

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_job(view: View, cell: Cell, *, as_json: bool) -> int:
-    """Prints the log that the scheduler keeps of the cell's last job; every start of it goes on in one file."""
+    """Prints the log that the scheduler keeps of the cell's last job; all its starts go on in it."""
     job = view.jobs.of_cell(cell.cell)
     if job is None:
         raise UserError(

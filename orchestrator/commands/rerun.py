@@ -11,7 +11,7 @@ from orchestrator.commands.launch import attempts_so_far
 from orchestrator.commands.output import counted, outlive_the_reader, print_table, shorten
 from orchestrator.commands.plan import engine_of
 from orchestrator.commands.reconcile import add_wait, limits_of, submit_all
-from orchestrator.commands.view import View, add_sweep, open_view, split_store
+from orchestrator.commands.view import View, add_sweep, open_view, split_store, targets_of
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         print("nothing was started")
         return 0
-    code = snapshots.take(view.ledger.objects, import_paths) if limits else None
+    code = snapshots.take(view.ledger.objects, import_paths, targets=targets_of(view)) if limits else None
     request = _record(view, cells, settings, import_paths, code)
     if limits:
         return submit_all(view, request, launcher, limits, wait=args.wait)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from orchestrator.core.dispatch import Answer, Filed
 from orchestrator.core.jobs import Over, Resources, Submission
+from orchestrator.core.records import Code
 from orchestrator.core.selector import Subject
 from orchestrator.core.settings import EngineSettings
 from orchestrator.costs import Estimate, Hardware
@@ -26,7 +27,7 @@ class Launch(NamedTuple):
         preload: modules that fork servers import.
         log_folder: local folder for the logs of workers.
         job: the scheduler's job that all this happens in, None without one.
-        snapshot: digest of the code snapshot that workers must find, "" without one.
+        code: the snapshot that workers were started from, None when they run the checkout.
     """
 
     store: str
@@ -40,7 +41,7 @@ class Launch(NamedTuple):
     preload: tuple[str, ...]
     log_folder: str
     job: Job | None = None
-    snapshot: str = ""
+    code: Code | None = None
 
 
 class Launcher(Protocol):

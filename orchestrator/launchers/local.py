@@ -100,7 +100,7 @@ class LocalLauncher:
             import_paths=launch.import_paths,
             code_digest=launch.code_digest,
             job=launch.job,
-            snapshot=launch.snapshot,
+            code=launch.code,
         )
         log = Path(launch.log_folder) / f"request-{launch.request}-worker-{slot}.log"
         _ensure_fork_server()

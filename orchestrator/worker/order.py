@@ -31,7 +31,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     Attributes:
         cluster, job, array_index, restart_count: who it is, see `orchestrator.core.records.Owner`.
         node: the scheduler's name of this machine.
-        end_at: when the scheduler ends it, in seconds since 1970 by this machine's clock; None when not known.
+        end_at: when the scheduler ends it, in seconds since 1970 by this machine's clock; None: not known.
         notice_s: before that end, when stages are asked for their last checkpoint.
         min_left_s: nothing is started with less time left.
         before: why its former start ended; None when that is not known, or there was none.

@@ -13,7 +13,7 @@ from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.worker import main as worker_main
-from orchestrator.worker.loop import REFUSED
+from orchestrator.worker.loop import OTHER_CODE, REFUSED
 from tests.store.builders import (
     claim,
     end,
@@ -140,7 +140,7 @@ def test_a_worker_whose_code_is_not_that_of_the_launch_claims_nothing(store: Pat
     order = order_for(store, sweep.name, code_digest="0" * 64)
     file = tmp_path / "order.json"
     file.write_bytes(msgspec.json.encode(order))
-    assert worker_main.main([str(file)]) == REFUSED
+    assert worker_main.main([str(file)]) == OTHER_CODE
     assert not (store / "records").exists()
 
 

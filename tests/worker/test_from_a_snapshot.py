@@ -20,7 +20,7 @@ from orchestrator.stage import StageSpec
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.objects import PosixStore
-from orchestrator.worker.loop import REFUSED
+from orchestrator.worker.loop import OTHER_CODE
 from orchestrator.worker.order import WorkerOrder
 from tests.store.builders import counted, ledger_at, seal, sweep_of
 from tests.store.projects import git, repository
@@ -193,7 +193,7 @@ def test_a_worker_that_finds_a_damaged_snapshot_claims_nothing(launched: Launche
     path.chmod(0o644)
     path.write_text("SAYS = 'somebody was here'\n")
     code, said = launched.work()
-    assert code == REFUSED, said
+    assert code == OTHER_CODE, said
     assert "the snapshot in the store is damaged: project-0/package/helper.py has other content" in said
     assert not (launched.store / "records").exists()
     snapshots.take(launched.objects, [str(launched.checkout)], targets=launched.targets)
@@ -205,13 +205,13 @@ def test_a_worker_without_its_snapshot_claims_nothing(launched: Launched) -> Non
     shutil.copytree(launched.folder, elsewhere)
     shutil.rmtree(launched.store / "code")
     code, said = launched.work(package=elsewhere / "polysweep")
-    assert code == REFUSED and "damaged: it is not there" in said
+    assert code == OTHER_CODE and "damaged: it is not there" in said
     assert not (launched.store / "records").exists()
 
 
 def test_a_worker_that_was_not_started_from_its_snapshot_claims_nothing(launched: Launched) -> None:
     code, said = launched.work(package=Path(orchestrator.__file__).parents[1])
-    assert code == REFUSED and "not from the snapshot" in said, said
+    assert code == OTHER_CODE and "not from the snapshot" in said, said
     assert not (launched.store / "records").exists()
 
 
@@ -222,4 +222,4 @@ def test_a_worker_with_the_snapshot_of_other_code_claims_nothing(launched: Launc
     order = msgspec.structs.replace(launched.order, code=other)
     package = snapshots.package_path(launched.objects, other.digest)
     code, said = launched.work(order=order, package=package)
-    assert code == REFUSED and "not the code at launch" in said, said
+    assert code == OTHER_CODE and "not the code at launch" in said, said

@@ -47,9 +47,10 @@ class Place:
     """Which job this is, by Slurm's environment."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.own = environment.get("SLURM_JOB_ID", "")
-        self.array = environment.get("SLURM_ARRAY_JOB_ID", self.own)
+        self.array = environment.get("SLURM_ARRAY_JOB_ID", "")
         self.index = int(environment.get("SLURM_ARRAY_TASK_ID", "0"))
+        # SLURM_JOB_ID of the last task is the array's: asked by that, Slurm means all of them
+        self.name = f"{self.array}_{self.index}"
         self.restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
         self.cluster = environment.get("SLURM_CLUSTER_NAME", "slurm")
         self.node = environment.get("SLURMD_NODENAME", "")
@@ -83,7 +84,7 @@ class SlurmJob:
         if (over := self._submissions.is_closed(self._submission.number, self._place.index)) is not None:
             say(f"this task was given up ({over.word} {over.detail}): it claims nothing")
             return 0
-        with _scratch(self._place.own):
+        with _scratch(self._place.name):
             code = BROKEN_NODE if (problem := self._broken_node()) else self._work()
         if problem:
             self._diary.said = problem
@@ -137,13 +138,13 @@ class SlurmJob:
             num_threads=max(1, submission.resources.cpus // self._slurm.workers_per_job),
             import_paths=paths or self._request.import_paths,
             code_digest=provenance.code_digest(targets, paths) if paths else "",
-            snapshot=code.digest if code else "",
+            code=code,
             job=self._job(),
         )
 
     def _job(self) -> Job:
         place, hours = self._place, self._submission.resources.hours
-        end_at = place.end_at or _end_at(place.own) or time.time() + 3600 * hours
+        end_at = place.end_at or _end_at(place.name) or time.time() + 3600 * hours
         limit_s = end_at - time.time()
         policy = self._settings.policy
         notice_s = min(float(self._cluster.signal_s), limit_s / 2)
@@ -199,7 +200,7 @@ class SlurmJob:
                     / f"task-{self._place.index}"
                 ),
                 job=order.job,
-                snapshot=order.snapshot,
+                code=order.code,
             )
         )
         while pool.poll() > 0:
@@ -214,7 +215,7 @@ class SlurmJob:
         """Has Slurm start the job anew; False when it will not, or is ending the job already."""
         try:
             state = query.slurm(
-                "squeue", "-h", "-j", self._place.own, "-o", "%T", timeout_s=QUERY_S
+                "squeue", "-h", "-j", self._place.name, "-o", "%T", timeout_s=QUERY_S
             ).output.strip()
         except InfrastructureError:
             state = ""
@@ -223,7 +224,7 @@ class SlurmJob:
             return False
         self._report(RELEASED, requeued=True)
         try:
-            said = query.slurm("scontrol", "requeue", self._place.own, timeout_s=QUERY_S)
+            said = query.slurm("scontrol", "requeue", self._place.name, timeout_s=QUERY_S)
             problem = said.problem if said.code != 0 else ""
         except InfrastructureError as error:
             problem = error.what
@@ -270,9 +271,7 @@ def _end_at(job: str) -> float | None:
 def _before(place: Place) -> Cause | None:
     """Asks accounting why the former start of the job ended; None when it does not know."""
     try:
-        said = query.slurm(
-            "sacct", "-nPXD", "-j", f"{place.array}_{place.index}", "-o", "State", timeout_s=QUERY_S
-        )
+        said = query.slurm("sacct", "-nPXD", "-j", place.name, "-o", "State", timeout_s=QUERY_S)
     except InfrastructureError:
         return None
     return previous_end(said.output.splitlines()) if said.code == 0 else None

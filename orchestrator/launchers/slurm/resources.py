@@ -1,4 +1,4 @@
-"""What a cell's job asks for: by the plan's estimate, the launcher's settings and the cluster's profile. Pure."""
+"""What a cell's job asks for, by the plan's estimate, the launcher's settings and the profile. Pure."""
 
 from __future__ import annotations
 

@@ -108,7 +108,6 @@ def _srun(asked: Resources, cluster: Cluster) -> list[str]:
         "--ntasks=1",
         *first,
         f"--cpus-per-task={asked.cpus}",
-        "--cpu-bind=none",
         *cluster.srun,
     ]
 

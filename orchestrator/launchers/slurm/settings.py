@@ -1,4 +1,4 @@
-"""What `launcher=slurm` and `cluster=NAME` say: how cells become jobs, and what a cluster wants to be told."""
+"""What `launcher=slurm` and `cluster=NAME` say: how cells become jobs, and what a cluster wants to know."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Slurm's words: the states of a job, what they count as, and how its commands print them. Pure.
 
-Sources: the manual pages of sacct ("JOB STATE CODES"), squeue and sbatch of Slurm 22.05. A state that is not known
-here counts as neither alive nor over.
+Sources: the manual pages of sacct ("JOB STATE CODES"), squeue and sbatch of Slurm 22.05. A state that
+is not known here counts as neither alive nor over.
 """
 
 from __future__ import annotations
@@ -229,7 +229,8 @@ LIMIT = re.compile(
 
 UNCLEAR = re.compile(
     r"timed out|Zero Bytes were transmitted|Transport endpoint|Broken pipe|Connection reset"
-    r"|Unexpected message received|Communication connection failure|Protocol|Authentication|Slurm backup controller in standby",
+    r"|Unexpected message received|Communication connection failure|Protocol|Authentication"
+    r"|Slurm backup controller in standby",
     re.IGNORECASE,
 )
 """What sbatch says when it cannot know whether the controller took the job."""
