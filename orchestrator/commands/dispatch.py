@@ -112,10 +112,11 @@ class Dispatch:
     # Settling
 
     def _settle(self) -> None:
-        for filed in self._view.jobs.filed:
-            if filed.accepted is None and filed.open_tasks:
-                self._settle_unanswered(filed)
-        self._view = self._view.fresh()
+        unanswered = [f for f in self._view.jobs.filed if f.accepted is None and f.open_tasks]
+        for filed in unanswered:
+            self._settle_unanswered(filed)
+        if unanswered:
+            self._view = self._view.fresh()
         news = self._view.jobs.news()
         for filed, over in [*news, *self._vanished()]:
             logs = job_logs(self._view, filed.submission)

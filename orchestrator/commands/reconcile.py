@@ -16,6 +16,7 @@ from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter
+from orchestrator.trackers.mirror import mirroring
 
 WAIT_S = 2.0
 MAX_WAIT_S = 30.0
@@ -102,11 +103,12 @@ def submit_all(view: View, request: Request, submitter: Submitter, limits: Limit
     Returns:
         0 when everything was submitted, or with `wait` when all cells are done; else 1.
     """
-    given = Dispatch(view.fresh(), request, submitter, limits).run()
-    view = view.fresh()
-    print_given(view, given)
-    if wait:
-        return _stay(view, request, submitter, limits)
+    with mirroring(view.ledger, view.sweep.name, request):
+        given = Dispatch(view.fresh(), request, submitter, limits).run()
+        view = view.fresh()
+        print_given(view, given)
+        if wait:
+            return _stay(view, request, submitter, limits)
     counts = Counter(view.cells[cell.cell].state for cell in view.sweep.cells)
     print(f"{view.title}: {counted(len(view.sweep.cells), 'cell')}: {summary(counts)}")
     print_failures(view, list(view.sweep.cells))

@@ -13,7 +13,17 @@ from orchestrator.costs import Estimate, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.facts import CostsConfig
 from orchestrator.sft.measured import Speed, speed_of
-from orchestrator.sft.memory import GIB, Decoder, Fit, Load, fit, reserve_gib, terms_gib
+from orchestrator.sft.memory import (
+    GIB,
+    GPU_HOST_GIB,
+    HOST_BYTES,
+    Decoder,
+    Fit,
+    Load,
+    fit,
+    reserve_gib,
+    terms_gib,
+)
 from orchestrator.sft.work import Tree, answers, costs_of, model_of, training
 from orchestrator.stage import Config, plain
 
@@ -58,6 +68,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         micro_batch=placed.micro_batch,
         memory_gib=speed.peak_memory_gib or placed.memory_gib,
         memory_terms_gib=dict(placed.terms_gib),
+        host_memory_gib=_host_gib(model, hardware, placed.num_gpus, placed.memory_gib),
         disk_gib=weights_gib * {"best": 1, "none": 0}.get(retention, num_epochs),
         peak_disk_gib=weights_gib * num_epochs
         + KEPT_RESUME_STATES * RESUME_BYTES * model.num_parameters / GIB,
@@ -105,10 +116,17 @@ def evaluate(
         num_gpus=1,
         memory_gib=sum(terms.values()),
         memory_terms_gib=terms,
+        host_memory_gib=_host_gib(model, hardware, 1, sum(terms.values())),
         num_generations=work.number,
         assumptions=(note,),
         measured=speed.seconds_per_answer is not None,
     )
+
+
+def _host_gib(model: Decoder, hardware: Hardware, num_gpus: int, device_gib: float) -> float:
+    if hardware.device == "cpu":
+        return device_gib
+    return HOST_BYTES * model.num_parameters / GIB + GPU_HOST_GIB * num_gpus
 
 
 def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:

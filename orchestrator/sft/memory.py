@@ -20,6 +20,8 @@ CUDA_GIB, SPARE_SHARE = 2.0, 0.10
 """Ours: what CUDA and NCCL take, and the share of a device that fragmentation makes useless."""
 HOST_GIB = 0.5
 """Ours: the libraries of one process on a CPU."""
+HOST_BYTES, GPU_HOST_GIB = 4, 4.0
+"""Ours: host memory beside GPUs: the weights in fp32 while they are read or saved, and each process."""
 
 
 SIZES = {

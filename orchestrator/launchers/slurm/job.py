@@ -25,7 +25,7 @@ from orchestrator.core.records import Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.base import Launch
-from orchestrator.launchers.local import LocalLauncher
+from orchestrator.launchers.local import LocalLauncher, available_cpus
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
 from orchestrator.launchers.slurm.words import cause_of_code, previous_end, seconds_of
@@ -135,7 +135,9 @@ class SlurmJob:
             revision=submission.revision,
             cells=submission.tasks[self._place.index],
             settings=self._settings,
-            num_threads=max(1, submission.resources.cpus // self._slurm.workers_per_job),
+            num_threads=max(
+                1, min(submission.resources.cpus, available_cpus()) // self._slurm.workers_per_job
+            ),
             import_paths=paths or self._request.import_paths,
             code_digest=provenance.code_digest(targets, paths) if paths else "",
             code=code,
