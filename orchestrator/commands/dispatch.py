@@ -102,6 +102,14 @@ class Dispatch:
         self.given.behind += sum(len(cells) for group in groups for cells in group.tasks)
         return self.given
 
+    def check(self) -> None:
+        """Finds out, before anything is recorded, whether every cell's job fits somewhere.
+
+        Raises:
+            UserError: one does not.
+        """
+        self._with_resources(self._unheld())
+
     def dry_run(self) -> Given:
         """Says what `run` would submit, word for word, and changes nothing."""
         for number, group in enumerate(self._groups(), self._next_number()):

@@ -17,7 +17,7 @@ from orchestrator.commands.plan import add_composing, again, engine_of, planned
 from orchestrator.commands.reconcile import add_wait, limits_of, print_scripts, submit_all
 from orchestrator.commands.view import View, sealed_view, split_store, targets_of
 from orchestrator.compose import Composition
-from orchestrator.core.records import Revision
+from orchestrator.core.records import Request, Revision
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -46,17 +46,11 @@ def run(args: argparse.Namespace) -> int:
     refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=again("prefetch", args))
     check_fit(view, cells, settings, launcher, import_paths)
     limits = limits_of(launcher, args)
-    if args.dry_run:
-        request = as_request(
-            view,
-            "launch",
-            cells if args.only else None,
-            settings=settings,
-            import_paths=import_paths,
-            code=snapshots.plan(view.ledger.objects, import_paths, targets=targets_of(view)).code,
-        )
-        assert limits is not None  # a dry run of another launcher is refused
-        return print_scripts(Dispatch(view, request, launcher, limits).dry_run())
+    if limits is not None:
+        dispatch = Dispatch(view, wish(view, cells, args, settings, import_paths), launcher, limits)
+        if args.dry_run:
+            return print_scripts(dispatch.dry_run())
+        dispatch.check()
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
     sealed = seal(ledger, composition, args.overrides) if composition else view
@@ -81,6 +75,24 @@ def run(args: argparse.Namespace) -> int:
     if args.detach:
         return detach(sealed, request)
     return attend(sealed.fresh(), request, launcher)
+
+
+def wish(
+    view: View,
+    cells: Sequence[Cell],
+    args: argparse.Namespace,
+    settings: EngineSettings,
+    import_paths: tuple[str, ...],
+) -> Request:
+    """Returns the request that a launch would record; its code is not stored yet."""
+    return as_request(
+        view,
+        "launch",
+        cells if args.only else None,
+        settings=settings,
+        import_paths=import_paths,
+        code=snapshots.plan(view.ledger.objects, import_paths, targets=targets_of(view)).code,
+    )
 
 
 def check_fit(

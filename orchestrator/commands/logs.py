@@ -73,7 +73,8 @@ def _print_job(view: View, cell: Cell, *, as_json: bool) -> int:
             f"{cell.cell} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.cell}"
         )
     path = job_logs(view, job.submission) / f"{job.task}.log"
-    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    workers = sorted(path.with_name(f"task-{job.task}").glob("*.log"))  # of cells side by side
+    text = "".join(p.read_bytes().decode(errors="replace") for p in (path, *workers) if p.exists())
     if as_json:
         print_json({"cell": cell.cell, "job": job.name, "path": str(path), "text": text})
         return 0

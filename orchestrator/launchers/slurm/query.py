@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.core.dispatch import Answer, Phase, Seen
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.launchers.base import Limits
 from orchestrator.launchers.slurm.settings import Partition
 from orchestrator.launchers.slurm.words import SACCT, SQUEUE, indexes_of, read_sacct, read_squeue
@@ -202,12 +202,13 @@ def partitions(names: Mapping[str, Partition | None]) -> dict[str, Partition]:
     """Fills in what the profile does not say of a partition from ``sinfo``: of its smallest node.
 
     Raises:
-        InfrastructureError: Slurm does not answer, or does not know a partition.
+        UserError: Slurm does not know a partition.
+        InfrastructureError: it does not answer.
     """
     if all(told is not None for told in names.values()):
         return {name: told for name, told in names.items() if told is not None}
     found: dict[str, list[list[str]]] = {}
-    for line in asked("sinfo", "-h", "-p", ",".join(names), "-o", "%R|%G|%c|%m|%l").splitlines():
+    for line in asked("sinfo", "-h", "-o", "%R|%G|%c|%m|%l").splitlines():
         name, *rest = line.strip().split("|")
         found.setdefault(name, []).append(rest)
     filled = {}
@@ -215,7 +216,9 @@ def partitions(names: Mapping[str, Partition | None]) -> dict[str, Partition]:
         if told is not None:
             filled[name] = told
         elif name not in found:
-            raise InfrastructureError(f"Slurm knows no partition {name!r}", where="cluster.partitions")
+            raise UserError(
+                f"Slurm knows no partition {name!r}", where="cluster.partitions", allowed=nearest(name, found)
+            )
         else:
             rows = found[name]
             filled[name] = Partition(

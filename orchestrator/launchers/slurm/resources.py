@@ -52,7 +52,7 @@ def resources_of(
     cpus = (asked.cpus or (cluster.cpus_per_gpu * math.ceil(gpus / nodes) if gpus else cluster.cpus)) * side
     memory_gib = asked.memory_gib
     if memory_gib is None and estimate is not None and estimate.host_memory_gib:
-        memory_gib = math.ceil(estimate.host_memory_gib / nodes)
+        memory_gib = stepped(estimate.host_memory_gib / nodes)
     memory_gib = memory_gib if memory_gib is not None else cluster.memory_gib
     if memory_gib is not None:
         memory_gib = memory_gib * side * 2.0**num_oom
@@ -68,6 +68,12 @@ def resources_of(
     return _placed(wanted, partitions, named=asked.partition, cell=cell)
 
 
+def stepped(amount: float) -> float:
+    """Returns the next of 1, 1.5, 2, 3, 4, 6, 8, ...: so that like cells ask for the same, in one array."""
+    power = 2.0 ** max(0, math.ceil(math.log2(amount)))
+    return 0.75 * power if amount <= 0.75 * power and power > 1 else power
+
+
 def _hours(
     estimate: Estimate | None, asked: Asked, settings: SlurmSettings, cluster: Cluster, rounds: int
 ) -> float:
@@ -75,11 +81,8 @@ def _hours(
         return asked.hours * rounds
     hours = cluster.hours
     if estimate is not None and estimate.wall_hours > 0:
-        hours = START_HOURS + settings.time_margin * estimate.wall_hours
-    hours *= rounds
-    if hours > 1:  # whole quarters, so that cells of a kind share an array
-        hours = math.ceil(4 * hours) / 4
-    hours = max(hours, cluster.min_hours)
+        hours = stepped(4 * (START_HOURS + settings.time_margin * estimate.wall_hours)) / 4
+    hours = max(hours * rounds, cluster.min_hours)
     return hours if cluster.max_hours is None else min(hours, cluster.max_hours)
 
 
