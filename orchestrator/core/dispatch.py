@@ -252,6 +252,8 @@ def ending(name: str, over: Over) -> str:
 def _living(name: str, seen: Seen) -> str:
     if seen.phase is Phase.RUNNING:
         return f"job {name} runs on {seen.node}" if seen.node else f"job {name} runs"
+    if seen.phase is Phase.UNKNOWN:
+        return f"job {name} is {seen.word}, of which nothing is known here"
     again = f", started anew after {seen.before_word}" if seen.before_word else ""
     why = f": {seen.reason}" if seen.reason and seen.reason != "None" else ""
     start = f", expected to start at {seen.start}" if seen.start else ""

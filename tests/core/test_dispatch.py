@@ -1,0 +1,234 @@
+"""What a scheduler's answers mean for cells, and how cells become arrays."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.core.dispatch import Answer, Filed, Jobs, Phase, Seen, bad_nodes, grouped, with_jobs
+from orchestrator.core.failure import Cause
+from orchestrator.core.jobs import Accepted, Over, Report, Resources, Submission
+from orchestrator.core.records import Owner, Process
+from orchestrator.core.state import CellStatus, State
+
+SMALL, LARGE = Resources(), Resources(gpus_per_node=8)
+PROCESS = Process(boot_id="b", namespace="n", pid=1, start="1")
+
+
+def filed(number=1, tasks=(("a",), ("b",)), job="12", request=1, revision=1, over=(), reports=None) -> Filed:
+    submission = Submission(
+        nonce="n",
+        number=number,
+        revision=revision,
+        request=request,
+        launcher="slurm",
+        cluster="lab",
+        name=f"s.{number}",
+        tasks=tasks,
+        resources=SMALL,
+        at="2026-01-01T00:00:00Z",
+    )
+    accepted = Accepted(nonce="n", job=job) if job else None
+    return Filed(submission, accepted, {each.index: each for each in over}, reports or {})
+
+
+def seen(phase, word, **more) -> Seen:
+    return Seen(phase, word, **more)
+
+
+def status(state=State.PENDING) -> CellStatus:
+    return CellStatus(state, "count: not started", None, 0, {})
+
+
+def state_of(jobs: Jobs, cell="a", state=State.PENDING, retries=None, since=1) -> CellStatus:
+    return with_jobs(cell, status(state), jobs, since_request=since, retries=retries or {})
+
+
+def over(cause, word="NODE_FAIL", index=0, **more) -> Over:
+    return Over(index=index, word=word, cause=cause, **more)
+
+
+QUEUED = seen(Phase.QUEUED, "PENDING", reason="Resources")
+RUNNING = seen(Phase.RUNNING, "RUNNING", node="node1", restarts=0)
+ENDED = seen(Phase.OVER, "NODE_FAIL", restarts=0, over=over(Cause.NODE_LOST))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "words"),
+    [
+        (Answer({("12", 0): QUEUED}), State.QUEUED, "waits: Resources"),
+        (Answer({("12", 0): RUNNING}), State.QUEUED, "runs on node1; count: not started"),
+        (Answer({("12", 0): ENDED}), State.PENDING, "ended NODE_FAIL"),
+        (Answer({}, remembers=True), State.QUEUED, "not listed yet"),
+        (Answer({}), State.UNKNOWN, "does not list job 12_0"),
+        (Answer(problem="Slurm does not answer: x"), State.UNKNOWN, "does not answer"),
+        (Answer({("12", 0): seen(Phase.UNKNOWN, "NEWSTATE")}), State.UNKNOWN, "NEWSTATE"),
+    ],
+)
+def test_a_cell_with_a_job_is_what_its_scheduler_says_and_never_failed_for_its_silence(
+    answer, expected, words
+):
+    found = state_of(Jobs([filed()], answer, revision=1), retries={"node_lost": 1})
+    assert found.state is expected
+    assert words in found.reason
+
+
+@pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED, State.RUNNING])
+def test_what_the_store_knows_outranks_the_scheduler(state):
+    for answer in (Answer({("12", 0): QUEUED}), Answer(problem="away"), Answer({("12", 0): ENDED})):
+        assert state_of(Jobs([filed()], answer, revision=1), state=state) == status(state)
+
+
+def test_a_submission_without_an_answer_holds_its_cells():
+    found = state_of(Jobs([filed(job=None)], Answer(), revision=1))
+    assert found.state is State.UNKNOWN
+    assert "sweep reconcile" in found.reason
+
+
+def test_a_cell_of_another_revision_has_no_job_here():
+    assert Jobs([filed(revision=2)], Answer(), revision=1).of_cell("a") is None
+
+
+def test_the_last_submission_of_a_cell_is_the_one_that_counts():
+    jobs = Jobs(
+        [filed(over=[over(Cause.NODE_LOST)]), filed(number=2, job="13")],
+        Answer({("13", 0): QUEUED}),
+        revision=1,
+    )
+    assert state_of(jobs).state is State.QUEUED
+    assert jobs.of_cell("a").name == "13_0"
+
+
+@pytest.mark.parametrize(("number", "failed"), [(1, False), (2, True), (3, True)])
+def test_a_cell_fails_when_its_jobs_ended_by_one_cause_more_often_than_is_retried(number, failed):
+    jobs = Jobs(
+        [filed(number=n, job=str(n), over=[over(Cause.NODE_LOST)]) for n in range(1, number + 1)],
+        Answer(),
+        revision=1,
+    )
+    found = state_of(jobs, retries={"node_lost": 1})
+    assert (found.state is State.FAILED) == failed
+    assert not failed or found.cause is Cause.NODE_LOST
+
+
+def test_a_new_request_gives_a_fresh_budget():
+    jobs = Jobs([filed(over=[over(Cause.CANCELLED, "CANCELLED")])], Answer(), revision=1)
+    assert state_of(jobs).state is State.FAILED
+    assert state_of(jobs, since=2).state is State.PENDING
+
+
+def test_jobs_that_ended_well_or_never_were_spend_no_budget():
+    refused = [over(None, "REFUSED", index=n, detail="QOSMaxSubmitJobPerUserLimit") for n in range(2)]
+    jobs = Jobs([filed(job=None, over=refused)] * 9, Answer(), revision=1)
+    assert state_of(jobs).state is State.PENDING
+    assert "QOSMaxSubmit" in state_of(jobs).reason
+
+
+def test_a_jobs_own_last_word_counts_where_the_scheduler_says_nothing():
+    report = Report(code=4, cause=Cause.BAD_NODE, why="no disk", node="node3", claimed=False)
+    for answer in (Answer(), Answer(problem="away")):
+        jobs = Jobs([filed(reports={0: report})], answer, revision=1)
+        job = jobs.of_cell("a")
+        assert job.phase is Phase.OVER
+        assert job.over.cause is Cause.BAD_NODE and job.over.node == "node3" and job.over.idle
+        assert [o.index for _, found in jobs.news() for o in found] == [0]
+
+
+def test_a_job_that_asked_to_be_started_anew_is_not_over_by_its_own_word():
+    jobs = Jobs([filed(reports={0: Report(code=75, requeued=True)})], Answer(problem="away"), revision=1)
+    assert jobs.of_cell("a").phase is Phase.UNKNOWN
+    assert jobs.news() == []
+
+
+def owner(restart=0, index=0, job="12", cluster="lab") -> Owner:
+    return Owner(
+        host="h", process=PROCESS, cluster=cluster, job=job, array_index=index, restart_count=restart
+    )
+
+
+@pytest.mark.parametrize(
+    ("jobs", "who", "cause"),
+    [
+        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(), Cause.NODE_LOST),
+        (Jobs([filed(over=[over(Cause.OOM_HOST)])], Answer()), owner(), Cause.OOM_HOST),
+        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(restart=1), None),  # a later start than that end
+        (Jobs([filed()], Answer({("12", 0): RUNNING})), owner(), None),
+        (Jobs([filed()], Answer({("12", 0): QUEUED._replace(restarts=1)})), owner(), Cause.NODE_LOST),
+        (
+            Jobs([filed()], Answer({("12", 0): RUNNING._replace(restarts=2, before=Cause.PREEMPTED)})),
+            owner(restart=1),
+            Cause.PREEMPTED,
+        ),
+        (Jobs([filed()], Answer({("12", 0): RUNNING._replace(restarts=1)})), owner(restart=1), None),
+        (Jobs([filed()], Answer({("12", 0): QUEUED._replace(restarts=None)})), owner(), None),
+        (Jobs([filed()], Answer({})), owner(), None),
+        (Jobs([filed()], Answer(problem="away")), owner(), None),
+        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(index=1), None),
+        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(job="99"), None),
+        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(cluster="other"), None),
+        (Jobs([filed()], Answer({("12", 0): ENDED})), Owner(host="h", process=PROCESS), None),
+    ],
+)
+def test_only_a_terminal_state_of_that_very_start_or_a_later_start_proves_an_owner_gone(jobs, who, cause):
+    found = jobs.fate(who)
+    assert (found.cause if found else None) == cause
+
+
+@given(
+    numbers=st.lists(st.sampled_from([SMALL, LARGE]), max_size=40),
+    per_job=st.integers(1, 5),
+    size=st.integers(1, 9),
+    max_running=st.none() | st.integers(1, 50),
+    held=st.integers(0, 20),
+    max_jobs=st.none() | st.integers(1, 50),
+)
+def test_grouping_loses_and_doubles_no_cell_and_keeps_every_limit(
+    numbers, per_job, size, max_running, held, max_jobs
+):
+    wanted = [(str(number), resources) for number, resources in enumerate(numbers)]
+    groups, behind = grouped(
+        wanted,
+        cells_per_job=per_job,
+        max_array_size=size,
+        max_running=max_running,
+        held=held,
+        max_jobs=max_jobs,
+    )
+    cells = [cell for group in groups for task in group.tasks for cell in task]
+    assert len(cells) == len(set(cells)) == len(wanted) - behind
+    assert all(1 <= len(group.tasks) <= size for group in groups)
+    assert all(len(task) <= per_job for group in groups for task in group.tasks)
+    of = dict(wanted)
+    assert all(of[cell] == group.resources for group in groups for task in group.tasks for cell in task)
+    if max_jobs is not None:
+        assert sum(len(group.tasks) for group in groups) <= max(0, max_jobs - held)
+    else:
+        assert behind == 0
+    if max_running is not None:
+        assert sum(group.max_running for group in groups) <= max(max_running, len(groups))
+
+
+@pytest.mark.parametrize(
+    ("number", "sizes"), [(100, [100]), (101, [101]), (102, [101, 1]), (202, [101, 101])]
+)
+def test_arrays_are_split_at_the_cluster_s_limit(number, sizes):
+    wanted = [(str(n), SMALL) for n in range(number)]
+    groups, _ = grouped(wanted, cells_per_job=1, max_array_size=101, max_running=None)
+    assert [len(group.tasks) for group in groups] == sizes
+
+
+def fast(node, index) -> Over:
+    return Over(index=index, word="FAILED", cause=Cause.BAD_NODE, node=node, seconds=3.0, idle=True)
+
+
+def test_a_node_on_which_jobs_fail_fast_twice_is_bad_until_that_has_expired():
+    tasks = tuple((str(n),) for n in range(6))
+    good = Over(index=4, word="COMPLETED", node="node2", seconds=3.0)
+    slow = Over(index=5, word="FAILED", cause=Cause.UNKNOWN, node="node3", seconds=9000.0, idle=True)
+    ends = [fast("node1", 0), fast("node1", 1), fast("node2", 2), fast("node3", 3), good, slow]
+    history = [filed(tasks=tasks, over=ends)]
+    assert bad_nodes(history, {1}, fast_s=600) == ("node1",)
+    assert bad_nodes(history, set(), fast_s=600) == ()
+    claimed = [Over(index=n, word="FAILED", cause=Cause.UNKNOWN, node="node1", seconds=1.0) for n in range(3)]
+    assert bad_nodes([filed(tasks=tasks, over=claimed)], {1}, fast_s=600) == ()

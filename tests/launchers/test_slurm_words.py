@@ -1,0 +1,136 @@
+"""Slurm's words as its commands printed them (22.05), and what they mean here."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.core.dispatch import Phase
+from orchestrator.core.failure import Cause
+from orchestrator.launchers.slurm.words import (
+    LIMIT,
+    UNCLEAR,
+    UNREACHED,
+    indexes_of,
+    previous_end,
+    read_sacct,
+    read_squeue,
+    seconds_of,
+)
+
+SACCT = """\
+1_0|CANCELLED by 0|0:0|node1|2026-11-25T02:31:53|2026-11-25T02:32:11|18|None
+1_1|REQUEUED|0:0|node1|2026-11-25T02:31:53|2026-11-25T02:32:11|18|None
+1_2|RUNNING|0:0|node2|2026-11-25T02:32:13|Unknown|6|JobArrayTaskLimit
+1_1|PENDING|0:0|None assigned|Unknown|Unknown|0|BeginTime
+2_[0,4-6%2]|PENDING|0:0|None assigned|Unknown|Unknown|0|None
+4_7|PREEMPTED|0:0|node1|None|2026-11-25T02:32:42|0|None
+4_7|COMPLETED|0:0|node1|2026-11-25T02:34:47|2026-11-25T02:38:07|200|BeginTime
+6_9|TIMEOUT|0:0|node4|2026-11-25T02:32:40|2026-11-25T02:33:54|74|None
+7|COMPLETED|0:0|node1|2026-11-25T02:32:46|2026-11-25T02:34:26|100|None
+8_0|NODE_FAIL|1:0|node3|2026-11-25T02:32:46|2026-11-25T02:34:26|100|None
+9_0|FAILED|4:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None
+9_1|FAILED|75:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None
+9_2|FAILED|1:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None
+9_3|FAILED|0:9|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None
+9_4|OUT_OF_MEMORY|0:125|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|7|None
+9_5|A_STATE_TO_COME|0:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None
+half a line|PEND
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "phase", "cause", "restarts"),
+    [
+        (("1", 0), Phase.OVER, Cause.CANCELLED, 0),
+        (("1", 1), Phase.QUEUED, None, 1),
+        (("1", 2), Phase.RUNNING, None, 0),
+        (("2", 0), Phase.QUEUED, None, 0),
+        (("2", 5), Phase.QUEUED, None, 0),
+        (("4", 7), Phase.OVER, None, 1),
+        (("6", 9), Phase.OVER, Cause.TIMEOUT, 0),
+        (("8", 0), Phase.OVER, Cause.NODE_LOST, 0),
+        (("9", 0), Phase.OVER, Cause.BAD_NODE, 0),
+        (("9", 1), Phase.OVER, None, 0),
+        (("9", 2), Phase.OVER, Cause.UNKNOWN, 0),
+        (("9", 3), Phase.OVER, Cause.UNKNOWN, 0),
+        (("9", 4), Phase.OVER, Cause.OOM_HOST, 0),
+        (("9", 5), Phase.UNKNOWN, None, 0),
+    ],
+)
+def test_accounting_tells_the_last_start_of_each_task(task, phase, cause, restarts):
+    seen = read_sacct(SACCT.splitlines())[task]
+    assert (seen.phase, seen.restarts) == (phase, restarts)
+    assert (seen.over is not None) == (phase is Phase.OVER)
+    assert (seen.over.cause if seen.over else None) == cause
+
+
+def test_accounting_lists_nothing_else():
+    seen = read_sacct(SACCT.splitlines())
+    assert len(seen) == 16 and ("7", 0) not in seen and ("2", 3) not in seen
+    assert seen[("1", 1)].before is Cause.PREEMPTED and seen[("1", 1)].before_word == "REQUEUED"
+    assert seen[("4", 7)].before is Cause.PREEMPTED
+    assert seen[("1", 0)].over.detail == "cancelled by root"
+    assert seen[("6", 9)].over.seconds == 74 and seen[("6", 9)].over.node == "node4"
+    assert "signal 9" in seen[("9", 3)].over.detail
+
+
+SQUEUE = """\
+9|0|FAILED|NonZeroExitCode|2026-11-25T02:44:28|node1|0|0:03|1024
+9|1|PENDING|BeginTime|N/A||1|0:00|0
+9|2|RUNNING|None|2026-11-25T02:44:28|node2|2|1-02:03:04|0
+9|3|COMPLETED|None|2026-11-25T02:44:28|node2|0|0:01|0
+9|N/A|RUNNING|None|2026-11-25T02:44:28|node2|0|0:01|0
+"""
+
+
+def test_the_controller_tells_restarts_reasons_and_exit_codes():
+    seen = read_squeue(SQUEUE.splitlines())
+    assert set(seen) == {("9", n) for n in range(4)}
+    failed, waits, runs, done = (seen[("9", n)] for n in range(4))
+    assert (failed.phase, failed.over.cause, failed.over.seconds) == (Phase.OVER, Cause.BAD_NODE, 3.0)
+    assert (waits.phase, waits.reason, waits.restarts, waits.start) == (Phase.QUEUED, "BeginTime", 1, "")
+    assert (runs.phase, runs.node, runs.restarts) == (Phase.RUNNING, "node2", 2)
+    assert (done.phase, done.over.cause) == (Phase.OVER, None)
+
+
+def test_why_a_job_was_started_anew_is_the_end_of_its_last_start():
+    assert previous_end(["PREEMPTED", "RUNNING"]) is Cause.PREEMPTED
+    assert previous_end(["NODE_FAIL", "PREEMPTED", "RUNNING"]) is Cause.PREEMPTED
+    assert previous_end(["REQUEUED", "RUNNING"]) is Cause.PREEMPTED
+    assert previous_end(["RUNNING"]) is None
+    assert previous_end([]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "indexes"), [("3", [3]), ("0-2", [0, 1, 2]), ("0,4-5", [0, 4, 5]), ("0-6:3", [0, 3, 6])]
+)
+def test_indexes_of_an_array(text, indexes):
+    assert list(indexes_of(text)) == indexes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("4:42", 282), ("1:00:00", 3600), ("2-00:00:01", 172801), ("UNLIMITED", None), ("", None)],
+)
+def test_times(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit", LIMIT),
+        ("sbatch: error: AssocMaxSubmitJobLimit", LIMIT),
+        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", LIMIT),
+        ("Batch job submission failed: Socket timed out on send/recv operation", UNCLEAR),
+        ("Zero Bytes were transmitted or received", UNCLEAR),
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", UNREACHED),
+        ("Batch job submission failed: Invalid account or account/partition combination specified", None),
+        ("Batch job submission failed: Requested node configuration is not available", None),
+        ("sbatch: error: invalid partition specified: lo", None),
+    ],
+)
+def test_what_sbatch_says_is_a_limit_unclear_unreached_or_a_refusal(said, what):
+    assert [pattern for pattern in (LIMIT, UNCLEAR, UNREACHED) if pattern.search(said)] == (
+        [what] if what else []
+    )
