@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ import pytest
 class Sweep:
     """Runs ``sweep VERB ...`` in a folder, with a store of the test's own."""
 
-    def __init__(self, folder: Path, store: Path) -> None:
+    def __init__(self, folder: Path, store: Path, env: Mapping[str, str] | None = None) -> None:
         self.folder, self.store = folder, store
+        self.env = {**(os.environ if env is None else env), "SWEEP_STORE": str(store)}
 
     def __call__(self, *words: str, code: int | None = 0, timeout_s: float = 120) -> str:
         """Runs a verb; returns both streams, and checks the exit code unless it is None."""
         done = subprocess.run(
             [sys.executable, "-m", "orchestrator", *words],
             cwd=self.folder,
-            env={**os.environ, "SWEEP_STORE": str(self.store)},
+            env=self.env,
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.sweeps import OnSlurm
 from tests.slurm.testbed import Testbed, Unavailable
 
 HERE = Path(__file__).parent
@@ -38,3 +39,11 @@ def cluster(testbed: Testbed) -> Iterator[Testbed]:
     """The Slurm with nothing queued and all alive: what a test left is cancelled, what it hurt revived."""
     yield testbed
     testbed.clear()
+
+
+@pytest.fixture
+def jobs(cluster: Testbed, tmp_path: Path) -> OnSlurm:
+    """The command `sweep` on the test bed's login node, in a folder and with a store of the test's own."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return OnSlurm(cluster, folder, tmp_path / "store")
