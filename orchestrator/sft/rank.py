@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,19 @@ SOCKET, PARENT = "SWEEP_RANKS_SOCKET", "SWEEP_RANKS_PARENT"
 LAUNCHER = -1
 """What the launcher calls itself where the others give their rank."""
 
+SENT_TO_ALL = (
+    {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    if hasattr(signal, "sigwaitinfo")
+    else set[signal.Signals]()
+)
+"""What a scheduler sends to every process of a job; the stage's process heeds it for all, at its next step.
+
+These are blocked from before the launcher starts, so that no moment of a start is open to them, and so in
+what ranks start.
+"""
+
+ENDED = 128 + signal.SIGTERM
+"""Exit code of a rank that the launcher ended because another failed."""
 
 _TIMEOUT = timedelta(minutes=30)
 """How long ranks wait for one that writes to a slow file system; one that died is noticed at once."""
@@ -146,9 +160,27 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def heed_only(launcher: int) -> None:
+    """Ends this process when the launcher says so by SIGTERM; what others send to all is not for it.
+
+    A thread waits for the signals, for Python's own handlers would not run while a collective hangs.
+    """
+
+    def wait() -> None:
+        while True:
+            told = signal.sigwaitinfo(SENT_TO_ALL)
+            if told.si_pid == launcher and told.si_signo == signal.SIGTERM:
+                os._exit(ENDED)
+
+    if SENT_TO_ALL:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
+        threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
 def launch(num_processes: int) -> None:
     """Runs ``torchrun`` and tells the stage's process how each rank ended that failed first."""
     die_with(int(os.environ[PARENT]))
+    signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
     pipe = Client(os.environ[SOCKET], "AF_UNIX")
     pipe.send(LAUNCHER)
     os.environ[PARENT] = str(os.getpid())
@@ -169,12 +201,16 @@ def launch(num_processes: int) -> None:
         )
     except ChildFailedError as error:
         pipe.send(("exits", [(rank, failure.exitcode) for rank, failure in error.failures.items()]))
+        for failure in error.failures.values():  # what ranks started is as deaf as they are to being ended
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(failure.pid, signal.SIGKILL)
         sys.exit(1)
 
 
 def run_rank() -> None:
     """Joins the process group, calls the stage's function and reports how it ended."""
     die_with(int(os.environ[PARENT]))
+    heed_only(int(os.environ[PARENT]))
     pipe = Client(os.environ[SOCKET], "AF_UNIX")
     rank = int(os.environ["RANK"])
     pipe.send(rank)

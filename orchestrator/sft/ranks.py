@@ -16,17 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.sft.rank import LAUNCHER, PARENT, SOCKET, Order, as_bytes, as_exception
+from orchestrator.sft.rank import ENDED, LAUNCHER, PARENT, SENT_TO_ALL, SOCKET, Order, as_bytes, as_exception
 from orchestrator.stage import Config, Context, Inputs
 
 _PATIENCE_S = 10.0
+_SECONDARY = (ENDED, -signal.SIGTERM, -signal.SIGABRT)
+"""How ranks end because another one failed."""
 _FOREIGN = ("SLURM_", "PMI_", "PMIX_", "OMPI_", "TORCHELASTIC_", "PET_", "MASTER_", "ACCELERATE_")
 _FOREIGN_NAMES = {
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "NODE_RANK"),
@@ -100,16 +102,17 @@ class _Group:
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(self._folder / "s"))
         self._server.listen(num_processes + 1)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.sft.rank", "launch", str(num_processes)],
-            env={
-                **environment(os.environ),
-                "OMP_NUM_THREADS": str(order.num_threads),
-                SOCKET: str(self._folder / "s"),
-                PARENT: str(os.getpid()),
-            },
-            stdin=subprocess.DEVNULL,
-        )
+        with _deaf():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.sft.rank", "launch", str(num_processes)],
+                env={
+                    **environment(os.environ),
+                    "OMP_NUM_THREADS": str(order.num_threads),
+                    SOCKET: str(self._folder / "s"),
+                    PARENT: str(os.getpid()),
+                },
+                stdin=subprocess.DEVNULL,
+            )
 
     def serve(self) -> Any:
         """Answers until all processes have ended; returns rank 0's result."""
@@ -209,7 +212,7 @@ class _Group:
             if isinstance(error, StageFailure):
                 return error
         for rank, code in self._exits:  # those that failed first come first
-            if rank not in self._raised and -code not in (signal.SIGTERM, signal.SIGABRT):
+            if rank not in self._raised and code not in _SECONDARY:
                 killed = code == -signal.SIGKILL and _oom_kills() > self._oom_kills
                 how = (
                     f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
@@ -224,6 +227,16 @@ class _Group:
 
 class _Abandoned(Exception):
     """Leaves a checkpoint that will not be finished."""
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Has a process that is started here not heed `SENT_TO_ALL` from its first moment on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _short_folder() -> str:

@@ -21,7 +21,7 @@ from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.worker.loop import REFUSED, Worker, this_owner
 from orchestrator.worker.order import WorkerOrder
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def preload(sweep: Sweep) -> list[str]:
