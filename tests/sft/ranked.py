@@ -32,6 +32,20 @@ def gather(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:
     return {"seen": seen, "input": str(inputs["base"]), "slurm": "SLURM_PROCID" in os.environ}
 
 
+def know(config: Config, inputs: Inputs, context: Context) -> list[Any]:
+    """Returns what each rank sees of its environment."""
+    variables, seen = os.environ, [None] * dist.get_world_size()
+    facts = {
+        "rank": [variables["RANK"], variables["LOCAL_RANK"]],
+        "world": [variables["WORLD_SIZE"], variables["LOCAL_WORLD_SIZE"]],
+        "threads": variables["OMP_NUM_THREADS"],
+        "port": variables["MASTER_PORT"],
+        "foreign": [name for name in variables if name.startswith(("SLURM_", "PMI"))],
+    }
+    dist.all_gather_object(seen, facts)
+    return list(seen)
+
+
 def fail(config: Config, inputs: Inputs, context: Context) -> None:
     """Fails in one rank while the other waits for it; each has started a process of its own."""
     helper = subprocess.Popen(["sleep", "20"])
