@@ -1,7 +1,7 @@
-"""From `sweep launch` to the last cell done, beside a bare ``sbatch --array`` of `true`, on the test bed's Slurm.
+"""From `sweep launch` to the last cell done, beside a bare ``sbatch --array`` of `true`, on the test bed.
 
-Both submit the same number of tasks to the same four nodes in this one run; the cells do nothing. Ours adds what
-makes a cell a cell: claims, heartbeats, a snapshot of the code, provenance. Prints a line for each way.
+Both submit the same number of tasks to the same four nodes in this one run; the cells do nothing. Ours adds
+what makes a cell a cell: claims, heartbeats, a snapshot of the code, provenance. Prints a line for each way.
 
     python benchmarks/slurm_against_sbatch.py [--cells 220]
 """
@@ -19,6 +19,9 @@ from pathlib import Path
 
 TESTBED = Path(__file__).parents[1] / "slurm/testbed"
 MAX_ARRAY = 101
+MEMORY_GIB = 30
+"""Of a task: 32 of them run at once."""
+PATIENCE_S = 570.0
 SWEEP = """
 description: cells that do nothing
 config: {{seed: 0}}
@@ -38,18 +41,30 @@ def sweep(*words: str, folder: Path, environment: dict[str, str]) -> str:
 def by_sweep(
     folder: Path, environment: dict[str, str], cells: int, per_job: int
 ) -> tuple[float, float, float]:
-    """Runs the cells as jobs; returns seconds until the launch returned, until all were done, and CPU seconds."""
+    """Runs the cells as jobs.
+
+    Returns:
+        Seconds until the launch returned, seconds until all cells were done, CPU seconds of the launch.
+
+    Raises:
+        SystemExit: not all cells were done in the end.
+    """
     folder.mkdir()
     (folder / "nothing.py").write_text("def main(config, inputs, context):\n    return []\n")
     (folder / "bench.yaml").write_text(SWEEP.format(cells=cells))
-    words = ["launcher=slurm", "cluster=testbed", "cluster.memory_gib=1", f"launcher.cells_per_job={per_job}"]
+    words = [
+        "launcher=slurm",
+        "cluster=testbed",
+        f"cluster.memory_gib={MEMORY_GIB}",
+        f"launcher.cells_per_job={per_job}",
+    ]
     before = os.times()
     start_s = time.perf_counter()
     sweep("launch", "bench.yaml", *words, folder=folder, environment=environment)
     launched_s = time.perf_counter() - start_s
     after = os.times()
     done = folder / "runs/done"
-    while sum(1 for _ in done.rglob("*.json")) < cells:
+    while sum(1 for _ in done.rglob("*.json")) < cells and time.perf_counter() - start_s < PATIENCE_S:
         time.sleep(0.1)
     seconds = time.perf_counter() - start_s
     status = json.loads(sweep("status", "bench", "--json", folder=folder, environment=environment))
@@ -64,7 +79,7 @@ def by_sbatch(environment: dict[str, str], cells: int) -> float:
     start_s = time.perf_counter()
     for first in range(0, cells, MAX_ARRAY):
         array = f"--array=0-{min(MAX_ARRAY, cells - first) - 1}"
-        command = ["sbatch", array, "--mem=1G", "--output=/dev/null", "--wrap=true"]
+        command = ["sbatch", array, f"--mem={MEMORY_GIB}G", "--output=/dev/null", "--wrap=true"]
         subprocess.run(command, env=environment, check=True, capture_output=True)
     waiting = ["squeue", "--noheader", "--states=PENDING,RUNNING,COMPLETING"]
     while subprocess.run(waiting, env=environment, check=True, capture_output=True).stdout.strip():

@@ -118,7 +118,7 @@ fill() {
   local name host script
   host=$(hostname -s)
   script="s|@DIR@|$DIR|g;s|@HOST@|$host|g;s|@PORT@|$PORT|g;s|@PORT_DBD@|$((PORT + 1))|g;s|@PORT_SQL@|$((PORT + 2))|g"
-  script+=";s|@SRUN_PORTS@|$((PORT + 100))-$((PORT + 199))|g;s|@LAST_GPU@|$((knob[GPUS] - 1))|g"
+  script+=";s|@LAST_GPU@|$((knob[GPUS] - 1))|g"
   for name in "${!knob[@]}"; do script+=";s|@$name@|${knob[$name]}|g"; done
   sed "$script" "$HERE/templates/$1.in" >"$DIR/etc/$1"
 }
