@@ -33,6 +33,7 @@ class Seen(NamedTuple):
     Attributes:
         phase: whether it waits, runs or is over.
         word: the scheduler's own, such as ``PENDING``.
+        name: of the job; "" when the answer does not tell.
         reason: why it waits.
         start: when it may start, or did, for people.
         node: where it runs or ran.
@@ -51,6 +52,7 @@ class Seen(NamedTuple):
     before: Cause | None = None
     before_word: str = ""
     over: Over | None = None
+    name: str = ""
 
 
 class Answer(NamedTuple):
@@ -133,8 +135,11 @@ class Jobs:
         if index in filed.over:
             return filed.over[index]
         seen = self._seen(filed, index)
-        if seen is not None:
+        if seen is not None and seen.name in ("", filed.submission.name):
             return seen.over
+        if seen is not None:  # a controller that lost its last seconds gives numbers out again
+            lost = f"the scheduler lost it, and gave its number to {seen.name}"
+            return Over(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost)
         report = filed.reports.get(index)
         if report is None or report.requeued or filed.accepted is None:
             return None
