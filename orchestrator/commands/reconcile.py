@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from orchestrator.commands.attend import make_launcher, print_failures, print_progress, settings_of
-from orchestrator.commands.dispatch import Dispatch, Given, print_given
+from orchestrator.commands.dispatch import Dispatch, Given, lines_of
 from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.report import write_reports
 from orchestrator.commands.retired import finish_retention
 from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter
 from orchestrator.trackers.mirror import mirroring
 
 WAIT_S = 2.0
 MAX_WAIT_S = 30.0
+HOLD_S = 600.0
+"""A scheduler that took no more is tried again after so long, or when a job has ended."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +66,9 @@ def last_request(view: View) -> Request:
         UserError: the sweep was never launched.
     """
     for request in reversed(view.requests):
-        if request.settings is not None:
+        if request.settings is not None and request.revision == view.number:
             return request
-    raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
 
 
 def limits_of(launcher: Launcher | Submitter, args: argparse.Namespace) -> Limits | None:
@@ -104,9 +107,14 @@ def submit_all(view: View, request: Request, submitter: Submitter, limits: Limit
         0 when everything was submitted, or with `wait` when all cells are done; else 1.
     """
     with mirroring(view.ledger, view.sweep.name, request):
-        given = Dispatch(view.fresh(), request, submitter, limits).run()
+        dispatch = Dispatch(view.fresh(), request, submitter, limits)
+        try:
+            dispatch.run()
+        except SweepError:  # what was submitted before is
+            print_lines(lines_of(view, Given(submitted=dispatch.given.submitted)))
+            raise
         view = view.fresh()
-        print_given(view, given)
+        print_lines(lines_of(view, dispatch.given))
         if wait:
             return _stay(view, request, submitter, limits)
     counts = Counter(view.cells[cell.cell].state for cell in view.sweep.cells)
@@ -116,6 +124,12 @@ def submit_all(view: View, request: Request, submitter: Submitter, limits: Limit
         write_reports(view)
     print(f"  sweep status {view.sweep.name}{view.hint}")
     return 1 if counts[State.FAILED] else 0
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Prints lines for somebody who may be watching."""
+    for line in lines:
+        print(line, flush=True)
 
 
 def summary(counts: Counter[State]) -> str:
@@ -129,20 +143,26 @@ _OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, St
 def _stay(view: View, request: Request, submitter: Submitter, limits: Limits) -> int:
     wanted = set(request.cells) if request.cells is not None else None
     cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
-    pause_s, last = WAIT_S, ""
+    pause_s, last, said = WAIT_S, "", [""]
+    hold, hold_until_s = "", 0.0
     while any(view.cells[cell.cell].state in _OPEN for cell in cells):
         last = print_progress(view, cells, last)
         time.sleep(pause_s)
         start_s = time.monotonic()
         try:
-            dispatch = Dispatch(view.fresh(), request, submitter, limits)
-            given = dispatch.run()
+            given = Dispatch(view.fresh(), request, submitter, limits).run(
+                hold=hold if start_s < hold_until_s else ""
+            )
         except InfrastructureError as error:  # a scheduler that is away comes back
             print(f"  {error.what}; trying again", flush=True)
             pause_s = MAX_WAIT_S
             continue
+        if given.limit != hold or given.submitted:
+            hold, hold_until_s = given.limit, start_s + HOLD_S
         view = view.fresh()
-        print_given(view, given)
+        if (lines := lines_of(view, given)) != said:
+            print_lines(lines)
+            said = lines
         pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
     finish_retention(view, settings_of(request).policy)
     counts = Counter(view.cells[cell.cell].state for cell in cells)
