@@ -83,10 +83,8 @@ def cancel_jobs(view: View, cancelled: set[str]) -> None:
     if num_cancelled:
         print(f"  {counted(num_cancelled, 'waiting job')} cancelled")
     if num_unknown:
-        print(
-            f"  of {counted(num_unknown, 'job')} it is not known whether they wait: should they start, they"
-        )
-        print(f"  end at once; to look again: sweep cancel {view.sweep.name}@{view.number}{view.hint}")
+        print(f"  {counted(num_unknown, 'job')} may still wait, and would end at once: {_why_unknown(view)}")
+        print(f"    later: sweep cancel {view.sweep.name}@{view.number}{view.hint}")
 
 
 def _is_for_nothing_else(view: View, cells: Sequence[str], cancelled: set[str]) -> bool:
@@ -95,6 +93,10 @@ def _is_for_nothing_else(view: View, cells: Sequence[str], cancelled: set[str]) 
     return bool(cancelled & set(cells)) and all(
         cell in cancelled or states.get(cell) in (State.DONE, State.CANCELLED) for cell in cells
     )
+
+
+def _why_unknown(view: View) -> str:
+    return view.jobs.problem or "the scheduler does not tell of them"
 
 
 def _close(view: View, launcher: str, number: int, names: dict[int, str]) -> int:
