@@ -1,4 +1,4 @@
-"""Giving cells to a scheduler: settling what was given before, then submitting what nobody holds.
+"""Giving cells to a scheduler: those that nobody holds, as arrays of jobs.
 
 It may be run again at any time, also by two people at once: an intent is created under the next number before
 the scheduler is asked, and whoever loses that number decides anew.
@@ -6,7 +6,6 @@ the scheduler is asked, and whoever loses that number decides anew.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,12 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.commands.costs import estimates_of, of_cell
 from orchestrator.commands.output import counted
-from orchestrator.commands.settle import age_s, give_up, job_logs, settle
+from orchestrator.commands.settle import age_s, give_up, job_logs
 from orchestrator.commands.view import View
 from orchestrator.core.arrays import Group, cut, first_try, grouped
 from orchestrator.core.dispatch import LIMIT, Phase
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Over, Resources, Submission
+from orchestrator.core.jobs import Resources, Submission
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -35,7 +34,7 @@ _WANTED = frozenset({State.PENDING, State.RELEASED, State.LOST, State.RUNNING})
 
 @dataclass
 class Given:
-    """What one pass did.
+    """What was submitted, and what was not.
 
     Attributes:
         submitted: submissions that the scheduler took, with their job's id.
@@ -43,9 +42,6 @@ class Given:
         behind: cells that a limit keeps back.
         limit: that limit, in the scheduler's words or ours.
         num_held: cells that a job holds already.
-        closed: tasks that were found over.
-        unanswered: submissions of which it is not known whether the scheduler took them.
-        older: jobs by the number of the earlier revision whose own cells they are for.
     """
 
     submitted: list[tuple[Submission, str]] = field(default_factory=list)
@@ -53,17 +49,22 @@ class Given:
     behind: int = 0
     limit: str = ""
     num_held: int = 0
-    closed: list[Over] = field(default_factory=list)
-    unanswered: list[Submission] = field(default_factory=list)
-    older: Counter[int] = field(default_factory=Counter)
+
+    def add(self, more: Given) -> None:
+        """Adds what was done for another request."""
+        self.submitted += more.submitted
+        self.scripts += more.scripts
+        self.behind += more.behind
+        self.num_held += more.num_held
+        self.limit = more.limit or self.limit
 
 
 class Dispatch:
-    """One pass over a sweep.
+    """Gives the cells of one request to a scheduler.
 
     Args:
-        view: the revision; read anew where it has to be.
-        request: the launch or rerun whose settings and code are used.
+        view: the revision, settled; read anew where it has to be.
+        request: the launch or rerun whose settings and code count, for cells that no later one names.
         submitter: its launcher.
         limits: of the scheduler.
     """
@@ -71,24 +72,21 @@ class Dispatch:
     def __init__(self, view: View, request: Request, submitter: Submitter, limits: Limits) -> None:
         self._view, self._request, self._submitter, self._limits = view, request, submitter, limits
         self._submissions = Submissions(view.ledger, view.sweep.name)
-        self.given = Given()
+        self.given, self._has_filed = Given(), False
 
     def run(self, *, hold: str = "") -> Given:
-        """Settles, then submits.
+        """Submits what nobody holds.
 
         Args:
-            hold: a limit for which the scheduler took no more a moment ago: submit only if a job is over now.
+            hold: a limit for which nothing is to be submitted now, though it is counted.
 
         Raises:
             UserError: a cell fits nowhere, or the scheduler refuses what it was given for good.
             InfrastructureError: the scheduler does not answer.
         """
-        self._view, self.given.closed, self.given.unanswered = settle(self._view, self._submitter)
-        ids = {cell.cell for cell in self._view.sweep.cells}
-        self.given.older = self._view.jobs.older(self._view.number, ids)
         groups, number = self._groups(), self._next_number()
         fits, is_refill = first_try(self._view.jobs.filed, self._limits.max_tasks)
-        if hold and not self.given.closed:
+        if hold:
             fits, self.given.limit = 0, hold
         grows = 1
         while groups and fits:
@@ -99,7 +97,7 @@ class Dispatch:
                 self._view = self._view.fresh()
                 groups, number = self._groups(), self._next_number()
                 continue
-            number += 1
+            number, self._has_filed = number + 1, True
             if not self._take(submission, text):
                 fits = len(piece.tasks) // 2
                 continue
@@ -111,6 +109,11 @@ class Dispatch:
         self.given.behind += sum(len(cells) for group in groups for cells in group.tasks)
         return self.given
 
+    @property
+    def view(self) -> View:
+        """The revision afterwards."""
+        return self._view.fresh() if self._has_filed else self._view
+
     def check(self) -> None:
         """Finds out, before anything is recorded, whether every cell's job fits somewhere.
 
@@ -119,9 +122,9 @@ class Dispatch:
         """
         self._with_resources(self._unheld())
 
-    def dry_run(self) -> Given:
-        """Says what `run` would submit, word for word, and changes nothing."""
-        for number, group in enumerate(self._groups(), self._next_number()):
+    def dry_run(self, *, after: int = 0) -> Given:
+        """Says what `run` would submit, after so many other submissions, and changes nothing."""
+        for number, group in enumerate(self._groups(), self._next_number() + after):
             submission = self._submission(group, number)
             self.given.scripts.append((submission, self._text(submission)))
         return self.given
@@ -161,10 +164,12 @@ class Dispatch:
 
     def _unheld(self) -> list[Cell]:
         view, wishes = self._view, self._view.wishes
-        asked = set(self._request.cells) if self._request.cells is not None else None
         wanted, self.given.num_held = [], 0
         for cell in view.sweep.cells:
-            is_asked = cell.cell in wishes.asked or asked is None or cell.cell in asked
+            if self._request.number:
+                is_asked = wishes.asked.get(cell.cell) == self._request.number
+            else:  # not recorded: nothing is later
+                is_asked = self._request.cells is None or cell.cell in self._request.cells
             if not is_asked or view.cells[cell.cell].state not in (*_WANTED, State.QUEUED, State.UNKNOWN):
                 continue
             job = view.jobs.of_cell(cell.cell)
@@ -293,20 +298,12 @@ def job_name(sweep: str, number: int, nonce: str) -> str:
 
 
 def lines_of(view: View, given: Given) -> list[str]:
-    """Says what was submitted, what was not, and what is not known."""
-    lines, later = [], f"later: sweep reconcile {view.sweep.name}{view.hint}"
+    """Says it to people."""
+    lines = []
     for submission, job in given.submitted:
         cells = counted(sum(map(len, submission.tasks)), "cell")
         lines.append(f"  job {job}: {cells} in {counted(len(submission.tasks), 'task')}")
     if given.behind:
-        lines += [f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}", f"    {later}"]
-    for submission in given.unanswered:
-        cells = counted(sum(map(len, submission.tasks)), "cell")
-        lines.append(f"  submission {submission.number} ({cells}) of {submission.at} was not answered")
-        lines.append(f"    if the scheduler never had it, its cells are submitted again; {later}")
-    for revision, number in sorted(given.older.items()):
-        old = f"{view.sweep.name}@{revision}"
-        lines.append(
-            f"  {counted(number, 'job')} of {old} not over yet; to end them: sweep cancel {old}{view.hint}"
-        )
+        lines.append(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
+        lines.append(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
     return lines

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.commands.output import counted
 from orchestrator.commands.view import View
 from orchestrator.core.dispatch import Filed
 from orchestrator.core.failure import Cause
@@ -56,6 +57,20 @@ def settle(view: View, submitter: Submitter) -> Settled:
         submissions.close(each.submission.number, told, at=provenance.now())
         closed += told
     return Settled(view.fresh() if closed else view, closed, unanswered)
+
+
+def lines_of(view: View, settled: Settled) -> list[str]:
+    """Says what is not known, and what is no longer wanted."""
+    lines, name = [], view.sweep.name
+    for submission in settled.unanswered:
+        cells = counted(sum(map(len, submission.tasks)), "cell")
+        lines.append(f"  submission {submission.number} ({cells}) of {submission.at} was not answered")
+        lines.append(f"    later: sweep reconcile {name}{view.hint}, which finds its job or submits it again")
+    older = settled.view.jobs.older(view.number, {cell.cell for cell in view.sweep.cells})
+    for revision, number in sorted(older.items()):
+        lines.append(f"  {counted(number, 'job')} of {name}@{revision} not over yet")
+        lines.append(f"    no longer wanted? sweep cancel {name}@{revision}{view.hint}")
+    return lines
 
 
 def _answered(submissions: Submissions, submission: Submission, submitter: Submitter) -> bool:

@@ -105,7 +105,7 @@ class OnSlurm(Sweep):
         }
         held: dict[str, list[str]] = {}
         for task in self.tasks():
-            for cell in tasks[task]:
+            for cell in tasks.get(task, ()):  # the rest is of a former test, by a controller that was killed
                 held.setdefault(cell, []).append(task)
         return held
 

@@ -145,6 +145,7 @@ def test_a_launch_without_a_controller_records_nothing_and_says_so_soon(jobs, ho
 @pytest.mark.parametrize("how", ["STOP", "KILL"])
 def test_a_controller_that_goes_away_while_it_is_asked_loses_and_doubles_nothing(jobs, how):
     name = jobs.write()
+    time.sleep(6)  # what it saves once in 5 s is all that it remembers when it was killed
     jobs.wrap("sbatch", f'kill -{how} {jobs.cluster.pid("slurmctld")}; sleep 0.3; exec $real "$@"')
     start_s = time.monotonic()
     said = jobs.launch(name, HELD, code=3)
@@ -164,11 +165,11 @@ def test_a_controller_that_goes_away_while_it_is_asked_loses_and_doubles_nothing
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
 def test_status_without_a_controller_fails_no_cell_and_what_runs_goes_on(jobs, how):
-    name = jobs.write(cells=3, steps=100, step_s=0.1)
+    name = jobs.write(cells=3, steps=300, step_s=0.1)
     jobs.launch(name, "--only", "seed=0,1")
     jobs.launch(name, HELD, "--only", "seed=2")
     jobs.until(lambda: jobs.counts().get("running") == 2)
-    time.sleep(6)  # it saves its state once in 5 s
+    time.sleep(6)  # as above
     before = jobs.cluster.job_states()
     jobs.cluster.kill("slurmctld", how)
     start_s = time.monotonic()
@@ -273,7 +274,7 @@ def test_a_job_that_was_forgotten_and_said_nothing_has_vanished(bare):
 EMPTY = "exit 0"
 STRANGE = {
     "sacct says nothing": {"sacct": EMPTY},
-    "sacct is slow": {"sacct": 'sleep 4; exec $real "$@"'},
+    "sacct is slow": {"sacct": 'sleep 2; exec $real "$@"'},
     "sacct tells half of it": {"sacct": '$real "$@" | head -c 60'},
     "sacct speaks another language": {"sacct": '$real "$@" | tr "|" ";"'},
     "sacct knows a state to come": {"sacct": '$real "$@" | sed s/PENDING/DREAMING/'},
