@@ -208,7 +208,7 @@ class Jobs:
             waits = f"submission {submission.number} of {submission.at} was not answered by the scheduler"
             return told(Phase.UNKNOWN, f"{waits}; `sweep reconcile` settles it")
         if self._answer.problem:
-            return told(Phase.UNKNOWN, f"job {name} was submitted at {submission.at}; {self._answer.problem}")
+            return told(Phase.UNKNOWN, f"job {name}: {self._answer.problem}")
         seen = self._seen(filed, index)
         if seen is None:
             return told(Phase.UNKNOWN, f"the scheduler does not list job {name}, accepted at {accepted.at}")

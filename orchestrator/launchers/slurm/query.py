@@ -256,12 +256,12 @@ class SlurmScheduler:
         return found
 
     def cancel(self, tasks: Sequence[str]) -> None:
-        """Cancels pending tasks.
+        """Cancels tasks; with ``--state=PENDING`` scancel would end all of an array of which one waits.
 
         Raises:
             InfrastructureError: scancel failed.
         """
         for part in _parts(tasks):
-            said = slurm("scancel", "--state=PENDING", *part)
+            said = slurm("scancel", *part)
             if said.code != 0 and _NOTHING not in said.error:
                 raise InfrastructureError(f"scancel failed: {said.problem}")
