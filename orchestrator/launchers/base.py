@@ -166,7 +166,7 @@ class Scheduler(Protocol):
         """Returns why tasks such as ``12_3`` wait, and when they may start; never raises."""
 
     def cancel(self, tasks: Sequence[str]) -> None:
-        """Cancels tasks that wait; those that run meanwhile go on.
+        """Cancels tasks that wait, and no others; one that has just started is asked to end.
 
         Raises:
             InfrastructureError: the scheduler did not do it.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 
 from tests.commands.launches import records
+
+NAME = re.compile(r"(?<=--job-name=jobs\.1\.)\w{8}")
+"""What makes a job's name its own."""
 
 
 def test_a_launch_returns_with_job_ids_and_its_jobs_do_each_cell_once(jobs):
@@ -41,7 +45,7 @@ def test_a_dry_run_prints_what_a_launch_then_submits_and_writes_nothing(jobs):
     assert not jobs.store.exists() and not jobs.cluster.job_states()
     jobs.launch(name)
     script = (jobs.store / "sweeps/jobs/logs/jobs-000001/job.sh").read_text()
-    assert script in said
+    assert NAME.sub("", script) in NAME.sub("", said)
     for cell in jobs.states():
         assert cell in said
 

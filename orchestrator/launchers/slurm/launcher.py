@@ -114,7 +114,7 @@ class SlurmLauncher:
 
     def submit(self, submission: Submission, text: str) -> Outcome:
         """Gives the script to sbatch."""
-        return submit(text, submission.name)
+        return submit(text, submission.name, submission.at)
 
     def find(self, submission: Submission) -> str | None:
         """Looks for a job by its name.
@@ -122,7 +122,7 @@ class SlurmLauncher:
         Raises:
             InfrastructureError: the controller does not answer.
         """
-        return query.find(submission.name)
+        return query.find(submission.name, submission.at)
 
     def explain(self, filed: Filed, over: Over, logs: Path) -> Over:
         """Recognises a job ended for its memory, which Slurm without cgroups calls FAILED or CANCELLED."""
