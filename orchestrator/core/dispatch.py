@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+import msgspec
+
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Accepted, Over, Report, Resources, Submission
 from orchestrator.core.records import Owner
@@ -132,10 +134,9 @@ class Jobs:
         """The end of a task: as closed, as the scheduler says now, or else as the job itself said."""
         if index in filed.over:
             return filed.over[index]
-        seen = self._seen(filed, index)
+        seen, report = self._seen(filed, index), filed.reports.get(index)
         if seen is not None:
-            return seen.over
-        report = filed.reports.get(index)
+            return _with_report(seen.over, report) if seen.over and report else seen.over
         if report is None or report.requeued or filed.accepted is None:
             return None
         return Over(
@@ -144,6 +145,7 @@ class Jobs:
             cause=report.cause,
             detail=report.why,
             node=report.node,
+            restarts=report.restart,
             seconds=report.seconds,
             idle=not report.claimed,
         )
@@ -239,6 +241,13 @@ class Jobs:
         return sum(over.cause is cause for _, over in self._ends.get(cell, ()))
 
 
+def _with_report(over: Over, report: Report) -> Over:
+    """Adds to an end that the scheduler tells what the job itself said of it."""
+    if report.requeued or report.restart != over.restarts:
+        return over
+    return msgspec.structs.replace(over, detail=report.why or over.detail, idle=not report.claimed)
+
+
 def ending(name: str, over: Over) -> str:
     """Says how a job ended."""
     parts = [f"job {name} ended {over.word}" if name else "it was never a job"]
@@ -254,7 +263,7 @@ def _living(name: str, seen: Seen) -> str:
         return f"job {name} runs on {seen.node}" if seen.node else f"job {name} runs"
     if seen.phase is Phase.UNKNOWN:
         return f"job {name} is {seen.word}, of which nothing is known here"
-    again = f", started anew after {seen.before_word}" if seen.before_word else ""
+    again = f" to be started anew after {seen.before_word}" if seen.before_word else ""
     why = f": {seen.reason}" if seen.reason and seen.reason != "None" else ""
     start = f", expected to start at {seen.start}" if seen.start else ""
     return f"job {name} waits{again}{why}{start}"

@@ -68,7 +68,7 @@ class Worker:
         self._watcher = Watcher(owner, job=order.job)
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
-        self._failed_starts = 0
+        self._failed_starts, self._replaced = 0, False
         self.num_claims, self._progressed = 0, True
         self._wishes_s = 0.0
         self._wishes = Wishes(frozenset(), {}, {})
@@ -77,6 +77,9 @@ class Worker:
         """Works until nothing is left to claim or wait for; returns the exit code."""
         idle_s = IDLE_S
         while not self._stop_asked():
+            if self._replaced:
+                self._say("a later start of this job goes on: this worker claims no more")
+                return self._released("replaced")
             if self._failed_starts >= MAX_FAILED_STARTS:
                 self._say("two failures in the start phase in a row: this worker claims no more")
                 return REFUSED
@@ -185,12 +188,12 @@ class Worker:
         )
         end = run.run(attempts)
         self._count_start(run, end)
+        self._replaced = end.why == "superseded" and self._is_replaced(node)
         self._progressed = end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
             self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)
-        self._say(
-            f"{claimable.cell.cell} {node.name}: attempt {number} {end.outcome} {end.why or end.message}"
-        )
+        said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
+        self._say(f"{claimable.cell.cell} {node.name}: {said}")
         return True
 
     def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
@@ -211,6 +214,16 @@ class Worker:
             cell=cell.cell,
             supersedes=supersedes,
             at=provenance.now(),
+        )
+
+    def _is_replaced(self, node: Node) -> bool:
+        """Whether a scheduler that thought this worker dead started its job anew elsewhere."""
+        me = self._owner
+        owners = [attempt.claim.owner for attempt in self._ledger.attempts(node) if attempt.claim]
+        return bool(me.job) and any(
+            (o.cluster, o.job, o.array_index) == (me.cluster, me.job, me.array_index)
+            and o.restart_count > me.restart_count
+            for o in owners
         )
 
     def _count_start(self, run: AttemptRun, end: End) -> None:

@@ -130,6 +130,8 @@ def _of_starts(index: int, lines: list[list[str]]) -> Seen:
     word = state.split()[0]  # "CANCELLED by 1000"
     phase, node = phase_of(word), "" if node == "None assigned" else node
     before = former[-1][1].split()[0] if former else ""
+    if word.startswith("REQUEUE"):  # the line of a start that is over: the next has none yet
+        before, start = word, ""
     over = None
     if phase is Phase.OVER:
         seconds = float(elapsed) if elapsed.isdigit() else None
@@ -192,6 +194,11 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
 def cause_of_code(code: int) -> Cause | None:
     """Returns what a worker's exit code counts as."""
     return _BY_EXIT[code][0] if code in _BY_EXIT else Cause.UNKNOWN
+
+
+def meaning_of_code(code: int) -> str:
+    """Says what a worker's exit code means, "" for one that needs no words or is not known."""
+    return _BY_EXIT[code][1] if code in _BY_EXIT and code not in (0, RELEASED) else ""
 
 
 def previous_end(states: Sequence[str]) -> Cause | None:
