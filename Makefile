@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 export UV_LINK_MODE ?= copy
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup smoke study-tiny smollm slurm-up slurm-down test test-long check fix bench lock clean
+.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down test test-long check fix bench lock clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,11 @@ DIR ?= /tmp/sweep-slurm
 slurm-up: ## start it; once more to start again what was killed (slurm/README.md)
 	slurm/testbed/up.sh $(DIR)
 
+slurm-smoke: setup ## the smoke sweep as jobs of it, from nothing to the report; ends it again
+	slurm/testbed/up.sh $(DIR)
+	. $(DIR)/env; $(BIN)/sweep launch smoke launcher=slurm cluster=testbed launcher.max_running=4 \
+	  store.url=runs-slurm --wait; code=$$?; slurm/testbed/down.sh $(DIR) --purge; exit $$code
+
 slurm-down: ## end it and remove its folder
 	slurm/testbed/down.sh $(DIR) --purge
 
@@ -66,6 +71,7 @@ bench: setup
 	$(BIN)/python benchmarks/plan_against_hydra.py
 	$(BIN)/python benchmarks/launcher_against_processes.py
 	$(BIN)/python benchmarks/loop_against_trainer.py
+	$(BIN)/python benchmarks/slurm_against_sbatch.py
 
 lock: setup ## compile the lock where the CPU wheel of torch is visible
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --group dev pyproject.toml -c <(echo torch==2.13.0+cpu) \

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -168,21 +167,19 @@ class Tracker(Protocol):
 
 
 class StopSignal:
-    """Set once, from another thread or a signal handler, when the stage should stop."""
+    """Set once, from another thread or a signal handler, when the stage should stop.
+
+    A plain flag: with a lock, a signal that interrupts the handler of another would wait for it for ever.
+    """
 
     def __init__(self) -> None:
-        self._event, self.why = threading.Event(), ""
+        self.asked, self.why = False, ""
 
     def ask(self, why: str) -> None:
         """Asks the stage to stop; the first reason stands."""
-        if not self._event.is_set():
+        if not self.asked:
             self.why = why
-            self._event.set()
-
-    @property
-    def asked(self) -> bool:
-        """Whether someone asked."""
-        return self._event.is_set()
+            self.asked = True
 
 
 class Context:

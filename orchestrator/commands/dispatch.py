@@ -146,23 +146,30 @@ class Dispatch:
             self._give_up(filed.submission, "the scheduler never had it", None)
 
     def _vanished(self) -> list[tuple[Filed, list[Over]]]:
-        """Tasks that a scheduler without memory does not list at two looks: it forgets only what is over."""
-        missing = _missing(self._view.jobs)
+        """Tasks that the scheduler, long after it took them, lists at neither of two looks nor by name."""
+        missing = _missing(self._view.jobs, self._submitter.settle_s)
         if not missing:
             return []
         time.sleep(SECOND_LOOK_S)
-        again = _missing(self._view.fresh().jobs)
+        again = _missing(self._view.fresh().jobs, self._submitter.settle_s)
         found: dict[int, tuple[Filed, list[Over]]] = {}
         for key, filed in missing.items():
-            if key in again and filed.accepted and _age_s(filed.accepted.at) > self._submitter.settle_s:
+            if key in again and not self._is_known(filed):
                 over = Over(
                     index=key[1],
                     word="VANISHED",
                     cause=Cause.NODE_LOST,
-                    detail="the scheduler no longer lists it, and keeps no accounts",
+                    detail="the scheduler does not know it any more",
                 )
                 found.setdefault(key[0], (filed, []))[1].append(over)
         return list(found.values())
+
+    def _is_known(self, filed: Filed) -> bool:
+        """Whether the scheduler lists a job of that name, or does not answer."""
+        try:
+            return self._submitter.find(filed.submission) is not None
+        except InfrastructureError:
+            return True
 
     def _give_up(self, submission: Submission, why: str, cause: Cause | None) -> None:
         over = [
@@ -339,15 +346,18 @@ def _cut(group: Group, most: int) -> Group:
     return group._replace(tasks=group.tasks[:most])
 
 
-def _missing(jobs: Jobs) -> dict[tuple[int, int], Filed]:
-    """Tasks that an answer without memory does not list."""
+def _missing(jobs: Jobs, settle_s: float) -> dict[tuple[int, int], Filed]:
+    """Tasks that an answer does not list, though the scheduler took them long ago."""
     if jobs.problem:
         return {}
     return {
         (filed.submission.number, index): filed
         for filed in jobs.filed
         for index in filed.open_tasks
-        if filed.accepted is not None and jobs.job(filed, index).phase is Phase.UNKNOWN
+        if filed.accepted is not None
+        and _age_s(filed.accepted.at) > settle_s
+        and (job := jobs.job(filed, index)).phase is not Phase.OVER
+        and job.seen is None
     }
 
 

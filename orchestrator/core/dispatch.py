@@ -35,6 +35,7 @@ class Seen(NamedTuple):
     Attributes:
         phase: whether it waits, runs or is over.
         word: the scheduler's own, such as ``PENDING``.
+        name: of the job; "" when the answer does not tell.
         reason: why it waits.
         start: when it may start, or did, for people.
         node: where it runs or ran.
@@ -53,6 +54,7 @@ class Seen(NamedTuple):
     before: Cause | None = None
     before_word: str = ""
     over: Over | None = None
+    name: str = ""
 
 
 class Answer(NamedTuple):
@@ -135,8 +137,11 @@ class Jobs:
         if index in filed.over:
             return filed.over[index]
         seen, report = self._seen(filed, index), filed.reports.get(index)
-        if seen is not None:
+        if seen is not None and seen.name in ("", filed.submission.name):
             return _with_report(seen.over, report) if seen.over and report else seen.over
+        if seen is not None:  # a controller that lost its last seconds gives numbers out again
+            lost = f"the scheduler lost it, and gave its number to {seen.name}"
+            return Over(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost)
         if report is None or report.requeued or filed.accepted is None:
             return None
         return Over(

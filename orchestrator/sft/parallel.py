@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.errors import StageFailure
+from orchestrator.sft import nodes
 from orchestrator.sft.loss import ResponseLoss
 
 FROZEN = ("vision_tower", "multi_modal_projector")
@@ -28,14 +29,14 @@ FROZEN = ("vision_tower", "multi_modal_projector")
 
 
 def num_processes(requested: int | None, device: torch.device) -> int:
-    """Returns over how many processes to train: as many as there are GPUs unless the config says.
+    """Returns over how many processes to train: as many as the job has GPUs unless the config says.
 
     Raises:
         StageFailure: more than there are GPUs.
     """
     if device.type == "cpu":
         return requested or 1
-    there = torch.cuda.device_count()
+    there = torch.cuda.device_count() * nodes.count()
     if requested is not None and requested > there:
         raise StageFailure("config", f"trainer.num_processes={requested}, but {there} GPUs are visible")
     return requested or there

@@ -2,36 +2,48 @@
 
 `RankContext` is the stage's `Context` seen from such a process: the real one lives in the stage's own
 process, asked by rank 0 through a socket; what rank 0 is told, all ranks are told. It knows nothing of
-what they compute. The module is its own command line: ``launch N`` is a stock ``torchrun`` that cannot
-outlive the stage, ``rank`` is what that starts N times.
+what they compute. The module is its own command line: ``launch N M`` is a stock ``torchrun`` that cannot
+outlive the stage, one of M that each start ``rank`` N times on their node.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.registry import load
+from orchestrator.sft.nodes import PARENT, die_with, free_endpoint, interface, join, without_job
 from orchestrator.stage import Checkpoint, Config, Context, Inputs
-
-SOCKET, PARENT = "SWEEP_RANKS_SOCKET", "SWEEP_RANKS_PARENT"
-"""Environment variables: the socket of the stage's process, and the process that must outlive this one."""
 
 LAUNCHER = -1
 """What the launcher calls itself where the others give their rank."""
 
+SENT_TO_ALL = (
+    {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    if hasattr(signal, "sigwaitinfo")
+    else set[signal.Signals]()
+)
+"""What a scheduler sends to every process of a job; the stage's process heeds it for all, at its next step.
+
+These are blocked from before the launcher starts, so that no moment of a start is open to them, and so in
+what ranks start.
+"""
+
+_FIRST = "--node-rank=0"
+ENDED = 128 + signal.SIGTERM
+"""Exit code of a rank that the launcher ended because another failed."""
 
 _TIMEOUT = timedelta(minutes=30)
 """How long ranks wait for one that writes to a slow file system; one that died is noticed at once."""
@@ -138,28 +150,57 @@ def as_exception(data: bytes) -> BaseException:
     return error
 
 
-def die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent dies, even by SIGKILL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
+def heed_only(launcher: int) -> None:
+    """Ends this process when the launcher says so by SIGTERM; what others send to all is not for it.
+
+    A thread waits for the signals, for Python's own handlers would not run while a collective hangs.
+    """
+
+    def wait() -> None:
+        while True:
+            told = signal.sigwaitinfo(SENT_TO_ALL)
+            if told.si_pid == launcher and told.si_signo == signal.SIGTERM:
+                os._exit(ENDED)
+
+    if SENT_TO_ALL:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
+        threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
-def launch(num_processes: int) -> None:
-    """Runs ``torchrun`` and tells the stage's process how each rank ended that failed first."""
-    die_with(int(os.environ[PARENT]))
-    pipe = Client(os.environ[SOCKET], "AF_UNIX")
+def oom_kills() -> int:
+    """Returns how many processes the kernel's OOM killer ended on this machine since it started."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def launch(num_processes: int, num_nodes: int) -> None:
+    """Runs ``torchrun`` and tells the stage's process how each rank of this node ended that failed first.
+
+    Args:
+        num_processes: ranks on this node.
+        num_nodes: how many launchers there are; with more than one this is a task of a Slurm step.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
+    if num_nodes == 1:
+        die_with(int(os.environ[PARENT]))
+    pipe = join()
     pipe.send(LAUNCHER)
+    where = ["--standalone", "--local-addr=127.0.0.1"]  # a node's own name need not resolve
+    is_over = threading.Event()
+    if num_nodes > 1:
+        where = _join_nodes(pipe, num_nodes, is_over)
     os.environ[PARENT] = str(os.getpid())
+    kills = oom_kills()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     try:
         main(
             [
-                "--standalone",
-                "--local-addr=127.0.0.1",  # a node's own name need not resolve
+                *where,
                 f"--nproc-per-node={num_processes}",
                 "--max-restarts=0",  # the engine starts the next attempt
                 "--module",
@@ -167,15 +208,68 @@ def launch(num_processes: int) -> None:
                 "rank",
             ]
         )
+        is_over.set()
+        if _FIRST in where:  # it holds the store that the other launchers leave by
+            threading.Event().wait()
     except ChildFailedError as error:
-        pipe.send(("exits", [(rank, failure.exitcode) for rank, failure in error.failures.items()]))
-        sys.exit(1)
+        exits = [(rank, failure.exitcode) for rank, failure in error.failures.items()]
+        pipe.send(("exits", exits, oom_kills() > kills))
+        for failure in error.failures.values():  # what ranks started is as deaf as they are to being ended
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(failure.pid, signal.SIGKILL)
+        os._exit(1)
+
+
+def _kill_ranks() -> None:
+    """Kills the groups of our children: ranks, and what they started and the kernel would spare."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended just now, or leads no group
+            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                os.killpg(int(path.parent.name), signal.SIGKILL)
+
+
+def _join_nodes(pipe: Connection, num_nodes: int, is_over: threading.Event) -> list[str]:
+    """Meets the other nodes' launchers by way of the stage's process; returns what torchrun needs to know.
+
+    From then on this process ends when the stage's does, or hangs up.
+    """
+    node = int(os.environ["SLURM_NODEID"])
+    inherited = {**without_job(os.environ), "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
+    os.environ.clear()
+    os.environ.update(inherited)
+    if not os.environ.get("GLOO_SOCKET_IFNAME") and (name := interface()):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+    if node == 0:
+        pipe.send(("endpoint", free_endpoint()))
+    endpoint = pipe.recv()
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            pipe.recv()
+        _kill_ranks()
+        os._exit(0 if is_over.is_set() else 1)
+
+    def forward() -> None:
+        signal.sigwaitinfo(SENT_TO_ALL)
+        with contextlib.suppress(OSError):
+            pipe.send(("stop",))
+
+    for task in (listen, forward):
+        threading.Thread(target=task, name=task.__name__, daemon=True).start()
+    return [
+        f"--nnodes={num_nodes}",
+        f"--node-rank={node}",
+        "--rdzv-backend=static",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-id={endpoint}",
+    ]
 
 
 def run_rank() -> None:
     """Joins the process group, calls the stage's function and reports how it ended."""
     die_with(int(os.environ[PARENT]))
-    pipe = Client(os.environ[SOCKET], "AF_UNIX")
+    heed_only(int(os.environ[PARENT]))
+    pipe = join()
     rank = int(os.environ["RANK"])
     pipe.send(rank)
     order: Order = pipe.recv()
@@ -217,6 +311,6 @@ if __name__ == "__main__":
     from orchestrator.sft import rank as module  # not `__main__`, whose classes no other process knows
 
     if sys.argv[1] == "launch":
-        module.launch(int(sys.argv[2]))
+        module.launch(int(sys.argv[2]), int(sys.argv[3]))
     else:
         module.run_rank()

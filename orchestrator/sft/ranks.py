@@ -1,37 +1,34 @@
-"""Runs a stage's function in several processes of this machine, through ``torchrun``.
+"""Runs a stage's function in several processes of this machine or of a Slurm job's, through ``torchrun``.
 
 The function is written like a stage, ``function(config, inputs, context)``: the same one runs alone in the
 stage's process, or here once a rank, with a `RankContext` that stands for the stage's `Context`. No process
-outlives the stage: each asks the kernel to be killed when its parent is.
+outlives the stage: each asks the kernel to be killed when its parent is, and on another node a launcher ends
+when the stage's process no longer holds the line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.sft.rank import LAUNCHER, PARENT, SOCKET, Order, as_bytes, as_exception
+from orchestrator.sft import nodes
+from orchestrator.sft.rank import ENDED, LAUNCHER, SENT_TO_ALL, Order, as_bytes, as_exception
 from orchestrator.stage import Config, Context, Inputs
 
-_PATIENCE_S = 10.0
-_FOREIGN = ("SLURM_", "PMI_", "PMIX_", "OMPI_", "TORCHELASTIC_", "PET_", "MASTER_", "ACCELERATE_")
-_FOREIGN_NAMES = {
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "NODE_RANK"),
-    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS"),
-}
+_PATIENCE_S, _NEIGHBOURS_S = 10.0, 0.5
+"""How long we wait for the end of all after one has failed, and when another node has said how it ended."""
+_SECONDARY = (ENDED, -signal.SIGTERM, -signal.SIGABRT)
+"""How ranks end because another one failed."""
 
 
 def run(
@@ -39,10 +36,12 @@ def run(
 ) -> Any:
     """Calls ``target(config, inputs, context)`` in `num_processes` processes.
 
+    Inside a Slurm job of several nodes they are spread evenly over all of them.
+
     Args:
         target: ``module:function``; all ranks must make the same calls on their context.
         config, inputs, context: of the stage.
-        num_processes: how many; on GPUs one each.
+        num_processes: how many in all; on GPUs one each.
         device: ``cpu`` or ``cuda``: each rank's process group and current device are set before the call.
 
     Returns:
@@ -50,9 +49,14 @@ def run(
 
     Raises:
         StopRequested: a stop was asked, and the function heeded it.
-        StageFailure: a rank raised one, or died.
+        StageFailure: a rank raised one, or died; or the number is no multiple of that of the nodes.
         BaseException: what the first rank to fail raised.
     """
+    num_nodes = nodes.count()
+    if num_processes % num_nodes:
+        raise StageFailure(
+            "config", f"{num_processes} processes cannot be spread evenly over {num_nodes} nodes"
+        )
     order = Order(
         target=target,
         config=config,
@@ -62,9 +66,9 @@ def run(
         uses=context.uses,
         resume=context.resume,
         attempt=context.attempt,
-        num_threads=max(1, context.num_threads // num_processes),
+        num_threads=max(1, context.num_threads * num_nodes // num_processes),
     )
-    group = _Group(order, context, num_processes)
+    group = _Group(order, context, num_processes, num_nodes)
     try:
         return group.serve()
     finally:
@@ -72,64 +76,79 @@ def run(
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Returns what ranks inherit: nothing of the job around us that torchrun would take for its own."""
-    kept = {
-        name: value
-        for name, value in inherited.items()
-        if name not in _FOREIGN_NAMES and not name.startswith(_FOREIGN)
-    }
+    """Returns what ranks on this machine inherit: nothing of the job around us that torchrun would heed."""
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return {**loopback, **nodes.without_job(inherited), **_imports()}
+
+
+def _imports() -> dict[str, str]:
     here = str(Path.cwd())
     paths = [path or here for path in sys.path]
-    return {**loopback, **kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 class _Group:
-    """The launcher, its ranks and what they said; answers their questions to the context."""
+    """The launchers, their ranks and what they said; answers their questions to the context."""
 
-    def __init__(self, order: Order, context: Context, num_processes: int) -> None:
-        self._order, self._context, self._num_processes = order, context, num_processes
+    def __init__(self, order: Order, context: Context, num_processes: int, num_nodes: int) -> None:
+        self._order, self._context = order, context
+        self._num_processes, self._num_nodes = num_processes, num_nodes
         self._pipes: dict[Connection, int | None] = {}
         self._done: dict[int, Any] = {}
         self._raised: dict[int, BaseException] = {}  # in the order in which they came
-        self._exits: list[tuple[int, int]] = []
+        self._exits: list[tuple[int, int, bool]] = []
+        self._endpoint, self._is_complete = "", False
         self._saving = ExitStack()
         self._failed_s: float | None = None
-        self._oom_kills = _oom_kills()
-        self._folder = Path(tempfile.mkdtemp(prefix="sweep-", dir=_short_folder()))  # mode 0700
-        self._server = socket.socket(socket.AF_UNIX)
-        self._server.bind(str(self._folder / "s"))
-        self._server.listen(num_processes + 1)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.sft.rank", "launch", str(num_processes)],
-            env={
-                **environment(os.environ),
-                "OMP_NUM_THREADS": str(order.num_threads),
-                SOCKET: str(self._folder / "s"),
-                PARENT: str(os.getpid()),
-            },
-            stdin=subprocess.DEVNULL,
-        )
+        self._meeting = nodes.Meeting(num_nodes, num_processes + num_nodes)
+        self._server = self._meeting.server
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        per_node = self._num_processes // self._num_nodes
+        module = (sys.executable, "-m", "orchestrator.sft.rank")
+        command = [*module, "launch", str(per_node), str(self._num_nodes)]
+        inherited = environment(os.environ)
+        if self._num_nodes > 1:  # `srun` needs what the ranks must not see: the launchers drop it
+            command = [sys.executable, "-m", "orchestrator.sft.nodes", *nodes.srun(self._num_nodes, command)]
+            inherited = {**os.environ, **_imports()}
+        mine = {"OMP_NUM_THREADS": str(self._order.num_threads), nodes.PARENT: str(os.getpid())}
+        with _deaf():
+            return subprocess.Popen(
+                command, env={**inherited, **self._meeting.environment, **mine}, stdin=subprocess.DEVNULL
+            )
 
     def serve(self) -> Any:
         """Answers until all processes have ended; returns rank 0's result."""
         while self._process.poll() is None or self._pipes:
             self._take(timeout_s=0.2)
-            if self._failed_s is not None and time.monotonic() - self._failed_s > _PATIENCE_S:
+            if self._is_complete and list(self._pipes.values()) == [LAUNCHER]:
+                nodes.hang_up(next(iter(self._pipes)))  # the last to leave, for the others to meet at
+            is_known = self._num_nodes > 1 and self._exits  # and Slurm would take its time to end the others
+            patience_s = _NEIGHBOURS_S if is_known else _PATIENCE_S
+            if self._failed_s is not None and time.monotonic() - self._failed_s > patience_s:
                 break  # a rank that hangs in a collective: `close` ends it
+            if self._num_nodes > 1 and len(self._done) == self._num_processes and not self._pipes:
+                break  # what is left is `srun`, which may wait for its controller
         if len(self._done) == self._num_processes and not self._raised:
             return self._done[0]
         raise self._error()
 
     def close(self) -> None:
         """Ends what still runs and waits until it is gone; a half-saved checkpoint goes too."""
-        if self._process.poll() is None:
+        if self._process.poll() is None and self._num_nodes == 1:
             self._process.kill()
-        self._process.wait()
+        for pipe, rank in self._pipes.items():
+            if rank == LAUNCHER:
+                nodes.hang_up(pipe)
         end_s = time.monotonic() + _PATIENCE_S
         while self._pipes and time.monotonic() < end_s:  # a rank's pipe closes with its end
             self._take(timeout_s=0.2, answer=False)
-        self._stop_listening()
+        self._meeting.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE_S)
+        self._process.kill()  # an `srun` that is killed has a helper that ends the step
+        self._process.wait()
         with contextlib.suppress(_Abandoned):
             self._saving.__exit__(_Abandoned, _Abandoned(), None)
 
@@ -137,7 +156,8 @@ class _Group:
         listening = [self._server] if self._server.fileno() >= 0 else []
         for ready in wait([*self._pipes, *listening], timeout=timeout_s):
             if ready is self._server:
-                self._pipes[Connection(self._server.accept()[0].detach())] = None
+                if (guest := self._meeting.accept()) is not None:
+                    self._pipes[guest] = None
                 continue
             assert isinstance(ready, Connection)
             try:
@@ -160,8 +180,12 @@ class _Group:
             self._pipes[pipe] = message
             if message != LAUNCHER:
                 pipe.send(self._order)
-            if len(self._pipes) == self._num_processes + 1 and None not in self._pipes.values():
-                self._stop_listening()
+            elif self._endpoint:
+                pipe.send(self._endpoint)
+            complete = self._num_processes + self._num_nodes
+            if len(self._pipes) == complete and None not in self._pipes.values():
+                self._is_complete = True
+                self._meeting.close()
             return
         verb, *arguments = message
         if verb == "log":
@@ -172,7 +196,17 @@ class _Group:
         elif verb == "raised":
             self._raised[rank] = as_exception(arguments[0])
         elif verb == "exits":
-            self._exits = arguments[0]
+            exits, is_out_of_memory = arguments
+            self._exits += [(failed, code, is_out_of_memory) for failed, code in exits]
+        elif verb == "endpoint":
+            self._endpoint = arguments[0]
+            for launcher in [guest for guest, name in self._pipes.items() if name == LAUNCHER]:
+                with contextlib.suppress(OSError):  # it died while it waited
+                    launcher.send(self._endpoint)
+        elif verb == "stop":
+            is_over = self._failed_s is not None  # then it is how `srun` ends what is left
+            if not is_over and callable(signal.getsignal(signal.SIGTERM)):
+                signal.raise_signal(signal.SIGTERM)  # it was sent to the launchers' step alone: hear it too
         else:
             with contextlib.suppress(OSError):  # it died while it waited
                 pipe.send(self._answer(verb, arguments))
@@ -199,22 +233,20 @@ class _Group:
     def _commit_checkpoint(self) -> None:
         self._saving.close()
 
-    def _stop_listening(self) -> None:
-        self._server.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
     def _error(self) -> BaseException:
         """Finds the first cause: peers of a rank that died only say that a connection broke."""
         for error in self._raised.values():
             if isinstance(error, StageFailure):
                 return error
-        for rank, code in self._exits:  # those that failed first come first
-            if rank not in self._raised and -code not in (signal.SIGTERM, signal.SIGABRT):
-                killed = code == -signal.SIGKILL and _oom_kills() > self._oom_kills
+        if self._num_nodes > 1 and not self._raised and self._context.stop_asked:
+            return StopRequested(self._why_stop())  # `srun` takes SIGTERM for an order to kill all ranks
+        for rank, code, is_out_of_memory in self._exits:  # those that failed first come first
+            if rank not in self._raised and code not in _SECONDARY:
+                cause = "oom_host" if is_out_of_memory and code == -signal.SIGKILL else "unknown"
                 how = (
                     f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
                 )
-                return StageFailure("oom_host" if killed else "unknown", f"rank {rank} {how}")
+                return StageFailure(cause, f"rank {rank} {how}")
         if self._raised:
             return next(iter(self._raised.values()))
         return StageFailure(
@@ -226,16 +258,11 @@ class _Abandoned(Exception):
     """Leaves a checkpoint that will not be finished."""
 
 
-def _short_folder() -> str:
-    """Where a socket may lie: its path has room for some hundred bytes only."""
-    usual = tempfile.gettempdir()
-    return usual if len(usual) < 60 else "/tmp"
-
-
-def _oom_kills() -> int:
-    """Returns how many processes the kernel's OOM killer ended on this machine since it started."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Has a process that is started here not heed `SENT_TO_ALL` from its first moment on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

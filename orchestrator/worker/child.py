@@ -43,7 +43,7 @@ NO_OUTCOME = 74
 def main(order_json: bytes, pipe: Connection) -> None:
     """Runs the order and exits; the exit code is 0 when the outcome was written."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGUSR1):  # meant for the worker
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the worker passes them on
         signal.signal(number, signal.SIG_IGN)
     order = msgspec.json.decode(order_json, type=ChildOrder)
     folder = Path(order.folder)

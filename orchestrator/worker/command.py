@@ -9,7 +9,9 @@ environment has SWEEP_OUTPUT, SWEEP_METRICS and SWEEP_CONFIG, a JSON file of `co
   it count; not after it was killed by a signal. ``{resume}`` is the newest such folder of any earlier
   attempt, or empty; it lies in ``{checkpoints}`` too and is not to be saved again.
 - A stop comes as SIGTERM: the command saves and exits with a code other than 0, because 0 always means
-  done. It is killed when it takes longer than `GRACE_S`.
+  done. It is killed when it takes longer than `GRACE_S`. Where a scheduler sends SIGTERM to all processes it
+  comes twice, and one that ends by it at once was stopped, not failed; SIGUSR1 and SIGUSR2 are ignored unless
+  the command heeds them.
 - It may append metrics to ``{metrics}``: a JSON object a line with its ``step``, counted from 1.
 """
 
@@ -19,6 +21,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +36,8 @@ from orchestrator.store import layout
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
 GRACE_S = 30.0
+_RUMOUR_S, _HINT_S = 0.2, 2.0
+"""How long a command's end may precede the news of the stop that it heeded: any end, and one by SIGTERM."""
 
 
 def fill(command: str, values: Mapping[str, str]) -> list[str]:
@@ -113,6 +118,7 @@ def run_command(
     if code >= 0:
         _seal_checkpoints(context)
     if code != 0:
+        _await_stop(context, _HINT_S if code in (-signal.SIGTERM, 128 + signal.SIGTERM) else _RUMOUR_S)
         context.stop_if_asked()
         how = f"exited with code {code}" if code > 0 else f"was killed by signal {-code}"
         raise StageFailure("unknown", f"the command {how}: {shlex.join(words)}")
@@ -143,6 +149,13 @@ def _wait(process: subprocess.Popen[bytes], context: Context) -> int:
         elif asked_s is not None and time.monotonic() - asked_s > GRACE_S:
             process.kill()
     return code
+
+
+def _await_stop(context: Context, patience_s: float) -> None:
+    """Gives a signal that went to all processes the time to arrive here too."""
+    end_s = time.monotonic() + patience_s
+    while not context.stop_asked and time.monotonic() < end_s:
+        time.sleep(0.02)
 
 
 def _seal_checkpoints(context: Context) -> None:

@@ -24,7 +24,7 @@ from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
 from orchestrator.worker.order import WorkerOrder
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 LATE_S = 90.0
 """A scheduler may give its notice of the end so much too early: Slurm up to a minute."""
 

@@ -22,6 +22,8 @@ stop() {
 # Steps outlive their slurmd by design. A step of ours and all below it: jobs may clear their environment, so the tree decides.
 kill_tree() {
   local child
+  kill -STOP "$1" 2>/dev/null || return 0 # nobody sees a child die and goes on
+  # shellcheck disable=SC2013 # they are words of one line
   for child in $(cat "/proc/$1/task/"*/children 2>/dev/null); do kill_tree "$child"; done
   kill -KILL "$1" 2>/dev/null || true
 }
@@ -50,7 +52,7 @@ stop munged
 
 unname_nodes() { # written in place: in containers the file is a mount and cannot be replaced
   local rest
-  grep -qsF "# sweep-slurm $DIR" /etc/hosts && [ -w /etc/hosts ] || return 0
+  grep -qs "# sweep-slurm $DIR\$" /etc/hosts && [ -w /etc/hosts ] || return 0
   rest=$(awk -v tag="# sweep-slurm $DIR" 'substr($0, length($0) - length(tag) + 1) != tag' /etc/hosts)
   printf '%s\n' "$rest" >/etc/hosts
 }

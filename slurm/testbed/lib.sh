@@ -5,6 +5,7 @@
 export PATH=$PATH:/usr/sbin:/sbin
 
 # One lock and one list of port blocks for all test beds of this host.
+# shellcheck disable=SC2034
 HOST_WIDE=/run/lock/sweep-slurm
 
 # Is the process ours? Every daemon and every job step carries our SLURM_CONF in its environment. Names prove nothing (other test beds

@@ -66,6 +66,7 @@ NODES=${knob[NODES]}
 [ -z "$INSTALL" ] || "$HERE/install.sh"
 mapfile -t missing < <(missing_packages "${knob[ACCOUNTING]}")
 if [ ${#missing[@]} -gt 0 ]; then
+  rmdir "$DIR" 2>/dev/null || true
   echo "up.sh: Slurm is not installed: apt-get install --no-install-recommends ${missing[*]} (or: $HERE/install.sh)" >&2
   exit 3
 fi
@@ -100,7 +101,7 @@ claim_ports() {
 # written all else works.
 name_nodes() {
   local i
-  grep -qsF "# sweep-slurm $DIR" /etc/hosts || [ ! -w /etc/hosts ] ||
+  grep -qs "# sweep-slurm $DIR\$" /etc/hosts || [ ! -w /etc/hosts ] ||
     for ((i = 1; i <= NODES; i++)); do echo "127.0.0.1 node$i # sweep-slurm $DIR"; done >>/etc/hosts
 }
 mkdir -p $HOST_WIDE
@@ -114,8 +115,10 @@ PORT=$(cat "$DIR/etc/port")
 
 # --- configuration ---
 fill() {
-  local script="s|@DIR@|$DIR|g;s|@HOST@|$(hostname -s)|g;s|@PORT@|$PORT|g;s|@PORT_DBD@|$((PORT + 1))|g;s|@PORT_SQL@|$((PORT + 2))|g" name
-  script+=";s|@SRUN_PORTS@|$((PORT + 100))-$((PORT + 199))|g;s|@LAST_GPU@|$((knob[GPUS] - 1))|g"
+  local name host script
+  host=$(hostname -s)
+  script="s|@DIR@|$DIR|g;s|@HOST@|$host|g;s|@PORT@|$PORT|g;s|@PORT_DBD@|$((PORT + 1))|g;s|@PORT_SQL@|$((PORT + 2))|g"
+  script+=";s|@LAST_GPU@|$((knob[GPUS] - 1))|g"
   for name in "${!knob[@]}"; do script+=";s|@$name@|${knob[$name]}|g"; done
   sed "$script" "$HERE/templates/$1.in" >"$DIR/etc/$1"
 }
@@ -167,7 +170,8 @@ start_mariadb() {
   (setsid mariadbd --no-defaults --user=root --datadir="$DIR/mysql" --socket="$DIR/run/mysql.sock" --pid-file="$DIR/run/mariadb.pid" \
     --bind-address=127.0.0.1 --port=$((PORT + 2)) --skip-log-bin --skip-name-resolve --performance-schema=0 \
     --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 \
-    --innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=0 </dev/null >>"$DIR/log/mariadb.log" 2>&1 &)
+    --innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=0 </dev/null >>"$DIR/log/mariadb.log" 2>&1 &
+    echo $! >"$DIR/run/mariadb.pid") # it writes the same when it is ready; till then it must not be started twice
 }
 start_slurmdbd() { slurmdbd >>"$DIR/log/start.log" 2>&1 || die slurmdbd; }
 start_slurmctld() { slurmctld >>"$DIR/log/start.log" 2>&1 || die slurmctld; }

@@ -74,6 +74,13 @@ def test_a_cell_with_a_job_is_what_its_scheduler_says_and_never_failed_for_its_s
     assert words in found.reason
 
 
+def test_a_number_that_was_given_to_another_job_says_nothing_of_ours():
+    jobs = Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="other.7")}), revision=1)
+    assert jobs.of_cell("a").phase is Phase.OVER
+    assert "gave its number to other.7" in jobs.of_cell("a").reason
+    assert Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="s.1")}), revision=1).of_cell("a").seen
+
+
 @pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED, State.RUNNING])
 def test_what_the_store_knows_outranks_the_scheduler(state):
     for answer in (Answer({("12", 0): QUEUED}), Answer(problem="away"), Answer({("12", 0): ENDED})):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.errors import StageFailure
-from orchestrator.sft import runtime
+from orchestrator.sft import ranks, runtime
 from orchestrator.sft.checkpoints import save_weights
 from orchestrator.sft.parallel import Placed, whole
 from orchestrator.sft.shards import Example, Rows
-from orchestrator.stage import Config, Context, Inputs
+from orchestrator.stage import Config, Context, Inputs, Row
 
 
 def gather(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:
@@ -31,8 +32,24 @@ def gather(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:
     return {"seen": seen, "input": str(inputs["base"]), "slurm": "SLURM_PROCID" in os.environ}
 
 
+def know(config: Config, inputs: Inputs, context: Context) -> list[Any]:
+    """Returns what each rank sees of its environment."""
+    variables, seen = os.environ, [None] * dist.get_world_size()
+    facts = {
+        "rank": [variables["RANK"], variables["LOCAL_RANK"]],
+        "world": [variables["WORLD_SIZE"], variables["LOCAL_WORLD_SIZE"]],
+        "threads": variables["OMP_NUM_THREADS"],
+        "port": variables["MASTER_PORT"],
+        "foreign": [name for name in variables if name.startswith(("SLURM_", "PMI"))],
+    }
+    dist.all_gather_object(seen, facts)
+    return list(seen)
+
+
 def fail(config: Config, inputs: Inputs, context: Context) -> None:
-    """Fails in one rank while the other waits for it."""
+    """Fails in one rank while the other waits for it; each has started a process of its own."""
+    helper = subprocess.Popen(["sleep", "20"])
+    Path(config.folder, f"helper-{dist.get_rank()}").write_text(str(helper.pid))
     Path(config.folder, str(dist.get_rank())).write_text(str(os.getpid()))
     dist.barrier()  # both are known before one fails
     if dist.get_rank() == config.rank:
@@ -65,6 +82,14 @@ def count(config: Config, inputs: Inputs, context: Context) -> int:
             context.stop_if_asked()
         time.sleep(0.01)
     return step
+
+
+def stage(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Is a stage that counts so in two processes."""
+    settings = Config({"num_steps": config.count.num_steps})
+    last = ranks.run(f"{__name__}:{count.__name__}", settings, inputs, context, num_processes=2, device="cpu")
+    (context.output / "last").write_text(str(last))
+    return []
 
 
 def place(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.registry import load
 from orchestrator.sft import runtime, stages
 from orchestrator.sft.evaluate import kept_files, num_trainable, skeleton
-from orchestrator.sft.memory import num_parameters
+from orchestrator.sft.memory import SIZES, num_parameters
 from orchestrator.sft.predictions import (
     PREDICTIONS,
     Prediction,
@@ -28,7 +28,6 @@ from orchestrator.sft.predictions import (
     select,
     write,
 )
-from orchestrator.sft.train import _SIZES
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
 from tests.sft import chain
 from tests.sft.conftest import Ground
@@ -290,6 +289,6 @@ def test_only_parameters_that_text_trains_are_counted(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)
     whole = skeleton(tmp_path)
     text = num_parameters(
-        {ours: getattr(whole.config.text_config, theirs) for ours, theirs in _SIZES.items()}, "gemma3"
+        {ours: getattr(whole.config.text_config, theirs) for ours, theirs in SIZES.items()}, "gemma3"
     )
     assert num_trainable(whole) == text < whole.num_parameters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from tests.sft import chain
 from tests.sft.conftest import Ground
 from tests.sft.test_ranks import Log
 from tests.sft.test_training import adopt, history, train, weights
+from tests.worker.waiting import lives, signal_all, until
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
 
@@ -144,3 +146,39 @@ def test_a_stopped_training_goes_on_in_another_number_of_processes(
         ground, tmp_path / "resumed", *STEPS, *after, resume=adopt(checkpoint, tmp_path / "resumed")
     )
     assert distance(train(ground, tmp_path / "whole", *STEPS), resumed) < 2e-6
+
+
+def note_step(folder: Path, step: int) -> None:
+    (folder / "step").write_text(str(step))
+
+
+def train_until_stopped(ground: Ground, folder: Path, how: tuple[str, ...]) -> None:
+    """Trains, heeds SIGTERM as a stage's process does, and exits with 3 when it was stopped."""
+    asked = StopSignal()
+    signal.signal(signal.SIGTERM, lambda *_: asked.ask("stopped"))
+    note = Log(lambda step: note_step(folder, step))
+    try:
+        train(ground, folder, *how, stop=asked, trackers=[note])
+    except StopRequested:
+        os._exit(3)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+def test_sigterm_to_all_processes_of_a_training_saves_a_checkpoint_that_goes_on_exactly(
+    ground: Ground, tmp_path: Path, sharding: str
+) -> None:
+    how = (*STEPS, TWO, f"trainer.sharding={sharding}", "trainer.num_epochs=10")
+    first = tmp_path / "first"
+    first.mkdir()
+    stage = multiprocessing.get_context("fork").Process(target=train_until_stopped, args=(ground, first, how))
+    stage.start()
+    until(lambda: (first / "step").exists() and int((first / "step").read_text() or 0) >= 3)
+    pids = signal_all(stage.pid or 0, signal.SIGTERM)
+    assert len(pids) == 4
+    stage.join(30)
+    assert stage.exitcode == 3 and not any(lives(pid) for pid in pids)
+    checkpoint = chain.newest(first)
+    assert checkpoint and checkpoint.step >= 3
+    alone = (*STEPS, how[-1])
+    resumed = train(ground, tmp_path / "next", *alone, resume=adopt(checkpoint, tmp_path / "next"))
+    assert distance(train(ground, tmp_path / "whole", *alone), resumed) < 2e-6

@@ -1,7 +1,9 @@
-"""Waiting for other processes."""
+"""Waiting for other processes, and sending all of a tree a signal."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,3 +29,26 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def tree(pid: int) -> list[int]:
+    """Returns a process and all its descendants, children before their parents."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+
+    def below(process: int) -> list[int]:
+        return [pid for child in children.get(process, []) for pid in (*below(child), child)]
+
+    return [*below(pid), pid]
+
+
+def signal_all(pid: int, number: int) -> list[int]:
+    """Sends a signal to a process and all its descendants, as a scheduler does; returns who they were."""
+    pids = tree(pid)
+    for process in pids:  # children first: the order in which a stop is heard of last
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+    return pids

@@ -25,6 +25,9 @@ MAX_IDS = 500
 _MAY_RETURN = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 """Ends after which Slurm may start a job anew before its accounting says so."""
 
+_COLUMNS = ("JobState", "Reason", "StartTime", "NodeList", "Restarts", "RunTime", "ExitCode", "JobName")
+"""Of ``scontrol show job``, in the order in which squeue is asked for the same."""
+
 _NOTHING = "Invalid job id specified"
 
 
@@ -153,8 +156,7 @@ def _scontrol(ids: Sequence[str]) -> dict[tuple[str, int], Seen]:
         for line in said.output.splitlines():
             told = dict(re.findall(r"(\w+)=(\S*)", line))
             task = told.get("ArrayTaskId", "")
-            columns = ("JobState", "Reason", "StartTime", "NodeList", "Restarts", "RunTime", "ExitCode")
-            rest = [told.get(name, "") for name in columns]
+            rest = [told.get(name, "") for name in _COLUMNS]
             indexes = indexes_of(task.partition("%")[0]) if re.fullmatch(r"[\d,\-:]+(%\d+)?", task) else ()
             lines += ["|".join([told.get("ArrayJobId", job), str(index), *rest]) for index in indexes]
         seen.update(read_squeue(lines))

@@ -17,7 +17,7 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.launchers.slurm.settings import Cluster
 
 JOB_MODULE = "orchestrator.launchers.slurm.job"
-DEAF = """trap '' TERM USR1; exec "$@\""""
+DEAF = """trap '' TERM USR1 USR2; exec "$@\""""
 """A signal that comes before the worker can heed it must not end it as if it had failed."""
 
 

@@ -54,9 +54,10 @@ _BY_EXIT = {
 }
 """Exit codes of a worker, which a job passes on."""
 
-SACCT = "JobID,State,ExitCode,NodeList,Start,End,ElapsedRaw,Reason"
+SACCT = "JobID,State,ExitCode,NodeList,Start,End,ElapsedRaw,Reason,JobName"
 SQUEUE = (
-    "ArrayJobID:|,ArrayTaskID:|,State:|,Reason:|,StartTime:|,NodeList:|,RestartCnt:|,TimeUsed:|,exit_code:"
+    "ArrayJobID:|,ArrayTaskID:|,State:|,Reason:|,StartTime:|,NodeList:|,RestartCnt:|,TimeUsed:|,exit_code:|"
+    ",Name:"
 )
 """The columns that are asked for; both are given with a separator, so that no width cuts them."""
 
@@ -126,7 +127,7 @@ def _of_starts(index: int, lines: list[list[str]]) -> Seen:
         for fields in lines[:-1]
         if fields[4] not in ("Unknown", "None") or fields[3] != "None assigned"
     ]
-    _, state, exit_code, node, start, _, elapsed, reason = lines[-1]
+    _, state, exit_code, node, start, _, elapsed, reason, name = lines[-1]
     word = state.split()[0]  # "CANCELLED by 1000"
     phase, node = phase_of(word), "" if node == "None assigned" else node
     before = former[-1][1].split()[0] if former else ""
@@ -148,6 +149,7 @@ def _of_starts(index: int, lines: list[list[str]]) -> Seen:
         before=_before(before),
         before_word=before,
         over=over,
+        name=name,
     )
 
 
@@ -167,7 +169,7 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
         fields = [field.strip() for field in line.split("|")]
         if len(fields) != len(SQUEUE.split(",")) or not fields[1].isdigit():
             continue
-        job, index, word, reason, start, node, restarts, used, exit_code = fields
+        job, index, word, reason, start, node, restarts, used, exit_code, name = fields
         phase, count = phase_of(word), int(restarts) if restarts.isdigit() else None
         over = None
         if phase is Phase.OVER:
@@ -187,6 +189,7 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
             node=node,
             restarts=count,
             over=over,
+            name=name,
         )
     return seen
 
