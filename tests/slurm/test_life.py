@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.commands.launches import records
+import threading
+import time
+
+import pytest
 
 BLIND = """
 import time
@@ -78,20 +81,87 @@ def test_a_running_job_that_somebody_cancels_stays_so_until_the_next_launch(jobs
     assert jobs.steps() == list(range(1, 61))
 
 
-def test_a_waiting_job_that_somebody_cancels_stays_so_until_the_next_launch(jobs):
-    name = jobs.write(cells=1)
+def test_waiting_jobs_that_somebody_cancels_stay_so_until_the_next_launch(jobs):
+    name = jobs.write(cells=2)
     jobs.launch(name, "cluster.sbatch.hold=true")
-    jobs.cluster.run("scancel", jobs.task())
+    jobs.cluster.run("scancel", jobs.task().partition("_")[0])
     jobs.until_job("")
-    jobs.until(lambda: jobs.counts() == {"failed": 1})
+    jobs.until(lambda: jobs.counts() == {"failed": 2})
     tell(jobs)
     print(jobs("reconcile", "jobs", code=1))
     tell(jobs)
     print(jobs.launch(name))
-    jobs.until_done(1)
+    jobs.until_done(2)
     tell(jobs)
 
 
-def test_preempt(jobs):
-    jobs.launch(jobs.write(cells=1, steps=200, step_s=0.1), "launcher.resources={'': {partition: low, cpus: 32}}")
+class Meanwhile:
+    """Runs `sweep reconcile` and `sweep launch` again and again, and watches that no cell has two jobs."""
+
+    def __init__(self, jobs, name):
+        self.jobs, self.name, self.most, self.errors, self.stop = jobs, name, 0, [], False
+
+    def __enter__(self):
+        self.threads = [threading.Thread(target=self.again), threading.Thread(target=self.watch)]
+        for t in self.threads: t.start()
+        return self
+
+    def again(self):
+        n = 0
+        while not self.stop:
+            try:
+                print(self.jobs("reconcile", "jobs", code=None) if n % 3 else self.jobs.launch(*self.name, code=None))
+            except AssertionError as error:
+                self.errors.append(error)
+            n += 1
+
+    def watch(self):
+        while not self.stop:
+            self.most = max(self.most, len([t for t in self.jobs.cluster.job_states() if "_" in t]))
+            time.sleep(0.2)
+
+    def __exit__(self, *_):
+        self.stop = True
+        for t in self.threads: t.join()
+
+
+@pytest.mark.parametrize("partition", ["low", "lowgrace"])
+def test_preempt(jobs, partition):
+    words = (jobs.write(cells=1, steps=100, step_s=0.2), f"cluster.sbatch.partition={partition}", "cluster.cpus=32", "policy.lease_s=5")
+    jobs.launch(*words)
     jobs.until_checkpoints(2)
+    task = jobs.task()
+    with Meanwhile(jobs, words) as m:
+        high = jobs.cluster.submit("--partition=high", "--nodes=4", "--exclusive", wrap="sleep 20")
+        jobs.until_job("PENDING", task)
+        tell(jobs)
+        jobs.cluster.run("scancel", high)
+        jobs.wake()
+        time.sleep(2)
+        tell(jobs)
+        jobs.until_done(1)
+    print(m.most, m.errors)
+    print(jobs.cluster.run("sacct", "-nPXD", "-j", task, "-o", "JobID,State,ExitCode,NodeList,Start,End"))
+    tell(jobs)
+    print(jobs.steps())
+    assert m.most == 1, not m.errors
+
+
+def test_requeue(jobs):
+    words = (jobs.write(cells=1, steps=100, step_s=0.2), "policy.lease_s=5")
+    jobs.launch(*words)
+    jobs.until_checkpoints(2)
+    task = jobs.task()
+    with Meanwhile(jobs, words) as m:
+        jobs.cluster.run("scontrol", "requeue", task)
+        jobs.until_job("PENDING", task)
+        tell(jobs)
+        jobs.wake()
+        time.sleep(2)
+        tell(jobs)
+        jobs.until_done(1)
+    print(m.most, m.errors)
+    print(jobs.cluster.run("sacct", "-nPXD", "-j", task, "-o", "JobID,State,ExitCode,NodeList,Start,End"))
+    tell(jobs)
+    print(jobs.steps())
+    assert m.most == 1, not m.errors
