@@ -19,7 +19,6 @@ from orchestrator.errors import UserError
 _STORE = "store.url="
 _OPEN = (
     "policy.limits_s.",
-    "launcher.resources.",
     "cluster.partitions.",
     "cluster.environment.",
     "cluster.sbatch.",

@@ -76,8 +76,9 @@ class SlurmLauncher:
             InfrastructureError: Slurm does not tell of its partitions.
         """
         asked = {subject.cell: Asked() for subject, _, _ in cells}
-        for selector, wanted in self._settings.resources.items():
-            for name in select([selector], [(subject.cell, subject) for subject, _, _ in cells]):
+        for wanted in self._settings.resources:
+            only = [wanted.only] if wanted.only else []
+            for name in select(only, [(subject.cell, subject) for subject, _, _ in cells]):
                 told = {k: v for k in Asked.__struct_fields__ if (v := getattr(wanted, k)) is not None}
                 before = {k: getattr(asked[name], k) for k in Asked.__struct_fields__}
                 asked[name] = Asked(**{**before, **told})

@@ -17,6 +17,7 @@ from orchestrator.errors import UserError, nearest
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What cells that a selector names ask for, over what the plan says; None leaves it to the plan."""
 
+    only: str = ""
     gpus: int | None = None
     nodes: int | None = None
     cpus: int | None = None
@@ -34,7 +35,7 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         cells_per_job: cells that share a job.
         workers_per_job: how many of them run side by side, each with its part of the job's GPUs and CPUs.
         time_margin: factor on the plan's hours.
-        resources: selector to what its cells ask for; a later one outranks an earlier one.
+        resources: what the cells of a selector ask for; a later one outranks an earlier one.
         bad_node_hours: how long a node on which jobs fail fast is left out; 0 for never.
     """
 
@@ -44,7 +45,7 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     cells_per_job: int = 1
     workers_per_job: int = 1
     time_margin: float = 1.5
-    resources: dict[str, Asked] = {}
+    resources: tuple[Asked, ...] = ()
     bad_node_hours: float = 24.0
 
 
@@ -157,7 +158,8 @@ def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
         raise UserError(f"launcher.time_margin is {settings.time_margin}", allowed="at least 1")
     if not settings.bad_node_hours >= 0:
         raise UserError(f"launcher.bad_node_hours is {settings.bad_node_hours}", allowed="at least 0")
-    for selector, asked in settings.resources.items():
+    for asked in settings.resources:
+        selector = asked.only
         for name in ("nodes", "cpus"):
             if (number := getattr(asked, name)) is not None and number < 1:
                 raise UserError(
