@@ -221,7 +221,7 @@ class Jobs:
                 index=index,
                 word=word,
                 cause=seen.before or Cause.NODE_LOST,
-                detail=f"it was started anew after {word}",
+                detail="the scheduler starts it anew",
             )
         return None
 
@@ -301,7 +301,7 @@ def with_jobs(
     if (gone := jobs.spent(cell, since_request, retries)) is not None:
         cause, count, over = gone
         tries = "" if count == 1 else f", {count} jobs"
-        name = job.name if job.over is over else ""
+        name = job.name if job.over == over else ""
         reason = (
             f"{ending(name, over) if name else f'a job ended {over.word}: {over.detail}'} ({cause}{tries})"
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
 
 from orchestrator import provenance
+from orchestrator.core.failure import Cause
 from orchestrator.core.plan import Claimable, next_stage
 from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void
 from orchestrator.core.requests import Wishes, fold
@@ -31,9 +32,9 @@ REFUSED = 4
 BROKEN_NODE, OTHER_CODE = 5, 6
 """Exit codes of a worker that must not claim, for its node or for its code."""
 
-RELEASED, TOO_SHORT = 75, 76
-"""Exit codes of a scheduler's job that was asked to stop with work left: another may go on with it, or, where
-no checkpoint was left, would come no further. 75 is EX_TEMPFAIL of sysexits.h."""
+RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
+"""Exit codes of a scheduler's job that ended with work left: another may go on with it, or, where no
+checkpoint was left, would come no further, or needs more host memory. 75 is EX_TEMPFAIL of sysexits.h."""
 
 
 class Worker:
@@ -68,7 +69,7 @@ class Worker:
         self._watcher = Watcher(owner, job=order.job)
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
-        self._failed_starts, self._replaced = 0, False
+        self._failed_starts, self._replaced, self._starved = 0, False, False
         self.num_claims, self._progressed = 0, True
         self._wishes_s = 0.0
         self._wishes = Wishes(frozenset(), {}, {})
@@ -106,7 +107,7 @@ class Worker:
                 idle_s = self._pause(idle_s)
             else:
                 self._retain(f"worker on {self._owner.host}")
-                return 0
+                return NO_MEMORY if self._starved else 0
         return self._released(self._stop_asked())
 
     def _released(self, why: str) -> int:
@@ -189,6 +190,9 @@ class Worker:
         end = run.run(attempts)
         self._count_start(run, end)
         self._replaced = end.why == "superseded" and self._is_replaced(node)
+        if end.cause is Cause.OOM_HOST and self._order.job is not None:  # for a job that asks for more
+            self._starved = True
+            self._cells = tuple(cell for cell in self._cells if node.digest not in cell.chain)
         self._progressed = end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
             self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)

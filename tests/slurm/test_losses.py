@@ -80,8 +80,6 @@ def test_kill(jobs, who):
     child = jobs.beats()[0]["child"]["pid"]
     parent = worker(jobs)
     if who == "srun":
-        pids = jobs.cluster.run("scontrol", "listpids", task.replace("_0", "_0")).splitlines()
-        print(pids)
         srun = [p for p in Path("/proc").glob("[0-9]*") if (p / "comm").exists() and (p / "comm").read_text() == "srun\n" and str(jobs.store).encode() in (p / "cmdline").read_bytes()]
         print(srun, [(p / "cmdline").read_bytes() for p in srun])
         for p in srun:
@@ -100,3 +98,63 @@ def test_kill(jobs, who):
     print(jobs.cluster.run("sacct", "-nPXD", "-j", task, "-o", "JobID,State,ExitCode,NodeList,Start,End"))
     tell(jobs)
     print(jobs.steps())
+
+
+GREEDY = """
+import os, time
+
+
+def greedy(config, inputs, context):
+    held = []
+    context.log(1, attempt=context.attempt)
+    with context.checkpoint(1) as folder:
+        (folder / "state").write_text("x")
+    size = int(os.environ.get("GREEDY_MB", "1200"))
+    while len(held) * 50 < size:
+        held.append(bytearray(50 << 20))
+        for k in range(0, 50 << 20, 4096):
+            held[-1][k] = 1
+        time.sleep(0.1)
+    time.sleep(15)
+    return [{"mb": size}]
+"""
+
+
+def test_oom(jobs):
+    jobs.write_stages(GREEDY)
+    name = jobs.write(cells=1, stage="greedy")
+    jobs.launch(name, "policy.lease_s=5", "cluster.memory_gib=0.8")
+    task = jobs.task()
+    jobs.until_job("RUNNING", task)
+    jobs.until_job("", task, 60)
+    tell(jobs)
+    print(jobs.cluster.run("sacct", "-nPD", "-j", task, "-o", "JobID,State,ExitCode,NodeList,Start,End"))
+    print(jobs("reconcile", "jobs"))
+    tell(jobs)
+    jobs.until_done(1)
+    print(jobs.submissions())
+    tell(jobs)
+    print(jobs.cluster.run("sacct", "-nPD", "-j", task, "-o", "JobID,State,ExitCode,NodeList,Start,End"))
+
+
+MEMORY = """
+def memory(config, inputs, context):
+    if context.attempt < 3:
+        raise MemoryError("not enough")
+"""
+
+
+def test_oom_in_stage(jobs):
+    jobs.write_stages(MEMORY)
+    name = jobs.write(cells=1, stage="memory")
+    jobs.launch(name, "policy.lease_s=5")
+    task = jobs.task()
+    time.sleep(2)
+    jobs.until_job("", task, 60)
+    tell(jobs)
+    print(jobs("reconcile", "jobs", code=None))
+    time.sleep(8)
+    tell(jobs)
+    print(jobs("reconcile", "jobs", code=None))
+    tell(jobs)
+    print([s["resources"]["memory_gib"] for s in jobs.submissions()])

@@ -33,7 +33,7 @@ from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.submissions import Submissions
-from orchestrator.worker.loop import BROKEN_NODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.worker.main import STOP_SIGNALS, Diary, preload
 from orchestrator.worker.main import run as run_worker
 from orchestrator.worker.order import Gone, Job, WorkerOrder
@@ -211,7 +211,7 @@ class SlurmJob:
         while pool.poll() > 0:
             time.sleep(POLL_S)
         self._diary.num_claims = 0 if pool.refusal() else 1
-        self._diary.said = pool.refusal() or self._diary.said
+        self._diary.said = pool.refusal() or f"{workers} workers ended"
         return REFUSED if pool.refusal() else pool.released or (RELEASED if stops else 0)
 
     # Ending
@@ -239,12 +239,13 @@ class SlurmJob:
         return not problem
 
     def _report(self, code: int, *, requeued: bool = False) -> None:
-        """Leaves the last words; without them Slurm's must do."""
+        """Leaves the last words, without which Slurm's must do; a script submitted by hand has none."""
+        number = self._submission.number
         report = Report(
             code=code,
             cause=cause_of_code(code),
-            why=": ".join(filter(None, (meaning_of_code(code), self._diary.said))),
-            claimed=self._diary.num_claims > 0 or code in (0, RELEASED, TOO_SHORT),
+            why=meaning_of_code(code) or self._diary.said,
+            claimed=self._diary.num_claims > 0 or code in (0, RELEASED, TOO_SHORT, NO_MEMORY),
             requeued=requeued,
             restart=self._place.restart,
             node=self._place.node,
@@ -252,7 +253,8 @@ class SlurmJob:
             at=provenance.now(),
         )
         with contextlib.suppress(OSError):
-            self._submissions.report(self._submission.number, self._place.index, self._place.restart, report)
+            if self._submissions.job_of(number) in (None, self._place.array):
+                self._submissions.report(number, self._place.index, self._place.restart, report)
 
 
 def _request(ledger: Ledger, sweep: str, number: int) -> Request:
