@@ -147,8 +147,8 @@ class LocalLauncher:
 def _ensure_fork_server() -> None:
     """Starts the fork server where there is none, deaf from its first moment on to what stops workers.
 
-    A terminal's Ctrl-C goes to all processes, and so do a scheduler's signals: workers whose server dies of one
-    look dead. What is sent to a worker before it can heed it waits until then.
+    A terminal's Ctrl-C goes to all processes, and so do a scheduler's signals: workers whose server dies of
+    one look dead. What is sent to a worker before it can heed it waits until then.
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)

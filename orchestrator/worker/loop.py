@@ -76,7 +76,7 @@ class Worker:
 
     def run(self) -> int:
         """Works until nothing is left to claim or wait for; returns the exit code."""
-        idle_s = IDLE_S
+        idle_s, waited = IDLE_S, False
         while not self._stop_asked():
             if self._replaced:
                 self._say("a later start of this job goes on: this worker claims no more")
@@ -100,12 +100,15 @@ class Worker:
             )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.node.name}")
+                self._progressed &= waited or self.num_claims > 0  # else another start would come as far
                 return self._released("deadline")
             if scan.claimable is not None:
                 idle_s = IDLE_S if self._try(scan.claimable, snapshot) else self._pause(idle_s)
             elif scan.waiting:
-                idle_s = self._pause(idle_s)
+                idle_s, waited = self._pause(idle_s), True
             else:
+                if self.num_claims == 0:
+                    self._say("nothing was left to do")
                 self._retain(f"worker on {self._owner.host}")
                 return NO_MEMORY if self._starved else 0
         return self._released(self._stop_asked())

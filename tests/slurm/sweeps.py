@@ -122,6 +122,10 @@ class OnSlurm(Sweep):
         beats = records(self.store, "heartbeat.json")
         return [b for b in beats if b["phase"] == "running" and not (b["folder"] / "end.json").exists()]
 
+    def products(self) -> list[dict[str, Any]]:
+        """The records of products."""
+        return records_of(self.store / "done")
+
     def why(self, cell: str | None = None, name: str = "jobs") -> str:
         """What `sweep why` says, of the only cell unless one is named."""
         return self("why", name, cell or next(iter(self.states(name))))

@@ -225,8 +225,8 @@ class SlurmJob:
             ).output.strip()
         except InfrastructureError:
             told = ""
-        # else it is preempted or cancelled, or was started anew elsewhere because this node seemed to be lost:
-        # Slurm decides, and whoever asks it will know
+        # else it is preempted or cancelled, or was started anew elsewhere because this node seemed lost: Slurm
+        # decides, and whoever asks it will know
         if told != f"RUNNING|{self._place.restart}|":
             return False
         try:
@@ -345,8 +345,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"error: the store does not answer: {error}")
         return InfrastructureError.exit_code
     finally:
-        for number in STOP_SIGNALS:  # one that comes while Python ends would end it as if it had failed
-            signal.signal(number, signal.SIG_IGN)
+        for late in STOP_SIGNALS:  # one that comes while Python ends would end it as if it had failed
+            signal.signal(late, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
