@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+import msgspec
+
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Accepted, Over, Report, Submission
 from orchestrator.core.records import Owner
@@ -133,13 +135,12 @@ class Jobs:
         """The end of a task: as closed, as the scheduler says now, or else as the job itself said."""
         if index in filed.over:
             return filed.over[index]
-        seen = self._seen(filed, index)
+        seen, report = self._seen(filed, index), filed.reports.get(index)
         if seen is not None and seen.name in ("", filed.submission.name):
-            return seen.over
+            return _with_report(seen.over, report) if seen.over and report else seen.over
         if seen is not None:  # a controller that lost its last seconds gives numbers out again
             lost = f"the scheduler lost it, and gave its number to {seen.name}"
             return Over(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost)
-        report = filed.reports.get(index)
         if report is None or report.requeued or filed.accepted is None:
             return None
         return Over(
@@ -148,6 +149,7 @@ class Jobs:
             cause=report.cause,
             detail=report.why,
             node=report.node,
+            restarts=report.restart,
             seconds=report.seconds,
             idle=not report.claimed,
         )
@@ -239,7 +241,7 @@ class Jobs:
                 index=index,
                 word=word,
                 cause=seen.before or Cause.NODE_LOST,
-                detail=f"it was started anew after {word}",
+                detail="the scheduler starts it anew",
             )
         return None
 
@@ -264,6 +266,13 @@ class Jobs:
         return sum(over.cause is cause for _, over in self._ends.get(cell, ()))
 
 
+def _with_report(over: Over, report: Report) -> Over:
+    """Adds to an end that the scheduler tells what the job itself said of it."""
+    if report.requeued or report.restart != over.restarts:
+        return over
+    return msgspec.structs.replace(over, detail=report.why or over.detail, idle=not report.claimed)
+
+
 def ending(name: str, over: Over) -> str:
     """Says how a job ended."""
     parts = [f"job {name} ended {over.word}" if name else "it was never a job"]
@@ -279,7 +288,7 @@ def _living(name: str, seen: Seen) -> str:
         return f"job {name} runs on {seen.node}" if seen.node else f"job {name} runs"
     if seen.phase is Phase.UNKNOWN:
         return f"job {name} is {seen.word}, of which nothing is known here"
-    again = f", started anew after {seen.before_word}" if seen.before_word else ""
+    again = f" to be started anew after {seen.before_word}" if seen.before_word else ""
     why = f": {seen.reason}" if seen.reason and seen.reason != "None" else ""
     start = f", expected to start at {seen.start}" if seen.start else ""
     return f"job {name} waits{again}{why}{start}"
@@ -312,7 +321,7 @@ def with_jobs(
     if (gone := jobs.spent(cell, since_request, retries)) is not None:
         cause, count, over = gone
         tries = "" if count == 1 else f", {count} jobs"
-        name = job.name if job.over is over else ""
+        name = job.name if job.over == over else ""
         reason = (
             f"{ending(name, over) if name else f'a job ended {over.word}: {over.detail}'} ({cause}{tries})"
         )

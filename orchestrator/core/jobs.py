@@ -117,6 +117,7 @@ class Report(Record, frozen=True, kw_only=True):
         why: what the worker said last.
         claimed: whether it claimed anything.
         requeued: whether it asked the scheduler to start it anew.
+        restart: how often the scheduler had started it anew.
         node: where it ran.
         seconds: since its start.
     """
@@ -126,6 +127,7 @@ class Report(Record, frozen=True, kw_only=True):
     why: str = ""
     claimed: bool = True
     requeued: bool = False
+    restart: int = 0
     node: str = ""
     seconds: float = 0.0
     at: str = ""

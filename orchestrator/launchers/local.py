@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError
 from orchestrator.launchers.base import Launch
 from orchestrator.store.ledger import encode
-from orchestrator.worker.loop import BROKEN_NODE, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
-from orchestrator.worker.main import in_fork_server
+from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.worker.main import HELD_SIGNALS, in_fork_server
 from orchestrator.worker.order import WorkerOrder
 
 MAX_RESTARTS = 20
 """How often a slot's worker is started anew in one launch; budgets of failures end loops long before."""
+
+_LEAVING = (0, TOO_SHORT, RELEASED, NO_MEMORY)
+"""Exit codes of workers that left work behind in a scheduler's job; the last one stands for them all."""
 
 
 class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,8 +118,8 @@ class LocalLauncher:
             code = process.exitcode
             if code is None:
                 alive += 1
-            elif code in (RELEASED, TOO_SHORT):
-                self.released = self.released or code
+            elif code in _LEAVING:
+                self.released = max(self.released, code, key=_LEAVING.index)
             elif code in (REFUSED, BROKEN_NODE, OTHER_CODE):
                 self._refused = f"worker {slot} refused to work, see {self._launch.log_folder}"
             elif code != 0 and not self._stopping:
@@ -142,11 +145,19 @@ class LocalLauncher:
 
 
 def _ensure_fork_server() -> None:
-    """Starts the fork server where there is none, deaf to the terminal's Ctrl-C from its first moment on."""
+    """Starts the fork server where there is none, deaf from its first moment on to what stops workers.
+
+    A terminal's Ctrl-C goes to all processes, and so do a scheduler's signals: workers whose server dies of
+    one look dead. What is sent to a worker before it can heed it waits until then.
+    """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
+        resource_tracker.ensure_running()  # unblocks SIGTERM when it starts: so it does first
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
 
 

@@ -68,6 +68,11 @@ class Submissions:
         """Reads one intent, None when it is absent or unreadable."""
         return self._ledger.read(layout.submission(self._sweep, number), Submission)[0]
 
+    def job_of(self, number: int) -> str | None:
+        """Returns the id that the scheduler gave to a submission, None when it is not known."""
+        accepted, _ = self._ledger.read(layout.accepted(self._sweep, number), Accepted)
+        return accepted.job if accepted else None
+
     def is_closed(self, number: int, index: int) -> Over | None:
         """Returns how a task was found over, None when it was not."""
         for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):

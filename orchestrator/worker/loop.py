@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
 
 from orchestrator import provenance
+from orchestrator.core.failure import Cause
 from orchestrator.core.plan import Claimable, next_stage
 from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void
 from orchestrator.core.requests import Wishes, fold
@@ -31,9 +32,9 @@ REFUSED = 4
 BROKEN_NODE, OTHER_CODE = 5, 6
 """Exit codes of a worker that must not claim, for its node or for its code."""
 
-RELEASED, TOO_SHORT = 75, 76
-"""Exit codes of a scheduler's job that was asked to stop with work left: another may go on with it, or, where
-no checkpoint was left, would come no further. 75 is EX_TEMPFAIL of sysexits.h."""
+RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
+"""Exit codes of a scheduler's job that ended with work left: another may go on with it, or, where no
+checkpoint was left, would come no further, or needs more host memory. 75 is EX_TEMPFAIL of sysexits.h."""
 
 
 class Worker:
@@ -68,15 +69,18 @@ class Worker:
         self._watcher = Watcher(owner, job=order.job)
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
-        self._failed_starts = 0
+        self._failed_starts, self._replaced, self._starved = 0, False, False
         self.num_claims, self._progressed = 0, True
         self._wishes_s = 0.0
         self._wishes = Wishes(frozenset(), {}, {})
 
     def run(self) -> int:
         """Works until nothing is left to claim or wait for; returns the exit code."""
-        idle_s = IDLE_S
+        idle_s, waited = IDLE_S, False
         while not self._stop_asked():
+            if self._replaced:
+                self._say("a later start of this job goes on: this worker claims no more")
+                return self._released("replaced")
             if self._failed_starts >= MAX_FAILED_STARTS:
                 self._say("two failures in the start phase in a row: this worker claims no more")
                 return REFUSED
@@ -96,14 +100,17 @@ class Worker:
             )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.node.name}")
+                self._progressed &= waited or self.num_claims > 0  # else another start would come as far
                 return self._released("deadline")
             if scan.claimable is not None:
                 idle_s = IDLE_S if self._try(scan.claimable, snapshot) else self._pause(idle_s)
             elif scan.waiting:
-                idle_s = self._pause(idle_s)
+                idle_s, waited = self._pause(idle_s), True
             else:
+                if self.num_claims == 0:
+                    self._say("nothing was left to do")
                 self._retain(f"worker on {self._owner.host}")
-                return 0
+                return NO_MEMORY if self._starved else 0
         return self._released(self._stop_asked())
 
     def _released(self, why: str) -> int:
@@ -185,12 +192,15 @@ class Worker:
         )
         end = run.run(attempts)
         self._count_start(run, end)
+        self._replaced = end.why == "superseded" and self._is_replaced(node)
+        if end.cause is Cause.OOM_HOST and self._order.job is not None:  # for a job that asks for more
+            self._starved = True
+            self._cells = tuple(cell for cell in self._cells if node.digest not in cell.chain)
         self._progressed = end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
             self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)
-        self._say(
-            f"{claimable.cell.cell} {node.name}: attempt {number} {end.outcome} {end.why or end.message}"
-        )
+        said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
+        self._say(f"{claimable.cell.cell} {node.name}: {said}")
         return True
 
     def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
@@ -211,6 +221,16 @@ class Worker:
             cell=cell.cell,
             supersedes=supersedes,
             at=provenance.now(),
+        )
+
+    def _is_replaced(self, node: Node) -> bool:
+        """Whether a scheduler that thought this worker dead started its job anew elsewhere."""
+        me = self._owner
+        owners = [attempt.claim.owner for attempt in self._ledger.attempts(node) if attempt.claim]
+        return bool(me.job) and any(
+            (o.cluster, o.job, o.array_index) == (me.cluster, me.job, me.array_index)
+            and o.restart_count > me.restart_count
+            for o in owners
         )
 
     def _count_start(self, run: AttemptRun, end: End) -> None:

@@ -25,6 +25,9 @@ from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
 from orchestrator.worker.order import WorkerOrder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
+"""Of these, blocked in a launcher's fork server, and so in a worker until it can heed them."""
+
 LATE_S = 90.0
 """A scheduler may give its notice of the end so much too early: Slurm up to a minute."""
 
@@ -106,6 +109,7 @@ class _Ending:
         self._job, self._asked = order.job, ""
         for number in STOP_SIGNALS:
             signal.signal(number, self._heed)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGUSR1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.commands.launches import records, wait_for
+from tests.commands.launches import checkpoints, records, wait_for
 from tests.conftest import Sweep
 from tests.slurm.testbed import Testbed
 
@@ -18,7 +19,7 @@ COUNT = """
 description: counting as jobs
 config: {{seed: 0, count: {{num_steps: {steps}, checkpoint_every: 5, step_s: {step_s}, fail: null}}}}
 axes: {{seed: "range(0,{cells})"}}
-stages: [count]
+stages: {stages}
 """
 SLURM = ("launcher=slurm", "cluster=testbed", "cluster.memory_gib=1")
 
@@ -30,11 +31,18 @@ class OnSlurm(Sweep):
         super().__init__(folder, store, cluster.env)
         self.cluster = cluster
 
-    def write(self, name: str = "jobs", *, cells: int = 4, steps: int = 10, step_s: float = 0.0) -> str:
-        """Writes a sweep that counts, and returns its file."""
+    def write(
+        self, name: str = "jobs", *, cells: int = 4, steps: int = 10, step_s: float = 0.0, stage: str = ""
+    ) -> str:
+        """Writes a sweep that counts, or has another stage of one in `mine.py`, and returns its file."""
         path = self.folder / f"{name}.yaml"
-        path.write_text(COUNT.format(cells=cells, steps=steps, step_s=step_s))
+        stages = f'{{{stage}: {{run: "mine:{stage}", reads: [seed]}}}}' if stage else "[count]"
+        path.write_text(COUNT.format(cells=cells, steps=steps, step_s=step_s, stages=stages))
         return path.name
+
+    def write_stages(self, text: str) -> None:
+        """Writes the module of the user's own stages."""
+        (self.folder / "mine.py").write_text(text)
 
     def launch(self, name: str = "jobs.yaml", *words: str, **more: Any) -> str:
         """Launches it on Slurm."""
@@ -118,3 +126,63 @@ class OnSlurm(Sweep):
         """The ends of jobs that were recorded."""
         paths = sorted((self.store / f"sweeps/{name}/submissions").glob("*/closings/*.json"))
         return [over for path in paths for over in json.loads(path.read_text())["over"]]
+
+    def task(self, index: int = 0, name: str = "jobs") -> str:
+        """What Slurm calls a task of the last submission: ``12_0``."""
+        path = sorted((self.store / f"sweeps/{name}/submissions").glob("*/job.json"))[-1]
+        return f"{json.loads(path.read_text())['job']}_{index}"
+
+    def until_job(self, state: str, task: str | None = None, timeout_s: float = 40) -> str:
+        """Waits until Slurm says that a task is in a state, "" for one that is queued no more; returns it."""
+        task = task or self.task()
+        wait_for(lambda: self.cluster.job_states().get(task, "") == state, timeout_s)
+        return task
+
+    def until_checkpoints(self, number: int = 1, timeout_s: float = 40) -> None:
+        """Waits until so many checkpoints are there."""
+        wait_for(lambda: len(checkpoints(self.store)) >= number, timeout_s)
+
+    def ends(self) -> list[dict[str, Any]]:
+        """How attempts ended, in the order of their ends."""
+        return sorted(records(self.store, "end.json"), key=lambda end: str(end["at"]))
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The starts of attempts, in their order."""
+        return sorted(records(self.store, "start.json"), key=lambda start: int(start["folder"].name))
+
+    def beats(self) -> list[dict[str, Any]]:
+        """The heartbeats of stages that run."""
+        beats = records(self.store, "heartbeat.json")
+        return [b for b in beats if b["phase"] == "running" and not (b["folder"] / "end.json").exists()]
+
+    def products(self) -> list[dict[str, Any]]:
+        """The records of products."""
+        return records_of(self.store / "done")
+
+    def why(self, cell: str | None = None, name: str = "jobs") -> str:
+        """What `sweep why` says, of the only cell unless one is named."""
+        return self("why", name, cell or next(iter(self.states(name))))
+
+    def steps(self) -> list[int]:
+        """The steps that were counted in all attempts of a sweep of one cell, in their order."""
+        paths = sorted(self.store.glob("payload/count/*/*/metrics.jsonl"), key=lambda p: int(p.parent.name))
+        return [json.loads(line)["step"] for path in paths for line in path.read_text().splitlines()]
+
+    def assert_counted(self, steps: int) -> None:
+        """Every product is what counting without a break would have made."""
+        for done in records_of(self.store / "done/count"):
+            path = self.store / f"payload/count/{done['digest']}/{done['attempt']}/output/count.txt"
+            assert path.read_text() in {f"{steps} {counted(seed, steps)}\n" for seed in range(64)}
+
+
+def counted(seed: int, steps: int) -> str:
+    """The last digest of a count."""
+    state = str(seed)
+    for step in range(1, steps + 1):
+        state = hashlib.sha256(f"{state}:{step}".encode()).hexdigest()
+    return state
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """All records below a folder."""
+    return [json.loads(path.read_text()) for path in folder.rglob("*.json")]

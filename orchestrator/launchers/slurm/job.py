@@ -28,13 +28,13 @@ from orchestrator.launchers.base import Launch
 from orchestrator.launchers.local import LocalLauncher, available_cpus
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
-from orchestrator.launchers.slurm.words import cause_of_code, previous_end, seconds_of
+from orchestrator.launchers.slurm.words import cause_of_code, meaning_of_code, previous_end, seconds_of
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.submissions import Submissions
-from orchestrator.worker.loop import BROKEN_NODE, REFUSED, RELEASED, TOO_SHORT
-from orchestrator.worker.main import Diary, preload
+from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.worker.main import STOP_SIGNALS, Diary, preload
 from orchestrator.worker.main import run as run_worker
 from orchestrator.worker.order import Gone, Job, WorkerOrder
 
@@ -89,10 +89,13 @@ class SlurmJob:
         if problem:
             self._diary.said = problem
             say(problem)
-        if code == RELEASED and self._requeue():
-            time.sleep(query.TIMEOUT_S)  # Slurm ends this start of the job now
-        elif code != RELEASED:
+        if code != RELEASED:
             self._report(code)
+            return code
+        # ours from now on, and scontrol's, which inherits it: Slurm ends this start of the job by a SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if self._requeue():
+            signal.sigtimedwait({signal.SIGTERM}, query.TIMEOUT_S)
         return code
 
     def _broken_node(self) -> str:
@@ -208,47 +211,50 @@ class SlurmJob:
         while pool.poll() > 0:
             time.sleep(POLL_S)
         self._diary.num_claims = 0 if pool.refusal() else 1
-        self._diary.said = pool.refusal() or self._diary.said
+        self._diary.said = pool.refusal() or f"{workers} workers ended"
         return REFUSED if pool.refusal() else pool.released or (RELEASED if stops else 0)
 
     # Ending
 
     def _requeue(self) -> bool:
         """Has Slurm start the job anew; False when it will not, or is ending the job already."""
+        self._report(RELEASED, requeued=True)
         try:
-            state = query.slurm(
-                "squeue", "-h", "-j", self._place.name, "-o", "%T", timeout_s=QUERY_S
+            told = query.slurm(
+                *("squeue", "-h", "-j", self._place.name, "-O", "State:|,RestartCnt:|"), timeout_s=QUERY_S
             ).output.strip()
         except InfrastructureError:
-            state = ""
-        if state != "RUNNING":  # preempted or cancelled: Slurm decides, and whoever asks it will know
-            self._report(RELEASED, requeued=True)
+            told = ""
+        # else it is preempted or cancelled, or was started anew elsewhere because this node seemed lost: Slurm
+        # decides, and whoever asks it will know
+        if told != f"RUNNING|{self._place.restart}|":
             return False
-        self._report(RELEASED, requeued=True)
         try:
             said = query.slurm("scontrol", "requeue", self._place.name, timeout_s=QUERY_S)
             problem = said.problem if said.code != 0 else ""
         except InfrastructureError as error:
             problem = error.what
-        if problem:
-            say(f"the job is not started anew: {problem}; `sweep reconcile` submits its cells again")
-            self._report(RELEASED)
+        if problem:  # no last word: Slurm may have done it, or be about to, all the same
+            say(f"the job may not be started anew: {problem}; then `sweep reconcile` submits its cells again")
         return not problem
 
     def _report(self, code: int, *, requeued: bool = False) -> None:
-        """Leaves the last words; without them Slurm's must do."""
+        """Leaves the last words, without which Slurm's must do; a script submitted by hand has none."""
+        number = self._submission.number
         report = Report(
             code=code,
             cause=cause_of_code(code),
-            why=self._diary.said,
-            claimed=self._diary.num_claims > 0 or code in (0, RELEASED, TOO_SHORT),
+            why=meaning_of_code(code) or self._diary.said,
+            claimed=self._diary.num_claims > 0 or code in (0, RELEASED, TOO_SHORT, NO_MEMORY),
             requeued=requeued,
+            restart=self._place.restart,
             node=self._place.node,
             seconds=round(time.monotonic() - self._start_s, 1),
             at=provenance.now(),
         )
         with contextlib.suppress(OSError):
-            self._submissions.report(self._submission.number, self._place.index, self._place.restart, report)
+            if self._submissions.job_of(number) in (None, self._place.array):
+                self._submissions.report(number, self._place.index, self._place.restart, report)
 
 
 def _request(ledger: Ledger, sweep: str, number: int) -> Request:
@@ -338,6 +344,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         say(f"error: the store does not answer: {error}")
         return InfrastructureError.exit_code
+    finally:
+        for late in STOP_SIGNALS:  # one that comes while Python ends would end it as if it had failed
+            signal.signal(late, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

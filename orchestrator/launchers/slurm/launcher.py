@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -27,6 +28,7 @@ FAST_S = 600.0
 """A job that ends within so many seconds without claiming anything speaks against its node."""
 
 _OOM_WORDS = ("exceeded memory limit", "oom-kill", "oom_kill", "Out Of Memory", "OUT_OF_MEMORY")
+_LAST_WORDS = re.compile(r"^(?:slurmstepd-\S+|srun): error: (.*?)\s*$", re.MULTILINE)
 _TAIL_BYTES = 4096
 
 
@@ -125,8 +127,11 @@ class SlurmLauncher:
         return query.find(submission.name, submission.at)
 
     def explain(self, filed: Filed, over: Over, logs: Path) -> Over:
-        """Recognises a job ended for its memory, which Slurm without cgroups calls FAILED or CANCELLED."""
-        if over.word not in ("FAILED", "CANCELLED", "COMPLETED") or over.cause is None:
+        """Adds what the job's log says of its end.
+
+        A job that Slurm without cgroups ended for its memory is FAILED or CANCELLED.
+        """
+        if over.word not in ("FAILED", "CANCELLED") or over.cause not in (Cause.UNKNOWN, Cause.CANCELLED):
             return over
         try:
             with (logs / f"{over.index}.log").open("rb") as stream:
@@ -134,10 +139,12 @@ class SlurmLauncher:
                 tail = stream.read().decode(errors="replace")
         except OSError:
             return over
-        if not any(word in tail for word in _OOM_WORDS):
-            return over
-        detail = "it used more host memory than it had asked for"
-        return msgspec.structs.replace(over, cause=Cause.OOM_HOST, detail=detail)
+        if any(word in tail for word in _OOM_WORDS):
+            detail = "it used more host memory than it had asked for"
+            return msgspec.structs.replace(over, cause=Cause.OOM_HOST, detail=detail)
+        if over.word == "FAILED" and (said := _LAST_WORDS.findall(tail)):
+            return msgspec.structs.replace(over, detail=f"{over.detail}: {said[-1]}")
+        return over
 
 
 def _seconds(at: str) -> float:

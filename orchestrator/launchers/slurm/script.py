@@ -17,6 +17,8 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.launchers.slurm.settings import Cluster
 
 JOB_MODULE = "orchestrator.launchers.slurm.job"
+DEAF = """trap '' TERM USR1 USR2; exec "$@\""""
+"""A signal that comes before the worker can heed it must not end it as if it had failed."""
 
 
 def script(
@@ -47,7 +49,8 @@ def script(
         ) from error
     except (ValueError, AssertionError) as error:
         raise UserError(f"submitit refuses an option: {error}", where="cluster") from error
-    words = [*_srun(submission.resources, cluster), cluster.python or sys.executable, "-P", "-m", JOB_MODULE]
+    python = [cluster.python or sys.executable, "-P", "-m", JOB_MODULE]
+    words = [*_srun(submission.resources, cluster), "sh", "-c", DEAF, "sweep", *python]
     command = "exec " + shlex.join([*words, store, sweep, str(submission.number)])
     exports = _exports(cluster, code)
     text: str = executor._make_submission_file_text("\n".join([*exports, command]), submission.name)

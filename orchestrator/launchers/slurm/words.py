@@ -15,7 +15,7 @@ import msgspec
 from orchestrator.core.dispatch import Phase, Seen
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over
-from orchestrator.worker.loop import BROKEN_NODE, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 
 _WAITING = frozenset(
     [
@@ -47,6 +47,7 @@ _BY_EXIT = {
     0: (None, "its worker ended as it should"),
     RELEASED: (None, "its worker gave its work back"),
     TOO_SHORT: (Cause.TIMEOUT, "no checkpoint was finished within its time limit: ask for more hours"),
+    NO_MEMORY: (Cause.OOM_HOST, "a stage ran out of host memory: its next job asks for twice as much"),
     REFUSED: (Cause.BAD_NODE, "its worker refused to work"),
     BROKEN_NODE: (Cause.BAD_NODE, "its node did not pass the check"),
     OTHER_CODE: (Cause.CODE, "its worker found other code than that at launch"),
@@ -83,8 +84,7 @@ def over_of(
     if word in ("FAILED", "COMPLETED") and code.isdigit() and int(code) in _BY_EXIT and number in ("", "0"):
         cause, detail = _BY_EXIT[int(code)]
     elif word == "FAILED":
-        signal = f", signal {number}" if number not in ("", "0") else ""
-        detail = f"exit code {code}{signal}"
+        detail = f"exit code {code}" if number in ("", "0") else f"signal {number}"
     elif word == "COMPLETED":
         detail = _BY_EXIT[0][1]
     return Over(
@@ -131,6 +131,8 @@ def _of_starts(index: int, lines: list[list[str]]) -> Seen:
     word = state.split()[0]  # "CANCELLED by 1000"
     phase, node = phase_of(word), "" if node == "None assigned" else node
     before = former[-1][1].split()[0] if former else ""
+    if word.startswith("REQUEUE"):  # the line of a start that is over: the next has none yet
+        before, start = word, ""
     over = None
     if phase is Phase.OVER:
         seconds = float(elapsed) if elapsed.isdigit() else None
@@ -231,6 +233,11 @@ def _with_past(now: Seen, account: Seen) -> Seen:
 def cause_of_code(code: int) -> Cause | None:
     """Returns what a worker's exit code counts as."""
     return _BY_EXIT[code][0] if code in _BY_EXIT else Cause.UNKNOWN
+
+
+def meaning_of_code(code: int) -> str:
+    """Says what an exit code means where that tells more than a worker's last line, "" elsewhere."""
+    return _BY_EXIT[code][1] if code in (TOO_SHORT, NO_MEMORY) else ""
 
 
 def previous_end(states: Sequence[str]) -> Cause | None:
