@@ -78,6 +78,13 @@ class OnSlurm(Sweep):
         ends = records(self.store, "end.json")
         assert sum(end["outcome"] == "succeeded" for end in ends) == cells
 
+    def write_launcher(self, **settings: Any) -> str:
+        """Writes a launcher of the project's own, and returns what chooses it."""
+        path = self.folder / "conf/launcher/mine.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"defaults": ["slurm"], **settings}))
+        return "launcher=mine"
+
     def wrap(self, command: str, body: str) -> None:
         """Puts a shell script of that name before Slurm's own command, which it knows as ``$real``."""
         real = shutil.which(command)

@@ -77,8 +77,8 @@ def test_max_jobs_holds_the_rest_for_reconcile(jobs):
 @pytest.mark.long
 def test_never_more_jobs_run_at_once_than_was_asked_whatever_the_number_of_arrays(jobs):
     name = jobs.write(cells=9, steps=20, step_s=0.1)
-    each = "launcher.resources={seed=0: {hours: 1}, 'seed=1,2': {hours: 2}}"
-    said = jobs.launch(name, "launcher.max_running=2", each)
+    mine = jobs.write_launcher(resources={"seed=0": {"hours": 1}, "seed=1,2": {"hours": 2}})
+    said = jobs.launch(name, mine, "launcher.max_running=2")
     assert said.count("  job ") == 2 and "held back by a limit: launcher.max_running=2" in said
     most = 0
 
