@@ -87,14 +87,17 @@ def test_never_more_jobs_run_at_once_than_was_asked_whatever_the_number_of_array
         most = max(most, sum(state == "RUNNING" for state in jobs.cluster.job_states().values()))
         return len(list((jobs.store / "done").rglob("*.json"))) == 9
 
-    waiting = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "reconcile", "jobs", "--wait"],
-        cwd=jobs.folder,
-        env=jobs.env,
-        stdout=subprocess.DEVNULL,
-    )
-    wait_for(sample, timeout_s=200)
-    assert waiting.wait(60) == 0
+    log = jobs.folder.parent / "waiting"
+    with log.open("w") as stream:
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", "reconcile", "jobs", "--wait"],
+            cwd=jobs.folder,
+            env=jobs.env,
+            stdout=stream,
+            stderr=stream,
+        )
+    wait_for(lambda: sample() or waiting.poll() is not None, timeout_s=100)
+    assert waiting.wait(60) == 0, log.read_text()
     assert most == 2
     jobs.assert_each_done_once(9)
 
