@@ -21,7 +21,7 @@ from orchestrator.commands.view import (
 from orchestrator.core.dispatch import Phase
 from orchestrator.core.jobs import Over
 from orchestrator.core.state import State
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.store.submissions import Submissions
 
 
@@ -61,13 +61,9 @@ def _of_the_current_revision(view: View) -> set[str]:
 
 
 def cancel_jobs(view: View, cancelled: set[str]) -> None:
-    """Cancels the jobs that wait and have no other cell; those that run checkpoint and end by themselves.
-
-    Raises:
-        InfrastructureError: the scheduler did not do it; the cells are cancelled all the same.
-    """
-    waiting: dict[tuple[str, int], list[tuple[int, str]]] = {}
-    num_unknown = num_cancelled = 0
+    """Cancels the jobs that wait and have no other cell; those that run checkpoint and end by themselves."""
+    waiting: dict[tuple[str, int], dict[int, str]] = {}
+    num_unknown, num_cancelled, problem = 0, 0, view.jobs.problem
     for filed in view.jobs.filed:
         for index in filed.open_tasks:
             if not _is_for_nothing_else(view, filed.submission.tasks[index], cancelled):
@@ -76,14 +72,19 @@ def cancel_jobs(view: View, cancelled: set[str]) -> None:
             num_unknown += job.phase is Phase.UNKNOWN
             if job.phase is Phase.QUEUED:
                 key = (filed.submission.launcher, filed.submission.number)
-                waiting.setdefault(key, []).append((index, job.name))
-    for (launcher, number), tasks in waiting.items():
-        scheduler(launcher).cancel([name for _, name in tasks])
-        num_cancelled += _close(view, launcher, number, dict(tasks))
+                waiting.setdefault(key, {})[index] = job.name
+    for (launcher, number), names in waiting.items():
+        try:
+            scheduler(launcher).cancel([*names.values()])
+        except InfrastructureError as error:
+            num_unknown, problem = num_unknown + len(names), error.what
+        else:
+            num_cancelled += _close(view, launcher, number, names)
     if num_cancelled:
         print(f"  {counted(num_cancelled, 'waiting job')} cancelled")
     if num_unknown:
-        print(f"  {counted(num_unknown, 'job')} may still wait, and would end at once: {_why_unknown(view)}")
+        why = problem or "the scheduler does not tell of them"
+        print(f"  {counted(num_unknown, 'job')} may still wait, and would end at once: {why}")
         print(f"    later: sweep cancel {view.sweep.name}@{view.number}{view.hint}")
 
 
@@ -93,10 +94,6 @@ def _is_for_nothing_else(view: View, cells: Sequence[str], cancelled: set[str]) 
     return bool(cancelled & set(cells)) and all(
         cell in cancelled or states.get(cell) in (State.DONE, State.CANCELLED) for cell in cells
     )
-
-
-def _why_unknown(view: View) -> str:
-    return view.jobs.problem or "the scheduler does not tell of them"
 
 
 def _close(view: View, launcher: str, number: int, names: dict[int, str]) -> int:

@@ -215,7 +215,8 @@ class Dispatch:
                     view.jobs.count(cell.cell, Cause.OOM_HOST),
                 )
                 for cell in cells
-            ]
+            ],
+            known=[view.subject(cell) for cell in view.sweep.cells],
         )
 
     def _submission(self, group: Group, number: int) -> Submission:

@@ -123,11 +123,14 @@ class Submitter(Protocol):
             InfrastructureError: it does not answer.
         """
 
-    def resources(self, cells: Sequence[tuple[Subject, Estimate | None, int]]) -> list[tuple[str, Resources]]:
+    def resources(
+        self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
+    ) -> list[tuple[str, Resources]]:
         """Says what each cell's job asks for.
 
         Args:
             cells: each with its estimate and how often its jobs were out of host memory.
+            known: all cells of the revision: what selectors may name.
 
         Raises:
             UserError: there is nothing that a cell fits on.

@@ -79,7 +79,7 @@ def test_what_no_cluster_would_take_is_refused_before_or_by_slurm_with_nothing_q
         (["cluster.account=nobody"], "Invalid account"),
         (["cluster.sbatch.gres=gpu:99"], "not available"),
         (["cluster=nowhere"], "unknown cluster 'nowhere'"),
-        (["launcher.resources=[{only: 'seed=9', gpus: 1}]"], "seed"),
+        (["launcher.resources=[{only: 'seed=9', gpus: 1}]"], "unknown seed '9'"),
     ):
         assert expected in jobs.launch(name, *words, code=2)
         assert not jobs.cluster.job_states()

@@ -18,6 +18,7 @@ from tests.commands.launches import records, wait_for
 from tests.slurm.sweeps import SLURM, OnSlurm
 
 HELD = "cluster.sbatch.hold=true"
+SINGLE = ("--parsable", "--qos=single", "--output=/dev/null", "--wrap=sleep 300")
 
 
 def all_open_once(jobs: OnSlurm, cells: int) -> bool:
@@ -77,8 +78,8 @@ def test_max_jobs_holds_the_rest_for_reconcile(jobs):
 @pytest.mark.long
 def test_never_more_jobs_run_at_once_than_was_asked_whatever_the_number_of_arrays(jobs):
     name = jobs.write(cells=9, steps=20, step_s=0.1)
-    each = "launcher.resources={seed=0: {hours: 1}, 'seed=1,2': {hours: 2}}"
-    said = jobs.launch(name, "launcher.max_running=2", each)
+    mine = "launcher.resources=[{only: 'seed=0', hours: 1}, {only: 'seed=1,2', hours: 2}]"
+    said = jobs.launch(name, mine, "launcher.max_running=2")
     assert said.count("  job ") == 2 and "held back by a limit: launcher.max_running=2" in said
     most = 0
 
@@ -87,16 +88,48 @@ def test_never_more_jobs_run_at_once_than_was_asked_whatever_the_number_of_array
         most = max(most, sum(state == "RUNNING" for state in jobs.cluster.job_states().values()))
         return len(list((jobs.store / "done").rglob("*.json"))) == 9
 
-    waiting = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "reconcile", "jobs", "--wait"],
-        cwd=jobs.folder,
-        env=jobs.env,
-        stdout=subprocess.DEVNULL,
-    )
-    wait_for(sample, timeout_s=200)
-    assert waiting.wait(60) == 0
+    log = jobs.folder.parent / "waiting"
+    with log.open("w") as stream:
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", "reconcile", "jobs", "--wait"],
+            cwd=jobs.folder,
+            env=jobs.env,
+            stdout=stream,
+            stderr=stream,
+        )
+    wait_for(lambda: sample() or waiting.poll() is not None, timeout_s=100)
+    assert waiting.wait(60) == 0, log.read_text()
     assert most == 2
     jobs.assert_each_done_once(9)
+
+
+# Whose settings
+
+
+def test_each_cell_is_submitted_with_the_settings_of_the_launch_that_named_it_last(jobs):
+    name = jobs.write(cells=2)
+    jobs.launch(name, "--only", "seed=0", "cluster.setup=['exit 9']")
+    wait_for(lambda: not jobs.cluster.job_states())
+    jobs.launch(name, "--only", "seed=1", HELD, "cluster.min_hours=2")
+    assert [each["request"] for each in jobs.submissions()] == [1, 2]
+    assert "1 cell in 1 task" in jobs("reconcile", "jobs")
+    assert [each["request"] for each in jobs.submissions()] == [1, 2, 1]
+    assert [each["resources"]["hours"] for each in jobs.submissions()] == [0.5, 2.0, 0.5]
+
+
+def test_nothing_is_submitted_while_a_submission_cannot_be_read(jobs):
+    name = jobs.write(cells=2)
+    jobs.launch(name, HELD)
+    path = jobs.store / "sweeps/jobs/submissions/000001.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    for words in (("launch", name, *SLURM, HELD), ("reconcile", "jobs")):
+        said = jobs(*words, code=3)
+        assert "000001.json is unreadable" in said and "nothing is submitted" in said
+    assert "warning: sweeps/jobs/submissions/000001.json" in jobs("status", "jobs")
+    assert len(jobs.tasks()) == 2
+    path.write_bytes(whole)
+    assert jobs.counts() == {"queued": 2}
 
 
 # Several commands at once
@@ -222,12 +255,18 @@ def test_cancelling_some_cells_leaves_the_jobs_of_another_revision_alone(jobs):
         ([HELD], "JobHeldUser"),
         (["cluster.sbatch.begin=now+1hour"], "BeginTime, expected to start at 20"),
         (["cluster.memory_gib=240", "cluster.hours=0.2"], "Resources"),
+        (["cluster.qos=single"], "QOSMaxJobsPerUserLimit"),
     ],
 )
 def test_why_tells_slurms_own_reason_and_the_estimated_start(jobs, words, reason):
     if "cluster.memory_gib=240" in words:
         jobs.cluster.submit("--array=0-3", "--mem=240G", "--exclusive", "--time=5", wrap="sleep 300")
         wait_for(lambda: list(jobs.cluster.job_states().values()) == ["RUNNING"] * 4)
+    if "cluster.qos=single" in words:
+        jobs.cluster.ask("sacctmgr", "-i", "add", "qos", "single", "MaxJobsPerUser=1")
+        jobs.cluster.ask("sacctmgr", "-i", "modify", "user", "root", "set", "qos+=single")
+        first = jobs.until(lambda: jobs.cluster.ask("sbatch", *SINGLE).stdout)  # slurmctld hears of it soon
+        wait_for(lambda: jobs.cluster.job_states() == {first.strip(): "RUNNING"})
     jobs.launch(jobs.write(cells=1), *words)
     why = jobs.until(lambda: said if f"it waits: {reason}" in (said := jobs("why", "jobs", "seed0")) else "")
     assert "queued: job " in why

@@ -70,7 +70,9 @@ class SlurmLauncher:
     def _partitions(self) -> dict[str, Partition]:
         return query.partitions(self._cluster.partitions)
 
-    def resources(self, cells: Sequence[tuple[Subject, Estimate | None, int]]) -> list[tuple[str, Resources]]:
+    def resources(
+        self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
+    ) -> list[tuple[str, Resources]]:
         """Says what each cell's job asks for.
 
         Raises:
@@ -80,7 +82,8 @@ class SlurmLauncher:
         asked = {subject.cell: Asked() for subject, _, _ in cells}
         for wanted in self._settings.resources:
             only = [wanted.only] if wanted.only else []
-            for name in select(only, [(subject.cell, subject) for subject, _, _ in cells]):
+            named = select(only, [(subject.cell, subject) for subject in known])
+            for name in asked.keys() & set(named):
                 told = {k: v for k in Asked.__struct_fields__ if (v := getattr(wanted, k)) is not None}
                 before = {k: getattr(asked[name], k) for k in Asked.__struct_fields__}
                 asked[name] = Asked(**{**before, **told})
