@@ -281,7 +281,8 @@ def ask_schedulers(filed: Sequence[Filed]) -> Answer:
     answers = [scheduler(name).jobs(ids) for name, ids in open_jobs.items()]
     seen = {task: told for answer in answers for task, told in answer.seen.items()}
     problems = [answer.problem for answer in answers if answer.problem]
-    return Answer(seen, problems[0] if problems else "", all(answer.complete for answer in answers))
+    gaps = [answer.gap for answer in answers if not answer.complete]
+    return Answer(seen, "".join(problems[:1]), not gaps, "".join(gaps[:1]))
 
 
 def open_view(word: str, url: str | None = None) -> View:

@@ -67,11 +67,13 @@ class Answer(NamedTuple):
         seen: what is known by (job, index); what is absent is not known.
         problem: why there is no answer, "" when there is one.
         complete: whether it lists all jobs that live: what is absent is over, or was never there.
+        gap: why it does not, "" when it does.
     """
 
     seen: Mapping[tuple[str, int], Seen] = {}
     problem: str = ""
     complete: bool = False
+    gap: str = ""
 
 
 class Filed(NamedTuple):
@@ -218,7 +220,8 @@ class Jobs:
             return told(Phase.UNKNOWN, f"job {name}: {self._answer.problem}")
         seen = self._seen(filed, index)
         if seen is None:
-            return told(Phase.UNKNOWN, f"the scheduler does not list job {name}, accepted at {accepted.at}")
+            why = self._answer.gap or "the scheduler does not list it"
+            return told(Phase.UNKNOWN, f"job {name}, accepted at {accepted.at}: {why}")
         return told(seen.phase, _living(name, seen), seen)
 
     def fate(self, owner: Owner) -> Over | None:

@@ -112,8 +112,10 @@ def test_the_controller_tells_restarts_reasons_and_exit_codes():
     ],
 )
 def test_the_controller_tells_what_lives_and_accounting_how_the_rest_ended(accounts, now, phase, restarts):
-    told = read_sacct([f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None"] if accounts else [])
-    lists = read_squeue([f"9|0|{now}|None|N/A|node1|0|0:03|256"] if now else [])
+    told = read_sacct(
+        [f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None|s.1.n"] if accounts else []
+    )
+    lists = read_squeue([f"9|0|{now}|None|N/A|node1|0|0:03|256|s.1.n"] if now else [])
     seen = agreed(lists, told).get(("9", 0))
     assert (seen.phase if seen else None, seen.restarts if seen else None) == (phase, restarts)
     assert seen is None or seen.before_word == ("PREEMPTED" if restarts else "")
@@ -124,7 +126,7 @@ def test_the_controller_tells_what_lives_and_accounting_how_the_rest_ended(accou
     [("RUNNING", Phase.RUNNING), ("FAILED", Phase.OVER), ("PREEMPTED", Phase.UNKNOWN)],
 )
 def test_without_the_controller_an_end_after_which_a_job_may_return_is_none(accounts, phase):
-    told = read_sacct([f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None"])
+    told = read_sacct([f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None|s.1.n"])
     seen = agreed(None, told)[("9", 0)]
     assert (seen.phase, seen.over is not None) == (phase, phase is Phase.OVER)
 

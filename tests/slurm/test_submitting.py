@@ -89,7 +89,7 @@ def test_what_no_cluster_would_take_is_refused_before_or_by_slurm_with_nothing_q
 
 @pytest.mark.long
 def test_230_cells_go_through_arrays_of_101_and_each_is_done_once(jobs):
-    said = jobs.launch(jobs.write(cells=230, steps=2))
+    said = jobs.launch(jobs.write(cells=230, steps=2), "cluster.memory_gib=50")  # 20 at once: ports
     assert "101 cells in 101 tasks" in said and "28 cells in 28 tasks" in said
     jobs("reconcile", "jobs", "--wait", timeout_s=400)
     jobs.assert_each_done_once(230)

@@ -133,7 +133,8 @@ def jobs(ids: Iterable[str]) -> Answer:
     now, accounts = told
     if now is None and accounts is None:
         return Answer(problem=f"Slurm does not answer: {problems[0]}")
-    return Answer(agreed(now, accounts or {}), complete=now is not None)
+    gap = "" if now is not None else f"accounting does not list it, and {problems[0]}"
+    return Answer(agreed(now, accounts or {}), complete=now is not None, gap=gap)
 
 
 def _sacct(ids: Sequence[str]) -> dict[tuple[str, int], Seen]:
