@@ -8,8 +8,8 @@ from tests.commands.launches import records
 from tests.slurm.meanwhile import Meanwhile
 from tests.slurm.sweeps import OnSlurm
 
-MINUTE = ("cluster.hours=0.016", "cluster.min_hours=0.016")
-"""A limit of one minute, of which the notice (cluster.signal_s) takes half: SIGUSR1 is always believed."""
+SHORT = ("cluster.hours=0.03", "cluster.min_hours=0.03")
+"""Two minutes: SIGUSR1 is always believed, and Slurm's own does not come in the first half minute."""
 BLIND = """
 import time
 
@@ -46,7 +46,7 @@ def assert_went_on(jobs: OnSlurm, steps: int) -> None:
 
 
 def test_a_job_near_its_limit_saves_a_checkpoint_starts_itself_anew_and_goes_on(jobs):
-    jobs.launch(jobs.write(cells=1, steps=50, step_s=0.2), *MINUTE)
+    jobs.launch(jobs.write(cells=1, steps=50, step_s=0.2), *SHORT)
     jobs.until_checkpoints(2)
     task = jobs.task()
     jobs.cluster.run("scancel", "--signal=USR1", task)
@@ -70,7 +70,7 @@ def test_a_job_near_its_limit_saves_a_checkpoint_starts_itself_anew_and_goes_on(
 
 def test_a_job_too_short_for_any_checkpoint_is_not_started_anew_for_ever(jobs):
     jobs.write_stages(BLIND)
-    jobs.launch(jobs.write(cells=1, stage="blind"), *MINUTE, "policy.grace_s=1")
+    jobs.launch(jobs.write(cells=1, stage="blind"), *SHORT, "policy.grace_s=1")
     for number in (1, 2):  # policy.retries.timeout is 1
         jobs.until(jobs.beats)
         task = jobs.task()
@@ -81,12 +81,16 @@ def test_a_job_too_short_for_any_checkpoint_is_not_started_anew_for_ever(jobs):
     assert "jobs failed by timeout: 1 cell" in said and "ask for more hours" in said
     assert [over["cause"] for over in jobs.closings()] == ["timeout", "timeout"]
     assert "no checkpoint was finished within its time limit" in jobs.why()
-    assert jobs.cluster.run("sacct", "-nPX", "-j", task, "--format=State,ExitCode") == "FAILED|76:0"
+    end = ("sacct", "-nPX", "-j", task, "--format=State,ExitCode")
+    jobs.until(lambda: jobs.cluster.run(*end) == "FAILED|76:0")
 
 
 @pytest.mark.long
 def test_a_job_whose_start_takes_most_of_its_time_is_not_started_anew_for_ever(jobs):
-    jobs.launch(jobs.write(cells=1), *MINUTE, "cluster.setup=[sleep 35]")
+    jobs.write_stages("import time\n\ntime.sleep(45)\n")
+    minute = ("cluster.hours=0.016", "cluster.min_hours=0.016")
+    jobs.launch(jobs.write(cells=1, stage="late"), *minute)
+    jobs.until_job("RUNNING")
     jobs.until_job("", timeout_s=80)
     jobs.until(lambda: "ask for more hours" in jobs.why())
     assert not records(jobs.store, "claim.json")
@@ -147,8 +151,8 @@ def test_a_preempted_job_goes_on_whatever_is_launched_meanwhile(jobs, partition)
         jobs.until_done(1)
     assert_went_on(jobs, 80)
     jobs.until_job("", task)
-    starts = jobs.cluster.run("sacct", "-nPXD", "-j", task, "--format=State").split()
-    assert starts[0] == word
+    starts = ("sacct", "-nPXD", "-j", task, "--format=State")
+    jobs.until(lambda: jobs.cluster.run(*starts).split() == [word, "COMPLETED"])
 
 
 @pytest.mark.long
@@ -168,7 +172,7 @@ def test_a_job_that_an_operator_requeues_goes_on_whatever_is_launched_meanwhile(
 @pytest.mark.parametrize("how", ["notice", "cancel"])
 def test_workers_side_by_side_have_gpus_of_their_own_and_all_save_when_the_job_must_stop(jobs, how):
     jobs.write_stages(SLOW_SAVER)
-    limit = MINUTE if how == "notice" else ()
+    limit = SHORT if how == "notice" else ()
     pair = ("launcher.cells_per_job=2", "launcher.workers_per_job=2")
     words = (jobs.write(cells=2, stage="saver"), *pair, "launcher.resources=[{only: 'seed=0,1', gpus: 1}]")
     jobs.launch(*words, *limit)
