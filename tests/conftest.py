@@ -18,14 +18,14 @@ class Sweep:
 
     def __init__(self, folder: Path, store: Path, env: Mapping[str, str] | None = None) -> None:
         self.folder, self.store = folder, store
-        self._env = env
+        self.env = None if env is None else {**env, "SWEEP_STORE": str(store)}
 
     def __call__(self, *words: str, code: int | None = 0, timeout_s: float = 120) -> str:
         """Runs a verb; returns both streams, and checks the exit code unless it is None."""
         done = subprocess.run(
             [sys.executable, "-m", "orchestrator", *words],
             cwd=self.folder,
-            env={**(os.environ if self._env is None else self._env), "SWEEP_STORE": str(self.store)},
+            env=self.env or {**os.environ, "SWEEP_STORE": str(self.store)},
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from orchestrator import provenance
 from orchestrator.commands.ask import ask
 from orchestrator.commands.output import counted
-from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view, scheduler
+from orchestrator.commands.view import (
+    View,
+    add_store,
+    add_sweep,
+    current_revision,
+    no_overrides,
+    open_view,
+    scheduler,
+    sealed_view,
+)
 from orchestrator.core.dispatch import Phase
 from orchestrator.core.jobs import Over
 from orchestrator.core.state import State
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.store.submissions import Submissions
 
 
@@ -27,9 +37,14 @@ def run(args: argparse.Namespace) -> int:
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
     cells = [cell for cell in view.select(args.only) if view.cells[cell.cell].state is not State.DONE]
+    kept = _of_the_current_revision(view) & {cell.cell for cell in cells}
+    cells = [cell for cell in cells if cell.cell not in kept]
     running = sum(view.cells[cell.cell].state is State.RUNNING for cell in cells)
+    if kept:
+        print(f"{view.title}: {counted(len(kept), 'cell')} go on: the current revision has them too")
+        print(f"  to cancel them: sweep cancel {view.sweep.name}{view.hint}")
     if not cells:
-        print(f"{view.title}: nothing to cancel, all these cells are done")
+        print(f"{view.title}: nothing to cancel" + ("" if kept else ", all these cells are done"))
         return 0
     ask(view, "cancel", cells)
     print(f"{view.title}: cancelled {counted(len(cells), 'cell')}, {running} of them running")
@@ -37,27 +52,58 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def cancel_jobs(view: View, cancelled: set[str]) -> None:
-    """Cancels the jobs that wait and have no other cell; those that run checkpoint and end by themselves.
+def _of_the_current_revision(view: View) -> set[str]:
+    """Cells of the current revision, where another one is meant: a cancel is of a cell, not of a revision."""
+    current = current_revision(view.ledger, view.sweep.name)
+    if current is None or current == view.number:
+        return set()
+    return {cell.cell for cell in sealed_view(view.ledger, view.sweep.name, current).sweep.cells}
 
-    Raises:
-        InfrastructureError: the scheduler did not do it; the cells are cancelled all the same.
-    """
-    waiting: dict[tuple[str, int], list[tuple[int, str]]] = {}
+
+def cancel_jobs(view: View, cancelled: set[str]) -> None:
+    """Cancels the jobs that wait and have no other cell; those that run checkpoint and end by themselves."""
+    waiting: dict[tuple[str, int], dict[int, str]] = {}
+    num_unknown, num_cancelled, problem = 0, 0, view.jobs.problem
     for filed in view.jobs.filed:
         for index in filed.open_tasks:
+            if not _is_for_nothing_else(view, filed.submission.tasks[index], cancelled):
+                continue
             job = view.jobs.job(filed, index)
-            alone = all(
-                cell in cancelled or view.cells[cell].state is State.DONE
-                for cell in filed.submission.tasks[index]
-                if cell in view.cells
-            )
-            if alone and job.phase is Phase.QUEUED:
+            num_unknown += job.phase is Phase.UNKNOWN
+            if job.phase is Phase.QUEUED:
                 key = (filed.submission.launcher, filed.submission.number)
-                waiting.setdefault(key, []).append((index, job.name))
-    for (launcher, number), tasks in waiting.items():
-        scheduler(launcher).cancel([name for _, name in tasks])
-        over = [Over(index=index, word="CANCELLED", detail="by sweep cancel") for index, _ in tasks]
+                waiting.setdefault(key, {})[index] = job.name
+    for (launcher, number), names in waiting.items():
+        try:
+            scheduler(launcher).cancel([*names.values()])
+        except InfrastructureError as error:
+            num_unknown, problem = num_unknown + len(names), error.what
+        else:
+            num_cancelled += _close(view, launcher, number, names)
+    if num_cancelled:
+        print(f"  {counted(num_cancelled, 'waiting job')} cancelled")
+    if num_unknown:
+        why = problem or "the scheduler does not tell of them"
+        print(f"  {counted(num_unknown, 'job')} may still wait, and would end at once: {why}")
+        print(f"    later: sweep cancel {view.sweep.name}@{view.number}{view.hint}")
+
+
+def _is_for_nothing_else(view: View, cells: Sequence[str], cancelled: set[str]) -> bool:
+    """Whether a job has a cancelled cell, and else only cells that are done or cancelled."""
+    states = {cell: view.cells[cell].state for cell in cells if cell in view.cells}
+    return bool(cancelled & set(cells)) and all(
+        cell in cancelled or states.get(cell) in (State.DONE, State.CANCELLED) for cell in cells
+    )
+
+
+def _close(view: View, launcher: str, number: int, names: dict[int, str]) -> int:
+    """Records the tasks that are over indeed, so that a launch may follow at once: one may have started."""
+    answer = scheduler(launcher).jobs({name.partition("_")[0] for name in names.values()})
+    over = []
+    for index, name in names.items():
+        seen = answer.seen.get((name.partition("_")[0], index))
+        if not answer.problem and (answer.complete if seen is None else seen.over is not None):
+            over.append(Over(index=index, word="CANCELLED", detail="by sweep cancel"))
+    if over:
         Submissions(view.ledger, view.sweep.name).close(number, over, at=provenance.now())
-    if waiting:
-        print(f"  {counted(sum(map(len, waiting.values())), 'waiting job')} cancelled")
+    return len(over)

@@ -1,4 +1,4 @@
-"""Giving cells to a scheduler: settling what was given before, then submitting what nobody holds.
+"""Giving cells to a scheduler: those that nobody holds, as arrays of jobs.
 
 It may be run again at any time, also by two people at once: an intent is created under the next number before
 the scheduler is asked, and whoever loses that number decides anew.
@@ -6,20 +6,19 @@ the scheduler is asked, and whoever loses that number decides anew.
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 from orchestrator import provenance
 from orchestrator.commands.costs import estimates_of, of_cell
 from orchestrator.commands.output import counted
+from orchestrator.commands.settle import age_s, give_up, job_logs
 from orchestrator.commands.view import View
-from orchestrator.core.dispatch import Filed, Group, Jobs, Phase, grouped
+from orchestrator.core.arrays import Group, cut, first_try, grouped
+from orchestrator.core.dispatch import LIMIT, Phase
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Over, Resources, Submission
+from orchestrator.core.jobs import Resources, Submission
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -30,13 +29,12 @@ from orchestrator.store import layout
 from orchestrator.store.ledger import new_nonce
 from orchestrator.store.submissions import Submissions
 
-SECOND_LOOK_S = 5.0
 _WANTED = frozenset({State.PENDING, State.RELEASED, State.LOST, State.RUNNING})
 
 
 @dataclass
 class Given:
-    """What one pass did.
+    """What was submitted, and what was not.
 
     Attributes:
         submitted: submissions that the scheduler took, with their job's id.
@@ -44,7 +42,6 @@ class Given:
         behind: cells that a limit keeps back.
         limit: that limit, in the scheduler's words or ours.
         num_held: cells that a job holds already.
-        closed: tasks that were found over.
     """
 
     submitted: list[tuple[Submission, str]] = field(default_factory=list)
@@ -52,20 +49,22 @@ class Given:
     behind: int = 0
     limit: str = ""
     num_held: int = 0
-    closed: list[Over] = field(default_factory=list)
 
-    @property
-    def num_cells(self) -> int:
-        """Cells that were submitted."""
-        return sum(len(cells) for submission, _ in self.submitted for cells in submission.tasks)
+    def add(self, more: Given) -> None:
+        """Adds what was done for another request."""
+        self.submitted += more.submitted
+        self.scripts += more.scripts
+        self.behind += more.behind
+        self.num_held += more.num_held
+        self.limit = more.limit or self.limit
 
 
 class Dispatch:
-    """One pass over a sweep.
+    """Gives the cells of one request to a scheduler.
 
     Args:
-        view: the revision; read anew where it has to be.
-        request: the launch or rerun whose settings and code are used.
+        view: the revision, settled; read anew where it has to be.
+        request: the launch or rerun whose settings and code count, for cells that no later one names.
         submitter: its launcher.
         limits: of the scheduler.
     """
@@ -73,34 +72,47 @@ class Dispatch:
     def __init__(self, view: View, request: Request, submitter: Submitter, limits: Limits) -> None:
         self._view, self._request, self._submitter, self._limits = view, request, submitter, limits
         self._submissions = Submissions(view.ledger, view.sweep.name)
-        self._fits = limits.max_tasks  # halved by each refusal for a limit, down to none
-        self.given = Given()
+        self.given, self._has_filed = Given(), False
 
-    def run(self) -> Given:
-        """Settles, then submits.
+    def run(self, *, hold: str = "") -> Given:
+        """Submits what nobody holds.
+
+        Args:
+            hold: a limit for which nothing is to be submitted now, though it is counted.
 
         Raises:
             UserError: a cell fits nowhere, or the scheduler refuses what it was given for good.
             InfrastructureError: the scheduler does not answer.
         """
-        self._settle()
         groups, number = self._groups(), self._next_number()
-        while groups and self._fits:
-            group = _cut(groups[0], self._fits)
-            submission = self._submission(group, number)
+        fits, is_refill = first_try(self._view.jobs.filed, self._limits.max_tasks)
+        if hold:
+            fits, self.given.limit = 0, hold
+        grows = 1
+        while groups and fits:
+            piece, rest = cut(groups[0], fits)
+            submission = self._submission(piece, number)
             text = self._text(submission)
             if not self._submissions.file(submission):  # another submits as well: see what is left
                 self._view = self._view.fresh()
                 groups, number = self._groups(), self._next_number()
                 continue
-            number += 1
-            if self._take(submission, text):
-                rest = groups[0].tasks[len(group.tasks) :]
-                groups[:1] = [groups[0]._replace(tasks=rest)] if rest else []
-            else:
-                self._fits = len(group.tasks) // 2
+            number, self._has_filed = number + 1, True
+            if not self._take(submission, text):
+                fits = len(piece.tasks) // 2
+                continue
+            groups[:1] = [rest] if rest.tasks and rest.max_running != 0 else []
+            if rest.max_running == 0:
+                self._hold_back(sum(map(len, rest.tasks)))
+            if is_refill:
+                fits, grows = grows, 2 * grows
         self.given.behind += sum(len(cells) for group in groups for cells in group.tasks)
         return self.given
+
+    @property
+    def view(self) -> View:
+        """The revision afterwards."""
+        return self._view.fresh() if self._has_filed else self._view
 
     def check(self) -> None:
         """Finds out, before anything is recorded, whether every cell's job fits somewhere.
@@ -110,75 +122,21 @@ class Dispatch:
         """
         self._with_resources(self._unheld())
 
-    def dry_run(self) -> Given:
-        """Says what `run` would submit, word for word, and changes nothing."""
-        for number, group in enumerate(self._groups(), self._next_number()):
+    def dry_run(self, *, after: int = 0) -> Given:
+        """Says what `run` would submit, after so many other submissions, and changes nothing."""
+        for number, group in enumerate(self._groups(), self._next_number() + after):
             submission = self._submission(group, number)
             self.given.scripts.append((submission, self._text(submission)))
         return self.given
 
-    # Settling
-
-    def _settle(self) -> None:
-        unanswered = [f for f in self._view.jobs.filed if f.accepted is None and f.open_tasks]
-        for filed in unanswered:
-            self._settle_unanswered(filed)
-        if unanswered:
-            self._view = self._view.fresh()
-        news = self._view.jobs.news()
-        for filed, over in [*news, *self._vanished()]:
-            logs = job_logs(self._view, filed.submission)
-            told = [self._submitter.explain(filed, each, logs) for each in over]
-            self._submissions.close(filed.submission.number, told, at=provenance.now())
-            self.given.closed += told
-        if self.given.closed:
-            self._view = self._view.fresh()
-
-    def _settle_unanswered(self, filed: Filed) -> None:
-        """Finds the job of an intent that has no id; one that stays unknown for long was never taken."""
-        try:
-            job = self._submitter.find(filed.submission)
-        except InfrastructureError:
-            return  # nothing is known: its cells stay held
-        if job is not None:
-            self._submissions.accept(filed.submission.number, job, at=provenance.now())
-        elif _age_s(filed.submission.at) > self._submitter.settle_s:
-            self._give_up(filed.submission, "the scheduler never had it", None)
-
-    def _vanished(self) -> list[tuple[Filed, list[Over]]]:
-        """Tasks that the scheduler, long after it took them, lists at neither of two looks nor by name."""
-        missing = _missing(self._view.jobs, self._submitter.settle_s)
-        if not missing:
-            return []
-        time.sleep(SECOND_LOOK_S)
-        again = _missing(self._view.fresh().jobs, self._submitter.settle_s)
-        found: dict[int, tuple[Filed, list[Over]]] = {}
-        for key, filed in missing.items():
-            if key in again and not self._is_known(filed):
-                over = Over(
-                    index=key[1],
-                    word="VANISHED",
-                    cause=Cause.NODE_LOST,
-                    detail="the scheduler does not know it any more",
-                )
-                found.setdefault(key[0], (filed, []))[1].append(over)
-        return list(found.values())
-
-    def _is_known(self, filed: Filed) -> bool:
-        """Whether the scheduler lists a job of that name, or does not answer."""
-        try:
-            return self._submitter.find(filed.submission) is not None
-        except InfrastructureError:
-            return True
-
-    def _give_up(self, submission: Submission, why: str, cause: Cause | None) -> None:
-        over = [
-            Over(index=index, word="REFUSED", cause=cause, detail=why)
-            for index in range(len(submission.tasks))
-        ]
-        self._submissions.close(submission.number, over, at=provenance.now())
-
     # Submitting
+
+    def _hold_back(self, num_cells: int) -> None:
+        """Counts cells that our own limits keep back."""
+        most = {"max_jobs": self._submitter.max_jobs, "max_running": self._submitter.max_running}
+        self.given.behind += num_cells
+        if num_cells:
+            self.given.limit = " and ".join(f"launcher.{k}={v}" for k, v in most.items() if v is not None)
 
     def _next_number(self) -> int:
         filed = self._view.jobs.filed
@@ -187,17 +145,13 @@ class Dispatch:
     def _groups(self) -> list[Group]:
         """What nobody holds, as arrays; what our own limits keep back is counted."""
         filed, cells = self._view.jobs.filed, self._unheld()
-        most = self._submitter.max_running
+        most, self.given.behind = self._submitter.max_running, 0
         if most is not None:
             most -= sum(
                 min(each.submission.max_running or len(each.open_tasks), len(each.open_tasks))
                 for each in filed
             )
-        if most is not None and most <= 0:
-            self.given.behind = len(cells)
-            self.given.limit = f"launcher.max_running={self._submitter.max_running}"
-            return []
-        groups, self.given.behind = grouped(
+        groups, behind = grouped(
             self._with_resources(cells),
             cells_per_job=self._submitter.cells_per_job,
             max_array_size=self._limits.max_tasks,
@@ -205,16 +159,17 @@ class Dispatch:
             held=sum(len(each.open_tasks) for each in filed),
             max_jobs=self._submitter.max_jobs,
         )
-        if self.given.behind:
-            self.given.limit = f"launcher.max_jobs={self._submitter.max_jobs}"
+        self._hold_back(behind)
         return groups
 
     def _unheld(self) -> list[Cell]:
         view, wishes = self._view, self._view.wishes
-        asked = set(self._request.cells) if self._request.cells is not None else None
         wanted, self.given.num_held = [], 0
         for cell in view.sweep.cells:
-            is_asked = cell.cell in wishes.asked or asked is None or cell.cell in asked
+            if self._request.number:
+                is_asked = wishes.asked.get(cell.cell) == self._request.number
+            else:  # not recorded: nothing is later
+                is_asked = self._request.cells is None or cell.cell in self._request.cells
             if not is_asked or view.cells[cell.cell].state not in (*_WANTED, State.QUEUED, State.UNKNOWN):
                 continue
             job = view.jobs.of_cell(cell.cell)
@@ -233,7 +188,7 @@ class Dispatch:
             if last.claim is None or last.claim.cell != cell.cell:
                 continue
             at = last.heartbeat.at if last.heartbeat else last.claim.at
-            if _age_s(at) < 2 * last.claim.lease_s:
+            if age_s(at) < 2 * last.claim.lease_s:
                 return True
         return False
 
@@ -260,19 +215,21 @@ class Dispatch:
                     view.jobs.count(cell.cell, Cause.OOM_HOST),
                 )
                 for cell in cells
-            ]
+            ],
+            known=[view.subject(cell) for cell in view.sweep.cells],
         )
 
     def _submission(self, group: Group, number: int) -> Submission:
         view, request = self._view, self._request
+        nonce = new_nonce()
         return Submission(
-            nonce=new_nonce(),
+            nonce=nonce,
             number=number,
             revision=view.number,
             request=request.number,
             launcher=self._submitter.name,
             cluster=self._limits.cluster,
-            name=job_name(view.ledger.objects.url, view.sweep.name, number),
+            name=job_name(view.sweep.name, number, nonce),
             tasks=group.tasks,
             resources=group.resources,
             max_running=group.max_running,
@@ -309,23 +266,23 @@ class Dispatch:
                 self.given.submitted.append((submission, outcome.job))
                 return True
             case Verdict.LIMIT:
-                self._give_up(submission, outcome.said, None)
+                give_up(self._submissions, submission, LIMIT, outcome.said)
                 self.given.limit = outcome.said
                 return False
             case Verdict.REFUSED:
-                self._give_up(submission, outcome.said, None)
+                give_up(self._submissions, submission, "REFUSED", outcome.said)
                 raise self._refused(submission, outcome)
             case Verdict.UNREACHED:
-                self._give_up(submission, outcome.said, None)
-        what = f"{self._submitter.name} did not take submission {submission.number}: {outcome.said}"
-        held = (
-            "whether it did is not known: nothing is submitted twice"
-            if outcome.verdict is Verdict.UNCLEAR
-            else ""
+                give_up(self._submissions, submission, "REFUSED", outcome.said)
+                raise self._unreached(f"was not reached: {outcome.said}", "nothing was submitted to it")
+        raise self._unreached(
+            f"did not say whether it took submission {submission.number}: {outcome.said}",
+            "nothing is submitted twice: its cells are held until that is known",
         )
-        raise InfrastructureError(
-            what, where=held, fix=f"sweep reconcile {self._view.sweep.name}{self._view.hint}"
-        )
+
+    def _unreached(self, what: str, where: str) -> InfrastructureError:
+        later = f"sweep reconcile {self._view.sweep.name}{self._view.hint}"
+        return InfrastructureError(f"{self._submitter.name} {what}", where=where, fix=f"later: {later}")
 
     def _refused(self, submission: Submission, outcome: Outcome) -> UserError:
         script = layout.job_logs(self._view.sweep.name, submission.number)
@@ -336,51 +293,18 @@ class Dispatch:
         )
 
 
-def job_name(url: str, sweep: str, number: int) -> str:
-    """Returns the name of a submission's job: readable, and no other's in this store or another."""
-    store = hashlib.sha256(url.encode()).hexdigest()[:6]
-    return f"{sweep}.{number}.{store}"
+def job_name(sweep: str, number: int, nonce: str) -> str:
+    """Returns the name of a submission's job: readable, and no other's, not even of a store that is gone."""
+    return f"{sweep}.{number}.{nonce[:8]}"
 
 
-def _cut(group: Group, most: int) -> Group:
-    return group._replace(tasks=group.tasks[:most])
-
-
-def _missing(jobs: Jobs, settle_s: float) -> dict[tuple[int, int], Filed]:
-    """Tasks that an answer does not list, though the scheduler took them long ago."""
-    if jobs.problem:
-        return {}
-    return {
-        (filed.submission.number, index): filed
-        for filed in jobs.filed
-        for index in filed.open_tasks
-        if filed.accepted is not None
-        and _age_s(filed.accepted.at) > settle_s
-        and (job := jobs.job(filed, index)).phase is not Phase.OVER
-        and job.seen is None
-    }
-
-
-def job_logs(view: View, submission: Submission) -> Path:
-    """Returns the folder of the logs of a submission's jobs."""
-    if submission.logs:
-        return Path(submission.logs)
-    return view.ledger.objects.download(layout.job_logs(view.sweep.name, submission.number))
-
-
-def _age_s(at: str) -> float:
-    """How long ago a record was written, by the clocks of the machines that submit."""
-    try:
-        return time.time() - datetime.fromisoformat(at).timestamp()
-    except ValueError:
-        return 0.0
-
-
-def print_given(view: View, given: Given) -> None:
-    """Says what was submitted and what was not."""
+def lines_of(view: View, given: Given) -> list[str]:
+    """Says it to people."""
+    lines = []
     for submission, job in given.submitted:
         cells = counted(sum(map(len, submission.tasks)), "cell")
-        print(f"  job {job}: {cells} in {counted(len(submission.tasks), 'task')}")
+        lines.append(f"  job {job}: {cells} in {counted(len(submission.tasks), 'task')}")
     if given.behind:
-        print(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
-        print(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
+        lines.append(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
+        lines.append(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
+    return lines

@@ -14,7 +14,7 @@ from orchestrator.commands.drift import print_code_drift
 from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
 from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.plan import add_composing, again, engine_of, planned
-from orchestrator.commands.reconcile import add_wait, limits_of, print_scripts, submit_all
+from orchestrator.commands.reconcile import Asked, add_wait, limits_of, print_scripts, submit_all
 from orchestrator.commands.view import View, sealed_view, split_store, targets_of
 from orchestrator.compose import Composition
 from orchestrator.core.records import Request, Revision
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         code=snapshots.take(ledger.objects, import_paths, targets=targets_of(view)) if limits else None,
     )
     if limits:
-        return submit_all(sealed, request, launcher, limits, wait=args.wait)
+        return submit_all(sealed, [Asked(request, launcher)], limits, wait=args.wait)
     if args.detach:
         return detach(sealed, request)
     return attend(sealed.fresh(), request, launcher)

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator.commands.dispatch import job_logs
 from orchestrator.commands.output import print_json
+from orchestrator.commands.settle import job_logs
 from orchestrator.commands.view import View, add_cell, add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, Node

@@ -5,21 +5,27 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from orchestrator.commands.attend import make_launcher, print_failures, print_progress, settings_of
-from orchestrator.commands.dispatch import Dispatch, Given, print_given
+from orchestrator.commands.dispatch import Dispatch, Given, lines_of
 from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.report import write_reports
 from orchestrator.commands.retired import finish_retention
+from orchestrator.commands.settle import lines_of as unsettled
+from orchestrator.commands.settle import settle
 from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter
 from orchestrator.trackers.mirror import mirroring
 
 WAIT_S = 2.0
 MAX_WAIT_S = 30.0
+HOLD_S = 600.0
+"""A scheduler that took no more is tried again after so long, or when a job has ended."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,29 +49,45 @@ def run(args: argparse.Namespace) -> int:
     """Makes one pass, or as many as it takes."""
     outlive_the_reader()
     view = open_view(args.sweep, no_overrides(args.words))
-    request = last_request(view)
-    submitter = make_launcher(settings_of(request), len(view.sweep.cells))
-    if not isinstance(submitter, Submitter):
-        raise UserError(
-            f"{view.sweep.name} was last launched with a launcher that has no jobs",
-            where=f"launcher={settings_of(request).launcher['name']}",
-            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}",
-        )
+    asked = requests_of(view)
+    limits = asked[-1].submitter.limits()
     if args.dry_run:
-        return print_scripts(Dispatch(view, request, submitter, submitter.limits()).dry_run())
-    return submit_all(view, request, submitter, submitter.limits(), wait=args.wait)
+        given = Given()
+        for request, submitter in asked:
+            given.add(Dispatch(view, request, submitter, limits).dry_run(after=len(given.scripts)))
+        return print_scripts(given)
+    return submit_all(view, asked, limits, wait=args.wait)
 
 
-def last_request(view: View) -> Request:
-    """Returns the launch or rerun whose settings and code are used.
+class Asked(NamedTuple):
+    """A request for jobs, and the launcher that its settings make."""
+
+    request: Request
+    submitter: Submitter
+
+
+def requests_of(view: View) -> list[Asked]:
+    """Returns the requests whose settings and code count for cells of the revision: of each the last.
 
     Raises:
-        UserError: the sweep was never launched.
+        UserError: nothing was launched as jobs.
     """
-    for request in reversed(view.requests):
-        if request.settings is not None:
-            return request
-    raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
+    if not started:
+        raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
+    asked = []
+    for request in started:
+        submitter = make_launcher(settings_of(request), len(view.sweep.cells))
+        if isinstance(submitter, Submitter) and (request.number in numbers or request is started[-1]):
+            asked.append(Asked(request, submitter))
+    if not asked:
+        raise UserError(
+            f"{view.title} was last launched with a launcher that has no jobs",
+            where=f"launcher={settings_of(started[-1]).launcher['name']}",
+            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}",
+        )
+    return asked
 
 
 def limits_of(launcher: Launcher | Submitter, args: argparse.Namespace) -> Limits | None:
@@ -97,18 +119,18 @@ def print_scripts(given: Given) -> int:
     return 0
 
 
-def submit_all(view: View, request: Request, submitter: Submitter, limits: Limits, *, wait: bool) -> int:
-    """Submits what nobody holds and says so; with `wait` stays until nothing is left to do.
+def submit_all(view: View, asked: Sequence[Asked], limits: Limits, *, wait: bool) -> int:
+    """Settles, submits what nobody holds and says so; with `wait` stays until nothing is left to do.
 
     Returns:
         0 when everything was submitted, or with `wait` when all cells are done; else 1.
     """
-    with mirroring(view.ledger, view.sweep.name, request):
-        given = Dispatch(view.fresh(), request, submitter, limits).run()
-        view = view.fresh()
-        print_given(view, given)
+    with mirroring(view.ledger, view.sweep.name, asked[-1].request):
+        done = _pass(view, asked, limits)
+        view = done.view
+        print_lines(done.lines)
         if wait:
-            return _stay(view, request, submitter, limits)
+            return _stay(view, asked, limits)
     counts = Counter(view.cells[cell.cell].state for cell in view.sweep.cells)
     print(f"{view.title}: {counted(len(view.sweep.cells), 'cell')}: {summary(counts)}")
     print_failures(view, list(view.sweep.cells))
@@ -116,6 +138,36 @@ def submit_all(view: View, request: Request, submitter: Submitter, limits: Limit
         write_reports(view)
     print(f"  sweep status {view.sweep.name}{view.hint}")
     return 1 if counts[State.FAILED] else 0
+
+
+class _Pass(NamedTuple):
+    """What one pass did, and what it says of that."""
+
+    view: View
+    given: Given
+    lines: list[str]
+
+
+def _pass(view: View, asked: Sequence[Asked], limits: Limits, *, hold: str = "") -> _Pass:
+    """Settles and submits; with `hold`, a limit, submits only if a job was found over."""
+    settled = settle(view.fresh(), asked[-1].submitter)
+    view, given = settled.view, Given()
+    for request, submitter in asked:
+        dispatch = Dispatch(view, request, submitter, limits)
+        try:
+            given.add(dispatch.run(hold="" if settled.closed else hold))
+        except SweepError:  # what was submitted before it is
+            given.add(Given(submitted=dispatch.given.submitted))
+            print_lines(lines_of(view, given))
+            raise
+        view = dispatch.view
+    return _Pass(view, given, [*lines_of(view, given), *unsettled(view, settled)])
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Prints lines for somebody who may be watching."""
+    for line in lines:
+        print(line, flush=True)
 
 
 def summary(counts: Counter[State]) -> str:
@@ -126,25 +178,28 @@ def summary(counts: Counter[State]) -> str:
 _OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
 
 
-def _stay(view: View, request: Request, submitter: Submitter, limits: Limits) -> int:
-    wanted = set(request.cells) if request.cells is not None else None
-    cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
-    pause_s, last = WAIT_S, ""
+def _stay(view: View, asked: Sequence[Asked], limits: Limits) -> int:
+    numbers = {request.number for request, _ in asked}
+    cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.cell) in numbers]
+    pause_s, last, said = WAIT_S, "", [""]
+    hold, hold_until_s = "", 0.0
     while any(view.cells[cell.cell].state in _OPEN for cell in cells):
         last = print_progress(view, cells, last)
         time.sleep(pause_s)
         start_s = time.monotonic()
         try:
-            dispatch = Dispatch(view.fresh(), request, submitter, limits)
-            given = dispatch.run()
+            done = _pass(view, asked, limits, hold=hold if start_s < hold_until_s else "")
         except InfrastructureError as error:  # a scheduler that is away comes back
             print(f"  {error.what}; trying again", flush=True)
-            pause_s = MAX_WAIT_S
+            pause_s, view = MAX_WAIT_S, view.fresh()
             continue
-        view = view.fresh()
-        print_given(view, given)
+        if done.given.limit != hold or done.given.submitted:
+            hold, hold_until_s = done.given.limit, start_s + HOLD_S
+        view = done.view
+        if done.lines != said:
+            print_lines(said := done.lines)
         pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
-    finish_retention(view, settings_of(request).policy)
+    finish_retention(view, view.policy)
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")
     print_failures(view, cells)

@@ -10,7 +10,7 @@ from orchestrator.commands.attend import attend, detach, make_launcher
 from orchestrator.commands.launch import attempts_so_far
 from orchestrator.commands.output import counted, outlive_the_reader, print_table, shorten
 from orchestrator.commands.plan import engine_of
-from orchestrator.commands.reconcile import add_wait, limits_of, submit_all
+from orchestrator.commands.reconcile import Asked, add_wait, limits_of, submit_all
 from orchestrator.commands.view import View, add_sweep, open_view, split_store, targets_of
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     code = snapshots.take(view.ledger.objects, import_paths, targets=targets_of(view)) if limits else None
     request = _record(view, cells, settings, import_paths, code)
     if limits:
-        return submit_all(view, request, launcher, limits, wait=args.wait)
+        return submit_all(view, [Asked(request, launcher)], limits, wait=args.wait)
     return detach(view, request) if args.detach else attend(view.fresh(), request, launcher)
 
 

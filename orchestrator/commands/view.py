@@ -176,7 +176,7 @@ class View:
     def jobs(self) -> Jobs:
         """What was given to schedulers, and what these say of it; asked once, where there is need."""
         filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
-        return Jobs(filed, ask_schedulers(filed), revision=self.number)
+        return Jobs(filed, ask_schedulers(filed))
 
     def _observe(self, node: Node, attempt: Attempt) -> Vital:
         """Tells of an attempt's owner what one look, or else its scheduler, can tell."""
@@ -281,7 +281,7 @@ def ask_schedulers(filed: Sequence[Filed]) -> Answer:
     answers = [scheduler(name).jobs(ids) for name, ids in open_jobs.items()]
     seen = {task: told for answer in answers for task, told in answer.seen.items()}
     problems = [answer.problem for answer in answers if answer.problem]
-    return Answer(seen, problems[0] if problems else "", all(answer.remembers for answer in answers))
+    return Answer(seen, problems[0] if problems else "", all(answer.complete for answer in answers))
 
 
 def open_view(word: str, url: str | None = None) -> View:

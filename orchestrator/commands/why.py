@@ -19,7 +19,7 @@ from orchestrator.commands.view import (
     open_view,
     scheduler,
 )
-from orchestrator.core.dispatch import Phase
+from orchestrator.core.dispatch import LIMIT, Filed, Job, Phase
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.store.evidence import examine
@@ -84,7 +84,7 @@ def _jobs(view: View, cell: Cell) -> Iterator[dict[str, Any]]:
     for filed in view.jobs.filed:
         submission = filed.submission
         for index, cells in enumerate(submission.tasks):
-            if cell.cell not in cells or submission.revision != view.number:
+            if cell.cell not in cells or _is_refusal(filed, index, view.jobs.of_cell(cell.cell)):
                 continue
             job = view.jobs.job(filed, index)
             lines = [
@@ -103,6 +103,12 @@ def _jobs(view: View, cell: Cell) -> Iterator[dict[str, Any]]:
             if len(cells) > 1:
                 lines.append(f"it works on {len(cells)} cells")
             yield {"job": job.name, "phase": job.phase, "reason": job.reason, "evidence": lines}
+
+
+def _is_refusal(filed: Filed, index: int, last: Job | None) -> bool:
+    """Whether a limit kept a task from becoming a job, as often before: only the last time is told."""
+    is_last = last is not None and last.submission.number == filed.submission.number
+    return not is_last and index in filed.over and filed.over[index].word == LIMIT
 
 
 def _evidence(view: View, cell: Cell, node: Node) -> dict[str, Any]:

@@ -8,16 +8,19 @@ its task is over.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Accepted, Over, Report, Resources, Submission
+from orchestrator.core.jobs import Accepted, Over, Report, Submission
 from orchestrator.core.records import Owner
 from orchestrator.core.state import CellStatus, State
+
+LIMIT = "LIMIT"
+"""The word for the end of a task that a limit on jobs kept from becoming one."""
 
 
 class Phase(StrEnum):
@@ -63,21 +66,22 @@ class Answer(NamedTuple):
     Attributes:
         seen: what is known by (job, index); what is absent is not known.
         problem: why there is no answer, "" when there is one.
-        remembers: whether it knows jobs that are long over: what is absent was not recorded yet.
+        complete: whether it lists all jobs that live: what is absent is over, or was never there.
     """
 
     seen: Mapping[tuple[str, int], Seen] = {}
     problem: str = ""
-    remembers: bool = False
+    complete: bool = False
 
 
 class Filed(NamedTuple):
-    """A submission with all that the store says of it."""
+    """A submission with all that the store says of it; `closed_at` is when each task was found over."""
 
     submission: Submission
     accepted: Accepted | None = None
     over: Mapping[int, Over] = {}
     reports: Mapping[int, Report] = {}
+    closed_at: Mapping[int, str] = {}
 
     @property
     def open_tasks(self) -> list[int]:
@@ -103,17 +107,14 @@ class Job(NamedTuple):
 
 
 class Jobs:
-    """The jobs of a sweep, as the cells of one revision see them.
+    """The jobs of a sweep. A cell that two revisions share, by its id, is one cell: a job of either holds it.
 
     Args:
         filed: all its submissions, oldest first.
         answer: of the scheduler about their open tasks.
-        revision: whose cells are meant.
     """
 
-    def __init__(
-        self, filed: Sequence[Filed] = (), answer: Answer | None = None, *, revision: int = 0
-    ) -> None:
+    def __init__(self, filed: Sequence[Filed] = (), answer: Answer | None = None) -> None:
         self.filed = filed
         self._answer = answer or Answer(problem="the scheduler was not asked")
         self._last: dict[str, tuple[Filed, int]] = {}
@@ -124,8 +125,6 @@ class Jobs:
             for index, cells in enumerate(submission.tasks):
                 if each.accepted is not None:
                     self._owners[(submission.cluster, each.accepted.job, index)] = (each, index)
-                if submission.revision != revision:
-                    continue
                 over = self._over(each, index)
                 for cell in cells:
                     self._last[cell] = (each, index)
@@ -169,6 +168,29 @@ class Jobs:
                 found.append((each, tuple(over)))
         return found
 
+    def older(self, revision: int, cells: Collection[str]) -> Counter[int]:
+        """Counts open tasks by the earlier revision that they are of, but not those with one of `cells`."""
+        return Counter(
+            each.submission.revision
+            for each in self.filed
+            if each.submission.revision < revision
+            for index in each.open_tasks
+            if self._over(each, index) is None and not set(each.submission.tasks[index]) & set(cells)
+        )
+
+    def missing(self) -> dict[tuple[int, int], Filed]:
+        """Returns, by submission and index, the tasks that are not listed among all that live."""
+        if self._answer.problem or not self._answer.complete:
+            return {}
+        return {
+            (each.submission.number, index): each
+            for each in self.filed
+            for index in each.open_tasks
+            if each.accepted is not None
+            and self._seen(each, index) is None
+            and self._over(each, index) is None
+        }
+
     @property
     def problem(self) -> str:
         """Why the scheduler's answer is missing, "" when it is there or nothing was to be asked."""
@@ -193,10 +215,8 @@ class Jobs:
             waits = f"submission {submission.number} of {submission.at} was not answered by the scheduler"
             return told(Phase.UNKNOWN, f"{waits}; `sweep reconcile` settles it")
         if self._answer.problem:
-            return told(Phase.UNKNOWN, f"job {name} was submitted at {submission.at}; {self._answer.problem}")
+            return told(Phase.UNKNOWN, f"job {name}: {self._answer.problem}")
         seen = self._seen(filed, index)
-        if seen is None and self._answer.remembers:
-            return told(Phase.QUEUED, f"job {name} was accepted at {accepted.at}, and is not listed yet")
         if seen is None:
             return told(Phase.UNKNOWN, f"the scheduler does not list job {name}, accepted at {accepted.at}")
         return told(seen.phase, _living(name, seen), seen)
@@ -307,62 +327,6 @@ def with_jobs(
         )
         return status._replace(state=State.FAILED, reason=reason, cause=cause)
     return status._replace(reason=f"{job.reason}; {status.reason}")
-
-
-class Group(NamedTuple):
-    """Cells that ask for the same, as the tasks of one array."""
-
-    resources: Resources
-    tasks: tuple[tuple[str, ...], ...]
-    max_running: int | None = None
-
-
-def grouped(
-    wanted: Iterable[tuple[str, Resources]],
-    *,
-    cells_per_job: int,
-    max_array_size: int,
-    max_running: int | None,
-    held: int = 0,
-    max_jobs: int | None = None,
-) -> tuple[list[Group], int]:
-    """Groups cells by resources into arrays; returns them and how many cells stay behind.
-
-    Args:
-        wanted: cells in order, with what each asks for.
-        cells_per_job: how many cells a task works on.
-        max_array_size: most tasks an array may have.
-        max_running: most tasks that may run at once, shared out among the arrays; None for no limit.
-        held: tasks of the sweep that wait or run already.
-        max_jobs: most tasks that may wait or run at once; None for no limit.
-    """
-    by_resources: dict[Resources, list[str]] = {}
-    for cell, resources in wanted:
-        by_resources.setdefault(resources, []).append(cell)
-    arrays: list[Group] = []
-    left, behind = max_jobs - held if max_jobs is not None else None, 0
-    for resources, cells in by_resources.items():
-        tasks = [tuple(cells[start : start + cells_per_job]) for start in range(0, len(cells), cells_per_job)]
-        if left is not None:
-            behind += sum(map(len, tasks[max(0, left) :]))
-            tasks = tasks[: max(0, left)]
-            left -= len(tasks)
-        arrays += [
-            Group(resources, tuple(tasks[start : start + max_array_size]))
-            for start in range(0, len(tasks), max_array_size)
-        ]
-    return _throttled(arrays, max_running), behind
-
-
-def _throttled(arrays: list[Group], max_running: int | None) -> list[Group]:
-    """Shares the throttle out in proportion; each array gets one at least, or it would never run."""
-    if max_running is None:
-        return arrays
-    total, throttled = sum(len(group.tasks) for group in arrays), []
-    for group in arrays:
-        share = max(1, max_running * len(group.tasks) // max(1, total))
-        throttled.append(group._replace(max_running=min(share, len(group.tasks))))
-    return throttled
 
 
 MIN_FAST_FAILS = 2

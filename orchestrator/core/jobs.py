@@ -80,7 +80,7 @@ class Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     Attributes:
         index: of the task.
-        word: the scheduler's own, such as ``NODE_FAIL``; ``REFUSED`` when it never was a job.
+        word: the scheduler's own, such as ``NODE_FAIL``; ``REFUSED`` or ``LIMIT`` when it never was a job.
         cause: what it counts as; None when nothing went wrong.
         detail: for people.
         node: where it ran, "" when it did not.

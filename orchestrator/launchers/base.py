@@ -123,11 +123,14 @@ class Submitter(Protocol):
             InfrastructureError: it does not answer.
         """
 
-    def resources(self, cells: Sequence[tuple[Subject, Estimate | None, int]]) -> list[tuple[str, Resources]]:
+    def resources(
+        self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
+    ) -> list[tuple[str, Resources]]:
         """Says what each cell's job asks for.
 
         Args:
             cells: each with its estimate and how often its jobs were out of host memory.
+            known: all cells of the revision: what selectors may name.
 
         Raises:
             UserError: there is nothing that a cell fits on.
@@ -166,7 +169,7 @@ class Scheduler(Protocol):
         """Returns why tasks such as ``12_3`` wait, and when they may start; never raises."""
 
     def cancel(self, tasks: Sequence[str]) -> None:
-        """Cancels tasks that wait; those that run meanwhile go on.
+        """Cancels tasks that wait, and no others; one that has just started is asked to end.
 
         Raises:
             InfrastructureError: the scheduler did not do it.

@@ -40,13 +40,14 @@ class Submissions:
         number = submission.number
         accepted, _ = self._ledger.read(layout.accepted(self._sweep, number), Accepted)
         over: dict[int, Over] = {}
+        closed_at: dict[int, str] = {}
         for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
             closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), Closing)
             for each in closing.over if closing else ():
-                over.setdefault(each.index, each)
-        if len(over) == len(submission.tasks):
-            return Filed(submission, accepted, over)
-        return Filed(submission, accepted, over, self._reports(number, over))
+                if over.setdefault(each.index, each) is each and closing is not None:
+                    closed_at[each.index] = closing.at
+        reports = self._reports(number, over) if len(over) < len(submission.tasks) else {}
+        return Filed(submission, accepted, over, reports, closed_at)
 
     def _reports(self, number: int, over: dict[int, Over]) -> dict[int, Report]:
         """The last report of each task that is not closed."""

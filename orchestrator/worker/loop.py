@@ -106,7 +106,7 @@ class Worker:
             elif scan.waiting:
                 idle_s, self._progressed = self._pause(idle_s), True
             else:
-                if self.num_claims == 0:
+                if self.num_claims == 0 and self._order.job is not None:  # or its job's log would be empty
                     self._say("nothing was left to do")
                 self._retain(f"worker on {self._owner.host}")
                 return NO_MEMORY if self._starved else 0

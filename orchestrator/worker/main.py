@@ -112,7 +112,7 @@ class _Ending:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGUSR1:
+        if number != signal.SIGUSR1 or self._job is None:
             self._asked = self._asked or "stopped"
         else:
             left_s = self._left_s()

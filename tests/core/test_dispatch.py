@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.dispatch import Answer, Filed, Jobs, Phase, Seen, bad_nodes, grouped, with_jobs
+from orchestrator.core.arrays import Group, cut, first_try, grouped
+from orchestrator.core.dispatch import LIMIT, Answer, Filed, Jobs, Phase, Seen, bad_nodes, with_jobs
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Accepted, Over, Report, Resources, Submission
 from orchestrator.core.records import Owner, Process
@@ -60,7 +61,7 @@ ENDED = seen(Phase.OVER, "NODE_FAIL", restarts=0, over=over(Cause.NODE_LOST))
         (Answer({("12", 0): QUEUED}), State.QUEUED, "waits: Resources"),
         (Answer({("12", 0): RUNNING}), State.QUEUED, "runs on node1; count: not started"),
         (Answer({("12", 0): ENDED}), State.PENDING, "ended NODE_FAIL"),
-        (Answer({}, remembers=True), State.QUEUED, "not listed yet"),
+        (Answer({}, complete=True), State.UNKNOWN, "does not list job 12_0"),
         (Answer({}), State.UNKNOWN, "does not list job 12_0"),
         (Answer(problem="Slurm does not answer: x"), State.UNKNOWN, "does not answer"),
         (Answer({("12", 0): seen(Phase.UNKNOWN, "NEWSTATE")}), State.UNKNOWN, "NEWSTATE"),
@@ -69,39 +70,76 @@ ENDED = seen(Phase.OVER, "NODE_FAIL", restarts=0, over=over(Cause.NODE_LOST))
 def test_a_cell_with_a_job_is_what_its_scheduler_says_and_never_failed_for_its_silence(
     answer, expected, words
 ):
-    found = state_of(Jobs([filed()], answer, revision=1), retries={"node_lost": 1})
+    found = state_of(Jobs([filed()], answer), retries={"node_lost": 1})
     assert found.state is expected
     assert words in found.reason
 
 
 def test_a_number_that_was_given_to_another_job_says_nothing_of_ours():
-    jobs = Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="other.7")}), revision=1)
+    jobs = Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="other.7")}))
     assert jobs.of_cell("a").phase is Phase.OVER
     assert "gave its number to other.7" in jobs.of_cell("a").reason
-    assert Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="s.1")}), revision=1).of_cell("a").seen
+    assert Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="s.1")})).of_cell("a").seen
 
 
 @pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED, State.RUNNING])
 def test_what_the_store_knows_outranks_the_scheduler(state):
     for answer in (Answer({("12", 0): QUEUED}), Answer(problem="away"), Answer({("12", 0): ENDED})):
-        assert state_of(Jobs([filed()], answer, revision=1), state=state) == status(state)
+        assert state_of(Jobs([filed()], answer), state=state) == status(state)
 
 
 def test_a_submission_without_an_answer_holds_its_cells():
-    found = state_of(Jobs([filed(job=None)], Answer(), revision=1))
+    found = state_of(Jobs([filed(job=None)], Answer()))
     assert found.state is State.UNKNOWN
     assert "sweep reconcile" in found.reason
 
 
-def test_a_cell_of_another_revision_has_no_job_here():
-    assert Jobs([filed(revision=2)], Answer(), revision=1).of_cell("a") is None
+def test_a_cell_that_two_revisions_share_is_held_by_a_job_of_either():
+    jobs = Jobs([filed(revision=1)], Answer({("12", 0): QUEUED}))
+    assert jobs.of_cell("a").phase is Phase.QUEUED
+    assert jobs.older(2, {"a"}) == {1: 1}  # the job of b is of no use to a revision without b
+    assert jobs.older(2, {"c"}) == {1: 2} and jobs.older(1, {"c"}) == {}
+
+
+def test_only_what_a_complete_answer_does_not_list_at_all_is_missing():
+    for answer, missing in (
+        (Answer({("12", 0): RUNNING}, complete=True), [(1, 1)]),
+        (Answer({("12", 0): RUNNING}), []),
+        (Answer(problem="away"), []),
+        (Answer({("12", 0): seen(Phase.UNKNOWN, "NEWSTATE"), ("12", 1): QUEUED}, complete=True), []),
+    ):
+        assert list(Jobs([filed()], answer).missing()) == missing
+
+
+def test_a_scheduler_at_its_limit_is_given_as_many_as_have_ended_since():
+    ended = [over(None, "COMPLETED", index=0), over(None, LIMIT, index=1)]
+    first = filed(over=ended)._replace(closed_at={0: "2026-01-02", 1: "2026-01-02"})
+    refused = filed(number=2, job=None, tasks=(("b",),), over=[over(None, LIMIT)])
+    assert first_try([], 101) == first_try([first._replace(over={})], 101) == (101, False)
+    assert first_try([first, refused], 101) == (1, True)
+    late = first._replace(closed_at=dict.fromkeys((0, 1), "2025-01-01"))
+    assert first_try([late, refused], 101) == (1, True)
+    three = [over(None, "COMPLETED", index=n) for n in range(3)]
+    many = filed(tasks=tuple((str(n),) for n in range(3)), over=three)
+    assert first_try([many._replace(closed_at=dict.fromkeys(range(3), "2026-02-01")), refused], 2) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize("running", [None, 1, 3, 9])
+@pytest.mark.parametrize("most", [1, 2, 4, 5])
+def test_an_array_that_is_cut_in_two_keeps_its_tasks_and_its_throttle(running, most):
+    whole = Group(SMALL, tuple((str(n),) for n in range(4)), running)
+    first, rest = cut(whole, most)
+    assert first.tasks + rest.tasks == whole.tasks and len(first.tasks) <= most
+    assert running is None or first.max_running + rest.max_running == running
 
 
 def test_the_last_submission_of_a_cell_is_the_one_that_counts():
     jobs = Jobs(
         [filed(over=[over(Cause.NODE_LOST)]), filed(number=2, job="13")],
         Answer({("13", 0): QUEUED}),
-        revision=1,
     )
     assert state_of(jobs).state is State.QUEUED
     assert jobs.of_cell("a").name == "13_0"
@@ -112,7 +150,6 @@ def test_a_cell_fails_when_its_jobs_ended_by_one_cause_more_often_than_is_retrie
     jobs = Jobs(
         [filed(number=n, job=str(n), over=[over(Cause.NODE_LOST)]) for n in range(1, number + 1)],
         Answer(),
-        revision=1,
     )
     found = state_of(jobs, retries={"node_lost": 1})
     assert (found.state is State.FAILED) == failed
@@ -120,14 +157,14 @@ def test_a_cell_fails_when_its_jobs_ended_by_one_cause_more_often_than_is_retrie
 
 
 def test_a_new_request_gives_a_fresh_budget():
-    jobs = Jobs([filed(over=[over(Cause.CANCELLED, "CANCELLED")])], Answer(), revision=1)
+    jobs = Jobs([filed(over=[over(Cause.CANCELLED, "CANCELLED")])], Answer())
     assert state_of(jobs).state is State.FAILED
     assert state_of(jobs, since=2).state is State.PENDING
 
 
 def test_jobs_that_ended_well_or_never_were_spend_no_budget():
     refused = [over(None, "REFUSED", index=n, detail="QOSMaxSubmitJobPerUserLimit") for n in range(2)]
-    jobs = Jobs([filed(job=None, over=refused)] * 9, Answer(), revision=1)
+    jobs = Jobs([filed(job=None, over=refused)] * 9, Answer())
     assert state_of(jobs).state is State.PENDING
     assert "QOSMaxSubmit" in state_of(jobs).reason
 
@@ -135,7 +172,7 @@ def test_jobs_that_ended_well_or_never_were_spend_no_budget():
 def test_a_jobs_own_last_word_counts_where_the_scheduler_says_nothing():
     report = Report(code=4, cause=Cause.BAD_NODE, why="no disk", node="node3", claimed=False)
     for answer in (Answer(), Answer(problem="away")):
-        jobs = Jobs([filed(reports={0: report})], answer, revision=1)
+        jobs = Jobs([filed(reports={0: report})], answer)
         job = jobs.of_cell("a")
         assert job.phase is Phase.OVER
         assert job.over.cause is Cause.BAD_NODE and job.over.node == "node3" and job.over.idle
@@ -143,7 +180,7 @@ def test_a_jobs_own_last_word_counts_where_the_scheduler_says_nothing():
 
 
 def test_a_job_that_asked_to_be_started_anew_is_not_over_by_its_own_word():
-    jobs = Jobs([filed(reports={0: Report(code=75, requeued=True)})], Answer(problem="away"), revision=1)
+    jobs = Jobs([filed(reports={0: Report(code=75, requeued=True)})], Answer(problem="away"))
     assert jobs.of_cell("a").phase is Phase.UNKNOWN
     assert jobs.news() == []
 
@@ -210,10 +247,10 @@ def test_grouping_loses_and_doubles_no_cell_and_keeps_every_limit(
     assert all(of[cell] == group.resources for group in groups for task in group.tasks for cell in task)
     if max_jobs is not None:
         assert sum(len(group.tasks) for group in groups) <= max(0, max_jobs - held)
-    else:
+    elif max_running is None:
         assert behind == 0
     if max_running is not None:
-        assert sum(group.max_running for group in groups) <= max(max_running, len(groups))
+        assert sum(group.max_running for group in groups) <= max_running
 
 
 @pytest.mark.parametrize(

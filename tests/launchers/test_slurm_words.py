@@ -10,6 +10,7 @@ from orchestrator.launchers.slurm.words import (
     LIMIT,
     UNCLEAR,
     UNREACHED,
+    agreed,
     indexes_of,
     previous_end,
     read_sacct,
@@ -91,6 +92,41 @@ def test_the_controller_tells_restarts_reasons_and_exit_codes():
     assert (waits.phase, waits.reason, waits.restarts, waits.start) == (Phase.QUEUED, "BeginTime", 1, "")
     assert (runs.phase, runs.node, runs.restarts) == (Phase.RUNNING, "node2", 2)
     assert (done.phase, done.over.cause) == (Phase.OVER, None)
+
+
+@pytest.mark.parametrize(
+    ("accounts", "now", "phase", "restarts"),
+    [
+        ("RUNNING", "RUNNING", Phase.RUNNING, 0),
+        ("RUNNING", "FAILED", Phase.OVER, 0),  # accounting lags
+        ("FAILED", "RUNNING", Phase.RUNNING, 0),  # the controller was asked a moment earlier
+        ("FAILED", None, Phase.OVER, 0),  # the controller has forgotten
+        ("RUNNING", None, None, None),  # it is over, nobody knows how
+        ("PREEMPTED", "PENDING", Phase.QUEUED, 1),  # accounting has not heard of the new start
+        ("PREEMPTED", None, Phase.OVER, 0),
+        (None, "PENDING", Phase.QUEUED, 0),
+        ("A_STATE_TO_COME", "PENDING", Phase.QUEUED, 0),
+        ("PENDING", "A_STATE_TO_COME", Phase.UNKNOWN, 0),
+        ("A_STATE_TO_COME", None, None, None),
+        (None, None, None, None),
+    ],
+)
+def test_the_controller_tells_what_lives_and_accounting_how_the_rest_ended(accounts, now, phase, restarts):
+    told = read_sacct([f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None"] if accounts else [])
+    lists = read_squeue([f"9|0|{now}|None|N/A|node1|0|0:03|256"] if now else [])
+    seen = agreed(lists, told).get(("9", 0))
+    assert (seen.phase if seen else None, seen.restarts if seen else None) == (phase, restarts)
+    assert seen is None or seen.before_word == ("PREEMPTED" if restarts else "")
+
+
+@pytest.mark.parametrize(
+    ("accounts", "phase"),
+    [("RUNNING", Phase.RUNNING), ("FAILED", Phase.OVER), ("PREEMPTED", Phase.UNKNOWN)],
+)
+def test_without_the_controller_an_end_after_which_a_job_may_return_is_none(accounts, phase):
+    told = read_sacct([f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None"])
+    seen = agreed(None, told)[("9", 0)]
+    assert (seen.phase, seen.over is not None) == (phase, phase is Phase.OVER)
 
 
 def test_why_a_job_was_started_anew_is_the_end_of_its_last_start():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +91,37 @@ class OnSlurm(Sweep):
         assert not list((self.store / "void").rglob("*.json"))
         ends = records(self.store, "end.json")
         assert sum(end["outcome"] == "succeeded" for end in ends) == cells
+
+    def wrap(self, command: str, body: str) -> None:
+        """Puts a shell script of that name before Slurm's own command, which it knows as ``$real``."""
+        real = shutil.which(command)
+        folder = self.folder.parent / "wrapped"
+        folder.mkdir(exist_ok=True)
+        (folder / command).write_text(f"#!/bin/bash\nreal={real}\n{body}\n")
+        (folder / command).chmod(0o755)
+        self.env["PATH"] = f"{folder}:{os.environ['PATH']}"
+
+    def unwrap(self) -> None:
+        """Leaves all of Slurm's commands as they are."""
+        self.env["PATH"] = os.environ["PATH"]
+
+    def tasks(self) -> dict[str, str]:
+        """State of each open task by ``name.index``, whose name is a submission's."""
+        lines = self.cluster.run("squeue", "-hr", "-o", "%j.%K %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def open_jobs(self, name: str = "jobs") -> dict[str, list[str]]:
+        """Open tasks by cell, as Slurm says; a task is one of a submission, by its name."""
+        tasks = {
+            f"{each['name']}.{index}": cells
+            for each in self.submissions(name)
+            for index, cells in enumerate(each["tasks"])
+        }
+        held: dict[str, list[str]] = {}
+        for task in self.tasks():
+            for cell in tasks.get(task, ()):  # the rest is of a former test, by a controller that was killed
+                held.setdefault(cell, []).append(task)
+        return held
 
     def submissions(self, name: str = "jobs") -> list[dict[str, Any]]:
         """The intents, oldest first."""

@@ -105,7 +105,7 @@ def test_a_running_job_that_somebody_cancels_stays_so_until_the_next_launch(jobs
     jobs.until_job("", task)
     jobs.until(lambda: jobs.counts() == {"failed": 1})
     said = jobs("reconcile", "jobs", code=1)
-    assert "jobs failed by cancelled: 1 cell" in said and "cancelled by " in said
+    assert "jobs failed by cancelled: 1 cell" in said
     assert f"job {task} ended CANCELLED on node" in jobs.why()
     assert "attempt 1 was released (stopped)" in jobs.why()
     jobs("reconcile", "jobs", code=1)
@@ -122,7 +122,7 @@ def test_waiting_jobs_that_somebody_cancels_stay_so_until_the_next_launch(jobs):
     jobs.until_job("")
     jobs.until(lambda: jobs.counts() == {"failed": 2})
     assert "jobs failed by cancelled: 2 cells" in jobs("reconcile", "jobs", code=1)
-    assert "cancelled by " in jobs.why()
+    assert "ended CANCELLED" in jobs.why()
     assert "nothing yet: job" in jobs("logs", "jobs", "seed=0", "--job")
     assert not jobs.cluster.job_states()
     jobs.launch(name)

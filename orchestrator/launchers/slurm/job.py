@@ -225,8 +225,8 @@ class SlurmJob:
             ).output.strip()
         except InfrastructureError:
             told = ""
-        # else it is preempted or cancelled, or was started anew elsewhere because this node seemed lost:
-        # Slurm decides, and whoever asks it will know
+        # else it is preempted or cancelled, or was started anew elsewhere, its node seeming lost: Slurm
+        # decides, and whoever asks it will know
         if told != f"RUNNING|{self._place.restart}|":
             return False
         try:

@@ -70,7 +70,9 @@ class SlurmLauncher:
     def _partitions(self) -> dict[str, Partition]:
         return query.partitions(self._cluster.partitions)
 
-    def resources(self, cells: Sequence[tuple[Subject, Estimate | None, int]]) -> list[tuple[str, Resources]]:
+    def resources(
+        self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
+    ) -> list[tuple[str, Resources]]:
         """Says what each cell's job asks for.
 
         Raises:
@@ -80,7 +82,8 @@ class SlurmLauncher:
         asked = {subject.cell: Asked() for subject, _, _ in cells}
         for wanted in self._settings.resources:
             only = [wanted.only] if wanted.only else []
-            for name in select(only, [(subject.cell, subject) for subject, _, _ in cells]):
+            named = select(only, [(subject.cell, subject) for subject in known])
+            for name in asked.keys() & set(named):
                 told = {k: v for k in Asked.__struct_fields__ if (v := getattr(wanted, k)) is not None}
                 before = {k: getattr(asked[name], k) for k in Asked.__struct_fields__}
                 asked[name] = Asked(**{**before, **told})
@@ -116,7 +119,7 @@ class SlurmLauncher:
 
     def submit(self, submission: Submission, text: str) -> Outcome:
         """Gives the script to sbatch."""
-        return submit(text, submission.name)
+        return submit(text, submission.name, submission.at)
 
     def find(self, submission: Submission) -> str | None:
         """Looks for a job by its name.
@@ -124,7 +127,7 @@ class SlurmLauncher:
         Raises:
             InfrastructureError: the controller does not answer.
         """
-        return query.find(submission.name)
+        return query.find(submission.name, submission.at)
 
     def explain(self, filed: Filed, over: Over, logs: Path) -> Over:
         """Adds what the job's log says of its end.

@@ -9,26 +9,27 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from orchestrator.core.dispatch import Answer, Phase, Seen
+from orchestrator.core.dispatch import Answer, Seen
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.launchers.base import Limits
 from orchestrator.launchers.slurm.settings import Partition
-from orchestrator.launchers.slurm.words import SACCT, SQUEUE, indexes_of, read_sacct, read_squeue
+from orchestrator.launchers.slurm.words import SACCT, SQUEUE, agreed, read_sacct, read_squeue
 
 TIMEOUT_S = 30.0
+SILENT_S = 60.0
+"""A command that did not answer in time is not asked again so soon."""
+
 MAX_IDS = 500
 """Jobs in one question: a command line has its limits."""
 
-_MAY_RETURN = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
-"""Ends after which Slurm may start a job anew before its accounting says so."""
-
-_COLUMNS = ("JobState", "Reason", "StartTime", "NodeList", "Restarts", "RunTime", "ExitCode", "JobName")
-"""Of ``scontrol show job``, in the order in which squeue is asked for the same."""
-
 _NOTHING = "Invalid job id specified"
+_silent_until_s: dict[str, float] = {}
 
 
 class Said(NamedTuple):
@@ -61,6 +62,8 @@ def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) ->
     Raises:
         InfrastructureError: there is no such command here, or it did not answer in time.
     """
+    if time.monotonic() < _silent_until_s.get(words[0], 0.0):
+        raise InfrastructureError(f"{words[0]} did not answer a moment ago")
     try:
         done = subprocess.run(
             words,
@@ -78,6 +81,7 @@ def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) ->
             f"there is no {words[0]} here", fix="run it on a login node of the cluster; sweep doctor"
         ) from error
     except subprocess.TimeoutExpired as error:
+        _silent_until_s[words[0]] = time.monotonic() + SILENT_S
         raise InfrastructureError(f"{words[0]} did not answer within {timeout_s:.0f} s") from error
     return Said(done.returncode, done.stdout, done.stderr)
 
@@ -109,21 +113,27 @@ def limits() -> Limits:
 
 
 def jobs(ids: Iterable[str]) -> Answer:
-    """Asks about arrays, by job id: ``sacct``, else ``squeue``, else ``scontrol``; never raises.
+    """Asks the controller and accounting about arrays, by job id, at the same time; never raises.
 
-    Where accounting tells an end after which Slurm may start a job anew, the controller is asked as well.
+    The controller knows what lives, and forgets what is over; accounting remembers, but lags behind.
     """
     wanted = sorted(set(ids), key=int)
     if not wanted:
-        return Answer()
+        return Answer(complete=True)
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask, wanted) for ask in (_squeue, _sacct)]
+    told: list[dict[tuple[str, int], Seen] | None] = []
     problems = []
-    for ask, remembers in ((_sacct, True), (_squeue, False), (_scontrol, False)):
+    for each in asking:
         try:
-            seen = ask(wanted)
-            return Answer(_confirmed(seen) if remembers else seen, remembers=remembers)
+            told.append(each.result())
         except InfrastructureError as error:
+            told.append(None)
             problems.append(error.what)
-    return Answer(problem=f"Slurm does not answer: {problems[-1]}")
+    now, accounts = told
+    if now is None and accounts is None:
+        return Answer(problem=f"Slurm does not answer: {problems[0]}")
+    return Answer(agreed(now, accounts or {}), complete=now is not None)
 
 
 def _sacct(ids: Sequence[str]) -> dict[tuple[str, int], Seen]:
@@ -140,52 +150,21 @@ def _squeue(ids: Sequence[str]) -> dict[tuple[str, int], Seen]:
     for part in _parts(ids):
         said = slurm("squeue", "-hr", "-t", "all", "-j", ",".join(part), "-O", SQUEUE)
         if said.code == 0:
-            seen.update(read_squeue(said.output.splitlines()))
+            lines = said.output.splitlines()
+            if strange := [line for line in lines if line.strip() and line.count("|") != SQUEUE.count("|")]:
+                raise InfrastructureError(f"squeue answers what is not understood here: {strange[0][:60]!r}")
+            seen.update(read_squeue(lines))
         elif _NOTHING not in said.error:  # which it says when it knows none of them
             raise InfrastructureError(f"squeue failed: {said.problem}")
     return seen
 
 
-def _scontrol(ids: Sequence[str]) -> dict[tuple[str, int], Seen]:
-    seen: dict[tuple[str, int], Seen] = {}
-    for job in ids:
-        said = slurm("scontrol", "-o", "show", "job", job)
-        if said.code != 0 and _NOTHING not in said.error:
-            raise InfrastructureError(f"scontrol failed: {said.problem}")
-        lines = []
-        for line in said.output.splitlines():
-            told = dict(re.findall(r"(\w+)=(\S*)", line))
-            task = told.get("ArrayTaskId", "")
-            rest = [told.get(name, "") for name in _COLUMNS]
-            indexes = indexes_of(task.partition("%")[0]) if re.fullmatch(r"[\d,\-:]+(%\d+)?", task) else ()
-            lines += ["|".join([told.get("ArrayJobId", job), str(index), *rest]) for index in indexes]
-        seen.update(read_squeue(lines))
-    return seen
-
-
-def _confirmed(seen: dict[tuple[str, int], Seen]) -> dict[tuple[str, int], Seen]:
-    """Asks the controller about ends that may be none; what it does not tell stays open."""
-    doubtful = {task for task, each in seen.items() if each.over and each.word in _MAY_RETURN}
-    if not doubtful:
-        return seen
-    try:
-        now = _squeue(sorted({job for job, _ in doubtful}, key=int))
-    except InfrastructureError:
-        return {
-            task: each._replace(phase=Phase.UNKNOWN, over=None) if task in doubtful else each
-            for task, each in seen.items()
-        }
-    for task in doubtful:
-        told, end = now.get(task), seen[task]
-        if told is not None and told.phase in (Phase.QUEUED, Phase.RUNNING):
-            before = end.over.cause if end.over else None
-            restarts = max(told.restarts or 0, (end.restarts or 0) + (told.phase is Phase.QUEUED))
-            seen[task] = told._replace(before=before, before_word=end.word, restarts=restarts)
-    return seen
-
-
-def find(name: str) -> str | None:
+def find(name: str, submitted_at: str) -> str | None:
     """Finds an array by its job name: its id, or None when neither controller nor accounting knows it.
+
+    Args:
+        name: which no other job has.
+        submitted_at: when that was tried, in ISO 8601; accounting is asked from the day before on.
 
     Raises:
         InfrastructureError: the controller does not answer, so nothing is known.
@@ -194,7 +173,8 @@ def find(name: str) -> str | None:
         line.strip() for line in asked("squeue", "-h", "-t", "all", f"--name={name}", "-o", "%F").splitlines()
     ]
     if not listed:
-        said = slurm("sacct", "-nPX", "-S", "2000-01-01", f"--name={name}", "-o", "JobID")
+        since = (datetime.fromisoformat(submitted_at) - timedelta(days=1)).strftime("%Y-%m-%d")
+        said = slurm("sacct", "-nPX", "-S", since, f"--name={name}", "-o", "JobID")
         listed = [line.partition("_")[0] for line in said.output.splitlines()] if said.code == 0 else []
     found = sorted({job for job in listed if job.isdigit()}, key=int)
     return found[0] if found else None
@@ -276,12 +256,12 @@ class SlurmScheduler:
         return found
 
     def cancel(self, tasks: Sequence[str]) -> None:
-        """Cancels pending tasks.
+        """Cancels tasks; with ``--state=PENDING`` scancel would end all of an array of which one waits.
 
         Raises:
             InfrastructureError: scancel failed.
         """
         for part in _parts(tasks):
-            said = slurm("scancel", "--state=PENDING", *part)
+            said = slurm("scancel", *part)
             if said.code != 0 and _NOTHING not in said.error:
                 raise InfrastructureError(f"scancel failed: {said.problem}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pwd
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -192,6 +192,42 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
             name=name,
         )
     return seen
+
+
+_MAY_RETURN = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
+"""Ends after which Slurm may start a job anew before its accounting says so."""
+
+
+def agreed(
+    now: Mapping[tuple[str, int], Seen] | None, accounts: Mapping[tuple[str, int], Seen]
+) -> dict[tuple[str, int], Seen]:
+    """Makes one answer of the controller's (None: it did not answer) and accounting's.
+
+    What lives is the controller's to say. What accounting calls alive and the controller does not list is
+    left out: it is over, and how is not known yet.
+    """
+    if now is None:
+        return {
+            task: told._replace(phase=Phase.UNKNOWN, over=None) if told.word in _MAY_RETURN else told
+            for task, told in accounts.items()
+        }
+    seen = {task: told for task, told in accounts.items() if told.over is not None}
+    for task, told in now.items():
+        account = accounts.get(task)
+        if told.over is not None and account is not None and account.over is not None:
+            continue  # accounting tells more: who cancelled it
+        seen[task] = told if account is None or told.over is not None else _with_past(told, account)
+    return seen
+
+
+def _with_past(now: Seen, account: Seen) -> Seen:
+    """Adds to a task that lives how its former start ended, by accounting, which may lag behind."""
+    if now.restarts == account.restarts and account.over is None:
+        return now._replace(before=account.before, before_word=account.before_word)
+    restarts = max(now.restarts or 0, (account.restarts or 0) + (now.phase is Phase.QUEUED))
+    if account.over is not None and restarts > (account.restarts or 0):
+        return now._replace(before=_before(account.word), before_word=account.word, restarts=restarts)
+    return now
 
 
 def cause_of_code(code: int) -> Cause | None:

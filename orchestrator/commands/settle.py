@@ -1,0 +1,133 @@
+"""Settling what was given to a scheduler: ids that were lost, jobs that are over, jobs that vanished."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator import provenance
+from orchestrator.commands.output import counted
+from orchestrator.commands.view import View
+from orchestrator.core.dispatch import Filed
+from orchestrator.core.failure import Cause
+from orchestrator.core.jobs import Over, Submission
+from orchestrator.errors import InfrastructureError
+from orchestrator.launchers.base import Submitter
+from orchestrator.store import layout
+from orchestrator.store.submissions import Submissions
+
+SECOND_LOOK_S = 5.0
+
+
+class Settled(NamedTuple):
+    """What settling found.
+
+    Attributes:
+        view: read after it.
+        closed: tasks that were found over.
+        unanswered: submissions of which it is still not known whether the scheduler took them.
+    """
+
+    view: View
+    closed: list[Over]
+    unanswered: list[Submission]
+
+
+def settle(view: View, submitter: Submitter) -> Settled:
+    """Records what is known by now of the jobs of a sweep.
+
+    Raises:
+        InfrastructureError: a submission cannot be read, so its cells may have jobs.
+    """
+    submissions = Submissions(view.ledger, view.sweep.name)
+    damaged: list[str] = []
+    filed = submissions.read(damaged)
+    if damaged:
+        raise InfrastructureError(damaged[0], where="nothing is submitted: its cells may have a job")
+    lost = [each for each in filed if each.accepted is None and each.open_tasks]
+    unanswered = [each.submission for each in lost if not _answered(submissions, each.submission, submitter)]
+    if lost:
+        view = view.fresh()
+    closed: list[Over] = []
+    for each, over in [*view.jobs.news(), *_vanished(view, submitter)]:
+        logs = job_logs(view, each.submission)
+        told = [submitter.explain(each, one, logs) for one in over]
+        submissions.close(each.submission.number, told, at=provenance.now())
+        closed += told
+    return Settled(view.fresh() if closed else view, closed, unanswered)
+
+
+def lines_of(view: View, settled: Settled) -> list[str]:
+    """Says what is not known, and what is no longer wanted."""
+    lines, name = [], view.sweep.name
+    for submission in settled.unanswered:
+        cells = counted(sum(map(len, submission.tasks)), "cell")
+        lines.append(f"  submission {submission.number} ({cells}) of {submission.at} was not answered")
+        lines.append(f"    later: sweep reconcile {name}{view.hint}, which finds its job or submits it again")
+    older = settled.view.jobs.older(view.number, {cell.cell for cell in view.sweep.cells})
+    for revision, number in sorted(older.items()):
+        lines.append(f"  {counted(number, 'job')} of {name}@{revision} not over yet")
+        lines.append(f"    no longer wanted? sweep cancel {name}@{revision}{view.hint}")
+    return lines
+
+
+def _answered(submissions: Submissions, submission: Submission, submitter: Submitter) -> bool:
+    """Looks for the job of an intent that has no id; one that stays unknown for long was never taken."""
+    try:
+        job = submitter.find(submission)
+    except InfrastructureError:
+        return False  # nothing is known: its cells stay held
+    if job is not None:
+        submissions.accept(submission.number, job, at=provenance.now())
+    elif age_s(submission.at) > submitter.settle_s:
+        give_up(submissions, submission, "REFUSED", "the scheduler never had it")
+    else:
+        return False
+    return True
+
+
+def give_up(submissions: Submissions, submission: Submission, word: str, why: str) -> None:
+    """Records that an intent never became a job."""
+    over = [Over(index=index, word=word, detail=why) for index in range(len(submission.tasks))]
+    submissions.close(submission.number, over, at=provenance.now())
+
+
+def _vanished(view: View, submitter: Submitter) -> list[tuple[Filed, tuple[Over, ...]]]:
+    """Tasks that the scheduler does not list at two looks, and of whose end nothing is told."""
+    old = {
+        key: filed
+        for key, filed in view.jobs.missing().items()
+        if filed.accepted is not None and age_s(filed.accepted.at) > submitter.settle_s
+    }
+    if not old:
+        return []
+    time.sleep(SECOND_LOOK_S)
+    again = view.fresh().jobs.missing()
+    found: dict[int, tuple[Filed, list[Over]]] = {}
+    for (number, index), filed in old.items():
+        if (number, index) in again:
+            over = Over(
+                index=index,
+                word="VANISHED",
+                cause=Cause.NODE_LOST,
+                detail="the scheduler no longer lists it, and no accounts tell how it ended",
+            )
+            found.setdefault(number, (filed, []))[1].append(over)
+    return [(filed, tuple(over)) for filed, over in found.values()]
+
+
+def job_logs(view: View, submission: Submission) -> Path:
+    """Returns the folder of the logs of a submission's jobs."""
+    if submission.logs:
+        return Path(submission.logs)
+    return view.ledger.objects.download(layout.job_logs(view.sweep.name, submission.number))
+
+
+def age_s(at: str) -> float:
+    """How long ago a record was written, by the clocks of the machines that submit."""
+    try:
+        return time.time() - datetime.fromisoformat(at).timestamp()
+    except ValueError:
+        return 0.0
