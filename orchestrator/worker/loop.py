@@ -70,13 +70,13 @@ class Worker:
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
         self._failed_starts, self._replaced, self._starved = 0, False, False
-        self.num_claims, self._progressed = 0, True
+        self.num_claims, self._progressed = 0, False  # until something was done, or was worth waiting for
         self._wishes_s = 0.0
         self._wishes = Wishes(frozenset(), {}, {})
 
     def run(self) -> int:
         """Works until nothing is left to claim or wait for; returns the exit code."""
-        idle_s, waited = IDLE_S, False
+        idle_s = IDLE_S
         while not self._stop_asked():
             if self._replaced:
                 self._say("a later start of this job goes on: this worker claims no more")
@@ -100,12 +100,11 @@ class Worker:
             )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.node.name}")
-                self._progressed &= waited or self.num_claims > 0  # else another start would come as far
                 return self._released("deadline")
             if scan.claimable is not None:
                 idle_s = IDLE_S if self._try(scan.claimable, snapshot) else self._pause(idle_s)
             elif scan.waiting:
-                idle_s, waited = self._pause(idle_s), True
+                idle_s, self._progressed = self._pause(idle_s), True
             else:
                 if self.num_claims == 0 and self._order.job is not None:  # or its job's log would be empty
                     self._say("nothing was left to do")
@@ -196,7 +195,7 @@ class Worker:
         if end.cause is Cause.OOM_HOST and self._order.job is not None:  # for a job that asks for more
             self._starved = True
             self._cells = tuple(cell for cell in self._cells if node.digest not in cell.chain)
-        self._progressed = end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
+        self._progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
             self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()

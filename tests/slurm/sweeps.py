@@ -36,7 +36,9 @@ class OnSlurm(Sweep):
     ) -> str:
         """Writes a sweep that counts, or has another stage of one in `mine.py`, and returns its file."""
         path = self.folder / f"{name}.yaml"
-        stages = f'{{{stage}: {{run: "mine:{stage}", reads: [seed]}}}}' if stage else "[count]"
+        stages = (
+            f'{{{stage}: {{run: "mine:{stage}", reads: [seed], preload: [mine]}}}}' if stage else "[count]"
+        )
         path.write_text(COUNT.format(cells=cells, steps=steps, step_s=step_s, stages=stages))
         return path.name
 
@@ -75,7 +77,11 @@ class OnSlurm(Sweep):
         assert self.counts(name) == {"done": cells}
 
     def wake(self) -> None:
-        """Lets jobs that wait to be started anew start now."""
+        """Lets jobs that wait to be started anew start soon, but not within the second of their end.
+
+        They would get the credential of before, which a node that has revoked it refuses: the job fails.
+        """
+        time.sleep(2)
         for task in self.cluster.job_states("--states=PENDING"):
             self.cluster.ask("scontrol", "update", f"jobid={task}", "StartTime=now")
 

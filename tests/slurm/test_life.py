@@ -81,13 +81,16 @@ def test_a_job_too_short_for_any_checkpoint_is_not_started_anew_for_ever(jobs):
     assert "jobs failed by timeout: 1 cell" in said and "ask for more hours" in said
     assert [over["cause"] for over in jobs.closings()] == ["timeout", "timeout"]
     assert "no checkpoint was finished within its time limit" in jobs.why()
-    assert jobs.cluster.run("sacct", "-nPX", "-j", task, "--format=State,ExitCode") == "FAILED|76:0"
+    end = ("sacct", "-nPX", "-j", task, "--format=State,ExitCode")
+    jobs.until(lambda: jobs.cluster.run(*end) == "FAILED|76:0")
 
 
 @pytest.mark.long
 def test_a_job_whose_start_takes_most_of_its_time_is_not_started_anew_for_ever(jobs):
+    jobs.write_stages("import time\n\ntime.sleep(45)\n")
     minute = ("cluster.hours=0.016", "cluster.min_hours=0.016")
-    jobs.launch(jobs.write(cells=1), *minute, "cluster.setup=[sleep 35]")
+    jobs.launch(jobs.write(cells=1, stage="late"), *minute)
+    jobs.until_job("RUNNING")
     jobs.until_job("", timeout_s=80)
     jobs.until(lambda: "ask for more hours" in jobs.why())
     assert not records(jobs.store, "claim.json")
@@ -148,8 +151,8 @@ def test_a_preempted_job_goes_on_whatever_is_launched_meanwhile(jobs, partition)
         jobs.until_done(1)
     assert_went_on(jobs, 80)
     jobs.until_job("", task)
-    starts = jobs.cluster.run("sacct", "-nPXD", "-j", task, "--format=State").split()
-    assert starts[0] == word
+    starts = ("sacct", "-nPXD", "-j", task, "--format=State")
+    jobs.until(lambda: jobs.cluster.run(*starts).split() == [word, "COMPLETED"])
 
 
 @pytest.mark.long
