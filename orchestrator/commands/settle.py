@@ -95,7 +95,10 @@ def give_up(submissions: Submissions, submission: Submission, word: str, why: st
 
 
 def _vanished(view: View, submitter: Submitter) -> list[tuple[Filed, tuple[Over, ...]]]:
-    """Tasks that the scheduler does not list at two looks, and of whose end nothing is told."""
+    """Tasks that the scheduler does not list at two looks, and of whose end nothing is told.
+
+    Slurm keeps no account of a task that was cancelled while other tasks of its array waited on.
+    """
     old = {
         key: filed
         for key, filed in view.jobs.missing().items()
@@ -104,16 +107,18 @@ def _vanished(view: View, submitter: Submitter) -> list[tuple[Filed, tuple[Over,
     if not old:
         return []
     time.sleep(SECOND_LOOK_S)
-    again = view.fresh().jobs.missing()
+    jobs = view.fresh().jobs
+    again = jobs.missing()
     found: dict[int, tuple[Filed, list[Over]]] = {}
     for (number, index), filed in old.items():
         if (number, index) in again:
-            over = Over(
-                index=index,
-                word="VANISHED",
-                cause=Cause.NODE_LOST,
-                detail="the scheduler no longer lists it, and no accounts tell how it ended",
-            )
+            log = job_logs(view, filed.submission) / f"{index}.log"  # which the scheduler makes at a start
+            if jobs.knows(filed) and not log.exists():
+                word, cause, detail = "CANCELLED", Cause.CANCELLED, "somebody cancelled it while it waited"
+            else:
+                word, cause = "VANISHED", Cause.NODE_LOST
+                detail = "the scheduler no longer lists it, and no accounts tell how it ended"
+            over = Over(index=index, word=word, cause=cause, detail=detail)
             found.setdefault(number, (filed, []))[1].append(over)
     return [(filed, tuple(over)) for filed, over in found.values()]
 

@@ -193,6 +193,13 @@ class Jobs:
             and self._over(each, index) is None
         }
 
+    def knows(self, filed: Filed) -> bool:
+        """Whether the scheduler tells of any task of a submission, or of what was left of it."""
+        return filed.accepted is not None and any(
+            job == filed.accepted.job and seen.name in ("", filed.submission.name)
+            for (job, _), seen in self._answer.seen.items()
+        )
+
     @property
     def problem(self) -> str:
         """Why the scheduler's answer is missing, "" when it is there or nothing was to be asked."""

@@ -8,6 +8,7 @@ from orchestrator.core.dispatch import Phase
 from orchestrator.core.failure import Cause
 from orchestrator.launchers.slurm.words import (
     LIMIT,
+    REST,
     UNCLEAR,
     UNREACHED,
     agreed,
@@ -35,6 +36,7 @@ SACCT = """\
 9_3|FAILED|0:9|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|s.1.ab
 9_4|OUT_OF_MEMORY|0:125|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|7|None|s.1.ab
 9_5|A_STATE_TO_COME|0:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|s.1.ab
+10|CANCELLED by 0|0:0|None assigned|2026-11-25T04:58:34|2026-11-25T04:58:34|0|None|s.1.ab
 half a line|PEND
 """
 
@@ -67,7 +69,9 @@ def test_accounting_tells_the_last_start_of_each_task(task, phase, cause, restar
 
 def test_accounting_lists_nothing_else():
     seen = read_sacct(SACCT.splitlines())
-    assert len(seen) == 16 and ("7", 0) not in seen and ("2", 3) not in seen
+    assert len(seen) == 17 and seen[("10", REST)].word == "CANCELLED"  # its only task, cancelled by its name
+    assert ("7", 0) not in seen and ("7", REST) not in seen
+    assert ("2", 3) not in seen
     assert seen[("1", 1)].before is Cause.PREEMPTED and seen[("1", 1)].before_word == "REQUEUED"
     assert seen[("4", 7)].before is Cause.PREEMPTED
     assert seen[("1", 0)].over.detail == "cancelled by root"

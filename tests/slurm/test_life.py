@@ -130,6 +130,19 @@ def test_waiting_jobs_that_somebody_cancels_stay_so_until_the_next_launch(jobs):
     jobs.assert_each_done_once(2)
 
 
+@pytest.mark.parametrize("cells", [1, 2])
+def test_one_waiting_task_that_somebody_cancels_stays_so_though_slurm_forgets_it(jobs, cells):
+    name = jobs.write(cells=cells)
+    jobs.launch(name, "cluster.sbatch.hold=true", "cluster.settle_s=3")
+    jobs.cluster.run("scancel", jobs.task())
+    jobs.until(lambda: jobs("reconcile", "jobs", code=None) and jobs.counts().get("failed") == 1)
+    assert list(jobs.states().values()) == ["failed", "queued"][:cells]
+    assert "cancelled" in jobs.why() and len(jobs.submissions()) == 1
+    jobs.launch(name)
+    assert len(jobs.submissions()) == 2
+    jobs.until(lambda: "done" in jobs.states().values())
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("partition", ["low", "lowgrace"])
 def test_a_preempted_job_goes_on_whatever_is_launched_meanwhile(jobs, partition):

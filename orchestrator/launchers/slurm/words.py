@@ -62,6 +62,9 @@ SQUEUE = (
 )
 """The columns that are asked for; both are given with a separator, so that no width cuts them."""
 
+REST = -1
+"""Index of what is left, without one, of an array whose waiting tasks were cancelled one by one."""
+
 _TASK = re.compile(r"(?P<job>\d+)_(?P<index>\d+)")
 _TASKS = re.compile(r"(?P<job>\d+)_\[(?P<indexes>[\d,\-:]+)(%\d+)?\]")
 
@@ -115,7 +118,8 @@ def read_sacct(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
     for line in lines:
         fields = line.split("|")
         if len(fields) == len(SACCT.split(",")):
-            for task in tasks_of(fields[0]):
+            is_rest = fields[0].isdigit() and fields[1].startswith("CANCELLED")
+            for task in [(fields[0], REST)] if is_rest else tasks_of(fields[0]):
                 starts.setdefault(task, []).append(fields)
     return {task: _of_starts(task[1], lines) for task, lines in starts.items()}
 
@@ -167,21 +171,24 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
     seen: dict[tuple[str, int], Seen] = {}
     for line in lines:
         fields = [field.strip() for field in line.split("|")]
-        if len(fields) != len(SQUEUE.split(",")) or not fields[1].isdigit():
+        if len(fields) != len(SQUEUE.split(",")):
             continue
-        job, index, word, reason, start, node, restarts, used, exit_code, name = fields
+        job, task, word, reason, start, node, restarts, used, exit_code, name = fields
+        if not task.isdigit() and (task, word) != ("N/A", "CANCELLED"):
+            continue
+        index = int(task) if task.isdigit() else REST
         phase, count = phase_of(word), int(restarts) if restarts.isdigit() else None
         over = None
         if phase is Phase.OVER:
             over = over_of(
-                int(index),
+                index,
                 word,
                 _exit_code(exit_code),
                 node=node,
                 restarts=count or 0,
                 seconds=seconds_of(used),
             )
-        seen[(job, int(index))] = Seen(
+        seen[(job, index)] = Seen(
             phase=phase,
             word=word,
             reason=reason if phase is Phase.QUEUED else "",
