@@ -15,28 +15,8 @@ from orchestrator.core.sweep import Cell
 from orchestrator.store.ledger import new_nonce
 
 
-def ask(
-    view: View,
-    verb: Literal["launch", "rerun", "cancel", "discard"],
-    cells: Sequence[Cell] | None,
-    *,
-    after: Mapping[str, int] | None = None,
-    reason: str = "",
-    settings: EngineSettings | None = None,
-    import_paths: tuple[str, ...] = (),
-    code: Code | None = None,
-) -> Request:
-    """Appends a request, with the arguments of `as_request`, and returns it with its number."""
-    request = as_request(
-        view,
-        verb,
-        cells,
-        after=after,
-        reason=reason,
-        settings=settings,
-        import_paths=import_paths,
-        code=code,
-    )
+def ask(view: View, request: Request) -> Request:
+    """Appends a request of the sweep and returns it with its number."""
     return view.ledger.add_request(view.sweep.name, request)
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from orchestrator import provenance
-from orchestrator.commands.ask import ask
+from orchestrator.commands.ask import as_request, ask
 from orchestrator.commands.output import counted
 from orchestrator.commands.view import (
     View,
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if not cells:
         print(f"{view.title}: nothing to cancel" + ("" if kept else ", all these cells are done"))
         return 0
-    ask(view, "cancel", cells)
+    ask(view, as_request(view, "cancel", cells))
     print(f"{view.title}: cancelled {counted(len(cells), 'cell')}, {running} of them running")
     cancel_jobs(view, {cell.cell for cell in cells})
     return 0

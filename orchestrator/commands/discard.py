@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from orchestrator import provenance
-from orchestrator.commands.ask import ask
+from orchestrator.commands.ask import as_request, ask
 from orchestrator.commands.output import counted
 from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view, sealed_view
 from orchestrator.core.records import Void
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     for node in nodes:
         after[node.digest] = max(view.ledger.numbers(node), default=0)
         voided += _void(view, node, args.reason, named)
-    ask(view, "discard", cells, after=after, reason=args.reason)
+    ask(view, as_request(view, "discard", cells, after=after, reason=args.reason))
     shared = sum(1 for c in view.sweep.cells if c not in cells and set(c.chain) & {n.digest for n in nodes})
     print(f"{view.title}: discarded {counted(voided, 'product')}: {_by_stage(nodes)}")
     if shared:

@@ -63,12 +63,15 @@ def run(args: argparse.Namespace) -> int:
     print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {ledger.objects.url}")
     request = ask(
         sealed,
-        "launch",
-        cells if args.only else None,
-        after=attempts_so_far(view, cells),
-        settings=settings,
-        import_paths=import_paths,
-        code=snapshots.take(ledger.objects, import_paths, targets=targets_of(view)) if limits else None,
+        as_request(
+            sealed,
+            "launch",
+            cells if args.only else None,
+            after=attempts_so_far(view, cells),
+            settings=settings,
+            import_paths=import_paths,
+            code=snapshots.take(ledger.objects, import_paths, targets=targets_of(view)) if limits else None,
+        ),
     )
     if limits:
         return submit_all(sealed, [Asked(request, launcher)], limits, wait=args.wait)

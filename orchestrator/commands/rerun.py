@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.commands.ask import ask
+from orchestrator.commands.ask import as_request, ask
 from orchestrator.commands.attend import attend, detach, make_launcher
 from orchestrator.commands.launch import attempts_so_far
 from orchestrator.commands.output import counted, outlive_the_reader, print_table, shorten
@@ -91,4 +91,7 @@ def _record(
 ) -> Request:
     view.ledger.prove_writable()
     after = attempts_so_far(view, cells)
-    return ask(view, "rerun", cells, after=after, settings=settings, import_paths=import_paths, code=code)
+    wish = as_request(
+        view, "rerun", cells, after=after, settings=settings, import_paths=import_paths, code=code
+    )
+    return ask(view, wish)

@@ -90,6 +90,8 @@ def over_of(
         detail = f"exit code {code}" if number in ("", "0") else f"signal {number}"
     elif word == "COMPLETED":
         detail = _BY_EXIT[0][1]
+    elif word == "CANCELLED":  # only accounting knows by whom, and it lags behind
+        detail = "cancelled by its user or an administrator"
     return Over(
         index=index, word=word, cause=cause, detail=detail, node=node, restarts=restarts, seconds=seconds
     )
