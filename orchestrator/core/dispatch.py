@@ -23,6 +23,12 @@ LIMIT = "LIMIT"
 """The word for the end of a task that a limit on jobs kept from becoming one."""
 
 
+MAX_FRUITLESS = 3
+"""How many jobs of a cell may end well since it was asked for, and leave it undone. Ours."""
+
+_ENDED_WELL = frozenset({"COMPLETED", "EXITED"})
+
+
 class Phase(StrEnum):
     """Where a task stands."""
 
@@ -260,12 +266,18 @@ class Jobs:
     ) -> tuple[Cause, int, Over] | None:
         """Returns by what a cell's jobs ended more often than is retried: (cause, count, last end).
 
+        Jobs that end well and leave the cell undone count too, lest they be submitted for ever.
+
         Args:
             cell: its id.
             since_request: ends of jobs that an earlier request asked for do not count.
             retries: cause to number of retries.
         """
-        ends = [over for request, over in self._ends.get(cell, ()) if request >= since_request and over.cause]
+        recent = [over for request, over in self._ends.get(cell, ()) if request >= since_request]
+        fruitless = [over for over in recent if over.cause is None and over.word in _ENDED_WELL]
+        if len(fruitless) > MAX_FRUITLESS:
+            return Cause.UNKNOWN, len(fruitless), fruitless[-1]
+        ends = [over for over in recent if over.cause]
         for cause, count in Counter(over.cause for over in ends).items():
             if cause is not None and count > retries.get(cause, 0):
                 return cause, count, next(over for over in reversed(ends) if over.cause is cause)

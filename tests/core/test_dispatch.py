@@ -156,6 +156,16 @@ def test_a_cell_fails_when_its_jobs_ended_by_one_cause_more_often_than_is_retrie
     assert not failed or found.cause is Cause.NODE_LOST
 
 
+@pytest.mark.parametrize(("word", "number", "failed"), [("COMPLETED", 3, False), ("COMPLETED", 4, True)])
+def test_jobs_that_end_well_and_leave_their_cell_undone_are_not_submitted_for_ever(word, number, failed):
+    ended = Over(index=0, word=word, detail="nothing was left to do")
+    jobs = Jobs([filed(number=n, job=str(n), over=[ended]) for n in range(1, number + 1)], Answer())
+    found = state_of(jobs, retries={"unknown": 9})
+    assert (found.state is State.FAILED) == failed
+    assert "nothing was left to do" in found.reason
+    assert state_of(jobs, since=2).state is State.PENDING  # asked for anew
+
+
 def test_a_new_request_gives_a_fresh_budget():
     jobs = Jobs([filed(over=[over(Cause.CANCELLED, "CANCELLED")])], Answer())
     assert state_of(jobs).state is State.FAILED

@@ -216,3 +216,18 @@ def test_a_node_that_fails_its_check_twice_is_left_out_until_that_expires(jobs, 
     if hours:
         jobs.until_done(2)
         jobs.assert_each_done_once(2)
+
+
+def test_jobs_that_find_nothing_to_do_are_not_submitted_for_ever(jobs):
+    name = jobs.write(cells=2)
+    fail = "count.fail={how: chance, step: 3, attempts: 9}"
+    jobs.launch(name, fail, "policy.retries.unknown=0", "--only", "seed=0")
+    jobs.until(lambda: not jobs.cluster.job_states())
+    # what is shown goes by the last launch, under which seed 0 has retries left; its own jobs have none
+    jobs.launch(name, fail, "policy.retries.unknown=5", "--only", "seed=1", "cluster.sbatch.hold=true")
+    for _ in range(6):
+        said = jobs("reconcile", "jobs", code=None)
+        jobs.until(lambda: len(jobs.cluster.job_states()) == 1)  # that of seed 1, which is held
+    of_seed_0 = [each for each in jobs.submissions() if each["tasks"][0][0].startswith("seed0")]
+    assert len(of_seed_0) == 4
+    assert "jobs failed by unknown: 1 cell" in said and "nothing was left to do" in said

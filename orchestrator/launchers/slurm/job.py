@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -304,7 +304,7 @@ def _gone(filed: Sequence[Filed]) -> list[Gone]:
 
 
 @contextlib.contextmanager
-def _scratch(job: str):  # type: ignore[no-untyped-def]
+def _scratch(job: str) -> Iterator[None]:
     """Gives temporary files a folder of the job's own on the node, and empties it afterwards."""
     root = os.environ.pop("SWEEP_SCRATCH", "")
     if not root:
