@@ -355,7 +355,7 @@ def test_status_of_2000_cells_with_jobs_takes_a_second(jobs):
 
 
 def file_submissions(jobs: OnSlurm, cells: list[str]) -> None:
-    """Writes of each cell but the first four jobs: three that are over, and one that is, or may be, alive."""
+    """Writes of each cell but the first four jobs: three that were preempted, and one that may be alive."""
     ledger = open_ledger(str(jobs.store))
     submissions = Submissions(ledger, "jobs")
     number = 1
@@ -381,6 +381,6 @@ def file_submissions(jobs: OnSlurm, cells: list[str]) -> None:
                 continue
             for index in range(len(tasks) if turn == 3 else 0):
                 submissions.report(number, index, 0, Report(code=0))
-            over = [Over(index=index, word="COMPLETED") for index in range(len(tasks))]
+            over = [Over(index=index, word="PREEMPTED") for index in range(len(tasks))]
             if turn < 3 or start > 500:
                 submissions.close(number, over, at="2026-01-01T00:00:00+00:00")
