@@ -46,11 +46,13 @@ ENGINES: Mapping[str, str] = {
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
     "slurm": "orchestrator.launchers.slurm.launcher:SlurmLauncher",
+    "ray": "orchestrator.launchers.ray.launcher:RayLauncher",
 }
 """`launcher.name` to a class that is a `Launcher`, or a `Submitter`, whose workers start later."""
 
 SCHEDULERS: Mapping[str, str] = {
     "slurm": "orchestrator.launchers.slurm.query:SlurmScheduler",
+    "ray": "orchestrator.launchers.ray.scheduler:RayScheduler",
 }
 """`Submission.launcher` to a class that is a `Scheduler`: what anybody may ask about its jobs."""
 

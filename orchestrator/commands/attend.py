@@ -26,6 +26,7 @@ from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.base import Launch, Launcher
+from orchestrator.launchers.jobs import settings_of
 from orchestrator.registry import LAUNCHERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
@@ -99,17 +100,6 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
     if stopper.count:
         print(f"stopped; go on with: sweep launch {view.sweep.name}{view.hint}")
     return 1
-
-
-def settings_of(request: Request) -> EngineSettings:
-    """Returns the settings that a launch or rerun was asked with.
-
-    Raises:
-        InfrastructureError: it is neither.
-    """
-    if request.settings is None:
-        raise InfrastructureError(f"request {request.number} is a {request.verb}: it starts nothing")
-    return request.settings
 
 
 def _as_launch(view: View, request: Request) -> Launch:

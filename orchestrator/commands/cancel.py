@@ -18,8 +18,8 @@ from orchestrator.commands.view import (
     scheduler,
     sealed_view,
 )
-from orchestrator.core.dispatch import Phase
-from orchestrator.core.jobs import Over
+from orchestrator.core.dispatch import Phase, scheduler_of
+from orchestrator.core.jobs import Over, Submission
 from orchestrator.core.state import State
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.store.submissions import Submissions
@@ -62,24 +62,25 @@ def _of_the_current_revision(view: View) -> set[str]:
 
 def cancel_jobs(view: View, cancelled: set[str]) -> None:
     """Cancels the jobs that wait and have no other cell; those that run checkpoint and end by themselves."""
-    waiting: dict[tuple[str, int], dict[int, str]] = {}
+    waiting: list[tuple[Submission, dict[int, str]]] = []
     num_unknown, num_cancelled, problem = 0, 0, view.jobs.problem
     for filed in view.jobs.filed:
+        names: dict[int, str] = {}
         for index in filed.open_tasks:
             if not _is_for_nothing_else(view, filed.submission.tasks[index], cancelled):
                 continue
             job = view.jobs.job(filed, index)
             num_unknown += job.phase is Phase.UNKNOWN
             if job.phase is Phase.QUEUED:
-                key = (filed.submission.launcher, filed.submission.number)
-                waiting.setdefault(key, {})[index] = job.name
-    for (launcher, number), names in waiting.items():
+                names[index] = job.name
+        waiting += [(filed.submission, names)] if names else []
+    for submission, names in waiting:
         try:
-            scheduler(launcher).cancel([*names.values()])
+            scheduler(*scheduler_of(submission)).cancel([*names.values()])
         except InfrastructureError as error:
             num_unknown, problem = num_unknown + len(names), error.what
         else:
-            num_cancelled += _close(view, launcher, number, names)
+            num_cancelled += _close(view, submission, names)
     if num_cancelled:
         print(f"  {counted(num_cancelled, 'waiting job')} cancelled")
     if num_unknown:
@@ -96,14 +97,14 @@ def _is_for_nothing_else(view: View, cells: Sequence[str], cancelled: set[str]) 
     )
 
 
-def _close(view: View, launcher: str, number: int, names: dict[int, str]) -> int:
+def _close(view: View, submission: Submission, names: dict[int, str]) -> int:
     """Records the tasks that are over indeed, so that a launch may follow at once: one may have started."""
-    answer = scheduler(launcher).jobs({name.partition("_")[0] for name in names.values()})
+    answer = scheduler(*scheduler_of(submission)).jobs({name.rpartition("_")[0] for name in names.values()})
     over = []
     for index, name in names.items():
-        seen = answer.seen.get((name.partition("_")[0], index))
+        seen = answer.seen.get((name.rpartition("_")[0], index))
         if not answer.problem and (answer.complete if seen is None else seen.over is not None):
             over.append(Over(index=index, word="CANCELLED", detail="by sweep cancel"))
     if over:
-        Submissions(view.ledger, view.sweep.name).close(number, over, at=provenance.now())
+        Submissions(view.ledger, view.sweep.name).close(submission.number, over, at=provenance.now())
     return len(over)

@@ -23,13 +23,16 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.launchers.base import Launcher, Submitter
 from orchestrator.store import code as snapshots
+from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_composing(parser)
-    parser.add_argument("--dry-run", action="store_true", help="only print what would be submitted (Slurm)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only print what would be submitted (Slurm, Ray)"
+    )
     add_wait(parser)
     parser.add_argument(
         "--detach", action="store_true", help="return at once; the launch goes on without a terminal"
@@ -53,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         dispatch.check()
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
+    if limits:
+        launcher.meet(ledger.objects.url, ledger.objects.get(layout.STORE) or b"")
     sealed = seal(ledger, composition, args.overrides) if composition else view
     print(f"{sealed.title}: {sealed.sweep.description}")
     for note in composition.notes if composition else ():
@@ -74,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         ),
     )
     if limits:
-        return submit_all(sealed, [Asked(request, launcher)], limits, wait=args.wait)
+        wait = args.wait or (launcher.attached and not args.detach)
+        return submit_all(sealed, [Asked(request, launcher)], limits, wait=wait)
     if args.detach:
         return detach(sealed, request)
     return attend(sealed.fresh(), request, launcher)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from orchestrator.commands.attend import make_launcher, print_failures, print_progress, settings_of
+from orchestrator.commands.attend import make_launcher, print_failures, print_progress
 from orchestrator.commands.dispatch import Dispatch, Given, lines_of
 from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.report import write_reports
@@ -20,6 +20,7 @@ from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter
+from orchestrator.launchers.jobs import settings_of
 from orchestrator.trackers.mirror import mirroring
 
 WAIT_S = 2.0
@@ -150,7 +151,7 @@ class _Pass(NamedTuple):
 
 def _pass(view: View, asked: Sequence[Asked], limits: Limits, *, hold: str = "") -> _Pass:
     """Settles and submits; with `hold`, a limit, submits only if a job was found over."""
-    settled = settle(view.fresh(), asked[-1].submitter)
+    settled = settle(view.fresh(), [submitter for _, submitter in asked])
     view, given = settled.view, Given()
     for request, submitter in asked:
         dispatch = Dispatch(view, request, submitter, limits)

@@ -18,6 +18,7 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
 from orchestrator.store import code as snapshots
+from orchestrator.store import layout
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +59,13 @@ def run(args: argparse.Namespace) -> int:
     ):
         print("nothing was started")
         return 0
+    if limits:
+        launcher.meet(view.ledger.objects.url, view.ledger.objects.get(layout.STORE) or b"")
     code = snapshots.take(view.ledger.objects, import_paths, targets=targets_of(view)) if limits else None
     request = _record(view, cells, settings, import_paths, code)
     if limits:
-        return submit_all(view, [Asked(request, launcher)], limits, wait=args.wait)
+        wait = args.wait or (launcher.attached and not args.detach)
+        return submit_all(view, [Asked(request, launcher)], limits, wait=wait)
     return detach(view, request) if args.detach else attend(view.fresh(), request, launcher)
 
 

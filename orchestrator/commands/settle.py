@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -35,8 +36,12 @@ class Settled(NamedTuple):
     unanswered: list[Submission]
 
 
-def settle(view: View, submitter: Submitter) -> Settled:
+def settle(view: View, submitters: Sequence[Submitter]) -> Settled:
     """Records what is known by now of the jobs of a sweep.
+
+    Args:
+        view: of the sweep.
+        submitters: of the launchers whose jobs may be settled; those of others are left as they are.
 
     Raises:
         InfrastructureError: a submission cannot be read, so its cells may have jobs.
@@ -46,14 +51,15 @@ def settle(view: View, submitter: Submitter) -> Settled:
     filed = submissions.read(damaged)
     if damaged:
         raise InfrastructureError(damaged[0], where="nothing is submitted: its cells may have a job")
+    by_name = {submitter.name: submitter for submitter in submitters}
     lost = [each for each in filed if each.accepted is None and each.open_tasks]
-    unanswered = [each.submission for each in lost if not _answered(submissions, each.submission, submitter)]
+    unanswered = [each.submission for each in lost if not _answered(submissions, each.submission, by_name)]
     if lost:
         view = view.fresh()
     closed: list[Over] = []
-    for each, over in [*view.jobs.news(), *_vanished(view, submitter)]:
-        logs = job_logs(view, each.submission)
-        told = [submitter.explain(each, one, logs) for one in over]
+    for each, over in [*view.jobs.news(), *_vanished(view, by_name)]:
+        logs, submitter = job_logs(view, each.submission), by_name.get(each.submission.launcher)
+        told = [submitter.explain(each, one, logs) for one in over] if submitter else list(over)
         submissions.close(each.submission.number, told, at=provenance.now())
         closed += told
     return Settled(view.fresh() if closed else view, closed, unanswered)
@@ -73,8 +79,11 @@ def lines_of(view: View, settled: Settled) -> list[str]:
     return lines
 
 
-def _answered(submissions: Submissions, submission: Submission, submitter: Submitter) -> bool:
+def _answered(submissions: Submissions, submission: Submission, by_name: Mapping[str, Submitter]) -> bool:
     """Looks for the job of an intent that has no id; one that stays unknown for long was never taken."""
+    submitter = by_name.get(submission.launcher)
+    if submitter is None:
+        return False
     try:
         job = submitter.find(submission)
     except InfrastructureError:
@@ -94,7 +103,7 @@ def give_up(submissions: Submissions, submission: Submission, word: str, why: st
     submissions.close(submission.number, over, at=provenance.now())
 
 
-def _vanished(view: View, submitter: Submitter) -> list[tuple[Filed, tuple[Over, ...]]]:
+def _vanished(view: View, by_name: Mapping[str, Submitter]) -> list[tuple[Filed, tuple[Over, ...]]]:
     """Tasks that the scheduler does not list at two looks, and of whose end nothing is told.
 
     Slurm keeps no account of a task that was cancelled while other tasks of its array waited on.
@@ -102,7 +111,8 @@ def _vanished(view: View, submitter: Submitter) -> list[tuple[Filed, tuple[Over,
     old = {
         key: filed
         for key, filed in view.jobs.missing().items()
-        if filed.accepted is not None and age_s(filed.accepted.at) > submitter.settle_s
+        if filed.submission.launcher in by_name
+        and age_s(filed.heard_at) > by_name[filed.submission.launcher].settle_s
     }
     if not old:
         return []

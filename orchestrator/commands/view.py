@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.dispatch import Answer, Filed, Jobs, ending, with_jobs
+from orchestrator.core.dispatch import Answer, Filed, Jobs, ending, scheduler_of, with_jobs
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.requests import Wishes, fold
@@ -258,31 +258,27 @@ def targets_of(view: View) -> list[str]:
     return [spec.run for spec in view.sweep.specs.values() if spec.run]
 
 
-def scheduler(name: str) -> Scheduler:
-    """Returns what may be asked about the jobs of a launcher.
+def scheduler(launcher: str, cluster: str) -> Scheduler:
+    """Returns what may be asked about the jobs that a launcher gave to a cluster.
 
     Raises:
         UserError: there is no such launcher.
     """
-    made: Scheduler = lookup(SCHEDULERS, name, kind="launcher")()
+    made: Scheduler = lookup(SCHEDULERS, launcher, kind="launcher")(cluster)
     return made
 
 
-def ask_schedulers(filed: Sequence[Filed]) -> Answer:
-    """Asks about all tasks that are not known to be over: one question for each kind of launcher.
+def ask_schedulers(filed: Sequence[Filed]) -> dict[tuple[str, str], Answer]:
+    """Asks about all tasks that are not known to be over: one question for each scheduler.
 
     A job's own last word needs no question.
     """
-    open_jobs: dict[str, set[str]] = {}
+    open_jobs: dict[tuple[str, str], set[str]] = {}
     for each in filed:
         silent = [t for t in each.open_tasks if t not in each.reports or each.reports[t].requeued]
         if each.accepted is not None and silent:
-            open_jobs.setdefault(each.submission.launcher, set()).add(each.accepted.job)
-    answers = [scheduler(name).jobs(ids) for name, ids in open_jobs.items()]
-    seen = {task: told for answer in answers for task, told in answer.seen.items()}
-    problems = [answer.problem for answer in answers if answer.problem]
-    gaps = [answer.gap for answer in answers if not answer.complete]
-    return Answer(seen, "".join(problems[:1]), not gaps, "".join(gaps[:1]))
+            open_jobs.setdefault(scheduler_of(each.submission), set()).add(each.accepted.job)
+    return {place: scheduler(*place).jobs(ids) for place, ids in open_jobs.items()}
 
 
 def open_view(word: str, url: str | None = None) -> View:

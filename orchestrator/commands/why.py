@@ -19,7 +19,7 @@ from orchestrator.commands.view import (
     open_view,
     scheduler,
 )
-from orchestrator.core.dispatch import LIMIT, Filed, Job, Phase
+from orchestrator.core.dispatch import LIMIT, Filed, Job, Phase, scheduler_of
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.store.evidence import examine
@@ -92,7 +92,7 @@ def _jobs(view: View, cell: Cell) -> Iterator[dict[str, Any]]:
                 f" at {submission.at} by {submission.by}"
             ]
             if job.phase is Phase.QUEUED and job.name:
-                waits = scheduler(submission.launcher).waiting([job.name])
+                waits = scheduler(*scheduler_of(submission)).waiting([job.name])
                 lines += [f"it waits: {waits[job.name]}"] if job.name in waits else []
             if (report := filed.reports.get(index)) is not None:
                 again = ", to be started anew" if report.requeued else ""

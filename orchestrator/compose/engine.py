@@ -22,6 +22,7 @@ _OPEN = (
     "cluster.partitions.",
     "cluster.environment.",
     "cluster.sbatch.",
+    "launcher.environment.",
 )
 """Mappings whose keys no config lists: Hydra is told to add them."""
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Accepted, Over, Report, Submission
+from orchestrator.core.jobs import Accepted, Driver, Over, Report, Submission
 from orchestrator.core.records import Owner
 from orchestrator.core.state import CellStatus, State
 
@@ -26,7 +26,7 @@ LIMIT = "LIMIT"
 MAX_FRUITLESS = 3
 """How many jobs of a cell may end well since it was asked for, and leave it undone. Ours."""
 
-_ENDED_WELL = frozenset({"COMPLETED", "EXITED"})
+_ENDED_WELL = frozenset({"COMPLETED", "EXITED", "SUCCEEDED"})
 
 
 class Phase(StrEnum):
@@ -82,6 +82,14 @@ class Answer(NamedTuple):
     gap: str = ""
 
 
+def scheduler_of(submission: Submission) -> tuple[str, str]:
+    """Returns which scheduler to ask about a submission: its launcher, and its cluster."""
+    return submission.launcher, submission.cluster
+
+
+_NOT_ASKED = Answer(problem="the scheduler was not asked")
+
+
 class Filed(NamedTuple):
     """A submission with all that the store says of it; `closed_at` is when each task was found over."""
 
@@ -90,6 +98,13 @@ class Filed(NamedTuple):
     over: Mapping[int, Over] = {}
     reports: Mapping[int, Report] = {}
     closed_at: Mapping[int, str] = {}
+    driver: Driver | None = None
+
+    @property
+    def heard_at(self) -> str:
+        """When the scheduler, or the job itself, last said that there is such a job; "" for never."""
+        told = [self.accepted.at] if self.accepted else []
+        return max([*told, *([self.driver.at] if self.driver else [])], default="")
 
     @property
     def open_tasks(self) -> list[int]:
@@ -119,12 +134,16 @@ class Jobs:
 
     Args:
         filed: all its submissions, oldest first.
-        answer: of the scheduler about their open tasks.
+        answer: about their open tasks, of the one scheduler that they were given to, or of each.
     """
 
-    def __init__(self, filed: Sequence[Filed] = (), answer: Answer | None = None) -> None:
+    def __init__(
+        self,
+        filed: Sequence[Filed] = (),
+        answer: Answer | Mapping[tuple[str, str], Answer] = _NOT_ASKED,
+    ) -> None:
         self.filed = filed
-        self._answer = answer or Answer(problem="the scheduler was not asked")
+        self._answers = answer
         self._last: dict[str, tuple[Filed, int]] = {}
         self._ends: dict[str, list[tuple[int, Over]]] = {}
         self._owners: dict[tuple[str, str, int], tuple[Filed, int]] = {}
@@ -138,6 +157,12 @@ class Jobs:
                     self._last[cell] = (each, index)
                     if over is not None:
                         self._ends.setdefault(cell, []).append((submission.request, over))
+
+    def _answer(self, filed: Filed) -> Answer:
+        """What the scheduler said that a submission was given to."""
+        if isinstance(self._answers, Answer):
+            return self._answers
+        return self._answers.get(scheduler_of(filed.submission), Answer())
 
     def _over(self, filed: Filed, index: int) -> Over | None:
         """The end of a task: as closed, as the scheduler says now, or else as the job itself said."""
@@ -163,9 +188,10 @@ class Jobs:
         )
 
     def _seen(self, filed: Filed, index: int) -> Seen | None:
-        if filed.accepted is None or self._answer.problem:
+        answer = self._answer(filed)
+        if filed.accepted is None or answer.problem:
             return None
-        return self._answer.seen.get((filed.accepted.job, index))
+        return answer.seen.get((filed.accepted.job, index))
 
     def news(self) -> list[tuple[Filed, tuple[Over, ...]]]:
         """Returns, by submission, the tasks that are over and not closed yet."""
@@ -188,11 +214,10 @@ class Jobs:
 
     def missing(self) -> dict[tuple[int, int], Filed]:
         """Returns, by submission and index, the tasks that are not listed among all that live."""
-        if self._answer.problem or not self._answer.complete:
-            return {}
         return {
             (each.submission.number, index): each
             for each in self.filed
+            if self._answer(each).complete and not self._answer(each).problem
             for index in each.open_tasks
             if each.accepted is not None
             and self._seen(each, index) is None
@@ -203,13 +228,14 @@ class Jobs:
         """Whether the scheduler tells of any task of a submission, or of what was left of it."""
         return filed.accepted is not None and any(
             job == filed.accepted.job and seen.name in ("", filed.submission.name)
-            for (job, _), seen in self._answer.seen.items()
+            for (job, _), seen in self._answer(filed).seen.items()
         )
 
     @property
     def problem(self) -> str:
         """Why the scheduler's answer is missing, "" when it is there or nothing was to be asked."""
-        return self._answer.problem if any(each.open_tasks for each in self.filed) else ""
+        problems = [self._answer(each).problem for each in self.filed if each.open_tasks]
+        return next((problem for problem in problems if problem), "")
 
     def of_cell(self, cell: str) -> Job | None:
         """Returns the last job of a cell, None when it was never given to a scheduler."""
@@ -229,13 +255,14 @@ class Jobs:
         if accepted is None:
             waits = f"submission {submission.number} of {submission.at} was not answered by the scheduler"
             return told(Phase.UNKNOWN, f"{waits}; `sweep reconcile` settles it")
-        if self._answer.problem:
-            return told(Phase.UNKNOWN, f"job {name}: {self._answer.problem}")
+        answer = self._answer(filed)
+        if answer.problem:
+            return told(Phase.UNKNOWN, f"job {name}: {answer.problem}")
         seen = self._seen(filed, index)
         if seen is None:
-            why = self._answer.gap or "the scheduler does not list it"
+            why = answer.gap or "the scheduler does not list it"
             return told(Phase.UNKNOWN, f"job {name}, accepted at {accepted.at}: {why}")
-        return told(seen.phase, _living(name, seen), seen)
+        return told(seen.phase, _living(name, seen) + _of_driver(filed.driver), seen)
 
     def fate(self, owner: Owner) -> Over | None:
         """Returns the end of an attempt's owner when the scheduler proves it, None when it proves nothing.
@@ -248,6 +275,9 @@ class Jobs:
         filed, index = found
         if (over := self._over(filed, index)) is not None:
             return over if owner.restart_count <= over.restarts else None
+        for lost in filed.driver.lost if filed.driver else ():
+            if lost.slot in (None, owner.slot) and owner.restart_count <= lost.restart:
+                return Over(index=index, word="LOST", cause=lost.cause, detail=lost.why)
         seen = self._seen(filed, index)
         if seen is None:
             return None
@@ -314,6 +344,10 @@ def _living(name: str, seen: Seen) -> str:
     why = f": {seen.reason}" if seen.reason and seen.reason != "None" else ""
     start = f", expected to start at {seen.start}" if seen.start else ""
     return f"job {name} waits{again}{why}{start}"
+
+
+def _of_driver(driver: Driver | None) -> str:
+    return f"; {driver.text}" if driver and driver.text else ""
 
 
 _SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED})

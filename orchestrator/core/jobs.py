@@ -18,19 +18,23 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Attributes:
         num_nodes: nodes of the job.
-        gpus_per_node: GPUs on each of them.
+        gpus_per_node: GPUs on each of them; Ray also takes a fraction of one.
         cpus: CPUs on each of them.
         memory_gib: host memory on each of them; None for the scheduler's own default.
         hours: wall time.
         partition: "" for the scheduler's default.
+        accelerator: the type of the GPUs in Ray's words, such as ``H100``; "" for any.
+        custom: Ray's custom resources, by name.
     """
 
     num_nodes: int = 1
-    gpus_per_node: int = 0
+    gpus_per_node: int | float = 0
     cpus: int = 1
     memory_gib: float | None = None
     hours: float = 1.0
     partition: str = ""
+    accelerator: str = ""
+    custom: tuple[tuple[str, float], ...] = ()
 
 
 class Submission(Record, frozen=True, kw_only=True):
@@ -39,7 +43,7 @@ class Submission(Record, frozen=True, kw_only=True):
     Attributes:
         request: the launch or rerun that asked, whose settings and cells count.
         launcher: a key of `orchestrator.registry.LAUNCHERS`.
-        cluster: the scheduler's name for itself.
+        cluster: the scheduler's name for itself, or where it is reached.
         name: of the job, unique for the store and the number: what it is found by.
         tasks: the cells of each task, by index from 0.
         max_running: how many tasks may run at once; None for all.
@@ -97,6 +101,39 @@ class Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     restarts: int = 0
     seconds: float | None = None
     idle: bool = False
+
+
+class Lost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A worker that a driver had started and that is gone.
+
+    Attributes:
+        slot: its number; None for all that a former start of the driver had started.
+        restart: of the driver that had started it.
+        cause: what its end counts as.
+        why: for people.
+    """
+
+    slot: int | None
+    restart: int
+    cause: Cause
+    why: str
+
+
+class Driver(Record, frozen=True, kw_only=True):
+    """`sweeps/<sweep>/submissions/<n>/driver.json`: what a job that starts workers itself sees now.
+
+    Attributes:
+        restart: how often the driver was started anew.
+        beat: counts up while it lives.
+        text: what its workers do, and what they wait for, for people.
+        lost: the workers that are gone, by which their attempts need no wait.
+    """
+
+    restart: int
+    beat: int
+    text: str = ""
+    lost: tuple[Lost, ...] = ()
+    at: str = ""
 
 
 class Closing(Record, frozen=True, kw_only=True):

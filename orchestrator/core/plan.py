@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -87,6 +87,36 @@ def next_stage(
         status_of: gives a stage's own state by digest; asked once a digest.
         cancelled: ids of cells to pass over.
     """
+    for found in _look(cells, nodes, status_of, cancelled):
+        if isinstance(found, Claimable):
+            return Scan(found, True)
+        return Scan(None, found)
+    return Scan(None, False)
+
+
+def num_claimable(
+    cells: Sequence[Cell],
+    nodes: Mapping[str, Node],
+    status_of: Callable[[str], StageStatus],
+    *,
+    cancelled: frozenset[str],
+) -> tuple[int, bool]:
+    """Counts the stages that could be claimed now, and says whether others may become so later.
+
+    The arguments are those of `next_stage`.
+    """
+    found = list(_look(cells, nodes, status_of, cancelled))
+    digests = {each.node.digest for each in found if isinstance(each, Claimable)}
+    return len(digests), bool(digests) or any(each is True for each in found)
+
+
+def _look(
+    cells: Sequence[Cell],
+    nodes: Mapping[str, Node],
+    status_of: Callable[[str], StageStatus],
+    cancelled: frozenset[str],
+) -> Iterator[Claimable | bool]:
+    """Yields what may be claimed, and at the end whether a stage is running."""
     seen: dict[str, StageStatus] = {}
     waiting = False
     for cell in cells:
@@ -99,5 +129,5 @@ def next_stage(
             if state is State.RUNNING:
                 waiting = True
             elif state in _STARTABLE and all(i.state is State.DONE and not i.retired for i in inputs):
-                return Scan(Claimable(cell, nodes[digest]), True)
-    return Scan(None, waiting)
+                yield Claimable(cell, nodes[digest])
+    yield waiting

@@ -105,6 +105,7 @@ class Submitter(Protocol):
         name: a key of `orchestrator.registry.SCHEDULERS`.
         cells_per_job, max_running, max_jobs: see `conf/launcher/slurm.yaml`.
         settle_s: seconds after which a submission that the scheduler does not know was never accepted.
+        attached: whether a launch stays by itself until all is done.
     """
 
     name: str
@@ -112,9 +113,22 @@ class Submitter(Protocol):
     max_running: int | None
     max_jobs: int | None
     settle_s: float
+    attached: bool
 
     def hardware(self) -> Hardware | None:
         """Says what one cell may have, before anything is submitted; None when it cannot be known."""
+
+    def meet(self, store: str, mark: bytes) -> None:
+        """Finds out, before anything is recorded, whether the scheduler's workers could run.
+
+        Args:
+            store: its URL, which they must reach.
+            mark: the content of its mark, by which they know it.
+
+        Raises:
+            UserError: they could not.
+            InfrastructureError: it does not answer.
+        """
 
     def limits(self) -> Limits:
         """Asks the scheduler for its limits.
@@ -160,7 +174,10 @@ class Submitter(Protocol):
 
 
 class Scheduler(Protocol):
-    """What anybody may ask about submitted jobs, whatever their settings were. Made without arguments."""
+    """What anybody may ask about submitted jobs, whatever their settings were.
+
+    Made with (cluster,): `Submission.cluster`.
+    """
 
     def jobs(self, ids: Iterable[str]) -> Answer:
         """Asks one batched question about many jobs; never raises."""

@@ -5,7 +5,7 @@
     store.json
     sweeps/<sweep>/<k>.json                       sealed revision k
     sweeps/<sweep>/requests/<n>.json              launch, rerun, cancel, discard, in order
-    sweeps/<sweep>/submissions/<n>.json           given to a scheduler; beside it <n>/job.json,
+    sweeps/<sweep>/submissions/<n>.json           given to a scheduler; beside it <n>/{job,driver}.json,
                                                   <n>/closings/<k>.json, <n>/reports/<index>.<restart>.json
     sweeps/<sweep>/{report,logs,wandb}/
     records/<stage>/<digest>/spec.json
@@ -61,6 +61,11 @@ def submission(sweep: str, number: int) -> str:
 def accepted(sweep: str, number: int) -> str:
     """The id that the scheduler gave to a submission."""
     return f"{submissions(sweep)}/{number:06d}/job.json"
+
+
+def driver(sweep: str, number: int) -> str:
+    """What a job that starts workers itself sees of them."""
+    return f"{submissions(sweep)}/{number:06d}/driver.json"
 
 
 def closings(sweep: str, number: int) -> str:

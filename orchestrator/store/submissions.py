@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.core.dispatch import Filed
-from orchestrator.core.jobs import Accepted, Closing, Over, Report, Submission
+from orchestrator.core.jobs import Accepted, Closing, Driver, Over, Report, Submission
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, encode, new_nonce
 
@@ -46,8 +46,10 @@ class Submissions:
             for each in closing.over if closing else ():
                 if over.setdefault(each.index, each) is each and closing is not None:
                     closed_at[each.index] = closing.at
-        reports = self._reports(number, over) if len(over) < len(submission.tasks) else {}
-        return Filed(submission, accepted, over, reports, closed_at)
+        if len(over) == len(submission.tasks):
+            return Filed(submission, accepted, over, {}, closed_at)
+        driver, _ = self._ledger.read(layout.driver(self._sweep, number), Driver)
+        return Filed(submission, accepted, over, self._reports(number, over), closed_at, driver)
 
     def _reports(self, number: int, over: dict[int, Over]) -> dict[int, Report]:
         """The last report of each task that is not closed."""
@@ -100,6 +102,14 @@ class Submissions:
             record = Closing(nonce=new_nonce(), number=k, over=tuple(over), at=at)
             if self._ledger.create(layout.closing(self._sweep, number, k), record, record.nonce):
                 return
+
+    def driver(self, number: int) -> Driver | None:
+        """Reads what a driver last saw, None when there is none or it cannot be read."""
+        return self._ledger.read(layout.driver(self._sweep, number), Driver)[0]
+
+    def drive(self, number: int, driver: Driver) -> None:
+        """Puts what the driver of a submission sees; it alone writes it."""
+        self._ledger.objects.put(layout.driver(self._sweep, number), encode(driver))
 
     def report(self, number: int, index: int, restart: int, report: Report) -> None:
         """Puts the last words of a job's start; it alone writes them."""

@@ -71,6 +71,7 @@ class Worker:
         self._verified: set[tuple[str, int]] = set()
         self._failed_starts, self._replaced, self._starved = 0, False, False
         self.num_claims, self._progressed = 0, False  # until something was done, or was worth waiting for
+        self._idle_since_s: float | None = None
         self._wishes_s = 0.0
         self._wishes = Wishes(frozenset(), {}, {})
 
@@ -103,7 +104,11 @@ class Worker:
                 return self._released("deadline")
             if scan.claimable is not None:
                 idle_s = IDLE_S if self._try(scan.claimable, snapshot) else self._pause(idle_s)
+                self._idle_since_s = None
             elif scan.waiting:
+                if self._is_idle_for_long():
+                    self._say("nothing to claim while others work: this worker leaves")
+                    return 0
                 idle_s, self._progressed = self._pause(idle_s), True
             else:
                 if self.num_claims == 0 and self._order.job is not None:  # or its job's log would be empty
@@ -111,6 +116,11 @@ class Worker:
                 self._retain(f"worker on {self._owner.host}")
                 return NO_MEMORY if self._starved else 0
         return self._released(self._stop_asked())
+
+    def _is_idle_for_long(self) -> bool:
+        now_s, most_s = time.monotonic(), self._order.max_idle_s
+        self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
+        return most_s is not None and now_s - self._idle_since_s >= most_s
 
     def _released(self, why: str) -> int:
         """The exit code of a worker that leaves work behind; only a scheduler wants to know."""
@@ -296,7 +306,7 @@ def share(cells: Sequence[Cell], order: WorkerOrder) -> tuple[Cell, ...]:
     if order.cells is not None:
         wanted = set(order.cells)
         cells = [cell for cell in cells if cell.cell in wanted]
-    start = len(cells) * order.slot // max(1, order.num_slots)
+    start = len(cells) * order.slot // max(1, order.num_slots) % max(1, len(cells))
     return (*cells[start:], *cells[:start])
 
 

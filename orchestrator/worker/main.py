@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import time
@@ -44,13 +45,19 @@ def preload(sweep: Sweep) -> list[str]:
     return sorted({module for spec in sweep.specs.values() for module in spec.preload})
 
 
-def run(order: WorkerOrder, log: Path | None = None, diary: Diary | None = None) -> int:
+def run(
+    order: WorkerOrder,
+    log: Path | None = None,
+    diary: Diary | None = None,
+    lifeline: int | None = None,
+) -> int:
     """Runs a worker in this process until nothing is left for it; returns the exit code.
 
     Args:
         order: what it is told.
         log: file for its own lines; None for standard output.
         diary: takes notes of it.
+        lifeline: a pipe's end that closes when whoever started this worker is gone.
     """
     diary = diary or Diary()
     if log is not None:
@@ -58,7 +65,7 @@ def run(order: WorkerOrder, log: Path | None = None, diary: Diary | None = None)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-    ending = _Ending(order)
+    ending = _Ending(order, lifeline)
 
     def say(line: str) -> None:
         diary.said = line
@@ -105,8 +112,8 @@ def run(order: WorkerOrder, log: Path | None = None, diary: Diary | None = None)
 class _Ending:
     """Why the worker should stop: a signal, its job's end, or the end of the launcher that started it."""
 
-    def __init__(self, order: WorkerOrder) -> None:
-        self._job, self._asked = order.job, ""
+    def __init__(self, order: WorkerOrder, lifeline: int | None) -> None:
+        self._job, self._asked, self._lifeline = order.job, "", lifeline
         for number in STOP_SIGNALS:
             signal.signal(number, self._heed)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
@@ -130,6 +137,8 @@ class _Ending:
         left_s = self._left_s()
         if not self._asked and left_s is not None and left_s <= 0:
             self._asked = "deadline"
+        if not self._asked and self._lifeline is not None and select.select([self._lifeline], [], [], 0)[0]:
+            self._asked = "stopped"
         return self._asked or _parent_is_gone()
 
 

@@ -15,11 +15,16 @@ from orchestrator.stage import StageSpec
 
 
 class Gone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A start of a scheduler's job that is over, up to this restart: what it held needs no wait."""
+    """A start of a scheduler's job that is over, up to this restart: what it held needs no wait.
+
+    Attributes:
+        slot: of one worker of the job; None for all of them.
+    """
 
     cluster: str
     job: str
-    array_index: int
+    array_index: int = 0
+    slot: int | None = None
     restart_count: int
     cause: Cause
     evidence: str
@@ -63,6 +68,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         import_paths: where the user's stages are importable; the first is the folder of the sweep file.
         code_digest: of the code at launch; a worker that finds another refuses.
         job: the scheduler's, None without one.
+        max_idle_s: seconds without anything to claim after which it leaves though others still work, as where
+            another is started when there is work again; None to stay until all is done.
         code: the snapshot that the worker was started from, None when it runs the checkout. Then it takes the
             snapshot's import paths instead of `import_paths`, and refuses a snapshot that is not whole.
     """
@@ -79,6 +86,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     import_paths: tuple[str, ...] = ()
     code_digest: str = ""
     job: Job | None = None
+    max_idle_s: float | None = None
     code: Code | None = None
 
 

@@ -40,6 +40,7 @@ class Watcher:
         self, me: Owner, *, job: Job | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._me, self._job, self._clock = me, job, clock
+        self._gone = list(job.gone) if job else []
         self._seen: dict[tuple[str, int], _Sighting] = {}
 
     def __call__(self, node: Node, attempt: Attempt) -> Vital:
@@ -67,6 +68,10 @@ class Watcher:
             return Vital(Liveness.GONE, f"no new heartbeat in {silent_s:.0f} s, its lease is {lease_s:.0f} s")
         return vital
 
+    def learn(self, gone: Gone) -> None:
+        """Takes note of a worker that is known to be gone."""
+        self._gone.append(gone)
+
     def _is_former_self(self, owner: Owner) -> bool:
         me = self._me
         same = (owner.cluster, owner.job, owner.array_index, owner.slot) == (
@@ -78,13 +83,13 @@ class Watcher:
         return bool(me.job) and same and owner.restart_count < me.restart_count
 
     def _known_gone(self, owner: Owner) -> Gone | None:
-        for gone in self._job.gone if self._job else ():
+        for gone in self._gone:
             same = (gone.cluster, gone.job, gone.array_index) == (
                 owner.cluster,
                 owner.job,
                 owner.array_index,
             )
-            if same and owner.restart_count <= gone.restart_count:
+            if same and gone.slot in (None, owner.slot) and owner.restart_count <= gone.restart_count:
                 return gone
         return None
 

@@ -18,17 +18,15 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator import provenance
-from orchestrator.core.dispatch import Filed, ending
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Report, Submission
-from orchestrator.core.records import Request
-from orchestrator.core.settings import EngineSettings
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.base import Launch
+from orchestrator.launchers.jobs import cause_of_code, gone_of, meaning_of_code, request_of, settings_of
 from orchestrator.launchers.local import LocalLauncher, available_cpus
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
-from orchestrator.launchers.slurm.words import cause_of_code, meaning_of_code, previous_end, seconds_of
+from orchestrator.launchers.slurm.words import previous_end, seconds_of
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -36,7 +34,7 @@ from orchestrator.store.submissions import Submissions
 from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.worker.main import STOP_SIGNALS, Diary, preload
 from orchestrator.worker.main import run as run_worker
-from orchestrator.worker.order import Gone, Job, WorkerOrder
+from orchestrator.worker.order import Job, WorkerOrder
 
 QUERY_S = 15.0
 CHECK_S = 120.0
@@ -70,11 +68,8 @@ class SlurmJob:
     def __init__(self, ledger: Ledger, sweep: str, submission: Submission, place: Place) -> None:
         self._ledger, self._sweep, self._submission, self._place = ledger, sweep, submission, place
         self._submissions = Submissions(ledger, sweep)
-        self._request = _request(ledger, sweep, submission.request)
-        settings = self._request.settings
-        if settings is None:
-            raise InfrastructureError(f"request {submission.request} of {sweep} started nothing")
-        self._settings: EngineSettings = settings
+        self._request = request_of(ledger, sweep, submission.request)
+        self._settings = settings = settings_of(self._request)
         self._slurm, self._cluster = slurm_settings(settings.launcher), cluster_profile(settings.cluster)
         self._start_s = time.monotonic()
         self._diary = Diary()
@@ -165,7 +160,7 @@ class SlurmJob:
             notice_s=notice_s,
             min_left_s=min_left_s,
             before=_before(place) if place.restart else None,
-            gone=tuple(_gone(self._submissions.read())),
+            gone=tuple(gone_of(self._submissions.read())),
         )
 
     def _work_side_by_side(self, order: WorkerOrder) -> int:
@@ -257,15 +252,6 @@ class SlurmJob:
                 self._submissions.report(number, self._place.index, self._place.restart, report)
 
 
-def _request(ledger: Ledger, sweep: str, number: int) -> Request:
-    request, problem = ledger.read(layout.request(sweep, number), Request)
-    if request is None:
-        raise InfrastructureError(
-            f"request {number} of {sweep} cannot be read: {problem or 'it is not there'}"
-        )
-    return request
-
-
 def _end_at(job: str) -> float | None:
     """Asks Slurm when it will end the job: seconds since 1970, by this machine's clock."""
     try:
@@ -283,24 +269,6 @@ def _before(place: Place) -> Cause | None:
     except InfrastructureError:
         return None
     return previous_end(said.output.splitlines()) if said.code == 0 else None
-
-
-def _gone(filed: Sequence[Filed]) -> list[Gone]:
-    """The jobs of the sweep that are known to be over and did not end well."""
-    return [
-        Gone(
-            cluster=each.submission.cluster,
-            job=each.accepted.job,
-            array_index=index,
-            restart_count=over.restarts,
-            cause=over.cause,
-            evidence=ending(f"{each.accepted.job}_{index}", over),
-        )
-        for each in filed
-        if each.accepted is not None
-        for index, over in each.over.items()
-        if over.cause is not None
-    ]
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ class SlurmLauncher:
     """
 
     name = "slurm"
+    attached = False
 
     def __init__(
         self, settings: Mapping[str, Any], num_cells: int, cluster: Mapping[str, Any] | None = None
@@ -57,6 +58,9 @@ class SlurmLauncher:
     def hardware(self) -> Hardware | None:
         """Says what one cell may have by the profile."""
         return self._cluster.hardware
+
+    def meet(self, store: str, mark: bytes) -> None:
+        """Asks nothing: a login node and its nodes share their folders, and each job looks for itself."""
 
     def limits(self) -> Limits:
         """Asks the controller.

@@ -236,11 +236,28 @@ def _parts(items: Sequence[str]) -> list[Sequence[str]]:
 
 
 class SlurmScheduler:
-    """What may be asked about jobs of this cluster; a `Scheduler`."""
+    """What may be asked about jobs of a cluster; a `Scheduler`.
+
+    Args:
+        cluster: Slurm's name for it.
+    """
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
 
     def jobs(self, ids: Iterable[str]) -> Answer:
-        """Asks about arrays; never raises."""
-        return jobs(ids)
+        """Asks about arrays; never raises. Of jobs that are unknown here another cluster may know."""
+        wanted = set(ids)
+        answer = jobs(wanted)
+        if answer.problem or wanted <= {job for job, _ in answer.seen}:
+            return answer
+        try:
+            here = limits().cluster
+        except InfrastructureError:
+            return answer._replace(complete=False, gap="the controller does not answer")
+        if here != self._cluster:
+            return Answer(problem=f"they are jobs of cluster {self._cluster}, and this is {here}")
+        return answer
 
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
         """Returns the controller's reasons: accounting knows only some of them."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from orchestrator.core.jobs import Resources
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
+from orchestrator.launchers.jobs import stepped
 from orchestrator.launchers.slurm.settings import Asked, Cluster, Partition, SlurmSettings
 
 START_HOURS = 0.25
@@ -66,12 +67,6 @@ def resources_of(
         partition=asked.partition or "",
     )
     return _placed(wanted, partitions, named=asked.partition, cell=cell)
-
-
-def stepped(amount: float) -> float:
-    """Returns the next of 1, 1.5, 2, 3, 4, 6, 8, ...: so that like cells ask for the same, in one array."""
-    power = 2.0 ** max(0, math.ceil(math.log2(amount)))
-    return 0.75 * power if amount <= 0.75 * power and power > 1 else power
 
 
 def _hours(

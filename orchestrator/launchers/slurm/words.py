@@ -15,7 +15,7 @@ import msgspec
 from orchestrator.core.dispatch import Phase, Seen
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over
-from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.launchers.jobs import EXITS
 
 _WAITING = frozenset(
     [
@@ -43,17 +43,6 @@ _OVER = {
     "OUT_OF_MEMORY": Cause.OOM_HOST,
     "FAILED": Cause.UNKNOWN,
 }
-_BY_EXIT = {
-    0: (None, "its worker ended as it should"),
-    RELEASED: (None, "its worker gave its work back"),
-    TOO_SHORT: (Cause.TIMEOUT, "no checkpoint was finished within its time limit: ask for more hours"),
-    NO_MEMORY: (Cause.OOM_HOST, "a stage ran out of host memory: its next job asks for twice as much"),
-    REFUSED: (Cause.BAD_NODE, "its worker refused to work"),
-    BROKEN_NODE: (Cause.BAD_NODE, "its node did not pass the check"),
-    OTHER_CODE: (Cause.CODE, "its worker found other code than that at launch"),
-    3: (Cause.STORAGE, "its worker could not use the store"),
-}
-"""Exit codes of a worker, which a job passes on."""
 
 SACCT = "JobID,State,ExitCode,NodeList,Start,End,ElapsedRaw,Reason,JobName"
 SQUEUE = (
@@ -84,12 +73,12 @@ def over_of(
     """Returns the end that a terminal state and an exit code (``4:0`` is code:signal) stand for."""
     code, _, number = exit_code.partition(":")
     cause, detail = _OVER[word], ""
-    if word in ("FAILED", "COMPLETED") and code.isdigit() and int(code) in _BY_EXIT and number in ("", "0"):
-        cause, detail = _BY_EXIT[int(code)]
+    if word in ("FAILED", "COMPLETED") and code.isdigit() and int(code) in EXITS and number in ("", "0"):
+        cause, detail = EXITS[int(code)]
     elif word == "FAILED":
         detail = f"exit code {code}" if number in ("", "0") else f"signal {number}"
     elif word == "COMPLETED":
-        detail = _BY_EXIT[0][1]
+        detail = EXITS[0][1]
     elif word == "CANCELLED":  # only accounting knows by whom, and it lags behind
         detail = "cancelled by its user or an administrator"
     return Over(
@@ -237,16 +226,6 @@ def _with_past(now: Seen, account: Seen) -> Seen:
     if account.over is not None and restarts > (account.restarts or 0):
         return now._replace(before=_before(account.word), before_word=account.word, restarts=restarts)
     return now
-
-
-def cause_of_code(code: int) -> Cause | None:
-    """Returns what a worker's exit code counts as."""
-    return _BY_EXIT[code][0] if code in _BY_EXIT else Cause.UNKNOWN
-
-
-def meaning_of_code(code: int) -> str:
-    """Says what an exit code means where that tells more than a worker's last line, "" elsewhere."""
-    return _BY_EXIT[code][1] if code in (TOO_SHORT, NO_MEMORY) else ""
 
 
 def previous_end(states: Sequence[str]) -> Cause | None:

@@ -1,0 +1,340 @@
+"""The driver, a job of the cluster: ``python -m orchestrator.launchers.ray.driver STORE SWEEP SUBMISSION NAME``.
+
+It starts as many workers as there are stages to claim, a few waiting at a time, and takes note of those that are
+lost, so that nobody waits for them. Workers find their stages in the store: it hands out none, and when it is
+killed nothing but its place is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import FrameType
+from typing import NamedTuple
+
+from orchestrator import provenance
+from orchestrator.core.failure import Cause
+from orchestrator.core.jobs import Driver as Seen
+from orchestrator.core.jobs import Lost, Report, Submission
+from orchestrator.core.plan import num_claimable
+from orchestrator.core.records import Owner
+from orchestrator.core.requests import fold
+from orchestrator.core.state import stage_status
+from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.launchers.jobs import EXITS, cause_of_code, request_of, settings_of
+from orchestrator.launchers.ray.boot import start_of
+from orchestrator.launchers.ray.pool import Ended, Pool
+from orchestrator.launchers.ray.settings import LOCAL, ray_settings
+from orchestrator.launchers.ray.words import demand, waits_for
+from orchestrator.processes import describe
+from orchestrator.store.evidence import Snapshot
+from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.submissions import Submissions
+from orchestrator.worker.loop import NO_MEMORY, REFUSED, RELEASED
+from orchestrator.worker.order import Gone
+from orchestrator.worker.watch import Watcher
+
+WORKER = "orchestrator.launchers.ray.worker"
+POLL_S, SCAN_S, SCAN_SHARE, BEAT_S, TELL_S = 0.5, 2.0, 20, 20.0, 2.0
+MAX_FRUITLESS = 4
+"""Workers in a row that may end badly without having claimed anything, before the driver gives up."""
+
+MAX_BAD = 2
+"""Such workers on one node, more than good ones, after which none is started there."""
+
+_WELL = frozenset({0, RELEASED, NO_MEMORY})
+
+
+class Work(NamedTuple):
+    """What there is to do: stages to claim, whether more may follow, and how many workers have one."""
+
+    num_claimable: int
+    waiting: bool
+    num_busy: int
+
+
+class RayDriver:
+    """One start of the driver of one submission.
+
+    Args:
+        ledger: the store.
+        sweep: its name.
+        submission: whose cells are to be worked on.
+        restart: how often the driver was started before.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: str, submission: Submission, restart: int) -> None:
+        self._ledger, self._submission, self._restart = ledger, submission, restart
+        self._submissions = Submissions(ledger, sweep)
+        self._revision = ledger.revision(sweep, submission.revision)
+        self._engine = settings_of(request_of(ledger, sweep, submission.request))
+        self._settings = ray_settings(self._engine.launcher)
+        self._job = self._submissions.job_of(submission.number) or submission.name
+        process = describe(os.getpid())
+        if process is None:
+            raise InfrastructureError("cannot read this process's start time")
+        me = Owner(host=platform.node(), process=process, slot=-1)
+        self._watcher = Watcher(me)
+        self._trusted: set[tuple[str, int]] = set()
+        wanted = set(submission.tasks[0])
+        self._cells = [cell for cell in self._revision.sweep.cells if cell.cell in wanted]
+        self._pool: Pool
+        self._slots, self._fruitless, self._given_up, self._num_claims = 0, 0, "", 0
+        self._not_before_s, self._start_s = 0.0, time.monotonic()
+        self._good: Counter[str] = Counter()
+        self._bad: Counter[str] = Counter()
+        before = self._submissions.driver(submission.number)
+        self._lost = list(before.lost) if before else []
+        self._beat, self._told, self._told_s = before.beat if before else 0, "", 0.0
+        self._stopping = False
+        for lost in self._lost:
+            self._learn(lost)
+
+    def run(self) -> int:
+        """Drives until nothing is left to do; returns the exit code."""
+        number = self._submission.number
+        if (over := self._submissions.is_closed(number, 0)) is not None:
+            self._say(f"this submission was given up ({over.word} {over.detail}): it starts nothing")
+            return 0
+        signal.signal(signal.SIGTERM, self._stop)
+        self._pool = Pool(LOCAL if self._settings.address == LOCAL else "auto", self._submission.resources)
+        try:
+            code = self._drive()
+        finally:
+            self._pool.close()
+        if self._stopping:  # the cluster's own word tells by whom
+            return RELEASED
+        self._report(code)
+        return code
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _drive(self) -> int:
+        scan_s, work = 0.0, Work(0, True, 0)
+        while True:
+            happened = list(self._pool.wait(POLL_S))
+            for ended in happened:
+                self._take(ended)
+            for address in self._pool.leave_draining():
+                self._say(f"node {address} is about to go: its worker saves a checkpoint")
+            if self._stopping or self._given_up:
+                self._pool.stop()
+                if not self._pool.running:
+                    return REFUSED
+                continue
+            now_s = time.monotonic()
+            if now_s >= scan_s or happened:
+                self._forget_former_start(now_s)
+                work = self._look()
+                cost_s = time.monotonic() - now_s
+                scan_s = now_s + max(SCAN_S, SCAN_SHARE * cost_s)
+                self._adjust(work)
+                if not work.waiting and not self._pool.running and not self._pool.pending:
+                    self._say("nothing is left to do")
+                    return 0
+            self._tell()
+
+    # What there is to do
+
+    def _look(self) -> Work:
+        sweep = self._revision.sweep
+        requests = self._ledger.requests(sweep.name)
+        wishes = fold(requests, [cell.cell for cell in sweep.cells])
+        snapshot = Snapshot(
+            self._ledger,
+            sweep.nodes.values(),
+            observer=self._watcher,
+            count_attempts=False,
+            trusted=self._trusted,
+        )
+        retries, busy = self._engine.policy.retries, set()
+
+        def status(digest: str):  # type: ignore[no-untyped-def]
+            evidence = snapshot.evidence(digest)
+            last = evidence.attempts[-1] if evidence.attempts else None
+            if last is not None and last.claim is not None and last.end is None:
+                owner = last.claim.owner
+                if (owner.job, owner.restart_count) == (self._job, self._restart):
+                    busy.add(owner.slot)
+            return stage_status(evidence, wishes.budget(digest, retries))
+
+        claimable, waiting = num_claimable(self._cells, sweep.nodes, status, cancelled=wishes.cancelled)
+        return Work(claimable, waiting, len(busy & set(self._pool.running)))
+
+    def _adjust(self, work: Work) -> None:
+        """Starts workers that there is work for, and drops such as wait for resources without need."""
+        num_running, pending = len(self._pool.running), self._pool.pending
+        needed = work.num_claimable - (num_running - work.num_busy)
+        for slot in sorted(pending)[max(0, needed) :]:
+            self._pool.drop(slot)
+        if time.monotonic() < self._not_before_s:
+            return
+        most = min(needed, self._settings.max_pending) - len(pending)
+        if self._settings.max_workers is not None:
+            most = min(most, self._settings.max_workers - num_running - len(pending))
+        for _ in range(most):
+            self._start()
+
+    def _start(self) -> None:
+        self._slots += 1
+        submission = self._submission
+        code = submission.code.digest if submission.code else ""
+        args = (self._ledger.objects.url, self._revision.sweep.name, str(submission.number))
+        start = start_of(self._ledger.objects, code, WORKER, *args, str(self._slots), str(self._restart))
+        environment = {name: str(value) for name, value in self._settings.environment.items()}
+        avoid = [
+            node for node, number in self._bad.items() if number >= MAX_BAD and number > self._good[node]
+        ]
+        self._pool.start(
+            self._slots,
+            list(start.argv),
+            {**environment, **start.environment},
+            submission.folder,
+            avoid=avoid,
+        )
+
+    # What happens
+
+    def _take(self, ended: Ended) -> None:
+        """Takes note of a worker that has ended."""
+        if ended.code is None:
+            self._lose(ended)
+            return
+        said, claims = _last_words(ended)
+        self._num_claims += claims
+        name = f"worker {ended.slot} on {ended.address}"
+        if claims or ended.code in _WELL:
+            self._fruitless, self._good[ended.node] = 0, self._good[ended.node] + 1
+            if ended.code not in _WELL:
+                self._say(f"{name} ended with code {ended.code}: {said}")
+            return
+        self._bad[ended.node] += 1
+        self._count_fruitless(f"{name} claimed nothing: {said} (exit code {ended.code})")
+
+    def _lose(self, ended: Ended) -> None:
+        cause = ended.cause or Cause.NODE_LOST
+        why = f"worker {ended.slot} on {ended.address or 'no node'} was lost: {ended.said}"
+        self._remember(Lost(slot=ended.slot, restart=self._restart, cause=cause, why=why[:300]))
+        if ended.node:
+            self._say(why)
+        else:
+            self._count_fruitless(why)
+
+    def _count_fruitless(self, why: str) -> None:
+        self._say(why)
+        self._fruitless += 1
+        self._not_before_s = time.monotonic() + 2.0**self._fruitless
+        if self._fruitless >= MAX_FRUITLESS:
+            self._given_up = f"{self._fruitless} workers in a row claimed nothing; the last: {why}"
+
+    def _forget_former_start(self, now_s: float) -> None:
+        """Calls the workers of a driver that was killed gone, after the time that they have to end."""
+        former = self._restart - 1
+        known = any(lost.slot is None and lost.restart == former for lost in self._lost)
+        if former < 0 or known or now_s - self._start_s < self._engine.policy.grace_s:
+            return
+        why = "the driver that had started it was killed"
+        self._remember(Lost(slot=None, restart=former, cause=Cause.NODE_LOST, why=why))
+
+    def _remember(self, lost: Lost) -> None:
+        self._lost.append(lost)
+        self._learn(lost)
+        self._tell(force=True)  # before a successor starts, which reads it
+
+    def _learn(self, lost: Lost) -> None:
+        self._watcher.learn(
+            Gone(
+                cluster=self._submission.cluster,
+                job=self._job,
+                slot=lost.slot,
+                restart_count=lost.restart,
+                cause=lost.cause,
+                evidence=lost.why,
+            )
+        )
+
+    # Telling
+
+    def _tell(self, *, force: bool = False) -> None:
+        """Leaves in the store what is seen now, when it changes and from time to time."""
+        now_s = time.monotonic()
+        if not force and now_s - self._told_s < TELL_S:
+            return
+        pending = len(self._pool.pending)
+        text = demand(len(self._pool.running), pending)
+        if pending:
+            text += waits_for(self._submission.resources, self._pool.nodes())
+        if not force and text == self._told and now_s - self._told_s < BEAT_S:
+            return
+        self._beat, self._told, self._told_s = self._beat + 1, text, now_s
+        seen = Seen(
+            restart=self._restart, beat=self._beat, text=text, lost=tuple(self._lost), at=provenance.now()
+        )
+        try:
+            self._submissions.drive(self._submission.number, seen)
+        except OSError as error:
+            self._say(f"the store does not take what is seen: {error}")
+
+    def _report(self, code: int) -> None:
+        why = self._given_up or EXITS[0][1]
+        report = Report(
+            code=code,
+            cause=cause_of_code(code),
+            why=why,
+            claimed=self._num_claims > 0 or code == 0,
+            restart=self._restart,
+            node=platform.node(),
+            seconds=round(time.monotonic() - self._start_s, 1),
+            at=provenance.now(),
+        )
+        with contextlib.suppress(OSError):
+            self._submissions.report(self._submission.number, 0, self._restart, report)
+
+    def _say(self, line: str) -> None:
+        say(line)
+
+
+def _last_words(ended: Ended) -> tuple[str, int]:
+    """Returns what a worker said last, and how many stages it claimed; the log's end of one that said nothing."""
+    lines = ended.said.strip().splitlines() or [""]
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        told = json.loads(lines[-1])
+        return str(told["said"]), int(told["claims"])
+    return lines[-1][:300], 0
+
+
+def say(line: str) -> None:
+    """Writes to the job's log."""
+    with contextlib.suppress(OSError):
+        print(f"{provenance.now()} driver: {line}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the driver of a submission; returns its exit code."""
+    store, sweep, number, name = sys.argv[1:] if argv is None else argv
+    restart = int(os.environ.get("SWEEP_DRIVER_RESTART", "0"))
+    say(f"{name}: {sweep} submission {number}, start {restart}")
+    try:
+        ledger = open_ledger(store)
+        submission = Submissions(ledger, sweep).submission(int(number))
+        if submission is None or submission.name != name:
+            raise InfrastructureError(f"submission {number} of {sweep} is not there", where=store)
+        return RayDriver(ledger, sweep, submission, restart).run()
+    except SweepError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except OSError as error:
+        say(f"error: the store does not answer: {error}")
+        return InfrastructureError.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

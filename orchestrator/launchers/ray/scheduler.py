@@ -1,0 +1,131 @@
+"""What may be asked about drivers: of a cluster by its Jobs API, of an embedded Ray by this machine's processes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.core.dispatch import Answer, Phase, Seen
+from orchestrator.core.failure import Cause
+from orchestrator.core.jobs import Over
+from orchestrator.errors import InfrastructureError
+from orchestrator.launchers.jobs import EXITS
+from orchestrator.launchers.ray.api import Api, Unanswered, Unreached
+from orchestrator.processes import boot_id, pid_namespace
+
+EMBEDDED = "embedded"
+"""How the name of a cluster begins that is a Ray of its driver's own."""
+
+
+def this_machine() -> str:
+    """Returns the name of a cluster that is embedded in a process of this machine."""
+    return f"{EMBEDDED} {platform.node()} {boot_id()} {pid_namespace()}"
+
+
+class RayScheduler:
+    """Tells of the drivers of a cluster; a `Scheduler`.
+
+    Args:
+        cluster: the address of its dashboard, or what `this_machine` said.
+    """
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+
+    def jobs(self, ids: Iterable[str]) -> Answer:
+        """Asks once for all jobs; never raises."""
+        if self._cluster.startswith(EMBEDDED):
+            return _embedded(self._cluster, ids)
+        try:
+            listed = Api(self._cluster).get("/api/jobs/")
+        except InfrastructureError as error:
+            return Answer(problem=error.what)
+        wanted = set(ids)
+        seen = {
+            (name, 0): seen_of(job) for job in listed if (name := job.get("submission_id") or "") in wanted
+        }
+        return Answer(seen, complete=True)
+
+    def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
+        """Returns nothing: what a driver waits for is in its message already."""
+        return {}
+
+    def cancel(self, tasks: Sequence[str]) -> None:
+        """Stops drivers that wait.
+
+        Raises:
+            InfrastructureError: the cluster did not do it.
+        """
+        for task in tasks:
+            name = task.rpartition("_")[0]
+            if self._cluster.startswith(EMBEDDED):
+                for pid in _processes(name):
+                    os.kill(pid, signal.SIGTERM)
+                continue
+            try:
+                reply = Api(self._cluster).send("POST", f"/api/jobs/{name}/stop")
+            except (Unreached, Unanswered) as error:
+                raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
+            if reply.status not in (200, 404):
+                raise InfrastructureError(f"Ray did not stop job {name}: {reply.data}")
+
+
+def seen_of(job: dict[str, Any]) -> Seen:
+    """Reads what the Jobs API says of one job (`JobDetails` in its schema)."""
+    word, message = str(job.get("status")), " ".join(str(job.get("message") or "").split())[:300]
+    match word:
+        case "PENDING":
+            return Seen(Phase.QUEUED, word, reason=message)
+        case "RUNNING":
+            return Seen(Phase.RUNNING, word, start=_when(job.get("start_time")))
+        case "SUCCEEDED":
+            over = Over(index=0, word=word, detail=EXITS[0][1])
+        case "STOPPED":
+            over = Over(
+                index=0, word=word, cause=Cause.CANCELLED, detail="stopped by its user or an administrator"
+            )
+        case "FAILED":
+            code = job.get("driver_exit_code")
+            known = EXITS.get(code) if isinstance(code, int) else None
+            cause, detail = known or (Cause.UNKNOWN, message or "Ray says no more")
+            if known is None and ("node" in message.lower() or "actor died" in message.lower()):
+                cause = Cause.NODE_LOST
+            over = Over(index=0, word=word, cause=cause, detail=detail)
+        case _:
+            return Seen(Phase.UNKNOWN, word)
+    return Seen(Phase.OVER, word, over=over)
+
+
+def _when(milliseconds: Any) -> str:
+    if not isinstance(milliseconds, int | float):
+        return ""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(milliseconds / 1000))
+
+
+def _embedded(cluster: str, ids: Iterable[str]) -> Answer:
+    _, host, boot, namespace = f"{cluster}   ".split(" ")[:4]
+    if host != platform.node() or (boot == boot_id() and namespace != pid_namespace()):
+        return Answer(problem=f"its Ray is embedded in a process of {host}, which cannot be seen from here")
+    why = "the driver's process is gone" if boot == boot_id() else "the machine was started anew"
+    over = Over(index=0, word="GONE", cause=Cause.NODE_LOST, detail=why)
+    gone, runs = Seen(Phase.OVER, "GONE", over=over), Seen(Phase.RUNNING, "RUNNING")
+    return Answer(
+        {(name, 0): runs if boot == boot_id() and _processes(name) else gone for name in ids}, complete=True
+    )
+
+
+def _processes(name: str) -> list[int]:
+    """Finds the processes of this machine that have a job's name among their arguments, as drivers have."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if name.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,134 @@
+"""What `launcher=ray` says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from orchestrator.core.typed import typed
+from orchestrator.costs import DEVICES
+from orchestrator.errors import UserError, nearest
+
+AUTO, LOCAL = "auto", "local"
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What workers of cells that a selector names ask for, over what the plan says; None leaves it to the plan.
+
+    Attributes:
+        gpus: may be a fraction, for small cells that share one.
+        accelerator: the type of GPU, in Ray's words.
+        custom: custom resources of the cluster, by name.
+    """
+
+    only: str = ""
+    gpus: float | None = None
+    cpus: int | None = None
+    memory_gib: float | None = None
+    accelerator: str | None = None
+    custom: dict[str, float] = {}
+
+
+class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`conf/launcher/ray.yaml`, whose comments say more.
+
+    Attributes:
+        address: ``http://HOST:8265``, ``auto`` or ``local``.
+        max_workers: that may live at once; None for as many as there is work for and the cluster takes.
+        max_pending: workers that may wait for resources at once: what the autoscaler sees.
+        idle_s: a worker that finds nothing to claim for so long leaves.
+        cpus, cpus_per_gpu: of a worker without and with GPUs.
+        memory_gib: host memory of a worker where the plan does not say; None to ask for none.
+        device, gpus_per_node: what the nodes have; None to ask the cluster.
+        resources: what the cells of a selector ask for; a later one outranks an earlier one.
+        environment: for the workers.
+        python: the interpreter of the driver, on the head node.
+        accept: packages whose version may differ between here and the cluster.
+        settle_s: seconds of silence after which a job that the cluster does not know is over.
+    """
+
+    name: str = "ray"
+    address: str = AUTO
+    max_workers: int | None = None
+    max_pending: int = 8
+    idle_s: float = 20.0
+    cpus: int = 1
+    cpus_per_gpu: int = 4
+    memory_gib: float | None = None
+    device: str | None = None
+    gpus_per_node: int | None = None
+    resources: tuple[Asked, ...] = ()
+    environment: dict[str, str | int | float | bool] = {}
+    python: str = "python"
+    accept: tuple[str, ...] = ()
+    settle_s: float = 120.0
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the cluster is reached from outside."""
+        return self.address not in (AUTO, LOCAL)
+
+
+def ray_settings(tree: Mapping[str, Any]) -> RaySettings:
+    """Types and checks `launcher`.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value that makes no sense.
+    """
+    settings = typed(dict(tree), RaySettings, key="launcher")
+    _check_address(settings.address)
+    for name in ("max_workers", "max_pending", "cpus", "cpus_per_gpu"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"launcher.{name} is {value}", allowed="at least 1")
+    for name in ("idle_s", "settle_s"):
+        if not getattr(settings, name) >= 0:
+            raise UserError(f"launcher.{name} is {getattr(settings, name)}", allowed="at least 0")
+    if settings.device is not None and settings.device not in (*DEVICES, "cpu"):
+        raise UserError(
+            f"unknown device {settings.device!r} in launcher.device",
+            allowed=nearest(settings.device, [*DEVICES, "cpu"]),
+        )
+    for asked in settings.resources:
+        _check_asked(asked)
+    for variable in settings.environment:
+        if not _VARIABLE.fullmatch(variable):
+            raise UserError(f"{variable!r} in launcher.environment is no name of a variable")
+    return settings
+
+
+def _check_address(address: str) -> None:
+    allowed = "http://HOST:8265 (the dashboard's), auto (on the cluster) or local (a Ray of its own)"
+    if address.startswith("ray://"):
+        raise UserError(
+            f"launcher.address={address} is a Ray Client's",
+            where="a client and its cluster must be of one version, and a lost connection ends all",
+            allowed=allowed,
+        )
+    if address not in (AUTO, LOCAL) and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", address):
+        raise UserError(f"launcher.address is {address!r}", allowed=allowed)
+
+
+def _check_asked(asked: Asked) -> None:
+    of = f"of {asked.only!r}" if asked.only else "of all cells"
+    for name, least in (("gpus", 0), ("cpus", 1)):
+        value = getattr(asked, name)
+        if value is not None and not value >= least:
+            raise UserError(f"launcher.resources: {name} {of} is {value}", allowed=f"at least {least}")
+    if asked.gpus is not None and asked.gpus > 1 and asked.gpus != int(asked.gpus):
+        raise UserError(
+            f"launcher.resources: gpus {of} is {asked.gpus:g}", allowed="a fraction of one, or a whole number"
+        )
+    if asked.memory_gib is not None and not asked.memory_gib > 0:
+        raise UserError(f"launcher.resources: memory_gib {of} is {asked.memory_gib}", allowed="more than 0")
+    for name, amount in asked.custom.items():
+        if not amount > 0:
+            raise UserError(f"launcher.resources: custom.{name} {of} is {amount}", allowed="more than 0")
+        if name in ("CPU", "GPU", "memory"):
+            raise UserError(
+                f"launcher.resources: custom.{name} {of}", allowed="cpus, gpus or memory_gib for it"
+            )

@@ -1,0 +1,95 @@
+"""What a slot runs: ``python -m orchestrator.launchers.ray.worker STORE SWEEP SUBMISSION SLOT RESTART``.
+
+It works on the cells of its submission as any worker does, and its last line says how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+from collections.abc import Sequence
+
+from orchestrator import provenance
+from orchestrator.core.jobs import Submission
+from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.launchers.jobs import gone_of, request_of, settings_of
+from orchestrator.launchers.local import available_cpus
+from orchestrator.launchers.ray.settings import ray_settings
+from orchestrator.store import code as snapshots
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.submissions import Submissions
+from orchestrator.worker.main import STOP_SIGNALS, Diary
+from orchestrator.worker.main import run as run_worker
+from orchestrator.worker.order import Job, WorkerOrder
+
+STDIN = 0
+SHARES = 8
+"""At so many places among the cells workers begin, so that they rarely race for one stage."""
+
+
+def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, restart: int) -> WorkerOrder:
+    """Returns what a worker of a submission is told.
+
+    Raises:
+        InfrastructureError: the records that it is told from cannot be read.
+    """
+    request = request_of(ledger, sweep, submission.request)
+    settings, code = settings_of(request), submission.code
+    submissions = Submissions(ledger, sweep)
+    paths = snapshots.import_paths(ledger.objects, code) if code else request.import_paths
+    revision = ledger.revision(sweep, submission.revision)
+    targets = [spec.run for spec in revision.sweep.specs.values() if spec.run]
+    return WorkerOrder(
+        store=ledger.objects.url,
+        sweep=sweep,
+        revision=submission.revision,
+        cells=submission.tasks[0],
+        settings=settings,
+        slot=slot,
+        num_slots=SHARES,
+        num_threads=max(1, min(submission.resources.cpus, available_cpus())),
+        import_paths=paths,
+        code_digest=provenance.code_digest(targets, paths),
+        code=code,
+        max_idle_s=ray_settings(settings.launcher).idle_s,
+        job=Job(
+            cluster=submission.cluster,
+            job=submissions.job_of(submission.number) or submission.name,
+            restart_count=restart,
+            node=platform.node(),
+            gone=tuple(gone_of(submissions.read())),
+        ),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a worker; returns its exit code."""
+    store, sweep, number, slot, restart = sys.argv[1:] if argv is None else argv
+    stdout, diary = os.dup(1), Diary()
+    try:
+        ledger = open_ledger(store)
+        submission = Submissions(ledger, sweep).submission(int(number))
+        if submission is None:
+            raise InfrastructureError(f"submission {number} of {sweep} cannot be read", where=store)
+        logs = ledger.objects.workspace(layout.job_logs(sweep, int(number)))
+        order = order_of(ledger, sweep, submission, int(slot), int(restart))
+        code = run_worker(order, logs / f"worker-{slot}.{restart}.log", diary, lifeline=STDIN)
+    except SweepError as error:
+        code, diary.said = error.exit_code, f"error: {error}"
+    except OSError as error:
+        code, diary.said = InfrastructureError.exit_code, f"error: the store does not answer: {error}"
+    finally:
+        for late in STOP_SIGNALS:  # one that comes while Python ends would end it as if it had failed
+            signal.signal(late, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.write(stdout, f"{json.dumps({'said': diary.said, 'claims': diary.num_claims})}\n".encode())
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

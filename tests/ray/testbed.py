@@ -1,0 +1,224 @@
+"""A real Ray cluster on this machine: a head and nodes as processes of their own, on loopback, with fake GPUs.
+
+``python -m tests.ray.testbed up FOLDER`` and ``down FOLDER``; `make ray-smoke` shows the use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+PYTHON = sys.executable
+# Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and listens
+# to the world. So all its processes are told that this is one (the environment below), but the command is not.
+START = (
+    "import ray._private.ray_constants as c, ray._private.services as s; c.ENABLE_RAY_CLUSTER = True; "
+    "s.get_node_ip_address = lambda address=None: '127.0.0.1'; from ray.scripts.scripts import main; main()"
+)
+NODES = ({"GPU": 2}, {"GPU": 2}, {"GPU": 4})
+CPUS = 4
+STORE_BYTES = 80_000_000
+READY_S = 90.0
+
+
+def free_port() -> int:
+    """Returns a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What Ray's processes get: this Python first, a token, quick notice of dead nodes, no words to the world."""
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        "PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_health_check_initial_delay_ms": "2000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "4",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+    }
+
+
+class RayCluster:
+    """A head without CPUs, and nodes.
+
+    Args:
+        folder: for its files; short, since sockets lie in it.
+        nodes: the custom resources and GPUs of each node.
+    """
+
+    def __init__(self, folder: Path, nodes: Sequence[dict[str, float]] = NODES) -> None:
+        self.folder, self._nodes = folder, nodes
+        self._port, self._dashboard = free_port(), free_port()
+        self.processes: dict[str, int] = {}
+
+    @property
+    def address(self) -> str:
+        """What `launcher.address` takes."""
+        return f"http://127.0.0.1:{self._dashboard}"
+
+    def up(self) -> None:
+        """Starts all, and waits until every node is known."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "token").write_text(secrets.token_hex(32))
+        self.start_head()
+        for number, resources in enumerate(self._nodes, 1):
+            self.start_node(f"node{number}", resources)
+        self.wait_for_nodes(len(self._nodes) + 1)
+
+    def start_head(self) -> None:
+        """Starts the head at the address that it has, or had."""
+        self._start(
+            "head",
+            "--head",
+            f"--port={self._port}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self._dashboard}",
+            "--num-cpus=0",
+            "--num-gpus=0",
+        )
+        wait(lambda: self.ask("/api/version"), "the head does not answer")
+
+    def start_node(self, name: str, resources: dict[str, float]) -> None:
+        """Starts a node."""
+        custom = {key: value for key, value in resources.items() if key not in ("CPU", "GPU")}
+        self._start(
+            name,
+            f"--address=127.0.0.1:{self._port}",
+            f"--num-cpus={resources.get('CPU', CPUS):g}",
+            f"--num-gpus={resources.get('GPU', 0):g}",
+            f"--resources={json.dumps({name: 1, **custom})}",
+        )
+
+    def _start(self, name: str, *words: str) -> None:
+        command = [PYTHON, "-c", START, "start", *words, "--block", "--node-ip-address=127.0.0.1"]
+        command += [
+            f"--temp-dir={self.folder}/{name}",  # in one, nodes that start together would choose the same sockets
+            f"--object-store-memory={STORE_BYTES}",
+            f"--dashboard-agent-listen-port={free_port()}",  # which nodes of one address would share
+            "--disable-usage-stats",
+        ]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env=environment(self.folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes[name] = process.pid
+
+    def ask(self, path: str) -> Any:
+        """Asks the dashboard; None when it does not answer."""
+        headers = {"Authorization": f"Bearer {(self.folder / 'token').read_text()}"}
+        request = urllib.request.Request(self.address + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return json.loads(answer.read())
+        except (OSError, ValueError):
+            return None
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Returns the nodes that live."""
+        told = self.ask("/api/v0/nodes?detail=1&limit=1000")
+        rows = told["data"]["result"]["result"] if told and told.get("data") else []
+        return [row for row in rows if row["state"] == "ALIVE"]
+
+    def wait_for_nodes(self, number: int) -> None:
+        """Waits until so many nodes live, the head among them."""
+        wait(lambda: len(self.nodes()) == number, f"there are not {number} nodes")
+
+    def node_id(self, name: str) -> str:
+        """Returns the id of a node."""
+        return next(str(row["node_id"]) for row in self.nodes() if name in row["resources_total"])
+
+    def raylet(self, name: str) -> int:
+        """Returns the pid of a node's raylet."""
+        for pid in group_of(self.processes[name]):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet":
+                return pid
+        raise LookupError(f"no raylet of {name}")
+
+    def kill(self, name: str) -> None:
+        """Kills a node, or the head, with all its processes but such as left its session."""
+        for pid in group_of(self.processes.pop(name)):
+            end(pid, signal.SIGKILL)
+
+    def down(self) -> None:
+        """Ends all, nodes first."""
+        for name in reversed(list(self.processes)):
+            self.kill(name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def group_of(leader: int) -> list[int]:
+    """Returns a process and all that descend from it, the last first."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = [leader]
+    for pid in found:
+        found += children.get(pid, [])
+    return found[::-1]
+
+
+def end(pid: int, number: int) -> None:
+    """Sends a signal to a process that may be gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def wait(condition: Callable[[], Any], what: str, timeout_s: float = READY_S) -> Any:
+    """Waits for something to become true."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        if value := condition():
+            return value
+        time.sleep(0.2)
+    raise TimeoutError(what)
+
+
+def main() -> None:
+    """Brings a cluster up, which stays, or takes it down."""
+    verb, folder = sys.argv[1], Path(sys.argv[2])
+    state = folder / "cluster.json"
+    if verb == "up":
+        cluster = RayCluster(folder)
+        cluster.up()
+        state.write_text(json.dumps({"processes": cluster.processes}))
+        told = {"RAY_API_SERVER_ADDRESS": cluster.address, "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        (folder / "env").write_text("".join(f"export {key}={value}\n" for key, value in told.items()))
+        print(f"a head and {len(NODES)} nodes, known after: source {folder}/env")
+    else:
+        cluster = RayCluster(folder)
+        cluster.processes = json.loads(state.read_text())["processes"]
+        cluster.down()
+
+
+if __name__ == "__main__":
+    main()
