@@ -1,4 +1,4 @@
-"""A real Ray cluster on this machine: a head and nodes as processes of their own, on loopback, with fake GPUs.
+"""A real Ray cluster on this machine: a head and nodes as processes of their own, on loopback; fake GPUs.
 
 ``python -m tests.ray.testbed up FOLDER`` and ``down FOLDER``; `make ray-smoke` shows the use.
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 PYTHON = sys.executable
-# Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and listens
-# to the world. So all its processes are told that this is one (the environment below), but the command is not.
+# Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and
+# listens to the world. So its processes are told that this is one (the environment below), the command is not.
 START = (
     "import ray._private.ray_constants as c, ray._private.services as s; c.ENABLE_RAY_CLUSTER = True; "
     "s.get_node_ip_address = lambda address=None: '127.0.0.1'; from ray.scripts.scripts import main; main()"
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What Ray's processes get: this Python first, a token, quick notice of dead nodes, no words to the world."""
+    """What Ray's processes get: this Python first, a token, quick notice of dead nodes, no telemetry."""
     return {
         **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
         "PATH": f"{Path(PYTHON).parent}:{os.environ['PATH']}",
@@ -111,7 +111,7 @@ class RayCluster:
     def _start(self, name: str, *words: str) -> None:
         command = [PYTHON, "-c", START, "start", *words, "--block", "--node-ip-address=127.0.0.1"]
         command += [
-            f"--temp-dir={self.folder}/{name}",  # in one, nodes that start together would choose the same sockets
+            f"--temp-dir={self.folder}/{name}",  # in one, nodes that start together choose the same sockets
             f"--object-store-memory={STORE_BYTES}",
             f"--dashboard-agent-listen-port={free_port()}",  # which nodes of one address would share
             "--disable-usage-stats",
@@ -162,6 +162,20 @@ class RayCluster:
         """Kills a node, or the head, with all its processes but such as left its session."""
         for pid in group_of(self.processes.pop(name)):
             end(pid, signal.SIGKILL)
+
+    def heal(self) -> None:
+        """Starts again what was killed: the nodes, or all if the head was."""
+        if "head" not in self.processes or not self.ask("/api/version"):
+            for name in list(self.processes):
+                self.kill(name)
+            self.start_head()
+        wanted = {f"node{number}": resources for number, resources in enumerate(self._nodes, 1)}
+        for name in [name for name in self.processes if name not in wanted and name != "head"]:
+            self.kill(name)
+        for name, resources in wanted.items():
+            if name not in self.processes:
+                self.start_node(name, resources)
+        self.wait_for_nodes(len(wanted) + 1)
 
     def down(self) -> None:
         """Ends all, nodes first."""

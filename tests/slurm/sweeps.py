@@ -2,79 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.commands.launches import checkpoints, records, wait_for
-from tests.conftest import Sweep
+from tests.commands.launches import wait_for
+from tests.launchers.on_scheduler import OnScheduler
 from tests.slurm.testbed import Testbed
 
-COUNT = """
-description: counting as jobs
-config: {{seed: 0, count: {{num_steps: {steps}, checkpoint_every: 5, step_s: {step_s}, fail: null}}}}
-axes: {{seed: "range(0,{cells})"}}
-stages: {stages}
-"""
 SLURM = ("launcher=slurm", "cluster=testbed", "cluster.memory_gib=1")
 
 
-class OnSlurm(Sweep):
+class OnSlurm(OnScheduler):
     """The command on a login node of the test bed."""
 
     def __init__(self, cluster: Testbed, folder: Path, store: Path) -> None:
         super().__init__(folder, store, cluster.env)
         self.cluster = cluster
 
-    def write(
-        self, name: str = "jobs", *, cells: int = 4, steps: int = 10, step_s: float = 0.0, stage: str = ""
-    ) -> str:
-        """Writes a sweep that counts, or has another stage of one in `mine.py`, and returns its file."""
-        path = self.folder / f"{name}.yaml"
-        stages = (
-            f'{{{stage}: {{run: "mine:{stage}", reads: [seed], preload: [mine]}}}}' if stage else "[count]"
-        )
-        path.write_text(COUNT.format(cells=cells, steps=steps, step_s=step_s, stages=stages))
-        return path.name
-
-    def write_stages(self, text: str) -> None:
-        """Writes the module of the user's own stages."""
-        (self.folder / "mine.py").write_text(text)
-
     def launch(self, name: str = "jobs.yaml", *words: str, **more: Any) -> str:
         """Launches it on Slurm."""
         return self("launch", name, *SLURM, *words, **more)
-
-    def counts(self, name: str = "jobs") -> dict[str, int]:
-        """Number of cells by state, as `sweep status` says."""
-        counts: dict[str, int] = self.json("status", name)["counts"]
-        return counts
-
-    def states(self, name: str = "jobs") -> dict[str, str]:
-        """State by cell, in the order of the grid."""
-        return {cell["cell"]: cell["state"] for cell in self.json("status", name)["cells"]}
-
-    def reasons(self, name: str = "jobs") -> dict[str, str]:
-        """Reason by cell."""
-        return {cell["cell"]: cell["reason"] for cell in self.json("status", name)["cells"]}
-
-    def until(self, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
-        """Waits for a condition that asks by commands, which take a while themselves."""
-        deadline_s = time.monotonic() + timeout_s
-        while not (value := condition()):
-            assert time.monotonic() < deadline_s, "waited in vain"
-            time.sleep(0.3)
-        return value
-
-    def until_done(self, cells: int, name: str = "jobs", timeout_s: float = 90) -> None:
-        """Waits until every cell is done, by the store alone."""
-        wait_for(lambda: len(list((self.store / "done").rglob("*.json"))) >= cells, timeout_s)
-        assert self.counts(name) == {"done": cells}
 
     def wake(self) -> None:
         """Lets jobs that wait to be started anew start soon, but not within the second of their end.
@@ -84,13 +35,6 @@ class OnSlurm(Sweep):
         time.sleep(2)
         for task in self.cluster.job_states("--states=PENDING"):
             self.cluster.ask("scontrol", "update", f"jobid={task}", "StartTime=now")
-
-    def assert_each_done_once(self, cells: int) -> None:
-        """Every product exists once; no attempt was repeated after it succeeded."""
-        assert len(list((self.store / "done").rglob("*.json"))) == cells
-        assert not list((self.store / "void").rglob("*.json"))
-        ends = records(self.store, "end.json")
-        assert sum(end["outcome"] == "succeeded" for end in ends) == cells
 
     def wrap(self, command: str, body: str) -> None:
         """Puts a shell script of that name before Slurm's own command, which it knows as ``$real``."""
@@ -123,16 +67,6 @@ class OnSlurm(Sweep):
                 held.setdefault(cell, []).append(task)
         return held
 
-    def submissions(self, name: str = "jobs") -> list[dict[str, Any]]:
-        """The intents, oldest first."""
-        paths = sorted((self.store / f"sweeps/{name}/submissions").glob("*.json"))
-        return [json.loads(path.read_text()) for path in paths]
-
-    def closings(self, name: str = "jobs") -> list[dict[str, Any]]:
-        """The ends of jobs that were recorded."""
-        paths = sorted((self.store / f"sweeps/{name}/submissions").glob("*/closings/*.json"))
-        return [over for path in paths for over in json.loads(path.read_text())["over"]]
-
     def task(self, index: int = 0, name: str = "jobs") -> str:
         """What Slurm calls a task of the last submission: ``12_0``."""
         path = sorted((self.store / f"sweeps/{name}/submissions").glob("*/job.json"))[-1]
@@ -143,52 +77,3 @@ class OnSlurm(Sweep):
         task = task or self.task()
         wait_for(lambda: self.cluster.job_states().get(task, "") == state, timeout_s)
         return task
-
-    def until_checkpoints(self, number: int = 1, timeout_s: float = 40) -> None:
-        """Waits until so many checkpoints are there."""
-        wait_for(lambda: len(checkpoints(self.store)) >= number, timeout_s)
-
-    def ends(self) -> list[dict[str, Any]]:
-        """How attempts ended, in the order of their ends."""
-        return sorted(records(self.store, "end.json"), key=lambda end: str(end["at"]))
-
-    def starts(self) -> list[dict[str, Any]]:
-        """The starts of attempts, in their order."""
-        return sorted(records(self.store, "start.json"), key=lambda start: int(start["folder"].name))
-
-    def beats(self) -> list[dict[str, Any]]:
-        """The heartbeats of stages that run."""
-        beats = records(self.store, "heartbeat.json")
-        return [b for b in beats if b["phase"] == "running" and not (b["folder"] / "end.json").exists()]
-
-    def products(self) -> list[dict[str, Any]]:
-        """The records of products."""
-        return records_of(self.store / "done")
-
-    def why(self, cell: str | None = None, name: str = "jobs") -> str:
-        """What `sweep why` says, of the only cell unless one is named."""
-        return self("why", name, cell or next(iter(self.states(name))))
-
-    def steps(self) -> list[int]:
-        """The steps that were counted in all attempts of a sweep of one cell, in their order."""
-        paths = sorted(self.store.glob("payload/count/*/*/metrics.jsonl"), key=lambda p: int(p.parent.name))
-        return [json.loads(line)["step"] for path in paths for line in path.read_text().splitlines()]
-
-    def assert_counted(self, steps: int) -> None:
-        """Every product is what counting without a break would have made."""
-        for done in records_of(self.store / "done/count"):
-            path = self.store / f"payload/count/{done['digest']}/{done['attempt']}/output/count.txt"
-            assert path.read_text() in {f"{steps} {counted(seed, steps)}\n" for seed in range(64)}
-
-
-def counted(seed: int, steps: int) -> str:
-    """The last digest of a count."""
-    state = str(seed)
-    for step in range(1, steps + 1):
-        state = hashlib.sha256(f"{state}:{step}".encode()).hexdigest()
-    return state
-
-
-def records_of(folder: Path) -> list[dict[str, Any]]:
-    """All records below a folder."""
-    return [json.loads(path.read_text()) for path in folder.rglob("*.json")]
