@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 export UV_LINK_MODE ?= copy
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down test test-long check fix bench lock clean
+.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long check fix bench lock clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,21 @@ slurm-smoke: setup ## the smoke sweep as jobs of it, from nothing to the report;
 slurm-down: ## end it and remove its folder
 	slurm/testbed/down.sh $(DIR) --purge
 
+# A real Ray cluster on this machine, a head and three nodes with fake GPUs: make ray-up [RAY_DIR=FOLDER], then
+# `source FOLDER/env`; `launcher.address=auto` is that cluster then.
+RAY_DIR ?= /tmp/sweep-ray
+ray-up: setup ## start it
+	$(BIN)/python -m tests.ray.testbed up $(RAY_DIR)
+
+ray-smoke: setup ## the smoke sweep on it by the Jobs API, from nothing to the report; ends it again
+	$(BIN)/python -m tests.ray.testbed up $(RAY_DIR)
+	. $(RAY_DIR)/env; $(BIN)/sweep launch smoke launcher=ray launcher.address=$$RAY_API_SERVER_ADDRESS \
+	  'launcher.resources=[{gpus: 1}]' launcher.device=cpu launcher.max_workers=4 store.url=runs-ray --wait; \
+	  code=$$?; $(BIN)/python -m tests.ray.testbed down $(RAY_DIR); exit $$code
+
+ray-down: ## end it and remove its folder
+	$(BIN)/python -m tests.ray.testbed down $(RAY_DIR)
+
 test: setup
 	$(BIN)/pytest -m "not long" -n 2 --dist loadgroup
 
@@ -72,6 +87,7 @@ bench: setup
 	$(BIN)/python benchmarks/launcher_against_processes.py
 	$(BIN)/python benchmarks/loop_against_trainer.py
 	$(BIN)/python benchmarks/slurm_against_sbatch.py
+	$(BIN)/python benchmarks/ray_against_tune.py
 
 lock: setup ## compile the lock where the CPU wheel of torch is visible
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --group dev pyproject.toml -c <(echo torch==2.13.0+cpu) \
