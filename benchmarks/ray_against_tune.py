@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.ray.testbed import RayCluster, environment  # noqa: E402
 
-NODES = ({"CPU": 4}, {"CPU": 4})
+NODES: tuple[dict[str, float], ...] = ({"CPU": 4}, {"CPU": 4})
 PATIENCE_S = 1800.0
 SWEEP = """
 description: cells that do nothing

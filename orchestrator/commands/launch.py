@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if limits:
         wait = args.wait or (launcher.attached and not args.detach)
-        return submit_all(sealed, [Asked(request, launcher)], limits, wait=wait)
+        return submit_all(sealed, [Asked(request, launcher, limits)], wait=wait)
     if args.detach:
         return detach(sealed, request)
     return attend(sealed.fresh(), request, launcher)

@@ -51,42 +51,54 @@ def run(args: argparse.Namespace) -> int:
     outlive_the_reader()
     view = open_view(args.sweep, no_overrides(args.words))
     asked = requests_of(view)
-    limits = asked[-1].submitter.limits()
     if args.dry_run:
         given = Given()
-        for request, submitter in asked:
-            given.add(Dispatch(view, request, submitter, limits).dry_run(after=len(given.scripts)))
+        for each in asked:
+            given.add(Dispatch(view, *each).dry_run(after=len(given.scripts)))
         return print_scripts(given)
-    return submit_all(view, asked, limits, wait=args.wait)
+    return submit_all(view, asked, wait=args.wait)
 
 
 class Asked(NamedTuple):
-    """A request for jobs, and the launcher that its settings make."""
+    """A request for jobs, the launcher that its settings make, and what its scheduler says of itself."""
 
     request: Request
     submitter: Submitter
+    limits: Limits
 
 
 def requests_of(view: View) -> list[Asked]:
     """Returns the requests whose settings and code count for cells of the revision: of each the last.
 
+    A sweep may have jobs of several schedulers: those that do not answer are told, and left for later.
+
     Raises:
         UserError: nothing was launched as jobs.
+        InfrastructureError: no scheduler answers.
     """
     started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
     if not started:
         raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
     numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
-    asked = []
+    asked: list[Asked] = []
+    silent: list[InfrastructureError] = []
     for request in started:
         submitter = make_launcher(settings_of(request), len(view.sweep.cells))
-        if isinstance(submitter, Submitter) and (request.number in numbers or request is started[-1]):
-            asked.append(Asked(request, submitter))
+        if not isinstance(submitter, Submitter) or not (request.number in numbers or request is started[-1]):
+            continue
+        try:
+            asked.append(Asked(request, submitter, submitter.limits()))
+        except InfrastructureError as error:
+            silent.append(error)
+    if silent and not asked:
+        raise silent[-1]
+    for problem in silent:
+        print(f"  left for later: {problem.what}")
     if not asked:
         raise UserError(
             f"{view.title} was last launched with a launcher that has no jobs",
             where=f"launcher={settings_of(started[-1]).launcher['name']}",
-            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}",
+            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray",
         )
     return asked
 
@@ -120,18 +132,18 @@ def print_scripts(given: Given) -> int:
     return 0
 
 
-def submit_all(view: View, asked: Sequence[Asked], limits: Limits, *, wait: bool) -> int:
+def submit_all(view: View, asked: Sequence[Asked], *, wait: bool) -> int:
     """Settles, submits what nobody holds and says so; with `wait` stays until nothing is left to do.
 
     Returns:
         0 when everything was submitted, or with `wait` when all cells are done; else 1.
     """
     with mirroring(view.ledger, view.sweep.name, asked[-1].request):
-        done = _pass(view, asked, limits)
+        done = _pass(view, asked)
         view = done.view
         print_lines(done.lines)
         if wait:
-            return _stay(view, asked, limits)
+            return _stay(view, asked)
     counts = Counter(view.cells[cell.cell].state for cell in view.sweep.cells)
     print(f"{view.title}: {counted(len(view.sweep.cells), 'cell')}: {summary(counts)}")
     print_failures(view, list(view.sweep.cells))
@@ -149,12 +161,12 @@ class _Pass(NamedTuple):
     lines: list[str]
 
 
-def _pass(view: View, asked: Sequence[Asked], limits: Limits, *, hold: str = "") -> _Pass:
+def _pass(view: View, asked: Sequence[Asked], *, hold: str = "") -> _Pass:
     """Settles and submits; with `hold`, a limit, submits only if a job was found over."""
-    settled = settle(view.fresh(), [submitter for _, submitter in asked])
+    settled = settle(view.fresh(), [each.submitter for each in asked])
     view, given = settled.view, Given()
-    for request, submitter in asked:
-        dispatch = Dispatch(view, request, submitter, limits)
+    for each in asked:
+        dispatch = Dispatch(view, *each)
         try:
             given.add(dispatch.run(hold="" if settled.closed else hold))
         except SweepError:  # what was submitted before it is
@@ -179,8 +191,8 @@ def summary(counts: Counter[State]) -> str:
 _OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
 
 
-def _stay(view: View, asked: Sequence[Asked], limits: Limits) -> int:
-    numbers = {request.number for request, _ in asked}
+def _stay(view: View, asked: Sequence[Asked]) -> int:
+    numbers = {each.request.number for each in asked}
     cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.cell) in numbers]
     pause_s, last, said = WAIT_S, "", [""]
     hold, hold_until_s = "", 0.0
@@ -189,7 +201,7 @@ def _stay(view: View, asked: Sequence[Asked], limits: Limits) -> int:
         time.sleep(pause_s)
         start_s = time.monotonic()
         try:
-            done = _pass(view, asked, limits, hold=hold if start_s < hold_until_s else "")
+            done = _pass(view, asked, hold=hold if start_s < hold_until_s else "")
         except InfrastructureError as error:  # a scheduler that is away comes back
             print(f"  {error.what}; trying again", flush=True)
             pause_s, view = MAX_WAIT_S, view.fresh()

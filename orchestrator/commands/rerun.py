@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     request = _record(view, cells, settings, import_paths, code)
     if limits:
         wait = args.wait or (launcher.attached and not args.detach)
-        return submit_all(view, [Asked(request, launcher)], limits, wait=wait)
+        return submit_all(view, [Asked(request, launcher, limits)], wait=wait)
     return detach(view, request) if args.detach else attend(view.fresh(), request, launcher)
 
 

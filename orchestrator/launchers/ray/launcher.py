@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shlex
@@ -266,10 +265,11 @@ def found_here() -> str:
     """
     if told := os.environ.get("RAY_API_SERVER_ADDRESS"):
         return told.rstrip("/")
-    utils = importlib.import_module("ray.dashboard.utils")  # imported by name: slow, and only here
+    from orchestrator.launchers.ray.pool import dashboard_here  # imports Ray, and is needed only here
+
     try:
-        return str(utils.ray_address_to_api_server_url(AUTO)).rstrip("/")
-    except Exception as error:
+        return dashboard_here().rstrip("/")
+    except Exception as error:  # noqa: BLE001 - Ray raises whatever its services do
         raise UserError(
             "there is no Ray cluster on this machine",
             where=" ".join(str(error).split())[:200],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ray
 from ray import cloudpickle
+from ray._private import services
+from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from orchestrator.core.failure import Cause
@@ -18,6 +21,7 @@ from orchestrator.launchers.ray.words import Node
 
 cloudpickle.register_pickle_by_value(slots)
 
+CONNECT_S = 5.0
 DRAIN_S = 2.0
 """How often to ask which nodes are about to go."""
 
@@ -207,6 +211,18 @@ def options(resources: Resources, avoid: Collection[str]) -> dict[str, Any]:
     if avoid:
         found["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
     return found
+
+
+def dashboard_here() -> str:
+    """Returns the address of the dashboard of the cluster that this machine is a node of.
+
+    Raises:
+        Exception: whatever Ray's services do where there is none.
+    """
+    address = services.canonicalize_bootstrap_address_or_die("auto")
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=CONNECT_S).close()  # else Ray tries for 40 s
+    return str(ray_address_to_api_server_url(address))
 
 
 def draining() -> dict[str, float]:
