@@ -68,7 +68,7 @@ class Asked(NamedTuple):
 
 
 def requests_of(view: View) -> list[Asked]:
-    """Returns the requests whose settings and code count for cells of the revision: of each the last.
+    """Returns the requests whose settings and code count for cells of the revision, or that have open jobs.
 
     A sweep may have jobs of several schedulers: those that do not answer are told, and left for later.
 
@@ -80,6 +80,7 @@ def requests_of(view: View) -> list[Asked]:
     if not started:
         raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
     numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
+    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}  # to be settled
     asked: list[Asked] = []
     silent: list[InfrastructureError] = []
     for request in started:
