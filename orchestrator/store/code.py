@@ -174,7 +174,7 @@ def damage(objects: ObjectStore, digest: str) -> str:
 
 def folder(objects: ObjectStore, digest: str) -> Path:
     """Returns the local folder of a snapshot."""
-    return objects.download(layout.code(digest))
+    return objects.folder(layout.code(digest))
 
 
 def package_path(objects: ObjectStore, digest: str) -> Path:

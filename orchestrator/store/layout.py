@@ -158,6 +158,26 @@ def payload(stage: str, digest: str, number: int) -> str:
     return f"payload/{stage}/{digest}/{number}"
 
 
+def output(stage: str, digest: str, number: int) -> str:
+    """The folder of the files that become an attempt's product."""
+    return f"{payload(stage, digest, number)}/{OUTPUT}"
+
+
+def log(stage: str, digest: str, number: int) -> str:
+    """What an attempt printed."""
+    return f"{payload(stage, digest, number)}/{LOG}"
+
+
+def metrics(stage: str, digest: str, number: int) -> str:
+    """An attempt's metrics, as JSON lines."""
+    return f"{payload(stage, digest, number)}/{METRICS}"
+
+
+def checkpoints(stage: str, digest: str, number: int) -> str:
+    """The folder of an attempt's checkpoints, one folder a step."""
+    return f"{payload(stage, digest, number)}/{CHECKPOINTS}"
+
+
 def code(digest: str) -> str:
     """The folder of a code snapshot."""
     return f"code/{digest}"
