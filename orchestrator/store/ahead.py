@@ -1,4 +1,4 @@
-"""Reading ahead: what a snapshot of many stages needs of a bucket, in a few round trips instead of thousands."""
+"""Reading ahead: what a snapshot of many stages needs of a bucket, in a few round trips."""
 
 from __future__ import annotations
 

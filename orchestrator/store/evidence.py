@@ -191,7 +191,7 @@ def examine(
 
 
 def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: bool) -> str | None:
-    """Finds the first file that is not as recorded; of a bucket, sizes are listed and only content is fetched."""
+    """Finds the first file that is not as recorded; of a bucket, sizes are listed, content is fetched."""
     objects = ledger.objects
     if objects.in_place:
         return damage(objects.folder(prefix), files, content=content)

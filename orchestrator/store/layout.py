@@ -15,7 +15,7 @@
     retired/<stage>/<policy>/<digest>.<g>.json
     payload/<stage>/<digest>/<n>/                 log.txt metrics.jsonl checkpoints/ output/ outcome.json
     code/<digest>.json                            the files of a code snapshot; written last
-    code/<digest>/{polysweep,project-<k>}/
+    code/<digest>/{polysweep,project-<k>}/        in a bucket: code/<digest>.archive/files.tar
 """
 
 from __future__ import annotations
@@ -186,6 +186,11 @@ def code(digest: str) -> str:
 def code_record(digest: str) -> str:
     """The record that a code snapshot is whole."""
     return f"code/{digest}.json"
+
+
+def code_archive(digest: str) -> str:
+    """The folder of a code snapshot's archive: where its files are not kept each under its own name."""
+    return f"code/{digest}.archive"
 
 
 def code_project(number: int) -> str:

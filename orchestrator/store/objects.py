@@ -40,7 +40,7 @@ class ObjectStore(Protocol):
     min_lease_s: float
     """A shorter lease would prove nothing here: others see changes only after a while."""
     in_place: bool
-    """Payload is written in the shared place itself: others see each file as it grows, and none is fetched."""
+    """Payload is written in the shared place itself: others see it as it grows, and none is fetched."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Writes only if absent, atomically and durably; False when the key exists."""
@@ -55,7 +55,7 @@ class ObjectStore(Protocol):
         """Returns what `get` would for each key, in a few round trips."""
 
     def read_from(self, key: str, start: int) -> bytes:
-        """Returns the bytes from `start` on of an object that grows; none when there are no more, or no key."""
+        """Returns the bytes from `start` on of what grows; none when there are no more, or no key."""
 
     def list(self, prefix: str) -> Listing:
         """Lists one level; an absent prefix is empty."""

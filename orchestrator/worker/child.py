@@ -1,7 +1,7 @@
 """The process that runs one attempt of one stage, and leaves its outcome in the attempt's folder.
 
 It is forked from a server that has imported the heavy libraries. It reads a shared folder only to see whether
-another attempt took over, and a bucket not at all, for its worker uploads what it writes; and it writes nowhere
+another attempt took over, and a bucket not at all, for its worker uploads what it writes. It writes nowhere
 but in its own folder. When the pipe to its worker closes it ends itself and its whole process group.
 """
 
