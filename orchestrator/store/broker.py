@@ -36,6 +36,9 @@ CHUNK, MAX_PARTS = 8 * 2**20, 9_000
 """Bytes of a part of a large file, unless it had more parts than S3 takes, which is 10,000."""
 
 TRIES = 3
+_CREDENTIALS = r"credential|/latest/(api/token|meta-data)|computeMetadata|169\.254\.169|JWT|OAuth"
+"""What is only asked for where the environment names no account: then the machine's own is looked for."""
+
 _REQUEST_S = LIMIT_S * 0.4  # so that a read that hangs once is answered in time
 
 Store = S3Store | GCSStore
@@ -254,9 +257,9 @@ def explained(error: Exception) -> tuple[str, int]:
         return "there is no such bucket", errno.ENXIO
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
         kind = errno.EACCES
-    elif re.search("credential|metadata (end)?point|169.254|JWT|OAuth", text, re.IGNORECASE):
+    elif re.search(_CREDENTIALS, text, re.IGNORECASE):
         kind = errno.EACCES
-        text = "no credentials in the environment are accepted: " + text
+        text = "no credentials in the environment"
     elif isinstance(error, ValueError):
         kind = errno.EINVAL
     if isinstance(error, TimeoutError):

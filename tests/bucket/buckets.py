@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -55,16 +56,17 @@ class Bucket:
 
 
 class BucketSweep(Sweep):
-    """The command over a bucket; `store` is a fresh copy of it as a folder, each time it is asked for."""
+    """The command over a bucket, on one node; `store` is a fresh copy of it as a folder, at each look."""
 
-    def __init__(self, folder: Path, bucket: Bucket) -> None:
-        self._bucket = bucket
+    def __init__(self, folder: Path, bucket: Bucket, *, node: str = "cache") -> None:
+        self.bucket = bucket
         super().__init__(folder, Path())
-        self.env = None
+        cache = str(bucket.folder / node)
+        self.env = {**os.environ, "SWEEP_STORE": bucket.url, "SWEEP_CACHE": cache}
 
     @property
     def store(self) -> Path:  # type: ignore[override]
-        return self._bucket.mirror()
+        return self.bucket.mirror()
 
     @store.setter
     def store(self, value: Path) -> None:

@@ -32,7 +32,7 @@ def proxy(s3: Server) -> Iterator[Proxy]:
     proxy = Proxy(s3.port)
     yield proxy
     proxy.is_down = True
-    proxy.hangs = False
+    proxy.hangs = None
     proxy.close()
 
 

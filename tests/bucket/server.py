@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,23 +60,26 @@ def start_server(log: Path) -> Server:
 class Proxy:
     """Passes requests on to the server, unless told otherwise.
 
+    Conditional puts go one at a time: moto looks whether a key exists and then writes it, in several threads,
+    so that two creators may both win, once in some hundred races. S3 decides in one step.
+
     Attributes:
         url: for AWS_ENDPOINT_URL.
         latency_s: added to each request.
         ignores_conditions: takes If-None-Match away, as a server does that does not know it.
         is_down: resets every connection.
         denies: answers 403.
-        hangs: takes requests and never answers.
+        hangs: takes requests whose path this pattern finds, and does not answer while it stands.
         seen: (method, path) of all requests.
     """
 
     def __init__(self, port: int) -> None:
         self.latency_s = 0.0
-        self.ignores_conditions = self.is_down = self.denies = self.hangs = False
+        self.ignores_conditions = self.is_down = self.denies = False
+        self.hangs: str | None = None
         self.seen: list[tuple[str, str]] = []
         self._faults: list[tuple[str, str, str, int]] = []
-        self._lock = threading.Lock()
-        self.on_request: Callable[[str, str], None] = lambda method, path: None
+        self._lock, self.one_at_a_time = threading.Lock(), threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, port))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -91,6 +93,10 @@ class Proxy:
         """Lets the next requests whose path a pattern finds go wrong."""
         with self._lock:
             self._faults.append((fault, method, path, times))
+
+    def has_seen(self, method: str, path: str) -> bool:
+        """Whether a request came whose path a pattern finds."""
+        return any(verb == method and re.search(path, seen) for verb, seen in self.seen)
 
     def fault_of(self, method: str, path: str) -> str:
         """The fault that a request meets, "" for none; each is used up."""
@@ -115,9 +121,8 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:
 
         def pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            proxy.on_request(self.command, self.path)
             fault = proxy.fault_of(self.command, self.path)
-            while proxy.hangs:
+            while proxy.hangs is not None and re.search(proxy.hangs, self.path):
                 time.sleep(0.05)
             time.sleep(proxy.latency_s)
             if proxy.is_down or fault == "reset before":
@@ -129,19 +134,24 @@ def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection",)}
             if proxy.ignores_conditions:
                 headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
-            upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            try:
-                upstream.request(self.command, self.path, body, headers)
-                reply = upstream.getresponse()
-                data = reply.read()
-            finally:
-                upstream.close()
+            is_create = self.command == "PUT" and "If-None-Match" in self.headers
+            with proxy.one_at_a_time if is_create else contextlib.nullcontext():
+                reply, data = self._ask(body, headers)
             if fault == "lost reply":
                 return self._reset()
             kept = {k: v for k, v in reply.getheaders() if k.lower() not in _HOP}
             if self.command == "HEAD":
                 kept["Content-Length"] = reply.getheader("Content-Length") or "0"
             self._answer(reply.status, kept, data)
+
+        def _ask(self, body: bytes, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
+            upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            try:
+                upstream.request(self.command, self.path, body, headers)
+                reply = upstream.getresponse()
+                return reply, reply.read()
+            finally:
+                upstream.close()
 
         def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
             self.send_response(status)
