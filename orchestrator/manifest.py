@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -58,6 +58,28 @@ def fsync_tree(folder: Path) -> None:
         fsync_path(Path(root))
 
 
+def damage_by_size(sizes: Mapping[str, int], files: Iterable[File]) -> str | None:
+    """Finds the first file that is missing or has another size.
+
+    Args:
+        sizes: of the files that there are, by path.
+        files: what was recorded.
+
+    Returns:
+        A phrase as of `damage`, or None when all is well.
+    """
+    for file in files:
+        if (size := sizes.get(file.path)) != file.size:
+            return _other_size(file, size)
+    return None
+
+
+def _other_size(file: File, size: int | None) -> str:
+    if size is None:
+        return f"{file.path} is missing"
+    return f"{file.path} has {size} bytes instead of {file.size}"
+
+
 def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str | None:
     """Finds the first file that is not what the manifest says.
 
@@ -74,11 +96,11 @@ def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str 
         try:
             size = path.stat().st_size
             if size != file.size:
-                return f"{file.path} has {size} bytes instead of {file.size}"
+                return _other_size(file, size)
             if content and file_digest(path) != file.sha256:
                 return f"{file.path} has other content than recorded"
         except (FileNotFoundError, NotADirectoryError):
-            return f"{file.path} is missing"
+            return _other_size(file, None)
         except OSError as error:
             return f"{file.path} cannot be read ({error.strerror})"
     return None

@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from orchestrator.errors import SweepError
 from orchestrator.launchers.local import available_cpus, visible_gpus
 from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
-from orchestrator.store.objects import PosixStore, open_objects
+from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
 
 PACKAGES = (
     "hydra-core",
@@ -100,38 +101,50 @@ def _package(name: str) -> Check:
         return Check(name, False, f"not installed: pip install {name}")
 
 
-def _nearest_folder(url: str) -> Path:
-    folder = Path(open_objects(url).url)
+def _nearest_folder(objects: ObjectStore) -> Path:
+    folder = Path(objects.url)
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
 def _store(url: str) -> Check:
-    folder = _nearest_folder(url)
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return Check("store", False, f"{folder} is no writable folder")
+    objects, room, enough = open_objects(url), "", True
+    if objects.in_place:
+        folder = _nearest_folder(objects)
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            return Check("store", False, f"{folder} is no writable folder")
+        free_gib = shutil.disk_usage(folder).free / 2**30
+        room, enough = f", {free_gib:.0f} GiB free", free_gib > 1
     objects = open_ledger(url).objects
-    free_gib = shutil.disk_usage(folder).free / 2**30
     state = "will be made by the first launch" if objects.get(layout.STORE) is None else "exists"
-    return Check("store", free_gib > 1, f"{url} ({state}), {free_gib:.0f} GiB free")
+    return Check("store", enough, f"{url} ({state}){room}")
 
 
 def _semantics(url: str) -> Check:
-    """Races creates of one key, in a scratch folder on the store's file system."""
-    with tempfile.TemporaryDirectory(prefix=".sweep-doctor-", dir=_nearest_folder(url)) as scratch:
-        store = PosixStore(Path(scratch))
-        with ThreadPoolExecutor(RACERS) as pool:
-            for number in range(20):
-                wins = pool.map(lambda n, k=number: store.create(f"key-{k}", str(n).encode()), range(RACERS))
-                if sum(wins) != 1:
-                    return Check(
-                        "store semantics", False, "two writers created one key: claims would not hold"
-                    )
-        store.put("key-0", b"replaced")
-        good = store.get("key-0") == b"replaced" and len(store.list("").files) == 20
-        store.delete("key-0")
-        good = good and store.get("key-0") is None
+    """Races creates of one key, in a scratch folder on the store's file system or in the bucket."""
+    objects = open_objects(url)
+    if not objects.in_place:
+        scratch = f"probe-{uuid.uuid4().hex}"
+        try:
+            return _race([open_objects(f"{objects.url}/{scratch}") for _ in range(RACERS)])
+        finally:
+            objects.delete(scratch)
+    with tempfile.TemporaryDirectory(prefix=".sweep-doctor-", dir=_nearest_folder(objects)) as folder:
+        return _race([PosixStore(Path(folder))] * RACERS)
+
+
+def _race(stores: Sequence[ObjectStore]) -> Check:
+    store = stores[0]
+    with ThreadPoolExecutor(RACERS) as pool:
+        for number in range(20):
+            wins = pool.map(lambda n, k=number: stores[n].create(f"key-{k}", str(n).encode()), range(RACERS))
+            if sum(wins) != 1:
+                return Check("store semantics", False, "two writers created one key: claims would not hold")
+    store.put("key-0", b"replaced")
+    good = store.get("key-0") == b"replaced" and len(store.list("").files) == 20
+    store.delete("key-0")
+    good = good and store.get("key-0") is None
     return Check(
         "store semantics", good, "create is exclusive among 8 writers, replace, list and delete work"
     )

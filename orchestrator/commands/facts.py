@@ -101,15 +101,17 @@ def _plain(value: Any) -> Any:
 
 
 def _hosts(view: View) -> set[str]:
-    hosts = set()
+    hosts, keys = set(), []
     for digest, status in view.stages.items():
         done = view.snapshot.evidence(digest).done
         if status.state is State.DONE and done is not None:
             node = view.sweep.nodes[digest]
-            key = layout.attempt(node.stage, digest, done.attempt, layout.START)
-            start, _ = view.ledger.read(key, Start)
-            if start is not None and (host := start.provenance.get("host")):
-                hosts.add(str(host))
+            keys.append(layout.attempt(node.stage, digest, done.attempt, layout.START))
+    ledger = view.ledger.having_read(keys)
+    for key in keys:
+        start, _ = ledger.read(key, Start)
+        if start is not None and (host := start.provenance.get("host")):
+            hosts.add(str(host))
     return hosts
 
 

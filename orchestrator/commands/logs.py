@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
 from orchestrator.commands.output import print_json
 from orchestrator.commands.settle import job_logs
@@ -56,12 +55,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{node.name} has no attempt {number}", allowed=f"known: {', '.join(map(str, numbers))}"
         )
-    path = view.ledger.objects.download(layout.payload(node.stage, node.digest, number)) / layout.LOG
+    key = layout.log(node.stage, node.digest, number)
     if args.json:
-        _print_json(path, view, cell, node, number)
+        _print_json(key, view, cell, node, number)
         return 0
-    print(f"{view.title} {cell.cell} {node.name} attempt {number}: {path}", file=sys.stderr)
-    _print(path, view, node, number, follow=args.follow)
+    url = f"{view.ledger.objects.url}/{key}"
+    print(f"{view.title} {cell.cell} {node.name} attempt {number}: {url}", file=sys.stderr)
+    _print(key, view, node, number, follow=args.follow)
     return 0
 
 
@@ -102,8 +102,8 @@ def _interesting(view: View, cell: Cell) -> Node:
     return view.sweep.nodes[tried[-1] if tried else cell.chain[-1]]
 
 
-def _print_json(path: Path, view: View, cell: Cell, node: Node, number: int) -> None:
-    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+def _print_json(key: str, view: View, cell: Cell, node: Node, number: int) -> None:
+    text = view.ledger.objects.read_from(key, 0).decode(errors="replace")
     print_json(
         {
             "sweep": view.sweep.name,
@@ -111,24 +111,21 @@ def _print_json(path: Path, view: View, cell: Cell, node: Node, number: int) -> 
             "cell": cell.cell,
             "stage": node.name,
             "attempt": number,
-            "path": str(path),
+            "path": f"{view.ledger.objects.url}/{key}",
             "text": text,
         }
     )
 
 
-def _print(path: Path, view: View, node: Node, number: int, *, follow: bool) -> None:
+def _print(key: str, view: View, node: Node, number: int, *, follow: bool) -> None:
     position = 0
     while True:
         attempt = view.ledger.attempt(node, number)
         ended = attempt is None or attempt.end is not None
-        if path.exists():
-            with path.open("rb") as stream:
-                stream.seek(position)
-                data = stream.read()
-            position += len(data)
-            sys.stdout.write(data.decode(errors="replace"))
-            sys.stdout.flush()
+        data = view.ledger.objects.read_from(key, position)
+        position += len(data)
+        sys.stdout.write(data.decode(errors="replace"))
+        sys.stdout.flush()
         if attempt is not None and attempt.end is not None and attempt.end.message:
             print(
                 f"-- {attempt.end.outcome} {attempt.end.cause or ''}: {attempt.end.message}", file=sys.stderr

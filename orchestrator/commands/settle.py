@@ -137,7 +137,7 @@ def job_logs(view: View, submission: Submission) -> Path:
     """Returns the folder of the logs of a submission's jobs."""
     if submission.logs:
         return Path(submission.logs)
-    return view.ledger.objects.download(layout.job_logs(view.sweep.name, submission.number))
+    return view.ledger.objects.folder(layout.job_logs(view.sweep.name, submission.number))
 
 
 def age_s(at: str) -> float:

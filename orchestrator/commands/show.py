@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
                 "stage": node.name,
                 "digest": digest,
                 "state": view.cells[cell.cell].stages[digest].state,
-                "folder": str(view.ledger.objects.download(where)) if where else None,
+                "folder": f"{view.ledger.objects.url}/{where}" if where else None,
                 "files": [f.path for f in without(evidence.done.files, evidence.retired)]
                 if evidence.done
                 else [],

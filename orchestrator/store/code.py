@@ -29,20 +29,13 @@ from orchestrator import provenance
 from orchestrator.core.records import Code, CodeFile, Snapshot
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.manifest import file_digest
-from orchestrator.store import layout
+from orchestrator.store import archive, layout
+from orchestrator.store.archive import Item
 from orchestrator.store.objects import TEMPORARY, ObjectStore
 from orchestrator.store.project import Found, everything_in, files_of, paths_in, root_of, unreadable
 
 MAX_BYTES, MAX_FILES = 200_000_000, 20_000
 _IMPORTABLE = (".py", ".so")
-
-
-class Item(NamedTuple):
-    """A file of a planned snapshot, and its content (the target of a link)."""
-
-    file: CodeFile
-    data: bytes
-    mode: int
 
 
 class Plan(NamedTuple):
@@ -129,18 +122,18 @@ def store(objects: ObjectStore, planned: Plan) -> None:
         InfrastructureError: the store does not keep it.
     """
     digest = planned.code.digest
+    items = sorted(planned.items, key=lambda item: item.file.path)
     try:
+        if not objects.in_place:
+            archive.keep(objects, digest, archive.packed(items))
         if not damage(objects, digest):
             return
-        key = layout.code(digest)
-        root = objects.workspace(key)
-        for item in planned.items:
-            _write(root, item)
-        for stray in _strays(root, {item.file.path for item in planned.items}):
-            stray.unlink(missing_ok=True)
-        objects.upload(key)
-        files = sorted((item.file for item in planned.items), key=lambda file: file.path)
-        objects.put(layout.code_record(digest), msgspec.json.encode(Snapshot(files=tuple(files))))
+        if objects.in_place:
+            key = layout.code(digest)
+            _write_all(objects.workspace(key), items)
+            objects.upload(key)
+        files = tuple(item.file for item in items)
+        objects.put(layout.code_record(digest), msgspec.json.encode(Snapshot(files=files)))
         problem = damage(objects, digest)
     except OSError as error:
         raise InfrastructureError(f"cannot store the code: {error}", where=objects.url) from error
@@ -150,6 +143,8 @@ def store(objects: ObjectStore, planned: Plan) -> None:
 
 def damage(objects: ObjectStore, digest: str) -> str:
     """Says what is wrong with a snapshot, "" when every file has the content that the digest names.
+
+    What is judged is the folder that code is imported from; from a bucket, it is made or mended first.
 
     Raises:
         OSError: the store did not answer.
@@ -163,7 +158,21 @@ def damage(objects: ObjectStore, digest: str) -> str:
         return f"its record is unreadable ({error})"
     if digest_of(files) != digest:
         return "its record is not the one that was written"
-    root = folder(objects, digest)
+    root = objects.fetch(layout.code(digest), ())
+    problem = _damage(root, files)
+    if problem and not objects.in_place:
+        data = archive.fetched(objects, digest)
+        if data is None:
+            return "its archive is not in the store"
+        try:
+            _write_all(root, archive.unpacked(data, files))
+        except ValueError as error:
+            return f"its archive in the store is damaged ({error})"
+        problem = _damage(root, files)
+    return problem
+
+
+def _damage(root: Path, files: Sequence[CodeFile]) -> str:
     for file in files:
         if problem := _problem(root / file.path, file):
             return problem
@@ -174,7 +183,7 @@ def damage(objects: ObjectStore, digest: str) -> str:
 
 def folder(objects: ObjectStore, digest: str) -> Path:
     """Returns the local folder of a snapshot."""
-    return objects.download(layout.code(digest))
+    return objects.folder(layout.code(digest))
 
 
 def package_path(objects: ObjectStore, digest: str) -> Path:
@@ -298,6 +307,15 @@ def _problem(path: Path, file: CodeFile) -> str:
         return f"{file.path} is missing"
     except OSError as error:
         return f"{file.path} cannot be read ({error.strerror})"
+
+
+def _write_all(root: Path, items: Sequence[Item]) -> None:
+    """Writes what is missing or damaged, and removes what is no part of it."""
+    root.mkdir(parents=True, exist_ok=True)
+    for item in items:
+        _write(root, item)
+    for stray in _strays(root, {item.file.path for item in items}):
+        stray.unlink(missing_ok=True)
 
 
 def _write(root: Path, item: Item) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
@@ -13,9 +12,10 @@ from orchestrator.core.records import Done, Retired, Void
 from orchestrator.core.retention import without
 from orchestrator.core.state import Attempt, Evidence, Liveness
 from orchestrator.core.sweep import Node
-from orchestrator.manifest import damage
+from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.processes import is_gone
 from orchestrator.store import layout
+from orchestrator.store.ahead import read_ahead
 from orchestrator.store.ledger import Ledger
 
 
@@ -83,15 +83,18 @@ class Snapshot:
         count_attempts: bool = True,
         trusted: set[tuple[str, int]] | None = None,
     ) -> None:
-        self._ledger, self._observer = ledger, observer
+        self._observer = observer
         self._check_files, self._count_attempts = check_files, count_attempts
         self._trusted = trusted if trusted is not None else set()
         self._nodes: Mapping[str, Node] = {node.digest: node for node in nodes}
+        if not ledger.objects.in_place:
+            ledger = read_ahead(ledger, [*self._nodes.values()], sized=check_files, trusted=self._trusted)
+        self._ledger = ledger
         stages = {node.stage for node in self._nodes.values()}
         self._done = {stage: ledger.generations(layout.done_index(stage)) for stage in stages}
         self._void = {stage: ledger.generations(layout.void_index(stage)) for stage in stages}
         self._retired = {stage: ledger.retired_generations(stage) for stage in stages}
-        self._attempted = {s: frozenset(ledger.objects.list(layout.stage_records(s)).folders) for s in stages}
+        self._attempted = {s: frozenset(ledger.listing(layout.stage_records(s)).folders) for s in stages}
         self._evidence: dict[str, Evidence] = {}
 
     def evidence(self, digest: str) -> Evidence:
@@ -179,14 +182,23 @@ def examine(
         retired: what is known to be retired of it.
         content: also compare digests, not sizes alone.
     """
-    folder = product_folder(ledger, node, done.attempt)
-    problem = damage(folder, without(done.files, retired), content=content)
+    prefix = layout.output(node.stage, node.digest, done.attempt)
+    problem = _compare(ledger, prefix, without(done.files, retired), content=content)
     if problem is not None:
         retired = ledger.retired(node, done.generation)
-        problem = damage(folder, without(done.files, retired), content=content)
+        problem = _compare(ledger, prefix, without(done.files, retired), content=content)
     return problem or "", retired
 
 
-def product_folder(ledger: Ledger, node: Node, attempt: int) -> Path:
-    """Returns the local folder that holds a product's files."""
-    return ledger.objects.download(f"{layout.payload(node.stage, node.digest, attempt)}/{layout.OUTPUT}")
+def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: bool) -> str | None:
+    """Finds the first file that is not as recorded; of a bucket, sizes are listed, content is fetched."""
+    objects = ledger.objects
+    if objects.in_place:
+        return damage(objects.folder(prefix), files, content=content)
+    problem = damage_by_size(ledger.sizes(prefix), files)
+    if problem is not None or not content:
+        return problem
+    folder = objects.fetch(prefix, files, content=False)
+    if damage(folder, files) is None:
+        return None
+    return damage(objects.fetch(prefix, files), files)  # where only the copy was damaged, it is fetched again

@@ -15,7 +15,7 @@
     retired/<stage>/<policy>/<digest>.<g>.json
     payload/<stage>/<digest>/<n>/                 log.txt metrics.jsonl checkpoints/ output/ outcome.json
     code/<digest>.json                            the files of a code snapshot; written last
-    code/<digest>/{polysweep,project-<k>}/
+    code/<digest>/{polysweep,project-<k>}/        in a bucket: code/<digest>.archive/files.tar
 """
 
 from __future__ import annotations
@@ -163,6 +163,26 @@ def payload(stage: str, digest: str, number: int) -> str:
     return f"payload/{stage}/{digest}/{number}"
 
 
+def output(stage: str, digest: str, number: int) -> str:
+    """The folder of the files that become an attempt's product."""
+    return f"{payload(stage, digest, number)}/{OUTPUT}"
+
+
+def log(stage: str, digest: str, number: int) -> str:
+    """What an attempt printed."""
+    return f"{payload(stage, digest, number)}/{LOG}"
+
+
+def metrics(stage: str, digest: str, number: int) -> str:
+    """An attempt's metrics, as JSON lines."""
+    return f"{payload(stage, digest, number)}/{METRICS}"
+
+
+def checkpoints(stage: str, digest: str, number: int) -> str:
+    """The folder of an attempt's checkpoints, one folder a step."""
+    return f"{payload(stage, digest, number)}/{CHECKPOINTS}"
+
+
 def code(digest: str) -> str:
     """The folder of a code snapshot."""
     return f"code/{digest}"
@@ -171,6 +191,11 @@ def code(digest: str) -> str:
 def code_record(digest: str) -> str:
     """The record that a code snapshot is whole."""
     return f"code/{digest}.json"
+
+
+def code_archive(digest: str) -> str:
+    """The folder of a code snapshot's archive: where its files are not kept each under its own name."""
+    return f"code/{digest}.archive"
 
 
 def code_project(number: int) -> str:

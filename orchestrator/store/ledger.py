@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -30,11 +30,20 @@ from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import FORMAT, Input, Node, Sweep
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.store import layout
-from orchestrator.store.objects import ObjectStore, open_objects
+from orchestrator.store import layout, opening
+from orchestrator.store.objects import Listing, ObjectStore, open_objects
+from orchestrator.store.peek import peek
 
 R = TypeVar("R", bound=Record)
 _TRIES, _PAUSE_S = 5, 0.05
+
+
+class Known(NamedTuple):
+    """What was read of a bucket at once: records, listings of one level, and sizes below prefixes."""
+
+    records: Mapping[str, bytes | None] = {}
+    listings: Mapping[str, Listing] = {}
+    sizes: Mapping[str, Mapping[str, int]] = {}
 
 
 def new_nonce() -> str:
@@ -52,12 +61,23 @@ class Ledger:
 
     Args:
         objects: the operations of the place.
+        known: what was read of it already.
     """
 
-    def __init__(self, objects: ObjectStore) -> None:
-        self.objects = objects
+    def __init__(self, objects: ObjectStore, known: Known | None = None) -> None:
+        self.objects, self._known = objects, known or Known()
         self._done: dict[tuple[str, str, int], Done] = {}
         self._retired: dict[str, Retired] = {}
+
+    def knowing(self, known: Known) -> Ledger:
+        """Returns a ledger that takes these answers for the store's, for a view of one moment."""
+        ledger = Ledger(self.objects, known)
+        ledger._done, ledger._retired = self._done, self._retired  # what never changes is shared
+        return ledger
+
+    def having_read(self, keys: Iterable[str]) -> Ledger:
+        """Returns a ledger that read some records all at once; itself where a round trip costs nothing."""
+        return self if self.objects.in_place else self.knowing(Known(self.objects.get_many(keys)))
 
     # Creating and reading
 
@@ -82,7 +102,7 @@ class Ledger:
             except OSError as problem:
                 error, found = str(problem), None
             if found is not None:
-                return _nonce(found) == nonce
+                return peek(found).nonce == nonce
             time.sleep(_PAUSE_S * 2**number)
         raise InfrastructureError(f"cannot write {key}: {error}", where=self.objects.url)
 
@@ -95,7 +115,7 @@ class Ledger:
         error = ""
         for number in range(_TRIES):
             try:
-                data = self.objects.get(key)
+                data = self._known.records[key] if key in self._known.records else self.objects.get(key)
             except OSError as problem:
                 error = str(problem)
                 time.sleep(_PAUSE_S * 2**number)
@@ -109,28 +129,35 @@ class Ledger:
         raise InfrastructureError(f"cannot read {key}: {error}", where=self.objects.url)
 
     def prove_writable(self) -> None:
-        """Writes and deletes a probe; it has content, because a full disk still takes an empty file.
+        """Proves that the store can be written, and that one writer wins; see `opening.prove_writable`."""
+        opening.prove_writable(self.objects)
 
-        Raises:
-            UserError: the store cannot be written.
-        """
-        key = f"probe-{new_nonce()}"
-        try:
-            self.objects.put(key, bytes(4096))
-            self.objects.delete(key)
-        except OSError as error:
-            raise _not_writable(self.objects.url, error) from error
+    def listing(self, prefix: str) -> Listing:
+        """Lists one level."""
+        known = self._known.listings.get(prefix)
+        return self.objects.list(prefix) if known is None else known
+
+    def sizes(self, prefix: str) -> Mapping[str, int]:
+        """Returns the sizes of all files under a prefix."""
+        known = self._known.sizes.get(prefix)
+        return self.objects.trees([prefix])[prefix] if known is None else known
 
     # Stages
 
     def numbers(self, node: Node) -> list[int]:
         """Returns the numbers of a stage's attempts that may exist, ascending."""
-        folders = self.objects.list(layout.attempts(node.stage, node.digest)).folders
+        folders = self.listing(layout.attempts(node.stage, node.digest)).folders
         return sorted(int(name) for name in folders if name.isdigit())
 
     def attempts(self, node: Node) -> tuple[Attempt, ...]:
         """Reads all attempts of a stage; a folder without a claim is none."""
-        return tuple(a for n in self.numbers(node) if (a := self.attempt(node, n)) is not None)
+        numbers = self.numbers(node)
+        ledger = self
+        if not self._known.records:
+            names = (layout.CLAIM, layout.START, layout.HEARTBEAT, layout.END)
+            keys = [layout.attempt(node.stage, node.digest, n, name) for n in numbers for name in names]
+            ledger = self.having_read(keys)
+        return tuple(a for n in numbers if (a := ledger.attempt(node, n)) is not None)
 
     def attempt(self, node: Node, number: int) -> Attempt | None:
         """Reads the records of one attempt, None when it was never claimed."""
@@ -181,7 +208,7 @@ class Ledger:
     def generations(self, index: str) -> dict[str, set[int]]:
         """Reads a flat index (`done/<stage>` or `void/<stage>`): digest to generations."""
         found: dict[str, set[int]] = {}
-        for name in self.objects.list(index).files:
+        for name in self.listing(index).files:
             if (parsed := layout.parse_generation(name)) is not None:
                 found.setdefault(parsed[0], set()).add(parsed[1])
         return found
@@ -196,12 +223,14 @@ class Ledger:
             self._done[key] = done
         return self._done[key], ""
 
+    def has_read(self, node: Node, generation: int) -> bool:
+        """Whether a `done` record was read before, and so need not be again."""
+        return (node.stage, node.digest, generation) in self._done
+
     def is_done_or_void(self, node: Node, generation: int) -> bool:
         """Whether an attempt that makes this generation has nothing left to do."""
-        return any(
-            self.objects.get(key(node.stage, node.digest, generation)) is not None
-            for key in (layout.done, layout.void)
-        )
+        keys = [key(node.stage, node.digest, generation) for key in (layout.done, layout.void)]
+        return any(data is not None for data in self.objects.get_many(keys).values())
 
     def is_discarded(self, stage: Node | Input, generation: int) -> bool:
         """Whether a user said that a generation must not be built on; an unreadable void may say so."""
@@ -256,7 +285,7 @@ class Ledger:
 
     def record_numbers(self, prefix: str) -> list[int]:
         """Returns the numbers of ``<k>.json`` under a prefix, ascending; other names are none of ours."""
-        parts = (name.partition(".") for name in self.objects.list(prefix).files)
+        parts = (name.partition(".") for name in self.listing(prefix).files)
         return sorted(int(stem) for stem, _, suffix in parts if suffix == "json" and stem.isdecimal())
 
     def revision(self, sweep: str, number: int) -> Revision:
@@ -280,7 +309,7 @@ class Ledger:
         """Returns the number of the revision with this content digest, None when it was never sealed."""
         for number in reversed(self.revision_numbers(sweep)):
             data = self.objects.get(layout.revision(sweep, number))
-            if data is not None and _content(data) == content:
+            if data is not None and peek(data).content == content:
                 return number
         return None
 
@@ -298,8 +327,10 @@ class Ledger:
     def requests(self, sweep: str, problems: list[str] | None = None) -> list[Request]:
         """Reads all requests of a sweep, oldest first; an unreadable one is named in `problems`."""
         found = []
-        for number in self.record_numbers(layout.requests(sweep)):
-            request, problem = self.read(layout.request(sweep, number), Request)
+        keys = [layout.request(sweep, n) for n in self.record_numbers(layout.requests(sweep))]
+        ledger = self.having_read(keys)
+        for key in keys:
+            request, problem = ledger.read(key, Request)
             if request is not None:
                 found.append(request)
             elif problems is not None and problem:
@@ -321,45 +352,45 @@ def content_digest(sweep: Sweep) -> str:
 
 
 def open_ledger(url: str, *, create: bool = False, at: str = "") -> Ledger:
-    """Opens a store; with `create`, makes it one and proves that a second create is refused.
+    """Opens a store; with `create`, makes it one if needed, and proves that a second create is refused.
 
     Raises:
-        UserError: unknown scheme, not writable, or of a newer format.
-        InfrastructureError: the place lets two writers create the same key.
+        UserError: unknown scheme, no such bucket, not writable, or of a newer format.
+        InfrastructureError: the place does not answer, or lets two writers create the same key.
     """
-    ledger = Ledger(open_objects(url))
+    objects = open_objects(url)
+    opening.look(objects, layout.STORE)
+    ledger = Ledger(objects)
     mark, problem = ledger.read(layout.STORE, StoreMark)
     if mark is None and problem:
-        raw = ledger.objects.get(layout.STORE) or b""
-        newer = _format(raw)
+        raw = objects.get(layout.STORE) or b""
+        newer = peek(raw).format
         if newer is None or newer <= FORMAT:
             raise InfrastructureError(f"the store's mark cannot be trusted: {problem}", where=url)
         raise _too_new(url, newer)
     if mark is not None and mark.format > FORMAT:
         raise _too_new(url, mark.format)
-    if mark is None and create:
+    if create:
         _make_store(ledger, at)
     return ledger
 
 
 def _make_store(ledger: Ledger, at: str) -> None:
-    mark = StoreMark(nonce=new_nonce(), created_at=at)
+    """Makes a place a store, unless it is one, and proves at every launch that one writer wins."""
+    objects, error = ledger.objects, OSError("it does not keep what is written")
     try:
-        ledger.objects.create(layout.STORE, encode(mark))
-        second = ledger.objects.create(layout.STORE, encode(StoreMark(nonce=new_nonce())))
-    except OSError as error:
-        raise _not_writable(ledger.objects.url, error) from error
-    if second:
-        raise InfrastructureError(
-            f"the store {ledger.objects.url} lets a second writer create the same key: claims would not hold"
-        )
-
-
-def _not_writable(url: str, error: OSError) -> UserError:
-    return UserError(
-        f"the store {url} is not writable: {error.strerror or error}",
-        fix="store.url=FOLDER, or set SWEEP_STORE",
-    )
+        data = objects.get(layout.STORE)
+        if data is None:
+            try:
+                objects.create(layout.STORE, encode(StoreMark(nonce=new_nonce(), created_at=at)))
+            except OSError as problem:  # what stands is read back: only the reply may have been lost
+                error = problem
+            data = objects.get(layout.STORE)
+        if data is None:
+            raise error
+        opening.prove_exclusive(objects, layout.STORE, data)
+    except OSError as problem:
+        raise opening.not_writable(objects, problem) from problem
 
 
 def _too_new(url: str, found: int) -> UserError:
@@ -368,28 +399,3 @@ def _too_new(url: str, found: int) -> UserError:
         where=url,
         fix="upgrade Polysweep, or use another store: store.url=FOLDER",
     )
-
-
-class _Nonce(msgspec.Struct):
-    nonce: str = ""
-    content: str = ""
-    format: int | None = None
-
-
-def _peek(data: bytes) -> _Nonce:
-    try:
-        return msgspec.json.decode(data, type=_Nonce)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _Nonce()
-
-
-def _nonce(data: bytes) -> str:
-    return _peek(data).nonce
-
-
-def _content(data: bytes) -> str:
-    return _peek(data).content
-
-
-def _format(data: bytes) -> int | None:
-    return _peek(data).format

@@ -1,4 +1,4 @@
-"""The operations that the protocol needs of a shared place, and their POSIX form.
+"""The operations that the protocol needs of a shared place, and their form for a shared folder.
 
 It knows keys and bytes, never what they mean. On POSIX every record is durable (file and folder synced)
 before an operation returns; the object library we would otherwise use does not sync.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from orchestrator.errors import UserError
-from orchestrator.manifest import fsync_path, fsync_tree
+from orchestrator.manifest import File, fsync_path, fsync_tree
 
 
 class Listing(NamedTuple):
@@ -23,6 +24,10 @@ class Listing(NamedTuple):
 
     files: tuple[str, ...]
     folders: tuple[str, ...]
+
+
+def idle() -> None:
+    """What is called in between where nothing needs to be."""
 
 
 class ObjectStore(Protocol):
@@ -34,6 +39,8 @@ class ObjectStore(Protocol):
     url: str
     min_lease_s: float
     """A shorter lease would prove nothing here: others see changes only after a while."""
+    in_place: bool
+    """Payload is written in the shared place itself: others see it as it grows, and none is fetched."""
 
     def create(self, key: str, data: bytes) -> bool:
         """Writes only if absent, atomically and durably; False when the key exists."""
@@ -44,17 +51,51 @@ class ObjectStore(Protocol):
     def get(self, key: str) -> bytes | None:
         """Returns the bytes, or None when there is no such key."""
 
+    def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
+        """Returns what `get` would for each key, in a few round trips."""
+
+    def read_from(self, key: str, start: int) -> bytes:
+        """Returns the bytes from `start` on of what grows; none when there are no more, or no key."""
+
     def list(self, prefix: str) -> Listing:
         """Lists one level; an absent prefix is empty."""
+
+    def list_many(self, prefixes: Iterable[str]) -> dict[str, Listing]:
+        """Returns what `list` would for each prefix, in a few round trips."""
+
+    def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Returns for each prefix all files under it, at any depth: path below it to size in bytes."""
+
+    def folder(self, prefix: str) -> Path:
+        """Returns the local folder in which the files under `prefix` are, or would be; fetches nothing."""
 
     def workspace(self, prefix: str) -> Path:
         """Returns a local folder in which this process prepares the payload under `prefix`."""
 
-    def upload(self, prefix: str) -> None:
-        """Makes the payload of `workspace(prefix)` durable and visible to others."""
+    def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
+        """Makes what is in `workspace(prefix)` durable and visible to others; `pulse` is called meanwhile."""
 
-    def download(self, prefix: str) -> Path:
-        """Returns a local folder with the payload under `prefix`; read only."""
+    def fetch(
+        self,
+        prefix: str,
+        files: Sequence[File],
+        *,
+        content: bool = True,
+        pulse: Callable[[], object] = idle,
+    ) -> Path:
+        """Brings files to this machine and returns their folder, to be read only.
+
+        It does not judge: a file that is absent or damaged in the store is so in the folder.
+
+        Args:
+            prefix: where they lie.
+            files: as recorded.
+            content: compare the content of what is here already, not sizes alone.
+            pulse: called meanwhile.
+        """
+
+    def release(self, prefix: str) -> None:
+        """Says that this process no longer uses what `workspace` or `fetch` gave it, so that it may go."""
 
     def delete(self, prefix: str) -> None:
         """Removes payload, for retention alone; an absent prefix is no error."""
@@ -87,6 +128,8 @@ class PosixStore:
         at_step: a seam for the kill tests, called with a name after each system call that changes
             something; does nothing in production.
     """
+
+    in_place = True
 
     def __init__(self, root: Path, *, at_step: Callable[[str], None] = lambda step: None) -> None:
         self.root, self._at_step = root, at_step
@@ -124,6 +167,19 @@ class PosixStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
+        """Reads one after the other: a folder has no round trips to save."""
+        return {key: self.get(key) for key in keys}
+
+    def read_from(self, key: str, start: int) -> bytes:
+        """Reads the rest of a file."""
+        try:
+            with (self.root / key).open("rb") as stream:
+                stream.seek(start)
+                return stream.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+
     def list(self, prefix: str) -> Listing:
         """Scans one folder; temporary files are not listed."""
         files: list[str] = []
@@ -137,19 +193,49 @@ class PosixStore:
             return Listing((), ())
         return Listing(tuple(sorted(files)), tuple(sorted(folders)))
 
+    def list_many(self, prefixes: Iterable[str]) -> dict[str, Listing]:
+        """Scans one folder after the other."""
+        return {prefix: self.list(prefix) for prefix in prefixes}
+
+    def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Walks the folders."""
+        return {prefix: self._tree(prefix) for prefix in prefixes}
+
+    def _tree(self, prefix: str) -> dict[str, int]:
+        root, sizes = self.root / prefix, {}
+        for place, _, names in os.walk(root):
+            for path in (Path(place, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    sizes[path.relative_to(root).as_posix()] = path.stat().st_size
+        return sizes
+
+    def folder(self, prefix: str) -> Path:
+        """The folder itself."""
+        return self.root / prefix
+
     def workspace(self, prefix: str) -> Path:
         """The folder itself: payload is written in place."""
         path = self.root / prefix
         self._make_folders(path)
         return path
 
-    def upload(self, prefix: str) -> None:
+    def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
         """Syncs what was written in place."""
         fsync_tree(self.root / prefix)
 
-    def download(self, prefix: str) -> Path:
+    def fetch(
+        self,
+        prefix: str,
+        files: Sequence[File],
+        *,
+        content: bool = True,
+        pulse: Callable[[], object] = idle,
+    ) -> Path:
         """The folder itself."""
         return self.root / prefix
+
+    def release(self, prefix: str) -> None:
+        """Nothing: there are no copies."""
 
     def delete(self, prefix: str) -> None:
         """Removes a payload folder or file."""
@@ -208,20 +294,37 @@ def _unescaped(mount: str) -> str:
     return mount.replace("\\040", " ")  # how /proc/mounts writes a space
 
 
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]")
+"""Names of buckets, as S3 and GCS take them."""
+
+
 def open_objects(url: str) -> ObjectStore:
     """Returns the store operations for a URL or path; touches nothing.
 
     Raises:
-        UserError: the scheme is not known.
+        UserError: the scheme is not known, or the address names no bucket.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
         return PosixStore(Path(url).expanduser().absolute())
     if scheme == "file":
         return PosixStore(Path("/" + rest.lstrip("/")))
-    raise UserError(
-        f"unknown store scheme {scheme!r}",
-        where=f"store.url={url}",
-        allowed="a folder on a shared file system, or file://",
-        fix="store.url=/shared/runs",
-    )
+    if scheme not in ("s3", "gs"):
+        raise UserError(
+            f"unknown store scheme {scheme!r}",
+            where=f"store.url={url}",
+            allowed="a folder on a shared file system, file://, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
+            fix="store.url=/shared/runs",
+        )
+    bucket, *parts = rest.rstrip("/").split("/")
+    if not _BUCKET.fullmatch(bucket) or not all(part.strip(".") and part.isprintable() for part in parts):
+        raise UserError(
+            f"{url!r} names no place in a bucket",
+            where="store.url",
+            allowed=f"{scheme}://BUCKET or {scheme}://BUCKET/PREFIX; endpoint and credentials come from the "
+            "environment",
+            fix=f"store.url={scheme}://my-bucket/runs",
+        )
+    from orchestrator.store.remote import RemoteStore  # only where it is needed: it may start a process
+
+    return RemoteStore(f"{scheme}://{'/'.join([bucket, *parts])}")

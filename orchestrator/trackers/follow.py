@@ -152,9 +152,9 @@ class Follower:
 
     def _give_metrics(self, cell: Cell, node: Node, number: int, given: Given) -> None:
         key = layout.payload(node.stage, node.digest, number)
-        text, end = read_whole_lines(
-            self._ledger.objects.download(key) / layout.METRICS, given.bytes.get(key, 0)
-        )
+        start = given.bytes.get(key, 0)
+        path = layout.metrics(node.stage, node.digest, number)
+        text, end = whole_lines(self._ledger.objects.read_from(path, start), start)
         for row in parse_metrics(text):
             metrics = {name: value for name, value in row.items() if name != "step"}
             self._run(cell).log(node.name, row.get("step", 0), {**metrics, "attempt": number})
@@ -209,14 +209,13 @@ def run_id(store: str, sweep: str, cell: Cell) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', f'{sweep}-{cell.cell}')[:MAX_ID]}-{digest[:8]}"
 
 
-def read_whole_lines(path: Path, start: int) -> tuple[str, int]:
-    """Returns the lines from a byte on that are written whole, and the byte after them."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(start)
-            data = stream.read()
-    except FileNotFoundError:
-        return "", start
+def whole_lines(data: bytes, start: int) -> tuple[str, int]:
+    """Returns the lines that are written whole, and the byte after them.
+
+    Args:
+        data: read from a byte on.
+        start: that byte.
+    """
     data = data[: data.rfind(b"\n") + 1]
     return data.decode(errors="replace"), start + len(data)
 

@@ -91,8 +91,8 @@ def history(ledger: Ledger, node: Node, number: int) -> list[dict[str, Any]]:
     until: int | None = None
     attempt = ledger.attempt(node, number)
     while attempt is not None:
-        folder = ledger.objects.download(layout.payload(node.stage, node.digest, attempt.number))
-        own = read_metrics(folder / layout.METRICS)
+        data = ledger.objects.get(layout.metrics(node.stage, node.digest, attempt.number)) or b""
+        own = parse_metrics(data.decode(errors="replace"))
         rows = [row for row in own if until is None or row.get("step", 0) <= until] + rows
         parent = attempt.start.parent if attempt.start else None
         if parent is None or parent.attempt >= attempt.number:

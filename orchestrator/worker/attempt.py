@@ -26,13 +26,15 @@ from orchestrator.processes import end_group, oom_kills
 from orchestrator.stage import MANIFEST, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, encode, new_nonce
+from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.worker import child
 from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
+from orchestrator.worker.outcome import log_tail, read_outcome
 from orchestrator.worker.resume import adopt
+from orchestrator.worker.shipping import Shipper
 
 MAX_HEARTBEAT_S = 10.0
-LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 8192
 INPUT_RETIRED = "input_retired"
 
 
@@ -77,7 +79,9 @@ class AttemptRun:
         self._message = Message(phase="starting")
         self._released, self._stopping_s = "", 0.0
         self._timed_out, self._resumed = False, False
+        self._key = layout.payload(node.stage, node.digest, number)
         self._folder = Path(layout.CHECKPOINTS)
+        self._shipper: Shipper | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:
         """Runs the attempt to its end and returns the end that was recorded."""
@@ -90,16 +94,21 @@ class AttemptRun:
             if self._is_superseded():
                 return self._end("released", why="superseded")
             return self._end("failed", cause=Cause.STORAGE, message=f"{type(error).__name__}: {error}")
+        finally:
+            self._ledger.objects.release(self._key)
 
     def _run(self, earlier: Sequence[Attempt]) -> End:
         if self._ledger.is_done_or_void(self._node, self._claim.generation):
             return self._end("released", why="already_done")
         if self._retired_input():
             return self._end("released", why=INPUT_RETIRED)
-        key = layout.payload(self._node.stage, self._node.digest, self.number)
-        folder = self._folder = self._ledger.objects.workspace(key)
+        objects = self._ledger.objects
+        folder = self._folder = objects.workspace(self._key)
         adopted = adopt(self._ledger, self._node, earlier, folder, pulse=self._pulse)
         self._resumed = adopted is not None
+        if isinstance(objects, RemoteStore):
+            step = adopted[0].step if adopted else None
+            self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
         self._record_start(adopted[1] if adopted else None)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, adopted[0] if adopted else None)
@@ -113,7 +122,11 @@ class AttemptRun:
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
-        outcome = _read_outcome(folder)
+        outcome = read_outcome(folder)
+        if self._shipper is not None:
+            succeeded = outcome is not None and outcome.outcome == "succeeded"
+            wanted = self._order.settings.policy.keep_checkpoints or not succeeded
+            self._shipper.finish(self._pulse, checkpoints=wanted and self._released != "superseded")
         return self._conclude(outcome, process.exitcode or 0, folder, oom_killed=oom_kills() > kills)
 
     @property
@@ -193,6 +206,8 @@ class AttemptRun:
                 self._timed_out = True
                 return
             self._control()
+            if self._shipper is not None:
+                self._shipper.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
                 _tell(pipe, Message(stop=self._released))
@@ -293,8 +308,10 @@ class AttemptRun:
 
     def _finish(self, outcome: Outcome) -> End:
         """Creates `done`, which makes the product count, and then `end`."""
-        key = layout.payload(self._node.stage, self._node.digest, self.number)
-        self._ledger.objects.upload(key)
+        if self._shipper is None:
+            self._ledger.objects.upload(self._key)
+        else:
+            self._shipper.output(self._pulse)
         done = Done(
             nonce=new_nonce(),
             stage=self._node.stage,
@@ -365,21 +382,3 @@ def _complain(line: str) -> None:
 def _tell(pipe: Connection, message: Message) -> None:
     with contextlib.suppress(OSError):  # the child is ending
         pipe.send_bytes(msgspec.json.encode(message))
-
-
-def _read_outcome(folder: Path) -> Outcome | None:
-    try:
-        return msgspec.json.decode((folder / layout.OUTCOME).read_bytes(), type=Outcome)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-def log_tail(path: Path) -> str:
-    """Returns the last lines of a log."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-            lines = stream.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(lines[-LOG_TAIL_LINES:])

@@ -1,8 +1,8 @@
 """The process that runs one attempt of one stage, and leaves its outcome in the attempt's folder.
 
-It is forked from a server that has imported the heavy libraries. It reads the store only to see whether
-another attempt took over, and writes nowhere but in its own folder. When the pipe to its worker closes it
-ends itself and its whole process group.
+It is forked from a server that has imported the heavy libraries. It reads a shared folder only to see whether
+another attempt took over, and a bucket not at all, for its worker uploads what it writes. It writes nowhere
+but in its own folder. When the pipe to its worker closes it ends itself and its whole process group.
 """
 
 from __future__ import annotations
@@ -150,6 +150,8 @@ def _context(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeli
     ledger, node = Ledger(open_objects(order.store)), order.node
 
     def fence() -> None:
+        if not ledger.objects.in_place:
+            return  # nobody sees what is written here until the worker uploads it, and that looks itself
         if ledger.is_claimed(node, order.attempt + 1) or ledger.is_done_or_void(node, order.generation):
             raise StopRequested("superseded")
 

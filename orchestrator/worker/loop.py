@@ -12,11 +12,14 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.plan import Claimable, next_stage
 from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void
 from orchestrator.core.requests import Wishes, fold
+from orchestrator.core.retention import without
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import InfrastructureError
+from orchestrator.manifest import damage
 from orchestrator.processes import describe
-from orchestrator.store.evidence import Snapshot, examine, product_folder
+from orchestrator.store import layout
+from orchestrator.store.evidence import Snapshot, examine
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.retention import retain
 from orchestrator.worker.attempt import AttemptRun
@@ -200,6 +203,7 @@ class Worker:
             stop_asked=lambda: self._why_stop(node),
         )
         end = run.run(attempts)
+        self._release(node, snapshot)
         self._count_start(run, end)
         self._replaced = end.why == "superseded" and self._is_replaced(node)
         if end.cause is Cause.OOM_HOST and self._order.job is not None:  # for a job that asks for more
@@ -255,14 +259,25 @@ class Worker:
             source, evidence = self._sweep.nodes[taken.digest], snapshot.evidence(taken.digest)
             if evidence.done is None:
                 return None
-            folder = product_folder(self._ledger, source, evidence.done.attempt)
+            prefix = layout.output(source.stage, source.digest, evidence.done.attempt)
+            folder = self._ledger.objects.fetch(prefix, ())  # a copy that is here stays from now on
             key = (taken.digest, evidence.generation)
+            if damage(folder, without(evidence.done.files, evidence.retired), content=False):
+                self._verified.discard(key)
             if examine(self._ledger, source, evidence.done, content=key not in self._verified)[0]:
                 self._void_damaged(source, evidence)
                 return None
             self._verified.add(key)
             folders.setdefault(taken.stage, {})[taken.label] = str(folder)
         return folders
+
+    def _release(self, node: Node, snapshot: Snapshot) -> None:
+        """Lets the copies of a stage's inputs go when there is no room for them any more."""
+        for source in (self._sweep.nodes[taken.digest] for taken in node.inputs):
+            done = snapshot.evidence(source.digest).done
+            if done is not None:
+                prefix = layout.payload(source.stage, source.digest, done.attempt)
+                self._ledger.objects.release(prefix)
 
     def _void_damaged(self, node: Node, evidence: Evidence) -> None:
         """Voids a product that is damaged also at a second look, or was made from a discarded one."""

@@ -22,12 +22,16 @@ from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.store.code import damage, import_paths, package_path
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.objects import open_objects
 from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
 from orchestrator.worker.order import WorkerOrder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
 """Of these, blocked in a launcher's fork server, and so in a worker until it can heed them."""
+
+OUTAGE_S, OUTAGE_POLL_S = 600.0, 2.0
+"""How long a worker waits for a store at a URL that does not answer before it ends, and how often it asks."""
 
 LATE_S = 90.0
 """A scheduler may give its notice of the end so much too early: Slurm up to a minute."""
@@ -101,12 +105,27 @@ def run(
             return worker.run()
         finally:
             diary.num_claims = worker.num_claims
+    except InfrastructureError as error:
+        say(f"error: {error}")
+        _outlast(order.store, ending)
+        return error.exit_code
     except SweepError as error:
         say(f"error: {error}")
         return error.exit_code
     except OSError as error:
         say(f"error: the store does not answer: {error}")
+        _outlast(order.store, ending)
         return InfrastructureError.exit_code
+
+
+def _outlast(url: str, ending: _Ending) -> None:
+    """Waits until a bucket answers again: whoever goes on in our place would end of the same at once."""
+    objects, start_s = open_objects(url), time.monotonic()
+    while not objects.in_place and not ending.why() and time.monotonic() - start_s < OUTAGE_S:
+        with contextlib.suppress(OSError):
+            objects.list("")
+            return
+        time.sleep(OUTAGE_POLL_S)
 
 
 class _Ending:

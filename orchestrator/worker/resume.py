@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +24,12 @@ _NOT_ITS_FAULT = frozenset({Cause.PREEMPTED, Cause.NODE_LOST, Cause.COMMUNICATIO
 
 
 class Candidate(NamedTuple):
-    """A checkpoint folder whose manifest is there; ordered by step, then attempt."""
+    """A checkpoint whose manifest is there; ordered by step, then attempt."""
 
     step: int
     attempt: int
-    folder: Path
+    prefix: str
+    manifest: bytes
 
 
 def candidates(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[Candidate]:
@@ -39,8 +40,9 @@ def candidates(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[
     taken from an attempt whose product or input was discarded: a bug's state must not come back.
     """
     sound = [attempt for attempt in attempts if not _is_discarded(ledger, node, attempt)]
-    found = [c for attempt in sound for c in _of_attempt(ledger, node, attempt.number)]
-    newest: dict[int, int] = {}
+    found = _of_attempts(ledger, node, sound)
+    # what an attempt went on from is its own newest, until it saves one
+    newest = {a.number: a.start.parent.step for a in sound if a.start and a.start.parent}
     for candidate in found:
         newest[candidate.attempt] = max(candidate.step, newest.get(candidate.attempt, 0))
     blame: Counter[int] = Counter()
@@ -60,11 +62,20 @@ def _is_discarded(ledger: Ledger, node: Node, attempt: Attempt) -> bool:
     )
 
 
-def _of_attempt(ledger: Ledger, node: Node, number: int) -> Iterator[Candidate]:
-    root = ledger.objects.download(f"{layout.payload(node.stage, node.digest, number)}/{layout.CHECKPOINTS}")
-    for path in root.glob(f"*/{MANIFEST}"):
-        if path.parent.name.isdigit():
-            yield Candidate(int(path.parent.name), number, path.parent)
+def _of_attempts(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[Candidate]:
+    numbers = {layout.checkpoints(node.stage, node.digest, a.number): a.number for a in attempts}
+    steps = {
+        f"{prefix}/{name}": (int(name), numbers[prefix])
+        for prefix, listing in ledger.objects.list_many(numbers).items()
+        for name in listing.folders
+        if name.isdigit()
+    }
+    manifests = ledger.objects.get_many(f"{prefix}/{MANIFEST}" for prefix in steps)
+    return [
+        Candidate(*steps[prefix], prefix, data)
+        for prefix in steps
+        if (data := manifests[f"{prefix}/{MANIFEST}"]) is not None
+    ]
 
 
 def adopt(
@@ -77,8 +88,8 @@ def adopt(
 ) -> tuple[Checkpoint, Parent] | None:
     """Brings the newest checkpoint that verifies into the attempt's folder.
 
-    The files are linked first and verified there, so that an owner that rotates meanwhile can only make us
-    choose again.
+    The files are fetched if need be, then linked and verified there, so that an owner that rotates meanwhile
+    can only make us choose again.
 
     Args:
         ledger: the store.
@@ -89,28 +100,35 @@ def adopt(
 
     Returns:
         The checkpoint in its new place and where it came from, or None to start from nothing.
+
+    Raises:
+        OSError: the store did not answer.
     """
     for candidate in candidates(ledger, node, attempts):
-        target = folder / layout.CHECKPOINTS / candidate.folder.name
+        target = folder / layout.CHECKPOINTS / candidate.prefix.rpartition("/")[2]
         try:
-            data = (candidate.folder / MANIFEST).read_bytes()
-            manifest = msgspec.json.decode(data, type=CheckpointManifest)
-            if manifest.step != candidate.step:
-                continue
+            manifest = msgspec.json.decode(candidate.manifest, type=CheckpointManifest)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        if manifest.step != candidate.step:
+            continue
+        # a store that does not answer is no reason to go on from an older one: its error is not caught
+        source = ledger.objects.fetch(candidate.prefix, manifest.files, pulse=pulse)
+        try:
             for file in manifest.files:
                 pulse()
-                _link(candidate.folder / file.path, target / file.path)
+                _link(source / file.path, target / file.path)
                 if damage(target, [file]) is not None:
                     break
             else:
                 fsync_tree(target)
-                (target / MANIFEST).write_bytes(data)
+                (target / MANIFEST).write_bytes(candidate.manifest)
                 fsync_path(target / MANIFEST)
                 fsync_tree(target)
                 return Checkpoint(candidate.step, target), Parent(
                     attempt=candidate.attempt, step=candidate.step
                 )
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except OSError:
             pass  # it went away or was torn: choose again
         shutil.rmtree(target, ignore_errors=True)
     return None

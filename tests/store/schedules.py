@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,12 +80,12 @@ class Schedule:
 
 
 class Memory:
-    """An object store in memory whose every operation is a step."""
+    """An object store in memory whose every operation is a step, a folder's or a bucket's."""
 
     url = "memory"
 
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
+    def __init__(self, schedule: Schedule, *, in_place: bool) -> None:
+        self._schedule, self.in_place = schedule, in_place
         self.records: dict[str, bytes] = {}
 
     def create(self, key: str, data: bytes) -> bool:
@@ -108,10 +108,24 @@ class Memory:
         files = {part[0] for part in parts if len(part) == 1}
         return Listing(tuple(sorted(files)), tuple(sorted({part[0] for part in parts if len(part) > 1})))
 
-    def download(self, prefix: str) -> Any:
+    def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
+        return {key: self.get(key) for key in keys}
+
+    def list_many(self, prefixes: Iterable[str]) -> dict[str, Listing]:
+        return {prefix: self.list(prefix) for prefix in prefixes}
+
+    def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
+        found = {}
+        for prefix in prefixes:
+            self._schedule.step()
+            under = [key for key in self.records if key.startswith(prefix + "/")]
+            found[prefix] = {key.removeprefix(prefix + "/"): len(self.records[key]) for key in under}
+        return found
+
+    def folder(self, prefix: str) -> Any:
         return _Place(self, prefix)
 
-    workspace = download
+    workspace = folder
 
     def upload(self, prefix: str) -> None:
         """Nothing is local."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.core.sweep import Node
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.objects import Listing, PosixStore
+from orchestrator.store.objects import Listing, PosixStore, open_objects
 from tests.store import builders
 
 Trouble = Callable[[str, str, str], None]
@@ -57,7 +57,7 @@ def no_answer(*_: str) -> None:
 
 def race(root: str, racer: str, num_claims: str) -> None:
     """Claims attempt 1 of each of many stages; prints whose claims were won."""
-    ledger, won = Ledger(PosixStore(Path(root))), []
+    ledger, won = Ledger(open_objects(root)), []
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(int(num_claims)):

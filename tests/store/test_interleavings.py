@@ -220,10 +220,12 @@ def discarder(memory: Memory) -> Callable[[], None]:
     return act
 
 
-def play(choices: list[int], lies: list[bool], num_workers: int, *, with_discard: bool) -> None:
+def play(
+    choices: list[int], lies: list[bool], num_workers: int, *, with_discard: bool, in_place: bool
+) -> None:
     """Plays a schedule, then lets a truthful worker finish, then checks what must always hold."""
     schedule = Schedule(choices)
-    memory = Memory(schedule)
+    memory = Memory(schedule, in_place=in_place)
     actors: dict[str, Callable[[], None]] = {
         f"worker {n}": Actor(f"worker {n}", memory, schedule, lies) for n in range(num_workers)
     }
@@ -289,23 +291,23 @@ def drawn(seed: int) -> tuple[list[int], list[bool]]:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(0, 2**32), st.integers(2, 3))
+@given(st.integers(0, 2**32), st.integers(2, 3), st.booleans())
 def test_two_or_three_workers_with_crashes_and_false_deaths_make_one_product_of_each_stage(
-    seed: int, num_workers: int
+    seed: int, num_workers: int, in_place: bool
 ) -> None:
-    play(*drawn(seed), num_workers, with_discard=False)
+    play(*drawn(seed), num_workers, with_discard=False, in_place=in_place)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(0, 2**32), st.integers(1, 2))
+@given(st.integers(0, 2**32), st.integers(1, 2), st.booleans())
 def test_a_discard_at_any_moment_leaves_nothing_that_was_made_from_what_it_discarded(
-    seed: int, num_workers: int
+    seed: int, num_workers: int, in_place: bool
 ) -> None:
-    play(*drawn(seed), num_workers, with_discard=True)
+    play(*drawn(seed), num_workers, with_discard=True, in_place=in_place)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("with_discard", [False, True])
 def test_ten_thousand_schedules(with_discard: bool) -> None:
     for seed in range(10_000):
-        play(*drawn(seed), 1 + seed % 3, with_discard=with_discard)
+        play(*drawn(seed), 1 + seed % 3, with_discard=with_discard, in_place=bool(seed // 3 % 2))

@@ -95,7 +95,7 @@ def assert_finishes(start: Start, ledger: Ledger, order: WorkerOrder) -> None:
     finish(start, order)
     product, _ = ledger.product(node, 1)
     assert product is not None
-    folder = ledger.objects.download(layout.payload(node.stage, node.digest, product.attempt))
+    folder = ledger.objects.folder(layout.payload(node.stage, node.digest, product.attempt))
     assert (folder / "output/count.txt").read_text() == counted(0)
     last = ledger.attempt(node, product.attempt)
     assert last is not None and last.start is not None and last.start.parent is not None

@@ -1,0 +1,306 @@
+"""The process that talks to an object store for another: ``python -P -m orchestrator.store.broker URL``.
+
+It alone imports the object-store library, whose threads do not survive a fork: workers and fork servers keep
+clear of it. It answers the calls of one process (`orchestrator.store.client`), many at a time, and ends when
+that process closes the pipe.
+
+Nothing that creates a record is tried twice here: whether a create without an answer worked is for the
+ledger to find out (rule 1). All else may be repeated without harm, and is, for a few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import obstore
+from obstore import exceptions
+from obstore.store import GCSStore, S3Store
+
+from orchestrator.store.client import CONNECT_S, LIMIT_S, STALL_S
+from orchestrator.store.objects import TEMPORARY
+from orchestrator.store.wire import LENGTH_BYTES, Answer, Call, Move, frame
+
+AT_ONCE, FILES_AT_ONCE = 64, 4
+CHUNK, MAX_PARTS = 8 * 2**20, 9_000
+"""Bytes of a part of a large file, unless it had more parts than S3 takes, which is 10,000."""
+
+TRIES = 3
+_CREDENTIALS = r"credential|/latest/(api/token|meta-data)|computeMetadata|169\.254\.169|JWT|OAuth"
+"""What is only asked for where the environment names no account: then the machine's own is looked for."""
+
+_REQUEST_S = LIMIT_S * 0.4  # so that a read that hangs once is answered in time
+
+Store = S3Store | GCSStore
+T = TypeVar("T")
+
+
+def open_store(url: str, *, timeout_s: float, retries: int) -> Store:
+    """Opens a bucket as the environment says (endpoint, region, credentials); asks nothing yet.
+
+    Args:
+        url: ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
+        timeout_s: for one request.
+        retries: of a request without an answer, within `LIMIT_S`.
+
+    Raises:
+        ValueError: the address names no bucket.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    client: Any = {
+        "timeout": timedelta(seconds=timeout_s),
+        "connect_timeout": timedelta(seconds=CONNECT_S),
+        "read_timeout": timedelta(seconds=min(timeout_s, STALL_S)),
+        # read from the environment only where no options are given
+        "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes"),
+    }
+    retry: Any = {
+        "max_retries": retries,
+        "retry_timeout": timedelta(seconds=LIMIT_S),
+        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2},
+    }
+    kind: Any = {"s3": S3Store, "gs": GCSStore}[scheme]
+    opened: Store = kind(bucket, prefix=prefix or None, client_options=client, retry_config=retry)
+    return opened
+
+
+class Broker:
+    """Answers calls about one bucket.
+
+    Args:
+        url: of the store.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._once = open_store(url, timeout_s=LIMIT_S * 0.8, retries=0)
+        self._store = open_store(url, timeout_s=_REQUEST_S, retries=2)
+        self._bulk = open_store(url, timeout_s=STALL_S * 4, retries=2)
+        self._few, self._files = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(FILES_AT_ONCE)
+
+    async def answer(self, call: Call) -> Answer:
+        """Does what is asked; every error becomes an answer."""
+        try:
+            value = await getattr(self, f"do_{call.verb}")(call)
+        except Exception as error:  # noqa: BLE001 - the library's and Python's own: all are data here
+            return Answer(call.number, None, *explained(error))
+        return Answer(call.number, value)
+
+    # Records
+
+    async def do_create(self, call: Call) -> bool:
+        """Writes only if absent."""
+        try:
+            put = obstore.put_async(self._once, call.keys[0], call.data, mode="create", use_multipart=False)
+            await _limited(put)
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+            return False
+        return True
+
+    async def do_put(self, call: Call) -> None:
+        """Replaces."""
+        await _limited(obstore.put_async(self._store, call.keys[0], call.data, use_multipart=False))
+
+    async def do_get(self, call: Call) -> bytes | None:
+        """Reads one object."""
+        return await _limited(self._get(call.keys[0]))
+
+    async def do_get_many(self, call: Call) -> list[bytes | None]:
+        """Reads many objects."""
+        return await asyncio.gather(*(self._one_of_many(self._get(key)) for key in call.keys))
+
+    async def do_read_from(self, call: Call) -> bytes:
+        """Reads an object from a byte on; nothing when it has no more."""
+        try:
+            asked = obstore.get_async(self._store, call.keys[0], options={"range": {"offset": call.start}})
+            return bytes(await (await _limited(asked)).bytes_async())
+        except Exception as error:
+            if " 416 " in str(error) or _is_absent(error):
+                return b""
+            raise
+
+    async def do_list(self, call: Call) -> tuple[list[str], list[str]]:
+        """Lists the names of one level: files and folders."""
+        return await _limited(self._list(call.keys[0]))
+
+    async def do_list_many(self, call: Call) -> list[tuple[list[str], list[str]]]:
+        """Lists one level of many prefixes."""
+        return await asyncio.gather(*(self._one_of_many(self._list(prefix)) for prefix in call.keys))
+
+    async def do_trees(self, call: Call) -> list[dict[str, int]]:
+        """Lists all that lies under many prefixes, with sizes."""
+        return await asyncio.gather(*(self._one_of_many(self._tree(prefix)) for prefix in call.keys))
+
+    async def do_delete(self, call: Call) -> None:
+        """Deletes an object and all under its name as a prefix."""
+        (prefix,) = call.keys
+        paths = [f"{prefix}/{path}" for path in await self._tree(prefix)] or [prefix]
+        with contextlib.suppress(FileNotFoundError):  # GCS misses what S3 does not
+            await obstore.delete_async(self._bulk, paths)
+
+    async def _one_of_many(self, work: Coroutine[Any, Any, T]) -> T:
+        async with self._few:
+            return await work
+
+    async def _get(self, key: str) -> bytes | None:
+        try:
+            return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
+        except Exception as error:
+            if _is_absent(error):
+                return None
+            raise
+
+    async def _list(self, prefix: str) -> tuple[list[str], list[str]]:
+        found = await obstore.list_with_delimiter_async(self._store, prefix or None)
+        files = sorted(meta["path"].rpartition("/")[2] for meta in found["objects"])
+        return files, sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
+    async def _tree(self, prefix: str) -> dict[str, int]:
+        skip = len(prefix) + 1 if prefix else 0
+        sizes: dict[str, int] = {}
+        async for batch in obstore.list(self._store, prefix or None, chunk_size=1000):
+            sizes.update({meta["path"][skip:]: meta["size"] for meta in batch})
+        return sizes
+
+    # Files
+
+    async def do_upload(self, call: Call) -> None:
+        """Uploads files; the order is arbitrary."""
+        await _all(self._upload(move) for move in call.moves)
+
+    async def do_download(self, call: Call) -> None:
+        """Downloads files; one that is absent is left out, one with other content is what it is."""
+        await _all(self._download(move) for move in call.moves)
+
+    async def _upload(self, move: Move) -> None:
+        chunk = max(CHUNK, move.size // MAX_PARTS)
+        async with self._files:
+            await obstore.put_async(
+                self._bulk, move.key, Path(move.path), chunk_size=chunk, max_concurrency=FILES_AT_ONCE
+            )
+
+    async def _download(self, move: Move) -> None:
+        async with self._files:
+            for number in range(TRIES):
+                try:
+                    if await self._receive(move) or number == TRIES - 1:
+                        return
+                except Exception as error:
+                    if _is_absent(error):
+                        return
+                    if number == TRIES - 1:
+                        raise
+
+    async def _receive(self, move: Move) -> bool:
+        """Downloads one file under another name and renames it; tells whether it has the right content."""
+        final = Path(move.path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(
+            f"{TEMPORARY}{os.getpid()}-{hashlib.sha256(move.key.encode()).hexdigest()}"
+        )
+        digest = hashlib.sha256()
+        try:
+            with temporary.open("wb") as stream:
+
+                def take(piece: bytes) -> None:
+                    digest.update(piece)
+                    stream.write(piece)
+
+                async for piece in _pieces(self._bulk, move.key):
+                    await asyncio.to_thread(take, piece)
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return not move.sha256 or digest.hexdigest() == move.sha256
+
+
+async def _pieces(store: Store, key: str) -> AsyncIterator[bytes]:
+    async for piece in (await obstore.get_async(store, key)).stream(min_chunk_size=CHUNK):
+        yield bytes(piece)
+
+
+async def _limited(work: Coroutine[Any, Any, T]) -> T:
+    return await asyncio.wait_for(work, LIMIT_S)
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Waits for all, so that what could be transferred is, and then raises the first error."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _is_absent(error: Exception) -> bool:
+    return isinstance(error, FileNotFoundError | exceptions.NotFoundError) and not _is_bucket(str(error))
+
+
+def _is_bucket(text: str) -> bool:
+    return "NoSuchBucket" in text or "bucket does not exist" in text
+
+
+def explained(error: Exception) -> tuple[str, int]:
+    """Returns what went wrong in a short line, and its kind."""
+    text = str(error)
+    kind = errno.EIO
+    if _is_bucket(text):
+        return "there is no such bucket", errno.ENXIO
+    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        kind = errno.EACCES
+    elif re.search(_CREDENTIALS, text, re.IGNORECASE):
+        kind = errno.EACCES
+        text = "no credentials in the environment"
+    elif isinstance(error, ValueError):
+        kind = errno.EINVAL
+    if isinstance(error, TimeoutError):
+        return f"the store did not answer in {LIMIT_S:.0f} s", kind
+    if status := re.search(r"status code: (\d+[^:\n]*)", text):
+        code = re.search("<Code>(.*?)</Code>", text)
+        return f"the store answered {status[1].strip()}{f' ({code[1]})' if code else ''}", kind
+    line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return line if len(line) <= 240 else line[:237] + "...", kind
+
+
+async def serve(url: str) -> None:
+    """Answers what comes through standard input until it closes; ends the process then."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, sys.stdout.buffer)
+    writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    try:
+        broker = Broker(url)
+    except Exception as error:  # noqa: BLE001 - an address that names no bucket
+        writer.write(frame(Answer(0, None, *explained(error))))
+        await writer.drain()
+        return
+    running: set[asyncio.Task[None]] = set()
+
+    async def reply(call: Call) -> None:
+        writer.write(frame(await broker.answer(call)))
+        await writer.drain()
+
+    while True:
+        try:
+            length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
+            call = msgspec.msgpack.decode(await reader.readexactly(length), type=Call)
+        except (asyncio.IncompleteReadError, OSError):
+            os._exit(0)  # nobody waits for what is still on its way
+        task = asyncio.create_task(reply(call))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        asyncio.run(serve(sys.argv[1]))

@@ -1,0 +1,227 @@
+"""Carrying what an attempt leaves from its folder on this node to a store at a URL, while its child computes.
+
+The worker does it, in the background, from its own loop: the child neither waits for an upload nor can lose
+one by dying. A checkpoint counts for others when its manifest is there, which is uploaded last. The files are
+held by links meanwhile, so that the child may rotate its own; when checkpoints come faster than they can be
+uploaded, the newest is next. Logs and metrics follow as they grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from orchestrator.stage import MANIFEST, CheckpointManifest
+from orchestrator.store import layout
+from orchestrator.store.remote import RemoteStore, Transfer
+
+KEEP = 2
+"""Checkpoints of one attempt that stay in the store, as `Context` keeps them on the node."""
+
+LOG_S, LOG_BYTES_S = 5.0, 2**20
+"""A log is uploaded at most so often, and a long one no faster than this."""
+
+RETRY_S, PATIENCE_S, LOG_PATIENCE_S = 3.0, 300.0, 20.0
+"""Seconds between tries, and how long a store that does not answer is waited for at the end of an attempt."""
+
+
+class Shipper:
+    """Carries the checkpoints, log and metrics of one attempt.
+
+    Args:
+        objects: the store.
+        key: of the attempt's payload.
+        adopted: the step that the attempt goes on from, which lies in another's payload; None without one.
+        complain: takes a line about what went wrong.
+    """
+
+    def __init__(
+        self, objects: RemoteStore, key: str, *, adopted: int | None, complain: Callable[[str], None]
+    ) -> None:
+        self._objects, self._key, self._complain = objects, key, complain
+        self._folder = objects.folder(key)
+        self._adopted = adopted
+        self._shipped: list[int] = []
+        self._step: int | None = None  # of the checkpoint that is under way
+        self._named = False  # its files are there, its manifest is on its way
+        self._checkpoint: Transfer | None = None
+        self._log: Transfer | None = None
+        self._sizes: dict[str, int] = {}
+        self._log_s = self._retry_s = 0.0
+        self.error: OSError | None = None
+
+    def step(self) -> None:
+        """Looks at what is under way and begins what is due; waits for nothing."""
+        now_s = time.monotonic()
+        self._log = self._looked_at(self._log, "the log")
+        if self._log is None and now_s >= self._log_s:
+            self._ship_logs(now_s)
+        self._checkpoint = self._looked_at(self._checkpoint, "a checkpoint")
+        if self._checkpoint is None and now_s >= self._retry_s:
+            try:
+                self._go_on()
+            except OSError as error:
+                self._failed("a checkpoint", error)
+
+    def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
+        """Waits until the last checkpoint and the log are in the store; called when the child is gone.
+
+        Args:
+            pulse: called meanwhile.
+            checkpoints: whether the checkpoints are still wanted.
+
+        What the store does not take for long is left behind, and said: the attempt's end counts without it.
+        """
+        self._retry_s = 0.0
+        start_s = time.monotonic()
+        while checkpoints and (self._step is not None or self._newest() is not None):
+            self.step()
+            pulse()
+            if self.error is not None and time.monotonic() - start_s > PATIENCE_S:
+                self._complain("its last checkpoint is given up")
+                break
+            time.sleep(0.02)
+        start_s, self._log_s = time.monotonic(), 0.0
+        while self._log is not None or self._grown():
+            self._log = self._looked_at(self._log, "the log")
+            if self._log is None and time.monotonic() >= self._log_s:
+                self._ship_logs(time.monotonic())
+            pulse()
+            if time.monotonic() - start_s > LOG_PATIENCE_S:
+                return  # a log is not worth the attempt
+            time.sleep(0.02)
+
+    def output(self, pulse: Callable[[], object]) -> None:
+        """Uploads the product's files; goes on where it was interrupted when the store is there again.
+
+        Raises:
+            OSError: the store did not take them for long.
+        """
+        start_s = time.monotonic()
+        while True:
+            try:
+                return self._objects.upload(f"{self._key}/{layout.OUTPUT}", pulse=pulse)
+            except OSError as error:
+                if time.monotonic() - start_s > PATIENCE_S:
+                    raise
+                self._failed("the output", error)
+            wait_until_s = time.monotonic() + RETRY_S
+            while time.monotonic() < wait_until_s:
+                pulse()
+                time.sleep(0.1)
+
+    def _looked_at(self, transfer: Transfer | None, what: str) -> Transfer | None:
+        try:
+            if transfer is None or not transfer.is_done():
+                return transfer
+        except OSError as error:
+            self._failed(what, error)
+            if what == "the log":
+                self._sizes.clear()
+                self._log_s = time.monotonic() + RETRY_S
+            else:
+                self._drop()
+            return None
+        self.error = None
+        if what != "the log":
+            self._landed()
+        return None
+
+    def _failed(self, what: str, error: OSError) -> None:
+        if self.error is None:
+            self._complain(f"{what} was not uploaded, again in {RETRY_S:.0f} s: {error.strerror or error}")
+        self.error, self._retry_s = error, time.monotonic() + RETRY_S
+
+    # Checkpoints
+
+    def _newest(self) -> int | None:
+        """Returns the newest step that is whole and not in the store yet."""
+        last = max([*self._shipped, self._adopted or 0])
+        manifests = (self._folder / layout.CHECKPOINTS).glob(f"[0-9]*/{MANIFEST}")
+        steps = [int(path.parent.name) for path in manifests if path.parent.name.isdigit()]
+        return max((step for step in steps if step > last), default=None)
+
+    def _go_on(self) -> None:
+        if self._step is None:
+            step = self._newest()
+            if step is None or not self._link(step):
+                return
+            self._step, self._named = step, False
+        held, prefix = self._held(self._step), self._prefix(self._step)
+        # after an error, what had come across before is not sent again
+        there = self._objects.trees([prefix])[prefix] if self.error is not None else {}
+        names = [MANIFEST] if self._named else []
+        for path in held.rglob("*") if not self._named else ():
+            name = path.relative_to(held).as_posix()
+            if path.is_file() and name != MANIFEST and there.get(name) != path.stat().st_size:
+                names.append(name)
+        if not names:
+            self._named, names = True, [MANIFEST]
+        self._checkpoint = self._objects.begin_upload(prefix, names, folder=held)
+
+    def _link(self, step: int) -> bool:
+        """Holds a checkpoint's files; False when the child rotated it away just now."""
+        source, held = self._folder / layout.CHECKPOINTS / f"{step:08d}", self._held(step)
+        shutil.rmtree(held, ignore_errors=True)
+        try:
+            data = (source / MANIFEST).read_bytes()
+            for file in msgspec.json.decode(data, type=CheckpointManifest).files:
+                (held / file.path).parent.mkdir(parents=True, exist_ok=True)
+                os.link(source / file.path, held / file.path)
+            held.mkdir(exist_ok=True)
+            (held / MANIFEST).write_bytes(data)
+        except FileNotFoundError:
+            shutil.rmtree(held, ignore_errors=True)
+            return False
+        return True
+
+    def _landed(self) -> None:
+        """The files are there: its manifest is next; or that is there too: it counts."""
+        assert self._step is not None
+        if not self._named:
+            self._named = True
+            return
+        self._shipped.append(self._step)
+        self._drop()
+        while len(self._shipped) > KEEP:
+            prefix = self._prefix(self._shipped.pop(0))
+            with contextlib.suppress(OSError):  # it is not in the way, and goes when the stage is done
+                self._objects.discard(f"{prefix}/{MANIFEST}")  # first: a half-deleted one never counts
+                self._objects.discard(prefix)
+
+    def _drop(self) -> None:
+        if self._step is not None:
+            shutil.rmtree(self._held(self._step), ignore_errors=True)
+        self._step = None
+
+    def _held(self, step: int) -> Path:
+        return self._folder / ".shipping" / f"{step:08d}"
+
+    def _prefix(self, step: int) -> str:
+        return f"{self._key}/{layout.CHECKPOINTS}/{step:08d}"
+
+    # Logs
+
+    def _grown(self) -> dict[str, int]:
+        sizes = {}
+        for name in (layout.LOG, layout.METRICS):
+            with contextlib.suppress(OSError):
+                sizes[name] = (self._folder / name).stat().st_size
+        return {name: size for name, size in sizes.items() if self._sizes.get(name) != size}
+
+    def _ship_logs(self, now_s: float) -> None:
+        grown = self._grown()
+        if not grown:
+            return
+        self._log_s = now_s + max(LOG_S, sum(grown.values()) / LOG_BYTES_S)
+        try:
+            self._log = self._objects.begin_upload(self._key, grown)
+            self._sizes |= grown
+        except OSError as error:
+            self._failed("the log", error)
