@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,16 @@ class RayCluster:
     Args:
         folder: for its files; short, since sockets lie in it.
         nodes: the custom resources and GPUs of each node.
+        environment: further variables of its processes.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[dict[str, float]] = NODES) -> None:
-        self.folder, self._nodes = folder, nodes
+    def __init__(
+        self,
+        folder: Path,
+        nodes: Sequence[dict[str, float]] = NODES,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self._nodes, self._environment = folder, nodes, environment or {}
         self._port, self._dashboard = free_port(), free_port()
         self.processes: dict[str, int] = {}
 
@@ -119,7 +125,11 @@ class RayCluster:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
-                env=environment(self.folder),
+                env={
+                    **environment(self.folder),
+                    **self._environment,
+                    "SWEEP_CACHE": f"{self.folder}/{name}/sweep",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,12 +1,43 @@
-"""How a node comes to the code of a launch: what the driver and the workers are started with."""
+"""How a node comes to the code of a launch: what the driver and the workers are started with.
+
+In a folder that all nodes mount the snapshot is imported where it lies. From a bucket it is fetched first, by a
+few lines that need no more of the node than Python and `obstore`; what they fetched then makes the node's copy
+whole (``python -m orchestrator.launchers.ray.boot STORE DIGEST MODULE ...``), and runs from that.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.store import archive, layout
 from orchestrator.store import code as snapshots
+from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore
+
+_FETCH = f"""
+import io, os, sys, tarfile, tempfile
+from pathlib import Path
+import obstore.store
+url, digest = sys.argv[1:3]
+home = Path(os.environ.get("SWEEP_CACHE") or "~/.cache/polysweep").expanduser() / "boot"
+place = home / digest
+if not place.is_dir():
+    key = "{layout.code_archive("DIGEST")}/{archive.NAME}".replace("DIGEST", digest)
+    data = bytes(obstore.get(obstore.store.from_url(url), key).bytes())
+    home.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=home))
+    with tarfile.open(fileobj=io.BytesIO(data)) as files:
+        ours = [file for file in files if file.name.startswith("{layout.CODE_PACKAGE}/")]
+        files.extractall(fresh, ours, filter="data")
+    try: fresh.rename(place)
+    except OSError: pass  # another was first
+os.environ["PYTHONPATH"] = str(place / "{layout.CODE_PACKAGE}")
+os.execv(sys.executable, [sys.executable, "-P", "-m", "orchestrator.launchers.ray.boot", *sys.argv[1:]])
+"""
 
 
 class Start(NamedTuple):
@@ -18,5 +49,32 @@ class Start(NamedTuple):
 
 def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> Start:
     """Returns what runs a module of the snapshot with this digest, on any node that reaches the store."""
-    package: Path = snapshots.package_path(objects, digest)
+    if not objects.in_place:
+        return Start(("-c", _FETCH, objects.url, digest, module, *args), {})
+    package = snapshots.package_path(objects, digest)
     return Start(("-P", "-m", module, *args), {"PYTHONPATH": str(package)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes the node's copy of a snapshot whole and runs a module of it, in this process's place.
+
+    Returns:
+        An exit code, only when that cannot be done.
+    """
+    url, digest, module, *args = sys.argv[1:] if argv is None else argv
+    try:
+        objects = open_ledger(url).objects
+        if problem := snapshots.damage(objects, digest):
+            raise InfrastructureError(f"the code in the store is damaged: {problem}", where=url)
+        os.environ["PYTHONPATH"] = str(snapshots.package_path(objects, digest))
+    except SweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: the store does not answer: {error}", file=sys.stderr)
+        return InfrastructureError.exit_code
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *args])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

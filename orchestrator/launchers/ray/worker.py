@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs = ledger.objects.workspace(layout.job_logs(sweep, int(number)))
         order = order_of(ledger, sweep, submission, int(slot), int(restart))
         code = run_worker(order, logs / f"worker-{slot}.{restart}.log", diary, lifeline=STDIN)
+        with contextlib.suppress(OSError):  # a log is not worth the worker
+            ledger.objects.upload(layout.job_logs(sweep, int(number)))
     except SweepError as error:
         code, diary.said = error.exit_code, f"error: {error}"
     except OSError as error:
