@@ -45,13 +45,12 @@ def read_ahead(ledger: Ledger, nodes: Sequence[Node], *, sized: bool, trusted: C
         for node in nodes
         if node.digest in products and not ledger.has_read(node, products[node.digest])
     ]
-    names = (layout.CLAIM, layout.START, layout.HEARTBEAT, layout.END)
     attempts = [
         layout.attempt(node.stage, node.digest, number, name)
         for node in nodes
         if node.digest not in products
         for number in known.numbers(node)
-        for name in names
+        for name in layout.RECORDS
     ]
     records: dict[str, bytes | None] = {key: None for key in attempts if key not in existing}
     records |= ledger.objects.get_many([*keys, *(key for key in attempts if key in existing)])

@@ -70,7 +70,8 @@ def plan(
     """
     package = Path(orchestrator.__file__).resolve().parent
     paths = [_existing(path) for path in import_paths]
-    left_out = [package, *(path.resolve() for path in (Path(objects.url), *exclude))]
+    own = objects.folder("") if objects.in_place else objects.folder("").parent  # the caches of all stores
+    left_out = [package, *(path.resolve() for path in (own, *exclude))]
     roots = {
         path: root_of(path) for path in paths if not (_is_installed(path) or path.is_relative_to(package))
     }

@@ -27,6 +27,9 @@ from orchestrator.worker.order import WorkerOrder
 from orchestrator.worker.watch import Watcher, next_lease_s
 
 IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
+BUCKET_CONTROL_S = 5.0
+"""Each look for a cancel costs two requests, which a bucket's owner pays for."""
+
 MAX_FAILED_STARTS = 2
 
 REFUSED = 4
@@ -297,7 +300,8 @@ class Worker:
         if why := self._stop_asked():
             return why
         try:
-            cancelled = self._read_wishes(at_most_s=CONTROL_S).cancelled
+            in_place = self._ledger.objects.in_place
+            cancelled = self._read_wishes(at_most_s=CONTROL_S if in_place else BUCKET_CONTROL_S).cancelled
         except (OSError, InfrastructureError):  # asked again soon: no reason to lose a running stage
             return ""
         if not cancelled:

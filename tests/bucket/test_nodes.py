@@ -13,6 +13,8 @@ import pytest
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.commands.launches import Running, records, running_heartbeats, wait_for
 from tests.commands.test_survival import expected
+from tests.commands.test_training_survives import CELL, weights
+from tests.conftest import Sweep
 from tests.launchers.contract import SHARED, SHARED_MODULE
 
 ONE = """
@@ -200,3 +202,22 @@ def test_discard_and_retention_delete_in_the_bucket_and_here(nodes: tuple[Bucket
     assert "1 done" in first("launch", "one.yaml", *WORDS, "count.step_s=0")
     assert {path.name.split(".")[1] for path in first.store.glob("done/count/*.json")} == {"1", "2"}
     assert parents(first) == [None, None]  # nothing of what was discarded
+
+
+@pytest.mark.long
+def test_a_training_that_moves_between_nodes_ends_with_bit_identical_weights(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are those of a calm training over a folder, which no bucket had a part in."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    calm = Sweep(folder, tmp_path / "calm")
+    calm("launch", *CELL, timeout_s=280)
+    first, second = (BucketSweep(folder, bucket, node=node) for node in ("first", "second"))
+    launch = Launched(first, monkeypatch, "launch", *CELL, "launcher.workers=1")
+    wait_for(lambda: list(first.store.glob("payload/train/*/*/checkpoints/*/manifest.json")), timeout_s=240)
+    launch.end_node(first)
+    second("launch", *CELL, "launcher.workers=1", timeout_s=280)
+    started = [s for s in records(second.store, "start.json") if "/records/train/" in str(s["folder"])]
+    assert len(started) == 2 and [s["parent"] for s in started if s["parent"]]
+    assert weights(second.store) == weights(calm.store) and len(weights(calm.store)) >= 2

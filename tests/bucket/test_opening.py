@@ -154,5 +154,5 @@ def test_an_address_of_gcs_opens_its_store(tmp_path: Path, monkeypatch: pytest.M
     from obstore.store import GCSStore
 
     monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
-    opened = open_store("gs://bucket/some/prefix", timeout_s=1.0, retries=0)
+    opened = open_store("gs://bucket/some/prefix", stall_s=1.0, retries=0)
     assert isinstance(opened, GCSStore) and opened.prefix == "some/prefix"
