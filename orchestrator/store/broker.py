@@ -273,6 +273,8 @@ def explained(error: Exception) -> tuple[str, int]:
         code = re.search("<Code>(.*?)</Code>", text)
         return f"the store answered {status[1].strip()}{f' ({code[1]})' if code else ''}", kind
     line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if failed := re.search(r"HTTP error: (.*)", line):
+        return f"the store cannot be reached ({failed[1]})", kind
     return line if len(line) <= 240 else line[:237] + "...", kind
 
 

@@ -1,4 +1,4 @@
-"""A worker on a node that has nothing but the bucket: it fetches the code of the launch, and works from it."""
+"""A worker on a node that has nothing but the bucket fetches the code of the launch, and works from it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ def test_a_worker_elsewhere_runs_the_code_of_the_launch(bucket: Bucket, tmp_path
     sweep = sweep_of(1)
     seal(bucket.url, sweep)
     code = snapshots.take(bucket.open(), [str(repository(tmp_path / "checkout", tracked="1"))])
-    order = order_for(Path("unused"), sweep.name, code=code)
     file = tmp_path / "order.json"
-    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(order, store=bucket.url)))
+    file.write_bytes(msgspec.json.encode(order_for(bucket.url, sweep.name, code=code)))
     env = {**os.environ, "SWEEP_CACHE": str(tmp_path / "bare")}
 
     def python(*words: str, **more: str) -> str:
