@@ -84,6 +84,7 @@ def test_a_cell_that_started_on_one_node_goes_on_at_another(
     assert not whole_checkpoints(second)  # they go when the stage is done, whoever's they were
 
 
+@pytest.mark.long
 def test_a_stop_leaves_its_last_checkpoint_in_the_store(
     nodes: tuple[BucketSweep, BucketSweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +102,7 @@ def test_a_stop_leaves_its_last_checkpoint_in_the_store(
     assert parents(second) == [None, step]
 
 
-@pytest.mark.parametrize("victim", ["child", "worker"])
+@pytest.mark.parametrize("victim", ["child", pytest.param("worker", marks=pytest.mark.long)])
 def test_who_dies_in_the_middle_of_an_upload_costs_at_most_that_checkpoint(
     nodes: tuple[BucketSweep, BucketSweep], monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:
@@ -151,6 +152,7 @@ def shared(on: BucketSweep) -> str:
     return "shared.yaml"
 
 
+@pytest.mark.long
 def test_a_product_that_is_damaged_in_the_store_is_made_again_and_one_here_is_fetched_again(
     nodes: tuple[BucketSweep, BucketSweep],
 ) -> None:
@@ -193,6 +195,7 @@ def test_a_reader_elsewhere_follows_a_log_and_downloads_no_product(
     assert not list(Path(second.env["SWEEP_CACHE"]).rglob("output"))  # type: ignore[index]
 
 
+@pytest.mark.long
 def test_discard_and_retention_delete_in_the_bucket_and_here(nodes: tuple[BucketSweep, BucketSweep]) -> None:
     first, _ = nodes
     first("launch", "one.yaml", *WORDS, "count.step_s=0", "policy.keep_checkpoints=true")
