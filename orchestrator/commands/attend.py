@@ -5,6 +5,7 @@ Also the body of a detached launch: ``python -m orchestrator.commands.attend STO
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
             with stopper:
                 launcher.start(_as_launch(view, request))
                 _watch(view, cells, launcher)
+                _keep_logs(view)
     if not stopper.count:
         finish_retention(view.fresh(), settings_of(request).policy)
     view = view.fresh()
@@ -187,7 +189,12 @@ def _watch(view: View, cells: list[Cell], launcher: Launcher) -> None:
             alive = launcher.poll() > 0
             now_s = time.monotonic()
             if now_s >= next_s or not alive:
-                done, total, text = _numbers(view.fresh(), cells)
+                try:
+                    done, total, text = _numbers(view.fresh(), cells)
+                except (OSError, InfrastructureError) as error:
+                    if view.ledger.objects.in_place or not alive:
+                        raise
+                    done, total, text = 0, 0, f"the store does not answer: {error}"  # workers wait for it too
                 progress.update(bar, completed=done, total=total, description=text)
                 if not terminal and text != last and (now_s >= line_s or not alive):
                     print(f"{done}/{total} stages; {text}", flush=True)
@@ -195,6 +202,13 @@ def _watch(view: View, cells: list[Cell], launcher: Launcher) -> None:
                 cost_s = time.monotonic() - now_s
                 next_s = now_s + max(REFRESH_S, 20 * cost_s)  # watching takes 5 % of a core at most
             time.sleep(POLL_S)
+
+
+def _keep_logs(view: View) -> None:
+    """Uploads what launcher and workers wrote, where the store is not a folder that they wrote it in."""
+    if not view.ledger.objects.in_place:
+        with contextlib.suppress(OSError):  # the cells are done or not without them
+            view.ledger.objects.upload(layout.logs(view.sweep.name))
 
 
 def print_progress(view: View, cells: list[Cell], last: str) -> str:

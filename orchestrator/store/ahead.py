@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import msgspec
-
-from orchestrator.core.records import Done
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import Node
 from orchestrator.store import layout
@@ -14,63 +11,66 @@ from orchestrator.store.ledger import Known, Ledger
 from orchestrator.store.objects import Listing
 
 
-def read_ahead(ledger: Ledger, nodes: Sequence[Node], *, sized: bool, trusted: Collection[object]) -> Ledger:
+def read_ahead(
+    ledger: Ledger, nodes: Sequence[Node], *, counted: bool, sized: bool, trusted: Collection[object]
+) -> Ledger:
     """Returns a ledger that knows the indexes and records of these stages, as of now.
 
     Args:
         ledger: the store.
         nodes: the stage instances.
+        counted: also list the attempts of stages that are done.
         sized: also read the sizes of the products' files.
         trusted: (digest, generation) of products whose sizes are not wanted.
     """
-    stages = sorted({node.stage for node in nodes})
-    indexes = [index(stage) for stage in stages for index in (layout.done_index, layout.void_index)]
-    indexes += [layout.retired_index(stage, policy) for stage in stages for policy in RETIRING]
-    listings = ledger.objects.list_many(indexes)
-    trees = ledger.objects.trees(layout.stage_records(stage) for stage in stages)
-    for prefix, paths in trees.items():
+    objects, stages = ledger.objects, sorted({node.stage for node in nodes})
+    prefixes = [index(stage) for stage in stages for index in (layout.done_index, layout.void_index)]
+    prefixes += [layout.retired_index(stage, policy) for stage in stages for policy in RETIRING]
+    above = [layout.stage_records(stage) for stage in stages]
+    listings = objects.list_many([*prefixes, *(() if counted else above)])
+    for prefix, paths in objects.trees(above if counted else ()).items():
         listings |= _levels(prefix, paths)
     known = ledger.knowing(Known({}, listings))
-    existing = {f"{prefix}/{path}" for prefix, paths in trees.items() for path in paths}
 
-    products = {}
-    for stage in stages:
-        done, void = (known.generations(index(stage)) for index in (layout.done_index, layout.void_index))
-        for node in nodes:
-            generations = done.get(node.digest, set())
-            if node.stage == stage and generations and max(generations) not in void.get(node.digest, set()):
-                products[node.digest] = max(generations)
+    products = _products(known, nodes)
+    begun = [
+        node
+        for node in nodes
+        if node.digest not in products and node.digest in listings[layout.stage_records(node.stage)].folders
+    ]
+    places = [layout.attempts(node.stage, node.digest) for node in begun]
+    listings |= objects.list_many(place for place in places if place not in listings)
     keys = [
+        layout.attempt(node.stage, node.digest, number, name)
+        for node in begun
+        for number in known.numbers(node)
+        for name in layout.RECORDS
+    ]
+    keys += [
         layout.done(node.stage, node.digest, products[node.digest])
         for node in nodes
         if node.digest in products and not ledger.has_read(node, products[node.digest])
     ]
-    names = (layout.CLAIM, layout.START, layout.HEARTBEAT, layout.END)
-    attempts = [
-        layout.attempt(node.stage, node.digest, number, name)
-        for node in nodes
-        if node.digest not in products
-        for number in known.numbers(node)
-        for name in names
-    ]
-    records: dict[str, bytes | None] = {key: None for key in attempts if key not in existing}
-    records |= ledger.objects.get_many([*keys, *(key for key in attempts if key in existing)])
+    records = objects.get_many(keys)
+    known = ledger.knowing(Known(records, listings))
 
-    outputs = []
-    for node in nodes if sized else ():
-        generation = products.get(node.digest, 0)
-        if generation and (node.digest, generation) not in trusted:
-            key = layout.done(node.stage, node.digest, generation)
-            attempt = ledger.product(node, generation)[0] if key not in records else _done(records[key])
-            outputs += [layout.output(node.stage, node.digest, attempt.attempt)] if attempt else []
-    return ledger.knowing(Known(records, listings, ledger.objects.trees(outputs)))
+    wanted = [n for n in nodes if sized and (n.digest, products.get(n.digest)) not in trusted]
+    made = [(n, known.product(n, products[n.digest])[0]) for n in wanted if n.digest in products]
+    outputs = [layout.output(node.stage, node.digest, done.attempt) for node, done in made if done]
+    return ledger.knowing(Known(records, listings, objects.trees(outputs)))
 
 
-def _done(data: bytes | None) -> Done | None:
-    try:
-        return msgspec.json.decode(data or b"", type=Done)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+def _products(known: Ledger, nodes: Sequence[Node]) -> dict[str, int]:
+    """Returns digest to generation of what may be done: what is indexed and not void."""
+    stages = {node.stage for node in nodes}
+    done = {stage: known.generations(layout.done_index(stage)) for stage in stages}
+    void = {stage: known.generations(layout.void_index(stage)) for stage in stages}
+    found = {}
+    for node in nodes:
+        generations = done[node.stage].get(node.digest)
+        if generations and max(generations) not in void[node.stage].get(node.digest, set()):
+            found[node.digest] = max(generations)
+    return found
 
 
 def _levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:

@@ -27,7 +27,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import GCSStore, S3Store
 
-from orchestrator.store.client import CONNECT_S, LIMIT_S, STALL_S
+from orchestrator.store.client import CONNECT_S, LIMIT_S, SLOW_BYTES_S, STALL_S
 from orchestrator.store.objects import TEMPORARY
 from orchestrator.store.wire import LENGTH_BYTES, Answer, Call, Move, frame
 
@@ -35,22 +35,21 @@ AT_ONCE, FILES_AT_ONCE = 64, 4
 CHUNK, MAX_PARTS = 8 * 2**20, 9_000
 """Bytes of a part of a large file, unless it had more parts than S3 takes, which is 10,000."""
 
-TRIES = 3
+TRIES, MAX_S = 3, 3600.0
 _CREDENTIALS = r"credential|/latest/(api/token|meta-data)|computeMetadata|169\.254\.169|JWT|OAuth"
 """What is only asked for where the environment names no account: then the machine's own is looked for."""
 
-_REQUEST_S = LIMIT_S * 0.4  # so that a read that hangs once is answered in time
 
 Store = S3Store | GCSStore
 T = TypeVar("T")
 
 
-def open_store(url: str, *, timeout_s: float, retries: int) -> Store:
+def open_store(url: str, *, stall_s: float, retries: int) -> Store:
     """Opens a bucket as the environment says (endpoint, region, credentials); asks nothing yet.
 
     Args:
         url: ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
-        timeout_s: for one request.
+        stall_s: for a pause in one request.
         retries: of a request without an answer, within `LIMIT_S`.
 
     Raises:
@@ -59,9 +58,9 @@ def open_store(url: str, *, timeout_s: float, retries: int) -> Store:
     scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")
     client: Any = {
-        "timeout": timedelta(seconds=timeout_s),
+        "timeout": timedelta(seconds=MAX_S),
         "connect_timeout": timedelta(seconds=CONNECT_S),
-        "read_timeout": timedelta(seconds=min(timeout_s, STALL_S)),
+        "read_timeout": timedelta(seconds=stall_s),
         # read from the environment only where no options are given
         "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes"),
     }
@@ -83,9 +82,9 @@ class Broker:
     """
 
     def __init__(self, url: str) -> None:
-        self._once = open_store(url, timeout_s=LIMIT_S * 0.8, retries=0)
-        self._store = open_store(url, timeout_s=_REQUEST_S, retries=2)
-        self._bulk = open_store(url, timeout_s=STALL_S * 4, retries=2)
+        self._once = open_store(url, stall_s=LIMIT_S, retries=0)
+        self._store = open_store(url, stall_s=LIMIT_S * 0.4, retries=2)
+        self._bulk = open_store(url, stall_s=STALL_S, retries=2)
         self._few, self._files = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(FILES_AT_ONCE)
 
     async def answer(self, call: Call) -> Answer:
@@ -102,18 +101,19 @@ class Broker:
         """Writes only if absent."""
         try:
             put = obstore.put_async(self._once, call.keys[0], call.data, mode="create", use_multipart=False)
-            await _limited(put)
+            await _limited(put, len(call.data))
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
             return False
         return True
 
     async def do_put(self, call: Call) -> None:
         """Replaces."""
-        await _limited(obstore.put_async(self._store, call.keys[0], call.data, use_multipart=False))
+        put = obstore.put_async(self._store, call.keys[0], call.data, use_multipart=False)
+        await _limited(put, len(call.data))
 
     async def do_get(self, call: Call) -> bytes | None:
         """Reads one object."""
-        return await _limited(self._get(call.keys[0]))
+        return await self._get(call.keys[0])
 
     async def do_get_many(self, call: Call) -> list[bytes | None]:
         """Reads many objects."""
@@ -123,7 +123,7 @@ class Broker:
         """Reads an object from a byte on; nothing when it has no more."""
         try:
             asked = obstore.get_async(self._store, call.keys[0], options={"range": {"offset": call.start}})
-            return bytes(await (await _limited(asked)).bytes_async())
+            return await _body(await _limited(asked))
         except Exception as error:
             if " 416 " in str(error) or _is_absent(error):
                 return b""
@@ -154,7 +154,7 @@ class Broker:
 
     async def _get(self, key: str) -> bytes | None:
         try:
-            return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
+            return await _body(await _limited(obstore.get_async(self._store, key)))
         except Exception as error:
             if _is_absent(error):
                 return None
@@ -229,8 +229,13 @@ async def _pieces(store: Store, key: str) -> AsyncIterator[bytes]:
         yield bytes(piece)
 
 
-async def _limited(work: Coroutine[Any, Any, T]) -> T:
-    return await asyncio.wait_for(work, LIMIT_S)
+async def _body(found: Any) -> bytes:
+    first, last = found.range
+    return bytes(await _limited(found.bytes_async(), last - first))
+
+
+async def _limited(work: Coroutine[Any, Any, T], num_bytes: int = 0) -> T:
+    return await asyncio.wait_for(work, LIMIT_S + num_bytes / SLOW_BYTES_S)
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -268,6 +273,8 @@ def explained(error: Exception) -> tuple[str, int]:
         code = re.search("<Code>(.*?)</Code>", text)
         return f"the store answered {status[1].strip()}{f' ({code[1]})' if code else ''}", kind
     line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if failed := re.search(r"HTTP error: (.*)", line):
+        return f"the store cannot be reached ({failed[1]})", kind
     return line if len(line) <= 240 else line[:237] + "...", kind
 
 

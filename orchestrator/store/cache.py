@@ -116,6 +116,7 @@ class Cache:
         if time.monotonic() - self._shrunk_s < SHRINK_S:
             return
         self._shrunk_s = time.monotonic()
+        shutil.rmtree(self.home / _TRASH, ignore_errors=True)  # of a process that was killed meanwhile
         units = sorted(self._units())
         left = sum(unit.size for unit in units)
         for unit in units:

@@ -88,7 +88,13 @@ class Snapshot:
         self._trusted = trusted if trusted is not None else set()
         self._nodes: Mapping[str, Node] = {node.digest: node for node in nodes}
         if not ledger.objects.in_place:
-            ledger = read_ahead(ledger, [*self._nodes.values()], sized=check_files, trusted=self._trusted)
+            ledger = read_ahead(
+                ledger,
+                [*self._nodes.values()],
+                counted=count_attempts,
+                sized=check_files,
+                trusted=self._trusted,
+            )
         self._ledger = ledger
         stages = {node.stage for node in self._nodes.values()}
         self._done = {stage: ledger.generations(layout.done_index(stage)) for stage in stages}

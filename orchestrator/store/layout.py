@@ -26,6 +26,7 @@ OUTPUT, CHECKPOINTS, SCRATCH = "output", "checkpoints", "scratch"
 CODE_PACKAGE = "polysweep"
 """The folder of a code snapshot from which `orchestrator` is imported."""
 CLAIM, START, HEARTBEAT, END = "claim.json", "start.json", "heartbeat.json", "end.json"
+RECORDS = (CLAIM, START, HEARTBEAT, END)
 
 
 def revisions(sweep: str) -> str:

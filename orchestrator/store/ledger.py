@@ -151,11 +151,9 @@ class Ledger:
 
     def attempts(self, node: Node) -> tuple[Attempt, ...]:
         """Reads all attempts of a stage; a folder without a claim is none."""
-        numbers = self.numbers(node)
-        ledger = self
+        numbers, ledger = self.numbers(node), self
         if not self._known.records:
-            names = (layout.CLAIM, layout.START, layout.HEARTBEAT, layout.END)
-            keys = [layout.attempt(node.stage, node.digest, n, name) for n in numbers for name in names]
+            keys = [layout.attempt(node.stage, node.digest, n, r) for n in numbers for r in layout.RECORDS]
             ledger = self.having_read(keys)
         return tuple(a for n in numbers if (a := ledger.attempt(node, n)) is not None)
 
@@ -224,7 +222,7 @@ class Ledger:
         return self._done[key], ""
 
     def has_read(self, node: Node, generation: int) -> bool:
-        """Whether a `done` record was read before, and so need not be again."""
+        """Whether a `done` record was read before."""
         return (node.stage, node.digest, generation) in self._done
 
     def is_done_or_void(self, node: Node, generation: int) -> bool:

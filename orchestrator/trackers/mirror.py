@@ -113,12 +113,15 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
     assert request.settings is not None
     own = ledger.objects.workspace(layout.mirror(sweep))
     mirror = make_mirror(request.settings, own.parent)
+    memory, key = own / "mirrored.json", f"{layout.mirror(sweep)}/mirrored.json"
     with _alone(own / "lock", over):
+        if not ledger.objects.in_place and (data := ledger.objects.get(key)) is not None:
+            memory.write_bytes(data)  # of a launch on another machine, perhaps
         follower = Follower(
             ledger,
             ledger.revision(sweep, request.revision),
             cells=request.cells,
-            memory=own / "mirrored.json",
+            memory=memory,
             open_run=mirror.open,
         )
         num_failures = 0
@@ -138,6 +141,8 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
             cost_s = time.process_time() - start_s
             over.wait(min(MAX_POLL_S, max(POLL_S, 20 * cost_s)))  # 5 % of a core, mostly
         follower.close()
+        if not ledger.objects.in_place and memory.exists():
+            ledger.objects.put(key, memory.read_bytes())
     lost = f"; {follower.num_lost} not mirrored whole, see the log" if follower.num_lost else ""
     return f"{mirror.farewell(follower.num_runs)}{lost}"
 

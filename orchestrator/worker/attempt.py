@@ -311,7 +311,7 @@ class AttemptRun:
         if self._shipper is None:
             self._ledger.objects.upload(self._key)
         else:
-            self._shipper.output(self._pulse)
+            self._shipper.output(outcome.files, self._pulse)
         done = Done(
             nonce=new_nonce(),
             stage=self._node.stage,

@@ -27,6 +27,9 @@ from orchestrator.worker.order import WorkerOrder
 from orchestrator.worker.watch import Watcher, next_lease_s
 
 IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
+BUCKET_S = 5.0
+"""Of a bucket: the pause between looks for a cancel, and at most between scans; its requests cost money."""
+
 MAX_FAILED_STARTS = 2
 
 REFUSED = 4
@@ -141,7 +144,7 @@ class Worker:
 
     def _pause(self, idle_s: float) -> float:
         time.sleep(idle_s)
-        return min(MAX_IDLE_S, idle_s * 1.5)
+        return min(MAX_IDLE_S if self._ledger.objects.in_place else BUCKET_S, idle_s * 1.5)
 
     def _status(self, snapshot: Snapshot, wishes: Wishes, digest: str) -> StageStatus:
         budget = wishes.budget(digest, self._order.settings.policy.retries)
@@ -307,7 +310,8 @@ class Worker:
         if why := self._stop_asked():
             return why
         try:
-            cancelled = self._read_wishes(at_most_s=CONTROL_S).cancelled
+            in_place = self._ledger.objects.in_place
+            cancelled = self._read_wishes(at_most_s=CONTROL_S if in_place else BUCKET_S).cancelled
         except (OSError, InfrastructureError):  # asked again soon: no reason to lose a running stage
             return ""
         if not cancelled:

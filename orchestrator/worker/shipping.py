@@ -9,14 +9,16 @@ uploaded, the newest is next. Logs and metrics follow as they grow.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from orchestrator.manifest import File, damage_by_size
 from orchestrator.stage import MANIFEST, CheckpointManifest
 from orchestrator.store import layout
 from orchestrator.store.remote import RemoteStore, Transfer
@@ -97,16 +99,24 @@ class Shipper:
                 return  # a log is not worth the attempt
             time.sleep(0.02)
 
-    def output(self, pulse: Callable[[], object]) -> None:
+    def output(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
         """Uploads the product's files; goes on where it was interrupted when the store is there again.
+
+        Args:
+            files: of the product; afterwards the store has all of them in full size.
+            pulse: called meanwhile.
 
         Raises:
             OSError: the store did not take them for long.
         """
-        start_s = time.monotonic()
+        start_s, prefix = time.monotonic(), f"{self._key}/{layout.OUTPUT}"
         while True:
             try:
-                return self._objects.upload(f"{self._key}/{layout.OUTPUT}", pulse=pulse)
+                self._objects.upload(prefix, pulse=pulse)
+                problem = damage_by_size(self._objects.trees([prefix])[prefix], files)
+                if problem is None:
+                    return
+                raise OSError(errno.EIO, f"after the upload {problem}")
             except OSError as error:
                 if time.monotonic() - start_s > PATIENCE_S:
                     raise

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import pytest
 
 from orchestrator.errors import InfrastructureError
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
-from orchestrator.store.broker import open_store
+from orchestrator.store.objects import open_objects
+from orchestrator.store.remote import RemoteStore
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.launchers.contract import COUNT
 from tests.store.projects import repository
@@ -75,8 +82,6 @@ def without_credentials(on: BucketSweep) -> str:
 def test_what_is_no_store_is_refused(
     on: BucketSweep, verb: str, place: Callable[[BucketSweep], str], code: int, what: str, fix: str
 ) -> None:
-    import re
-
     start_s = time.monotonic()
     said = on(verb, "jobs.yaml" if verb == "launch" else "jobs", f"store.url={place(on)}", code=code)
     assert said.startswith("error: ") and what in said and re.search(fix, said), said
@@ -147,12 +152,57 @@ def test_a_store_that_does_not_answer_keeps_no_code(bucket: Bucket, tmp_path: Pa
         snapshots.take(bucket.open(), [str(folder)])
 
 
-# GCS: no server to test against; what is ours of it is the choice of the library's store
+# GCS: no server that speaks its protocol runs here; this shows what is sent, and how refusals are read
 
 
-def test_an_address_of_gcs_opens_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from obstore.store import GCSStore
+class Gcs(BaseHTTPRequestHandler):
+    """Keeps objects, and knows the one condition."""
 
-    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
-    opened = open_store("gs://bucket/some/prefix", timeout_s=1.0, retries=0)
-    assert isinstance(opened, GCSStore) and opened.prefix == "some/prefix"
+    kept: ClassVar[dict[str, bytes]] = {}
+    conditions: ClassVar[list[str | None]] = []
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        condition = self.headers.get("x-goog-if-generation-match")
+        self.conditions.append(condition)
+        path = unquote(self.path)
+        refused = condition == "0" and path in self.kept
+        if not refused:
+            self.kept[path] = data
+        self.send_response(412 if refused else 200)
+        for name, value in {"ETag": '"1"', "x-goog-generation": "1", "Content-Length": "0"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_create_in_gcs_asks_for_generation_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gcs)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    account = tmp_path / "account.json"
+    account.write_text(
+        json.dumps(
+            {
+                "gcs_base_url": f"http://127.0.0.1:{server.server_address[1]}",
+                "disable_oauth": True,
+                "client_email": "",
+                "private_key": "",
+                "private_key_id": "",
+            }
+        )
+    )
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("SWEEP_CACHE", str(tmp_path / "cache"))
+    objects = open_objects("gs://bucket/some/prefix")
+    assert isinstance(objects, RemoteStore)
+    try:
+        assert objects.create("a.json", b"1") and not objects.create("a.json", b"2")
+        objects.put("a.json", b"3")
+    finally:
+        objects.close()
+        server.shutdown()
+        server.server_close()
+    assert Gcs.kept == {"/bucket/some/prefix/a.json": b"3"} and Gcs.conditions == ["0", "0", None]

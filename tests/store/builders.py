@@ -70,7 +70,7 @@ def settings(**policy: Any) -> EngineSettings:
     )
 
 
-def seal(root: Path, sweep: Sweep) -> Revision:
+def seal(root: Path | str, sweep: Sweep) -> Revision:
     """Makes the store and seals the sweep in it."""
     content = content_digest(sweep)
     return open_ledger(str(root), create=True).seal(

@@ -107,7 +107,7 @@ def main(path: str) -> None:
 # What tests use
 
 
-def order_for(root: Path, sweep: str, **rest: Any) -> WorkerOrder:
+def order_for(root: Path | str, sweep: str, **rest: Any) -> WorkerOrder:
     """An order for any cell of revision 1 of a sweep."""
     policy = rest.pop("policy", {})
     return WorkerOrder(store=str(root), sweep=sweep, revision=1, settings=builders.settings(**policy), **rest)

@@ -13,6 +13,8 @@ import pytest
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.commands.launches import Running, records, running_heartbeats, wait_for
 from tests.commands.test_survival import expected
+from tests.commands.test_training_survives import CELL, weights
+from tests.conftest import Sweep
 from tests.launchers.contract import SHARED, SHARED_MODULE
 
 ONE = """
@@ -82,6 +84,7 @@ def test_a_cell_that_started_on_one_node_goes_on_at_another(
     assert not whole_checkpoints(second)  # they go when the stage is done, whoever's they were
 
 
+@pytest.mark.long
 def test_a_stop_leaves_its_last_checkpoint_in_the_store(
     nodes: tuple[BucketSweep, BucketSweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +102,7 @@ def test_a_stop_leaves_its_last_checkpoint_in_the_store(
     assert parents(second) == [None, step]
 
 
-@pytest.mark.parametrize("victim", ["child", "worker"])
+@pytest.mark.parametrize("victim", ["child", pytest.param("worker", marks=pytest.mark.long)])
 def test_who_dies_in_the_middle_of_an_upload_costs_at_most_that_checkpoint(
     nodes: tuple[BucketSweep, BucketSweep], monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:
@@ -149,6 +152,7 @@ def shared(on: BucketSweep) -> str:
     return "shared.yaml"
 
 
+@pytest.mark.long
 def test_a_product_that_is_damaged_in_the_store_is_made_again_and_one_here_is_fetched_again(
     nodes: tuple[BucketSweep, BucketSweep],
 ) -> None:
@@ -191,6 +195,7 @@ def test_a_reader_elsewhere_follows_a_log_and_downloads_no_product(
     assert not list(Path(second.env["SWEEP_CACHE"]).rglob("output"))  # type: ignore[index]
 
 
+@pytest.mark.long
 def test_discard_and_retention_delete_in_the_bucket_and_here(nodes: tuple[BucketSweep, BucketSweep]) -> None:
     first, _ = nodes
     first("launch", "one.yaml", *WORDS, "count.step_s=0", "policy.keep_checkpoints=true")
@@ -200,3 +205,22 @@ def test_discard_and_retention_delete_in_the_bucket_and_here(nodes: tuple[Bucket
     assert "1 done" in first("launch", "one.yaml", *WORDS, "count.step_s=0")
     assert {path.name.split(".")[1] for path in first.store.glob("done/count/*.json")} == {"1", "2"}
     assert parents(first) == [None, None]  # nothing of what was discarded
+
+
+@pytest.mark.long
+def test_a_training_that_moves_between_nodes_ends_with_bit_identical_weights(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are those of a calm training over a folder, which no bucket had a part in."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    calm = Sweep(folder, tmp_path / "calm")
+    calm("launch", *CELL, timeout_s=280)
+    first, second = (BucketSweep(folder, bucket, node=node) for node in ("first", "second"))
+    launch = Launched(first, monkeypatch, "launch", *CELL, "launcher.workers=1")
+    wait_for(lambda: list(first.store.glob("payload/train/*/*/checkpoints/*/manifest.json")), timeout_s=240)
+    launch.end_node(first)
+    second("launch", *CELL, "launcher.workers=1", timeout_s=280)
+    started = [s for s in records(second.store, "start.json") if "/records/train/" in str(s["folder"])]
+    assert len(started) == 2 and [s["parent"] for s in started if s["parent"]]
+    assert weights(second.store) == weights(calm.store) and len(weights(calm.store)) >= 2

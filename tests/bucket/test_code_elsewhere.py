@@ -1,0 +1,41 @@
+"""A worker on a node that has nothing but the bucket fetches the code of the launch, and works from it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from orchestrator.core.records import Done
+from orchestrator.store import code as snapshots
+from orchestrator.store import layout
+from tests.bucket.buckets import Bucket
+from tests.store.builders import node_of, seal, sweep_of
+from tests.store.projects import repository
+from tests.worker.faults import order_for
+
+
+def test_a_worker_elsewhere_runs_the_code_of_the_launch(bucket: Bucket, tmp_path: Path) -> None:
+    sweep = sweep_of(1)
+    seal(bucket.url, sweep)
+    code = snapshots.take(bucket.open(), [str(repository(tmp_path / "checkout", tracked="1"))])
+    file = tmp_path / "order.json"
+    file.write_bytes(msgspec.json.encode(order_for(bucket.url, sweep.name, code=code)))
+    env = {**os.environ, "SWEEP_CACHE": str(tmp_path / "bare")}
+
+    def python(*words: str, **more: str) -> str:
+        command = [sys.executable, "-P", *words]
+        done = subprocess.run(command, env={**env, **more}, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    here = str(Path(snapshots.__file__).parents[2])
+    path = python("-m", "orchestrator.store.code", bucket.url, code.digest, PYTHONPATH=here).strip()
+    assert Path(path).is_relative_to(tmp_path / "bare")
+    said = python("-m", "orchestrator.worker.main", str(file), PYTHONPATH=path)
+    assert "attempt 1 succeeded" in said
+    node = node_of(sweep)
+    assert bucket.ledger().read(layout.done(node.stage, node.digest, 1), Done)[0] is not None

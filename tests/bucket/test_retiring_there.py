@@ -1,0 +1,33 @@
+"""Rule 7 over a bucket: what is let go is deleted there and here, and what needs it is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.core.state import Budget, State, stage_status
+from orchestrator.store import layout
+from orchestrator.store.evidence import Snapshot
+from tests.bucket.buckets import Bucket
+from tests.store.builders import seal
+from tests.worker.faults import order_for
+from tests.worker.here import work
+from tests.worker.test_retiring import FILES, choices, source_of
+
+
+@pytest.mark.parametrize("policy", FILES)
+def test_what_no_taker_wants_is_deleted_in_the_bucket_and_in_the_cache(bucket: Bucket, policy: str) -> None:
+    sweep = choices()
+    revision = seal(bucket.url, sweep)
+    ledger, source = bucket.ledger(), source_of(sweep)
+    order = order_for(bucket.url, sweep.name, policy={"retention": policy})
+    worked = work(ledger, revision, order)
+    assert worked.code == 0, worked.lines
+    snapshot = Snapshot(bucket.ledger("laptop"), sweep.nodes.values())
+    assert {stage_status(snapshot.evidence(d), Budget({})).state for d in sweep.nodes} == {State.DONE}
+    prefix = layout.output(source.stage, source.digest, 1)
+    assert sorted(ledger.objects.trees([prefix])[prefix]) == list(FILES[policy])
+    here = ledger.objects.folder(prefix)
+    found = sorted(p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file())
+    assert found == list(FILES[policy])
+    work_left = ledger.objects.trees([layout.checkpoints(source.stage, source.digest, 1)])
+    assert not any(work_left.values())
