@@ -8,8 +8,7 @@ alone. Files are read-only, so that no stage changes by accident what others run
 (``__pycache__``, logs) does no harm, unless Python could import it.
 
 A worker is started from it with ``PYTHONPATH=<package_path>`` by ``python -P -m orchestrator.worker.main``,
-or with ``PYTHONSAFEPATH=1`` where no ``-P`` can be given. On a node that has it only in a bucket,
-``python -P -m orchestrator.store.code STORE DIGEST`` fetches it and prints that path.
+or with ``PYTHONSAFEPATH=1`` where no ``-P`` can be given.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,11 +27,11 @@ import msgspec
 import orchestrator
 from orchestrator import provenance
 from orchestrator.core.records import Code, CodeFile, Snapshot
-from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.manifest import file_digest
 from orchestrator.store import archive, layout
 from orchestrator.store.archive import Item
-from orchestrator.store.objects import TEMPORARY, ObjectStore, open_objects
+from orchestrator.store.objects import TEMPORARY, ObjectStore
 from orchestrator.store.project import Found, everything_in, files_of, paths_in, root_of, unreadable
 
 MAX_BYTES, MAX_FILES = 200_000_000, 20_000
@@ -355,22 +353,3 @@ def _strays(root: Path, known: set[str]) -> Iterator[Path]:
             path = Path(place, name)
             if path.suffix in _IMPORTABLE and path.relative_to(root).as_posix() not in known:
                 yield path
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Brings a snapshot to this node and prints where its package is; 0 when it is whole."""
-    url, digest = sys.argv[1:] if argv is None else argv
-    try:
-        objects = open_objects(url)
-        problem = damage(objects, digest)
-    except (SweepError, OSError) as error:
-        problem = str(error)
-    if problem:
-        print(f"error: the code {digest[:12]} of {url}: {problem}", file=sys.stderr)
-        return InfrastructureError.exit_code
-    print(package_path(objects, digest))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

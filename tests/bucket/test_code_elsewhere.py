@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.core.records import Done
+from orchestrator.launchers.ray.boot import start_of
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from tests.bucket.buckets import Bucket
@@ -26,16 +27,12 @@ def test_a_worker_elsewhere_runs_the_code_of_the_launch(bucket: Bucket, tmp_path
     file.write_bytes(msgspec.json.encode(order_for(bucket.url, sweep.name, code=code)))
     env = {**os.environ, "SWEEP_CACHE": str(tmp_path / "bare")}
 
-    def python(*words: str, **more: str) -> str:
-        command = [sys.executable, "-P", *words]
-        done = subprocess.run(command, env={**env, **more}, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    here = str(Path(snapshots.__file__).parents[2])
-    path = python("-m", "orchestrator.store.code", bucket.url, code.digest, PYTHONPATH=here).strip()
-    assert Path(path).is_relative_to(tmp_path / "bare")
-    said = python("-m", "orchestrator.worker.main", str(file), PYTHONPATH=path)
-    assert "attempt 1 succeeded" in said
+    start = start_of(bucket.open(), code.digest, "orchestrator.worker.main", str(file))
+    command = [sys.executable, *start.argv]
+    done = subprocess.run(
+        command, env={**env, **start.environment}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "attempt 1 succeeded" in done.stdout, done.stdout + done.stderr
+    assert list((tmp_path / "bare/boot").glob(f"{code.digest}/polysweep/orchestrator"))
     node = node_of(sweep)
     assert bucket.ledger().read(layout.done(node.stage, node.digest, 1), Done)[0] is not None

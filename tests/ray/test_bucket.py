@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bucket.buckets import Bucket, BucketSweep
-from tests.bucket.server import Proxy, start_server
+from tests.bucket.server import start_server
 from tests.commands.launches import records, running_heartbeats, wait_for
 from tests.launchers.on_scheduler import COUNT
 from tests.ray.testbed import RayCluster

@@ -21,7 +21,7 @@ from typing import Any
 
 PYTHON = sys.executable
 # Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and
-# listens to the world. So its processes are told that this is one (the environment below), the command is not.
+# listens to the world. So its processes are told that this is one (by their environment), the command is not.
 START = (
     "import ray._private.ray_constants as c, ray._private.services as s; c.ENABLE_RAY_CLUSTER = True; "
     "s.get_node_ip_address = lambda address=None: '127.0.0.1'; from ray.scripts.scripts import main; main()"

@@ -1,8 +1,8 @@
 """How a node comes to the code of a launch: what the driver and the workers are started with.
 
-In a folder that all nodes mount the snapshot is imported where it lies. From a bucket it is fetched first, by a
-few lines that need no more of the node than Python and `obstore`; what they fetched then makes the node's copy
-whole (``python -m orchestrator.launchers.ray.boot STORE DIGEST MODULE ...``), and runs from that.
+In a folder that all nodes mount the snapshot is imported where it lies. From a bucket it is fetched first, by
+a few lines that need no more of the node than Python and `obstore`; what they fetched then makes the node's
+copy whole (``python -m orchestrator.launchers.ray.boot STORE DIGEST MODULE ...``), and runs from that.
 """
 
 from __future__ import annotations

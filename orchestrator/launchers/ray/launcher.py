@@ -269,7 +269,7 @@ def found_here() -> str:
 
     try:
         return dashboard_here().rstrip("/")
-    except Exception as error:  # noqa: BLE001 - Ray raises whatever its services do
+    except Exception as error:
         raise UserError(
             "there is no Ray cluster on this machine",
             where=" ".join(str(error).split())[:200],
