@@ -1,8 +1,9 @@
 """500 cells that do nothing by `launcher=ray`, beside 500 trivial trials of Ray Tune and 500 bare Ray tasks.
 
-All three are jobs of one real Ray cluster (a head and nodes on loopback), in this one run. Wall time is from the
-submission to the last result; driver CPU that of the driver's process, imports included. A cell of ours is more
-than a trial: a claim, a heartbeat, a product with provenance, each durable before it counts. Prints a line each.
+All three are jobs of one real Ray cluster (a head and nodes on loopback), in this one run. Wall time is from
+the submission to the last result; driver CPU that of the driver's process, imports included. A cell of ours is
+more than a trial: a claim, a heartbeat, a product with provenance, each durable before it counts. Prints a line
+for each.
 
     python benchmarks/ray_against_tune.py [--cells 500]
 """
@@ -38,8 +39,9 @@ TUNE = """
 import sys
 from ray import tune
 
-tune.run(lambda config: {{"value": config["seed"]}}, config={{"seed": tune.grid_search(list(range({cells})))}},
-    resources_per_trial={{"cpu": 1}}, verbose=0, storage_path=sys.argv[1], name="tune")
+seeds = tune.grid_search(list(range({cells})))
+tune.run(lambda config: {{"value": config["seed"]}}, config={{"seed": seeds}}, resources_per_trial={{"cpu": 1}},
+    verbose=0, storage_path=sys.argv[1], name="tune")
 """
 TASKS = """
 import ray
@@ -132,9 +134,7 @@ def by_sweep(cluster: RayCluster, env: dict[str, str], folder: Path, cells: int)
         [*command, "launch", "bench.yaml", *words], cwd=folder, env=env, check=True, capture_output=True
     )
     done = folder / "store/done/nothing"
-    used = watched(
-        "orchestrator.launchers.ray.driver", lambda: done.is_dir() and len(os.listdir(done)) >= cells
-    )
+    used = watched("orchestrator.launchers.ray.driver", lambda: len(list(done.glob("*.json"))) >= cells)
     wall_s = time.monotonic() - start_s
     said = subprocess.run(
         [*command, "status", "bench", "--json"], cwd=folder, env=env, check=True, capture_output=True

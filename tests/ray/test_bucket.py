@@ -61,6 +61,7 @@ def outside(
     return BucketSweep(folder, Bucket(f"s3://sweeps/{tmp_path.name}", None, tmp_path))
 
 
+@pytest.mark.long
 def test_a_cell_that_started_on_one_node_goes_on_at_another_from_the_bucket(
     outside: BucketSweep, nodes: RayCluster
 ) -> None:
