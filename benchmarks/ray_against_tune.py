@@ -1,7 +1,7 @@
 """500 cells that do nothing by `launcher=ray`, beside 500 trivial trials of Ray Tune and 500 bare Ray tasks.
 
 All three are jobs of one real Ray cluster (a head and nodes on loopback), in this one run. Wall time is from
-the submission to the last result; driver CPU is that of the driver's process, imports included. A cell of ours
+the submission to the last result; driver CPU is that of the driver alone, imports included. A cell of ours
 is more than a trial: a claim, a heartbeat and a product with provenance, each durable before it counts.
 
     python benchmarks/ray_against_tune.py [--cells 500]
@@ -40,7 +40,7 @@ from ray import tune
 
 seeds = tune.grid_search(list(range({cells})))
 trial = lambda config: {{"value": config["seed"]}}
-tune.run(trial, config={{"seed": seeds}}, resources_per_trial={{"cpu": 1}}, verbose=0, storage_path=sys.argv[1])
+tune.run(trial, config={{"seed": seeds}}, verbose=0, storage_path=sys.argv[1])
 """
 TASKS = """
 import ray
