@@ -12,14 +12,17 @@ from tests.commands.launches import running_heartbeats, wait_for
 from tests.launchers.on_scheduler import OnScheduler
 from tests.ray.testbed import RayCluster
 
+ROOT = Path(__file__).parents[2]
+
 
 class OnRay(OnScheduler):
     """The command on a machine outside the cluster, which shares a folder with it."""
 
     def __init__(self, cluster: RayCluster, folder: Path, store: Path) -> None:
         outside = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        token = str(cluster.folder / "token")
         super().__init__(
-            folder, store, {**outside, "RAY_AUTH_TOKEN_PATH": str(cluster.folder / "token"), "PYTHONPATH": ""}
+            folder, store, {**outside, "RAY_AUTH_TOKEN_PATH": token, "PYTHONPATH": str(ROOT)}
         )
         self.cluster = cluster
 
