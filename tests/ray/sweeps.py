@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.commands.launches import running_heartbeats, wait_for
+from tests.commands.launches import records, running_heartbeats, wait_for
 from tests.launchers.on_scheduler import OnScheduler
-from tests.ray.testbed import RayCluster
+from tests.ray.testbed import RayCluster, group_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,3 +69,53 @@ class OnRay(OnScheduler):
         for _ in range(20):  # whose shells start them anew
             for pid in self.driver_pids(name):
                 os.kill(pid, signal.SIGKILL)
+
+    def actor_of(self, worker: int) -> int:
+        """The process of the actor that holds the other end of a worker's standard input."""
+        pipe = Path(f"/proc/{worker}/fd/0").readlink()
+        for leader in self.cluster.processes.values():
+            for pid in group_of(leader):
+                if cmdline(pid).startswith(b"ray::Slot") and pipe in links(pid):
+                    return pid
+        raise LookupError(f"no actor of {worker}")
+
+    def claims(self) -> list[dict[str, Any]]:
+        """The claims, in the order of cells and attempts."""
+        found = records(self.store, "claim.json")
+        return sorted(found, key=lambda claim: (claim["cell"], int(claim["folder"].name)))
+
+    def post(self, path: str) -> None:
+        """Asks the dashboard for a change, as an administrator does."""
+        token = (self.cluster.folder / "token").read_text()
+        request = urllib.request.Request(
+            self.cluster.address + path, b"", {"Authorization": f"Bearer {token}"}, method="POST"
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+
+    def ray_job(self, number: int = 1, name: str = "jobs") -> dict[str, Any]:
+        """What Ray says of a submission's driver; {} when it does not know it."""
+        wanted = self.submissions(name)[number - 1]["name"]
+        listed = self.cluster.ask("/api/jobs/") or []
+        return next((job for job in listed if job["submission_id"] == wanted), {})
+
+    def until_job(self, status: str, number: int = 1) -> None:
+        """Waits until Ray says that a driver is so."""
+        wait_for(lambda: self.ray_job(number).get("status") == status, 60)
+
+
+def cmdline(pid: int) -> bytes:
+    """The command line of a process, b"" for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def links(pid: int) -> list[Path]:
+    """What a process has open."""
+    return [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+
+
+def parent_of(pid: int) -> int:
+    """The process that started another."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -97,8 +97,8 @@ class RayCluster:
         )
         wait(lambda: self.ask("/api/version"), "the head does not answer")
 
-    def start_node(self, name: str, resources: dict[str, float]) -> None:
-        """Starts a node."""
+    def start_node(self, name: str, resources: dict[str, float], *, apart: bool = False) -> None:
+        """Starts a node; with `apart` as on another machine, none of whose processes is seen from here."""
         custom = {key: value for key, value in resources.items() if key not in ("CPU", "GPU")}
         self._start(
             name,
@@ -106,10 +106,12 @@ class RayCluster:
             f"--num-cpus={resources.get('CPU', CPUS):g}",
             f"--num-gpus={resources.get('GPU', 0):g}",
             f"--resources={json.dumps({name: 1, **custom})}",
+            apart=apart,
         )
 
-    def _start(self, name: str, *words: str) -> None:
-        command = [PYTHON, "-c", START, "start", *words, "--block", "--node-ip-address=127.0.0.1"]
+    def _start(self, name: str, *words: str, apart: bool = False) -> None:
+        command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"] if apart else []
+        command += [PYTHON, "-c", START, "start", *words, "--block", "--node-ip-address=127.0.0.1"]
         command += [
             f"--temp-dir={self.folder}/{name}",  # in one, nodes that start together choose the same sockets
             f"--object-store-memory={STORE_BYTES}",
@@ -150,6 +152,13 @@ class RayCluster:
     def node_id(self, name: str) -> str:
         """Returns the id of a node."""
         return next(str(row["node_id"]) for row in self.nodes() if name in row["resources_total"])
+
+    def drain(self, name: str, seconds: int) -> None:
+        """Announces that a node will go, as an autoscaler does when a machine is to be preempted."""
+        words = ["drain-node", f"--address=127.0.0.1:{self._port}", f"--node-id={self.node_id(name)}"]
+        words += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
+        words += [f"--deadline-remaining-seconds={seconds}"]
+        subprocess.run([PYTHON, "-c", START, *words], env=environment(self.folder), check=True)
 
     def raylet(self, name: str) -> int:
         """Returns the pid of a node's raylet."""

@@ -61,9 +61,14 @@ def waits_for(resources: Resources, nodes: Mapping[str, Node]) -> str:
     name, best = max(nodes.items(), key=lambda item: _share(asked, item[1].free))
     told = described({key: round(best.free.get(key, 0.0), 2) for key in asked})
     text += f"; the largest free node is {name} with {told}"
-    if all(_share(asked, node.total) < 1 for node in nodes.values()):
+    if not any(fits(resources, node.total) for node in nodes.values()):
         text += "; no node is large enough, busy or not"
     return text
+
+
+def fits(resources: Resources, has: Mapping[str, float]) -> bool:
+    """Whether a worker could run on a node that has so much, were it free."""
+    return _share(amounts(resources), has) >= 1
 
 
 def _share(asked: Mapping[str, float], has: Mapping[str, float]) -> float:
