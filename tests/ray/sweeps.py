@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.commands.launches import records, running_heartbeats, wait_for
 from tests.launchers.on_scheduler import OnScheduler
-from tests.ray.testbed import RayCluster, group_of
+from tests.ray.testbed import RayCluster, end, group_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,17 +42,14 @@ class OnRay(OnScheduler):
         told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return told
 
-    def driver_pids(self, name: str = "jobs") -> list[int]:
-        """The processes of the drivers of a sweep, the shells around them left out."""
+    def driver_pids(self, name: str = "jobs", *, shells: bool = False) -> list[int]:
+        """The processes of the drivers of a sweep, or the shells around them that start them anew."""
         names = [each["name"].encode() for each in self.submissions(name)]
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = path.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"orchestrator.launchers.ray.driver" in words and words[0] != b"sh":
-                found += [int(path.parent.name)] if set(names) & set(words) else []
+            words = cmdline(int(path.parent.name)).split(b"\0")
+            if b"orchestrator.launchers.ray.driver" in words and set(names) & set(words):
+                found += [int(path.parent.name)] if (words[0] == b"sh") is shells else []
         return found
 
     def until_running(self, number: int = 1, timeout_s: float = 60) -> list[dict[str, Any]]:
@@ -66,9 +63,8 @@ class OnRay(OnScheduler):
 
     def end_drivers(self, name: str = "jobs") -> None:
         """Kills what a test left."""
-        for _ in range(20):  # whose shells start them anew
-            for pid in self.driver_pids(name):
-                os.kill(pid, signal.SIGKILL)
+        for pid in [*self.driver_pids(name, shells=True), *self.driver_pids(name)]:
+            end(pid, signal.SIGKILL)
 
     def actor_of(self, worker: int) -> int:
         """The process of the actor that holds the other end of a worker's standard input."""
@@ -119,3 +115,16 @@ def links(pid: int) -> list[Path]:
 def parent_of(pid: int) -> int:
     """The process that started another."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def inside(pid: int, leader: int) -> bool:
+    """Whether a process has this number among those below another one, in their own count."""
+    for each in group_of(leader):
+        try:
+            status = Path(f"/proc/{each}/status").read_text()
+        except OSError:
+            continue
+        numbers = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+        if numbers.split()[-1] == str(pid):
+            return True
+    return False

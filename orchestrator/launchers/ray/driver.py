@@ -234,7 +234,7 @@ class RayDriver:
             self._fruitless, self._good[ended.node] = 0, self._good[ended.node] + 1
             return
         if ended.code is None:
-            why = f"{name} was lost: {said}"
+            why = f"{name} was lost: {said or 'the process that kept it was killed'}"
             self._losses.doubt(ended.slot, ended.node, ended.cause, why)
         else:
             how = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with code {ended.code}"
