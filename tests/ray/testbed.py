@@ -22,9 +22,11 @@ from typing import Any
 PYTHON = sys.executable
 # Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and
 # listens to the world. So its processes are told that this is one (the environment below), the command is not.
+# And a head would not start where nodes of it are, as when it was lost.
 START = (
-    "import ray._private.ray_constants as c, ray._private.services as s; c.ENABLE_RAY_CLUSTER = True; "
-    "s.get_node_ip_address = lambda address=None: '127.0.0.1'; from ray.scripts.scripts import main; main()"
+    "import functools, ray._private.ray_constants as c, ray._private.services as s; "
+    "c.ENABLE_RAY_CLUSTER = True; s.get_node_ip_address = lambda address=None: '127.0.0.1'; "
+    "s.find_gcs_addresses = functools.cache(set); from ray.scripts.scripts import main; main()"
 )
 NODES = ({"GPU": 2}, {"GPU": 2}, {"GPU": 4})
 CPUS = 4
@@ -179,7 +181,8 @@ class RayCluster:
                 self.kill(name)
             self.start_head()
         wanted = {f"node{number}": resources for number, resources in enumerate(self._nodes, 1)}
-        for name in [name for name in self.processes if name not in wanted and name != "head"]:
+        known = {key for row in self.nodes() for key in row["resources_total"]}
+        for name in [name for name in self.processes if name not in wanted.keys() & known and name != "head"]:
             self.kill(name)
         for name, resources in wanted.items():
             if name not in self.processes:

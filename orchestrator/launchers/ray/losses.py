@@ -78,7 +78,9 @@ class Losses:
         for doubt in self._doubts:
             if doubt.slot not in busy:
                 continue
-            if now_s >= doubt.until_s or not lives(doubt.node):
+            if not lives(doubt.node):
+                self.add(doubt.slot, doubt.cause, f"the node of worker {doubt.slot} is gone: {doubt.why}")
+            elif now_s >= doubt.until_s:
                 self.add(doubt.slot, doubt.cause, doubt.why)
             else:
                 open_doubts.append(doubt)
