@@ -40,7 +40,7 @@ def now() -> str:
 
 
 def age_s(at: str) -> float:
-    """Returns how long ago a record was written, by the clocks of this machine and its writer's: an estimate."""
+    """Returns how long ago a record was written, by this machine's clock and its writer's: an estimate."""
     try:
         return time.time() - datetime.fromisoformat(at).timestamp()
     except ValueError:

@@ -1,4 +1,4 @@
-"""The Ray launcher's decisions by tables: settings, resources, versions, and what the Jobs API's words mean."""
+"""The Ray launcher's decisions by tables: settings, resources, versions, words of the Jobs API."""
 
 from __future__ import annotations
 
@@ -93,11 +93,15 @@ SMALL, LARGE = {"CPU": 4.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 4.0, "memory": 64.0
 @pytest.mark.parametrize(
     ("resources", "said"),
     [
-        (Resources(gpus_per_node=2, cpus=4), " for 2 GPU, 4 CPU; the largest free node is b with 1 GPU, 8 CPU"),
+        (
+            Resources(gpus_per_node=2, cpus=4),
+            " for 2 GPU, 4 CPU; the largest free node is b with 1 GPU, 8 CPU",
+        ),
         (Resources(cpus=1), " for 1 CPU; the largest free node is b with 8 CPU"),
         (
             Resources(gpus_per_node=8, cpus=4),
-            " for 8 GPU, 4 CPU; the largest free node is b with 1 GPU, 8 CPU; no node is large enough, busy or not",
+            " for 8 GPU, 4 CPU; the largest free node is b with 1 GPU, 8 CPU;"
+            " no node is large enough, busy or not",
         ),
         (
             Resources(gpus_per_node=0.5, accelerator="H100"),
@@ -120,7 +124,9 @@ def test_without_nodes_only_what_is_asked_is_told():
     assert waits_for(Resources(cpus=2), {}) == " for 2 CPU"
 
 
-@pytest.mark.parametrize(("running", "pending", "said"), [(1, 0, "1 worker runs"), (2, 1, "2 workers run, 1 waits")])
+@pytest.mark.parametrize(
+    ("running", "pending", "said"), [(1, 0, "1 worker runs"), (2, 1, "2 workers run, 1 waits")]
+)
 def test_demand(running, pending, said):
     assert demand(running, pending) == said
 
@@ -171,7 +177,12 @@ MINOR = ".".join(HERE.split(".")[:2])
         (HERE, {"ray": "2.60.0", "torch": "2.9.0+cu128"}, [], []),
         (f"{MINOR}.99", {"ray": "2.60.0", "torch": "2.9.0"}, [], []),
         ("2.7.18", {"ray": "2.60.0", "torch": "2.9.0"}, [], [f"Python 2.7.18 (here {HERE})"]),
-        (HERE, {"ray": "2.59.0", "torch": None}, [], ["ray 2.59.0 (here 2.60.0)", "no torch (here 2.9.0+cpu)"]),
+        (
+            HERE,
+            {"ray": "2.59.0", "torch": None},
+            [],
+            ["ray 2.59.0 (here 2.60.0)", "no torch (here 2.9.0+cpu)"],
+        ),
         (HERE, {"ray": "2.59.0", "torch": None}, ["torch"], ["ray 2.59.0 (here 2.60.0)"]),
     ],
 )

@@ -14,7 +14,7 @@ def losing(port: int, word: bytes) -> Iterator[str]:
 
     Args:
         port: of the dashboard.
-        word: a request with it is passed on, and its answer is not; each other one is passed on, and answered.
+        word: the answer to a request with it is lost; all others are passed on.
     """
     server = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=_serve, args=(server, port, word))
@@ -34,7 +34,7 @@ def _serve(server: socket.socket, port: int, word: bytes) -> None:
             with client, socket.create_connection(("127.0.0.1", port)) as dashboard:
                 asked = _request(client)
                 dashboard.sendall(asked.replace(b"Connection: keep-alive", b"Connection: close"))
-                answer = b"".join(iter(lambda: dashboard.recv(65536), b""))  # noqa: B023 - used at once
+                answer = b"".join(iter(lambda: dashboard.recv(65536), b""))
                 if word not in asked:
                     client.sendall(answer)
 

@@ -22,9 +22,7 @@ class OnRay(OnScheduler):
     def __init__(self, cluster: RayCluster, folder: Path, store: Path) -> None:
         outside = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         token = str(cluster.folder / "token")
-        super().__init__(
-            folder, store, {**outside, "RAY_AUTH_TOKEN_PATH": token, "PYTHONPATH": str(ROOT)}
-        )
+        super().__init__(folder, store, {**outside, "RAY_AUTH_TOKEN_PATH": token, "PYTHONPATH": str(ROOT)})
         self.cluster = cluster
 
     @property
@@ -61,10 +59,12 @@ class OnRay(OnScheduler):
         """Waits until no driver of the sweep lives."""
         wait_for(lambda: not self.driver_pids(name), timeout_s)
 
-    def end_drivers(self, name: str = "jobs") -> None:
+    def end_drivers(self) -> None:
         """Kills what a test left."""
-        for pid in [*self.driver_pids(name, shells=True), *self.driver_pids(name)]:
-            end(pid, signal.SIGKILL)
+        names = [path.name for path in self.store.glob("sweeps/*")]
+        for shells in (True, False):
+            for pid in [pid for name in names for pid in self.driver_pids(name, shells=shells)]:
+                end(pid, signal.SIGKILL)
 
     def actor_of(self, worker: int) -> int:
         """The process of the actor that holds the other end of a worker's standard input."""
@@ -74,6 +74,11 @@ class OnRay(OnScheduler):
                 if cmdline(pid).startswith(b"ray::Slot") and pipe in links(pid):
                     return pid
         raise LookupError(f"no actor of {worker}")
+
+    def node_of(self, worker: int) -> str:
+        """The name of the node that a worker runs on."""
+        actor = self.actor_of(worker)
+        return next(name for name, pid in self.cluster.processes.items() if actor in group_of(pid))
 
     def claims(self) -> list[dict[str, Any]]:
         """The claims, in the order of cells and attempts."""

@@ -1,4 +1,4 @@
-"""What hits drivers, workers, nodes and the head without warning, or with little: nothing is lost or done twice."""
+"""What hits drivers, workers, nodes and the head with little warning or none: nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from tests.commands.launches import wait_for
+from tests.commands.launches import records, wait_for
+from tests.commands.test_training_survives import CELL, weights
 from tests.ray.sweeps import OnRay, inside, parent_of
-from tests.ray.testbed import group_of
 from tests.worker.waiting import lives
 
 APART = "launcher.resources=[{custom: {apart: 1}}]"
@@ -36,6 +36,7 @@ def log_of(jobs: OnRay, number: int = 1) -> str:
     return (jobs.store / f"sweeps/jobs/logs/jobs-{number:06d}/0.log").read_text()
 
 
+@pytest.mark.long
 def test_each_killed_process_is_replaced_at_once_and_an_orphaned_worker_saves_a_checkpoint(jobs):
     jobs.launch(jobs.write(cells=4, steps=60, step_s=0.2))
     jobs.until_checkpoints(4)
@@ -91,6 +92,25 @@ def test_cells_of_a_node_that_died_go_on_within_seconds_on_another_that_cannot_s
 
 
 @pytest.mark.long
+def test_a_training_whose_node_dies_ends_with_the_weights_of_one_that_nothing_happened_to(jobs, tmp_path):
+    calm = OnRay(jobs.cluster, jobs.folder, tmp_path / "calm")
+    assert "1 done" in calm("launch", *CELL, *jobs.words, "--wait", timeout_s=240)
+    jobs("launch", *CELL, *jobs.words)
+    wait_for(lambda: list(jobs.store.glob("payload/train/*/1/checkpoints/*/manifest.json")), 120)
+    (first,) = jobs.store.glob("records/train/*/1")
+    worker = json.loads((first / "claim.json").read_text())["owner"]["process"]["pid"]
+    os.kill(jobs.cluster.raylet(jobs.node_of(worker)), signal.SIGKILL)
+    lost_s = time.monotonic()
+    second = first.with_name("2") / "start.json"
+    wait_for(second.exists)
+    print(f"went on after {time.monotonic() - lost_s:.1f} s")
+    assert json.loads(second.read_text())["parent"]["attempt"] == 1
+    jobs.until(lambda: jobs.counts("smoke") == {"done": 1}, 120)
+    assert weights(jobs.store) == weights(calm.store)
+    assert len(records(jobs.store, "end.json")) == len(records(calm.store, "end.json")) + 1
+
+
+@pytest.mark.long
 def test_a_node_that_is_drained_gives_its_cells_back_with_a_checkpoint_and_gets_no_others(jobs):
     jobs.cluster.start_node("far", {"apart": 1})
     jobs.cluster.wait_for_nodes(5)
@@ -104,7 +124,7 @@ def test_a_node_that_is_drained_gives_its_cells_back_with_a_checkpoint_and_gets_
     print(f"released after {time.monotonic() - drained_s:.1f} s")
     print(f"resumed after {resumed(jobs) - drained_s:.1f} s")
     worker = jobs.claims()[1]["owner"]["process"]["pid"]
-    assert jobs.actor_of(worker) in group_of(jobs.cluster.processes["farther"])
+    assert jobs.node_of(worker) == "farther"
     jobs.until_done(1)
     assert_none_was_computed_twice(jobs, 103)
     jobs.assert_each_done_once(1)

@@ -65,7 +65,7 @@ def wrapper(jobs: OnRay, script: str) -> str:
 
 
 def test_why_tells_what_is_missing_and_the_largest_free_node_while_other_cells_go_on(jobs):
-    jobs.launch(jobs.write(cells=3), "launcher.resources=[{only: seed=0, gpus: 64}]")
+    jobs.launch(jobs.write(cells=3), "launcher.resources=[{only: 'seed=0', gpus: 64}]")
     jobs.until(lambda: list(jobs.states().values())[1:] == ["done", "done"])
     why = jobs.until(lambda: said if "largest" in (said := jobs("why", "jobs", "seed=0")) else "")
     assert "queued: job " in why and "0 workers run, 1 waits for 64 GPU, 256 CPU" in why
@@ -93,7 +93,8 @@ def test_no_more_workers_wait_for_resources_than_asked(jobs):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("asked", "seen"), [("gpus: 1, custom: {node3: 0.1}", "0123"), ("gpus: 0.5, custom: {node1: 0.1}", "0011")]
+    ("asked", "seen"),
+    [("gpus: 1, custom: {node3: 0.1}", "0123"), ("gpus: 0.5, custom: {node1: 0.1}", "0011")],
 )
 def test_workers_on_one_node_see_gpus_of_their_own_or_share_them(jobs, asked, seen):
     jobs.write_stages(DEVICES)
@@ -135,7 +136,7 @@ def test_a_python_without_the_packages_or_without_the_store_is_refused(jobs):
     said = jobs.launch(name, f"launcher.python={jobs.folder.parent}/bare/bin/python", code=2)
     assert "no msgspec (here " in said and "no ray (here " in said
     assert_nothing_was_recorded(jobs)
-    hidden = f"mount -t tmpfs none {jobs.store}; {{}} exec {sys.executable} \"$@\""
+    hidden = f'mount -t tmpfs none {jobs.store}; {{}} exec {sys.executable} "$@"'
     said = jobs.launch(name, wrapper(jobs, f"exec unshare -m sh -c '{hidden.format('')}' sh"), code=2)
     assert "does not see the store" in said and "FileNotFoundError" in said and "s3://" in said
     other = hidden.format(f"echo another > {jobs.store}/store.json;")
@@ -152,7 +153,7 @@ def test_a_python_without_the_packages_or_without_the_store_is_refused(jobs):
 class NoRay(BaseHTTPRequestHandler):
     """A web server that is none of Ray's."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the library's name
+    def do_GET(self) -> None:
         """Says so."""
         self.send_response(200)
         self.end_headers()
@@ -167,13 +168,14 @@ def test_addresses_that_lead_nowhere_are_short_errors_within_seconds(jobs):
     server = HTTPServer(("127.0.0.1", 0), NoRay)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    jobs.env = {**(jobs.env or {}), "RAY_ADDRESS": f"127.0.0.1:{free_port()}"}  # where auto looks
     try:
         for address, code, said in (
             (f"http://127.0.0.1:{free_port()}", 3, "does not answer: http://127.0.0.1"),
             (f"http://127.0.0.1:{server.server_port}", 3, "is no Ray dashboard"),
             ("ray://127.0.0.1:10001", 2, "is a Ray Client's"),
             ("127.0.0.1:8265", 2, "http://HOST:8265 (the dashboard's)"),
-            ("auto", 2, "there is no Ray cluster on this machine"),
+            ("auto", 2, "there is no Ray cluster on this machine\n  [Errno 111]"),
         ):
             start_s = time.monotonic()
             found = jobs("launch", name, "launcher=ray", f"launcher.address={address}", code=code)
@@ -228,7 +230,7 @@ def test_where_the_variable_of_ray_names_the_cluster_a_launch_stays_and_an_inter
     output, _ = launch.communicate(timeout=30)
     assert launch.returncode not in (0, None) and "Traceback" not in output, output
     assert "cells: 0 of 2 done" in output
-    (driver,) = jobs.driver_pids()
+    assert len(jobs.driver_pids()) == 1
     again = background(jobs, *words, RAY_API_SERVER_ADDRESS=jobs.cluster.address)
     output, _ = again.communicate(timeout=90)
     assert again.returncode == 0 and "2 done" in output, output
@@ -268,7 +270,8 @@ def test_a_lost_answer_to_the_submission_never_makes_two_drivers(jobs):
 @pytest.mark.long
 def test_workers_that_cannot_start_end_their_job_with_its_reason(jobs):
     name = jobs.write(cells=2)
-    jobs.launch(name, "launcher.environment={PYTHONHOME: /nonexistent}", "policy.retries.bad_node=0")
+    here = "launcher.resources=[{custom: {node1: 0.1}}]"  # no other node takes over from a bad one
+    jobs.launch(name, here, "launcher.environment={PYTHONHOME: /nonexistent}", "policy.retries.bad_node=0")
     jobs.until_over()
     jobs.until_job("FAILED")
     said = jobs("reconcile", "jobs", code=1)
@@ -277,5 +280,5 @@ def test_workers_that_cannot_start_end_their_job_with_its_reason(jobs):
     assert "4 workers in a row claimed nothing" in jobs("why", "jobs", "seed=0")
     job = jobs("logs", "jobs", "seed=0", "--job")
     assert job.count("driver: worker") == 4
-    assert "1 task" in jobs("rerun", "jobs", "launcher.environment={}")
+    assert "1 task" in jobs.launch(name)
     jobs.until_done(2)

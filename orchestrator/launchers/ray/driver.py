@@ -1,8 +1,8 @@
-"""The driver, a job of the cluster: ``python -m orchestrator.launchers.ray.driver STORE SWEEP SUBMISSION NAME``.
+"""The driver: ``python -m orchestrator.launchers.ray.driver STORE SWEEP SUBMISSION NAME``, a job of the cluster.
 
-It starts as many workers as there are stages to claim, a few waiting at a time, and takes note of those that are
-lost, so that nobody waits for them. Workers find their stages in the store: it hands out none, and when it is
-killed nothing but its place is lost.
+It starts as many workers as there are stages to claim, a few waiting at a time, and takes note of those that
+are lost, so that nobody waits for them. Workers find their stages in the store: it hands out none, and when it
+is killed nothing but its place is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Driver as Seen
 from orchestrator.core.jobs import Report, Submission
 from orchestrator.core.plan import num_claimable
@@ -73,9 +72,7 @@ class RayDriver:
         log: a file for its own lines.
     """
 
-    def __init__(
-        self, ledger: Ledger, sweep: str, submission: Submission, restart: int, log: Path
-    ) -> None:
+    def __init__(self, ledger: Ledger, sweep: str, submission: Submission, restart: int, log: Path) -> None:
         self._log = log
         self._ledger, self._submission, self._restart = ledger, submission, restart
         self._submissions = Submissions(ledger, sweep)
@@ -270,7 +267,11 @@ class RayDriver:
             return
         self._beat, self._told, self._told_s = self._beat + 1, text, now_s
         seen = Seen(
-            restart=self._restart, beat=self._beat, text=text, lost=tuple(self._losses.known), at=provenance.now()
+            restart=self._restart,
+            beat=self._beat,
+            text=text,
+            lost=tuple(self._losses.known),
+            at=provenance.now(),
         )
         try:
             self._submissions.drive(self._submission.number, seen)
@@ -297,7 +298,7 @@ class RayDriver:
 
 
 def _last_words(ended: Ended) -> tuple[str, int]:
-    """Returns what a worker said last, and how many stages it claimed; the log's end of one that said nothing."""
+    """Returns what a worker said last, or else its log's end, and how many stages it claimed."""
     lines = ended.said.strip().splitlines() or [""]
     with contextlib.suppress(ValueError, TypeError, KeyError):
         told = json.loads(lines[-1])

@@ -1,4 +1,4 @@
-"""The version check of a cluster, before anything is queued: a small job of the cluster's says what it has."""
+"""The version check of a cluster, before anything is queued: a small job there says what it has."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check(api: Api, settings: RaySettings, store: str, mark: bytes | None) -> No
         raise UserError(
             f"the Ray cluster does not see the store {store}",
             where=theirs["problem"] or "there is another store at that place",
-            allowed="a folder that all nodes mount at the same place, or s3:// or gs:// with credentials there",
+            allowed="a folder that all nodes mount at the same place, or s3:// or gs:// with credentials",
             fix="store.url=s3://BUCKET/PREFIX",
         )
 

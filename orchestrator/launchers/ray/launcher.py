@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ MAX_RESTARTS = 5
 """How often a driver that a signal ended is started anew in its job."""
 
 ALL = 1_000_000
+CONNECT_S = 5.0
 
 # Started anew by its own job when it is killed: Ray itself would call the job failed.
 _LOOP = (
@@ -74,8 +76,12 @@ class RayLauncher:
 
     @cached_property
     def _nodes(self) -> list[dict[str, float]]:
-        """What each node of the cluster has."""
-        return [node["resources_total"] for node in Api(self._cluster).nodes()]
+        """What each node of the cluster has; of one that is yet to be started nothing is known."""
+        return (
+            []
+            if self._settings.address == LOCAL
+            else [node["resources_total"] for node in Api(self._cluster).nodes()]
+        )
 
     def hardware(self) -> Hardware | None:
         """Says what one cell may have: by the settings, or else of the cluster's largest node.
@@ -84,7 +90,7 @@ class RayLauncher:
             InfrastructureError: the cluster does not answer.
         """
         settings = self._settings
-        if settings.address == LOCAL and settings.device is None:
+        if settings.address == LOCAL and settings.device in (None, "cpu"):
             return host_hardware()
         device = settings.device or self._device
         if device == "cpu":
@@ -116,7 +122,7 @@ class RayLauncher:
         return next((device for device in DEVICES if device in kinds), "")
 
     def meet(self, store: str, mark: bytes) -> None:
-        """Compares the cluster's Python, Ray and packages with those here, and looks for the store from there.
+        """Compares the cluster's Python, Ray and packages with those here, and looks for the store there.
 
         Raises:
             UserError: they differ, or it cannot be seen.
@@ -184,7 +190,7 @@ class RayLauncher:
         return json.dumps(request, indent=2)
 
     def submit(self, submission: Submission, text: str) -> Outcome:
-        """Gives the driver to the cluster; a job's id is its submission's name, so a lost reply does no harm."""
+        """Gives the driver to the cluster, under the submission's name: a lost reply does no harm."""
         if self._settings.address == LOCAL:
             return _start_here(submission, text)
         try:
@@ -266,14 +272,18 @@ def found_here() -> str:
     """
     if told := os.environ.get("RAY_API_SERVER_ADDRESS"):
         return told.rstrip("/")
-    utils = importlib.import_module("ray.dashboard.utils")  # imported by name: slow, and only here
+    services = importlib.import_module("ray._private.services")  # imported by name: slow, and only here
+    utils = importlib.import_module("ray.dashboard.utils")
     try:
-        return str(utils.ray_address_to_api_server_url(AUTO)).rstrip("/")
+        address = str(services.canonicalize_bootstrap_address_or_die(AUTO))
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), CONNECT_S).close()  # Ray itself would try for 40 s
+        return str(utils.ray_address_to_api_server_url(address)).rstrip("/")
     except Exception as error:
         raise UserError(
             "there is no Ray cluster on this machine",
             where=" ".join(str(error).split())[:200],
-            allowed="launcher.address=http://HOST:8265 for one elsewhere, or local for one of the launch's own",
+            allowed="launcher.address=http://HOST:8265 for one elsewhere, or local for one of its own",
             fix="launcher.address=local",
         ) from error
 

@@ -1,4 +1,4 @@
-"""Which workers of a driver are gone: so that nobody waits for what they held, but each may save a checkpoint."""
+"""Which workers of a driver are gone: nobody waits for what they held, but each may save a checkpoint."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Losses:
         self._learn(lost)
 
     def doubt(self, slot: int, node: str, cause: Cause, why: str) -> None:
-        """Takes note of a worker whose actor is gone: it saves a checkpoint and ends, unless its node is gone."""
+        """Takes note of a worker whose actor is gone: unless its node is, it saves a checkpoint and ends."""
         self._doubts.append(_Doubt(slot, node, cause, why, time.monotonic() + self._grace_s))
 
     def settle(self, busy: Collection[int], lives: Callable[[str], bool]) -> bool:

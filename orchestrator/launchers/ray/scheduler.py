@@ -1,4 +1,4 @@
-"""What may be asked about drivers: of a cluster by its Jobs API, of an embedded Ray by this machine's processes."""
+"""What may be asked about drivers: of a cluster by its Jobs API, of an embedded Ray by processes here."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def seen_of(job: dict[str, Any]) -> Seen:
             if not isinstance(code, int):  # of its supervisor: it did not come to an end of its own
                 is_lost = "node" in message.lower() or "actor died" in message.lower()
                 cause = Cause.NODE_LOST if is_lost else Cause.UNKNOWN
-                detail = _short(message) or "Ray says no more"
+                over = Over(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
             else:  # Ray adds the log's end
                 said = f"its driver ended with exit code {code}: {_short(message.rpartition(chr(10))[2])}"
-                cause, detail = EXITS.get(code) or (Cause.UNKNOWN, said)
-            over = Over(index=0, word=word, cause=cause, detail=detail)
+                known = EXITS.get(code, (Cause.UNKNOWN, said))
+                over = Over(index=0, word=word, cause=known[0], detail=known[1])
         case _:
             return Seen(Phase.UNKNOWN, word)
     return Seen(Phase.OVER, word, over=over)
