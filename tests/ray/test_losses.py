@@ -1,4 +1,4 @@
-"""What hits drivers, workers, nodes and the head with little warning or none: nothing is lost or done twice."""
+"""What hits drivers, workers, nodes and the head with little warning or none: no work is lost or repeated."""
 
 from __future__ import annotations
 

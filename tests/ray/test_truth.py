@@ -198,6 +198,7 @@ def test_addresses_that_lead_nowhere_are_short_errors_within_seconds(jobs):
 
 def test_from_outside_a_launch_returns_and_every_verb_tells_of_it_until_a_cancel(jobs):
     name = jobs.write(cells=2, steps=400, step_s=0.1)
+    before = {job["submission_id"] for job in jobs.cluster.ask("/api/jobs/")}
     said = jobs.launch(name)
     assert "2 cells in 1 task" in said and "2 queued" in said
     jobs.until(lambda: jobs.counts() == {"running": 2})
@@ -216,7 +217,9 @@ def test_from_outside_a_launch_returns_and_every_verb_tells_of_it_until_a_cancel
     jobs.until_over()
     assert {(end["outcome"], end["why"]) for end in jobs.ends()} == {("released", "cancelled")}
     assert jobs.counts() == {"cancelled": 2}
-    wait_for(lambda: jobs.ray_job()["status"] == "SUCCEEDED")
+    jobs.until_job("SUCCEEDED")
+    new = [job for job in jobs.cluster.ask("/api/jobs/") if job["submission_id"] not in before]
+    assert {job["status"] for job in new} == {"SUCCEEDED"}  # the small jobs of the version check too
 
 
 @pytest.mark.long

@@ -21,8 +21,8 @@ from typing import Any
 
 PYTHON = sys.executable
 # Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and
-# listens to the world. So its processes are told that this is one (the environment below), the command is not;
-# and a head is not told of nodes, beside which it would not start when it was lost.
+# listens to the world. So its processes are told that this is one (the environment below), the command is
+# not; and a head is not told of nodes, beside which it would not start when it was lost.
 START = (
     "import functools, ray._private.ray_constants as c, ray._private.services as s; "
     "c.ENABLE_RAY_CLUSTER = True; s.get_node_ip_address = lambda address=None: '127.0.0.1'; "

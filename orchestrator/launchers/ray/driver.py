@@ -1,8 +1,8 @@
-"""The driver: ``python -m orchestrator.launchers.ray.driver STORE SWEEP SUBMISSION NAME``, a job of the cluster.
+"""The driver, a job of the cluster: ``... ray.driver STORE SWEEP SUBMISSION NAME``.
 
 It starts as many workers as there are stages to claim, a few waiting at a time, and takes note of those that
-are lost, so that nobody waits for them. Workers find their stages in the store: it hands out none, and when it
-is killed nothing but its place is lost.
+are lost, so that nobody waits for them. Workers find their stages in the store: it hands out none, and when
+it is killed nothing but its place is lost.
 """
 
 from __future__ import annotations
