@@ -6,11 +6,13 @@ import platform
 
 import pytest
 
-from orchestrator.core.dispatch import Phase
+from orchestrator import provenance
+from orchestrator.core.dispatch import Filed, Phase
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Resources
+from orchestrator.core.jobs import Accepted, Over, Resources, Submission
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
+from orchestrator.launchers.jobs import gone_of
 from orchestrator.launchers.ray.handshake import differences
 from orchestrator.launchers.ray.launcher import resources_of
 from orchestrator.launchers.ray.scheduler import seen_of
@@ -189,3 +191,22 @@ MINOR = ".".join(HERE.split(".")[:2])
 def test_what_differs_between_here_and_a_cluster(python, packages, accept, said):
     ours = {"ray": "2.60.0", "torch": "2.9.0+cpu"}
     assert differences(ours, {"python": python, "packages": packages}, accept=accept) == said
+
+
+def test_workers_may_save_a_checkpoint_after_their_job_was_found_over():
+    submission = Submission(
+        nonce="n",
+        number=1,
+        revision=1,
+        request=1,
+        launcher="ray",
+        cluster="http://head:8265",
+        name="s.1",
+        tasks=(("a",),),
+        resources=Resources(),
+    )
+    over = {0: Over(index=0, word="VANISHED", cause=Cause.NODE_LOST)}
+    filed = Filed(submission, Accepted(nonce="n", job="s.1"), over, {}, {0: provenance.now()})
+    assert [gone.slot for gone in gone_of([filed])] == [None]
+    assert not list(gone_of([filed], grace_s=60))
+    assert list(gone_of([filed._replace(closed_at={0: "2026-01-01T00:00:00Z"})], grace_s=60))

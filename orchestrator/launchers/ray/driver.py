@@ -209,7 +209,9 @@ class RayDriver:
         start = start_of(self._ledger.objects, code, WORKER, *args, str(self._slots), str(self._restart))
         environment = {name: str(value) for name, value in self._settings.environment.items()}
         avoid = [
-            node for node, number in self._bad.items() if number >= MAX_BAD and number > self._good[node]
+            node
+            for node, number in self._bad.items()
+            if node and number >= MAX_BAD and number > self._good[node]
         ]
         self._pool.start(
             self._slots,

@@ -138,7 +138,7 @@ def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
 
 
 def _forget_old(api: Api) -> None:
-    """Deletes the small jobs of earlier launches: of one that has just ended, Ray would say that it failed."""
+    """Deletes the small jobs of earlier launches; of one that has just ended Ray would say that it failed."""
     with contextlib.suppress(Unreached, Unanswered, InfrastructureError):
         for job in api.get("/api/jobs/"):
             name, end_ms = str(job.get("submission_id")), job.get("end_time")
