@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -36,6 +37,14 @@ _SECRET = re.compile(r"(key|token|secret|password|passwd|credential)[^=]*=", re.
 def now() -> str:
     """Returns the time for people: UTC, ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def age_s(at: str) -> float:
+    """Returns how long ago a record was written, by this machine's clock and its writer's: an estimate."""
+    try:
+        return time.time() - datetime.fromisoformat(at).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def user() -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.commands.costs import estimates_of, of_cell
 from orchestrator.commands.output import counted
-from orchestrator.commands.settle import age_s, give_up, job_logs
+from orchestrator.commands.settle import give_up, job_logs
 from orchestrator.commands.view import View
 from orchestrator.core.arrays import Group, cut, first_try, grouped
 from orchestrator.core.dispatch import LIMIT, Phase
@@ -188,7 +188,7 @@ class Dispatch:
             if last.claim is None or last.claim.cell != cell.cell:
                 continue
             at = last.heartbeat.at if last.heartbeat else last.claim.at
-            if age_s(at) < 2 * last.claim.lease_s:
+            if provenance.age_s(at) < 2 * last.claim.lease_s:
                 return True
         return False
 

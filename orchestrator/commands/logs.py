@@ -74,6 +74,7 @@ def _print_job(view: View, cell: Cell, *, as_json: bool) -> int:
         )
     path = job_logs(view, job.submission) / f"{job.task}.log"
     workers = sorted(path.with_name(f"task-{job.task}").glob("*.log"))  # of cells side by side
+    workers += sorted(path.parent.glob("worker-*.log"))  # of a driver
     text = "".join(p.read_bytes().decode(errors="replace") for p in (path, *workers) if p.exists())
     if as_json:
         print_json({"cell": cell.cell, "job": job.name, "path": str(path), "text": text})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +89,7 @@ def _answered(submissions: Submissions, submission: Submission, by_name: Mapping
         return False  # nothing is known: its cells stay held
     if job is not None:
         submissions.accept(submission.number, job, at=provenance.now())
-    elif age_s(submission.at) > submitter.settle_s:
+    elif provenance.age_s(submission.at) > submitter.settle_s:
         give_up(submissions, submission, "REFUSED", "the scheduler never had it")
     else:
         return False
@@ -112,7 +111,7 @@ def _vanished(view: View, by_name: Mapping[str, Submitter]) -> list[tuple[Filed,
         key: filed
         for key, filed in view.jobs.missing().items()
         if filed.submission.launcher in by_name
-        and age_s(filed.heard_at) > by_name[filed.submission.launcher].settle_s
+        and provenance.age_s(filed.heard_at) > by_name[filed.submission.launcher].settle_s
     }
     if not old:
         return []
@@ -138,11 +137,3 @@ def job_logs(view: View, submission: Submission) -> Path:
     if submission.logs:
         return Path(submission.logs)
     return view.ledger.objects.folder(layout.job_logs(view.sweep.name, submission.number))
-
-
-def age_s(at: str) -> float:
-    """How long ago a record was written, by the clocks of the machines that submit."""
-    try:
-        return time.time() - datetime.fromisoformat(at).timestamp()
-    except ValueError:
-        return 0.0

@@ -170,7 +170,10 @@ class Jobs:
             return filed.over[index]
         seen, report = self._seen(filed, index), filed.reports.get(index)
         if seen is not None and seen.name in ("", filed.submission.name):
-            return _with_report(seen.over, report) if seen.over and report else seen.over
+            over = seen.over
+            if over is not None and filed.driver is not None:  # a driver counts its starts itself
+                over = msgspec.structs.replace(over, restarts=filed.driver.restart)
+            return _with_report(over, report) if over and report else over
         if seen is not None:  # a controller that lost its last seconds gives numbers out again
             lost = f"the scheduler lost it, and gave its number to {seen.name}"
             return Over(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost)

@@ -10,6 +10,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.errors import InfrastructureError
+from orchestrator.provenance import age_s
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
@@ -63,14 +64,19 @@ def settings_of(request: Request) -> EngineSettings:
     return request.settings
 
 
-def gone_of(filed: Sequence[Filed]) -> Iterator[Gone]:
-    """Yields the jobs, and the workers of drivers, that are known to be over and did not end well."""
+def gone_of(filed: Sequence[Filed], *, grace_s: float = 0.0) -> Iterator[Gone]:
+    """Yields the jobs, and the workers of drivers, that are known to be over and did not end well.
+
+    Args:
+        filed: all submissions.
+        grace_s: how long workers may still save a checkpoint after their job was found over.
+    """
     for each in filed:
         if each.accepted is None:
             continue
         cluster, job = each.submission.cluster, each.accepted.job
         for index, over in each.over.items():
-            if over.cause is not None:
+            if over.cause is not None and age_s(each.closed_at.get(index, "")) >= grace_s:
                 yield Gone(
                     cluster=cluster,
                     job=job,

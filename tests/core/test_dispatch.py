@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.core.arrays import Group, cut, first_try, grouped
 from orchestrator.core.dispatch import LIMIT, Answer, Filed, Jobs, Phase, Seen, bad_nodes, with_jobs
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Accepted, Over, Report, Resources, Submission
+from orchestrator.core.jobs import Accepted, Driver, Lost, Over, Report, Resources, Submission
 from orchestrator.core.records import Owner, Process
 from orchestrator.core.state import CellStatus, State
 
@@ -189,15 +189,41 @@ def test_a_jobs_own_last_word_counts_where_the_scheduler_says_nothing():
         assert [o.index for _, found in jobs.news() for o in found] == [0]
 
 
+def test_the_end_of_a_driver_is_that_of_all_its_starts_which_it_counts_itself():
+    report = Report(code=4, why="its workers claimed nothing", claimed=False, restart=2)
+    driven = filed(tasks=(("a",),), reports={0: report})._replace(driver=Driver(restart=2, beat=1))
+    jobs = Jobs([driven], Answer({("12", 0): ENDED}))
+    found = jobs.fate(owner(restart=2))
+    assert found is not None and (found.detail, found.idle) == ("its workers claimed nothing", True)
+    assert jobs.fate(owner(restart=3)) is None
+
+
+def test_a_worker_that_its_driver_lost_is_gone_and_no_other():
+    lost = (
+        Lost(slot=1, restart=1, cause=Cause.PREEMPTED, why="gone"),
+        Lost(slot=None, restart=0, cause=Cause.NODE_LOST, why="its driver was killed"),
+    )
+    driven = filed(tasks=(("a",),))._replace(driver=Driver(restart=1, beat=1, lost=lost))
+    jobs = Jobs([driven], Answer({("12", 0): RUNNING}))
+    found = [jobs.fate(owner(slot=slot, restart=start)) for slot, start in ((1, 1), (2, 1), (2, 0))]
+    assert [each and each.cause for each in found] == [Cause.PREEMPTED, None, Cause.NODE_LOST]
+
+
 def test_a_job_that_asked_to_be_started_anew_is_not_over_by_its_own_word():
     jobs = Jobs([filed(reports={0: Report(code=75, requeued=True)})], Answer(problem="away"))
     assert jobs.of_cell("a").phase is Phase.UNKNOWN
     assert jobs.news() == []
 
 
-def owner(restart=0, index=0, job="12", cluster="lab") -> Owner:
+def owner(restart=0, index=0, job="12", cluster="lab", slot=0) -> Owner:
     return Owner(
-        host="h", process=PROCESS, cluster=cluster, job=job, array_index=index, restart_count=restart
+        host="h",
+        process=PROCESS,
+        cluster=cluster,
+        job=job,
+        array_index=index,
+        restart_count=restart,
+        slot=slot,
     )
 
 

@@ -21,10 +21,12 @@ from typing import Any
 
 PYTHON = sys.executable
 # Ray gives loopback as an address to nobody but a Mac's single node; else it takes the machine's own, and
-# listens to the world. So its processes are told that this is one (by their environment), the command is not.
+# listens to the world. So its processes are told that this is one (the environment below), the command is
+# not; and a head is not told of nodes, beside which it would not start when it was lost.
 START = (
-    "import ray._private.ray_constants as c, ray._private.services as s; c.ENABLE_RAY_CLUSTER = True; "
-    "s.get_node_ip_address = lambda address=None: '127.0.0.1'; from ray.scripts.scripts import main; main()"
+    "import functools, ray._private.ray_constants as c, ray._private.services as s; "
+    "c.ENABLE_RAY_CLUSTER = True; s.get_node_ip_address = lambda address=None: '127.0.0.1'; "
+    "s.find_gcs_addresses = functools.cache(set); from ray.scripts.scripts import main; main()"
 )
 NODES = ({"GPU": 2}, {"GPU": 2}, {"GPU": 4})
 CPUS = 4
@@ -103,8 +105,8 @@ class RayCluster:
         )
         wait(lambda: self.ask("/api/version"), "the head does not answer")
 
-    def start_node(self, name: str, resources: dict[str, float]) -> None:
-        """Starts a node."""
+    def start_node(self, name: str, resources: dict[str, float], *, apart: bool = False) -> None:
+        """Starts a node; with `apart` as on another machine, none of whose processes is seen from here."""
         custom = {key: value for key, value in resources.items() if key not in ("CPU", "GPU")}
         self._start(
             name,
@@ -112,10 +114,12 @@ class RayCluster:
             f"--num-cpus={resources.get('CPU', CPUS):g}",
             f"--num-gpus={resources.get('GPU', 0):g}",
             f"--resources={json.dumps({name: 1, **custom})}",
+            apart=apart,
         )
 
-    def _start(self, name: str, *words: str) -> None:
-        command = [PYTHON, "-c", START, "start", *words, "--block", "--node-ip-address=127.0.0.1"]
+    def _start(self, name: str, *words: str, apart: bool = False) -> None:
+        command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"] if apart else []
+        command += [PYTHON, "-c", START, "start", *words, "--block", "--node-ip-address=127.0.0.1"]
         command += [
             f"--temp-dir={self.folder}/{name}",  # in one, nodes that start together choose the same sockets
             f"--object-store-memory={STORE_BYTES}",
@@ -161,6 +165,13 @@ class RayCluster:
         """Returns the id of a node."""
         return next(str(row["node_id"]) for row in self.nodes() if name in row["resources_total"])
 
+    def drain(self, name: str, seconds: int) -> None:
+        """Announces that a node will go, as an autoscaler does when a machine is to be preempted."""
+        words = ["drain-node", f"--address=127.0.0.1:{self._port}", f"--node-id={self.node_id(name)}"]
+        words += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
+        words += [f"--deadline-remaining-seconds={seconds}"]
+        subprocess.run([PYTHON, "-c", START, *words], env=environment(self.folder), check=True)
+
     def raylet(self, name: str) -> int:
         """Returns the pid of a node's raylet."""
         for pid in group_of(self.processes[name]):
@@ -180,7 +191,8 @@ class RayCluster:
                 self.kill(name)
             self.start_head()
         wanted = {f"node{number}": resources for number, resources in enumerate(self._nodes, 1)}
-        for name in [name for name in self.processes if name not in wanted and name != "head"]:
+        known = {key for row in self.nodes() for key in row["resources_total"]}
+        for name in [name for name in self.processes if name not in wanted.keys() & known and name != "head"]:
             self.kill(name)
         for name, resources in wanted.items():
             if name not in self.processes:

@@ -38,7 +38,8 @@ class Api:
     """A cluster's dashboard.
 
     Args:
-        address: ``http://HOST:8265``; RAY_API_SERVER_ADDRESS outranks it: the same cluster seen from elsewhere.
+        address: ``http://HOST:8265``; RAY_API_SERVER_ADDRESS outranks it, as where the same
+            cluster is reached in another way.
         timeout_s: for an answer.
     """
 
@@ -83,7 +84,9 @@ class Api:
             raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
         if reply.status != 200 or isinstance(reply.data, str):
             said = f"{reply.status} {str(reply.data)[:200]}"
-            fix = "RAY_AUTH_TOKEN, or ~/.ray/auth_token as on the cluster" if reply.status == 401 else ""
+            fix = (
+                "RAY_AUTH_TOKEN, or ~/.ray/auth_token as on the cluster" if reply.status in (401, 403) else ""
+            )
             raise InfrastructureError(f"{self.address}{path} is no Ray dashboard for us: {said}", fix=fix)
         return reply.data
 

@@ -1,8 +1,8 @@
-"""The driver, a job of the cluster: ``python -m orchestrator.launchers.ray.driver STORE SWEEP SUBMISSION NAME``.
+"""The driver, a job of the cluster: ``... ray.driver STORE SWEEP SUBMISSION NAME``.
 
-It starts as many workers as there are stages to claim, a few waiting at a time, and takes note of those that are
-lost, so that nobody waits for them. Workers find their stages in the store: it hands out none, and when it is
-killed nothing but its place is lost.
+It starts as many workers as there are stages to claim, a few waiting at a time, and takes note of those that
+are lost, so that nobody waits for them. Workers find their stages in the store: it hands out none, and when
+it is killed nothing but its place is lost.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Driver as Seen
-from orchestrator.core.jobs import Lost, Report, Submission
+from orchestrator.core.jobs import Report, Submission
 from orchestrator.core.plan import num_claimable
 from orchestrator.core.records import Owner
 from orchestrator.core.requests import fold
@@ -30,15 +30,16 @@ from orchestrator.core.state import stage_status
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.jobs import EXITS, cause_of_code, request_of, settings_of
 from orchestrator.launchers.ray.boot import start_of
+from orchestrator.launchers.ray.losses import Losses
 from orchestrator.launchers.ray.pool import Ended, Pool
 from orchestrator.launchers.ray.settings import LOCAL, ray_settings
 from orchestrator.launchers.ray.words import demand, waits_for
 from orchestrator.processes import describe
+from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.submissions import Submissions
 from orchestrator.worker.loop import NO_MEMORY, REFUSED, RELEASED
-from orchestrator.worker.order import Gone
 from orchestrator.worker.watch import Watcher
 
 WORKER = "orchestrator.launchers.ray.worker"
@@ -53,11 +54,11 @@ _WELL = frozenset({0, RELEASED, NO_MEMORY})
 
 
 class Work(NamedTuple):
-    """What there is to do: stages to claim, whether more may follow, and how many workers have one."""
+    """What there is to do: stages to claim, whether more may follow, and which slots have one."""
 
     num_claimable: int
     waiting: bool
-    num_busy: int
+    busy: frozenset[int]
 
 
 class RayDriver:
@@ -68,9 +69,11 @@ class RayDriver:
         sweep: its name.
         submission: whose cells are to be worked on.
         restart: how often the driver was started before.
+        log: a file for its own lines.
     """
 
-    def __init__(self, ledger: Ledger, sweep: str, submission: Submission, restart: int) -> None:
+    def __init__(self, ledger: Ledger, sweep: str, submission: Submission, restart: int, log: Path) -> None:
+        self._log = log
         self._ledger, self._submission, self._restart = ledger, submission, restart
         self._submissions = Submissions(ledger, sweep)
         self._revision = ledger.revision(sweep, submission.revision)
@@ -82,20 +85,27 @@ class RayDriver:
             raise InfrastructureError("cannot read this process's start time")
         me = Owner(host=platform.node(), process=process, slot=-1)
         self._watcher = Watcher(me)
+        self._losses = Losses(
+            self._submissions,
+            submission,
+            self._job,
+            restart,
+            watcher=self._watcher,
+            grace_s=self._engine.policy.grace_s,
+        )
         self._trusted: set[tuple[str, int]] = set()
         wanted = set(submission.tasks[0])
         self._cells = [cell for cell in self._revision.sweep.cells if cell.cell in wanted]
         self._pool: Pool
-        self._slots, self._fruitless, self._given_up, self._num_claims = 0, 0, "", 0
+        self._slots, self._fruitless, self._given_up = 0, 0, ""
+        self._claimed: set[int] = set()
+        self._unaware: set[int] = set()  # of the last losses: they began before
         self._not_before_s, self._start_s = 0.0, time.monotonic()
         self._good: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
         before = self._submissions.driver(submission.number)
-        self._lost = list(before.lost) if before else []
         self._beat, self._told, self._told_s = before.beat if before else 0, "", 0.0
-        self._stopping = False
-        for lost in self._lost:
-            self._learn(lost)
+        self._stopping, self._parent = False, os.getppid()
 
     def run(self) -> int:
         """Drives until nothing is left to do; returns the exit code."""
@@ -118,11 +128,12 @@ class RayDriver:
         self._stopping = True
 
     def _drive(self) -> int:
-        scan_s, work = 0.0, Work(0, True, 0)
+        scan_s = 0.0
+        self._tell(force=True)  # which start this is, before it has workers
         while True:
             happened = list(self._pool.wait(POLL_S))
-            for ended in happened:
-                self._take(ended)
+            if os.getppid() != self._parent:  # the job counts as over, so another may be submitted
+                self._stopping = True
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
             if self._stopping or self._given_up:
@@ -132,8 +143,14 @@ class RayDriver:
                 continue
             now_s = time.monotonic()
             if now_s >= scan_s or happened:
-                self._forget_former_start(now_s)
-                work = self._look()
+                work, num_lost = self._look(), len(self._losses.known)
+                for ended in happened:
+                    self._take(ended, work.busy)
+                self._losses.settle(work.busy, self._pool.lives)
+                if len(self._losses.known) > num_lost:
+                    self._tell(force=True)  # before a successor starts, which reads it
+                    self._unaware = set(self._pool.running)
+                    work = self._look()
                 cost_s = time.monotonic() - now_s
                 scan_s = now_s + max(SCAN_S, SCAN_SHARE * cost_s)
                 self._adjust(work)
@@ -164,15 +181,16 @@ class RayDriver:
                 owner = last.claim.owner
                 if (owner.job, owner.restart_count) == (self._job, self._restart):
                     busy.add(owner.slot)
+                    self._claimed.add(owner.slot)
             return stage_status(evidence, wishes.budget(digest, retries))
 
         claimable, waiting = num_claimable(self._cells, sweep.nodes, status, cancelled=wishes.cancelled)
-        return Work(claimable, waiting, len(busy & set(self._pool.running)))
+        return Work(claimable, waiting, frozenset(busy))
 
     def _adjust(self, work: Work) -> None:
         """Starts workers that there is work for, and drops such as wait for resources without need."""
         num_running, pending = len(self._pool.running), self._pool.pending
-        needed = work.num_claimable - (num_running - work.num_busy)
+        needed = work.num_claimable - len(self._pool.running.keys() - work.busy - self._unaware)
         for slot in sorted(pending)[max(0, needed) :]:
             self._pool.drop(slot)
         if time.monotonic() < self._not_before_s:
@@ -191,7 +209,9 @@ class RayDriver:
         start = start_of(self._ledger.objects, code, WORKER, *args, str(self._slots), str(self._restart))
         environment = {name: str(value) for name, value in self._settings.environment.items()}
         avoid = [
-            node for node, number in self._bad.items() if number >= MAX_BAD and number > self._good[node]
+            node
+            for node, number in self._bad.items()
+            if node and number >= MAX_BAD and number > self._good[node]
         ]
         self._pool.start(
             self._slots,
@@ -203,29 +223,28 @@ class RayDriver:
 
     # What happens
 
-    def _take(self, ended: Ended) -> None:
-        """Takes note of a worker that has ended."""
-        if ended.code is None:
-            self._lose(ended)
-            return
-        said, claims = _last_words(ended)
-        self._num_claims += claims
-        name = f"worker {ended.slot} on {ended.address}"
-        if claims or ended.code in _WELL:
+    def _take(self, ended: Ended, busy: Collection[int]) -> None:
+        """Takes note of a worker that has ended; `busy` are the slots whose attempts have no end."""
+        said, num_claims = _last_words(ended)
+        if num_claims:
+            self._claimed.add(ended.slot)
+        claimed, name = ended.slot in self._claimed, f"worker {ended.slot} on {ended.address or 'no node'}"
+        if ended.code in _WELL:
             self._fruitless, self._good[ended.node] = 0, self._good[ended.node] + 1
-            if ended.code not in _WELL:
-                self._say(f"{name} ended with code {ended.code}: {said}")
             return
-        self._bad[ended.node] += 1
-        self._count_fruitless(f"{name} claimed nothing: {said} (exit code {ended.code})")
-
-    def _lose(self, ended: Ended) -> None:
-        cause = ended.cause or Cause.NODE_LOST
-        why = f"worker {ended.slot} on {ended.address or 'no node'} was lost: {ended.said}"
-        self._remember(Lost(slot=ended.slot, restart=self._restart, cause=cause, why=why[:300]))
-        if ended.node:
-            self._say(why)
+        if ended.code is None:
+            why = f"{name} was lost: {said or 'the process that kept it was killed'}"
+            self._losses.doubt(ended.slot, ended.node, ended.cause, why)
         else:
+            how = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with code {ended.code}"
+            why = f"{name} {how}: {said}".rstrip(": ")
+            if ended.slot in busy:
+                self._losses.add(ended.slot, ended.cause, why)
+        if claimed:
+            self._fruitless = 0
+            self._say(why)
+        elif not ended.node or self._pool.lives(ended.node):
+            self._bad[ended.node] += 1
             self._count_fruitless(why)
 
     def _count_fruitless(self, why: str) -> None:
@@ -234,32 +253,6 @@ class RayDriver:
         self._not_before_s = time.monotonic() + 2.0**self._fruitless
         if self._fruitless >= MAX_FRUITLESS:
             self._given_up = f"{self._fruitless} workers in a row claimed nothing; the last: {why}"
-
-    def _forget_former_start(self, now_s: float) -> None:
-        """Calls the workers of a driver that was killed gone, after the time that they have to end."""
-        former = self._restart - 1
-        known = any(lost.slot is None and lost.restart == former for lost in self._lost)
-        if former < 0 or known or now_s - self._start_s < self._engine.policy.grace_s:
-            return
-        why = "the driver that had started it was killed"
-        self._remember(Lost(slot=None, restart=former, cause=Cause.NODE_LOST, why=why))
-
-    def _remember(self, lost: Lost) -> None:
-        self._lost.append(lost)
-        self._learn(lost)
-        self._tell(force=True)  # before a successor starts, which reads it
-
-    def _learn(self, lost: Lost) -> None:
-        self._watcher.learn(
-            Gone(
-                cluster=self._submission.cluster,
-                job=self._job,
-                slot=lost.slot,
-                restart_count=lost.restart,
-                cause=lost.cause,
-                evidence=lost.why,
-            )
-        )
 
     # Telling
 
@@ -276,7 +269,11 @@ class RayDriver:
             return
         self._beat, self._told, self._told_s = self._beat + 1, text, now_s
         seen = Seen(
-            restart=self._restart, beat=self._beat, text=text, lost=tuple(self._lost), at=provenance.now()
+            restart=self._restart,
+            beat=self._beat,
+            text=text,
+            lost=tuple(self._losses.known),
+            at=provenance.now(),
         )
         try:
             self._submissions.drive(self._submission.number, seen)
@@ -289,7 +286,7 @@ class RayDriver:
             code=code,
             cause=cause_of_code(code),
             why=why,
-            claimed=self._num_claims > 0 or code == 0,
+            claimed=bool(self._claimed) or code == 0,
             restart=self._restart,
             node=platform.node(),
             seconds=round(time.monotonic() - self._start_s, 1),
@@ -299,11 +296,11 @@ class RayDriver:
             self._submissions.report(self._submission.number, 0, self._restart, report)
 
     def _say(self, line: str) -> None:
-        say(line)
+        say(line, self._log)
 
 
 def _last_words(ended: Ended) -> tuple[str, int]:
-    """Returns what a worker said last, and how many stages it claimed; the log's end of one that said nothing."""
+    """Returns what a worker said last, or else its log's end, and how many stages it claimed."""
     lines = ended.said.strip().splitlines() or [""]
     with contextlib.suppress(ValueError, TypeError, KeyError):
         told = json.loads(lines[-1])
@@ -311,28 +308,35 @@ def _last_words(ended: Ended) -> tuple[str, int]:
     return lines[-1][:300], 0
 
 
-def say(line: str) -> None:
-    """Writes to the job's log."""
+def say(line: str, log: Path | None = None) -> None:
+    """Writes to the job's log, which the cluster keeps, and to the one in the store."""
+    line = f"{provenance.now()} driver: {line}\n"
     with contextlib.suppress(OSError):
-        print(f"{provenance.now()} driver: {line}", flush=True)
+        sys.stdout.write(line)
+        sys.stdout.flush()
+        if log is not None:
+            with log.open("a") as stream:
+                stream.write(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the driver of a submission; returns its exit code."""
     store, sweep, number, name = sys.argv[1:] if argv is None else argv
     restart = int(os.environ.get("SWEEP_DRIVER_RESTART", "0"))
-    say(f"{name}: {sweep} submission {number}, start {restart}")
+    log: Path | None = None
     try:
         ledger = open_ledger(store)
+        log = ledger.objects.workspace(layout.job_logs(sweep, int(number))) / "0.log"
+        say(f"{name}: {sweep} submission {number}, start {restart}", log)
         submission = Submissions(ledger, sweep).submission(int(number))
         if submission is None or submission.name != name:
             raise InfrastructureError(f"submission {number} of {sweep} is not there", where=store)
-        return RayDriver(ledger, sweep, submission, restart).run()
+        return RayDriver(ledger, sweep, submission, restart, log).run()
     except SweepError as error:
-        say(f"error: {error}")
+        say(f"error: {error}", log)
         return error.exit_code
     except OSError as error:
-        say(f"error: the store does not answer: {error}")
+        say(f"error: the store does not answer: {error}", log)
         return InfrastructureError.exit_code
 
 

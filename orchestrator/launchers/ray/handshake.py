@@ -1,7 +1,8 @@
-"""The version check of a cluster, before anything is queued: a small job of the cluster's says what it has."""
+"""The version check of a cluster, before anything is queued: a small job there says what it has."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -17,7 +18,8 @@ from orchestrator.launchers.ray.api import Api, Unanswered, Unreached
 from orchestrator.launchers.ray.settings import RaySettings
 
 DISTRIBUTION = "polysweep"
-PROBE_S = 90.0
+PROBE, PROBE_S = "polysweep-probe-", 90.0
+KEEP_S = 60.0
 POLL_S = 0.3
 MARK = "polysweep-probe:"
 
@@ -68,7 +70,7 @@ def check(api: Api, settings: RaySettings, store: str, mark: bytes | None) -> No
         raise UserError(
             f"the Ray cluster does not see the store {store}",
             where=theirs["problem"] or "there is another store at that place",
-            allowed="a folder that all nodes mount at the same place, or s3:// or gs:// with credentials there",
+            allowed="a folder that all nodes mount at the same place, or s3:// or gs:// with credentials",
             fix="store.url=s3://BUCKET/PREFIX",
         )
 
@@ -107,7 +109,7 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: C
 
 
 def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
-    name = f"polysweep-probe-{uuid.uuid4().hex[:12]}"
+    name = f"{PROBE}{uuid.uuid4().hex[:12]}"
     entrypoint = shlex.join([settings.python, "-c", _PROBE, json.dumps(questions)])
     try:
         reply = api.send("POST", "/api/jobs/", {"entrypoint": entrypoint, "submission_id": name})
@@ -123,6 +125,7 @@ def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
             break
         time.sleep(POLL_S)
     logs = api.get(f"/api/jobs/{name}/logs").get("logs") or ""
+    _forget_old(api)
     lines = [line.removeprefix(MARK) for line in logs.splitlines() if line.startswith(MARK)]
     if not lines:
         raise InfrastructureError(
@@ -130,6 +133,14 @@ def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
             where=" ".join(f"{job.get('message') if job else ''} {logs[-300:]}".split()),
             fix="launcher.python=PATH of the interpreter on the head node",
         )
-    api.send("DELETE", f"/api/jobs/{name}")
     said: dict[str, Any] = json.loads(lines[-1])
     return said
+
+
+def _forget_old(api: Api) -> None:
+    """Deletes the small jobs of earlier launches; of one that has just ended Ray would say that it failed."""
+    with contextlib.suppress(Unreached, Unanswered, InfrastructureError):
+        for job in api.get("/api/jobs/"):
+            name, end_ms = str(job.get("submission_id")), job.get("end_time")
+            if name.startswith(PROBE) and end_ms and end_ms / 1000 < time.time() - KEEP_S:
+                api.send("DELETE", f"/api/jobs/{name}")

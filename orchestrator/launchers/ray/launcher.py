@@ -73,8 +73,12 @@ class RayLauncher:
 
     @cached_property
     def _nodes(self) -> list[dict[str, float]]:
-        """What each node of the cluster has."""
-        return [node["resources_total"] for node in Api(self._cluster).nodes()]
+        """What each node of the cluster has; of one that is yet to be started nothing is known."""
+        return (
+            []
+            if self._settings.address == LOCAL
+            else [node["resources_total"] for node in Api(self._cluster).nodes()]
+        )
 
     def hardware(self) -> Hardware | None:
         """Says what one cell may have: by the settings, or else of the cluster's largest node.
@@ -83,7 +87,7 @@ class RayLauncher:
             InfrastructureError: the cluster does not answer.
         """
         settings = self._settings
-        if settings.address == LOCAL and settings.device is None:
+        if settings.address == LOCAL and settings.device in (None, "cpu"):
             return host_hardware()
         device = settings.device or self._device
         if device == "cpu":
@@ -115,7 +119,7 @@ class RayLauncher:
         return next((device for device in DEVICES if device in kinds), "")
 
     def meet(self, store: str, mark: bytes) -> None:
-        """Compares the cluster's Python, Ray and packages with those here, and looks for the store from there.
+        """Compares the cluster's Python, Ray and packages with those here, and looks for the store there.
 
         Raises:
             UserError: they differ, or it cannot be seen.
@@ -183,7 +187,7 @@ class RayLauncher:
         return json.dumps(request, indent=2)
 
     def submit(self, submission: Submission, text: str) -> Outcome:
-        """Gives the driver to the cluster; a job's id is its submission's name, so a lost reply does no harm."""
+        """Gives the driver to the cluster, under the submission's name: a lost reply does no harm."""
         if self._settings.address == LOCAL:
             return _start_here(submission, text)
         try:
@@ -273,7 +277,7 @@ def found_here() -> str:
         raise UserError(
             "there is no Ray cluster on this machine",
             where=" ".join(str(error).split())[:200],
-            allowed="launcher.address=http://HOST:8265 for one elsewhere, or local for one of the launch's own",
+            allowed="launcher.address=http://HOST:8265 for one elsewhere, or local for one of its own",
             fix="launcher.address=local",
         ) from error
 

@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Resources
 from orchestrator.launchers.ray import slot as slots
-from orchestrator.launchers.ray.words import Node
+from orchestrator.launchers.ray.words import Node, fits
 
 cloudpickle.register_pickle_by_value(slots)
 
@@ -36,7 +36,7 @@ class Ended(NamedTuple):
         code: of the process; None when the actor or its node was lost.
         said: its last words, or why it was lost.
         seconds: since the process started.
-        cause: what the loss counts as, None when there is a code.
+        cause: what an attempt counts as that it held.
     """
 
     slot: int
@@ -45,7 +45,7 @@ class Ended(NamedTuple):
     code: int | None
     said: str
     seconds: float = 0.0
-    cause: Cause | None = None
+    cause: Cause = Cause.NODE_LOST
 
 
 class _Worker:
@@ -92,8 +92,10 @@ class Pool:
             argv: what it runs, after the interpreter.
             environment: over that of the node.
             folder: its working folder, if the node has it.
-            avoid: ids of nodes on which none should run.
+            avoid: ids of nodes on which none should run, if another is large enough.
         """
+        if not any(node not in avoid and fits(self._resources, has) for node, has in self._totals().items()):
+            avoid = ()
         actor = ray.remote(slots.Slot).options(**options(self._resources, avoid)).remote()
         run = actor.run.remote(argv, dict(environment), folder)
         self._workers[slot] = _Worker(slot, actor, run)
@@ -146,6 +148,7 @@ class Pool:
         try:
             told = ray.get(worker.run, timeout=10)
         except (RayError, GetTimeoutError) as error:
+            ray.kill(worker.actor)  # it may only be out of reach
             why = " ".join(str(error).split())
             return Ended(
                 worker.slot,
@@ -170,6 +173,14 @@ class Pool:
         ]
         self.stop(lambda node: node in self._draining) if leaving else None
         return leaving
+
+    def _totals(self) -> dict[str, dict[str, float]]:
+        """What each node that lives has, by its id."""
+        return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+    def lives(self, node: str) -> bool:
+        """Whether a node does."""
+        return node in self._totals()
 
     def nodes(self) -> dict[str, Node]:
         """Returns the nodes that live, by a name for people; {} if Ray does not tell.

@@ -1,4 +1,4 @@
-"""What may be asked about drivers: of a cluster by its Jobs API, of an embedded Ray by this machine's processes."""
+"""What may be asked about drivers: of a cluster by its Jobs API, of an embedded Ray by processes here."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class RayScheduler:
 
 def seen_of(job: dict[str, Any]) -> Seen:
     """Reads what the Jobs API says of one job (`JobDetails` in its schema)."""
-    word, message = str(job.get("status")), " ".join(str(job.get("message") or "").split())[:300]
+    word, message = str(job.get("status")), str(job.get("message") or "").strip()
     match word:
         case "PENDING":
-            return Seen(Phase.QUEUED, word, reason=message)
+            return Seen(Phase.QUEUED, word, reason=_short(message))
         case "RUNNING":
             return Seen(Phase.RUNNING, word, start=_when(job.get("start_time")))
         case "SUCCEEDED":
@@ -91,14 +91,21 @@ def seen_of(job: dict[str, Any]) -> Seen:
             )
         case "FAILED":
             code = job.get("driver_exit_code")
-            known = EXITS.get(code) if isinstance(code, int) else None
-            cause, detail = known or (Cause.UNKNOWN, message or "Ray says no more")
-            if known is None and ("node" in message.lower() or "actor died" in message.lower()):
-                cause = Cause.NODE_LOST
-            over = Over(index=0, word=word, cause=cause, detail=detail)
+            if not isinstance(code, int):  # of its supervisor: it did not come to an end of its own
+                is_lost = "node" in message.lower() or "actor died" in message.lower()
+                cause = Cause.NODE_LOST if is_lost else Cause.UNKNOWN
+                over = Over(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
+            else:  # Ray adds the log's end
+                said = f"its driver ended with exit code {code}: {_short(message.rpartition(chr(10))[2])}"
+                known = EXITS.get(code, (Cause.UNKNOWN, said))
+                over = Over(index=0, word=word, cause=known[0], detail=known[1])
         case _:
             return Seen(Phase.UNKNOWN, word)
     return Seen(Phase.OVER, word, over=over)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def _when(milliseconds: Any) -> str:

@@ -17,7 +17,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What workers of cells that a selector names ask for, over what the plan says; None leaves it to the plan.
+    """What workers of the cells of a selector ask for, over what the plan says; None leaves it to the plan.
 
     Attributes:
         gpus: may be a fraction, for small cells that share one.

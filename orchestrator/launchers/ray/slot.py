@@ -17,8 +17,8 @@ from typing import IO, Any
 
 TAIL_BYTES = 4096
 
-# Ray kills an actor's children with it, but a worker is to save a checkpoint first: so it is a grandchild, kept
-# by a process that tells its pid and its exit code.
+# Ray kills an actor's children with it, but a worker is to save a checkpoint first: so it is a grandchild,
+# kept by a process that tells its pid and its exit code.
 _KEEPER = """
 import os, subprocess, sys
 told = int(sys.argv[1])

@@ -41,7 +41,7 @@ def described(amounts: Mapping[str, float]) -> str:
         if name == "memory":
             parts.append(f"{amount / GIB:.3g} GiB")
         elif name.startswith("accelerator_type:"):
-            parts.append(name.partition(":")[2])
+            parts.append(f"{'' if amount else 'no '}{name.partition(':')[2]}")
         else:
             parts.append(f"{amount:g} {name}")
     return ", ".join(parts)
@@ -58,14 +58,19 @@ def waits_for(resources: Resources, nodes: Mapping[str, Node]) -> str:
     text = f" for {described(asked)}"
     if not nodes:
         return text
-    name, best = max(nodes.items(), key=lambda item: _share(asked, item[1].free))
-    told = described({key: round(best.free.get(key, 0.0), 2) for key in asked})
+    name, best = max(nodes.items(), key=lambda item: _shares(asked, item[1].free))
+    told = described({key: round(best.free.get(key, 0.0), 4) for key in asked})
     text += f"; the largest free node is {name} with {told}"
-    if all(_share(asked, node.total) < 1 for node in nodes.values()):
+    if not any(fits(resources, node.total) for node in nodes.values()):
         text += "; no node is large enough, busy or not"
     return text
 
 
-def _share(asked: Mapping[str, float], has: Mapping[str, float]) -> float:
-    """How much of what is asked a node has, by the resource that it has least of."""
-    return min((min(1.0, has.get(key, 0.0) / amount) for key, amount in asked.items()), default=1.0)
+def fits(resources: Resources, has: Mapping[str, float]) -> bool:
+    """Whether a worker could run on a node that has so much, were it free."""
+    return all(has.get(key, 0.0) >= amount for key, amount in amounts(resources).items())
+
+
+def _shares(asked: Mapping[str, float], has: Mapping[str, float]) -> list[float]:
+    """How much a node has of each resource that is asked for, the one that it has least of first."""
+    return sorted(min(1.0, has.get(key, 0.0) / amount) for key, amount in asked.items())

@@ -62,7 +62,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
             job=submissions.job_of(submission.number) or submission.name,
             restart_count=restart,
             node=platform.node(),
-            gone=tuple(gone_of(submissions.read())),
+            gone=tuple(gone_of(submissions.read(), grace_s=settings.policy.grace_s)),
         ),
     )
 

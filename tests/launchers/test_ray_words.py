@@ -1,0 +1,212 @@
+"""The Ray launcher's decisions by tables: settings, resources, versions, words of the Jobs API."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+
+from orchestrator import provenance
+from orchestrator.core.dispatch import Filed, Phase
+from orchestrator.core.failure import Cause
+from orchestrator.core.jobs import Accepted, Over, Resources, Submission
+from orchestrator.costs import Estimate
+from orchestrator.errors import UserError
+from orchestrator.launchers.jobs import gone_of
+from orchestrator.launchers.ray.handshake import differences
+from orchestrator.launchers.ray.launcher import resources_of
+from orchestrator.launchers.ray.scheduler import seen_of
+from orchestrator.launchers.ray.settings import Asked, ray_settings
+from orchestrator.launchers.ray.words import Node, demand, fits, waits_for
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"address": "ray://head:10001"}, "is a Ray Client's"),
+        ({"address": "head:8265"}, "launcher.address is 'head:8265'"),
+        ({"address": ""}, "launcher.address is ''"),
+        ({"max_pending": 0}, "launcher.max_pending is 0"),
+        ({"max_workers": 0}, "launcher.max_workers is 0"),
+        ({"cpus": 0}, "launcher.cpus is 0"),
+        ({"idle_s": -1}, "launcher.idle_s is -1"),
+        ({"settle_s": float("nan")}, "launcher.settle_s is nan"),
+        ({"device": "h10"}, "unknown device 'h10'"),
+        ({"max_worker": 3}, "max_worker"),
+        ({"max_workers": "many"}, "max_workers"),
+        ({"environment": {"A-B": 1}}, "'A-B' in launcher.environment"),
+        ({"resources": [{"gpus": 1.5}]}, "gpus of all cells is 1.5"),
+        ({"resources": [{"only": "seed=0", "gpus": -1}]}, "gpus of 'seed=0' is -1"),
+        ({"resources": [{"cpus": 0}]}, "cpus of all cells is 0"),
+        ({"resources": [{"memory_gib": 0}]}, "memory_gib of all cells is 0"),
+        ({"resources": [{"custom": {"tpu": 0}}]}, "custom.tpu of all cells is 0"),
+        ({"resources": [{"custom": {"GPU": 1}}]}, "custom.GPU of all cells"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, said):
+    with pytest.raises(UserError) as refused:
+        ray_settings({"name": "ray", **settings})
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "http://head:8265", "https://head/ray/"])
+def test_addresses_that_are_taken(address):
+    assert ray_settings({"address": address}).is_remote == address.startswith("http")
+
+
+@pytest.mark.parametrize(
+    ("job", "phase", "cause", "detail"),
+    [
+        ({"status": "PENDING", "message": "Job has not\nstarted"}, Phase.QUEUED, None, "Job has not started"),
+        ({"status": "RUNNING", "start_time": 1_700_000_000_000}, Phase.RUNNING, None, ""),
+        ({"status": "SUCCEEDED"}, Phase.OVER, None, "ended as it should"),
+        ({"status": "STOPPED"}, Phase.OVER, Cause.CANCELLED, "stopped by its user"),
+        ({"status": "FAILED", "driver_exit_code": 4}, Phase.OVER, Cause.BAD_NODE, "refused to work"),
+        ({"status": "FAILED", "driver_exit_code": 75}, Phase.OVER, None, "gave its work back"),
+        ({"status": "FAILED", "driver_exit_code": 3}, Phase.OVER, Cause.STORAGE, "the store"),
+        (
+            {"status": "FAILED", "driver_exit_code": 1, "message": "entrypoint failed, logs:\nnode 1\nboom"},
+            Phase.OVER,
+            Cause.UNKNOWN,
+            "its driver ended with exit code 1: boom",
+        ),
+        (
+            {"status": "FAILED", "message": "The supervisor's node has died"},
+            Phase.OVER,
+            Cause.NODE_LOST,
+            "node has died",
+        ),
+        ({"status": "FAILED"}, Phase.OVER, Cause.UNKNOWN, "Ray says no more"),
+        ({"status": "A_WORD_TO_COME"}, Phase.UNKNOWN, None, ""),
+    ],
+)
+def test_what_the_jobs_api_says(job, phase, cause, detail):
+    seen = seen_of(job)
+    assert seen.phase is phase
+    if seen.over is not None:
+        assert seen.over.cause is cause and detail in seen.over.detail
+    else:
+        assert phase is not Phase.OVER and seen.reason == detail
+
+
+SMALL, LARGE = {"CPU": 4.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * 2**30}
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        (
+            Resources(gpus_per_node=2, cpus=4),
+            " for 2 GPU, 4 CPU; the largest free node is b with 1 GPU, 8 CPU",
+        ),
+        (Resources(cpus=1), " for 1 CPU; the largest free node is b with 8 CPU"),
+        (
+            Resources(gpus_per_node=8, cpus=4),
+            " for 8 GPU, 4 CPU; the largest free node is b with 1 GPU, 8 CPU;"
+            " no node is large enough, busy or not",
+        ),
+        (
+            Resources(gpus_per_node=0.5, accelerator="H100"),
+            " for 0.5 GPU, 1 CPU, H100; the largest free node is b with 1 GPU, 8 CPU, no H100;"
+            " no node is large enough, busy or not",
+        ),
+        (
+            Resources(memory_gib=32, custom=(("tpu", 1.0),)),
+            " for 1 CPU, 32 GiB, 1 tpu; the largest free node is b with 8 CPU, 64 GiB, 0 tpu;"
+            " no node is large enough, busy or not",
+        ),
+    ],
+)
+def test_what_workers_wait_for(resources, said):
+    nodes = {"a": Node({"CPU": 0.0, "GPU": 0.0}, SMALL), "b": Node({**LARGE, "GPU": 1.0}, LARGE)}
+    assert waits_for(resources, nodes) == said
+
+
+def test_without_nodes_only_what_is_asked_is_told():
+    assert waits_for(Resources(cpus=2), {}) == " for 2 CPU"
+
+
+@pytest.mark.parametrize(
+    ("running", "pending", "said"), [(1, 0, "1 worker runs"), (2, 1, "2 workers run, 1 waits")]
+)
+def test_demand(running, pending, said):
+    assert demand(running, pending) == said
+
+
+def test_a_node_is_large_enough_by_each_of_its_resources():
+    assert fits(Resources(gpus_per_node=2, cpus=4), SMALL)
+    assert not fits(Resources(gpus_per_node=2, cpus=5), SMALL)
+    assert not fits(Resources(memory_gib=1), SMALL)
+
+
+ESTIMATE = Estimate(num_gpus=2, host_memory_gib=5.0)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "asked", "has_gpus", "num_oom", "expected"),
+    [
+        (None, [], True, 0, Resources(cpus=1)),
+        (ESTIMATE, [], True, 0, Resources(gpus_per_node=2, cpus=8, memory_gib=6.0)),
+        (ESTIMATE, [], True, 2, Resources(gpus_per_node=2, cpus=8, memory_gib=24.0)),
+        (ESTIMATE, [], False, 0, Resources(cpus=1, memory_gib=6.0)),
+        (
+            ESTIMATE,
+            [Asked(gpus=0.5, custom={"a": 1.0}), Asked(cpus=3, custom={"b": 2.0}, accelerator="H100")],
+            True,
+            0,
+            Resources(
+                gpus_per_node=0.5,
+                cpus=3,
+                memory_gib=6.0,
+                accelerator="H100",
+                custom=(("a", 1.0), ("b", 2.0)),
+            ),
+        ),
+        (ESTIMATE, [Asked(gpus=1), Asked(gpus=0)], True, 0, Resources(cpus=1, memory_gib=6.0)),
+    ],
+)
+def test_what_a_worker_asks_for(estimate, asked, has_gpus, num_oom, expected):
+    assert resources_of(estimate, asked, ray_settings({}), has_gpus=has_gpus, num_oom=num_oom) == expected
+
+
+HERE = platform.python_version()
+MINOR = ".".join(HERE.split(".")[:2])
+
+
+@pytest.mark.parametrize(
+    ("python", "packages", "accept", "said"),
+    [
+        (HERE, {"ray": "2.60.0", "torch": "2.9.0+cu128"}, [], []),
+        (f"{MINOR}.99", {"ray": "2.60.0", "torch": "2.9.0"}, [], []),
+        ("2.7.18", {"ray": "2.60.0", "torch": "2.9.0"}, [], [f"Python 2.7.18 (here {HERE})"]),
+        (
+            HERE,
+            {"ray": "2.59.0", "torch": None},
+            [],
+            ["ray 2.59.0 (here 2.60.0)", "no torch (here 2.9.0+cpu)"],
+        ),
+        (HERE, {"ray": "2.59.0", "torch": None}, ["torch"], ["ray 2.59.0 (here 2.60.0)"]),
+    ],
+)
+def test_what_differs_between_here_and_a_cluster(python, packages, accept, said):
+    ours = {"ray": "2.60.0", "torch": "2.9.0+cpu"}
+    assert differences(ours, {"python": python, "packages": packages}, accept=accept) == said
+
+
+def test_workers_may_save_a_checkpoint_after_their_job_was_found_over():
+    submission = Submission(
+        nonce="n",
+        number=1,
+        revision=1,
+        request=1,
+        launcher="ray",
+        cluster="http://head:8265",
+        name="s.1",
+        tasks=(("a",),),
+        resources=Resources(),
+    )
+    over = {0: Over(index=0, word="VANISHED", cause=Cause.NODE_LOST)}
+    filed = Filed(submission, Accepted(nonce="n", job="s.1"), over, {}, {0: provenance.now()})
+    assert [gone.slot for gone in gone_of([filed])] == [None]
+    assert not list(gone_of([filed], grace_s=60))
+    assert list(gone_of([filed._replace(closed_at={0: "2026-01-01T00:00:00Z"})], grace_s=60))
