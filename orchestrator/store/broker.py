@@ -35,7 +35,7 @@ AT_ONCE, FILES_AT_ONCE = 64, 4
 CHUNK, MAX_PARTS = 8 * 2**20, 9_000
 """Bytes of a part of a large file, unless it had more parts than S3 takes, which is 10,000."""
 
-TRIES, MAX_S = 3, 3600.0
+TRIES, PART_S, MAX_S = 3, 120.0, 4 * 3600.0
 _CREDENTIALS = r"credential|/latest/(api/token|meta-data)|computeMetadata|169\.254\.169|JWT|OAuth"
 """What is only asked for where the environment names no account: then the machine's own is looked for."""
 
@@ -44,13 +44,14 @@ Store = S3Store | GCSStore
 T = TypeVar("T")
 
 
-def open_store(url: str, *, stall_s: float, retries: int) -> Store:
+def open_store(url: str, *, stall_s: float, request_s: float, retries: int) -> Store:
     """Opens a bucket as the environment says (endpoint, region, credentials); asks nothing yet.
 
     Args:
         url: ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
-        stall_s: for a pause in one request.
-        retries: of a request without an answer, within `LIMIT_S`.
+        stall_s: for a pause in what one request answers.
+        request_s: for one request with its answer; what is sent may stall unnoticed until then.
+        retries: of a request without an answer, when it took no longer than one should.
 
     Raises:
         ValueError: the address names no bucket.
@@ -58,7 +59,7 @@ def open_store(url: str, *, stall_s: float, retries: int) -> Store:
     scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")
     client: Any = {
-        "timeout": timedelta(seconds=MAX_S),
+        "timeout": timedelta(seconds=request_s),
         "connect_timeout": timedelta(seconds=CONNECT_S),
         "read_timeout": timedelta(seconds=stall_s),
         # read from the environment only where no options are given
@@ -66,7 +67,7 @@ def open_store(url: str, *, stall_s: float, retries: int) -> Store:
     }
     retry: Any = {
         "max_retries": retries,
-        "retry_timeout": timedelta(seconds=LIMIT_S),
+        "retry_timeout": timedelta(seconds=min(request_s * 2, max(LIMIT_S, stall_s * 2))),
         "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2},
     }
     kind: Any = {"s3": S3Store, "gs": GCSStore}[scheme]
@@ -82,9 +83,10 @@ class Broker:
     """
 
     def __init__(self, url: str) -> None:
-        self._once = open_store(url, stall_s=LIMIT_S, retries=0)
-        self._store = open_store(url, stall_s=LIMIT_S * 0.4, retries=2)
-        self._bulk = open_store(url, stall_s=STALL_S, retries=2)
+        self._once = open_store(url, stall_s=LIMIT_S, request_s=MAX_S, retries=0)
+        self._store = open_store(url, stall_s=LIMIT_S * 0.4, request_s=MAX_S, retries=2)
+        self._parts = open_store(url, stall_s=STALL_S, request_s=PART_S, retries=2)
+        self._whole = open_store(url, stall_s=STALL_S, request_s=MAX_S, retries=2)
         self._few, self._files = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(FILES_AT_ONCE)
 
     async def answer(self, call: Call) -> Answer:
@@ -146,7 +148,7 @@ class Broker:
         (prefix,) = call.keys
         paths = [f"{prefix}/{path}" for path in await self._tree(prefix)] or [prefix]
         with contextlib.suppress(FileNotFoundError):  # GCS misses what S3 does not
-            await obstore.delete_async(self._bulk, paths)
+            await _limited(obstore.delete_async(self._store, paths), len(paths) * SLOW_BYTES_S // 20)
 
     async def _one_of_many(self, work: Coroutine[Any, Any, T]) -> T:
         async with self._few:
@@ -186,7 +188,7 @@ class Broker:
         chunk = max(CHUNK, move.size // MAX_PARTS)
         async with self._files:
             await obstore.put_async(
-                self._bulk, move.key, Path(move.path), chunk_size=chunk, max_concurrency=FILES_AT_ONCE
+                self._parts, move.key, Path(move.path), chunk_size=chunk, max_concurrency=FILES_AT_ONCE
             )
 
     async def _download(self, move: Move) -> None:
@@ -216,7 +218,7 @@ class Broker:
                     digest.update(piece)
                     stream.write(piece)
 
-                async for piece in _pieces(self._bulk, move.key):
+                async for piece in _pieces(self._whole, move.key):
                     await asyncio.to_thread(take, piece)
             temporary.replace(final)
         finally:

@@ -29,6 +29,12 @@ KEEP = 2
 LOG_S, LOG_BYTES_S = 5.0, 2**20
 """A log is uploaded at most so often, and a long one no faster than this."""
 
+LET_GO_S = 5.0
+"""How long an upload that nobody wants any more may still take before it is broken off."""
+
+HELD = ".shipping"
+"""The folder of links to the files of the checkpoint that is under way."""
+
 RETRY_S, PATIENCE_S, LOG_PATIENCE_S = 3.0, 300.0, 20.0
 """Seconds between tries, and how long a store that does not answer is waited for at the end of an attempt."""
 
@@ -74,21 +80,23 @@ class Shipper:
     def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
         """Waits until the last checkpoint and the log are in the store; called when the child is gone.
 
+        What the store does not take for long is left behind, and said: the attempt's end counts without it.
+
         Args:
             pulse: called meanwhile.
             checkpoints: whether the checkpoints are still wanted.
-
-        What the store does not take for long is left behind, and said: the attempt's end counts without it.
         """
         self._retry_s = 0.0
         start_s = time.monotonic()
         while checkpoints and (self._step is not None or self._newest() is not None):
             self.step()
             pulse()
-            if self.error is not None and time.monotonic() - start_s > PATIENCE_S:
+            is_failing = self._checkpoint is None and self.error is not None
+            if is_failing and time.monotonic() - start_s > PATIENCE_S:
                 self._complain("its last checkpoint is given up")
                 break
             time.sleep(0.02)
+        self._let_go(pulse)
         start_s, self._log_s = time.monotonic(), 0.0
         while self._log is not None or self._grown():
             self._log = self._looked_at(self._log, "the log")
@@ -98,6 +106,18 @@ class Shipper:
             if time.monotonic() - start_s > LOG_PATIENCE_S:
                 return  # a log is not worth the attempt
             time.sleep(0.02)
+
+    def _let_go(self, pulse: Callable[[], object]) -> None:
+        """Sees to it that no checkpoint comes to the store later, when those of the stage are deleted."""
+        until_s = time.monotonic() + LET_GO_S
+        with contextlib.suppress(OSError):
+            while self._checkpoint is not None and not self._checkpoint.is_done():
+                pulse()
+                time.sleep(0.02)
+                if time.monotonic() > until_s:
+                    self._objects.close()  # with its broker ends what is under way
+        self._checkpoint, self._step = None, None
+        shutil.rmtree(self._folder / HELD, ignore_errors=True)
 
     def output(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
         """Uploads the product's files; goes on where it was interrupted when the store is there again.
@@ -211,7 +231,7 @@ class Shipper:
         self._step = None
 
     def _held(self, step: int) -> Path:
-        return self._folder / ".shipping" / f"{step:08d}"
+        return self._folder / HELD / f"{step:08d}"
 
     def _prefix(self, step: int) -> str:
         return f"{self._key}/{layout.CHECKPOINTS}/{step:08d}"

@@ -149,3 +149,23 @@ def test_records_are_put_while_files_are_on_their_way(bucket: Bucket) -> None:
     objects.upload("payload/a/b/1/output", pulse=pulse)
     assert len(beats) >= 2
     assert len(objects.trees(["payload"])["payload"]) == 12
+
+
+def test_an_upload_that_is_no_longer_wanted_leaves_nothing_behind(bucket: Bucket) -> None:
+    """The stage ended while a checkpoint of its was on the way: nothing of it may come after the deletion."""
+    from orchestrator.stage import write_checkpoint_manifest
+    from orchestrator.worker.shipping import Shipper
+
+    objects, key = bucket.open(), "payload/stage/digest/1"
+    folder = objects.workspace(key) / "checkpoints/00000001"
+    folder.mkdir(parents=True)
+    (folder / "state").write_text("x")
+    write_checkpoint_manifest(folder, step=1, attempt=1)
+    shipper = Shipper(objects, key, adopted=None, complain=print)
+    bucket.proxy.hangs = "state"
+    shipper.step()
+    beats: list[int] = []
+    shipper.finish(lambda: beats.append(1), checkpoints=False)
+    bucket.proxy.hangs = None
+    assert beats and not (folder.parents[1] / ".shipping").exists()
+    assert not any("manifest" in path for path in objects.trees([key])[key])
