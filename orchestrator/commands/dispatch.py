@@ -254,10 +254,10 @@ class Dispatch:
 
     def _take(self, submission: Submission, text: str) -> bool:
         """Gives an intent that was created to the scheduler; False when it takes no more."""
-        folder = self._view.ledger.objects.workspace(
-            layout.job_logs(self._view.sweep.name, submission.number)
-        )
-        (folder / "job.sh").write_text(text)  # `sbatch` of it by hand does the same
+        objects = self._view.ledger.objects
+        key = layout.job_logs(self._view.sweep.name, submission.number)
+        (objects.workspace(key) / self._submitter.file).write_text(text)
+        objects.upload(key)
         job_logs(self._view, submission).mkdir(parents=True, exist_ok=True)
         outcome = self._submitter.submit(submission, text)
         match outcome.verdict:
@@ -288,7 +288,7 @@ class Dispatch:
         script = layout.job_logs(self._view.sweep.name, submission.number)
         return UserError(
             f"{self._submitter.name} refuses the job: {outcome.said}",
-            where=f"{self._view.ledger.objects.url}/{script}/job.sh",
+            where=f"{self._view.ledger.objects.url}/{script}/{self._submitter.file}",
             fix="mend cluster.* or launcher.resources, and launch again",
         )
 

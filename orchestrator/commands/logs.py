@@ -7,12 +7,13 @@ import sys
 import time
 
 from orchestrator.commands.output import print_json
-from orchestrator.commands.settle import job_logs
 from orchestrator.commands.view import View, add_cell, add_store, add_sweep, no_overrides, open_view
+from orchestrator.core.jobs import Submission
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import UserError, nearest
 from orchestrator.store import layout
+from orchestrator.store.objects import ObjectStore, open_objects
 
 POLL_S = 0.5
 
@@ -72,18 +73,30 @@ def _print_job(view: View, cell: Cell, *, as_json: bool) -> int:
         raise UserError(
             f"{cell.cell} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.cell}"
         )
-    path = job_logs(view, job.submission) / f"{job.task}.log"
-    workers = sorted(path.with_name(f"task-{job.task}").glob("*.log"))  # of cells side by side
-    workers += sorted(path.parent.glob("worker-*.log"))  # of a driver
-    text = "".join(p.read_bytes().decode(errors="replace") for p in (path, *workers) if p.exists())
+    where, text = _of_job(view, job.submission, job.task)
     if as_json:
-        print_json({"cell": cell.cell, "job": job.name, "path": str(path), "text": text})
+        print_json({"cell": cell.cell, "job": job.name, "path": where, "text": text})
         return 0
-    print(f"{view.title} {cell.cell} job {job.name}: {path}", file=sys.stderr)
+    print(f"{view.title} {cell.cell} job {job.name}: {where}", file=sys.stderr)
     sys.stdout.write(text)
     if not text:
         print(f"-- nothing yet: {job.reason}", file=sys.stderr)
     return 0
+
+
+def _of_job(view: View, submission: Submission, task: int) -> tuple[str, str]:
+    """Reads the logs of a job and of its workers; returns where the job's own is, and all their text."""
+    key, own = layout.job_logs(view.sweep.name, submission.number), f"{task}.log"
+    places: list[tuple[ObjectStore, str]] = [(view.ledger.objects, f"{key}/")]
+    if submission.logs:
+        places.insert(0, (open_objects(submission.logs), ""))
+    parts = []
+    for objects, prefix in places:
+        names = objects.trees([prefix.rstrip("/")])[prefix.rstrip("/")]
+        workers = [name for name in sorted(names) if name.startswith((f"task-{task}/", "worker-"))]
+        parts += [objects.read_from(prefix + name, 0) for name in (own, *workers) if name in names]
+    objects, prefix = places[0]
+    return f"{objects.url}/{prefix}{own}", b"".join(parts).decode(errors="replace")
 
 
 def _named(view: View, cell: Cell, name: str) -> Node:

@@ -106,6 +106,7 @@ class Submitter(Protocol):
         cells_per_job, max_running, max_jobs: see `conf/launcher/slurm.yaml`.
         settle_s: seconds after which a submission that the scheduler does not know was never accepted.
         attached: whether a launch stays by itself until all is done.
+        file: the name under which what the scheduler is given is kept beside the logs.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Submitter(Protocol):
     max_jobs: int | None
     settle_s: float
     attached: bool
+    file: str
 
     def hardware(self) -> Hardware | None:
         """Says what one cell may have, before anything is submitted; None when it cannot be known."""

@@ -79,7 +79,9 @@ def test_a_cell_that_started_on_one_node_goes_on_at_another_from_the_bucket(
     ends = {end["folder"].name: end for end in records(outside.store, "end.json")}
     assert ends["2"]["outcome"] == "succeeded"
     wait_for(lambda: "1 done" in outside("status", "jobs"))
-    assert "counting" not in outside("logs", "jobs", "seed0")
+    said = outside("logs", "jobs", "seed0", "--job")
+    assert "driver:" in said and "was lost" in said and "attempt 2 succeeded" in said
+    assert '"entrypoint"' in (outside.store / "sweeps/jobs/logs/jobs-000001/job.json").read_text()
     nodes.start_node(first, NODES[int(first[-1]) - 1])
 
 

@@ -277,8 +277,15 @@ class RayDriver:
         )
         try:
             self._submissions.drive(self._submission.number, seen)
+            self._show_log()
         except OSError as error:
             self._say(f"the store does not take what is seen: {error}")
+
+    def _show_log(self) -> None:
+        """Lets others see the log, where they do not as it grows."""
+        if not self._ledger.objects.in_place:
+            name = self._revision.sweep.name
+            self._ledger.objects.upload(layout.job_logs(name, self._submission.number))
 
     def _report(self, code: int) -> None:
         why = self._given_up or EXITS[0][1]
@@ -294,6 +301,7 @@ class RayDriver:
         )
         with contextlib.suppress(OSError):
             self._submissions.report(self._submission.number, 0, self._restart, report)
+            self._show_log()
 
     def _say(self, line: str) -> None:
         say(line, self._log)

@@ -53,6 +53,7 @@ class RayLauncher:
     """
 
     name = "ray"
+    file = "job.json"
     cells_per_job = ALL  # workers share them out among themselves
     max_running: int | None = None
     max_jobs: int | None = None

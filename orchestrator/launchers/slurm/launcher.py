@@ -46,6 +46,7 @@ class SlurmLauncher:
 
     name = "slurm"
     attached = False
+    file = "job.sh"  # `sbatch` of it by hand does the same
 
     def __init__(
         self, settings: Mapping[str, Any], num_cells: int, cluster: Mapping[str, Any] | None = None
