@@ -14,3 +14,11 @@ class TestRay(LauncherContract):
     def on(self, jobs: OnRay) -> Sweep:
         self.words = (*jobs.words, "--wait")
         return jobs
+
+    @pytest.mark.long
+    def test_a_failure_is_named_by_its_cause_and_rerun_runs_what_failed_alone(self, on: Sweep) -> None:
+        super().test_a_failure_is_named_by_its_cause_and_rerun_runs_what_failed_alone(on)
+
+    @pytest.mark.long
+    def test_what_chance_may_cure_is_tried_again_from_the_checkpoint(self, on: Sweep) -> None:
+        super().test_what_chance_may_cure_is_tried_again_from_the_checkpoint(on)

@@ -212,7 +212,7 @@ def test_held_jobs_of_a_sweep_that_was_finished_locally_find_nothing_to_do(jobs)
     tasks = [jobs.task(index) for index in (0, 1)]
     assert "2 cells: 2 done" in jobs("launch", name, "launcher=local")
     assert jobs.counts() == {"done": 2}
-    assert "launcher=slurm" in jobs("reconcile", "jobs", code=2)  # the last launch had no jobs
+    assert "2 done" in jobs("reconcile", "jobs")  # of the first launch, whose jobs are open
     for task in tasks:
         jobs.cluster.run("scontrol", "release", task)
         jobs.until_job("", task)

@@ -249,7 +249,7 @@ class SlurmScheduler:
         """Asks about arrays; never raises. Of jobs that are unknown here another cluster may know."""
         wanted = set(ids)
         answer = jobs(wanted)
-        if answer.problem or wanted <= {job for job, _ in answer.seen}:
+        if not answer.complete or wanted <= {job for job, _ in answer.seen}:
             return answer
         try:
             here = limits().cluster
