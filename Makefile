@@ -60,7 +60,7 @@ ray-up: setup ## start it
 ray-smoke: setup ## the smoke sweep on it by the Jobs API, from nothing to the report; ends it again
 	$(BIN)/python -m tests.ray.testbed up $(RAY_DIR)
 	. $(RAY_DIR)/env; $(BIN)/sweep launch smoke launcher=ray launcher.address=$$RAY_API_SERVER_ADDRESS \
-	  'launcher.resources=[{gpus: 1}]' launcher.device=cpu launcher.max_workers=4 store.url=runs-ray --wait; \
+	  'launcher.resources=[{gpus: 1, cpus: 1}]' launcher.device=cpu launcher.max_workers=3 store.url=runs-ray --wait; \
 	  code=$$?; $(BIN)/python -m tests.ray.testbed down $(RAY_DIR); exit $$code
 
 ray-down: ## end it and remove its folder
