@@ -128,6 +128,7 @@ def test_who_dies_in_the_middle_of_an_upload_costs_at_most_that_checkpoint(
     assert_counted(second)
 
 
+@pytest.mark.long
 def test_a_server_that_is_gone_for_a_while_costs_no_cell(
     nodes: tuple[BucketSweep, BucketSweep], monkeypatch: pytest.MonkeyPatch
 ) -> None:

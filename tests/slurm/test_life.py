@@ -182,6 +182,7 @@ def test_a_job_that_an_operator_requeues_goes_on_whatever_is_launched_meanwhile(
     assert_went_on(jobs, 80)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["notice", "cancel"])
 def test_workers_side_by_side_have_gpus_of_their_own_and_all_save_when_the_job_must_stop(jobs, how):
     jobs.write_stages(SLOW_SAVER)

@@ -283,6 +283,7 @@ STRANGE = {
 }
 
 
+@pytest.mark.long
 def test_no_strange_answer_fails_a_cell_or_gives_it_a_second_job(jobs):
     name = jobs.write(cells=3)
     jobs.launch(name, HELD, "cluster.settle_s=0")

@@ -275,6 +275,7 @@ def test_why_tells_slurms_own_reason_and_the_estimated_start(jobs, words, reason
         jobs.until(lambda: "Resources, expected to start at 20" in jobs("why", "jobs", "seed0"))
 
 
+@pytest.mark.long
 def test_logs_of_a_job_that_was_started_anew_are_those_of_its_last_attempt(jobs):
     jobs.launch(jobs.write(cells=1, steps=120, step_s=0.1))
     jobs.until(lambda: jobs.counts() == {"running": 1})

@@ -143,6 +143,7 @@ def test_ranks_know_nothing_of_the_job_around_them_and_share_one_context(
     assert len({fact["port"] for fact in facts}) == 1 and facts[0]["port"] != "29500"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how",
     [
