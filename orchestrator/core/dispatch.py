@@ -386,27 +386,3 @@ def with_jobs(
         )
         return status._replace(state=State.FAILED, reason=reason, cause=cause)
     return status._replace(reason=f"{job.reason}; {status.reason}")
-
-
-MIN_FAST_FAILS = 2
-
-
-def bad_nodes(filed: Sequence[Filed], recent: Collection[int], *, fast_s: float) -> tuple[str, ...]:
-    """Names nodes on which jobs ended early without claiming anything, twice or more and more often than not.
-
-    Args:
-        filed: all submissions.
-        recent: numbers of the submissions whose ends count; older ones have expired.
-        fast_s: an end within so many seconds is an early one.
-    """
-    good: Counter[str] = Counter()
-    bad: Counter[str] = Counter()
-    for each in filed:
-        if each.submission.number not in recent:
-            continue
-        for over in each.over.values():
-            if over.node and over.idle and over.cause and over.seconds is not None and over.seconds <= fast_s:
-                bad[over.node] += 1
-            elif over.node and over.cause is None:
-                good[over.node] += 1
-    return tuple(sorted(node for node, n in bad.items() if n >= MIN_FAST_FAILS and n > good[node]))

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.arrays import Group, cut, first_try, grouped
-from orchestrator.core.dispatch import LIMIT, Answer, Filed, Jobs, Phase, Seen, bad_nodes, with_jobs
+from orchestrator.core.dispatch import LIMIT, Answer, Filed, Jobs, Phase, Seen, with_jobs
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Accepted, Driver, Lost, Over, Report, Resources, Submission
+from orchestrator.core.nodes import bad_nodes
 from orchestrator.core.records import Owner, Process
 from orchestrator.core.state import CellStatus, State
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import platform
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import msgspec
 import pytest
 
 from orchestrator import provenance
@@ -13,9 +16,10 @@ from orchestrator.core.jobs import Accepted, Over, Resources, Submission
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.launchers.jobs import gone_of
+from orchestrator.launchers.ray.api import JobDetails
 from orchestrator.launchers.ray.handshake import differences
 from orchestrator.launchers.ray.launcher import resources_of
-from orchestrator.launchers.ray.scheduler import seen_of
+from orchestrator.launchers.ray.scheduler import RayScheduler, seen_of
 from orchestrator.launchers.ray.settings import Asked, ray_settings
 from orchestrator.launchers.ray.words import Node, demand, fits, waits_for
 
@@ -81,7 +85,7 @@ def test_addresses_that_are_taken(address):
     ],
 )
 def test_what_the_jobs_api_says(job, phase, cause, detail):
-    seen = seen_of(job)
+    seen = seen_of(msgspec.convert(job, JobDetails))
     assert seen.phase is phase
     if seen.over is not None:
         assert seen.over.cause is cause and detail in seen.over.detail
@@ -210,3 +214,22 @@ def test_workers_may_save_a_checkpoint_after_their_job_was_found_over():
     assert [gone.slot for gone in gone_of([filed])] == [None]
     assert not list(gone_of([filed], grace_s=60))
     assert list(gone_of([filed._replace(closed_at={0: "2026-01-01T00:00:00Z"})], grace_s=60))
+
+
+@pytest.mark.parametrize("answer", ["null", "[1]", '{"jobs": []}', '[{"status": 3}]', "no JSON"])
+def test_a_dashboard_that_answers_something_else_is_a_problem_and_tells_of_no_job(answer, monkeypatch):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        told = RayScheduler(f"http://127.0.0.1:{server.server_port}").jobs(["a"])
+        server.shutdown()
+    assert "is no Ray dashboard for us" in told.problem and not told.complete and not told.seen

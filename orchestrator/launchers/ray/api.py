@@ -12,11 +12,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
 
 from orchestrator.errors import InfrastructureError
 
 TIMEOUT_S = 15.0
+T = TypeVar("T")
 
 
 class Reply(NamedTuple):
@@ -24,6 +27,42 @@ class Reply(NamedTuple):
 
     status: int
     data: Any
+
+
+class JobDetails(msgspec.Struct, frozen=True):
+    """What is read of a job (`JobDetails` in Ray's schema); times are in ms since 1970."""
+
+    submission_id: str | None = None
+    status: str = ""
+    message: str | None = None
+    driver_exit_code: int | None = None
+    start_time: float | None = None
+    end_time: float | None = None
+
+
+class _Version(msgspec.Struct, frozen=True):
+    ray_version: str
+
+
+class _Logs(msgspec.Struct, frozen=True):
+    logs: str | None
+
+
+class _NodeState(msgspec.Struct, frozen=True):
+    state: str
+    resources_total: dict[str, float] = {}
+
+
+class _Rows(msgspec.Struct, frozen=True):
+    result: list[_NodeState]
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    result: _Rows
+
+
+class _Nodes(msgspec.Struct, frozen=True):
+    data: _Listed
 
 
 class Unreached(Exception):
@@ -72,42 +111,58 @@ class Api:
         except (OSError, http.client.HTTPException) as error:
             raise Unanswered(f"{self.address}: {error or type(error).__name__}") from error
 
-    def get(self, path: str) -> Any:
-        """Asks for something that must be there.
+    def get(self, path: str, kind: type[T]) -> T:
+        """Asks for something that must be there, and of that kind.
 
         Raises:
-            InfrastructureError: it does not answer, or not with success.
+            InfrastructureError: it does not answer, not with success, or with something else.
         """
         try:
             reply = self.send("GET", path)
         except (Unreached, Unanswered) as error:
             raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
-        if reply.status != 200 or isinstance(reply.data, str):
-            said = f"{reply.status} {str(reply.data)[:200]}"
-            fix = (
-                "RAY_AUTH_TOKEN, or ~/.ray/auth_token as on the cluster" if reply.status in (401, 403) else ""
-            )
-            raise InfrastructureError(f"{self.address}{path} is no Ray dashboard for us: {said}", fix=fix)
-        return reply.data
+        said = f"{reply.status} {str(reply.data)[:200]}"
+        if reply.status == 200:
+            try:
+                return msgspec.convert(reply.data, kind)
+            except msgspec.ValidationError as error:
+                said = f"{error}: {said}"
+        fix = "RAY_AUTH_TOKEN, or ~/.ray/auth_token as on the cluster" if reply.status in (401, 403) else ""
+        raise InfrastructureError(f"{self.address}{path} is no Ray dashboard for us: {said}", fix=fix)
 
-    def job(self, name: str) -> dict[str, Any] | None:
-        """Asks about one job, None when there is none of that name.
+    def version(self) -> str:
+        """Asks for the cluster's Ray.
 
         Raises:
             InfrastructureError: the cluster does not answer.
         """
-        jobs = [job for job in self.get("/api/jobs/") if job.get("submission_id") == name]
-        return jobs[0] if jobs else None
+        return self.get("/api/version", _Version).ray_version
 
-    def nodes(self) -> list[dict[str, Any]]:
-        """Asks for the nodes that live, each with its `resources_total`.
+    def jobs(self) -> list[JobDetails]:
+        """Asks for all jobs that the cluster knows, also those that are over.
+
+        Raises:
+            InfrastructureError: the cluster does not answer.
+        """
+        return self.get("/api/jobs/", list[JobDetails])
+
+    def log(self, name: str) -> str:
+        """Asks for what a job has printed.
+
+        Raises:
+            InfrastructureError: the cluster does not answer.
+        """
+        return self.get(f"/api/jobs/{name}/logs", _Logs).logs or ""
+
+    def nodes(self) -> list[dict[str, float]]:
+        """Asks what the nodes that live have, in Ray's names and units.
 
         Raises:
             InfrastructureError: the cluster does not answer.
         """
         query = urllib.parse.urlencode({"detail": "1", "limit": "10000"})
-        nodes: list[dict[str, Any]] = self.get(f"/api/v0/nodes?{query}")["data"]["result"]["result"]
-        return [node for node in nodes if node["state"] == "ALIVE"]
+        rows = self.get(f"/api/v0/nodes?{query}", _Nodes).data.result.result
+        return [row.resources_total for row in rows if row.state == "ALIVE"]
 
 
 def auth_token() -> str:

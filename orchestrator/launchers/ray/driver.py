@@ -32,7 +32,7 @@ from orchestrator.launchers.jobs import EXITS, cause_of_code, request_of, settin
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.losses import Losses
 from orchestrator.launchers.ray.pool import Ended, Pool
-from orchestrator.launchers.ray.settings import LOCAL, ray_settings
+from orchestrator.launchers.ray.settings import AUTO, LOCAL, ray_settings
 from orchestrator.launchers.ray.words import demand, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
@@ -114,7 +114,12 @@ class RayDriver:
             self._say(f"this submission was given up ({over.word} {over.detail}): it starts nothing")
             return 0
         signal.signal(signal.SIGTERM, self._stop)
-        self._pool = Pool(LOCAL if self._settings.address == LOCAL else "auto", self._submission.resources)
+        try:
+            self._pool = Pool(LOCAL if self._settings.address == LOCAL else AUTO, self._submission.resources)
+        except (OSError, RuntimeError, ValueError) as error:  # as Ray raises where there is no cluster
+            raise InfrastructureError(
+                f"Ray cannot be reached: {' '.join(str(error).split())[:300]}"
+            ) from error
         try:
             code = self._drive()
         finally:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.launchers.ray.api import Api, Unanswered, Unreached
+from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached
 from orchestrator.launchers.ray.settings import RaySettings
 
 DISTRIBUTION = "polysweep"
@@ -118,19 +118,19 @@ def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
     if reply.status != 200:
         raise InfrastructureError(f"the Ray cluster takes no jobs: {reply.status} {str(reply.data)[:200]}")
     deadline_s = time.monotonic() + PROBE_S
-    job: dict[str, Any] | None = None
+    job = JobDetails()
     while time.monotonic() < deadline_s:
-        job = api.job(name)
-        if job is not None and job["status"] in ("SUCCEEDED", "FAILED", "STOPPED"):
+        job = next((job for job in api.jobs() if job.submission_id == name), JobDetails())
+        if job.status in ("SUCCEEDED", "FAILED", "STOPPED"):
             break
         time.sleep(POLL_S)
-    logs = api.get(f"/api/jobs/{name}/logs").get("logs") or ""
+    logs = api.log(name)
     _forget_old(api)
     lines = [line.removeprefix(MARK) for line in logs.splitlines() if line.startswith(MARK)]
     if not lines:
         raise InfrastructureError(
-            f"the Ray cluster did not run a small job of {settings.python!r}: it is {job and job['status']}",
-            where=" ".join(f"{job.get('message') if job else ''} {logs[-300:]}".split()),
+            f"the Ray cluster did not run a small job of {settings.python!r} ({job.status or 'unknown'})",
+            where=" ".join(f"{job.message or ''} {logs[-300:]}".split()),
             fix="launcher.python=PATH of the interpreter on the head node",
         )
     said: dict[str, Any] = json.loads(lines[-1])
@@ -140,7 +140,7 @@ def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
 def _forget_old(api: Api) -> None:
     """Deletes the small jobs of earlier launches; of one that has just ended Ray would say that it failed."""
     with contextlib.suppress(Unreached, Unanswered, InfrastructureError):
-        for job in api.get("/api/jobs/"):
-            name, end_ms = str(job.get("submission_id")), job.get("end_time")
+        for job in api.jobs():
+            name, end_ms = job.submission_id or "", job.end_time
             if name.startswith(PROBE) and end_ms and end_ms / 1000 < time.time() - KEEP_S:
                 api.send("DELETE", f"/api/jobs/{name}")

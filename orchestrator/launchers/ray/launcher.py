@@ -75,11 +75,7 @@ class RayLauncher:
     @cached_property
     def _nodes(self) -> list[dict[str, float]]:
         """What each node of the cluster has; of one that is yet to be started nothing is known."""
-        return (
-            []
-            if self._settings.address == LOCAL
-            else [node["resources_total"] for node in Api(self._cluster).nodes()]
-        )
+        return [] if self._settings.address == LOCAL else Api(self._cluster).nodes()
 
     def hardware(self) -> Hardware | None:
         """Says what one cell may have: by the settings, or else of the cluster's largest node.
@@ -136,7 +132,7 @@ class RayLauncher:
             InfrastructureError: it does not answer.
         """
         if self._settings.address != LOCAL:
-            Api(self._cluster).get("/api/version")
+            Api(self._cluster).version()
         return Limits(self._cluster, ALL)
 
     def resources(

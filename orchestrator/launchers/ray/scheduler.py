@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import signal
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.core.dispatch import Answer, Phase, Seen
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over
 from orchestrator.errors import InfrastructureError
 from orchestrator.launchers.jobs import EXITS
-from orchestrator.launchers.ray.api import Api, Unanswered, Unreached
+from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached
 from orchestrator.processes import boot_id, pid_namespace
 
 EMBEDDED = "embedded"
@@ -42,13 +39,11 @@ class RayScheduler:
         if self._cluster.startswith(EMBEDDED):
             return _embedded(self._cluster, ids)
         try:
-            listed = Api(self._cluster).get("/api/jobs/")
+            listed = Api(self._cluster).jobs()
         except InfrastructureError as error:
             return Answer(problem=error.what)
         wanted = set(ids)
-        seen = {
-            (name, 0): seen_of(job) for job in listed if (name := job.get("submission_id") or "") in wanted
-        }
+        seen = {(name, 0): seen_of(job) for job in listed if (name := job.submission_id or "") in wanted}
         return Answer(seen, complete=True)
 
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
@@ -56,17 +51,13 @@ class RayScheduler:
         return {}
 
     def cancel(self, tasks: Sequence[str]) -> None:
-        """Stops drivers that wait.
+        """Stops drivers that wait; one that is embedded never does.
 
         Raises:
             InfrastructureError: the cluster did not do it.
         """
         for task in tasks:
             name = task.rpartition("_")[0]
-            if self._cluster.startswith(EMBEDDED):
-                for pid in _processes(name):
-                    os.kill(pid, signal.SIGTERM)
-                continue
             try:
                 reply = Api(self._cluster).send("POST", f"/api/jobs/{name}/stop")
             except (Unreached, Unanswered) as error:
@@ -75,14 +66,14 @@ class RayScheduler:
                 raise InfrastructureError(f"Ray did not stop job {name}: {reply.data}")
 
 
-def seen_of(job: dict[str, Any]) -> Seen:
-    """Reads what the Jobs API says of one job (`JobDetails` in its schema)."""
-    word, message = str(job.get("status")), str(job.get("message") or "").strip()
+def seen_of(job: JobDetails) -> Seen:
+    """Says what one job's details mean."""
+    word, message, code = job.status, (job.message or "").strip(), job.driver_exit_code
     match word:
         case "PENDING":
             return Seen(Phase.QUEUED, word, reason=_short(message))
         case "RUNNING":
-            return Seen(Phase.RUNNING, word, start=_when(job.get("start_time")))
+            return Seen(Phase.RUNNING, word, start=_when(job.start_time))
         case "SUCCEEDED":
             over = Over(index=0, word=word, detail=EXITS[0][1])
         case "STOPPED":
@@ -90,8 +81,7 @@ def seen_of(job: dict[str, Any]) -> Seen:
                 index=0, word=word, cause=Cause.CANCELLED, detail="stopped by its user or an administrator"
             )
         case "FAILED":
-            code = job.get("driver_exit_code")
-            if not isinstance(code, int):  # of its supervisor: it did not come to an end of its own
+            if code is None:  # of its supervisor: it did not come to an end of its own
                 is_lost = "node" in message.lower() or "actor died" in message.lower()
                 cause = Cause.NODE_LOST if is_lost else Cause.UNKNOWN
                 over = Over(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
@@ -108,8 +98,8 @@ def _short(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _when(milliseconds: Any) -> str:
-    if not isinstance(milliseconds, int | float):
+def _when(milliseconds: float | None) -> str:
+    if milliseconds is None:
         return ""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(milliseconds / 1000))
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.core.dispatch import Filed, bad_nodes
+from orchestrator.core.dispatch import Filed
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over, Resources, Submission
+from orchestrator.core.nodes import bad_nodes
 from orchestrator.core.selector import Subject, select
 from orchestrator.costs import Estimate, Hardware
 from orchestrator.launchers.base import Limits, Outcome
