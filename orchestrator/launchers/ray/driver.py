@@ -26,7 +26,7 @@ from orchestrator.core.jobs import Report, Submission
 from orchestrator.core.plan import num_claimable
 from orchestrator.core.records import Owner
 from orchestrator.core.requests import fold
-from orchestrator.core.state import stage_status
+from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.jobs import EXITS, cause_of_code, request_of, settings_of
 from orchestrator.launchers.ray.boot import start_of
@@ -177,9 +177,10 @@ class RayDriver:
             count_attempts=False,
             trusted=self._trusted,
         )
-        retries, busy = self._engine.policy.retries, set()
+        retries = self._engine.policy.retries
+        busy: set[int] = set()
 
-        def status(digest: str):  # type: ignore[no-untyped-def]
+        def status(digest: str) -> StageStatus:
             evidence = snapshot.evidence(digest)
             last = evidence.attempts[-1] if evidence.attempts else None
             if last is not None and last.claim is not None and last.end is None:
