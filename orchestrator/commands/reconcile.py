@@ -73,7 +73,7 @@ def requests_of(view: View) -> list[Asked]:
     A sweep may have jobs of several schedulers: those that do not answer are told, and left for later.
 
     Raises:
-        UserError: nothing was launched as jobs.
+        UserError: nothing was launched as jobs, or the cluster cannot be found from here.
         InfrastructureError: no scheduler answers.
     """
     started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
@@ -82,14 +82,14 @@ def requests_of(view: View) -> list[Asked]:
     numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
     numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}  # to be settled
     asked: list[Asked] = []
-    silent: list[InfrastructureError] = []
+    silent: list[SweepError] = []
     for request in started:
         submitter = make_launcher(settings_of(request), len(view.sweep.cells))
         if not isinstance(submitter, Submitter) or not (request.number in numbers or request is started[-1]):
             continue
         try:
             asked.append(Asked(request, submitter, submitter.limits()))
-        except InfrastructureError as error:
+        except SweepError as error:  # such as a cluster that is found on its own machines alone
             silent.append(error)
     if silent and not asked:
         raise silent[-1]

@@ -15,6 +15,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over, Submission
 from orchestrator.errors import InfrastructureError
 from orchestrator.launchers.base import Submitter
+from orchestrator.launchers.jobs import BEAT_S
 from orchestrator.store import layout
 from orchestrator.store.submissions import Submissions
 
@@ -115,12 +116,13 @@ def _vanished(view: View, by_name: Mapping[str, Submitter]) -> list[tuple[Filed,
     }
     if not old:
         return []
-    time.sleep(SECOND_LOOK_S)
+    driven = any(filed.driver for filed in old.values())  # whose silence is told by their beat, not by clocks
+    time.sleep(SECOND_LOOK_S + BEAT_S if driven else SECOND_LOOK_S)
     jobs = view.fresh().jobs
     again = jobs.missing()
     found: dict[int, tuple[Filed, list[Over]]] = {}
     for (number, index), filed in old.items():
-        if (number, index) in again:
+        if (number, index) in again and again[(number, index)].driver == filed.driver:
             log = job_logs(view, filed.submission) / f"{index}.log"  # which the scheduler makes at a start
             if jobs.knows(filed) and not log.exists():
                 word, cause, detail = "CANCELLED", Cause.CANCELLED, "somebody cancelled it while it waited"

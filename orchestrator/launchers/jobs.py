@@ -16,6 +16,9 @@ from orchestrator.store.ledger import Ledger
 from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.worker.order import Gone
 
+BEAT_S = 20.0
+"""A driver writes what it sees at least so often."""
+
 EXITS: Mapping[int, tuple[Cause | None, str]] = {
     0: (None, "its worker ended as it should"),
     RELEASED: (None, "its worker gave its work back"),

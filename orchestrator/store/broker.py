@@ -259,7 +259,7 @@ def _is_bucket(text: str) -> bool:
 def explained(error: Exception) -> tuple[str, int]:
     """Returns what went wrong in a short line, and its kind."""
     text = str(error)
-    kind = errno.EIO
+    kind = (error.errno if type(error) is OSError else None) or errno.EIO  # its own: such as a full disk here
     if _is_bucket(text):
         return "there is no such bucket", errno.ENXIO
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):

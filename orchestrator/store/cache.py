@@ -179,9 +179,10 @@ def _remove_unused(unit: Unit, home: Path) -> bool:
 def _remove(folder: Path, home: Path) -> None:
     """Takes a folder out of the way in one step, then deletes it."""
     trash = home / _TRASH / uuid.uuid4().hex
-    trash.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        folder.replace(trash)
+    while folder.exists():
+        trash.parent.mkdir(parents=True, exist_ok=True)  # which others may have emptied just now
+        with contextlib.suppress(FileNotFoundError):
+            folder.replace(trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 

@@ -9,7 +9,6 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from orchestrator.core.sweep import Node
@@ -102,16 +101,8 @@ def history(ledger: Ledger, node: Node, number: int) -> list[dict[str, Any]]:
     return rows
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads a metrics file; a torn last line, and what is no object with a numbered step, are left out."""
-    try:
-        return parse_metrics(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        return []
-
-
 def parse_metrics(text: str) -> list[dict[str, Any]]:
-    """Reads lines of metrics; see `read_metrics`."""
+    """Reads lines of metrics; a torn last one, and what is no object with a numbered step, are left out."""
     rows = []
     for line in text.split("\n"):
         try:

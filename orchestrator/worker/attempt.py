@@ -152,7 +152,7 @@ class AttemptRun:
     def _record_start(self, parent: Any) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
-            self._ledger.objects.create(spec_key, encode(self._node))
+            self._ledger.objects.put(spec_key, encode(self._node))  # of one digest all write the same
         start = Start(
             parent=parent,
             uses=uses_of(self._spec, self._cell.config),
@@ -206,7 +206,7 @@ class AttemptRun:
                 self._timed_out = True
                 return
             self._control()
-            if self._shipper is not None:
+            if self._shipper is not None and self._released != "superseded":  # rule 5
                 self._shipper.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s

@@ -78,6 +78,7 @@ class Worker:
         self._failed_starts, self._replaced, self._starved = 0, False, False
         self.num_claims, self._progressed = 0, False  # until something was done, or was worth waiting for
         self._idle_since_s: float | None = None
+        self._scan_s = 0.0
         self._wishes_s = 0.0
         self._wishes = Wishes(frozenset(), {}, {})
 
@@ -91,6 +92,7 @@ class Worker:
             if self._failed_starts >= MAX_FAILED_STARTS:
                 self._say("two failures in the start phase in a row: this worker claims no more")
                 return REFUSED
+            self._scan_s = time.monotonic()
             wishes = self._read_wishes(at_most_s=0.0)
             snapshot = Snapshot(
                 self._ledger,
@@ -126,7 +128,10 @@ class Worker:
     def _is_idle_for_long(self) -> bool:
         now_s, most_s = time.monotonic(), self._order.max_idle_s
         self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
-        return most_s is not None and now_s - self._idle_since_s >= most_s
+        if most_s is None or now_s - self._idle_since_s < most_s:
+            return False
+        # else each successor would watch that attempt anew, and none for as long as its lease
+        return not self._watcher.suspects(read_s=self._scan_s, since_s=self._idle_since_s)
 
     def _released(self, why: str) -> int:
         """The exit code of a worker that leaves work behind; only a scheduler wants to know."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.manifest import File, damage_by_size
+from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.stage import MANIFEST, CheckpointManifest
 from orchestrator.store import layout
 from orchestrator.store.remote import RemoteStore, Transfer
@@ -56,6 +56,7 @@ class Shipper:
         self._folder = objects.folder(key)
         self._adopted = adopted
         self._shipped: list[int] = []
+        self._torn: set[int] = set()
         self._step: int | None = None  # of the checkpoint that is under way
         self._named = False  # its files are there, its manifest is on its way
         self._checkpoint: Transfer | None = None
@@ -97,6 +98,10 @@ class Shipper:
                 break
             time.sleep(0.02)
         self._let_go(pulse)
+        self._ship_rest(pulse)
+
+    def _ship_rest(self, pulse: Callable[[], object]) -> None:
+        """Waits until logs and metrics are in the store, but not for long: they are not worth the attempt."""
         start_s, self._log_s = time.monotonic(), 0.0
         while self._log is not None or self._grown():
             self._log = self._looked_at(self._log, "the log")
@@ -104,7 +109,7 @@ class Shipper:
                 self._ship_logs(time.monotonic())
             pulse()
             if time.monotonic() - start_s > LOG_PATIENCE_S:
-                return  # a log is not worth the attempt
+                return
             time.sleep(0.02)
 
     def _let_go(self, pulse: Callable[[], object]) -> None:
@@ -135,7 +140,7 @@ class Shipper:
                 self._objects.upload(prefix, pulse=pulse)
                 problem = damage_by_size(self._objects.trees([prefix])[prefix], files)
                 if problem is None:
-                    return
+                    return self._ship_rest(pulse)
                 raise OSError(errno.EIO, f"after the upload {problem}")
             except OSError as error:
                 if time.monotonic() - start_s > PATIENCE_S:
@@ -175,7 +180,7 @@ class Shipper:
         last = max([*self._shipped, self._adopted or 0])
         manifests = (self._folder / layout.CHECKPOINTS).glob(f"[0-9]*/{MANIFEST}")
         steps = [int(path.parent.name) for path in manifests if path.parent.name.isdigit()]
-        return max((step for step in steps if step > last), default=None)
+        return max((step for step in steps if step > last and step not in self._torn), default=None)
 
     def _go_on(self) -> None:
         if self._step is None:
@@ -196,20 +201,24 @@ class Shipper:
         self._checkpoint = self._objects.begin_upload(prefix, names, folder=held)
 
     def _link(self, step: int) -> bool:
-        """Holds a checkpoint's files; False when the child rotated it away just now."""
+        """Holds a checkpoint's files; False for one that is not whole, or was rotated away just now."""
         source, held = self._folder / layout.CHECKPOINTS / f"{step:08d}", self._held(step)
         shutil.rmtree(held, ignore_errors=True)
         try:
             data = (source / MANIFEST).read_bytes()
-            for file in msgspec.json.decode(data, type=CheckpointManifest).files:
+            manifest = msgspec.json.decode(data, type=CheckpointManifest)
+            for file in manifest.files if manifest.step == step else ():
                 (held / file.path).parent.mkdir(parents=True, exist_ok=True)
                 os.link(source / file.path, held / file.path)
             held.mkdir(exist_ok=True)
             (held / MANIFEST).write_bytes(data)
-        except FileNotFoundError:
+            is_whole = damage(held, manifest.files, content=False) is None and manifest.step == step
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+            is_whole = False
+        if not is_whole:  # a file that a command names like a manifest is none
             shutil.rmtree(held, ignore_errors=True)
-            return False
-        return True
+            self._torn.add(step)
+        return is_whole
 
     def _landed(self) -> None:
         """The files are there: its manifest is next; or that is there too: it counts."""

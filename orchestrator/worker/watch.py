@@ -21,6 +21,7 @@ class _Sighting(NamedTuple):
     counter: int
     since_s: float
     reads: int
+    read_s: float
 
 
 class Watcher:
@@ -59,14 +60,23 @@ class Watcher:
         key, now_s = (node.digest, attempt.number), self._clock()
         seen = self._seen.get(key)
         if seen is None or seen.counter != counter:
-            self._seen[key] = _Sighting(counter, now_s, 1)
+            self._seen[key] = _Sighting(counter, now_s, 1, now_s)
             return vital
-        self._seen[key] = seen = seen._replace(reads=seen.reads + 1)
+        self._seen[key] = seen = seen._replace(reads=seen.reads + 1, read_s=now_s)
         lease_s = attempt.claim.lease_s if attempt.claim else UNREADABLE_LEASE_S
         silent_s = now_s - seen.since_s
         if silent_s >= lease_s and seen.reads >= MIN_READS:
             return Vital(Liveness.GONE, f"no new heartbeat in {silent_s:.0f} s, its lease is {lease_s:.0f} s")
         return vital
+
+    def suspects(self, *, read_s: float, since_s: float) -> bool:
+        """Whether an attempt that is still looked at has shown no life for some time: it may be dead.
+
+        Args:
+            read_s: looked at since then, on this watcher's clock, in seconds.
+            since_s: without a new heartbeat since then.
+        """
+        return any(seen.read_s >= read_s and seen.since_s <= since_s for seen in self._seen.values())
 
     def learn(self, gone: Gone) -> None:
         """Takes note of a worker that is known to be gone."""

@@ -16,7 +16,7 @@ from orchestrator.stage import MANIFEST, Config, Context, Inputs
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.table import write_table
 from orchestrator.trackers.base import Tracked
-from orchestrator.trackers.store import StoreTracker, history, read_metrics
+from orchestrator.trackers.store import StoreTracker, history, parse_metrics
 from orchestrator.worker.command import read_rows, run_command
 from tests.commands.launches import records, wait_for
 
@@ -157,7 +157,7 @@ def test_a_command_that_is_stopped_saves_and_the_next_launch_goes_on_from_there(
     (sweep.folder / "count.yaml").write_text(COUNT)
     (sweep.folder / "count.py").write_text(COUNT_STAGE)
     launch = background("launch", "count.yaml")
-    wait_for(lambda: [p for p in sweep.store.rglob("metrics.jsonl") if len(read_metrics(p)) > 3])
+    wait_for(lambda: [p for p in sweep.store.rglob("metrics.jsonl") if len(parse_metrics(p.read_text())) > 3])
     sweep("cancel", "count")
     code, output = launch.end()
     assert code == 1, output
@@ -218,14 +218,14 @@ def test_a_metric_that_is_no_number_costs_no_other_line(tmp_path: Path) -> None:
     for step, metric in enumerate(metrics, start=1):
         tracker.log(step, metric)
     tracker.close()
-    rows = {row["step"]: row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")}
+    rows = {row["step"]: row["loss"] for row in parse_metrics((tmp_path / "metrics.jsonl").read_text())}
     assert rows == {1: 0.5, 2: "x", 4: [None, 1], 5: None, 8: 2}
 
 
 def test_a_commands_own_metrics_file_may_hold_lines_that_are_no_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('[1]\n{"step": "x"}\n\n{"step": 1, "note": "a\u2028b"}\n{"step": 2')
-    assert read_metrics(path) == [{"step": 1, "note": "a\u2028b"}]
+    assert parse_metrics(path.read_text(encoding="utf-8")) == [{"step": 1, "note": "a\u2028b"}]
 
 
 @pytest.mark.parametrize("address", ["ray://h:abc", "h:99999", "ray://", "http://[::1", "ray://a..b:1"])

@@ -147,17 +147,15 @@ ESTIMATE = Estimate(num_gpus=2, host_memory_gib=5.0)
 
 
 @pytest.mark.parametrize(
-    ("estimate", "asked", "has_gpus", "num_oom", "expected"),
+    ("estimate", "asked", "has_gpus", "expected"),
     [
-        (None, [], True, 0, Resources(cpus=1)),
-        (ESTIMATE, [], True, 0, Resources(gpus_per_node=2, cpus=8, memory_gib=6.0)),
-        (ESTIMATE, [], True, 2, Resources(gpus_per_node=2, cpus=8, memory_gib=24.0)),
-        (ESTIMATE, [], False, 0, Resources(cpus=1, memory_gib=6.0)),
+        (None, [], True, Resources(cpus=1)),
+        (ESTIMATE, [], True, Resources(gpus_per_node=2, cpus=8, memory_gib=6.0)),
+        (ESTIMATE, [], False, Resources(cpus=1, memory_gib=6.0)),
         (
             ESTIMATE,
             [Asked(gpus=0.5, custom={"a": 1.0}), Asked(cpus=3, custom={"b": 2.0}, accelerator="H100")],
             True,
-            0,
             Resources(
                 gpus_per_node=0.5,
                 cpus=3,
@@ -166,11 +164,11 @@ ESTIMATE = Estimate(num_gpus=2, host_memory_gib=5.0)
                 custom=(("a", 1.0), ("b", 2.0)),
             ),
         ),
-        (ESTIMATE, [Asked(gpus=1), Asked(gpus=0)], True, 0, Resources(cpus=1, memory_gib=6.0)),
+        (ESTIMATE, [Asked(gpus=1), Asked(gpus=0)], True, Resources(cpus=1, memory_gib=6.0)),
     ],
 )
-def test_what_a_worker_asks_for(estimate, asked, has_gpus, num_oom, expected):
-    assert resources_of(estimate, asked, ray_settings({}), has_gpus=has_gpus, num_oom=num_oom) == expected
+def test_what_a_worker_asks_for(estimate, asked, has_gpus, expected):
+    assert resources_of(estimate, asked, ray_settings({}), has_gpus=has_gpus) == expected
 
 
 HERE = platform.python_version()

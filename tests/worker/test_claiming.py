@@ -189,3 +189,30 @@ def test_a_store_that_does_not_answer_for_a_while_costs_a_running_attempt_nothin
 def test_a_worker_names_itself_so_that_others_can_see_it_gone() -> None:
     me = owner().process
     assert describe(me.pid) == me
+
+
+def test_a_worker_that_may_leave_when_idle_stays_to_find_an_owner_elsewhere_dead(store: Path) -> None:
+    sweep = sweep_of(1)
+    revision, node = seal(store, sweep), node_of(sweep)
+    plain = ledger_at(store)
+    plain.claim(node, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=3.0))
+    plain.put(node, 1, layout.HEARTBEAT, Heartbeat(counter=1, phase="running"))
+    worked = work(plain, revision, order_for(store, sweep.name, max_idle_s=0.5))
+    assert worked.code == 0 and plain.numbers(node) == [1, 2]
+
+
+def test_a_worker_that_may_leave_when_idle_does_so_while_another_beats(store: Path) -> None:
+    sweep = sweep_of(1)
+    revision, node = seal(store, sweep), node_of(sweep)
+    plain, beats = ledger_at(store), [1]
+    plain.claim(node, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=60.0))
+
+    def trouble(when: str, operation: str, key: str) -> None:
+        if operation == "list" and key == layout.requests(sweep.name):
+            beats[0] += 1
+            plain.put(node, 1, layout.HEARTBEAT, Heartbeat(counter=beats[0], phase="running"))
+
+    ledger = Ledger(TroubledStore(store, trouble))
+    worked = work(ledger, revision, order_for(store, sweep.name, max_idle_s=0.5))
+    assert worked.code == 0 and plain.numbers(node) == [1]
+    assert "this worker leaves" in worked.lines[-1]

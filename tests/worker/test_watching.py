@@ -206,3 +206,20 @@ def test_a_glance_never_calls_an_owner_elsewhere_dead() -> None:
     """Rule 10: only a watcher may, which looks again and again."""
     for _ in range(5):
         assert glance(NODE, beating(1, lease_s=0.0)).liveness is Liveness.UNKNOWN
+
+
+def test_who_is_still_looked_at_and_has_not_beaten_is_suspected() -> None:
+    seen = Observer()
+    seen.after(0, beating(1))
+    idle_s = seen.clock.now_s
+
+    def suspects() -> bool:
+        return seen.watcher.suspects(read_s=seen.clock.now_s, since_s=idle_s)
+
+    seen.after(10, beating(1))
+    assert suspects()
+    seen.after(10, beating(2))
+    assert not suspects()
+    seen.clock.now_s += 10  # it has ended: nobody looks any more
+    idle_s = seen.clock.now_s
+    assert not suspects()

@@ -33,7 +33,7 @@ class JobDetails(msgspec.Struct, frozen=True):
     """What is read of a job (`JobDetails` in Ray's schema); times are in ms since 1970."""
 
     submission_id: str | None = None
-    status: str = ""
+    status: str | None = None
     message: str | None = None
     driver_exit_code: int | None = None
     start_time: float | None = None
@@ -49,8 +49,8 @@ class _Logs(msgspec.Struct, frozen=True):
 
 
 class _NodeState(msgspec.Struct, frozen=True):
-    state: str
-    resources_total: dict[str, float] = {}
+    state: str | None = None
+    resources_total: dict[str, float] | None = None
 
 
 class _Rows(msgspec.Struct, frozen=True):
@@ -93,6 +93,18 @@ class Api:
             Unreached: there is nothing at the address.
             Unanswered: the connection broke, or there was no answer in time.
         """
+        try:
+            return self._sent(method, path, body)
+        except ValueError as error:  # of an address or a token that no request can have
+            raise Unreached(f"{self.address}: {error}") from error
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise Unanswered(f"{self.address} did not answer in {self._timeout_s:.0f} s") from error
+            raise Unreached(f"{self.address}: {error.reason}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Unanswered(f"{self.address}: {error or type(error).__name__}") from error
+
+    def _sent(self, method: str, path: str, body: Any) -> Reply:
         headers = {"Content-Type": "application/json"}
         if token := auth_token():
             headers["Authorization"] = f"Bearer {token}"
@@ -104,12 +116,6 @@ class Api:
         except urllib.error.HTTPError as error:
             with error:
                 return Reply(error.code, _parsed(error.read()))
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise Unanswered(f"{self.address} did not answer in {self._timeout_s:.0f} s") from error
-            raise Unreached(f"{self.address}: {error.reason}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise Unanswered(f"{self.address}: {error or type(error).__name__}") from error
 
     def get(self, path: str, kind: type[T]) -> T:
         """Asks for something that must be there, and of that kind.
@@ -162,7 +168,7 @@ class Api:
         """
         query = urllib.parse.urlencode({"detail": "1", "limit": "10000"})
         rows = self.get(f"/api/v0/nodes?{query}", _Nodes).data.result.result
-        return [row.resources_total for row in rows if row.state == "ALIVE"]
+        return [row.resources_total or {} for row in rows if row.state == "ALIVE"]
 
 
 def auth_token() -> str:
@@ -172,7 +178,7 @@ def auth_token() -> str:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     try:
         return path.read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
 
 

@@ -19,7 +19,7 @@ from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore
 
 _FETCH = f"""
-import io, os, sys, tarfile, tempfile
+import io, os, shutil, sys, tarfile, tempfile
 from pathlib import Path
 import obstore.store
 url, digest = sys.argv[1:3]
@@ -30,11 +30,14 @@ if not place.is_dir():
     data = bytes(obstore.get(obstore.store.from_url(url), key).bytes())
     home.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=home))
-    with tarfile.open(fileobj=io.BytesIO(data)) as files:
-        ours = [file for file in files if file.name.startswith("{layout.CODE_PACKAGE}/")]
-        files.extractall(fresh, ours, filter="data")
-    try: fresh.rename(place)
-    except OSError: pass  # another was first
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as files:
+            ours = [file for file in files if file.name.startswith("{layout.CODE_PACKAGE}/")]
+            files.extractall(fresh, ours, filter="data")
+        try: fresh.rename(place)
+        except OSError:
+            if not place.is_dir(): raise  # else another was first
+    finally: shutil.rmtree(fresh, ignore_errors=True)
 os.environ["PYTHONPATH"] = str(place / "{layout.CODE_PACKAGE}")
 os.execv(sys.executable, [sys.executable, "-P", "-m", "orchestrator.launchers.ray.boot", *sys.argv[1:]])
 """

@@ -28,7 +28,7 @@ from orchestrator.core.records import Owner
 from orchestrator.core.requests import fold
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.launchers.jobs import EXITS, cause_of_code, request_of, settings_of
+from orchestrator.launchers.jobs import BEAT_S, EXITS, cause_of_code, request_of, settings_of
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.losses import Losses
 from orchestrator.launchers.ray.pool import Ended, Pool
@@ -40,12 +40,16 @@ from orchestrator.store.evidence import Snapshot
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.submissions import Submissions
 from orchestrator.worker.loop import NO_MEMORY, REFUSED, RELEASED
+from orchestrator.worker.main import OUTAGE_S
 from orchestrator.worker.watch import Watcher
 
 WORKER = "orchestrator.launchers.ray.worker"
-POLL_S, SCAN_S, SCAN_SHARE, BEAT_S, TELL_S = 0.5, 2.0, 20, 20.0, 2.0
+POLL_S, SCAN_S, SCAN_SHARE, TELL_S = 0.5, 2.0, 20, 2.0
+MAX_PAUSE_S, MARGIN_S = 60.0, 30.0
+"""Between starts after bad ends, and over `policy.grace_s` for a worker that was asked to end."""
+
 MAX_FRUITLESS = 4
-"""Workers in a row that may end badly without having claimed anything, before the driver gives up."""
+"""Workers in a row that may end badly and without a claim, before a driver of which none works gives up."""
 
 MAX_BAD = 2
 """Such workers on one node, more than good ones, after which none is started there."""
@@ -105,7 +109,7 @@ class RayDriver:
         self._bad: Counter[str] = Counter()
         before = self._submissions.driver(submission.number)
         self._beat, self._told, self._told_s = before.beat if before else 0, "", 0.0
-        self._stopping, self._parent = False, os.getppid()
+        self._stopping, self._parent, self._end_s = False, os.getppid(), 0.0
 
     def run(self) -> int:
         """Drives until nothing is left to do; returns the exit code."""
@@ -133,36 +137,68 @@ class RayDriver:
         self._stopping = True
 
     def _drive(self) -> int:
-        scan_s = 0.0
+        scan_s = answered_s = time.monotonic()
+        happened: list[Ended] = []
+        troubled = False
         self._tell(force=True)  # which start this is, before it has workers
         while True:
-            happened = list(self._pool.wait(POLL_S))
+            happened += self._pool.wait(POLL_S)
             if os.getppid() != self._parent:  # the job counts as over, so another may be submitted
                 self._stopping = True
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
+            self._tell()
             if self._stopping or self._given_up:
-                self._pool.stop()
-                if not self._pool.running:
+                if self._is_empty():
                     return REFUSED
                 continue
             now_s = time.monotonic()
-            if now_s >= scan_s or happened:
-                work, num_lost = self._look(), len(self._losses.known)
-                for ended in happened:
-                    self._take(ended, work.busy)
-                self._losses.settle(work.busy, self._pool.lives)
-                if len(self._losses.known) > num_lost:
-                    self._tell(force=True)  # before a successor starts, which reads it
-                    self._unaware = set(self._pool.running)
-                    work = self._look()
-                cost_s = time.monotonic() - now_s
-                scan_s = now_s + max(SCAN_S, SCAN_SHARE * cost_s)
-                self._adjust(work)
-                if not work.waiting and not self._pool.running and not self._pool.pending:
+            if now_s < scan_s and (troubled or not happened):
+                continue
+            try:
+                if self._round(happened):
                     self._say("nothing is left to do")
                     return 0
-            self._tell()
+                answered_s, troubled = time.monotonic(), False
+            except (OSError, InfrastructureError) as error:  # its workers wait for the store too
+                if now_s - answered_s > OUTAGE_S:
+                    raise
+                troubled = True
+                self._say(f"the store does not answer: {error}")
+            scan_s = now_s + max(SCAN_S, SCAN_SHARE * (time.monotonic() - now_s))
+
+    def _is_empty(self) -> bool:
+        """Asks all workers to end, those that do not in time at once; returns whether none is left."""
+        self._pool.stop()
+        now_s = time.monotonic()
+        self._end_s = self._end_s or now_s + self._engine.policy.grace_s + MARGIN_S
+        for slot in list(self._pool.running) if now_s > self._end_s else ():
+            self._pool.drop(slot)
+        return not self._pool.running
+
+    def _round(self, happened: list[Ended]) -> bool:
+        """Looks what there is to do, and sees to it; returns whether nothing is left.
+
+        Args:
+            happened: workers that have ended; they are taken out when they were seen to.
+
+        Raises:
+            OSError, InfrastructureError: the store did not answer.
+        """
+        if self._submissions.is_closed(self._submission.number, 0) is not None:
+            self._say("this submission was given up meanwhile: its workers save checkpoints and end")
+            self._stopping = True
+            return False
+        work, num_lost = self._look(), len(self._losses.known)
+        while happened:
+            self._take(happened.pop(0), work.busy)
+        self._losses.settle(work.busy, self._pool.lives)
+        if len(self._losses.known) > num_lost:
+            self._tell(force=True)  # before a successor starts, which reads it
+            self._unaware = set(self._pool.running)
+            work = self._look()
+        self._adjust(work)
+        return not work.waiting and not self._pool.running and not self._pool.pending
 
     # What there is to do
 
@@ -235,7 +271,7 @@ class RayDriver:
         if num_claims:
             self._claimed.add(ended.slot)
         claimed, name = ended.slot in self._claimed, f"worker {ended.slot} on {ended.address or 'no node'}"
-        if ended.code in _WELL:
+        if ended.code in _WELL or (ended.told and not claimed):  # or asked to end before it could heed it
             self._fruitless, self._good[ended.node] = 0, self._good[ended.node] + 1
             return
         if ended.code is None:
@@ -251,13 +287,13 @@ class RayDriver:
             self._say(why)
         elif not ended.node or self._pool.lives(ended.node):
             self._bad[ended.node] += 1
-            self._count_fruitless(why)
+            self._count_fruitless(why, gives_up=not busy)
 
-    def _count_fruitless(self, why: str) -> None:
+    def _count_fruitless(self, why: str, *, gives_up: bool) -> None:
         self._say(why)
         self._fruitless += 1
-        self._not_before_s = time.monotonic() + 2.0**self._fruitless
-        if self._fruitless >= MAX_FRUITLESS:
+        self._not_before_s = time.monotonic() + min(MAX_PAUSE_S, 2.0**self._fruitless)
+        if self._fruitless >= MAX_FRUITLESS and gives_up:  # those that work are left to it
             self._given_up = f"{self._fruitless} workers in a row claimed nothing; the last: {why}"
 
     # Telling

@@ -154,11 +154,9 @@ class RayLauncher:
         return [
             (
                 subject.cell,
-                resources_of(
-                    estimate, asked[subject.cell], self._settings, has_gpus=has_gpus, num_oom=num_oom
-                ),
+                resources_of(estimate, asked[subject.cell], self._settings, has_gpus=has_gpus),
             )
-            for subject, estimate, num_oom in cells
+            for subject, estimate, _ in cells
         ]
 
     def excluded(self, filed: Sequence[Filed]) -> tuple[str, ...]:
@@ -224,7 +222,6 @@ def resources_of(
     settings: RaySettings,
     *,
     has_gpus: bool,
-    num_oom: int = 0,
 ) -> Resources:
     """Returns what a worker asks for.
 
@@ -233,7 +230,6 @@ def resources_of(
         asked: what the settings say for the cell; a later one outranks an earlier one.
         settings: of the launcher.
         has_gpus: whether the nodes have any.
-        num_oom: how often its jobs were out of host memory: each doubles what is asked for.
     """
     told: dict[str, Any] = {}
     custom: dict[str, float] = {}
@@ -252,7 +248,7 @@ def resources_of(
     return Resources(
         gpus_per_node=int(gpus) if gpus == int(gpus) else gpus,
         cpus=told.get("cpus") or (settings.cpus_per_gpu * max(1, int(gpus)) if gpus else settings.cpus),
-        memory_gib=None if memory_gib is None else memory_gib * 2.0**num_oom,
+        memory_gib=memory_gib,
         accelerator=told.get("accelerator", ""),
         custom=tuple(sorted(custom.items())),
     )

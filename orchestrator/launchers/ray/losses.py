@@ -66,14 +66,14 @@ class Losses:
         """Takes note of a worker whose actor is gone: unless its node is, it saves a checkpoint and ends."""
         self._doubts.append(_Doubt(slot, node, cause, why, time.monotonic() + self._grace_s))
 
-    def settle(self, busy: Collection[int], lives: Callable[[str], bool]) -> bool:
-        """Decides what can be decided by now; returns whether there is news.
+    def settle(self, busy: Collection[int], lives: Callable[[str], bool]) -> None:
+        """Decides what can be decided by now.
 
         Args:
             busy: the slots whose attempts have no end.
             lives: whether a node does, by its id.
         """
-        now_s, number = time.monotonic(), len(self.known)
+        now_s = time.monotonic()
         open_doubts = []
         for doubt in self._doubts:
             if doubt.slot not in busy:
@@ -88,7 +88,6 @@ class Losses:
         if self._former_until_s is not None and now_s >= self._former_until_s:
             self._former_until_s = None
             self._forget_former()
-        return len(self.known) > number
 
     def _forget_former(self) -> None:
         """Calls gone whoever was started before this driver, and had the time to end since."""

@@ -35,7 +35,7 @@ class Ended(NamedTuple):
         address: of the node.
         code: of the process; None when the actor or its node was lost.
         said: its last words, or why it was lost.
-        seconds: since the process started.
+        told: whether this driver had asked it to end.
         cause: what an attempt counts as that it held.
     """
 
@@ -44,7 +44,7 @@ class Ended(NamedTuple):
     address: str
     code: int | None
     said: str
-    seconds: float = 0.0
+    told: bool = False
     cause: Cause = Cause.NODE_LOST
 
 
@@ -74,7 +74,7 @@ class Pool:
         self._resources = resources
         self._workers: dict[int, _Worker] = {}
         self._drained_s = 0.0
-        self._draining: dict[str, float] = {}
+        self._draining: frozenset[str] = frozenset()
 
     def start(
         self,
@@ -159,7 +159,9 @@ class Pool:
                 cause=_cause(error, self._draining, worker.node),
             )
         ray.kill(worker.actor)
-        return Ended(worker.slot, worker.node, worker.address, told["code"], told["said"], told["seconds"])
+        return Ended(
+            worker.slot, worker.node, worker.address, told["code"], told["said"], worker.is_told_to_stop
+        )
 
     def leave_draining(self) -> list[str]:
         """Stops the workers on nodes that are about to go; returns the addresses of such that had any."""
@@ -236,16 +238,16 @@ def dashboard_here() -> str:
     return str(ray_address_to_api_server_url(address))
 
 
-def draining() -> dict[str, float]:
-    """Returns the nodes that are about to go, by id, with their deadline in ms since 1970; {} if unknown.
+def draining() -> frozenset[str]:
+    """Returns the ids of the nodes that are about to go; none if unknown.
 
     Ray has no public name for it; its own Train and Serve ask in the same way.
     """
     try:
         told = ray._private.worker.global_worker.gcs_client.get_draining_nodes()
     except Exception:  # noqa: BLE001 - a private call: without an answer nodes go without notice
-        return {}
-    return {node if isinstance(node, str) else node.hex(): when for node, when in told.items()}
+        return frozenset()
+    return frozenset(node if isinstance(node, str) else node.hex() for node in told)
 
 
 def _cause(error: Exception, going: Collection[str], node: str) -> Cause:

@@ -68,7 +68,7 @@ class RayScheduler:
 
 def seen_of(job: JobDetails) -> Seen:
     """Says what one job's details mean."""
-    word, message, code = job.status, (job.message or "").strip(), job.driver_exit_code
+    word, message, code = job.status or "no status", (job.message or "").strip(), job.driver_exit_code
     match word:
         case "PENDING":
             return Seen(Phase.QUEUED, word, reason=_short(message))

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,7 +48,6 @@ class Slot:
 
     def run(self, argv: list[str], environment: dict[str, str], folder: str) -> dict[str, Any]:
         """Runs the worker to its end: its exit code, None when that is not known, and its last words."""
-        start_s = time.monotonic()
         lifeline, mine = os.pipe()
         with tempfile.TemporaryFile() as log:
             told = _start(argv, {**os.environ, **environment}, folder, lifeline, log)
@@ -64,8 +62,7 @@ class Slot:
                 os.close(mine)
             log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
             said = log.read().decode(errors="replace")
-        seconds = time.monotonic() - start_s
-        return {"code": int(code) if code else None, "said": said, "seconds": seconds}
+        return {"code": int(code) if code else None, "said": said}
 
     def stop(self) -> None:
         """Asks the worker to save a checkpoint and to end."""
