@@ -22,7 +22,7 @@ from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import damage
-from orchestrator.processes import end_group, oom_kills
+from orchestrator.processes import MARK, end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
 from orchestrator.stage import MANIFEST, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, encode, new_nonce
@@ -81,6 +81,7 @@ class AttemptRun:
         self._timed_out, self._resumed = False, False
         self._key = layout.payload(node.stage, node.digest, number)
         self._folder = Path(layout.CHECKPOINTS)
+        self._mark = mark_of(claim.nonce)
         self._shipper: Shipper | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:
@@ -111,14 +112,15 @@ class AttemptRun:
             self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
         self._record_start(adopted[1] if adopted else None)
         outcome, kills = None, oom_kills()
+        end_outlived()
         process, pipe = self._fork(folder, adopted[0] if adopted else None)
         try:
             self._supervise(process, pipe)
         finally:
             if process.pid is not None:
                 process.kill()
-                if not end_group(process.pid):
-                    _complain(f"processes of group {process.pid} do not end")
+                if not end_attempt(self._mark, leader=process.pid):
+                    _complain(f"processes that attempt {self.number} started do not end")
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
@@ -179,7 +181,7 @@ class AttemptRun:
             resume_step=resume.step if resume else None,
             resume_folder=str(resume.folder) if resume else "",
             settings=self._order.settings,
-            env=self._order.env,
+            env={**self._order.env, MARK: self._mark},
             num_threads=self._order.num_threads,
             import_paths=self._order.import_paths,
         )
@@ -198,6 +200,7 @@ class AttemptRun:
         grace_s = self._order.settings.policy.grace_s
         told = False
         while process.exitcode is None:
+            reap_adopted([process.pid or 0])
             ready = wait([process.sentinel, pipe], timeout=0.2) if not pipe.closed else []
             if pipe in ready:
                 self._take_message(pipe)

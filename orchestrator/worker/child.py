@@ -25,7 +25,7 @@ from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.rows import checked_rows
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.manifest import fsync_path, fsync_tree, scan
-from orchestrator.processes import describe
+from orchestrator.processes import MARK, describe, end_attempt
 from orchestrator.registry import load
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
 from orchestrator.store import layout
@@ -101,7 +101,13 @@ class Lifeline:
                     if message.stop:
                         self._stop.ask(message.stop)
         finally:  # the worker is gone, or this thread cannot serve it: end either way
+            end_started()
             os.killpg(0, signal.SIGKILL)
+
+
+def end_started() -> bool:
+    """End all that this attempt started but this process."""
+    return end_attempt(os.environ.get(MARK, ""), leader=os.getpid())
 
 
 def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Outcome:
@@ -114,6 +120,7 @@ def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -
         finally:
             context.close()
         lifeline.report(phase="finishing")
+        end_started()  # or it could write on while the output is listed
         if not context.output.is_dir():
             raise StageFailure("code", "the stage removed its output folder")
         strange = sorted(set(context.retirements) - {taken.stage for taken in order.node.inputs})

@@ -20,6 +20,7 @@ import msgspec
 from orchestrator import provenance
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.processes import adopt_orphans
 from orchestrator.store.code import damage, import_paths, package_path
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
@@ -70,6 +71,7 @@ def run(
         os.dup2(handle, 1)
         os.dup2(handle, 2)
     ending = _Ending(order, lifeline)
+    adopt_orphans()
 
     def say(line: str) -> None:
         diary.said = line
