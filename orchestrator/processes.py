@@ -1,9 +1,9 @@
-"""Processes of this machine: naming one so that another can prove it gone, and ending all that an attempt started.
+"""Processes of this machine: one is named so that another can prove it gone, and an attempt's are ended.
 
-What an attempt started is found by ancestry and by a mark in its environment. A process that leaves its session
-(``setsid``, ``nohup``, a double fork) is handed to the nearest ancestor that adopts orphans: the worker for its
-attempt, and whoever started the worker for the worker. Where none of them is left, the mark still says whose
-it was.
+What an attempt started is found by ancestry and by a mark in its environment. A process that leaves its
+session (``setsid``, ``nohup``, a double fork) is handed to the nearest ancestor that adopts orphans: the
+worker for its attempt, and whoever started the worker for the worker. Where none of them is left, the mark
+still says whose it was.
 """
 
 from __future__ import annotations
@@ -198,7 +198,9 @@ def reap_adopted(keep: Collection[int]) -> None:
 def children(parent: int) -> set[int]:
     """Return the process ids of a process's children, those included that wait to be reaped."""
     try:
-        texts = [path.read_text(encoding="ascii") for path in (_PROC / str(parent) / "task").glob("*/children")]
+        texts = [
+            path.read_text(encoding="ascii") for path in (_PROC / str(parent) / "task").glob("*/children")
+        ]
     except OSError:
         texts = []
     if texts:
@@ -243,7 +245,7 @@ def _is_outlived(mark: str) -> bool:
 
 
 def _end_all(find: Callable[[dict[int, Entry]], set[int]], keep: Collection[int] = ()) -> bool:
-    """Kill what `find` names in the table of processes, with all descendants, until it names none that runs."""
+    """Kill what `find` names in the table of processes, and its descendants, until none of them runs."""
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
         table = _table()

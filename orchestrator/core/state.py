@@ -119,8 +119,8 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
     """Yields (attempt, cause) of each attempt that failed or was lost, or whose product was.
 
     An attempt's cause is its `end`, or else what its successor's `supersedes` says, or else, for the last
-    one, that its owner is gone. An owner that lived and gave way to its successor changes nothing: else workers
-    that take each other for dead could take over for ever.
+    one, that its owner is gone. An owner that lived and gave way to its successor changes nothing: else
+    workers that take each other for dead could take over for ever.
     """
     superseded = {
         later.claim.supersedes.attempt: later.claim.supersedes.cause

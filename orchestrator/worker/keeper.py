@@ -22,8 +22,8 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 def keep_worker() -> None:
     """Return in a forked process, the worker's; wait for its end in this one, and exit as it did.
 
-    All that the worker leaves behind is ended before. Signals that reach this process go on to the worker,
-    which may then get one twice.
+    The worker adopts the orphans of its attempts, and this process those of the worker: all that is left
+    behind ends before this process does. Signals that reach it go on to the worker, which may get one twice.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -37,6 +37,7 @@ def keep_worker() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if os.getppid() != keeper:  # it was killed before we asked to hear of it
             os._exit(1)
+        adopt_orphans()
         return
 
     def forward(number: int, frame: FrameType | None) -> None:

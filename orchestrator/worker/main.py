@@ -71,7 +71,6 @@ def run(
         os.dup2(handle, 1)
         os.dup2(handle, 2)
     ending = _Ending(order, lifeline)
-    adopt_orphans()
 
     def say(line: str) -> None:
         diary.said = line
@@ -187,6 +186,7 @@ def _store_problem(ledger: Ledger) -> str:
 def in_fork_server(order_json: bytes, log: str) -> None:
     """The target of a launcher's worker process."""
     os.setsid()
+    adopt_orphans()
     code = run(msgspec.json.decode(order_json, type=WorkerOrder), Path(log))
     sys.stdout.flush()
     os._exit(code)
@@ -207,4 +207,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 __all__ = ["in_fork_server", "main", "preload", "run"]
 
 if __name__ == "__main__":
+    adopt_orphans()
     sys.exit(main())

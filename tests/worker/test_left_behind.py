@@ -1,4 +1,4 @@
-"""Whatever way an attempt ends, all that it started is gone before its end is recorded, or before the next starts."""
+"""However an attempt ends, what it started is gone before its end is recorded, or before the next."""
 
 from __future__ import annotations
 

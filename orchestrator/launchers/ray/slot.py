@@ -17,8 +17,8 @@ from typing import IO, Any
 TAIL_BYTES = 4096
 
 # Ray kills an actor's children with it, but a worker is to save a checkpoint first: so it is a grandchild,
-# kept by a process that tells its pid and its exit code. It adopts what a killed worker leaves behind, and ends
-# that before (as `orchestrator.processes` does, which the node need not have).
+# kept by a process that tells its pid and its exit code. It adopts what a killed worker leaves behind, and
+# ends that before (as `orchestrator.processes` does, which the node need not have).
 _KEEPER = """
 import ctypes, glob, os, subprocess, sys, time
 told = int(sys.argv[1])
