@@ -7,8 +7,8 @@ It is this package, the modules of the stages, and what belongs to the projects 
 - never a store, hidden folders, environments, the sweep file, which is sealed, and what describes a project.
 
 A digest is taken again before each claim, so a file is read once and then only looked at. What is large is not
-read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for it. A
-folder of more than `MAX_ENTRIES` entries is taken for data.
+read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for it.
+A folder of more than `MAX_ENTRIES` entries is taken for data.
 """
 
 from __future__ import annotations
@@ -37,8 +37,41 @@ SETTLED_NS = 2_000_000_000
 """A file that changed less than that before it was read may have changed again within the clock's step."""
 
 _SOURCES = frozenset(
-    ".py .pyi .pyx .pxd .sh .bash .zsh .r .jl .lua .pl .rb .js .mjs .ts .go .rs .java .scala .kt .swift "
-    ".c .cc .cpp .cxx .h .hpp .cu .cuh .f90 .m .sql .ipynb".split()
+    [
+        ".py",
+        ".pyi",
+        ".pyx",
+        ".pxd",
+        ".sh",
+        ".bash",
+        ".zsh",
+        ".r",
+        ".jl",
+        ".lua",
+        ".pl",
+        ".rb",
+        ".js",
+        ".mjs",
+        ".ts",
+        ".go",
+        ".rs",
+        ".java",
+        ".scala",
+        ".kt",
+        ".swift",
+        ".c",
+        ".cc",
+        ".cpp",
+        ".cxx",
+        ".h",
+        ".hpp",
+        ".cu",
+        ".cuh",
+        ".f90",
+        ".m",
+        ".sql",
+        ".ipynb",
+    ]
 )
 _DESCRIBE = ("readme", "license", "licence", "changelog", "contributing", "authors", "notice")
 _MADE = frozenset(
@@ -77,7 +110,7 @@ class Checkout:
         self._commands = [spec.command for spec in specs.values() if spec.command]
         package = Path(provenance.__file__).resolve().parent
         self._package = package
-        self._left_out = {str(path.resolve()) for path in (package, *left_out)}
+        self._walker = _Walker({str(path.resolve()) for path in (package, *left_out)})
         self._paths = [Path(path).resolve() for path in import_paths if Path(path).is_dir()]
         self._sealed = {str(path / f"{sweep}{end}") for path in self._paths[:1] for end in (".yaml", ".yml")}
         own = [p for p in self._paths if not (is_installed(p) or p.is_relative_to(package))]
@@ -106,11 +139,12 @@ class Checkout:
     def _files(self) -> dict[str, str]:
         """Return the digest of each file, by a name that begins with the number of its project."""
         found: dict[str, tuple[str, os.stat_result]] = {}
-        for path in sorted(self._package.rglob("*.py")):
-            _add(found, f"package/{path.relative_to(self._package).as_posix()}", str(path))
+        for source in self._walker.sources(self._package):
+            _add(found, f"package/{source[len(str(self._package)) + 1 :]}", source)
         for number, root in enumerate(self._roots):
-            for path in {*self._tracked[root], *self._sources(root)}:
-                _add(found, f"{number}/{os.path.relpath(path, root)}", path)
+            skip = len(str(root).rstrip("/")) + 1
+            for path in self._tracked[root].union(self._sources(root)):
+                _add(found, f"{number}/{path[skip:]}", path)
         if self._paths:
             for word in self._named():
                 _add(found, f"command/{word}", str(self._paths[0] / word))
@@ -121,11 +155,11 @@ class Checkout:
     def _named(self) -> set[str]:
         """Return the words of the commands that are files."""
         words = {word for command in self._commands for word in _WORD.findall(command) if "{" not in word}
-        return {word for word in words if os.path.isfile(self._paths[0] / word)}
+        return {word for word in words if (self._paths[0] / word).is_file()}
 
     def _sources(self, root: Path) -> list[str]:
         """List the sources of a project that git does not ignore."""
-        found = [path for path in _walk(root, self._left_out) if path not in self._sealed]
+        found = [path for path in self._walker.sources(root) if path not in self._sealed]
         asked = [path for path in found if path not in self._tracked[root] and path not in self._ignored]
         if asked and self._tracked[root]:
             names = b"\0".join(os.fsencode(os.path.relpath(path, root)) for path in asked)
@@ -203,24 +237,57 @@ def _add(found: dict[str, tuple[str, os.stat_result]], name: str, path: str) -> 
         found[name] = (path, info)
 
 
-def _walk(root: Path, left_out: set[str]) -> Iterator[str]:
-    """Yield sources, folders nearest to the root first, through links to folders too, each folder once."""
-    todo, num_listed = deque([str(root)]), 0
-    been: set[tuple[int, int]] = set()
-    while todo and num_listed < MAX_LISTED:
-        folder = todo.popleft()
-        entries = _entries(folder)
-        num_listed += len(entries)
+class _Folder(NamedTuple):
+    """The entries of a folder that count, by path, as they were when it was listed."""
+
+    stamp: tuple[int, int]
+    read_ns: int
+    num_entries: int
+    sources: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+class _Walker:
+    """Finds sources again and again; a folder that has not changed is only looked at."""
+
+    def __init__(self, left_out: set[str]) -> None:
+        self._left_out = left_out
+        self._folders: dict[str, _Folder] = {}
+
+    def sources(self, root: Path) -> Iterator[str]:
+        """Yield sources, folders nearest to the root first, through links to folders too, each folder once."""
+        todo, num_listed = deque([str(root)]), 0
+        been: set[tuple[int, int]] = set()
+        while todo and num_listed < MAX_LISTED:
+            path = todo.popleft()
+            try:
+                info = os.stat(path)  # noqa: PTH116
+            except OSError:
+                continue
+            if (info.st_dev, info.st_ino) in been:
+                continue
+            been.add((info.st_dev, info.st_ino))
+            folder = self._listed(path, info)
+            num_listed += folder.num_entries
+            yield from folder.sources
+            todo.extend(folder.folders)
+
+    def _listed(self, path: str, info: os.stat_result) -> _Folder:
+        stamp, known = (info.st_mtime_ns, info.st_ino), self._folders.get(path)
+        if known is not None and known.stamp == stamp and known.read_ns - info.st_mtime_ns > SETTLED_NS:
+            return known
+        read_ns = time.time_ns()
+        sources, folders = [], []
+        entries = _entries(path)
         for entry in entries:
-            name = entry.name
             if not entry.is_dir():
-                if os.path.splitext(name)[1].lower() in _SOURCES:  # noqa: PTH122
-                    yield entry.path
-            elif not (is_hidden(name) or name in _MADE or os.path.realpath(entry.path) in left_out):
-                info = entry.stat()
-                if (info.st_dev, info.st_ino) not in been:
-                    been.add((info.st_dev, info.st_ino))
-                    todo.append(entry.path)
+                if os.path.splitext(entry.name)[1].lower() in _SOURCES:  # noqa: PTH122
+                    sources.append(entry.path)
+            elif not (is_hidden(entry.name) or entry.name in _MADE):
+                if os.path.realpath(entry.path) not in self._left_out:
+                    folders.append(entry.path)
+        self._folders[path] = _Folder(stamp, read_ns, len(entries), tuple(sources), tuple(folders))
+        return self._folders[path]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
