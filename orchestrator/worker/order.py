@@ -97,6 +97,9 @@ class ChildOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         folder: the attempt's payload folder.
         inputs: stage name to instance label to folder.
         resume_step, resume_folder: the adopted checkpoint.
+        in_job: whether a scheduler may signal all processes at once.
+        unread: the earlier attempt whose command was through, and whose output lies in this one's to be read
+            again; None to run the stage.
     """
 
     store: str
@@ -116,6 +119,8 @@ class ChildOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     env: dict[str, str] = {}
     num_threads: int = 1
     import_paths: tuple[str, ...] = ()
+    in_job: bool = False
+    unread: int | None = None
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -129,7 +134,12 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`outcome.json`: the child's last words, written after its output is durable."""
+    """`outcome.json`: the child's last words, written after its output is durable.
+
+    Attributes:
+        files: of the output; also of a command that was through, but whose results could not be read.
+        unread: such a command's attempt, this one or an earlier.
+    """
 
     outcome: str
     cause: Cause | None = None
@@ -139,3 +149,4 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     rows: tuple[dict[str, Any], ...] = ()
     files: tuple[File, ...] = ()
     retire: dict[str, dict[str, tuple[str, ...]]] = {}
+    unread: int | None = None
