@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import msgspec
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.formats import SINCE_2
+from orchestrator.formats import SINCE_2, Settings, Stored
 from orchestrator.manifest import File, fsync_path, fsync_tree, scan
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"
 """The file, written last, that makes a checkpoint folder count."""
 
 
-class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class StageSpec(Settings, frozen=True, kw_only=True):
     """What a sweep says of one stage: what runs, what it reads and what it waits for.
 
     Attributes:
@@ -160,7 +160,7 @@ class Checkpoint(NamedTuple):
     folder: Path
 
 
-class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CheckpointManifest(Stored, frozen=True):
     """What `manifest.json` of a checkpoint holds; written last, so its presence means a whole save."""
 
     step: int
