@@ -209,6 +209,7 @@ class Context:
         fence: called before each checkpoint; raises `StopRequested` when another attempt took over.
         report_progress: told (step, number of steps) for the heartbeat.
         keep: number of this attempt's own checkpoints kept, at least 2.
+        keeps_work: whether the next attempt could find what is in `work`.
     """
 
     def __init__(
@@ -225,6 +226,7 @@ class Context:
         fence: Callable[[], None] = lambda: None,
         report_progress: Callable[[int, int | None], None] = lambda step, num_steps: None,
         keep: int = 2,
+        keeps_work: bool = True,
     ) -> None:
         self.folder, self.attempt, self.num_threads = folder, attempt, num_threads
         self.uses = uses if uses is not None else Config({}, declared="uses")
@@ -235,6 +237,7 @@ class Context:
         self._interval_s, self._trackers, self._keep = checkpoint_interval_s, tuple(trackers), max(2, keep)
         self._stop, self._fence, self._report = stop or StopSignal(), fence, report_progress
         self._last_checkpoint_s = time.monotonic()
+        self._keeps_work = keeps_work
         self.saw_stop = False
         """Whether the stage has read that a stop was asked."""
         for path in (self.output, self.scratch, self._checkpoints):
@@ -252,7 +255,12 @@ class Context:
         """A folder that the next attempt goes on with, whatever is in it; made at the first use.
 
         What is to become part of the product is copied into `output`, or named by the stage's `keep`.
+
+        Raises:
+            StageFailure: the store is a bucket, which has no such folders.
         """
+        if not self._keeps_work:
+            raise StageFailure("config", "a bucket keeps no work folders: save checkpoints instead")
         path = self.folder / "work"
         path.mkdir(exist_ok=True)
         return path

@@ -90,7 +90,7 @@ def _check_words(name: str, spec: StageSpec, where: str) -> None:
     """Refuses `{args}` inside a word, and what only a shell would understand."""
     for word in _raw_words(spec.command or ""):
         bare = word.strip("'\"")
-        if "{args}" in word and (bare if spec.shell is False else word) != "{args}":
+        if "{args}" in word and not spec.shell and bare != "{args}":
             raise UserError(
                 f"the command of stage {name!r} has {{args}} inside {word!r}",
                 where=where,
@@ -132,7 +132,6 @@ def _check_files(name: str, spec: StageSpec, where: str) -> None:
 
 def _refuse_of_functions(name: str, spec: StageSpec, where: str) -> None:
     for key, is_set in (
-        ("results", spec.results is not None),
         ("finished", spec.finished is not None),
         ("shell", spec.shell),
         ("python", spec.python is not None),

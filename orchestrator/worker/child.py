@@ -36,11 +36,10 @@ from orchestrator.trackers.base import Tracked, open_trackers
 from orchestrator.worker.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.worker.order import ChildOrder, Message, Outcome
 from orchestrator.worker.received import ReceivedSignals
+from orchestrator.worker.resume import UNREAD
+from orchestrator.worker.work import keep, undo
 
 POLL_S = 0.25
-UNREAD = "UnreadResults"
-"""What is recorded as the exception of a stage that was through, but whose rows cannot be taken."""
-
 NO_OUTCOME = 74
 """Exit code of a child that could not write its outcome; EX_IOERR of sysexits.h."""
 
@@ -176,6 +175,9 @@ def _durable(output: Path) -> tuple[File, ...]:
 
 def _unread(order: ChildOrder, folder: Path, failure: Unread) -> Outcome:
     """Keeps what a command left that is through, so that a later attempt need only read it."""
+    if order.spec.command is None:  # what a function returned is gone; its checkpoints are not to blame
+        cause = _as_cause(failure.cause)
+        return Outcome(outcome="failed", cause=cause, exception=UNREAD, message=_line(failure))
     again = order.unread is not None
     way_out = "run the command again" if again else "read its output again, and run nothing"
     return Outcome(
@@ -217,6 +219,7 @@ def _context(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeli
         stop=stop,
         fence=fence,
         report_progress=progress,
+        keeps_work=ledger.objects.in_place,
     )
 
 
@@ -238,7 +241,7 @@ def _call(order: ChildOrder, context: Context, stop: StopSignal, received: Conta
             )
         else:
             print(f"the command of attempt {order.unread} was through: its output is read again", flush=True)
-        return take_results(spec, context)
+        return _take(context, spec.keep, lambda: take_results(spec, context))
     function: Callable[[Config, Inputs, Context], list[Row] | None] = load(spec.run or "", where="run")
     try:
         returned = function(config, inputs, context)
@@ -251,7 +254,25 @@ def _call(order: ChildOrder, context: Context, stop: StopSignal, received: Conta
         raise
     if signal.SIGTERM in received and not context.saw_stop:
         raise StopRequested(stop.why or "stopped")  # a library may have ended early and said nothing
-    return checked_rows(returned)
+    return _take(context, spec.keep, lambda: checked_rows(returned))
+
+
+def _take(
+    context: Context, patterns: tuple[str, ...], rows: Callable[[], tuple[Row, ...]]
+) -> tuple[Row, ...]:
+    """Puts what is kept of the work folder into the output and returns the rows; undoes the former where it
+    must fail, so that all is as the stage left it when a later attempt takes it again.
+
+    Raises:
+        Unread: the stage was through, but one of the two cannot be had.
+    """
+    kept: list[Path] = []
+    try:
+        kept = keep(context, patterns) if patterns else []
+        return rows()
+    except StageFailure as failure:
+        undo(kept)
+        raise Unread(failure.cause, str(failure)) from None
 
 
 def _was_cut_off(stop: StopSignal, received: Container[int], is_exit: bool) -> bool:

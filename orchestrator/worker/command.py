@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.core.failure import cause_of_command
@@ -178,6 +179,12 @@ def search_path(python: str | None = None) -> str:
     active = [os.environ.get(name, "") for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
     folders = [Path(prefix, "bin") for prefix in active if prefix and Path(prefix, "bin", "python").exists()]
     return os.pathsep.join([str((folders or [Path(sys.executable).parent])[0]), path])
+
+
+def command_python(spec: StageSpec, import_paths: Sequence[str]) -> str | None:
+    """Returns the interpreter that `python` means in a stage's command, None when there is none."""
+    python = _interpreter(spec.python, Path(import_paths[0]) if import_paths else None)
+    return shutil.which("python", path=search_path(python)) if python is None else python
 
 
 class _Marker:
