@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import msgspec
-
 from orchestrator.core.failure import Cause
 from orchestrator.core.typed import typed
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError, nearest
+from orchestrator.formats import Settings
 
 Retention = Literal["all", "best", "none"]
 RETIRING: tuple[Retention, ...] = ("best", "none")
 """The policies under which files of products may be retired, in the order in which they let go more."""
 
 
-class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StoreSettings(Settings, frozen=True):
     """Where the store is.
 
     Attributes:
@@ -26,7 +25,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str | None = None
 
 
-class TrackerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TrackerSettings(Settings, frozen=True):
     """Where metrics go.
 
     Attributes:
@@ -38,7 +37,7 @@ class TrackerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
 
 
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Policy(Settings, frozen=True, kw_only=True):
     """When an attempt counts as dead, what is tried again, what is kept.
 
     Attributes:
@@ -61,7 +60,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     retention: Retention = "all"
 
 
-class HardwareSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HardwareSettings(Settings, frozen=True, kw_only=True):
     """What a plan assumes that the cells run on; a launch asks its launcher instead.
 
     Attributes:
@@ -89,7 +88,7 @@ class HardwareSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         )
 
 
-class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class EngineSettings(Settings, frozen=True, kw_only=True):
     """All of `conf/engine.yaml`.
 
     Attributes:
