@@ -31,6 +31,7 @@ VERBS = {
     "cancel": "stop cells and keep them from being claimed",
     "collect": "the result rows as one table",
     "report": "tables, figures and a page from the rows that there are",
+    "best": "the cells with the lowest or highest value of a metric",
     "data": "describe, import and check parallel task data",
     "doctor": "check this machine and the store",
 }

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-import msgspec
-
 from orchestrator.core.failure import Cause
 from orchestrator.core.typed import typed
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError, nearest
+from orchestrator.formats import Settings
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d)(?::(?P<seconds>\d\d))?)?")
 
@@ -19,7 +18,7 @@ RETIRING: tuple[Retention, ...] = ("best", "none")
 """The policies under which files of products may be retired, in the order in which they let go more."""
 
 
-class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StoreSettings(Settings, frozen=True):
     """Where the store is.
 
     Attributes:
@@ -29,7 +28,7 @@ class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str | None = None
 
 
-class TrackerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TrackerSettings(Settings, frozen=True):
     """Where metrics go.
 
     Attributes:
@@ -41,7 +40,7 @@ class TrackerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
 
 
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Policy(Settings, frozen=True, kw_only=True):
     """When an attempt counts as dead, what is tried again, what is kept.
 
     Attributes:
@@ -64,7 +63,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     retention: Retention = "all"
 
 
-class HardwareSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HardwareSettings(Settings, frozen=True, kw_only=True):
     """What a plan assumes that the cells run on; a launch asks its launcher instead.
 
     Attributes:
@@ -92,7 +91,7 @@ class HardwareSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         )
 
 
-class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class EngineSettings(Settings, frozen=True, kw_only=True):
     """All of `conf/engine.yaml`.
 
     Attributes:
