@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.formats import Settings, Stored
 from orchestrator.manifest import File, fsync_path, fsync_tree, scan
 
 Row = dict[str, Any]
@@ -27,7 +28,7 @@ MANIFEST = "manifest.json"
 """The file, written last, that makes a checkpoint folder count."""
 
 
-class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class StageSpec(Settings, frozen=True, kw_only=True):
     """What a sweep says of one stage: what runs, what it reads and what it waits for.
 
     Attributes:
@@ -148,7 +149,7 @@ class Checkpoint(NamedTuple):
     folder: Path
 
 
-class CheckpointManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CheckpointManifest(Stored, frozen=True):
     """What `manifest.json` of a checkpoint holds; written last, so its presence means a whole save."""
 
     step: int

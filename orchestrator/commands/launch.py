@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     view, composition = planned(args.sweep, args.overrides, args.name)
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
+    view.ledger.refuse_unheld(settings, view.sweep)
     launcher = make_launcher(settings, len(cells))
     refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=again("prefetch", args))
     check_fit(view, cells, settings, launcher, import_paths)

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
     settings, import_paths = engine_of(view, None, rest)
+    view.ledger.refuse_unheld(settings)
     chosen = view.select(args.only) if args.only else _failed(view)
     cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
     if not cells:

@@ -15,6 +15,7 @@ from orchestrator.compose.files import config_folders, shipped
 from orchestrator.compose.root import Root, translated
 from orchestrator.core.settings import EngineSettings, engine_from
 from orchestrator.errors import UserError
+from orchestrator.formats import kept
 
 _STORE = "store.url="
 _OPEN = (
@@ -65,7 +66,7 @@ def engine_with(
             tree.pop(section, None)
             tree.update({section: composed[section]} if section in composed else {})
     changed = _tree(Root.inline(_escaped(tree), ()), [text for text in texts if text not in choices])
-    return _checked(engine_from(changed, where=_WHERE), url)
+    return kept(settings, _checked(engine_from(changed, where=_WHERE), url))
 
 
 def composed_engine(

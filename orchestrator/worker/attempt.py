@@ -21,11 +21,12 @@ from orchestrator.core.records import Claim, Done, End, Heartbeat, Start
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import InfrastructureError
+from orchestrator.formats import encode
 from orchestrator.manifest import damage
 from orchestrator.processes import end_group, oom_kills
 from orchestrator.stage import MANIFEST, StageSpec
 from orchestrator.store import layout
-from orchestrator.store.ledger import Ledger, encode, new_nonce
+from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.worker import child
@@ -152,7 +153,9 @@ class AttemptRun:
     def _record_start(self, parent: Any) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
-            self._ledger.objects.put(spec_key, encode(self._node))  # of one digest all write the same
+            self._ledger.objects.put(
+                spec_key, self._ledger.encode(self._node)
+            )  # of one digest all write the same
         start = Start(
             parent=parent,
             uses=uses_of(self._spec, self._cell.config),

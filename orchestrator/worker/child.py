@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrator import formats
 from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.rows import checked_rows
 from orchestrator.errors import StageFailure, StopRequested
@@ -46,7 +47,7 @@ def main(order_json: bytes, pipe: Connection) -> None:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the worker passes them on
         signal.signal(number, signal.SIG_IGN)
-    order = msgspec.json.decode(order_json, type=ChildOrder)
+    order = formats.decode(order_json, ChildOrder)
     folder = Path(order.folder)
     _redirect_output(folder / layout.LOG)
     os.environ.update(order.env)

@@ -10,11 +10,12 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Process
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Node
+from orchestrator.formats import Stored
 from orchestrator.manifest import File
 from orchestrator.stage import StageSpec
 
 
-class Gone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Gone(Stored, frozen=True, kw_only=True):
     """A start of a scheduler's job that is over, up to this restart: what it held needs no wait.
 
     Attributes:
@@ -30,7 +31,7 @@ class Gone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     evidence: str
 
 
-class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Job(Stored, frozen=True, kw_only=True):
     """The scheduler's job that a worker runs in.
 
     Attributes:
@@ -55,7 +56,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     gone: tuple[Gone, ...] = ()
 
 
-class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class WorkerOrder(Stored, frozen=True, kw_only=True):
     """A worker's assignment.
 
     Attributes:
@@ -90,7 +91,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     code: Code | None = None
 
 
-class ChildOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ChildOrder(Stored, frozen=True, kw_only=True):
     """What a child runs, and where.
 
     Attributes:
@@ -128,7 +129,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     process: Process | None = None
 
 
-class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Outcome(Stored, frozen=True, kw_only=True):
     """`outcome.json`: the child's last words, written after its output is durable."""
 
     outcome: str

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrator import formats
 from orchestrator.store import layout
 from orchestrator.worker.order import Outcome
 
@@ -15,7 +16,7 @@ LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 8192
 def read_outcome(folder: Path) -> Outcome | None:
     """Returns a child's last words, None when it left none."""
     try:
-        return msgspec.json.decode((folder / layout.OUTCOME).read_bytes(), type=Outcome)
+        return formats.decode((folder / layout.OUTCOME).read_bytes(), Outcome)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from orchestrator import formats
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Parent
 from orchestrator.core.state import Attempt
@@ -107,7 +108,7 @@ def adopt(
     for candidate in candidates(ledger, node, attempts):
         target = folder / layout.CHECKPOINTS / candidate.prefix.rpartition("/")[2]
         try:
-            manifest = msgspec.json.decode(candidate.manifest, type=CheckpointManifest)
+            manifest = formats.decode(candidate.manifest, CheckpointManifest)
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
         if manifest.step != candidate.step:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrator import formats
 from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.stage import MANIFEST, CheckpointManifest
 from orchestrator.store import layout
@@ -206,7 +207,7 @@ class Shipper:
         shutil.rmtree(held, ignore_errors=True)
         try:
             data = (source / MANIFEST).read_bytes()
-            manifest = msgspec.json.decode(data, type=CheckpointManifest)
+            manifest = formats.decode(data, CheckpointManifest)
             for file in manifest.files if manifest.step == step else ():
                 (held / file.path).parent.mkdir(parents=True, exist_ok=True)
                 os.link(source / file.path, held / file.path)
