@@ -9,7 +9,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from orchestrator.compose.axes import Axis, Setting, list_axis, narrowed, parse_override, values_of
+from orchestrator.compose.axes import Axis, Setting, list_axis, narrowed
+from orchestrator.compose.grammar import parse_override, plain, values_of
 from orchestrator.compose.root import Root
 from orchestrator.core.tree import dotted_keys
 from orchestrator.errors import UserError
@@ -56,6 +57,7 @@ class Overrides:
         engine: overrides of the engine's settings.
         axes: the axes after narrowing.
         expect_cells: as given, None if not.
+        max_cells: likewise.
         touched: axes that the command line changed, added or took away.
     """
 
@@ -63,6 +65,7 @@ class Overrides:
     cell: list[str] = field(default_factory=list)
     engine: list[str] = field(default_factory=list)
     expect_cells: int | None = None
+    max_cells: int | None = None
     touched: list[str] = field(default_factory=list)
 
     def fixed(self, root: Root, chosen: Collection[str]) -> list[str]:
@@ -111,6 +114,8 @@ class Overrides:
             key = override.key_or_group
             if key == "expect_cells":
                 self.expect_cells = _count(override)
+            elif key == "max_cells":
+                self.max_cells = _count(override)
             elif is_engine_key(key):
                 if override.is_sweep_override():
                     raise UserError(
@@ -141,11 +146,12 @@ class Overrides:
         key = override.key_or_group
         if key == "hydra" or override.is_hydra_override():
             raise UserError(f"{text!r}: Hydra's own settings have no meaning here", where=where)
-        value = override.value()
-        texts = [text]
-        if value is not None and not override.is_delete():
-            refuse_secret(key, value, where=where)
-        if isinstance(value, Mapping) and not override.is_delete():
+        value = plain(override._value)
+        if override.is_delete():
+            texts = [text]
+        else:
+            if value is not None:
+                refuse_secret(key, value, where=where)
             texts = [setting.text for setting in _flat({override.get_key_element(): value}, root)]
         if is_engine_key(key):
             self.engine.extend(texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ def compose(
     engine = composed_engine(merged.engine, config_folders(cwd, source.parent), store_url)
     _check_limits(engine, specs)
     axes = list(merged.axes.values())
+    _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
     grid.check_labels(cell_labels(axes))
     for labels in itertools.product(*(axis.labels for axis in axes)):
         texts = {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
@@ -145,6 +147,17 @@ def _check_module(what: str, target: str, import_paths: Sequence[str], where: st
             f"{what}, but no module {module!r} can be imported",
             where=where,
             allowed=f"looked in {', '.join(import_paths)} and the environment",
+        )
+
+
+def _check_size(axes: Sequence[Axis], max_cells: int, where: str) -> None:
+    num_points = math.prod(len(axis.labels) for axis in axes)
+    if num_points > max_cells:
+        product = " x ".join(f"{len(axis.labels):,}" for axis in axes)
+        raise UserError(
+            f"the grid has {product} = {num_points:,} points, more than max_cells: {max_cells:,}",
+            where=where,
+            fix=f"max_cells={num_points} if that is what you mean",
         )
 
 
