@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,6 +24,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Attributes:
         description: one line.
         expect_cells: the number of cells it should have.
+        max_cells: the number of points, exclusions not counted, that its grid may have.
         overrides: key to value, or a list in Hydra's grammar; applied to every cell.
         axes: name to a list of values, a list in Hydra's grammar, or label to {key: value}.
         exclude: selectors of cells to leave out.
@@ -36,6 +37,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     description: str = ""
     expect_cells: int | None = None
+    max_cells: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     overrides: dict[str, Any] | list[str] = {}
     axes: dict[str, Any] = {}
     exclude: list[str] = []

@@ -27,6 +27,7 @@ from orchestrator.core.rows import checked_rows
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.manifest import File, fsync_path, fsync_tree, scan
 from orchestrator.processes import describe
+from orchestrator.provenance import without_secrets
 from orchestrator.registry import load
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
 from orchestrator.store import layout
@@ -302,7 +303,7 @@ def write_outcome(folder: Path, outcome: Outcome) -> bool:
 
 def _print_exception() -> None:
     with contextlib.suppress(OSError):  # the log may lie on the same full disk
-        traceback.print_exc()
+        sys.stderr.write(without_secrets(traceback.format_exc()))
 
 
 def _limit_threads(num_threads: int) -> None:
@@ -326,5 +327,5 @@ def _as_cause(name: str) -> Cause:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = without_secrets(" ".join(str(error).split()))
     return text if len(text) <= 500 else text[:497] + "..."
