@@ -6,8 +6,8 @@ It is this package, the modules of the stages, and what belongs to the projects 
 - everywhere the sources (by their suffix) that git does not ignore, and the files that a command names;
 - never a store, hidden folders, environments, the sweep file, which is sealed, and what describes a project.
 
-A digest is taken again before each claim, so a file is read once and then only looked at. What is large is not
-read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for it.
+A digest is taken again before each claim, so a file is read once and then only looked at. What is large is
+not read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for it.
 A folder of more than `MAX_ENTRIES` entries is taken for data.
 """
 
@@ -255,7 +255,7 @@ class _Walker:
         self._folders: dict[str, _Folder] = {}
 
     def sources(self, root: Path) -> Iterator[str]:
-        """Yield sources, folders nearest to the root first, through links to folders too, each folder once."""
+        """Yield sources, folders near the root first, through links to folders too, each folder once."""
         todo, num_listed = deque([str(root)]), 0
         been: set[tuple[int, int]] = set()
         while todo and num_listed < MAX_LISTED:
@@ -283,11 +283,13 @@ class _Walker:
             if not entry.is_dir():
                 if os.path.splitext(entry.name)[1].lower() in _SOURCES:  # noqa: PTH122
                     sources.append(entry.path)
-            elif not (is_hidden(entry.name) or entry.name in _MADE):
-                if os.path.realpath(entry.path) not in self._left_out:
-                    folders.append(entry.path)
+            elif not (is_hidden(entry.name) or entry.name in _MADE or self._is_left_out(entry)):
+                folders.append(entry.path)
         self._folders[path] = _Folder(stamp, read_ns, len(entries), tuple(sources), tuple(folders))
         return self._folders[path]
+
+    def _is_left_out(self, entry: os.DirEntry[str]) -> bool:
+        return os.path.realpath(entry.path) in self._left_out
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
