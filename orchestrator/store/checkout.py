@@ -7,8 +7,8 @@ It is this package, the modules of the stages, and what belongs to the projects 
 - never a store, hidden folders, environments, the sweep file, which is sealed, and what describes a project.
 
 A digest is taken again before each claim, so a file is read once and then only looked at. What is large is
-not read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for it.
-A folder of more than `MAX_ENTRIES` entries is taken for data.
+read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for
+it. A folder of more than `MAX_ENTRIES` entries is taken for data.
 """
 
 from __future__ import annotations
