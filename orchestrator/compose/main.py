@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compose.axes import Axis, axis_of, cell_labels
-from orchestrator.compose.commandline import Overrides
+from orchestrator.compose.commandline import Overrides, refuse_secrets
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.engine import composed_engine, split_store
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
@@ -75,12 +76,14 @@ def compose(
     merged.add_command_line(words, root)
     configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
     specs = _specs(file, import_paths, where)
+    _check_texts(file, specs, where)
     _check_reports(file.report, import_paths, where)
     selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
     grid = Grid(selectors, file.columns, specs, where=where)
     engine = composed_engine(merged.engine, config_folders(cwd, source.parent), store_url)
     _check_limits(engine, specs)
     axes = list(merged.axes.values())
+    _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
     grid.check_labels(cell_labels(axes))
     for labels in itertools.product(*(axis.labels for axis in axes)):
         texts = {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
@@ -123,6 +126,13 @@ def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str
     return specs
 
 
+def _check_texts(file: SweepFile, specs: Mapping[str, StageSpec], where: str) -> None:
+    """Refuses credentials in what is sealed beside the config of the cells."""
+    for name, spec in specs.items():
+        refuse_secrets(spec.command, key=f"stages.{name}.command", where=where)
+    refuse_secrets(file.description, key="description", where=where)
+
+
 def _check_reports(names: Sequence[str], import_paths: Sequence[str], where: str) -> None:
     for name in names:
         if re.fullmatch(r"[\w.]+:\w+", name):
@@ -145,6 +155,17 @@ def _check_module(what: str, target: str, import_paths: Sequence[str], where: st
             f"{what}, but no module {module!r} can be imported",
             where=where,
             allowed=f"looked in {', '.join(import_paths)} and the environment",
+        )
+
+
+def _check_size(axes: Sequence[Axis], max_cells: int, where: str) -> None:
+    num_points = math.prod(len(axis.labels) for axis in axes)
+    if num_points > max_cells:
+        product = " x ".join(f"{len(axis.labels):,}" for axis in axes)
+        raise UserError(
+            f"the grid has {product} = {num_points:,} points, more than max_cells: {max_cells:,}",
+            where=where,
+            fix=f"max_cells={num_points} if that is what you mean",
         )
 
 

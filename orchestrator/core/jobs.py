@@ -7,13 +7,12 @@ again by its name. What a scheduler said of a job that is over is kept as a *clo
 
 from __future__ import annotations
 
-import msgspec
-
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Record
+from orchestrator.formats import Stored
 
 
-class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Resources(Stored, frozen=True, kw_only=True):
     """What one job asks for.
 
     Attributes:
@@ -79,7 +78,7 @@ class Accepted(Record, frozen=True, kw_only=True):
     at: str = ""
 
 
-class Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Over(Stored, frozen=True, kw_only=True):
     """A task that will not run any more, and how that is known.
 
     Attributes:
@@ -103,7 +102,7 @@ class Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     idle: bool = False
 
 
-class Lost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Lost(Stored, frozen=True, kw_only=True):
     """A worker that a driver had started and that is gone.
 
     Attributes:

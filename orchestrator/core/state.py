@@ -31,6 +31,10 @@ FINAL = frozenset({State.DONE, State.FAILED, State.BLOCKED, State.CANCELLED})
 """States that no worker changes by itself."""
 
 
+FAILED = frozenset({"failed", "unknown"})
+"""Outcomes that count against the budget of a cause; an unknown one is a later version's word."""
+
+
 class Liveness(StrEnum):
     """What an observer can say of the owner of an attempt that has no `end`."""
 
@@ -128,7 +132,7 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
     }
     for attempt in evidence.attempts:
         if attempt.end is not None:
-            if attempt.end.outcome == "failed":
+            if attempt.end.outcome in FAILED:
                 yield attempt.number, attempt.end.cause or Cause.UNKNOWN
             elif attempt.end.outcome == "succeeded" and evidence.done is None:
                 yield attempt.number, Cause.STORAGE  # its product is gone
@@ -183,7 +187,7 @@ def _between_attempts(
     if last.end is None:
         reason = f"attempt {last.number} was lost: {evidence.liveness_reason}"
         return StageStatus(State.LOST, reason, evidence.liveness_cause, num_attempts)
-    if last.end.outcome == "failed":
+    if last.end.outcome in FAILED:
         cause = last.end.cause or Cause.UNKNOWN
         reason = f"attempt {last.number} failed ({cause}), a retry is left: {last.end.message}"
         return StageStatus(State.PENDING, reason, cause, num_attempts, seconds)

@@ -18,8 +18,8 @@ import msgspec
 from orchestrator.core.typed import typed
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError
+from orchestrator.formats import encode
 from orchestrator.launchers.base import Launch
-from orchestrator.store.ledger import encode
 from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.worker.main import HELD_SIGNALS, in_fork_server
 from orchestrator.worker.order import WorkerOrder
