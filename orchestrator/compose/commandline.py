@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,18 +13,11 @@ from hydra.core.override_parser.types import Override
 from orchestrator.compose.axes import Axis, Setting, checked, leaf_keys, list_axis, narrowed
 from orchestrator.compose.grammar import cut, parse_override, plain, values_of
 from orchestrator.compose.root import Root
-from orchestrator.core.tree import dotted_keys
+from orchestrator.core.secrets import found_in, known_values
 from orchestrator.errors import UserError
 
 ENGINE_KEYS = frozenset({"launcher", "cluster", "tracker", "policy", "store", "hardware"})
 """First components of the keys that say how a sweep is run."""
-
-_SECRET = re.compile(
-    r"api[_-]?key|secret|passw(?:or)?d|credential|(?:api|access|auth|bearer)token"
-    # not num_tokens, and not a token of a vocabulary
-    r"|(?<![a-z])(?<!(?:pad|eos|bos|unk|sep|cls|end)_)(?<!(?:mask|stop)_)token$",
-    re.IGNORECASE,
-)
 
 
 def is_engine_key(key: str) -> bool:
@@ -31,21 +25,37 @@ def is_engine_key(key: str) -> bool:
     return re.split(r"[./@\[]", key, maxsplit=1)[0] in ENGINE_KEYS
 
 
-def refuse_secret(key: str, value: Any, *, where: str = "") -> None:
-    """Refuses a key whose value would be sealed for all to read.
+def refuse_secrets(
+    tree: Any,
+    *,
+    key: str = "",
+    where: str = "",
+    shell: bool = False,
+    checked: Any = None,
+    known: Collection[str] | None = None,
+) -> None:
+    """Refuse settings that hold a credential: they would be sealed for all to read.
+
+    Args:
+        tree: of settings.
+        key: its dotted key.
+        where: the file or cell, for the message.
+        shell: whether texts are shell lines, see `orchestrator.core.secrets.found_in`.
+        checked: a tree that was checked before; what the two share is not checked again.
+        known: the credentials of the environment; None to look them up.
 
     Raises:
-        UserError: the key, or one inside the value, is named like a secret; the value is not shown.
+        UserError: it holds one; the value is not shown.
     """
-    inner = dotted_keys(value, f"{key}.") if isinstance(value, Mapping) else ()
-    for name in (key, *inner):
-        if _SECRET.search(re.split(r"[./]", name)[-1]):
-            raise UserError(
-                f"{name} looks like a secret, and secrets do not belong in a sweep",
-                where=where,
-                allowed="the config of a sweep is recorded in the store, and tables are made of it",
-                fix="set it in the environment",
-            )
+    known = known_values(os.environ) if known is None else known
+    for name, reason in found_in(tree, key, known=known, shell=shell, checked=checked):
+        raise UserError(
+            f"{name} looks like a secret ({reason}), and secrets do not belong in a sweep",
+            where=where,
+            allowed="what a sweep is launched with is recorded in the store for all who read it",
+            fix="set it in the environment of what uses it and name the variable here, as api_key_env: NAME; "
+            "if it is no secret, give the key another name",
+        )
 
 
 @dataclass
@@ -156,7 +166,7 @@ class Overrides:
             texts = [text]
         else:
             if value is not None:
-                refuse_secret(key, value, where=where)
+                refuse_secrets(value, key=key, where=where)
             texts = [setting.text for setting in _flat({override.get_key_element(): value}, root)]
         if is_engine_key(key):
             self.engine.extend(texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,12 +10,13 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.compose.axes import Axis, Label, Setting
-from orchestrator.compose.commandline import Overrides, is_engine_key, refuse_secret
+from orchestrator.compose.commandline import Overrides, is_engine_key, refuse_secrets
 from orchestrator.compose.fingerprints import Fingerprints
 from orchestrator.compose.overlaps import Overlaps, agreed
 from orchestrator.compose.patched import SPECIAL, Patched
 from orchestrator.compose.root import Root, translated
 from orchestrator.compose.schema import Schema
+from orchestrator.core.secrets import known_values
 from orchestrator.core.tree import settled
 from orchestrator.errors import UserError
 
@@ -46,6 +48,7 @@ class Configs:
         self._composed: dict[tuple[str, ...], _Composed] = {}
         self._schemas: dict[str, Schema] = {}
         self._before: dict[str, Any] = {}
+        self._known = known_values(os.environ)
         self._groups: dict[str, bool] = {}
         self._axes = list(overrides.axes.values())
         for axis in self._axes:
@@ -67,7 +70,9 @@ class Configs:
         composed = self._compose(groups)
         tree = composed.patched.resolved(values, where=where)
         if composed.schema is not None:
-            tree = self._before = settled(composed.schema(tree, where=where), self._before)
+            tree = settled(composed.schema(tree, where=where), self._before)
+        refuse_secrets(tree, where=where, checked=self._before, known=self._known)
+        self._before = tree
         return tree
 
     def shown(self, labels: Sequence[Label], config: Mapping[str, Any], *, where: str) -> list[Label]:
@@ -116,7 +121,7 @@ class Configs:
         where = f"axis {axis.name!r}, {self._where}"
         for label in axis.labels:
             for setting in label.settings:
-                refuse_secret(setting.key, setting.value, where=where)
+                refuse_secrets(setting.value, key=setting.key, where=where)
                 if is_engine_key(setting.key):
                     raise UserError(
                         f"the engine setting {setting.key!r} cannot be on an axis",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compose.axes import Axis, axis_of, cell_labels
-from orchestrator.compose.commandline import Overrides
+from orchestrator.compose.commandline import Overrides, refuse_secrets
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.engine import composed_engine, split_store
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
@@ -76,6 +76,7 @@ def compose(
     merged.add_command_line(words, root)
     configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
     specs = _specs(file, import_paths, where)
+    _check_texts(file, specs, where)
     _check_reports(file.report, import_paths, where)
     selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
     grid = Grid(selectors, file.columns, specs, where=where)
@@ -125,6 +126,13 @@ def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str
         if spec.run is not None:
             _check_module(f"stage {name!r} runs {spec.run!r}", spec.run, import_paths, where)
     return specs
+
+
+def _check_texts(file: SweepFile, specs: Mapping[str, StageSpec], where: str) -> None:
+    """Refuses credentials in what is sealed beside the config of the cells."""
+    for name, spec in specs.items():
+        refuse_secrets(spec.command, key=f"stages.{name}.command", where=where)
+    refuse_secrets(file.description, key="description", where=where)
 
 
 def _check_reports(names: Sequence[str], import_paths: Sequence[str], where: str) -> None:
