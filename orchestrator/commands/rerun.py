@@ -12,7 +12,7 @@ from orchestrator.commands.output import counted, outlive_the_reader, print_tabl
 from orchestrator.commands.plan import engine_of
 from orchestrator.commands.reconcile import Asked, add_wait, limits_of, submit_all
 from orchestrator.commands.snapshot import take_code
-from orchestrator.commands.view import View, add_sweep, open_view, split_store, targets_of
+from orchestrator.commands.view import View, add_sweep, open_view, split_store
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if limits:
         launcher.meet(view.ledger.objects.url, view.ledger.objects.get(layout.STORE) or b"")
-    code = take_code(view.ledger.objects, import_paths, targets=targets_of(view)) if limits else None
+    wanted = limits or launcher.takes_snapshot
+    code = take_code(view.ledger.objects, view.sweep, import_paths) if wanted else None
     request = _record(view, cells, settings, import_paths, code)
     if limits:
         wait = args.wait or (launcher.attached and not args.detach)

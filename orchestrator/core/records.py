@@ -6,12 +6,12 @@ tell its own record from another's. Times are UTC, ISO 8601, for people: no deci
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.settings import EngineSettings, Retention
 from orchestrator.core.sweep import Sweep
-from orchestrator.formats import FORMAT, Stored
+from orchestrator.formats import FORMAT, SINCE_2, Stored
 from orchestrator.manifest import File
 
 
@@ -231,11 +231,13 @@ class Code(Record, frozen=True, kw_only=True):
         digest: of the snapshot in the store.
         import_paths: in the snapshot's folder; an absolute one is of an installed package.
         git: the checkout's state, as in `provenance`, without the diff: a snapshot has no history of its own.
+        version: digest of the checkout, as of workers that run it where it lies; "" where it was not kept.
     """
 
     digest: str
     import_paths: tuple[str, ...]
     git: dict[str, Any] = {}
+    version: Annotated[str, SINCE_2] = ""
 
 
 class Request(Record, frozen=True, kw_only=True):
