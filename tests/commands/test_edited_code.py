@@ -17,20 +17,20 @@ from tests.commands.launches import records, wait_for
 COMMAND = """
 import json, sys, time
 output, seed = sys.argv[1:3]
-time.sleep(0.5)
+time.sleep(0.3)
 open(output + "/rows.jsonl", "w").write(json.dumps({"seed": int(seed), "version": 1}))
 open("made_by_a_stage.csv", "a").write(f"{seed}\\n")
 """
 SWEEP = """
 config: {seed: 0}
-axes: {seed: "range(0,6)"}
+axes: {seed: "range(0,3)"}
 stages: {act: {command: "python s.py {output} {config.seed}", reads: [seed], results: rows.jsonl}}
 """
 
 
 @pytest.fixture
 def edited(sweep: Any) -> Any:
-    """A folder with a command stage of six cells."""
+    """A folder with a command stage of three cells."""
     (sweep.folder / "s.py").write_text(COMMAND)
     (sweep.folder / "act.yaml").write_text(SWEEP)
     return sweep
@@ -54,10 +54,10 @@ def test_an_edit_stops_the_claims_and_the_next_launch_goes_on_and_says_what_diff
     assert code == 3 and "s.py changed since the launch" in output, output
     assert {row["version"] for row in edited.json("collect", "act")} == {1}
     again = edited("launch", "act.yaml")
-    assert "made by other code than now" in again and "6 done" in again
+    assert "made by other code than now" in again and "3 done" in again
     codes = {start["provenance"]["code"] for start in records(edited.store, "start.json")}
     assert len(codes) == 2
-    assert "made by other code than now" not in edited("launch", "act.yaml", "--only", "seed=5")
+    assert "made by other code than now" not in edited("launch", "act.yaml", "--only", "seed=2")
     assert "made by different code" in edited("status", "act")
 
 
@@ -66,7 +66,7 @@ def test_launches_with_nothing_edited_show_no_drift_whatever_the_stages_wrote_be
 ) -> None:
     edited("launch", "act.yaml", "--only", "seed=0")
     assert (edited.folder / "made_by_a_stage.csv").exists()
-    (edited.folder / "act.yaml").write_text(SWEEP.replace("range(0,6)", "range(0,2)"))
+    (edited.folder / "act.yaml").write_text(SWEEP.replace("range(0,3)", "range(0,2)"))
     output = edited("launch", "act.yaml")
     assert "code" not in output and "2 done" in output
 
@@ -76,7 +76,7 @@ def test_a_launch_from_a_snapshot_runs_the_code_as_it_was(edited: Any, backgroun
     wait_for(lambda: records(edited.store, "end.json"))
     edit(edited)
     code, output = launch.end()
-    assert code == 0 and "6 done" in output, output
+    assert code == 0 and "3 done" in output, output
     assert {row["version"] for row in edited.json("collect", "act")} == {1}
     edited.folder.joinpath("s.py").write_text(COMMAND)
     assert "made by" not in edited("launch", "act.yaml")  # the version is that of the checkout
@@ -151,18 +151,14 @@ def test_the_module_of_a_stage_belongs_to_the_code_even_if_git_ignores_it(projec
     assert code.digest() != before
 
 
-def test_a_digest_is_quick_to_take_again_beside_much_data(tmp_path: Path) -> None:
+def test_a_digest_of_many_files_is_quick_to_take_again(tmp_path: Path) -> None:
     for number in range(2000):
         path = tmp_path / f"pkg{number % 20}/module{number}.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"x = {number}\n")
-    (tmp_path / "data").mkdir()
-    for number in range(12_000):
-        (tmp_path / f"data/{number}").touch()
     code = checkout(tmp_path)
     before = code.digest()
-    for path in (tmp_path, *tmp_path.rglob("*")):  # as if nothing had changed for a while
-        os.utime(path, ns=(0, time.time_ns() - 10**10))
+    time.sleep(2.1)  # what has only just changed is read again
     code.digest()
     took_s = []
     for _ in range(5):
@@ -170,4 +166,4 @@ def test_a_digest_is_quick_to_take_again_beside_much_data(tmp_path: Path) -> Non
         assert code.digest() == before
         took_s.append(time.process_time() - start_s)
     print(f"{min(took_s) * 1000:.0f} ms")
-    assert min(took_s) < 0.1
+    assert min(took_s) < 0.05
