@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.formats import Stored
+from orchestrator.text import escaped
 
 
 class File(Stored, frozen=True):
@@ -37,6 +40,61 @@ def scan(folder: Path) -> tuple[File, ...]:
     """Lists all regular files under a folder with size (bytes) and digest, sorted by path."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     return tuple(File(p.relative_to(folder).as_posix(), p.stat().st_size, file_digest(p)) for p in paths)
+
+
+def contain(folder: Path, *, linked: Path | None = None) -> None:
+    """Put what links lead to outside of a folder into it: what is deleted there must not be missed here.
+
+    Args:
+        folder: of a product or a checkpoint.
+        linked: a folder whose files are never written again: hard links to them do.
+
+    Raises:
+        ValueError: a link leads nowhere, in a circle or to what is no file; or a name is no UTF-8 text, which
+            no record can hold.
+        OSError: there is no room for a copy.
+    """
+    real = folder.resolve()
+    for place, folders, names in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *names)):
+            name = escaped(path.relative_to(folder).as_posix())
+            if not _is_text(path.name):
+                raise ValueError(f"the name of {name} is no UTF-8 text")
+            if not path.is_symlink():
+                continue
+            try:
+                target = path.resolve(strict=True)
+            except (OSError, RuntimeError):
+                raise ValueError(f"{name} is a link that leads nowhere") from None
+            if not target.is_relative_to(real):
+                copy = path.with_name(f".{uuid.uuid4().hex}")
+                _copy(target, copy, name, linked, frozenset({real}))
+                path.unlink()
+                copy.rename(path)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _copy(source: Path, target: Path, name: str, linked: Path | None, above: frozenset[Path]) -> None:
+    if source.is_dir():
+        real = source.resolve()
+        if any(folder.is_relative_to(real) for folder in above):
+            raise ValueError(f"{name} is a link that leads in a circle")
+        target.mkdir()
+        for inner in sorted(source.iterdir()):
+            _copy(inner, target / inner.name, name, linked, above | {real})
+    elif not source.is_file():
+        raise ValueError(f"{name} is a link that leads to what is no file: {source}")
+    elif linked is not None and source.resolve().is_relative_to(linked.resolve()):
+        os.link(source.resolve(), target)
+    else:
+        shutil.copyfile(source, target)
 
 
 def fsync_path(path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from orchestrator.commands.output import counted, outlive_the_reader
+from orchestrator.commands.output import counted
 from orchestrator.commands.report import write_reports
 from orchestrator.commands.retired import finish_retention, print_needing_retired
 from orchestrator.commands.view import View, sealed_view
@@ -25,6 +25,7 @@ from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
+from orchestrator.edge import outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.base import Launch, Launcher
 from orchestrator.launchers.jobs import settings_of
@@ -278,6 +279,7 @@ def print_failures(view: View, cells: list[Cell]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Attends to a request that is already recorded."""
     url, name, number = sys.argv[1:] if argv is None else argv
+    prepare()
     outlive_the_reader()
     try:
         ledger = open_ledger(url)

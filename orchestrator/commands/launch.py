@@ -12,7 +12,7 @@ from orchestrator.commands.costs import estimates_of
 from orchestrator.commands.dispatch import Dispatch
 from orchestrator.commands.drift import print_code_drift
 from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
-from orchestrator.commands.output import counted, outlive_the_reader
+from orchestrator.commands.output import counted
 from orchestrator.commands.plan import add_composing, again, engine_of, planned
 from orchestrator.commands.reconcile import Asked, add_wait, limits_of, print_scripts, submit_all
 from orchestrator.commands.snapshot import plan_code, take_code
@@ -22,6 +22,7 @@ from orchestrator.core.records import Request, Revision
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.edge import outlive_the_reader
 from orchestrator.launchers.base import Launcher, Submitter
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
@@ -140,7 +141,7 @@ def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> 
             number=number,
             content=content,
             sweep=composition.sweep,
-            source=provenance.without_secrets(composition.source.read_text()),
+            source=provenance.without_secrets(composition.source.read_text(encoding="utf-8")),
             overrides=tuple(map(provenance.without_secrets, overrides)),
             notes=composition.notes,
             at=provenance.now(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO, cast
+from typing import Any
 
 import msgspec
+
+from orchestrator.text import escaped, one_line
 
 COLOURS = {
     "done": "green",
@@ -38,47 +39,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(item), style=COLOURS.get(str(item), "")) for item in row))
+        table.add_row(*(Text(escaped(str(item)), style=COLOURS.get(str(item), "")) for item in row))
     console.print(table)
 
 
 def shorten(text: str, length: int) -> str:
     """Cuts a long text for a column."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 3] + "..."
-
-
-def outlive_the_reader() -> None:
-    """Lets a verb that runs things go on when the reader of its output leaves, as `head` does."""
-    sys.stdout = cast(TextIO, _Unbreakable(sys.stdout))
-
-
-class _Unbreakable:
-    """A stream that turns silent, instead of raising, when nobody reads it any more."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except BrokenPipeError:
-            self._silence()
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._silence()
-
-    def _silence(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    return one_line(text, length)
 
 
 def counted(number: int, noun: str) -> str:

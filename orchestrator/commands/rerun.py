@@ -8,7 +8,7 @@ import sys
 from orchestrator.commands.ask import as_request, ask
 from orchestrator.commands.attend import attend, detach, make_launcher
 from orchestrator.commands.launch import attempts_so_far
-from orchestrator.commands.output import counted, outlive_the_reader, print_table, shorten
+from orchestrator.commands.output import counted, print_table, shorten
 from orchestrator.commands.plan import engine_of
 from orchestrator.commands.reconcile import Asked, add_wait, limits_of, submit_all
 from orchestrator.commands.snapshot import take_code
@@ -17,6 +17,7 @@ from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.edge import outlive_the_reader
 from orchestrator.errors import UserError
 from orchestrator.store import layout
 

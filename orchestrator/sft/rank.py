@@ -170,7 +170,7 @@ def heed_only(launcher: int) -> None:
 def oom_kills() -> int:
     """Returns how many processes the kernel's OOM killer ended on this machine since it started."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
+        for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
@@ -224,7 +224,7 @@ def _kill_ranks() -> None:
     """Kills the groups of our children: ranks, and what they started and the kernel would spare."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended just now, or leads no group
-            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+            if int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) == os.getpid():
                 os.killpg(int(path.parent.name), signal.SIGKILL)
 
 

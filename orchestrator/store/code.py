@@ -119,6 +119,7 @@ def take(
     *,
     targets: Iterable[str] = (),
     exclude: Sequence[Path] = (),
+    version: str = "",
 ) -> Code:
     """Stores a snapshot of the code at the import paths, and says where they are in it; see `plan`.
 
@@ -126,7 +127,7 @@ def take(
         UserError: as of `plan`.
         InfrastructureError: the store does not keep it.
     """
-    planned = plan(objects, import_paths, targets=targets, exclude=exclude)
+    planned = plan(objects, import_paths, targets=targets, exclude=exclude, version=version)
     store(objects, planned)
     return planned.code
 

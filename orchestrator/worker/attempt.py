@@ -20,20 +20,22 @@ from orchestrator.core.failure import Cause, cause_of_exit
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Start
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
+from orchestrator.edge import MARK
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
-from orchestrator.processes import MARK, end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
+from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
 from orchestrator.stage import MANIFEST, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
+from orchestrator.text import MAX_LINE, escaped, one_line
 from orchestrator.worker import child
 from orchestrator.worker.command import command_python
 from orchestrator.worker.inherit import Inherited, inherit
 from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
-from orchestrator.worker.outcome import log_tail, read_outcome
+from orchestrator.worker.outcome import complain, log_tail, read_outcome, tell
 from orchestrator.worker.shipping import Shipper
 
 MAX_HEARTBEAT_S = 10.0
@@ -55,6 +57,7 @@ class AttemptRun:
         input_generations: digest of each input to the generation of its product.
         context: forks children.
         stop_asked: returns why this worker should stop, "" while it should not.
+        code_now: returns the digest of the code that stages run, as it is now.
     """
 
     def __init__(
@@ -71,11 +74,12 @@ class AttemptRun:
         input_generations: dict[str, int],
         context: BaseContext,
         stop_asked: Callable[[], str],
+        code_now: Callable[[], str],
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
         self._cell, self._node, self.number, self._claim = cell, node, number, claim
         self._inputs, self._generations = inputs, input_generations
-        self._context, self._stop_asked = context, stop_asked
+        self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -112,7 +116,7 @@ class AttemptRun:
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
-            self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
+            self._shipper = Shipper(objects, self._key, adopted=step, complain=complain)
         self._record_start(taken.parent)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
@@ -122,7 +126,7 @@ class AttemptRun:
             if process.pid is not None:
                 process.kill()
                 if not end_attempt(self._mark, leader=process.pid):
-                    _complain(f"processes that attempt {self.number} started do not end")
+                    complain(f"processes that attempt {self.number} started do not end")
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
@@ -226,7 +230,7 @@ class AttemptRun:
                 self._shipper.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
-                _tell(pipe, Message(stop=self._released))
+                tell(pipe, Message(stop=self._released))
             if told and now_s - self._stopping_s > grace_s:
                 return
 
@@ -283,7 +287,7 @@ class AttemptRun:
         try:
             self._ledger.put(self._node, self.number, layout.HEARTBEAT, beat)
         except OSError as error:
-            _complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
+            complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
 
     # Ending
 
@@ -339,7 +343,7 @@ class AttemptRun:
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
             retire=outcome.retire,
-            code=provenance.code_version(self._order.code_digest, self._git),
+            code=provenance.code_version(self._order.code_digest, self._git, now=self._code_now()),
             at=provenance.now(),
         )
         if self._retired_input():  # it may have seen a part of it
@@ -378,9 +382,9 @@ class AttemptRun:
                 "outcome": outcome,
                 "cause": cause,
                 "why": why,
-                "exception": exception,
-                "message": provenance.without_secrets(message),
-                "log_tail": provenance.without_secrets(log_tail),
+                "exception": one_line(exception),
+                "message": one_line(provenance.without_secrets(message[: 8 * MAX_LINE])),
+                "log_tail": escaped(provenance.without_secrets(log_tail)),
                 "seconds": round(time.monotonic() - self._start_s, 3),
                 "at": provenance.now(),
             },
@@ -388,13 +392,3 @@ class AttemptRun:
         )
         self._ledger.end(self._node, self.number, end)
         return end
-
-
-def _complain(line: str) -> None:
-    with contextlib.suppress(OSError):  # the log may lie on a full disk
-        print(line, flush=True)
-
-
-def _tell(pipe: Connection, message: Message) -> None:
-    with contextlib.suppress(OSError):  # the child is ending
-        pipe.send_bytes(msgspec.json.encode(message))

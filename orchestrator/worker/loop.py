@@ -226,6 +226,7 @@ class Worker:
             input_generations={i.digest: snapshot.evidence(i.digest).generation for i in node.inputs},
             context=self._context,
             stop_asked=lambda: self._why_stop(node),
+            code_now=lambda: self._checkout.digest() if self._checkout else "",
         )
         end = run.run(attempts)
         self._release(node, snapshot)

@@ -23,7 +23,7 @@ from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.processes import adopt_orphans
 from orchestrator.store.checkout import Checkout, checkout_of
-from orchestrator.store.code import damage, import_paths, package_path
+from orchestrator.store.code import damage, import_paths, package_path, version_of
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
 from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
@@ -88,7 +88,7 @@ def run(
             os.environ.pop("PYTHONSAFEPATH", None)  # meant for us: a command imports what lies beside it
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
         checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths)
-        if problem := _code_problem(ledger, order, checkout) or _store_problem(ledger):
+        if problem := _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger):
             say(f"{problem.what}: this worker claims nothing")
             return problem.code
         for module in preload(revision.sweep):
@@ -171,7 +171,7 @@ class _Problem(NamedTuple):
     code: int
 
 
-def _code_problem(ledger: Ledger, order: WorkerOrder, checkout: Checkout) -> _Problem | None:
+def _code_problem(ledger: Ledger, order: WorkerOrder, sweep: Sweep, checkout: Checkout) -> _Problem | None:
     if order.code is None:
         if not order.code_digest or checkout.digest() == order.code_digest:
             return None
@@ -179,6 +179,9 @@ def _code_problem(ledger: Ledger, order: WorkerOrder, checkout: Checkout) -> _Pr
     if problem := damage(ledger.objects, order.code.digest):
         return _Problem(f"the snapshot in the store is damaged: {problem}", OTHER_CODE)
     here, there = Path(provenance.__file__), package_path(ledger.objects, order.code.digest)
+    paths = tuple(order.import_paths)
+    if order.code_digest not in ("", version_of(order.code, sweep, paths)):
+        return _Problem("the code of this snapshot is not the code at launch", OTHER_CODE)
     if here.parents[1].resolve() == there.resolve():
         return None
     return _Problem(
