@@ -75,6 +75,14 @@ def canonical(record: msgspec.Struct) -> bytes:
     return msgspec.json.encode(_canonical(record))
 
 
+def canonical_tree(tree: Any, kind: type[msgspec.Struct]) -> bytes:
+    """Return what `canonical` would of a record that was written as this tree, and not one field more.
+
+    An earlier version wrote no field that came after it, whatever its default.
+    """
+    return msgspec.json.encode(_sealed_tree(tree, inspect.type_info(kind)))
+
+
 def refuse_unheld(value: msgspec.Struct, *, store_format: int, store: str) -> None:
     """Refuse settings that a store cannot hold, before anything is recorded.
 
@@ -170,13 +178,29 @@ def _written(value: Any, store_format: int) -> Any:
     return _reduced(value, lambda item: _written(item, store_format), lambda item: item, store_format)
 
 
-def _canonical(value: Any) -> Any:
-    def sealed(item: Any) -> Any:
-        return msgspec.Raw(msgspec.json.encode(item, order="deterministic"))
+def _sealed_tree(tree: Any, info: inspect.Type) -> Any:
+    info = _bare(info)
+    if isinstance(info, inspect.UnionType):
+        info = _chosen(tree, info)
+    if isinstance(info, inspect.StructType) and isinstance(tree, dict):
+        first = {f.encode_name: f.type for f in info.fields if _since(f.type) == 1 and f.encode_name in tree}
+        later = {name: _sorted(tree[name]) for name in sorted(tree) if name not in first}
+        return {name: _sealed_tree(tree[name], kind) for name, kind in first.items()} | later
+    if isinstance(info, inspect.DictType) and isinstance(tree, dict):
+        return {name: _sealed_tree(tree[name], info.value_type) for name in sorted(tree)}
+    if isinstance(info, inspect.ListType | inspect.VarTupleType) and isinstance(tree, list):
+        return [_sealed_tree(item, info.item_type) for item in tree]
+    return _sealed(tree)
 
+
+def _sealed(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value, order="deterministic"))
+
+
+def _canonical(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _canonical(value[key]) for key in sorted(value)}
-    return _reduced(value, _canonical, sealed, FORMAT, later_last=True)
+    return _reduced(value, _canonical, _sealed, FORMAT, later_last=True)
 
 
 def _reduced(

@@ -26,6 +26,19 @@ class File(Stored, frozen=True):
     size: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        check_inside(self.path)
+
+
+def check_inside(path: str) -> None:
+    """Refuse a path that would lead out of the folder that it is relative to.
+
+    Raises:
+        ValueError: it would.
+    """
+    if not path or "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError(f"{path!r} is no path inside a folder")
+
 
 def file_digest(path: Path) -> str:
     """Returns the sha-256 of a file's content, hexadecimal."""
