@@ -16,12 +16,12 @@ _OOM_WORDS = ("exceeded memory limit", "oom-kill", "oom_kill", "Out Of Memory", 
 _TAIL_BYTES = 4096
 
 _NO_CAUSE = re.compile(
-    r"(srun|slurmstepd)\S*: (error: )?(\S+: tasks? [\d,-]+: (Exited with exit code|Terminated|Killed)"
+    r"(srun|slurmstepd)\S*: (error: )?(\S+: tasks? [\d,-]+: Exited with exit code"
     r"|Terminating StepId|Terminating job step|Job step aborted|\*\*\* (STEP|JOB)|First task exited"
     r"|Force Terminated)"
-    r"|\S+ job: \S+ submission \d+ task \d+, start"
+    r"|[\d-]+T[\d:]+Z (worker \d+: |job: \S+ submission \d+ task \d+, start)"
 )
-"""Lines that say that a job ended, and not why; and the first line of each of our jobs."""
+"""Lines that say that a job ended, and not why; and what our own jobs write of their progress."""
 
 _PREFIX = re.compile(r"^((srun|slurmstepd)\S*: (error|fatal): |\S*/slurm_script: (?=line))")
 
