@@ -31,8 +31,10 @@ VERBS = {
     "cancel": "stop cells and keep them from being claimed",
     "collect": "the result rows as one table",
     "report": "tables, figures and a page from the rows that there are",
+    "best": "the cells with the lowest or highest value of a metric",
     "data": "describe, import and check parallel task data",
     "doctor": "check this machine and the store",
+    "upgrade": "let a store of an earlier format hold what this version records",
 }
 
 HELP = """usage: sweep VERB ...

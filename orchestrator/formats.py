@@ -1,13 +1,262 @@
-"""The store formats: which fields of a record came with which.
+"""The store formats: how records evolve, and how they are read and written across versions.
 
-A store keeps the format that it was made with. A field that a later format added is marked with the format's
-constant below, has a default, and is never written into a store of an earlier format, whose readers may be
-workers of an earlier version that refuse what they do not know.
+Format 1 was read strictly: a field or a word that a reader did not know made the record unreadable. In a
+store of format 2 records may gain optional fields and words. A store keeps the format that it was made with.
+
+- A field that came with format 2 has a default and is marked: ``name: Annotated[str, SINCE_2] = ""``.
+- A marked field at its default is never written, so that equal content stays equal content.
+- A store of an earlier format cannot hold it: information is left out, a setting (`Settings`) is refused.
+- A reader ignores fields that it does not know, and keeps them where it writes the record again.
+- A word that it does not know reads as ``unknown``, or else as the field's default.
+
+Structs stay strict (`forbid_unknown_fields`): what users type is converted strictly, see `core.typed`. Only
+`decode` is lenient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, TypeVar
+
 import msgspec
+from msgspec import inspect
+
+from orchestrator.errors import UserError
+
+FORMAT = 2
+"""The format of new stores; a store of a later one is refused. A change of meaning raises it."""
 
 SINCE_2 = msgspec.Meta(extra={"since": 2})
 """Marks a field that only stores of format 2 or later hold: ``Annotated[str | None, SINCE_2] = None``."""
+
+_LATER = "_later"
+_UNKNOWN = "unknown"
+
+T = TypeVar("T")
+
+
+class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """The base of what is written into a store. Its instances keep what `decode` did not know of them."""
+
+
+class Settings(Stored, frozen=True):
+    """The base of what a user asks for: a setting that a store cannot hold is refused, never lost."""
+
+
+def encode(record: msgspec.Struct, *, store_format: int = FORMAT) -> bytes:
+    """Return a record as JSON for a store of a format; mappings keep their order, which people see again.
+
+    Raises:
+        UserError: the store cannot hold a setting.
+    """
+    return msgspec.json.encode(_written(record, store_format))
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Read a record leniently: a later version may have written it.
+
+    Raises:
+        msgspec.DecodeError: it is no such record.
+        UnicodeDecodeError: it is no text.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError:
+        value = _Reader().read(msgspec.json.decode(data), inspect.type_info(kind))
+        return msgspec.convert(value, kind)
+
+
+def canonical(record: msgspec.Struct) -> bytes:
+    """Return JSON that equal content shares, whichever version wrote it: for digests of content.
+
+    Fields of format 1 come first in their order, then all later ones that are set, by name.
+    """
+    return msgspec.json.encode(_canonical(record))
+
+
+def refuse_unheld(value: msgspec.Struct, *, store_format: int, store: str) -> None:
+    """Refuse settings that a store cannot hold, before anything is recorded.
+
+    Args:
+        value: the settings, or what holds some.
+        store_format: of the store.
+        store: its address, for the message.
+
+    Raises:
+        UserError: there is such a setting.
+    """
+    try:
+        _written(value, store_format)
+    except UserError as error:
+        raise UserError(error.what, where=store, allowed=error.allowed, fix=error.fix) from None
+
+
+def kept(old: T, new: T) -> T:
+    """Return `new`, made from `old`, with the fields of `old` that this version does not know."""
+    if isinstance(old, Stored) and isinstance(new, Stored) and _LATER in old.__dict__:
+        new.__dict__[_LATER] = old.__dict__[_LATER]
+        for name in old.__struct_fields__:
+            kept(getattr(old, name), getattr(new, name, None))
+    return new
+
+
+class _Reader:
+    """Turns a plain tree into structs, and notes on them what they have no field for."""
+
+    def __init__(self) -> None:
+        self._found = 0
+
+    def read(self, tree: Any, info: inspect.Type) -> Any:
+        info = _bare(info)
+        if isinstance(info, inspect.UnionType):
+            info = _chosen(tree, info)
+        if isinstance(info, inspect.StructType) and isinstance(tree, dict):
+            return self._struct(tree, info)
+        if isinstance(info, inspect.DictType) and isinstance(tree, dict):
+            return {key: self.read(value, info.value_type) for key, value in tree.items()}
+        if isinstance(info, inspect.ListType | inspect.VarTupleType) and isinstance(tree, list):
+            return [self.read(value, info.item_type) for value in tree]
+        words = _words(info)
+        return _UNKNOWN if words and tree not in words and _UNKNOWN in words else tree
+
+    def _struct(self, tree: dict[str, Any], info: inspect.StructType) -> Any:
+        before = self._found
+        fields = {field.encode_name: field for field in info.fields}
+        later = {name: value for name, value in tree.items() if name not in fields}
+        read = {}
+        for name, value in tree.items():
+            if name not in fields:
+                continue
+            read[name] = self.read(value, fields[name].type)
+            words = _words(_bare(fields[name].type))
+            if isinstance(value, str) and read[name] != value:
+                later[name] = value
+            elif words and value not in words and not fields[name].required:  # no word for "unknown"
+                later[name] = value
+                del read[name]
+        self._found += len(later)
+        record = msgspec.convert(read, info.cls)
+        if self._found > before and isinstance(record, Stored):
+            record.__dict__[_LATER] = later
+        return record
+
+
+def _bare(info: inspect.Type) -> inspect.Type:
+    while isinstance(info, inspect.Metadata):
+        info = info.type
+    return info
+
+
+def _chosen(tree: Any, union: inspect.UnionType) -> inspect.Type:
+    """Return the member of a union that a value may be meant for."""
+    kinds: tuple[type[Any], ...] = (inspect.EnumType, inspect.LiteralType, inspect.StrType)
+    if isinstance(tree, dict):
+        kinds = (inspect.StructType, inspect.DictType)
+    elif isinstance(tree, list):
+        kinds = (inspect.ListType, inspect.VarTupleType)
+    members = [_bare(member) for member in union.types]
+    return next((m for kind in kinds for m in members if isinstance(m, kind)), union)
+
+
+def _words(info: inspect.Type) -> tuple[Any, ...]:
+    if isinstance(info, inspect.EnumType):
+        return tuple(member.value for member in info.cls)
+    return tuple(info.values) if isinstance(info, inspect.LiteralType) else ()
+
+
+def _written(value: Any, store_format: int) -> Any:
+    """Return a tree without the fields that are not to be written; what needs no change is left as it is."""
+    return _reduced(value, lambda item: _written(item, store_format), lambda item: item, store_format)
+
+
+def _canonical(value: Any) -> Any:
+    def sealed(item: Any) -> Any:
+        return msgspec.Raw(msgspec.json.encode(item, order="deterministic"))
+
+    if isinstance(value, dict):
+        return {key: _canonical(value[key]) for key in sorted(value)}
+    return _reduced(value, _canonical, sealed, FORMAT, later_last=True)
+
+
+def _reduced(
+    value: Any,
+    inner: Callable[[Any], Any],
+    whole: Callable[[Any], Any],
+    store_format: int,
+    *,
+    later_last: bool = False,
+) -> Any:
+    """Return a struct as a mapping of the fields to write, a container of what `inner` makes of its items."""
+    if isinstance(value, dict):
+        return {key: inner(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [inner(item) for item in value]
+    if not isinstance(value, msgspec.Struct):
+        return whole(value)
+    later = value.__dict__.get(_LATER) if isinstance(value, Stored) else None
+    if later is None and not _evolved(type(value)):
+        return whole(value)
+    tree, added = {}, dict(later or {})
+    for name, since, default in _fields(type(value)):
+        item = getattr(value, name)
+        if since == 1 and name not in added:
+            tree[name] = inner(item)
+        elif since == 1 or item == default():
+            continue
+        elif since <= store_format:
+            added[name] = _written(item, store_format)
+        elif isinstance(value, Settings):
+            raise UserError(
+                f"the store is of format {store_format} and cannot hold the setting {name!r}",
+                allowed=f"leave it out, or upgrade the store to format {FORMAT} when nothing runs in it",
+                fix="sweep upgrade",
+            )
+    if later_last:
+        return tree | {name: _sorted(added[name]) for name in sorted(added)}
+    return tree | added
+
+
+def _sorted(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value, order="sorted"))
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, int, Callable[[], Any]], ...]:
+    """Return of each field of a struct its name, the format it came with, and what makes its default."""
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    return tuple((field.name, _since(field.type), _default(field)) for field in info.fields)
+
+
+def _since(info: inspect.Type) -> int:
+    if isinstance(info, inspect.Metadata):
+        return int((info.extra or {}).get("since", 1))
+    return 1
+
+
+def _default(field: inspect.Field) -> Callable[[], Any]:
+    factory: Any = field.default_factory
+    return factory if callable(factory) else lambda: field.default
+
+
+@cache
+def _evolved(kind: type[msgspec.Struct]) -> bool:
+    """Whether a struct, or one that it may hold, has a marked field."""
+    seen: set[type[msgspec.Struct]] = set()
+
+    def structs(info: inspect.Type) -> Iterator[type[msgspec.Struct]]:
+        info = _bare(info)
+        if isinstance(info, inspect.StructType) and info.cls not in seen:
+            seen.add(info.cls)
+            yield info.cls
+            for field in info.fields:
+                yield from structs(field.type)
+        for name in ("value_type", "item_type"):
+            if isinstance(inside := getattr(info, name, None), inspect.Type):
+                yield from structs(inside)
+        for name in ("types", "item_types"):
+            for inside in getattr(info, name, None) or ():
+                yield from structs(inside)
+
+    return any(since > 1 for each in structs(inspect.type_info(kind)) for _, since, _ in _fields(each))

@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import msgspec
+from orchestrator.formats import Stored
 
 
-class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class File(Stored, frozen=True):
     """One file of a product or checkpoint.
 
     Attributes:

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
+import shlex
 import subprocess
 import sys
 import time
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core.judgement import Asker
+from orchestrator.core.secrets import known_values, redacted
 
 ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
@@ -33,7 +34,6 @@ ENVIRONMENT = (
 """The only environment variables that are ever recorded."""
 
 MAX_DIFF_BYTES = 1_000_000
-_SECRET = re.compile(r"(key|token|secret|password|passwd|credential)[^=]*=", re.IGNORECASE)
 
 
 def now() -> str:
@@ -71,11 +71,14 @@ def user() -> str:
     return f"{name}@{platform.node()}"
 
 
-def command_line(argv: Sequence[str]) -> str:
-    """Returns the command line, with the values of secret-looking options left out."""
-    import shlex
+def without_secrets(text: str) -> str:
+    """Return a text with the credentials in it, and those that this process's environment holds, redacted."""
+    return redacted(text, known_values(os.environ))
 
-    return shlex.join(re.sub(r"=.*", "=***", word) if _SECRET.search(word) else word for word in argv)
+
+def command_line(argv: Sequence[str]) -> str:
+    """Return the command line without credentials."""
+    return without_secrets(shlex.join(argv))
 
 
 def stage_files(targets: Iterable[str], import_paths: Sequence[str]) -> list[Path]:
@@ -161,9 +164,10 @@ def code_version(digest: str, git: Mapping[str, Any]) -> str:
 
 def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:
     """Returns what is recorded with a launch: everything that a rerun elsewhere would need to know."""
+    git = git_state(folder)
     return {
         **of_attempt("", {}),
-        "git": git_state(folder),
+        "git": {**git, "diff": without_secrets(git["diff"])} if git else {},  # its digest is of the whole
         "packages": packages(),
         "command": command_line(argv),
     }

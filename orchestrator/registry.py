@@ -64,14 +64,16 @@ TRACKERS: Mapping[str, str] = {
 
 REPORTS: Mapping[str, str] = {
     "accuracy": "orchestrator.study.summary:write",
+    "general": "orchestrator.reports.general:write",
     "study": "orchestrator.study.report:write",
 }
 """`report` of a sweep to a function ``(rows, folder) -> list[Path]``; see `orchestrator.reporting`."""
 
-TABLES: Mapping[str, str] = {
-    "study": "orchestrator.study.table:read_table",
-}
-"""Report to a function ``(path) -> rows`` that reads a table from elsewhere."""
+FITTING: Mapping[str, str] = {"study": "orchestrator.study.table:fits"}
+"""Report to a function ``(rows, *, about) -> bool``: whether it is the one for rows that name none."""
+
+TABLE_READER = "orchestrator.study.table:read_table"
+"""A function ``(path) -> rows`` that reads a table from elsewhere."""
 
 
 def load(target: str, *, where: str = "") -> Any:

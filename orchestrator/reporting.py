@@ -6,7 +6,8 @@ A report is a plain function that writes files and returns their paths::
     def write(rows: Sequence[Row], folder: Path, *, about: About | None) -> list[Path]
 
 The second kind gets the facts that no row holds, such as the cells that have none; they are None for a
-table from elsewhere. This module knows neither the store nor what the rows mean.
+table from elsewhere. A parameter `curves` brings the logged metrics as a tuple of `Curve`, and `over` the
+axes that the user wants mean and spread over. This module knows neither the store nor what the rows mean.
 """
 
 from __future__ import annotations
@@ -129,22 +130,38 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     notes: tuple[str, ...] = ()
 
 
+class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The metrics that one stage logged, of the attempt that made its product, or else of its last.
+
+    Attributes:
+        stage: its name and label, such as ``train`` or ``prepare[en]``.
+        cells: that share it.
+        points: metric to (step, value), by rising step, thinned out to at most some hundreds.
+    """
+
+    stage: str
+    cells: tuple[str, ...]
+    points: dict[str, tuple[tuple[int, float], ...]] = {}
+
+
+Offers = Mapping[str, Callable[[], Any]]
+"""What a report may take by a parameter of that name (`about`, `curves`, `over`); read only where it does."""
+
+
 def call(
-    report: Callable[..., list[Path]],
-    rows: Sequence[Mapping[str, Any]],
-    folder: Path,
-    *,
-    about: About | None,
+    report: Callable[..., list[Path]], rows: Sequence[Mapping[str, Any]], folder: Path, offers: Offers
 ) -> list[Path]:
-    """Calls a report, with the facts if it has a parameter `about`."""
-    if wants_facts(report):
-        return report(rows, folder, about=about)
-    return report(rows, folder)
+    """Call a report with its rows, its folder, and those of the offers that it has a parameter for."""
+    return report(rows, folder, **{name: offers[name]() for name in offers if name in _parameters(report)})
 
 
 def wants_facts(report: Callable[..., Any]) -> bool:
-    """Tells whether a report takes the facts, and so has something to say without any row."""
+    """Return whether a report takes the facts, and so has something to say without any row."""
+    return "about" in _parameters(report)
+
+
+def _parameters(report: Callable[..., Any]) -> frozenset[str]:
     try:
-        return "about" in inspect.signature(report).parameters
+        return frozenset(inspect.signature(report).parameters)
     except (TypeError, ValueError):  # a callable without a signature
-        return False
+        return frozenset()

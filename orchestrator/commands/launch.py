@@ -15,6 +15,7 @@ from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
 from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.plan import add_composing, again, engine_of, planned
 from orchestrator.commands.reconcile import Asked, add_wait, limits_of, print_scripts, submit_all
+from orchestrator.commands.snapshot import take_code
 from orchestrator.commands.view import View, sealed_view, split_store, targets_of
 from orchestrator.compose import Composition
 from orchestrator.core.records import Request, Revision
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     view, composition = planned(args.sweep, args.overrides, args.name)
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
+    view.ledger.refuse_unheld(settings, view.sweep)
     launcher = make_launcher(settings, len(cells))
     refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=again("prefetch", args))
     check_fit(view, cells, settings, launcher, import_paths)
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             after=attempts_so_far(view, cells),
             settings=settings,
             import_paths=import_paths,
-            code=snapshots.take(ledger.objects, import_paths, targets=targets_of(view)) if limits else None,
+            code=take_code(ledger.objects, import_paths, targets=targets_of(view)) if limits else None,
         ),
     )
     if limits:
@@ -138,8 +140,8 @@ def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> 
             number=number,
             content=content,
             sweep=composition.sweep,
-            source=composition.source.read_text(),
-            overrides=tuple(overrides),
+            source=provenance.without_secrets(composition.source.read_text()),
+            overrides=tuple(map(provenance.without_secrets, overrides)),
             notes=composition.notes,
             at=provenance.now(),
         )

@@ -13,17 +13,18 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.commands.curves import curves
 from orchestrator.commands.facts import about
 from orchestrator.commands.output import counted
 from orchestrator.commands.view import View, add_store, no_overrides, open_view
 from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.registry import REPORTS, TABLES, lookup
-from orchestrator.reporting import About, call, wants_facts
+from orchestrator.registry import FITTING, REPORTS, TABLE_READER, load, lookup
+from orchestrator.reporting import About, Offers, call, wants_facts
 from orchestrator.store import layout
 from orchestrator.store.table import Rows, collect_rows
 
-DEFAULT = "study"
-"""The report of a table, and of a sweep that names none."""
+GENERAL = "general"
+"""The report of what no other report fits."""
 
 NUMBERS = "report.json"
 MOST_PATHS, MAIN_PATHS = 6, 3
@@ -43,6 +44,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="default: the sweep's report folder in the store"
+    )
+    parser.add_argument(
+        "--report",
+        metavar="NAME",
+        help=f"such as {GENERAL}; default: what the sweep names, else what its columns fit",
+    )
+    parser.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="AXIS",
+        help="mean and spread over this axis as over seeds, in the general report; repeats",
     )
     parser.add_argument("--json", action="store_true", help=f"print {NUMBERS} alone")
     add_store(parser)
@@ -64,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as nowhere:
         if not view.sealed:
             place = place or Path(nowhere)  # JSON alone: the store has no folder for it
-        reports, errors = _write_all(view, view.sweep.report or (DEFAULT,), place)
+        reports, errors = _write_all(view, _names(args, view.sweep.report), place, over=args.over)
         written = [path for report in reports for path in report]
         if not args.json:
             view.warn()
@@ -84,14 +97,40 @@ def _of_table(args: argparse.Namespace) -> int:
     if args.out is None:
         raise UserError("a table's report needs a folder", fix="--out DIR")
     _check_folder(args.out)
-    rows: Rows = lookup(TABLES, DEFAULT, kind="table")(args.table)
-    folder = args.out.absolute()
-    _say(_write(DEFAULT, rows, folder, facts=None, where=str(args.table)), args.json)
+    rows: Rows = load(TABLE_READER)(args.table)
+    folder, offers = args.out.absolute(), {"over": lambda: tuple(args.over)}
+    (name,) = _names(args, ()) or (_fitting(rows, None, args.table),)
+    _say(_write(name, rows, folder, offers, where=str(args.table)), args.json)
     return 0
+
+
+def _names(args: argparse.Namespace, named: Sequence[str]) -> Sequence[str]:
+    """Return the reports that the arguments or the sweep name; none where the columns decide."""
+    if args.report and args.over and args.report != GENERAL:
+        raise UserError(f"--over is of the general report, not of {args.report}", fix=f"--report {GENERAL}")
+    if args.report or args.over:
+        return (args.report or GENERAL,)
+    return named
+
+
+def _fitting(rows: Rows, facts: About | None, table: Path | None = None) -> str:
+    """Return the first report whose columns are there, the general one where none fits."""
+    for name, fits in FITTING.items():
+        if load(fits)(rows, about=facts):
+            return name
+    if table is not None and not any("cell" in row for row in rows):
+        raise UserError(
+            f"no report fits the columns of {table}",
+            allowed="a table as `collect` writes it, or one with the columns of the study",
+            fix="--report study names what that one needs",
+        )
+    return GENERAL
 
 
 def write_reports(view: View) -> None:
     """Writes the sweep's reports at the end of a launch; one that fails costs no result."""
+    if not view.sweep.report:
+        return
     reports, errors = _write_all(view, view.sweep.report, None)
     for written in reports:
         for path in written:
@@ -105,20 +144,20 @@ def write_reports(view: View) -> None:
 
 
 def _write_all(
-    view: View, names: Sequence[str], place: Path | None
+    view: View, names: Sequence[str], place: Path | None, *, over: Sequence[str] = ()
 ) -> tuple[list[list[Path]], list[SweepError]]:
-    """Writes some reports of a sweep; returns their files, and what went wrong with the others."""
-    if not names:
-        return [], []
+    """Write some reports of a sweep, else the one that fits; return their files, and the errors of others."""
     rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
     facts = about(view)
+    names = names or (_fitting(rows, facts),)
+    offers = {"about": lambda: facts, "curves": lambda: curves(view), "over": lambda: tuple(over)}
     folder = place or view.ledger.objects.workspace(layout.report(view.sweep.name))
     _make_importable(view)
     written: list[list[Path]] = []
     errors: list[SweepError] = []
     for name in names:
         try:
-            written.append(_write(name, rows, folder, facts=facts, where=view.title))
+            written.append(_write(name, rows, folder, offers, where=view.title))
         except SweepError as error:
             errors.append(error)
         except Exception as error:  # noqa: BLE001 - reports may be the user's own
@@ -131,12 +170,12 @@ def _write_all(
     return written, errors
 
 
-def _write(name: str, rows: Rows, folder: Path, *, facts: About | None, where: str) -> list[Path]:
+def _write(name: str, rows: Rows, folder: Path, offers: Offers, *, where: str) -> list[Path]:
     report = lookup(REPORTS, name, kind="report")
     if not rows and not wants_facts(report):
         print(f"{where}: no rows yet, so nothing for the report {name}", file=sys.stderr)
         return []
-    return call(report, rows, folder, about=facts)
+    return call(report, rows, folder, offers)
 
 
 def _make_importable(view: View) -> None:
@@ -178,5 +217,5 @@ def _say(written: Sequence[Path], as_json: bool) -> None:
         return
     numbers = [path for path in written if path.name == NUMBERS]
     if not numbers:
-        raise UserError(f"none of the sweep's reports writes {NUMBERS}", fix=f"report: [{DEFAULT}]")
+        raise UserError(f"none of the sweep's reports writes {NUMBERS}", fix=f"--report {GENERAL}")
     sys.stdout.write(numbers[0].read_text(encoding="utf-8").rstrip() + "\n")

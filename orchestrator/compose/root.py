@@ -27,7 +27,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from orchestrator.compose.files import yaml_error
+from orchestrator.compose.grammar import cut
+from orchestrator.compose.reading import SCHEME, register, yaml_error
 from orchestrator.core.tree import dotted_keys
 from orchestrator.errors import UserError, nearest
 
@@ -106,7 +107,10 @@ class Root:
         except yaml.YAMLError as error:
             raise yaml_error(error) from None
         except OSError as error:
-            raise UserError(f"the config cannot be read: {error}", where=self.where) from None
+            raise UserError(
+                f"the config cannot be read: {error.strerror or error}",
+                where=cut(str(error.filename or self.where)),
+            ) from None
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         with _searching(self.folders), initialize(config_path=None, version_base=_VERSION_BASE):
@@ -162,13 +166,14 @@ class _SearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in self.folders:
-            search_path.append("polysweep", f"file://{folder}")
+            search_path.append("polysweep", f"{SCHEME}://{folder}")
 
 
 @contextlib.contextmanager
 def _searching(folders: tuple[Path, ...]) -> Iterator[None]:
     """Sets a search path, and aside the Hydra application that may be running in this process."""
     Plugins.instance().register(_SearchPath)
+    register()
     state = GlobalHydra.instance()
     before, state.hydra = state.hydra, None
     _SearchPath.folders = folders

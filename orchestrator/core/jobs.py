@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
-
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Record
-from orchestrator.formats import SINCE_2
+from orchestrator.formats import SINCE_2, Stored
 
 
-class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Resources(Stored, frozen=True, kw_only=True):
     """What one job asks for.
 
     Attributes:
@@ -85,7 +83,7 @@ class Accepted(Record, frozen=True, kw_only=True):
     at: str = ""
 
 
-class Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Over(Stored, frozen=True, kw_only=True):
     """A task that will not run any more, and how that is known.
 
     Attributes:
@@ -109,7 +107,7 @@ class Over(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     idle: bool = False
 
 
-class Lost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Lost(Stored, frozen=True, kw_only=True):
     """A worker that a driver had started and that is gone.
 
     Attributes:

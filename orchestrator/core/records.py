@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import msgspec
-
 from orchestrator.core.failure import Cause
 from orchestrator.core.settings import EngineSettings, Retention
-from orchestrator.core.sweep import FORMAT, Sweep
+from orchestrator.core.sweep import Sweep
+from orchestrator.formats import FORMAT, Stored
 from orchestrator.manifest import File
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Record(Stored, frozen=True, kw_only=True):
     """The base of all records."""
 
 
@@ -126,7 +125,8 @@ class End(Record, frozen=True, kw_only=True):
     """`end.json`: how an attempt ended.
 
     Attributes:
-        outcome: ``released`` is no failure: the worker gave the attempt back.
+        outcome: ``released`` is no failure: the worker gave the attempt back. ``unknown`` is a word of a
+            later version, which counts as a failure of unknown cause.
         cause: of a failure.
         why: of a release: stopped, deadline, preempted, superseded, already_done, input_retired or cancelled.
         exception: class name, if one was raised.
@@ -136,7 +136,7 @@ class End(Record, frozen=True, kw_only=True):
     """
 
     nonce: str
-    outcome: Literal["succeeded", "failed", "released"]
+    outcome: Literal["succeeded", "failed", "released", "unknown"]
     cause: Cause | None = None
     why: str = ""
     exception: str = ""
@@ -177,7 +177,7 @@ class Void(Record, frozen=True, kw_only=True):
 
     nonce: str
     generation: int
-    kind: Literal["discarded", "damaged"]
+    kind: Literal["discarded", "damaged", "unknown"]
     reason: str
     by: str
     at: str = ""
@@ -253,7 +253,7 @@ class Request(Record, frozen=True, kw_only=True):
 
     nonce: str
     number: int
-    verb: Literal["launch", "rerun", "cancel", "discard"]
+    verb: Literal["launch", "rerun", "cancel", "discard", "unknown"]
     revision: int
     cells: tuple[str, ...] | None = None
     after: dict[str, int] = {}

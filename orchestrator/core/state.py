@@ -31,6 +31,10 @@ FINAL = frozenset({State.DONE, State.FAILED, State.BLOCKED, State.CANCELLED})
 """States that no worker changes by itself."""
 
 
+FAILED = frozenset({"failed", "unknown"})
+"""Outcomes that count against the budget of a cause; an unknown one is a later version's word."""
+
+
 class Liveness(StrEnum):
     """What an observer can say of the owner of an attempt that has no `end`."""
 
@@ -119,7 +123,8 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
     """Yields (attempt, cause) of each attempt that failed or was lost, or whose product was.
 
     An attempt's cause is its `end`, or else what its successor's `supersedes` says, or else, for the last
-    one, that its owner is gone.
+    one, that its owner is gone. An owner that lived and gave way to its successor changes nothing: else
+    workers that take each other for dead could take over for ever.
     """
     superseded = {
         later.claim.supersedes.attempt: later.claim.supersedes.cause
@@ -128,10 +133,12 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
     }
     for attempt in evidence.attempts:
         if attempt.end is not None:
-            if attempt.end.outcome == "failed":
+            if attempt.end.outcome in FAILED:
                 yield attempt.number, attempt.end.cause or Cause.UNKNOWN
             elif attempt.end.outcome == "succeeded" and evidence.done is None:
                 yield attempt.number, Cause.STORAGE  # its product is gone
+            elif attempt.end.why == "superseded" and attempt.number in superseded:
+                yield attempt.number, superseded[attempt.number]
         elif attempt.number in superseded:
             yield attempt.number, superseded[attempt.number]
         elif attempt.number == evidence.attempts[-1].number and evidence.liveness is Liveness.GONE:
@@ -183,7 +190,7 @@ def _between_attempts(
     if last.end is None:
         reason = f"attempt {last.number} was lost: {evidence.liveness_reason}"
         return StageStatus(State.LOST, reason, evidence.liveness_cause, num_attempts)
-    if last.end.outcome == "failed":
+    if last.end.outcome in FAILED:
         cause = last.end.cause or Cause.UNKNOWN
         reason = f"attempt {last.number} failed ({cause}), a retry is left: {last.end.message}"
         return StageStatus(State.PENDING, reason, cause, num_attempts, seconds)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from orchestrator.formats import Stored
 from orchestrator.stage import StageSpec
 
-FORMAT = 1
-"""The version of every record's layout; a store of a newer one is refused."""
 
-
-class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Input(Stored, frozen=True):
     """A product that a stage takes: the stage's name, its instance label ("" without `each`), its digest."""
 
     stage: str
@@ -20,7 +16,7 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
 
 
-class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Node(Stored, frozen=True, kw_only=True):
     """One content-addressed stage instance, shared by all cells whose chain names its digest.
 
     Attributes:
@@ -43,7 +39,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return f"{self.stage}[{self.label}]" if self.label else self.stage
 
 
-class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Cell(Stored, frozen=True, kw_only=True):
     """One point of the grid.
 
     Attributes:
@@ -61,7 +57,7 @@ class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     chain: tuple[str, ...]
 
 
-class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Sweep(Stored, frozen=True, kw_only=True):
     """What a revision seals. Equal content has an equal digest and is one revision.
 
     Attributes:
@@ -71,6 +67,7 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         nodes: digest to stage instance.
         cells: in the order of the grid.
         report: names of reports written at the end of a launch.
+        format: always 1: sweeps that were sealed before stay equal to themselves.
     """
 
     name: str
@@ -79,4 +76,4 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     nodes: dict[str, Node]
     cells: tuple[Cell, ...]
     report: tuple[str, ...] = ()
-    format: int = FORMAT
+    format: int = 1

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import nodes
-from orchestrator.sft.loss import ResponseLoss
+from orchestrator.sft.loss import ResponseLoss, decoder_of
 
 FROZEN = ("vision_tower", "multi_modal_projector")
 """Parts of a multimodal model that text alone does not train."""
@@ -172,8 +172,20 @@ def shard(root: nn.Module, model: PreTrainedModel, *, device: torch.device, bf16
         else MixedPrecisionPolicy()
     )
     frozen = [module for name, module in model.named_modules() if name.rpartition(".")[2] in FROZEN]
-    for part in (*model.get_decoder().layers, *frozen, root):
+    for part in (*layers_of(model), *frozen, root):
         fully_shard(part, mesh=mesh, mp_policy=policy)
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the layers of a model's decoder: its list of modules with the most parameters.
+
+    Raises:
+        StageFailure: it has no such list (cause ``config``).
+    """
+    lists = [module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise StageFailure("config", f"{type(model).__name__} has no layers to shard: trainer.sharding=ddp")
+    return max(lists, key=lambda layers: sum(weight.numel() for weight in layers.parameters()))
 
 
 def fill(model: PreTrainedModel, source: PreTrainedModel | None, *, device: torch.device) -> None:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import msgspec
 
 import orchestrator
-from orchestrator import provenance
+from orchestrator import formats, provenance
 from orchestrator.core.records import Code, CodeFile, Snapshot
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.manifest import file_digest
@@ -154,7 +154,7 @@ def damage(objects: ObjectStore, digest: str) -> str:
     if data is None:
         return "it is not there, or not whole"
     try:
-        files = msgspec.json.decode(data, type=Snapshot).files
+        files = formats.decode(data, Snapshot).files
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"its record is unreadable ({error})"
     if digest_of(files) != digest:

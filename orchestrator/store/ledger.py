@@ -6,141 +6,51 @@ It knows the records and their layout; it decides nothing about what should run 
 from __future__ import annotations
 
 import hashlib
-import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import msgspec
 
+from orchestrator import formats
 from orchestrator.core.records import (
     Claim,
     Done,
     End,
     Heartbeat,
-    Record,
     Request,
     Retired,
     Revision,
     Start,
-    StoreMark,
     Void,
 )
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt
-from orchestrator.core.sweep import FORMAT, Input, Node, Sweep
+from orchestrator.core.sweep import Input, Node, Sweep
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.store import layout, opening
-from orchestrator.store.objects import Listing, ObjectStore, open_objects
+from orchestrator.store.access import Known, R, Records, new_nonce
+from orchestrator.store.mark import check_mark, make_store
+from orchestrator.store.objects import ObjectStore, open_objects
 from orchestrator.store.peek import peek
 
-R = TypeVar("R", bound=Record)
-_TRIES, _PAUSE_S = 5, 0.05
+__all__ = ["Known", "Ledger", "content_digest", "new_nonce", "open_ledger"]
 
 
-class Known(NamedTuple):
-    """What was read of a bucket at once: records, listings of one level, and sizes below prefixes."""
+class Ledger(Records):
+    """The records of one store, with the rules of when a write counts."""
 
-    records: Mapping[str, bytes | None] = {}
-    listings: Mapping[str, Listing] = {}
-    sizes: Mapping[str, Mapping[str, int]] = {}
-
-
-def new_nonce() -> str:
-    """Returns a value that no other record carries."""
-    return uuid.uuid4().hex
-
-
-def encode(record: msgspec.Struct) -> bytes:
-    """Returns the record as JSON; mappings keep their order, which people see again."""
-    return msgspec.json.encode(record)
-
-
-class Ledger:
-    """The records of one store.
-
-    Args:
-        objects: the operations of the place.
-        known: what was read of it already.
-    """
-
-    def __init__(self, objects: ObjectStore, known: Known | None = None) -> None:
-        self.objects, self._known = objects, known or Known()
+    def __init__(
+        self, objects: ObjectStore, known: Known | None = None, *, store_format: int | None = None
+    ) -> None:
+        super().__init__(objects, known, store_format=store_format)
         self._done: dict[tuple[str, str, int], Done] = {}
         self._retired: dict[str, Retired] = {}
 
-    def knowing(self, known: Known) -> Ledger:
+    def knowing(self, known: Known) -> Self:
         """Returns a ledger that takes these answers for the store's, for a view of one moment."""
-        ledger = Ledger(self.objects, known)
+        ledger = super().knowing(known)
         ledger._done, ledger._retired = self._done, self._retired  # what never changes is shared
         return ledger
-
-    def having_read(self, keys: Iterable[str]) -> Ledger:
-        """Returns a ledger that read some records all at once; itself where a round trip costs nothing."""
-        return self if self.objects.in_place else self.knowing(Known(self.objects.get_many(keys)))
-
-    # Creating and reading
-
-    def create(self, key: str, record: msgspec.Struct, nonce: str) -> bool:
-        """Creates a record; True when it is ours that stands (rule 1: *create* can lie).
-
-        A lost reply or a retry inside the store can make a create that worked look refused, so on a refusal
-        or an unclear error the record is read back: our nonce means won, another's lost, absent try again.
-
-        Raises:
-            InfrastructureError: the store did not answer clearly in several tries.
-        """
-        data, error = encode(record), "the store answers one thing and then another"
-        for number in range(_TRIES):
-            try:
-                if self.objects.create(key, data):
-                    return True
-            except OSError as problem:
-                error = str(problem)
-            try:
-                found = self.objects.get(key)
-            except OSError as problem:
-                error, found = str(problem), None
-            if found is not None:
-                return peek(found).nonce == nonce
-            time.sleep(_PAUSE_S * 2**number)
-        raise InfrastructureError(f"cannot write {key}: {error}", where=self.objects.url)
-
-    def read(self, key: str, kind: type[R]) -> tuple[R | None, str]:
-        """Reads a record: (record, ""), (None, "") when absent, or (None, problem) when unreadable.
-
-        Raises:
-            InfrastructureError: the store did not answer; that is not "absent".
-        """
-        error = ""
-        for number in range(_TRIES):
-            try:
-                data = self._known.records[key] if key in self._known.records else self.objects.get(key)
-            except OSError as problem:
-                error = str(problem)
-                time.sleep(_PAUSE_S * 2**number)
-                continue
-            if data is None:
-                return None, ""
-            try:
-                return msgspec.json.decode(data, type=kind), ""
-            except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-                return None, f"{key} is unreadable ({problem})"
-        raise InfrastructureError(f"cannot read {key}: {error}", where=self.objects.url)
-
-    def prove_writable(self) -> None:
-        """Proves that the store can be written, and that one writer wins; see `opening.prove_writable`."""
-        opening.prove_writable(self.objects)
-
-    def listing(self, prefix: str) -> Listing:
-        """Lists one level."""
-        known = self._known.listings.get(prefix)
-        return self.objects.list(prefix) if known is None else known
-
-    def sizes(self, prefix: str) -> Mapping[str, int]:
-        """Returns the sizes of all files under a prefix."""
-        known = self._known.sizes.get(prefix)
-        return self.objects.trees([prefix])[prefix] if known is None else known
 
     # Stages
 
@@ -185,7 +95,7 @@ class Ledger:
 
     def put(self, node: Node, number: int, name: str, record: Start | Heartbeat) -> None:
         """Writes a single-writer record of one's own attempt."""
-        self.objects.put(layout.attempt(node.stage, node.digest, number, name), encode(record))
+        self.objects.put(layout.attempt(node.stage, node.digest, number, name), self.encode(record))
 
     def heartbeat(self, node: Node, number: int) -> Heartbeat | None:
         """Reads an attempt's heartbeat, None when absent or unreadable."""
@@ -233,7 +143,7 @@ class Ledger:
     def is_discarded(self, stage: Node | Input, generation: int) -> bool:
         """Whether a user said that a generation must not be built on; an unreadable void may say so."""
         void, problem = self.read(layout.void(stage.stage, stage.digest, generation), Void)
-        return bool(problem) or (void is not None and void.kind == "discarded")
+        return bool(problem) or (void is not None and void.kind != "damaged")
 
     def discarded_input(self, node: Node, done: Done) -> str:
         """Names an input of a product that was discarded, "" when there is none."""
@@ -331,7 +241,11 @@ class Ledger:
             request, problem = ledger.read(key, Request)
             if request is not None:
                 found.append(request)
-            elif problems is not None and problem:
+                if request.verb == "unknown":
+                    problem = f"{key} asks for what this version does not know: it changes nothing here"
+            if not problem:
+                continue
+            if problems is not None:
                 problems.append(problem)
         return found
 
@@ -339,14 +253,14 @@ class Ledger:
         """Appends a request under the next free number."""
         while True:
             number = max(self.record_numbers(layout.requests(sweep)), default=0) + 1
-            numbered = msgspec.structs.replace(request, number=number)
+            numbered = formats.kept(request, msgspec.structs.replace(request, number=number))
             if self.create(layout.request(sweep, number), numbered, numbered.nonce):
                 return numbered
 
 
 def content_digest(sweep: Sweep) -> str:
     """Returns what tells two revisions apart: sha-256 of the sealed content, hexadecimal."""
-    return hashlib.sha256(msgspec.json.encode(sweep, order="deterministic")).hexdigest()
+    return hashlib.sha256(formats.canonical(sweep)).hexdigest()
 
 
 def open_ledger(url: str, *, create: bool = False, at: str = "") -> Ledger:
@@ -358,42 +272,8 @@ def open_ledger(url: str, *, create: bool = False, at: str = "") -> Ledger:
     """
     objects = open_objects(url)
     opening.look(objects, layout.STORE)
-    ledger = Ledger(objects)
-    mark, problem = ledger.read(layout.STORE, StoreMark)
-    if mark is None and problem:
-        raw = objects.get(layout.STORE) or b""
-        newer = peek(raw).format
-        if newer is None or newer <= FORMAT:
-            raise InfrastructureError(f"the store's mark cannot be trusted: {problem}", where=url)
-        raise _too_new(url, newer)
-    if mark is not None and mark.format > FORMAT:
-        raise _too_new(url, mark.format)
+    store_format = check_mark(Records(objects))
     if create:
-        _make_store(ledger, at)
-    return ledger
-
-
-def _make_store(ledger: Ledger, at: str) -> None:
-    """Makes a place a store, unless it is one, and proves at every launch that one writer wins."""
-    objects, error = ledger.objects, OSError("it does not keep what is written")
-    try:
-        data = objects.get(layout.STORE)
-        if data is None:
-            try:
-                objects.create(layout.STORE, encode(StoreMark(nonce=new_nonce(), created_at=at)))
-            except OSError as problem:  # what stands is read back: only the reply may have been lost
-                error = problem
-            data = objects.get(layout.STORE)
-        if data is None:
-            raise error
-        opening.prove_exclusive(objects, layout.STORE, data)
-    except OSError as problem:
-        raise opening.not_writable(objects, problem) from problem
-
-
-def _too_new(url: str, found: int) -> UserError:
-    return UserError(
-        f"the store is of format {found}, this Polysweep reads up to {FORMAT}",
-        where=url,
-        fix="upgrade Polysweep, or use another store: store.url=FOLDER",
-    )
+        make_store(objects, at)
+        store_format = check_mark(Records(objects))  # what stands may be another's
+    return Ledger(objects, store_format=store_format)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from orchestrator.core.dispatch import Filed
 from orchestrator.core.jobs import Accepted, Closing, Driver, Over, Report, Submission
 from orchestrator.store import layout
-from orchestrator.store.ledger import Ledger, encode, new_nonce
+from orchestrator.store.ledger import Ledger, new_nonce
 
 
 class Submissions:
@@ -109,8 +109,10 @@ class Submissions:
 
     def drive(self, number: int, driver: Driver) -> None:
         """Puts what the driver of a submission sees; it alone writes it."""
-        self._ledger.objects.put(layout.driver(self._sweep, number), encode(driver))
+        self._ledger.objects.put(layout.driver(self._sweep, number), self._ledger.encode(driver))
 
     def report(self, number: int, index: int, restart: int, report: Report) -> None:
         """Puts the last words of a job's start; it alone writes them."""
-        self._ledger.objects.put(layout.job_report(self._sweep, number, index, restart), encode(report))
+        self._ledger.objects.put(
+            layout.job_report(self._sweep, number, index, restart), self._ledger.encode(report)
+        )

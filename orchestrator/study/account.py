@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.reports.tabular import Table
 from orchestrator.study.coverage import ABSENT as ABSENT_STATE
 from orchestrator.study.coverage import PARTIAL
 from orchestrator.study.deviations import value_text, values_text
 from orchestrator.study.names import ABSENT, counted, number, task_name
 from orchestrator.study.published import DEVIATES, MATCH, NOISE, NOT_COMPARABLE
-from orchestrator.study.tabular import Table
 
 Report = Mapping[str, Any]
 _MOST_CELLS = 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 LANGUAGE_NAMES = {
@@ -67,3 +68,8 @@ def listed(names: Any) -> str:
     """Returns ``a, b and c``."""
     texts = [str(name) for name in names]
     return texts[0] if len(texts) == 1 else " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
+
+
+def models_of(numbers: Mapping[str, Any]) -> list[str]:
+    """Lists the models of all figures, so that one has the same colour and marker in each."""
+    return sorted({entry["model"] for key in ("fig2", "fig4", "fig7", "fig8") for entry in numbers[key]})

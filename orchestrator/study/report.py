@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from orchestrator.reporting import About
-from orchestrator.study import account, coverage, facts, figures, markdown, numbers, page, spent, tables
+from orchestrator.reports import markdown, page
+from orchestrator.reports.style import Drawing, save
+from orchestrator.reports.tabular import Table
+from orchestrator.study import account, coverage, facts, figures, numbers, spent, tables
 from orchestrator.study.deviations import ledger
-from orchestrator.study.figures.style import Drawing, save
 from orchestrator.study.names import distinct
 from orchestrator.study.table import Row, languages_of
-from orchestrator.study.tabular import Table
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 TITLE = "Multilinguality in post-training: a replication of arXiv 2604.13286"

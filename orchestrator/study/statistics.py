@@ -47,7 +47,7 @@ def pool(counts: Iterable[tuple[int, int]]) -> Count:
     return Count(sum(right for right, _ in listed), sum(num for _, num in listed))
 
 
-def wilson(num_correct: int, num_items: int) -> tuple[float, float]:
+def wilson(num_correct: float, num_items: float) -> tuple[float, float]:
     """Returns the 95 % Wilson score interval of a share; (0, 1) when nothing was tried.
 
     Brown, Cai and DasGupta (2001), "Interval estimation for a binomial proportion"; statsmodels'

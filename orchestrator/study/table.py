@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.errors import UserError, nearest
+from orchestrator.reporting import About
 from orchestrator.study import facts
 
 Row = Mapping[str, Any]
@@ -49,6 +50,14 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True
     def num_languages(self) -> int:
         """How many languages the cell was trained on; 0 is the pretrained baseline."""
         return len(self.languages)
+
+
+def fits(rows: Sequence[Row], *, about: About | None = None) -> bool:
+    """Return whether the study's report is the one for some rows, or for a sweep that has none yet."""
+    if rows:
+        return any(all(name in row for name in NEEDED) for row in rows)
+    cells = about.cells if about else ()
+    return bool(cells) and all({*NEEDED[:3]} <= {*cell.axes, *cell.columns, *cell.config} for cell in cells)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.reports.tabular import Table
 from orchestrator.study import facts
 from orchestrator.study.names import ABSENT, SETTINGS, counted, distinct, interval, number, percent, task_name
 from orchestrator.study.published import PUBLISHED
-from orchestrator.study.tabular import Table
 
 Numbers = Mapping[str, Any]
 _COEFFICIENTS = {

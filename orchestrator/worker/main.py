@@ -17,9 +17,10 @@ from types import FrameType
 
 import msgspec
 
-from orchestrator import provenance
+from orchestrator import formats, provenance
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.processes import adopt_orphans
 from orchestrator.store.code import damage, import_paths, package_path
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
@@ -80,7 +81,8 @@ def run(
         ledger = open_ledger(order.store)
         revision = ledger.revision(order.sweep, order.revision)
         if order.code is not None:
-            order = msgspec.structs.replace(order, import_paths=import_paths(ledger.objects, order.code))
+            paths = import_paths(ledger.objects, order.code)
+            order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
             os.environ.pop("PYTHONSAFEPATH", None)  # meant for us: a command imports what lies beside it
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
         if problem := _code_problem(ledger, order, revision.sweep):
@@ -185,7 +187,8 @@ def _store_problem(ledger: Ledger) -> str:
 def in_fork_server(order_json: bytes, log: str) -> None:
     """The target of a launcher's worker process."""
     os.setsid()
-    code = run(msgspec.json.decode(order_json, type=WorkerOrder), Path(log))
+    adopt_orphans()
+    code = run(formats.decode(order_json, WorkerOrder), Path(log))
     sys.stdout.flush()
     os._exit(code)
 
@@ -199,10 +202,11 @@ def _parent_is_gone() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the worker that a JSON file describes."""
     path = Path((sys.argv[1:] if argv is None else argv)[0])
-    return run(msgspec.json.decode(path.read_bytes(), type=WorkerOrder))
+    return run(formats.decode(path.read_bytes(), WorkerOrder))
 
 
 __all__ = ["in_fork_server", "main", "preload", "run"]
 
 if __name__ == "__main__":
+    adopt_orphans()
     sys.exit(main())

@@ -10,11 +10,12 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Process
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Node
+from orchestrator.formats import Stored
 from orchestrator.manifest import File
 from orchestrator.stage import StageSpec
 
 
-class Gone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Gone(Stored, frozen=True, kw_only=True):
     """A start of a scheduler's job that is over, up to this restart: what it held needs no wait.
 
     Attributes:
@@ -30,7 +31,7 @@ class Gone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     evidence: str
 
 
-class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Job(Stored, frozen=True, kw_only=True):
     """The scheduler's job that a worker runs in.
 
     Attributes:
@@ -55,7 +56,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     gone: tuple[Gone, ...] = ()
 
 
-class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class WorkerOrder(Stored, frozen=True, kw_only=True):
     """A worker's assignment.
 
     Attributes:
@@ -90,13 +91,16 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     code: Code | None = None
 
 
-class ChildOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ChildOrder(Stored, frozen=True, kw_only=True):
     """What a child runs, and where.
 
     Attributes:
         folder: the attempt's payload folder.
         inputs: stage name to instance label to folder.
         resume_step, resume_folder: the adopted checkpoint.
+        in_job: whether a scheduler may signal all processes at once.
+        unread: the earlier attempt whose command was through, and whose output lies in this one's to be read
+            again; None to run the stage.
     """
 
     store: str
@@ -116,6 +120,8 @@ class ChildOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     env: dict[str, str] = {}
     num_threads: int = 1
     import_paths: tuple[str, ...] = ()
+    in_job: bool = False
+    unread: int | None = None
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -128,8 +134,13 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     process: Process | None = None
 
 
-class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`outcome.json`: the child's last words, written after its output is durable."""
+class Outcome(Stored, frozen=True, kw_only=True):
+    """`outcome.json`: the child's last words, written after its output is durable.
+
+    Attributes:
+        files: of the output; also of a command that was through, but whose results could not be read.
+        unread: such a command's attempt, this one or an earlier.
+    """
 
     outcome: str
     cause: Cause | None = None
@@ -139,3 +150,4 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     rows: tuple[dict[str, Any], ...] = ()
     files: tuple[File, ...] = ()
     retire: dict[str, dict[str, tuple[str, ...]]] = {}
+    unread: int | None = None

@@ -153,7 +153,7 @@ def test_a_report_of_one_s_own_may_take_the_facts_or_not(made_up: Any) -> None:
         (("report", "made", "--table", "rows.csv", "--out", "out"), "either a sweep or a table"),
         (("report", "--table", "rows.csv", "--out", "rows.csv"), "rows.csv is no folder"),
         (("report", "--table", "rows.csv", "--out", "rows.csv/deeper"), "rows.csv is no folder"),
-        (("report", "--table", "bad.csv", "--out", "out"), "no column model"),
+        (("report", "--table", "bad.csv", "--out", "out"), "no report fits the columns of bad.csv"),
         (("report", "--table", "rows.txt", "--out", "out"), "rows.txt"),
         (("report", "--table", "damaged.parquet", "--out", "out"), "damaged.parquet cannot be read"),
         (("report", "nosuch", "--out", "out"), "unknown sweep 'nosuch'"),

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from orchestrator.core.records import Claim
 from orchestrator.errors import InfrastructureError
 from orchestrator.store import layout
-from orchestrator.store.ledger import Ledger, _make_store
+from orchestrator.store.ledger import Ledger
+from orchestrator.store.mark import make_store
 from orchestrator.store.objects import PosixStore
 from tests.store.builders import claim, ledger_at, node_of, sweep_of
 from tests.store.stores import Trouble, TroubledStore, no_answer
@@ -109,7 +110,7 @@ def test_a_place_where_two_can_create_the_same_key_is_refused_as_a_store(store: 
             return True
 
     with pytest.raises(InfrastructureError, match="second writer"):
-        _make_store(Ledger(Careless(store)), "")
+        make_store(Careless(store), "")
 
 
 LIES = st.lists(st.sampled_from(["", "lost before", "lost after", "refused after"]), max_size=2)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from orchestrator.reporting import About, AttemptFacts, CellFacts, LaunchFacts, RetryFacts, call
-from orchestrator.study import account, deviations, facts, markdown, page
+from orchestrator.reports import markdown, page
+from orchestrator.reports.tabular import Table
+from orchestrator.study import account, deviations, facts
 from orchestrator.study.report import numbers_of, write
-from orchestrator.study.tabular import Table
 from tests.study.tables import EVAL_LANGUAGES, minimal, study_mixtures, study_rows
 
 ODD = '<script>alert("x")</script> & $x^2$ | *y*'

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from orchestrator.study.summary import markdown, series, write
+import pytest
+
+from orchestrator.reporting import About, CellFacts
+from orchestrator.study.summary import markdown, series, varying, write
 
 
 def row(mixture: str, language: str, num_correct: int, **more: Any) -> dict[str, Any]:
@@ -44,7 +47,40 @@ def test_the_table_has_the_baseline_first_and_marks_trained_languages() -> None:
 
 def test_seeds_of_one_mixture_are_pooled() -> None:
     pooled = series([row("en", "en", 4, seed=0), row("en", "en", 8, seed=1)])
-    assert pooled["math"]["tiny", True][1].share == 0.6
+    assert pooled["math"]["tiny", True][1].share == pytest.approx(0.6)
+
+
+def test_every_axis_that_varies_has_a_line_of_its_own() -> None:
+    low = row("en", "en", 0, cell="low", **{"trainer.learning_rate": 1e-5})
+    high = row("en", "en", 9, cell="high", **{"trainer.learning_rate": 7e-3})
+    table = [line for line in markdown([low, high], ["trainer.learning_rate"]).splitlines() if "tiny" in line]
+    assert table[0].startswith("| tiny | en | 1e-05 | 1 | 0.0 [0, 28] |")
+    assert table[1].startswith("| tiny | en | 0.007 | 1 | 90.0 [60, 98] |")
+    lines = series([low, high], ["trainer.learning_rate"])["math"]
+    assert [name for name, _ in lines] == [
+        "tiny, trainer.learning_rate=1e-05",
+        "tiny, trainer.learning_rate=0.007",
+    ]
+
+
+def test_axes_that_vary_come_from_the_sweep_and_seeds_are_none_of_them() -> None:
+    axes = {"model": "tiny", "mixture": "en", "seed": "0", "rate": "1"}
+    facts = [CellFacts(cell="a", axes=axes, state="done"), CellFacts(cell="b", axes=axes, state="done")]
+    about = About(sweep="s", revision=1, cells=tuple(facts))
+    rows = [row("en", "en", 4, seed=seed, rate=seed, cell=str(seed)) for seed in (0, 1)]
+    assert varying(rows, about) == ["rate"] and varying(rows, None) == []
+
+
+def test_three_seeds_over_the_same_items_are_no_more_items() -> None:
+    rows = [row("en", "en", right, num_items=8, seed=k, cell=str(k)) for k, right in enumerate((2, 4, 6))]
+    text = markdown(rows)
+    one = markdown([row("en", "en", 4, num_items=8)])
+    assert "50.0 [22, 78] ±25.0" in text and "50.0 [22, 78]" in one
+    point = series(rows)["math"]["tiny", True][1]
+    assert (
+        point.num_items == 8
+        and point.interval == series([row("en", "en", 4, num_items=8)])["math"]["tiny", True][1].interval
+    )
 
 
 def test_the_report_is_written_from_whatever_rows_there_are(tmp_path: Path) -> None:

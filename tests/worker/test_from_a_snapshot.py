@@ -167,7 +167,7 @@ def test_the_code_digest_is_the_same_in_the_snapshot(launched: Launched) -> None
 def test_the_package_is_whole_in_the_snapshot_also_beside_an_installed_one(launched: Launched) -> None:
     """The tests' own environment has a checkout installed, which must not come first."""
     script = (
-        "import orchestrator, importlib.metadata, orchestrator.study.page as page\n"
+        "import orchestrator, importlib.metadata, orchestrator.reports.page as page\n"
         "print(orchestrator.__file__, orchestrator.__version__, importlib.metadata.version('polysweep'),"
         " page._TEMPLATE.is_file())"
     )

@@ -32,6 +32,7 @@ from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.submissions import Submissions
+from orchestrator.worker.keeper import keep_worker
 from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.worker.main import STOP_SIGNALS, Diary, preload
 from orchestrator.worker.main import run as run_worker
@@ -338,4 +339,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_worker()
     sys.exit(main())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator.reports.style import Drawing, styled
 from orchestrator.study.figures import accuracy, deltas, heatmap, languages, scatter
-from orchestrator.study.figures.style import Drawing, styled
 
 _DRAWERS = (
     accuracy.draw,

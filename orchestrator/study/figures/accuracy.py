@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from orchestrator.study.figures import style
-from orchestrator.study.names import distinct, listed, task_name
+from orchestrator.reports import style
+from orchestrator.study.names import distinct, listed, models_of, task_name
 
 GROUPS = {"high": "high-resource (en, es, ja)", "low": "low-resource (bn, sw, te)"}
 
@@ -18,7 +18,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
     entries = numbers["fig2"]
     if not entries:
         return None
-    tasks, models = distinct(entries, "task"), style.models_of(numbers)
+    tasks, models = distinct(entries, "task"), models_of(numbers)
     groups = [group for group in GROUPS if group in distinct(entries, "group")]
     sizes = sorted(distinct(entries, "num_languages"))
     figure, axes = style.panels(len(groups), len(tasks), height_in=1.0 + 2.1 * len(groups), sharey=True)

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from orchestrator.study.figures import style
+from orchestrator.reports import style
 from orchestrator.study.names import SETTINGS, interval, listed, number, task_name
 from orchestrator.study.published import NOT_COMPARABLE, PUBLISHED
 

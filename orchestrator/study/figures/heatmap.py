@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
+from orchestrator.reports import style
 from orchestrator.study import facts
-from orchestrator.study.figures import style
 from orchestrator.study.names import MINUS, distinct, listed, number, task_name
 
 _COLOURS = "RdBu"

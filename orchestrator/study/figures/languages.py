@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from orchestrator.reports import style
 from orchestrator.study import facts
-from orchestrator.study.figures import style
-from orchestrator.study.names import distinct, language_name, listed, task_name
+from orchestrator.study.names import distinct, language_name, listed, models_of, task_name
 
 _COLUMNS = 3
 
@@ -19,7 +19,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
     entries = numbers["fig8"]
     if not entries:
         return None
-    tasks, models = distinct(entries, "task"), style.models_of(numbers)
+    tasks, models = distinct(entries, "task"), models_of(numbers)
     languages = facts.in_order(distinct(entries, "eval_language"))
     sizes = sorted(distinct(entries, "num_languages"))
     columns = min(_COLUMNS, len(languages))

@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from orchestrator.reports import style
 from orchestrator.study import facts
-from orchestrator.study.figures import style
 from orchestrator.study.names import distinct, listed, task_name
 
 OUTCOMES = {

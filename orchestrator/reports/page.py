@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from orchestrator.study.tabular import Table
+from orchestrator.reports.tabular import Table
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -123,11 +123,6 @@ def legend(figure: Figure, handles: Sequence[Any], *, longest: int, columns: int
     """Puts handles below the panels, in as many columns as the page is wide enough for."""
     fitting = max(1, min(columns, len(handles), int(WIDTH_IN * 14 / (longest + 6))))
     figure.legend(handles=list(handles), loc="outside lower center", ncol=fitting, frameon=False)
-
-
-def models_of(numbers: Mapping[str, Any]) -> list[str]:
-    """Lists the models of all figures, so that one has the same colour and marker in each."""
-    return sorted({entry["model"] for key in ("fig2", "fig4", "fig7", "fig8") for entry in numbers[key]})
 
 
 def shortened(name: str, length: int = 32) -> str:

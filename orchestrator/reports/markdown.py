@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from orchestrator.study.tabular import Table
+from orchestrator.reports.tabular import Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
 

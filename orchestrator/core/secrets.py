@@ -1,0 +1,350 @@
+"""Which settings are credentials, and how texts are written without them. Pure.
+
+A *setting* that is a credential is refused: what a sweep is launched with is kept in the store for all who
+read it. A *text* that may hold one (a message, a traceback, a command line, a diff) is redacted.
+
+Two things make a credential, see `reason_of`:
+
+* its form: keys of AWS, GitHub, GitLab, Hugging Face, OpenAI, Slack and others, private key blocks, JSON web
+  tokens, and passwords in URLs. They are the forms that gitleaks and detect-secrets search for, written anew.
+* the name that it is set under, and a value that could be one. ``password``, ``secret``, ``api_key``,
+  ``hf_token`` and the like name a credential whatever the text. ``key`` and ``token`` mean many things
+  (``sort_key: loss``, ``pad_token: <pad>``): there only a value counts that is not made of words. Both rules
+  are ours.
+
+Numbers, paths, addresses without a password, digests, special tokens in brackets, ``$VARIABLE`` and the name
+of an environment variable are no credentials.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from enum import IntEnum
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+MASK = "***"
+
+_FORMS = {
+    "an AWS access key": r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b",
+    "a GitHub token": r"\b(?:gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,})",
+    "a GitLab token": r"\bgl(?:pat|dt|rt|ptt|cbt|ft|imt|oas|soat|agent)-[\w-]{16,}",
+    "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{24,}",
+    "a W&B key": r"\bwandb_v\d+_\w{20,}",
+    "an OpenAI or Anthropic key": (
+        r"\bsk-(?:(?:ant|proj|svcacct|admin|or)-[\w-]{16,}"
+        r"|(?=[\w-]{0,200}?[A-Za-z0-9]{16})(?=[\w-]{0,200}?\d)[\w-]{20,})"
+    ),
+    "a Slack token": (
+        r"\bxox[a-z]-[A-Za-z0-9-]{8,}|\bxapp-\d-[A-Za-z0-9-]{8,}|hooks\.slack\.com/services/[\w/]{20,}"
+    ),
+    "a Stripe key": r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{10,}",
+    "a Google key": r"\bAIza[\w-]{35}|\bGOCSPX-[\w-]{20,}|\bya29\.[\w-]{20,}",
+    "an Azure key": r"\b(?:AccountKey|SharedAccessKey)=[A-Za-z0-9+/=]{30,}|[?&]sig=[A-Za-z0-9%+/=]{30,}",
+    "a signed address": r"\bX-Amz-(?:Signature|Security-Token)=[A-Za-z0-9%+/=]{16,}",
+    "a token of a package registry": r"\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{40,}",
+    "an access token": (
+        r"\b(?:dapi[a-f0-9]{32}|dop_v1_[a-f0-9]{40,}|r8_[A-Za-z0-9]{30,}|gsk_[A-Za-z0-9]{40,})"
+    ),
+    "a SendGrid key": r"\bSG\.[\w-]{16,}\.[\w-]{16,}",
+    "a Telegram token": r"\b\d{8,10}:AA[\w-]{30,}",
+    "an age key": r"\bAGE-SECRET-KEY-1[A-Z0-9]{40,}",
+    "a JSON web token": r"\beyJ[\w-]{6,}\.eyJ[\w-]{4,}(?:\.[\w-]+)?",
+    "a Neptune token": r"\beyJhcGlfYWRkcmVzcyI6[\w+/=-]{20,}",
+    "an authorization header": (
+        r"\b(?i:bearer)\s+(?=[\w.~+/=-]{0,200}?\d)[\w.~+/=-]{16,}"
+        r"|\b(?i:authorization)[\"']?\s?[:=]\s?[\"']?(?i:basic|bearer|token)\s+[\w.~+/=-]{6,}"
+    ),
+    "a private key": (
+        r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----"
+        r"(?:(?s:.{0,9000}?)-----END [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----"
+        r"|(?:[\s\\]{0,9}[A-Za-z0-9+/=]{16,}){0,200})"
+    ),
+}
+_ANY_FORM = re.compile("|".join(_FORMS.values()))
+_BY_FORM = {kind: re.compile(form) for kind, form in _FORMS.items()}
+
+_URL_PASSWORD = re.compile(
+    r"(?<=://)(?P<user>[^\s/:@'\"\[\]]{0,100}):(?!\d{1,5}(?:/|$))(?P<value>[^\s'\"]{1,300})@"
+)
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_ALWAYS = re.compile(
+    r"secrets?|passwords?|passwd|passphrase|credentials?|(?:api|auth|access|secret|private)keys?"
+    r"|(?:api|auth|access|bearer|refresh)tokens?"
+)
+_PROVIDERS = re.compile(
+    r"anthropic|aws|azure|comet|dagshub|gcp|gh|github|gitlab|google|hf|huggingface|hub|mlflow|neptune|openai"
+    r"|openrouter|slack|wandb"
+)
+_QUALIFIERS = re.compile(
+    _PROVIDERS.pattern
+    + r"|access|account|api|auth|bearer|bot|deploy|encryption|oauth|private|refresh|registry"
+    r"|secret|session|signing|ssh|webhook"
+)
+_SECTIONS = re.compile(_PROVIDERS.pattern + r"|api|auth|credentials?|login|secrets?")
+_VOCABULARY = re.compile(
+    r"audio|begin|bos|cls|end|eos|image|mask|max|min|new|num|pad|sep|special|start|stop|unk|video|vocab"
+)
+_EMPTY = re.compile(
+    r"|anon|anonymous|auto|default|dummy|empty|env|environment|false|n/a|no-key|none|not-needed|null|prompt"
+    r"|redacted|true|unused",
+    re.IGNORECASE,
+)
+
+_NUMBER = re.compile(r"[+-]?(?:\d[\d_]*)?\.?\d+(?:[eE][+-]?\d+)?")
+_REFERENCE = re.compile(
+    r"\$\w+|\$[({].*|\{[\w.:,/ -]*\}|`.*`|%\w+%|<.*>|\[.*\]|[*x.•-]{3,}|\W{1,4}", re.DOTALL
+)
+_PLACE = re.compile(
+    r"(?:~\w*|\.{1,2})?/[\w.@%+ -]+(?:/[\w.@%+ -]*)*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://\S*|arn:\S*"
+    r"|[\w./-]+\.(?:pem|key|pub|crt|txt|json|ya?ml|env|toml|ini|netrc|token|safetensors)"
+)
+_VARIABLE = re.compile(r"[A-Z]+[0-9]{0,2}(?:_(?:[A-Z]+[0-9]{0,2}|[0-9]{1,2}))+")
+_DIGEST = re.compile(r"(?:sha\d+|md5|blake\w+)[:=-][0-9a-fA-F]{8,}|[0-9a-f]{7,128}|[0-9A-F]{32,128}")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PIECES = re.compile(r"[\s_.,:;/|+@#=-]+")
+_SHELL_KEYS = re.compile(r"args|argv|cmd|command|env|environment|script|setup")
+
+_SETTING = re.compile(  # name: value, "name": "value", NAME=value, --name value
+    r"(?<![\w.-])(?P<dashes>--)?(?P<name>(?:[A-Za-z_][\w.-]{0,100}?)?"
+    r"(?i:key|token|secret|password|passwd|passphrase|credential)s?)\\?[\"'\]]{0,2}"
+    r"(?:[ \t]{0,3}(?P<sign>:|=>|={1,2})[ \t]{0,3}|(?(dashes)[ \t]+|(?!)))"
+    r"(?:[bBfFrRuU]{0,2}\\?(?P<quote>[\"'])(?P<quoted>[^\"'\n]{1,400})\\?(?P=quote)"
+    r"|(?P<bare>[^\s\"',;&|)}\]]{1,400}+)(?!\s*=\s))"
+)
+_EXPRESSION = re.compile(r"[A-Za-z_][\w.]*[(\[].*|(?:self|args|config|cfg|os)\.[\w.]+")
+_LOGIN = re.compile(r"(?P<before>\blogin\s{1,9}\S{1,100}\s{1,9}password\s{1,9})(?P<value>\S{1,300})")
+
+
+class _Name(IntEnum):
+    """How much a name says: nothing, that what is random is a credential, or no words, or any text."""
+
+    PLAIN = 0
+    RANDOM = 1
+    NO_WORDS = 2
+    ANY = 3
+
+
+def reason_of(name: str, value: object) -> str:
+    """Return why a setting is a credential, "" if it is none.
+
+    Args:
+        name: the dotted key that it is set under.
+        value: of any type; only text can be a credential.
+    """
+    return _reason(name, value) if isinstance(value, str) else ""
+
+
+@lru_cache(maxsize=20_000)
+def _reason(name: str, value: str) -> str:
+    if len(value) >= 8 and (kind := form_of(value)):
+        return kind
+    return "its name" if _counts(_level(name), value) else ""
+
+
+def form_of(text: str) -> str:
+    """Return the kind of the first credential of a known form in a text, "" without one."""
+    if _ANY_FORM.search(text):
+        return next(kind for kind, form in _BY_FORM.items() if form.search(text))
+    if any(not _is_exempt(found["value"]) for found in _URL_PASSWORD.finditer(text)):
+        return "a password in an address"
+    return ""
+
+
+def line_reason(text: str) -> str:
+    """Return why a shell line or a command holds a credential, "" if it holds none."""
+    if kind := form_of(text):
+        return kind
+    return next((f"the value of {name}" for name, _, _ in _settings(text)), "")
+
+
+def lines_with(text: str, *, by_name: bool) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file that hold a credential: their number, from 1, and the reason.
+
+    Args:
+        text: of the file; a megabyte takes some 0.3 s.
+        by_name: whether values also count for the name that they are set under, as in a file of settings.
+    """
+    if not by_name and not form_of(text):
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if reason := line_reason(line) if by_name else form_of(line):
+            yield number, reason
+
+
+def found_in(
+    tree: object,
+    key: str = "",
+    *,
+    known: Collection[str] = (),
+    shell: bool = False,
+    checked: object = None,
+) -> Iterator[tuple[str, str]]:
+    """Yield the credentials in a tree of settings, each as its dotted key and the reason.
+
+    Args:
+        tree: mappings, lists and scalars.
+        key: the dotted key of the tree.
+        known: values of credentials, see `known_values`.
+        shell: whether texts are shell lines, in which variables are set.
+        checked: a tree without any; the very objects that it shares with this one are passed over.
+    """
+    if tree is checked:
+        return
+    before = checked if isinstance(checked, Mapping) else {}
+    match tree:
+        case Mapping():
+            for name, value in tree.items():
+                inner = f"{key}.{name}" if key else str(name)
+                if kind := form_of(str(name)):
+                    yield f"{key or 'the config'}, in the name of a key", kind
+                yield from found_in(value, inner, known=known, shell=shell, checked=before.get(name))
+        case list() | tuple():
+            for value in tree:
+                yield from found_in(value, key, known=known, shell=shell)
+        case str():
+            reason = reason_of(key, tree) or ("a credential of the environment" if _has(tree, known) else "")
+            if not reason and (shell or _SHELL_KEYS.fullmatch(key.rpartition(".")[2].lower())):
+                reason = line_reason(tree)
+            if reason:
+                yield key, reason
+
+
+def known_values(environment: Mapping[str, str]) -> frozenset[str]:
+    """Return the credentials that environment variables hold, to be found wherever they turn up.
+
+    Args:
+        environment: of a process. What is short, or a plain word, is left out: it would be found everywhere.
+    """
+    return frozenset(
+        value
+        for name, value in environment.items()
+        if len(value) >= 8 and _level(name) is _Name.ANY and not _is_exempt(value) and not value.isalpha()
+    )
+
+
+def redacted(text: str, known: Collection[str] = ()) -> str:
+    """Return a text with all credentials in it replaced by ``***``.
+
+    Args:
+        text: a message, a traceback, a command line or a diff.
+        known: values of credentials, see `known_values`.
+    """
+    for value in known:
+        text = text.replace(value, MASK)
+    text = _ANY_FORM.sub(MASK, text)
+    text = _URL_PASSWORD.sub(
+        lambda found: found[0] if _is_exempt(found["value"]) else f"{found['user']}:{MASK}@", text
+    )
+    text = _LOGIN.sub(rf"\g<before>{MASK}", text)
+    for _, start, end in reversed([*_settings(text)]):
+        text = f"{text[:start]}{MASK}{text[end:]}"
+    return text
+
+
+def masked(tree: Any, key: str = "") -> Any:
+    """Return a tree of settings in which credentials are ``***``: for configs that were recorded before."""
+    match tree:
+        case Mapping():
+            return {
+                name: masked(value, f"{key}.{name}" if key else str(name)) for name, value in tree.items()
+            }
+        case list() | tuple():
+            return [masked(value, key) for value in tree]
+        case str():
+            return MASK if reason_of(key, tree) else tree
+        case _:
+            return tree
+
+
+def is_credential_name(name: str) -> bool:
+    """Tell whether a name, as of an environment variable, names a credential whatever its value."""
+    return _level(name) is _Name.ANY
+
+
+def _settings(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield where a text sets credentials by name: the name, and where the value begins and ends."""
+    position = 0
+    while found := _SETTING.search(text, position):
+        kind = "quoted" if found["quoted"] else "bare"
+        position = found.start(kind)  # a value may be a setting itself, as of an option --env
+        if _sets(found):
+            yield found["name"], position, (position := found.end(kind))
+
+
+def _sets(found: re.Match[str]) -> bool:
+    value, level = found["quoted"] or found["bare"], _level(found["name"])
+    if found["bare"] and _EXPRESSION.fullmatch(value):
+        return False
+    if found["name"] == "TOKEN" and found["sign"] == "=":
+        level = _Name.ANY  # a variable that a shell sets
+    return _counts(level, value)
+
+
+def _has(text: str, known: Collection[str]) -> bool:
+    return len(text) >= 8 and any(value in text for value in known)
+
+
+@lru_cache(maxsize=20_000)
+def _level(name: str) -> _Name:
+    """Return how much the name of a setting says, by its last words; ``api_key_env`` ends in another."""
+    section, _, own = re.sub(r"/|\[.*?\]", ".", name).rstrip(".").rpartition(".")
+    words = [word.lower() for word in _WORDS.findall(own)]
+    if not words or "public" in words:
+        return _Name.PLAIN
+    *before, last = words
+    if _ALWAYS.fullmatch(last):
+        return _Name.ANY
+    if last not in ("key", "keys", "token", "tokens"):
+        return _Name.PLAIN
+    if any(map(_QUALIFIERS.fullmatch, before)):
+        return _Name.ANY
+    if any(map(_VOCABULARY.fullmatch, before)):
+        return _Name.RANDOM
+    if last == "token":
+        return _Name.ANY if own.isupper() and before else _Name.NO_WORDS
+    if own.isupper() or any(_SECTIONS.fullmatch(word.lower()) for word in _WORDS.findall(section)):
+        return _Name.NO_WORDS
+    return _Name.RANDOM
+
+
+def _counts(level: _Name, value: str) -> bool:
+    """Tell whether a value under a name of this level is a credential."""
+    if level is _Name.PLAIN or _is_exempt(value):
+        return False
+    if level is _Name.ANY:
+        return True
+    if level is _Name.NO_WORDS:
+        return not _is_words(value)
+    return not (_DIGEST.fullmatch(value) or _UUID.fullmatch(value)) and _is_random(value)
+
+
+@lru_cache(maxsize=20_000)
+def _is_exempt(value: str) -> bool:
+    """Tell whether a value cannot be a credential, whatever its name: a number, a path, a reference."""
+    forms = (_EMPTY, _NUMBER, _REFERENCE, _PLACE, _VARIABLE)
+    return any(form.fullmatch(value.strip()) for form in forms)
+
+
+def _is_words(value: str) -> bool:
+    """Tell whether a value is made of words: letters, short numbers, or short mixtures such as ``qwen3``."""
+    pieces = [piece for piece in _PIECES.split(value) if piece]
+    return len(value) < 6 or all(
+        (piece.isalpha() and len(piece) <= 24) or (piece.isdigit() and len(piece) <= 6) or len(piece) < 6
+        for piece in pieces
+    )
+
+
+def _is_random(value: str) -> bool:
+    """Tell whether a value has a long piece in which letters and digits change often, as no name has."""
+    for piece in re.split(r"[\s_.,:;/|@#-]+", value):
+        if len(piece) < 16 or not any(map(str.isdigit, piece)):
+            continue
+        kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" if c.isalpha() else "o" for c in piece]
+        changes = sum(a != b for a, b in pairwise(kinds))
+        if changes >= len(piece) / 4:
+            return True
+    return False

@@ -1,0 +1,315 @@
+"""The `general` report of any sweep: its cells, mean and spread, plots, curves and failures on one page.
+
+It knows no metric and no axis by name, but those that repeat a cell (a seed). What it computes comes from
+`orchestrator.results`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.errors import UserError, nearest
+from orchestrator.reporting import About, Curve
+from orchestrator.reports import general_figures, markdown, page
+from orchestrator.reports.style import Drawing, save, styled
+from orchestrator.reports.tabular import Table
+from orchestrator.results import (
+    CellResult,
+    Direction,
+    Group,
+    Row,
+    axes_of,
+    by_cell,
+    direction,
+    is_seed,
+    metrics_of,
+    number_text,
+    spread_over,
+    spread_text,
+)
+
+MAX_LINES = 500
+"""Lines of a table on the page; ``cells.csv`` and ``report.json`` hold all."""
+
+HTML, MARKDOWN, JSON, CSV = "report.html", "report.md", "report.json", "cells.csv"
+BEST, HIGHEST, LOWEST = " ★", " ▲", " ▼"
+ABSENT = "–"
+
+
+class Numbers(msgspec.Struct, frozen=True, kw_only=True):
+    """All that ``report.json`` says.
+
+    Attributes:
+        sweep, revision, made_at: what was read, and when (UTC); None and "" for a table from elsewhere.
+        states: state to number of cells.
+        axes: that vary, in the order of the sweep.
+        metrics: column to the better direction, None when its name does not tell.
+        cells: one a cell that has results: its id, axes and metrics.
+        over: the axes that `groups` are taken over.
+        groups: mean, sample standard deviation (n - 1), range and number of cells of each metric.
+        failures: cells that are not done and no longer on their way: id, state, cause and reason.
+        notes: what the reader should know.
+    """
+
+    sweep: str | None
+    revision: int | None
+    made_at: str
+    states: dict[str, int]
+    axes: list[str]
+    metrics: dict[str, Direction | None]
+    cells: list[CellResult]
+    over: list[str]
+    groups: list[Group]
+    failures: list[dict[str, str]]
+    notes: list[str]
+
+
+def write(
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    about: About | None = None,
+    curves: Sequence[Curve] = (),
+    over: Sequence[str] = (),
+) -> list[Path]:
+    """Write ``report.html``, ``report.md``, ``report.json``, ``cells.csv`` and figures; return their paths.
+
+    Args:
+        rows: as `collect` gives them, of any part of the sweep.
+        folder: made if it is not there; figures of an earlier report in it are removed.
+        about: of the sweep; without it the rows are a table from elsewhere.
+        curves: the logged metrics.
+        over: axes to take mean and spread over, beside those that are seeds.
+
+    Raises:
+        UserError: `over` names no axis.
+    """
+    numbers = numbers_of(rows, about, over)
+    folder.mkdir(parents=True, exist_ok=True)
+    with styled():
+        drawings = list(general_figures.draw(numbers.cells, numbers.axes, numbers.over, curves))
+        drawn = [path for drawing in drawings for path in save(drawing, folder)]
+    for old in (*folder.glob("plot-*.*"), *folder.glob("curve-*.*")):
+        if old not in drawn:
+            old.unlink()
+    paths = [folder / name for name in (HTML, MARKDOWN, JSON, CSV)]
+    paths[0].write_text(_page(numbers, about, drawings, folder), encoding="utf-8")
+    paths[1].write_text(_markdown(numbers, about, drawings), encoding="utf-8")
+    paths[2].write_bytes(msgspec.json.format(msgspec.json.encode(numbers), indent=1) + b"\n")
+    _write_csv(numbers, paths[3])
+    return [*paths, *drawn]
+
+
+def numbers_of(rows: Sequence[Row], about: About | None, over: Sequence[str] = ()) -> Numbers:
+    """Return all that the report says as data.
+
+    Raises:
+        UserError: `over` names no axis of the rows.
+    """
+    known = list(dict.fromkeys(axis for cell in about.cells for axis in cell.axes)) if about else []
+    if not about:  # a table from elsewhere does not say which of its columns are axes
+        known, rows = _axes_of_table(rows), [_typed(row) for row in rows]
+    for axis in over:
+        if axis not in known:
+            raise UserError(f"no axis {axis!r}", where="--over", allowed=nearest(axis, known))
+    axes = axes_of(rows, known) if rows else []
+    columns = {name for cell in about.cells for name in cell.columns} if about else set()
+    cells = by_cell(rows, axes=axes, columns={*columns, *known} - set(axes))
+    repeated = [axis for axis in axes if is_seed(axis) or axis in over]
+    return Numbers(
+        sweep=about.sweep if about else None,
+        revision=about.revision if about else None,
+        made_at=about.made_at if about else "",
+        states=dict(Counter(cell.state for cell in about.cells)) if about else {},
+        axes=axes,
+        metrics={name: direction(name) for name in metrics_of(cells)},
+        cells=cells,
+        over=repeated,
+        groups=spread_over(cells, repeated) if repeated else [],
+        failures=_failures(about),
+        notes=list(about.notes) if about else [],
+    )
+
+
+def _axes_of_table(rows: Sequence[Row]) -> list[str]:
+    """Return the columns between ``cell`` and ``sweep``, where `collect` writes the axes."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if "cell" not in names or "sweep" not in names:
+        raise UserError(
+            "the table has no columns cell and sweep", fix="sweep collect SWEEP --out FILE makes one"
+        )
+    return names[names.index("cell") + 1 : names.index("sweep")]
+
+
+def _typed(row: Row) -> dict[str, Any]:
+    """Return a row of CSV, where everything is text, with its numbers as numbers."""
+    return {name: _number(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _number(text: str) -> str | int | float:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _failures(about: About | None) -> list[dict[str, str]]:
+    going = {"done", "running", "queued", "pending"}
+    return [
+        {"cell": cell.cell, "state": cell.state, "cause": cell.cause, "reason": cell.reason}
+        for cell in (about.cells if about else ())
+        if cell.state not in going
+    ]
+
+
+# Tables
+
+
+def cells_table(numbers: Numbers) -> Table:
+    """Return a line for each cell that has results, the best of each column marked."""
+    marks = _marks(numbers)
+    shown = numbers.cells[:MAX_LINES]
+    lines = [
+        [
+            result.cell,
+            *(str(result.axes.get(axis, ABSENT)) for axis in numbers.axes),
+            *(
+                number_text(result.metrics[name]) + marks.get((result.cell, name), "")
+                if name in result.metrics
+                else ABSENT
+                for name in numbers.metrics
+            ),
+        ]
+        for result in shown
+    ]
+    note = (
+        f"{BEST.strip()} the best of its column, by the metric's name. Where the name does not show which is"
+    )
+    note += f" better: {HIGHEST.strip()} the highest, {LOWEST.strip()} the lowest."
+    if len(shown) < len(numbers.cells):
+        note += f" The first {len(shown):,} of {len(numbers.cells):,}; all are in {CSV}."
+    columns = ["cell", *numbers.axes, *(f"#{name}" for name in numbers.metrics)]
+    return Table("cells", "Cells", columns, lines, note)
+
+
+def _marks(numbers: Numbers) -> dict[tuple[str, str], str]:
+    marks: dict[tuple[str, str], str] = {}
+    for name, better in numbers.metrics.items():
+        values = {result.cell: result.metrics[name] for result in numbers.cells if name in result.metrics}
+        low, high = min(values.values()), max(values.values())
+        if low == high:
+            continue
+        for cell, value in values.items():
+            if value == (high if better == "max" else low) and better:
+                marks[cell, name] = BEST
+            elif not better and value in (low, high):
+                marks[cell, name] = HIGHEST if value == high else LOWEST
+    return marks
+
+
+def groups_table(numbers: Numbers) -> Table:
+    """Return mean and spread of each metric over the repeated cells."""
+    rest = [axis for axis in numbers.axes if axis not in numbers.over]
+    lines = [
+        [
+            *([str(group.axes.get(axis, ABSENT)) for axis in rest] or ["all"]),
+            *(
+                spread_text(found[name]) if name in (found := group.metrics) else ABSENT
+                for name in numbers.metrics
+            ),
+        ]
+        for group in numbers.groups[:MAX_LINES]
+    ]
+    title = f"Mean and spread over {', '.join(numbers.over)}"
+    note = "Mean ± sample standard deviation (n - 1) over n cells."
+    note += " Cells that repeat each other add no new test items."
+    columns = [*(rest or ["cells"]), *(f"#{name}" for name in numbers.metrics)]
+    return Table("groups", title, columns, lines, note)
+
+
+def failures_table(numbers: Numbers) -> Table:
+    """Return a line for each cell that ended badly or does not go on."""
+    lines = [list(each.values()) for each in numbers.failures[:MAX_LINES]]
+    return Table("failures", "Cells without a result", ["cell", "state", "cause", "reason"], lines)
+
+
+def _launches_table(about: About | None) -> Table:
+    launches = about.launches if about else ()
+    lines = [[each.at, each.verb, each.by, each.code, each.command] for each in launches]
+    return Table("launches", "Launches", ["at", "verb", "by", "code", "command"], lines)
+
+
+# Files
+
+
+def _title(about: About | None) -> str:
+    return about.sweep if about else "Table of results"
+
+
+def _subtitle(about: About | None) -> str:
+    if about is None:
+        return "From a table of results."
+    made = f", as of {about.made_at}" if about.made_at else ""
+    described = f" {about.description}." if about.description else ""
+    return f"Sweep {about.sweep}, revision {about.revision}{made}.{described}"
+
+
+def _status(numbers: Numbers, about: About | None) -> list[str]:
+    said = []
+    if about is not None:
+        counts = ", ".join(f"{number} {state}" for state, number in numbers.states.items())
+        said.append(f"{len(about.cells)} cells: {counts}.")
+        if about.hosts:
+            said.append(f"Made on {', '.join(about.hosts)}.")
+    return [*said, *numbers.notes]
+
+
+def _page(numbers: Numbers, about: About | None, drawings: Sequence[Drawing], folder: Path) -> str:
+    pictures = [
+        page.Picture(each.key, each.title, each.caption, each.alt, (folder / f"{each.key}.svg").read_bytes())
+        for each in drawings
+    ]
+    plots = [each for each in pictures if each.key.startswith("plot-")]
+    logged = [each for each in pictures if not each.key.startswith("plot-")]
+    nothing = "Nothing is done yet."
+    sections = [
+        page.Section("status", "Status", _status(numbers, about)),
+        page.Section("cells-section", "Results", (), [cells_table(numbers)], empty=nothing),
+    ]
+    if numbers.over:
+        sections.append(page.Section("spread", "Mean and spread", (), [groups_table(numbers)]))
+    sections += [
+        page.Section("plots", "Results against axes", (), (), plots, empty="No axis varies in the results."),
+        page.Section("curves", "Curves", (), (), logged, empty="No stage logged a metric."),
+        page.Section("failed", "Failures", (), [failures_table(numbers)], empty="No cell failed."),
+        page.Section("launched", "Launches", (), [_launches_table(about)], empty="A table does not tell."),
+    ]
+    return page.render(_title(about), subtitle=_subtitle(about), sections=sections)
+
+
+def _markdown(numbers: Numbers, about: About | None, drawings: Sequence[Drawing]) -> str:
+    tables = [cells_table(numbers), groups_table(numbers), failures_table(numbers), _launches_table(about)]
+    figures = [(each.title, f"{each.key}.png", each.caption) for each in drawings]
+    return markdown.page(_title(about), [_subtitle(about), *_status(numbers, about)], tables, figures)
+
+
+def _write_csv(numbers: Numbers, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["cell", *numbers.axes, *numbers.metrics])
+        writer.writerows(_values(result, numbers.axes, numbers.metrics) for result in numbers.cells)
+
+
+def _values(result: CellResult, axes: Iterable[str], metrics: Mapping[str, Any]) -> list[Any]:
+    return [
+        result.cell,
+        *(result.axes.get(axis, "") for axis in axes),
+        *(result.metrics.get(name, "") for name in metrics),
+    ]

@@ -1,0 +1,252 @@
+"""From result rows to one line a cell, and to mean and spread over cells that repeat each other. Pure.
+
+Both `sweep best` and the general report stand on it, so that they never disagree. It knows neither the store
+nor what a metric means.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+Row = Mapping[str, Any]
+Direction = Literal["min", "max"]
+
+ENGINE_COLUMNS = frozenset({"cell", "sweep", "revision", "stage", "attempts", "seconds", "code"})
+"""The columns of `collect` that are no result."""
+
+MAX_VARIANTS = 8
+"""Of how many rows of a cell, told apart by their text, a metric becomes a column each; of more the mean."""
+
+_LOWER = frozenset(
+    [
+        "loss",
+        "error",
+        "err",
+        "perplexity",
+        "ppl",
+        "nll",
+        "bpb",
+        "bpc",
+        "mse",
+        "mae",
+        "rmse",
+        "wer",
+        "cer",
+        "fid",
+        "seconds",
+        "s",
+        "ms",
+        "time",
+        "latency",
+        "memory",
+        "distance",
+        "regret",
+        "divergence",
+        "kl",
+    ]
+)
+_HIGHER = frozenset(
+    [
+        "accuracy",
+        "acc",
+        "f1",
+        "score",
+        "reward",
+        "return",
+        "auc",
+        "auroc",
+        "bleu",
+        "rouge",
+        "chrf",
+        "precision",
+        "recall",
+        "em",
+        "exact",
+        "map",
+        "r2",
+        "share",
+        "rate",
+        "pass",
+        "correct",
+        "throughput",
+        "similarity",
+        "dice",
+        "iou",
+        "win",
+        "wins",
+    ]
+)
+
+
+class CellResult(NamedTuple):
+    """What one cell returned.
+
+    Attributes:
+        cell: its id.
+        axes: axis to the value that ran.
+        metrics: column to number; truth values count as 0 and 1.
+    """
+
+    cell: str
+    axes: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+
+class Spread(NamedTuple):
+    """One metric over the cells of a group.
+
+    Attributes:
+        n: number of cells.
+        mean: arithmetic mean.
+        sd: sample standard deviation (n - 1), None of a single cell.
+        low: smallest value.
+        high: largest value.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    low: float
+    high: float
+
+
+class Group(NamedTuple):
+    """Cells that agree in all axes but those that the spread is taken over."""
+
+    axes: Mapping[str, Any]
+    cells: tuple[str, ...]
+    metrics: Mapping[str, Spread]
+
+
+def is_seed(axis: str) -> bool:
+    """Return whether an axis repeats cells with other random numbers, such as ``seed`` or ``data.seed``."""
+    return re.split(r"[._]", axis.lower())[-1] == "seed"
+
+
+def direction(metric: str) -> Direction | None:
+    """Return whether a lower or a higher value is better, by its name; None when that shows neither."""
+    words = re.split(r"[^a-z0-9]+", re.sub(r"\[.*\]$", "", metric).lower())
+    if _LOWER & set(words):
+        return "min"
+    return "max" if _HIGHER & set(words) else None
+
+
+def axes_of(rows: Sequence[Row], known: Iterable[str]) -> list[str]:
+    """Return the axes of which the rows hold more than one value."""
+    return [axis for axis in known if len({str(row.get(axis)) for row in rows}) > 1]
+
+
+def by_cell(rows: Sequence[Row], *, axes: Sequence[str], columns: Iterable[str] = ()) -> list[CellResult]:
+    """Return one result a cell, in the order of the rows.
+
+    Rows of one stage and cell that differ in a text column (a split, a language) give a column each, named
+    ``accuracy[split=test]``; rows that nothing tells apart, such as one an epoch, count by their last. A
+    metric that several stages return is named after each: ``fit.loss``.
+
+    Args:
+        rows: as `collect` gives them.
+        axes: names of the sweep's axes.
+        columns: names of the sweep's other columns, which are no results.
+    """
+    skipped = ENGINE_COLUMNS | set(axes) | set(columns)
+    owners: dict[str, set[str]] = {}
+    for row in rows:
+        for name in _numbers(row, skipped):
+            owners.setdefault(name, set()).add(_stage(row)[0])
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((str(row.get("cell")), _stage(row)[0]), []).append(row)
+    found: dict[str, CellResult] = {}
+    for (cell, stage), group in grouped.items():
+        result = found.setdefault(
+            cell, CellResult(cell, {axis: group[0][axis] for axis in axes if axis in group[0]}, {})
+        )
+        for name, value in _pivoted(group, skipped).items():
+            base = name.partition("[")[0]
+            several = len(owners.get(base.removesuffix(" (mean)"), ())) > 1
+            result.metrics[f"{stage}.{name}" if several else name] = value  # type: ignore[index]
+    return list(found.values())
+
+
+def _stage(row: Row) -> tuple[str, str]:
+    """Split ``prepare[en]`` into the stage and the label of its instance."""
+    stage, _, label = str(row.get("stage", "")).partition("[")
+    return stage, label.rstrip("]")
+
+
+def _numbers(row: Row, skipped: frozenset[str] | set[str]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if name not in skipped and isinstance(value, bool | int | float) and math.isfinite(value)
+    }
+
+
+def _pivoted(rows: Sequence[Row], skipped: frozenset[str] | set[str]) -> dict[str, float]:
+    """Return the metrics of one cell's rows of one stage, by column."""
+    keys = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if name not in skipped
+        and all(isinstance(row.get(name), str | None) for row in rows)
+        and len({row.get(name) for row in rows}) > 1
+    ]
+    labels = [
+        ",".join(filter(None, [_stage(row)[1], *(f"{key}={row.get(key)}" for key in keys)])) for row in rows
+    ]
+    many = len(set(labels)) > MAX_VARIANTS
+    lists: dict[str, list[float]] = {}
+    found: dict[str, float] = {}
+    for row, label in zip(rows, labels, strict=True):
+        for name, value in _numbers(row, skipped).items():
+            lists.setdefault(name, []).append(value)
+            found[f"{name}[{label}]" if label else name] = value
+    return {f"{name} (mean)": statistics.fmean(values) for name, values in lists.items()} if many else found
+
+
+def metrics_of(results: Iterable[CellResult]) -> list[str]:
+    """Return the names of all metrics, in the order of their first appearance."""
+    return list(dict.fromkeys(name for result in results for name in result.metrics))
+
+
+def spread_over(results: Sequence[CellResult], over: Sequence[str]) -> list[Group]:
+    """Return mean and spread of each metric over the cells that agree in all other axes."""
+    groups: dict[tuple[tuple[str, Any], ...], list[CellResult]] = {}
+    for result in results:
+        rest = tuple((axis, value) for axis, value in result.axes.items() if axis not in over)
+        groups.setdefault(rest, []).append(result)
+    return [
+        Group(dict(rest), tuple(each.cell for each in group), _spreads(group))
+        for rest, group in groups.items()
+    ]
+
+
+def _spreads(group: Sequence[CellResult]) -> dict[str, Spread]:
+    return {
+        name: spread([each.metrics[name] for each in group if name in each.metrics])
+        for name in metrics_of(group)
+    }
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and spread of at least one value."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(len(values), statistics.fmean(values), sd, min(values), max(values))
+
+
+def number_text(value: float) -> str:
+    """Return a number with four significant digits; whole numbers up to a million as they are."""
+    if float(value).is_integer() and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.4g}"
+
+
+def spread_text(found: Spread) -> str:
+    """Return ``0.421 ± 0.012 (n=3)``; without a spread of a single cell."""
+    if found.sd is None:
+        return number_text(found.mean)
+    return f"{number_text(found.mean)} ± {found.sd:.2g} (n={found.n})"

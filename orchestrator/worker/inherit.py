@@ -1,0 +1,65 @@
+"""What an attempt takes over from earlier ones: the output of a command that was through, a checkpoint, the
+work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.core.records import Parent
+from orchestrator.core.state import Attempt
+from orchestrator.core.sweep import Node
+from orchestrator.stage import Checkpoint, StageSpec
+from orchestrator.store.ledger import Ledger
+from orchestrator.worker.resume import adopt
+from orchestrator.worker.unread import adopt_unread
+from orchestrator.worker.work import take_over
+
+
+class Inherited(NamedTuple):
+    """What an attempt starts with.
+
+    Attributes:
+        checkpoint: to go on from, and `parent`, where it came from; None for a start from nothing.
+        unread: the attempt whose output only needs to be read; None to run the stage.
+        work: the attempt whose work folder it was; None for an empty one.
+    """
+
+    checkpoint: Checkpoint | None = None
+    parent: Parent | None = None
+    unread: int | None = None
+    work: int | None = None
+
+
+def inherit(
+    ledger: Ledger,
+    node: Node,
+    spec: StageSpec,
+    earlier: Sequence[Attempt],
+    folder: Path,
+    *,
+    pulse: Callable[[], object],
+) -> Inherited:
+    """Brings what earlier attempts left into an attempt's own folder.
+
+    Args:
+        ledger: the store.
+        node: the stage.
+        spec: of the stage.
+        earlier: all earlier attempts.
+        folder: the attempt's own payload folder.
+        pulse: called often meanwhile.
+
+    Raises:
+        OSError: the store did not answer, or a former owner still writes into its work folder.
+    """
+    if not earlier:
+        return Inherited()
+    work = take_over(ledger, node, earlier, folder, pulse=pulse)
+    if spec.command is not None:
+        unread = adopt_unread(ledger, node, earlier, folder, pulse=pulse)
+        if unread is not None:
+            return Inherited(unread=unread, work=work)
+    checkpoint, parent = adopt(ledger, node, earlier, folder, pulse=pulse) or (None, None)
+    return Inherited(checkpoint, parent, None, work)

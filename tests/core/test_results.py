@@ -1,0 +1,70 @@
+"""From rows to one line a cell, and mean and spread."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from orchestrator.results import by_cell, direction, is_seed, spread, spread_over, spread_text
+
+
+def row(cell: str, stage: str = "fit", **more: object) -> dict[str, object]:
+    return {"cell": cell, "sweep": "s", "revision": 1, "stage": stage, "attempts": 1, "seconds": 2.0, **more}
+
+
+def test_rows_of_two_stages_become_one_line_a_cell_and_truth_values_count() -> None:
+    rows = [row("a", rate=0.1, loss=3.0), row("a", "score", rate=0.1, close=True), row("b", rate=0.2, loss=1)]
+    first, second = by_cell(rows, axes=["rate"])
+    assert (first.cell, first.axes, first.metrics) == ("a", {"rate": 0.1}, {"loss": 3.0, "close": 1.0})
+    assert second.metrics == {"loss": 1.0}
+
+
+def test_a_metric_of_two_stages_is_named_after_each_and_splits_become_columns() -> None:
+    rows = [row("a", loss=3.0), row("a", "score", loss=2.0)]
+    assert by_cell(rows, axes=[])[0].metrics == {"fit.loss": 3.0, "score.loss": 2.0}
+    rows = [row("a", split=split, acc=acc) for split, acc in (("dev", 0.4), ("test", 0.3))]
+    assert by_cell(rows, axes=[])[0].metrics == {"acc[split=dev]": 0.4, "acc[split=test]": 0.3}
+    rows = [row("a", f"prepare[{name}]", num_rows=n) for name, n in (("en", 4), ("es", 5))]
+    assert by_cell(rows, axes=[])[0].metrics == {"num_rows[en]": 4, "num_rows[es]": 5}
+
+
+def test_of_rows_that_nothing_tells_apart_the_last_counts_and_of_very_many_the_mean() -> None:
+    assert by_cell([row("a", epoch=k, loss=9.0 - k) for k in (1, 2, 3)], axes=[])[0].metrics == {
+        "epoch": 3,
+        "loss": 6.0,
+    }
+    many = [row("a", item=f"i{k}", right=k % 2 == 0) for k in range(10)]
+    assert by_cell(many, axes=[])[0].metrics == {"right (mean)": 0.5}
+
+
+def test_spread_is_over_the_cells_that_agree_in_the_other_axes() -> None:
+    rows = [row(f"{r}{s}", rate=r, seed=s, loss=r + s) for r in (1, 2) for s in (0, 1, 2)]
+    groups = spread_over(by_cell(rows, axes=["rate", "seed"]), ["seed"])
+    assert [(g.axes, len(g.cells), g.metrics["loss"].mean) for g in groups] == [
+        ({"rate": 1}, 3, 2.0),
+        ({"rate": 2}, 3, 3.0),
+    ]
+    found = spread([1.0, 2.0, 4.0])
+    assert found.sd == pytest.approx(math.sqrt(7 / 3)) and (found.low, found.high) == (1.0, 4.0)
+    assert spread_text(spread([0.5])) == "0.5" and spread([0.5]).sd is None
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("loss", "min"),
+        ("fit.val_loss", "min"),
+        ("acc[split=test]", "max"),
+        ("test_accuracy (mean)", "max"),
+        ("close", None),
+        ("glossary", None),
+    ],
+)
+def test_the_better_direction_is_told_by_whole_words_of_the_name(name: str, better: str | None) -> None:
+    assert direction(name) == better
+
+
+def test_seeds_are_told_by_the_last_word_of_an_axis() -> None:
+    assert all(map(is_seed, ("seed", "data.seed", "model_seed")))
+    assert not any(map(is_seed, ("seedling", "seed.rate", "trainer")))
