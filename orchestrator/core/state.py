@@ -126,7 +126,8 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
     """Yields (attempt, cause) of each attempt that failed or was lost, or whose product was.
 
     An attempt's cause is its `end`, or else what its successor's `supersedes` says, or else, for the last
-    one, that its owner is gone.
+    one, that its owner is gone. An owner that lived and gave way to its successor changes nothing: else
+    workers that take each other for dead could take over for ever.
     """
     superseded = {
         later.claim.supersedes.attempt: later.claim.supersedes.cause
@@ -139,6 +140,8 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
                 yield attempt.number, attempt.end.cause or Cause.UNKNOWN
             elif attempt.end.outcome == "succeeded" and evidence.done is None:
                 yield attempt.number, Cause.STORAGE  # its product is gone
+            elif attempt.end.why == "superseded" and attempt.number in superseded:
+                yield attempt.number, superseded[attempt.number]
         elif attempt.number in superseded:
             yield attempt.number, superseded[attempt.number]
         elif attempt.number == evidence.attempts[-1].number and evidence.liveness is Liveness.GONE:

@@ -26,7 +26,7 @@ from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.rows import checked_rows
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.manifest import File, fsync_path, fsync_tree, scan
-from orchestrator.processes import describe
+from orchestrator.processes import MARK, describe, end_attempt
 from orchestrator.provenance import without_secrets
 from orchestrator.registry import load
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
@@ -109,7 +109,13 @@ class Lifeline:
                     if message.stop:
                         self._stop.ask(message.stop)
         finally:  # the worker is gone, or this thread cannot serve it: end either way
+            end_started()
             os.killpg(0, signal.SIGKILL)
+
+
+def end_started() -> bool:
+    """End all that this attempt started but this process."""
+    return end_attempt(os.environ.get(MARK, ""), leader=os.getpid())
 
 
 def run(
@@ -270,6 +276,7 @@ def _take(
     Raises:
         Unread: the stage was through, but one of the two cannot be had.
     """
+    end_started()  # or it could write on in what is read and listed now
     kept: list[Path] = []
     try:
         kept = keep(context, patterns) if patterns else []
