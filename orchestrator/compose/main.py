@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compose.axes import Axis, axis_of, cell_labels
-from orchestrator.compose.commandline import Overrides
+from orchestrator.compose.commandline import Overrides, refuse_secrets
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.engine import composed_engine, split_store
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
@@ -23,7 +23,7 @@ from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Sweep
 from orchestrator.core.sweepfile import SweepFile, stage_specs
-from orchestrator.core.tree import pick
+from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, lookup
 from orchestrator.stage import StageSpec
@@ -76,6 +76,7 @@ def compose(
     merged.add_command_line(words, root)
     configs = Configs(root, merged, cwd=cwd, import_paths=import_paths, where=where)
     specs = _specs(file, import_paths, where)
+    _check_texts(file, specs, where)
     _check_reports(file.report, import_paths, where)
     selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
     grid = Grid(selectors, file.columns, specs, where=where)
@@ -89,8 +90,10 @@ def compose(
         if grid.admits(texts):
             cell = " ".join(["cell", *(f"{axis}={text}" for axis, text in texts.items())])
             config = configs.config(labels, where=f"{cell}, {where}")
-            _check_columns(file.columns, config, where)
-            grid.add(texts, ".".join(filter(None, (label.part for label in labels))), config)
+            shown = configs.shown(labels, config, where=f"{cell}, {where}")
+            texts = {axis.name: label.text for axis, label in zip(axes, shown, strict=True)}
+            _check_columns(file.columns, texts, config, where)
+            grid.add(texts, ".".join(filter(None, (label.part for label in shown))), config)
     cells, notes = grid.cells([len(axis.labels) for axis in axes])
     notes += _check_count(len(cells), file.expect_cells, merged, grid.sum_text, where)
     sealed = Sweep(
@@ -123,6 +126,13 @@ def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str
         if spec.run is not None:
             _check_module(f"stage {name!r} runs {spec.run!r}", spec.run, import_paths, where)
     return specs
+
+
+def _check_texts(file: SweepFile, specs: Mapping[str, StageSpec], where: str) -> None:
+    """Refuses credentials in what is sealed beside the config of the cells."""
+    for name, spec in specs.items():
+        refuse_secrets(spec.command, key=f"stages.{name}.command", where=where)
+    refuse_secrets(file.description, key="description", where=where)
 
 
 def _check_reports(names: Sequence[str], import_paths: Sequence[str], where: str) -> None:
@@ -171,15 +181,33 @@ def _check_limits(engine: EngineSettings, specs: Mapping[str, StageSpec]) -> Non
             )
 
 
-def _check_columns(columns: Mapping[str, str], config: Mapping[str, Any], where: str) -> None:
+def _check_columns(
+    columns: Mapping[str, str], labels: Mapping[str, str], config: Mapping[str, Any], where: str
+) -> None:
     for column, key in columns.items():
         value = pick(config, key)
+        _check_column_name(column, key, value, labels, config, where)
         if isinstance(value, Mapping):
             raise UserError(
                 f"the column {column!r} is of {key!r}, a section of the config and not a value",
                 where=where,
                 allowed=nearest(key, [f"{key}.{name}" for name in value]),
             )
+
+
+def _check_column_name(
+    column: str, key: str, value: Any, labels: Mapping[str, str], config: Mapping[str, Any], where: str
+) -> None:
+    """Refuse a column that shows something else than an axis or a config key of its name."""
+    own = labels.get(column, pick(config, column))
+    text = scalar_text(value)
+    if own is MISSING or isinstance(own, Mapping) or value is MISSING or scalar_text(own) == text:
+        return
+    raise UserError(
+        f"the column {column!r} shows {key}, which is {text}, but {column!r} itself is {scalar_text(own)}",
+        where=where,
+        fix="give the column another name",
+    )
 
 
 def _labels(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.core.commandspec import placeholders
 from orchestrator.core.identity import canonical, stage_digest
 from orchestrator.core.selector import Selector, Subject
 from orchestrator.core.sweep import Input, Node, Sweep
-from orchestrator.core.sweepfile import placeholders
 from orchestrator.core.tree import MISSING, dotted_keys, pick, place, scalar_text, without
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.stage import StageSpec
@@ -74,7 +74,7 @@ class Chains:
         self._where = where
         self._order = _topological(specs, where)
         self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
-        self._asked = {name: placeholders(spec.command or "") for name, spec in specs.items()}
+        self._asked = {name: placeholders(spec) for name, spec in specs.items()}
         for name, spec in specs.items():
             if both := set(spec.reads) & set(spec.uses):
                 raise UserError(f"stage {name!r} both reads and uses {min(both)!r}", where=where)
@@ -223,7 +223,10 @@ def _topological(specs: Mapping[str, StageSpec], where: str) -> list[str]:
 
 
 def _target(spec: StageSpec) -> str:
-    return f"polysweep:{spec.name}" if spec.name else spec.run or spec.command or ""
+    if spec.name:
+        return f"polysweep:{spec.name}"
+    # the same words mean something else to a shell
+    return spec.run or f"{'shell: ' if spec.shell else ''}{spec.command}"
 
 
 def _named(subject: Subject) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from orchestrator.core.secrets import redacted
 from orchestrator.errors import UserError
 from orchestrator.manifest import File, fsync_path, fsync_tree
 
@@ -330,7 +331,7 @@ def open_objects(url: str) -> ObjectStore:
     bucket, *parts = rest.rstrip("/").split("/")
     if not _BUCKET.fullmatch(bucket) or not all(part.strip(".") and part.isprintable() for part in parts):
         raise UserError(
-            f"{url!r} names no place in a bucket",
+            f"{redacted(url)!r} names no place in a bucket",
             where="store.url",
             allowed=f"{scheme}://BUCKET or {scheme}://BUCKET/PREFIX; endpoint and credentials come from the "
             "environment",

@@ -22,6 +22,7 @@ from orchestrator.core.cell import check_digests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.processes import adopt_orphans
 from orchestrator.store.code import damage, import_paths, package_path
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
@@ -194,6 +195,7 @@ def _store_problem(ledger: Ledger) -> str:
 def in_fork_server(order_json: bytes, log: str) -> None:
     """The target of a launcher's worker process."""
     os.setsid()
+    adopt_orphans()
     code = run(formats.decode(order_json, WorkerOrder), Path(log))
     sys.stdout.flush()
     os._exit(code)
@@ -214,4 +216,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 __all__ = ["in_fork_server", "main", "preload", "run"]
 
 if __name__ == "__main__":
+    adopt_orphans()
     sys.exit(main())

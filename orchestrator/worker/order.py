@@ -98,6 +98,9 @@ class ChildOrder(Stored, frozen=True, kw_only=True):
         folder: the attempt's payload folder.
         inputs: stage name to instance label to folder.
         resume_step, resume_folder: the adopted checkpoint.
+        in_job: whether a scheduler may signal all processes at once.
+        unread: the earlier attempt whose command was through, and whose output lies in this one's to be read
+            again; None to run the stage.
     """
 
     store: str
@@ -117,6 +120,8 @@ class ChildOrder(Stored, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     num_threads: int = 1
     import_paths: tuple[str, ...] = ()
+    in_job: bool = False
+    unread: int | None = None
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -130,7 +135,12 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(Stored, frozen=True, kw_only=True):
-    """`outcome.json`: the child's last words, written after its output is durable."""
+    """`outcome.json`: the child's last words, written after its output is durable.
+
+    Attributes:
+        files: of the output; also of a command that was through, but whose results could not be read.
+        unread: such a command's attempt, this one or an earlier.
+    """
 
     outcome: str
     cause: Cause | None = None
@@ -140,3 +150,4 @@ class Outcome(Stored, frozen=True, kw_only=True):
     rows: tuple[dict[str, Any], ...] = ()
     files: tuple[File, ...] = ()
     retire: dict[str, dict[str, tuple[str, ...]]] = {}
+    unread: int | None = None
