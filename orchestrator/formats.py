@@ -15,6 +15,7 @@ Structs stay strict (`forbid_unknown_fields`): what users type is converted stri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
@@ -49,8 +50,12 @@ def encode(record: msgspec.Struct, *, store_format: int = FORMAT) -> bytes:
 
     Raises:
         UserError: the store cannot hold a setting.
+        ValueError: the record holds an infinity or NaN, which JSON would turn into null.
     """
-    return msgspec.json.encode(_written(record, store_format))
+    data = msgspec.json.encode(_written(record, store_format))
+    if b"null" in data and not _is_finite(record):
+        raise ValueError(f"a {type(record).__name__} holds a number that is not finite")
+    return data
 
 
 def decode(data: bytes, kind: type[T]) -> T:
@@ -148,6 +153,18 @@ class _Reader:
         if self._found > before and isinstance(record, Stored):
             record.__dict__[_LATER] = later
         return record
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    if isinstance(value, msgspec.Struct):
+        return all(_is_finite(getattr(value, name)) for name in value.__struct_fields__)
+    return True
 
 
 def _bare(info: inspect.Type) -> inspect.Type:

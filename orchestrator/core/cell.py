@@ -11,6 +11,7 @@ from orchestrator.core.identity import canonical, stage_digest
 from orchestrator.core.selector import Selector, Subject
 from orchestrator.core.sweep import Input, Node, Sweep
 from orchestrator.core.tree import MISSING, dotted_keys, pick, place, scalar_text, without
+from orchestrator.core.typed import refuse_non_finite
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.stage import StageSpec
 
@@ -85,6 +86,7 @@ class Chains:
         Raises:
             UserError: an unknown key, a value that cannot be hashed, or no stage is left.
         """
+        refuse_non_finite(subject.config, where=_named(subject))
         mine: dict[str, list[Node]] = {}
         for name in self._order:
             skip = self.skips.get(name)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import Node
 from orchestrator.errors import StageFailure
-from orchestrator.manifest import fsync_path, fsync_tree
+from orchestrator.manifest import TRANSIENT, fsync_path, fsync_tree
 from orchestrator.stage import Context
 from orchestrator.store import layout
 from orchestrator.store.evidence import glance
@@ -140,7 +140,7 @@ def _entries(folder: Path) -> dict[str, _Entry]:
                 found = path.lstat()
             except FileNotFoundError:
                 continue
-            if name.startswith(".nfs"):
+            if TRANSIENT.fullmatch(name):
                 continue  # deleted, but open elsewhere
             is_file, is_link = stat.S_ISREG(found.st_mode), stat.S_ISLNK(found.st_mode)
             if is_file or is_link or stat.S_ISDIR(found.st_mode):
