@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator import provenance
 from orchestrator.core.dispatch import Answer, Filed, Jobs, ending, scheduler_of, with_jobs
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
@@ -176,7 +177,7 @@ class View:
     def jobs(self) -> Jobs:
         """What was given to schedulers, and what these say of it; asked once, where there is need."""
         filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
-        return Jobs(filed, ask_schedulers(filed))
+        return Jobs(filed, ask_schedulers(filed), provenance.asker())
 
     def _observe(self, node: Node, attempt: Attempt) -> Vital:
         """Tells of an attempt's owner what one look, or else its scheduler, can tell."""

@@ -20,6 +20,7 @@ import msgspec
 from orchestrator import formats, provenance
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.processes import adopt_orphans
 from orchestrator.store.code import damage, import_paths, package_path
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
@@ -186,6 +187,7 @@ def _store_problem(ledger: Ledger) -> str:
 def in_fork_server(order_json: bytes, log: str) -> None:
     """The target of a launcher's worker process."""
     os.setsid()
+    adopt_orphans()
     code = run(formats.decode(order_json, WorkerOrder), Path(log))
     sys.stdout.flush()
     os._exit(code)
@@ -206,4 +208,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 __all__ = ["in_fork_server", "main", "preload", "run"]
 
 if __name__ == "__main__":
+    adopt_orphans()
     sys.exit(main())
