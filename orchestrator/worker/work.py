@@ -77,8 +77,7 @@ def take_over(
         return None
     target = folder / layout.WORK
     for attempt in reversed(attempts):
-        key = layout.payload(node.stage, node.digest, attempt.number)
-        source = ledger.objects.folder(key) / layout.WORK
+        source = work_of(ledger, node, attempt)
         if not source.is_dir() or is_discarded(ledger, node, attempt):
             continue
         is_gone = attempt.end is not None or glance(node, attempt).liveness is Liveness.GONE
@@ -96,6 +95,12 @@ def take_over(
         fsync_path(folder)
         return attempt.number
     return None
+
+
+def work_of(ledger: Ledger, node: Node, attempt: Attempt) -> Path:
+    """Returns where an attempt's work folder is, or would be."""
+    key = layout.payload(node.stage, node.digest, attempt.number)
+    return ledger.objects.folder(key) / layout.WORK
 
 
 def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
