@@ -12,6 +12,9 @@ from orchestrator.core.retention import describe
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.text import one_line
 
+NOT_STARTED = "not started"
+"""The reason of a stage that was never tried."""
+
 
 class State(StrEnum):
     """Where a stage or a cell stands."""
@@ -167,7 +170,7 @@ def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
         reason = f"product, of which {retired} retired" if retired else "product"
         return StageStatus(State.DONE, reason, None, num_attempts, evidence.done.seconds, retired)
     if not evidence.attempts:
-        return StageStatus(State.PENDING, evidence.problem or "not started")
+        return StageStatus(State.PENDING, evidence.problem or NOT_STARTED)
     last = evidence.attempts[-1]
     seconds = last.end.seconds if last.end else None
     if last.end is None and evidence.liveness is not Liveness.GONE:

@@ -164,9 +164,7 @@ class AttemptRun:
     def _record_start(self, parent: Any) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
-            self._ledger.objects.put(
-                spec_key, self._ledger.encode(self._node)
-            )  # of one digest all write the same
+            self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
         facts = provenance.of_attempt(self._order.code_digest, self._git)
         if self._spec.command is not None:
             facts["command_python"] = command_python(self._spec, self._order.import_paths)
@@ -240,8 +238,12 @@ class AttemptRun:
         except (EOFError, OSError, msgspec.DecodeError):
             time.sleep(0.02)  # the child is ending: its sentinel tells
             return
-        news = (message.process, message.phase) != (self._message.process, self._message.phase)
-        self._message = message
+        was, self._message = self._message, message
+        news = (message.process, message.phase, message.step is None) != (
+            was.process,
+            was.phase,
+            was.step is None,
+        )
         if news:  # its process, so that another on this machine can prove the child gone as well
             self._heartbeat()
 

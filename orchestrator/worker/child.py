@@ -87,7 +87,10 @@ class Lifeline:
         """Tells the worker where the stage stands: a new phase at once, a step when there is time."""
         old = self._message
         self._message = Message(
-            phase=phase or old.phase, step=step, num_steps=num_steps or old.num_steps, process=old.process
+            phase=phase or old.phase,
+            step=old.step if step is None else step,
+            num_steps=num_steps or old.num_steps,
+            process=old.process,
         )
         if phase:
             with contextlib.suppress(OSError):  # the worker is gone: the thread ends the group

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import Node
 from orchestrator.errors import StageFailure
-from orchestrator.manifest import fsync_path, fsync_tree
+from orchestrator.manifest import TRANSIENT, fsync_path, fsync_tree
 from orchestrator.stage import Context
 from orchestrator.store import layout
 from orchestrator.store.evidence import glance
@@ -77,8 +77,7 @@ def take_over(
         return None
     target = folder / layout.WORK
     for attempt in reversed(attempts):
-        key = layout.payload(node.stage, node.digest, attempt.number)
-        source = ledger.objects.folder(key) / layout.WORK
+        source = work_of(ledger, node, attempt)
         if not source.is_dir() or is_discarded(ledger, node, attempt):
             continue
         is_gone = attempt.end is not None or glance(node, attempt).liveness is Liveness.GONE
@@ -96,6 +95,12 @@ def take_over(
         fsync_path(folder)
         return attempt.number
     return None
+
+
+def work_of(ledger: Ledger, node: Node, attempt: Attempt) -> Path:
+    """Returns where an attempt's work folder is, or would be."""
+    key = layout.payload(node.stage, node.digest, attempt.number)
+    return ledger.objects.folder(key) / layout.WORK
 
 
 def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
@@ -135,7 +140,7 @@ def _entries(folder: Path) -> dict[str, _Entry]:
                 found = path.lstat()
             except FileNotFoundError:
                 continue
-            if name.startswith(".nfs"):
+            if TRANSIENT.fullmatch(name):
                 continue  # deleted, but open elsewhere
             is_file, is_link = stat.S_ISREG(found.st_mode), stat.S_ISLNK(found.st_mode)
             if is_file or is_link or stat.S_ISDIR(found.st_mode):
