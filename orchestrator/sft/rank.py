@@ -217,6 +217,8 @@ def launch(num_processes: int, num_nodes: int) -> None:
         for failure in error.failures.values():  # what ranks started is as deaf as they are to being ended
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(failure.pid, signal.SIGKILL)
+        if num_nodes > 1:  # or `srun` would kill the other launchers before they have reported
+            threading.Event().wait()  # until the stage's process hangs up
         os._exit(1)
 
 
