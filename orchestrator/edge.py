@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 MARK = "SWEEP_ATTEMPT"
@@ -109,6 +111,25 @@ def _writable(stream: TextIO | None, number: int, encoding: str) -> TextIO:
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(encoding=encoding or None, errors="replace")
     return stream
+
+
+def socket_folder() -> str:
+    """Return a folder for sockets, whose whole paths have room for 107 bytes only (unix(7))."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) < 60:
+        return usual
+    others = ("/tmp", "/var/tmp", "/dev/shm")
+    return next((folder for folder in others if os.access(folder, os.W_OK | os.X_OK)), usual)
+
+
+@contextlib.contextmanager
+def short_paths() -> Iterator[None]:
+    """Have temporary files, among them the sockets of libraries, lie where their paths are short."""
+    before, tempfile.tempdir = tempfile.tempdir, socket_folder()
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def outlive_the_reader() -> None:

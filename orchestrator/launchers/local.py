@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import msgspec
 
 from orchestrator.core.typed import typed
 from orchestrator.costs import DEVICES, Hardware
+from orchestrator.edge import short_paths
 from orchestrator.errors import UserError
 from orchestrator.formats import encode
 from orchestrator.launchers.base import Launch
@@ -186,6 +187,8 @@ def _ensure_fork_server() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
+        with short_paths():
+            util.get_temp_dir()  # where the server's socket will be, as long as this process lives
         resource_tracker.ensure_running()  # unblocks SIGTERM when it starts: so it does first
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         forkserver.ensure_running()

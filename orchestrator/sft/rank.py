@@ -18,10 +18,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.edge import short_paths
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.registry import load
 from orchestrator.sft.nodes import PARENT, die_with, free_endpoint, interface, join, without_job
@@ -271,6 +273,8 @@ def run_rank() -> None:
     """Joins the process group, calls the stage's function and reports how it ended."""
     die_with(int(os.environ[PARENT]))
     heed_only(int(os.environ[PARENT]))
+    with short_paths():
+        util.get_temp_dir()  # where the sockets of data loaders will be
     pipe = join()
     rank = int(os.environ["RANK"])
     pipe.send(rank)
