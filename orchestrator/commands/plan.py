@@ -15,7 +15,7 @@ from orchestrator.commands import costs
 from orchestrator.commands.costs_table import print_costs
 from orchestrator.commands.drift import print_cell_drift, print_code_drift
 from orchestrator.commands.needs import distinct, missing_of, needs_of, told
-from orchestrator.commands.output import counted, print_json, print_table, shorten
+from orchestrator.commands.output import ComposeProgress, counted, print_json, print_table, shorten
 from orchestrator.commands.retired import print_needing_retired
 from orchestrator.commands.view import (
     View,
@@ -215,7 +215,7 @@ def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[View
         view = sealed_view(ledger, sweep, number)
         engine_of(view, None, rest)  # what is sealed cannot be changed, how it is run can
         return view, None
-    composition = compose(word, overrides, name=name)
+    composition = compose(word, overrides, name=name, progress=ComposeProgress())
     ledger = open_ledger(store_url(composition.engine.store.url))
     return as_view(ledger, composition), composition
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import Node
 from orchestrator.errors import StageFailure
-from orchestrator.manifest import fsync_path, fsync_tree
+from orchestrator.manifest import TRANSIENT, fsync_path, fsync_tree
 from orchestrator.stage import Context
 from orchestrator.store import layout
 from orchestrator.store.evidence import glance
@@ -146,7 +146,7 @@ def _entries(folder: Path) -> dict[str, _Entry]:
                 found = path.lstat()
             except FileNotFoundError:
                 continue
-            if name.startswith(".nfs"):
+            if TRANSIENT.fullmatch(name):
                 continue  # deleted, but open elsewhere
             is_file, is_link = stat.S_ISREG(found.st_mode), stat.S_ISLNK(found.st_mode)
             if is_file or is_link or stat.S_ISDIR(found.st_mode):
@@ -160,6 +160,7 @@ def _copy_entry(source: Path, target: Path, entry: _Entry, pulse: Callable[[], o
     if stat.S_ISDIR(entry.mode):
         target.mkdir(exist_ok=True)
     elif stat.S_ISLNK(entry.mode):
+        target.unlink(missing_ok=True)
         target.symlink_to(source.readlink())
     else:
         target.unlink(missing_ok=True)
