@@ -18,6 +18,8 @@ from types import FrameType
 import msgspec
 
 from orchestrator import formats, provenance
+from orchestrator.core.cell import check_digests
+from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.processes import adopt_orphans
@@ -79,7 +81,7 @@ def run(
 
     try:
         ledger = open_ledger(order.store)
-        revision = ledger.revision(order.sweep, order.revision)
+        revision = _revision(ledger, order)
         if order.code is not None:
             paths = import_paths(ledger.objects, order.code)
             order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
@@ -161,6 +163,12 @@ class _Ending:
         if not self._asked and self._lifeline is not None and select.select([self._lifeline], [], [], 0)[0]:
             self._asked = "stopped"
         return self._asked or _parent_is_gone()
+
+
+def _revision(ledger: Ledger, order: WorkerOrder) -> Revision:
+    revision = ledger.revision(order.sweep, order.revision)
+    check_digests(revision.sweep, f"{order.sweep}@{order.revision}")
+    return revision
 
 
 def _code_problem(ledger: Ledger, order: WorkerOrder, sweep: Sweep) -> str:
