@@ -149,7 +149,7 @@ def _print_json(key: str, view: View, cell: Cell, node: Node, number: int) -> No
             "attempt": number,
             "path": f"{view.ledger.objects.url}/{key}",
             "text": text,
-            "skipped_bytes": skipped,
+            **({"skipped_bytes": skipped} if skipped else {}),
         }
     )
 

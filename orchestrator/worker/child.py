@@ -261,6 +261,7 @@ def _call(order: ChildOrder, context: Context, stop: StopSignal, received: Conta
             )
         else:
             print(f"the command of attempt {order.unread} was through: its output is read again", flush=True)
+        end_started()  # or what it left behind could write on in what is read and listed now
         return _take(context, spec.keep, lambda: take_results(spec, context))
     function: Callable[[Config, Inputs, Context], list[Row] | None] = load(spec.run or "", where="run")
     try:
@@ -286,7 +287,6 @@ def _take(
     Raises:
         Unread: the stage was through, but one of the two cannot be had.
     """
-    end_started()  # or it could write on in what is read and listed now
     kept: list[Path] = []
     try:
         kept = keep(context, patterns) if patterns else []
