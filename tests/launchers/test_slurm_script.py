@@ -151,9 +151,16 @@ def test_a_variable_that_sbatch_would_read_is_told_with_the_setting_that_takes_i
         "SLURM_CLUSTERS": "far",
         "SBATCH_TIMELIMIT": "5",
         "SBATCH_MEM_PER_CPU": "1G",
+        "SBATCH_OUTPUT": "x",
     }
     notes = "\n".join(unheeded(mine, cluster_profile({})))
-    for setting in ("cluster.account=x", "+cluster.sbatch.clusters=far", "cluster.hours", "mem-per-cpu=1G"):
+    for setting in (
+        "cluster.account=x",
+        "+cluster.sbatch.clusters=far",
+        "cluster.hours",
+        "mem-per-cpu=1G",
+        "cluster.logs",
+    ):
         assert setting in notes
     assert not unheeded({"SBATCH_ACCOUNT": "x"}, cluster_profile({"account": "y"}))
     assert not unheeded({"SBATCH_PARTITION": "x"}, cluster_profile({"sbatch": {"p": "y"}}))

@@ -226,10 +226,12 @@ def unheeded(environment: Mapping[str, str], cluster: Cluster) -> tuple[str, ...
     for variable, value in sorted(environment.items()):
         match = _IGNORED.fullmatch(variable)
         option = _BY_VARIABLE.get(match["option"], "") if match else ""
+        if match and not option and match["program"] == "SBATCH":
+            option = match["option"].lower().replace("_", "-")
         in_job = "SLURM_JOB_ID" in environment and variable.startswith("SLURM_")  # what a job says of itself
         if not option or not value or in_job or variable in _FACTS or said.get(option) not in (None, False):
             continue
-        setting = _SETTINGS.get(option, f"+cluster.sbatch.{option}={{}}").format(value)
+        setting = OURS.get(option) or _SETTINGS.get(option, f"+cluster.sbatch.{option}={{}}").format(value)
         notes.append(f"{variable}={value} in the environment is not heeded: say {setting}")
     return tuple(dict.fromkeys(notes))
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from orchestrator.core.dispatch import Answer, Seen
 from orchestrator.core.jobs import Submission
-from orchestrator.core.judgement import is_own
+from orchestrator.core.judgement import is_own, same_controller
 from orchestrator.errors import InfrastructureError
 from orchestrator.launchers.base import Limits
 from orchestrator.launchers.slurm.programs import asked, slurm
@@ -39,12 +39,14 @@ class Cluster(NamedTuple):
         options: what each command needs to reach it: ``-M NAME`` for a cluster that is not the one here.
         max_tasks: of one array.
         shows_everyone: whether a user is shown the jobs of others, by PrivateData.
+        controller: its hosts with the port, separated by spaces.
     """
 
     name: str
     options: tuple[str, ...] = ()
     max_tasks: int = DEFAULT_ARRAY_SIZE
     shows_everyone: bool = True
+    controller: str = ""
 
 
 def cluster(name: str = "") -> Cluster:
@@ -75,12 +77,14 @@ def _configuration(options: tuple[str, ...]) -> Cluster:
     config = dict(re.findall(r"^([\w\[\]]+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
     if "ClusterName" not in config:
         raise InfrastructureError("scontrol does not say which cluster this is")
-    size = config.get("MaxArraySize", "")
+    size, port = config.get("MaxArraySize", ""), config.get("SlurmctldPort", "")
+    hosts = [host for key, host in config.items() if key.startswith("SlurmctldHost[")]
     return Cluster(
         name=config["ClusterName"],
         options=options,
         max_tasks=max(1, int(size)) if size.isdigit() else DEFAULT_ARRAY_SIZE,  # indexes are below it
         shows_everyone="jobs" not in re.split(r"[,\s]+", config.get("PrivateData", "jobs").lower()),
+        controller=" ".join(f"{host}:{port}" for host in hosts),
     )
 
 
@@ -91,7 +95,7 @@ def limits(name: str = "") -> Limits:
         InfrastructureError: it does not answer.
     """
     found = cluster(name)
-    return Limits(cluster=found.name, max_tasks=found.max_tasks)
+    return Limits(cluster=found.name, max_tasks=found.max_tasks, controller=found.controller)
 
 
 def jobs(name: str, ids: Iterable[str]) -> Answer:
@@ -130,6 +134,7 @@ def jobs(name: str, ids: Iterable[str]) -> Answer:
         complete=True,
         everyone=found.shows_everyone,
         scope=f"{account}, and the controller of cluster {found.name}",
+        controller=found.controller,
     )
 
 
@@ -179,6 +184,8 @@ def find(submission: Submission) -> str | None:
         said = slurm("sacct", "-nPX", "-M", found.name, "-S", since, f"--name={name}", "-o", "JobID")
         listed = [line.partition("_")[0] for line in said.output.splitlines()] if said.code == 0 else []
     ids = sorted({job for job in listed if job.isdigit()}, key=int)
+    if not ids and not same_controller(submission, found.controller):
+        raise InfrastructureError(f"{found.controller} may be another cluster of the name {found.name}")
     if not ids and not found.shows_everyone and not is_own(submission, asker()):
         raise InfrastructureError(f"the scheduler shows {asker().name} no jobs of {submission.by}")
     return ids[0] if ids else None
