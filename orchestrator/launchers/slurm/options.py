@@ -236,6 +236,16 @@ def unheeded(environment: Mapping[str, str], cluster: Cluster) -> tuple[str, ...
     return tuple(dict.fromkeys(notes))
 
 
+def unexpanded(cluster: Cluster) -> tuple[str, ...]:
+    """Return a note on each value of `cluster.environment` in which a shell would replace a variable."""
+    return tuple(
+        f"cluster.environment.{name} has {match[0]}, which arrives as it is: "
+        f"what the shell must expand goes into cluster.setup"
+        for name, value in cluster.environment.items()
+        if isinstance(value, str) and (match := re.search(r"\$\{?[A-Za-z_]\w*\}?", value))
+    )
+
+
 def _profile(cluster: Cluster) -> dict[str, Value]:
     named: dict[str, Value] = {
         name: value
