@@ -165,18 +165,18 @@ def test_jobs_of_another_cluster_are_submitted_asked_about_and_cancelled_there(j
 
 
 @pytest.mark.parametrize(
-    ("cluster", "why"),
+    ("named", "why"),
     [
         ("far", "cluster testbed is meant, this is far"),
         pytest.param("testbed", "it may be another of the same name", marks=pytest.mark.long),
     ],
 )
-def test_a_number_of_another_cluster_says_nothing_and_an_answer_of_another_is_refused(jobs, cluster, why):
+def test_a_number_of_another_cluster_says_nothing_and_an_answer_of_another_is_refused(jobs, named, why):
     name = jobs.write(cells=1)
     jobs.launch(name, HELD, SOON)
     number = jobs.array()
     with tempfile.TemporaryDirectory(prefix="sweep-slurm.", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        knobs = {"cluster": cluster, "accounting": "none", "first_job_id": number}
+        knobs = {"cluster": named, "accounting": "none", "first_job_id": number}
         far = Testbed.start(Path(folder), nodes=1, gpus=0, **knobs)
         try:
             assert far.submit("--hold", "--array=0", wrap="true") == number
@@ -242,6 +242,8 @@ def test_a_job_that_only_accounting_calls_alive_holds_its_cell(jobs):
     jobs.wrap("squeue", "exit 0")
     assert "2 unknown" in jobs("reconcile", "jobs")
     assert "is PENDING, by accounting alone" in jobs.why()
+    jobs.wrap("squeue", 'echo "maintenance on Monday"; $real "$@" | tail -n 1')
+    assert "1 queued, 1 unknown" in jobs("reconcile", "jobs")  # what is listed counts, and no absence does
     jobs.unwrap()
     assert_held(jobs, 2)
 

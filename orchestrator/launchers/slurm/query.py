@@ -113,7 +113,7 @@ def jobs(name: str, ids: Iterable[str]) -> Answer:
     with ThreadPoolExecutor(2) as pool:
         asking = pool.submit(_squeue, name, wanted), pool.submit(_sacct, name, wanted)
     problems: list[str] = []
-    listed: tuple[Cluster, dict[tuple[str, int], Seen]] | None = None
+    listed: _Listed | None = None
     accounts: dict[tuple[str, int], Seen] | None = None
     try:
         listed = asking[0].result()
@@ -127,11 +127,12 @@ def jobs(name: str, ids: Iterable[str]) -> Answer:
         return Answer(problem=f"Slurm does not answer: {problems[0]}")
     if listed is None:
         return Answer(agreed(None, accounts or {}), gap=f"accounting does not list it, and {problems[0]}")
-    found, now = listed
+    found, now, gap = listed
     account = "accounting has no record of it" if accounts is not None else f"no accounts: {problems[0]}"
     return Answer(
         agreed(now, accounts or {}),
-        complete=True,
+        complete=not gap,
+        gap=gap,
         everyone=found.shows_everyone,
         scope=f"{account}, and the controller of cluster {found.name}",
         controller=found.controller,
@@ -147,19 +148,30 @@ def _sacct(name: str, ids: Sequence[str]) -> dict[tuple[str, int], Seen]:
     return seen
 
 
-def _squeue(name: str, ids: Sequence[str]) -> tuple[Cluster, dict[tuple[str, int], Seen]]:
-    found, seen = cluster(name), {}
+class _Listed(NamedTuple):
+    """What a controller lists; `gap` says why that may not be all."""
+
+    cluster: Cluster
+    seen: dict[tuple[str, int], Seen]
+    gap: str
+
+
+def _squeue(name: str, ids: Sequence[str]) -> _Listed:
+    found, gap = cluster(name), ""
+    seen: dict[tuple[str, int], Seen] = {}
     for part in _parts(ids):
         # --all: those of hidden partitions, and of partitions that this user may not use
         said = slurm("squeue", *found.options, "-ahr", "-t", "all", "-j", ",".join(part), "-O", SQUEUE)
         if said.code == 0:
             lines = _without_title(said.output, found)
             if strange := [line for line in lines if line.strip() and line.count("|") != SQUEUE.count("|")]:
-                raise InfrastructureError(f"squeue answers what is not understood here: {strange[0][:60]!r}")
-            seen.update(read_squeue(lines))
+                gap = f"squeue answers what is not understood here: {strange[0][:60]!r}"
+            if gap and len(strange) == len([line for line in lines if line.strip()]):
+                raise InfrastructureError(gap)
+            seen.update(read_squeue(lines))  # beside the words of a site's wrapper
         elif _NOTHING not in said.error:  # which it says when it knows none of them
             raise InfrastructureError(f"squeue failed: {said.problem}")
-    return found, seen
+    return _Listed(found, seen, gap)
 
 
 def _without_title(output: str, found: Cluster) -> list[str]:
