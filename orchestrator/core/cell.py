@@ -74,6 +74,7 @@ class Chains:
         self._where = where
         self._order = _topological(specs, where)
         self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
+        self._neutral = {(name, key) for name, spec in specs.items() for key in spec.neutral}
         self._asked = {name: placeholders(spec) for name, spec in specs.items()}
         for name, spec in specs.items():
             if both := set(spec.reads) & set(spec.uses):
@@ -104,7 +105,7 @@ class Chains:
         except UserError as error:
             what = error.what.replace("the stage", f"stage {name!r}", 1)
             raise UserError(what, where=self._where, allowed=error.allowed, fix=error.fix) from None
-        hashed = self._hashed(spec, reads)
+        hashed = self._hashed(name, spec, reads)
         where = f"stage {name!r}, {_named(subject)}"
         nodes = []
         for values in itertools.product(*lists):
@@ -151,13 +152,34 @@ class Chains:
             if not (spec.each and spec.each == self.specs[other].each) or node.label == label
         )
 
-    @staticmethod
-    def _hashed(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
+    def _hashed(self, name: str, spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
         for key, neutral in spec.neutral.items():
             value = pick(reads, key)
-            if value is not MISSING and canonical([value]) == canonical([neutral]):
-                reads = without(reads, key)
+            if value is not MISSING:
+                self._neutral.discard((name, key))
+                if canonical([value]) == canonical([neutral]):
+                    reads = without(reads, key)
         return reads
+
+    def check_neutral(self, config: Mapping[str, Any]) -> None:
+        """Refuse a `neutral` key that no cell has, once all chains are built.
+
+        Args:
+            config: of a cell, for the names that it could have been.
+
+        Raises:
+            UserError: stage and key are named.
+        """
+        ran = {node.stage for node in self.nodes.values()}
+        for name, key in sorted(self._neutral):
+            if (
+                name in ran and self.specs[name].name is None
+            ):  # a stage that ships here serves other configs too
+                raise UserError(
+                    f"stages.{name}.neutral names the unknown key {key!r}",
+                    where=self._where,
+                    allowed=nearest(key, dotted_keys(config)),
+                )
 
 
 def _value_keys(tree: Mapping[str, Any]) -> list[str]:

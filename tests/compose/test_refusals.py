@@ -116,7 +116,23 @@ FILES = [
     ("report: ['no_such_module_here:write']", "no module 'no_such_module_here'", ""),
     ("report: ['orchestrator:']", "unknown report 'orchestrator:'", ""),
     ("report: [acuracy]", "unknown report 'acuracy'", "accuracy"),
+    ("columns: {'': seed}", "'' cannot be the name of a column", ""),
+    ('columns: {"a\\tb": seed}', "cannot be the name of a column", ""),
+    (f"axes: {{{'a' * 300}: [1]}}", "cannot be the name of an axis", ""),
+    ('axes: {"a\\a": {x: {seed: 1}}}', "cannot be the name of an axis", ""),
     ("stages: []", "has no stages", ""),
+    (f"stages: {{{'s' * 300}: {{command: x}}}}", "cannot be the name of a stage", "at most 128"),
+    ("stages: {'fit.': {command: x}}", "'fit.' cannot be the name of a stage", "not ending with a dot"),
+    ("stages: {fit: {command: x}, Fit: {command: y}}", "'fit' and 'Fit' differ only in case", ""),
+    ("stages: {fit: {command: x, reads: [seed], neutral: {sead: 0}}}", "does not read", "seed"),
+    ("stages: {fit: {command: x, reads: [model], neutral: {seed: 0}}}", "does not read", "model"),
+    ("stages: {fit: {command: x, reads: [model], neutral: {model.widht: 0}}}", "unknown key", "model.width"),
+    ("stages: {fit: {run: 'json:dumps', results: x}}", "stages.fit.results is for commands", ""),
+    ('stages: {fit: {command: "x\\0y"}}', "null character", ""),
+    *(
+        (f"stages: {{fit: {{command: x, results: {path}}}}}", "stages.fit.results is", "the output folder")
+        for path in ("/etc/passwd", "../x", "a/../../x", "''", "'.'", "~/x", '"a\\nb"', "x" * 300)
+    ),
     ("stages: [trian]", "unknown stage 'trian'", "train"),
     ("stages: [train, train]", "named twice", ""),
     ("stages: {fit: {}}", "unknown stage 'fit'", ""),
