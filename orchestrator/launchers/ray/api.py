@@ -35,6 +35,7 @@ class JobDetails(msgspec.Struct, frozen=True):
     submission_id: str | None = None
     status: str | None = None
     message: str | None = None
+    error_type: str | None = None
     driver_exit_code: int | None = None
     start_time: float | None = None
     end_time: float | None = None

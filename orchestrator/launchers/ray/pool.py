@@ -12,10 +12,11 @@ import ray
 from ray import cloudpickle
 from ray._private import services
 from ray.dashboard.utils import ray_address_to_api_server_url
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Resources
+from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray import slot as slots
 from orchestrator.launchers.ray.words import Node, fits
 
@@ -37,6 +38,7 @@ class Ended(NamedTuple):
         said: its last words, or why it was lost.
         told: whether this driver had asked it to end.
         cause: what an attempt counts as that it held.
+        threshold: the share of the memory above which its node's memory monitor ended it; None otherwise.
     """
 
     slot: int
@@ -46,6 +48,7 @@ class Ended(NamedTuple):
     said: str
     told: bool = False
     cause: Cause = Cause.NODE_LOST
+    threshold: float | None = None
 
 
 class _Worker:
@@ -157,6 +160,7 @@ class Pool:
                 None,
                 why[:300],
                 cause=_cause(error, self._draining, worker.node),
+                threshold=causes.memory_threshold(str(error)),
             )
         ray.kill(worker.actor)
         return Ended(
@@ -251,8 +255,5 @@ def draining() -> frozenset[str]:
 
 
 def _cause(error: Exception, going: Collection[str], node: str) -> Cause:
-    if isinstance(error, OutOfMemoryError) or "out of memory" in str(error).lower():
-        return Cause.OOM_HOST
-    if node in going:
-        return Cause.PREEMPTED
-    return Cause.NODE_LOST if isinstance(error, RayActorError) else Cause.UNKNOWN
+    types = tuple(base.__name__ for base in type(error).__mro__)
+    return causes.of_error(types, str(error), drained=node in going or getattr(error, "preempted", False))

@@ -12,6 +12,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over
 from orchestrator.errors import InfrastructureError
 from orchestrator.launchers.jobs import EXITS
+from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached
 from orchestrator.processes import boot_id, pid_namespace
 
@@ -82,8 +83,7 @@ def seen_of(job: JobDetails) -> Seen:
             )
         case "FAILED":
             if code is None:  # of its supervisor: it did not come to an end of its own
-                is_lost = "node" in message.lower() or "actor died" in message.lower()
-                cause = Cause.NODE_LOST if is_lost else Cause.UNKNOWN
+                cause = causes.of_job(message, job.error_type or "")
                 over = Over(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
             else:  # Ray adds the log's end
                 said = f"its driver ended with exit code {code}: {_short(message.rpartition(chr(10))[2])}"
