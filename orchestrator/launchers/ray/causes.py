@@ -30,20 +30,6 @@ _BY_TYPE = {
 }
 
 
-def memory_threshold(message: str) -> float | None:
-    """Return the share of a node's memory above which Ray's memory monitor ended a worker.
-
-    Args:
-        message: of the error. None is returned for one of another kind.
-    """
-    if not _MEMORY.search(message):
-        return None
-    if found := re.search(r"exceeded threshold of \d+B \((\d+(?:\.\d+)?)% of", message):
-        return float(found[1]) / 100
-    found = re.search(r"exceeds the memory usage threshold of (\d+(?:\.\d+)?)", message)
-    return float(found[1]) if found else None
-
-
 def of_error(types: tuple[str, ...], message: str, *, drained: bool = False) -> Cause:
     """Return what the loss of an actor counts as.
 

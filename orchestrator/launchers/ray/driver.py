@@ -29,7 +29,6 @@ from orchestrator.core.requests import fold
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.jobs import BEAT_S, EXITS, cause_of_code, request_of, settings_of
-from orchestrator.launchers.ray import memory
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.losses import Losses
 from orchestrator.launchers.ray.pool import Ended, Pool
@@ -106,7 +105,6 @@ class RayDriver:
         self._claimed: set[int] = set()
         self._unaware: set[int] = set()  # of the last losses: they began before
         self._not_before_s, self._start_s = 0.0, time.monotonic()
-        self._learned: dict[str, str] = {}
         self._good: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
         before = self._submissions.driver(submission.number)
@@ -252,7 +250,7 @@ class RayDriver:
         args = (self._ledger.objects.url, self._revision.sweep.name, str(submission.number))
         start = start_of(self._ledger.objects, code, WORKER, *args, str(self._slots), str(self._restart))
         environment = {name: str(value) for name, value in self._settings.environment.items()}
-        environment |= self._learned
+        environment |= self._pool.monitor()
         avoid = [
             node
             for node, number in self._bad.items()
@@ -277,8 +275,6 @@ class RayDriver:
         if ended.code in _WELL or (ended.told and not claimed):  # or asked to end before it could heed it
             self._fruitless, self._good[ended.node] = 0, self._good[ended.node] + 1
             return
-        if ended.threshold is not None:  # which a cluster's own configuration may set, and no variable
-            self._learned = {memory.VARIABLE: str(ended.threshold)}
         if ended.code is None:
             why = f"{name} was lost: {said or 'the process that kept it was killed'}"
             self._losses.doubt(ended.slot, ended.node, ended.cause, why)

@@ -23,6 +23,7 @@ from orchestrator.launchers.ray.words import Node, fits
 cloudpickle.register_pickle_by_value(slots)
 
 CONNECT_S = 5.0
+MONITOR = ("memory_usage_threshold", "memory_monitor_refresh_ms")
 DRAIN_S = 2.0
 """How often to ask which nodes are about to go."""
 
@@ -38,7 +39,6 @@ class Ended(NamedTuple):
         said: its last words, or why it was lost.
         told: whether this driver had asked it to end.
         cause: what an attempt counts as that it held.
-        threshold: the share of the memory above which its node's memory monitor ended it; None otherwise.
     """
 
     slot: int
@@ -48,7 +48,6 @@ class Ended(NamedTuple):
     said: str
     told: bool = False
     cause: Cause = Cause.NODE_LOST
-    threshold: float | None = None
 
 
 class _Worker:
@@ -71,6 +70,7 @@ class Pool:
         ray.init(
             address=address,
             include_dashboard=False if address == "local" else None,
+            **({"_node_ip_address": "127.0.0.1"} if address == "local" else {}),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -160,7 +160,6 @@ class Pool:
                 None,
                 why[:300],
                 cause=_cause(error, self._draining, worker.node),
-                threshold=causes.memory_threshold(str(error)),
             )
         ray.kill(worker.actor)
         return Ended(
@@ -183,6 +182,17 @@ class Pool:
     def _totals(self) -> dict[str, dict[str, float]]:
         """What each node that lives has, by its id."""
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+    def monitor(self) -> dict[str, str]:
+        """Returns what the cluster's configuration says of the nodes' memory monitor, as variables of Ray's.
+
+        Nodes know it too, but do not hand it on; Ray has no public name for it.
+        """
+        try:
+            config = ray._private.state.state.get_system_config()
+        except Exception:  # noqa: BLE001 - a private call: without an answer the variables of the nodes count
+            return {}
+        return {f"RAY_{name}": str(config[name]) for name in MONITOR if name in config}
 
     def lives(self, node: str) -> bool:
         """Whether a node does."""
