@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ class Configs:
         self._before: dict[str, Any] = {}
         self._known = known_values(os.environ)
         self._groups: dict[str, bool] = {}
+        self._last: Patched | None = None
         self._axes = list(overrides.axes.values())
         for axis in self._axes:
             self._check(axis)
@@ -68,12 +69,18 @@ class Configs:
             for setting in label.settings:
                 (groups if self._groups[setting.key] else values).append(setting)
         composed = self._compose(groups)
+        self._last = composed.patched
         tree = composed.patched.resolved(values, where=where)
         if composed.schema is not None:
             tree = settled(composed.schema(tree, where=where), self._before)
         refuse_secrets(tree, where=where, checked=self._before, known=self._known)
         self._before = tree
         return tree
+
+    def varying(self) -> Iterator[str]:
+        """Yield the keys of the last composed point whose value is another each time it is composed."""
+        if self._last is not None:
+            yield from self._last.varying()
 
     def shown(self, labels: Sequence[Label], config: Mapping[str, Any], *, where: str) -> list[Label]:
         """Return the labels of a composed point, which say what its config has.

@@ -244,7 +244,7 @@ def test_where_the_variable_of_ray_names_the_cluster_a_launch_stays_and_an_inter
 
 
 def listening(pids: set[int]) -> dict[str, str]:
-    """The addresses at which processes take connections by TCP, in hexadecimal, each with a process's name."""
+    """The addresses at which processes listen by TCP, in hexadecimal, each with a process's name."""
     sockets = {}
     for pid in pids:
         try:
@@ -252,14 +252,9 @@ def listening(pids: set[int]) -> dict[str, str]:
             sockets |= {str(link): Path(f"/proc/{pid}/comm").read_text().strip() for link in links}
         except OSError:
             continue
-    rows = [
-        line.split()
-        for name in ("tcp", "tcp6")
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()
-    ]
-    return {
-        row[1]: sockets[key] for row in rows if row[3] == "0A" and (key := f"socket:[{row[9]}]") in sockets
-    }
+    lines = [line for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    rows = [(row[1], f"socket:[{row[9]}]") for row in map(str.split, lines) if row[3] == "0A"]
+    return {address: sockets[key] for address, key in rows if key in sockets}
 
 
 @pytest.mark.long

@@ -134,7 +134,7 @@ class RayLauncher:
         if self._settings.address != LOCAL:
             handshake.check(Api(self._cluster), self._settings, store, mark)
 
-    def limits(self) -> Limits:
+    def limits(self, *, dry_run: bool = False) -> Limits:
         """Ask whether the cluster is there; a job may have any number of cells.
 
         Raises:
@@ -303,7 +303,7 @@ def _check_version() -> None:
 def _start_here(submission: Submission, text: str) -> Outcome:
     """Start the driver as a process of this machine, in a session of its own, with a Ray of its own.
 
-    That Ray is for this launch alone: it listens on loopback, and takes orders with a token that nobody else has.
+    That Ray is for this launch alone: it listens on loopback, and asks for a token that nobody else has.
     """
     folder = submission.folder if Path(submission.folder).is_dir() else None
     words = shlex.split(json.loads(text)["entrypoint"])
