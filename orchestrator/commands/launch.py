@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Launches a sweep, attached unless asked otherwise."""
     outlive_the_reader()
     view, composition = planned(args.sweep, args.overrides, args.name)
+    view.check()
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     view.ledger.refuse_unheld(settings, view.sweep)

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Makes one pass, or as many as it takes."""
     outlive_the_reader()
     view = open_view(args.sweep, no_overrides(args.words))
+    view.check()
     asked = requests_of(view)
     if args.dry_run:
         given = Given()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.core.cell import check_digests
 from orchestrator.core.dispatch import Answer, Filed, Jobs, ending, scheduler_of, with_jobs
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
@@ -150,6 +151,14 @@ class View:
         """What to add to a printed next step so that it finds this store, "" when it is the usual one."""
         url = self.ledger.objects.url
         return "" if url == store_url(None) else f" store.url={shlex.quote(url)}"
+
+    def check(self) -> None:
+        """Refuse, before anything is recorded or run, a revision that is not what it says.
+
+        Raises:
+            InfrastructureError: a stage's digest is not that of what it would run.
+        """
+        check_digests(self.sweep, self.title)
 
     def warn(self) -> None:
         """Prints what in the store cannot be read: it is never trusted, and never silently left out."""
@@ -327,7 +336,8 @@ def current_revision(ledger: Ledger, name: str) -> int | None:
     """Returns the revision of the last launch or rerun, else the newest sealed, None when there is none."""
     if not is_name(name):
         return None
+    numbers = ledger.revision_numbers(name)
     for request in reversed(ledger.requests(name)):
-        if request.verb in ("launch", "rerun"):
+        if request.verb in ("launch", "rerun") and request.revision in numbers:
             return request.revision
-    return max(ledger.revision_numbers(name), default=None)
+    return max(numbers, default=None)

@@ -21,6 +21,7 @@ from orchestrator.compose.grammar import cut
 from orchestrator.compose.root import Root
 from orchestrator.compose.schema import importable
 from orchestrator.compose.varying import refuse_varying
+from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Sweep
@@ -94,6 +95,7 @@ def compose(
     grid = Grid(selectors, file.columns, specs, where=where)
     engine = composed_engine(merged.engine, config_folders(cwd, source.parent), store_url)
     _check_limits(engine, specs)
+    _check_work(engine, specs)
     axes = list(merged.axes.values())
     _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
     grid.check_labels(cell_labels(axes))
@@ -208,6 +210,19 @@ def _check_limits(engine: EngineSettings, specs: Mapping[str, StageSpec]) -> Non
                 f"policy.limits_s is of the unknown stage {stage!r}",
                 where="the engine's settings",
                 allowed=nearest(stage, specs),
+            )
+
+
+def _check_work(engine: EngineSettings, specs: Mapping[str, StageSpec]) -> None:
+    """Refuses work folders over a bucket, where the next attempt would not find them."""
+    url = engine.store.url or ""
+    in_bucket = "://" in url and not url.startswith("file://")
+    for name, spec in specs.items():
+        if in_bucket and (spec.keep or "work" in placeholders(spec)):
+            raise UserError(
+                f"stage {name!r} uses a work folder, which a store in a bucket does not keep",
+                where=f"store.url={url}",
+                allowed="a store in a folder; or {checkpoints} and {resume}, which are kept in a bucket too",
             )
 
 

@@ -180,6 +180,8 @@ def judge(filed: Filed, index: int, answer: Answer, asker: Asker) -> Judgement:
             return Judgement(
                 Phase.UNKNOWN, f"job {name} ended {seen.word}, and may be started anew: {gap}", told
             )
+        if gap and not seen.listed:
+            return Judgement(Phase.UNKNOWN, f"job {name} is {seen.word} by its accounts: {gap}", seen)
         return Judgement(seen.phase, _living(name, seen) + _of_driver(filed.driver), seen)
     if report is not None and last_words:
         return _ended(name, _reported(index, report))

@@ -170,7 +170,9 @@ class Snapshot:
         return ""
 
     def _why_void(self, node: Node, generation: int) -> str:
-        void, problem = self._ledger.read(layout.void(node.stage, node.digest, generation), Void)
+        void, problem = self._ledger.read(
+            layout.void(node.stage, node.digest, generation), Void, generation=generation
+        )
         return problem if void is None else f"its product was {void.kind}: {void.reason}"
 
 

@@ -46,6 +46,8 @@ OVERRIDES = [
     (["cluster.name=x"], "unknown key 'cluster.name'", ""),
     (["+api_token=hunter2"], "api_token looks like a secret", ""),
     (["+login={user: me, password: x}"], "login.password looks like a secret", ""),
+    (["launcher=ray", "launcher.resources={gpus: 1}"], "launcher.resources is a list, and not a mapping", ""),
+    (["launcher=slurm", "launcher.resources.gpus=1"], "launcher.resources is a list, and not a mapping", ""),
     (["launcher.api_key=x"], "launcher.api_key looks like a secret", ""),
     (["+model.HF_TOKEN=x,y"], "model.HF_TOKEN looks like a secret", ""),
     (["seed=interval(0,1)"], "has no list of values", ""),

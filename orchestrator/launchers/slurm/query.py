@@ -63,11 +63,10 @@ def cluster(name: str = "") -> Cluster:
         there = _configuration(("-M", name))
     except InfrastructureError as error:
         raise InfrastructureError(
-            f"they are jobs of cluster {name}, this is {here.name}, and {name} is not reached from here: "
-            f"{error.what}"
+            f"cluster {name} is meant, this is {here.name}, and {name} is not reached from here: {error.what}"
         ) from error
     if there.name.casefold() != name.casefold():
-        raise InfrastructureError(f"they are jobs of cluster {name}, and {there.name} answers in its place")
+        raise InfrastructureError(f"cluster {name} is meant, and {there.name} answers in its place")
     return there
 
 
