@@ -107,7 +107,8 @@ class Chains:
         except UserError as error:
             what = error.what.replace("the stage", f"stage {name!r}", 1)
             raise UserError(what, where=self._where, allowed=error.allowed, fix=error.fix) from None
-        hashed = self._hashed(name, spec, reads)
+        self._neutral -= {(name, key) for key in spec.neutral if pick(reads, key) is not MISSING}
+        hashed = self._hashed(spec, reads)
         where = f"stage {name!r}, {_named(subject)}"
         nodes = []
         for values in itertools.product(*lists):
@@ -154,13 +155,12 @@ class Chains:
             if not (spec.each and spec.each == self.specs[other].each) or node.label == label
         )
 
-    def _hashed(self, name: str, spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
+    @staticmethod
+    def _hashed(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
         for key, neutral in spec.neutral.items():
             value = pick(reads, key)
-            if value is not MISSING:
-                self._neutral.discard((name, key))
-                if canonical([value]) == canonical([neutral]):
-                    reads = without(reads, key)
+            if value is not MISSING and canonical([value]) == canonical([neutral]):
+                reads = without(reads, key)
         return reads
 
     def check_neutral(self, config: Mapping[str, Any]) -> None:
@@ -174,9 +174,8 @@ class Chains:
         """
         ran = {node.stage for node in self.nodes.values()}
         for name, key in sorted(self._neutral):
-            if (
-                name in ran and self.specs[name].name is None
-            ):  # a stage that ships here serves other configs too
+            is_own = self.specs[name].name is None  # a stage that ships here serves other configs too
+            if is_own and name in ran:
                 raise UserError(
                     f"stages.{name}.neutral names the unknown key {key!r}",
                     where=self._where,
