@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 export UV_LINK_MODE ?= copy
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long check fix bench lock clean
+.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long check fix bench gpu-check lock clean
 
 setup: $(STAMP)
 
@@ -81,6 +81,9 @@ check: setup
 fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+gpu-check: setup ## what only a GPU can tell: speed, memory and numerics of training (8 minutes on an H200)
+	$(BIN)/python benchmarks/gpu_check.py --out gpu.md
 
 bench: setup
 	$(BIN)/python benchmarks/plan_against_hydra.py

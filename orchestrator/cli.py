@@ -34,6 +34,7 @@ VERBS = {
     "best": "the cells with the lowest or highest value of a metric",
     "data": "describe, import and check parallel task data",
     "doctor": "check this machine and the store",
+    "upgrade": "let a store of an earlier format hold what this version records",
 }
 
 HELP = """usage: sweep VERB ...

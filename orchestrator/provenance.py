@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +16,9 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from orchestrator.core.judgement import Asker
+from orchestrator.core.secrets import known_values, redacted
 
 ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
@@ -31,7 +34,6 @@ ENVIRONMENT = (
 """The only environment variables that are ever recorded."""
 
 MAX_DIFF_BYTES = 1_000_000
-_SECRET = re.compile(r"(key|token|secret|password|passwd|credential)[^=]*=", re.IGNORECASE)
 
 
 def now() -> str:
@@ -47,6 +49,17 @@ def age_s(at: str) -> float:
         return 0.0
 
 
+def asker() -> Asker:
+    """Return the effective user of this process by the system's word, whatever LOGNAME or USER hold."""
+    import pwd
+
+    uid = os.geteuid()
+    try:
+        return Asker(uid, pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return Asker(uid, str(uid))
+
+
 def user() -> str:
     """Returns who asks, as ``name@host``."""
     import getpass
@@ -58,11 +71,14 @@ def user() -> str:
     return f"{name}@{platform.node()}"
 
 
-def command_line(argv: Sequence[str]) -> str:
-    """Returns the command line, with the values of secret-looking options left out."""
-    import shlex
+def without_secrets(text: str) -> str:
+    """Return a text with the credentials in it, and those that this process's environment holds, redacted."""
+    return redacted(text, known_values(os.environ))
 
-    return shlex.join(re.sub(r"=.*", "=***", word) if _SECRET.search(word) else word for word in argv)
+
+def command_line(argv: Sequence[str]) -> str:
+    """Return the command line without credentials."""
+    return without_secrets(shlex.join(argv))
 
 
 def stage_files(targets: Iterable[str], import_paths: Sequence[str]) -> list[Path]:
@@ -148,9 +164,10 @@ def code_version(digest: str, git: Mapping[str, Any]) -> str:
 
 def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:
     """Returns what is recorded with a launch: everything that a rerun elsewhere would need to know."""
+    git = git_state(folder)
     return {
         **of_attempt("", {}),
-        "git": git_state(folder),
+        "git": {**git, "diff": without_secrets(git["diff"])} if git else {},  # its digest is of the whole
         "packages": packages(),
         "command": command_line(argv),
     }

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.formats import Settings, Stored
+from orchestrator.formats import SINCE_2, Settings, Stored
 from orchestrator.manifest import File, fsync_path, fsync_tree, scan
 
 Row = dict[str, Any]
@@ -41,12 +42,18 @@ class StageSpec(Settings, frozen=True, kw_only=True):
         after: the stages whose products it takes as inputs.
         each: variable to config key of a list: one instance of the stage for each of its values.
         skip: a selector; cells that match have no such stage.
-        results: for commands: a file of JSON lines in the output folder, the result rows.
+        results: for commands: a file of JSON or CSV in the output folder, the result rows.
         neutral: config keys that leave the digest as it was while they have this value.
         preload: modules that the fork server imports before it forks children.
         limit_s: seconds after which an attempt is ended as hanging; None for no limit.
         estimate: ``module:function`` that says what an instance would cost, see `orchestrator.costs`.
         needs: ``module:function`` that lists what must be there before it can run, likewise.
+        finished: for commands: a file in the output folder, or else in the work folder, that the command
+            creates when it is through; after a stop, exit code 0 counts as done only with it.
+        keep: patterns of files in the work folder that become part of the product.
+        shell: for commands: ``bash`` runs the line, with ``-e`` and ``pipefail``; part of the identity when
+            true.
+        python: for commands: the interpreter that ``python`` and ``{python}`` mean.
     """
 
     run: str | None = None
@@ -64,6 +71,10 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     limit_s: float | None = None
     estimate: str | None = None
     needs: str | None = None
+    finished: Annotated[str | None, SINCE_2] = None
+    keep: Annotated[tuple[str, ...], SINCE_2] = ()
+    shell: Annotated[bool, SINCE_2] = False
+    python: Annotated[str | None, SINCE_2] = None
 
 
 class Config(Mapping[str, Any]):
@@ -198,6 +209,7 @@ class Context:
         fence: called before each checkpoint; raises `StopRequested` when another attempt took over.
         report_progress: told (step, number of steps) for the heartbeat.
         keep: number of this attempt's own checkpoints kept, at least 2.
+        keeps_work: whether the next attempt could find what is in `work`.
     """
 
     def __init__(
@@ -214,6 +226,7 @@ class Context:
         fence: Callable[[], None] = lambda: None,
         report_progress: Callable[[int, int | None], None] = lambda step, num_steps: None,
         keep: int = 2,
+        keeps_work: bool = True,
     ) -> None:
         self.folder, self.attempt, self.num_threads = folder, attempt, num_threads
         self.uses = uses if uses is not None else Config({}, declared="uses")
@@ -224,24 +237,47 @@ class Context:
         self._interval_s, self._trackers, self._keep = checkpoint_interval_s, tuple(trackers), max(2, keep)
         self._stop, self._fence, self._report = stop or StopSignal(), fence, report_progress
         self._last_checkpoint_s = time.monotonic()
+        self._keeps_work = keeps_work
+        self.saw_stop = False
+        """Whether the stage has read that a stop was asked."""
         for path in (self.output, self.scratch, self._checkpoints):
             path.mkdir(parents=True, exist_ok=True)
 
     def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
         """Records metrics of a step (counted from 1) and reports progress; never raises, never blocks."""
         number = int(step)  # a step may come as a library's own integer
-        self._report(number, None if num_steps is None else int(num_steps))
+        self.report(number, num_steps=num_steps)
         for tracker in self._trackers:
             tracker.log(number, metrics)
 
     @property
+    def work(self) -> Path:
+        """A folder that the next attempt goes on with, whatever is in it; made at the first use.
+
+        What is to become part of the product is copied into `output`, or named by the stage's `keep`.
+
+        Raises:
+            StageFailure: the store is a bucket, which has no such folders.
+        """
+        if not self._keeps_work:
+            raise StageFailure("config", "a bucket keeps no work folders: save checkpoints instead")
+        path = self.folder / "work"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def report(self, step: int, *, num_steps: int | None = None) -> None:
+        """Reports progress alone, without metrics."""
+        self._report(int(step), None if num_steps is None else int(num_steps))
+
+    @property
     def stop_asked(self) -> bool:
         """Whether the stage should save a checkpoint and end."""
+        self.saw_stop |= self._stop.asked
         return self._stop.asked
 
     def checkpoint_due(self, step: int) -> bool:
         """Tells whether to checkpoint now: the interval is over, or a stop was asked."""
-        return self._stop.asked or time.monotonic() - self._last_checkpoint_s >= self._interval_s
+        return self.stop_asked or time.monotonic() - self._last_checkpoint_s >= self._interval_s
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
@@ -270,6 +306,17 @@ class Context:
             fsync_path(self._checkpoints)
             self._rotate()
         self._last_checkpoint_s = time.monotonic()
+
+    def seal(self, folder: Path, step: int) -> None:
+        """Makes a whole checkpoint count that another program saved, by the name of its step.
+
+        Raises:
+            StopRequested: before anything is written, when a later attempt or a product exists.
+            OSError: a file changed or vanished meanwhile, or the file system refused.
+        """
+        self._fence()
+        write_checkpoint_manifest(folder, step=step, attempt=self.attempt)
+        fsync_path(folder.parent)
 
     def _rotate(self) -> None:
         folders = (path.parent for path in self._checkpoints.glob(f"[0-9]*/{MANIFEST}"))
@@ -308,13 +355,28 @@ class Context:
         Raises:
             StopRequested: always, when a stop was asked.
         """
-        if self._stop.asked:
+        if self.stop_asked:
             raise StopRequested(self._stop.why)
 
     def close(self) -> None:
         """Flushes the trackers."""
         for tracker in self._trackers:
             tracker.close()
+
+
+_STEP_WORD = r"(?:checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_=]?"
+_STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORD}[0-9]{{1,18}}[-_])*{_STEP_WORD})?([0-9]{{1,18}})")
+
+
+def step_of(name: str) -> int | None:
+    """Returns the step that a checkpoint folder's name says, None for a name that says none.
+
+    It is a number alone (``00000120``), or follows a word as in ``checkpoint-120``, ``ckpt_120``,
+    ``step=120``, ``global_step120``, ``iter-120`` and ``epoch=3-step=120``, where the last number is the
+    step.
+    """
+    match = _STEP_NAME.fullmatch(name)
+    return int(match.group(1)) if match else None
 
 
 def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:

@@ -51,7 +51,7 @@ def as_request(
         revision=view.number,
         cells=None if cells is None else tuple(cell.cell for cell in cells),
         after=dict(after or {}),
-        reason=reason,
+        reason=provenance.without_secrets(reason),
         settings=settings,
         import_paths=import_paths,
         code=code,

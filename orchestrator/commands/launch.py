@@ -15,6 +15,7 @@ from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
 from orchestrator.commands.output import counted, outlive_the_reader
 from orchestrator.commands.plan import add_composing, again, engine_of, planned
 from orchestrator.commands.reconcile import Asked, add_wait, limits_of, print_scripts, submit_all
+from orchestrator.commands.snapshot import take_code
 from orchestrator.commands.view import View, sealed_view, split_store, targets_of
 from orchestrator.compose import Composition
 from orchestrator.core.records import Request, Revision
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Launches a sweep, attached unless asked otherwise."""
     outlive_the_reader()
     view, composition = planned(args.sweep, args.overrides, args.name)
+    view.check()
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     view.ledger.refuse_unheld(settings, view.sweep)
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if limits is not None:
         dispatch = Dispatch(view, wish(view, cells, args, settings, import_paths), launcher, limits)
         if args.dry_run:
-            return print_scripts(dispatch.dry_run())
+            return print_scripts(dispatch.dry_run(), limits.notes)
         dispatch.check()
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         launcher.meet(ledger.objects.url, ledger.objects.get(layout.STORE) or b"")
     sealed = seal(ledger, composition, args.overrides) if composition else view
     print(f"{sealed.title}: {sealed.sweep.description}")
-    for note in composition.notes if composition else ():
+    for note in (*(composition.notes if composition else ()), *(limits.notes if limits else ())):
         print(f"  note: {note}")
     sealed.warn()
     print_code_drift(sealed, cells, import_paths)
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             after=attempts_so_far(view, cells),
             settings=settings,
             import_paths=import_paths,
-            code=snapshots.take(ledger.objects, import_paths, targets=targets_of(view)) if limits else None,
+            code=take_code(ledger.objects, import_paths, targets=targets_of(view)) if limits else None,
         ),
     )
     if limits:
@@ -139,8 +141,8 @@ def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> 
             number=number,
             content=content,
             sweep=composition.sweep,
-            source=composition.source.read_text(),
-            overrides=tuple(overrides),
+            source=provenance.without_secrets(composition.source.read_text()),
+            overrides=tuple(map(provenance.without_secrets, overrides)),
             notes=composition.notes,
             at=provenance.now(),
         )

@@ -11,13 +11,13 @@ from orchestrator.commands.launch import attempts_so_far
 from orchestrator.commands.output import counted, outlive_the_reader, print_table, shorten
 from orchestrator.commands.plan import engine_of
 from orchestrator.commands.reconcile import Asked, add_wait, limits_of, submit_all
+from orchestrator.commands.snapshot import take_code
 from orchestrator.commands.view import View, add_sweep, open_view, split_store, targets_of
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
-from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 
 
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     view = open_view(args.sweep, url)
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    view.check()
     settings, import_paths = engine_of(view, None, rest)
     view.ledger.refuse_unheld(settings)
     chosen = view.select(args.only) if args.only else _failed(view)
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if limits:
         launcher.meet(view.ledger.objects.url, view.ledger.objects.get(layout.STORE) or b"")
-    code = snapshots.take(view.ledger.objects, import_paths, targets=targets_of(view)) if limits else None
+    code = take_code(view.ledger.objects, import_paths, targets=targets_of(view)) if limits else None
     request = _record(view, cells, settings, import_paths, code)
     if limits:
         wait = args.wait or (launcher.attached and not args.detach)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import InvalidOperation
 from typing import Any, NamedTuple
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString, RangeSweep
-from hydra.errors import HydraException
-
+from orchestrator.compose.grammar import grammar, parse_override, values_of
 from orchestrator.core.tree import scalar_text
 from orchestrator.errors import UserError, nearest
 
@@ -56,14 +51,14 @@ def axis_of(name: str, value: Any, *, where: str) -> Axis:
             value = values_of(parse_override(f"{name}={value}", where=where))
         case Mapping():
             labels = tuple(_named_label(name, label, keys, where) for label, keys in value.items())
-            return _filled(Axis(name, labels, is_map=True), where)
+            return checked(Axis(name, labels, is_map=True), where=where)
         case list():
             pass
         case _:
             raise UserError(
                 f"axis {name!r} is {value!r}", where=where, allowed="a list, or label: {key: value, ...}"
             )
-    return _filled(list_axis(name, value), where)
+    return checked(list_axis(name, value), where=where)
 
 
 def list_axis(name: str, values: Iterable[Any], *, prefix: str = "") -> Axis:
@@ -93,84 +88,13 @@ def narrowed(axis: Axis, values: Sequence[Any]) -> Axis:
     return axis._replace(labels=tuple(by_text[scalar_text(value)] for value in values))
 
 
-def parse_override(text: str, *, where: str = "") -> Override:
-    """Parses one override of Hydra's grammar.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        override = OverridesParser.create().parse_override(text)
-        if not override.key_or_group:
-            raise HydraException("it has no key")
-        return override
-    except HydraException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{text!r} is no override: {reason}", where=where, allowed="KEY=VALUE") from None
-
-
-def values_of(override: Override, options: Sequence[str] = ()) -> list[Any]:
-    """Lists the values of an override, one for a plain value.
-
-    Args:
-        override: parsed.
-        options: what a ``glob(...)`` chooses from.
-
-    Raises:
-        UserError: an interval, an endless range or a glob that matches nothing.
-    """
-    value = override._value  # value() keeps the quotes of the values of a sweep
-    text = str(override.input_line)
-    try:
-        match value:
-            case ChoiceSweep():
-                values = [plain(item) for item in value.list]
-            case RangeSweep():
-                if not value.step or not all(math.isfinite(x or 0) for x in (value.start, value.stop)):
-                    raise UserError(f"{text!r} never ends")
-                values = list(value.range())
-            case Glob():
-                values = list(value.filter(list(options)))
-            case _ if override.is_sweep_override():
-                raise UserError(f"{text!r} has no list of values", allowed="a,b or range(0,3)")
-            case _:
-                return [plain(value)]
-    except (InvalidOperation, ValueError, HydraException) as error:
-        raise UserError(f"{text!r} is no list of values: {error}") from None
-    if not values:
-        raise UserError(f"{text!r} has no value", allowed=nearest(text.partition("=")[2], options))
-    return values
-
-
-def plain(value: Any) -> Any:
-    """Returns a parsed value without the grammar's marks of quotation."""
-    match value:
-        case QuotedString():
-            return value.text
-        case list():
-            return [plain(item) for item in value]
-        case dict():
-            return {plain(key): plain(item) for key, item in value.items()}
-        case _:
-            return value
-
-
-def grammar(value: Any) -> str:
-    """Writes a value in Hydra's grammar; text is always quoted, so it stays text."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return repr(value)
-        case Mapping():
-            items = (f"{_grammar_key(key)}:{grammar(item)}" for key, item in value.items())
-            return "{" + ",".join(items) + "}"
-        case list() | tuple():
-            return "[" + ",".join(map(grammar, value)) + "]"
-        case _:
-            return QuotedString(str(value), Quote.single).with_quotes()
+def leaf_keys(key: str, value: Any) -> Iterator[str]:
+    """Yield the dotted keys that a value sets: those of a section one by one."""
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from leaf_keys(f"{key}.{name}", item)
+    else:
+        yield key
 
 
 def cell_labels(axes: Sequence[Axis]) -> Iterator[dict[str, str]]:
@@ -179,18 +103,12 @@ def cell_labels(axes: Sequence[Axis]) -> Iterator[dict[str, str]]:
         yield {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
 
 
-def _grammar_key(key: Any) -> str:
-    text = str(key)
-    return text if text.replace("_", "a").replace("-", "a").isalnum() and text.isascii() else grammar(text)
-
-
 def _named_label(axis: str, label: Any, keys: Any, where: str) -> Label:
     if isinstance(label, bool) or label is None:
         raise UserError(
             f"axis {axis!r} has the label {label!r}",
             where=where,
-            allowed="YAML reads no, yes, on, off and null as other than text",
-            fix='put the label in quotes, such as "no"',
+            allowed="a label is text, which true, false, null and ~ are in quotes alone",
         )
     if not isinstance(keys, Mapping | None):
         raise UserError(
@@ -206,7 +124,45 @@ def _setting(key: str, value: Any) -> Setting:
     return Setting(bare, value, key[: len(key) - len(bare)])
 
 
-def _filled(axis: Axis, where: str) -> Axis:
+def checked(axis: Axis, *, where: str = "") -> Axis:
+    """Return an axis that has values, each of them once.
+
+    Raises:
+        UserError: it is empty, two labels read the same, or two values of a key are equal.
+    """
     if not axis.labels:
         raise UserError(f"axis {axis.name!r} is empty", where=where, fix="give it a value or take it out")
+    seen: dict[str, str] = {}
+    for label in axis.labels:
+        names = {f"label {label.text}"}
+        if not axis.is_map:
+            names.add(f"value {_comparable(label.settings[0].value)!r}")
+        for name in names:
+            if name in seen:
+                both = f"{seen[name]} twice" if seen[name] == label.text else f"{seen[name]} and {label.text}"
+                raise UserError(
+                    f"axis {axis.name!r} has {both}, which is one value",
+                    where=where,
+                    fix="leave one of them out",
+                )
+            seen[name] = label.text
     return axis
+
+
+def _comparable(value: Any) -> Any:
+    """Return a form that is equal for numbers that are, ``1`` and ``1.0``, but not for ``1`` and ``true``."""
+    match value:
+        case bool() | str() | None:
+            return value
+        case int() | float():
+            return (
+                ("number", value)
+                if isinstance(value, float) and not value.is_integer()
+                else ("number", int(value))
+            )
+        case Mapping():
+            return sorted((str(name), repr(_comparable(item))) for name, item in value.items())
+        case list() | tuple():
+            return [_comparable(item) for item in value]
+        case _:
+            return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,20 +10,14 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from orchestrator.compose.axes import Axis, Setting, list_axis, narrowed, parse_override, values_of
+from orchestrator.compose.axes import Axis, Setting, checked, leaf_keys, list_axis, narrowed
+from orchestrator.compose.grammar import cut, parse_override, plain, values_of
 from orchestrator.compose.root import Root
-from orchestrator.core.tree import dotted_keys
+from orchestrator.core.secrets import found_in, known_values
 from orchestrator.errors import UserError
 
 ENGINE_KEYS = frozenset({"launcher", "cluster", "tracker", "policy", "store", "hardware"})
 """First components of the keys that say how a sweep is run."""
-
-_SECRET = re.compile(
-    r"api[_-]?key|secret|passw(?:or)?d|credential|(?:api|access|auth|bearer)token"
-    # not num_tokens, and not a token of a vocabulary
-    r"|(?<![a-z])(?<!(?:pad|eos|bos|unk|sep|cls|end)_)(?<!(?:mask|stop)_)token$",
-    re.IGNORECASE,
-)
 
 
 def is_engine_key(key: str) -> bool:
@@ -30,21 +25,37 @@ def is_engine_key(key: str) -> bool:
     return re.split(r"[./@\[]", key, maxsplit=1)[0] in ENGINE_KEYS
 
 
-def refuse_secret(key: str, value: Any, *, where: str = "") -> None:
-    """Refuses a key whose value would be sealed for all to read.
+def refuse_secrets(
+    tree: Any,
+    *,
+    key: str = "",
+    where: str = "",
+    shell: bool = False,
+    checked: Any = None,
+    known: Collection[str] | None = None,
+) -> None:
+    """Refuse settings that hold a credential: they would be sealed for all to read.
+
+    Args:
+        tree: of settings.
+        key: its dotted key.
+        where: the file or cell, for the message.
+        shell: whether texts are shell lines, see `orchestrator.core.secrets.found_in`.
+        checked: a tree that was checked before; what the two share is not checked again.
+        known: the credentials of the environment; None to look them up.
 
     Raises:
-        UserError: the key, or one inside the value, is named like a secret; the value is not shown.
+        UserError: it holds one; the value is not shown.
     """
-    inner = dotted_keys(value, f"{key}.") if isinstance(value, Mapping) else ()
-    for name in (key, *inner):
-        if _SECRET.search(re.split(r"[./]", name)[-1]):
-            raise UserError(
-                f"{name} looks like a secret, and secrets do not belong in a sweep",
-                where=where,
-                allowed="the config of a sweep is recorded in the store, and tables are made of it",
-                fix="set it in the environment",
-            )
+    known = known_values(os.environ) if known is None else known
+    for name, reason in found_in(tree, key, known=known, shell=shell, checked=checked):
+        raise UserError(
+            f"{name} looks like a secret ({reason}), and secrets do not belong in a sweep",
+            where=where,
+            allowed="what a sweep is launched with is recorded in the store for all who read it",
+            fix="set it in the environment of what uses it and name the variable here, as api_key_env: NAME; "
+            "if it is no secret, give the key another name",
+        )
 
 
 @dataclass
@@ -56,6 +67,7 @@ class Overrides:
         engine: overrides of the engine's settings.
         axes: the axes after narrowing.
         expect_cells: as given, None if not.
+        max_cells: likewise.
         touched: axes that the command line changed, added or took away.
     """
 
@@ -63,6 +75,7 @@ class Overrides:
     cell: list[str] = field(default_factory=list)
     engine: list[str] = field(default_factory=list)
     expect_cells: int | None = None
+    max_cells: int | None = None
     touched: list[str] = field(default_factory=list)
 
     def fixed(self, root: Root, chosen: Collection[str]) -> list[str]:
@@ -106,11 +119,14 @@ class Overrides:
         Raises:
             UserError: one is malformed, names no label of an axis, or would sweep over an engine setting.
         """
+        fixed: list[Override] = []
         for text in overrides:
             override = parse_override(text)
             key = override.key_or_group
             if key == "expect_cells":
                 self.expect_cells = _count(override)
+            elif key == "max_cells":
+                self.max_cells = _count(override)
             elif is_engine_key(key):
                 if override.is_sweep_override():
                     raise UserError(
@@ -127,25 +143,30 @@ class Overrides:
                         f"{text!r} leaves the axis {key!r} without a value", fix=f"{key}=''  for empty text"
                     )
                 self.touched.append(key)
-                self.axes[key] = narrowed(self.axes[key], values_of(override, root.options(key)))
+                values = values_of(override, root.options(key))
+                self.axes[key] = checked(narrowed(self.axes[key], values), where=cut(text))
             elif override.is_sweep_override():
                 name = override.get_key_element().lstrip("+")
                 prefix = override.get_key_element().removesuffix(name)
                 self.touched.append(name)
-                self.axes[name] = list_axis(name, values_of(override, root.options(key)), prefix=prefix)
+                values = values_of(override, root.options(key))
+                self.axes[name] = checked(list_axis(name, values, prefix=prefix), where=cut(text))
             else:
-                self._refuse_shadowed(key, text)
+                fixed.append(override)
                 self._fix(override, text, root, "")
+        for override in fixed:  # now that all axes are known
+            self._refuse_shadowed(override)
 
     def _fix(self, override: Override, text: str, root: Root, where: str) -> None:
         key = override.key_or_group
         if key == "hydra" or override.is_hydra_override():
             raise UserError(f"{text!r}: Hydra's own settings have no meaning here", where=where)
-        value = override.value()
-        texts = [text]
-        if value is not None and not override.is_delete():
-            refuse_secret(key, value, where=where)
-        if isinstance(value, Mapping) and not override.is_delete():
+        value = plain(override._value)
+        if override.is_delete():
+            texts = [text]
+        else:
+            if value is not None:
+                refuse_secrets(value, key=key, where=where)
             texts = [setting.text for setting in _flat({override.get_key_element(): value}, root)]
         if is_engine_key(key):
             self.engine.extend(texts)
@@ -154,13 +175,24 @@ class Overrides:
             root.check_option(key, value, where=where)
         self.cell.extend(texts)
 
-    def _refuse_shadowed(self, key: str, text: str) -> None:
+    def _refuse_shadowed(self, override: Override) -> None:
+        """Refuse an override of a key that every label of an axis sets, or sets a section around."""
+        if override.is_delete():
+            return
+        keys = list(leaf_keys(override.key_or_group, plain(override._value)))
         for axis in self.axes.values():
-            if all(any(s.key == key for s in label.settings) for label in axis.labels):
-                raise UserError(
-                    f"{text!r} would change nothing: every value of the axis {axis.name!r} sets {key!r}",
-                    fix=f"choose with {axis.name}=... or take the axis away with ~{axis.name}",
-                )
+            for key in keys:
+                if all(any(_covers(s, key) for s in label.settings) for label in axis.labels):
+                    raise UserError(
+                        f"{cut(str(override.input_line))!r} would change nothing: "
+                        f"every value of the axis {axis.name!r} sets {key!r}",
+                        fix=f"choose with {axis.name}=... or take the axis away with ~{axis.name}",
+                    )
+
+
+def _covers(setting: Setting, key: str) -> bool:
+    """Tell whether a setting decides a key."""
+    return any(key == name or key.startswith(f"{name}.") for name in leaf_keys(setting.key, setting.value))
 
 
 def _flat(tree: Mapping[str, Any], root: Root, prefix: str = "") -> Iterable[Setting]:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from omegaconf import OmegaConf
 
-from orchestrator.compose.commandline import Overrides, is_engine_key
+from orchestrator.compose.commandline import Overrides, is_engine_key, refuse_secrets
 from orchestrator.compose.files import config_folders, shipped
 from orchestrator.compose.root import Root, translated
 from orchestrator.core.settings import EngineSettings, engine_from
@@ -66,7 +66,7 @@ def engine_with(
             tree.pop(section, None)
             tree.update({section: composed[section]} if section in composed else {})
     changed = _tree(Root.inline(_escaped(tree), ()), [text for text in texts if text not in choices])
-    return kept(settings, _with_store(engine_from(changed, where=_WHERE), url))
+    return kept(settings, _checked(engine_from(changed, where=_WHERE), url))
 
 
 def composed_engine(
@@ -83,7 +83,7 @@ def composed_engine(
         UserError: an unknown key or value.
     """
     settings = engine_from(_tree(_root(folders), overrides), where=_WHERE)
-    return _with_store(settings, store_url)
+    return _checked(settings, store_url)
 
 
 def split_store(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -138,10 +138,12 @@ def _escaped(value: Any) -> Any:
             return value
 
 
-def _with_store(settings: EngineSettings, url: str | None) -> EngineSettings:
-    if url is None:
-        return settings
-    return msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=url))
+def _checked(settings: EngineSettings, url: str | None) -> EngineSettings:
+    """Returns settings with the store at a URL, when they hold no credential."""
+    if url is not None:
+        settings = msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=url))
+    refuse_secrets(msgspec.to_builtins(settings), where=_WHERE, shell=True)
+    return settings
 
 
 def _key(text: str) -> str:

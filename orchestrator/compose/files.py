@@ -1,4 +1,4 @@
-"""Where sweep files and config folders lie, and how YAML is read. It composes nothing."""
+"""Where sweep files and config folders lie, and what sweep files say. It composes nothing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 import orchestrator
 from orchestrator.compose.axes import Axis, axis_of, cell_labels
+from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweepfile import SweepFile, check_name, parse
 from orchestrator.errors import UserError, nearest
@@ -50,35 +47,6 @@ def config_folders(cwd: Path, sweep_folder: Path | None = None) -> list[Path]:
     places = ([sweep_folder] if sweep_folder else []) + [cwd]
     folders = dict.fromkeys((place / "conf").resolve() for place in places)
     return [folder for folder in folders if folder.is_dir()]
-
-
-def read_yaml(path: Path, *, where: str = "") -> Any:
-    """Reads a YAML file as Hydra would, with interpolations left as they are.
-
-    Args:
-        path: the file.
-        where: how to name it in errors.
-
-    Raises:
-        UserError: it cannot be read or is no YAML; file and line are named.
-    """
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except yaml.YAMLError as error:
-        raise yaml_error(error, where or str(path)) from None
-    except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise UserError(f"{where or path} cannot be read: {reason}") from None
-
-
-def yaml_error(error: yaml.YAMLError, file: str = "") -> UserError:
-    """Tells file, line and column of a YAML error."""
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    place = file or str(getattr(mark, "name", ""))
-    if mark is not None:
-        place += f", line {mark.line + 1}, column {mark.column + 1}"
-    return UserError(f"YAML syntax error: {problem}", where=place)
 
 
 def locate(sweep: str, cwd: Path) -> Path:
@@ -177,10 +145,13 @@ def _num_cells(file: SweepFile, axes: list[Axis]) -> int | None:
     excludes = [Selector.parse(text) for text in file.exclude]
     includes = [Selector.parse(text) for text in file.include]
     names = {axis.name for axis in axes}
+    num_points = math.prod(len(axis.labels) for axis in axes)
+    if num_points > file.max_cells:
+        return None
     if not all(selector.keys <= names for selector in (*excludes, *includes)):
         return file.expect_cells
     if not excludes and not includes:
-        return math.prod(len(axis.labels) for axis in axes)
+        return num_points
     subjects = [Subject(labels, {}, {}) for labels in cell_labels(axes)]
     return sum(
         any_of(includes, subject) and not any(selector.matches(subject) for selector in excludes)

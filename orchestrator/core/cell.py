@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.core.commandspec import placeholders
 from orchestrator.core.identity import canonical, stage_digest
 from orchestrator.core.selector import Selector, Subject
-from orchestrator.core.sweep import Input, Node
-from orchestrator.core.sweepfile import placeholders
+from orchestrator.core.sweep import Input, Node, Sweep
 from orchestrator.core.tree import MISSING, dotted_keys, pick, place, scalar_text, without
-from orchestrator.errors import UserError, nearest
+from orchestrator.core.typed import refuse_non_finite
+from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.stage import StageSpec
 
 
@@ -74,7 +75,7 @@ class Chains:
         self._where = where
         self._order = _topological(specs, where)
         self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
-        self._asked = {name: placeholders(spec.command or "") for name, spec in specs.items()}
+        self._asked = {name: placeholders(spec) for name, spec in specs.items()}
         for name, spec in specs.items():
             if both := set(spec.reads) & set(spec.uses):
                 raise UserError(f"stage {name!r} both reads and uses {min(both)!r}", where=where)
@@ -85,6 +86,7 @@ class Chains:
         Raises:
             UserError: an unknown key, a value that cannot be hashed, or no stage is left.
         """
+        refuse_non_finite(subject.config, where=_named(subject))
         mine: dict[str, list[Node]] = {}
         for name in self._order:
             skip = self.skips.get(name)
@@ -160,6 +162,35 @@ class Chains:
         return reads
 
 
+def check_digests(sweep: Sweep, title: str) -> None:
+    """Refuse a sealed sweep of which a stage's digest is not that of what it would run.
+
+    Products are found by it: under a forged one a stage would pass its product off as another's.
+
+    Raises:
+        InfrastructureError: there is such a stage.
+    """
+    if problem := _misnamed(sweep):
+        raise InfrastructureError(f"{title} cannot be trusted: {problem}")
+
+
+def _misnamed(sweep: Sweep) -> str:
+    for digest, node in sweep.nodes.items():
+        spec = sweep.specs.get(node.stage)
+        if spec is None:
+            return f"there is no stage {node.stage!r}"
+        reads = {key: value for key, value in node.reads.items() if key not in spec.each}
+        given = {key: value for key, value in node.reads.items() if key in spec.each}
+        hashed = Chains._hashed(spec, reads)
+        try:
+            found = stage_digest(_target(spec), spec.version, {**hashed, **given}, node.inputs)
+        except UserError as error:
+            return f"{node.name}: {error.what}"
+        if not digest == node.digest == found:
+            return f"{node.name} is not what its digest {digest[:12]} names"
+    return ""
+
+
 def _value_keys(tree: Mapping[str, Any]) -> list[str]:
     return [key for key in dotted_keys(tree) if not isinstance(pick(tree, key), Mapping)]
 
@@ -194,7 +225,10 @@ def _topological(specs: Mapping[str, StageSpec], where: str) -> list[str]:
 
 
 def _target(spec: StageSpec) -> str:
-    return f"polysweep:{spec.name}" if spec.name else spec.run or spec.command or ""
+    if spec.name:
+        return f"polysweep:{spec.name}"
+    # the same words mean something else to a shell
+    return spec.run or f"{'shell: ' if spec.shell else ''}{spec.command}"
 
 
 def _named(subject: Subject) -> str:

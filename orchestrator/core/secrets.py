@@ -112,7 +112,8 @@ _SETTING = re.compile(  # name: value, "name": "value", NAME=value, --name value
     r"(?<![\w.-])(?P<dashes>--)?(?P<name>(?:[A-Za-z_][\w.-]{0,100}?)?"
     r"(?i:key|token|secret|password|passwd|passphrase|credential)s?)\\?[\"'\]]{0,2}"
     r"(?:[ \t]{0,3}(?P<sign>:|=>|={1,2})[ \t]{0,3}|(?(dashes)[ \t]+|(?!)))"
-    r"(?:[bBfFrRuU]{0,2}\\?(?P<quote>[\"'])(?P<quoted>[^\"'\n]{1,400})\\?(?P=quote)|(?P<bare>[^\s\"',;&|)}\]]{1,400}+)(?!\s*=\s))"
+    r"(?:[bBfFrRuU]{0,2}\\?(?P<quote>[\"'])(?P<quoted>[^\"'\n]{1,400})\\?(?P=quote)"
+    r"|(?P<bare>[^\s\"',;&|)}\]]{1,400}+)(?!\s*=\s))"
 )
 _EXPRESSION = re.compile(r"[A-Za-z_][\w.]*[(\[].*|(?:self|args|config|cfg|os)\.[\w.]+")
 _LOGIN = re.compile(r"(?P<before>\blogin\s{1,9}\S{1,100}\s{1,9}password\s{1,9})(?P<value>\S{1,300})")
@@ -160,8 +161,27 @@ def line_reason(text: str) -> str:
     return next((f"the value of {name}" for name, _, _ in _settings(text)), "")
 
 
+def lines_with(text: str, *, by_name: bool) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file that hold a credential: their number, from 1, and the reason.
+
+    Args:
+        text: of the file; a megabyte takes some 0.3 s.
+        by_name: whether values also count for the name that they are set under, as in a file of settings.
+    """
+    if not by_name and not form_of(text):
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if reason := line_reason(line) if by_name else form_of(line):
+            yield number, reason
+
+
 def found_in(
-    tree: object, key: str = "", *, known: Collection[str] = (), shell: bool = False
+    tree: object,
+    key: str = "",
+    *,
+    known: Collection[str] = (),
+    shell: bool = False,
+    checked: object = None,
 ) -> Iterator[tuple[str, str]]:
     """Yield the credentials in a tree of settings, each as its dotted key and the reason.
 
@@ -170,14 +190,18 @@ def found_in(
         key: the dotted key of the tree.
         known: values of credentials, see `known_values`.
         shell: whether texts are shell lines, in which variables are set.
+        checked: a tree without any; the very objects that it shares with this one are passed over.
     """
+    if tree is checked:
+        return
+    before = checked if isinstance(checked, Mapping) else {}
     match tree:
         case Mapping():
             for name, value in tree.items():
                 inner = f"{key}.{name}" if key else str(name)
                 if kind := form_of(str(name)):
                     yield f"{key or 'the config'}, in the name of a key", kind
-                yield from found_in(value, inner, known=known, shell=shell)
+                yield from found_in(value, inner, known=known, shell=shell, checked=before.get(name))
         case list() | tuple():
             for value in tree:
                 yield from found_in(value, key, known=known, shell=shell)

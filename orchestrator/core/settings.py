@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from orchestrator.core.failure import Cause
@@ -9,6 +10,8 @@ from orchestrator.core.typed import typed
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError, nearest
 from orchestrator.formats import Settings
+
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d)(?::(?P<seconds>\d\d))?)?")
 
 Retention = Literal["all", "best", "none"]
 RETIRING: tuple[Retention, ...] = ("best", "none")
@@ -114,6 +117,9 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> EngineSettings:
     Raises:
         UserError: an unknown key, a wrong type, or a value that makes no sense.
     """
+    for section in ("launcher", "cluster"):
+        if section in tree:
+            tree = {**tree, section: with_hours(tree[section], section, where=where)}
     settings = typed(tree, EngineSettings, where=where)
     if not isinstance(settings.launcher.get("name"), str):
         raise UserError("launcher.name is not set", where=where, fix="launcher=local")
@@ -133,6 +139,40 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> EngineSettings:
             raise UserError(f"policy.limits_s.{stage} is {limit_s!r}", where=where, allowed="more than 0")
     check_hardware(settings.hardware, where=where)
     return settings
+
+
+def with_hours(value: Any, key: str, *, where: str = "") -> Any:
+    """Return a settings tree in which times of keys ``hours`` and ``*_hours`` are numbers of hours.
+
+    A time is written as ``1:30`` (hours and minutes), ``1:30:00``, or with days before it as Slurm prints it:
+    ``2-00:00:00``, ``2-12``.
+
+    Args:
+        value: the tree, or a value in it.
+        key: its dotted key.
+        where: what to name in an error.
+
+    Raises:
+        UserError: such a key has a text that is no time.
+    """
+    match value:
+        case dict():
+            return {name: with_hours(item, f"{key}.{name}", where=where) for name, item in value.items()}
+        case list() | tuple():
+            return [with_hours(item, f"{key}[{index}]", where=where) for index, item in enumerate(value)]
+        case str() if key.endswith((".hours", "_hours")):
+            return _hours(value, key, where)
+        case _:
+            return value
+
+
+def _hours(text: str, key: str, where: str) -> float:
+    match = _TIME.fullmatch(text)
+    parts = [int(part or 0) for part in match.group("days", "hours", "minutes", "seconds")] if match else []
+    if not match or (match["days"] is None and match["minutes"] is None) or max(parts[2:]) > 59:
+        raise UserError(f"{key} is {text!r}", where=where, allowed="hours, such as 1.5, 1:30 or 2-00:00:00")
+    days, hours, minutes, seconds = parts
+    return 24 * days + hours + minutes / 60 + seconds / 3600
 
 
 def check_hardware(settings: HardwareSettings, *, where: str = "") -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from orchestrator.core.commandspec import check_command
 from orchestrator.core.typed import typed
 from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
-"""What a worker fills in; other text in braces stays as it is."""
-
-_PLAIN_PLACEHOLDERS = ("output", "scratch", "checkpoints", "resume", "metrics", "attempt", "python")
 _ENGINE_COLUMNS = ("cell", "sweep", "revision", "stage", "attempts", "seconds", "code")
 
 
@@ -29,6 +24,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Attributes:
         description: one line.
         expect_cells: the number of cells it should have.
+        max_cells: the number of points, exclusions not counted, that its grid may have.
         overrides: key to value, or a list in Hydra's grammar; applied to every cell.
         axes: name to a list of values, a list in Hydra's grammar, or label to {key: value}.
         exclude: selectors of cells to leave out.
@@ -41,6 +37,7 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     description: str = ""
     expect_cells: int | None = None
+    max_cells: Annotated[int, msgspec.Meta(ge=1)] = 100_000
     overrides: dict[str, Any] | list[str] = {}
     axes: dict[str, Any] = {}
     exclude: list[str] = []
@@ -122,15 +119,6 @@ def stage_specs(
     return specs
 
 
-def placeholders(command: str) -> list[str]:
-    """Lists the names in braces that the words of a command line ask for.
-
-    Raises:
-        ValueError: a quote is not closed.
-    """
-    return [name for word in shlex.split(command) for name in _PLACEHOLDER.findall(word)]
-
-
 def _spec(
     name: str, fields: Mapping[str, Any], shipped: StageSpec | None, known: list[str], where: str
 ) -> StageSpec:
@@ -153,38 +141,5 @@ def _spec(
         raise UserError(f"stage {name!r} needs exactly one of `run` and `command`", where=where)
     if spec.run is not None and not re.fullmatch(r"[\w.]+:\w+", spec.run):
         raise UserError(f"{key}.run is {spec.run!r}", where=where, allowed="module:function")
-    _check_command(name, spec, where)
+    check_command(name, spec, where)
     return spec
-
-
-def _check_command(name: str, spec: StageSpec, where: str) -> None:
-    if spec.command is None:
-        return
-    declared = {"inputs": spec.after, "config": (*spec.reads, *spec.each), "uses": spec.uses}
-    fields = {"inputs": "after", "config": "reads", "uses": "uses"}
-    try:
-        asked = placeholders(spec.command)
-        is_empty = not any(shlex.split(spec.command)[:1])
-    except ValueError as error:
-        reason = str(error).lower()
-        raise UserError(f"the command of stage {name!r} cannot be split: {reason}", where=where) from None
-    if is_empty:
-        raise UserError(f"the command of stage {name!r} is empty", where=where)
-    for kind, key in _ASKED_KEY.findall(spec.command):
-        parts = key.split(".")
-        prefixes = {".".join(parts[: length + 1]) for length in range(len(parts))}
-        if prefixes.isdisjoint(declared[kind]):
-            raise UserError(
-                f"the command of stage {name!r} asks for {{{kind}.{key}}}, which its `{fields[kind]}` lacks",
-                where=where,
-                allowed=nearest(key, declared[kind]),
-            )
-    known = [*_PLAIN_PLACEHOLDERS, *(f"{kind}.{key}" for kind, keys in declared.items() for key in keys)]
-    for text in asked:
-        has_key = "." in text and text.partition(".")[0] in declared
-        if not has_key and text not in _PLAIN_PLACEHOLDERS:
-            raise UserError(
-                f"the command of stage {name!r} asks for the unknown {{{text}}}",
-                where=where,
-                allowed=nearest(text, known),
-            )

@@ -13,7 +13,8 @@
     done/<stage>/<digest>.<g>.json
     void/<stage>/<digest>.<g>.json
     retired/<stage>/<policy>/<digest>.<g>.json
-    payload/<stage>/<digest>/<n>/                 log.txt metrics.jsonl checkpoints/ output/ outcome.json
+    payload/<stage>/<digest>/<n>/                 log.txt metrics.jsonl outcome.json
+                                                  checkpoints/ output/ scratch/ work/
     code/<digest>.json                            the files of a code snapshot; written last
     code/<digest>/{polysweep,project-<k>}/        in a bucket: code/<digest>.archive/files.tar
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 STORE = "store.json"
 LOG, METRICS, OUTCOME = "log.txt", "metrics.jsonl", "outcome.json"
-OUTPUT, CHECKPOINTS, SCRATCH = "output", "checkpoints", "scratch"
+OUTPUT, CHECKPOINTS, SCRATCH, WORK = "output", "checkpoints", "scratch", "work"
 CODE_PACKAGE = "polysweep"
 """The folder of a code snapshot from which `orchestrator` is imported."""
 CLAIM, START, HEARTBEAT, END = "claim.json", "start.json", "heartbeat.json", "end.json"

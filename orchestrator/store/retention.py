@@ -101,6 +101,8 @@ def _decide(
 
 def _delete(ledger: Ledger, source: Node, retired: Retired, *, keep_checkpoints: bool) -> None:
     """Deletes what a record names, in its order: when the last file is gone, so are the others."""
+    if not retired.files:
+        return
     output = layout.output(source.stage, source.digest, retired.attempt)
     folder, _, name = f"{output}/{retired.files[-1].path}".rpartition("/")
     if name not in ledger.objects.list(folder).files:
@@ -112,7 +114,8 @@ def _delete(ledger: Ledger, source: Node, retired: Retired, *, keep_checkpoints:
 
 
 def drop_work(ledger: Ledger, node: Node, attempts: Iterable[Attempt], *, generation: int) -> None:
-    """Deletes what attempts of a finished stage left that is no product: checkpoints, scratch, half outputs.
+    """Deletes what attempts of a finished stage left that is no product: checkpoints, scratch, work, half
+    outputs.
 
     These may be hard links to the product's files: while they stay, deleting those would free nothing.
 
@@ -133,5 +136,5 @@ def drop_work(ledger: Ledger, node: Node, attempts: Iterable[Attempt], *, genera
             continue
         key = layout.payload(node.stage, node.digest, attempt.number)
         output = () if attempt.number in named else (layout.OUTPUT,)
-        for name in (layout.CHECKPOINTS, layout.SCRATCH, *output):
+        for name in (layout.CHECKPOINTS, layout.SCRATCH, layout.WORK, *output):
             ledger.objects.delete(f"{key}/{name}")

@@ -29,7 +29,7 @@ LOOSE: Mapping[str, re.Pattern[str]] = {
         "bn": r"উত্তর(?:টি|টা)?(?:\s+[^\s\d।:]{1,20}){0,3}?\s*(?:হল|হলো|হ['’]ল|হচ্ছে|হবে|হয়)"
         r"(?![\u0980-\u0982\u0984-\u09ff])",
         "sw": r"\bjibu" + _WORDS + r"{0,4}?\s+(?:ni|litakuwa|itakuwa|lingekuwa)\b",
-        "te": r"(?:సమాధానం|సమాధానము|జవాబు)(?![\u0c00-\u0c7f])(?![*_\s]*:)",
+        "te": r"(?:సమాధానం|సమాధానము|జవాబు)(?![\u0c00-\u0c7f])(?![*_\s]*:)(?!\s+ఇ)",  # ఇస్తుంది: she answers
         "fr": r"\br[ée]ponse"
         + _WORDS
         + r"{0,5}?\s+(?:(?:est|sera|serait|était|vaut)\b|(?:s['’]élève|correspond)\s+à\b)",
@@ -62,16 +62,37 @@ TIGHT: Mapping[str, re.Pattern[str]] = {
 }
 """Language to announcements whose number follows at once."""
 
-_HEADERS = (
-    "Question|Q|Problem|Pregunta|Frage|Aufgabe|Задача|Вопрос|Swali|问题|問題|问|問|題目|题目|質問"
-    "|প্রশ্ন|ప్రశ్న|โจทย์|คำถาม"
-)
+HASHES = _compile(r"(?<!\#)\#{4}(?!\#)")
+"""GSM8K's own announcement: ``#### 18``, with nothing else on its line."""
 
-QUESTION = _compile(
-    rf"^[ \t>*_#`-]*(?:{_HEADERS})(?:[ \t]*\#?\d+)?[ \t\u00a0\u202f*_]*[:：ঃ]"
-    rf"|(?<=\n)[ \t]*(?:#{{1,6}}|\*\*)[ \t*_]*(?:{_HEADERS})(?:[ \t]*\#?\d+)?[ \t*_]*$"
-    rf"|(?<=\n)[ \t]*(?:{_HEADERS})[ \t]*\#?\d+[ \t]*[.)]?[ \t]*$"
-    r"|\bQuestion:[ \t*_]*$"
+MINUS: Mapping[str, str] = {
+    "en": "minus|negative",
+    "es": "menos",
+    "fr": "moins",
+    "de": "minus",
+    "ru": "минус",
+    "zh": "负|負",
+    "ja": "マイナス",
+    "th": "ติดลบ|ลบ",
+    "sw": "hasi",
+    "bn": "ঋণাত্মক|মাইনাস|বিয়োগ",
+    "te": "మైనస్|ఋణ",
+}
+"""Language to words that stand for a minus right before an announced number."""
+
+OF = (
+    r"of|out\s+of|de\s+l[ao]s?|de\s+l['’]|del|des?|du|d['’]|von|vom|der|aus|от|из|ya|za|wa|cha|kati\s+ya"
+    r"|的|之|の|のうち|の内の|ของ|จาก|এর|-এর|র|లో|యొక్క"
 )
-"""The header of a next question: MGSM's in any language at the start of a line, as a heading of its own later
-on, the prompt's own anywhere."""
+"""Words between a share and what it is a share of: ``20% of 90``."""
+
+PERCENT = (
+    r"%|percent|per\s+cent|por\s*ciento|pour\s*cents?|prozent|процент\w{0,3}|パーセント|เปอร์เซ็นต์|শতাংশ|శాతం"
+)
+"""Words for ``%``."""
+
+EQUALS = (
+    r"is|are|equals|es|son|est|font|vaut|ist|sind|ergibt|равно|равен|составляет|это|是|等于|等於|は|คือ|เท่ากับ|ni"
+    r"|হল|হলো|হয়"
+)
+"""Words that stand for ``=`` after a share."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from orchestrator.tasks import api_files, files, parallel
 from orchestrator.tasks.api_files import prompt
 from orchestrator.tasks.base import Item, check_language, check_split
-from orchestrator.tasks.calls import LABEL, Call, calls_match, find_call, parse_call, serialise
+from orchestrator.tasks.calls import Call, calls_match, find_call, has_label, parse_call, serialise
 from orchestrator.tasks.requests import APIS, Api, request
 
 __all__ = ["API_CALLING", "Call", "calls_match", "parse_call", "prompt", "serialise"]
@@ -78,13 +78,16 @@ class ApiCallingTask:
             folder, language, names=api_files.names(wanted.split), reader=api_files.rows, wanted=wanted
         )
 
-    def is_correct(self, text: str, gold: str, language: str) -> bool:
-        """Tells whether the first call of a generated text is the gold call; total."""
+    def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
+        """Return whether the first call of a generated text is the gold call; total.
+
+        A call that the limit cut is none, whether or not `truncated` says so.
+        """
         return calls_match(parse_call(text), parse_call(gold))
 
     def stop(self, text: str) -> str:
         """Cuts after the first whole labelled call: one without a label gives way to one that has it."""
-        found = find_call(text) if LABEL in text else None
+        found = find_call(text) if has_label(text) else None
         return text[: found.end] if found else text
 
 

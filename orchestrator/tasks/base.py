@@ -118,8 +118,15 @@ class Task(Protocol):
             UserError: a folder, file or language is missing, or a row is not as it should be.
         """
 
-    def is_correct(self, text: str, gold: str, language: str) -> bool:
-        """Tells whether generated text answers right; total: no text makes it raise."""
+    def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
+        """Return whether generated text answers right; total: no text makes it raise.
+
+        Args:
+            text: as it was generated, cut by `stop`.
+            gold: of the item.
+            language: of the item.
+            truncated: the text ends because of the token limit.
+        """
 
     def stop(self, text: str) -> str:
         """Returns generated text without what it ran on with; pure, and changes no verdict."""

@@ -1,7 +1,9 @@
 """API calls as text: parsed by a scanner, compared exactly, written back (study section 3).
 
-Real calls are not valid Python (``attendees='['John', 'Jane']'``), so nothing here evaluates. Owns the
-grammar of a call; how values are compared is `values`.
+Real calls are not valid Python (``attendees='['John', 'Jane']'``), so nothing here evaluates. Delimiters may
+be full-width (``（``, ``，``, ``：``) and quotes typographic, with marks that nobody sees around them: models
+write them in texts of other languages. Values stay as they are, each character of them. Owns the grammar of
+a call; how values are compared is `values`.
 """
 
 from __future__ import annotations
@@ -13,10 +15,33 @@ from typing import NamedTuple
 
 import msgspec
 
+from orchestrator.tasks.numbers import UNSEEN
 from orchestrator.tasks.values import same_value
 
 LABEL = "API-Request:"
 """What a request begins with."""
+
+_S = rf"[\s{UNSEEN}]"
+_OPEN, _CLOSE, _BRACKET, _UNBRACKET = "[(（﹙]", "[)）﹚]", "[\\[［【]", "[\\]］】]"
+_COMMAS, _EQUAL = "[,，﹐､、]", "[=＝﹦]"
+_LABEL = re.compile(rf"API[-‐‑－]{_S}*Request{_S}*[:：﹕]")
+_CLOSERS = {
+    "'": "'’",
+    '"': '"”',
+    "‘": "’'",
+    "’": "’",
+    "‚": "‘’",
+    "“": '”"',
+    "”": "”",
+    "„": '“”"',
+    "＇": "＇'",
+    "＂": '＂"',
+    "「": "」",
+    "『": "』",
+    "«": "»",
+    "`": "`'",
+}
+"""A quote that opens a value to those that may close it."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -63,7 +88,7 @@ def find_call(text: str) -> FoundCall | None:
     start = _start(text)
     if start is None:
         return None
-    brackets = "[" in start[0]
+    brackets = re.search(_BRACKET, start[0]) is not None
     # First as strictly as can be: `)]` before a quote is part of a value, as in x='[f('a')]'. Then without.
     for is_strict in (True, False):
         found = _Scanner(text, has_bracket=brackets, is_strict=is_strict).arguments(start.end())
@@ -81,31 +106,46 @@ def _normal(args: Mapping[str, str]) -> dict[str, str]:
     return {_nfc(key): _nfc(value) for key, value in args.items()}
 
 
+def has_label(text: str) -> bool:
+    """Return whether a text holds the label of a request."""
+    return _LABEL.search(text) is not None
+
+
 _WORD = r"[^\W\d][\w.]*"
-_BRACKETED = re.compile(rf"\[\s*(?P<name>{_WORD})\s*\(")
-_LABELLED = re.compile(rf"[\s`*'\"]*(?:\[\s*)?(?P<name>{_WORD})\s*\(")
+_BRACKETED = re.compile(rf"{_BRACKET}{_S}*(?P<name>{_WORD}){_S}*{_OPEN}")
+_LABELLED = re.compile(rf"(?:{_S}|[`*'\"‘’“”])*(?:{_BRACKET}{_S}*)?(?P<name>{_WORD}){_S}*{_OPEN}")
 
 
 def _start(text: str) -> re.Match[str] | None:
-    """Returns the start of the first call: after the first label, else the first ``[Name(``."""
-    label = text.find(LABEL)
-    if label < 0:
+    """Return the start of the first call: after the first label, else the first ``[Name(``."""
+    label = _LABEL.search(text)
+    if label is None:
         return _BRACKETED.search(text)
-    after = label + len(LABEL)
+    after = label.end()
     line = text.find("\n", after)
     return _LABELLED.match(text, after) or _BRACKETED.search(text, after, len(text) if line < 0 else line)
 
 
-_SPACE = re.compile(r"\s*")
-_KEY = re.compile(r"\s*(?P<key>[^\W\d][\w.-]*)\s*=(?!=)\s*")
-_COMMA = re.compile(r"\s*,(?=\s*[^\W\d][\w.-]*\s*=(?!=))")
-_CLOSED = re.compile(r"\)\s*\]")
-_WRAPPER = r"['\"](?=[ \t`*.;]*(?:\n|\Z))"  # a quote that closes none: the model put the call in quotes
-_IN_A_VALUE = re.compile(rf"[ \t]*(?:(?!{_WRAPPER})['\"]|\)|,\s*[^\W\d][\w.-]*\s*=)")
-_ANOTHER = re.compile(rf"\)\s*,\s*{_WORD}\s*\(")
-_BARE_END = re.compile(r"\)(?=[ \t`*.;\]]*(?:\n|\Z|->))")
+_SPACE = re.compile(rf"{_S}*")
+_NAME = rf"[^\W\d][\w.-]*{_S}*{_EQUAL}(?!=)"
+_KEY = re.compile(rf"{_S}*(?P<key>[^\W\d][\w.-]*){_S}*{_EQUAL}(?!=){_S}*")
+_COMMA = re.compile(rf"{_S}*{_COMMAS}(?={_S}*{_NAME})")
+_CLOSED = re.compile(rf"{_CLOSE}{_S}*{_UNBRACKET}")
+_QUOTES = "'\"’”‘“"
+_WRAPPER = (
+    rf"[{_QUOTES}](?=[ \t`*.;]*(?:\n|\Z))"  # a quote that closes none: the model put the call in quotes
+)
+_IN_A_VALUE = re.compile(rf"[ \t]*(?:(?!{_WRAPPER})[{_QUOTES}]|{_CLOSE}|{_COMMAS}{_S}*{_NAME})")
+_ANOTHER = re.compile(rf"{_CLOSE}{_S}*{_COMMAS}{_S}*{_WORD}{_S}*{_OPEN}")
+_BARE_END = re.compile(rf"{_CLOSE}(?=[ \t`*.;{UNSEEN}\]］】]*(?:\n|\Z|->))")
 _OPENS = frozenset("[{(,:=")
 _QUOTE_ENDS = re.compile(r"\s*[,:)\]}]")
+_ESCAPABLE = frozenset("\\'\"’”＇＂")
+
+
+_CLOSES = frozenset(")）﹚")
+_ENDS = frozenset(",，﹐､、)）﹚")
+_BLANK = " \t\n\r\f\v\u00a0\u3000" + UNSEEN
 
 
 class _Value(NamedTuple):
@@ -129,7 +169,7 @@ class _Scanner:
             key = _KEY.match(self.text, at)
             if key is None or key["key"] in args:
                 return None
-            is_quoted = self.text[key.end() : key.end() + 1] in ("'", '"')
+            is_quoted = self.text[key.end() : key.end() + 1] in _CLOSERS.keys() - {"’", "”"}
             value = self._quoted(key.end()) if is_quoted else self._bare(key.end())
             if value is None:
                 return None
@@ -138,7 +178,7 @@ class _Scanner:
 
     def _end(self, at: int) -> int | None:
         """Returns where the call ends, if it is closed by the parenthesis at this place."""
-        if self.text[at : at + 1] != ")":
+        if self.text[at : at + 1] not in _CLOSES:
             return None
         if another := _ANOTHER.match(self.text, at):  # only the first of several calls counts
             line = self.text.find("\n", another.end())
@@ -161,13 +201,14 @@ class _Scanner:
 
     def _quoted(self, start: int) -> _Value | None:
         text, at = self.text, start + 1
+        closers = _CLOSERS[text[start]]
         characters: list[str] = []
         while at < len(text):
             character = text[at]
-            if character == "\\" and text[at + 1 : at + 2] in ("\\", "'", '"'):
+            if character == "\\" and text[at + 1 : at + 2] in _ESCAPABLE:
                 at += 1
                 character = text[at]
-            elif character == text[start] and (after := self._after(at + 1)):
+            elif character in closers and (after := self._after(at + 1)):
                 return _Value("".join(characters), *after)
             characters.append(character)
             at += 1
@@ -186,16 +227,18 @@ class _Scanner:
                 depth += 1
             elif depth and character in ")]}":
                 depth -= 1
-            elif not depth and character in ",)" and (after := self._after(at)):
-                return _Value(text[start:at].strip(), *after)
+            elif not depth and character in _ENDS and (after := self._after(at)):
+                return _Value(text[start:at].strip(_BLANK), *after)
             if not character.isspace():
                 before = character
         return None
 
 
-_BACKSLASH = re.compile(r"\\(?=[\\'\"]|\Z)")
-_CLOSING_QUOTE = re.compile(rf"'(?=\s*(?:,\s*[^\W\d][\w.-]*\s*=|\)\s*(?:\]|,\s*{_WORD}\s*\()))")
+_BACKSLASH = re.compile(r"\\(?=[\\'\"’”＇＂]|\Z)")
+_CLOSING_QUOTE = re.compile(
+    rf"['’](?={_S}*(?:{_COMMAS}{_S}*{_NAME}|{_CLOSE}{_S}*(?:{_UNBRACKET}|{_COMMAS}{_S}*{_WORD}{_S}*{_OPEN})))"
+)
 
 
 def _escaped(value: str) -> str:
-    return _CLOSING_QUOTE.sub(r"\\'", _BACKSLASH.sub(r"\\\\", value))
+    return _CLOSING_QUOTE.sub(r"\\\g<0>", _BACKSLASH.sub(r"\\\\", value))

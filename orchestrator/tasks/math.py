@@ -40,15 +40,21 @@ PAIRS = tuple((a, b) for a in range(1, 10) for b in range(1, 10))
 """The sums of generated items: small enough for a tiny model to learn (ours)."""
 
 
-def extract_answer(text: str, language: str) -> Decimal | None:
-    """Returns the number that a generated text gives as its answer, or None; total."""
-    return answers.extract(text, language)
+def extract_answer(text: str, language: str, *, truncated: bool = False) -> Decimal | None:
+    """Return the number that a generated text gives as its answer, or None; total.
+
+    Args:
+        text: as it was generated.
+        language: of the item.
+        truncated: the text ends because of the token limit, so its last number may be a part of one.
+    """
+    return answers.extract(text, language, truncated=truncated)
 
 
-def is_correct(text: str, gold: str, language: str) -> bool:
-    """Tells whether a generated text's number equals the gold number; total."""
+def is_correct(text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
+    """Return whether a generated text's number equals the gold number; total. See `extract_answer`."""
     wanted = answers.gold_number(gold)
-    return wanted is not None and extract_answer(text, language) == wanted
+    return wanted is not None and extract_answer(text, language, truncated=truncated) == wanted
 
 
 class MathTask:
@@ -84,12 +90,12 @@ class MathTask:
         names = math_files.names(wanted.split)
         return files.read(folder, language, names=names, reader=math_files.rows, wanted=wanted)
 
-    def is_correct(self, text: str, gold: str, language: str) -> bool:
+    def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
         """See the function of this name."""
-        return is_correct(text, gold, language)
+        return is_correct(text, gold, language, truncated=truncated)
 
     def stop(self, text: str) -> str:
-        """Cuts at the next question header."""
+        """Cut where the text runs on."""
         return answers.cut(text)
 
 

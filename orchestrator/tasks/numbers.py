@@ -1,15 +1,18 @@
 """Numbers as people write them in eleven languages, read exactly (study section 3).
 
-Owns digits of every script, signs, thousands and decimal marks, times and fractions. Knows no benchmark and
-no answer phrase. Its patterns repeat over disjoint characters, so they are linear in the text.
+Owns digits of every script, signs, thousands and decimal marks, powers of ten, dates, times and fractions;
+words of magnitude are `magnitudes`. Knows no benchmark and no answer phrase. Its patterns repeat over
+disjoint characters or a bounded number of times, so they are linear in the text.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import NamedTuple
+
+from orchestrator.tasks import magnitudes
 
 DOT_GROUPS = frozenset({"es", "de"})
 """Languages where one dot before three digits groups thousands, as in ``1.234`` (study section 3)."""
@@ -18,39 +21,50 @@ CURRENCY = "$€£¥₹฿₽৳￥＄"
 """Signs that may stand between a minus and its number."""
 
 
+UNSEEN = "\u00ad\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+"""Marks that nobody sees: zero-width spaces, marks of direction, the byte order mark; no joiners, which
+Bengali and Telugu need."""
+
+
 class Number(NamedTuple):
     """A number found in a text.
 
     Attributes:
-        written: its digits and marks, without a sign.
-        kind: the name of the pattern's group that says how to read them.
-        start: where its digits start.
-        end: where it ends.
+        magnitude: its value without a sign, words of magnitude included.
+        start: where its digits start, or the word before them that multiplies it.
+        end: where it ends, words that multiply it included.
         sign_at: where its minus stands, or -1 when it has none.
     """
 
-    written: str
-    kind: str | None
+    magnitude: Decimal
     start: int
     end: int
     sign_at: int
 
     def value(self, *, after: int = 0) -> Decimal:
-        """Returns the value; a minus that stands before `after` belongs to something else."""
-        magnitude = _read(self.written, self.kind)
-        return magnitude.copy_negate() if self.sign_at >= after else magnitude
+        """Return the value; a minus that stands before `after` belongs to something else."""
+        return self.magnitude.copy_negate() if self.sign_at >= after else self.magnitude
 
 
 def normalise(text: str) -> str:
-    """Returns the text in NFC, with digits, separators, minus and hyphens in ASCII, without TeX's spacing.
+    """Return the text in NFC, with digits, separators, minus and hyphens in ASCII, without TeX's spacing.
 
-    Dashes stay: they separate (``Ответ – 18``) and are no sign.
+    Fractions become ``1/2``, powers of ten ``10^3``. Dashes stay: they separate (``Ответ – 18``) and are no
+    sign.
     """
     text = unicodedata.normalize("NFC", _CLAUSE.sub(", ", text)).translate(_ASCII)
     text = _DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
     for written, meant in _SPELLINGS:
         text = text.replace(written, meant)
+    text = _TEX_TEXT.sub(r"\1", text)
+    text = _VULGAR.sub(_vulgar, text)
+    text = _RAISED.sub(lambda match: f"10^{match[1].translate(_BASELINE)}", text)
     return _FRAC.sub(_fraction, text)
+
+
+def _vulgar(match: re.Match[str]) -> str:
+    text = unicodedata.normalize("NFKD", match[2]).replace("\u2044", "/")
+    return f"{match[1].strip()} {text}" if match[1] else text
 
 
 def _fraction(match: re.Match[str]) -> str:
@@ -62,9 +76,15 @@ _ASCII = {
     **dict.fromkeys(map(ord, "，﹐٬"), ","),
     **dict.fromkeys(map(ord, "．﹒٫"), "."),
     **dict.fromkeys(map(ord, "−－﹣‐‑"), "-"),
-    **dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff"), None),  # marks that nobody sees; no joiners
+    **dict.fromkeys(map(ord, UNSEEN), None),
     ord("："): ":",
     ord("＝"): "=",
+    ord("％"): "%",
+    ord("﹪"): "%",
+    ord("⁄"): "/",
+    ord("∕"): "/",
+    ord("⋅"): "·",
+    ord("∙"): "·",
 }
 _DIGIT = re.compile(r"\d")
 _CLAUSE = re.compile(r"(?<=[0-9])，(?=[0-9])(?![0-9]{3}(?![0-9]))")  # 答案是18，9*2=18: no decimal mark
@@ -72,6 +92,10 @@ _SPELLINGS = (
     *(("{,}", ","), ("\\,", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%")),  # TeX
     ("\u0e4d\u0e32", "\u0e33"),  # Thai sara am in two letters, which NFC leaves apart
 )
+_TEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]{0,40})\}")
+_VULGAR = re.compile(r"(\d ?)?([¼-¾⅐-⅞↉])")
+_BASELINE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_RAISED = re.compile(r"(?<![\d.,])10(⁻?[⁰¹²³⁴-⁹]{1,2})")
 _FRAC = re.compile(r"(\d ?)?\\[dt]?frac(?: ?\{(\d+)\} ?\{(\d+)\}|(\d)(\d))")
 
 _JOINED = r"*:~≈\u0e00-\u0e7f\u3040-\u9fff"  # scripts that write words without spaces: 答案是.5
@@ -82,8 +106,13 @@ _NEXT = r"(?![.,]?\d)"  # no digit goes on after the number, or it is a list or 
 def _pattern(*, dot_groups: bool) -> re.Pattern[str]:
     """Builds the pattern of one number; the name of the group that matched says how to read it."""
     dots = r"[1-9]\d{0,2}(?:\.\d{3})"
+    mantissa = r"\d{1,15}(?:[.,]\d{1,15})?"
     return re.compile(
-        r"(?P<time>\d{1,2}:[0-5]\d(?::[0-5]\d)?(?!\d|:\d)|\d{1,2} ?[hH] ?[0-5]\d(?!\d))"
+        r"(?P<time>\d{1,2}:[0-5]\d(?::[0-5]\d)?(?!\d|:\d)|\d{1,2} ?[hH] ?[0-5]\d(?!\d)"
+        rf"|(?<!\d[.,/-])(?<!\d){_DATE}(?![\d/-]|\.\d))"
+        rf"|(?<![\d.,])(?P<power>(?:{mantissa} ?(?:[×xX*·]|\\times|\\cdot) ?)?10(?:\^|\*\*)"
+        r" ?[{(]? ?-?\d{1,2}(?!\d) ?[})]?)"
+        rf"|(?<![\d.,])(?P<exponent>{mantissa}[eE][+-]?\d{{1,2}}(?!\w|[.,]\d))"
         rf"|(?<!\d[.,])(?:"
         rf"(?P<spaces>[1-9]\d{{0,2}}(?P<space>{_SPACE})\d{{3}}(?:(?P=space)\d{{3}})*(?:[.,]\d+)?{_NEXT})"
         rf"|(?P<commas>(?:[1-9]\d{{0,2}}(?:,\d{{3}})+|[1-9]\d?(?:,\d{{2}})+,\d{{3}})(?:\.\d+)?{_NEXT})"
@@ -95,22 +124,64 @@ def _pattern(*, dot_groups: bool) -> re.Pattern[str]:
     )
 
 
+_DATE = (
+    r"(?:(?:1[89]|20)\d\d-(?:0\d|1[0-2])-[0-3]\d|(?:1[89]|20)\d\d/\d{1,2}/\d{1,2}"
+    r"|\d{1,2}/\d{1,2}/(?:1[89]|20)\d\d|\d{1,2}\.\d{1,2}\.(?:1[89]|20)\d\d"
+    r"|(?:1[89]|20)\d\d ?年 ?\d{1,2} ?月(?: ?\d{1,2} ?日)?)"
+)
 _PATTERNS = {dot_groups: _pattern(dot_groups=dot_groups) for dot_groups in (False, True)}
 
 
 def find(text: str, language: str) -> list[Number]:
-    """Returns the numbers of a normalised text, in order.
+    """Return the numbers of a normalised text, in order.
 
     Args:
         text: what `normalise` returned.
-        language: decides what one dot before three digits means.
+        language: decides what one dot before three digits means, and which words multiply.
     """
-    found = []
+    found: list[Number] = []
+    open_factor: Decimal | None = None  # of the last word of the number before, while one may go on with it
     for match in _PATTERNS[language in DOT_GROUPS].finditer(text):
-        if match.lastgroup != "time":
-            start, end = match.span()
-            found.append(Number(match[0], match.lastgroup, start, end, _sign(text, start)))
+        if match.lastgroup == "time":
+            open_factor = None
+            continue
+        number, factor = _scaled(text, match, language)
+        whole = _joined(text, found[-1], open_factor, number, factor, language) if open_factor else None
+        if whole is not None:
+            found[-1] = whole
+        else:
+            found.append(number)
+        open_factor = factor
     return found
+
+
+def _scaled(text: str, match: re.Match[str], language: str) -> tuple[Number, Decimal | None]:
+    """Return a number with the words that multiply it, and the factor of the last of these."""
+    start, end = match.span()
+    magnitude, last = _read(match[0], match.lastgroup), None
+    is_paid = text[start - 1 : start] in _CURRENCIES
+    if (word := magnitudes.before(text, start, language)) is not None:
+        last, start = word
+        magnitude = _EXACT.multiply(magnitude, last)
+    elif (words := magnitudes.after(text, end, language, is_paid=is_paid)) is not None:
+        factor, last, end = words
+        magnitude = _EXACT.multiply(magnitude, factor)
+    return Number(magnitude, start, end, _sign(text, start)), last
+
+
+def _joined(
+    text: str, first: Number, open_factor: Decimal, second: Number, factor: Decimal | None, language: str
+) -> Number | None:
+    """Return two numbers as the one that they make side by side, None when they are two."""
+    is_scaled = factor is not None
+    if not magnitudes.may_join(text, first.end, second.start, language, is_scaled=is_scaled):
+        return None
+    whole = magnitudes.total(first.magnitude, open_factor, second.magnitude, language, is_scaled=is_scaled)
+    return None if whole is None else first._replace(magnitude=whole, end=second.end)
+
+
+_EXACT = Context(prec=200)
+_CURRENCIES = frozenset(CURRENCY)
 
 
 def _read(written: str, kind: str | None) -> Decimal:
@@ -120,6 +191,10 @@ def _read(written: str, kind: str | None) -> Decimal:
             above, below = map(Decimal, fraction.split("/"))
             is_mixed = whole and above < below  # 1 1/2, which an improper fraction is never part of
             return above / below + (Decimal(whole) if is_mixed else 0)
+        case "power":
+            mantissa = _MANTISSA.match(written)
+            exponent = re.sub(r"[^\d-]", "", re.split(r"\^|\*\*", written)[-1])
+            return Decimal(f"{mantissa[1].replace(',', '.') if mantissa else 1}E{exponent}")
         case "commas":
             return Decimal(written.replace(",", ""))
         case "dots":
@@ -128,6 +203,7 @@ def _read(written: str, kind: str | None) -> Decimal:
             return Decimal(re.sub(_SPACE, "", written).replace(",", "."))
 
 
+_MANTISSA = re.compile(r"([\d.,]+) ?(?:[×xX*·]|\\times|\\cdot)")
 _APART = re.compile(r"[={(] ?-\Z")  # what makes a minus with a space after it a sign: x = - 3
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from orchestrator.core.secrets import masked
 from orchestrator.core.typed import typed
 from orchestrator.errors import UserError
 from orchestrator.trackers.follow import Described
@@ -97,7 +98,7 @@ class WandbMirror:
             id=cell.id,
             name=cell.cell,
             group=cell.sweep,
-            config={**cell.config, "polysweep": _facts(cell)},
+            config={**masked(cell.config), "polysweep": _facts(cell)},
             mode=self.mode,
             resume="allow",
             reinit="create_new",

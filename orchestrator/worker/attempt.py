@@ -23,16 +23,17 @@ from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
-from orchestrator.processes import end_group, oom_kills
+from orchestrator.processes import MARK, end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
 from orchestrator.stage import MANIFEST, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.worker import child
-from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
+from orchestrator.worker.command import command_python
+from orchestrator.worker.inherit import Inherited, inherit
+from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder
 from orchestrator.worker.outcome import log_tail, read_outcome
-from orchestrator.worker.resume import adopt
 from orchestrator.worker.shipping import Shipper
 
 MAX_HEARTBEAT_S = 10.0
@@ -54,6 +55,7 @@ class AttemptRun:
         input_generations: digest of each input to the generation of its product.
         context: forks children.
         stop_asked: returns why this worker should stop, "" while it should not.
+        shortage: returns whether that is for want of memory on its node.
     """
 
     def __init__(
@@ -70,11 +72,12 @@ class AttemptRun:
         input_generations: dict[str, int],
         context: BaseContext,
         stop_asked: Callable[[], str],
+        shortage: Callable[[], Shortage | None] = lambda: None,
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
         self._cell, self._node, self.number, self._claim = cell, node, number, claim
         self._inputs, self._generations = inputs, input_generations
-        self._context, self._stop_asked = context, stop_asked
+        self._context, self._stop_asked, self._shortage = context, stop_asked, shortage
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -82,6 +85,7 @@ class AttemptRun:
         self._timed_out, self._resumed = False, False
         self._key = layout.payload(node.stage, node.digest, number)
         self._folder = Path(layout.CHECKPOINTS)
+        self._mark = mark_of(claim.nonce)
         self._shipper: Shipper | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:
@@ -105,21 +109,22 @@ class AttemptRun:
             return self._end("released", why=INPUT_RETIRED)
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
-        adopted = adopt(self._ledger, self._node, earlier, folder, pulse=self._pulse)
-        self._resumed = adopted is not None
+        end_outlived()  # or it could write on in what is taken over
+        taken = inherit(self._ledger, self._node, self._spec, earlier, folder, pulse=self._pulse)
+        self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
-            step = adopted[0].step if adopted else None
+            step = taken.checkpoint.step if taken.checkpoint else None
             self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
-        self._record_start(adopted[1] if adopted else None)
+        self._record_start(taken.parent)
         outcome, kills = None, oom_kills()
-        process, pipe = self._fork(folder, adopted[0] if adopted else None)
+        process, pipe = self._fork(folder, taken)
         try:
             self._supervise(process, pipe)
         finally:
             if process.pid is not None:
                 process.kill()
-                if not end_group(process.pid):
-                    _complain(f"processes of group {process.pid} do not end")
+                if not end_attempt(self._mark, leader=process.pid):
+                    _complain(f"processes that attempt {self.number} started do not end")
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
@@ -128,6 +133,8 @@ class AttemptRun:
             succeeded = outcome is not None and outcome.outcome == "succeeded"
             wanted = self._order.settings.policy.keep_checkpoints or not succeeded
             self._shipper.finish(self._pulse, checkpoints=wanted and self._released != "superseded")
+            if outcome is not None and outcome.unread == self.number and self._released != "superseded":
+                self._shipper.unread(outcome.files, self._pulse)
         return self._conclude(outcome, process.exitcode or 0, folder, oom_killed=oom_kills() > kills)
 
     @property
@@ -138,6 +145,8 @@ class AttemptRun:
     @property
     def made_progress(self) -> bool:
         """Whether the child left a checkpoint of its own, so that another need not repeat all of it."""
+        if any((self._folder / layout.WORK).glob("*")):
+            return True
         adopted = 1 if self._resumed else 0
         return len(list(self._folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))) > adopted
 
@@ -153,20 +162,21 @@ class AttemptRun:
     def _record_start(self, parent: Any) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
-            self._ledger.objects.put(
-                spec_key, self._ledger.encode(self._node)
-            )  # of one digest all write the same
+            self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
+        facts = provenance.of_attempt(self._order.code_digest, self._git)
+        if self._spec.command is not None:
+            facts["command_python"] = command_python(self._spec, self._order.import_paths)
         start = Start(
             parent=parent,
             uses=uses_of(self._spec, self._cell.config),
-            provenance=provenance.of_attempt(self._order.code_digest, self._git),
+            provenance=facts,
             inputs=self._generations,
             at=provenance.now(),
         )
         self._ledger.put(self._node, self.number, layout.START, start)
         self._heartbeat()
 
-    def _fork(self, folder: Path, resume: Any) -> tuple[BaseProcess, Connection]:
+    def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:
         order = ChildOrder(
             store=self._order.store,
             sweep=self._order.sweep,
@@ -179,12 +189,14 @@ class AttemptRun:
             inputs=self._inputs,
             uses=uses_of(self._spec, self._cell.config),
             config=self._cell.config,
-            resume_step=resume.step if resume else None,
-            resume_folder=str(resume.folder) if resume else "",
+            resume_step=taken.checkpoint.step if taken.checkpoint else None,
+            resume_folder=str(taken.checkpoint.folder) if taken.checkpoint else "",
             settings=self._order.settings,
-            env=self._order.env,
+            env={**self._order.env, MARK: self._mark},
             num_threads=self._order.num_threads,
             import_paths=self._order.import_paths,
+            in_job=self._order.job is not None,
+            unread=taken.unread,
         )
         mine, its = self._context.Pipe(duplex=True)
         util.register_after_fork(mine, Connection.close)  # else the child would never see our end close
@@ -201,6 +213,7 @@ class AttemptRun:
         grace_s = self._order.settings.policy.grace_s
         told = False
         while process.exitcode is None:
+            reap_adopted([process.pid or 0])
             ready = wait([process.sentinel, pipe], timeout=0.2) if not pipe.closed else []
             if pipe in ready:
                 self._take_message(pipe)
@@ -213,6 +226,8 @@ class AttemptRun:
                 self._shipper.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
+                if (shortage := self._shortage()) is not None and shortage.at_once:
+                    return
                 _tell(pipe, Message(stop=self._released))
             if told and now_s - self._stopping_s > grace_s:
                 return
@@ -223,8 +238,12 @@ class AttemptRun:
         except (EOFError, OSError, msgspec.DecodeError):
             time.sleep(0.02)  # the child is ending: its sentinel tells
             return
-        news = (message.process, message.phase) != (self._message.process, self._message.phase)
-        self._message = message
+        was, self._message = self._message, message
+        news = (message.process, message.phase, message.step is None) != (
+            was.process,
+            was.phase,
+            was.step is None,
+        )
         if news:  # its process, so that another on this machine can prove the child gone as well
             self._heartbeat()
 
@@ -292,6 +311,8 @@ class AttemptRun:
         if self._timed_out:
             message = f"no end after its limit of {time.monotonic() - self._start_s:.0f} s"
             return self._end("failed", cause=Cause.TIMEOUT, message=message, log_tail=tail)
+        if (shortage := self._shortage()) is not None:
+            return self._end("failed", cause=shortage.cause, message=shortage.message, log_tail=tail)
         if outcome is not None and outcome.outcome == "released":
             return self._end("released", why=outcome.why)
         if outcome is not None:
@@ -366,8 +387,8 @@ class AttemptRun:
                 "cause": cause,
                 "why": why,
                 "exception": exception,
-                "message": message,
-                "log_tail": log_tail,
+                "message": provenance.without_secrets(message),
+                "log_tail": provenance.without_secrets(log_tail),
                 "seconds": round(time.monotonic() - self._start_s, 3),
                 "at": provenance.now(),
             },

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -25,16 +25,20 @@ from orchestrator import formats
 from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.rows import checked_rows
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.manifest import fsync_path, fsync_tree, scan
-from orchestrator.processes import describe
+from orchestrator.manifest import File, fsync_path, fsync_tree, scan
+from orchestrator.processes import MARK, describe, end_attempt
+from orchestrator.provenance import without_secrets
 from orchestrator.registry import load
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_objects
 from orchestrator.trackers.base import Tracked, open_trackers
-from orchestrator.worker.command import read_rows, run_command
+from orchestrator.worker.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.worker.order import ChildOrder, Message, Outcome
+from orchestrator.worker.received import ReceivedSignals
+from orchestrator.worker.resume import UNREAD
+from orchestrator.worker.work import keep, undo
 
 POLL_S = 0.25
 NO_OUTCOME = 74
@@ -52,10 +56,10 @@ def main(order_json: bytes, pipe: Connection) -> None:
     os.environ.update(order.env)
     _limit_threads(order.num_threads)
     sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
-    stop = StopSignal()
+    stop, received = StopSignal(), ReceivedSignals()
     signal.signal(signal.SIGTERM, lambda *_: stop.ask("stopped"))
     lifeline = Lifeline(pipe, stop)
-    outcome = run(order, folder, stop, lifeline)
+    outcome = run(order, folder, stop, lifeline, received)
     if outcome.cause is Cause.STORAGE:  # half a product is of no use, and in the way on a full disk
         for name in (layout.OUTPUT, "scratch"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -80,7 +84,10 @@ class Lifeline:
         """Tells the worker where the stage stands: a new phase at once, a step when there is time."""
         old = self._message
         self._message = Message(
-            phase=phase or old.phase, step=step, num_steps=num_steps or old.num_steps, process=old.process
+            phase=phase or old.phase,
+            step=old.step if step is None else step,
+            num_steps=num_steps or old.num_steps,
+            process=old.process,
         )
         if phase:
             with contextlib.suppress(OSError):  # the worker is gone: the thread ends the group
@@ -102,16 +109,36 @@ class Lifeline:
                     if message.stop:
                         self._stop.ask(message.stop)
         finally:  # the worker is gone, or this thread cannot serve it: end either way
+            end_started()
             os.killpg(0, signal.SIGKILL)
 
 
-def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Outcome:
-    """Runs the stage, and turns whatever happens into an outcome."""
+def end_started() -> bool:
+    """End all that this attempt started but this process."""
+    return end_attempt(os.environ.get(MARK, ""), leader=os.getpid())
+
+
+def run(
+    order: ChildOrder,
+    folder: Path,
+    stop: StopSignal,
+    lifeline: Lifeline,
+    received: Container[int] = frozenset(),
+) -> Outcome:
+    """Runs the stage, and turns whatever happens into an outcome.
+
+    Args:
+        order: what runs.
+        folder: of the attempt.
+        stop: set when it should stop.
+        lifeline: takes its progress.
+        received: the signals that this process received.
+    """
     try:
         context = _context(order, folder, stop, lifeline)
         lifeline.report(phase="running")
         try:
-            rows = _call(order, context)
+            rows = _call(order, context, stop, received)
         finally:
             context.close()
         lifeline.report(phase="finishing")
@@ -122,15 +149,19 @@ def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -
             raise StageFailure(
                 "code", f"retire({strange[0]!r}) names no input: name it in the stage's `after`"
             )
-        fsync_tree(context.output)
-        files = scan(context.output)
-        return Outcome(outcome="succeeded", rows=rows, files=files, retire=context.retirements)
+        return Outcome(
+            outcome="succeeded", rows=rows, files=_durable(context.output), retire=context.retirements
+        )
     except StopRequested as stopped:
         return Outcome(outcome="released", why=stopped.why)
+    except Unread as failure:
+        _print_exception()
+        return _unread(order, folder, failure)
     except StageFailure as failure:
         _print_exception()
+        exception = failure.exception if isinstance(failure, FailedCommand) else type(failure).__name__
         return Outcome(
-            outcome="failed", cause=_as_cause(failure.cause), exception="StageFailure", message=_line(failure)
+            outcome="failed", cause=_as_cause(failure.cause), exception=exception, message=_line(failure)
         )
     except SystemExit as error:
         return Outcome(
@@ -145,6 +176,28 @@ def run(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -
             exception=names[0],
             message=f"{names[0]}: {_line(error)}",
         )
+
+
+def _durable(output: Path) -> tuple[File, ...]:
+    fsync_tree(output)
+    return scan(output)
+
+
+def _unread(order: ChildOrder, folder: Path, failure: Unread) -> Outcome:
+    """Keeps what a command left that is through, so that a later attempt need only read it."""
+    if order.spec.command is None:  # what a function returned is gone; its checkpoints are not to blame
+        cause = _as_cause(failure.cause)
+        return Outcome(outcome="failed", cause=cause, exception=UNREAD, message=_line(failure))
+    again = order.unread is not None
+    way_out = "run the command again" if again else "read its output again, and run nothing"
+    return Outcome(
+        outcome="failed",
+        cause=_as_cause(failure.cause),
+        exception=UNREAD,
+        message=f"{_line(failure)} (its output is kept: the next attempt will {way_out})",
+        files=_durable(folder / layout.OUTPUT),
+        unread=order.unread if order.unread is not None else order.attempt,
+    )
 
 
 def _context(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Context:
@@ -176,20 +229,67 @@ def _context(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeli
         stop=stop,
         fence=fence,
         report_progress=progress,
+        keeps_work=ledger.objects.in_place,
     )
 
 
-def _call(order: ChildOrder, context: Context) -> tuple[Row, ...]:
+def _call(order: ChildOrder, context: Context, stop: StopSignal, received: Container[int]) -> tuple[Row, ...]:
     spec = order.spec
     config = Config(order.node.reads)
     folders = {s: {label: Path(p) for label, p in each.items()} for s, each in order.inputs.items()}
     inputs = Inputs(folders)
     if spec.command is not None:
-        where = Path(order.import_paths[0]) if order.import_paths else None
-        run_command(spec.command, config, inputs, context, after=spec.after, folder=where)
-        return tuple(read_rows(context.output / spec.results)) if spec.results else ()
+        if order.unread is None:
+            run_command(
+                spec,
+                config,
+                inputs,
+                context,
+                folder=Path(order.import_paths[0]) if order.import_paths else None,
+                grace_s=min(GRACE_S, order.settings.policy.grace_s / 2),
+                in_job=order.in_job,
+            )
+        else:
+            print(f"the command of attempt {order.unread} was through: its output is read again", flush=True)
+        return _take(context, spec.keep, lambda: take_results(spec, context))
     function: Callable[[Config, Inputs, Context], list[Row] | None] = load(spec.run or "", where="run")
-    return checked_rows(function(config, inputs, context))
+    try:
+        returned = function(config, inputs, context)
+    except (StageFailure, StopRequested):
+        raise
+    except BaseException as error:
+        if _was_cut_off(stop, received, isinstance(error, SystemExit | KeyboardInterrupt)):
+            _print_exception()
+            raise StopRequested(stop.why or "stopped") from error
+        raise
+    if signal.SIGTERM in received and not context.saw_stop:
+        raise StopRequested(stop.why or "stopped")  # a library may have ended early and said nothing
+    return _take(context, spec.keep, lambda: checked_rows(returned))
+
+
+def _take(
+    context: Context, patterns: tuple[str, ...], rows: Callable[[], tuple[Row, ...]]
+) -> tuple[Row, ...]:
+    """Puts what is kept of the work folder into the output and returns the rows; undoes the former where it
+    must fail, so that all is as the stage left it when a later attempt takes it again.
+
+    Raises:
+        Unread: the stage was through, but one of the two cannot be had.
+    """
+    end_started()  # or it could write on in what is read and listed now
+    kept: list[Path] = []
+    try:
+        kept = keep(context, patterns) if patterns else []
+        return rows()
+    except StageFailure as failure:
+        undo(kept)
+        raise Unread(failure.cause, str(failure)) from None
+
+
+def _was_cut_off(stop: StopSignal, received: Container[int], is_exit: bool) -> bool:
+    """Whether an exception follows from a stop: any that follows SIGTERM to this process, whose own processes
+    received it as well; of a stop by the worker alone only an exit."""
+    return signal.SIGTERM in received or (is_exit and stop.asked)
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> bool:
@@ -213,7 +313,7 @@ def write_outcome(folder: Path, outcome: Outcome) -> bool:
 
 def _print_exception() -> None:
     with contextlib.suppress(OSError):  # the log may lie on the same full disk
-        traceback.print_exc()
+        sys.stderr.write(without_secrets(traceback.format_exc()))
 
 
 def _limit_threads(num_threads: int) -> None:
@@ -237,5 +337,5 @@ def _as_cause(name: str) -> Cause:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = without_secrets(" ".join(str(error).split()))
     return text if len(text) <= 500 else text[:497] + "..."

@@ -1,154 +1,308 @@
-"""Stages that are a command line: filling it in, running it, reading its result rows.
+"""Stages that are a command line: running it, passing a stop on, and judging how it ended.
 
-What a command may name, each in braces: ``output``, ``scratch``, ``checkpoints``, ``resume``, ``metrics``,
-``attempt``, ``python`` (the interpreter that runs us), ``config.KEY``, ``uses.KEY``, ``inputs.STAGE``. The
-environment has SWEEP_OUTPUT, SWEEP_METRICS and SWEEP_CONFIG, a JSON file of `config` and `uses`.
+docs/commands.md says what a command may name in braces and what is expected of it;
+`orchestrator.worker.filling` fills it in, `orchestrator.worker.sealing` makes its checkpoints count,
+`orchestrator.worker.results` reads its rows.
 
-- To be able to go on, a command saves into ``{checkpoints}/<step>/``: a name of digits alone, given by
-  renaming a finished folder of another name. When it has ended, we write the manifest of each, which makes
-  it count; not after it was killed by a signal. ``{resume}`` is the newest such folder of any earlier
-  attempt, or empty; it lies in ``{checkpoints}`` too and is not to be saved again.
-- A stop comes as SIGTERM: the command saves and exits with a code other than 0, because 0 always means
-  done. It is killed when it takes longer than `GRACE_S`. Where a scheduler sends SIGTERM to all processes it
-  comes twice, and one that ends by it at once was stopped, not failed; SIGUSR1 and SIGUSR2 are ignored unless
-  the command heeds them.
-- It may append metrics to ``{metrics}``: a JSON object a line with its ``step``, counted from 1.
+A stop comes as SIGTERM, and the command is killed when it takes longer than half of the policy's grace. Exit
+code 0 means done, except after a stop: libraries such as PyTorch Lightning leave their loop and exit with 0.
+Then it counts only when the file that the stage calls `finished` was created by this attempt. A scheduler
+sends its signals to all processes at once, so that the command may end before this process reads of the stop:
+its end waits for that news.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from orchestrator.core.rows import checked_rows
-from orchestrator.errors import StageFailure, nearest
-from orchestrator.stage import MANIFEST, Config, Context, Inputs, Row, write_checkpoint_manifest
+from orchestrator.core.failure import cause_of_command
+from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.processes import oom_kills
+from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
+from orchestrator.trackers.store import parse_metrics
+from orchestrator.worker.filling import as_shell_text, as_words, values_of
+from orchestrator.worker.outcome import end_of_log
+from orchestrator.worker.results import read_rows
+from orchestrator.worker.sealing import Sealer
 
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
 GRACE_S = 30.0
-_RUMOUR_S, _HINT_S = 0.2, 2.0
-"""How long a command's end may precede the news of the stop that it heeded: any end, and one by SIGTERM."""
+POLL_S, PROGRESS_S = 0.05, 1.0
+RUMOUR_S, HINT_S = 0.2, 2.0
+"""How long a command's end may precede the news of the stop that it followed: any end, and one that a stop
+makes
+likely: by SIGTERM, or with code 0 in a scheduler's job."""
+
+SYSTEM_FOLDERS = ("/bin", "/usr/bin", "/usr/local/bin")
+_SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
+_SHELL = ("bash", "-e", "-o", "pipefail", "-c")
 
 
-def fill(command: str, values: Mapping[str, str]) -> list[str]:
-    """Splits a command line as a shell would (no shell runs), then fills ``{name}`` in each word.
+class Unread(StageFailure):
+    """A command that exited with code 0, but whose results cannot be taken: what it left is kept."""
 
-    Raises:
-        StageFailure: a name is not known (cause ``config``).
+
+class FailedCommand(StageFailure):
+    """A command that failed.
+
+    Args:
+        cause, message: as of any failure of a stage.
+        exception: the class of its last exception, "" where its log shows none.
     """
 
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in values:
-            raise StageFailure(
-                "config", f"unknown {{{name}}} in the stage's command; {nearest(name, values)}"
-            )
-        return values[name]
-
-    return [_PLACEHOLDER.sub(value, word) for word in shlex.split(command)]
-
-
-def placeholders(config: Config, inputs: Inputs, context: Context, after: tuple[str, ...]) -> dict[str, str]:
-    """Returns what a command may name, as the module says."""
-    values = {
-        "output": str(context.output),
-        "scratch": str(context.scratch),
-        "checkpoints": str(context.folder / layout.CHECKPOINTS),
-        "resume": str(context.resume.folder) if context.resume else "",
-        "metrics": str(context.folder / layout.METRICS),
-        "attempt": str(context.attempt),
-        "python": sys.executable,
-    }
-    for root, tree in (("config", config.to_dict()), ("uses", context.uses.to_dict())):
-        values.update(_flat(root, tree))
-    for stage in after:
-        if stage in inputs:
-            for label, folder in inputs.each(stage).items():
-                values[f"inputs.{stage}.{label}" if label else f"inputs.{stage}"] = str(folder)
-    return values
-
-
-def _flat(root: str, tree: Any) -> dict[str, str]:
-    if isinstance(tree, dict):
-        flat: dict[str, str] = {}
-        for key, value in tree.items():
-            flat.update(_flat(f"{root}.{key}", value))
-        return flat
-    return {root: tree if isinstance(tree, str) else json.dumps(tree)}
+    def __init__(self, cause: str, message: str, exception: str) -> None:
+        super().__init__(cause, message)
+        self.exception = exception
 
 
 def run_command(
-    command: str,
+    spec: StageSpec,
     config: Config,
     inputs: Inputs,
     context: Context,
     *,
-    after: tuple[str, ...],
-    folder: Path | None,
+    folder: Path | None = None,
+    grace_s: float = GRACE_S,
+    in_job: bool = False,
 ) -> None:
-    """Runs a command until it ends, and seals its checkpoints; passes a stop on as SIGTERM.
+    """Runs a command until it ends, and seals its checkpoints meanwhile and at its end.
 
     Args:
-        command: with placeholders.
+        spec: of the stage.
         config, inputs, context: as a function stage gets them.
-        after: names of the inputs.
         folder: where it runs; None for the current folder.
+        grace_s: seconds that it may take to end after a stop.
+        in_job: whether a scheduler may signal all processes of this job.
 
     Raises:
         StageFailure: it ended with another code than 0, or cannot be started.
-        StopRequested: it ended because it was asked to stop.
+        StopRequested: it ended because of a stop, or another attempt took over.
     """
-    words = fill(command, placeholders(config, inputs, context, after))
-    environment = _environment(config, context)
+    python = _interpreter(spec.python, folder)
+    words = _words(spec, values_of(spec, config, inputs, context, python))
+    marker = _Marker(spec, context)
+    kills = oom_kills()
     try:
-        process = subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
-    except (FileNotFoundError, PermissionError) as error:
+        process = subprocess.Popen(
+            words, cwd=folder, env=_environment(config, context, python), stdin=subprocess.DEVNULL
+        )
+    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         raise StageFailure("config", f"cannot run {words[0]!r}: {error.strerror}") from error
-    code = _wait(process, context)
-    if code >= 0:
-        _seal_checkpoints(context)
-    if code != 0:
-        _await_stop(context, _HINT_S if code in (-signal.SIGTERM, 128 + signal.SIGTERM) else _RUMOUR_S)
-        context.stop_if_asked()
-        how = f"exited with code {code}" if code > 0 else f"was killed by signal {-code}"
-        raise StageFailure("unknown", f"the command {how}: {shlex.join(words)}")
+    running = _Running(process, context, grace_s)
+    code = running.wait()
+    if code == 0 and marker.is_new:
+        return  # it is through, whether a stop was asked or not
+    stop_is_likely = code in (-signal.SIGTERM, 128 + signal.SIGTERM) or (code == 0 and in_job)
+    _await_stop(context, HINT_S if stop_is_likely else RUMOUR_S)
+    context.stop_if_asked()
+    if code == 0 and spec.finished is None:
+        return
+    if code == 0:
+        raise Unread("data", f"the command exited with code 0, but did not create {spec.finished!r}")
+    log = end_of_log(context.folder / layout.LOG)
+    failed = cause_of_command(code, log, oom_killed=oom_kills() > kills)
+    ran = "" if failed.exception else f" ({shlex.join(words)})"
+    raise FailedCommand(failed.cause, f"the command {failed.message}{ran}", failed.exception)
 
 
-def _environment(config: Config, context: Context) -> dict[str, str]:
+def take_results(spec: StageSpec, context: Context) -> tuple[Row, ...]:
+    """Returns the rows of a command that is through, now or in an earlier attempt.
+
+    Raises:
+        Unread: the rows, or the file that it calls `finished`, are not there or cannot be read.
+    """
+    places = [context.output, context.folder / layout.WORK]
+    if spec.finished is not None and not any((place / spec.finished).exists() for place in places):
+        raise Unread(
+            "data", f"the command did not create {spec.finished!r}, the file that it calls `finished`"
+        )
+    try:
+        return read_rows(context.output / spec.results) if spec.results else ()
+    except StageFailure as failure:
+        raise Unread(failure.cause, str(failure)) from None
+
+
+def _words(spec: StageSpec, values: dict[str, list[str]]) -> list[str]:
+    command = spec.command or ""
+    return [*_SHELL, as_shell_text(command, values)] if spec.shell else as_words(command, values)
+
+
+def _interpreter(python: str | None, folder: Path | None) -> str | None:
+    """Returns the path of the interpreter that a stage names, as it stands where there is none."""
+    if python is None:
+        return None
+    path = Path(python).expanduser()
+    found = shutil.which((folder or Path.cwd()) / path if len(path.parts) > 1 else path)
+    return str(found or path)
+
+
+def _environment(config: Config, context: Context, python: str | None) -> dict[str, str]:
     path = context.scratch / "config.json"
     path.write_text(
         json.dumps({"config": config.to_dict(), "uses": context.uses.to_dict()}, ensure_ascii=False)
     )
-    ours_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {
         **os.environ,
-        "PATH": ours_first,  # so that `python` is the one with the user's packages
+        "PATH": search_path(python),
         "SWEEP_CONFIG": str(path),
         "SWEEP_OUTPUT": str(context.output),
         "SWEEP_METRICS": str(context.folder / layout.METRICS),
     }
 
 
-def _wait(process: subprocess.Popen[bytes], context: Context) -> int:
-    asked_s: float | None = None
-    while (code := process.poll()) is None:
-        time.sleep(0.05)
-        if context.stop_asked and asked_s is None:
-            asked_s = time.monotonic()
-            process.terminate()
-        elif asked_s is not None and time.monotonic() - asked_s > GRACE_S:
-            process.kill()
-    return code
+def search_path(python: str | None = None) -> str:
+    """Returns the PATH of a command, whose first `python` is the interpreter that it means.
+
+    That is the one that the stage names; else the first in the user's PATH. Only where that is none of
+    theirs, but the system's or none at all, do the active environment (VIRTUAL_ENV, CONDA_PREFIX) and then
+    the one that runs Polysweep come before it.
+
+    Args:
+        python: path of the stage's own interpreter.
+    """
+    path = os.environ.get("PATH", os.defpath)
+    if python is not None:
+        return f"{Path(python).parent}{os.pathsep}{path}"
+    first = shutil.which("python", path=path)
+    if first is not None and str(Path(first).parent) not in SYSTEM_FOLDERS:
+        return path
+    active = [os.environ.get(name, "") for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
+    folders = [Path(prefix, "bin") for prefix in active if prefix and Path(prefix, "bin", "python").exists()]
+    return os.pathsep.join([str((folders or [Path(sys.executable).parent])[0]), path])
+
+
+def command_python(spec: StageSpec, import_paths: Sequence[str]) -> str | None:
+    """Returns the interpreter that `python` means in a stage's command, None when there is none."""
+    python = _interpreter(spec.python, Path(import_paths[0]) if import_paths else None)
+    return shutil.which("python", path=search_path(python)) if python is None else python
+
+
+class _Marker:
+    """The file that a stage calls `finished`: whether this attempt created it."""
+
+    def __init__(self, spec: StageSpec, context: Context) -> None:
+        self._paths: list[Path] = []
+        if spec.finished is not None:
+            self._paths = [context.output / spec.finished]
+            if (context.folder / layout.WORK).is_dir():
+                self._paths.append(context.folder / layout.WORK / spec.finished)
+        self._before = [_state(path) for path in self._paths]
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is there and was not before, or was written anew: a work folder outlasts attempts."""
+        now = [_state(path) for path in self._paths]
+        return any(state and state != before for state, before in zip(now, self._before, strict=True))
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+class _Running:
+    """A command that runs: its stop, its checkpoints and its progress."""
+
+    def __init__(self, process: subprocess.Popen[bytes], context: Context, grace_s: float) -> None:
+        self._process, self._context, self._grace_s = process, context, grace_s
+        self._sealer = Sealer(context)
+        self._metrics, self._offset, self._progress_s = context.folder / layout.METRICS, 0, 0.0
+        self._stopped_s: float | None = None
+
+    def wait(self) -> int:
+        """Waits for the end of the command, after a stop also of what it left running; returns its code."""
+        self._sealer.start()
+        while (code := self._process.poll()) is None:
+            time.sleep(POLL_S)
+            self._report_progress()
+            if self._stopped_s is not None:
+                if time.monotonic() - self._stopped_s > self._grace_s:
+                    self._process.kill()
+            elif self._context.stop_asked or self._sealer.superseded:
+                self._stopped_s = time.monotonic()
+                for pid in _receivers(self._process.pid):
+                    _send(pid, signal.SIGTERM)
+        if self._stopped_s is not None:
+            self._end_rest(self._stopped_s + self._grace_s)
+        self._report_progress(at_once=True)
+        self._sealer.finish(by_itself=0 <= code <= 128)
+        if self._sealer.superseded:
+            raise StopRequested(self._sealer.superseded)
+        return code
+
+    def _end_rest(self, until_s: float) -> None:
+        """Passes the stop on to what a command left that ended by it, as a shell does, and waits for them."""
+        rest = _others_of_group()
+        for pid in rest:
+            _send(pid, signal.SIGTERM)
+        while rest and time.monotonic() < until_s:
+            time.sleep(POLL_S)
+            rest = _others_of_group()
+
+    def _report_progress(self, *, at_once: bool = False) -> None:
+        """Reports the step of the last whole line of the command's metrics."""
+        now_s = time.monotonic()
+        if now_s - self._progress_s < PROGRESS_S and not at_once:
+            return
+        self._progress_s = now_s
+        try:
+            with self._metrics.open("rb") as stream:
+                stream.seek(self._offset)
+                data = stream.read()
+        except OSError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        rows = [row for row in parse_metrics(whole.decode(errors="replace")) if "step" in row]
+        if rows:
+            num_steps = rows[-1].get("num_steps")
+            self._context.report(
+                rows[-1]["step"], num_steps=num_steps if isinstance(num_steps, int) else None
+            )
+
+
+def _receivers(pid: int) -> list[int]:
+    """Returns who gets a stop: the command, and what it waits for if it is a shell, which passes none on."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if name in _SHELLS else []
+    except OSError:
+        children = []
+    return [*(one for child in children for one in _receivers(int(child))), pid]
+
+
+def _others_of_group() -> list[int]:
+    """Returns the other processes of this one's group, which it leads in a worker; none where it does not."""
+    me = os.getpid()
+    if os.getpgid(0) != me:
+        return []
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == me and fields[0] not in "ZX" and int(path.parent.name) != me:
+            found.append(int(path.parent.name))
+    return found
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def _await_stop(context: Context, patience_s: float) -> None:
@@ -156,28 +310,3 @@ def _await_stop(context: Context, patience_s: float) -> None:
     end_s = time.monotonic() + patience_s
     while not context.stop_asked and time.monotonic() < end_s:
         time.sleep(0.02)
-
-
-def _seal_checkpoints(context: Context) -> None:
-    """Writes the manifest of each folder that the command gave the name of a step."""
-    for path in sorted((context.folder / layout.CHECKPOINTS).iterdir()):
-        is_step = re.fullmatch("[0-9]+", path.name) and path.is_dir() and not path.is_symlink()
-        if is_step and not (path / MANIFEST).exists():
-            write_checkpoint_manifest(path, step=int(path.name), attempt=context.attempt)
-
-
-def read_rows(path: Path) -> tuple[Row, ...]:
-    """Reads a file of JSON lines, one result row each.
-
-    Raises:
-        StageFailure: the file is missing, or a line is no JSON object of finite values (cause ``data``).
-    """
-    try:
-        # not splitlines: JSON strings may hold the other line separators of Unicode as they are
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        rows = [json.loads(line) for line in lines]
-        return checked_rows(rows, cause="data")
-    except (OSError, ValueError) as error:
-        raise StageFailure("data", f"cannot read the results {path.name}: {error}") from error
-    except StageFailure as failure:
-        raise StageFailure("data", f"{path.name}: {failure}") from None

@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
@@ -18,13 +18,16 @@ from types import FrameType
 import msgspec
 
 from orchestrator import formats, provenance
+from orchestrator.core.cell import check_digests
+from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.processes import adopt_orphans
 from orchestrator.store.code import damage, import_paths, package_path
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
 from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
-from orchestrator.worker.order import WorkerOrder
+from orchestrator.worker.order import Shortage, WorkerOrder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
@@ -54,6 +57,7 @@ def run(
     log: Path | None = None,
     diary: Diary | None = None,
     lifeline: int | None = None,
+    shortage: Callable[[], Shortage | None] = lambda: None,
 ) -> int:
     """Runs a worker in this process until nothing is left for it; returns the exit code.
 
@@ -62,6 +66,7 @@ def run(
         log: file for its own lines; None for standard output.
         diary: takes notes of it.
         lifeline: a pipe's end that closes when whoever started this worker is gone.
+        shortage: returns whether that is for want of memory on the node.
     """
     diary = diary or Diary()
     if log is not None:
@@ -78,7 +83,7 @@ def run(
 
     try:
         ledger = open_ledger(order.store)
-        revision = ledger.revision(order.sweep, order.revision)
+        revision = _revision(ledger, order)
         if order.code is not None:
             paths = import_paths(ledger.objects, order.code)
             order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
@@ -100,6 +105,7 @@ def run(
             owner=this_owner(order, os.getpid()),
             context=multiprocessing.get_context("fork"),
             stop_asked=ending.why,
+            shortage=shortage,
             say=say,
         )
         try:
@@ -162,6 +168,12 @@ class _Ending:
         return self._asked or _parent_is_gone()
 
 
+def _revision(ledger: Ledger, order: WorkerOrder) -> Revision:
+    revision = ledger.revision(order.sweep, order.revision)
+    check_digests(revision.sweep, f"{order.sweep}@{order.revision}")
+    return revision
+
+
 def _code_problem(ledger: Ledger, order: WorkerOrder, sweep: Sweep) -> str:
     if order.code is not None:
         if problem := damage(ledger.objects, order.code.digest):
@@ -186,6 +198,7 @@ def _store_problem(ledger: Ledger) -> str:
 def in_fork_server(order_json: bytes, log: str) -> None:
     """The target of a launcher's worker process."""
     os.setsid()
+    adopt_orphans()
     code = run(formats.decode(order_json, WorkerOrder), Path(log))
     sys.stdout.flush()
     os._exit(code)
@@ -206,4 +219,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 __all__ = ["in_fork_server", "main", "preload", "run"]
 
 if __name__ == "__main__":
+    adopt_orphans()
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,6 +29,20 @@ class Gone(Stored, frozen=True, kw_only=True):
     restart_count: int
     cause: Cause
     evidence: str
+
+
+class Shortage(NamedTuple):
+    """Why a worker has to end: its node ran out of memory.
+
+    Attributes:
+        cause: what its attempt counts as.
+        message: for people.
+        at_once: whether the stage holds the memory, and must let go of it without a last checkpoint.
+    """
+
+    cause: Cause
+    message: str
+    at_once: bool
 
 
 class Job(Stored, frozen=True, kw_only=True):
@@ -98,6 +112,9 @@ class ChildOrder(Stored, frozen=True, kw_only=True):
         folder: the attempt's payload folder.
         inputs: stage name to instance label to folder.
         resume_step, resume_folder: the adopted checkpoint.
+        in_job: whether a scheduler may signal all processes at once.
+        unread: the earlier attempt whose command was through, and whose output lies in this one's to be read
+            again; None to run the stage.
     """
 
     store: str
@@ -117,6 +134,8 @@ class ChildOrder(Stored, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     num_threads: int = 1
     import_paths: tuple[str, ...] = ()
+    in_job: bool = False
+    unread: int | None = None
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -130,7 +149,12 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(Stored, frozen=True, kw_only=True):
-    """`outcome.json`: the child's last words, written after its output is durable."""
+    """`outcome.json`: the child's last words, written after its output is durable.
+
+    Attributes:
+        files: of the output; also of a command that was through, but whose results could not be read.
+        unread: such a command's attempt, this one or an earlier.
+    """
 
     outcome: str
     cause: Cause | None = None
@@ -140,3 +164,4 @@ class Outcome(Stored, frozen=True, kw_only=True):
     rows: tuple[dict[str, Any], ...] = ()
     files: tuple[File, ...] = ()
     retire: dict[str, dict[str, tuple[str, ...]]] = {}
+    unread: int | None = None

@@ -16,10 +16,13 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Parent
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node
-from orchestrator.manifest import damage, fsync_path, fsync_tree
-from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest
+from orchestrator.manifest import damage, damage_by_size, fsync_path, fsync_tree
+from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest, step_of
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
+
+UNREAD = "UnreadResults"
+"""What is recorded as the exception of a stage that was through, but whose rows cannot be taken."""
 
 _NOT_ITS_FAULT = frozenset({Cause.PREEMPTED, Cause.NODE_LOST, Cause.COMMUNICATION, Cause.STORAGE})
 
@@ -40,7 +43,7 @@ def candidates(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[
     what it holds is the likely reason. Attempts that were lost or preempted do not count against it. None is
     taken from an attempt whose product or input was discarded: a bug's state must not come back.
     """
-    sound = [attempt for attempt in attempts if not _is_discarded(ledger, node, attempt)]
+    sound = [attempt for attempt in attempts if not is_discarded(ledger, node, attempt)]
     found = _of_attempts(ledger, node, sound)
     # what an attempt went on from is its own newest, until it saves one
     newest = {a.number: a.start.parent.step for a in sound if a.start and a.start.parent}
@@ -49,12 +52,16 @@ def candidates(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[
     blame: Counter[int] = Counter()
     for attempt in attempts:
         end = attempt.end
-        if end and end.outcome == "failed" and end.cause not in _NOT_ITS_FAULT and attempt.number in newest:
+        is_through = end is not None and end.exception == UNREAD
+        if end is None or end.outcome != "failed" or end.cause in _NOT_ITS_FAULT or is_through:
+            continue
+        if attempt.number in newest:
             blame[newest[attempt.number]] += 2 if end.cause is Cause.NAN else 1
     return sorted((c for c in found if blame[c.step] < 2), reverse=True)
 
 
-def _is_discarded(ledger: Ledger, node: Node, attempt: Attempt) -> bool:
+def is_discarded(ledger: Ledger, node: Node, attempt: Attempt) -> bool:
+    """Returns whether what an attempt left must not be used: its product or an input of it was discarded."""
     if attempt.claim is None or (node.inputs and attempt.start is None):
         return True  # unreadable, or not yet written when we looked: nothing says what it worked on
     taken = attempt.start.inputs if attempt.start else {}
@@ -66,10 +73,10 @@ def _is_discarded(ledger: Ledger, node: Node, attempt: Attempt) -> bool:
 def _of_attempts(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> list[Candidate]:
     numbers = {layout.checkpoints(node.stage, node.digest, a.number): a.number for a in attempts}
     steps = {
-        f"{prefix}/{name}": (int(name), numbers[prefix])
+        f"{prefix}/{name}": (step, numbers[prefix])
         for prefix, listing in ledger.objects.list_many(numbers).items()
         for name in listing.folders
-        if name.isdigit()
+        if (step := step_of(name)) is not None
     }
     manifests = ledger.objects.get_many(f"{prefix}/{MANIFEST}" for prefix in steps)
     return [
@@ -77,6 +84,16 @@ def _of_attempts(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> lis
         for prefix in steps
         if (data := manifests[f"{prefix}/{MANIFEST}"]) is not None
     ]
+
+
+def is_whole(ledger: Ledger, candidate: Candidate) -> bool:
+    """Returns whether a checkpoint has all the files that its manifest names, judged by their sizes."""
+    try:
+        manifest = msgspec.json.decode(candidate.manifest, type=CheckpointManifest)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    sizes = ledger.objects.trees([candidate.prefix])[candidate.prefix]
+    return manifest.step == candidate.step and damage_by_size(sizes, manifest.files) is None
 
 
 def adopt(
@@ -118,7 +135,7 @@ def adopt(
         try:
             for file in manifest.files:
                 pulse()
-                _link(source / file.path, target / file.path)
+                link(source / file.path, target / file.path)
                 if damage(target, [file]) is not None:
                     break
             else:
@@ -135,7 +152,8 @@ def adopt(
     return None
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Links a file that nobody writes any more, or copies it where the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

@@ -20,7 +20,7 @@ import msgspec
 
 from orchestrator import formats
 from orchestrator.manifest import File, damage, damage_by_size
-from orchestrator.stage import MANIFEST, CheckpointManifest
+from orchestrator.stage import MANIFEST, CheckpointManifest, step_of
 from orchestrator.store import layout
 from orchestrator.store.remote import RemoteStore, Transfer
 
@@ -152,6 +152,18 @@ class Shipper:
                 pulse()
                 time.sleep(0.1)
 
+    def unread(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+        """Uploads the output of a command whose results could not be read, and then the outcome that says so.
+
+        What the store does not take for long is left behind, and the command runs again.
+        """
+        try:
+            self.output(files, pulse)
+            outcome = (self._folder / layout.OUTCOME).read_bytes()
+            self._objects.put(f"{self._key}/{layout.OUTCOME}", outcome)
+        except OSError as error:
+            self._complain(f"its output is not kept: {error.strerror or error}")
+
     def _looked_at(self, transfer: Transfer | None, what: str) -> Transfer | None:
         try:
             if transfer is None or not transfer.is_done():
@@ -179,9 +191,15 @@ class Shipper:
     def _newest(self) -> int | None:
         """Returns the newest step that is whole and not in the store yet."""
         last = max([*self._shipped, self._adopted or 0])
-        manifests = (self._folder / layout.CHECKPOINTS).glob(f"[0-9]*/{MANIFEST}")
-        steps = [int(path.parent.name) for path in manifests if path.parent.name.isdigit()]
+        manifests = (self._folder / layout.CHECKPOINTS).glob(f"*/{MANIFEST}")
+        steps = [step for path in manifests if (step := step_of(path.parent.name)) is not None]
         return max((step for step in steps if step > last and step not in self._torn), default=None)
+
+    def _place(self, step: int) -> Path:
+        """Returns the folder of a checkpoint: a command names its own as it likes."""
+        places = (self._folder / layout.CHECKPOINTS).glob(f"*/{MANIFEST}")
+        found = [path.parent for path in places if step_of(path.parent.name) == step]
+        return found[0] if found else self._folder / layout.CHECKPOINTS / f"{step:08d}"
 
     def _go_on(self) -> None:
         if self._step is None:
@@ -203,7 +221,7 @@ class Shipper:
 
     def _link(self, step: int) -> bool:
         """Holds a checkpoint's files; False for one that is not whole, or was rotated away just now."""
-        source, held = self._folder / layout.CHECKPOINTS / f"{step:08d}", self._held(step)
+        source, held = self._place(step), self._held(step)
         shutil.rmtree(held, ignore_errors=True)
         try:
             data = (source / MANIFEST).read_bytes()

@@ -12,12 +12,13 @@ import pyarrow.parquet
 import pytest
 
 from orchestrator.errors import StageFailure
-from orchestrator.stage import MANIFEST, Config, Context, Inputs
+from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.table import write_table
 from orchestrator.trackers.base import Tracked
 from orchestrator.trackers.store import StoreTracker, history, parse_metrics
-from orchestrator.worker.command import read_rows, run_command
+from orchestrator.worker.command import run_command
+from orchestrator.worker.results import read_rows
 from tests.commands.launches import records, wait_for
 
 ODD_ROWS: list[dict[str, Any]] = [
@@ -87,7 +88,7 @@ def tracked(folder: Path) -> Tracked:
 
 
 def command(context: Context, text: str) -> None:
-    run_command(text, Config({}), Inputs({}), context, after=(), folder=None)
+    run_command(StageSpec(command=text), Config({}), Inputs({}), context)
 
 
 def test_csv_has_a_text_for_every_value_of_json(tmp_path: Path) -> None:

@@ -55,6 +55,39 @@ PARSED = [
     ("[A(x='東京', y='ถนน')]", "A", {"x": "東京", "y": "ถนน"}),
 ]
 
+FORGIVEN = [
+    ("API-Request： [A（x='1'，y='2'）]", "A", {"x": "1", "y": "2"}),
+    ("API-Request: ［A（x＝'1'， y＝'2'）］", "A", {"x": "1", "y": "2"}),
+    ("API-Request: [A(x=“1”, y=‘2’)]", "A", {"x": "1", "y": "2"}),
+    ("API-Request: [A(x=‘it’s’, y=‘2’)]", "A", {"x": "it’s", "y": "2"}),
+    ("API-Request: [A(x='John’s', y='2')]", "A", {"x": "John’s", "y": "2"}),
+    ("API-Request: [A(x='the dogs’', y='2')]", "A", {"x": "the dogs’", "y": "2"}),
+    ("API-Request: [A(x=『1』、y=「2」)]", "A", {"x": "1", "y": "2"}),
+    ("API-Request: [A(x=«1», y=„2“)]", "A", {"x": "1", "y": "2"}),
+    (
+        "\u200bAPI-Request:\u200b \u200b[\u200bA\u200b(\u200bx\u200b=\u200b'1'\u200b, "
+        "\u200b y\u200b=\u200b'2'\u200b)\u200b]\u200b",
+        "A",
+        {"x": "1", "y": "2"},
+    ),
+    ("API-Request: [A(x=\u200b1\u200b, y=2\u200b)]", "A", {"x": "1", "y": "2"}),
+    ("API-Request: [A(x='a\u200bb')]", "A", {"x": "a\u200bb"}),
+    ("API-Request: [A(x='1，2', y='（3）')]", "A", {"x": "1，2", "y": "（3）"}),
+    ("API-Request: [A(x=１，y=２)]", "A", {"x": "１", "y": "２"}),
+    ("API-Request: A（x='1'）", "A", {"x": "1"}),
+    ("[A(x='1’)]", "A", {"x": "1"}),
+    ('[A(x=“1")]', "A", {"x": "1"}),
+    ("[A(x=＇1＇，y=＂2＂)]", "A", {"x": "1", "y": "2"}),
+    ("\ufeffAPI-Request: [A(x='1')]", "A", {"x": "1"}),
+    ("\u202aAPI-Request:\u202c [A(x='1')]\u200f", "A", {"x": "1"}),
+    ("【A（x='1'）】", "A", {"x": "1"}),
+    ("API-Request：[A()]", "A", {}),
+    ("API-Request: [A（）]", "A", {}),
+    ("API-Request: “[A(x='1')]”", "A", {"x": "1"}),
+    ("[A(x=['a', 'b'], y='1')]", "A", {"x": "['a', 'b']", "y": "1"}),
+    ("[A（x='['甲'，'乙']'，y='1'）]", "A", {"x": "['甲'，'乙']", "y": "1"}),
+]
+
 NOT_PARSED = [
     "",
     "I do not know.",
@@ -114,6 +147,24 @@ def test_a_call_is_found_in_what_models_write(text: str, name: str, args: dict[s
     assert parse_call(text) == Call(name, args)
 
 
+@pytest.mark.parametrize(("text", "name", "args"), FORGIVEN)
+def test_full_width_marks_typographic_quotes_and_unseen_marks_are_forgiven_around_values(
+    text: str, name: str, args: dict[str, str]
+) -> None:
+    assert parse_call(text) == Call(name, args)
+    if "Request" in text:
+        assert parse_call(API_CALLING.stop(text + "\nAPI-Request: [B(x='9')]")) == Call(name, args)
+
+
+def test_values_stay_exact() -> None:
+    gold = Call("A", {"x": "1,2", "y": "it's"})
+    assert not calls_match(parse_call("[A(x='1，2', y='it's')]"), gold)
+    assert not calls_match(parse_call("[A(x='１,2', y='it's')]"), gold)
+    assert not calls_match(parse_call("[A(x='1,2', y='it’s')]"), gold)
+    assert not calls_match(parse_call("[A(x='1,2\u200b', y='it's')]"), gold)
+    assert calls_match(parse_call("［A（x＝“1,2”，y＝‘it's’）］"), gold)
+
+
 @pytest.mark.parametrize("text", NOT_PARSED)
 def test_truncated_positional_and_missing_calls_are_none(text: str) -> None:
     assert parse_call(text) is None
@@ -154,7 +205,35 @@ def test_quotes_around_a_call_are_no_part_of_its_last_value(quote: str) -> None:
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 pieces = st.sampled_from(
-    ["'", '"', "\\", ",", ")", "]", "[", "(", "{", "}", "=", " ", "b=", "')]", "', b='", "a", "é", "\n", "->"]
+    [
+        "’",
+        "”",
+        "，",
+        "）",
+        "］",
+        "＝",
+        "’)]",
+        "'，b=",
+        "'",
+        '"',
+        "\\",
+        ",",
+        ")",
+        "]",
+        "[",
+        "(",
+        "{",
+        "}",
+        "=",
+        " ",
+        "b=",
+        "')]",
+        "', b='",
+        "a",
+        "é",
+        "\n",
+        "->",
+    ]
 )
 values = st.one_of(st.text(max_size=12), st.lists(pieces, max_size=10).map("".join))
 

@@ -1,0 +1,241 @@
+"""How YAML is read, by sweep files and by Hydra's config folders: one loader for both.
+
+The loader follows `scalars` instead of YAML 1.1, refuses keys that are given twice, and bounds what a small
+file can expand to before OmegaConf copies it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, ClassVar, Final, NamedTuple, TextIO
+
+import yaml  # type: ignore[import-untyped]
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator.compose.scalars import FIRST_CHARACTERS, NO_TEXT, scalar
+from orchestrator.errors import UserError
+
+SCHEME: Final = "polysweep"
+"""Of the config folders that Hydra reads by this loader: ``polysweep:///home/me/project/conf``."""
+
+MAX_DEPTH: Final = 64
+"""Levels of nesting; OmegaConf, Hydra and JSON walk trees by recursion."""
+
+MAX_VALUES: Final = 1_000_000
+"""Values of one file after its aliases are expanded."""
+
+_CORE, _MERGE = "tag:polysweep:core", "tag:yaml.org,2002:merge"
+
+Names = list[str]
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """A safe loader for YAML 1.2's core schema; merge keys (``<<``) work as in YAML 1.1."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the root of the one document, after a look at what its aliases expand to."""
+        try:
+            root = super().get_single_node()
+            if root is not None:
+                _measured(root, {})
+        except RecursionError:
+            raise UserError(f"the file nests more than {MAX_DEPTH} levels") from None
+        return root
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return a mapping; a key that stands there twice is an error."""
+        first: dict[Any, yaml.Node] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != _MERGE:
+                key = self.construct_object(key_node)
+                if key in first:
+                    raise yaml.constructor.ConstructorError(
+                        "while constructing a mapping",
+                        node.start_mark,
+                        f"the key {key_node.value!r} is given twice",
+                        key_node.start_mark,
+                    )
+                first[key] = key_node
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+    def construct_core(self, node: yaml.ScalarNode) -> Any:
+        """Return the value of an unquoted word."""
+        try:
+            return scalar(str(self.construct_scalar(node)))
+        except UserError as error:
+            raise _at(error, node.start_mark) from None
+
+
+_Loader.add_implicit_resolver(_CORE, NO_TEXT, [*FIRST_CHARACTERS, ""])
+_Loader.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
+_Loader.add_constructor(_CORE, _Loader.construct_core)
+
+
+class _Size(NamedTuple):
+    """What a node expands to: values in all, and levels below it."""
+
+    num_values: int
+    height: int
+
+
+def _measured(node: yaml.Node, known: dict[int, _Size | None]) -> _Size:
+    """Return what a node expands to; each one is visited once, however many aliases name it.
+
+    Args:
+        node: of the tree, in which an alias is the very node that it names.
+        known: identity of each node seen to its size; None while the node is being visited.
+
+    Raises:
+        UserError: it holds itself, nests too deeply, or expands to too much.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return _Size(1, 0)
+    if id(node) in known:
+        if (size := known[id(node)]) is None:
+            raise _at(UserError("an alias names the mapping or list in which it stands"), node.start_mark)
+        return size
+    known[id(node)] = None
+    is_list = isinstance(node, yaml.SequenceNode)
+    children = node.value if is_list else [child for pair in node.value for child in pair]
+    sizes = [_measured(child, known) for child in children]
+    size = _Size(1 + sum(s.num_values for s in sizes), 1 + max((s.height for s in sizes), default=0))
+    if size.height > MAX_DEPTH:
+        raise _at(UserError(f"the file nests more than {MAX_DEPTH} levels"), node.start_mark)
+    if size.num_values > MAX_VALUES:
+        raise _at(UserError(f"the aliases expand to more than {MAX_VALUES:,} values"), node.start_mark)
+    known[id(node)] = size
+    return size
+
+
+def load(stream: TextIO) -> DictConfig | ListConfig:
+    """Read one YAML document, interpolations left as they are.
+
+    Raises:
+        UserError: it nests too deeply, expands to too much, or holds a number that is too large.
+        yaml.YAMLError: it is no YAML.
+        OmegaConfBaseException: OmegaConf cannot hold it.
+    """
+    tree = yaml.load(stream, Loader=_Loader)
+    if tree is not None and not isinstance(tree, dict | list):
+        raise UserError(f"the file holds {type(tree).__name__}", allowed="a mapping")
+    config: DictConfig | ListConfig = OmegaConf.create({} if tree is None else tree)
+    return config
+
+
+def read_yaml(path: Path, *, where: str = "") -> Any:
+    """Read a YAML file as Hydra reads its config folders here, with interpolations left as they are.
+
+    Args:
+        path: the file.
+        where: how to name it in errors.
+
+    Raises:
+        UserError: it cannot be read or is no YAML; file and line are named.
+    """
+    name = where or str(path)
+    try:
+        return OmegaConf.to_container(_open(path), resolve=False)
+    except UserError as error:
+        raise UserError(error.what, where=_place(name, error.where), fix=error.fix) from None
+    except yaml.YAMLError as error:
+        raise yaml_error(error, name) from None
+    except (OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{name} cannot be read: {_reason(error)}") from None
+
+
+def yaml_error(error: yaml.YAMLError, file: str = "") -> UserError:
+    """Return the error for bad YAML, with its file, line and column."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    place = file or str(getattr(mark, "name", ""))
+    if mark is not None:
+        place = _place(place, _line(mark))
+    return UserError(f"YAML syntax error: {problem}", where=place)
+
+
+class CoreSource(ConfigSource):
+    """Hydra's door to a config folder: what its own source does for ``file://``, with the loader above."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Return the scheme of the search path's entries."""
+        return SCHEME
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return a config file.
+
+        Raises:
+            UserError: it cannot be read, is no YAML, or is too large; file and line are named.
+        """
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if not path.is_file():
+            raise ConfigLoadError(f"Config not found : {path}")
+        try:
+            with path.open(encoding="utf-8-sig") as stream:
+                header = self._get_header_dict(stream.read(512))
+            config = _open(path)
+        except UserError as error:
+            raise UserError(error.what, where=_place(str(path), error.where), fix=error.fix) from None
+        except yaml.YAMLError as error:
+            raise yaml_error(error, str(path)) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {_reason(error)}") from None
+        return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
+
+    def available(self) -> bool:
+        """Tell whether the folder is there."""
+        return self.is_group("")
+
+    def is_group(self, config_path: str) -> bool:
+        """Tell whether a path is a folder."""
+        return Path(self.path, config_path).is_dir()
+
+    def is_config(self, config_path: str) -> bool:
+        """Tell whether a path is a file."""
+        return Path(self.path, self._normalize_file_name(config_path)).is_file()
+
+    def list(self, config_path: str, results_filter: Any) -> Names:
+        """Return the names of the configs or groups in a folder."""
+        names: Names = []
+        for file in Path(self.path, config_path).iterdir():
+            inner = str(Path(config_path, file.name))
+            self._list_add_result(names, inner, file.name, results_filter)
+        return sorted(set(names))
+
+
+def register() -> None:
+    """Make the source known to Hydra; once is enough, twice does no harm."""
+    Plugins.instance().register(CoreSource)
+
+
+def _open(path: Path) -> DictConfig | ListConfig:
+    with path.open(encoding="utf-8-sig") as stream:  # an editor's byte order mark is no text
+        return load(stream)
+
+
+def _at(error: UserError, mark: yaml.Mark) -> UserError:
+    return UserError(error.what, where=_line(mark), fix=error.fix)
+
+
+def _line(mark: yaml.Mark) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _place(file: str, line: str) -> str:
+    return ", ".join(filter(None, (file, line)))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is no UTF-8 text (byte {error.start})"
+    return str(error).splitlines()[0]

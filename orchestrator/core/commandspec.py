@@ -1,0 +1,179 @@
+"""What a stage that is a command line may say: its names in braces, its shell, its files. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+from orchestrator.errors import UserError, nearest
+from orchestrator.stage import StageSpec
+
+_ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
+PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
+"""What a worker fills in; other text in braces stays as it is."""
+
+IN_A_SHELL = re.compile(rf"(?<!\$){PLACEHOLDER.pattern}")
+"""After a dollar sign, braces name a variable of the shell."""
+
+_PLAIN = ("args", "attempt", "checkpoints", "metrics", "output", "python", "resume", "scratch", "work")
+_OPERATORS = frozenset({"|", "||", "|&", "&", "&&", ";", "<", ">", ">>", "<<", "2>", "2>>", "&>", "2>&1"})
+
+
+def placeholders(spec: StageSpec) -> list[str]:
+    """Lists the names in braces that a command asks for, none for a function.
+
+    Raises:
+        ValueError: a quote is not closed.
+    """
+    command = spec.command or ""
+    if spec.shell:
+        return IN_A_SHELL.findall(command)
+    return [name for word in shlex.split(command) for name in PLACEHOLDER.findall(word)]
+
+
+def check_command(name: str, spec: StageSpec, where: str) -> None:
+    """Refuses a command that could not be filled in, and keys that only commands have.
+
+    Args:
+        name: of the stage.
+        spec: of the stage, which may be a function.
+        where: the sweep file, for messages.
+
+    Raises:
+        UserError: it contradicts itself.
+    """
+    _check_files(name, spec, where)
+    if spec.command is None:
+        _refuse_of_functions(name, spec, where)
+        return
+    try:
+        asked = placeholders(spec)
+        is_empty = not any(shlex.split(spec.command)[:1]) if not spec.shell else not spec.command.strip()
+    except ValueError as error:
+        reason = str(error).lower()
+        raise UserError(f"the command of stage {name!r} cannot be split: {reason}", where=where) from None
+    if is_empty:
+        raise UserError(f"the command of stage {name!r} is empty", where=where)
+    _check_placeholders(name, spec, asked, where)
+    _check_words(name, spec, where)
+    if spec.keep and "work" not in asked:
+        raise UserError(
+            f"stage {name!r} has `keep`, but its command does not use {{work}}",
+            where=where,
+            allowed="`keep` names files of the work folder; what is in {output} becomes product by itself",
+        )
+
+
+def _check_placeholders(name: str, spec: StageSpec, asked: list[str], where: str) -> None:
+    declared = {"inputs": spec.after, "config": (*spec.reads, *spec.each), "uses": spec.uses}
+    fields = {"inputs": "after", "config": "reads", "uses": "uses"}
+    for kind, key in _ASKED_KEY.findall(spec.command or ""):
+        parts = key.split(".")
+        prefixes = {".".join(parts[: length + 1]) for length in range(len(parts))}
+        if prefixes.isdisjoint(declared[kind]):
+            raise UserError(
+                f"the command of stage {name!r} asks for {{{kind}.{key}}}, which its `{fields[kind]}` lacks",
+                where=where,
+                allowed=nearest(key, declared[kind]),
+            )
+    known = [*_PLAIN, *(f"{kind}.{key}" for kind, keys in declared.items() for key in keys)]
+    for text in asked:
+        has_key = "." in text and text.partition(".")[0] in declared
+        if not has_key and text not in _PLAIN:
+            raise UserError(
+                f"the command of stage {name!r} asks for the unknown {{{text}}}",
+                where=where,
+                allowed=nearest(text, known),
+            )
+
+
+def _check_words(name: str, spec: StageSpec, where: str) -> None:
+    """Refuses `{args}` inside a word, and what only a shell would understand."""
+    command = spec.command or ""
+    words = [] if spec.shell else list(_raw_words(command))
+    inside = [word for word in words if "{args}" in word and word.strip("'\"") != "{args}"]
+    if spec.shell and any(quote for name, quote in quoted_placeholders(command) if name == "args"):
+        inside = ["quotes"]
+    if inside:
+        raise UserError(
+            f"the command of stage {name!r} has {{args}} inside {inside[0]}",
+            where=where,
+            allowed="{args} stands for several words: it must be one by itself, without quotes",
+        )
+    for word in words:
+        if word in _OPERATORS:
+            raise UserError(
+                f"the command of stage {name!r} has {word!r}, which means something to a shell only",
+                where=where,
+                allowed="a command line runs without a shell; quote the word to pass it on as it is",
+                fix="shell: true",
+            )
+
+
+def quoted_placeholders(command: str) -> Iterator[tuple[str, str]]:
+    """Yields the names in braces of a text for a shell, each with the quote that is open there, or ""."""
+    quote, end = "", 0
+    for match in IN_A_SHELL.finditer(command):
+        quote, end = open_quote(command[end : match.start()], quote), match.end()
+        yield match.group(1), quote
+
+
+def open_quote(text: str, quote: str = "") -> str:
+    """Returns the quote that is open after a text, given the one that is open before it."""
+    is_escaped = False
+    for char in text:
+        if is_escaped:
+            is_escaped = False
+        elif char == "\\" and quote != "'":
+            is_escaped = True
+        elif char == quote:
+            quote = ""
+        elif char in "'\"" and not quote:
+            quote = char
+    return quote
+
+
+def _raw_words(command: str) -> Iterator[str]:
+    """Yields the words of a command line with their quotes."""
+    lexer = shlex.shlex(command, posix=False)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    try:
+        yield from lexer
+    except ValueError:
+        return
+
+
+def _check_files(name: str, spec: StageSpec, where: str) -> None:
+    if spec.python is not None and not spec.python.strip():
+        raise UserError(
+            f"stages.{name}.python is {spec.python!r}",
+            where=where,
+            allowed="an interpreter, such as env/bin/python",
+        )
+    named = [("keep", pattern) for pattern in spec.keep]
+    if spec.finished is not None:
+        named.append(("finished", spec.finished))
+    for key, path in named:
+        parts = path.split("/")
+        if not path.strip() or path.startswith(("/", "~")) or ".." in parts or "\0" in path:
+            folder = "the work folder" if key == "keep" else "the output folder or the work folder"
+            raise UserError(
+                f"stages.{name}.{key} is {path!r}",
+                where=where,
+                allowed=f"a path inside {folder}, such as {'*.pt' if key == 'keep' else 'finished'}",
+            )
+
+
+def _refuse_of_functions(name: str, spec: StageSpec, where: str) -> None:
+    for key, is_set in (
+        ("finished", spec.finished is not None),
+        ("shell", spec.shell),
+        ("python", spec.python is not None),
+    ):
+        if is_set and spec.run is not None:
+            raise UserError(
+                f"stages.{name}.{key} is for commands",
+                where=where,
+                allowed=f"stage {name!r} runs the function {spec.run}",
+            )

@@ -1,0 +1,224 @@
+"""Words of magnitude beside a number, such as ``70 mil``, ``7万`` or ``elfu 70``. Data and its patterns.
+
+The words are those of the study's eleven languages; English ones count in all of them. What a word means
+depends on the language: ``billion`` is 10^9 in English and 10^12 in French and German. Words that count the
+items themselves (``dozen``, ``pair``) are left out, because the answer is then often the count.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from decimal import Decimal
+
+_END = r"(?![A-Za-z0-9_\u00c0-\u024f\u0400-\u04ff])(?!-[^\W\d])"
+"""The end of a word in Latin or Cyrillic script; ``5 hundred-dollar bills`` are five."""
+
+_LATIN: Mapping[str, Mapping[str, int]] = {
+    "en": {
+        r"hundreds?": 2,
+        r"thousands?": 3,
+        r"lakhs?|lacs?": 5,
+        r"millions?|mln|mn": 6,
+        r"crores?": 7,
+        r"billions?|bn": 9,
+        r"trillions?|tn": 12,
+    },
+    "es": {
+        r"cientos|centenares|centenas": 2,
+        r"mil|miles|millares": 3,
+        r"mill[oó]n(?:es)?": 6,
+        r"millardos?": 9,
+        r"bill[oó]n(?:es)?": 12,
+    },
+    "fr": {
+        r"centaines?": 2,
+        r"mille|milliers?": 3,
+        r"millions?": 6,
+        r"milliards?|mds?": 9,
+        r"billions?": 12,
+    },
+    "de": {
+        r"hundert": 2,
+        r"tausend|tsd": 3,
+        r"million(?:en)?|mio": 6,
+        r"milliarden?|mrd": 9,
+        r"billion(?:en)?": 12,
+        r"hunderttausend": 5,
+    },
+    "ru": {
+        r"сот(?:ня|ни|ню|ен)": 2,
+        r"тысяч(?:а|и|у|е|ей|ам|ами|ах)?|тыс": 3,
+        r"миллион(?:а|у|ом|е|ы|ов|ам|ами|ах)?|млн": 6,
+        r"миллиард(?:а|у|ом|е|ы|ов|ам|ами|ах)?|млрд": 9,
+        r"триллион(?:а|у|ом|е|ы|ов|ам|ами|ах)?|трлн": 12,
+    },
+    "sw": {r"mia": 2, r"elfu|maelfu": 3, r"laki": 5, r"milioni": 6, r"bilioni": 9, r"trilioni": 12},
+}
+"""Language to a pattern of a whole word, in any case, and the power of ten that it means."""
+
+_OTHER: Mapping[str, Mapping[str, int]] = {
+    "zh": {
+        r"百(?![分货貨合])": 2,
+        r"千(?![克米瓦卡赫帕字焦伏])": 3,  # 3千克 is three kilograms
+        r"[万萬](?!一)": 4,
+        r"[亿億]": 8,
+    },
+    "ja": {r"百(?![分貨合])": 2, r"千": 3, r"[万萬](?!一)": 4, r"[億亿]": 8, r"兆": 12},
+    "th": {
+        r"ร้อย(?!ละ|เอก|ตรี|โท)": 2,
+        r"พัน(?!ธ|เอก|ตรี|โท)": 3,  # พันธุ์ is a breed
+        r"หมื่น": 4,
+        r"แสน": 5,
+        r"ล้าน": 6,
+    },
+    "bn": {
+        r"শত(?:টি|টা)?(?![\u0980-\u09ff])|শ['’ো]?(?![\u0980-\u09ff])": 2,
+        r"হাজার(?!্)": 3,
+        r"লাখ(?!্)|লক্ষ(?!্)": 5,  # লক্ষ্য is a goal
+        r"মিলিয়ন|নিযুত": 6,
+        r"কোটি": 7,
+        r"বিলিয়ন": 9,
+        r"ট্রিলিয়ন": 12,
+    },
+    "te": {
+        r"వంద(?:లు|ల)?(?!న)": 2,
+        r"వేలు|వేల(?!ం)|వేయి|వెయ్యి": 3,
+        r"లక్ష(?:లు|ల)?(?![్ణ])": 5,  # లక్ష్యం is a goal, లక్షణం a feature
+        r"మిలియన్(?:లు|ల)?": 6,
+        r"కోటి|కోట్లు|కోట్ల": 7,
+        r"బిలియన్(?:లు|ల)?": 9,
+        r"ట్రిలియన్(?:లు|ల)?": 12,
+    },
+}
+"""The same for scripts that write suffixes, counters or the next word without a space."""
+
+_GLUED = {r"[kK]": 3, r"M": 6}
+"""Letters directly after the digits: ``70k``, ``3M``; neither ``70 km`` nor ``3 m``."""
+
+_PAID = {r"[mM]": 6, r"[bB]": 9, r"[tT]": 12}
+"""Letters directly after the digits of a sum with a currency sign before it: ``$3m``."""
+
+_EUROS = {r"[kK]": 3, r"M": 6, r"Md": 9}
+"""Letters between a number and a currency sign: ``70 k€``."""
+
+_SPACE = r"[ \u00a0\u202f\u2009\n]"
+_SIGN = r"[$€£¥₹₽]"
+
+
+def _entries(language: str) -> list[tuple[str, int]]:
+    words = [(rf"(?i:{word}){_END}", power) for word, power in _LATIN.get(language, {}).items()]
+    words += [(word, power) for word, power in _OTHER.get(language, {}).items()]
+    if language != "en":  # after its own: what both have is the language's
+        words += [(rf"(?i:{word}){_END}", power) for word, power in _LATIN["en"].items()]
+    return words
+
+
+def _compile(entries: list[tuple[str, int]], before: str = "") -> tuple[re.Pattern[str], tuple[int, ...]]:
+    """Returns a pattern in which the number of the last group tells the power."""
+    text = "|".join(f"({unicodedata.normalize('NFC', word)})" for word, _ in entries)
+    return re.compile(f"{before}(?:{text})"), tuple(power for _, power in entries)
+
+
+_GAP = r"(?:[ \u00a0\u202f\u2009]{0,2}|-)"
+_LANGUAGES = ("en", *(language for language in (*_LATIN, *_OTHER) if language != "en"))
+_WORDS = {language: _compile(_entries(language), _GAP) for language in _LANGUAGES}
+_LETTERS = _compile([(rf"{letter}{_END}", power) for letter, power in _GLUED.items()])
+_LETTERS_PAID = _compile([(rf"{letter}{_END}", power) for letter, power in _PAID.items()])
+_LETTERS_EUROS = _compile([(rf" ?{letter}(?={_SIGN})", power) for letter, power in _EUROS.items()])
+_PREFIXED = {"sw": re.compile(r"(?i)\b(?:(mia)|(elfu)|(laki)|(milioni)|(bilioni))[ \u00a0-]{1,2}\Z")}
+_PREFIX_POWERS = (2, 3, 5, 6, 9)
+_PREFIX_CHARS = 12
+
+MAX_WORDS = 3
+"""Words that multiply one number, at most: ``mil millones``, ``พันล้าน``."""
+
+
+def after(text: str, end: int, language: str, *, is_paid: bool) -> tuple[Decimal, Decimal, int] | None:
+    """Return what stands after a number's digits and multiplies it.
+
+    Args:
+        text: the normalised text.
+        end: where the digits end.
+        language: whose words count, beside English ones.
+        is_paid: a currency sign stands before the digits.
+
+    Returns:
+        The factor, the factor of the last word alone, and where the words end; None without any.
+    """
+    letters = (_LETTERS, _LETTERS_PAID) if is_paid else (_LETTERS,)
+    for pattern, powers in (*letters, _LETTERS_EUROS):
+        if match := pattern.match(text, end):
+            factor = Decimal(10) ** powers[(match.lastindex or 1) - 1]
+            return factor, factor, match.end()
+    pattern, powers = _WORDS.get(language, _WORDS["en"])
+    factor = last = Decimal(1)
+    at = end
+    for _ in range(MAX_WORDS):
+        match = pattern.match(text, at)
+        if match is None or _is_prefix(text, match.end(), language):
+            break
+        last = Decimal(10) ** powers[(match.lastindex or 1) - 1]
+        factor, at = factor * last, match.end()
+    return (factor, last, at) if at > end else None
+
+
+def before(text: str, start: int, language: str) -> tuple[Decimal, int] | None:
+    """Return the factor of a word before the digits, as in Swahili ``elfu 70``, and where the word starts."""
+    pattern = _PREFIXED.get(language)
+    match = pattern.search(text, max(0, start - _PREFIX_CHARS), start) if pattern else None
+    return (Decimal(10) ** _PREFIX_POWERS[(match.lastindex or 1) - 1], match.start()) if match else None
+
+
+_NUMBER_NEXT = re.compile(r"[ \u00a0-]{1,2}\d")
+
+
+def _is_prefix(text: str, end: int, language: str) -> bool:
+    """Whether a word belongs to the number after it."""
+    return language in _PREFIXED and bool(_NUMBER_NEXT.match(text, end))
+
+
+_ADJACENT = re.compile(r"[零又]?")
+_JOINT = re.compile(rf"{_SPACE}{{0,2}}(?:(?:and|y|et|und|na|и)\b{_SPACE})?")
+
+
+def may_join(text: str, end: int, start: int, language: str, *, is_scaled: bool) -> bool:
+    """Whether a number goes on with a smaller one, as ``1万2000`` or ``2 lakh 50 thousand``.
+
+    Args:
+        text: the normalised text.
+        end: where the first one ends, its word included.
+        start: where the second one starts.
+        language: of the text.
+        is_scaled: the second one has a word of magnitude as well.
+    """
+    if start - end > 6:
+        return False
+    if language in ("zh", "ja") and _ADJACENT.fullmatch(text, end, start):
+        return True
+    if is_scaled:
+        return bool(_JOINT.fullmatch(text, end, start))
+    return text[end:start] in (" ", "\u00a0", " na ")
+
+
+def total(
+    first: Decimal, factor: Decimal, second: Decimal, language: str, *, is_scaled: bool
+) -> Decimal | None:
+    """Return what two numbers that stand side by side make, None when they are two.
+
+    Args:
+        first, factor: the first one with its words, and the factor of its last word.
+        second: the second one with its words.
+        language: of the text.
+        is_scaled: the second one has a word of magnitude as well.
+    """
+    if second >= factor or second < 0:
+        return None
+    if is_scaled or language == "ja":
+        return first + second
+    if second != second.to_integral_value():
+        return None
+    if language == "zh":  # 1万2 is short for 1万2千
+        return first + (second * factor / 10 if 0 < second < 10 else second)
+    return first + second if second * 10 >= factor else None

@@ -1,0 +1,84 @@
+"""What an attempt takes over from earlier ones: the output of a command that was through, a checkpoint, the
+work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.core.records import Parent
+from orchestrator.core.state import Attempt
+from orchestrator.core.sweep import Node
+from orchestrator.stage import Checkpoint, StageSpec
+from orchestrator.store.ledger import Ledger
+from orchestrator.worker.resume import adopt, candidates, is_discarded, is_whole
+from orchestrator.worker.unread import adopt_unread, find_unread
+from orchestrator.worker.work import take_over, work_of
+
+
+class Inherited(NamedTuple):
+    """What an attempt starts with.
+
+    Attributes:
+        checkpoint: to go on from, and `parent`, where it came from; None for a start from nothing.
+        unread: the attempt whose output only needs to be read; None to run the stage.
+        work: the attempt whose work folder it was; None for an empty one.
+    """
+
+    checkpoint: Checkpoint | None = None
+    parent: Parent | None = None
+    unread: int | None = None
+    work: int | None = None
+
+
+def inherit(
+    ledger: Ledger,
+    node: Node,
+    spec: StageSpec,
+    earlier: Sequence[Attempt],
+    folder: Path,
+    *,
+    pulse: Callable[[], object],
+) -> Inherited:
+    """Brings what earlier attempts left into an attempt's own folder.
+
+    Args:
+        ledger: the store.
+        node: the stage.
+        spec: of the stage.
+        earlier: all earlier attempts.
+        folder: the attempt's own payload folder.
+        pulse: called often meanwhile.
+
+    Raises:
+        OSError: the store did not answer, or a former owner still writes into its work folder.
+    """
+    if not earlier:
+        return Inherited()
+    work = take_over(ledger, node, earlier, folder, pulse=pulse)
+    if spec.command is not None:
+        unread = adopt_unread(ledger, node, earlier, folder, pulse=pulse)
+        if unread is not None:
+            return Inherited(unread=unread, work=work)
+    checkpoint, parent = adopt(ledger, node, earlier, folder, pulse=pulse) or (None, None)
+    return Inherited(checkpoint, parent, None, work)
+
+
+def foresee(ledger: Ledger, node: Node, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
+    """Returns what the next attempt would go on from, in words; "" for a start from nothing. Changes nothing.
+
+    The arguments are those of `inherit`.
+    """
+    sound = [attempt for attempt in earlier if not is_discarded(ledger, node, attempt)]
+    if spec.command is not None and (found := find_unread(ledger, node, sound)) is not None:
+        return f"reads the output of attempt {found[0].number} again"
+    parts = []
+    for candidate in candidates(ledger, node, earlier):
+        if is_whole(ledger, candidate):
+            parts.append(f"step {candidate.step} of attempt {candidate.attempt}")
+            break
+    with_work = [a.number for a in sound if work_of(ledger, node, a).is_dir()] if sound else []
+    if with_work and ledger.objects.in_place:
+        parts.append(f"the work folder of attempt {with_work[-1]}")
+    return f"goes on from {' and '.join(parts)}" if parts else ""

@@ -1,0 +1,116 @@
+"""Causes told from exceptions, exit codes and the ends of logs as the programs themselves write them."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from orchestrator.core.failure import Cause, cause_of_command, cause_of_exception
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 7, in <module>\n    main()\n'
+OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity"
+RANKED = "".join(f"[rank0]: {line}\n" for line in f"{TRACEBACK}{OOM}".splitlines())
+TORCHRUN = f"""{RANKED}
+E1126 07:00:00.123 12 torch/distributed/elastic/multiprocessing/api.py:984] failed (exitcode: 1) local_rank: 0
+{TRACEBACK}torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+train.py FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "cause"),
+    [
+        (["OutOfMemoryError", "RuntimeError"], "CUDA out of memory. Tried to allocate 2 GiB", Cause.OOM_GPU),
+        (["OutOfMemoryError"], "Task was killed due to the node running low on memory.", Cause.OOM_HOST),
+        (["RuntimeError"], "CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA", Cause.OOM_GPU),
+        (
+            ["RuntimeError"],
+            "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator",
+            Cause.OOM_HOST,
+        ),
+        (["RuntimeError"], "NCCL error in: ProcessGroupNCCL.cpp:3699, unhandled", Cause.COMMUNICATION),
+        (["OSError"], "[Errno 12] Cannot allocate memory", Cause.OOM_HOST),
+        (["OSError"], "[Errno 28] No space left on device: '/x'", Cause.STORAGE),
+        (["SafetensorError"], "Error: I/O error: No space left on device (os error 28)", Cause.STORAGE),
+        (["ValueError"], "loss is nan at step 12", Cause.NAN),
+        (["AssertionError"], "", Cause.CODE),
+        # words of another cause
+        (["ValueError"], "unknown option 'NCCL'", Cause.CODE),
+        (["TypeError"], "CUDA out of memory handler takes 1 argument", Cause.CODE),
+        (["RuntimeError"], "the memo 'No space left on device' cannot be parsed", Cause.UNKNOWN),
+        (["KeyError", "LookupError"], "'Connection reset by peer'", Cause.CODE),
+        (["ModuleNotFoundError", "ImportError"], "No module named 'NCCL'", Cause.CODE),
+        (["RuntimeError"], "no checkpoint after: CUDA out of memory", Cause.UNKNOWN),
+        (["ValueError"], "the column loss holds nan", Cause.CODE),
+    ],
+)
+def test_an_exceptions_class_decides_before_the_beginning_of_its_message(
+    names: list[str], message: str, cause: Cause
+) -> None:
+    assert cause_of_exception(names, message) is cause
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "cause", "said"),
+    [
+        (1, f"step 1\n{TRACEBACK}{OOM}\n", Cause.OOM_GPU, "OutOfMemoryError: CUDA out of memory. Tried"),
+        (1, TORCHRUN, Cause.OOM_GPU, "OutOfMemoryError: CUDA out of memory. Tried"),
+        (1, f"{TRACEBACK}MemoryError\n", Cause.OOM_HOST, "MemoryError"),
+        (
+            1,
+            f"{TRACEBACK}numpy._core._exceptions._ArrayMemoryError: Unable to\n",
+            Cause.OOM_HOST,
+            "Unable to",
+        ),
+        (1, f"{TRACEBACK}ModuleNotFoundError: No module named 'x'\n", Cause.CODE, "No module named 'x'"),
+        (1, f"{TRACEBACK}FileNotFoundError: [Errno 2] No such file: 'a.csv'\n", Cause.DATA, "a.csv"),
+        (1, f"{TRACEBACK}OSError: [Errno 122] Disk quota exceeded\n", Cause.STORAGE, "quota"),
+        (1, '  File "t.py", line 1\n    x =\n       ^\nSyntaxError: invalid syntax\n', Cause.CODE, "invalid"),
+        (1, "/env/bin/python: No module named nope\n", Cause.CODE, "No module named nope"),
+        (2, "usage: t.py\nt.py: error: unrecognized arguments: --lr\n", Cause.CONFIG, "unrecognized"),
+        (
+            2,
+            "python: can't open file '/x/t.py': [Errno 2] No such file or directory\n",
+            Cause.CODE,
+            "/x/t.py",
+        ),
+        (127, "bash: line 1: trian: command not found\n", Cause.CONFIG, "trian: command not found"),
+        (126, "", Cause.CONFIG, "cannot be executed"),
+        (124, "", Cause.TIMEOUT, "`timeout`"),
+        (137, "Killed\n", Cause.UNKNOWN, "SIGKILL"),
+        (139, "", Cause.UNKNOWN, "segmentation fault"),
+        (-signal.SIGSEGV, "", Cause.UNKNOWN, "killed by signal 11 (SIGSEGV)"),
+        (-signal.SIGBUS, "", Cause.UNKNOWN, "/dev/shm"),
+        (-signal.SIGXCPU, "", Cause.TIMEOUT, "CPU time"),
+        (
+            134,
+            "terminate called after throwing an instance of 'std::bad_alloc'\n",
+            Cause.OOM_HOST,
+            "bad_alloc",
+        ),
+        (1, "cp: error writing '/x/y': No space left on device\n", Cause.STORAGE, "No space left"),
+        # words in lines that are no reason
+        (1, "INFO: resumed after CUDA out of memory\ngoing on\n", Cause.UNKNOWN, "exited with code 1"),
+        (1, f"handled:\n{TRACEBACK}{OOM}\n" + "step\n" * 200 + "bye\n", Cause.UNKNOWN, "exited with code 1"),
+        (3, f"handled:\n{TRACEBACK}{OOM}\n" + "step\n" * 20, Cause.UNKNOWN, "exited with code 3"),
+        (1, f"{TRACEBACK}ValueError: no rows for 'NCCL error'\n", Cause.CODE, "no rows for"),
+        (1, f"{TRACEBACK}{OOM}\nretried\n{TRACEBACK}KeyError: 'lr'\n", Cause.CODE, "KeyError: 'lr'"),
+    ],
+)
+def test_a_command_fails_by_its_last_exception_its_signal_or_its_exit_code(
+    code: int, log: str, cause: Cause, said: str
+) -> None:
+    failure = cause_of_command(code, log, oom_killed=False)
+    assert failure.cause is cause, failure
+    assert said in failure.message
+
+
+@pytest.mark.parametrize("code", [-signal.SIGKILL, 137])
+def test_sigkill_while_the_kernel_was_out_of_memory_is_host_memory(code: int) -> None:
+    assert cause_of_command(code, "Killed\n", oom_killed=True).cause is Cause.OOM_HOST
