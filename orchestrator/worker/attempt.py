@@ -34,7 +34,7 @@ from orchestrator.text import MAX_LINE, escaped, one_line
 from orchestrator.worker import child
 from orchestrator.worker.command import command_python
 from orchestrator.worker.inherit import Inherited, inherit
-from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
+from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder
 from orchestrator.worker.outcome import complain, log_tail, read_outcome, tell
 from orchestrator.worker.shipping import Shipper
 
@@ -58,6 +58,7 @@ class AttemptRun:
         context: forks children.
         stop_asked: returns why this worker should stop, "" while it should not.
         code_now: returns the digest of the code that stages run, as it is now.
+        shortage: returns whether that is for want of memory on its node.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class AttemptRun:
         context: BaseContext,
         stop_asked: Callable[[], str],
         code_now: Callable[[], str],
+        shortage: Callable[[], Shortage | None] = lambda: None,
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
         self._cell, self._node, self.number, self._claim = cell, node, number, claim
         self._inputs, self._generations = inputs, input_generations
         self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
+        self._shortage = shortage
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -152,20 +155,13 @@ class AttemptRun:
         adopted = 1 if self._resumed else 0
         return len(list(self._folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))) > adopted
 
-    @property
-    def _git(self) -> dict[str, Any]:
-        """The checkout's state: that of the launch, if the code is a snapshot of it."""
-        if self._order.code is not None:
-            return self._order.code.git
-        return provenance.git_state(self._order.import_paths[0] if self._order.import_paths else ".")
-
     # Starting
 
     def _record_start(self, parent: Any) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
-        facts = provenance.of_attempt(self._order.code_digest, self._git)
+        facts = provenance.of_attempt(self._order.code_digest, self._order.git)
         if self._spec.command is not None:
             facts["command_python"] = command_python(self._spec, self._order.import_paths)
         start = Start(
@@ -228,6 +224,8 @@ class AttemptRun:
                 self._shipper.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
+                if (shortage := self._shortage()) is not None and shortage.at_once:
+                    return
                 tell(pipe, Message(stop=self._released))
             if told and now_s - self._stopping_s > grace_s:
                 return
@@ -311,6 +309,8 @@ class AttemptRun:
         if self._timed_out:
             message = f"no end after its limit of {time.monotonic() - self._start_s:.0f} s"
             return self._end("failed", cause=Cause.TIMEOUT, message=message, log_tail=tail)
+        if (shortage := self._shortage()) is not None:
+            return self._end("failed", cause=shortage.cause, message=shortage.message, log_tail=tail)
         if outcome is not None and outcome.outcome == "released":
             return self._end("released", why=outcome.why)
         if outcome is not None:
@@ -345,7 +345,7 @@ class AttemptRun:
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
             retire=outcome.retire,
-            code=provenance.code_version(self._order.code_digest, self._git, now=self._code_now()),
+            code=provenance.code_version(self._order.code_digest, self._order.git, now=self._code_now()),
             at=provenance.now(),
         )
         if self._retired_input():  # it may have seen a part of it

@@ -24,7 +24,7 @@ from orchestrator.store.evidence import Snapshot, examine
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.retention import retain
 from orchestrator.worker.attempt import AttemptRun
-from orchestrator.worker.order import WorkerOrder
+from orchestrator.worker.order import Shortage, WorkerOrder
 from orchestrator.worker.watch import Watcher, next_lease_s
 
 IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
@@ -54,6 +54,7 @@ class Worker:
         owner: who it is.
         context: forks children.
         stop_asked: returns why it should stop ("stopped", "deadline", ...), "" while it should not.
+        shortage: returns whether it should stop for want of memory on its node.
         say: takes a line for the worker's log.
         checkout: the code that it runs where it lies; None where that cannot change, or need not be watched.
     """
@@ -67,12 +68,14 @@ class Worker:
         owner: Owner,
         context: BaseContext,
         stop_asked: Callable[[], str],
+        shortage: Callable[[], Shortage | None] = lambda: None,
         say: Callable[[str], None] = print,
         checkout: Checkout | None = None,
     ) -> None:
         self._ledger, self._order, self._owner = ledger, order, owner
         self._sweep, self._context = revision.sweep, context
-        self._stop_asked, self._say, self._checkout = stop_asked, say, checkout
+        self._stop_asked, self._shortage, self._say = stop_asked, shortage, say
+        self._checkout = checkout
         self._cells = share(self._sweep.cells, order)
         self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
         self._watcher = Watcher(owner, job=order.job)
@@ -227,6 +230,7 @@ class Worker:
             context=self._context,
             stop_asked=lambda: self._why_stop(node),
             code_now=lambda: self._checkout.digest() if self._checkout else "",
+            shortage=self._shortage,
         )
         end = run.run(attempts)
         self._release(node, snapshot)

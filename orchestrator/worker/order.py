@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Process
 from orchestrator.core.settings import EngineSettings
@@ -29,6 +30,20 @@ class Gone(Stored, frozen=True, kw_only=True):
     restart_count: int
     cause: Cause
     evidence: str
+
+
+class Shortage(NamedTuple):
+    """Why a worker has to end: its node ran out of memory.
+
+    Attributes:
+        cause: what its attempt counts as.
+        message: for people.
+        at_once: whether the stage holds the memory, and must let go of it without a last checkpoint.
+    """
+
+    cause: Cause
+    message: str
+    at_once: bool
 
 
 class Job(Stored, frozen=True, kw_only=True):
@@ -89,6 +104,13 @@ class WorkerOrder(Stored, frozen=True, kw_only=True):
     job: Job | None = None
     max_idle_s: float | None = None
     code: Code | None = None
+
+    @property
+    def git(self) -> dict[str, Any]:
+        """The checkout's state: that of the launch, if the code is a snapshot of it."""
+        if self.code is not None:
+            return self.code.git
+        return provenance.git_state(self.import_paths[0] if self.import_paths else ".")
 
 
 class ChildOrder(Stored, frozen=True, kw_only=True):
