@@ -24,14 +24,14 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
 from orchestrator.processes import MARK, end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
-from orchestrator.stage import MANIFEST, StageSpec
+from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.worker import child
-from orchestrator.worker.command import command_python
-from orchestrator.worker.inherit import Inherited, inherit
+from orchestrator.worker.command import command_facts
+from orchestrator.worker.inherit import Inherited, has_progressed, inherit
 from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
 from orchestrator.worker.outcome import log_tail, read_outcome
 from orchestrator.worker.shipping import Shipper
@@ -113,7 +113,7 @@ class AttemptRun:
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
             self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
-        self._record_start(taken.parent)
+        self._record_start(taken)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
@@ -143,10 +143,7 @@ class AttemptRun:
     @property
     def made_progress(self) -> bool:
         """Whether the child left a checkpoint of its own, so that another need not repeat all of it."""
-        if any((self._folder / layout.WORK).glob("*")):
-            return True
-        adopted = 1 if self._resumed else 0
-        return len(list(self._folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))) > adopted
+        return has_progressed(self._folder, num_adopted=1 if self._resumed else 0)
 
     @property
     def _git(self) -> dict[str, Any]:
@@ -157,19 +154,19 @@ class AttemptRun:
 
     # Starting
 
-    def _record_start(self, parent: Any) -> None:
+    def _record_start(self, taken: Inherited) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
         facts = provenance.of_attempt(self._order.code_digest, self._git)
-        if self._spec.command is not None:
-            facts["command_python"] = command_python(self._spec, self._order.import_paths)
         start = Start(
-            parent=parent,
+            parent=taken.parent,
             uses=uses_of(self._spec, self._cell.config),
-            provenance=facts,
+            provenance=facts | command_facts(self._spec, self._order.import_paths),
             inputs=self._generations,
             at=provenance.now(),
+            work=taken.work,
+            unread=taken.unread,
         )
         self._ledger.put(self._node, self.number, layout.START, start)
         self._heartbeat()
