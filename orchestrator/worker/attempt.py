@@ -32,7 +32,7 @@ from orchestrator.store.retention import drop_work
 from orchestrator.worker import child
 from orchestrator.worker.command import command_facts
 from orchestrator.worker.inherit import Inherited, has_progressed, inherit
-from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
+from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder
 from orchestrator.worker.outcome import log_tail, read_outcome
 from orchestrator.worker.shipping import Shipper
 
@@ -55,6 +55,7 @@ class AttemptRun:
         input_generations: digest of each input to the generation of its product.
         context: forks children.
         stop_asked: returns why this worker should stop, "" while it should not.
+        shortage: returns whether that is for want of memory on its node.
     """
 
     def __init__(
@@ -71,11 +72,12 @@ class AttemptRun:
         input_generations: dict[str, int],
         context: BaseContext,
         stop_asked: Callable[[], str],
+        shortage: Callable[[], Shortage | None] = lambda: None,
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
         self._cell, self._node, self.number, self._claim = cell, node, number, claim
         self._inputs, self._generations = inputs, input_generations
-        self._context, self._stop_asked = context, stop_asked
+        self._context, self._stop_asked, self._shortage = context, stop_asked, shortage
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -221,6 +223,8 @@ class AttemptRun:
                 self._shipper.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
+                if (shortage := self._shortage()) is not None and shortage.at_once:
+                    return
                 _tell(pipe, Message(stop=self._released))
             if told and now_s - self._stopping_s > grace_s:
                 return
@@ -304,6 +308,8 @@ class AttemptRun:
         if self._timed_out:
             message = f"no end after its limit of {time.monotonic() - self._start_s:.0f} s"
             return self._end("failed", cause=Cause.TIMEOUT, message=message, log_tail=tail)
+        if (shortage := self._shortage()) is not None:
+            return self._end("failed", cause=shortage.cause, message=shortage.message, log_tail=tail)
         if outcome is not None and outcome.outcome == "released":
             return self._end("released", why=outcome.why)
         if outcome is not None:

@@ -178,8 +178,8 @@ def search_path(python: str | None = None) -> str:
 
 
 def command_facts(spec: StageSpec, import_paths: Sequence[str]) -> dict[str, str | None]:
-    """Returns what is recorded of an attempt of a command: the interpreter that `python` means, if there is
-    one.""" if spec.command is None:
+    """Returns what is recorded of a command's attempt: the interpreter that `python` means, if there is one."""
+    if spec.command is None:
         return {}
     python = _interpreter(spec.python, Path(import_paths[0]) if import_paths else None)
     return {"command_python": python or shutil.which("python", path=search_path())}

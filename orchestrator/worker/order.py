@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,6 +29,20 @@ class Gone(Stored, frozen=True, kw_only=True):
     restart_count: int
     cause: Cause
     evidence: str
+
+
+class Shortage(NamedTuple):
+    """Why a worker has to end: its node ran out of memory.
+
+    Attributes:
+        cause: what its attempt counts as.
+        message: for people.
+        at_once: whether the stage holds the memory, and must let go of it without a last checkpoint.
+    """
+
+    cause: Cause
+    message: str
+    at_once: bool
 
 
 class Job(Stored, frozen=True, kw_only=True):
