@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -32,7 +31,7 @@ from orchestrator.store.retention import drop_work
 from orchestrator.worker import child
 from orchestrator.worker.command import command_facts
 from orchestrator.worker.inherit import Inherited, has_progressed, inherit
-from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder
+from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
 from orchestrator.worker.outcome import log_tail, read_outcome
 from orchestrator.worker.shipping import Shipper
 
@@ -147,20 +146,13 @@ class AttemptRun:
         """Whether the child left a checkpoint of its own, so that another need not repeat all of it."""
         return has_progressed(self._folder, num_adopted=1 if self._resumed else 0)
 
-    @property
-    def _git(self) -> dict[str, Any]:
-        """The checkout's state: that of the launch, if the code is a snapshot of it."""
-        if self._order.code is not None:
-            return self._order.code.git
-        return provenance.git_state(self._order.import_paths[0] if self._order.import_paths else ".")
-
     # Starting
 
     def _record_start(self, taken: Inherited) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
-        facts = provenance.of_attempt(self._order.code_digest, self._git)
+        facts = provenance.of_attempt(self._order.code_digest, git_of(self._order))
         start = Start(
             parent=taken.parent,
             uses=uses_of(self._spec, self._cell.config),
@@ -225,7 +217,7 @@ class AttemptRun:
                 told, self._stopping_s = True, now_s
                 if (shortage := self._shortage()) is not None and shortage.at_once:
                     return
-                _tell(pipe, Message(stop=self._released))
+                send(pipe, Message(stop=self._released))
             if told and now_s - self._stopping_s > grace_s:
                 return
 
@@ -344,7 +336,7 @@ class AttemptRun:
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
             retire=outcome.retire,
-            code=provenance.code_version(self._order.code_digest, self._git),
+            code=provenance.code_version(self._order.code_digest, git_of(self._order)),
             at=provenance.now(),
         )
         if self._retired_input():  # it may have seen a part of it
@@ -398,8 +390,3 @@ class AttemptRun:
 def _complain(line: str) -> None:
     with contextlib.suppress(OSError):  # the log may lie on a full disk
         print(line, flush=True)
-
-
-def _tell(pipe: Connection, message: Message) -> None:
-    with contextlib.suppress(OSError):  # the child is ending
-        pipe.send_bytes(msgspec.json.encode(message))

@@ -178,7 +178,7 @@ def search_path(python: str | None = None) -> str:
 
 
 def command_facts(spec: StageSpec, import_paths: Sequence[str]) -> dict[str, str | None]:
-    """Returns what is recorded of a command's attempt: the interpreter that `python` means, if there is one."""
+    """Returns what is recorded of a command's attempt: the interpreter that `python` means, None for none."""
     if spec.command is None:
         return {}
     python = _interpreter(spec.python, Path(import_paths[0]) if import_paths else None)
