@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -25,17 +24,17 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
 from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
-from orchestrator.stage import MANIFEST, StageSpec
+from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.text import MAX_LINE, escaped, one_line
 from orchestrator.worker import child
-from orchestrator.worker.command import command_python
-from orchestrator.worker.inherit import Inherited, inherit
-from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder
-from orchestrator.worker.outcome import complain, log_tail, read_outcome, tell
+from orchestrator.worker.command import command_facts
+from orchestrator.worker.inherit import Inherited, has_progressed, inherit
+from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
+from orchestrator.worker.outcome import log_tail, read_outcome
 from orchestrator.worker.shipping import Shipper
 
 MAX_HEARTBEAT_S = 10.0
@@ -119,8 +118,8 @@ class AttemptRun:
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
-            self._shipper = Shipper(objects, self._key, adopted=step, complain=complain)
-        self._record_start(taken.parent)
+            self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
+        self._record_start(taken)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
@@ -129,7 +128,7 @@ class AttemptRun:
             if process.pid is not None:
                 process.kill()
                 if not end_attempt(self._mark, leader=process.pid):
-                    complain(f"processes that attempt {self.number} started do not end")
+                    _complain(f"processes that attempt {self.number} started do not end")
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
@@ -150,26 +149,23 @@ class AttemptRun:
     @property
     def made_progress(self) -> bool:
         """Whether the child left a checkpoint of its own, so that another need not repeat all of it."""
-        if any((self._folder / layout.WORK).glob("*")):
-            return True
-        adopted = 1 if self._resumed else 0
-        return len(list(self._folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))) > adopted
+        return has_progressed(self._folder, num_adopted=1 if self._resumed else 0)
 
     # Starting
 
-    def _record_start(self, parent: Any) -> None:
+    def _record_start(self, taken: Inherited) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
-        facts = provenance.of_attempt(self._order.code_digest, self._order.git)
-        if self._spec.command is not None:
-            facts["command_python"] = command_python(self._spec, self._order.import_paths)
+        facts = provenance.of_attempt(self._order.code_digest, git_of(self._order))
         start = Start(
-            parent=parent,
+            parent=taken.parent,
             uses=uses_of(self._spec, self._cell.config),
-            provenance=facts,
+            provenance=facts | command_facts(self._spec, self._order.import_paths),
             inputs=self._generations,
             at=provenance.now(),
+            work=taken.work,
+            unread=taken.unread,
         )
         self._ledger.put(self._node, self.number, layout.START, start)
         self._heartbeat()
@@ -226,7 +222,7 @@ class AttemptRun:
                 told, self._stopping_s = True, now_s
                 if (shortage := self._shortage()) is not None and shortage.at_once:
                     return
-                tell(pipe, Message(stop=self._released))
+                send(pipe, Message(stop=self._released))
             if told and now_s - self._stopping_s > grace_s:
                 return
 
@@ -287,7 +283,7 @@ class AttemptRun:
         try:
             self._ledger.put(self._node, self.number, layout.HEARTBEAT, beat)
         except OSError as error:
-            complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
+            _complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
 
     # Ending
 
@@ -345,7 +341,7 @@ class AttemptRun:
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
             retire=outcome.retire,
-            code=provenance.code_version(self._order.code_digest, self._order.git, now=self._code_now()),
+            code=provenance.code_version(self._order.code_digest, git_of(self._order), now=self._code_now()),
             at=provenance.now(),
         )
         if self._retired_input():  # it may have seen a part of it
@@ -394,3 +390,8 @@ class AttemptRun:
         )
         self._ledger.end(self._node, self.number, end)
         return end
+
+
+def _complain(line: str) -> None:
+    with contextlib.suppress(OSError):  # the log may lie on a full disk
+        print(line, flush=True)

@@ -1,16 +1,14 @@
-"""What passes between worker and child: messages, and what a child left in its attempt's folder."""
+"""What a child left in its attempt's folder: its outcome, and the end of its log."""
 
 from __future__ import annotations
 
-import contextlib
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import msgspec
 
 from orchestrator import formats
 from orchestrator.store import layout
-from orchestrator.worker.order import Message, Outcome
+from orchestrator.worker.order import Outcome
 
 LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 8192
 LOG_END_BYTES = 65536
@@ -40,15 +38,3 @@ def end_of_log(path: Path, num_bytes: int = LOG_END_BYTES) -> str:
 def log_tail(path: Path) -> str:
     """Returns the last lines of a log."""
     return "\n".join(end_of_log(path, LOG_TAIL_BYTES).splitlines()[-LOG_TAIL_LINES:])
-
-
-def complain(line: str) -> None:
-    """Write a line into the worker's log, which may lie on a full disk."""
-    with contextlib.suppress(OSError):
-        print(line, flush=True)
-
-
-def tell(pipe: Connection, message: Message) -> None:
-    """Send a child a message, unless it is ending."""
-    with contextlib.suppress(OSError):
-        pipe.send_bytes(msgspec.json.encode(message))
