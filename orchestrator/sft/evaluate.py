@@ -220,4 +220,5 @@ def describe(
         "pretrained": selected is None,
         "selected_step": selected,
         **{name: training.get(name) for name in _MEASURED},
+        "notes": training.get("notes") or None,
     }
