@@ -5,13 +5,15 @@ Exit codes: 0 asked and answered; 1 cells failed; 2 the user's mistake; 3 infras
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
 
 from orchestrator.commands.verbs import VERBS, verb_of
+from orchestrator.edge import ReaderLeft, prepare
 from orchestrator.errors import SweepError
+from orchestrator.text import escaped, one_line, words_of
 
 HELP = """usage: sweep VERB ...
 
@@ -25,25 +27,40 @@ SWEEP is a name or a path to a YAML file, with @k for an older revision.
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    before = sys.stdout, sys.stderr
+    prepare()
     try:
-        return _run(words)
-    except SweepError as error:
+        return _guarded(words)
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _guarded(words: list[str]) -> int:
+    try:
+        try:
+            code = _run(words)
+        except SystemExit as end:  # of --help
+            code = end.code if isinstance(end.code, int) else 0
         sys.stdout.flush()
+        return code
+    except SweepError as error:
+        with contextlib.suppress(OSError, ReaderLeft):
+            sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderLeft:
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
     except OSError as error:
-        where = f"\n  {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        where = f"\n  {escaped(str(error.filename))}" if error.filename else ""
+        print(f"error: {one_line(error.strerror or words_of(error))}{where}", file=sys.stderr)
         return 3
     except Exception as error:  # noqa: BLE001 - a bug of ours: said as one, never taken for failed cells
         traceback.print_exc()
-        print(f"error: Polysweep itself failed: {type(error).__name__}: {error}", file=sys.stderr)
+        what = one_line(f"{type(error).__name__}: {words_of(error)}")
+        print(f"error: Polysweep itself failed: {what}", file=sys.stderr)
         return 3
 
 
