@@ -168,8 +168,7 @@ _LAST_WORDS = tuple(
     (re.compile(pattern), cause)
     for pattern, cause in (
         (r"terminate called after throwing an instance of '(std::bad_alloc)'", Cause.OOM_HOST),
-        (r"(?:(?:fatal|error|Fatal|Error|ERROR|FATAL)[ :]+)*((?:CUDA|HIP)(?: runtime)?(?: error:)? out of memory.*)",
-         Cause.OOM_GPU),
+        (r"(?:(?i:fatal|error)[ :]+)*((?:CUDA|HIP)(?: runtime)?(?: error:)? out of memory.*)", Cause.OOM_GPU),
         (r"(?:[\w./-]+: )+((?:\w+: )*[Cc]annot allocate memory)$", Cause.OOM_HOST),
         (r"(slurmstepd: error: Detected \d+ oom[_-]kill event.*)", Cause.OOM_HOST),
         (r"(?:[\w./-]+: )+(.*No space left on device|.*Disk quota exceeded)$", Cause.STORAGE),
