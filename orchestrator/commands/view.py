@@ -265,11 +265,6 @@ class View:
         return found[0]
 
 
-def targets_of(view: View) -> list[str]:
-    """Returns ``module:function`` of each stage."""
-    return [spec.run for spec in view.sweep.specs.values() if spec.run]
-
-
 def scheduler(launcher: str, cluster: str) -> Scheduler:
     """Returns what may be asked about the jobs that a launcher gave to a cluster.
 
