@@ -25,7 +25,7 @@ class ReceivedSignals:
         self._numbers: set[int] = set()
 
     def note(self, number: int) -> None:
-        """Remembers one that a handler of ours saw: a library such as asyncio may have taken the pipe away."""
+        """Remembers one that our handler saw: a library such as asyncio may have taken the pipe away."""
         self._numbers.add(number)
 
     def __contains__(self, number: object) -> bool:
