@@ -122,7 +122,7 @@ class Sealer:
             others = [path.name for path in own if step_of(path.name) is None or not path.is_dir()]
             if others and len(others) == len(own):
                 print(
-                    f"{others[0]} is no checkpoint: one is a folder that is renamed to the number of its step",
+                    f"{others[0]} is no checkpoint, which is a folder renamed to the number of its step",
                     flush=True,
                 )
 
