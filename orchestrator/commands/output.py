@@ -41,10 +41,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     is_styled = styled()
 
     def style(text: str, held: str) -> str:
-        return _escaped(text, COLOURS[held]) if is_styled and held in COLOURS else text
+        return _coloured(text, COLOURS[held]) if is_styled and held in COLOURS else text
 
     def title(text: str, held: str) -> str:
-        return _escaped(text, BOLD) if is_styled and held else text
+        return _coloured(text, BOLD) if is_styled and held else text
 
     for line in layout(columns, texts, width, style=style, title=title):
         print(line)
@@ -56,7 +56,7 @@ def styled() -> bool:
     return sys.stdout.isatty() and not is_dumb and not os.environ.get("NO_COLOR")
 
 
-def _escaped(text: str, number: int) -> str:
+def _coloured(text: str, number: int) -> str:
     return f"\x1b[{number}m{text}\x1b[0m"
 
 
