@@ -53,6 +53,37 @@ def reads_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     return slice_of(config, keys, carve=carve)
 
 
+def former_node(former: StageSpec, node: Node, config: Mapping[str, Any]) -> Node | None:
+    """Return what a stage instance was under an earlier version of its spec, from the same inputs.
+
+    Args:
+        former: the earlier spec.
+        node: the instance of today.
+        config: of the cell.
+
+    Returns:
+        The instance, None where the config has not the keys of the earlier version.
+    """
+    try:
+        reads = reads_of(former, config)
+    except UserError:
+        return None
+    given = {name: node.reads[name] for name in former.each if name in node.reads}
+    digest = stage_digest(_target(former), former.version, {**hashed_of(former, reads), **given}, node.inputs)
+    return Node(
+        stage=node.stage, label=node.label, digest=digest, reads={**reads, **given}, inputs=node.inputs
+    )
+
+
+def hashed_of(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
+    """Return what enters the digest of the slice that a stage reads: neutral keys are left out."""
+    for key, neutral in spec.neutral.items():
+        value = pick(reads, key)
+        if value is not MISSING and canonical([value]) == canonical([neutral]):
+            reads = without(reads, key)
+    return reads
+
+
 def uses_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the slice that a stage uses: given to it, but never part of its identity."""
     return slice_of(config, spec.uses, what="the stage uses")
@@ -104,7 +135,7 @@ class Chains:
         except UserError as error:
             what = error.what.replace("the stage", f"stage {name!r}", 1)
             raise UserError(what, where=self._where, allowed=error.allowed, fix=error.fix) from None
-        hashed = self._hashed(spec, reads)
+        hashed = hashed_of(spec, reads)
         where = f"stage {name!r}, {_named(subject)}"
         nodes = []
         for values in itertools.product(*lists):
@@ -150,14 +181,6 @@ class Chains:
             for node in mine.get(other, ())
             if not (spec.each and spec.each == self.specs[other].each) or node.label == label
         )
-
-    @staticmethod
-    def _hashed(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
-        for key, neutral in spec.neutral.items():
-            value = pick(reads, key)
-            if value is not MISSING and canonical([value]) == canonical([neutral]):
-                reads = without(reads, key)
-        return reads
 
 
 def _value_keys(tree: Mapping[str, Any]) -> list[str]:

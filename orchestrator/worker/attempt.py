@@ -31,6 +31,7 @@ from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.worker import child
 from orchestrator.worker.command import command_python
+from orchestrator.worker.former import Basis
 from orchestrator.worker.inherit import Inherited, inherit
 from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
 from orchestrator.worker.outcome import log_tail, read_outcome
@@ -106,7 +107,8 @@ class AttemptRun:
             return self._end("released", why=INPUT_RETIRED)
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
-        taken = inherit(self._ledger, self._node, self._spec, earlier, folder, pulse=self._pulse)
+        basis = Basis(self._cell.config, self._claim.generation, self._generations)
+        taken = inherit(self._ledger, self._node, self._spec, earlier, folder, basis=basis, pulse=self._pulse)
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
@@ -158,9 +160,8 @@ class AttemptRun:
     def _record_start(self, parent: Any) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
-            self._ledger.objects.put(
-                spec_key, self._ledger.encode(self._node)
-            )  # of one digest all write the same
+            # of one digest all write the same
+            self._ledger.objects.put(spec_key, self._ledger.encode(self._node))
         facts = provenance.of_attempt(self._order.code_digest, self._git)
         if self._spec.command is not None:
             facts["command_python"] = command_python(self._spec, self._order.import_paths)
@@ -189,6 +190,7 @@ class AttemptRun:
             config=self._cell.config,
             resume_step=taken.checkpoint.step if taken.checkpoint else None,
             resume_folder=str(taken.checkpoint.folder) if taken.checkpoint else "",
+            former_folder=str(taken.former or ""),
             settings=self._order.settings,
             env=self._order.env,
             num_threads=self._order.num_threads,
