@@ -188,6 +188,17 @@ def test_a_stopped_evaluation_goes_on_with_the_next_block(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_in_reduced_precision_a_resume_changes_no_text(trained: Ground, tmp_path: Path) -> None:
+    how = ("evaluation.precision=bf16", "evaluation.batch_size=3", "evaluation.languages=[en]")
+    expected = observed(trained, tmp_path / "whole", Log(), *how)
+    first = Log(stop_after=3)  # in the middle of a language
+    with pytest.raises(StopRequested):
+        observed(trained, tmp_path / "first", first, *how)
+    resume = chain.newest(tmp_path / "first")
+    assert observed(trained, tmp_path / "second", Log(), *how, resume=resume) == expected
+    assert read(tmp_path / "second/output") == read(tmp_path / "whole/output")
+
+
 def test_an_evaluation_killed_in_the_middle_ends_with_the_same_predictions(
     trained: Ground, tmp_path: Path
 ) -> None:
