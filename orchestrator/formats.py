@@ -15,6 +15,7 @@ Structs stay strict (`forbid_unknown_fields`): what users type is converted stri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
@@ -49,8 +50,12 @@ def encode(record: msgspec.Struct, *, store_format: int = FORMAT) -> bytes:
 
     Raises:
         UserError: the store cannot hold a setting.
+        ValueError: the record holds an infinity or NaN, which JSON would turn into null.
     """
-    return msgspec.json.encode(_written(record, store_format))
+    data = msgspec.json.encode(_written(record, store_format))
+    if b"null" in data and not _is_finite(record):
+        raise ValueError(f"a {type(record).__name__} holds a number that is not finite")
+    return data
 
 
 def decode(data: bytes, kind: type[T]) -> T:
@@ -73,6 +78,14 @@ def canonical(record: msgspec.Struct) -> bytes:
     Fields of format 1 come first in their order, then all later ones that are set, by name.
     """
     return msgspec.json.encode(_canonical(record))
+
+
+def canonical_tree(tree: Any, kind: type[msgspec.Struct]) -> bytes:
+    """Return what `canonical` would of a record that was written as this tree, and not one field more.
+
+    An earlier version wrote no field that came after it, whatever its default.
+    """
+    return msgspec.json.encode(_sealed_tree(tree, inspect.type_info(kind)))
 
 
 def refuse_unheld(value: msgspec.Struct, *, store_format: int, store: str) -> None:
@@ -142,6 +155,18 @@ class _Reader:
         return record
 
 
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    if isinstance(value, msgspec.Struct):
+        return all(_is_finite(getattr(value, name)) for name in value.__struct_fields__)
+    return True
+
+
 def _bare(info: inspect.Type) -> inspect.Type:
     while isinstance(info, inspect.Metadata):
         info = info.type
@@ -170,13 +195,29 @@ def _written(value: Any, store_format: int) -> Any:
     return _reduced(value, lambda item: _written(item, store_format), lambda item: item, store_format)
 
 
-def _canonical(value: Any) -> Any:
-    def sealed(item: Any) -> Any:
-        return msgspec.Raw(msgspec.json.encode(item, order="deterministic"))
+def _sealed_tree(tree: Any, info: inspect.Type) -> Any:
+    info = _bare(info)
+    if isinstance(info, inspect.UnionType):
+        info = _chosen(tree, info)
+    if isinstance(info, inspect.StructType) and isinstance(tree, dict):
+        first = {f.encode_name: f.type for f in info.fields if _since(f.type) == 1 and f.encode_name in tree}
+        later = {name: _sorted(tree[name]) for name in sorted(tree) if name not in first}
+        return {name: _sealed_tree(tree[name], kind) for name, kind in first.items()} | later
+    if isinstance(info, inspect.DictType) and isinstance(tree, dict):
+        return {name: _sealed_tree(tree[name], info.value_type) for name in sorted(tree)}
+    if isinstance(info, inspect.ListType | inspect.VarTupleType) and isinstance(tree, list):
+        return [_sealed_tree(item, info.item_type) for item in tree]
+    return _sealed(tree)
 
+
+def _sealed(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value, order="deterministic"))
+
+
+def _canonical(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _canonical(value[key]) for key in sorted(value)}
-    return _reduced(value, _canonical, sealed, FORMAT, later_last=True)
+    return _reduced(value, _canonical, _sealed, FORMAT, later_last=True)
 
 
 def _reduced(

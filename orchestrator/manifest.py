@@ -5,12 +5,17 @@ It knows folders of a local file system only: no store, no stage.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.formats import Stored
+
+TRANSIENT = re.compile(r"\.(nfs|fuse_hidden|panfs|smb|__afs)[0-9A-Fa-f.]{4,}")
+"""Names under which network file systems keep a deleted file for as long as it is open."""
 
 
 class File(Stored, frozen=True):
@@ -26,6 +31,19 @@ class File(Stored, frozen=True):
     size: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        check_inside(self.path)
+
+
+def check_inside(path: str) -> None:
+    """Refuse a path that would lead out of the folder that it is relative to.
+
+    Raises:
+        ValueError: it would.
+    """
+    if not path or "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError(f"{path!r} is no path inside a folder")
+
 
 def file_digest(path: Path) -> str:
     """Returns the sha-256 of a file's content, hexadecimal."""
@@ -34,9 +52,26 @@ def file_digest(path: Path) -> str:
 
 
 def scan(folder: Path) -> tuple[File, ...]:
-    """Lists all regular files under a folder with size (bytes) and digest, sorted by path."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file())
-    return tuple(File(p.relative_to(folder).as_posix(), p.stat().st_size, file_digest(p)) for p in paths)
+    """Lists all regular files under a folder with size (bytes) and digest, sorted by path.
+
+    Left out are files of a moment: what NFS keeps of a deleted file that is still open somewhere, and what
+    vanishes while it is read.
+    """
+    found = []
+    for root, _, names in os.walk(folder, onerror=_raise_unless_gone):
+        for path in (Path(root, name) for name in names if not TRANSIENT.fullmatch(name)):
+            try:
+                if path.is_file():
+                    name = path.relative_to(folder).as_posix()
+                    found.append(File(name, path.stat().st_size, file_digest(path)))
+            except FileNotFoundError:
+                continue
+    return tuple(sorted(found, key=lambda file: file.path.split("/")))
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def fsync_path(path: Path) -> None:
@@ -54,8 +89,10 @@ def fsync_tree(folder: Path) -> None:
         for name in names:
             path = Path(root, name)
             if path.is_file() and not path.is_symlink():
-                fsync_path(path)
-        fsync_path(Path(root))
+                with contextlib.suppress(FileNotFoundError):  # it vanished just now
+                    fsync_path(path)
+        with contextlib.suppress(*([] if Path(root) == folder else [FileNotFoundError])):
+            fsync_path(Path(root))
 
 
 def damage_by_size(sizes: Mapping[str, int], files: Iterable[File]) -> str | None:

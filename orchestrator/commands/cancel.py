@@ -18,8 +18,9 @@ from orchestrator.commands.view import (
     scheduler,
     sealed_view,
 )
-from orchestrator.core.dispatch import Phase, scheduler_of
-from orchestrator.core.jobs import Over, Submission
+from orchestrator.core.dispatch import Filed, Phase, scheduler_of
+from orchestrator.core.jobs import Over
+from orchestrator.core.judgement import judge, listing_gap
 from orchestrator.core.state import State
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.store.submissions import Submissions
@@ -62,8 +63,8 @@ def _of_the_current_revision(view: View) -> set[str]:
 
 def cancel_jobs(view: View, cancelled: set[str]) -> None:
     """Cancels the jobs that wait and have no other cell; those that run checkpoint and end by themselves."""
-    waiting: list[tuple[Submission, dict[int, str]]] = []
-    num_unknown, num_cancelled, problem = 0, 0, view.jobs.problem
+    waiting: list[tuple[Filed, dict[int, str]]] = []
+    num_unknown, num_cancelled, num_left, problem = 0, 0, 0, view.jobs.problem
     for filed in view.jobs.filed:
         names: dict[int, str] = {}
         for index in filed.open_tasks:
@@ -73,16 +74,19 @@ def cancel_jobs(view: View, cancelled: set[str]) -> None:
             num_unknown += job.phase is Phase.UNKNOWN
             if job.phase is Phase.QUEUED:
                 names[index] = job.name
-        waiting += [(filed.submission, names)] if names else []
-    for submission, names in waiting:
+        waiting += [(filed, names)] if names else []
+    for filed, names in waiting:
         try:
-            scheduler(*scheduler_of(submission)).cancel([*names.values()])
+            scheduler(*scheduler_of(filed.submission)).cancel([*names.values()])
         except InfrastructureError as error:
             num_unknown, problem = num_unknown + len(names), error.what
         else:
-            num_cancelled += _close(view, submission, names)
+            closed = _close(view, filed, names)
+            num_cancelled, num_left = num_cancelled + closed, num_left + len(names) - closed
     if num_cancelled:
         print(f"  {counted(num_cancelled, 'waiting job')} cancelled")
+    if num_left:
+        print(f"  {counted(num_left, 'job')} not over yet: one that has just started ends by itself")
     if num_unknown:
         why = problem or "the scheduler does not tell of them"
         print(f"  {counted(num_unknown, 'job')} may still wait, and would end at once: {why}")
@@ -97,14 +101,19 @@ def _is_for_nothing_else(view: View, cells: Sequence[str], cancelled: set[str]) 
     )
 
 
-def _close(view: View, submission: Submission, names: dict[int, str]) -> int:
-    """Records the tasks that are over indeed, so that a launch may follow at once: one may have started."""
+def _close(view: View, filed: Filed, names: dict[int, str]) -> int:
+    """Record the tasks that are over indeed, so that a launch may follow at once: one may have started."""
+    submission, asker = filed.submission, provenance.asker()
     answer = scheduler(*scheduler_of(submission)).jobs({name.rpartition("_")[0] for name in names.values()})
-    over = []
-    for index, name in names.items():
-        seen = answer.seen.get((name.rpartition("_")[0], index))
-        if not answer.problem and (answer.complete if seen is None else seen.over is not None):
-            over.append(Over(index=index, word="CANCELLED", detail="by sweep cancel"))
+    found = {index: judge(filed, index, answer, asker) for index in names}
+    # the scheduler took the cancel: its own list counts, whatever its accounts still say
+    listed = {index for index, each in found.items() if each.seen is not None and each.seen.listed}
+    is_complete = not answer.problem and not listing_gap(submission, answer, asker)
+    over = [
+        Over(index=index, word="CANCELLED", detail="by sweep cancel")
+        for index, each in found.items()
+        if each.over is not None or (is_complete and index not in listed)
+    ]
     if over:
         Submissions(view.ledger, view.sweep.name).close(submission.number, over, at=provenance.now())
     return len(over)

@@ -115,12 +115,14 @@ class Dispatch:
         return self._view.fresh() if self._has_filed else self._view
 
     def check(self) -> None:
-        """Finds out, before anything is recorded, whether every cell's job fits somewhere.
+        """Finds out, before anything is recorded, whether jobs fit somewhere and can be written down.
 
         Raises:
-            UserError: one does not.
+            UserError: one does not fit, or a path or an option is one that the scheduler cannot be given.
         """
         self._with_resources(self._unheld())
+        for group in self._groups()[:1]:
+            self._text(self._submission(group, self._next_number()))
 
     def dry_run(self, *, after: int = 0) -> Given:
         """Says what `run` would submit, after so many other submissions, and changes nothing."""
@@ -239,6 +241,7 @@ class Dispatch:
             logs=self._submitter.logs(view.sweep.name, number),
             by=provenance.user(),
             at=provenance.now(),
+            uid=provenance.asker().uid,
         )
 
     def _text(self, submission: Submission) -> str:

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Launches a sweep, attached unless asked otherwise."""
     outlive_the_reader()
     view, composition = planned(args.sweep, args.overrides, args.name)
+    view.check()
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     view.ledger.refuse_unheld(settings, view.sweep)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if limits is not None:
         dispatch = Dispatch(view, wish(view, cells, args, settings, import_paths), launcher, limits)
         if args.dry_run:
-            return print_scripts(dispatch.dry_run())
+            return print_scripts(dispatch.dry_run(), limits.notes)
         dispatch.check()
     ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
     ledger.prove_writable()
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         launcher.meet(ledger.objects.url, ledger.objects.get(layout.STORE) or b"")
     sealed = seal(ledger, composition, args.overrides) if composition else view
     print(f"{sealed.title}: {sealed.sweep.description}")
-    for note in composition.notes if composition else ():
+    for note in (*(composition.notes if composition else ()), *(limits.notes if limits else ())):
         print(f"  note: {note}")
     sealed.warn()
     print_code_drift(sealed, cells, import_paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO, cast
 
@@ -40,6 +41,21 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(str(item), style=COLOURS.get(str(item), "")) for item in row))
     console.print(table)
+
+
+class ComposeProgress:
+    """Prints on standard error, now and then, how far a large grid is composed; nothing for a small one."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._due_s = time.monotonic() + (1.0 if self._is_terminal else 10.0)
+
+    def __call__(self, number: int, of: int) -> None:
+        """Take the number of points composed so far, and of all."""
+        if number % 64 == 0 and time.monotonic() >= self._due_s:
+            self._due_s = time.monotonic() + (0.5 if self._is_terminal else 10.0)
+            end = "\r" if self._is_terminal else "\n"
+            print(f"composing: {number:,} of {of:,} points", end=end, file=sys.stderr, flush=True)
 
 
 def shorten(text: str, length: int) -> str:

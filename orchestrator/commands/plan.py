@@ -15,7 +15,7 @@ from orchestrator.commands import costs
 from orchestrator.commands.costs_table import print_costs
 from orchestrator.commands.drift import print_cell_drift, print_code_drift
 from orchestrator.commands.needs import distinct, missing_of, needs_of, told
-from orchestrator.commands.output import counted, print_json, print_table, shorten
+from orchestrator.commands.output import ComposeProgress, counted, print_json, print_table, shorten
 from orchestrator.commands.retired import print_needing_retired
 from orchestrator.commands.view import (
     View,
@@ -30,11 +30,16 @@ from orchestrator.compose import Composition, compose, engine_settings, engine_w
 from orchestrator.compose.files import locate
 from orchestrator.core.plan import Action, Step, decide
 from orchestrator.core.settings import EngineSettings, HardwareSettings, check_hardware
-from orchestrator.core.state import State
+from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Need
 from orchestrator.errors import UserError
+from orchestrator.registry import FORMER
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
+from orchestrator.worker.inherit import foresee
+
+MAX_LOOKS = 200
+"""Stages in a bucket of which it is looked up what they would go on from."""
 
 MAX_GROUP_SHOWN = 8
 """Missing needs that are named; `--json` names all."""
@@ -110,7 +115,7 @@ class _Plan:
     ) -> None:
         self._view, self._cells, self._hardware, self._prefetch = view, cells, hardware, prefetch
         self._retention = settings.policy.retention
-        self._steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
+        self._steps = steps_of(view, cells)
         self._missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
         self._estimates: dict[str, Estimate] = costs.estimates_of(
             view,
@@ -211,7 +216,7 @@ def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[View
         view = sealed_view(ledger, sweep, number)
         engine_of(view, None, rest)  # what is sealed cannot be changed, how it is run can
         return view, None
-    composition = compose(word, overrides, name=name)
+    composition = compose(word, overrides, name=name, progress=ComposeProgress())
     ledger = open_ledger(store_url(composition.engine.store.url))
     return as_view(ledger, composition), composition
 
@@ -262,6 +267,38 @@ def as_view(ledger: Ledger, composition: Composition) -> View:
     return View(ledger, sweep, max(ledger.revision_numbers(sweep.name), default=0) + 1, sealed=False)
 
 
+def steps_of(view: View, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
+    """Returns by cell and digest what a launch would do; of stages that were tried before, what they go on
+    from.
+
+    Whether there is a checkpoint, a work folder or an output to read again is looked up in the store. Each
+    look costs requests in a bucket, so that beyond some number a stage's step stays as its state alone says.
+    """
+    steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
+    looked: dict[str, str] = {}
+    for cell in cells:
+        for digest, step in [*steps[cell.cell].items()]:
+            status, spec = (
+                view.cells[cell.cell].stages[digest],
+                view.sweep.specs[view.sweep.nodes[digest].stage],
+            )
+            may_go_on = status.attempts or spec.name in FORMER
+            if step.action not in (Action.RUN, Action.RESUME) or not may_go_on:
+                continue
+            if digest not in looked:
+                if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
+                    continue
+                node = view.sweep.nodes[digest]
+                attempts = view.ledger.attempts(node)
+                looked[digest] = foresee(view.ledger, node, spec, attempts)
+            if not (looked[digest] or status.attempts):
+                continue
+            action = Action.RESUME if looked[digest] else Action.RUN
+            reason = f"{looked[digest] or 'starts from nothing'}: {step.reason}"
+            steps[cell.cell][digest] = Step(action, reason)
+    return steps
+
+
 def print_stages(view: View, cells: Sequence[Cell], steps: dict[str, dict[str, Step]]) -> None:
     """Prints, for each stage of the sweep, how many distinct ones a launch would run, reuse or leave."""
     actions: dict[str, Action] = {}
@@ -286,5 +323,5 @@ def _summary(view: View, cell: Cell, steps: dict[str, Step]) -> str:
         names = [view.sweep.nodes[digest].name for digest, step in steps.items() if step.action is action]
         if names and action is not Action.REUSE:
             parts.append(f"{action} {' '.join(names)}")
-    told = [s.reason for s in steps.values() if s.action in (Action.LEAVE, Action.RESUME, Action.WAIT)]
+    told = [s.reason for s in steps.values() if s.action is not Action.REUSE and s.reason != NOT_STARTED]
     return "; ".join(parts) + (f" ({shorten(told[0], 90)})" if told else "")

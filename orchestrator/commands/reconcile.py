@@ -18,6 +18,7 @@ from orchestrator.commands.settle import settle
 from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter
 from orchestrator.launchers.jobs import settings_of
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Makes one pass, or as many as it takes."""
     outlive_the_reader()
     view = open_view(args.sweep, no_overrides(args.words))
+    view.check()
     asked = requests_of(view)
     if args.dry_run:
         given = Given()
@@ -112,14 +114,16 @@ def limits_of(launcher: Launcher | Submitter, args: argparse.Namespace) -> Limit
         InfrastructureError: the scheduler does not answer.
     """
     if isinstance(launcher, Submitter):
-        return launcher.limits()
+        return launcher.limits(dry_run=args.dry_run)
     if args.dry_run:
         raise UserError("this launcher submits nothing", fix=f"sweep plan {args.sweep}")
     return None
 
 
-def print_scripts(given: Given) -> int:
+def print_scripts(given: Given, notes: Sequence[str] = ()) -> int:
     """Prints what would be submitted, word for word."""
+    for note in notes:
+        print(f"# note: {note}")
     for submission, text in given.scripts:
         print(f"# submission {submission.number}: {counted(len(submission.tasks), 'task')}")
         for index, cells in enumerate(submission.tasks):
@@ -137,7 +141,7 @@ def submit_all(view: View, asked: Sequence[Asked], *, wait: bool) -> int:
     """Settles, submits what nobody holds and says so; with `wait` stays until nothing is left to do.
 
     Returns:
-        0 when everything was submitted, or with `wait` when all cells are done; else 1.
+        0 when everything was submitted and may start, or with `wait` when all cells are done; else 1.
     """
     with mirroring(view.ledger, view.sweep.name, asked[-1].request):
         done = _pass(view, asked)
@@ -151,7 +155,7 @@ def submit_all(view: View, asked: Sequence[Asked], *, wait: bool) -> int:
     if counts[State.DONE]:
         write_reports(view)
     print(f"  sweep status {view.sweep.name}{view.hint}")
-    return 1 if counts[State.FAILED] else 0
+    return 1 if counts[State.FAILED] or view.jobs.stuck() else 0
 
 
 class _Pass(NamedTuple):
@@ -192,12 +196,17 @@ def summary(counts: Counter[State]) -> str:
 _OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
 
 
+def _can_never_start(view: View, cell: Cell) -> bool:
+    job = view.jobs.of_cell(cell.cell)
+    return job is not None and job.seen is not None and bool(job.seen.stuck)
+
+
 def _stay(view: View, asked: Sequence[Asked]) -> int:
     numbers = {each.request.number for each in asked}
     cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.cell) in numbers]
     pause_s, last, said = WAIT_S, "", [""]
     hold, hold_until_s = "", 0.0
-    while any(view.cells[cell.cell].state in _OPEN for cell in cells):
+    while any(view.cells[cell.cell].state in _OPEN and not _can_never_start(view, cell) for cell in cells):
         last = print_progress(view, cells, last)
         time.sleep(pause_s)
         start_s = time.monotonic()

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     view = open_view(args.sweep, url)
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    view.check()
     settings, import_paths = engine_of(view, None, rest)
     view.ledger.refuse_unheld(settings)
     chosen = view.select(args.only) if args.only else _failed(view)

@@ -72,6 +72,12 @@ def lines_of(view: View, settled: Settled) -> list[str]:
         cells = counted(sum(map(len, submission.tasks)), "cell")
         lines.append(f"  submission {submission.number} ({cells}) of {submission.at} was not answered")
         lines.append(f"    later: sweep reconcile {name}{view.hint}, which finds its job or submits it again")
+    waits: dict[tuple[str, str], int] = {}
+    for _, seen in view.jobs.stuck():
+        waits[(seen.reason, seen.stuck)] = waits.get((seen.reason, seen.stuck), 0) + 1
+    for (reason, advice), number in waits.items():
+        lines.append(f"  {counted(number, 'job')} can never start so: {reason}: {advice}")
+        lines.append(f"    then: sweep cancel {name}{view.hint}, and launch again")
     older = settled.view.jobs.older(view.number, {cell.cell for cell in view.sweep.cells})
     for revision, number in sorted(older.items()):
         lines.append(f"  {counted(number, 'job')} of {name}@{revision} not over yet")
@@ -104,13 +110,13 @@ def give_up(submissions: Submissions, submission: Submission, word: str, why: st
 
 
 def _vanished(view: View, by_name: Mapping[str, Submitter]) -> list[tuple[Filed, tuple[Over, ...]]]:
-    """Tasks that the scheduler does not list at two looks, and of whose end nothing is told.
+    """Return tasks that two complete listings lack, and of whose end nothing else is known.
 
     Slurm keeps no account of a task that was cancelled while other tasks of its array waited on.
     """
     old = {
         key: filed
-        for key, filed in view.jobs.missing().items()
+        for key, (filed, _) in view.jobs.missing().items()
         if filed.submission.launcher in by_name
         and provenance.age_s(filed.heard_at) > by_name[filed.submission.launcher].settle_s
     }
@@ -122,14 +128,14 @@ def _vanished(view: View, by_name: Mapping[str, Submitter]) -> list[tuple[Filed,
     again = jobs.missing()
     found: dict[int, tuple[Filed, list[Over]]] = {}
     for (number, index), filed in old.items():
-        if (number, index) in again and again[(number, index)].driver == filed.driver:
+        if (number, index) in again and again[(number, index)][0].driver == filed.driver:
+            why = f"{again[(number, index)][1]}, twice"
             log = job_logs(view, filed.submission) / f"{index}.log"  # which the scheduler makes at a start
             if jobs.knows(filed) and not log.exists():
                 word, cause, detail = "CANCELLED", Cause.CANCELLED, "somebody cancelled it while it waited"
             else:
-                word, cause = "VANISHED", Cause.NODE_LOST
-                detail = "the scheduler no longer lists it, and no accounts tell how it ended"
-            over = Over(index=index, word=word, cause=cause, detail=detail)
+                word, cause, detail = "VANISHED", Cause.NODE_LOST, "no accounts tell how it ended"
+            over = Over(index=index, word=word, cause=cause, detail=f"{detail}: {why}")
             found.setdefault(number, (filed, []))[1].append(over)
     return [(filed, tuple(over)) for filed, over in found.values()]
 

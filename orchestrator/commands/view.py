@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator import provenance
+from orchestrator.core.cell import check_digests
 from orchestrator.core.dispatch import Answer, Filed, Jobs, ending, scheduler_of, with_jobs
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
@@ -148,6 +150,14 @@ class View:
         url = self.ledger.objects.url
         return "" if url == store_url(None) else f" store.url={shlex.quote(url)}"
 
+    def check(self) -> None:
+        """Refuse, before anything is recorded or run, a revision that is not what it says.
+
+        Raises:
+            InfrastructureError: a stage's digest is not that of what it would run.
+        """
+        check_digests(self.sweep, self.title)
+
     def warn(self) -> None:
         """Prints what in the store cannot be read: it is never trusted, and never silently left out."""
         _ = self.requests
@@ -176,7 +186,7 @@ class View:
     def jobs(self) -> Jobs:
         """What was given to schedulers, and what these say of it; asked once, where there is need."""
         filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
-        return Jobs(filed, ask_schedulers(filed))
+        return Jobs(filed, ask_schedulers(filed), provenance.asker())
 
     def _observe(self, node: Node, attempt: Attempt) -> Vital:
         """Tells of an attempt's owner what one look, or else its scheduler, can tell."""
@@ -306,7 +316,8 @@ def sealed_view(ledger: Ledger, name: str, number: int) -> View:
 
 def current_revision(ledger: Ledger, name: str) -> int | None:
     """Returns the revision of the last launch or rerun, else the newest sealed, None when there is none."""
+    numbers = ledger.revision_numbers(name)
     for request in reversed(ledger.requests(name)):
-        if request.verb in ("launch", "rerun"):
+        if request.verb in ("launch", "rerun") and request.revision in numbers:
             return request.revision
-    return max(ledger.revision_numbers(name), default=None)
+    return max(numbers, default=None)

@@ -22,7 +22,7 @@ from orchestrator.commands.view import (
 from orchestrator.core.dispatch import LIMIT, Filed, Job, Phase, scheduler_of
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
-from orchestrator.store.evidence import examine
+from orchestrator.store.evidence import examine, progress
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -167,9 +167,7 @@ def _of_attempt(attempt: Attempt) -> list[str]:
         lines.append(f"  went on from step {parent.step} of attempt {parent.attempt}")
     if attempt.heartbeat is not None:
         beat = attempt.heartbeat
-        lines.append(
-            f"  heartbeat {beat.counter} at {beat.at}: {beat.phase}, step {beat.step} of {beat.num_steps}"
-        )
+        lines.append(f"  heartbeat {beat.counter} at {beat.at}: {beat.phase}{progress(beat)}")
     if attempt.end is not None:
         end = attempt.end
         what = " ".join(str(word) for word in (end.outcome, end.cause or "", end.why, end.message) if word)

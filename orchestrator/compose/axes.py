@@ -51,14 +51,14 @@ def axis_of(name: str, value: Any, *, where: str) -> Axis:
             value = values_of(parse_override(f"{name}={value}", where=where))
         case Mapping():
             labels = tuple(_named_label(name, label, keys, where) for label, keys in value.items())
-            return _filled(Axis(name, labels, is_map=True), where)
+            return checked(Axis(name, labels, is_map=True), where=where)
         case list():
             pass
         case _:
             raise UserError(
                 f"axis {name!r} is {value!r}", where=where, allowed="a list, or label: {key: value, ...}"
             )
-    return _filled(list_axis(name, value), where)
+    return checked(list_axis(name, value), where=where)
 
 
 def list_axis(name: str, values: Iterable[Any], *, prefix: str = "") -> Axis:
@@ -88,6 +88,15 @@ def narrowed(axis: Axis, values: Sequence[Any]) -> Axis:
     return axis._replace(labels=tuple(by_text[scalar_text(value)] for value in values))
 
 
+def leaf_keys(key: str, value: Any) -> Iterator[str]:
+    """Yield the dotted keys that a value sets: those of a section one by one."""
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from leaf_keys(f"{key}.{name}", item)
+    else:
+        yield key
+
+
 def cell_labels(axes: Sequence[Axis]) -> Iterator[dict[str, str]]:
     """Yields axis name to label for each point of the grid, the last axis fastest."""
     for labels in itertools.product(*(axis.labels for axis in axes)):
@@ -115,7 +124,45 @@ def _setting(key: str, value: Any) -> Setting:
     return Setting(bare, value, key[: len(key) - len(bare)])
 
 
-def _filled(axis: Axis, where: str) -> Axis:
+def checked(axis: Axis, *, where: str = "") -> Axis:
+    """Return an axis that has values, each of them once.
+
+    Raises:
+        UserError: it is empty, two labels read the same, or two values of a key are equal.
+    """
     if not axis.labels:
         raise UserError(f"axis {axis.name!r} is empty", where=where, fix="give it a value or take it out")
+    seen: dict[str, str] = {}
+    for label in axis.labels:
+        names = {f"label {label.text}"}
+        if not axis.is_map:
+            names.add(f"value {_comparable(label.settings[0].value)!r}")
+        for name in names:
+            if name in seen:
+                both = f"{seen[name]} twice" if seen[name] == label.text else f"{seen[name]} and {label.text}"
+                raise UserError(
+                    f"axis {axis.name!r} has {both}, which is one value",
+                    where=where,
+                    fix="leave one of them out",
+                )
+            seen[name] = label.text
     return axis
+
+
+def _comparable(value: Any) -> Any:
+    """Return a form that is equal for numbers that are, ``1`` and ``1.0``, but not for ``1`` and ``true``."""
+    match value:
+        case bool() | str() | None:
+            return value
+        case int() | float():
+            return (
+                ("number", value)
+                if isinstance(value, float) and not value.is_integer()
+                else ("number", int(value))
+            )
+        case Mapping():
+            return sorted((str(name), repr(_comparable(item))) for name, item in value.items())
+        case list() | tuple():
+            return [_comparable(item) for item in value]
+        case _:
+            return str(value)

@@ -10,8 +10,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from orchestrator.compose.axes import Axis, Setting, list_axis, narrowed
-from orchestrator.compose.grammar import parse_override, plain, values_of
+from orchestrator.compose.axes import Axis, Setting, checked, leaf_keys, list_axis, narrowed
+from orchestrator.compose.grammar import cut, parse_override, plain, values_of
 from orchestrator.compose.root import Root
 from orchestrator.core.secrets import found_in, known_values
 from orchestrator.errors import UserError
@@ -119,6 +119,7 @@ class Overrides:
         Raises:
             UserError: one is malformed, names no label of an axis, or would sweep over an engine setting.
         """
+        fixed: list[Override] = []
         for text in overrides:
             override = parse_override(text)
             key = override.key_or_group
@@ -142,15 +143,19 @@ class Overrides:
                         f"{text!r} leaves the axis {key!r} without a value", fix=f"{key}=''  for empty text"
                     )
                 self.touched.append(key)
-                self.axes[key] = narrowed(self.axes[key], values_of(override, root.options(key)))
+                values = values_of(override, root.options(key))
+                self.axes[key] = checked(narrowed(self.axes[key], values), where=cut(text))
             elif override.is_sweep_override():
                 name = override.get_key_element().lstrip("+")
                 prefix = override.get_key_element().removesuffix(name)
                 self.touched.append(name)
-                self.axes[name] = list_axis(name, values_of(override, root.options(key)), prefix=prefix)
+                values = values_of(override, root.options(key))
+                self.axes[name] = checked(list_axis(name, values, prefix=prefix), where=cut(text))
             else:
-                self._refuse_shadowed(key, text)
+                fixed.append(override)
                 self._fix(override, text, root, "")
+        for override in fixed:  # now that all axes are known
+            self._refuse_shadowed(override)
 
     def _fix(self, override: Override, text: str, root: Root, where: str) -> None:
         key = override.key_or_group
@@ -170,13 +175,24 @@ class Overrides:
             root.check_option(key, value, where=where)
         self.cell.extend(texts)
 
-    def _refuse_shadowed(self, key: str, text: str) -> None:
+    def _refuse_shadowed(self, override: Override) -> None:
+        """Refuse an override of a key that every label of an axis sets, or sets a section around."""
+        if override.is_delete():
+            return
+        keys = list(leaf_keys(override.key_or_group, plain(override._value)))
         for axis in self.axes.values():
-            if all(any(s.key == key for s in label.settings) for label in axis.labels):
-                raise UserError(
-                    f"{text!r} would change nothing: every value of the axis {axis.name!r} sets {key!r}",
-                    fix=f"choose with {axis.name}=... or take the axis away with ~{axis.name}",
-                )
+            for key in keys:
+                if all(any(_covers(s, key) for s in label.settings) for label in axis.labels):
+                    raise UserError(
+                        f"{cut(str(override.input_line))!r} would change nothing: "
+                        f"every value of the axis {axis.name!r} sets {key!r}",
+                        fix=f"choose with {axis.name}=... or take the axis away with ~{axis.name}",
+                    )
+
+
+def _covers(setting: Setting, key: str) -> bool:
+    """Tell whether a setting decides a key."""
+    return any(key == name or key.startswith(f"{name}.") for name in leaf_keys(setting.key, setting.value))
 
 
 def _flat(tree: Mapping[str, Any], root: Root, prefix: str = "") -> Iterable[Setting]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from orchestrator.compose.axes import Axis, Label, Setting
 from orchestrator.compose.commandline import Overrides, is_engine_key, refuse_secrets
 from orchestrator.compose.fingerprints import Fingerprints
+from orchestrator.compose.overlaps import Overlaps, agreed
 from orchestrator.compose.patched import SPECIAL, Patched
 from orchestrator.compose.root import Root, translated
 from orchestrator.compose.schema import Schema
@@ -49,27 +50,55 @@ class Configs:
         self._before: dict[str, Any] = {}
         self._known = known_values(os.environ)
         self._groups: dict[str, bool] = {}
-        for axis in overrides.axes.values():
+        self._last: Patched | None = None
+        self._axes = list(overrides.axes.values())
+        for axis in self._axes:
             self._check(axis)
+        self._overlaps = Overlaps(self._axes, lambda key: self._groups.get(key, False), where=where)
 
     def config(self, labels: Sequence[Label], *, where: str) -> dict[str, Any]:
         """Returns the typed and resolved config of one point.
 
         Raises:
-            UserError: it does not compose, resolve or fit its schema; `where` is named.
+            UserError: two axes set one key, or it does not compose, resolve or fit its schema.
         """
+        self._overlaps.check(labels)
         groups: list[Setting] = []
         values: list[Setting] = []
         for label in labels:
             for setting in label.settings:
                 (groups if self._groups[setting.key] else values).append(setting)
         composed = self._compose(groups)
+        self._last = composed.patched
         tree = composed.patched.resolved(values, where=where)
         if composed.schema is not None:
             tree = settled(composed.schema(tree, where=where), self._before)
         refuse_secrets(tree, where=where, checked=self._before, known=self._known)
         self._before = tree
         return tree
+
+    def varying(self) -> Iterator[str]:
+        """Yield the keys of the last composed point whose value is another each time it is composed."""
+        if self._last is not None:
+            yield from self._last.varying()
+
+    def shown(self, labels: Sequence[Label], config: Mapping[str, Any], *, where: str) -> list[Label]:
+        """Return the labels of a composed point, which say what its config has.
+
+        Args:
+            labels: one of each axis.
+            config: what `config` returned for them.
+            where: the cell.
+
+        Raises:
+            UserError: the config has another value than a label says.
+        """
+        return [
+            label
+            if axis.is_map or self._groups[label.settings[0].key]
+            else agreed(label, config, where=where)
+            for axis, label in zip(self._axes, labels, strict=True)
+        ]
 
     def _compose(self, groups: Sequence[Setting]) -> _Composed:
         choices = tuple(_choice(setting) for setting in groups)

@@ -7,7 +7,7 @@ import importlib.util
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from orchestrator.compose.commandline import Overrides, refuse_secrets
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.engine import composed_engine, split_store
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
+from orchestrator.compose.grammar import cut
 from orchestrator.compose.root import Root
 from orchestrator.compose.schema import importable
+from orchestrator.compose.varying import refuse_varying
+from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Sweep
 from orchestrator.core.sweepfile import SweepFile, stage_specs
-from orchestrator.core.tree import pick
+from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, lookup
 from orchestrator.stage import StageSpec
@@ -48,8 +51,17 @@ class Composition:
     import_paths: tuple[str, ...]
 
 
+Progress = Callable[[int, int], None]
+"""Takes the number of points composed so far, and of all."""
+
+
 def compose(
-    sweep: str, overrides: Sequence[str] = (), *, name: str | None = None, cwd: Path | None = None
+    sweep: str,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    cwd: Path | None = None,
+    progress: Progress = lambda number, of: None,
 ) -> Composition:
     """Composes a sweep.
 
@@ -58,6 +70,7 @@ def compose(
         overrides: in Hydra's grammar; for axes they narrow or replace.
         name: keeps a variant apart in the store; the file's stem by default.
         cwd: the working folder.
+        progress: called before each point of the grid.
 
     Raises:
         UserError: anything wrong with the file, the config or the overrides; nothing was written.
@@ -82,16 +95,11 @@ def compose(
     grid = Grid(selectors, file.columns, specs, where=where)
     engine = composed_engine(merged.engine, config_folders(cwd, source.parent), store_url)
     _check_limits(engine, specs)
+    _check_work(engine, specs)
     axes = list(merged.axes.values())
     _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
     grid.check_labels(cell_labels(axes))
-    for labels in itertools.product(*(axis.labels for axis in axes)):
-        texts = {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
-        if grid.admits(texts):
-            cell = " ".join(["cell", *(f"{axis}={text}" for axis, text in texts.items())])
-            config = configs.config(labels, where=f"{cell}, {where}")
-            _check_columns(file.columns, config, where)
-            grid.add(texts, ".".join(filter(None, (label.part for label in labels))), config)
+    _fill(grid, configs, axes, file.columns, specs, where, progress)
     cells, notes = grid.cells([len(axis.labels) for axis in axes])
     notes += _check_count(len(cells), file.expect_cells, merged, grid.sum_text, where)
     sealed = Sweep(
@@ -103,6 +111,31 @@ def compose(
         report=tuple(file.report),
     )
     return Composition(sealed, engine, tuple(notes), source, import_paths)
+
+
+def _fill(
+    grid: Grid,
+    configs: Configs,
+    axes: Sequence[Axis],
+    columns: Mapping[str, str],
+    specs: Mapping[str, StageSpec],
+    where: str,
+    progress: Progress,
+) -> None:
+    """Compose the points of the grid that its exclusions leave, and add them."""
+    num_points = math.prod(len(axis.labels) for axis in axes)
+    for number, labels in enumerate(itertools.product(*(axis.labels for axis in axes))):
+        progress(number, num_points)
+        texts = {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
+        if not grid.admits(texts):
+            continue
+        place = " ".join(["cell", *(f"{axis}={cut(text)}" for axis, text in texts.items())]) + f", {where}"
+        config = configs.config(labels, where=place)
+        refuse_varying(specs, configs.varying(), where=place)
+        shown = configs.shown(labels, config, where=place)
+        texts = {axis.name: label.text for axis, label in zip(axes, shown, strict=True)}
+        _check_columns(columns, texts, config, where)
+        grid.add(texts, ".".join(filter(None, (label.part for label in shown))), config)
 
 
 def _cell_root(file: SweepFile, folders: list[Path], where: str) -> Root:
@@ -179,15 +212,46 @@ def _check_limits(engine: EngineSettings, specs: Mapping[str, StageSpec]) -> Non
             )
 
 
-def _check_columns(columns: Mapping[str, str], config: Mapping[str, Any], where: str) -> None:
+def _check_work(engine: EngineSettings, specs: Mapping[str, StageSpec]) -> None:
+    """Refuses work folders over a bucket, where the next attempt would not find them."""
+    url = engine.store.url or ""
+    in_bucket = "://" in url and not url.startswith("file://")
+    for name, spec in specs.items():
+        if in_bucket and (spec.keep or "work" in placeholders(spec)):
+            raise UserError(
+                f"stage {name!r} uses a work folder, which a store in a bucket does not keep",
+                where=f"store.url={url}",
+                allowed="a store in a folder; or {checkpoints} and {resume}, which are kept in a bucket too",
+            )
+
+
+def _check_columns(
+    columns: Mapping[str, str], labels: Mapping[str, str], config: Mapping[str, Any], where: str
+) -> None:
     for column, key in columns.items():
         value = pick(config, key)
+        _check_column_name(column, key, value, labels, config, where)
         if isinstance(value, Mapping):
             raise UserError(
                 f"the column {column!r} is of {key!r}, a section of the config and not a value",
                 where=where,
                 allowed=nearest(key, [f"{key}.{name}" for name in value]),
             )
+
+
+def _check_column_name(
+    column: str, key: str, value: Any, labels: Mapping[str, str], config: Mapping[str, Any], where: str
+) -> None:
+    """Refuse a column that shows something else than an axis or a config key of its name."""
+    own = labels.get(column, pick(config, column))
+    text = scalar_text(value)
+    if own is MISSING or isinstance(own, Mapping) or value is MISSING or scalar_text(own) == text:
+        return
+    raise UserError(
+        f"the column {column!r} shows {key}, which is {text}, but {column!r} itself is {scalar_text(own)}",
+        where=where,
+        fix="give the column another name",
+    )
 
 
 def _labels(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:

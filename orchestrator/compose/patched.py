@@ -8,7 +8,7 @@ keys, and the interpolations that can depend on them, are made anew; the rest is
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from omegaconf import Container, DictConfig, OmegaConf, open_dict
@@ -25,6 +25,7 @@ from orchestrator.compose.interpolations import (
     references,
 )
 from orchestrator.compose.root import known_keys, translated, unknown_key
+from orchestrator.compose.varying import may_vary, varying
 from orchestrator.core.tree import MISSING, pick, placed
 
 SPECIAL = ("schema", "fingerprints")
@@ -79,6 +80,12 @@ class Patched:
             self._prints = prints
             tree = self._resolved([*settings, *prints], where)
         return tree
+
+    def varying(self) -> Iterator[str]:
+        """Yield the keys of the last resolved tree that another resolution gives another value."""
+        texts = [str(self._raw), *(str(setting.value) for setting in self._current.values())]
+        if self._plain is not None and any(map(may_vary, texts)):
+            yield from varying(self._config, self._plain)
 
     def _resolved(self, settings: Sequence[Setting], where: str) -> dict[str, Any]:
         keys = tuple(setting.key for setting in settings)

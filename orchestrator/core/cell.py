@@ -9,9 +9,10 @@ from typing import Any
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.identity import canonical, stage_digest
 from orchestrator.core.selector import Selector, Subject
-from orchestrator.core.sweep import Input, Node
+from orchestrator.core.sweep import Input, Node, Sweep
 from orchestrator.core.tree import MISSING, dotted_keys, pick, place, scalar_text, without
-from orchestrator.errors import UserError, nearest
+from orchestrator.core.typed import refuse_non_finite
+from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.stage import StageSpec
 
 
@@ -53,19 +54,18 @@ def reads_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     return slice_of(config, keys, carve=carve)
 
 
-def former_node(former: StageSpec, node: Node, config: Mapping[str, Any]) -> Node | None:
+def former_node(former: StageSpec, node: Node) -> Node | None:
     """Return what a stage instance was under an earlier version of its spec, from the same inputs.
 
     Args:
-        former: the earlier spec.
+        former: the earlier spec; what it reads, the stage of today reads too.
         node: the instance of today.
-        config: of the cell.
 
     Returns:
-        The instance, None where the config has not the keys of the earlier version.
+        The instance, None where the stage of today does not read what the earlier version did.
     """
     try:
-        reads = reads_of(former, config)
+        reads = reads_of(former, node.reads)
     except UserError:
         return None
     given = {name: node.reads[name] for name in former.each if name in node.reads}
@@ -116,6 +116,7 @@ class Chains:
         Raises:
             UserError: an unknown key, a value that cannot be hashed, or no stage is left.
         """
+        refuse_non_finite(subject.config, where=_named(subject))
         mine: dict[str, list[Node]] = {}
         for name in self._order:
             skip = self.skips.get(name)
@@ -181,6 +182,35 @@ class Chains:
             for node in mine.get(other, ())
             if not (spec.each and spec.each == self.specs[other].each) or node.label == label
         )
+
+
+def check_digests(sweep: Sweep, title: str) -> None:
+    """Refuse a sealed sweep of which a stage's digest is not that of what it would run.
+
+    Products are found by it: under a forged one a stage would pass its product off as another's.
+
+    Raises:
+        InfrastructureError: there is such a stage.
+    """
+    if problem := _misnamed(sweep):
+        raise InfrastructureError(f"{title} cannot be trusted: {problem}")
+
+
+def _misnamed(sweep: Sweep) -> str:
+    for digest, node in sweep.nodes.items():
+        spec = sweep.specs.get(node.stage)
+        if spec is None:
+            return f"there is no stage {node.stage!r}"
+        reads = {key: value for key, value in node.reads.items() if key not in spec.each}
+        given = {key: value for key, value in node.reads.items() if key in spec.each}
+        hashed = Chains._hashed(spec, reads)
+        try:
+            found = stage_digest(_target(spec), spec.version, {**hashed, **given}, node.inputs)
+        except UserError as error:
+            return f"{node.name}: {error.what}"
+        if not digest == node.digest == found:
+            return f"{node.name} is not what its digest {digest[:12]} names"
+    return ""
 
 
 def _value_keys(tree: Mapping[str, Any]) -> list[str]:

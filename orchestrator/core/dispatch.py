@@ -9,15 +9,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from enum import StrEnum
 from typing import NamedTuple
 
-import msgspec
-
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Accepted, Driver, Over, Report, Submission
+from orchestrator.core.jobs import Over, Submission
+from orchestrator.core.judgement import Answer, Asker, Filed, Judgement, Phase, Seen, ending, judge
 from orchestrator.core.records import Owner
 from orchestrator.core.state import CellStatus, State
+
+__all__ = [
+    "LIMIT",
+    "MAX_FRUITLESS",
+    "Answer",
+    "Asker",
+    "Filed",
+    "Job",
+    "Jobs",
+    "Phase",
+    "Seen",
+    "ending",
+    "scheduler_of",
+    "with_jobs",
+]
+
+NOBODY = Asker()
 
 LIMIT = "LIMIT"
 """The word for the end of a task that a limit on jobs kept from becoming one."""
@@ -29,87 +44,12 @@ MAX_FRUITLESS = 3
 _ENDED_WELL = frozenset({"COMPLETED", "EXITED", "SUCCEEDED"})
 
 
-class Phase(StrEnum):
-    """Where a task stands."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    OVER = "over"
-    UNKNOWN = "unknown"
-
-
-class Seen(NamedTuple):
-    """What a scheduler says of a task now.
-
-    Attributes:
-        phase: whether it waits, runs or is over.
-        word: the scheduler's own, such as ``PENDING``.
-        name: of the job; "" when the answer does not tell.
-        reason: why it waits.
-        start: when it may start, or did, for people.
-        node: where it runs or ran.
-        restarts: how often it was started anew; None when the answer does not tell.
-        before: the cause of the last end before a restart, None when there was none.
-        before_word: that end in the scheduler's word.
-        over: the end, where `phase` says so.
-    """
-
-    phase: Phase
-    word: str
-    reason: str = ""
-    start: str = ""
-    node: str = ""
-    restarts: int | None = None
-    before: Cause | None = None
-    before_word: str = ""
-    over: Over | None = None
-    name: str = ""
-
-
-class Answer(NamedTuple):
-    """A scheduler's answer to one question about many jobs.
-
-    Attributes:
-        seen: what is known by (job, index); what is absent is not known.
-        problem: why there is no answer, "" when there is one.
-        complete: whether it lists all jobs that live: what is absent is over, or was never there.
-        gap: why it does not, "" when it does.
-    """
-
-    seen: Mapping[tuple[str, int], Seen] = {}
-    problem: str = ""
-    complete: bool = False
-    gap: str = ""
-
-
 def scheduler_of(submission: Submission) -> tuple[str, str]:
     """Returns which scheduler to ask about a submission: its launcher, and its cluster."""
     return submission.launcher, submission.cluster
 
 
 _NOT_ASKED = Answer(problem="the scheduler was not asked")
-
-
-class Filed(NamedTuple):
-    """A submission with all that the store says of it; `closed_at` is when each task was found over."""
-
-    submission: Submission
-    accepted: Accepted | None = None
-    over: Mapping[int, Over] = {}
-    reports: Mapping[int, Report] = {}
-    closed_at: Mapping[int, str] = {}
-    driver: Driver | None = None
-
-    @property
-    def heard_at(self) -> str:
-        """When the scheduler, or the job itself, last said that there is such a job; "" for never."""
-        told = [self.accepted.at] if self.accepted else []
-        return max([*told, *([self.driver.at] if self.driver else [])], default="")
-
-    @property
-    def open_tasks(self) -> list[int]:
-        """Indexes of the tasks that are not known to be over."""
-        return [index for index in range(len(self.submission.tasks)) if index not in self.over]
 
 
 class Job(NamedTuple):
@@ -135,15 +75,19 @@ class Jobs:
     Args:
         filed: all its submissions, oldest first.
         answer: about their open tasks, of the one scheduler that they were given to, or of each.
+        asker: who asked: an answer may hide the jobs of other users.
     """
 
     def __init__(
         self,
         filed: Sequence[Filed] = (),
         answer: Answer | Mapping[tuple[str, str], Answer] = _NOT_ASKED,
+        asker: Asker = NOBODY,
     ) -> None:
         self.filed = filed
         self._answers = answer
+        self._asker = asker
+        self._judgements: dict[tuple[int, int], Judgement] = {}
         self._last: dict[str, tuple[Filed, int]] = {}
         self._ends: dict[str, list[tuple[int, Over]]] = {}
         self._owners: dict[tuple[str, str, int], tuple[Filed, int]] = {}
@@ -164,37 +108,14 @@ class Jobs:
             return self._answers
         return self._answers.get(scheduler_of(filed.submission), Answer())
 
-    def _over(self, filed: Filed, index: int) -> Over | None:
-        """The end of a task: as closed, as the scheduler says now, or else as the job itself said."""
-        if index in filed.over:
-            return filed.over[index]
-        seen, report = self._seen(filed, index), filed.reports.get(index)
-        if seen is not None and seen.name in ("", filed.submission.name):
-            over = seen.over
-            if over is not None and filed.driver is not None:  # a driver counts its starts itself
-                over = msgspec.structs.replace(over, restarts=filed.driver.restart)
-            return _with_report(over, report) if over and report else over
-        if seen is not None:  # a controller that lost its last seconds gives numbers out again
-            lost = f"the scheduler lost it, and gave its number to {seen.name}"
-            return Over(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost)
-        if report is None or report.requeued or filed.accepted is None:
-            return None
-        return Over(
-            index=index,
-            word="EXITED",
-            cause=report.cause,
-            detail=report.why,
-            node=report.node,
-            restarts=report.restart,
-            seconds=report.seconds,
-            idle=not report.claimed,
-        )
+    def _judge(self, filed: Filed, index: int) -> Judgement:
+        key = (id(filed), index)
+        if key not in self._judgements:
+            self._judgements[key] = judge(filed, index, self._answer(filed), self._asker)
+        return self._judgements[key]
 
-    def _seen(self, filed: Filed, index: int) -> Seen | None:
-        answer = self._answer(filed)
-        if filed.accepted is None or answer.problem:
-            return None
-        return answer.seen.get((filed.accepted.job, index))
+    def _over(self, filed: Filed, index: int) -> Over | None:
+        return self._judge(filed, index).over
 
     def news(self) -> list[tuple[Filed, tuple[Over, ...]]]:
         """Returns, by submission, the tasks that are over and not closed yet."""
@@ -215,17 +136,23 @@ class Jobs:
             if self._over(each, index) is None and not set(each.submission.tasks[index]) & set(cells)
         )
 
-    def missing(self) -> dict[tuple[int, int], Filed]:
-        """Returns, by submission and index, the tasks that are not listed among all that live."""
+    def missing(self) -> dict[tuple[int, int], tuple[Filed, str]]:
+        """Return, by submission and index, the tasks whose absence from an answer counts, and why."""
         return {
-            (each.submission.number, index): each
+            (each.submission.number, index): (each, judgement.absence)
             for each in self.filed
-            if self._answer(each).complete and not self._answer(each).problem
             for index in each.open_tasks
-            if each.accepted is not None
-            and self._seen(each, index) is None
-            and self._over(each, index) is None
+            if (judgement := self._judge(each, index)).absence
         }
+
+    def stuck(self) -> list[tuple[str, Seen]]:
+        """Returns the waiting jobs that can never start as they are, by name, with what to change."""
+        return [
+            (each.name(index), seen)
+            for each in self.filed
+            for index in each.open_tasks
+            if (seen := self._judge(each, index).seen) is not None and seen.stuck
+        ]
 
     def knows(self, filed: Filed) -> bool:
         """Whether the scheduler tells of any task of a submission, or of what was left of it."""
@@ -247,25 +174,10 @@ class Jobs:
 
     def job(self, filed: Filed, index: int) -> Job:
         """Says what is known of one task."""
-        submission, accepted = filed.submission, filed.accepted
-        name = f"{accepted.job}_{index}" if accepted else ""
-
-        def told(phase: Phase, reason: str, seen: Seen | None = None, over: Over | None = None) -> Job:
-            return Job(submission, index, name, phase, reason, seen, over)
-
-        if (over := self._over(filed, index)) is not None:
-            return told(Phase.OVER, ending(name, over), over=over)
-        if accepted is None:
-            waits = f"submission {submission.number} of {submission.at} was not answered by the scheduler"
-            return told(Phase.UNKNOWN, f"{waits}; `sweep reconcile` settles it")
-        answer = self._answer(filed)
-        if answer.problem:
-            return told(Phase.UNKNOWN, f"job {name}: {answer.problem}")
-        seen = self._seen(filed, index)
-        if seen is None:
-            why = answer.gap or "the scheduler does not list it"
-            return told(Phase.UNKNOWN, f"job {name}, accepted at {accepted.at}: {why}")
-        return told(seen.phase, _living(name, seen) + _of_driver(filed.driver), seen)
+        found = self._judge(filed, index)
+        return Job(
+            filed.submission, index, filed.name(index), found.phase, found.reason, found.seen, found.over
+        )
 
     def fate(self, owner: Owner) -> Over | None:
         """Returns the end of an attempt's owner when the scheduler proves it, None when it proves nothing.
@@ -281,7 +193,7 @@ class Jobs:
         for lost in filed.driver.lost if filed.driver else ():
             if lost.slot in (None, owner.slot) and owner.restart_count <= lost.restart:
                 return Over(index=index, word="LOST", cause=lost.cause, detail=lost.why)
-        seen = self._seen(filed, index)
+        seen = self._judge(filed, index).seen
         if seen is None:
             return None
         if seen.restarts is not None and owner.restart_count < seen.restarts:
@@ -319,38 +231,6 @@ class Jobs:
     def count(self, cell: str, cause: Cause) -> int:
         """Counts how often a cell's jobs ended by a cause, ever."""
         return sum(over.cause is cause for _, over in self._ends.get(cell, ()))
-
-
-def _with_report(over: Over, report: Report) -> Over:
-    """Adds to an end that the scheduler tells what the job itself said of it."""
-    if report.requeued or report.restart != over.restarts:
-        return over
-    return msgspec.structs.replace(over, detail=report.why or over.detail, idle=not report.claimed)
-
-
-def ending(name: str, over: Over) -> str:
-    """Says how a job ended."""
-    parts = [f"job {name} ended {over.word}" if name else "it was never a job"]
-    if over.node:
-        parts[0] += f" on {over.node}"
-    if over.detail:
-        parts.append(over.detail)
-    return ": ".join(parts)
-
-
-def _living(name: str, seen: Seen) -> str:
-    if seen.phase is Phase.RUNNING:
-        return f"job {name} runs on {seen.node}" if seen.node else f"job {name} runs"
-    if seen.phase is Phase.UNKNOWN:
-        return f"job {name} is {seen.word}, of which nothing is known here"
-    again = f" to be started anew after {seen.before_word}" if seen.before_word else ""
-    why = f": {seen.reason}" if seen.reason and seen.reason != "None" else ""
-    start = f", expected to start at {seen.start}" if seen.start else ""
-    return f"job {name} waits{again}{why}{start}"
-
-
-def _of_driver(driver: Driver | None) -> str:
-    return f"; {driver.text}" if driver and driver.text else ""
 
 
 _SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED})

@@ -7,9 +7,11 @@ again by its name. What a scheduler said of a job that is over is kept as a *clo
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Record
-from orchestrator.formats import Stored
+from orchestrator.formats import SINCE_2, Stored
 
 
 class Resources(Stored, frozen=True, kw_only=True):
@@ -50,6 +52,8 @@ class Submission(Record, frozen=True, kw_only=True):
         code: the snapshot that its workers import.
         folder: the working folder of its workers.
         logs: folder of the jobs' own logs, "" for the one in the store.
+        by: who submitted it, as ``name@host``.
+        uid: that user's number, None where it was not recorded.
     """
 
     nonce: str
@@ -68,6 +72,7 @@ class Submission(Record, frozen=True, kw_only=True):
     logs: str = ""
     by: str = ""
     at: str = ""
+    uid: Annotated[int | None, SINCE_2] = None
 
 
 class Accepted(Record, frozen=True, kw_only=True):

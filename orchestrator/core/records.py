@@ -12,7 +12,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.settings import EngineSettings, Retention
 from orchestrator.core.sweep import Sweep
 from orchestrator.formats import FORMAT, Stored
-from orchestrator.manifest import File
+from orchestrator.manifest import File, check_inside
 
 
 class Record(Stored, frozen=True, kw_only=True):
@@ -216,6 +216,9 @@ class CodeFile(Record, frozen=True, kw_only=True):
     kind: Literal["file", "exec", "link", "folder"]
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        check_inside(self.path)
 
 
 class Snapshot(Record, frozen=True, kw_only=True):

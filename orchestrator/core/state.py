@@ -11,6 +11,9 @@ from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, Star
 from orchestrator.core.retention import describe
 from orchestrator.core.sweep import Cell, Node
 
+NOT_STARTED = "not started"
+"""The reason of a stage that was never tried."""
+
 
 class State(StrEnum):
     """Where a stage or a cell stands."""
@@ -123,7 +126,8 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
     """Yields (attempt, cause) of each attempt that failed or was lost, or whose product was.
 
     An attempt's cause is its `end`, or else what its successor's `supersedes` says, or else, for the last
-    one, that its owner is gone.
+    one, that its owner is gone. An owner that lived and gave way to its successor changes nothing: else
+    workers that take each other for dead could take over for ever.
     """
     superseded = {
         later.claim.supersedes.attempt: later.claim.supersedes.cause
@@ -136,6 +140,8 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
                 yield attempt.number, attempt.end.cause or Cause.UNKNOWN
             elif attempt.end.outcome == "succeeded" and evidence.done is None:
                 yield attempt.number, Cause.STORAGE  # its product is gone
+            elif attempt.end.why == "superseded" and attempt.number in superseded:
+                yield attempt.number, superseded[attempt.number]
         elif attempt.number in superseded:
             yield attempt.number, superseded[attempt.number]
         elif attempt.number == evidence.attempts[-1].number and evidence.liveness is Liveness.GONE:
@@ -163,7 +169,7 @@ def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
         reason = f"product, of which {retired} retired" if retired else "product"
         return StageStatus(State.DONE, reason, None, num_attempts, evidence.done.seconds, retired)
     if not evidence.attempts:
-        return StageStatus(State.PENDING, evidence.problem or "not started")
+        return StageStatus(State.PENDING, evidence.problem or NOT_STARTED)
     last = evidence.attempts[-1]
     seconds = last.end.seconds if last.end else None
     if last.end is None and evidence.liveness is not Liveness.GONE:

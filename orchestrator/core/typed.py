@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +16,7 @@ _Struct = TypeVar("_Struct")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*?)`")
 _ABSENT = re.compile(r"Object missing required field `(?P<name>.*?)`")
 _TYPE = re.compile(r"Expected `(?P<expected>.*?)`, got `(?P<got>.*?)`")
+_encode = json.JSONEncoder(allow_nan=False, skipkeys=True, default=str).encode
 _NAMES = {"array": "list", "object": "mapping"}
 
 
@@ -26,12 +30,47 @@ def typed(tree: Any, to: type[_Struct], *, where: str = "", key: str = "") -> _S
         key: the dotted key under which the tree lies, for the message.
 
     Raises:
-        UserError: an unknown or missing key, or a value of the wrong type.
+        UserError: an unknown or missing key, a value of the wrong type, or a number that is not finite.
     """
+    refuse_non_finite(tree, where=where, key=key)
     try:
         return msgspec.convert(tree, to)
     except msgspec.ValidationError as error:
         raise _explained(str(error), tree, to, where, key) from None
+
+
+def refuse_non_finite(tree: Any, *, where: str = "", key: str = "") -> None:
+    """Refuse infinities and NaN: no record can hold one, as JSON has no word for it.
+
+    Args:
+        tree: a plain tree.
+        where: the file, or the cell, for the message.
+        key: the dotted key under which the tree lies, for the message.
+
+    Raises:
+        UserError: there is one; its key is named.
+    """
+    try:
+        _encode(tree)  # in C, for the many trees in which there is none
+    except ValueError:
+        for found, value in _floats(tree, key):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{found or 'the value'} is {value!r}",
+                    where=where,
+                    allowed="a finite number; null where a setting has no limit",
+                ) from None
+
+
+def _floats(tree: Any, key: str) -> Iterator[tuple[str, float]]:
+    if isinstance(tree, float):
+        yield key, tree
+    elif isinstance(tree, Mapping):
+        for name, item in tree.items():
+            yield from _floats(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list | tuple):
+        for index, item in enumerate(tree):
+            yield from _floats(item, f"{key}[{index}]")
 
 
 def _explained(message: str, tree: Any, to: type[Any], where: str, key: str) -> UserError:

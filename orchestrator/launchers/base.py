@@ -91,10 +91,12 @@ class Limits(NamedTuple):
     Attributes:
         cluster: its name.
         max_tasks: of one submission.
+        notes: what the user should know of how it will be asked, one line each.
     """
 
     cluster: str
     max_tasks: int
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -132,8 +134,11 @@ class Submitter(Protocol):
             InfrastructureError: it does not answer.
         """
 
-    def limits(self) -> Limits:
+    def limits(self, *, dry_run: bool = False) -> Limits:
         """Asks the scheduler for its limits.
+
+        Args:
+            dry_run: whether nothing will be submitted, so that its usual limits do where it does not answer.
 
         Raises:
             InfrastructureError: it does not answer.

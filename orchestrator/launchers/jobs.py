@@ -19,6 +19,9 @@ from orchestrator.worker.order import Gone
 BEAT_S = 20.0
 """A driver writes what it sees at least so often."""
 
+SETUP_FAILED = 78
+"""Exit code of a job of which a line of `cluster.setup` failed: EX_CONFIG of sysexits.h."""
+
 EXITS: Mapping[int, tuple[Cause | None, str]] = {
     0: (None, "its worker ended as it should"),
     RELEASED: (None, "its worker gave its work back"),
@@ -28,6 +31,7 @@ EXITS: Mapping[int, tuple[Cause | None, str]] = {
     BROKEN_NODE: (Cause.BAD_NODE, "its node did not pass the check"),
     OTHER_CODE: (Cause.CODE, "its worker found other code than that at launch"),
     3: (Cause.STORAGE, "its worker could not use the store"),
+    SETUP_FAILED: (Cause.CONFIG, "a line of cluster.setup failed"),
 }
 """Exit codes of a worker, which a job passes on: what they count as, and what they mean."""
 

@@ -20,12 +20,17 @@ from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError
 from orchestrator.formats import encode
 from orchestrator.launchers.base import Launch
+from orchestrator.processes import end_adopted
 from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.worker.main import HELD_SIGNALS, in_fork_server
 from orchestrator.worker.order import WorkerOrder
 
 MAX_RESTARTS = 20
 """How often a slot's worker is started anew in one launch; budgets of failures end loops long before."""
+
+_PRELOADED = ("orchestrator.worker.fork_server", "orchestrator.worker.main")
+_STARTED: set[int] = set()
+"""Process ids of the workers of this process's fork server."""
 
 _LEAVING = (0, TOO_SHORT, RELEASED, NO_MEMORY)
 """Exit codes of workers that left work behind in a scheduler's job; the last one stands for them all."""
@@ -81,7 +86,7 @@ class LocalLauncher:
     def start(self, launch: Launch) -> None:
         """Starts the fork server and a worker in every slot."""
         self._launch = launch
-        self._context.set_forkserver_preload(["orchestrator.worker.main", *launch.preload])
+        self._context.set_forkserver_preload([*_PRELOADED, *launch.preload])
         for slot in range(len(self._slots)):
             if not self._stopping:
                 self._start_worker(slot)
@@ -110,12 +115,15 @@ class LocalLauncher:
         process = self._context.Process(target=in_fork_server, args=(encode(order), str(log)))
         process.start()
         self._processes[slot] = process
+        _STARTED.add(process.pid or 0)
 
     def poll(self) -> int:
         """Counts live workers; a worker that was killed is replaced, and its successor resumes at once."""
         alive = 0
         for slot, process in list(self._processes.items()):
             code = process.exitcode
+            if code:  # what it left behind is ended before its successor starts
+                _end_left_behind()
             if code is None:
                 alive += 1
             elif code in _LEAVING:
@@ -142,6 +150,13 @@ class LocalLauncher:
     def refusal(self) -> str:
         """Says which worker refused, "" when none did."""
         return self._refused
+
+
+def _end_left_behind() -> None:
+    """End what killed workers left to their fork server, which adopts it."""
+    server = getattr(forkserver, "_forkserver")._forkserver_pid  # noqa: B009 - it has no public name
+    if server is not None:
+        end_adopted(server, _STARTED)
 
 
 def _ensure_fork_server() -> None:

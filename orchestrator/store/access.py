@@ -118,8 +118,13 @@ class Records:
             time.sleep(_PAUSE_S * 2**number)
         raise InfrastructureError(f"cannot write {key}: {error}", where=self.objects.url)
 
-    def read(self, key: str, kind: type[R]) -> tuple[R | None, str]:
+    def read(self, key: str, kind: type[R], **identity: object) -> tuple[R | None, str]:
         """Reads a record: (record, ""), (None, "") when absent, or (None, problem) when unreadable.
+
+        Args:
+            key: where it lies.
+            kind: what it should be.
+            identity: values of its fields that the key names already; another record is none of this key's.
 
         Raises:
             InfrastructureError: the store did not answer; that is not "absent".
@@ -135,7 +140,11 @@ class Records:
             if data is None:
                 return None, ""
             try:
-                return formats.decode(data, kind), ""
+                record = formats.decode(data, kind)
+                for name, value in identity.items():
+                    if (found := getattr(record, name)) != value:
+                        return None, f"{key} is unreadable (it is of {name} {found!r})"
+                return record, ""
             except (msgspec.DecodeError, UnicodeDecodeError) as problem:
                 return None, f"{key} is unreadable ({problem})"
         raise InfrastructureError(f"cannot read {key}: {error}", where=self.objects.url)

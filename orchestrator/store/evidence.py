@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Done, Retired, Void
+from orchestrator.core.records import Done, Heartbeat, Retired, Void
 from orchestrator.core.retention import without
 from orchestrator.core.state import Attempt, Evidence, Liveness
 from orchestrator.core.sweep import Node
@@ -45,11 +45,16 @@ def glance(node: Node, attempt: Attempt) -> Vital:
     where = f"process {owner.process.pid} on {owner.host}"
     if heartbeat is None:
         return Vital(Liveness.UNKNOWN, f"{where}, no heartbeat yet")
-    progress = "" if heartbeat.step is None else f", step {heartbeat.step}"
-    if heartbeat.step is not None and heartbeat.num_steps:
-        progress += f" of {heartbeat.num_steps}"
     alive = Liveness.ALIVE if gone[0] is False else Liveness.UNKNOWN
-    return Vital(alive, f"{where}, {heartbeat.phase}{progress}, last heartbeat {age(heartbeat.at)} ago")
+    stands = f"{heartbeat.phase}{progress(heartbeat)}"
+    return Vital(alive, f"{where}, {stands}, last heartbeat {age(heartbeat.at)} ago")
+
+
+def progress(heartbeat: Heartbeat) -> str:
+    """Returns how far an attempt has come, such as ``, step 3 of 40``; "" where it has not said."""
+    if heartbeat.step is None:
+        return ""
+    return f", step {heartbeat.step}" + (f" of {heartbeat.num_steps}" if heartbeat.num_steps else "")
 
 
 def age(at: str) -> str:
@@ -165,7 +170,9 @@ class Snapshot:
         return ""
 
     def _why_void(self, node: Node, generation: int) -> str:
-        void, problem = self._ledger.read(layout.void(node.stage, node.digest, generation), Void)
+        void, problem = self._ledger.read(
+            layout.void(node.stage, node.digest, generation), Void, generation=generation
+        )
         return problem if void is None else f"its product was {void.kind}: {void.reason}"
 
 

@@ -125,7 +125,9 @@ class Ledger(Records):
         """Reads a `done` record; they never change, so each is read once."""
         key = (node.stage, node.digest, generation)
         if key not in self._done:
-            done, problem = self.read(layout.done(*key), Done)
+            done, problem = self.read(
+                layout.done(*key), Done, stage=node.stage, digest=node.digest, generation=generation
+            )
             if done is None:
                 return None, problem
             self._done[key] = done
@@ -142,7 +144,9 @@ class Ledger(Records):
 
     def is_discarded(self, stage: Node | Input, generation: int) -> bool:
         """Whether a user said that a generation must not be built on; an unreadable void may say so."""
-        void, problem = self.read(layout.void(stage.stage, stage.digest, generation), Void)
+        void, problem = self.read(
+            layout.void(stage.stage, stage.digest, generation), Void, generation=generation
+        )
         return bool(problem) or (void is not None and void.kind != "damaged")
 
     def discarded_input(self, node: Node, done: Done) -> str:
@@ -161,8 +165,10 @@ class Ledger(Records):
         """Reads what was retired of a product; an unreadable record excuses no missing file."""
         for policy in RETIRING:
             key = layout.retired(stage.stage, policy, stage.digest, generation)
-            if key not in self._retired and (found := self.read(key, Retired)[0]) is not None:
-                self._retired[key] = found
+            if key not in self._retired:
+                found, _ = self.read(key, Retired, generation=generation, policy=policy)
+                if found is not None:
+                    self._retired[key] = found
         keys = (layout.retired(stage.stage, policy, stage.digest, generation) for policy in RETIRING)
         return tuple(self._retired[key] for key in keys if key in self._retired)
 
@@ -203,7 +209,10 @@ class Ledger(Records):
             UserError: there is no such revision.
             InfrastructureError: it is unreadable.
         """
-        revision, problem = self.read(layout.revision(sweep, number), Revision)
+        key = layout.revision(sweep, number)
+        revision, problem = self.read(key, Revision, number=number)
+        if revision is not None and (revision.sweep.name != sweep or not self._is_whole(key, revision)):
+            revision, problem = None, f"{key} is not the sweep that its digest names"
         if revision is None and problem:
             raise InfrastructureError(f"revision {sweep}@{number} cannot be trusted: {problem}")
         if revision is None:
@@ -213,12 +222,24 @@ class Ledger(Records):
             )
         return revision
 
+    def _is_whole(self, key: str, revision: Revision) -> bool:
+        """Whether a revision holds what its digest names; that is compared, never believed."""
+        if content_digest(revision.sweep) == revision.content:
+            return True
+        tree = msgspec.json.decode(self.objects.get(key) or b"{}").get(
+            "sweep"
+        )  # as an earlier version wrote it
+        return hashlib.sha256(formats.canonical_tree(tree, Sweep)).hexdigest() == revision.content
+
     def find_content(self, sweep: str, content: str) -> int | None:
         """Returns the number of the revision with this content digest, None when it was never sealed."""
         for number in reversed(self.revision_numbers(sweep)):
-            data = self.objects.get(layout.revision(sweep, number))
+            key = layout.revision(sweep, number)
+            data = self.objects.get(key)
             if data is not None and peek(data).content == content:
-                return number
+                revision, _ = self.read(key, Revision, number=number)
+                if revision is not None and self._is_whole(key, revision):
+                    return number
         return None
 
     def seal(self, revision: Callable[[int], Revision], name: str, content: str) -> Revision:
@@ -235,10 +256,10 @@ class Ledger(Records):
     def requests(self, sweep: str, problems: list[str] | None = None) -> list[Request]:
         """Reads all requests of a sweep, oldest first; an unreadable one is named in `problems`."""
         found = []
-        keys = [layout.request(sweep, n) for n in self.record_numbers(layout.requests(sweep))]
+        keys = {layout.request(sweep, n): n for n in self.record_numbers(layout.requests(sweep))}
         ledger = self.having_read(keys)
-        for key in keys:
-            request, problem = ledger.read(key, Request)
+        for key, number in keys.items():
+            request, problem = ledger.read(key, Request, number=number)
             if request is not None:
                 found.append(request)
                 if request.verb == "unknown":

@@ -7,6 +7,7 @@ before an operation returns; the object library we would otherwise use does not 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -137,9 +138,19 @@ class PosixStore:
         self.url = str(root)
         self.min_lease_s = NETWORK_LEASE_S if is_network(root) else 0.0
 
+    def path(self, key: str) -> Path:
+        """Returns where a key lies, which is always below the root.
+
+        Raises:
+            OSError: a record names what lies elsewhere.
+        """
+        if ".." in key and ".." in key.split("/"):
+            raise OSError(errno.EINVAL, f"{key!r} leads out of the store")
+        return self.root / key
+
     def create(self, key: str, data: bytes) -> bool:
         """Links a synced temporary file to its name: the link is the atomic step."""
-        path = self.root / key
+        path = self.path(key)
         temporary = self._write_temporary(path.parent, data)
         try:
             os.link(temporary, path)
@@ -155,7 +166,7 @@ class PosixStore:
 
     def put(self, key: str, data: bytes) -> None:
         """Renames a synced temporary file over the name."""
-        path = self.root / key
+        path = self.path(key)
         temporary = self._write_temporary(path.parent, data)
         temporary.replace(path)
         self._at_step("replaced")
@@ -164,7 +175,7 @@ class PosixStore:
     def get(self, key: str) -> bytes | None:
         """Reads a whole file."""
         try:
-            return (self.root / key).read_bytes()
+            return self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -175,7 +186,7 @@ class PosixStore:
     def read_from(self, key: str, start: int) -> bytes:
         """Reads the rest of a file."""
         try:
-            with (self.root / key).open("rb") as stream:
+            with self.path(key).open("rb") as stream:
                 stream.seek(start)
                 return stream.read()
         except (FileNotFoundError, NotADirectoryError):
@@ -186,7 +197,7 @@ class PosixStore:
         files: list[str] = []
         folders: list[str] = []
         try:
-            with os.scandir(self.root / prefix) as entries:
+            with os.scandir(self.path(prefix)) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
                         (folders if entry.is_dir() else files).append(entry.name)
@@ -203,7 +214,7 @@ class PosixStore:
         return {prefix: self._tree(prefix) for prefix in prefixes}
 
     def _tree(self, prefix: str) -> dict[str, int]:
-        root, sizes = self.root / prefix, {}
+        root, sizes = self.path(prefix), {}
         for place, _, names in os.walk(root):
             for path in (Path(place, name) for name in names):
                 with contextlib.suppress(FileNotFoundError):
@@ -212,17 +223,17 @@ class PosixStore:
 
     def folder(self, prefix: str) -> Path:
         """The folder itself."""
-        return self.root / prefix
+        return self.path(prefix)
 
     def workspace(self, prefix: str) -> Path:
         """The folder itself: payload is written in place."""
-        path = self.root / prefix
+        path = self.path(prefix)
         self._make_folders(path)
         return path
 
     def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
         """Syncs what was written in place."""
-        fsync_tree(self.root / prefix)
+        fsync_tree(self.path(prefix))
 
     def fetch(
         self,
@@ -233,14 +244,14 @@ class PosixStore:
         pulse: Callable[[], object] = idle,
     ) -> Path:
         """The folder itself."""
-        return self.root / prefix
+        return self.path(prefix)
 
     def release(self, prefix: str) -> None:
         """Nothing: there are no copies."""
 
     def delete(self, prefix: str) -> None:
         """Removes a payload folder or file."""
-        path = self.root / prefix
+        path = self.path(prefix)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

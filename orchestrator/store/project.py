@@ -54,11 +54,11 @@ def root_of(folder: Path) -> Path:
     Raises:
         UserError: git refuses to read the work tree.
     """
-    top = _git(folder, "rev-parse", "--show-toplevel")
+    top = git(folder, "rev-parse", "--show-toplevel")
     if not top:
         return folder
     root = Path(os.fsdecode(top.removesuffix(b"\n")))
-    if folder != root and _git(root, "check-ignore", "--quiet", "--", str(folder)) is not None:
+    if folder != root and git(root, "check-ignore", "--quiet", "--", str(folder)) is not None:
         return folder
     return root
 
@@ -111,11 +111,12 @@ def unreadable(path: Path, error: OSError) -> UserError:
 def everything_in(root: Path) -> list[Found]:
     """Lists a package's files, whatever git says of them, without compiled and hidden ones."""
     paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
-    shown = [path for path in paths if not any(_is_hidden(p) for p in path.relative_to(root).parts)]
+    shown = [path for path in paths if not any(is_hidden(p) for p in path.relative_to(root).parts)]
     return sorted(_file(p, root, p, p.stat()) for p in shown if p.suffix != ".pyc" and p.is_file())
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Tell whether a name is of what a listing does not show, or what Python rewrites."""
     return name.startswith(".") or name == "__pycache__"
 
 
@@ -160,7 +161,7 @@ def _list_by_git(folder: Path, left_out: Sequence[Path]) -> list[Path] | None:
     inside = [path.relative_to(folder).as_posix() for path in left_out if path.is_relative_to(folder)]
     patterns = [re.sub(r"([^/\w.-])", r"\\\1", name) for name in inside if name != "."]
     excluded = [f"--exclude=/{pattern}" for pattern in patterns]  # a store may hold millions of files
-    listing = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", *excluded)
+    listing = git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", *excluded)
     if listing is None:
         return None
     names = (os.fsdecode(name).rstrip("/") for name in listing.split(b"\0"))
@@ -178,15 +179,15 @@ def _walk(folder: Path, left_out: Sequence[Path]) -> Iterator[Path]:
         if not entry.is_dir(follow_symlinks=False):
             if path.suffix != ".pyc":
                 yield path
-        elif not (_is_hidden(entry.name) or entry.name == "node_modules" or path in left_out):
+        elif not (is_hidden(entry.name) or entry.name == "node_modules" or path in left_out):
             if (path / ".git").exists():
                 yield path
             elif not (path / "pyvenv.cfg").exists():
                 yield from _walk(path, left_out)
 
 
-def _git(folder: Path, *words: str) -> bytes | None:
-    """Returns what git says; None when it says no, when it is not installed, or outside of a work tree."""
+def git(folder: Path, *words: str) -> bytes | None:
+    """Return what git says; None when it says no, when it is not installed, or outside of a work tree."""
     env = {name: value for name, value in os.environ.items() if name not in _PLACES}
     try:
         done = subprocess.run(

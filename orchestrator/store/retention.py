@@ -101,6 +101,8 @@ def _decide(
 
 def _delete(ledger: Ledger, source: Node, retired: Retired, *, keep_checkpoints: bool) -> None:
     """Deletes what a record names, in its order: when the last file is gone, so are the others."""
+    if not retired.files:
+        return
     output = layout.output(source.stage, source.digest, retired.attempt)
     folder, _, name = f"{output}/{retired.files[-1].path}".rpartition("/")
     if name not in ledger.objects.list(folder).files:

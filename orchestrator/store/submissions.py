@@ -29,7 +29,9 @@ class Submissions:
         """
         found = []
         for number in self._ledger.record_numbers(layout.submissions(self._sweep)):
-            submission, problem = self._ledger.read(layout.submission(self._sweep, number), Submission)
+            submission, problem = self._ledger.read(
+                layout.submission(self._sweep, number), Submission, number=number
+            )
             if submission is not None:
                 found.append(self._filed(submission))
             elif problems is not None and problem:
@@ -42,7 +44,7 @@ class Submissions:
         over: dict[int, Over] = {}
         closed_at: dict[int, str] = {}
         for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
-            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), Closing)
+            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), Closing, number=k)
             for each in closing.over if closing else ():
                 if over.setdefault(each.index, each) is each and closing is not None:
                     closed_at[each.index] = closing.at
@@ -68,7 +70,7 @@ class Submissions:
 
     def submission(self, number: int) -> Submission | None:
         """Reads one intent, None when it is absent or unreadable."""
-        return self._ledger.read(layout.submission(self._sweep, number), Submission)[0]
+        return self._ledger.read(layout.submission(self._sweep, number), Submission, number=number)[0]
 
     def job_of(self, number: int) -> str | None:
         """Returns the id that the scheduler gave to a submission, None when it is not known."""
@@ -78,7 +80,7 @@ class Submissions:
     def is_closed(self, number: int, index: int) -> Over | None:
         """Returns how a task was found over, None when it was not."""
         for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
-            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), Closing)
+            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), Closing, number=k)
             for each in closing.over if closing else ():
                 if each.index == index:
                     return each

@@ -23,7 +23,7 @@ from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
-from orchestrator.processes import end_group, oom_kills
+from orchestrator.processes import MARK, end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
 from orchestrator.stage import MANIFEST, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, new_nonce
@@ -84,6 +84,7 @@ class AttemptRun:
         self._timed_out, self._resumed = False, False
         self._key = layout.payload(node.stage, node.digest, number)
         self._folder = Path(layout.CHECKPOINTS)
+        self._mark = mark_of(claim.nonce)
         self._shipper: Shipper | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:
@@ -107,7 +108,8 @@ class AttemptRun:
             return self._end("released", why=INPUT_RETIRED)
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
-        basis = Basis(self._cell.config, self._claim.generation, self._generations)
+        end_outlived()  # or it could write on in what is taken over
+        basis = Basis(self._claim.generation, self._generations)
         taken = inherit(self._ledger, self._node, self._spec, earlier, folder, basis=basis, pulse=self._pulse)
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
@@ -121,8 +123,8 @@ class AttemptRun:
         finally:
             if process.pid is not None:
                 process.kill()
-                if not end_group(process.pid):
-                    _complain(f"processes of group {process.pid} do not end")
+                if not end_attempt(self._mark, leader=process.pid):
+                    _complain(f"processes that attempt {self.number} started do not end")
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
@@ -160,8 +162,7 @@ class AttemptRun:
     def _record_start(self, parent: Any) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
-            # of one digest all write the same
-            self._ledger.objects.put(spec_key, self._ledger.encode(self._node))
+            self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
         facts = provenance.of_attempt(self._order.code_digest, self._git)
         if self._spec.command is not None:
             facts["command_python"] = command_python(self._spec, self._order.import_paths)
@@ -192,7 +193,7 @@ class AttemptRun:
             resume_folder=str(taken.checkpoint.folder) if taken.checkpoint else "",
             former_folder=str(taken.former or ""),
             settings=self._order.settings,
-            env=self._order.env,
+            env={**self._order.env, MARK: self._mark},
             num_threads=self._order.num_threads,
             import_paths=self._order.import_paths,
             in_job=self._order.job is not None,
@@ -213,6 +214,7 @@ class AttemptRun:
         grace_s = self._order.settings.policy.grace_s
         told = False
         while process.exitcode is None:
+            reap_adopted([process.pid or 0])
             ready = wait([process.sentinel, pipe], timeout=0.2) if not pipe.closed else []
             if pipe in ready:
                 self._take_message(pipe)
@@ -235,8 +237,12 @@ class AttemptRun:
         except (EOFError, OSError, msgspec.DecodeError):
             time.sleep(0.02)  # the child is ending: its sentinel tells
             return
-        news = (message.process, message.phase) != (self._message.process, self._message.phase)
-        self._message = message
+        was, self._message = self._message, message
+        news = (message.process, message.phase, message.step is None) != (
+            was.process,
+            was.phase,
+            was.step is None,
+        )
         if news:  # its process, so that another on this machine can prove the child gone as well
             self._heartbeat()
 

@@ -26,7 +26,7 @@ from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.rows import checked_rows
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.manifest import File, fsync_path, fsync_tree, scan
-from orchestrator.processes import describe
+from orchestrator.processes import MARK, describe, end_attempt
 from orchestrator.provenance import without_secrets
 from orchestrator.registry import load
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
@@ -84,7 +84,10 @@ class Lifeline:
         """Tells the worker where the stage stands: a new phase at once, a step when there is time."""
         old = self._message
         self._message = Message(
-            phase=phase or old.phase, step=step, num_steps=num_steps or old.num_steps, process=old.process
+            phase=phase or old.phase,
+            step=old.step if step is None else step,
+            num_steps=num_steps or old.num_steps,
+            process=old.process,
         )
         if phase:
             with contextlib.suppress(OSError):  # the worker is gone: the thread ends the group
@@ -106,7 +109,13 @@ class Lifeline:
                     if message.stop:
                         self._stop.ask(message.stop)
         finally:  # the worker is gone, or this thread cannot serve it: end either way
+            end_started()
             os.killpg(0, signal.SIGKILL)
+
+
+def end_started() -> bool:
+    """End all that this attempt started but this process."""
+    return end_attempt(os.environ.get(MARK, ""), leader=os.getpid())
 
 
 def run(
@@ -268,6 +277,7 @@ def _take(
     Raises:
         Unread: the stage was through, but one of the two cannot be had.
     """
+    end_started()  # or it could write on in what is read and listed now
     kept: list[Path] = []
     try:
         kept = keep(context, patterns) if patterns else []

@@ -12,10 +12,10 @@ from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node
 from orchestrator.stage import Checkpoint, StageSpec
 from orchestrator.store.ledger import Ledger
-from orchestrator.worker.former import Basis, adopt_former
-from orchestrator.worker.resume import adopt
-from orchestrator.worker.unread import adopt_unread
-from orchestrator.worker.work import take_over
+from orchestrator.worker.former import Basis, adopt_former, find_former
+from orchestrator.worker.resume import adopt, candidates, is_discarded, is_whole
+from orchestrator.worker.unread import adopt_unread, find_unread
+from orchestrator.worker.work import take_over, work_of
 
 
 class Inherited(NamedTuple):
@@ -69,3 +69,24 @@ def inherit(
             return Inherited(unread=unread, work=work)
     checkpoint, parent = adopt(ledger, node, earlier, folder, pulse=pulse) or (None, None)
     return Inherited(checkpoint, parent, None, work, former)
+
+
+def foresee(ledger: Ledger, node: Node, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
+    """Returns what the next attempt would go on from, in words; "" for a start from nothing. Changes nothing.
+
+    The arguments are those of `inherit`.
+    """
+    sound = [attempt for attempt in earlier if not is_discarded(ledger, node, attempt)]
+    if spec.command is not None and (found := find_unread(ledger, node, sound)) is not None:
+        return f"reads the output of attempt {found[0].number} again"
+    parts = []
+    for candidate in candidates(ledger, node, earlier):
+        if is_whole(ledger, candidate):
+            parts.append(f"step {candidate.step} of attempt {candidate.attempt}")
+            break
+    with_work = [a.number for a in sound if work_of(ledger, node, a).is_dir()] if sound else []
+    if with_work and ledger.objects.in_place:
+        parts.append(f"the work folder of attempt {with_work[-1]}")
+    if not parts and find_former(ledger, node, spec) is not None:
+        return "goes on from what an earlier version of the stage made"
+    return f"goes on from {' and '.join(parts)}" if parts else ""

@@ -18,8 +18,11 @@ from types import FrameType
 import msgspec
 
 from orchestrator import formats, provenance
+from orchestrator.core.cell import check_digests
+from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.processes import adopt_orphans
 from orchestrator.store.code import damage, import_paths, package_path
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
@@ -78,7 +81,7 @@ def run(
 
     try:
         ledger = open_ledger(order.store)
-        revision = ledger.revision(order.sweep, order.revision)
+        revision = _revision(ledger, order)
         if order.code is not None:
             paths = import_paths(ledger.objects, order.code)
             order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
@@ -162,6 +165,12 @@ class _Ending:
         return self._asked or _parent_is_gone()
 
 
+def _revision(ledger: Ledger, order: WorkerOrder) -> Revision:
+    revision = ledger.revision(order.sweep, order.revision)
+    check_digests(revision.sweep, f"{order.sweep}@{order.revision}")
+    return revision
+
+
 def _code_problem(ledger: Ledger, order: WorkerOrder, sweep: Sweep) -> str:
     if order.code is not None:
         if problem := damage(ledger.objects, order.code.digest):
@@ -186,6 +195,7 @@ def _store_problem(ledger: Ledger) -> str:
 def in_fork_server(order_json: bytes, log: str) -> None:
     """The target of a launcher's worker process."""
     os.setsid()
+    adopt_orphans()
     code = run(formats.decode(order_json, WorkerOrder), Path(log))
     sys.stdout.flush()
     os._exit(code)
@@ -206,4 +216,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 __all__ = ["in_fork_server", "main", "preload", "run"]
 
 if __name__ == "__main__":
+    adopt_orphans()
     sys.exit(main())

@@ -59,13 +59,19 @@ class Sealer:
         self._end.set()
         self._thread.join()
         if not self.superseded:
-            self._look(is_last=True, by_itself=by_itself)
+            self.look(is_last=True, by_itself=by_itself)
 
     def _run(self) -> None:
         while not self._end.wait(LOOK_S) and not self.superseded:
-            self._look()
+            self.look()
 
-    def _look(self, *, is_last: bool = False, by_itself: bool = False) -> None:
+    def look(self, *, is_last: bool = False, by_itself: bool = False) -> None:
+        """Seals what this look and the one before have found the same.
+
+        Args:
+            is_last: the command has ended, so that one look is enough.
+            by_itself: it ended by itself, so that a folder that it wrote in place is whole too.
+        """
         seen, self._seen = self._seen, {}
         self._unseal_if_changed()
         try:

@@ -42,26 +42,37 @@ def adopt_unread(
         The number of that attempt; None when there is none, when its output was read again since and in vain,
         or is no longer whole.
     """
-    for attempt in reversed(attempts):
-        key = layout.payload(node.stage, node.digest, attempt.number)
-        outcome = _outcome(ledger, key)
-        if outcome is None or is_discarded(ledger, node, attempt):
-            continue
-        if outcome.unread != attempt.number:
-            return None  # it read again what an earlier one left, or ran and failed
-        target = folder / layout.OUTPUT
-        source = ledger.objects.fetch(f"{key}/{layout.OUTPUT}", outcome.files, pulse=pulse)
-        try:
-            for file in outcome.files:
-                pulse()
-                link(source / file.path, target / file.path)
-        except OSError:
-            pass  # it went away: seen below
-        if damage(target, outcome.files) is None:
-            target.mkdir(exist_ok=True)
-            return attempt.number
-        shutil.rmtree(target, ignore_errors=True)
+    sound = [attempt for attempt in attempts if not is_discarded(ledger, node, attempt)]
+    found = find_unread(ledger, node, sound)
+    if found is None:
         return None
+    attempt, outcome = found
+    key, target = layout.payload(node.stage, node.digest, attempt.number), folder / layout.OUTPUT
+    source = ledger.objects.fetch(f"{key}/{layout.OUTPUT}", outcome.files, pulse=pulse)
+    try:
+        for file in outcome.files:
+            pulse()
+            link(source / file.path, target / file.path)
+    except OSError:
+        pass  # it went away: seen below
+    if damage(target, outcome.files) is None:
+        return attempt.number
+    shutil.rmtree(target, ignore_errors=True)
+    return None
+
+
+def find_unread(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> tuple[Attempt, Outcome] | None:
+    """Finds the attempt whose output the next one should read, and what it left.
+
+    Args:
+        ledger: the store.
+        node: the stage.
+        attempts: the earlier ones, without those that must not be used.
+    """
+    for attempt in reversed(attempts):
+        outcome = _outcome(ledger, layout.payload(node.stage, node.digest, attempt.number))
+        if outcome is not None:  # else it read again what an earlier one left, or ran and failed
+            return (attempt, outcome) if outcome.unread == attempt.number else None
     return None
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import Node
 from orchestrator.errors import StageFailure
-from orchestrator.manifest import fsync_path, fsync_tree
+from orchestrator.manifest import TRANSIENT, fsync_path, fsync_tree
 from orchestrator.stage import Context
 from orchestrator.store import layout
 from orchestrator.store.evidence import glance
@@ -33,12 +33,15 @@ from orchestrator.worker.resume import is_discarded
 PATIENCE_S, PAUSE_S = 120.0, 0.5
 """How long a folder that changes all the time is copied again and again, and the pause between two passes."""
 
+FRESH_NS = 10**9
+"""A file that was written less than this ago is copied twice: a write right after may show the same time."""
+
 _FICLONE = 0x40049409
 """The request of Linux that makes a file share the blocks of another until one of them is written:
 linux/fs.h."""
 
 _CHUNK_BYTES = 2**24
-_COPYING = ".work"
+COPYING = ".work"
 
 
 class _Entry(NamedTuple):
@@ -77,8 +80,7 @@ def take_over(
         return None
     target = folder / layout.WORK
     for attempt in reversed(attempts):
-        key = layout.payload(node.stage, node.digest, attempt.number)
-        source = ledger.objects.folder(key) / layout.WORK
+        source = work_of(ledger, node, attempt)
         if not source.is_dir() or is_discarded(ledger, node, attempt):
             continue
         is_gone = attempt.end is not None or glance(node, attempt).liveness is Liveness.GONE
@@ -87,9 +89,9 @@ def take_over(
                 source.rename(target)
                 fsync_path(source.parent)
             else:
-                _copy(source, folder / _COPYING, pulse)
-                fsync_tree(folder / _COPYING)
-                (folder / _COPYING).rename(target)
+                _copy(source, folder / COPYING, pulse)
+                fsync_tree(folder / COPYING)
+                (folder / COPYING).rename(target)
         except FileNotFoundError:
             continue  # another attempt took it meanwhile, and died of it or holds it
         _repoint(target, source)
@@ -98,11 +100,18 @@ def take_over(
     return None
 
 
+def work_of(ledger: Ledger, node: Node, attempt: Attempt) -> Path:
+    """Returns where an attempt's work folder is, or would be."""
+    key = layout.payload(node.stage, node.digest, attempt.number)
+    return ledger.objects.folder(key) / layout.WORK
+
+
 def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
     """Copies a folder that may still be written to, until a pass finds it as the pass before left it."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     copied: dict[str, _Entry] = {}
+    once: dict[str, _Entry] = {}
     start_s = time.monotonic()
     while True:
         seen = _entries(source)
@@ -117,7 +126,9 @@ def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
         for name in [name for name in sorted(seen) if name not in copied]:
             try:
                 _copy_entry(source / name, target / name, seen[name], pulse)
-                copied[name] = seen[name]
+                if time.time_ns() - seen[name].written_ns > FRESH_NS or once.get(name) == seen[name]:
+                    copied[name] = seen[name]
+                once[name] = seen[name]
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 continue  # it went away meanwhile: the next pass sees what there is
         pulse()
@@ -135,7 +146,7 @@ def _entries(folder: Path) -> dict[str, _Entry]:
                 found = path.lstat()
             except FileNotFoundError:
                 continue
-            if name.startswith(".nfs"):
+            if TRANSIENT.fullmatch(name):
                 continue  # deleted, but open elsewhere
             is_file, is_link = stat.S_ISREG(found.st_mode), stat.S_ISLNK(found.st_mode)
             if is_file or is_link or stat.S_ISDIR(found.st_mode):
@@ -149,6 +160,7 @@ def _copy_entry(source: Path, target: Path, entry: _Entry, pulse: Callable[[], o
     if stat.S_ISDIR(entry.mode):
         target.mkdir(exist_ok=True)
     elif stat.S_ISLNK(entry.mode):
+        target.unlink(missing_ok=True)
         target.symlink_to(source.readlink())
     else:
         target.unlink(missing_ok=True)

@@ -18,6 +18,10 @@ declare -A knob=(
   [SLURMD_TIMEOUT]=10 # s of silence after which a node is down and its jobs are NODE_FAIL (300)
   [MESSAGE_TIMEOUT]=5 # s until a command gives up on a daemon that does not answer (10)
   [REQUEUE_DELAY]=15  # s that a requeued job waits (120)
+  [CLUSTER]=testbed   # its name, in lower case
+  [FIRST_JOB_ID]=1    # the number of its first job
+  [PRIVATE_DATA]=none # what users are not shown of one another: none, jobs, ...
+  [JOIN]=             # the folder of another test bed, whose munge and slurmdbd this one shares: `sbatch -M NAME` works both ways
   [ACCOUNTING]=yes    # none: no slurmdbd and no MariaDB; sacct fails and there is no QOS
 )
 set -euo pipefail
@@ -112,13 +116,17 @@ mkdir -p $HOST_WIDE
   name_nodes
 ) 9>$HOST_WIDE/lock
 PORT=$(cat "$DIR/etc/port")
+# Of a test bed that another one has joined: its munge and its slurmdbd are that one's.
+JOINED=${knob[JOIN]:-$DIR}
+MUNGE=$JOINED/run/munge.sock
+PORT_DBD=$(cat "$JOINED/etc/port")
 
 # --- configuration ---
 fill() {
   local name host script
   host=$(hostname -s)
-  script="s|@DIR@|$DIR|g;s|@HOST@|$host|g;s|@PORT@|$PORT|g;s|@PORT_DBD@|$((PORT + 1))|g;s|@PORT_SQL@|$((PORT + 2))|g"
-  script+=";s|@LAST_GPU@|$((knob[GPUS] - 1))|g"
+  script="s|@DIR@|$DIR|g;s|@HOST@|$host|g;s|@PORT@|$PORT|g;s|@PORT_DBD@|$((PORT_DBD + 1))|g;s|@PORT_SQL@|$((PORT + 2))|g"
+  script+=";s|@MUNGE@|$MUNGE|g;s|@LAST_GPU@|$((knob[GPUS] - 1))|g"
   for name in "${!knob[@]}"; do script+=";s|@$name@|${knob[$name]}|g"; done
   sed "$script" "$HERE/templates/$1.in" >"$DIR/etc/$1"
 }
@@ -137,6 +145,8 @@ if [ "${knob[ACCOUNTING]}" = none ]; then
   echo "AccountingStorageType=accounting_storage/none" >"$DIR/etc/accounting.conf"
 else
   fill accounting.conf
+fi
+if [ "${knob[ACCOUNTING]}" != none ] && [ -z "${knob[JOIN]}" ]; then
   (umask 077; fill slurmdbd.conf) # slurmdbd refuses a file that others can read
   chmod 600 "$DIR/etc/slurmdbd.conf"
 fi
@@ -179,23 +189,25 @@ start_slurmd() { slurmd -N "$1" >>"$DIR/log/start.log" 2>&1 || die "slurmd of $1
 
 sql() { mariadb --no-defaults -uroot -S "$DIR/run/mysql.sock" "$@"; }
 # Limits need an association of the user's, one to which the QOS belongs; what is there is left as tests may have changed it.
-associations() { sacctmgr -nP show assoc cluster=testbed account=lab user=root format=user >"$DIR/run/associations"; }
+associations() { sacctmgr -nP show assoc cluster=${knob[CLUSTER]} account=lab user=root format=user >"$DIR/run/associations"; }
 associate() {
-  sacctmgr -i <<'END'
-add cluster testbed
-add qos limited set MaxSubmitJobsPerUser=10
-add account lab cluster=testbed
-add user root account=lab cluster=testbed qos=normal,limited defaultqos=normal
-modify user root set defaultaccount=lab
+  [ -n "${knob[JOIN]}" ] || sacctmgr -i add qos limited set MaxSubmitJobsPerUser=10
+  sacctmgr -i <<END
+add cluster ${knob[CLUSTER]}
+add account lab cluster=${knob[CLUSTER]}
+add user root account=lab cluster=${knob[CLUSTER]} qos=normal,limited defaultqos=normal
+modify user root where cluster=${knob[CLUSTER]} set defaultaccount=lab
 END
 }
 
-ensure munged 10 munge -n --socket "$DIR/run/munge.sock"
-if [ "${knob[ACCOUNTING]}" != none ]; then
+if [ -z "${knob[JOIN]}" ]; then ensure munged 10 munge -n --socket "$MUNGE"; fi
+if [ "${knob[ACCOUNTING]}" != none ] && [ -z "${knob[JOIN]}" ]; then
   ensure mariadb 40 sql -e "create database if not exists slurm_acct; create user if not exists slurm@'127.0.0.1' identified by 'slurm';
     grant all on slurm_acct.* to slurm@'127.0.0.1'"
   say "MariaDB is up"
-  ensure slurmdbd 40 associations
+fi
+if [ "${knob[ACCOUNTING]}" != none ]; then
+  if [ -z "${knob[JOIN]}" ]; then ensure slurmdbd 40 associations; else associations; fi
   [ -s "$DIR/run/associations" ] || associate >>"$DIR/log/start.log" 2>&1 || die "sacctmgr refused"
   say "slurmdbd is up"
 fi

@@ -205,3 +205,63 @@ def test_random_kills_of_worker_child_and_launcher_never_lose_or_double_a_produc
         launch.end()
     slow("launch", "slow.yaml", "policy.retries.unknown=50", "policy.retries.node_lost=50")
     assert_all_done_once(slow)
+
+
+LEAVES = """
+import os, sys, time
+folder = sys.argv[1]
+if os.fork():
+    time.sleep(60)
+os.setsid()
+if os.fork():
+    os._exit(0)
+os.execve(sys.executable, [sys.executable, "-c", f'''
+import os, time
+open({folder!r} + "/pid.part", "w").write(str(os.getpid()))
+os.rename({folder!r} + "/pid.part", {folder!r} + "/pid")
+time.sleep(120)
+'''], {})
+"""
+
+
+@pytest.fixture
+def leaving(sweep):
+    """A sweep of one command that leaves a process behind without parent, session and environment."""
+    (sweep.folder / "leaves.py").write_text(LEAVES)
+    (sweep.folder / "leave.yaml").write_text(
+        "config: {seed: 0}\naxes: {seed: 'range(0,1)'}\n"
+        "stages: {act: {command: 'python leaves.py {output}', reads: [seed]}}\n"
+    )
+    return sweep
+
+
+def left_behind(store: Path, attempt: int) -> int:
+    files = wait_for(lambda: list(store.glob(f"payload/act/*/{attempt}/output/pid")))
+    return int(files[0].read_text())
+
+
+def test_what_a_killed_worker_and_its_child_leave_behind_is_gone_before_the_next_attempt(leaving, background):
+    launch = background("launch", "leave.yaml", "policy.retries.node_lost=5")
+    daemon = left_behind(leaving.store, 1)
+    child = wait_for(lambda: running_heartbeats(leaving.store))[0]["child"]["pid"]
+    (claim,) = records(leaving.store, "claim.json")
+    worker = claim["owner"]["process"]["pid"]
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(child, signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    left_behind(leaving.store, 2)
+    assert not alive(daemon)
+    launch.interrupt()
+    launch.interrupt()
+    launch.end()
+
+
+def test_two_ctrl_c_leave_no_process_that_has_left_its_session(leaving, background):
+    launch = background("launch", "leave.yaml", "policy.grace_s=600")
+    daemon = left_behind(leaving.store, 1)
+    launch.interrupt()
+    time.sleep(0.3)
+    launch.interrupt()
+    code, output = launch.end(timeout_s=15)
+    assert code == 1 and "Warning" not in output, output
+    assert not alive(daemon)

@@ -77,7 +77,7 @@ def test_a_cell_with_a_job_is_what_its_scheduler_says_and_never_failed_for_its_s
 
 
 def test_a_number_that_was_given_to_another_job_says_nothing_of_ours():
-    jobs = Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="other.7")}))
+    jobs = Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="other.7")}, complete=True))
     assert jobs.of_cell("a").phase is Phase.OVER
     assert "gave its number to other.7" in jobs.of_cell("a").reason
     assert Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="s.1")})).of_cell("a").seen

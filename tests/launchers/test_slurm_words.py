@@ -7,10 +7,7 @@ import pytest
 from orchestrator.core.dispatch import Phase
 from orchestrator.core.failure import Cause
 from orchestrator.launchers.slurm.words import (
-    LIMIT,
     REST,
-    UNCLEAR,
-    UNREACHED,
     agreed,
     indexes_of,
     previous_end,
@@ -105,13 +102,15 @@ def test_the_controller_tells_restarts_reasons_and_exit_codes():
         ("RUNNING", "FAILED", Phase.OVER, 0),  # accounting lags
         ("FAILED", "RUNNING", Phase.RUNNING, 0),  # the controller was asked a moment earlier
         ("FAILED", None, Phase.OVER, 0),  # the controller has forgotten
-        ("RUNNING", None, None, None),  # it is over, nobody knows how
+        ("RUNNING", None, Phase.UNKNOWN, 0),  # either may be wrong
+        ("PENDING", None, Phase.UNKNOWN, 0),
         ("PREEMPTED", "PENDING", Phase.QUEUED, 1),  # accounting has not heard of the new start
         ("PREEMPTED", None, Phase.OVER, 0),
         (None, "PENDING", Phase.QUEUED, 0),
         ("A_STATE_TO_COME", "PENDING", Phase.QUEUED, 0),
         ("PENDING", "A_STATE_TO_COME", Phase.UNKNOWN, 0),
-        ("A_STATE_TO_COME", None, None, None),
+        ("A_STATE_TO_COME", None, Phase.UNKNOWN, 0),
+        (None, "REVOKED", Phase.UNKNOWN, 0),  # another cluster of the federation runs it
         (None, None, None, None),
     ],
 )
@@ -156,23 +155,3 @@ def test_indexes_of_an_array(text, indexes):
 )
 def test_times(text, seconds):
     assert seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("said", "what"),
-    [
-        ("sbatch: error: QOSMaxSubmitJobPerUserLimit", LIMIT),
-        ("sbatch: error: AssocMaxSubmitJobLimit", LIMIT),
-        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", LIMIT),
-        ("Batch job submission failed: Socket timed out on send/recv operation", UNCLEAR),
-        ("Zero Bytes were transmitted or received", UNCLEAR),
-        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", UNREACHED),
-        ("Batch job submission failed: Invalid account or account/partition combination specified", None),
-        ("Batch job submission failed: Requested node configuration is not available", None),
-        ("sbatch: error: invalid partition specified: lo", None),
-    ],
-)
-def test_what_sbatch_says_is_a_limit_unclear_unreached_or_a_refusal(said, what):
-    assert [pattern for pattern in (LIMIT, UNCLEAR, UNREACHED) if pattern.search(said)] == (
-        [what] if what else []
-    )

@@ -44,11 +44,12 @@ def test_a_stage_knows_what_it_was_under_its_earlier_version(overrides: tuple[st
     config = chain.small("languages=[en,es]", *overrides)
     reads = reads_of(stages.EVALUATE, config)
     today = Node(stage="evaluate", digest="d" * 64, reads=reads, inputs=INPUTS)
-    assert [node.digest for node in formers(stages.EVALUATE, today, config)] == [digest]
-    assert formers(msgspec.structs.replace(stages.EVALUATE, version=9), today, config) == []
-    assert formers(stages.TRAIN, today, config) == []
+    assert [node.digest for node in formers(stages.EVALUATE, today)] == [digest]
+    assert formers(msgspec.structs.replace(stages.EVALUATE, version=9), today) == []
+    assert formers(stages.TRAIN, today) == []
     other = chain.small("languages=[en,es]", "evaluation.batch_size=4", *overrides)
-    former = former_node(stages.EVALUATE_BEFORE[0], today, other)
+    in_other_batches = msgspec.structs.replace(today, reads=reads_of(stages.EVALUATE, other))
+    former = former_node(stages.EVALUATE_BEFORE[0], in_other_batches)
     assert former and former.digest == digest
 
 
@@ -175,7 +176,7 @@ def test_a_launch_scores_again_what_an_older_version_left_in_the_store(sweep: An
     ledger = open_ledger(str(sweep.store))
     revision = ledger.revision("one", 1)
     (node,) = (node for node in revision.sweep.nodes.values() if node.stage == "evaluate")
-    former = former_node(stages.EVALUATE_BEFORE[0], node, revision.sweep.cells[0].config)
+    former = former_node(stages.EVALUATE_BEFORE[0], node)
     assert former
 
     # the product becomes that of version 2, with texts that no weights would write

@@ -72,6 +72,10 @@ class OnSlurm(OnScheduler):
         path = sorted((self.store / f"sweeps/{name}/submissions").glob("*/job.json"))[-1]
         return f"{json.loads(path.read_text())['job']}_{index}"
 
+    def array(self, name: str = "jobs") -> str:
+        """What Slurm calls the array of the last submission: ``12``."""
+        return self.task(name=name).partition("_")[0]
+
     def until_job(self, state: str, task: str | None = None, timeout_s: float = 40) -> str:
         """Waits until Slurm says that a task is in a state, "" for one that is queued no more; returns it."""
         task = task or self.task()

@@ -33,7 +33,11 @@ RETRIES = {"unknown": 1, "nan": 1, "node_lost": 2, "data": 0, "storage": 1}
 
 
 def attempt(
-    number: int, outcome: str | None, cause: Cause | None = None, supersedes: int | None = None
+    number: int,
+    outcome: str | None,
+    cause: Cause | None = None,
+    supersedes: int | None = None,
+    why: str = "why",
 ) -> Attempt:
     """An attempt; without an outcome it has no `end`."""
     claim = Claim(
@@ -45,7 +49,7 @@ def attempt(
         cell="c",
         supersedes=supersedes and Supersedes(attempt=supersedes, evidence="gone", cause=Cause.NODE_LOST),
     )
-    end = outcome and End(nonce="", outcome=outcome, cause=cause if outcome == "failed" else None, why="why")  # type: ignore[arg-type]
+    end = outcome and End(nonce="", outcome=outcome, cause=cause if outcome == "failed" else None, why=why)  # type: ignore[arg-type]
     return Attempt(number, claim, None, None, end or None)
 
 
@@ -55,6 +59,8 @@ def failed(*outcomes: Cause) -> tuple[Attempt, ...]:
 
 LOST_TWICE = (attempt(1, None), attempt(2, None, supersedes=1))
 LOST_THRICE = (*LOST_TWICE, attempt(3, None, supersedes=2))
+GAVE_WAY_TWICE = tuple(attempt(n, "released", None, n - 1 or None, "superseded") for n in (1, 2, 3))
+GAVE_WAY_THRICE = (*GAVE_WAY_TWICE, attempt(4, "released", None, 3, "stopped"))
 SUCCEEDED_TWICE = (attempt(1, "succeeded"), attempt(2, "succeeded"))
 GONE = {"liveness": Liveness.GONE}
 
@@ -68,6 +74,8 @@ TABLE: list[tuple[str, dict[str, Any], State]] = [
     ("its owner is gone", {"attempts": (attempt(1, None),), **GONE}, State.LOST),
     ("lost as often as the budget", {"attempts": LOST_TWICE, **GONE}, State.LOST),
     ("lost more often", {"attempts": LOST_THRICE, **GONE}, State.FAILED),
+    ("taken over as often", {"attempts": GAVE_WAY_TWICE}, State.RELEASED),
+    ("taken over more often by those who thought it lost", {"attempts": GAVE_WAY_THRICE}, State.FAILED),
     ("one failure of two allowed", {"attempts": failed(Cause.UNKNOWN)}, State.PENDING),
     ("the budget is spent", {"attempts": failed(Cause.UNKNOWN, Cause.UNKNOWN)}, State.FAILED),
     ("a cause without retries", {"attempts": failed(Cause.DATA)}, State.FAILED),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.faults import Running, Start, starter
+from tests.worker.jobs import run as run
 
 
 @pytest.fixture

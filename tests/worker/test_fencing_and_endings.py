@@ -14,7 +14,7 @@ import pytest
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, Heartbeat
 from orchestrator.core.sweep import Node
-from orchestrator.processes import describe, end_group, is_gone
+from orchestrator.processes import describe, end_attempt, is_gone
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from tests.store.builders import claim, ledger_at, make_product, node_of, seal, sweep_of
@@ -112,13 +112,13 @@ def test_an_end_is_written_only_when_no_process_of_the_attempt_is_left(store: Pa
     assert worker.wait() == 0, worker.output
 
 
-def test_ending_a_group_ends_those_that_ignore_being_asked() -> None:
+def test_ending_an_attempt_ends_those_that_ignore_being_asked() -> None:
     code = "import os,signal,time; signal.signal(15, 1); print('on', flush=True); os.fork(); time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "on\n"
-    assert end_group(process.pid) is True
+    assert end_attempt("", leader=process.pid) is True
     assert process.wait(10) == -9
     process.stdout.close()
 

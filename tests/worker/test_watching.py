@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from orchestrator.core.records import Heartbeat, Owner, Process
@@ -223,3 +226,52 @@ def test_who_is_still_looked_at_and_has_not_beaten_is_suspected() -> None:
     seen.clock.now_s += 10  # it has ended: nobody looks any more
     idle_s = seen.clock.now_s
     assert not suspects()
+
+
+HIDDEN = """
+import msgspec, sys
+from orchestrator.core.records import Process
+from orchestrator.processes import is_gone
+for line in sys.stdin:
+    print(is_gone(msgspec.json.decode(line, type=Process)), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a /proc of its own")
+def test_a_process_that_the_system_hides_from_us_is_not_gone(tmp_path: Path) -> None:
+    """Another user's, with a /proc that shows each user no processes but his own (hidepid=2)."""
+    python = "/usr/bin/python3"  # one that others may run
+    paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path.endswith("site-packages"))]
+    theirs = ["setpriv", "--reuid=64999", "--regid=64999", "--clear-groups"]
+    sleepers = [subprocess.Popen([*theirs, "sleep", "60"]) for _ in range(3)]
+    descriptions = [describe(sleeper.pid) for sleeper in sleepers]
+    assert None not in descriptions
+    mine = ["setpriv", "--reuid=64998", "--regid=64998", "--clear-groups", python, "-c", HIDDEN]
+    watcher = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh", *mine],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert watcher.stdin is not None and watcher.stdout is not None
+
+    def judged(process: Process | None) -> str:
+        assert watcher.stdin is not None and watcher.stdout is not None
+        watcher.stdin.write(msgspec.json.encode(process).decode() + "\n")
+        return watcher.stdout.readline().strip()
+
+    try:
+        assert judged(descriptions[0]) == "None"
+        sleepers[1].kill()
+        sleepers[1].wait()
+        assert judged(descriptions[1]) == "True"
+        assert judged(describe(watcher.pid)) == "False"  # his own
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
+        watcher.stdin.close()
+        watcher.wait()
+        watcher.stdout.close()

@@ -125,7 +125,7 @@ class RayLauncher:
         if self._settings.address != LOCAL:
             handshake.check(Api(self._cluster), self._settings, store, mark)
 
-    def limits(self) -> Limits:
+    def limits(self, *, dry_run: bool = False) -> Limits:
         """Asks whether the cluster is there; a job may have any number of cells.
 
         Raises:

@@ -17,16 +17,32 @@ from typing import IO, Any
 TAIL_BYTES = 4096
 
 # Ray kills an actor's children with it, but a worker is to save a checkpoint first: so it is a grandchild,
-# kept by a process that tells its pid and its exit code.
+# kept by a process that tells its pid and its exit code. It adopts what a killed worker leaves behind, and
+# ends that before (as `orchestrator.processes` does, which the node need not have).
 _KEEPER = """
-import os, subprocess, sys
+import ctypes, glob, os, subprocess, sys, time
 told = int(sys.argv[1])
 if os.fork():
     os._exit(0)
 os.setsid()
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 worker = subprocess.Popen(sys.argv[2:])
 os.write(told, b"%d\\n" % worker.pid)
-os.write(told, b"%d\\n" % worker.wait())
+code, end_s = worker.wait(), time.monotonic() + 10
+while time.monotonic() < end_s:
+    texts = [open(path).read() for path in glob.glob("/proc/self/task/*/children")]
+    left = [int(pid) for text in texts for pid in text.split()]
+    if not left:
+        break
+    for pid in left:
+        try:
+            os.kill(pid, 9)
+            os.waitpid(pid, os.WNOHANG)
+        except OSError:
+            pass
+    time.sleep(0.02)
+os.write(told, b"%d\\n" % code)
 """
 
 

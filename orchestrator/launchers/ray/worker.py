@@ -19,6 +19,7 @@ from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.jobs import gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.settings import ray_settings
+from orchestrator.processes import adopt_orphans
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -94,4 +95,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    adopt_orphans()
     sys.exit(main())

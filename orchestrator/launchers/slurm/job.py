@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -24,13 +25,14 @@ from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.base import Launch
 from orchestrator.launchers.jobs import cause_of_code, gone_of, meaning_of_code, request_of, settings_of
 from orchestrator.launchers.local import LocalLauncher, available_cpus
-from orchestrator.launchers.slurm import query
+from orchestrator.launchers.slurm.programs import TIMEOUT_S, slurm
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
 from orchestrator.launchers.slurm.words import previous_end, seconds_of
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.submissions import Submissions
+from orchestrator.worker.keeper import keep_worker
 from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.worker.main import STOP_SIGNALS, Diary, preload
 from orchestrator.worker.main import run as run_worker
@@ -39,6 +41,9 @@ from orchestrator.worker.order import Job, WorkerOrder
 QUERY_S = 15.0
 CHECK_S = 120.0
 POLL_S = 0.2
+
+FEDERATED = 1 << 26
+"""Job ids of a federation begin here, and are unique in it: Slurm's Federated Scheduling Guide."""
 
 
 class Place:
@@ -50,7 +55,7 @@ class Place:
         # SLURM_JOB_ID of the last task is the array's: asked by that, Slurm means all of them
         self.name = f"{self.array}_{self.index}"
         self.restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
-        self.cluster = environment.get("SLURM_CLUSTER_NAME", "slurm")
+        self.cluster = environment.get("SLURM_CLUSTER_NAME", "")
         self.node = environment.get("SLURMD_NODENAME", "")
         self.end_at = float(environment.get("SLURM_JOB_END_TIME", "0")) or None
 
@@ -90,7 +95,7 @@ class SlurmJob:
         # ours from now on, and scontrol's, which inherits it: Slurm ends this start of the job by a SIGTERM
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         if self._requeue():
-            signal.sigtimedwait({signal.SIGTERM}, query.TIMEOUT_S)
+            signal.sigtimedwait({signal.SIGTERM}, TIMEOUT_S)
         return code
 
     def _broken_node(self) -> str:
@@ -151,7 +156,7 @@ class SlurmJob:
         # time for a first checkpoint, but never so much that a short job could do nothing at all
         min_left_s = min(notice_s + policy.checkpoint_interval_s, limit_s / 2)
         return Job(
-            cluster=place.cluster,
+            cluster=place.cluster or self._submission.cluster,
             job=place.array,
             array_index=place.index,
             restart_count=place.restart,
@@ -215,7 +220,7 @@ class SlurmJob:
         """Has Slurm start the job anew; False when it will not, or is ending the job already."""
         self._report(RELEASED, requeued=True)
         try:
-            told = query.slurm(
+            told = slurm(
                 *("squeue", "-h", "-j", self._place.name, "-O", "State:|,RestartCnt:|"), timeout_s=QUERY_S
             ).output.strip()
         except InfrastructureError:
@@ -225,13 +230,20 @@ class SlurmJob:
         if told != f"RUNNING|{self._place.restart}|":
             return False
         try:
-            said = query.slurm("scontrol", "requeue", self._place.name, timeout_s=QUERY_S)
+            said = slurm("scontrol", "requeue", self._place.name, timeout_s=QUERY_S)
             problem = said.problem if said.code != 0 else ""
         except InfrastructureError as error:
             problem = error.what
         if problem:  # no last word: Slurm may have done it, or be about to, all the same
             say(f"the job may not be started anew: {problem}; then `sweep reconcile` submits its cells again")
         return not problem
+
+    def _is_of_the_submission(self) -> bool:
+        """Return whether the number of this job is the submission's: numbers count with their cluster."""
+        place, given = self._place, self._submissions.job_of(self._submission.number)
+        is_here = place.cluster.casefold() in ("", self._submission.cluster.casefold())
+        is_federated = place.array.isdigit() and int(place.array) >= FEDERATED
+        return given in (None, place.array) and (is_here or is_federated)
 
     def _report(self, code: int, *, requeued: bool = False) -> None:
         """Leaves the last words, without which Slurm's must do; a script submitted by hand has none."""
@@ -248,14 +260,14 @@ class SlurmJob:
             at=provenance.now(),
         )
         with contextlib.suppress(OSError):
-            if self._submissions.job_of(number) in (None, self._place.array):
+            if self._is_of_the_submission():
                 self._submissions.report(number, self._place.index, self._place.restart, report)
 
 
 def _end_at(job: str) -> float | None:
     """Asks Slurm when it will end the job: seconds since 1970, by this machine's clock."""
     try:
-        left = query.slurm("squeue", "-h", "-j", job, "-o", "%L", timeout_s=QUERY_S).output.strip()
+        left = slurm("squeue", "-h", "-j", job, "-o", "%L", timeout_s=QUERY_S).output.strip()
     except InfrastructureError:
         return None
     seconds = seconds_of(left)
@@ -265,7 +277,7 @@ def _end_at(job: str) -> float | None:
 def _before(place: Place) -> Cause | None:
     """Asks accounting why the former start of the job ended; None when it does not know."""
     try:
-        said = query.slurm("sacct", "-nPXD", "-j", place.name, "-o", "State", timeout_s=QUERY_S)
+        said = slurm("sacct", "-nPXD", "-j", place.name, "-o", "State", timeout_s=QUERY_S)
     except InfrastructureError:
         return None
     return previous_end(said.output.splitlines()) if said.code == 0 else None
@@ -287,6 +299,23 @@ def _scratch(job: str) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_STEP = re.compile(
+    r"SLURM_(STEP\w*|SRUN_\w+|NTASKS\w*|NPROCS|PROCID|LOCALID|NODEID|GTIDS|TASK_PID|LAUNCH_NODE_IPADDR|DISTRIBUTION"
+    r"|CPU_BIND\w*|MEM_BIND\w*|MPI_TYPE|PMI\w*|EXPORT_ENV|UMASK|PRIO_PROCESS|TOPOLOGY\w*|LABELIO|STDIO\w*|OVERLAP)"
+    r"|PMI_\w+|PMI2_\w+|PMIX_\w+|PALS_\w+|SRUN_EXPORT_ENV"
+)
+
+
+def leave_step(environment: MutableMapping[str, str]) -> None:
+    """Remove what srun says of the step and its one task: stages are no tasks of it.
+
+    Frameworks that find a task's variables take themselves for one rank of an MPI job. The job's id, nodes,
+    tasks a node, CPUs, memory and GPUs stay: `srun` and `mpirun` in a stage need them.
+    """
+    for name in [name for name in environment if _STEP.fullmatch(name)]:
+        del environment[name]
+
+
 def say(line: str) -> None:
     """Writes to the job's log."""
     with contextlib.suppress(OSError):
@@ -297,6 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job that Slurm's environment describes; returns its exit code."""
     store, sweep, number = sys.argv[1:] if argv is None else argv
     place = Place(os.environ)
+    leave_step(os.environ)
     say(f"{sweep} submission {number} task {place.index}, start {place.restart}, on {place.node}")
     try:
         ledger = open_ledger(store)
@@ -318,4 +348,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_worker()
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,16 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from orchestrator.core.dispatch import Filed
-from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over, Resources, Submission
 from orchestrator.core.nodes import bad_nodes
 from orchestrator.core.selector import Subject, select
 from orchestrator.costs import Estimate, Hardware
+from orchestrator.errors import InfrastructureError
 from orchestrator.launchers.base import Limits, Outcome
 from orchestrator.launchers.slurm import query
+from orchestrator.launchers.slurm.joblog import explained
+from orchestrator.launchers.slurm.options import cluster_name, unheeded
+from orchestrator.launchers.slurm.partitions import partitions
 from orchestrator.launchers.slurm.resources import resources_of
 from orchestrator.launchers.slurm.script import script
 from orchestrator.launchers.slurm.settings import Asked, Partition, cluster_profile, slurm_settings
@@ -27,10 +28,6 @@ from orchestrator.launchers.slurm.submit import submit
 
 FAST_S = 600.0
 """A job that ends within so many seconds without claiming anything speaks against its node."""
-
-_OOM_WORDS = ("exceeded memory limit", "oom-kill", "oom_kill", "Out Of Memory", "OUT_OF_MEMORY")
-_LAST_WORDS = re.compile(r"^(?:slurmstepd-\S+|srun): error: (.*?)\s*$", re.MULTILINE)
-_TAIL_BYTES = 4096
 
 
 class SlurmLauncher:
@@ -56,6 +53,7 @@ class SlurmLauncher:
         self.cells_per_job = self._settings.cells_per_job
         self.max_running, self.max_jobs = self._settings.max_running, self._settings.max_jobs
         self.settle_s = self._cluster.settle_s
+        self._name = cluster_name(self._cluster)
 
     def hardware(self) -> Hardware | None:
         """Says what one cell may have by the profile."""
@@ -64,17 +62,25 @@ class SlurmLauncher:
     def meet(self, store: str, mark: bytes) -> None:
         """Asks nothing: a login node and its nodes share their folders, and each job looks for itself."""
 
-    def limits(self) -> Limits:
-        """Asks the controller.
+    def limits(self, *, dry_run: bool = False) -> Limits:
+        """Ask the controller; a dry run goes by Slurm's defaults where it does not answer.
 
         Raises:
             InfrastructureError: it does not answer.
         """
-        return query.limits()
+        notes = unheeded(os.environ, self._cluster)
+        try:
+            return query.limits(self._name)._replace(notes=notes)
+        except InfrastructureError as error:
+            if not dry_run:
+                raise
+            default = query.DEFAULT_ARRAY_SIZE
+            guess = f"{error.what}: arrays are cut at Slurm's default, {default} tasks"
+            return Limits(self._name, default, notes=(guess, *notes))
 
     @cached_property
     def _partitions(self) -> dict[str, Partition]:
-        return query.partitions(self._cluster.partitions)
+        return partitions(self._cluster.partitions, self._name)
 
     def resources(
         self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
@@ -125,35 +131,19 @@ class SlurmLauncher:
 
     def submit(self, submission: Submission, text: str) -> Outcome:
         """Gives the script to sbatch."""
-        return submit(text, submission.name, submission.at)
+        return submit(text, submission)
 
     def find(self, submission: Submission) -> str | None:
         """Looks for a job by its name.
 
         Raises:
-            InfrastructureError: the controller does not answer.
+            InfrastructureError: the controller does not answer, or would not list the job to this user.
         """
-        return query.find(submission.name, submission.at)
+        return query.find(submission)
 
     def explain(self, filed: Filed, over: Over, logs: Path) -> Over:
-        """Adds what the job's log says of its end.
-
-        A job that Slurm without cgroups ended for its memory is FAILED or CANCELLED.
-        """
-        if over.word not in ("FAILED", "CANCELLED") or over.cause not in (Cause.UNKNOWN, Cause.CANCELLED):
-            return over
-        try:
-            with (logs / f"{over.index}.log").open("rb") as stream:
-                stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
-                tail = stream.read().decode(errors="replace")
-        except OSError:
-            return over
-        if any(word in tail for word in _OOM_WORDS):
-            detail = "it used more host memory than it had asked for"
-            return msgspec.structs.replace(over, cause=Cause.OOM_HOST, detail=detail)
-        if over.word == "FAILED" and (said := _LAST_WORDS.findall(tail)):
-            return msgspec.structs.replace(over, detail=f"{over.detail}: {said[-1]}")
-        return over
+        """Add what the job's log says of its end."""
+        return explained(filed, over, logs / f"{over.index}.log")
 
 
 def _seconds(at: str) -> float:

@@ -1,4 +1,4 @@
-"""The batch script of a submission: the one place that knows submitit, which writes the options.
+"""The batch script of a submission: the one place that knows submitit, which writes it down.
 
 Of submitit only the writing of scripts is used: no pickle, no file a task, no polling. What runs is
 ``python -m orchestrator.launchers.slurm.job STORE SWEEP SUBMISSION`` as one task on the job's first node.
@@ -6,25 +6,47 @@ Of submitit only the writing of scripts is used: no pickle, no file a task, no p
 
 from __future__ import annotations
 
-import math
+import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from orchestrator.core.jobs import Resources, Submission
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.core.jobs import Submission
+from orchestrator.errors import UserError
+from orchestrator.launchers.jobs import SETUP_FAILED
+from orchestrator.launchers.slurm.options import Value, options
 from orchestrator.launchers.slurm.settings import Cluster
 
 JOB_MODULE = "orchestrator.launchers.slurm.job"
 DEAF = """trap '' TERM USR1 USR2; exec "$@\""""
 """A signal that comes before the worker can heed it must not end it as if it had failed."""
 
+SETUP_SAID = "sweep: line"
+"""How the line of the log begins that names the line of `cluster.setup`."""
+
+# An ERR trap follows the rules of `set -e`: a condition, and all but the last command of `a && b`, may fail.
+# Functions do not inherit it; a sourced file, whose own commands may fail, has a deeper BASH_SOURCE.
+_CHECK = f"""sweep_setup_failed() {{
+  local number=$(($2 - sweep_setup_begin))
+  echo "{SETUP_SAID} $number of cluster.setup failed with exit code $1: ${{sweep_setup[number - 1]:-}}" >&2
+  exit {SETUP_FAILED}
+}}
+trap 'sweep_code=$?; [ ${{#BASH_SOURCE[@]}} -gt 1 ] || sweep_setup_failed $sweep_code $LINENO' ERR
+sweep_setup_begin=$LINENO"""
+
+_INPUT = (
+    "SLURM_EXPORT_ENV SRUN_EXPORT_ENV SLURM_STDINMODE SLURM_STDOUTMODE SLURM_STDERRMODE SLURM_LABELIO "
+    "SLURM_TIMELIMIT SLURM_IMMEDIATE SLURM_EXCLUSIVE SLURM_EXACT SLURM_WAIT SLURM_TEST_EXEC SLURM_HOSTFILE "
+    "SLURM_WORKING_DIR SLURM_REMOTE_CWD SLURM_CLUSTERS SLURM_DISTRIBUTION SLURM_STEP_GRES"
+)
+"""Variables that our srun would read as options, whoever set them."""
+
 
 def script(
     submission: Submission, cluster: Cluster, *, store: str, sweep: str, code: Path, logs: Path
 ) -> str:
-    """Returns the whole text that sbatch is given.
+    """Return the whole text that sbatch is given.
 
     Args:
         submission: what to submit.
@@ -35,102 +57,100 @@ def script(
         logs: folder of the jobs' own logs, one file a task; a task that is started anew goes on in its file.
 
     Raises:
-        InfrastructureError: submitit finds no Slurm here.
-        UserError: submitit refuses an option.
+        UserError: a path has what Slurm cannot pass on, or `cluster.sbatch` sets what is ours to set.
     """
-    from submitit.slurm.slurm import SlurmExecutor
+    from submitit.slurm.slurm import _make_sbatch_string
 
-    try:
-        executor = SlurmExecutor(folder=logs)
-        executor.update_parameters(**_parameters(submission, cluster, logs))
-    except RuntimeError as error:
-        raise InfrastructureError(
-            "there is no Slurm here: no srun", fix="run it on a login node of the cluster; sweep doctor"
-        ) from error
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"submitit refuses an option: {error}", where="cluster") from error
-    python = [cluster.python or sys.executable, "-P", "-m", JOB_MODULE]
-    words = [*_srun(submission.resources, cluster), "sh", "-c", DEAF, "sweep", *python]
-    command = "exec " + shlex.join([*words, store, sweep, str(submission.number)])
-    exports = _exports(cluster, code)
-    text: str = executor._make_submission_file_text("\n".join([*exports, command]), submission.name)
-    return text
-
-
-def _parameters(submission: Submission, cluster: Cluster, logs: Path) -> dict[str, Any]:
-    """What submitit knows by name; the rest goes as further options, which outrank what it would set."""
-    asked, last = submission.resources, len(submission.tasks) - 1
-    throttle = f"%{submission.max_running}" if submission.max_running else ""
-    more: dict[str, Any] = {
-        "array": f"0-{last}{throttle}",
-        "signal": f"USR1@{cluster.signal_s}",
-        "output": f"{logs}/%a.log",
-        "chdir": submission.folder,
-        "requeue": True,
-    }
-    if cluster.reservation:
-        more["reservation"] = cluster.reservation
-    if asked.gpus_per_node and cluster.gpu_option == "gpus-per-node":
-        more["gpus-per-node"] = _gpus(asked, cluster)
-    more.update({name.lstrip("-").replace("_", "-"): value for name, value in cluster.sbatch.items()})
-    known = {
-        "job_name": submission.name,
-        "time": minutes(asked.hours),
-        "nodes": asked.num_nodes,
-        "ntasks_per_node": 1,
-        "cpus_per_task": asked.cpus,
-        "mem": f"{round(asked.memory_gib * 1024)}M" if asked.memory_gib is not None else None,
-        "partition": asked.partition or None,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "exclude": ",".join(submission.exclude) or None,
-        "exclusive": cluster.exclusive or None,
-        "gres": f"gpu:{_gpus(asked, cluster)}"
-        if asked.gpus_per_node and cluster.gpu_option == "gres"
-        else None,
-        "setup": list(cluster.setup) or None,
-        "wckey": None,
-        "stderr_to_stdout": True,
-        "use_srun": False,
-        "additional_parameters": more,
-    }
-    return {key: value for key, value in known.items() if value is not None or key == "wckey"}
+    python = cluster.python or sys.executable
+    _check_paths(
+        {"the store": store, "the code": str(code), "the folder": submission.folder, "python": python}
+    )
+    _check_paths({"the folder of the logs": str(logs)})
+    for what, path in (("the folder of the logs", logs), ("the folder", submission.folder)):
+        if "\\" in str(path):
+            raise UserError(f"{what} has a backslash: {str(path)!r}", where="Slurm takes it for an escape")
+    if ":" in str(code):
+        raise UserError(
+            f"the store's path has a colon: {str(code)!r}",
+            where="jobs import the code from there, and PYTHONPATH takes a colon for the end of a path",
+            fix="store.url= another folder",
+        )
+    given = options(submission, cluster, output=str(logs).replace("%", "%%") + "/%a.log")
+    job = [python, "-P", "-m", JOB_MODULE, store, sweep, str(submission.number)]
+    command = "exec " + shlex.join([*_srun(submission, cluster, given), "sh", "-c", DEAF, "sweep", *job])
+    text: str = _make_sbatch_string(
+        command="\n".join([*_exports(cluster, code), f"unset {_INPUT}", command]),
+        folder=logs,
+        job_name=submission.name,
+        time=None,
+        nodes=None,
+        wckey=None,
+        setup=_setup(cluster.setup),
+        stderr_to_stdout=True,
+        use_srun=False,
+        additional_parameters=given,
+    )
+    unset = "|".join(re.escape(name) for name in ("signal", "open-mode") if name not in given)
+    return re.sub(rf"^#SBATCH --({unset})=.*\n", "", text, flags=re.MULTILINE) if unset else text
 
 
-def _gpus(asked: Resources, cluster: Cluster) -> str:
-    return f"{cluster.gpu_type}:{asked.gpus_per_node}" if cluster.gpu_type else str(asked.gpus_per_node)
+def _check_paths(paths: dict[str, str]) -> None:
+    for what, path in paths.items():
+        if not path.isprintable():
+            raise UserError(f"{what} has a character that no batch script can hold: {path!r}")
 
 
-def _srun(asked: Resources, cluster: Cluster) -> list[str]:
-    """One task on the first node, as a step: a bare script misses the signal at a preemption with grace."""
-    first = ["--relative=0"] if asked.num_nodes > 1 else []
-    return [
-        "srun",
-        "--nodes=1",
-        "--ntasks=1",
-        *first,
-        f"--cpus-per-task={asked.cpus}",
-        *cluster.srun,
-    ]
+def _setup(lines: Sequence[str]) -> list[str] | None:
+    """Return the user's lines of shell, word for word, between what notices that one failed."""
+    if not lines:
+        return None
+    text = "\n".join(lines)
+    listed = " ".join(quoted(line) for line in text.split("\n"))
+    return [f"sweep_setup=({listed})", _CHECK, text, "trap - ERR"]
+
+
+def _srun(submission: Submission, cluster: Cluster, given: dict[str, Value]) -> list[str]:
+    """One task on the first node, as a step: a bare script misses the signal at a preemption with grace.
+
+    It overlaps: a command that starts steps of its own would else wait for ours to end. It exports all: a job
+    that was submitted with ``--export=NONE`` has an environment all the same, that of this script.
+    """
+    first = ["--relative=0"] if submission.resources.num_nodes > 1 else []
+    cpus = [f"--cpus-per-task={given['cpus-per-task']}"] if "cpus-per-task" in given else []
+    return ["srun", "--nodes=1", "--ntasks=1", *first, *cpus, "--overlap", "--export=ALL", *cluster.srun]
 
 
 def _exports(cluster: Cluster, code: Path) -> list[str]:
-    variables = {name: f'"{value}"' for name, value in cluster.environment.items()}
+    variables = [
+        (name, quoted(_text(value))) for name, value in cluster.environment.items() if value is not None
+    ]
     if cluster.scratch is not None:
-        variables["SWEEP_SCRATCH"] = f'"{cluster.scratch}"'
+        variables.append(("SWEEP_SCRATCH", _expanded(cluster.scratch)))
     if cluster.cache is not None:
         for name, folder in (
             ("TRITON_CACHE_DIR", "triton"),
             ("TORCHINDUCTOR_CACHE_DIR", "inductor"),
             ("CUDA_CACHE_PATH", "cuda"),
         ):
-            variables[name] = f'"{cluster.cache}/{folder}"'
+            variables.append((name, _expanded(f"{cluster.cache}/{folder}")))
     # the snapshot outranks what is installed
-    variables["PYTHONPATH"] = shlex.quote(str(code)) + '"${PYTHONPATH:+:$PYTHONPATH}"'
-    return [f"export {name}={value}" for name, value in variables.items()]
+    variables.append(("PYTHONPATH", shlex.quote(str(code)) + '"${PYTHONPATH:+:$PYTHONPATH}"'))
+    return [f"export {name}={value}" for name, value in variables]
 
 
-def minutes(hours: float) -> int:
-    """Returns what sbatch's ``--time`` is given: whole minutes, at least one."""
-    return max(1, math.ceil(hours * 60))
+def _text(value: str | int | float | bool) -> str:
+    """Return what a variable holds: text as it is, numbers and booleans as JSON writes them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _expanded(path: str) -> str:
+    """Quote a path in which the shell of the node replaces variables, and nothing else."""
+    return '"' + re.sub(r'([\\"`])', r"\\\1", path) + '"'
+
+
+def quoted(text: str) -> str:
+    """Quote text for bash, byte for byte and on one line: Slurm refuses scripts with DOS line ends."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + re.sub(r"[^ -~]", lambda m: "".join(f"\\x{b:02x}" for b in m[0].encode()), escaped) + "'"

@@ -72,15 +72,15 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         signal_s: seconds before the time limit at which a cell is asked for its checkpoint.
         gpu_option: whether GPUs are asked for by ``--gres=gpu:N`` or ``--gpus-per-node=N``.
         gpu_type: such as ``a100``, for ``gpu:a100:N``.
-        setup: shell lines that run on the node before the worker.
+        setup: shell lines that run on the node before the worker; the job ends when one of them fails.
         srun: further arguments of ``srun``, such as a container's.
-        environment: for the workers; values are expanded by the shell on the node.
+        environment: for the workers, byte for byte; true is ``true``, null leaves a variable alone.
         python: the interpreter on the nodes; None for the one that runs the command.
         scratch: a folder on the node for temporary files, emptied after a job.
         cache: a folder on the node for compilers' caches, which stays.
         logs: folder of the jobs' own logs; None for the store.
         node_check: a shell command that must succeed before a worker claims anything.
-        sbatch: any further options of sbatch.
+        sbatch: options of sbatch; they replace ours, and null or false drops one.
         settle_s: seconds after which a submission that Slurm does not know was never accepted.
     """
 
@@ -104,13 +104,13 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     gpu_type: str | None = None
     setup: tuple[str, ...] = ()
     srun: tuple[str, ...] = ()
-    environment: dict[str, str | int | float | bool] = {}
+    environment: dict[str, str | int | float | bool | None] = {}
     python: str | None = None
     scratch: str | None = None
     cache: str | None = None
     logs: str | None = None
     node_check: str | None = None
-    sbatch: dict[str, str | int | bool] = {}
+    sbatch: dict[str, str | int | float | bool | None] = {}
     settle_s: float = 300.0
 
     @property
@@ -131,9 +131,6 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         )
 
 
-_RESERVED = frozenset(
-    {"array", "job-name", "output", "error", "open-mode", "signal", "chdir", "time", "requeue"}
-)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -196,15 +193,11 @@ def cluster_profile(tree: Mapping[str, Any]) -> Cluster:
     for name in ("hours", "min_hours", "max_hours", "memory_gib"):
         if (value := getattr(cluster, name)) is not None and not value > 0:
             raise UserError(f"cluster.{name} is {value}", allowed="more than 0")
-    for option in cluster.sbatch:
-        if option.lstrip("-").replace("_", "-") in _RESERVED:
-            raise UserError(
-                f"cluster.sbatch.{option} is ours to set",
-                allowed="any option but " + ", ".join(sorted(_RESERVED)),
-            )
-    for variable in cluster.environment:
+    for variable, value in cluster.environment.items():
         if not _VARIABLE.fullmatch(variable):
             raise UserError(f"{variable!r} in cluster.environment is no name of a variable")
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"cluster.environment.{variable} holds a zero byte, which no variable can")
     for name in ("scratch", "cache", "logs"):
         folder = getattr(cluster, name)
         if folder is not None and not folder.startswith(("/", "$")):

@@ -5,44 +5,71 @@ from __future__ import annotations
 import re
 import time
 
+from orchestrator.core.jobs import Submission
 from orchestrator.errors import InfrastructureError
 from orchestrator.launchers.base import Outcome, Verdict
-from orchestrator.launchers.slurm.query import find, slurm
-from orchestrator.launchers.slurm.words import LIMIT, UNCLEAR, UNREACHED
+from orchestrator.launchers.slurm.programs import slurm
+from orchestrator.launchers.slurm.query import find
+from orchestrator.launchers.slurm.reasons import UNCLEAR, UNREACHED, is_limit, refusal_advice
 
 SBATCH_TIMEOUT_S = 60.0
 _LOOKS, _LOOK_S = 3, 1.0
+_ANSWER = re.compile(r"^\s*(?P<job>[1-9]\d*)(;(?P<cluster>[\w.-]+))?\s*$", re.MULTILINE)
+"""What ``sbatch --parsable`` prints: a line of its own, beside which a site's wrapper may print others."""
 
 
-def submit(text: str, name: str, at: str) -> Outcome:
-    """Gives a script to sbatch; where that does not know how it ended, looks for a job of that name.
+def submit(text: str, submission: Submission) -> Outcome:
+    """Give a script to sbatch; where that does not know how it ended, look for a job of that name.
 
     Args:
-        text: the script, with an option ``--job-name`` that no other submission has.
-        name: that name.
-        at: now, in ISO 8601.
+        text: the script.
+        submission: whose name no other job has, and whose cluster the job must go to.
     """
     try:
         said = slurm("sbatch", "--parsable", text=text, timeout_s=SBATCH_TIMEOUT_S)
     except InfrastructureError as error:
         if "there is no" in error.what:
             return Outcome(Verdict.UNREACHED, said=error.what)
-        return _looked_for(name, at, error.what)
-    if said.code == 0 and (match := re.match(r"\s*(\d+)", said.output)):
-        return Outcome(Verdict.ACCEPTED, job=match[1])
+        return _looked_for(submission, error.what)
+    answers = list(_ANSWER.finditer(said.output))
     words = " ".join(said.error.split())
-    if said.code == 0 or UNCLEAR.search(words):
-        return _looked_for(name, at, words or said.output)
+    if said.code == 0 and len(answers) == 1:
+        job, cluster = answers[0]["job"], answers[0]["cluster"] or ""
+        if said.output.strip() != answers[0][0].strip():  # a number among other lines may be another's
+            job = _looked_for(submission, "").job or job
+        return _accepted(submission, job, cluster)
+    if said.code == 0 or answers or UNCLEAR.search(words):
+        return _looked_for(submission, words or " ".join(said.output.split()))
     if UNREACHED.search(words):
         return Outcome(Verdict.UNREACHED, said=_short(words))
-    return Outcome(Verdict.LIMIT if LIMIT.search(words) else Verdict.REFUSED, said=_short(words))
+    if is_limit(words):
+        return Outcome(Verdict.LIMIT, said=_short(words))
+    advice = refusal_advice(words)
+    return Outcome(Verdict.REFUSED, said=_short(words) + (f"; {advice}" if advice else ""))
 
 
-def _looked_for(name: str, at: str, said: str) -> Outcome:
+def _accepted(submission: Submission, job: str, cluster: str) -> Outcome:
+    """Take a job, but not one of another cluster: nobody would look for it there."""
+    if cluster.casefold() in ("", submission.cluster.casefold()):
+        return Outcome(Verdict.ACCEPTED, job=job)
+    try:
+        ended = slurm("scancel", "-M", cluster, job)
+    except InfrastructureError as error:
+        return Outcome(Verdict.UNCLEAR, said=f"job {job} went to cluster {cluster}, and {error.what}")
+    if ended.code != 0:
+        return Outcome(Verdict.UNCLEAR, said=f"job {job} went to cluster {cluster}: {ended.problem}")
+    return Outcome(
+        Verdict.REFUSED,
+        said=f"sbatch gave the job to cluster {cluster}, not {submission.cluster}, and it was cancelled; "
+        f"cluster.sbatch.clusters: {cluster} submits to that cluster",
+    )
+
+
+def _looked_for(submission: Submission, said: str) -> Outcome:
     for look in range(_LOOKS):
         time.sleep(_LOOK_S * look)
         try:
-            if (job := find(name, at)) is not None:
+            if (job := find(submission)) is not None:
                 return Outcome(Verdict.ACCEPTED, job=job)
         except InfrastructureError:
             continue

@@ -1,7 +1,8 @@
 """Slurm's words: the states of a job, what they count as, and how its commands print them. Pure.
 
 Sources: the manual pages of sacct ("JOB STATE CODES"), squeue and sbatch of Slurm 22.05. A state that
-is not known here counts as neither alive nor over.
+is not known here counts as neither alive nor over; so does REVOKED: another cluster of the federation started
+the job.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from orchestrator.core.dispatch import Phase, Seen
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over
 from orchestrator.launchers.jobs import EXITS
+from orchestrator.launchers.slurm.reasons import never
 
 _WAITING = frozenset(
     [
@@ -33,7 +35,6 @@ _LIVE = frozenset(["RUNNING", "CONFIGURING", "COMPLETING", "SIGNALING", "STAGE_O
 _OVER = {
     "COMPLETED": None,
     "CANCELLED": Cause.CANCELLED,
-    "REVOKED": Cause.CANCELLED,
     "TIMEOUT": Cause.TIMEOUT,
     "DEADLINE": Cause.TIMEOUT,
     "PREEMPTED": Cause.PREEMPTED,
@@ -77,6 +78,11 @@ def over_of(
         cause, detail = EXITS[int(code)]
     elif word == "FAILED":
         detail = f"exit code {code}" if number in ("", "0") else f"signal {number}"
+        if number == "53":  # no signal: Slurm's own word for what failed before the script could run
+            detail = (
+                "Slurm could not start it (0:53): the node cannot write the job's log, or enter its folder; "
+                "the store, cluster.logs and the folder of the launch must be on file systems that it sees"
+            )
     elif word == "COMPLETED":
         detail = EXITS[0][1]
     elif word == "CANCELLED":  # only accounting knows by whom, and it lags behind
@@ -188,6 +194,7 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
             restarts=count,
             over=over,
             name=name,
+            stuck=never(reason) if phase is Phase.QUEUED else "",
         )
     return seen
 
@@ -195,25 +202,36 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
 _MAY_RETURN = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 """Ends after which Slurm may start a job anew before its accounting says so."""
 
+_UNLISTED = (
+    "by accounting alone: the controller does not list it; if that stays so, an administrator can settle it: "
+    "sacctmgr show runawayjobs"
+)
+
 
 def agreed(
     now: Mapping[tuple[str, int], Seen] | None, accounts: Mapping[tuple[str, int], Seen]
 ) -> dict[tuple[str, int], Seen]:
     """Makes one answer of the controller's (None: it did not answer) and accounting's.
 
-    What lives is the controller's to say. What accounting calls alive and the controller does not list is
-    left out: it is over, and how is not known yet.
+    The controller knows best what lives. What accounting calls alive and the controller does not list is
+    unknown: accounting may lag behind, or the controller may not list all that it has.
     """
     if now is None:
         return {
             task: told._replace(phase=Phase.UNKNOWN, over=None) if told.word in _MAY_RETURN else told
             for task, told in accounts.items()
         }
-    seen = {task: told for task, told in accounts.items() if told.over is not None}
+    seen = {
+        task: told._replace(phase=Phase.UNKNOWN, reason=_UNLISTED, listed=False)
+        if told.over is None
+        else told._replace(may_return=told.word in _MAY_RETURN, listed=False)
+        for task, told in accounts.items()
+    }
     for task, told in now.items():
         account = accounts.get(task)
         if told.over is not None and account is not None and account.over is not None:
-            continue  # accounting tells more: who cancelled it
+            seen[task] = account  # accounting tells more: who cancelled it
+            continue
         seen[task] = told if account is None or told.over is not None else _with_past(told, account)
     return seen
 
@@ -253,23 +271,3 @@ def seconds_of(text: str) -> float | None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-
-
-LIMIT = re.compile(
-    r"Max\w*Submit\w*|MaxJobsPer\w*|MaxJobCount|violates accounting/QOS policy|temporarily unable to accept",
-    re.IGNORECASE,
-)
-"""What sbatch says when a limit on jobs keeps it from taking more."""
-
-UNCLEAR = re.compile(
-    r"timed out|Zero Bytes were transmitted|Transport endpoint|Broken pipe|Connection reset"
-    r"|Unexpected message received|Communication connection failure|Protocol|Authentication"
-    r"|Slurm backup controller in standby",
-    re.IGNORECASE,
-)
-"""What sbatch says when it cannot know whether the controller took the job."""
-
-UNREACHED = re.compile(
-    r"Unable to contact slurm controller|connect failure|Connection refused|No route to host", re.IGNORECASE
-)
-"""What sbatch says when nothing can have reached the controller."""

@@ -1,0 +1,97 @@
+"""Values that are another each time a config is resolved: ``${now:...}``, and resolvers that draw at random.
+
+In what a stage reads such a value would give each plan another digest, and nothing would ever be done. They
+are found by resolving the config a second time, at another time of another day, and comparing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from hydra.core.utils import setup_globals
+from omegaconf import DictConfig, OmegaConf
+
+from orchestrator.core.tree import MISSING
+from orchestrator.errors import UserError
+from orchestrator.stage import StageSpec
+
+_RESOLVER = re.compile(r"\$\{\s*([A-Za-z_][\w.]*)\s*:")
+_STEADY: Final = frozenset(
+    {"oc.env", "oc.select", "oc.decode", "oc.create", "oc.deprecated", "oc.dict.keys", "oc.dict.values"}
+)
+"""Resolvers whose value depends on the config and the environment alone."""
+
+_ELSEWHEN: Final = tuple(
+    timedelta(days=397, hours=hours, minutes=7, seconds=11, microseconds=13) for hours in (5, 17)
+)
+"""From now to two times of which no part is the same: year, month, day of the month and week, hour and so on.
+They are half a day apart, so that one of them is on the other side of noon."""
+
+
+def may_vary(text: str) -> bool:
+    """Tell whether a text asks a resolver that could return another value at the next plan."""
+    return any(name not in _STEADY for name in _RESOLVER.findall(text))
+
+
+def varying(config: DictConfig, plain: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the dotted keys whose value is another when the config is resolved again.
+
+    Args:
+        config: unresolved.
+        plain: what it was resolved to.
+    """
+    for shift in _ELSEWHEN:
+        again = copy.deepcopy(config)
+        OmegaConf.clear_cache(again)
+        with _clock_at(shift):
+            other: Any = OmegaConf.to_container(again, resolve=True)
+        yield from _different(plain, other, "")
+
+
+def refuse_varying(specs: Mapping[str, StageSpec], keys: Iterator[str], *, where: str) -> None:
+    """Refuse a stage that reads such a key; one that it `uses` is given to it and enters no digest.
+
+    Raises:
+        UserError: stage and key are named, with the way out.
+    """
+    for key in keys:
+        for name, spec in specs.items():
+            if any(_holds(read, key) for read in (*spec.reads, *spec.each.values())) and not any(
+                _holds(use, key) for use in spec.uses
+            ):
+                raise UserError(
+                    f"stage {name!r} reads {key}, which is another value at every plan",
+                    where=where,
+                    allowed="the stage would have another digest each time, and never be done",
+                    fix=f"move {key} from `reads` to `uses`, or give it a fixed value",
+                )
+
+
+def _holds(section: str, key: str) -> bool:
+    return f"{key}.".startswith(f"{section}.") or f"{section}.".startswith(f"{key}.")
+
+
+def _different(one: Any, other: Any, key: str) -> Iterator[str]:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for name in {**one, **other}:
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _different(one.get(name, MISSING), other.get(name, MISSING), inner)
+    elif one != other and (one == one or other == other):  # NaN differs from itself
+        yield key
+
+
+@contextlib.contextmanager
+def _clock_at(shift: timedelta) -> Iterator[None]:
+    """Let ``${now:...}`` be another time for a while."""
+    OmegaConf.register_new_resolver(
+        "now", lambda pattern: (datetime.now() + shift).strftime(pattern), replace=True
+    )
+    try:
+        yield
+    finally:
+        setup_globals()  # Hydra's own resolvers, as each of its compositions registers them

@@ -1,0 +1,243 @@
+"""The options of sbatch for a submission: ours, and what `cluster.sbatch` replaces, drops or adds. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from orchestrator.core.jobs import Resources, Submission
+from orchestrator.errors import UserError
+from orchestrator.launchers.slurm.settings import Cluster
+
+Value = str | int | float | bool | None
+
+OURS: Mapping[str, str] = {
+    "array": "launcher.cells_per_job, launcher.max_running",
+    "job-name": "jobs are found by it",
+    "output": "cluster.logs",
+    "error": "cluster.logs",
+    "chdir": "the folder of the launch",
+    "parsable": "sbatch's answer is read",
+    "wait": "sweep launch --wait",
+    "test-only": "sweep launch --dry-run",
+    "wrap": "jobs run workers",
+    "uid": "jobs are the user's own",
+    "gid": "jobs are the user's own",
+}
+"""Options that a profile may not set, and what to set in their place."""
+
+VALUES: Mapping[str, str] = {"time": "cluster.hours", "signal": "cluster.signal_s"}
+"""Options that a profile may drop, but whose value is a setting."""
+
+_SHORT: Mapping[str, str] = {
+    "A": "account",
+    "C": "constraint",
+    "D": "chdir",
+    "G": "gpus",
+    "H": "hold",
+    "J": "job-name",
+    "L": "licenses",
+    "M": "clusters",
+    "N": "nodes",
+    "W": "wait",
+    "a": "array",
+    "b": "begin",
+    "c": "cpus-per-task",
+    "d": "dependency",
+    "e": "error",
+    "k": "no-kill",
+    "n": "ntasks",
+    "o": "output",
+    "p": "partition",
+    "q": "qos",
+    "s": "oversubscribe",
+    "t": "time",
+    "w": "nodelist",
+    "x": "exclude",
+    "workdir": "chdir",
+    "cluster": "clusters",
+}
+"""Other spellings of sbatch's options, by its manual page."""
+
+_ALTERNATIVES = (
+    {"mem", "mem-per-cpu", "mem-per-gpu"},
+    {"gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"},
+    {"cpus-per-task", "cpus-per-gpu"},
+    {"ntasks", "ntasks-per-node", "ntasks-per-core", "ntasks-per-socket", "ntasks-per-gpu"},
+    {"requeue", "no-requeue"},
+    {"exclusive", "oversubscribe"},
+)
+"""Options of which one takes the place of another."""
+
+
+def long_name(option: str) -> str:
+    """Return the one spelling of an option: ``cpus_per_task`` and ``-c`` are ``cpus-per-task``."""
+    bare = option.strip().lstrip("-")
+    return _SHORT.get(bare, bare.replace("_", "-"))
+
+
+def users(cluster: Cluster) -> dict[str, Value]:
+    """Return `cluster.sbatch` by long names; None and false drop an option.
+
+    Raises:
+        UserError: an option is ours to set, is given twice, or its value has control characters.
+    """
+    found: dict[str, Value] = {}
+    for given, value in cluster.sbatch.items():
+        name = long_name(given)
+        if name in OURS or (name in VALUES and value is not None and value is not False):
+            raise UserError(
+                f"cluster.sbatch.{given} is ours to set",
+                where=f"in its place: {OURS.get(name) or VALUES[name]}",
+                allowed="any option but " + ", ".join(sorted([*OURS, *VALUES])),
+            )
+        if name in found:
+            raise UserError(f"cluster.sbatch names --{name} twice", allowed="one spelling of it")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
+            raise UserError(f"cluster.sbatch.{given} is no name of an option")
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"cluster.sbatch.{given} is {value!r}", allowed="text of one line")
+        found[name] = value
+    if isinstance(named := found.get("clusters"), str) and re.search(r"[,\s]", named):
+        raise UserError(
+            f"cluster.sbatch.clusters names several clusters: {named!r}",
+            allowed="one: a job's number counts only on the cluster that gave it",
+        )
+    return found
+
+
+def cluster_name(cluster: Cluster) -> str:
+    """Return the cluster that the profile submits to, "" for the one of the machine that submits."""
+    named = users(cluster).get("clusters")
+    return named if isinstance(named, str) else ""
+
+
+def options(submission: Submission, cluster: Cluster, *, output: str) -> dict[str, Value]:
+    """Return all options of sbatch for a submission, without those that are dropped.
+
+    Args:
+        submission: what to submit.
+        cluster: the profile.
+        output: the pattern of the jobs' logs, with Slurm's own characters escaped.
+    """
+    ours, user = _ours(submission, cluster, output), users(cluster)
+    gres = user.get("gres")
+    if isinstance(gres, str) and "gres" in ours and not re.search(r"(^|,)\s*(gpu|shard|mps)\b", gres):
+        user["gres"] = f"{ours['gres']},{gres}"  # of something else: what we ask for stays
+    if isinstance(more := user.get("exclude"), str) and ours.get("exclude"):
+        user["exclude"] = f"{ours['exclude']},{more}"
+    for group in _ALTERNATIVES:
+        if any(user.get(name) not in (None, False) for name in group):
+            ours = {name: value for name, value in ours.items() if name not in group}
+    merged = {**ours, **user}
+    return {name: value for name, value in merged.items() if value is not None and value is not False}
+
+
+def _ours(submission: Submission, cluster: Cluster, output: str) -> dict[str, Value]:
+    asked, last = submission.resources, len(submission.tasks) - 1
+    throttle = f"%{submission.max_running}" if submission.max_running else ""
+    named: dict[str, Value] = {
+        "array": f"0-{last}{throttle}",
+        "signal": f"USR1@{cluster.signal_s}",
+        "output": output,
+        "open-mode": "append",
+        "chdir": submission.folder,
+        "requeue": True,
+        "time": minutes(asked.hours),
+        "nodes": asked.num_nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": asked.cpus,
+        "mem": f"{round(asked.memory_gib * 1024)}M" if asked.memory_gib is not None else None,
+        "partition": asked.partition or None,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "reservation": cluster.reservation,
+        "exclude": ",".join(submission.exclude) or None,
+        "exclusive": cluster.exclusive or None,
+    }
+    if asked.gpus_per_node and cluster.gpu_option == "gres":
+        named["gres"] = f"gpu:{_gpus(asked, cluster)}"
+    elif asked.gpus_per_node:
+        named["gpus-per-node"] = _gpus(asked, cluster)
+    return named
+
+
+def _gpus(asked: Resources, cluster: Cluster) -> str:
+    return f"{cluster.gpu_type}:{asked.gpus_per_node}" if cluster.gpu_type else str(asked.gpus_per_node)
+
+
+def minutes(hours: float) -> int:
+    """Return what sbatch's ``--time`` is given: whole minutes, at least one."""
+    return max(1, math.ceil(hours * 60))
+
+
+_IGNORED = re.compile(r"(?P<program>SBATCH|SLURM|SALLOC)_(?P<option>[A-Z_]+)")
+_BY_VARIABLE: Mapping[str, str] = {
+    "ACCOUNT": "account",
+    "PARTITION": "partition",
+    "QOS": "qos",
+    "RESERVATION": "reservation",
+    "CONSTRAINT": "constraint",
+    "EXCLUSIVE": "exclusive",
+    "CLUSTERS": "clusters",
+    "TIMELIMIT": "time",
+    "GRES": "gres",
+    "GPUS": "gpus",
+    "GPUS_PER_NODE": "gpus-per-node",
+    "GPUS_PER_TASK": "gpus-per-task",
+    "MEM_PER_NODE": "mem",
+    "MEM_PER_CPU": "mem-per-cpu",
+    "MEM_PER_GPU": "mem-per-gpu",
+    "CPUS_PER_GPU": "cpus-per-gpu",
+    "EXPORT": "export",
+    "HINT": "hint",
+    "NO_REQUEUE": "no-requeue",
+    "WCKEY": "wckey",
+    "CORE_SPEC": "core-spec",
+    "NETWORK": "network",
+    "LICENSES": "licenses",
+}
+"""What a variable that sbatch would read stands for, by its manual page."""
+
+_SETTINGS: Mapping[str, str] = {
+    "account": "cluster.account={}",
+    "qos": "cluster.qos={}",
+    "reservation": "cluster.reservation={}",
+    "constraint": "cluster.constraint={}",
+    "exclusive": "cluster.exclusive=true",
+    "partition": "cluster.partitions={{{}: null}}",
+    "time": "cluster.hours, launcher.resources",
+}
+_FACTS = frozenset(
+    {"SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_CPUS_PER_GPU", "SLURM_HINT"}
+)
+
+
+def unheeded(environment: Mapping[str, str], cluster: Cluster) -> tuple[str, ...]:
+    """Return a note on each variable that sbatch would take for an option, and that we keep from it.
+
+    Args:
+        environment: of this process.
+        cluster: the profile; what it says already needs no note.
+    """
+    said, notes = {**users(cluster), **_profile(cluster)}, []
+    for variable, value in sorted(environment.items()):
+        match = _IGNORED.fullmatch(variable)
+        option = _BY_VARIABLE.get(match["option"], "") if match else ""
+        in_job = "SLURM_JOB_ID" in environment and variable.startswith("SLURM_")  # what a job says of itself
+        if not option or not value or in_job or variable in _FACTS or said.get(option) not in (None, False):
+            continue
+        setting = _SETTINGS.get(option, f"+cluster.sbatch.{option}={{}}").format(value)
+        notes.append(f"{variable}={value} in the environment is not heeded: say {setting}")
+    return tuple(dict.fromkeys(notes))
+
+
+def _profile(cluster: Cluster) -> dict[str, Value]:
+    named: dict[str, Value] = {
+        name: value
+        for name in ("account", "qos", "reservation", "constraint", "exclusive")
+        if (value := getattr(cluster, name))
+    }
+    return {**named, "partition": ",".join(cluster.partitions)} if cluster.partitions else named

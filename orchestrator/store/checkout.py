@@ -1,0 +1,306 @@
+"""The code that workers run where it lies, and its digest: the version of what they make.
+
+It is this package, the modules of the stages, and what belongs to the projects of the import paths:
+
+- in a git work tree all files that git tracks;
+- everywhere the sources (by their suffix) that git does not ignore, and the files that a command names;
+- never a store, hidden folders, environments, the sweep file, which is sealed, and what describes a project.
+
+A digest is taken again before each claim, so a file is read once and then only looked at. What is large is
+read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for
+it. A folder of more than `MAX_ENTRIES` entries is taken for data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator import provenance
+from orchestrator.errors import UserError
+from orchestrator.stage import StageSpec
+from orchestrator.store.project import git, is_hidden, root_of
+
+MAX_BYTES = 100_000_000
+MAX_ENTRIES, MAX_LISTED = 10_000, 50_000
+"""Of one folder, and of all folders of a project together."""
+
+SETTLED_NS = 2_000_000_000
+"""A file that changed less than that before it was read may have changed again within the clock's step."""
+
+_SOURCES = frozenset(
+    [
+        ".py",
+        ".pyi",
+        ".pyx",
+        ".pxd",
+        ".sh",
+        ".bash",
+        ".zsh",
+        ".r",
+        ".jl",
+        ".lua",
+        ".pl",
+        ".rb",
+        ".js",
+        ".mjs",
+        ".ts",
+        ".go",
+        ".rs",
+        ".java",
+        ".scala",
+        ".kt",
+        ".swift",
+        ".c",
+        ".cc",
+        ".cpp",
+        ".cxx",
+        ".h",
+        ".hpp",
+        ".cu",
+        ".cuh",
+        ".f90",
+        ".m",
+        ".sql",
+        ".ipynb",
+    ]
+)
+_DESCRIBE = ("readme", "license", "licence", "changelog", "contributing", "authors", "notice")
+_MADE = frozenset(
+    {"node_modules", "site-packages", "dist-packages", "wandb", "mlruns", "lightning_logs", "outputs"}
+)
+_WORD = re.compile(r"[^\s;|&<>()'\"=]+")
+
+
+class _Seen(NamedTuple):
+    """A file as it was when it was read."""
+
+    stamp: tuple[int, int, int, int]
+    read_ns: int
+    digest: str
+
+
+class Checkout:
+    """The code of a sweep's stages, where workers import it.
+
+    Args:
+        specs: of the stages.
+        import_paths: where the user's stages are importable; the first is where commands run.
+        sweep: name of the sweep, whose file is sealed already.
+        left_out: folders that hold no code, such as the store.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[str, StageSpec],
+        import_paths: Sequence[str],
+        *,
+        sweep: str = "",
+        left_out: Sequence[Path] = (),
+    ) -> None:
+        self._targets = [spec.run for spec in specs.values() if spec.run]
+        self._commands = [spec.command for spec in specs.values() if spec.command]
+        package = Path(provenance.__file__).resolve().parent
+        self._package = package
+        self._walker = _Walker({str(path.resolve()) for path in (package, *left_out)})
+        self._paths = [Path(path).resolve() for path in import_paths if Path(path).is_dir()]
+        self._sealed = {str(path / f"{sweep}{end}") for path in self._paths[:1] for end in (".yaml", ".yml")}
+        own = [p for p in self._paths if not (is_installed(p) or p.is_relative_to(package))]
+        self._roots = list(dict.fromkeys(_root(path) for path in own))
+        self._seen: dict[str, _Seen] = {}
+        self._ignored: dict[str, bool] = {}
+        self._tracked: dict[Path, frozenset[str]] = {root: _tracked(root) for root in self._roots}
+        self._first: dict[str, str] | None = None
+
+    def digest(self) -> str:
+        """Return the digest of the code as it is now.
+
+        It names no place: the same code elsewhere has the same digest.
+        """
+        files = self._files()
+        if self._first is None:
+            self._first = files
+        lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items()))
+        return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+
+    def changed(self) -> list[str]:
+        """Name the files that have changed, come or gone since the first digest was taken."""
+        now, first = self._files(), self._first or {}
+        return sorted(name.partition("/")[2] for name in {*now, *first} if now.get(name) != first.get(name))
+
+    def _files(self) -> dict[str, str]:
+        """Return the digest of each file, by a name that begins with the number of its project."""
+        found: dict[str, tuple[str, os.stat_result]] = {}
+        for source in self._walker.sources(self._package):
+            _add(found, f"package/{source[len(str(self._package)) + 1 :]}", source)
+        for number, root in enumerate(self._roots):
+            skip = len(str(root).rstrip("/")) + 1
+            for path in self._tracked[root].union(self._sources(root)):
+                _add(found, f"{number}/{path[skip:]}", path)
+        if self._paths:
+            for word in self._named():
+                _add(found, f"command/{word}", str(self._paths[0] / word))
+        for file in provenance.stage_files(self._targets, [str(path) for path in self._paths]):
+            _add(found, f"stage/{file.name}", str(file))
+        return self._digests(found)
+
+    def _named(self) -> set[str]:
+        """Return the words of the commands that are files."""
+        words = {word for command in self._commands for word in _WORD.findall(command) if "{" not in word}
+        return {word for word in words if (self._paths[0] / word).is_file()}
+
+    def _sources(self, root: Path) -> list[str]:
+        """List the sources of a project that git does not ignore."""
+        found = [path for path in self._walker.sources(root) if path not in self._sealed]
+        asked = [path for path in found if path not in self._tracked[root] and path not in self._ignored]
+        if asked and self._tracked[root]:
+            names = b"\0".join(os.fsencode(os.path.relpath(path, root)) for path in asked)
+            ignored = _ignored(root, names)
+            self._ignored.update({path: os.path.relpath(path, root) in ignored for path in asked})
+        return [path for path in found if not self._ignored.get(path)]
+
+    def _digests(self, found: Mapping[str, tuple[str, os.stat_result]]) -> dict[str, str]:
+        left, digests = MAX_BYTES, {}
+        for name, (path, info) in sorted(found.items(), key=lambda item: (item[1][1].st_size, item[0])):
+            left -= info.st_size
+            kind = "exec" if info.st_mode & 0o100 and not name.startswith("package/") else "file"
+            content = self._content(path, info) if left >= 0 else f"{info.st_size} {info.st_mtime_ns}"
+            digests[name] = f"{kind} {content}"
+        return digests
+
+    def _content(self, path: str, info: os.stat_result) -> str:
+        stamp = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+        seen = self._seen.get(path)
+        if seen is not None and seen.stamp == stamp and seen.read_ns - info.st_ctime_ns > SETTLED_NS:
+            return seen.digest
+        read_ns = time.time_ns()
+        try:
+            with open(path, "rb") as stream:  # noqa: PTH123 - many of them, before each claim
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        self._seen[path] = _Seen(stamp, read_ns, digest)
+        return digest
+
+
+def is_installed(path: Path) -> bool:
+    """Tell whether a folder is of an environment, which is recorded apart."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+
+
+def _root(path: Path) -> Path:
+    try:
+        return root_of(path)
+    except UserError:  # git refuses to read it: the folder itself, as without git
+        return path
+
+
+def _tracked(root: Path) -> frozenset[str]:
+    """List what git tracks in a work tree, submodules included; nothing without git."""
+    try:
+        listing = git(root, "ls-files", "-z", "--cached", "--recurse-submodules")
+    except UserError:
+        return frozenset()
+    names = [os.fsdecode(name) for name in (listing or b"").split(b"\0") if name]
+    return frozenset(os.path.join(root, name) for name in names if not _describes(name))  # noqa: PTH118
+
+
+def _describes(name: str) -> bool:
+    base = name.rpartition("/")[2].lower()
+    return base.startswith(_DESCRIBE) or base.startswith(".git")
+
+
+def _ignored(root: Path, names: bytes) -> set[str]:
+    done = subprocess.run(
+        ["git", "-C", str(root), "check-ignore", "-z", "--stdin"],
+        input=names,
+        capture_output=True,
+        check=False,
+    )
+    return {os.fsdecode(name) for name in done.stdout.split(b"\0") if name}
+
+
+def _add(found: dict[str, tuple[str, os.stat_result]], name: str, path: str) -> None:
+    try:
+        info = os.stat(path)  # noqa: PTH116 - many of them, before each claim
+    except OSError:
+        return  # it is gone, or leads nowhere
+    if stat.S_ISREG(info.st_mode):
+        found[name] = (path, info)
+
+
+class _Folder(NamedTuple):
+    """The entries of a folder that count, by path, as they were when it was listed."""
+
+    stamp: tuple[int, int]
+    read_ns: int
+    num_entries: int
+    sources: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+class _Walker:
+    """Finds sources again and again; a folder that has not changed is only looked at."""
+
+    def __init__(self, left_out: set[str]) -> None:
+        self._left_out = left_out
+        self._folders: dict[str, _Folder] = {}
+
+    def sources(self, root: Path) -> Iterator[str]:
+        """Yield sources, folders near the root first, through links to folders too, each folder once."""
+        todo, num_listed = deque([str(root)]), 0
+        been: set[tuple[int, int]] = set()
+        while todo and num_listed < MAX_LISTED:
+            path = todo.popleft()
+            try:
+                info = os.stat(path)  # noqa: PTH116
+            except OSError:
+                continue
+            if (info.st_dev, info.st_ino) in been:
+                continue
+            been.add((info.st_dev, info.st_ino))
+            folder = self._listed(path, info)
+            num_listed += folder.num_entries
+            yield from folder.sources
+            todo.extend(folder.folders)
+
+    def _listed(self, path: str, info: os.stat_result) -> _Folder:
+        stamp, known = (info.st_mtime_ns, info.st_ino), self._folders.get(path)
+        if known is not None and known.stamp == stamp and known.read_ns - info.st_mtime_ns > SETTLED_NS:
+            return known
+        read_ns = time.time_ns()
+        sources, folders = [], []
+        entries = _entries(path)
+        for entry in entries:
+            if not entry.is_dir():
+                if os.path.splitext(entry.name)[1].lower() in _SOURCES:  # noqa: PTH122
+                    sources.append(entry.path)
+            elif not (is_hidden(entry.name) or entry.name in _MADE or self._is_left_out(entry)):
+                folders.append(entry.path)
+        self._folders[path] = _Folder(stamp, read_ns, len(entries), tuple(sources), tuple(folders))
+        return self._folders[path]
+
+    def _is_left_out(self, entry: os.DirEntry[str]) -> bool:
+        return os.path.realpath(entry.path) in self._left_out
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """List a folder in order; nothing of one that cannot be read, holds too much, or is no code at all."""
+    entries: list[os.DirEntry[str]] = []
+    try:
+        with os.scandir(folder) as listing:
+            for entry in listing:
+                if entry.name in ("pyvenv.cfg", "store.json") or len(entries) == MAX_ENTRIES:
+                    return []
+                entries.append(entry)
+    except OSError:
+        return []
+    return sorted(entries, key=lambda entry: entry.name)

@@ -1,0 +1,236 @@
+"""What is known of a job: the one decision, over every kind of evidence."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.jobs import Accepted, Over, Report, Resources, Submission
+from orchestrator.core.judgement import Answer, Asker, Filed, Phase, Seen, judge
+
+ANN, BEN = Asker(1000, "ann"), Asker(1001, "ben")
+NAME = "s.1.ab"
+CLOSED = Over(index=0, word="TIMEOUT", cause=Cause.TIMEOUT)
+WAITS = Seen(Phase.QUEUED, "PENDING", name=NAME)
+RUNS = Seen(Phase.RUNNING, "RUNNING", name=NAME)
+ENDED = Seen(Phase.OVER, "FAILED", name=NAME, over=Over(index=0, word="FAILED", cause=Cause.UNKNOWN))
+RETURNS = ENDED._replace(word="PREEMPTED", may_return=True, listed=False)
+STALE = Seen(Phase.UNKNOWN, "PENDING", name=NAME, reason="by accounting alone", listed=False)
+STRANGER = RUNS._replace(name="another.7")
+REPORT = Report(code=1, cause=Cause.CODE, why="no module named x")
+AGAIN = Report(code=75, requeued=True)
+
+
+def submitted(by: str = "ann@login1", uid: int | None = 1000, job: str = "12") -> Filed:
+    submission = Submission(
+        nonce="n",
+        number=1,
+        revision=1,
+        request=1,
+        launcher="slurm",
+        cluster="lab",
+        name=NAME,
+        tasks=(("a",),),
+        resources=Resources(),
+        by=by,
+        uid=uid,
+        at="2026-01-01T00:00:00Z",
+    )
+    return Filed(submission, Accepted(nonce="n", job=job) if job else None)
+
+
+def listing(seen: Seen | None = None, **more: object) -> Answer:
+    """A complete answer, unless told otherwise."""
+    return Answer({("12", 0): seen} if seen else {}, complete=True)._replace(**more)
+
+
+@pytest.mark.parametrize(
+    ("what", "filed", "answer", "asker", "phase", "word", "absent"),
+    [
+        (
+            "a closing outranks all",
+            submitted()._replace(over={0: CLOSED}),
+            listing(RUNS),
+            ANN,
+            "over",
+            "TIMEOUT",
+            False,
+        ),
+        ("no id yet", submitted(job=""), listing(), ANN, "unknown", "", False),
+        ("it waits", submitted(), listing(WAITS), ANN, "queued", "", False),
+        (
+            "it runs, for another user too",
+            submitted(),
+            listing(RUNS, everyone=False),
+            BEN,
+            "running",
+            "",
+            False,
+        ),
+        ("a terminal state", submitted(), listing(ENDED), BEN, "over", "FAILED", False),
+        (
+            "a terminal state by accounting alone",
+            submitted(),
+            listing(ENDED, complete=False),
+            ANN,
+            "over",
+            "FAILED",
+            False,
+        ),
+        (
+            "an end after which it may return, listed nowhere",
+            submitted(),
+            listing(RETURNS),
+            ANN,
+            "over",
+            "FAILED",
+            False,
+        ),
+        (
+            "the same, hidden from who asks",
+            submitted(),
+            listing(RETURNS, everyone=False),
+            BEN,
+            "unknown",
+            "",
+            False,
+        ),
+        (
+            "the same, without a controller",
+            submitted(),
+            listing(RETURNS, complete=False),
+            ANN,
+            "unknown",
+            "",
+            False,
+        ),
+        ("life by accounting alone", submitted(), listing(STALE), ANN, "unknown", "", False),
+        (
+            "life by accounting, and its own last word",
+            submitted()._replace(reports={0: REPORT}),
+            listing(STALE),
+            ANN,
+            "over",
+            "EXITED",
+            False,
+        ),
+        ("its number under another name", submitted(), listing(STRANGER), ANN, "over", "FORGOTTEN", False),
+        (
+            "the same, without a controller",
+            submitted(),
+            listing(STRANGER, complete=False),
+            ANN,
+            "unknown",
+            "",
+            False,
+        ),
+        (
+            "the same, hidden from who asks",
+            submitted(),
+            listing(STRANGER, everyone=False),
+            BEN,
+            "unknown",
+            "",
+            False,
+        ),
+        (
+            "its own last word",
+            submitted()._replace(reports={0: REPORT}),
+            listing(),
+            ANN,
+            "over",
+            "EXITED",
+            False,
+        ),
+        (
+            "a last word before a new start",
+            submitted()._replace(reports={0: AGAIN}),
+            listing(problem="away"),
+            ANN,
+            "unknown",
+            "",
+            False,
+        ),
+        ("no answer", submitted(), listing(problem="away"), ANN, "unknown", "", False),
+        (
+            "not listed by part of an answer",
+            submitted(),
+            listing(complete=False, gap="half"),
+            ANN,
+            "unknown",
+            "",
+            False,
+        ),
+        ("not listed by all of it", submitted(), listing(), ANN, "unknown", "", True),
+        ("not listed, of another user", submitted(), listing(), BEN, "unknown", "", True),
+        (
+            "not listed, of another user, whose jobs are hidden",
+            submitted(),
+            listing(everyone=False),
+            BEN,
+            "unknown",
+            "",
+            False,
+        ),
+        (
+            "not listed, one's own where others' are hidden",
+            submitted(),
+            listing(everyone=False),
+            ANN,
+            "unknown",
+            "",
+            True,
+        ),
+        (
+            "the number of a user outranks a name",
+            submitted(by="ben@x"),
+            listing(everyone=False),
+            BEN,
+            "unknown",
+            "",
+            False,
+        ),
+        (
+            "without a number the name tells",
+            submitted(uid=None),
+            listing(everyone=False),
+            ANN,
+            "unknown",
+            "",
+            True,
+        ),
+        (
+            "without a number another name",
+            submitted(uid=None),
+            listing(everyone=False),
+            BEN,
+            "unknown",
+            "",
+            False,
+        ),
+        (
+            "nobody known asks",
+            submitted(by="", uid=None),
+            listing(everyone=False),
+            Asker(),
+            "unknown",
+            "",
+            False,
+        ),
+    ],
+)
+def test_a_job_is_over_only_by_a_positive_statement(what, filed, answer, asker, phase, word, absent):
+    found = judge(filed, 0, answer, asker)
+    assert (found.phase, found.over.word if found.over else "", bool(found.absence)) == (
+        phase,
+        word,
+        absent,
+    ), what
+    assert found.reason
+
+
+def test_an_absence_that_counts_names_who_listed_what_of_whom():
+    found = judge(submitted(), 0, listing(scope="the controller of cluster lab"), BEN)
+    assert found.absence == "the controller of cluster lab lists all jobs of ann, and not this one"
+    hidden = judge(submitted(), 0, listing(everyone=False), BEN)
+    assert "a job of ann, and the scheduler shows ben only their own" in hidden.reason

@@ -1,0 +1,325 @@
+"""The batch script: its options, and what bash makes of it, with a script for `srun`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.core.jobs import Resources, Submission
+from orchestrator.errors import UserError
+from orchestrator.launchers.slurm.job import leave_step
+from orchestrator.launchers.slurm.launcher import SlurmLauncher
+from orchestrator.launchers.slurm.options import unheeded
+from orchestrator.launchers.slurm.programs import environment
+from orchestrator.launchers.slurm.script import script
+from orchestrator.launchers.slurm.settings import cluster_profile
+
+SRUN = """#!/bin/bash
+{ printf '%s\\0' "$@"; echo; env -0; } >"$SAID"
+"""
+
+
+def text_of(
+    profile: dict[str, Any], folder: Path = Path("/work"), logs: Path | None = None, **more: Any
+) -> str:
+    """The script of a submission of two cells."""
+    asked = Resources(gpus_per_node=2, cpus=4, memory_gib=8, **more)
+    submission = Submission(
+        nonce="n",
+        number=1,
+        revision=1,
+        request=1,
+        launcher="slurm",
+        cluster="lab",
+        name="s.1.ab",
+        tasks=(("a",), ("b",)),
+        resources=asked,
+        exclude=("node9",),
+        folder=str(folder),
+    )
+    return script(
+        submission,
+        cluster_profile(profile),
+        store=str(folder / "store"),
+        sweep="s",
+        code=folder / "store/code/0",
+        logs=logs or folder / "logs",
+    )
+
+
+def options_of(text: str) -> dict[str, str]:
+    """The options of sbatch in a script."""
+    return dict(
+        re.fullmatch(r"#SBATCH --([\w-]+)=?(.*)", line).groups()  # type: ignore[union-attr]
+        for line in text.splitlines()
+        if line.startswith("#SBATCH")
+    )
+
+
+class Ran:
+    """What bash made of a script: how it ended, and what srun was given, and in which environment."""
+
+    def __init__(self, text: str, folder: Path, **variables: str) -> None:
+        (folder / "bin").mkdir(exist_ok=True)
+        (folder / "bin/srun").write_text(SRUN)
+        (folder / "bin/srun").chmod(0o755)
+        (folder / "slurm_script").write_text(text)
+        said = folder / "said"
+        done = subprocess.run(
+            ["bash", folder / "slurm_script"],
+            env={"PATH": f"{folder}/bin:{os.environ['PATH']}", "SAID": str(said), **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder,
+        )
+        self.code, self.log = done.returncode, done.stdout + done.stderr
+        words, _, rest = (said.read_bytes() if said.exists() else b"\n").partition(b"\0\n")
+        self.words = words.decode().split("\0") if said.exists() else []
+        pairs = (pair.decode().partition("=") for pair in rest.split(b"\0") if pair)
+        self.environment = {name: value for name, _, value in pairs}
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "expected"),
+    [
+        ({"hold": False, "mail-user": None}, {"hold": None, "mail-user": None}),
+        ({"hold": True}, {"hold": ""}),
+        ({"mem-per-cpu": "2G"}, {"mem-per-cpu": "2G", "mem": None}),
+        ({"mem_per_gpu": "40G"}, {"mem-per-gpu": "40G", "mem": None}),
+        ({"mem": None}, {"mem": None}),
+        ({"mem": 0}, {"mem": "0"}),
+        ({"--cpus_per_task": 7}, {"cpus-per-task": "7"}),
+        ({"c": 7}, {"cpus-per-task": "7"}),
+        ({"cpus-per-gpu": 3}, {"cpus-per-gpu": "3", "cpus-per-task": None}),
+        ({"cpus-per-task": False}, {"cpus-per-task": None}),
+        ({"gpus-per-task": "h100:1"}, {"gpus-per-task": "h100:1", "gres": None}),
+        ({"G": 1}, {"gpus": "1", "gres": None}),
+        ({"gres": "gpu:h100:1"}, {"gres": "gpu:h100:1"}),
+        ({"gres": "lscratch:100"}, {"gres": "gpu:2,lscratch:100"}),
+        ({"gres": None}, {"gres": None}),
+        ({"ntasks": 4}, {"ntasks": "4", "ntasks-per-node": None}),
+        ({"exclude": "node1"}, {"exclude": "node9,node1"}),
+        ({"no-requeue": True}, {"no-requeue": "", "requeue": None}),
+        ({"requeue": False, "signal": None, "time": None}, {"requeue": None, "signal": None, "time": None}),
+        ({"open-mode": None, "nodes": None}, {"open-mode": None, "nodes": None}),
+        ({"p": "long"}, {"partition": "long"}),
+        ({"export": "NONE"}, {"export": "NONE"}),
+    ],
+)
+def test_every_option_of_ours_can_be_replaced_or_dropped_in_any_spelling(sbatch, expected):
+    given = options_of(text_of({"sbatch": sbatch}))
+    assert {name: given.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "option", ["array", "job-name", "J", "output", "wait", "W", "time", "test-only", "wrap"]
+)
+def test_options_that_jobs_are_found_by_are_refused_with_what_to_set(option):
+    with pytest.raises(UserError, match="ours to set") as refused:
+        SlurmLauncher({}, 1, {"sbatch": {option: "1"}})
+    assert "in its place: " in refused.value.where
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "words"),
+    [
+        ({"mem": 1, "--mem": 2}, "twice"),
+        ({"comment": "a\nb"}, "one line"),
+        ({"clusters": "a,b"}, "several clusters"),
+        ({"mem 1": 1}, "no name of an option"),
+    ],
+)
+def test_options_that_sbatch_could_not_read_are_refused(sbatch, words):
+    with pytest.raises(UserError) as refused:
+        SlurmLauncher({}, 1, {"sbatch": sbatch})
+    assert words in str(refused.value)
+
+
+def test_a_variable_that_sbatch_would_read_is_told_with_the_setting_that_takes_its_place():
+    mine = {
+        "SBATCH_ACCOUNT": "x",
+        "SLURM_CLUSTERS": "far",
+        "SBATCH_TIMELIMIT": "5",
+        "SBATCH_MEM_PER_CPU": "1G",
+    }
+    notes = "\n".join(unheeded(mine, cluster_profile({})))
+    for setting in ("cluster.account=x", "+cluster.sbatch.clusters=far", "cluster.hours", "mem-per-cpu=1G"):
+        assert setting in notes
+    assert not unheeded({"SBATCH_ACCOUNT": "x"}, cluster_profile({"account": "y"}))
+    assert not unheeded({"SBATCH_PARTITION": "x"}, cluster_profile({"sbatch": {"p": "y"}}))
+    assert not unheeded(
+        {"SLURM_JOB_ID": "1", "SLURM_GPUS_PER_NODE": "2", "PATH": "/bin"}, cluster_profile({})
+    )
+
+
+def test_slurms_programs_get_no_option_from_the_environment_but_where_slurm_is():
+    foreign = [
+        *(
+            "SQUEUE_PARTITION",
+            "SQUEUE_FORMAT",
+            "SACCT_FORMAT",
+            "SCANCEL_STATE",
+            "SBATCH_ACCOUNT",
+            "SINFO_SORT",
+        ),
+        *("SCONTROL_ALL", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_JOB_ID", "SRUN_DEBUG", "SALLOC_GRES"),
+    ]
+    kept = ["SLURM_CONF", "SLURM_JWT", "PATH", "SLURMD", "LC_TIME"]
+    assert set(environment(dict.fromkeys([*foreign, *kept], "x"))) == set(kept)
+
+
+def test_stages_see_the_job_and_nothing_of_the_task_that_runs_them():
+    task = [
+        "NTASKS",
+        "NPROCS",
+        "PROCID",
+        "LOCALID",
+        "NODEID",
+        "STEP_ID",
+        "STEPID",
+        "NTASKS_PER_NODE",
+        "GTIDS",
+    ]
+    job = [
+        "JOB_ID",
+        "ARRAY_TASK_ID",
+        "JOB_NODELIST",
+        "TASKS_PER_NODE",
+        "JOB_GPUS",
+        "JOB_NUM_NODES",
+        "MEM_PER_NODE",
+    ]
+    seen = dict.fromkeys([f"SLURM_{name}" for name in (*task, *job)] + ["PMI_RANK", "PMIX_RANK", "HOME"], "1")
+    leave_step(seen)
+    assert set(seen) == {*(f"SLURM_{name}" for name in job), "HOME"}
+
+
+# What bash makes of it
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "plain",
+        "two words",
+        'say "x"',
+        "it's",
+        '{"a": ["$HOME", `x`]}',
+        "a\nb\n",
+        "a\r\nb",
+        "\\n\\",
+        "é 日本",
+        "",
+        "\t",
+    ],
+)
+def test_a_variable_arrives_byte_for_byte(tmp_path, value):
+    text = text_of({"environment": {"MINE": value}}, tmp_path)
+    assert "\r" not in text
+    assert Ran(text, tmp_path).environment["MINE"] == value
+
+
+@pytest.mark.parametrize(
+    ("value", "arrives"), [(True, "true"), (False, "false"), (0, "0"), (0.5, "0.5"), (None, "old")]
+)
+def test_booleans_and_numbers_arrive_as_json_writes_them_and_null_leaves_a_variable_alone(
+    tmp_path, value, arrives
+):
+    ran = Ran(text_of({"environment": {"MINE": value}}, tmp_path), tmp_path, MINE="old")
+    assert ran.environment["MINE"] == arrives
+
+
+def test_the_step_overlaps_exports_all_and_reads_no_option_from_the_environment(tmp_path):
+    variables = {"SLURM_EXPORT_ENV": "NONE", "SLURM_STDOUTMODE": "/dev/null", "SLURM_JOB_ID": "7"}
+    ran = Ran(text_of({"environment": {"PYTHONPATH": "/mine"}}, tmp_path), tmp_path, **variables)
+    assert {"--overlap", "--export=ALL", "--ntasks=1", "--cpus-per-task=4"} <= set(ran.words)
+    assert not {"SLURM_EXPORT_ENV", "SLURM_STDOUTMODE"} & ran.environment.keys()
+    assert ran.environment["SLURM_JOB_ID"] == "7"
+    assert ran.environment["PYTHONPATH"] == f"{tmp_path}/store/code/0:/mine"
+    assert "--cpus-per-task" not in " ".join(
+        Ran(text_of({"sbatch": {"cpus-per-gpu": 1}}, tmp_path), tmp_path).words
+    )
+
+
+BODY = 'module() { echo "loading $2"; [ "$2" != gone ] && return 0; echo "cannot load $2" >&2; return 1; }'
+
+
+@pytest.mark.parametrize(
+    ("lines", "failed"),
+    [
+        (["module load cuda"], None),
+        (["module load cuda", "module load gone", "echo not reached"], (3, 1, "module load gone")),
+        (["no_such_command --x"], (2, 127, "no_such_command --x")),
+        (["source /nowhere/activate"], (2, 1, "source /nowhere/activate")),
+        (["[ -e /nowhere ] && module load gone", "module load gone || true"], None),
+        (["if [ -e /nowhere ]; then", "  module load gone", "fi", "! module load gone"], None),
+        (["if true; then", "  module load gone", "fi"], (3, 1, "  module load gone")),
+        (["if true\nthen module load gone\nfi"], (3, 1, "then module load gone")),
+        (["source ./noisy.sh"], None),
+        (["set -u", 'X="${NOT_SET:-default}"', "for x in a b; do [ $x = a ] && echo $x; done"], None),
+        (["set -e", "module load gone"], (3, 1, "module load gone")),
+        (["conda() { false; true; }", "conda activate mine"], None),
+        (["cat <<END >note", "module load gone", "END"], None),
+        (["set -o pipefail", "false | cat"], (3, 1, "false | cat")),
+    ],
+)
+def test_a_line_of_setup_that_fails_ends_the_job_and_is_named(tmp_path, lines, failed):
+    (tmp_path / "noisy.sh").write_text("false\n[ -e /nowhere ]\ntrue\n")
+    ran = Ran(text_of({"setup": [BODY, *lines]}, tmp_path), tmp_path)
+    if failed is None:
+        assert (ran.code, bool(ran.words)) == (0, True), ran.log
+    else:
+        number, code, line = failed
+        assert (ran.code, ran.words) == (78, []), ran.log
+        assert (
+            ran.log.splitlines()[-1]
+            == f"sweep: line {number} of cluster.setup failed with exit code {code}: {line}"
+        )
+
+
+def test_a_setup_that_ends_by_itself_keeps_its_exit_code(tmp_path):
+    assert Ran(text_of({"setup": ["exit 9"]}, tmp_path), tmp_path).code == 9
+    unbound = Ran(text_of({"setup": ["set -u", "echo $NOT_SET"]}, tmp_path), tmp_path)
+    assert unbound.code not in (0, 78) and "NOT_SET: unbound variable" in unbound.log
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    "name", ["100%", "%j", "two words", "it's", 'a"b', "#7", "é日", "$HOME", "a;b", "-x"]
+)
+def test_paths_with_odd_characters_are_passed_on(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    text = text_of({}, folder)
+    ran = Ran(text, tmp_path)
+    assert str(folder / "store") in ran.words
+    assert ran.environment["PYTHONPATH"] == str(folder / "store/code/0")
+    assert options_of(text)["output"] == shlex.quote(
+        f"{folder}/logs/%a.log".replace(name, name.replace("%", "%%"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a\\b", "backslash"),
+        ("a:b", "colon"),
+        ("a\nb", "no batch script can hold"),
+        ("a\tb", "no batch script"),
+    ],
+)
+def test_paths_that_slurm_cannot_pass_on_are_refused_with_the_reason(name, words):
+    with pytest.raises(UserError, match=words):
+        text_of({}, Path("/work") / name)

@@ -1,0 +1,179 @@
+"""A stop that a command or a library turns into an ordinary end is no success."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from orchestrator.stage import StageSpec
+from tests.worker.jobs import IN_JOB, Jobs
+from tests.worker.waiting import lives, signal_all, tree, until
+
+LOOP = "echo runs; for i in $(seq 400); do sleep 0.05; done; touch $1/finished"
+TRAP = f'trap "exit 0" TERM; echo "{{}}" > $1/rows.json; {LOOP}'
+AS_LIGHTNING = """
+import signal, sys, time
+from pathlib import Path
+received = []
+signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+print("runs", flush=True)
+for _ in range(400):
+    time.sleep(0.05)
+    if received:
+        print("fit returned", flush=True)
+        sys.exit(0)
+Path(sys.argv[1], "finished").touch()
+"""
+SAVES_AND_FINISHES = AS_LIGHTNING.replace("        sys.exit(0)", "        break")
+
+
+def bash(script: str) -> StageSpec:
+    return StageSpec(command=f"bash -c '{script}' x {{output}}", finished="finished", results="rows.json")
+
+
+def python(folder: Path, script: str, **rest: object) -> StageSpec:
+    (folder / "fit.py").write_text(script)
+    return StageSpec(**{"command": "{python} fit.py {output}", **rest})  # type: ignore[arg-type]
+
+
+def stop(pid: int) -> None:
+    """As Ctrl-C, `sweep cancel` and a deadline do: the worker alone knows, and passes it on."""
+    os.kill(pid, signal.SIGTERM)
+
+
+def signal_everyone(pid: int) -> None:
+    """As a scheduler does: the command may have ended before anybody knows of a stop."""
+    signal_all(pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("send", [stop, signal_everyone])
+@pytest.mark.parametrize("kind", ["shell", "library"])
+def test_exit_code_0_after_a_stop_is_not_done(store: Path, run: Jobs, kind: str, send: object) -> None:
+    spec = bash(TRAP) if kind == "shell" else python(store.parent, AS_LIGHTNING)
+    job = run(spec)
+    job.wait_for("runs")
+    send(job.process.pid)  # type: ignore[operator]
+    end = job.end()
+    assert (end.outcome, end.why) == ("released", "stopped"), end
+
+
+def test_a_command_that_ends_first_in_a_job_is_not_done(store: Path, run: Jobs) -> None:
+    job = run(python(store.parent, AS_LIGHTNING), IN_JOB)
+    job.wait_for("runs")
+    command, *others = tree(job.process.pid)
+    os.kill(command, signal.SIGTERM)
+    until(lambda: not lives(command))
+    for pid in others:
+        os.kill(pid, signal.SIGTERM)
+    assert job.end().outcome == "released"
+
+
+@pytest.mark.parametrize("send", [stop, signal_everyone])
+def test_exit_code_0_after_a_stop_is_done_with_the_file_that_says_so(
+    store: Path, run: Jobs, send: object
+) -> None:
+    job = run(python(store.parent, SAVES_AND_FINISHES, finished="finished"))
+    job.wait_for("runs")
+    send(job.process.pid)  # type: ignore[operator]
+    assert job.end().outcome == "succeeded"
+
+
+def test_a_file_of_an_earlier_attempt_in_the_work_folder_finishes_no_other(store: Path, run: Jobs) -> None:
+    spec = python(
+        store.parent,
+        AS_LIGHTNING.replace(
+            'print("runs"',
+            'Path(sys.argv[1], "finished").exists() or sys.exit(9) if '
+            'len(list(Path(sys.argv[1]).iterdir())) else None\nprint("runs"',
+        ),
+        command="{python} fit.py {work}",
+        finished="finished",
+    )
+    job = run(spec)
+    job.wait_for("runs")
+    (job.folder() / "work" / "finished").touch()  # as if a former run had been through
+    os.kill(tree(job.process.pid)[0], signal.SIGKILL)
+    job.wait_for("runs", attempt=2)
+    stop(job.process.pid)
+    assert (job.folder(2) / "work" / "finished").exists()
+    assert job.end(2).outcome == "released"
+
+
+def test_without_the_file_a_command_that_exits_with_0_is_not_done_even_without_a_stop(
+    store: Path, run: Jobs
+) -> None:
+    end = run(StageSpec(command="true", finished="finished")).end()
+    assert (end.outcome, end.cause) == ("failed", "data") and "finished" in end.message
+
+
+def test_a_program_behind_a_shell_gets_the_stop_and_the_time_to_save(store: Path, run: Jobs) -> None:
+    saves = AS_LIGHTNING.replace(
+        "        sys.exit(0)", "        time.sleep(1); print('saved', flush=True); sys.exit(3)"
+    )
+    for number, line in enumerate(
+        ("bash -c '{python} fit.py {output}; echo through'", "{python} fit.py {output}")
+    ):
+        folder = store.parent / str(number)
+        folder.mkdir()
+        job = Jobs(folder / "store")(python(folder, saves, command=line, shell=number == 1))
+        job.wait_for("runs")
+        stop(job.process.pid)
+        assert job.end().outcome == "released"
+        assert "saved" in job.log() and "through" not in job.log()
+
+
+FUNCTION = """
+import os, signal, time
+
+def main(config, inputs, context):
+    received = []
+    if os.environ.get("TEST_TAKES", "yes") == "yes":
+        signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    print("runs", flush=True)
+    for _ in range(40):
+        time.sleep(0.05)
+        if received:
+            break
+        %s
+    return [{"steps": 1}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "send", "outcome"),
+    [
+        ("pass", signal_everyone, "released"),  # its library left the loop early
+        ("pass", stop, "succeeded"),  # nothing reached it: it went on to its natural end
+        ("if context.stop_asked: break", stop, "succeeded"),  # it knew, and says that it is through
+        ("if received: raise SystemExit", signal_everyone, "released"),
+        ("if context.stop_asked: raise SystemExit(0)", stop, "released"),
+    ],
+)
+def test_a_function_that_returns_is_done_unless_a_signal_cut_it_short(
+    store: Path, run: Jobs, line: str, send: object, outcome: str
+) -> None:
+    script = FUNCTION % line
+    if "raise SystemExit" in line and "received" in line:
+        script = script.replace("            break", "            raise SystemExit")
+    (store.parent / "fit_function.py").write_text(script)
+    job = run(StageSpec(run="fit_function:main"))
+    job.wait_for("runs")
+    send(job.process.pid)  # type: ignore[operator]
+    assert job.end().outcome == outcome
+
+
+def test_a_pool_that_ends_its_processes_by_sigterm_does_not_stop_its_function(store: Path, run: Jobs) -> None:
+    (store.parent / "fit_pool.py").write_text(
+        "import multiprocessing, signal, time\n"
+        "def work():\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: exit(0))\n"
+        "    time.sleep(60)\n"
+        "def main(config, inputs, context):\n"
+        "    child = multiprocessing.get_context('fork').Process(target=work)\n"
+        "    child.start(); time.sleep(0.3); child.terminate(); child.join()\n"
+        "    return [{'code': child.exitcode}]\n"
+    )
+    assert run(StageSpec(run="fit_pool:main")).end().outcome == "succeeded"
