@@ -278,17 +278,14 @@ def steps_of(view: View, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
     looked: dict[str, str] = {}
     for cell in cells:
         for digest, step in [*steps[cell.cell].items()]:
-            status, spec = (
-                view.cells[cell.cell].stages[digest],
-                view.sweep.specs[view.sweep.nodes[digest].stage],
-            )
+            status, node = view.cells[cell.cell].stages[digest], view.sweep.nodes[digest]
+            spec = view.sweep.specs[node.stage]
             may_go_on = status.attempts or spec.name in FORMER
             if step.action not in (Action.RUN, Action.RESUME) or not may_go_on:
                 continue
             if digest not in looked:
                 if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
                     continue
-                node = view.sweep.nodes[digest]
                 attempts = view.ledger.attempts(node)
                 looked[digest] = foresee(view.ledger, node, spec, attempts)
             if not (looked[digest] or status.attempts):

@@ -203,7 +203,7 @@ def _misnamed(sweep: Sweep) -> str:
             return f"there is no stage {node.stage!r}"
         reads = {key: value for key, value in node.reads.items() if key not in spec.each}
         given = {key: value for key, value in node.reads.items() if key in spec.each}
-        hashed = Chains._hashed(spec, reads)
+        hashed = hashed_of(spec, reads)
         try:
             found = stage_digest(_target(spec), spec.version, {**hashed, **given}, node.inputs)
         except UserError as error:
