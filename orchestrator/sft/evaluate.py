@@ -61,7 +61,7 @@ def evaluate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     runtime.start(context, seed=config.seed)
     training: Mapping[str, object] = {}
     if "train" in inputs:
-        training = json.loads((inputs["train"] / SUMMARY).read_text())
+        training = json.loads((inputs["train"] / SUMMARY).read_text(encoding="utf-8"))
     scorer = Scorer(config, inputs, context)
     selected, tested = _selected(scorer, config, inputs)
     scorer.write(context.output)
@@ -131,4 +131,5 @@ def describe(
         "pretrained": selected is None,
         "selected_step": selected,
         **{name: training.get(name) for name in _MEASURED},
+        "notes": training.get("notes") or None,
     }

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from orchestrator.core.records import Parent
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node
-from orchestrator.stage import Checkpoint, StageSpec
+from orchestrator.stage import MANIFEST, Checkpoint, StageSpec
+from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.worker.former import Basis, adopt_former, find_former
 from orchestrator.worker.resume import adopt, candidates, is_discarded, is_whole
@@ -90,3 +91,9 @@ def foresee(ledger: Ledger, node: Node, spec: StageSpec, earlier: Sequence[Attem
     if not parts and find_former(ledger, node, spec) is not None:
         return "goes on from what an earlier version of the stage made"
     return f"goes on from {' and '.join(parts)}" if parts else ""
+
+
+def has_progressed(folder: Path, *, num_adopted: int) -> bool:
+    """Returns whether an attempt left something to go on from that it did not adopt itself."""
+    checkpoints = list(folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))
+    return len(checkpoints) > num_adopted or any((folder / layout.WORK).glob("*"))

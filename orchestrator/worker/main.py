@@ -10,10 +10,11 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,11 +24,12 @@ from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.processes import adopt_orphans
-from orchestrator.store.code import damage, import_paths, package_path
+from orchestrator.store.checkout import Checkout, checkout_of
+from orchestrator.store.code import damage, import_paths, package_path, version_of
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
 from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
-from orchestrator.worker.order import WorkerOrder
+from orchestrator.worker.order import Shortage, WorkerOrder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
@@ -57,6 +59,7 @@ def run(
     log: Path | None = None,
     diary: Diary | None = None,
     lifeline: int | None = None,
+    shortage: Callable[[], Shortage | None] = lambda: None,
 ) -> int:
     """Runs a worker in this process until nothing is left for it; returns the exit code.
 
@@ -65,6 +68,7 @@ def run(
         log: file for its own lines; None for standard output.
         diary: takes notes of it.
         lifeline: a pipe's end that closes when whoever started this worker is gone.
+        shortage: returns whether that is for want of memory on the node.
     """
     diary = diary or Diary()
     if log is not None:
@@ -87,12 +91,10 @@ def run(
             order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
             os.environ.pop("PYTHONSAFEPATH", None)  # meant for us: a command imports what lies beside it
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
-        if problem := _code_problem(ledger, order, revision.sweep):
-            say(f"{problem}: this worker claims nothing")
-            return OTHER_CODE
-        if problem := _store_problem(ledger):
-            say(f"{problem}: this worker claims nothing")
-            return REFUSED
+        checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths)
+        if problem := _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger):
+            say(f"{problem.what}: this worker claims nothing")
+            return problem.code
         for module in preload(revision.sweep):
             with contextlib.suppress(ImportError):  # a stage that cannot import it will say so
                 importlib.import_module(module)
@@ -103,7 +105,9 @@ def run(
             owner=this_owner(order, os.getpid()),
             context=multiprocessing.get_context("fork"),
             stop_asked=ending.why,
+            shortage=shortage,
             say=say,
+            checkout=checkout if order.code is None and order.code_digest else None,
         )
         try:
             return worker.run()
@@ -171,25 +175,37 @@ def _revision(ledger: Ledger, order: WorkerOrder) -> Revision:
     return revision
 
 
-def _code_problem(ledger: Ledger, order: WorkerOrder, sweep: Sweep) -> str:
-    if order.code is not None:
-        if problem := damage(ledger.objects, order.code.digest):
-            return f"the snapshot in the store is damaged: {problem}"
-        here, there = Path(provenance.__file__), package_path(ledger.objects, order.code.digest)
-        if here.parents[1].resolve() != there.resolve():
-            return f"this worker was started from {here.parents[1]}, not from the snapshot {there}"
-    targets = [spec.run for spec in sweep.specs.values() if spec.run]
-    if order.code_digest and provenance.code_digest(targets, order.import_paths) != order.code_digest:
-        return "the code on this machine is not the code at launch"
-    return ""
+class _Problem(NamedTuple):
+    """Why a worker must not claim, and its exit code."""
+
+    what: str
+    code: int
 
 
-def _store_problem(ledger: Ledger) -> str:
+def _code_problem(ledger: Ledger, order: WorkerOrder, sweep: Sweep, checkout: Checkout) -> _Problem | None:
+    if order.code is None:
+        if not order.code_digest or checkout.digest() == order.code_digest:
+            return None
+        return _Problem("the code on this machine is not the code at launch", OTHER_CODE)
+    if problem := damage(ledger.objects, order.code.digest):
+        return _Problem(f"the snapshot in the store is damaged: {problem}", OTHER_CODE)
+    here, there = Path(provenance.__file__), package_path(ledger.objects, order.code.digest)
+    paths = tuple(order.import_paths)
+    if order.code_digest not in ("", version_of(order.code, sweep, paths)):
+        return _Problem("the code of this snapshot is not the code at launch", OTHER_CODE)
+    if here.parents[1].resolve() == there.resolve():
+        return None
+    return _Problem(
+        f"this worker was started from {here.parents[1]}, not from the snapshot {there}", OTHER_CODE
+    )
+
+
+def _store_problem(ledger: Ledger) -> _Problem | None:
     try:
         ledger.prove_writable()
     except UserError as error:
-        return error.what
-    return ""
+        return _Problem(error.what, REFUSED)
+    return None
 
 
 def in_fork_server(order_json: bytes, log: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.errors import StopRequested
+from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.stage import MANIFEST, CheckpointManifest, Context, step_of
 from orchestrator.store import layout
 
@@ -75,12 +75,12 @@ class Sealer:
         seen, self._seen = self._seen, {}
         self._unseal_if_changed()
         try:
-            paths = sorted(self._folder.iterdir())
+            paths = [path for path in self._folder.iterdir() if not path.is_symlink() and path.is_dir()]
         except OSError:
             return
-        for path in paths:
-            step = step_of(path.name)
-            if step is None or path.is_symlink() or not path.is_dir() or self._is_sealed(path, step):
+        steps = [(step, path) for path in paths if (step := step_of(path.name)) is not None]
+        for step, path in sorted(steps, reverse=True):  # the newest first: time may run out
+            if self._is_sealed(path, step):
                 continue
             try:
                 stamp = _stamp(path)
@@ -91,9 +91,9 @@ class Sealer:
             except StopRequested as stopped:
                 self.superseded = stopped.why
                 return
-            except OSError as error:
+            except (OSError, StageFailure) as error:
                 if is_last and path.exists():
-                    print(f"checkpoint {path.name} is not sealed: {error.strerror or error}", flush=True)
+                    print(f"checkpoint {path.name} is not sealed: {error}", flush=True)
 
     def _seal(self, path: Path, step: int, stamp: _Stamp) -> None:
         self._context.seal(path, step)

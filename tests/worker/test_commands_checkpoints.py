@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StageFailure
-from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec
+from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec, step_of
 from orchestrator.worker.command import run_command
 from orchestrator.worker.sealing import Sealer
 from tests.worker.jobs import Jobs
@@ -51,7 +51,7 @@ def last_saved(log: list[str]) -> tuple[int, int]:
     return start, saved[-1] if saved else start
 
 
-@pytest.mark.parametrize("name", ["N", "epoch=1-step=N"])
+@pytest.mark.parametrize("name", ["N", pytest.param("epoch=1-step=N", marks=pytest.mark.long)])
 def test_the_loss_of_all_processes_at_once_costs_two_seconds_at_most(
     store: Path, run: Jobs, name: str
 ) -> None:
@@ -147,3 +147,25 @@ def test_a_checkpoint_that_is_written_to_after_all_loses_its_seal_until_it_is_wh
     sealer.look(is_last=True, by_itself=True)
     assert sealed(context) == ["5"]
     assert len(json.loads((folder / MANIFEST).read_text())["files"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("5", 5),
+        ("00000120", 120),
+        ("checkpoint-100", 100),
+        ("ckpt_7", 7),
+        ("global_step120", 120),
+        ("epoch=3-step=120", 120),
+        ("epoch_3", 3),
+        ("tmp-12", None),
+        ("tmpab12", None),
+        ("checkpoint-5-old", None),
+        ("5.tmp", None),
+        ("²", None),
+        ("9" * 30, None),
+    ],
+)
+def test_a_checkpoints_name_says_its_step(name: str, step: int | None) -> None:
+    assert step_of(name) == step

@@ -250,6 +250,7 @@ class RayDriver:
         args = (self._ledger.objects.url, self._revision.sweep.name, str(submission.number))
         start = start_of(self._ledger.objects, code, WORKER, *args, str(self._slots), str(self._restart))
         environment = {name: str(value) for name, value in self._settings.environment.items()}
+        environment |= self._pool.monitor()
         avoid = [
             node
             for node, number in self._bad.items()
@@ -365,7 +366,7 @@ def say(line: str, log: Path | None = None) -> None:
         sys.stdout.write(line)
         sys.stdout.flush()
         if log is not None:
-            with log.open("a") as stream:
+            with log.open("a", encoding="utf-8") as stream:
                 stream.write(line)
 
 

@@ -13,11 +13,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from orchestrator import provenance
 from orchestrator.core.jobs import Submission
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.jobs import gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
+from orchestrator.launchers.ray.memory import Monitor
 from orchestrator.launchers.ray.settings import ray_settings
 from orchestrator.processes import adopt_orphans
 from orchestrator.store import code as snapshots
@@ -44,7 +44,6 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
     submissions = Submissions(ledger, sweep)
     paths = snapshots.import_paths(ledger.objects, code) if code else request.import_paths
     revision = ledger.revision(sweep, submission.revision)
-    targets = [spec.run for spec in revision.sweep.specs.values() if spec.run]
     return WorkerOrder(
         store=ledger.objects.url,
         sweep=sweep,
@@ -55,7 +54,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
         num_slots=SHARES,
         num_threads=max(1, min(submission.resources.cpus, available_cpus())),
         import_paths=paths,
-        code_digest=provenance.code_digest(targets, paths),
+        code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
         code=code,
         max_idle_s=ray_settings(settings.launcher).idle_s,
         job=Job(
@@ -79,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InfrastructureError(f"submission {number} of {sweep} cannot be read", where=store)
         logs = ledger.objects.workspace(layout.job_logs(sweep, int(number)))
         order = order_of(ledger, sweep, submission, int(slot), int(restart))
-        code = run_worker(order, logs / f"worker-{slot}.{restart}.log", diary, lifeline=STDIN)
+        code = run_worker(
+            order, logs / f"worker-{slot}.{restart}.log", diary, STDIN, Monitor(STDIN, os.environ)
+        )
         with contextlib.suppress(OSError):  # a log is not worth the worker
             ledger.objects.upload(layout.job_logs(sweep, int(number)))
     except SweepError as error:
