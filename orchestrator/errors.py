@@ -14,6 +14,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from orchestrator.text import escaped
+
 
 class SweepError(Exception):
     """Anything that Polysweep raises on purpose.
@@ -32,13 +34,31 @@ class SweepError(Exception):
         self.what, self.where, self.allowed, self.fix = what, where, allowed, fix
 
     def __str__(self) -> str:
-        return "\n  ".join(line for line in (self.what, self.where, self.allowed, self.fix) if line)
+        parts = (
+            escaped(part).replace("\n", "\n  ") for part in (self.what, self.where, self.allowed, self.fix)
+        )
+        return "\n  ".join(part for part in parts if part)
 
 
 class UserError(SweepError):
     """The user's mistake: exit 2, nothing submitted, nothing lost."""
 
     exit_code = 2
+
+
+class UnknownSweep(UserError):
+    """No sweep file has this name.
+
+    Args:
+        name: as asked for, for the message.
+        known: the names that files have.
+        where: where else was looked.
+        fix: what to type next.
+    """
+
+    def __init__(self, name: str, known: Iterable[str], *, where: str = "", fix: str = "") -> None:
+        self.name, self.known = name, tuple(known)
+        super().__init__(f"unknown sweep {name!r}", where=where, allowed=nearest(name, self.known), fix=fix)
 
 
 class InfrastructureError(SweepError):

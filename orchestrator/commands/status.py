@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from orchestrator.commands.drift import code_versions, print_code_drift
 from orchestrator.commands.output import counted, print_json, print_table, shorten
 from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view
-from orchestrator.core.state import State
+from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell
 
 
@@ -39,10 +39,34 @@ def run(args: argparse.Namespace) -> int:
         seconds = sum(s.seconds or 0.0 for s in stages)
         reason = "" if status.state is State.DONE else shorten(status.reason, 100)
         rows.append(
-            (cell.cell, status.state, f"{num_done}/{len(stages)}", status.attempts, f"{seconds:.1f}", reason)
+            (
+                cell.cell,
+                status.state,
+                f"{num_done}/{len(stages)}",
+                retries_of(status),
+                f"{seconds:.1f}",
+                reason,
+            )
         )
-    print_table(("cell", "state", "stages", "attempts", "seconds", "reason"), rows)
+    print_table(("cell", "state", "stages", "retries", "seconds", "reason"), rows)
+    for note, number in notes_of(view, cells).items():
+        print(f"note: {note} ({counted(number, 'cell')})")
     return 0
+
+
+def notes_of(view: View, cells: Sequence[Cell]) -> Counter[str]:
+    """Return what stages noted in the column `notes` of their rows, each with the number of its cells."""
+    notes: Counter[str] = Counter()
+    for cell in cells:
+        found = [view.snapshot.evidence(digest).done for digest in cell.chain]
+        rows = [row for done in found if done is not None for row in done.rows]
+        notes.update({note for row in rows if isinstance(note := row.get("notes"), str) and note})
+    return notes
+
+
+def retries_of(status: CellStatus) -> int:
+    """Return how often a stage of a cell was started again; `attempts` counts the first starts as well."""
+    return sum(max(0, stage.attempts - 1) for stage in status.stages.values())
 
 
 def as_json(view: View, cells: Sequence[Cell]) -> dict[str, object]:
@@ -71,6 +95,7 @@ def as_json(view: View, cells: Sequence[Cell]) -> dict[str, object]:
                 "cause": status.cause,
                 "reason": status.reason,
                 "attempts": status.attempts,
+                "retries": retries_of(status),
                 "stages": stages,
             }
         )

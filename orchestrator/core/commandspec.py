@@ -44,6 +44,8 @@ def check_command(name: str, spec: StageSpec, where: str) -> None:
         UserError: it contradicts itself.
     """
     _check_files(name, spec, where)
+    if "\0" in (spec.command or ""):
+        raise UserError(f"the command of stage {name!r} holds a null character", where=where)
     if spec.command is None:
         _refuse_of_functions(name, spec, where)
         return
@@ -154,20 +156,35 @@ def _check_files(name: str, spec: StageSpec, where: str) -> None:
     named = [("keep", pattern) for pattern in spec.keep]
     if spec.finished is not None:
         named.append(("finished", spec.finished))
+    if spec.results is not None:
+        named.append(("results", spec.results))
     for key, path in named:
         parts = path.split("/")
-        if not path.strip() or path.startswith(("/", "~")) or ".." in parts or "\0" in path:
-            folder = "the work folder" if key == "keep" else "the output folder or the work folder"
+        is_long = max(len(part.encode(errors="replace")) for part in parts) > MAX_FILE_NAME
+        is_inside = not path.startswith(("/", "~")) and {"..", ""}.isdisjoint(parts) and {*parts} != {"."}
+        if not is_inside or is_long or not path.isprintable():
+            folder, example = _FILES[key]
             raise UserError(
-                f"stages.{name}.{key} is {path!r}",
+                f"stages.{name}.{key} is {path if len(path) <= 80 else path[:80] + '...'!r}",
                 where=where,
-                allowed=f"a path inside {folder}, such as {'*.pt' if key == 'keep' else 'finished'}",
+                allowed=f"a path inside {folder}, such as {example}",
             )
+
+
+_FILES = {
+    "keep": ("the work folder", "*.pt"),
+    "finished": ("the output folder or the work folder", "finished"),
+    "results": ("the output folder", "rows.jsonl"),
+}
+
+MAX_FILE_NAME = 255
+"""Bytes of a file's name on the common file systems."""
 
 
 def _refuse_of_functions(name: str, spec: StageSpec, where: str) -> None:
     for key, is_set in (
         ("finished", spec.finished is not None),
+        ("results", spec.results is not None),
         ("shell", spec.shell),
         ("python", spec.python is not None),
     ):

@@ -97,7 +97,7 @@ def _end(process: subprocess.Popen[bytes], log: Path) -> None:
         process.kill()
         process.wait()
     if process.returncode == 0:
-        print("\n".join(log.read_text(errors="replace").splitlines()[-1:]))
+        print("\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]))
     else:
         print(f"the mirror ended early, no cell is the worse for it: {log}", file=sys.stderr)
 
@@ -150,7 +150,7 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
 @contextlib.contextmanager
 def _alone(path: Path, over: threading.Event) -> Iterator[None]:
     """Waits until no other mirror writes the runs of this sweep."""
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

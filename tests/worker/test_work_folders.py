@@ -13,6 +13,7 @@ import pytest
 from orchestrator.errors import StageFailure
 from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
+from orchestrator.trackers.store import history
 from orchestrator.worker import work
 from tests.store.builders import claim, ledger_at, node_of, owner, sweep_of
 from tests.worker.jobs import Jobs
@@ -33,6 +34,8 @@ while step < 20:
     step += 1
     with open(os.path.join(args.outdir, "history"), "a") as stream:
         stream.write(f"{step} ")
+    with open(os.environ["SWEEP_METRICS"], "a") as stream:
+        stream.write(json.dumps({"step": step, "loss": 1 / step}) + "\\n")
     with open(state + ".tmp", "w") as stream:
         json.dump({"step": step}, stream)
     os.replace(state + ".tmp", state)
@@ -66,6 +69,8 @@ def test_a_script_that_resumes_in_its_own_folder_goes_on_after_its_death(store: 
     output = job.folder(2) / layout.OUTPUT
     assert sorted(path.name for path in output.iterdir()) == ["history", "last.ckpt", "result.json"]
     assert (output / "last.ckpt").read_text() == "weights" and not (output / "last.ckpt").is_symlink()
+    curve = [row["step"] for row in history(ledger_at(store), job.node, 2)]
+    assert curve == list(range(1, 21))  # of both attempts, each step once
     assert not (job.folder(1) / layout.WORK).exists() and not (job.folder(2) / layout.WORK).exists()
 
 

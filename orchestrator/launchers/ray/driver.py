@@ -366,7 +366,7 @@ def say(line: str, log: Path | None = None) -> None:
         sys.stdout.write(line)
         sys.stdout.flush()
         if log is not None:
-            with log.open("a") as stream:
+            with log.open("a", encoding="utf-8") as stream:
                 stream.write(line)
 
 
