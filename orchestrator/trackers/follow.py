@@ -21,6 +21,7 @@ import msgspec
 from orchestrator.core.records import Revision, StoreMark
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.formats import SINCE_2
+from orchestrator.provenance import without_secrets
 from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot
 from orchestrator.store.ledger import Ledger
@@ -129,7 +130,7 @@ class Follower:
             try:
                 self._close(cell, done=False)
             except Exception:  # noqa: BLE001 - whatever the other side raises
-                traceback.print_exc()
+                _print_exception()
                 self._failures[cell.cell] += 1
 
     @property
@@ -146,7 +147,7 @@ class Follower:
                 self._cells.remove(cell)
             self._failures.pop(cell.cell, None)
         except Exception:  # noqa: BLE001 - whatever the other side raises
-            traceback.print_exc()
+            _print_exception()
             self._failures[cell.cell] += 1
             if self._failures[cell.cell] == MAX_FAILURES:
                 self._cells.remove(cell)
@@ -249,3 +250,7 @@ def _recalled(memory: Path) -> dict[str, Given]:
         return msgspec.json.decode(memory.read_bytes(), type=dict[str, Given])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return {}
+
+
+def _print_exception() -> None:
+    print(without_secrets(traceback.format_exc()), flush=True)
