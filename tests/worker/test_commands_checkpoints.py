@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_what_is_written_in_place_counts_only_when_the_command_ended_by_itself(t
 
 
 def test_a_manifest_that_was_copied_along_or_is_the_commands_own_is_no_seal(
-    tmp_path: Path, capfd: object
+    tmp_path: Path, capfd: Any
 ) -> None:
     context = Context(tmp_path, attempt=2)
     with context.checkpoint(3) as folder:
@@ -127,7 +128,7 @@ def test_a_manifest_that_was_copied_along_or_is_the_commands_own_is_no_seal(
     manifest = json.loads((tmp_path / "checkpoints/7" / MANIFEST).read_text())
     assert manifest["step"] == 7 and [file["path"] for file in manifest["files"]] == ["w"]
     assert json.loads((tmp_path / "checkpoints/8" / MANIFEST).read_text()) == {}
-    assert "checkpoint 8 does not count" in capfd.readouterr().out  # type: ignore[attr-defined]
+    assert "checkpoint 8 does not count" in capfd.readouterr().out
 
 
 def test_a_checkpoint_that_is_written_to_after_all_loses_its_seal_until_it_is_whole(tmp_path: Path) -> None:
@@ -169,3 +170,8 @@ def test_a_checkpoint_that_is_written_to_after_all_loses_its_seal_until_it_is_wh
 )
 def test_a_checkpoints_name_says_its_step(name: str, step: int | None) -> None:
     assert step_of(name) == step
+
+
+def test_a_command_that_saves_what_is_no_checkpoint_is_told_so_in_its_log(tmp_path: Path, capfd: Any) -> None:
+    run_shell(Context(tmp_path), "touch {checkpoints}/epoch3.pt")
+    assert "epoch3.pt is no checkpoint" in capfd.readouterr().out
