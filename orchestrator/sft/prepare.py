@@ -52,7 +52,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         check_rows(kept, model, pad_token_id=runtime.padding(tokenizer))
     write_shard(kept, context.output)
     report = {"language": config.language, "max_length_tokens": config.trainer.max_length_tokens, **counts}
-    (context.output / COUNTS).write_text(json.dumps(report, indent=1))
+    (context.output / COUNTS).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return []
 
 

@@ -65,7 +65,7 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     facts = {**summary(training), "notes": left_out(shards, config.languages)}
     if parallel.rank() == 0:
         tokenizer.save_pretrained(context.output / "tokenizer")
-        (context.output / SUMMARY).write_text(json.dumps(facts, indent=1))
+        (context.output / SUMMARY).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return []
 
 
