@@ -92,7 +92,7 @@ def prepare() -> None:
                 os.set_inheritable(number, True)
             else:
                 os.close(opened)
-    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8") and "PYTHONUTF8" not in os.environ:
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8") and _TERMINAL not in os.environ:
         encoding = getattr(sys.stdout, "encoding", None) or "ascii"
         environment = {**os.environ, "PYTHONUTF8": "1", _TERMINAL: encoding}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -80,30 +80,28 @@ def _raise_unless_gone(error: OSError) -> None:
 def contain(folder: Path, *, linked: Path | None = None) -> None:
     """Put what links lead to outside of a folder into it: what is deleted there must not be missed here.
 
+    A link that leads nowhere, in a circle or to a device stays as it is: it is no file of the folder.
+
     Args:
         folder: of a product or a checkpoint.
         linked: a folder whose files are never written again: hard links to them do.
 
     Raises:
-        ValueError: a link leads nowhere, in a circle or to what is no file; or a name is no UTF-8 text, which
-            no record can hold.
+        ValueError: a name is no UTF-8 text, which no record can hold.
         OSError: there is no room for a copy.
     """
     real = folder.resolve()
     for place, folders, names in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *names)):
-            name = escaped(path.relative_to(folder).as_posix())
             if not _is_text(path.name):
-                raise ValueError(f"the name of {name} is no UTF-8 text")
-            if not path.is_symlink():
+                raise ValueError(
+                    f"the name of {escaped(path.relative_to(folder).as_posix())} is no UTF-8 text"
+                )
+            target = _target(path) if path.is_symlink() else None
+            if target is None or target.is_relative_to(real) or real.is_relative_to(target):
                 continue
-            try:
-                target = path.resolve(strict=True)
-            except (OSError, RuntimeError):
-                raise ValueError(f"{name} is a link that leads nowhere") from None
-            if not target.is_relative_to(real):
-                copy = path.with_name(f".{uuid.uuid4().hex}")
-                _copy(target, copy, name, linked, frozenset({real}))
+            copy = path.with_name(f".{uuid.uuid4().hex}")
+            if _copy(target, copy, linked, frozenset({real})):
                 path.unlink()
                 copy.rename(path)
 
@@ -116,20 +114,29 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _copy(source: Path, target: Path, name: str, linked: Path | None, above: frozenset[Path]) -> None:
+def _target(link: Path) -> Path | None:
+    try:
+        return link.resolve(strict=True)
+    except (OSError, RuntimeError):  # it leads nowhere, or in a circle
+        return None
+
+
+def _copy(source: Path, target: Path, linked: Path | None, above: frozenset[Path]) -> bool:
+    """Copy a file or folder, links as what they lead to; False when it is neither, or holds itself."""
     if source.is_dir():
         real = source.resolve()
         if any(folder.is_relative_to(real) for folder in above):
-            raise ValueError(f"{name} is a link that leads in a circle")
+            return False
         target.mkdir()
         for inner in sorted(source.iterdir()):
-            _copy(inner, target / inner.name, name, linked, above | {real})
+            _copy(inner, target / inner.name, linked, above | {real})
     elif not source.is_file():
-        raise ValueError(f"{name} is a link that leads to what is no file: {source}")
+        return False
     elif linked is not None and source.resolve().is_relative_to(linked.resolve()):
         os.link(source.resolve(), target)
     else:
         shutil.copyfile(source, target)
+    return True
 
 
 def fsync_path(path: Path) -> None:

@@ -26,7 +26,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_sweep(parser, only=True, json=False)
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="of the engine, such as launcher.workers=4"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the engine, such as launcher.workers=4",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     parser.add_argument("--yes", action="store_true", help="do not ask on a terminal")

@@ -329,6 +329,13 @@ def open_objects(url: str) -> ObjectStore:
             fix="store.url=/shared/runs",
         )
     bucket, *parts = rest.rstrip("/").split("/")
+    if "@" in rest:
+        raise UserError(
+            f"the store's address holds a user or a password: {redacted(url)}",
+            where="store.url, or SWEEP_STORE",
+            allowed="it is recorded with each job; endpoint and credentials come from the environment",
+            fix=f"store.url={scheme}://{rest.rpartition('@')[2]}",
+        )
     if not _BUCKET.fullmatch(bucket) or not all(part.strip(".") and part.isprintable() for part in parts):
         raise UserError(
             f"{redacted(url)!r} names no place in a bucket",

@@ -144,7 +144,7 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
         if not ledger.objects.in_place and memory.exists():
             ledger.objects.put(key, memory.read_bytes())
     lost = f"; {follower.num_lost} not mirrored whole, see the log" if follower.num_lost else ""
-    return f"{mirror.farewell(follower.num_runs)}{lost}"
+    return f"{mirror.farewell()}{lost}"
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def run(
     ending = _Ending(order, lifeline)
 
     def say(line: str) -> None:
-        diary.said = line
+        diary.said = line = provenance.without_secrets(line)
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 

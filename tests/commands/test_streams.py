@@ -54,13 +54,22 @@ def shell(sweep: Any) -> Shell:
 NOT_UTF_8 = {
     "an ASCII stream": {"PYTHONIOENCODING": "ascii"},
     "a stream of one byte a character": {"PYTHONIOENCODING": "latin-1"},
-    "the C locale": {"LC_ALL": "C"},
+    "an ASCII locale": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "a Latin-1 locale": {"LC_ALL": "de_DE.latin1"},
 }
 
 
-@pytest.mark.parametrize("name", NOT_UTF_8)
-def test_a_launch_is_the_same_under_any_locale(shell: Shell, name: str) -> None:
-    environment = NOT_UTF_8[name]
+def some_long(cases: Any, usual: set[str]) -> list[Any]:
+    return [name if name in usual else pytest.param(name, marks=pytest.mark.long) for name in cases]
+
+
+@pytest.mark.parametrize("name", some_long(NOT_UTF_8, {"an ASCII stream", "a Latin-1 locale"}))
+def test_a_launch_is_the_same_under_any_locale(shell: Shell, tmp_path: Path, name: str) -> None:
+    environment = {**NOT_UTF_8[name], "LOCPATH": str(tmp_path)}
+    if "latin1" in environment.get("LC_ALL", ""):
+        made = [*["localedef", "-i", "de_DE", "-f", "ISO-8859-1"], str(tmp_path / environment["LC_ALL"])]
+        if subprocess.run(made, capture_output=True, check=False).returncode:
+            pytest.skip("localedef does not make that locale here")
     done = shell("sweep launch words.yaml && sweep collect words && sweep status words", **environment)
     said = done.stdout + done.stderr
     assert done.returncode == 0 and b"Traceback" not in said, said.decode(errors="replace")
@@ -80,7 +89,7 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", some_long(STREAMS, {"all closed", "full output"}))
 def test_a_launch_finishes_whatever_becomes_of_its_streams(shell: Shell, name: str) -> None:
     done = shell(f"set -o pipefail; sweep launch words.yaml {STREAMS[name]}")
     assert done.returncode == 0, done.stderr.decode()

@@ -361,7 +361,7 @@ def _last_words(ended: Ended) -> tuple[str, int]:
 
 def say(line: str, log: Path | None = None) -> None:
     """Writes to the job's log, which the cluster keeps, and to the one in the store."""
-    line = f"{provenance.now()} driver: {line}\n"
+    line = f"{provenance.now()} driver: {provenance.without_secrets(line)}\n"
     with contextlib.suppress(OSError):
         sys.stdout.write(line)
         sys.stdout.flush()
