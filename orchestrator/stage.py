@@ -20,7 +20,7 @@ import msgspec
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.formats import SINCE_2, Settings, Stored
-from orchestrator.manifest import File, fsync_path, fsync_tree, scan
+from orchestrator.manifest import File, contain, fsync_path, fsync_tree, scan
 
 Row = dict[str, Any]
 """One result row: column name to a JSON scalar."""
@@ -201,6 +201,8 @@ class Context:
         folder: the attempt's own folder; `output`, `scratch` and checkpoints lie in it.
         uses: the config keys that the stage `uses`.
         resume: the checkpoint to go on from, already verified and copied into this attempt.
+        former: the product of an earlier version of this stage, made from the same inputs, if there is one
+            (read only); only for stages that ship here, see `orchestrator.registry.FORMER`.
         attempt: the number of this attempt, from 1.
         num_threads: CPU threads that the stage may use.
         checkpoint_interval_s: seconds between the checkpoints that `checkpoint_due` asks for.
@@ -218,6 +220,7 @@ class Context:
         *,
         uses: Config | None = None,
         resume: Checkpoint | None = None,
+        former: Path | None = None,
         attempt: int = 1,
         num_threads: int = 1,
         checkpoint_interval_s: float = 60.0,
@@ -231,6 +234,7 @@ class Context:
         self.folder, self.attempt, self.num_threads = folder, attempt, num_threads
         self.uses = uses if uses is not None else Config({}, declared="uses")
         self.resume = resume
+        self.former = former
         self.retirements: dict[str, dict[str, tuple[str, ...]]] = {}
         self.output, self.scratch = folder / "output", folder / "scratch"
         self._checkpoints = folder / "checkpoints"
@@ -387,6 +391,7 @@ def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
     """
     if (folder / MANIFEST).exists():
         raise StageFailure("code", f"a checkpoint may not hold a file {MANIFEST} of the stage's own")
+    contain(folder)
     fsync_tree(folder)
     manifest = CheckpointManifest(step=step, attempt=attempt, files=scan(folder))
     temporary = folder.parent / f".{folder.name}.{MANIFEST}"

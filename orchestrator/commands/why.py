@@ -23,6 +23,7 @@ from orchestrator.core.dispatch import LIMIT, Filed, Job, Phase, scheduler_of
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.store.evidence import examine, progress
+from orchestrator.text import one_line
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -165,11 +166,15 @@ def _of_attempt(attempt: Attempt) -> list[str]:
     if attempt.start is not None and attempt.start.parent is not None:
         parent = attempt.start.parent
         lines.append(f"  went on from step {parent.step} of attempt {parent.attempt}")
+    if attempt.start is not None and attempt.start.work is not None:
+        lines.append(f"  went on in the work folder of attempt {attempt.start.work}")
+    if attempt.start is not None and attempt.start.unread is not None:
+        lines.append(f"  read the output of attempt {attempt.start.unread} again")
     if attempt.heartbeat is not None:
         beat = attempt.heartbeat
         lines.append(f"  heartbeat {beat.counter} at {beat.at}: {beat.phase}{progress(beat)}")
     if attempt.end is not None:
         end = attempt.end
-        what = " ".join(str(word) for word in (end.outcome, end.cause or "", end.why, end.message) if word)
+        what = one_line(" ".join(filter(None, (end.outcome, end.cause or "", end.why, end.message))))
         lines.append(f"  ended {end.at} after {end.seconds:.1f} s: {what}")
     return lines

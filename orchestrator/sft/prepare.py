@@ -7,13 +7,16 @@ cut: an item that is too long is left out and counted.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from orchestrator.errors import StageFailure
 from orchestrator.registry import TASKS, lookup
 from orchestrator.sft import runtime
 from orchestrator.sft.items import load_items
+from orchestrator.sft.model_folder import ModelFolder, inspect
 from orchestrator.sft.shards import Example, write_shard
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks.base import Item
@@ -26,8 +29,13 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Writes the shard of `language`, and beside it what it holds and what was left out."""
     runtime.start(context, seed=config["items"].seed)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
+    model: ModelFolder | None = None
     if "tokenizer" not in inputs:
-        runtime.check_weights(runtime.base_folder(inputs, context.uses))
+        folder = runtime.base_folder(inputs, context.uses)
+        model = inspect(folder)
+        if model.problem:
+            raise StageFailure("data", f"{folder}: {model.problem}")
+        runtime.check_weights(folder)
     task = lookup(TASKS, config.task.name, kind="task")
     kept, counts = [], {}
     for split in SPLITS:
@@ -36,10 +44,61 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         fitting = [row for row in examples if len(row.input_ids) <= config.trainer.max_length_tokens]
         kept += fitting
         counts[split] = count(examples, fitting)
+    if not any(row.split == SPLITS[0] for row in kept):
+        raise StageFailure(
+            "data", none_kept(config.language, counts[SPLITS[0]], config.trainer.max_length_tokens)
+        )
+    if model is not None:
+        check_rows(kept, model, pad_token_id=runtime.padding(tokenizer))
     write_shard(kept, context.output)
     report = {"language": config.language, "max_length_tokens": config.trainer.max_length_tokens, **counts}
-    (context.output / COUNTS).write_text(json.dumps(report, indent=1))
+    (context.output / COUNTS).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return []
+
+
+def check_rows(rows: Sequence[Example], model: ModelFolder, *, pad_token_id: int) -> None:
+    """Check that a model has a position and an embedding for each token of its rows, padding included.
+
+    Raises:
+        StageFailure: it has not (cause ``data``).
+    """
+    longest = max(len(row.input_ids) for row in rows)
+    if model.context_tokens is not None and longest > model.context_tokens:
+        raise StageFailure(
+            "data",
+            f"rows of up to {longest} tokens, but config.json has {model.context_tokens} positions:"
+            f" trainer.max_length_tokens={model.context_tokens}",
+        )
+    largest = max(pad_token_id, *(max(row.input_ids) for row in rows))
+    if model.num_embeddings is not None and largest >= model.num_embeddings:
+        what = "the padding token" if largest == pad_token_id else "a token of the rows"
+        raise StageFailure(
+            "data", f"{what} is id {largest}, but the embedding has {model.num_embeddings} rows"
+        )
+
+
+def none_kept(language: str, count: Mapping[str, int], limit: int) -> str:
+    """Say that a language would be in a mixture by name only."""
+    return (
+        f"all {count['num_items']} training rows of {language} are over trainer.max_length_tokens={limit}:"
+        f" the longest has {count['longest_tokens']} tokens"
+    )
+
+
+def left_out(shards: Mapping[str, Path], languages: Sequence[str]) -> str:
+    """Return, for people, how many rows of each language were too long, "" where none was.
+
+    Args:
+        shards: products of this stage by language.
+        languages: of the mixture.
+    """
+    parts, limit = [], 0
+    for language in languages:
+        report = json.loads((shards[language] / COUNTS).read_text())
+        limit = report["max_length_tokens"]
+        over = {split: report[split] for split in SPLITS if report[split]["num_over_long"]}
+        parts += [f"{language} {n['num_over_long']} of {n['num_items']} {split}" for split, n in over.items()]
+    return f"rows over trainer.max_length_tokens={limit} left out: {', '.join(parts)}" if parts else ""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, item: Item, split: str) -> Example:

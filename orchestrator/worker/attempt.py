@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,19 +19,22 @@ from orchestrator.core.failure import Cause, cause_of_exit
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Start
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
+from orchestrator.edge import MARK
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
-from orchestrator.processes import MARK, end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
-from orchestrator.stage import MANIFEST, StageSpec
+from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
+from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
+from orchestrator.text import MAX_LINE, escaped, one_line
 from orchestrator.worker import child
-from orchestrator.worker.command import command_python
-from orchestrator.worker.inherit import Inherited, inherit
-from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder
+from orchestrator.worker.command import command_facts
+from orchestrator.worker.former import Basis
+from orchestrator.worker.inherit import Inherited, has_progressed, inherit
+from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
 from orchestrator.worker.outcome import log_tail, read_outcome
 from orchestrator.worker.shipping import Shipper
 
@@ -55,6 +57,7 @@ class AttemptRun:
         input_generations: digest of each input to the generation of its product.
         context: forks children.
         stop_asked: returns why this worker should stop, "" while it should not.
+        code_now: returns the digest of the code that stages run, as it is now.
         shortage: returns whether that is for want of memory on its node.
     """
 
@@ -72,12 +75,14 @@ class AttemptRun:
         input_generations: dict[str, int],
         context: BaseContext,
         stop_asked: Callable[[], str],
+        code_now: Callable[[], str],
         shortage: Callable[[], Shortage | None] = lambda: None,
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
         self._cell, self._node, self.number, self._claim = cell, node, number, claim
         self._inputs, self._generations = inputs, input_generations
-        self._context, self._stop_asked, self._shortage = context, stop_asked, shortage
+        self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
+        self._shortage = shortage
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -110,12 +115,13 @@ class AttemptRun:
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
         end_outlived()  # or it could write on in what is taken over
-        taken = inherit(self._ledger, self._node, self._spec, earlier, folder, pulse=self._pulse)
+        basis = Basis(self._claim.generation, self._generations)
+        taken = inherit(self._ledger, self._node, self._spec, earlier, folder, basis=basis, pulse=self._pulse)
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
             self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
-        self._record_start(taken.parent)
+        self._record_start(taken)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
@@ -145,33 +151,23 @@ class AttemptRun:
     @property
     def made_progress(self) -> bool:
         """Whether the child left a checkpoint of its own, so that another need not repeat all of it."""
-        if any((self._folder / layout.WORK).glob("*")):
-            return True
-        adopted = 1 if self._resumed else 0
-        return len(list(self._folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))) > adopted
-
-    @property
-    def _git(self) -> dict[str, Any]:
-        """The checkout's state: that of the launch, if the code is a snapshot of it."""
-        if self._order.code is not None:
-            return self._order.code.git
-        return provenance.git_state(self._order.import_paths[0] if self._order.import_paths else ".")
+        return has_progressed(self._folder, num_adopted=1 if self._resumed else 0)
 
     # Starting
 
-    def _record_start(self, parent: Any) -> None:
+    def _record_start(self, taken: Inherited) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
-        facts = provenance.of_attempt(self._order.code_digest, self._git)
-        if self._spec.command is not None:
-            facts["command_python"] = command_python(self._spec, self._order.import_paths)
+        facts = provenance.of_attempt(self._order.code_digest, git_of(self._order))
         start = Start(
-            parent=parent,
+            parent=taken.parent,
             uses=uses_of(self._spec, self._cell.config),
-            provenance=facts,
+            provenance=facts | command_facts(self._spec, self._order.import_paths),
             inputs=self._generations,
             at=provenance.now(),
+            work=taken.work,
+            unread=taken.unread,
         )
         self._ledger.put(self._node, self.number, layout.START, start)
         self._heartbeat()
@@ -191,6 +187,7 @@ class AttemptRun:
             config=self._cell.config,
             resume_step=taken.checkpoint.step if taken.checkpoint else None,
             resume_folder=str(taken.checkpoint.folder) if taken.checkpoint else "",
+            former_folder=str(taken.former or ""),
             settings=self._order.settings,
             env={**self._order.env, MARK: self._mark},
             num_threads=self._order.num_threads,
@@ -228,7 +225,7 @@ class AttemptRun:
                 told, self._stopping_s = True, now_s
                 if (shortage := self._shortage()) is not None and shortage.at_once:
                     return
-                _tell(pipe, Message(stop=self._released))
+                send(pipe, Message(stop=self._released))
             if told and now_s - self._stopping_s > grace_s:
                 return
 
@@ -347,7 +344,7 @@ class AttemptRun:
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
             retire=outcome.retire,
-            code=provenance.code_version(self._order.code_digest, self._git),
+            code=provenance.code_version(self._order.code_digest, git_of(self._order), now=self._code_now()),
             at=provenance.now(),
         )
         if self._retired_input():  # it may have seen a part of it
@@ -386,9 +383,9 @@ class AttemptRun:
                 "outcome": outcome,
                 "cause": cause,
                 "why": why,
-                "exception": exception,
-                "message": provenance.without_secrets(message),
-                "log_tail": provenance.without_secrets(log_tail),
+                "exception": one_line(exception),
+                "message": one_line(provenance.without_secrets(message[: 8 * MAX_LINE])),
+                "log_tail": escaped(provenance.without_secrets(log_tail)),
                 "seconds": round(time.monotonic() - self._start_s, 3),
                 "at": provenance.now(),
             },
@@ -401,8 +398,3 @@ class AttemptRun:
 def _complain(line: str) -> None:
     with contextlib.suppress(OSError):  # the log may lie on a full disk
         print(line, flush=True)
-
-
-def _tell(pipe: Connection, message: Message) -> None:
-    with contextlib.suppress(OSError):  # the child is ending
-        pipe.send_bytes(msgspec.json.encode(message))

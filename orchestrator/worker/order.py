@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import msgspec
 
+from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Process
 from orchestrator.core.settings import EngineSettings
@@ -112,6 +115,7 @@ class ChildOrder(Stored, frozen=True, kw_only=True):
         folder: the attempt's payload folder.
         inputs: stage name to instance label to folder.
         resume_step, resume_folder: the adopted checkpoint.
+        former_folder: the adopted product of an earlier version of the stage, "" for none.
         in_job: whether a scheduler may signal all processes at once.
         unread: the earlier attempt whose command was through, and whose output lies in this one's to be read
             again; None to run the stage.
@@ -130,6 +134,7 @@ class ChildOrder(Stored, frozen=True, kw_only=True):
     config: dict[str, Any]
     resume_step: int | None = None
     resume_folder: str = ""
+    former_folder: str = ""
     settings: EngineSettings
     env: dict[str, str] = {}
     num_threads: int = 1
@@ -165,3 +170,16 @@ class Outcome(Stored, frozen=True, kw_only=True):
     files: tuple[File, ...] = ()
     retire: dict[str, dict[str, tuple[str, ...]]] = {}
     unread: int | None = None
+
+
+def git_of(order: WorkerOrder) -> dict[str, Any]:
+    """Returns the checkout's state: that of the launch, if the code is a snapshot of it."""
+    if order.code is not None:
+        return order.code.git
+    return provenance.git_state(order.import_paths[0] if order.import_paths else ".")
+
+
+def send(pipe: Connection, message: Message) -> None:
+    """Sends a message to a child, which may be ending."""
+    with contextlib.suppress(OSError):
+        pipe.send_bytes(msgspec.json.encode(message))

@@ -7,12 +7,14 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import StageFailure
 from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
+from orchestrator.trackers.store import history
 from orchestrator.worker import work
 from tests.store.builders import claim, ledger_at, node_of, owner, sweep_of
 from tests.worker.jobs import Jobs
@@ -33,6 +35,8 @@ while step < 20:
     step += 1
     with open(os.path.join(args.outdir, "history"), "a") as stream:
         stream.write(f"{step} ")
+    with open(os.environ["SWEEP_METRICS"], "a") as stream:
+        stream.write(json.dumps({"step": step, "loss": 1 / step}) + "\\n")
     with open(state + ".tmp", "w") as stream:
         json.dump({"step": step}, stream)
     os.replace(state + ".tmp", state)
@@ -66,6 +70,8 @@ def test_a_script_that_resumes_in_its_own_folder_goes_on_after_its_death(store: 
     output = job.folder(2) / layout.OUTPUT
     assert sorted(path.name for path in output.iterdir()) == ["history", "last.ckpt", "result.json"]
     assert (output / "last.ckpt").read_text() == "weights" and not (output / "last.ckpt").is_symlink()
+    curve = [row["step"] for row in history(ledger_at(store), job.node, 2)]
+    assert curve == list(range(1, 21))  # of both attempts, each step once
     assert not (job.folder(1) / layout.WORK).exists() and not (job.folder(2) / layout.WORK).exists()
 
 
@@ -198,3 +204,17 @@ def test_a_work_folder_outlives_a_failed_read_of_results(store: Path, run: Jobs)
     assert job.end(3).cause == "data"
     assert ["trains" in job.log(number) for number in (1, 2, 3)] == [True, False, True]
     assert (job.folder(3) / layout.WORK / "w").read_text() == "x\nx\n"
+
+
+def test_discarding_an_unfinished_stage_begins_anew(sweep: Any) -> None:
+    (sweep.folder / "s.yaml").write_text(
+        "config: {x: 1, n: 9}\naxes: {x: [1]}\nstages:\n  fit:\n    reads: [x]\n    shell: true\n"
+        "    command: ls {work} > {output}/seen; touch {work}/a; test $(wc -l < {output}/seen) = {uses.n}\n"
+        "    uses: [n]\n"
+    )
+    sweep("launch", "s.yaml", "policy.retries.unknown=0", code=1)
+    assert "work folder of attempt 1" in str(sweep.json("plan", "s.yaml"))
+    said = sweep("discard", "s", "x=1", "--stage", "fit", "--reason", "a bug")
+    assert "what attempts of 1 unfinished stage left" in said
+    assert "work folder" not in str(sweep.json("plan", "s.yaml"))
+    sweep("launch", "s.yaml", "n=0")
