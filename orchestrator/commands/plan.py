@@ -284,7 +284,7 @@ def steps_of(view: View, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
                 if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
                     continue
                 node = view.sweep.nodes[digest]
-                attempts = view.ledger.attempts(node)
+                attempts = view.attempts(node)
                 looked[digest] = foresee(view.ledger, node, view.sweep.specs[node.stage], attempts)
             action = Action.RESUME if looked[digest] else Action.RUN
             reason = f"{looked[digest] or 'starts from nothing'}: {step.reason}"

@@ -30,7 +30,8 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.store import layout, opening
 from orchestrator.store.access import Known, R, Records, new_nonce
 from orchestrator.store.mark import check_mark, make_store
-from orchestrator.store.objects import ObjectStore, open_objects
+from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
+from orchestrator.store.patience import Outage, PatientStore, is_transient, told
 from orchestrator.store.peek import peek
 
 __all__ = ["Known", "Ledger", "content_digest", "new_nonce", "open_ledger"]
@@ -51,6 +52,12 @@ class Ledger(Records):
         ledger = super().knowing(known)
         ledger._done, ledger._retired = self._done, self._retired  # what never changes is shared
         return ledger
+
+    def patient(self, outage: Outage) -> Ledger:
+        """Return a ledger that waits while a shared folder does not answer; of a bucket, itself."""
+        if not isinstance(self.objects, PosixStore):
+            return self
+        return Ledger(PatientStore(self.objects.root, outage), store_format=self._store_format)
 
     # Stages
 
@@ -259,7 +266,12 @@ class Ledger(Records):
         keys = {layout.request(sweep, n): n for n in self.record_numbers(layout.requests(sweep))}
         ledger = self.having_read(keys)
         for key, number in keys.items():
-            request, problem = ledger.read(key, Request, number=number)
+            try:
+                request, problem = ledger.read(key, Request, number=number)
+            except InfrastructureError as error:
+                if is_transient(error):
+                    raise
+                request, problem = None, f"{key} cannot be read: {told(error)}"
             if request is not None:
                 found.append(request)
                 if request.verb == "unknown":

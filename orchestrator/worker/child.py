@@ -33,6 +33,7 @@ from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSig
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_objects
+from orchestrator.store.patience import Outage
 from orchestrator.trackers.base import Tracked, open_trackers
 from orchestrator.worker.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.worker.order import ChildOrder, Message, Outcome
@@ -201,7 +202,8 @@ def _unread(order: ChildOrder, folder: Path, failure: Unread) -> Outcome:
 
 
 def _context(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Context:
-    ledger, node = Ledger(open_objects(order.store)), order.node
+    outage = Outage(order.settings.store.outage_s, print, lambda: stop.why if stop.asked else "")
+    ledger, node = Ledger(open_objects(order.store)).patient(outage), order.node
 
     def fence() -> None:
         if not ledger.objects.in_place:
