@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.commands.output import counted, print_json
 from orchestrator.commands.view import View, add_only, add_store, no_overrides, open_view
 from orchestrator.errors import UserError
+from orchestrator.store.permissions import as_usual
 from orchestrator.store.table import Rows, collect_rows, write_csv, write_table
 
 FORMATS = ("parquet", "csv", "json")
@@ -40,12 +41,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"no folder {args.out.absolute().parent}", where=f"--out {args.out}")
-    if kind == "json":
-        import msgspec
+    with as_usual():
+        if kind == "json":
+            import msgspec
 
-        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
-    else:
-        write_table(rows, args.out, kind)
+            args.out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
+        else:
+            write_table(rows, args.out, kind)
     print(f"{view.title}: {counted(len(rows), 'row')} in {args.out}")
     return 0
 

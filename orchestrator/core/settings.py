@@ -23,10 +23,12 @@ class StoreSettings(Settings, frozen=True):
 
     Attributes:
         url: a folder or URL; None means SWEEP_STORE, or else ``runs`` in the working folder.
+        shared: make a new store for its folder's group (mode 2770) instead of its maker alone (0700).
         outage_s: seconds for which workers and launches wait for a shared folder that does not answer.
     """
 
     url: str | None = None
+    shared: Annotated[bool, SINCE_2] = False
     outage_s: Annotated[float, SINCE_2] = 600.0
 
 

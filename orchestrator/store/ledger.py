@@ -27,7 +27,7 @@ from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Input, Node, Sweep
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.store import layout, opening
+from orchestrator.store import layout, opening, permissions
 from orchestrator.store.access import Known, R, Records, new_nonce
 from orchestrator.store.mark import check_mark, make_store
 from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
@@ -296,8 +296,10 @@ def content_digest(sweep: Sweep) -> str:
     return hashlib.sha256(formats.canonical(sweep)).hexdigest()
 
 
-def open_ledger(url: str, *, create: bool = False, at: str = "") -> Ledger:
+def open_ledger(url: str, *, create: bool = False, at: str = "", shared: bool = False) -> Ledger:
     """Opens a store; with `create`, makes it one if needed, and proves that a second create is refused.
+
+    What this process makes from now on takes its group and other bits from the folder of the store.
 
     Raises:
         UserError: unknown scheme, no such bucket, not writable, or of a newer format.
@@ -305,8 +307,10 @@ def open_ledger(url: str, *, create: bool = False, at: str = "") -> Ledger:
     """
     objects = open_objects(url)
     opening.look(objects, layout.STORE)
+    if isinstance(objects, PosixStore):
+        permissions.follow_root(objects.root)
     store_format = check_mark(Records(objects))
     if create:
-        make_store(objects, at)
+        make_store(objects, at, shared=shared)
         store_format = check_mark(Records(objects))  # what stands may be another's
     return Ledger(objects, store_format=store_format)

@@ -326,7 +326,7 @@ def _limit_threads(num_threads: int) -> None:
 
 
 def _redirect_output(path: Path) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for descriptor in (1, 2):
         os.dup2(handle, descriptor)
     os.close(handle)

@@ -124,7 +124,7 @@ def run(
 def _print_to(log: Path) -> None:
     with contextlib.suppress(OSError):  # it lies in the store, which may not answer now
         log.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
 

@@ -13,20 +13,21 @@ import pytest
 from tests.conftest import Sweep
 
 NOBODY = 65534
+ROOT = Path(__file__).parents[2]
 
 
 class OtherUser(Sweep):
     """Runs the command as a user, with a group and a umask."""
 
-    def __init__(self, folder: Path, store: Path, *, uid: int, gid: int, umask: int) -> None:
-        super().__init__(folder, store)
-        self._uid, self._gid, self._umask = uid, gid, umask
+    def __init__(self, sweep: Sweep, words: list[str], env: dict[str, str], umask: int) -> None:
+        super().__init__(sweep.folder, sweep.store, env)
+        self._words, self._umask = words, umask
 
     def __call__(self, *words: str, code: int | None = 0, timeout_s: float = 120) -> str:
         done = subprocess.run(
-            [*_as(self._uid, self._gid), sys.executable, "-m", "orchestrator", *words],
+            [*self._words, "-m", "orchestrator", *words],
             cwd=self.folder,
-            env={**os.environ, "SWEEP_STORE": str(self.store), "HOME": str(self.folder)},
+            env=self.env,
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,
@@ -40,18 +41,28 @@ class OtherUser(Sweep):
         return said
 
 
-def _as(uid: int, gid: int) -> list[str]:
-    return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--"]
+PROBE = (
+    "import subprocess, sys, orchestrator.cli, msgspec, hydra; "
+    "subprocess.run([sys.executable, '-c', ''], check=True)"
+)
 
 
-def other_user(sweep: Sweep, *, uid: int = NOBODY, gid: int = NOBODY, umask: int = 0o022) -> OtherUser:
-    """Makes the test's folders passable and returns the command as another user; skips where that cannot be."""
+def other_user(
+    sweep: Sweep, *, uid: int = NOBODY, gid: int = NOBODY, umask: int = 0o022, groups: str = "--clear-groups"
+) -> OtherUser:
+    """Returns the command as another user, who may pass the test's folders; skips where that cannot be."""
     if os.getuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("only root can start the command as another user")
     for folder in (sweep.folder, *sweep.folder.parents):
         if folder.stat().st_uid == 0 and folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(folder.stat().st_mode | 0o055)
-    probe = [*_as(uid, gid), sys.executable, "-c", "import orchestrator"]
-    if subprocess.run(probe, cwd=sweep.folder, check=False, capture_output=True).returncode != 0:
-        pytest.skip("another user cannot run this Python")
-    return OtherUser(sweep.folder, sweep.store, uid=uid, gid=gid, umask=umask)
+    paths = [str(ROOT), *(path for path in sys.path if "site-packages" in path)]
+    env = {**os.environ, "HOME": str(sweep.folder), "PYTHONPATH": os.pathsep.join(paths)}
+    for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        words = ["setpriv", f"--reuid={uid}", f"--regid={gid}", groups, "--", python]
+        probe = subprocess.run(
+            [*words, "-c", PROBE], cwd=sweep.folder, env=env, check=False, capture_output=True
+        )
+        if probe.returncode == 0:
+            return OtherUser(sweep, words, env, umask)
+    pytest.skip("no Python that another user can start has what is needed")
