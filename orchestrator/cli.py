@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from orchestrator.errors import SweepError, UserError, nearest
 
@@ -42,7 +42,7 @@ HELP = """usage: sweep VERB ...
 {verbs}
 
 SWEEP is a name or a path to a YAML file, with @k for an older revision.
-`sweep VERB --help` tells more. The store is ./runs, or SWEEP_STORE, or store.url=FOLDER.
+`sweep help VERB` tells more. The store is ./runs, or SWEEP_STORE, or store.url=FOLDER.
 """
 
 
@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    if words[:1] == ["help"] and words[1:]:
+        words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         width = max(map(len, VERBS))
         lines = (f"  {verb:<{width}}  {does}" for verb, does in VERBS.items())
@@ -90,14 +92,23 @@ def _run(words: list[str]) -> int:
 
         print(f"polysweep {__version__}")
         return 0
-    verb = words[0]
+    module, parser = verb_of(words[0])
+    code: int = module.run(parser.parse_intermixed_args(words[1:]))
+    return code
+
+
+def verb_of(verb: str) -> tuple[Any, argparse.ArgumentParser]:
+    """Return the module of a verb, and its parser.
+
+    Raises:
+        UserError: there is no such verb.
+    """
     if verb not in VERBS:
-        raise UserError(f"unknown verb {verb!r}", allowed=nearest(verb, VERBS, limit=20), fix="sweep --help")
+        raise UserError(f"unknown verb {verb!r}", allowed=nearest(verb, VERBS, limit=30), fix="sweep --help")
     module = importlib.import_module(f"orchestrator.commands.{verb}")
     parser = Parser(prog=f"sweep {verb}", description=VERBS[verb], allow_abbrev=False)
     module.configure(parser)
-    code: int = module.run(parser.parse_intermixed_args(words[1:]))
-    return code
+    return module, parser
 
 
 if __name__ == "__main__":

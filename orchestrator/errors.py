@@ -41,6 +41,21 @@ class UserError(SweepError):
     exit_code = 2
 
 
+class UnknownSweep(UserError):
+    """No sweep file has this name.
+
+    Args:
+        name: as asked for, for the message.
+        known: the names that files have.
+        where: where else was looked.
+        fix: what to type next.
+    """
+
+    def __init__(self, name: str, known: Iterable[str], *, where: str = "", fix: str = "") -> None:
+        self.name, self.known = name, tuple(known)
+        super().__init__(f"unknown sweep {name!r}", where=where, allowed=nearest(name, self.known), fix=fix)
+
+
 class InfrastructureError(SweepError):
     """The store, a scheduler or the machine failed: exit 3."""
 

@@ -7,8 +7,18 @@ import sys
 from pathlib import Path
 
 from orchestrator.commands.output import counted, print_json
-from orchestrator.commands.view import View, add_only, add_store, no_overrides, open_view
-from orchestrator.errors import UserError
+from orchestrator.commands.view import (
+    View,
+    add_only,
+    open_view,
+    parse_reference,
+    sealed_view,
+    split_store,
+    store_url,
+)
+from orchestrator.core.wide import widened
+from orchestrator.errors import UserError, nearest
+from orchestrator.store.ledger import open_ledger
 from orchestrator.store.permissions import as_usual
 from orchestrator.store.table import Rows, collect_rows, write_csv, write_table
 
@@ -18,26 +28,37 @@ FORMATS = ("parquet", "csv", "json")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument(
-        "sweep", metavar="SWEEP", help="a name or a path to a YAML file, with @k for revision k"
+        "sweeps",
+        nargs="+",
+        metavar="SWEEP",
+        help="names or paths, with @k for revision k, @* for all of them; also store.url=FOLDER",
     )
     add_only(parser)
     parser.add_argument("--format", choices=FORMATS, help="default: by the name of FILE, else csv")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
     parser.add_argument("--json", action="store_true", help="the same as --format json")
-    add_store(parser)
+    parser.add_argument(
+        "--wide", action="store_true", help="one row for the stages of a cell whose keys agree"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Collects the rows of finished stages."""
     kind = _kind(args)
-    view = open_view(args.sweep, no_overrides(args.words))
-    rows = rows_of(view, args.only)
+    url, words = split_store(args.sweeps)
+    views = [view for word in words for view in _views(word, url)]
+    if not views:
+        raise UserError("collect of which sweep?", fix="sweep collect SWEEP")
+    rows = [row for view in views for row in rows_of(view, args.only)]
+    if args.wide:
+        rows = widened(rows)
+    title = ", ".join(view.title for view in views)
     if args.out is None:
         if kind == "json":
             print_json(rows)
             return 0
         write_csv(rows, sys.stdout)
-        print(f"{view.title}: {counted(len(rows), 'row')}", file=sys.stderr)
+        print(f"{title}: {counted(len(rows), 'row')}", file=sys.stderr)
         return 0
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"no folder {args.out.absolute().parent}", where=f"--out {args.out}")
@@ -48,8 +69,24 @@ def run(args: argparse.Namespace) -> int:
             args.out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
         else:
             write_table(rows, args.out, kind)
-    print(f"{view.title}: {counted(len(rows), 'row')} in {args.out}")
+    print(f"{title}: {counted(len(rows), 'row')} in {args.out}")
     return 0
+
+
+def _views(word: str, url: str | None) -> list[View]:
+    """Open the revisions that a word names: all of a sweep for ``SWEEP@*``, else one."""
+    if not word.endswith("@*"):
+        return [open_view(word, url)]
+    name, ledger = parse_reference(word.removesuffix("@*")).name, open_ledger(store_url(url))
+    numbers = ledger.revision_numbers(name)
+    if not numbers:
+        raise UserError(
+            f"{name} was never launched here",
+            where=ledger.objects.url,
+            allowed=nearest(name, ledger.sweeps()),
+            fix=f"sweep launch {name}",
+        )
+    return [sealed_view(ledger, name, number) for number in sorted(numbers)]
 
 
 def rows_of(view: View, only: list[str]) -> Rows:

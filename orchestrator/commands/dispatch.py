@@ -242,6 +242,7 @@ class Dispatch:
             by=provenance.user(),
             at=provenance.now(),
             uid=provenance.asker().uid,
+            controller=self._limits.controller,
         )
 
     def _text(self, submission: Submission) -> str:

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -20,8 +19,9 @@ from urllib.parse import urlsplit
 
 from orchestrator.commands.output import print_json
 from orchestrator.commands.view import add_store, no_overrides, store_url
-from orchestrator.errors import SweepError
+from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.local import available_cpus, visible_gpus
+from orchestrator.launchers.slurm.programs import slurm
 from orchestrator.store import layout, permissions
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
@@ -40,6 +40,7 @@ PACKAGES = (
 RACERS = 8
 HUB = ("huggingface.co", 443)
 RAY_PORT = 8265
+SLURM_S = 10.0
 """Of its dashboard, where jobs are handed in."""
 
 
@@ -173,15 +174,13 @@ def _slurm() -> Check:
     if shutil.which("sbatch") is None:
         return Check("slurm", None, "no sbatch here; only launcher=slurm needs it")
     try:
-        done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=10, check=False)
-        alive = subprocess.run(
-            ["sinfo", "-h", "-o", "%D"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("slurm", False, f"sinfo does not answer: {error}")
-    if alive.returncode != 0:
-        return Check("slurm", None, f"{done.stdout.strip()} is installed, no controller answers")
-    return Check("slurm", True, f"{done.stdout.strip()}, nodes: {' '.join(alive.stdout.split())}")
+        version = slurm("sinfo", "--version", timeout_s=SLURM_S).output.strip()
+        alive = slurm("sinfo", "-ah", "-o", "%D", timeout_s=SLURM_S)
+    except InfrastructureError as error:
+        return Check("slurm", False, error.what)
+    if alive.code != 0:
+        return Check("slurm", None, f"{version} is installed, no controller answers")
+    return Check("slurm", True, f"{version}, nodes: {' '.join(alive.output.split())}")
 
 
 def _ray() -> Check:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from orchestrator.commands.output import print_json, print_table
 from orchestrator.commands.view import add_store, current_revision, no_overrides, store_url
-from orchestrator.compose import find_sweeps
-from orchestrator.store.ledger import open_ledger
+from orchestrator.compose import SweepEntry, find_sweeps, shipped
+from orchestrator.store.ledger import Ledger, open_ledger
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,34 +18,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Lists the sweep files in reach and the sweeps that only the store knows."""
+    """Lists one's own sweep files, the sweeps that only the store knows, and those that ship here."""
     ledger = open_ledger(store_url(no_overrides(args.words)))
-    rows = []
     entries = find_sweeps()
-    for entry in entries:
-        rows.append(
-            {
-                "sweep": entry.name,
-                "num_cells": entry.num_cells,
-                "revision": current_revision(ledger, entry.name),
-                "description": entry.description if not entry.error else f"error: {entry.error}",
-                "path": str(entry.path),
-            }
-        )
-    for name in sorted(set(ledger.sweeps()) - {entry.name for entry in entries}):
-        number = current_revision(ledger, name)
-        if number is None:
-            continue
-        sweep = ledger.revision(name, number).sweep
-        rows.append(
-            {
-                "sweep": name,
-                "num_cells": len(sweep.cells),
-                "revision": number,
-                "description": sweep.description,
-                "path": "",
-            }
-        )
+    place = shipped("sweeps").resolve()
+    own = [entry for entry in entries if entry.path.parent != place]
+    alone = sorted(set(ledger.sweeps()) - {entry.name for entry in entries})
+    rows = [
+        *(_of_file(ledger, entry) for entry in own),
+        *(row for name in alone if (row := _of_store(ledger, name)) is not None),
+        *(_of_file(ledger, entry) for entry in entries if entry not in own),
+    ]
     if args.json:
         print_json(rows)
         return 0
@@ -59,3 +43,27 @@ def run(args: argparse.Namespace) -> int:
     ]
     print_table(("sweep", "cells", "revision", "description"), shown)
     return 0
+
+
+def _of_file(ledger: Ledger, entry: SweepEntry) -> dict[str, Any]:
+    return {
+        "sweep": entry.name,
+        "num_cells": entry.num_cells,
+        "revision": current_revision(ledger, entry.name),
+        "description": entry.description if not entry.error else f"error: {entry.error}",
+        "path": str(entry.path),
+    }
+
+
+def _of_store(ledger: Ledger, name: str) -> dict[str, Any] | None:
+    number = current_revision(ledger, name)
+    if number is None:
+        return None
+    sweep = ledger.revision(name, number).sweep
+    return {
+        "sweep": name,
+        "num_cells": len(sweep.cells),
+        "revision": number,
+        "description": sweep.description,
+        "path": "",
+    }

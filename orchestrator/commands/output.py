@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -10,16 +11,20 @@ from typing import Any, TextIO, cast
 
 import msgspec
 
+from orchestrator.commands.columns import layout
+
 COLOURS = {
-    "done": "green",
-    "running": "cyan",
-    "failed": "red",
-    "lost": "magenta",
-    "blocked": "yellow",
-    "released": "blue",
-    "cancelled": "yellow",
+    "done": 32,
+    "running": 36,
+    "failed": 31,
+    "lost": 35,
+    "blocked": 33,
+    "released": 34,
+    "cancelled": 33,
 }
-PIPE_WIDTH = 4000
+"""State to the number of a colour in the terminal's escape sequences (ECMA-48, SGR)."""
+
+BOLD = 1
 
 
 def print_json(value: Any) -> None:
@@ -29,31 +34,52 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Prints aligned columns; states are coloured on a terminal, and nothing is cut in a pipe."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Print columns that fit the terminal; in a pipe nothing is wrapped, and each row is one line."""
+    texts = [[printable(str(item)) for item in row] for row in rows]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    is_styled = styled()
 
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(item), style=COLOURS.get(str(item), "")) for item in row))
-    console.print(table)
+    def style(text: str, held: str) -> str:
+        return _escaped(text, COLOURS[held]) if is_styled and held in COLOURS else text
+
+    def title(text: str, held: str) -> str:
+        return _escaped(text, BOLD) if is_styled and held else text
+
+    for line in layout(columns, texts, width, style=style, title=title):
+        print(line)
+
+
+def styled() -> bool:
+    """Tell whether escape sequences may be printed: on a terminal that knows them, without NO_COLOR."""
+    is_dumb = os.environ.get("TERM", "") in ("", "dumb", "unknown")
+    return sys.stdout.isatty() and not is_dumb and not os.environ.get("NO_COLOR")
+
+
+def _escaped(text: str, number: int) -> str:
+    return f"\x1b[{number}m{text}\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """Return a text without what would move the cursor, change colours or break a line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class ComposeProgress:
     """Prints on standard error, now and then, how far a large grid is composed; nothing for a small one."""
 
     def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
+        self._is_terminal, self._has_printed = sys.stderr.isatty(), False
         self._due_s = time.monotonic() + (1.0 if self._is_terminal else 10.0)
 
     def __call__(self, number: int, of: int) -> None:
         """Take the number of points composed so far, and of all."""
-        if number % 64 == 0 and time.monotonic() >= self._due_s:
+        if number == of and self._is_terminal and self._has_printed:
+            print(" " * 60, end="\r", file=sys.stderr, flush=True)
+        elif number % 64 == 0 and time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + (0.5 if self._is_terminal else 10.0)
+            self._has_printed = True
             end = "\r" if self._is_terminal else "\n"
             print(f"composing: {number:,} of {of:,} points", end=end, file=sys.stderr, flush=True)
 

@@ -21,6 +21,7 @@ from orchestrator.commands.view import (
     View,
     add_only,
     current_revision,
+    naming_the_store,
     parse_reference,
     sealed_view,
     split_store,
@@ -59,7 +60,7 @@ def add_composing(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of verbs that compose a sweep."""
     parser.add_argument("sweep", metavar="SWEEP", help="a name or path, or SWEEP@k for sealed revision k")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
     )
     parser.add_argument("--name", help="keep this variant apart under another name")
     add_only(parser)
@@ -215,7 +216,8 @@ def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[View
         view = sealed_view(ledger, sweep, number)
         engine_of(view, None, rest)  # what is sealed cannot be changed, how it is run can
         return view, None
-    composition = compose(word, overrides, name=name, progress=ComposeProgress())
+    with naming_the_store(ledger):
+        composition = compose(word, overrides, name=name, progress=ComposeProgress())
     ledger = open_ledger(store_url(composition.engine.store.url))
     return as_view(ledger, composition), composition
 
@@ -250,10 +252,7 @@ def _sealed_number(ledger: Ledger, word: str) -> int | None:
         try:
             locate(word, Path.cwd())
         except UserError:
-            number = current_revision(ledger, reference.name)
-            if number is None:
-                raise
-            return number
+            return current_revision(ledger, reference.name)
     return reference.revision
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from orchestrator.commands.drift import code_versions, print_code_drift
 from orchestrator.commands.output import counted, print_json, print_table, shorten
 from orchestrator.commands.view import View, add_store, add_sweep, no_overrides, open_view
-from orchestrator.core.state import State
+from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell
 
 
@@ -39,10 +39,22 @@ def run(args: argparse.Namespace) -> int:
         seconds = sum(s.seconds or 0.0 for s in stages)
         reason = "" if status.state is State.DONE else shorten(status.reason, 100)
         rows.append(
-            (cell.cell, status.state, f"{num_done}/{len(stages)}", status.attempts, f"{seconds:.1f}", reason)
+            (
+                cell.cell,
+                status.state,
+                f"{num_done}/{len(stages)}",
+                retries_of(status),
+                f"{seconds:.1f}",
+                reason,
+            )
         )
-    print_table(("cell", "state", "stages", "attempts", "seconds", "reason"), rows)
+    print_table(("cell", "state", "stages", "retries", "seconds", "reason"), rows)
     return 0
+
+
+def retries_of(status: CellStatus) -> int:
+    """Return how often a stage of a cell was started again; `attempts` counts the first starts as well."""
+    return sum(max(0, stage.attempts - 1) for stage in status.stages.values())
 
 
 def as_json(view: View, cells: Sequence[Cell]) -> dict[str, object]:
@@ -71,6 +83,7 @@ def as_json(view: View, cells: Sequence[Cell]) -> dict[str, object]:
                 "cause": status.cause,
                 "reason": status.reason,
                 "attempts": status.attempts,
+                "retries": retries_of(status),
                 "stages": stages,
             }
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,8 @@ from orchestrator.core.selector import Subject, select
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import Attempt, CellStatus, Liveness, StageStatus, cell_status, stage_status
 from orchestrator.core.sweep import Cell, Node, Sweep
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.core.sweepfile import is_name
+from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.launchers.base import Scheduler
 from orchestrator.registry import SCHEDULERS, lookup
 from orchestrator.store.evidence import Snapshot, Vital, glance
@@ -60,7 +62,7 @@ def add_cell(parser: argparse.ArgumentParser) -> None:
 
 def add_store(parser: argparse.ArgumentParser) -> None:
     """Adds, last, the store of a verb that takes no other setting; see `no_overrides`."""
-    parser.add_argument("words", nargs="*", metavar="store.url=FOLDER", help="another store")
+    parser.add_argument("words", nargs="*", default=[], metavar="store.url=FOLDER", help="another store")
 
 
 def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -322,7 +324,23 @@ def open_view(word: str, url: str | None = None) -> View:
         return sealed_view(ledger, reference.name, number)
     from orchestrator.compose import compose  # only for a sweep that was never launched
 
-    return View(ledger, compose(reference.source).sweep, 1, sealed=False)
+    with naming_the_store(ledger):
+        return View(ledger, compose(reference.source).sweep, 1, sealed=False)
+
+
+@contextlib.contextmanager
+def naming_the_store(ledger: Ledger) -> Iterator[None]:
+    """Say of an unknown sweep in which store it is not either, and which names that one has.
+
+    Raises:
+        UnknownSweep: as raised inside, with the store.
+    """
+    try:
+        yield
+    except UnknownSweep as error:
+        known = [*error.known, *ledger.sweeps()]
+        where = f"neither a file nor in the store {ledger.objects.url}"
+        raise UnknownSweep(error.name, known, where=where, fix=error.fix) from None
 
 
 def sealed_view(ledger: Ledger, name: str, number: int) -> View:
@@ -332,6 +350,8 @@ def sealed_view(ledger: Ledger, name: str, number: int) -> View:
 
 def current_revision(ledger: Ledger, name: str) -> int | None:
     """Returns the revision of the last launch or rerun, else the newest sealed, None when there is none."""
+    if not is_name(name):
+        return None
     numbers = ledger.revision_numbers(name)
     for request in reversed(ledger.requests(name)):
         if request.verb in ("launch", "rerun") and request.revision in numbers:

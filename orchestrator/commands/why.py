@@ -165,6 +165,10 @@ def _of_attempt(attempt: Attempt) -> list[str]:
     if attempt.start is not None and attempt.start.parent is not None:
         parent = attempt.start.parent
         lines.append(f"  went on from step {parent.step} of attempt {parent.attempt}")
+    if attempt.start is not None and attempt.start.work is not None:
+        lines.append(f"  went on in the work folder of attempt {attempt.start.work}")
+    if attempt.start is not None and attempt.start.unread is not None:
+        lines.append(f"  read the output of attempt {attempt.start.unread} again")
     if attempt.heartbeat is not None:
         beat = attempt.heartbeat
         lines.append(f"  heartbeat {beat.counter} at {beat.at}: {beat.phase}{progress(beat)}")

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import orchestrator
 from orchestrator.compose.axes import Axis, axis_of, cell_labels
+from orchestrator.compose.grammar import cut
 from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweepfile import SweepFile, check_name, parse
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UnknownSweep, UserError, nearest
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -53,22 +54,33 @@ def locate(sweep: str, cwd: Path) -> Path:
     """Finds the file of a sweep by path (with a slash or .yaml) or by name.
 
     Raises:
-        UserError: there is no such sweep.
+        UnknownSweep: no file has this name.
+        UserError: the path leads to no file.
     """
     if "/" in sweep or sweep.endswith(_SUFFIXES):
         path = (cwd / Path(sweep).expanduser()).resolve()
-        if not path.is_file():
+        if not _is_file(path):
             others = _files(path.parent) if path.parent.is_dir() else []
-            raise UserError(f"no sweep file {sweep!r}", allowed=nearest(path.name, [p.name for p in others]))
+            raise UserError(
+                f"no sweep file {cut(sweep)!r}",
+                allowed=nearest(path.name, [p.name for p in others]),
+            )
         return path
     known: dict[str, Path] = {}
     for path in _all_files(cwd):
         known.setdefault(path.stem, path)
     if sweep not in known:
-        raise UserError(
-            f"unknown sweep {sweep!r}", allowed=nearest(sweep, known), fix="`sweep list`, or a path to a file"
-        )
+        beside = [path.name for path in _files(cwd) if path.stem == sweep]
+        fix = f"{beside[0]} is a file here" if beside else "`sweep list`, or a path to a file"
+        raise UnknownSweep(cut(sweep), [*known, *beside], fix=fix)
     return known[sweep]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a null character
+        return False
 
 
 def read_sweep(path: Path, *, where: str = "") -> SweepFile:
@@ -123,12 +135,12 @@ def sweep_name(path: Path, name: str | None) -> str:
 
 
 def find_sweeps(cwd: Path | None = None) -> list[SweepEntry]:
-    """Lists the sweeps in ``sweeps/`` of the working folder and those that ship here, without composing."""
+    """Lists the sweeps in ``sweeps/`` of the working folder, then those that ship here, without composing."""
     entries: dict[str, SweepEntry] = {}
     for path in _all_files(cwd or Path.cwd()):
         if path.stem not in entries:
             entries[path.stem] = _entry(path)
-    return sorted(entries.values())
+    return list(entries.values())
 
 
 def _entry(path: Path) -> SweepEntry:

@@ -70,7 +70,7 @@ def compose(
         overrides: in Hydra's grammar; for axes they narrow or replace.
         name: keeps a variant apart in the store; the file's stem by default.
         cwd: the working folder.
-        progress: called before each point of the grid.
+        progress: called before each point of the grid, and at the end.
 
     Raises:
         UserError: anything wrong with the file, the config or the overrides; nothing was written.
@@ -136,6 +136,7 @@ def _fill(
         texts = {axis.name: label.text for axis, label in zip(axes, shown, strict=True)}
         _check_columns(columns, texts, config, where)
         grid.add(texts, ".".join(filter(None, (label.part for label in shown))), config)
+    progress(num_points, num_points)
 
 
 def _cell_root(file: SweepFile, folders: list[Path], where: str) -> Root:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +30,7 @@ from omegaconf.errors import (
 
 from orchestrator.compose.grammar import cut
 from orchestrator.compose.reading import SCHEME, register, yaml_error
-from orchestrator.core.tree import dotted_keys
+from orchestrator.core.tree import dotted_keys, pick
 from orchestrator.errors import UserError, nearest
 
 _INLINE = "polysweep_inline_config"
@@ -118,6 +119,8 @@ class Root:
 
     def _explained(self, error: Exception, overrides: Sequence[str]) -> UserError:
         text = str(error)
+        if isinstance(error, ValueError) and text.startswith("invalid literal for int()"):
+            return self._not_a_mapping(overrides)
         if match := re.search(r"Could not (?:override|delete|append)[^']*'\+?([^'@]+)", text):
             key = match[1]
             append = re.search(r"use (\+\S+)", text)
@@ -133,12 +136,41 @@ class Root:
             rest = [str(cause).splitlines()[0]]
         return UserError(first, where=self.where, allowed=" ".join(rest)[:300])
 
+    def _not_a_mapping(self, overrides: Sequence[str]) -> UserError:
+        """Returns the error for a key inside a list, which OmegaConf takes for the number of an item."""
+        choices = [text for text in overrides if self.is_group(_bare(text).partition("=")[0])]
+        tree: Any = OmegaConf.to_container(self._compose(choices), resolve=False)
+        pairs = [_bare(text).partition("=") for text in overrides]
+        lists = [
+            prefix
+            for key, _, _ in pairs
+            for prefix in itertools.accumulate(key.split("."), "{}.{}".format)
+            if prefix != key and isinstance(pick(tree, prefix), list)
+        ]
+        key = lists[0] if lists else "the value"
+        items = [
+            f"{name.removeprefix(f'{key}.')}: {value}"
+            for name, _, value in pairs
+            if name.startswith(f"{key}.")
+        ]
+        return UserError(
+            f"{key} is a list, and not a mapping",
+            where=self.where,
+            allowed="a list, also of one item",
+            fix=f"{key}=[{{{', '.join(items)}}}]" if lists else "",
+        )
+
     def _keys(self, overrides: Sequence[str]) -> Iterable[str]:
         """Lists what an unknown key could have meant."""
-        groups = [text for text in overrides if self.is_group(text.lstrip("+~").partition("=")[0])]
+        groups = [text for text in overrides if self.is_group(_bare(text).partition("=")[0])]
         with contextlib.suppress(HydraException, OmegaConfBaseException, yaml.YAMLError):
             return [*self.also, *known_keys(self._compose(groups))]
         return self.also
+
+
+def _bare(text: str) -> str:
+    """Returns an override without the signs that add or delete."""
+    return text.lstrip("+~")
 
 
 def unknown_key(key: str, known: Iterable[str], *, where: str = "", fix: str = "") -> UserError:

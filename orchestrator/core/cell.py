@@ -75,6 +75,7 @@ class Chains:
         self._where = where
         self._order = _topological(specs, where)
         self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
+        self._neutral = {(name, key) for name, spec in specs.items() for key in spec.neutral}
         self._asked = {name: placeholders(spec) for name, spec in specs.items()}
         for name, spec in specs.items():
             if both := set(spec.reads) & set(spec.uses):
@@ -106,6 +107,7 @@ class Chains:
         except UserError as error:
             what = error.what.replace("the stage", f"stage {name!r}", 1)
             raise UserError(what, where=self._where, allowed=error.allowed, fix=error.fix) from None
+        self._neutral -= {(name, key) for key in spec.neutral if pick(reads, key) is not MISSING}
         hashed = self._hashed(spec, reads)
         where = f"stage {name!r}, {_named(subject)}"
         nodes = []
@@ -160,6 +162,25 @@ class Chains:
             if value is not MISSING and canonical([value]) == canonical([neutral]):
                 reads = without(reads, key)
         return reads
+
+    def check_neutral(self, config: Mapping[str, Any]) -> None:
+        """Refuse a `neutral` key that no cell has, once all chains are built.
+
+        Args:
+            config: of a cell, for the names that it could have been.
+
+        Raises:
+            UserError: stage and key are named.
+        """
+        ran = {node.stage for node in self.nodes.values()}
+        for name, key in sorted(self._neutral):
+            is_own = self.specs[name].name is None  # a stage that ships here serves other configs too
+            if is_own and name in ran:
+                raise UserError(
+                    f"stages.{name}.neutral names the unknown key {key!r}",
+                    where=self._where,
+                    allowed=nearest(key, dotted_keys(config)),
+                )
 
 
 def check_digests(sweep: Sweep, title: str) -> None:

@@ -10,10 +10,12 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
 _ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
+PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
 """What a worker fills in; other text in braces stays as it is."""
 
-_IN_A_SHELL = re.compile(rf"(?<!\$){_PLACEHOLDER.pattern}")
+IN_A_SHELL = re.compile(rf"(?<!\$){PLACEHOLDER.pattern}")
+"""After a dollar sign, braces name a variable of the shell."""
+
 _PLAIN = ("args", "attempt", "checkpoints", "metrics", "output", "python", "resume", "scratch", "work")
 _OPERATORS = frozenset({"|", "||", "|&", "&", "&&", ";", "<", ">", ">>", "<<", "2>", "2>>", "&>", "2>&1"})
 
@@ -26,8 +28,8 @@ def placeholders(spec: StageSpec) -> list[str]:
     """
     command = spec.command or ""
     if spec.shell:
-        return _IN_A_SHELL.findall(command)
-    return [name for word in shlex.split(command) for name in _PLACEHOLDER.findall(word)]
+        return IN_A_SHELL.findall(command)
+    return [name for word in shlex.split(command) for name in PLACEHOLDER.findall(word)]
 
 
 def check_command(name: str, spec: StageSpec, where: str) -> None:
@@ -42,6 +44,8 @@ def check_command(name: str, spec: StageSpec, where: str) -> None:
         UserError: it contradicts itself.
     """
     _check_files(name, spec, where)
+    if "\0" in (spec.command or ""):
+        raise UserError(f"the command of stage {name!r} holds a null character", where=where)
     if spec.command is None:
         _refuse_of_functions(name, spec, where)
         return
@@ -88,21 +92,48 @@ def _check_placeholders(name: str, spec: StageSpec, asked: list[str], where: str
 
 def _check_words(name: str, spec: StageSpec, where: str) -> None:
     """Refuses `{args}` inside a word, and what only a shell would understand."""
-    for word in _raw_words(spec.command or ""):
-        bare = word.strip("'\"")
-        if "{args}" in word and not spec.shell and bare != "{args}":
-            raise UserError(
-                f"the command of stage {name!r} has {{args}} inside {word!r}",
-                where=where,
-                allowed="{args} stands for several words: it must be one by itself, without quotes",
-            )
-        if word in _OPERATORS and not spec.shell:
+    command = spec.command or ""
+    words = [] if spec.shell else list(_raw_words(command))
+    inside = [word for word in words if "{args}" in word and word.strip("'\"") != "{args}"]
+    if spec.shell and any(quote for name, quote in quoted_placeholders(command) if name == "args"):
+        inside = ["quotes"]
+    if inside:
+        raise UserError(
+            f"the command of stage {name!r} has {{args}} inside {inside[0]}",
+            where=where,
+            allowed="{args} stands for several words: it must be one by itself, without quotes",
+        )
+    for word in words:
+        if word in _OPERATORS:
             raise UserError(
                 f"the command of stage {name!r} has {word!r}, which means something to a shell only",
                 where=where,
                 allowed="a command line runs without a shell; quote the word to pass it on as it is",
                 fix="shell: true",
             )
+
+
+def quoted_placeholders(command: str) -> Iterator[tuple[str, str]]:
+    """Yields the names in braces of a text for a shell, each with the quote that is open there, or ""."""
+    quote, end = "", 0
+    for match in IN_A_SHELL.finditer(command):
+        quote, end = open_quote(command[end : match.start()], quote), match.end()
+        yield match.group(1), quote
+
+
+def open_quote(text: str, quote: str = "") -> str:
+    """Returns the quote that is open after a text, given the one that is open before it."""
+    is_escaped = False
+    for char in text:
+        if is_escaped:
+            is_escaped = False
+        elif char == "\\" and quote != "'":
+            is_escaped = True
+        elif char == quote:
+            quote = ""
+        elif char in "'\"" and not quote:
+            quote = char
+    return quote
 
 
 def _raw_words(command: str) -> Iterator[str]:
@@ -116,23 +147,44 @@ def _raw_words(command: str) -> Iterator[str]:
 
 
 def _check_files(name: str, spec: StageSpec, where: str) -> None:
+    if spec.python is not None and not spec.python.strip():
+        raise UserError(
+            f"stages.{name}.python is {spec.python!r}",
+            where=where,
+            allowed="an interpreter, such as env/bin/python",
+        )
     named = [("keep", pattern) for pattern in spec.keep]
     if spec.finished is not None:
         named.append(("finished", spec.finished))
+    if spec.results is not None:
+        named.append(("results", spec.results))
     for key, path in named:
         parts = path.split("/")
-        if not path.strip() or path.startswith(("/", "~")) or ".." in parts or "\0" in path:
-            folder = "the work folder" if key == "keep" else "the output folder or the work folder"
+        is_long = max(len(part.encode(errors="replace")) for part in parts) > MAX_FILE_NAME
+        is_inside = not path.startswith(("/", "~")) and {"..", ""}.isdisjoint(parts) and {*parts} != {"."}
+        if not is_inside or is_long or not path.isprintable():
+            folder, example = _FILES[key]
             raise UserError(
-                f"stages.{name}.{key} is {path!r}",
+                f"stages.{name}.{key} is {path if len(path) <= 80 else path[:80] + '...'!r}",
                 where=where,
-                allowed=f"a path inside {folder}, such as {'*.pt' if key == 'keep' else 'finished'}",
+                allowed=f"a path inside {folder}, such as {example}",
             )
+
+
+_FILES = {
+    "keep": ("the work folder", "*.pt"),
+    "finished": ("the output folder or the work folder", "finished"),
+    "results": ("the output folder", "rows.jsonl"),
+}
+
+MAX_FILE_NAME = 255
+"""Bytes of a file's name on the common file systems."""
 
 
 def _refuse_of_functions(name: str, spec: StageSpec, where: str) -> None:
     for key, is_set in (
         ("finished", spec.finished is not None),
+        ("results", spec.results is not None),
         ("shell", spec.shell),
         ("python", spec.python is not None),
     ):

@@ -125,6 +125,8 @@ class Grid:
             first = firsts.setdefault(self._chains.chain(point.subject), point)
             if first is not point:
                 merged.append((point, first))
+        if points:
+            self._chains.check_neutral(points[0].subject.config)
         self.sum_text = self._sum(lengths, len(merged), len(firsts))
         if not firsts:
             raise UserError("no cell is left after the exclusions", where=self._where, allowed=self.sum_text)

@@ -54,6 +54,7 @@ class Submission(Record, frozen=True, kw_only=True):
         logs: folder of the jobs' own logs, "" for the one in the store.
         by: who submitted it, as ``name@host``.
         uid: that user's number, None where it was not recorded.
+        controller: where the scheduler is reached, as words of which any is the same one; "" where not known.
     """
 
     nonce: str
@@ -73,6 +74,7 @@ class Submission(Record, frozen=True, kw_only=True):
     by: str = ""
     at: str = ""
     uid: Annotated[int | None, SINCE_2] = None
+    controller: Annotated[str, SINCE_2] = ""
 
 
 class Accepted(Record, frozen=True, kw_only=True):

@@ -72,6 +72,7 @@ class Answer(NamedTuple):
         gap: why it does not, "" when it does.
         everyone: whether it lists the jobs of other users as well.
         scope: which scheduler answered, for the record of an end that is known by absence alone.
+        controller: where it was reached; see `Submission`.
     """
 
     seen: Mapping[tuple[str, int], Seen] = {}
@@ -80,6 +81,7 @@ class Answer(NamedTuple):
     gap: str = ""
     everyone: bool = True
     scope: str = "the scheduler"
+    controller: str = ""
 
 
 class Asker(NamedTuple):
@@ -167,7 +169,7 @@ def judge(filed: Filed, index: int, answer: Answer, asker: Asker) -> Judgement:
     seen = None if answer.problem else answer.seen.get((accepted.job, index))
     report = filed.reports.get(index)
     if seen is not None and seen.name not in ("", filed.submission.name):
-        if not gap:  # a controller that lost its last seconds gives numbers out again
+        if not gap and seen.listed:  # a controller that lost its last seconds gives numbers out again
             lost = f"the scheduler lost it, and gave its number to {seen.name}"
             return _ended(name, Over(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost))
         seen = None
@@ -196,9 +198,18 @@ def listing_gap(submission: Submission, answer: Answer, asker: Asker) -> str:
     """Return why a job that is missing from an answer may live all the same, "" when its absence counts."""
     if not answer.complete:
         return answer.gap or "the scheduler does not list it"
+    if not same_controller(submission, answer.controller):
+        was = f"{submission.cluster} was reached at {submission.controller}"
+        return f"{was}, and this one at {answer.controller}: it may be another of the same name"
     if answer.everyone or is_own(submission, asker):
         return ""
     return f"it is a job of {_user(submission)}, and the scheduler shows {asker.name} only their own"
+
+
+def same_controller(submission: Submission, controller: str) -> bool:
+    """Return whether a controller is the submission's, as far as is known: a name may be given twice."""
+    before, now = set(submission.controller.split()), set(controller.split())
+    return not before or not now or bool(before & now)
 
 
 def is_own(submission: Submission, asker: Asker) -> bool:

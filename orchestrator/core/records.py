@@ -6,12 +6,12 @@ tell its own record from another's. Times are UTC, ISO 8601, for people: no deci
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.settings import EngineSettings, Retention
 from orchestrator.core.sweep import Sweep
-from orchestrator.formats import FORMAT, Stored
+from orchestrator.formats import FORMAT, SINCE_2, Stored
 from orchestrator.manifest import File, check_inside
 
 
@@ -101,6 +101,8 @@ class Start(Record, frozen=True, kw_only=True):
         uses: the values of the stage's `uses` keys.
         inputs: digest of each input to the generation of the product that is used.
         provenance: code, packages, host and command, see `orchestrator.provenance`.
+        work: the attempt whose work folder was taken over, None for an empty one.
+        unread: the attempt whose output is only read again, None where the stage runs.
     """
 
     parent: Parent | None
@@ -108,6 +110,8 @@ class Start(Record, frozen=True, kw_only=True):
     provenance: dict[str, Any]
     inputs: dict[str, int] = {}
     at: str = ""
+    work: Annotated[int | None, SINCE_2] = None
+    unread: Annotated[int | None, SINCE_2] = None
 
 
 class Heartbeat(Record, frozen=True, kw_only=True):

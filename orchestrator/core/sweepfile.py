@@ -14,6 +14,9 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+MAX_NAME = 128
+"""Characters of a name. Names become parts of paths, with a suffix; 255 bytes is the common limit."""
+
 _ENGINE_COLUMNS = ("cell", "sweep", "revision", "stage", "attempts", "seconds", "code")
 
 
@@ -56,9 +59,11 @@ def parse(tree: Any, *, where: str) -> SweepFile:
     """
     file = typed(tree, SweepFile, where=where)
     for name in file.axes:
-        if not name or re.search(r"[\s=,!]", name):
-            raise UserError(f"{name!r} cannot be the name of an axis", where=where)
+        if not name or len(name) > MAX_NAME or not name.isprintable() or re.search(r"[\s=,!]", name):
+            raise UserError(f"{_short(name)!r} cannot be the name of an axis", where=where)
     for name in file.columns:
+        if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+            raise UserError(f"{_short(name)!r} cannot be the name of a column", where=where)
         if name in _ENGINE_COLUMNS:
             raise UserError(
                 f"{name!r} cannot be the name of a column",
@@ -70,19 +75,29 @@ def parse(tree: Any, *, where: str) -> SweepFile:
     return file
 
 
+def is_name(name: str) -> bool:
+    """Tell whether a sweep in a store could have this name, also one sealed under the rules of before."""
+    return len(name) < 256 and _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str, *, what: str, where: str = "") -> str:
     """Returns a name that may become part of a path.
 
     Raises:
         UserError: it has other characters.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name) or name.endswith(".") or len(name) > MAX_NAME:
         raise UserError(
-            f"{name!r} cannot be the name of a {what}",
+            f"{_short(name)!r} cannot be the name of a {what}",
             where=where,
-            allowed="letters, digits and . _ + -, beginning with a letter or digit",
+            allowed=f"letters, digits and . _ + -, beginning with a letter or digit, not ending with a dot, "
+            f"at most {MAX_NAME}",
         )
     return name
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:40]}..."
 
 
 def stage_specs(
@@ -102,9 +117,15 @@ def stage_specs(
     stages = file.stages if isinstance(file.stages, dict) else dict.fromkeys(file.stages)
     if len(stages) < len(file.stages):
         raise UserError("a stage is named twice", where=where)
-    specs = {}
+    specs: dict[str, StageSpec] = {}
     for name, fields in stages.items():
         check_name(name, what="stage", where=where)
+        if other := next((known for known in specs if known.lower() == name.lower()), None):
+            raise UserError(
+                f"the stages {other!r} and {name!r} differ only in case",
+                where=where,
+                allowed="their folders would be one where a file system ignores case",
+            )
         specs[name] = spec = _spec(name, fields or {}, registered(name), known, where)
         if spec.limit_s is not None and not spec.limit_s > 0:  # also catches NaN
             raise UserError(f"stages.{name}.limit_s is {spec.limit_s!r}", where=where, allowed="more than 0")
@@ -142,4 +163,11 @@ def _spec(
     if spec.run is not None and not re.fullmatch(r"[\w.]+:\w+", spec.run):
         raise UserError(f"{key}.run is {spec.run!r}", where=where, allowed="module:function")
     check_command(name, spec, where)
+    for inner in spec.neutral:
+        if not any(f"{inner}.".startswith(f"{read}.") for read in spec.reads):
+            raise UserError(
+                f"{key}.neutral names {inner!r}, which the stage does not read",
+                where=where,
+                allowed=nearest(inner, spec.reads),
+            )
     return spec

@@ -91,11 +91,13 @@ class Limits(NamedTuple):
     Attributes:
         cluster: its name.
         max_tasks: of one submission.
+        controller: where it is reached, as words of which any is the same one; "" when it has but one place.
         notes: what the user should know of how it will be asked, one line each.
     """
 
     cluster: str
     max_tasks: int
+    controller: str = ""
     notes: tuple[str, ...] = ()
 
 

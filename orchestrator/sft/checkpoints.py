@@ -1,26 +1,22 @@
 """What training leaves on disk: the weights of an epoch, and the state to go on from.
 
-The state is written by torch's distributed checkpointing in all three places a model may lie, so that it
-can be taken up by another number of processes.
+The state is the same in all three places a model may lie, so that it can be taken up by another number of
+processes.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import PreTrainedModel
 
+from orchestrator.sft import state_before, state_files
 from orchestrator.sft.parallel import Placed, rank
 
 EPOCHS = "checkpoints"
@@ -36,24 +32,31 @@ def epoch_name(step: int) -> str:
 
 
 def save_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Writes weights and the optimiser's moments, each process its own part."""
-    model, moments = get_state_dict(placed.model, optimizer)
-    with warnings.catch_warnings(action="ignore"):  # one process alone is no mistake
-        save(
-            {"model": model, "moments": moments["state"]},  # rates and such are in the config
-            storage_writer=FileSystemWriter(folder / _STATE, sync_files=False),  # the context does
-            no_dist=not dist.is_initialized(),
-        )
+    """Write weights and the optimiser's moments, each process its own part. Rates are in the config."""
+    state_files.write(_tensors(*get_state_dict(placed.model, optimizer)), folder / _STATE)
 
 
 def load_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Undoes `save_state`, by whatever number of processes it was written."""
+    """Undo `save_state`, however many processes wrote the state, of this version or the one before.
+
+    Raises:
+        StageFailure: the state is damaged, or is none of ours.
+    """
     model, moments = get_state_dict(placed.model, optimizer)
-    state: dict[str, Any] = {"model": model, "moments": moments["state"]}
-    with warnings.catch_warnings(action="ignore"):
-        load(state, checkpoint_id=folder / _STATE, no_dist=not dist.is_initialized())
-    moments = {**moments, "state": state["moments"]}
-    set_state_dict(placed.model, optimizer, model_state_dict=state["model"], optim_state_dict=moments)
+    form = state_before if state_before.is_before(folder / _STATE) else state_files
+    form.read(_tensors(model, moments), folder / _STATE)
+    set_state_dict(placed.model, optimizer, model_state_dict=model, optim_state_dict=moments)
+
+
+def _tensors(model: Mapping[str, Any], moments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {
+        **{f"model.{name}": tensor for name, tensor in model.items()},
+        **{
+            f"moments.{name}.{moment}": tensor
+            for name, moments_of_one in moments["state"].items()
+            for moment, tensor in moments_of_one.items()
+        },
+    }
 
 
 def save_weights(placed: Placed, folder: Path, *, dtype: torch.dtype) -> None:

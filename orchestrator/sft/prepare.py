@@ -26,6 +26,8 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Writes the shard of `language`, and beside it what it holds and what was left out."""
     runtime.start(context, seed=config["items"].seed)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
+    if "tokenizer" not in inputs:
+        runtime.check_weights(runtime.base_folder(inputs, context.uses))
     task = lookup(TASKS, config.task.name, kind="task")
     kept, counts = [], {}
     for split in SPLITS:

@@ -6,6 +6,7 @@ It knows the inputs named `tokenizer` and `base`, and the hub's cache; nothing o
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,25 +43,34 @@ def device_of(name: str) -> torch.device:
 
 
 def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:
-    """Loads the tiny tokenizer, or the one beside the model at `model.path`."""
+    """Load the tiny tokenizer, or the one beside the model at `model.path`.
+
+    Raises:
+        StageFailure: there is none, or none that can mark the end of an answer (cause ``data``).
+    """
     if "tokenizer" in inputs:
         return AutoTokenizer.from_pretrained(inputs["tokenizer"], local_files_only=True)
     tokenizer = _from_cache(AutoTokenizer.from_pretrained, uses)
     if not tokenizer("1 + 1", add_special_tokens=False)["input_ids"]:
         # without its files transformers makes an empty one, silently
         raise StageFailure("data", f"model.path={uses.model.path} has no tokenizer")
+    if tokenizer.eos_token_id is None:
+        raise StageFailure(
+            "data",
+            f"model.path={uses.model.path}: no eos_token in tokenizer_config.json, so no answer would end",
+        )
     return tokenizer
 
 
 def load_base(inputs: Inputs, uses: Config) -> PreTrainedModel:
-    """Loads the model to fine-tune, with float32 weights."""
+    """Load the model to fine-tune, with float32 weights; see `load_model` for what is refused."""
     if "base" in inputs:
         return load_weights(inputs["base"])
-    return _from_cache(AutoModelForCausalLM.from_pretrained, uses, dtype=torch.float32)
+    return load_model(base_folder(inputs, uses), dtype=torch.float32)
 
 
 def base_folder(inputs: Inputs, uses: Config) -> Path:
-    """Returns the folder of the model to fine-tune: a product, a local path, or a snapshot of the hub's."""
+    """Return the folder of the model to fine-tune: a product, a local path, or a snapshot of the hub's."""
     if "base" in inputs:
         return inputs["base"]
     if Path(uses.model.path).is_dir():
@@ -69,8 +79,66 @@ def base_folder(inputs: Inputs, uses: Config) -> Path:
 
 
 def load_weights(folder: Path) -> PreTrainedModel:
-    """Loads a model that a stage saved, with float32 weights."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    """Load a model that a stage saved, with float32 weights."""
+    return load_model(folder, dtype=torch.float32)
+
+
+def check_weights(folder: Path) -> None:
+    """Check that the weights of a folder are those of its architecture; only their headers are read.
+
+    Raises:
+        StageFailure: as `load_model` does.
+    """
+    load_model(folder, dtype=torch.float32, device_map="meta")
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedModel:
+    """Load a causal model, all of whose weights its folder holds: transformers alone would invent some.
+
+    Args:
+        folder: as `save_pretrained` writes it, with safetensors; a pickle is never read.
+        dtype: of the loaded weights.
+        how: more arguments of `from_pretrained`.
+
+    Raises:
+        StageFailure: it cannot be loaded, or weights are missing, of another shape, or of no use to the
+            architecture (cause ``data``). Tied weights and buffers may be missing or left over.
+    """
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # to name them all
+            output_loading_info=True,
+            **how,
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise StageFailure("data", f"no model in {folder}: {_first_line(error)}") from error
+    shapes = [f"{name} {tuple(saved)}, not {tuple(own)}" for name, saved, own in found["mismatched_keys"]]
+    left_over = [name for name in found["unexpected_keys"] if not _FORMER_BUFFERS.search(name)]
+    problems = [
+        f"{len(names)} {what}: {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (
+            ("missing", found["missing_keys"]),
+            ("unexpected", left_over),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if problems:
+        name = type(model).__name__
+        raise StageFailure(
+            "data", f"the weights in {folder} are not those of a {name}: {'; '.join(problems)}"
+        )
+    return model
+
+
+_FORMER_BUFFERS = re.compile(r"(^|\.)(masked_bias|(attn|attention)\.bias|inv_freq|position_ids)$")
+"""Weights that older versions of transformers saved, and that this one computes."""
 
 
 def _from_cache(from_pretrained: Callable[..., Any], uses: Config, **how: Any) -> Any:
@@ -86,4 +154,4 @@ def _from_cache(from_pretrained: Callable[..., Any], uses: Config, **how: Any) -
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

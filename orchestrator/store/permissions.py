@@ -1,7 +1,7 @@
 """Who may read and write a store that is a folder: its root's mode says it, and no process's own umask.
 
-A store that this package makes is its maker's alone (0700), or by ``store.shared=true`` its group's (2770: files
-in a folder get the folder's group). A folder that was there keeps the mode that it has.
+A store that this package makes is its maker's alone (0700), or by ``store.shared=true`` its group's (2770:
+what is made in it gets its group). A folder that was there keeps the mode that it has.
 """
 
 from __future__ import annotations

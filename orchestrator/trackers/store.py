@@ -8,9 +8,10 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
@@ -93,12 +94,25 @@ def history(ledger: Ledger, node: Node, number: int) -> list[dict[str, Any]]:
         data = ledger.objects.get(layout.metrics(node.stage, node.digest, attempt.number)) or b""
         own = parse_metrics(data.decode(errors="replace"))
         rows = [row for row in own if until is None or row.get("step", 0) <= until] + rows
-        parent = attempt.start.parent if attempt.start else None
-        if parent is None or parent.attempt >= attempt.number:
+        before, last = _former(attempt, own)
+        if before is None or before >= attempt.number:
             break
-        until = parent.step if until is None else min(until, parent.step)
-        attempt = ledger.attempt(node, parent.attempt)
+        until = last if until is None else until if last is None else min(until, last)
+        attempt = ledger.attempt(node, before)
     return rows
+
+
+def _former(attempt: Attempt, own: Sequence[Mapping[str, Any]]) -> tuple[int | None, int | None]:
+    """Returns the attempt that another went on from, and its last step that counts; None for all of them."""
+    start = attempt.start
+    if start is None:
+        return None, None
+    if start.parent is not None:
+        return start.parent.attempt, start.parent.step
+    if start.unread is not None:
+        return start.unread, None
+    steps = [row["step"] for row in own if "step" in row]
+    return start.work, min(steps) - 1 if steps else None
 
 
 def parse_metrics(text: str) -> list[dict[str, Any]]:

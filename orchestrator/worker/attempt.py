@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -24,15 +23,15 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
 from orchestrator.processes import MARK, end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
-from orchestrator.stage import MANIFEST, StageSpec
+from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.worker import child
-from orchestrator.worker.command import command_python
-from orchestrator.worker.inherit import Inherited, inherit
-from orchestrator.worker.order import ChildOrder, Message, Outcome, WorkerOrder
+from orchestrator.worker.command import command_facts
+from orchestrator.worker.inherit import Inherited, has_progressed, inherit
+from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
 from orchestrator.worker.outcome import log_tail, read_outcome
 from orchestrator.worker.shipping import Shipper
 
@@ -55,6 +54,7 @@ class AttemptRun:
         input_generations: digest of each input to the generation of its product.
         context: forks children.
         stop_asked: returns why this worker should stop, "" while it should not.
+        shortage: returns whether that is for want of memory on its node.
     """
 
     def __init__(
@@ -71,11 +71,12 @@ class AttemptRun:
         input_generations: dict[str, int],
         context: BaseContext,
         stop_asked: Callable[[], str],
+        shortage: Callable[[], Shortage | None] = lambda: None,
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
         self._cell, self._node, self.number, self._claim = cell, node, number, claim
         self._inputs, self._generations = inputs, input_generations
-        self._context, self._stop_asked = context, stop_asked
+        self._context, self._stop_asked, self._shortage = context, stop_asked, shortage
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -113,7 +114,7 @@ class AttemptRun:
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
             self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
-        self._record_start(taken.parent)
+        self._record_start(taken)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
@@ -143,33 +144,23 @@ class AttemptRun:
     @property
     def made_progress(self) -> bool:
         """Whether the child left a checkpoint of its own, so that another need not repeat all of it."""
-        if any((self._folder / layout.WORK).glob("*")):
-            return True
-        adopted = 1 if self._resumed else 0
-        return len(list(self._folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))) > adopted
-
-    @property
-    def _git(self) -> dict[str, Any]:
-        """The checkout's state: that of the launch, if the code is a snapshot of it."""
-        if self._order.code is not None:
-            return self._order.code.git
-        return provenance.git_state(self._order.import_paths[0] if self._order.import_paths else ".")
+        return has_progressed(self._folder, num_adopted=1 if self._resumed else 0)
 
     # Starting
 
-    def _record_start(self, parent: Any) -> None:
+    def _record_start(self, taken: Inherited) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
-        facts = provenance.of_attempt(self._order.code_digest, self._git)
-        if self._spec.command is not None:
-            facts["command_python"] = command_python(self._spec, self._order.import_paths)
+        facts = provenance.of_attempt(self._order.code_digest, git_of(self._order))
         start = Start(
-            parent=parent,
+            parent=taken.parent,
             uses=uses_of(self._spec, self._cell.config),
-            provenance=facts,
+            provenance=facts | command_facts(self._spec, self._order.import_paths),
             inputs=self._generations,
             at=provenance.now(),
+            work=taken.work,
+            unread=taken.unread,
         )
         self._ledger.put(self._node, self.number, layout.START, start)
         self._heartbeat()
@@ -224,7 +215,9 @@ class AttemptRun:
                 self._shipper.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
-                _tell(pipe, Message(stop=self._released))
+                if (shortage := self._shortage()) is not None and shortage.at_once:
+                    return
+                send(pipe, Message(stop=self._released))
             if told and now_s - self._stopping_s > grace_s:
                 return
 
@@ -307,6 +300,8 @@ class AttemptRun:
         if self._timed_out:
             message = f"no end after its limit of {time.monotonic() - self._start_s:.0f} s"
             return self._end("failed", cause=Cause.TIMEOUT, message=message, log_tail=tail)
+        if (shortage := self._shortage()) is not None:
+            return self._end("failed", cause=shortage.cause, message=shortage.message, log_tail=tail)
         if outcome is not None and outcome.outcome == "released":
             return self._end("released", why=outcome.why)
         if outcome is not None:
@@ -341,7 +336,7 @@ class AttemptRun:
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
             retire=outcome.retire,
-            code=provenance.code_version(self._order.code_digest, self._git),
+            code=provenance.code_version(self._order.code_digest, git_of(self._order)),
             at=provenance.now(),
         )
         if self._retired_input():  # it may have seen a part of it
@@ -395,8 +390,3 @@ class AttemptRun:
 def _complain(line: str) -> None:
     with contextlib.suppress(OSError):  # the log may lie on a full disk
         print(line, flush=True)
-
-
-def _tell(pipe: Connection, message: Message) -> None:
-    with contextlib.suppress(OSError):  # the child is ending
-        pipe.send_bytes(msgspec.json.encode(message))

@@ -108,7 +108,8 @@ def run_command(
     if code == 0 and spec.finished is None:
         return
     if code == 0:
-        raise Unread("data", f"the command exited with code 0, but did not create {spec.finished!r}")
+        message = f"the command exited with code 0, but did not create {spec.finished!r}: it is not through"
+        raise FailedCommand("unknown", message, "")
     log = end_of_log(context.folder / layout.LOG)
     failed = cause_of_command(code, log, oom_killed=oom_kills() > kills)
     ran = "" if failed.exception else f" ({shlex.join(words)})"
@@ -119,13 +120,8 @@ def take_results(spec: StageSpec, context: Context) -> tuple[Row, ...]:
     """Returns the rows of a command that is through, now or in an earlier attempt.
 
     Raises:
-        Unread: the rows, or the file that it calls `finished`, are not there or cannot be read.
+        Unread: they are not there or cannot be read.
     """
-    places = [context.output, context.folder / layout.WORK]
-    if spec.finished is not None and not any((place / spec.finished).exists() for place in places):
-        raise Unread(
-            "data", f"the command did not create {spec.finished!r}, the file that it calls `finished`"
-        )
     try:
         return read_rows(context.output / spec.results) if spec.results else ()
     except StageFailure as failure:
@@ -181,10 +177,12 @@ def search_path(python: str | None = None) -> str:
     return os.pathsep.join([str((folders or [Path(sys.executable).parent])[0]), path])
 
 
-def command_python(spec: StageSpec, import_paths: Sequence[str]) -> str | None:
-    """Returns the interpreter that `python` means in a stage's command, None when there is none."""
+def command_facts(spec: StageSpec, import_paths: Sequence[str]) -> dict[str, str | None]:
+    """Returns what is recorded of a command's attempt: the interpreter that `python` means, None for none."""
+    if spec.command is None:
+        return {}
     python = _interpreter(spec.python, Path(import_paths[0]) if import_paths else None)
-    return shutil.which("python", path=search_path(python)) if python is None else python
+    return {"command_python": python or shutil.which("python", path=search_path())}
 
 
 class _Marker:

@@ -9,15 +9,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote
 from orchestrator.errors import StageFailure, nearest
 from orchestrator.stage import Config, Context, Inputs, StageSpec
 from orchestrator.store import layout
 
 ARGS = "args"
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
-_IN_A_SHELL = re.compile(rf"(?<!\$){_PLACEHOLDER.pattern}")
-"""After a dollar sign, braces name a variable of the shell."""
-
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -81,11 +78,11 @@ def as_words(command: str, values: Mapping[str, list[str]]) -> list[str]:
     """
     words: list[str] = []
     for word in shlex.split(command):
-        match = _PLACEHOLDER.fullmatch(word)
+        match = PLACEHOLDER.fullmatch(word)
         if match and match.group(1) == ARGS:
             words += values[ARGS]
         else:
-            words.append(_PLACEHOLDER.sub(lambda match: _one(match, values), word))
+            words.append(PLACEHOLDER.sub(lambda match: _one(match, values), word))
     return words
 
 
@@ -96,9 +93,9 @@ def as_shell_text(command: str, values: Mapping[str, list[str]]) -> str:
         StageFailure: as `as_words`.
     """
     parts, quote, end = [], "", 0
-    for match in _IN_A_SHELL.finditer(command):
+    for match in IN_A_SHELL.finditer(command):
         between = command[end : match.start()]
-        quote, end = _quote_after(between, quote), match.end()
+        quote, end = open_quote(between, quote), match.end()
         several = match.group(1) == ARGS and not quote
         value = shlex.join(values[ARGS]) if several else _one(match, values)
         parts.append(between)
@@ -109,21 +106,6 @@ def as_shell_text(command: str, values: Mapping[str, list[str]]) -> str:
         else:
             parts.append(value if several else shlex.quote(value))
     return "".join([*parts, command[end:]])
-
-
-def _quote_after(text: str, quote: str) -> str:
-    """Returns the quote that is open after a text, given the one that is open before it."""
-    is_escaped = False
-    for char in text:
-        if is_escaped:
-            is_escaped = False
-        elif char == "\\" and quote != "'":
-            is_escaped = True
-        elif char == quote:
-            quote = ""
-        elif char in "'\"" and not quote:
-            quote = char
-    return quote
 
 
 def _one(match: re.Match[str], values: Mapping[str, list[str]]) -> str:

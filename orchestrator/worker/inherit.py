@@ -10,7 +10,8 @@ from typing import NamedTuple
 from orchestrator.core.records import Parent
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node
-from orchestrator.stage import Checkpoint, StageSpec
+from orchestrator.stage import MANIFEST, Checkpoint, StageSpec
+from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.worker.resume import adopt, candidates, is_discarded, is_whole
 from orchestrator.worker.unread import adopt_unread, find_unread
@@ -82,3 +83,9 @@ def foresee(ledger: Ledger, node: Node, spec: StageSpec, earlier: Sequence[Attem
     if with_work and ledger.objects.in_place:
         parts.append(f"the work folder of attempt {with_work[-1]}")
     return f"goes on from {' and '.join(parts)}" if parts else ""
+
+
+def has_progressed(folder: Path, *, num_adopted: int) -> bool:
+    """Returns whether an attempt left something to go on from that it did not adopt itself."""
+    checkpoints = list(folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))
+    return len(checkpoints) > num_adopted or any((folder / layout.WORK).glob("*"))

@@ -25,7 +25,7 @@ from orchestrator.store.patience import told
 from orchestrator.store.retention import retain
 from orchestrator.worker.attempt import AttemptRun
 from orchestrator.worker.leaving import Leaving
-from orchestrator.worker.order import WorkerOrder
+from orchestrator.worker.order import Shortage, WorkerOrder
 from orchestrator.worker.watch import Watcher, next_lease_s
 
 IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
@@ -55,6 +55,7 @@ class Worker:
         owner: who it is.
         context: forks children.
         stop_asked: returns why it should stop ("stopped", "deadline", ...), "" while it should not.
+        shortage: returns whether it should stop for want of memory on its node.
         say: takes a line for the worker's log.
     """
 
@@ -67,11 +68,12 @@ class Worker:
         owner: Owner,
         context: BaseContext,
         stop_asked: Callable[[], str],
+        shortage: Callable[[], Shortage | None] = lambda: None,
         say: Callable[[str], None] = print,
     ) -> None:
         self._ledger, self._order, self._owner = ledger, order, owner
         self._sweep, self._context = revision.sweep, context
-        self._stop_asked, self._say = stop_asked, say
+        self._stop_asked, self._shortage, self._say = stop_asked, shortage, say
         self._cells = share(self._sweep.cells, order)
         self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
         self._watcher = Watcher(owner, job=order.job)
@@ -239,6 +241,7 @@ class Worker:
             input_generations={i.digest: snapshot.evidence(i.digest).generation for i in node.inputs},
             context=self._context,
             stop_asked=lambda: self._why_stop(node),
+            shortage=self._shortage,
         )
         end = run.run(attempts)
         self._release(node, snapshot)

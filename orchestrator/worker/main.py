@@ -29,7 +29,7 @@ from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
 from orchestrator.store.patience import Outage, wait_out
 from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
-from orchestrator.worker.order import WorkerOrder
+from orchestrator.worker.order import Shortage, WorkerOrder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
@@ -59,6 +59,7 @@ def run(
     log: Path | None = None,
     diary: Diary | None = None,
     lifeline: int | None = None,
+    shortage: Callable[[], Shortage | None] = lambda: None,
 ) -> int:
     """Runs a worker in this process until nothing is left for it; returns the exit code.
 
@@ -67,6 +68,7 @@ def run(
         log: file for its own lines; None for standard output.
         diary: takes notes of it.
         lifeline: a pipe's end that closes when whoever started this worker is gone.
+        shortage: returns whether that is for want of memory on the node.
     """
     diary = diary or Diary()
     if log is not None:
@@ -102,6 +104,7 @@ def run(
             owner=this_owner(order, os.getpid()),
             context=multiprocessing.get_context("fork"),
             stop_asked=ending.why,
+            shortage=shortage,
             say=say,
         )
         try:

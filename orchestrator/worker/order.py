@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
 import msgspec
 
+from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Process
 from orchestrator.core.settings import EngineSettings
@@ -29,6 +32,20 @@ class Gone(Stored, frozen=True, kw_only=True):
     restart_count: int
     cause: Cause
     evidence: str
+
+
+class Shortage(NamedTuple):
+    """Why a worker has to end: its node ran out of memory.
+
+    Attributes:
+        cause: what its attempt counts as.
+        message: for people.
+        at_once: whether the stage holds the memory, and must let go of it without a last checkpoint.
+    """
+
+    cause: Cause
+    message: str
+    at_once: bool
 
 
 class Job(Stored, frozen=True, kw_only=True):
@@ -151,3 +168,16 @@ class Outcome(Stored, frozen=True, kw_only=True):
     files: tuple[File, ...] = ()
     retire: dict[str, dict[str, tuple[str, ...]]] = {}
     unread: int | None = None
+
+
+def git_of(order: WorkerOrder) -> dict[str, Any]:
+    """Returns the checkout's state: that of the launch, if the code is a snapshot of it."""
+    if order.code is not None:
+        return order.code.git
+    return provenance.git_state(order.import_paths[0] if order.import_paths else ".")
+
+
+def send(pipe: Connection, message: Message) -> None:
+    """Sends a message to a child, which may be ending."""
+    with contextlib.suppress(OSError):
+        pipe.send_bytes(msgspec.json.encode(message))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.errors import StopRequested
+from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.stage import MANIFEST, CheckpointManifest, Context, step_of
 from orchestrator.store import layout
 
@@ -91,9 +91,9 @@ class Sealer:
             except StopRequested as stopped:
                 self.superseded = stopped.why
                 return
-            except OSError as error:
+            except (OSError, StageFailure) as error:
                 if is_last and path.exists():
-                    print(f"checkpoint {path.name} is not sealed: {error.strerror or error}", flush=True)
+                    print(f"checkpoint {path.name} is not sealed: {error}", flush=True)
 
     def _seal(self, path: Path, step: int, stamp: _Stamp) -> None:
         self._context.seal(path, step)

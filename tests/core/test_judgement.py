@@ -21,7 +21,9 @@ REPORT = Report(code=1, cause=Cause.CODE, why="no module named x")
 AGAIN = Report(code=75, requeued=True)
 
 
-def submitted(by: str = "ann@login1", uid: int | None = 1000, job: str = "12") -> Filed:
+def submitted(
+    by: str = "ann@login1", uid: int | None = 1000, job: str = "12", controller: str = "head:6817"
+) -> Filed:
     submission = Submission(
         nonce="n",
         number=1,
@@ -34,6 +36,7 @@ def submitted(by: str = "ann@login1", uid: int | None = 1000, job: str = "12") -
         resources=Resources(),
         by=by,
         uid=uid,
+        controller=controller,
         at="2026-01-01T00:00:00Z",
     )
     return Filed(submission, Accepted(nonce="n", job=job) if job else None)
@@ -176,6 +179,52 @@ def listing(seen: Seen | None = None, **more: object) -> Answer:
             "not listed, one's own where others' are hidden",
             submitted(),
             listing(everyone=False),
+            ANN,
+            "unknown",
+            "",
+            True,
+        ),
+        (
+            "not listed where another cluster has the name",
+            submitted(),
+            listing(controller="far:6817"),
+            ANN,
+            "unknown",
+            "",
+            False,
+        ),
+        (
+            "its number there",
+            submitted(),
+            listing(STRANGER, controller="far:6817"),
+            ANN,
+            "unknown",
+            "",
+            False,
+        ),
+        ("its name there", submitted(), listing(ENDED, controller="far:6817"), ANN, "over", "FAILED", False),
+        (
+            "not listed by its second controller",
+            submitted(controller="a:1 b:1"),
+            listing(controller="b:1"),
+            ANN,
+            "unknown",
+            "",
+            True,
+        ),
+        (
+            "not listed, of a store that cannot say where",
+            submitted(controller=""),
+            listing(controller="b:1"),
+            ANN,
+            "unknown",
+            "",
+            True,
+        ),
+        (
+            "its number under another name, by accounting alone",
+            submitted(),
+            listing(STRANGER._replace(listed=False)),
             ANN,
             "unknown",
             "",

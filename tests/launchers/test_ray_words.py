@@ -16,6 +16,7 @@ from orchestrator.core.jobs import Accepted, Over, Resources, Submission
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.launchers.jobs import gone_of
+from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray.api import JobDetails
 from orchestrator.launchers.ray.handshake import differences
 from orchestrator.launchers.ray.launcher import resources_of
@@ -58,6 +59,62 @@ def test_addresses_that_are_taken(address):
     assert ray_settings({"address": address}).is_remote == address.startswith("http")
 
 
+# Sentences of Ray 2.60: one cause's message holds words of another's.
+LOW = (
+    "4 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+    "10.0.0.1, ID: 15a8) was 22.9GB used / 23.5GB limit (0.97). OOM kill reason: Memory usage "
+    "24B exceeded threshold of 23B (95.0%)"
+)
+NODE_DIED = (
+    "Job supervisor actor died: The actor died unexpectedly before finishing this task.\nThe "
+    "actor died because its node has died. Node Id: 15a8\n\tthe actor's node was terminated "
+    "unexpectedly: health check failed. This can happen when a (1) raylet crashes "
+    "unexpectedly (OOM, etc.) - The agent is killed by the OS (e.g., out of memory)."
+)
+CRASHED = (
+    "The actor died unexpectedly before finishing this task. The actor is dead because its "
+    "worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error. There are some potential root causes. (1) "
+    "The process is killed by SIGKILL by OOM killer due to high memory."
+)
+OUT_OF_MEMORY, DIED = ("OutOfMemoryError", "RayError"), ("ActorDiedError", "RayActorError", "RayError")
+
+
+@pytest.mark.parametrize(
+    ("types", "message", "drained", "cause"),
+    [
+        (OUT_OF_MEMORY, LOW.replace("4 worker", "1 worker"), False, Cause.OOM_HOST),
+        (OUT_OF_MEMORY, LOW, False, Cause.PREEMPTED),
+        (
+            ("OutOfMemoryError", "RayError"),
+            "Task was killed due to the node running low on memory.",
+            True,
+            Cause.OOM_HOST,
+        ),
+        (DIED, NODE_DIED, False, Cause.NODE_LOST),
+        (DIED, NODE_DIED, True, Cause.PREEMPTED),
+        (
+            DIED,
+            NODE_DIED.replace("terminated unexpectedly", "preempted"),
+            False,
+            Cause.PREEMPTED,
+        ),
+        (DIED, CRASHED, False, Cause.NODE_LOST),
+        (
+            ("ActorUnavailableError", "RayActorError", "RayError"),
+            "the preempted node",
+            False,
+            Cause.NODE_LOST,
+        ),
+        (("ObjectStoreFullError", "RayError"), "the node's store is out of memory", False, Cause.STORAGE),
+        (("RuntimeEnvSetupError", "RayError"), "on node 10.0.0.1", False, Cause.BAD_NODE),
+        (("GetTimeoutError", "RayError"), "no node answered", False, Cause.UNKNOWN),
+    ],
+)
+def test_the_cause_of_a_lost_worker_is_that_of_its_error_and_of_no_word_in_it(types, message, drained, cause):
+    assert causes.of_error(types, message, drained=drained) is cause
+
+
 @pytest.mark.parametrize(
     ("job", "phase", "cause", "detail"),
     [
@@ -75,10 +132,24 @@ def test_addresses_that_are_taken(address):
             "its driver ended with exit code 1: boom",
         ),
         (
-            {"status": "FAILED", "message": "The supervisor's node has died"},
+            {"status": "FAILED", "message": NODE_DIED, "error_type": "JOB_SUPERVISOR_ACTOR_DIED"},
             Phase.OVER,
             Cause.NODE_LOST,
             "node has died",
+        ),
+        ({"status": "FAILED", "message": NODE_DIED}, Phase.OVER, Cause.NODE_LOST, "node has died"),
+        ({"status": "FAILED", "message": LOW}, Phase.OVER, Cause.PREEMPTED, "low on memory"),
+        (
+            {"status": "FAILED", "message": f"Job supervisor actor died: {LOW}"},
+            Phase.OVER,
+            Cause.PREEMPTED,
+            "low",
+        ),
+        (
+            {"status": "FAILED", "message": "no node has so many CPUs"},
+            Phase.OVER,
+            Cause.UNKNOWN,
+            "so many CPUs",
         ),
         ({"status": "FAILED"}, Phase.OVER, Cause.UNKNOWN, "Ray says no more"),
         ({"status": "A_WORD_TO_COME"}, Phase.UNKNOWN, None, ""),

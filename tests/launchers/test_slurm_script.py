@@ -15,7 +15,7 @@ from orchestrator.core.jobs import Resources, Submission
 from orchestrator.errors import UserError
 from orchestrator.launchers.slurm.job import leave_step
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
-from orchestrator.launchers.slurm.options import unheeded
+from orchestrator.launchers.slurm.options import unexpanded, unheeded
 from orchestrator.launchers.slurm.programs import environment
 from orchestrator.launchers.slurm.script import script
 from orchestrator.launchers.slurm.settings import cluster_profile
@@ -151,15 +151,27 @@ def test_a_variable_that_sbatch_would_read_is_told_with_the_setting_that_takes_i
         "SLURM_CLUSTERS": "far",
         "SBATCH_TIMELIMIT": "5",
         "SBATCH_MEM_PER_CPU": "1G",
+        "SBATCH_OUTPUT": "x",
     }
     notes = "\n".join(unheeded(mine, cluster_profile({})))
-    for setting in ("cluster.account=x", "+cluster.sbatch.clusters=far", "cluster.hours", "mem-per-cpu=1G"):
+    for setting in (
+        "cluster.account=x",
+        "+cluster.sbatch.clusters=far",
+        "cluster.hours",
+        "mem-per-cpu=1G",
+        "cluster.logs",
+    ):
         assert setting in notes
     assert not unheeded({"SBATCH_ACCOUNT": "x"}, cluster_profile({"account": "y"}))
     assert not unheeded({"SBATCH_PARTITION": "x"}, cluster_profile({"sbatch": {"p": "y"}}))
     assert not unheeded(
         {"SLURM_JOB_ID": "1", "SLURM_GPUS_PER_NODE": "2", "PATH": "/bin"}, cluster_profile({})
     )
+
+
+def test_a_value_that_a_shell_would_expand_is_told():
+    (note,) = unexpanded(cluster_profile({"environment": {"A": "/x/$USER/y", "B": "$5", "C": 1}}))
+    assert "cluster.environment.A has $USER" in note and "cluster.setup" in note
 
 
 def test_slurms_programs_get_no_option_from_the_environment_but_where_slurm_is():

@@ -110,6 +110,7 @@ def test_the_controller_tells_restarts_reasons_and_exit_codes():
         ("A_STATE_TO_COME", "PENDING", Phase.QUEUED, 0),
         ("PENDING", "A_STATE_TO_COME", Phase.UNKNOWN, 0),
         ("A_STATE_TO_COME", None, Phase.UNKNOWN, 0),
+        (None, "REVOKED", Phase.UNKNOWN, 0),  # another cluster of the federation runs it
         (None, None, None, None),
     ],
 )

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
 from tests.commands.launches import records, wait_for
 from tests.ray.proxy import losing
 from tests.ray.sweeps import OnRay
-from tests.ray.testbed import free_port
+from tests.ray.testbed import free_port, group_of
 
 DEVICES = """
 import os, time
@@ -242,10 +243,32 @@ def test_where_the_variable_of_ray_names_the_cluster_a_launch_stays_and_an_inter
     jobs.assert_each_done_once(2)
 
 
+def listening(pids: set[int]) -> dict[str, str]:
+    """The addresses at which processes listen by TCP, in hexadecimal, each with a process's name."""
+    sockets = {}
+    for pid in pids:
+        try:
+            links = [path.readlink() for path in Path(f"/proc/{pid}/fd").iterdir()]
+            sockets |= {str(link): Path(f"/proc/{pid}/comm").read_text().strip() for link in links}
+        except OSError:
+            continue
+    lines = [line for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    rows = [(row[1], f"socket:[{row[9]}]") for row in map(str.split, lines) if row[3] == "0A"]
+    return {address: sockets[key] for address, key in rows if key in sockets}
+
+
 @pytest.mark.long
-def test_a_ray_of_its_own_is_started_where_there_is_none(jobs):
-    words = ("launch", jobs.write(cells=3), "launcher=ray", "launcher.address=local", "launcher.device=cpu")
-    output = jobs(*words, timeout_s=200)
+def test_a_ray_of_its_own_is_started_where_there_is_none_and_listens_to_this_machine_alone(jobs):
+    name = jobs.write(cells=3, steps=40, step_s=0.2)
+    words = ("launch", name, "launcher=ray", "launcher.address=local", "launcher.device=cpu")
+    launch = background(jobs, *words)
+    jobs.until_running(1)
+    (driver,) = jobs.driver_pids()
+    found = listening(set(group_of(driver)))
+    assert {"raylet", "gcs_server"} <= set(found.values())
+    loopback = ("0100007F:", "0000000000000000FFFF00000100007F:", "00000000000000000000000001000000:")
+    assert not {address: name for address, name in found.items() if not address.startswith(loopback)}
+    output, _ = launch.communicate(timeout=200)
     assert "3 done" in output
     jobs.until_over()
     jobs.assert_each_done_once(3)

@@ -66,6 +66,8 @@ class RayCluster:
         folder: for its files; short, since sockets lie in it.
         nodes: the custom resources and GPUs of each node.
         environment: further variables of its processes.
+        head: further ones of the head alone.
+        config: of the whole cluster, as `ray start --system-config` takes it.
     """
 
     def __init__(
@@ -73,8 +75,11 @@ class RayCluster:
         folder: Path,
         nodes: Sequence[dict[str, float]] = NODES,
         environment: Mapping[str, str] | None = None,
+        head: Mapping[str, str] | None = None,
+        config: Mapping[str, float] | None = None,
     ) -> None:
         self.folder, self._nodes, self._environment = folder, nodes, environment or {}
+        self._head, self._config = head or {}, config or {}
         self._port, self._dashboard = free_port(), free_port()
         self.processes: dict[str, int] = {}
 
@@ -102,6 +107,7 @@ class RayCluster:
             f"--dashboard-port={self._dashboard}",
             "--num-cpus=0",
             "--num-gpus=0",
+            *([f"--system-config={json.dumps(self._config)}"] if self._config else []),
         )
         wait(lambda: self.ask("/api/version"), "the head does not answer")
 
@@ -132,6 +138,7 @@ class RayCluster:
                 env={
                     **environment(self.folder),
                     **self._environment,
+                    **(self._head if name == "head" else {}),
                     "SWEEP_CACHE": f"{self.folder}/{name}/sweep",
                 },
                 stdin=subprocess.DEVNULL,

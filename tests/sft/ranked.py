@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import ranks, runtime
-from orchestrator.sft.checkpoints import save_weights
+from orchestrator.sft.checkpoints import load_state, save_state, save_weights
 from orchestrator.sft.parallel import Placed, whole
 from orchestrator.sft.shards import Example, Rows
 from orchestrator.stage import Config, Context, Inputs, Row
@@ -120,3 +120,27 @@ def place(config: Config, inputs: Inputs, context: Context) -> dict[str, Any]:
         "buffers": [n for n, b in reference.named_buffers() if not torch.equal(buffers[n], b)],
         "loss": loss.item(),
     }
+
+
+def resave(config: Config, inputs: Inputs, context: Context) -> None:
+    """Loads a training state and saves it again, in however many processes this is."""
+    placed, optimizer = placed_with_optimizer(inputs["base"], sharding="fsdp")
+    load_state(placed, optimizer, Path(config.folder))
+    save_state(placed, optimizer, context.output)
+
+
+def placed_with_optimizer(base: Path, *, sharding: str) -> tuple[Placed, torch.optim.Optimizer]:
+    """Returns a model and the optimizer that training would make for it."""
+    placed = Placed(
+        lambda: runtime.load_weights(base),
+        device=torch.device("cpu"),
+        sharding=sharding,
+        bf16=False,
+        gradient_checkpointing=False,
+        chunk_tokens=8,
+    )
+    groups = [
+        {"params": [p for p in placed.parameters if p.ndim > 1]},
+        {"params": [p for p in placed.parameters if p.ndim <= 1]},
+    ]
+    return placed, torch.optim.AdamW(groups, lr=1e-5, fused=True)

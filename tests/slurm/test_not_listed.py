@@ -164,19 +164,26 @@ def test_jobs_of_another_cluster_are_submitted_asked_about_and_cancelled_there(j
     assert "2 done" in jobs("reconcile", "jobs")
 
 
-def test_a_number_of_another_cluster_says_nothing_and_another_answer_of_sbatch_is_refused(jobs):
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ("far", "cluster testbed is meant, this is far"),
+        pytest.param("testbed", "it may be another of the same name", marks=pytest.mark.long),
+    ],
+)
+def test_a_number_of_another_cluster_says_nothing_and_an_answer_of_another_is_refused(jobs, named, why):
     name = jobs.write(cells=1)
     jobs.launch(name, HELD, SOON)
     number = jobs.array()
     with tempfile.TemporaryDirectory(prefix="sweep-slurm.", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        knobs = {"cluster": "far", "accounting": "none", "first_job_id": number}
+        knobs = {"cluster": named, "accounting": "none", "first_job_id": number}
         far = Testbed.start(Path(folder), nodes=1, gpus=0, **knobs)
         try:
             assert far.submit("--hold", "--array=0", wrap="true") == number
             here, jobs.env["SLURM_CONF"] = jobs.env["SLURM_CONF"], far.env["SLURM_CONF"]
             said = jobs("reconcile", "jobs")
             assert "1 unknown" in said, said
-            assert "cluster testbed is meant, this is far" in jobs.why()
+            assert why in jobs.why()
             assert "1 job may still wait" in jobs("cancel", "jobs")
             assert len(far.job_states()) == 1
         finally:
@@ -235,6 +242,8 @@ def test_a_job_that_only_accounting_calls_alive_holds_its_cell(jobs):
     jobs.wrap("squeue", "exit 0")
     assert "2 unknown" in jobs("reconcile", "jobs")
     assert "is PENDING, by accounting alone" in jobs.why()
+    jobs.wrap("squeue", 'echo "maintenance on Monday"; $real "$@" | tail -n 1')
+    assert "1 queued, 1 unknown" in jobs("reconcile", "jobs")  # what is listed counts, and no absence does
     jobs.unwrap()
     assert_held(jobs, 2)
 

@@ -28,7 +28,7 @@ from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot, Vital, examine
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.retention import drop_work, retain
-from orchestrator.worker.resume import _is_discarded
+from orchestrator.worker.resume import is_discarded
 from tests.store.schedules import Memory, Schedule
 
 A = Node(stage="a", digest="a", reads={})
@@ -192,7 +192,7 @@ class Actor:
         best = (0, "")
         for attempt in earlier:
             data = self._ledger.objects.get(_checkpoint(node, attempt.number))
-            if data is not None and not _is_discarded(self._ledger, node, attempt):
+            if data is not None and not is_discarded(self._ledger, node, attempt):
                 step, _, state = data.decode().partition(" ")
                 best = max(best, (int(step), state))
         return best

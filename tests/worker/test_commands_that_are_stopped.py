@@ -102,11 +102,20 @@ def test_a_file_of_an_earlier_attempt_in_the_work_folder_finishes_no_other(store
     assert job.end(2).outcome == "released"
 
 
-def test_without_the_file_a_command_that_exits_with_0_is_not_done_even_without_a_stop(
+def test_a_command_without_its_file_is_tried_again_even_if_nobody_here_knows_of_a_stop(
     store: Path, run: Jobs
 ) -> None:
-    end = run(StageSpec(command="true", finished="finished")).end()
-    assert (end.outcome, end.cause) == ("failed", "data") and "finished" in end.message
+    script = "Path(sys.argv[1], 'tries').exists() and Path(sys.argv[1], 'finished').touch()"
+    spec = python(
+        store.parent,
+        f"import sys; from pathlib import Path; {script}; Path(sys.argv[1], 'tries').touch()",
+        command="{python} fit.py {work}",
+        finished="finished",
+    )
+    job = run(spec)
+    assert job.end(2).outcome == "succeeded"
+    end = job.end(1)
+    assert (end.outcome, end.cause) == ("failed", "unknown") and "'finished'" in end.message
 
 
 def test_a_program_behind_a_shell_gets_the_stop_and_the_time_to_save(store: Path, run: Jobs) -> None:

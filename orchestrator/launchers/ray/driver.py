@@ -250,6 +250,7 @@ class RayDriver:
         args = (self._ledger.objects.url, self._revision.sweep.name, str(submission.number))
         start = start_of(self._ledger.objects, code, WORKER, *args, str(self._slots), str(self._restart))
         environment = {name: str(value) for name, value in self._settings.environment.items()}
+        environment |= self._pool.monitor()
         avoid = [
             node
             for node, number in self._bad.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -13,13 +14,17 @@ import uuid
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import msgspec
+
+from orchestrator import provenance
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached
+from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
 from orchestrator.launchers.ray.settings import RaySettings
 
 DISTRIBUTION = "polysweep"
 PROBE, PROBE_S = "polysweep-probe-", 90.0
-KEEP_S = 60.0
+NUM_NAMES, KEEP_S = 3, 60.0
+OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 POLL_S = 0.3
 MARK = "polysweep-probe:"
 
@@ -109,25 +114,18 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: C
 
 
 def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
-    name = f"{PROBE}{uuid.uuid4().hex[:12]}"
-    entrypoint = shlex.join([settings.python, "-c", _PROBE, json.dumps(questions)])
-    try:
-        reply = api.send("POST", "/api/jobs/", {"entrypoint": entrypoint, "submission_id": name})
-    except (Unreached, Unanswered) as error:
-        raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
-    if reply.status != 200:
-        raise InfrastructureError(f"the Ray cluster takes no jobs: {reply.status} {str(reply.data)[:200]}")
+    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, json.dumps(questions)]))
     deadline_s = time.monotonic() + PROBE_S
-    job = JobDetails()
+    job: JobDetails | None = None
     while time.monotonic() < deadline_s:
-        job = next((job for job in api.jobs() if job.submission_id == name), JobDetails())
-        if job.status in ("SUCCEEDED", "FAILED", "STOPPED"):
+        job = api.job(name)
+        if job is None or job.status in OVER:
             break
         time.sleep(POLL_S)
-    logs = api.log(name)
-    _forget_old(api)
+    logs = api.log(name) if job is not None else ""
     lines = [line.removeprefix(MARK) for line in logs.splitlines() if line.startswith(MARK)]
     if not lines:
+        job = job or JobDetails()
         raise InfrastructureError(
             f"the Ray cluster did not run a small job of {settings.python!r} ({job.status or 'unknown'})",
             where=" ".join(f"{job.message or ''} {logs[-300:]}".split()),
@@ -137,10 +135,39 @@ def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
     return said
 
 
-def _forget_old(api: Api) -> None:
-    """Deletes the small jobs of earlier launches; of one that has just ended Ray would say that it failed."""
-    with contextlib.suppress(Unreached, Unanswered, InfrastructureError):
-        for job in api.jobs():
-            name, end_ms = job.submission_id or "", job.end_time
-            if name.startswith(PROBE) and end_ms and end_ms / 1000 < time.time() - KEEP_S:
-                api.send("DELETE", f"/api/jobs/{name}")
+class _Taken(msgspec.Struct, frozen=True):
+    submission_id: str
+
+
+def _submitted(api: Api, entrypoint: str) -> str:
+    """Submit a small job and return its name."""
+    for name in (
+        _free_name(api),
+        f"{PROBE}{uuid.uuid4().hex[:12]}",
+    ):  # the first may be another launch's by now
+        try:
+            reply = api.submit({"entrypoint": entrypoint, "submission_id": name})
+        except (Unreached, Unanswered) as error:
+            raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
+        if reply.status == 200 or not is_taken(reply, name):
+            break
+    return api.expected(reply, "/api/jobs/", _Taken).submission_id
+
+
+def _free_name(api: Api) -> str:
+    """Return a name for a small job, and delete those that this user left here some time ago.
+
+    One that has just ended is kept: Ray would say of it that it failed. They are asked for by their names, of
+    which each user has a few, and never listed: a cluster may know tens of thousands of jobs.
+    """
+    who = hashlib.sha256(provenance.user().encode()).hexdigest()[:12]
+    free = ""
+    for number in range(NUM_NAMES):
+        name = f"{PROBE}{who}-{number}"
+        job = api.job(name)
+        if job is not None and job.end_time and job.end_time / 1000 < time.time() - KEEP_S:
+            with contextlib.suppress(Unreached, Unanswered):
+                job = None if api.send("DELETE", f"/api/jobs/{name}").status == 200 else job
+        if job is None:
+            free = free or name
+    return free or f"{PROBE}{uuid.uuid4().hex[:12]}"

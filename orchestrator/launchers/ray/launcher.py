@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -21,7 +24,7 @@ from orchestrator.launchers.base import Limits, Outcome, Verdict
 from orchestrator.launchers.jobs import stepped
 from orchestrator.launchers.local import host_hardware
 from orchestrator.launchers.ray import handshake
-from orchestrator.launchers.ray.api import Api, Unanswered, Unreached
+from orchestrator.launchers.ray.api import Api, Redirected, Unanswered, Unreached, checked_address, is_taken
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.scheduler import EMBEDDED, RayScheduler, this_machine
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, Asked, RaySettings, ray_settings
@@ -32,6 +35,12 @@ MAX_RESTARTS = 5
 """How often a driver that a signal ended is started anew in its job."""
 
 ALL = 1_000_000
+
+LOOPBACK_SINCE = (2, 60)
+"""The first version of Ray that was seen to keep all its ports on loopback under `ALONE`."""
+
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+"""Variables of a Ray that no other machine joins; the first is read when `ray` is imported."""
 
 # Started anew by its own job when it is killed: Ray itself would call the job failed.
 _LOOP = (
@@ -70,7 +79,7 @@ class RayLauncher:
         """Where the cluster is reached, or which process of this machine it is embedded in."""
         if self._settings.address == LOCAL:
             return this_machine()
-        return found_here() if self._settings.address == AUTO else self._settings.address.rstrip("/")
+        return found_here() if self._settings.address == AUTO else checked_address(self._settings.address)
 
     @cached_property
     def _nodes(self) -> list[dict[str, float]]:
@@ -126,12 +135,15 @@ class RayLauncher:
             handshake.check(Api(self._cluster), self._settings, store, mark)
 
     def limits(self, *, dry_run: bool = False) -> Limits:
-        """Asks whether the cluster is there; a job may have any number of cells.
+        """Ask whether the cluster is there; a job may have any number of cells.
 
         Raises:
+            UserError: a Ray of this launch's own would listen to the network.
             InfrastructureError: it does not answer.
         """
-        if self._settings.address != LOCAL:
+        if self._settings.address == LOCAL:
+            _check_version()
+        else:
             Api(self._cluster).version()
         return Limits(self._cluster, ALL)
 
@@ -186,17 +198,18 @@ class RayLauncher:
         if self._settings.address == LOCAL:
             return _start_here(submission, text)
         try:
-            reply = Api(self._cluster).send("POST", "/api/jobs/", json.loads(text))
+            reply = Api(self._cluster).submit(json.loads(text))
+        except Redirected as error:
+            return Outcome(Verdict.REFUSED, said=f"{error.what}; {error.fix}")
         except Unreached as error:
             return Outcome(Verdict.UNREACHED, said=str(error))
         except Unanswered as error:
             return Outcome(Verdict.UNCLEAR, said=str(error))
         said = " ".join(str(reply.data).split())[-300:]
-        if reply.status == 200 or "already exists" in said:
+        if is_taken(reply, submission.name):
             return Outcome(Verdict.ACCEPTED, job=submission.name)
-        return Outcome(
-            Verdict.UNCLEAR if reply.status >= 500 else Verdict.REFUSED, said=f"{reply.status} {said}"
-        )
+        is_clear = 400 <= reply.status < 500
+        return Outcome(Verdict.REFUSED if is_clear else Verdict.UNCLEAR, said=f"{reply.status} {said}")
 
     def find(self, submission: Submission) -> str | None:
         """Looks for a driver by its name.
@@ -261,7 +274,7 @@ def found_here() -> str:
         UserError: there is none.
     """
     if told := os.environ.get("RAY_API_SERVER_ADDRESS"):
-        return told.rstrip("/")
+        return checked_address(told)
     from orchestrator.launchers.ray.pool import dashboard_here  # imports Ray, and is needed only here
 
     try:
@@ -275,8 +288,23 @@ def found_here() -> str:
         ) from error
 
 
+def _check_version() -> None:
+    """Refuse a Ray that cannot be kept to this machine."""
+    version = importlib.metadata.version("ray")
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LOOPBACK_SINCE:
+        least = ".".join(map(str, LOOPBACK_SINCE))
+        raise UserError(
+            f"launcher.address=local needs Ray {least} or newer, this is {version}",
+            where="an older one listens on all interfaces of the machine, and runs what anybody sends",
+            fix=f"pip install 'ray[default]>={least}', or launcher=local, which needs no Ray",
+        )
+
+
 def _start_here(submission: Submission, text: str) -> Outcome:
-    """Starts the driver as a process of this machine, in a session of its own, with a Ray of its own."""
+    """Start the driver as a process of this machine, in a session of its own, with a Ray of its own.
+
+    That Ray is for this launch alone: it listens on loopback, and asks for a token that nobody else has.
+    """
     folder = submission.folder if Path(submission.folder).is_dir() else None
     words = shlex.split(json.loads(text)["entrypoint"])
     subprocess.Popen(
@@ -285,6 +313,7 @@ def _start_here(submission: Submission, text: str) -> Outcome:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=folder,
+        env={**os.environ, **ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)},
         start_new_session=True,
     )
     return Outcome(Verdict.ACCEPTED, job=submission.name)

@@ -12,16 +12,18 @@ import ray
 from ray import cloudpickle
 from ray._private import services
 from ray.dashboard.utils import ray_address_to_api_server_url
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Resources
+from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray import slot as slots
 from orchestrator.launchers.ray.words import Node, fits
 
 cloudpickle.register_pickle_by_value(slots)
 
 CONNECT_S = 5.0
+MONITOR = ("memory_usage_threshold", "memory_monitor_refresh_ms")
 DRAIN_S = 2.0
 """How often to ask which nodes are about to go."""
 
@@ -68,6 +70,7 @@ class Pool:
         ray.init(
             address=address,
             include_dashboard=False if address == "local" else None,
+            **({"_node_ip_address": "127.0.0.1"} if address == "local" else {}),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -180,6 +183,17 @@ class Pool:
         """What each node that lives has, by its id."""
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
+    def monitor(self) -> dict[str, str]:
+        """Returns what the cluster's configuration says of the nodes' memory monitor, as variables of Ray's.
+
+        Nodes know it too, but do not hand it on; Ray has no public name for it.
+        """
+        try:
+            config = ray._private.state.state.get_system_config()
+        except Exception:  # noqa: BLE001 - a private call: without an answer the variables of the nodes count
+            return {}
+        return {f"RAY_{name}": str(config[name]) for name in MONITOR if name in config}
+
     def lives(self, node: str) -> bool:
         """Whether a node does."""
         return node in self._totals()
@@ -251,8 +265,5 @@ def draining() -> frozenset[str]:
 
 
 def _cause(error: Exception, going: Collection[str], node: str) -> Cause:
-    if isinstance(error, OutOfMemoryError) or "out of memory" in str(error).lower():
-        return Cause.OOM_HOST
-    if node in going:
-        return Cause.PREEMPTED
-    return Cause.NODE_LOST if isinstance(error, RayActorError) else Cause.UNKNOWN
+    types = tuple(base.__name__ for base in type(error).__mro__)
+    return causes.of_error(types, str(error), drained=node in going or getattr(error, "preempted", False))

@@ -10,9 +10,10 @@ from pathlib import Path
 from orchestrator.core.dispatch import Answer, Phase, Seen
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.jobs import EXITS
-from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached
+from orchestrator.launchers.ray import causes
+from orchestrator.launchers.ray.api import Api, JobDetails, Stopped, Unanswered, Unreached
 from orchestrator.processes import boot_id, pid_namespace
 
 EMBEDDED = "embedded"
@@ -35,15 +36,15 @@ class RayScheduler:
         self._cluster = cluster
 
     def jobs(self, ids: Iterable[str]) -> Answer:
-        """Asks once for all jobs; never raises."""
+        """Asks for each of some jobs by its name; never raises."""
         if self._cluster.startswith(EMBEDDED):
             return _embedded(self._cluster, ids)
         try:
-            listed = Api(self._cluster).jobs()
-        except InfrastructureError as error:
+            api = Api(self._cluster)
+            found = {name: api.job(name) for name in dict.fromkeys(ids)}
+        except SweepError as error:
             return Answer(problem=error.what)
-        wanted = set(ids)
-        seen = {(name, 0): seen_of(job) for job in listed if (name := job.submission_id or "") in wanted}
+        seen = {(name, 0): seen_of(job) for name, job in found.items() if job is not None}
         return Answer(seen, complete=True)
 
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
@@ -59,11 +60,12 @@ class RayScheduler:
         for task in tasks:
             name = task.rpartition("_")[0]
             try:
-                reply = Api(self._cluster).send("POST", f"/api/jobs/{name}/stop")
+                api, path = Api(self._cluster), f"/api/jobs/{name}/stop"
+                reply = api.send("POST", path)
             except (Unreached, Unanswered) as error:
                 raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
-            if reply.status not in (200, 404):
-                raise InfrastructureError(f"Ray did not stop job {name}: {reply.data}")
+            if reply.status != 404:
+                api.expected(reply, path, Stopped)
 
 
 def seen_of(job: JobDetails) -> Seen:
@@ -82,8 +84,7 @@ def seen_of(job: JobDetails) -> Seen:
             )
         case "FAILED":
             if code is None:  # of its supervisor: it did not come to an end of its own
-                is_lost = "node" in message.lower() or "actor died" in message.lower()
-                cause = Cause.NODE_LOST if is_lost else Cause.UNKNOWN
+                cause = causes.of_job(message, job.error_type or "")
                 over = Over(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
             else:  # Ray adds the log's end
                 said = f"its driver ended with exit code {code}: {_short(message.rpartition(chr(10))[2])}"

@@ -18,6 +18,7 @@ from orchestrator.core.jobs import Submission
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.jobs import gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
+from orchestrator.launchers.ray.memory import Monitor
 from orchestrator.launchers.ray.settings import ray_settings
 from orchestrator.processes import adopt_orphans
 from orchestrator.store import code as snapshots
@@ -79,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InfrastructureError(f"submission {number} of {sweep} cannot be read", where=store)
         logs = ledger.objects.workspace(layout.job_logs(sweep, int(number)))
         order = order_of(ledger, sweep, submission, int(slot), int(restart))
-        code = run_worker(order, logs / f"worker-{slot}.{restart}.log", diary, lifeline=STDIN)
+        code = run_worker(
+            order, logs / f"worker-{slot}.{restart}.log", diary, STDIN, Monitor(STDIN, os.environ)
+        )
         with contextlib.suppress(OSError):  # a log is not worth the worker
             ledger.objects.upload(layout.job_logs(sweep, int(number)))
     except SweepError as error:

@@ -42,6 +42,9 @@ QUERY_S = 15.0
 CHECK_S = 120.0
 POLL_S = 0.2
 
+FEDERATED = 1 << 26
+"""Job ids of a federation begin here, and are unique in it: Slurm's Federated Scheduling Guide."""
+
 
 class Place:
     """Which job this is, by Slurm's environment."""
@@ -52,7 +55,7 @@ class Place:
         # SLURM_JOB_ID of the last task is the array's: asked by that, Slurm means all of them
         self.name = f"{self.array}_{self.index}"
         self.restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
-        self.cluster = environment.get("SLURM_CLUSTER_NAME", "slurm")
+        self.cluster = environment.get("SLURM_CLUSTER_NAME", "")
         self.node = environment.get("SLURMD_NODENAME", "")
         self.end_at = float(environment.get("SLURM_JOB_END_TIME", "0")) or None
 
@@ -153,7 +156,7 @@ class SlurmJob:
         # time for a first checkpoint, but never so much that a short job could do nothing at all
         min_left_s = min(notice_s + policy.checkpoint_interval_s, limit_s / 2)
         return Job(
-            cluster=place.cluster,
+            cluster=place.cluster or self._submission.cluster,
             job=place.array,
             array_index=place.index,
             restart_count=place.restart,
@@ -235,6 +238,13 @@ class SlurmJob:
             say(f"the job may not be started anew: {problem}; then `sweep reconcile` submits its cells again")
         return not problem
 
+    def _is_of_the_submission(self) -> bool:
+        """Return whether the number of this job is the submission's: numbers count with their cluster."""
+        place, given = self._place, self._submissions.job_of(self._submission.number)
+        is_here = place.cluster.casefold() in ("", self._submission.cluster.casefold())
+        is_federated = place.array.isdigit() and int(place.array) >= FEDERATED
+        return given in (None, place.array) and (is_here or is_federated)
+
     def _report(self, code: int, *, requeued: bool = False) -> None:
         """Leaves the last words, without which Slurm's must do; a script submitted by hand has none."""
         number = self._submission.number
@@ -250,8 +260,7 @@ class SlurmJob:
             at=provenance.now(),
         )
         with contextlib.suppress(OSError):
-            is_its_own = self._place.cluster.casefold() == self._submission.cluster.casefold()
-            if is_its_own and self._submissions.job_of(number) in (None, self._place.array):
+            if self._is_of_the_submission():
                 self._submissions.report(number, self._place.index, self._place.restart, report)
 
 

@@ -19,7 +19,7 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.launchers.base import Limits, Outcome
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.joblog import explained
-from orchestrator.launchers.slurm.options import cluster_name, unheeded
+from orchestrator.launchers.slurm.options import cluster_name, unexpanded, unheeded
 from orchestrator.launchers.slurm.partitions import partitions
 from orchestrator.launchers.slurm.resources import resources_of
 from orchestrator.launchers.slurm.script import script
@@ -68,7 +68,7 @@ class SlurmLauncher:
         Raises:
             InfrastructureError: it does not answer.
         """
-        notes = unheeded(os.environ, self._cluster)
+        notes = (*unheeded(os.environ, self._cluster), *unexpanded(self._cluster))
         try:
             return query.limits(self._name)._replace(notes=notes)
         except InfrastructureError as error:

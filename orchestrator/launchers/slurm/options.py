@@ -226,12 +226,24 @@ def unheeded(environment: Mapping[str, str], cluster: Cluster) -> tuple[str, ...
     for variable, value in sorted(environment.items()):
         match = _IGNORED.fullmatch(variable)
         option = _BY_VARIABLE.get(match["option"], "") if match else ""
+        if match and not option and match["program"] == "SBATCH":
+            option = match["option"].lower().replace("_", "-")
         in_job = "SLURM_JOB_ID" in environment and variable.startswith("SLURM_")  # what a job says of itself
         if not option or not value or in_job or variable in _FACTS or said.get(option) not in (None, False):
             continue
-        setting = _SETTINGS.get(option, f"+cluster.sbatch.{option}={{}}").format(value)
+        setting = OURS.get(option) or _SETTINGS.get(option, f"+cluster.sbatch.{option}={{}}").format(value)
         notes.append(f"{variable}={value} in the environment is not heeded: say {setting}")
     return tuple(dict.fromkeys(notes))
+
+
+def unexpanded(cluster: Cluster) -> tuple[str, ...]:
+    """Return a note on each value of `cluster.environment` in which a shell would replace a variable."""
+    return tuple(
+        f"cluster.environment.{name} has {match[0]}, which arrives as it is: "
+        f"what the shell must expand goes into cluster.setup"
+        for name, value in cluster.environment.items()
+        if isinstance(value, str) and (match := re.search(r"\$\{?[A-Za-z_]\w*\}?", value))
+    )
 
 
 def _profile(cluster: Cluster) -> dict[str, Value]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from orchestrator.core.dispatch import Answer, Seen
 from orchestrator.core.jobs import Submission
-from orchestrator.core.judgement import is_own
+from orchestrator.core.judgement import is_own, same_controller
 from orchestrator.errors import InfrastructureError
 from orchestrator.launchers.base import Limits
 from orchestrator.launchers.slurm.programs import asked, slurm
@@ -39,12 +39,14 @@ class Cluster(NamedTuple):
         options: what each command needs to reach it: ``-M NAME`` for a cluster that is not the one here.
         max_tasks: of one array.
         shows_everyone: whether a user is shown the jobs of others, by PrivateData.
+        controller: its hosts with the port, separated by spaces.
     """
 
     name: str
     options: tuple[str, ...] = ()
     max_tasks: int = DEFAULT_ARRAY_SIZE
     shows_everyone: bool = True
+    controller: str = ""
 
 
 def cluster(name: str = "") -> Cluster:
@@ -75,12 +77,14 @@ def _configuration(options: tuple[str, ...]) -> Cluster:
     config = dict(re.findall(r"^([\w\[\]]+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
     if "ClusterName" not in config:
         raise InfrastructureError("scontrol does not say which cluster this is")
-    size = config.get("MaxArraySize", "")
+    size, port = config.get("MaxArraySize", ""), config.get("SlurmctldPort", "")
+    hosts = [host for key, host in config.items() if key.startswith("SlurmctldHost[")]
     return Cluster(
         name=config["ClusterName"],
         options=options,
         max_tasks=max(1, int(size)) if size.isdigit() else DEFAULT_ARRAY_SIZE,  # indexes are below it
         shows_everyone="jobs" not in re.split(r"[,\s]+", config.get("PrivateData", "jobs").lower()),
+        controller=" ".join(f"{host}:{port}" for host in hosts),
     )
 
 
@@ -91,7 +95,7 @@ def limits(name: str = "") -> Limits:
         InfrastructureError: it does not answer.
     """
     found = cluster(name)
-    return Limits(cluster=found.name, max_tasks=found.max_tasks)
+    return Limits(cluster=found.name, max_tasks=found.max_tasks, controller=found.controller)
 
 
 def jobs(name: str, ids: Iterable[str]) -> Answer:
@@ -109,7 +113,7 @@ def jobs(name: str, ids: Iterable[str]) -> Answer:
     with ThreadPoolExecutor(2) as pool:
         asking = pool.submit(_squeue, name, wanted), pool.submit(_sacct, name, wanted)
     problems: list[str] = []
-    listed: tuple[Cluster, dict[tuple[str, int], Seen]] | None = None
+    listed: _Listed | None = None
     accounts: dict[tuple[str, int], Seen] | None = None
     try:
         listed = asking[0].result()
@@ -123,13 +127,15 @@ def jobs(name: str, ids: Iterable[str]) -> Answer:
         return Answer(problem=f"Slurm does not answer: {problems[0]}")
     if listed is None:
         return Answer(agreed(None, accounts or {}), gap=f"accounting does not list it, and {problems[0]}")
-    found, now = listed
+    found, now, gap = listed
     account = "accounting has no record of it" if accounts is not None else f"no accounts: {problems[0]}"
     return Answer(
         agreed(now, accounts or {}),
-        complete=True,
+        complete=not gap,
+        gap=gap,
         everyone=found.shows_everyone,
         scope=f"{account}, and the controller of cluster {found.name}",
+        controller=found.controller,
     )
 
 
@@ -142,19 +148,30 @@ def _sacct(name: str, ids: Sequence[str]) -> dict[tuple[str, int], Seen]:
     return seen
 
 
-def _squeue(name: str, ids: Sequence[str]) -> tuple[Cluster, dict[tuple[str, int], Seen]]:
-    found, seen = cluster(name), {}
+class _Listed(NamedTuple):
+    """What a controller lists; `gap` says why that may not be all."""
+
+    cluster: Cluster
+    seen: dict[tuple[str, int], Seen]
+    gap: str
+
+
+def _squeue(name: str, ids: Sequence[str]) -> _Listed:
+    found, gap = cluster(name), ""
+    seen: dict[tuple[str, int], Seen] = {}
     for part in _parts(ids):
         # --all: those of hidden partitions, and of partitions that this user may not use
         said = slurm("squeue", *found.options, "-ahr", "-t", "all", "-j", ",".join(part), "-O", SQUEUE)
         if said.code == 0:
             lines = _without_title(said.output, found)
             if strange := [line for line in lines if line.strip() and line.count("|") != SQUEUE.count("|")]:
-                raise InfrastructureError(f"squeue answers what is not understood here: {strange[0][:60]!r}")
-            seen.update(read_squeue(lines))
+                gap = f"squeue answers what is not understood here: {strange[0][:60]!r}"
+            if gap and len(strange) == len([line for line in lines if line.strip()]):
+                raise InfrastructureError(gap)
+            seen.update(read_squeue(lines))  # beside the words of a site's wrapper
         elif _NOTHING not in said.error:  # which it says when it knows none of them
             raise InfrastructureError(f"squeue failed: {said.problem}")
-    return found, seen
+    return _Listed(found, seen, gap)
 
 
 def _without_title(output: str, found: Cluster) -> list[str]:
@@ -179,6 +196,8 @@ def find(submission: Submission) -> str | None:
         said = slurm("sacct", "-nPX", "-M", found.name, "-S", since, f"--name={name}", "-o", "JobID")
         listed = [line.partition("_")[0] for line in said.output.splitlines()] if said.code == 0 else []
     ids = sorted({job for job in listed if job.isdigit()}, key=int)
+    if not ids and not same_controller(submission, found.controller):
+        raise InfrastructureError(f"{found.controller} may be another cluster of the name {found.name}")
     if not ids and not found.shows_everyone and not is_own(submission, asker()):
         raise InfrastructureError(f"the scheduler shows {asker().name} no jobs of {submission.by}")
     return ids[0] if ids else None

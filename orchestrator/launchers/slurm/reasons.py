@@ -61,6 +61,10 @@ _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"ReservationDeleted", "another cluster.reservation, or none"),
         (r"DependencyNeverSatisfied", "cluster.sbatch.dependency waits for what cannot happen any more"),
         (
+            r"(launch|user env retrieval)[ _]failed[ _]requeued[ _]held",
+            "a node failed to start it, and Slurm holds it: `scontrol release`, or sweep cancel",
+        ),
+        (
             r"JobHoldMaxRequeue",
             "it was started anew too often: `scontrol release` it, or sweep cancel and launch",
         ),

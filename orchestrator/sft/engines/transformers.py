@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
-from orchestrator.errors import StageFailure
+from orchestrator.sft import runtime
 from orchestrator.sft.engines.base import EngineSettings, IsOver, in_shrinking_batches, through_end
 
 CHECK_EVERY_TOKENS = 16
@@ -38,13 +37,7 @@ class TransformersEngine:
     def load(self, folder: Path) -> None:
         """Loads the weights; the ones before are let go first, for two models may not fit."""
         self._model = None
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=_DTYPES[self._settings.precision], local_files_only=True
-            )
-        except (OSError, ValueError) as error:
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise StageFailure("data", f"no model in {folder}: {first_line}") from error
+        model = runtime.load_model(folder, dtype=_DTYPES[self._settings.precision])
         model.generation_config = GenerationConfig()  # a model's own may hold penalties or sampling
         self._model = model.to(self._settings.device).eval()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StageFailure
+from orchestrator.sft import runtime
 from orchestrator.sft.engines import INSTALL_VLLM, has_vllm
 from orchestrator.sft.engines.base import EngineSettings, IsOver, in_rounds
 from orchestrator.sft.ranks import environment
@@ -43,6 +44,7 @@ class VllmEngine:
             return
         from vllm import LLM
 
+        runtime.check_weights(folder)
         with _environment_of(os.environ):
             self._llm = LLM(
                 model=str(folder),

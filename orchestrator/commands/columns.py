@@ -1,0 +1,106 @@
+"""The layout of a table as lines of text: aligned columns, or a block for each row of a wide one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.cells import cell_len
+
+GAP = "  "
+MIN_TEXT = 24
+"""Columns that a column of words keeps, at least, before the table becomes blocks."""
+
+Style = Callable[[str, str], str]
+"""Takes a padded text and what it holds, and returns it as printed; adds escapes alone."""
+
+
+def layout(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, *, style: Style, title: Style
+) -> list[str]:
+    """Return the lines of a table.
+
+    A table that is too wide has its columns of words wrapped between words; ids and numbers are never broken.
+    Where that does not help, each row becomes a block: its id on a line of its own, the rest below it.
+
+    Args:
+        columns: their names.
+        rows: a text for each column.
+        width: of the terminal, None for a pipe, in which nothing is wrapped.
+        style: of a field.
+        title: of a column's name and of a block's first line.
+    """
+    widths = [max(map(cell_len, (name, *(row[i] for row in rows)))) for i, name in enumerate(columns)]
+    fitted = widths if width is None else _fitted(columns, rows, widths, width)
+    if fitted is None:
+        return _blocks(columns, rows, width or 0, style=style, title=title)
+    lines = [_line(columns, fitted, title)]
+    for row in rows:
+        wrapped = [_wrapped(field, size) for field, size in zip(row, fitted, strict=True)]
+        for number in range(max(map(len, wrapped))):
+            fields = [part[number] if number < len(part) else "" for part in wrapped]
+            lines.append(_line(fields, fitted, style))
+    return lines
+
+
+def _fitted(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], widths: list[int], width: int
+) -> list[int] | None:
+    """Return widths that fit in a terminal, None where columns that may not be broken leave no room."""
+    fitted = list(widths)
+    while (over := sum(fitted) + len(GAP) * (len(fitted) - 1) - width) > 0:
+        words = [i for i, size in enumerate(fitted) if size > MIN_TEXT and any(" " in row[i] for row in rows)]
+        if not words:
+            return None
+        widest = max(words, key=lambda i: fitted[i])
+        longest = max(cell_len(word) for row in rows for word in (*row[widest].split(), columns[widest]))
+        smaller = max(MIN_TEXT, longest, fitted[widest] - over)
+        if smaller >= fitted[widest]:
+            return None
+        fitted[widest] = smaller
+    return fitted
+
+
+def _blocks(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, style: Style, title: Style
+) -> list[str]:
+    first = columns.index("cell") if "cell" in columns else 0
+    lines = []
+    for row in rows:
+        lines.append(title(row[first], row[first]))
+        line = " "
+        for index, (name, field) in enumerate(zip(columns, row, strict=True)):
+            if index == first or not field:
+                continue
+            text = f"{name}: {field}" if " " in name else f"{name} {field}"
+            if line.strip() and cell_len(line) + 2 + cell_len(text) > width:
+                lines.append(line)
+                line = " "
+            head, *more = _wrapped(text, max(MIN_TEXT, width - 4))
+            line += f"{'  ' if line.strip() else ' '}{style(head, field) if not more else head}"
+            for part in more:
+                lines.append(line)
+                line = f"    {part}"
+        lines.append(line)
+    return [line for line in lines if line.strip()]
+
+
+def _line(fields: Sequence[str], widths: Sequence[int], style: Style) -> str:
+    *inner, last = (
+        style(field, field) + " " * (size - cell_len(field))
+        for field, size in zip(fields, widths, strict=True)
+    )
+    return GAP.join([*inner, last]).rstrip()
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break a text between words; a word that is longer than the width stands on a line of its own."""
+    if cell_len(text) <= width:
+        return [text]
+    lines = [""]
+    for word in text.split():
+        candidate = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and cell_len(candidate) > width:
+            lines.append(word)
+        else:
+            lines[-1] = candidate
+    return lines

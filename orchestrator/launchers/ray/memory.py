@@ -1,0 +1,173 @@
+"""Whether Ray's memory monitor ended the actor of this worker, and whether this worker was at fault.
+
+Once a node uses more memory than a threshold, the monitor kills actors, the newest first, until as much as is
+needed should be free. What our actors start does not count as theirs, so it kills all of them. The workers
+outlive their actors: the largest one on the machine ends its stage at once, as out of memory, and the others
+save a checkpoint and go on elsewhere.
+
+Used and total memory are those of Ray 2.60 (src/ray/common/monitors/memory_monitor_utils.cc): of the cgroup
+where that has a limit, without its file pages; else of the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.core.failure import Cause
+from orchestrator.worker.order import Shortage
+
+WORKER = b"orchestrator.launchers.ray.worker"
+VARIABLE, THRESHOLD = "RAY_memory_usage_threshold", 0.95
+"""The variable of Ray's that sets the threshold, and its default."""
+
+MARGIN = 0.02
+"""Share of the memory that may have been freed between the monitor's look and ours."""
+
+AT_FAULT = 0.8
+"""A worker is at fault that holds at least so much of what the largest one holds."""
+
+RECENT_S = 15.0
+GIB = 2**30
+
+
+class Usage(NamedTuple):
+    """Memory of a machine or a container, in bytes."""
+
+    used: int
+    total: int
+
+
+class Monitor:
+    """Judges once, when the worker's actor is gone.
+
+    Args:
+        lifeline: the descriptor that is at its end when the actor is gone.
+        environment: of the worker, which has its node's variables of Ray.
+    """
+
+    def __init__(self, lifeline: int, environment: Mapping[str, str]) -> None:
+        self._lifeline, self._judged = lifeline, False
+        self._shortage: Shortage | None = None
+        self._threshold = _number(environment.get(VARIABLE), THRESHOLD)
+        self._is_on = _number(environment.get("RAY_memory_monitor_refresh_ms"), 1.0) > 0
+
+    def __call__(self) -> Shortage | None:
+        """Return what became of this worker; None when its actor lives, or was not ended for memory."""
+        if not self._judged and self._is_on and select.select([self._lifeline], [], [], 0)[0]:
+            self._judged = True
+            with contextlib.suppress(OSError, ValueError):
+                self._shortage = self._judge()
+        return self._shortage
+
+    def _judge(self) -> Shortage | None:
+        usage = node_memory()
+        if usage.used < (self._threshold - MARGIN) * usage.total:
+            return None
+        path = Path(tempfile.gettempdir()) / f"polysweep-memory-{os.getuid()}"
+        with path.open("a+") as ledger:
+            fcntl.flock(ledger, fcntl.LOCK_EX)  # or the next would be the largest once the largest is gone
+            trees = worker_memory()
+            mine = trees.get(os.getpid(), 0)
+            largest = max([*trees.values(), _last_fault(ledger.fileno())])
+            is_at_fault = mine >= AT_FAULT * largest
+            if is_at_fault:
+                os.ftruncate(ledger.fileno(), 0)
+                os.write(ledger.fileno(), f"{time.monotonic()} {mine}".encode())
+        used, total = usage.used / GIB, usage.total / GIB
+        said = (
+            f"Ray's memory monitor ended its worker: {used:.1f} of {total:.1f} GiB were used on the node, "
+            f"{mine / GIB:.1f} of them by this stage"
+        )
+        if is_at_fault:
+            return Shortage(Cause.OOM_HOST, said, at_once=True)
+        return Shortage(Cause.PREEMPTED, f"{said}, {largest / GIB:.1f} by another worker's", at_once=False)
+
+
+def node_memory(root: Path = Path("/")) -> Usage:
+    """Return how much memory is used, as Ray's monitor counts it.
+
+    Args:
+        root: of the file system.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    meminfo = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    total = meminfo["MemTotal"]
+    groups = root / "sys/fs/cgroup"
+    for limit, used, stat, prefix in (
+        (groups / "memory.max", groups / "memory.current", groups / "memory.stat", ""),
+        (
+            groups / "memory/memory.limit_in_bytes",
+            groups / "memory/memory.usage_in_bytes",
+            groups / "memory/memory.stat",
+            "total_",
+        ),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            most = int(limit.read_text())
+            if most < total:
+                counts = dict(line.split() for line in stat.read_text().splitlines())
+                files = int(counts[f"{prefix}inactive_file"]) + int(counts[f"{prefix}active_file"])
+                return Usage(int(used.read_text()) - files, most)
+    return Usage(total - meminfo["MemAvailable"], total)
+
+
+def worker_memory() -> dict[int, int]:
+    """Return what each of Ray's workers on this machine and what it started hold, in bytes, by its pid."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    workers = {pid for pid in parents if _runs_worker(pid)}
+    mains = {pid for pid in workers if parents[pid] not in workers}  # their forks have the same command line
+    found = dict.fromkeys(mains, 0)
+    for pid in parents:
+        above = pid
+        for _ in range(64):
+            if above in mains:
+                found[above] += _held(pid)
+                break
+            above = parents.get(above, 0)
+    return found
+
+
+def _runs_worker(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return WORKER in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:4]
+    return False
+
+
+def _held(pid: int) -> int:
+    """Return the memory that a process holds and no file backs, in bytes."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return sum(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))
+        )
+    return 0
+
+
+def _last_fault(ledger: int) -> int:
+    """Return what the worker held that was at fault just before, 0 when there was none."""
+    with contextlib.suppress(ValueError):
+        at_s, held = os.pread(ledger, 100, 0).split()
+        if 0 <= time.monotonic() - float(at_s) < RECENT_S:
+            return int(held)
+    return 0
+
+
+def _number(text: str | None, otherwise: float) -> float:
+    try:
+        return float(text) if text else otherwise
+    except ValueError:
+        return otherwise

@@ -1,0 +1,128 @@
+"""What verbs print on a terminal: no word is broken at 80 columns, no escapes where none may be."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from orchestrator.commands.columns import layout
+from orchestrator.commands.output import printable
+
+STYLE = re.compile(r"\x1b\[\d+m")
+
+
+def on_terminal(*words: str, folder: Path, columns: int = 80, **environment: str) -> str:
+    """Runs a verb on a terminal of its own and returns what it shows."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    known = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *words],
+        cwd=folder,
+        env={**known, "TERM": "xterm-256color", "SWEEP_STORE": str(folder / "store"), **environment},
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        close_fds=True,
+    )
+    os.close(its)
+    shown = b""
+    while True:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(ours)
+    assert process.wait(timeout=60) == 0, shown.decode()
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_plan_at_80_columns_breaks_no_id_and_its_costs_can_be_read(tmp_path):
+    shown = on_terminal("plan", "smoke", "model=tiny-qwen3", "task=math", folder=tmp_path)
+    lines = STYLE.sub("", shown).splitlines()
+    in_a_pipe = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "plan", "smoke", "model=tiny-qwen3", "task=math"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    ids = re.findall(r"tiny-qwen3\.math\.\S+", in_a_pipe)
+    assert len(ids) == 4
+    assert all(name in lines for name in ids)
+    tables = [
+        line for line in lines if not line.lstrip().startswith(("assumed", "note", "in total", "smoke@1"))
+    ]
+    assert max(map(len, tables)) <= 80
+    assert any(re.search(r"GPU-hours [\d.]+  GPUs 1$", line) for line in lines)
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_escape_is_printed_where_none_may_be(tmp_path, environment):
+    shown = on_terminal("list", folder=tmp_path, **environment)
+    assert "\x1b" not in shown
+    assert "smoke" in shown
+
+
+def test_a_terminal_that_may_gets_bold_names_and_a_pipe_gets_none(tmp_path):
+    assert "\x1b[1msweep\x1b[0m" in on_terminal("list", folder=tmp_path)
+    piped = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "list"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "\x1b" not in piped
+    assert len([line for line in piped.splitlines() if "multilingual_220 " in line]) == 1
+
+
+def plain(text: str, held: str) -> str:
+    return text
+
+
+def table(columns, rows, width):
+    return layout(columns, rows, width, style=plain, title=plain)
+
+
+def test_words_are_wrapped_between_words_and_ids_stay_whole():
+    rows = [
+        ["a-cell-with-an-id-of-thirty-chars", "failed", "a long reason that has many words in it, really"]
+    ]
+    assert table(["cell", "state", "reason"], rows, 72) == [
+        "cell                               state   reason",
+        "a-cell-with-an-id-of-thirty-chars  failed  a long reason that has many",
+        "                                           words in it, really",
+    ]
+
+
+def test_a_table_that_cannot_fit_becomes_a_block_a_row():
+    rows = [["m", "a-cell-with-an-id-of-thirty-chars", "3", "words that have to be wrapped somewhere"]]
+    assert table(["model", "cell", "GPUs", "what would run"], rows, 40) == [
+        "a-cell-with-an-id-of-thirty-chars",
+        "  model m  GPUs 3",
+        "  what would run: words that have to",
+        "    be wrapped somewhere",
+    ]
+
+
+def test_wide_characters_take_two_columns_and_control_characters_are_shown():
+    assert table(["text", "n"], [["日本語", "1"], ["ab", "2"]], None) == [
+        "text    n",
+        "日本語  1",
+        "ab      2",
+    ]
+    assert printable("a\x1b[31mb\nc\u202e") == "a\\x1b[31mb\\nc\\u202e"
+    assert printable("ಕನ್ನಡ বাংলা") == "ಕನ್ನಡ বাংলা"
