@@ -72,8 +72,11 @@ def refused(root: Path, error: OSError) -> SweepError | None:
 
 
 def problems(root: Path) -> Iterator[str]:
-    """Name what would lock colleagues out of a store that its group may write."""
+    """Name what locks this user out, or would lock out colleagues of a store that its group may write."""
     mode = root.stat().st_mode
+    if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        yield f"{root} does not let us in: {_who(root)}; {FIX.format(root)}"
+        return
     if not mode & stat.S_IWGRP:
         return
     if not mode & stat.S_ISGID:

@@ -178,8 +178,8 @@ def test_a_product_that_cannot_be_read_just_now_is_unknown_and_not_damaged(
     assert states(sweep) == ["done"] * 4
 
 
-def test_a_folder_that_another_user_closed_to_us_costs_one_cell(sweep: Sweep) -> None:
-    other = other_user(sweep)
+def test_a_folder_that_another_user_closed_to_us_costs_one_cell(open_to_all: Sweep) -> None:
+    sweep, other = open_to_all, other_user(open_to_all)
     (sweep.folder / "counts.yaml").write_text(COUNT)
     digest = sweep.json("plan", "counts.yaml")["cells"][1]["stages"][0]["digest"]
     closed = sweep.store / f"records/count/{digest}"
