@@ -37,7 +37,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     num_steps, every = config.count.num_steps, config.count.checkpoint_every
     start, state = 0, str(config.seed)
     if context.resume is not None:
-        start, state = context.resume.step, (context.resume.folder / "state").read_text()
+        start, state = context.resume.step, (context.resume.folder / "state").read_text(encoding="utf-8")
     for step in range(start + 1, num_steps + 1):
         _fail_as_scripted(context.uses.count.fail, step, context)
         time.sleep(context.uses.count.step_s)
@@ -45,9 +45,9 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         context.log(step, num_steps=num_steps, value=int(state[:8], 16) / 2**32)
         if (every and step % every == 0) or context.checkpoint_due(step):
             with context.checkpoint(step) as folder:
-                (folder / "state").write_text(state)
+                (folder / "state").write_text(state, encoding="utf-8")
             context.stop_if_asked()
-    (context.output / "count.txt").write_text(f"{num_steps} {state}\n")
+    (context.output / "count.txt").write_text(f"{num_steps} {state}\n", encoding="utf-8")
     return [{"num_steps": num_steps, "digest": state}]
 
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from orchestrator.text import escaped
+
 
 class SweepError(Exception):
     """Anything that Polysweep raises on purpose.
@@ -32,7 +34,10 @@ class SweepError(Exception):
         self.what, self.where, self.allowed, self.fix = what, where, allowed, fix
 
     def __str__(self) -> str:
-        return "\n  ".join(line for line in (self.what, self.where, self.allowed, self.fix) if line)
+        parts = (
+            escaped(part).replace("\n", "\n  ") for part in (self.what, self.where, self.allowed, self.fix)
+        )
+        return "\n  ".join(part for part in parts if part)
 
 
 class UserError(SweepError):

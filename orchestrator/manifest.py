@@ -9,10 +9,13 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.formats import Stored
+from orchestrator.text import escaped
 
 TRANSIENT = re.compile(r"\.(nfs|fuse_hidden|panfs|smb|__afs)[0-9A-Fa-f.]{4,}")
 """Names under which network file systems keep a deleted file for as long as it is open."""
@@ -72,6 +75,68 @@ def scan(folder: Path) -> tuple[File, ...]:
 def _raise_unless_gone(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
+
+
+def contain(folder: Path, *, linked: Path | None = None) -> None:
+    """Put what links lead to outside of a folder into it: what is deleted there must not be missed here.
+
+    A link that leads nowhere, in a circle or to a device stays as it is: it is no file of the folder.
+
+    Args:
+        folder: of a product or a checkpoint.
+        linked: a folder whose files are never written again: hard links to them do.
+
+    Raises:
+        ValueError: a name is no UTF-8 text, which no record can hold.
+        OSError: there is no room for a copy.
+    """
+    real = folder.resolve()
+    for place, folders, names in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *names)):
+            if not _is_text(path.name):
+                raise ValueError(
+                    f"the name of {escaped(path.relative_to(folder).as_posix())} is no UTF-8 text"
+                )
+            target = _target(path) if path.is_symlink() else None
+            if target is None or target.is_relative_to(real) or real.is_relative_to(target):
+                continue
+            copy = path.with_name(f".{uuid.uuid4().hex}")
+            if _copy(target, copy, linked, frozenset({real})):
+                path.unlink()
+                copy.rename(path)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _target(link: Path) -> Path | None:
+    try:
+        return link.resolve(strict=True)
+    except (OSError, RuntimeError):  # it leads nowhere, or in a circle
+        return None
+
+
+def _copy(source: Path, target: Path, linked: Path | None, above: frozenset[Path]) -> bool:
+    """Copy a file or folder, links as what they lead to; False when it is neither, or holds itself."""
+    if source.is_dir():
+        real = source.resolve()
+        if any(folder.is_relative_to(real) for folder in above):
+            return False
+        target.mkdir()
+        for inner in sorted(source.iterdir()):
+            _copy(inner, target / inner.name, linked, above | {real})
+    elif not source.is_file():
+        return False
+    elif linked is not None and source.resolve().is_relative_to(linked.resolve()):
+        os.link(source.resolve(), target)
+    else:
+        shutil.copyfile(source, target)
+    return True
 
 
 def fsync_path(path: Path) -> None:

@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.core.records import Process
-
-MARK = "SWEEP_ATTEMPT"
-"""Environment variable of all that an attempt starts."""
+from orchestrator.edge import MARK
 
 PATIENCE_S, POLL_S = 10.0, 0.02
 _PROC = Path("/proc")

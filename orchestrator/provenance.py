@@ -153,13 +153,19 @@ def git_state(folder: str) -> dict[str, Any]:
     }
 
 
-def code_version(digest: str, git: Mapping[str, Any]) -> str:
+def code_version(digest: str, git: Mapping[str, Any], *, now: str = "") -> str:
     """Returns ``COMMIT+.DIGEST``: of the git checkout (``+`` when there are changes), and of the code itself.
 
-    The digest tells two uncommitted states apart, and is there without git too.
+    The digest tells two uncommitted states apart, and is there without git too. ``~DIGEST`` follows where the
+    code was edited meanwhile: nobody knows which of the two was read.
+
+    Args:
+        digest: of the code at the beginning.
+        git: the checkout's state, {} without one.
+        now: digest at the end, "" where the code cannot change.
     """
     commit = git["commit"][:8] + ("+" if git["dirty"] else "") + "." if git else ""
-    return commit + digest[:8]
+    return commit + digest[:8] + (f"~{now[:8]}" if now not in ("", digest) else "")
 
 
 def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import msgspec
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.formats import SINCE_2, Settings, Stored
-from orchestrator.manifest import File, fsync_path, fsync_tree, scan
+from orchestrator.manifest import File, contain, fsync_path, fsync_tree, scan
 
 Row = dict[str, Any]
 """One result row: column name to a JSON scalar."""
@@ -387,6 +387,7 @@ def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
     """
     if (folder / MANIFEST).exists():
         raise StageFailure("code", f"a checkpoint may not hold a file {MANIFEST} of the stage's own")
+    contain(folder)
     fsync_tree(folder)
     manifest = CheckpointManifest(step=step, attempt=attempt, files=scan(folder))
     temporary = folder.parent / f".{folder.name}.{MANIFEST}"

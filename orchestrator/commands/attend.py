@@ -6,6 +6,7 @@ Also the body of a detached launch: ``python -m orchestrator.commands.attend STO
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -16,20 +17,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from orchestrator import provenance
 from orchestrator.commands.output import counted
 from orchestrator.commands.report import write_reports
 from orchestrator.commands.retired import finish_retention, print_needing_retired
-from orchestrator.commands.view import View, sealed_view, targets_of
-from orchestrator.core.records import Request
+from orchestrator.commands.view import View, sealed_view
+from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
+from orchestrator.edge import outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.base import Launch, Launcher
 from orchestrator.launchers.jobs import settings_of
 from orchestrator.registry import LAUNCHERS, lookup
+from orchestrator.store import code as snapshots
 from orchestrator.store import layout
+from orchestrator.store.checkout import checkout_of
 from orchestrator.store.ledger import open_ledger
 from orchestrator.trackers.mirror import make_mirror, mirroring
 from orchestrator.worker.main import preload
@@ -77,6 +80,8 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
     Raises:
         InfrastructureError: the workers would not work.
     """
+    if request.code is not None:
+        _go_on_in_the_snapshot(view, request, request.code)
     wanted = set(request.cells) if request.cells is not None else None
     cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
     stopper = _Stopper(launcher)
@@ -116,6 +121,12 @@ def _last_view(view: View) -> View:
 
 
 def _as_launch(view: View, request: Request) -> Launch:
+    objects, code, paths = view.ledger.objects, request.code, request.import_paths
+    if code is not None:
+        paths = snapshots.import_paths(objects, code)
+        digest = snapshots.version_of(code, view.sweep, paths)
+    else:
+        digest = checkout_of(objects, view.sweep, paths).digest()
     return Launch(
         store=view.ledger.objects.url,
         sweep=view.sweep.name,
@@ -123,11 +134,26 @@ def _as_launch(view: View, request: Request) -> Launch:
         request=request.number,
         cells=request.cells,
         settings=settings_of(request),
-        import_paths=request.import_paths,
-        code_digest=provenance.code_digest(targets_of(view), request.import_paths),
+        import_paths=paths,
+        code_digest=digest,
         preload=tuple(preload(view.sweep)),
         log_folder=str(view.ledger.objects.workspace(layout.logs(view.sweep.name))),
+        code=code,
     )
+
+
+def _go_on_in_the_snapshot(view: View, request: Request, code: Code) -> None:
+    """Have this process run the snapshot's own copy of this module, unless it does."""
+    package = snapshots.package_path(view.ledger.objects, code.digest)
+    if Path(__file__).resolve().is_relative_to(package.resolve()):
+        return
+    if problem := snapshots.damage(view.ledger.objects, code.digest):
+        raise InfrastructureError(f"the code in the store is damaged: {problem}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    words = ["-P", "-m", "orchestrator.commands.attend", view.ledger.objects.url, view.sweep.name]
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    os.execve(sys.executable, [sys.executable, *words, str(request.number)], environment)
 
 
 class _Stopper:
@@ -264,6 +290,8 @@ def print_failures(view: View, cells: list[Cell]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Attends to a request that is already recorded."""
     url, name, number = sys.argv[1:] if argv is None else argv
+    prepare()
+    outlive_the_reader()
     try:
         ledger = open_ledger(url)
         requests = [r for r in ledger.requests(name) if r.number == int(number)]

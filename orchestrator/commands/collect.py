@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """Collects the rows of finished stages."""
     kind = _kind(args)
     url, words = split_store(args.sweeps)
-    views = [view for word in words for view in _views(word, url)]
+    named = [view for word in words for view in _views(word, url)]
+    views = list({(view.sweep.name, view.number): view for view in named}.values())  # each once
     if not views:
         raise UserError("collect of which sweep?", fix="sweep collect SWEEP")
     rows = [row for view in views for row in rows_of(view, args.only)]

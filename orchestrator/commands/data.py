@@ -34,7 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.usage = USAGE
     parser.add_argument("action", choices=ACTIONS)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="TASK, TASK SOURCE, or PATH; see above")
+    parser.add_argument(
+        "words", nargs="*", default=[], metavar="WORD", help="TASK, TASK SOURCE, or PATH; see above"
+    )
     parser.add_argument("--languages", nargs="+", metavar="CODE", help="en es ... or en,es,...")
     made = parser.add_argument_group("import")
     made.add_argument("--out", metavar="DIR", help="the data set to make")

@@ -26,7 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Voids the products of a stage, and those made from them in any sweep of the store."""
+    """Voids the products of a stage, and those made from them in any sweep of the store.
+
+    Where none of the cells has one, what unfinished attempts left is discarded: the next begins anew.
+    """
     view = open_view(args.sweep, no_overrides(args.words))
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
@@ -35,15 +38,19 @@ def run(args: argparse.Namespace) -> int:
             f"{view.sweep.name} has no stage {args.stage!r}", allowed=nearest(args.stage, view.sweep.specs)
         )
     cells = view.select([args.selector])
-    named = {
-        digest
+    stages = {
+        digest: view.stages[digest]
         for cell in cells
         for digest in cell.chain
-        if view.sweep.nodes[digest].stage == args.stage and view.stages[digest].state is State.DONE
+        if view.sweep.nodes[digest].stage == args.stage
     }
+    named = {digest for digest, status in stages.items() if status.state is State.DONE}
+    if not named:  # then what unfinished attempts left: checkpoints, a work folder, an output to read again
+        named = {d for d, status in stages.items() if status.attempts and status.state is not State.RUNNING}
     if not named:
         print(f"{view.title}: no product of {args.stage} in {counted(len(cells), 'cell')} to discard")
         return 0
+    unfinished = sum(stages[digest].state is not State.DONE for digest in named)
     nodes, after = _made_from(view.ledger, named), {}
     voided = 0
     for node in nodes:
@@ -51,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
         voided += _void(view, node, args.reason, named)
     ask(view, as_request(view, "discard", cells, after=after, reason=args.reason))
     shared = sum(1 for c in view.sweep.cells if c not in cells and set(c.chain) & {n.digest for n in nodes})
-    print(f"{view.title}: discarded {counted(voided, 'product')}: {_by_stage(nodes)}")
+    if unfinished:
+        print(f"{view.title}: discarded what attempts of {counted(unfinished, 'unfinished stage')} left")
+    else:
+        print(f"{view.title}: discarded {counted(voided, 'product')}: {_by_stage(nodes)}")
     if shared:
         print(f"  {counted(shared, 'other cell')} of this sweep used them and will be made again too")
     print(f"  next: sweep launch {view.sweep.name}{view.hint}")
@@ -78,7 +88,8 @@ def _void(view: View, node: Node, reason: str, named: set[str]) -> bool:
     """Voids the product that counts now, or the one that a running attempt is about to make."""
     evidence = Snapshot(view.ledger, [node]).evidence(node.digest)
     running = bool(evidence.attempts) and evidence.attempts[-1].end is None
-    if evidence.done is None and not running and not evidence.damaged:
+    left = node.digest in named and bool(evidence.attempts)
+    if evidence.done is None and not running and not left and not evidence.damaged:
         return False
     void = Void(
         nonce=new_nonce(),

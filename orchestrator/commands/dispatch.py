@@ -260,7 +260,7 @@ class Dispatch:
         """Gives an intent that was created to the scheduler; False when it takes no more."""
         objects = self._view.ledger.objects
         key = layout.job_logs(self._view.sweep.name, submission.number)
-        (objects.workspace(key) / self._submitter.file).write_text(text)
+        (objects.workspace(key) / self._submitter.file).write_text(text, encoding="utf-8")
         objects.upload(key)
         job_logs(self._view, submission).mkdir(parents=True, exist_ok=True)
         outcome = self._submitter.submit(submission, text)

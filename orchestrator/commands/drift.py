@@ -10,6 +10,7 @@ from orchestrator.commands.diff import changed_reads
 from orchestrator.commands.output import counted
 from orchestrator.commands.view import View, current_revision
 from orchestrator.core.sweep import Cell
+from orchestrator.store.checkout import checkout_of
 
 
 def print_cell_drift(view: View) -> None:
@@ -51,8 +52,7 @@ def print_code_drift(view: View, cells: Sequence[Cell], import_paths: Sequence[s
     """
     codes = code_versions(view, cells)
     if import_paths:
-        targets = [spec.run for spec in view.sweep.specs.values() if spec.run]
-        digest = provenance.code_digest(targets, import_paths)
+        digest = checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
         now = provenance.code_version(digest, provenance.git_state(import_paths[0]))
         other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}
         if other:

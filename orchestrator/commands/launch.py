@@ -12,18 +12,18 @@ from orchestrator.commands.costs import estimates_of
 from orchestrator.commands.dispatch import Dispatch
 from orchestrator.commands.drift import print_code_drift
 from orchestrator.commands.needs import missing_of, needs_of, refuse_blocked
-from orchestrator.commands.output import counted, outlive_the_reader
+from orchestrator.commands.output import counted
 from orchestrator.commands.plan import add_composing, again, engine_of, planned
 from orchestrator.commands.reconcile import Asked, add_wait, limits_of, print_scripts, submit_all
-from orchestrator.commands.snapshot import take_code
-from orchestrator.commands.view import View, sealed_view, split_store, targets_of
+from orchestrator.commands.snapshot import plan_code, take_code
+from orchestrator.commands.view import View, sealed_view, split_store
 from orchestrator.compose import Composition
 from orchestrator.core.records import Request, Revision
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.edge import outlive_the_reader
 from orchestrator.launchers.base import Launcher, Submitter
-from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
 
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     print_code_drift(sealed, cells, import_paths)
     num_done = sum(view.cells[cell.cell].state is State.DONE for cell in cells)
     print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {ledger.objects.url}")
+    takes_code = limits or launcher.takes_snapshot
     request = ask(
         sealed,
         as_request(
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             after=attempts_so_far(view, cells),
             settings=settings,
             import_paths=import_paths,
-            code=take_code(ledger.objects, import_paths, targets=targets_of(view)) if limits else None,
+            code=take_code(ledger.objects, view.sweep, import_paths) if takes_code else None,
         ),
     )
     if limits:
@@ -105,7 +106,7 @@ def wish(
         cells if args.only else None,
         settings=settings,
         import_paths=import_paths,
-        code=snapshots.plan(view.ledger.objects, import_paths, targets=targets_of(view)).code,
+        code=plan_code(view.ledger.objects, view.sweep, import_paths).code,
     )
 
 
@@ -143,7 +144,7 @@ def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> 
             number=number,
             content=content,
             sweep=composition.sweep,
-            source=provenance.without_secrets(composition.source.read_text()),
+            source=provenance.without_secrets(composition.source.read_text(encoding="utf-8")),
             overrides=tuple(map(provenance.without_secrets, overrides)),
             notes=composition.notes,
             at=provenance.now(),

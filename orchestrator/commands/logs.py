@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import sys
 import time
 
@@ -14,8 +15,11 @@ from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import UserError, nearest
 from orchestrator.store import layout
 from orchestrator.store.objects import ObjectStore, open_objects
+from orchestrator.text import one_line
 
 POLL_S = 0.5
+CHUNK, MAX_JSON = 2**20, 2**22
+"""Bytes that are read at a time, and of a log's end that fit into one JSON value."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -73,30 +77,48 @@ def _print_job(view: View, cell: Cell, *, as_json: bool) -> int:
         raise UserError(
             f"{cell.cell} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.cell}"
         )
-    where, text = _of_job(view, job.submission, job.task)
+    where, logs = _of_job(view, job.submission, job.task)
     if as_json:
+        text = "".join(_end_of(objects, key)[0] for objects, key in logs)
         print_json({"cell": cell.cell, "job": job.name, "path": where, "text": text})
         return 0
     print(f"{view.title} {cell.cell} job {job.name}: {where}", file=sys.stderr)
-    sys.stdout.write(text)
-    if not text:
+    if not sum(_copy(objects, key) for objects, key in logs):
         print(f"-- nothing yet: {job.reason}", file=sys.stderr)
     return 0
 
 
-def _of_job(view: View, submission: Submission, task: int) -> tuple[str, str]:
-    """Reads the logs of a job and of its workers; returns where the job's own is, and all their text."""
+def _of_job(view: View, submission: Submission, task: int) -> tuple[str, list[tuple[ObjectStore, str]]]:
+    """Finds the logs of a job and of its workers; returns where the job's own is, and all of them."""
     key, own = layout.job_logs(view.sweep.name, submission.number), f"{task}.log"
     places: list[tuple[ObjectStore, str]] = [(view.ledger.objects, f"{key}/")]
     if submission.logs:
         places.insert(0, (open_objects(submission.logs), ""))
-    parts = []
+    found = []
     for objects, prefix in places:
         names = objects.trees([prefix.rstrip("/")])[prefix.rstrip("/")]
         workers = [name for name in sorted(names) if name.startswith((f"task-{task}/", "worker-"))]
-        parts += [objects.read_from(prefix + name, 0) for name in (own, *workers) if name in names]
+        found += [(objects, prefix + name) for name in (own, *workers) if name in names]
     objects, prefix = places[0]
-    return f"{objects.url}/{prefix}{own}", b"".join(parts).decode(errors="replace")
+    return f"{objects.url}/{prefix}{own}", found
+
+
+def _copy(objects: ObjectStore, key: str, start: int = 0) -> int:
+    """Prints a log from a byte on, a piece at a time; returns how many bytes there were."""
+    decoder, position = codecs.getincrementaldecoder("utf-8")("replace"), start
+    while data := objects.read_from(key, position, CHUNK):
+        position += len(data)
+        sys.stdout.write(decoder.decode(data))
+    sys.stdout.write(decoder.decode(b"", final=True))
+    sys.stdout.flush()
+    return position - start
+
+
+def _end_of(objects: ObjectStore, key: str) -> tuple[str, int]:
+    """Returns the end of a log that one JSON value can hold, and how many bytes come before it."""
+    folder, _, name = key.rpartition("/")
+    skipped = max(0, objects.trees([folder])[folder].get(name, 0) - MAX_JSON)
+    return objects.read_from(key, skipped, MAX_JSON).decode(errors="replace"), skipped
 
 
 def _named(view: View, cell: Cell, name: str) -> Node:
@@ -117,7 +139,7 @@ def _interesting(view: View, cell: Cell) -> Node:
 
 
 def _print_json(key: str, view: View, cell: Cell, node: Node, number: int) -> None:
-    text = view.ledger.objects.read_from(key, 0).decode(errors="replace")
+    text, skipped = _end_of(view.ledger.objects, key)
     print_json(
         {
             "sweep": view.sweep.name,
@@ -127,6 +149,7 @@ def _print_json(key: str, view: View, cell: Cell, node: Node, number: int) -> No
             "attempt": number,
             "path": f"{view.ledger.objects.url}/{key}",
             "text": text,
+            **({"skipped_bytes": skipped} if skipped else {}),
         }
     )
 
@@ -136,13 +159,11 @@ def _print(key: str, view: View, node: Node, number: int, *, follow: bool) -> No
     while True:
         attempt = view.ledger.attempt(node, number)
         ended = attempt is None or attempt.end is not None
-        data = view.ledger.objects.read_from(key, position)
-        position += len(data)
-        sys.stdout.write(data.decode(errors="replace"))
-        sys.stdout.flush()
+        position += _copy(view.ledger.objects, key, position)
         if attempt is not None and attempt.end is not None and attempt.end.message:
             print(
-                f"-- {attempt.end.outcome} {attempt.end.cause or ''}: {attempt.end.message}", file=sys.stderr
+                f"-- {attempt.end.outcome} {attempt.end.cause or ''}: {one_line(attempt.end.message)}",
+                file=sys.stderr,
             )
         if ended or not follow:
             return

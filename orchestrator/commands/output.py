@@ -7,11 +7,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO, cast
+from typing import Any
 
 import msgspec
 
 from orchestrator.commands.columns import layout
+from orchestrator.text import escaped, one_line
 
 COLOURS = {
     "done": 32,
@@ -40,10 +41,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     is_styled = styled()
 
     def style(text: str, held: str) -> str:
-        return _escaped(text, COLOURS[held]) if is_styled and held in COLOURS else text
+        return _coloured(text, COLOURS[held]) if is_styled and held in COLOURS else text
 
     def title(text: str, held: str) -> str:
-        return _escaped(text, BOLD) if is_styled and held else text
+        return _coloured(text, BOLD) if is_styled and held else text
 
     for line in layout(columns, texts, width, style=style, title=title):
         print(line)
@@ -55,15 +56,13 @@ def styled() -> bool:
     return sys.stdout.isatty() and not is_dumb and not os.environ.get("NO_COLOR")
 
 
-def _escaped(text: str, number: int) -> str:
+def _coloured(text: str, number: int) -> str:
     return f"\x1b[{number}m{text}\x1b[0m"
 
 
 def printable(text: str) -> str:
     """Return a text without what would move the cursor, change colours or break a line."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escaped(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class ComposeProgress:
@@ -86,41 +85,7 @@ class ComposeProgress:
 
 def shorten(text: str, length: int) -> str:
     """Cuts a long text for a column."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 3] + "..."
-
-
-def outlive_the_reader() -> None:
-    """Lets a verb that runs things go on when the reader of its output leaves, as `head` does."""
-    sys.stdout = cast(TextIO, _Unbreakable(sys.stdout))
-
-
-class _Unbreakable:
-    """A stream that turns silent, instead of raising, when nobody reads it any more."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except BrokenPipeError:
-            self._silence()
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._silence()
-
-    def _silence(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    return one_line(text, length)
 
 
 def counted(number: int, noun: str) -> str:

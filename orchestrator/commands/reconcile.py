@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from orchestrator.commands.attend import make_launcher, print_failures, print_progress
 from orchestrator.commands.dispatch import Dispatch, Given, lines_of
-from orchestrator.commands.output import counted, outlive_the_reader
+from orchestrator.commands.output import counted
 from orchestrator.commands.report import write_reports
 from orchestrator.commands.retired import finish_retention
 from orchestrator.commands.settle import lines_of as unsettled
@@ -19,6 +19,7 @@ from orchestrator.commands.view import View, add_store, add_sweep, no_overrides,
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.edge import outlive_the_reader
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter
 from orchestrator.launchers.jobs import settings_of

@@ -8,15 +8,16 @@ import sys
 from orchestrator.commands.ask import as_request, ask
 from orchestrator.commands.attend import attend, detach, make_launcher
 from orchestrator.commands.launch import attempts_so_far
-from orchestrator.commands.output import counted, outlive_the_reader, print_table, shorten
+from orchestrator.commands.output import counted, print_table, shorten
 from orchestrator.commands.plan import engine_of
 from orchestrator.commands.reconcile import Asked, add_wait, limits_of, submit_all
 from orchestrator.commands.snapshot import take_code
-from orchestrator.commands.view import View, add_sweep, open_view, split_store, targets_of
+from orchestrator.commands.view import View, add_sweep, open_view, split_store
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.edge import outlive_the_reader
 from orchestrator.errors import UserError
 from orchestrator.store import layout
 
@@ -25,7 +26,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_sweep(parser, only=True, json=False)
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="of the engine, such as launcher.workers=4"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the engine, such as launcher.workers=4",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     parser.add_argument("--yes", action="store_true", help="do not ask on a terminal")
@@ -63,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if limits:
         launcher.meet(view.ledger.objects.url, view.ledger.objects.get(layout.STORE) or b"")
-    code = take_code(view.ledger.objects, import_paths, targets=targets_of(view)) if limits else None
+    wanted = limits or launcher.takes_snapshot
+    code = take_code(view.ledger.objects, view.sweep, import_paths) if wanted else None
     request = _record(view, cells, settings, import_paths, code)
     if limits:
         wait = args.wait or (launcher.attached and not args.detach)

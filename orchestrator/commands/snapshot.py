@@ -7,9 +7,11 @@ from pathlib import PurePosixPath
 
 from orchestrator.core.records import Code
 from orchestrator.core.secrets import lines_with
+from orchestrator.core.sweep import Sweep
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.archive import Item
+from orchestrator.store.checkout import checkout_of
 from orchestrator.store.objects import ObjectStore
 
 MAX_BYTES, MAX_SETTINGS_BYTES, MAX_TOTAL_BYTES = 1_000_000, 200_000, 10_000_000
@@ -19,19 +21,19 @@ MAX_SHOWN = 5
 _SETTINGS = frozenset({".cfg", ".conf", ".env", ".ini", ".json", ".sh", ".toml", ".yaml", ".yml"})
 
 
-def take_code(objects: ObjectStore, import_paths: Sequence[str], *, targets: Iterable[str]) -> Code:
+def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> Code:
     """Store a snapshot of the code, and warn of credentials in it: its files are kept as they are.
 
     Args:
         objects: the store.
+        sweep: whose stages will run.
         import_paths: folders from which the user's stages are imported.
-        targets: ``module:function`` of each stage.
 
     Raises:
         UserError: the code cannot be read, or is more than code should be.
         InfrastructureError: the store does not keep it.
     """
-    planned = snapshots.plan(objects, import_paths, targets=targets)
+    planned = plan_code(objects, sweep, import_paths)
     found = [*_credentials(planned.items)]
     for place, reason in found[:MAX_SHOWN]:
         print(f"  warning: {place} looks like a secret ({reason}); the code is kept in the store as it is")
@@ -39,6 +41,16 @@ def take_code(objects: ObjectStore, import_paths: Sequence[str], *, targets: Ite
         print(f"  warning: {len(found) - MAX_SHOWN} more lines of the code look like secrets")
     snapshots.store(objects, planned)
     return planned.code
+
+
+def plan_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> snapshots.Plan:
+    """Return what `take_code` would store."""
+    return snapshots.plan(
+        objects,
+        import_paths,
+        targets=[spec.run for spec in sweep.specs.values() if spec.run],
+        version=checkout_of(objects, sweep, import_paths).digest(),
+    )
 
 
 def _credentials(items: Iterable[Item]) -> Iterator[tuple[str, str]]:

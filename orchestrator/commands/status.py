@@ -49,7 +49,19 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     print_table(("cell", "state", "stages", "retries", "seconds", "reason"), rows)
+    for note, number in notes_of(view, cells).items():
+        print(f"note: {note} ({counted(number, 'cell')})")
     return 0
+
+
+def notes_of(view: View, cells: Sequence[Cell]) -> Counter[str]:
+    """Return what stages noted in the column `notes` of their rows, each with the number of its cells."""
+    notes: Counter[str] = Counter()
+    for cell in cells:
+        found = [view.snapshot.evidence(digest).done for digest in cell.chain]
+        rows = [row for done in found if done is not None for row in done.rows]
+        notes.update({note for row in rows if isinstance(note := row.get("notes"), str) and note})
+    return notes
 
 
 def retries_of(status: CellStatus) -> int:

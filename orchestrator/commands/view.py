@@ -66,9 +66,15 @@ def add_store(parser: argparse.ArgumentParser) -> None:
 
 
 def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes ``store.url=URL`` out of a verb's words."""
+    """Takes ``store.url=URL`` out of a verb's words.
+
+    Raises:
+        UserError: nothing follows.
+    """
     urls = [word.partition("=")[2] for word in words if word.startswith("store.url=")]
     rest = [word for word in words if not word.startswith("store.url=")]
+    if not all(urls):
+        raise UserError("store.url= names no store", fix="store.url=FOLDER")
     return (urls[-1] if urls else None), rest
 
 
@@ -107,7 +113,7 @@ def parse_reference(word: str) -> Reference:
     source, at, number = word.rpartition("@")
     if not at:
         source, number = word, ""
-    elif not number.isdigit() or int(number) < 1:
+    elif not (number.isascii() and number.isdigit() and len(number) < 10) or int(number) < 1:
         raise UserError(f"{word!r} names no revision", allowed="SWEEP@1, SWEEP@2, ...")
     name = Path(source).stem if source.endswith((".yaml", ".yml")) or "/" in source else source
     return Reference(name, source, int(number) if number else None)
@@ -279,11 +285,6 @@ class View:
                 f"{word!r} names {len(found)} cells, one is needed", where=self.title, allowed=names
             )
         return found[0]
-
-
-def targets_of(view: View) -> list[str]:
-    """Returns ``module:function`` of each stage."""
-    return [spec.run for spec in view.sweep.specs.values() if spec.run]
 
 
 def scheduler(launcher: str, cluster: str) -> Scheduler:

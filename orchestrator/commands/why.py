@@ -23,6 +23,7 @@ from orchestrator.core.dispatch import LIMIT, Filed, Job, Phase, scheduler_of
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.store.evidence import examine, progress
+from orchestrator.text import one_line
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +175,6 @@ def _of_attempt(attempt: Attempt) -> list[str]:
         lines.append(f"  heartbeat {beat.counter} at {beat.at}: {beat.phase}{progress(beat)}")
     if attempt.end is not None:
         end = attempt.end
-        what = " ".join(str(word) for word in (end.outcome, end.cause or "", end.why, end.message) if word)
+        what = one_line(" ".join(filter(None, (end.outcome, end.cause or "", end.why, end.message))))
         lines.append(f"  ended {end.at} after {end.seconds:.1f} s: {what}")
     return lines

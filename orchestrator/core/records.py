@@ -238,11 +238,13 @@ class Code(Record, frozen=True, kw_only=True):
         digest: of the snapshot in the store.
         import_paths: in the snapshot's folder; an absolute one is of an installed package.
         git: the checkout's state, as in `provenance`, without the diff: a snapshot has no history of its own.
+        version: digest of the checkout, as of workers that run it where it lies; "" where it was not kept.
     """
 
     digest: str
     import_paths: tuple[str, ...]
     git: dict[str, Any] = {}
+    version: Annotated[str, SINCE_2] = ""
 
 
 class Request(Record, frozen=True, kw_only=True):

@@ -104,6 +104,8 @@ _PLACE = re.compile(
 )
 _VARIABLE = re.compile(r"[A-Z]+[0-9]{0,2}(?:_(?:[A-Z]+[0-9]{0,2}|[0-9]{1,2}))+")
 _DIGEST = re.compile(r"(?:sha\d+|md5|blake\w+)[:=-][0-9a-fA-F]{8,}|[0-9a-f]{7,128}|[0-9A-F]{32,128}")
+_DIGESTS = re.compile(r"commit|digest|fingerprint|hash|id|revision|sha")
+_WANDB_KEY = re.compile(r"(?:local-)?[0-9a-f]{40}")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PIECES = re.compile(r"[\s_.,:;/|+@#=-]+")
 _SHELL_KEYS = re.compile(r"args|argv|cmd|command|env|environment|script|setup")
@@ -142,7 +144,15 @@ def reason_of(name: str, value: object) -> str:
 def _reason(name: str, value: str) -> str:
     if len(value) >= 8 and (kind := form_of(value)):
         return kind
+    if _WANDB_KEY.fullmatch(value) and _is_of_wandb(name):
+        return "a W&B key"
     return "its name" if _counts(_level(name), value) else ""
+
+
+def _is_of_wandb(name: str) -> bool:
+    """Tell whether a name says W&B, and not that the value is a digest, which looks like a key of W&B."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    return "wandb" in words and not _DIGESTS.fullmatch(words[-1])
 
 
 def form_of(text: str) -> str:

@@ -10,6 +10,7 @@ from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, Start
 from orchestrator.core.retention import describe
 from orchestrator.core.sweep import Cell, Node
+from orchestrator.text import one_line
 
 NOT_STARTED = "not started"
 """The reason of a stage that was never tried."""
@@ -184,7 +185,7 @@ def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
     exhausted = spent(evidence, budget)
     if exhausted is not None:
         cause, count = exhausted
-        message = last.end.message if last.end else evidence.liveness_reason
+        message = one_line(last.end.message) if last.end else evidence.liveness_reason
         tries = "" if count == 1 else f", {count} attempts"
         return StageStatus(State.FAILED, f"{message} ({cause}{tries})", cause, num_attempts, seconds)
     if evidence.problem:
@@ -201,10 +202,10 @@ def _between_attempts(
         return StageStatus(State.LOST, reason, evidence.liveness_cause, num_attempts)
     if last.end.outcome in FAILED:
         cause = last.end.cause or Cause.UNKNOWN
-        reason = f"attempt {last.number} failed ({cause}), a retry is left: {last.end.message}"
+        reason = f"attempt {last.number} failed ({cause}), a retry is left: {one_line(last.end.message)}"
         return StageStatus(State.PENDING, reason, cause, num_attempts, seconds)
     if last.end.outcome == "released":
-        reason = f"attempt {last.number} was released ({last.end.why})"
+        reason = f"attempt {last.number} was released ({one_line(last.end.why)})"
         return StageStatus(State.RELEASED, reason, None, num_attempts, seconds)
     return StageStatus(State.PENDING, "its product no longer counts", None, num_attempts, seconds)
 

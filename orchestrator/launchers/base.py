@@ -47,9 +47,14 @@ class Launch(NamedTuple):
 class Launcher(Protocol):
     """Starts the workers of one launch and stays with them.
 
+    Attributes:
+        takes_snapshot: whether its workers run a snapshot of the code instead of the checkout.
+
     Made with ``(settings, num_cells, cluster)``: `launcher` in the config, how many cells there are, and
     `cluster`; making one raises `UserError` for settings that cannot be met.
     """
+
+    takes_snapshot: bool
 
     def hardware(self) -> Hardware | None:
         """Says what one worker has, before anything is started; None when it cannot be known."""

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import msgspec
 
 from orchestrator.core.typed import typed
 from orchestrator.costs import DEVICES, Hardware
+from orchestrator.edge import short_paths
 from orchestrator.errors import UserError
 from orchestrator.formats import encode
 from orchestrator.launchers.base import Launch
@@ -24,6 +25,7 @@ from orchestrator.processes import end_adopted
 from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.worker.main import HELD_SIGNALS, in_fork_server
 from orchestrator.worker.order import WorkerOrder
+from orchestrator.worker.outcome import log_tail
 
 MAX_RESTARTS = 20
 """How often a slot's worker is started anew in one launch; budgets of failures end loops long before."""
@@ -43,12 +45,14 @@ class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         workers: number of worker slots; None for as many as the GPUs, or else the CPUs, are enough for.
         cpus_per_worker: CPU threads of each child.
         gpus_per_worker: GPUs that each worker sees where there are any; 0 to use none.
+        snapshot: run a snapshot of the code in the store, not the checkout, which may be edited meanwhile.
     """
 
     name: str = "local"
     workers: int | None = None
     cpus_per_worker: int = 1
     gpus_per_worker: int = 1
+    snapshot: bool = False
 
 
 class LocalLauncher:
@@ -76,6 +80,11 @@ class LocalLauncher:
         self._restarts: dict[int, int] = {}
         self._stopping, self._refused = False, ""
         self.released = 0
+
+    @property
+    def takes_snapshot(self) -> bool:
+        """Whether workers run a snapshot of the code."""
+        return self._settings.snapshot
 
     def hardware(self) -> Hardware | None:
         """Says what a worker has: its GPUs, or else this host's memory, which workers share."""
@@ -110,12 +119,20 @@ class LocalLauncher:
             job=launch.job,
             code=launch.code,
         )
-        log = Path(launch.log_folder) / f"request-{launch.request}-worker-{slot}.log"
+        log = self._log(slot)
         _ensure_fork_server()
         process = self._context.Process(target=in_fork_server, args=(encode(order), str(log)))
         process.start()
         self._processes[slot] = process
         _STARTED.add(process.pid or 0)
+
+    def _log(self, slot: int) -> Path:
+        return Path(self._launch.log_folder) / f"request-{self._launch.request}-worker-{slot}.log"
+
+    def _last_line(self, slot: int) -> str:
+        """Return what a worker said last, without its time and name."""
+        lines = log_tail(self._log(slot)).splitlines()
+        return lines[-1].partition(f"worker {slot}: ")[2] if lines else "its code is not that of the launch"
 
     def poll(self) -> int:
         """Counts live workers; a worker that was killed is replaced, and its successor resumes at once."""
@@ -128,7 +145,9 @@ class LocalLauncher:
                 alive += 1
             elif code in _LEAVING:
                 self.released = max(self.released, code, key=_LEAVING.index)
-            elif code in (REFUSED, BROKEN_NODE, OTHER_CODE):
+            elif code == OTHER_CODE:
+                self._refused = f"{self._last_line(slot)} (worker {slot} in {self._launch.log_folder})"
+            elif code in (REFUSED, BROKEN_NODE):
                 self._refused = f"worker {slot} refused to work, see {self._launch.log_folder}"
             elif code != 0 and not self._stopping:
                 self._restarts[slot] = self._restarts.get(slot, 0) + 1
@@ -168,6 +187,8 @@ def _ensure_fork_server() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
+        with short_paths():
+            util.get_temp_dir()  # where the server's socket will be, as long as this process lives
         resource_tracker.ensure_running()  # unblocks SIGTERM when it starts: so it does first
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         forkserver.ensure_running()

@@ -53,7 +53,7 @@ def evaluate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     training: Mapping[str, object] = {}
     if "train" in inputs:
         epochs = {int(folder.name): folder for folder in sorted((inputs["train"] / EPOCHS).iterdir())}
-        training = json.loads((inputs["train"] / SUMMARY).read_text())
+        training = json.loads((inputs["train"] / SUMMARY).read_text(encoding="utf-8"))
     num_pairs = len(epochs) * len(config.languages) + len(config.evaluation.languages)
     scorer = Scorer(config, inputs, context, num_pairs=num_pairs)
     for step, folder in epochs.items():
@@ -220,4 +220,5 @@ def describe(
         "pretrained": selected is None,
         "selected_step": selected,
         **{name: training.get(name) for name in _MEASURED},
+        "notes": training.get("notes") or None,
     }

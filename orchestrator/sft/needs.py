@@ -50,7 +50,7 @@ def missing_files(repo_id: str, revision: str) -> str:
     if (folder / _WEIGHTS).exists():
         return ""
     try:
-        index = json.loads((folder / f"{_WEIGHTS}.index.json").read_text())
+        index = json.loads((folder / f"{_WEIGHTS}.index.json").read_text(encoding="utf-8"))
         shards = set(index["weight_map"].values())
     except (OSError, ValueError, KeyError):
         return "no weights in the cache"

@@ -25,6 +25,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 
+from orchestrator.edge import socket_folder
 from orchestrator.errors import StageFailure
 
 SOCKET, KEY, PARENT = "SWEEP_RANKS_SOCKET", "SWEEP_RANKS_KEY", "SWEEP_RANKS_PARENT"
@@ -80,7 +81,7 @@ class Meeting:
         self._folder: Path | None = None
         self._key = b""
         if num_nodes == 1:
-            self._folder = Path(tempfile.mkdtemp(prefix="sweep-", dir=_short_folder()))  # mode 0700
+            self._folder = Path(tempfile.mkdtemp(prefix="sweep-", dir=socket_folder()))  # mode 0700
             self.server = socket.socket(socket.AF_UNIX)
             self.server.bind(str(self._folder / "s"))
             self.environment = {SOCKET: str(self._folder / "s")}
@@ -175,12 +176,6 @@ def _address_towards(node: str) -> str:
 def _set_patience(guest: socket.socket, seconds: int) -> None:
     """Bounds how long the kernel lets us wait for a peer's words; 0 for no bound."""
     guest.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
-
-
-def _short_folder() -> str:
-    """Where a socket may lie: its path has room for some hundred bytes only."""
-    usual = tempfile.gettempdir()
-    return usual if len(usual) < 60 else "/tmp"
 
 
 def srun(num_nodes: int, command: list[str]) -> list[str]:

@@ -7,10 +7,12 @@ cut: an item that is too long is left out and counted.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from orchestrator.errors import StageFailure
 from orchestrator.registry import TASKS, lookup
 from orchestrator.sft import runtime
 from orchestrator.sft.items import load_items
@@ -36,10 +38,38 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         fitting = [row for row in examples if len(row.input_ids) <= config.trainer.max_length_tokens]
         kept += fitting
         counts[split] = count(examples, fitting)
+    if not any(row.split == SPLITS[0] for row in kept):
+        raise StageFailure(
+            "data", none_kept(config.language, counts[SPLITS[0]], config.trainer.max_length_tokens)
+        )
     write_shard(kept, context.output)
     report = {"language": config.language, "max_length_tokens": config.trainer.max_length_tokens, **counts}
-    (context.output / COUNTS).write_text(json.dumps(report, indent=1))
+    (context.output / COUNTS).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return []
+
+
+def none_kept(language: str, count: Mapping[str, int], limit: int) -> str:
+    """Say that a language would be in a mixture by name only."""
+    return (
+        f"all {count['num_items']} training rows of {language} are over trainer.max_length_tokens={limit}:"
+        f" the longest has {count['longest_tokens']} tokens"
+    )
+
+
+def left_out(shards: Mapping[str, Path], languages: Sequence[str]) -> str:
+    """Return, for people, how many rows of each language were too long, "" where none was.
+
+    Args:
+        shards: products of this stage by language.
+        languages: of the mixture.
+    """
+    parts, limit = [], 0
+    for language in languages:
+        report = json.loads((shards[language] / COUNTS).read_text())
+        limit = report["max_length_tokens"]
+        over = {split: report[split] for split in SPLITS if report[split]["num_over_long"]}
+        parts += [f"{language} {n['num_over_long']} of {n['num_items']} {split}" for split, n in over.items()]
+    return f"rows over trainer.max_length_tokens={limit} left out: {', '.join(parts)}" if parts else ""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, item: Item, split: str) -> Example:

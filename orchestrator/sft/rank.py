@@ -18,10 +18,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.edge import short_paths
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.registry import load
 from orchestrator.sft.nodes import PARENT, die_with, free_endpoint, interface, join, without_job
@@ -170,7 +172,7 @@ def heed_only(launcher: int) -> None:
 def oom_kills() -> int:
     """Returns how many processes the kernel's OOM killer ended on this machine since it started."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
+        for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
@@ -217,6 +219,8 @@ def launch(num_processes: int, num_nodes: int) -> None:
         for failure in error.failures.values():  # what ranks started is as deaf as they are to being ended
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(failure.pid, signal.SIGKILL)
+        if num_nodes > 1:  # or `srun` would kill the other launchers before they have reported
+            threading.Event().wait()  # until the stage's process hangs up
         os._exit(1)
 
 
@@ -224,7 +228,7 @@ def _kill_ranks() -> None:
     """Kills the groups of our children: ranks, and what they started and the kernel would spare."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended just now, or leads no group
-            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+            if int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) == os.getpid():
                 os.killpg(int(path.parent.name), signal.SIGKILL)
 
 
@@ -269,6 +273,8 @@ def run_rank() -> None:
     """Joins the process group, calls the stage's function and reports how it ended."""
     die_with(int(os.environ[PARENT]))
     heed_only(int(os.environ[PARENT]))
+    with short_paths():
+        util.get_temp_dir()  # where the sockets of data loaders will be
     pipe = join()
     rank = int(os.environ["RANK"])
     pipe.send(rank)

@@ -25,8 +25,9 @@ from orchestrator.sft import nodes
 from orchestrator.sft.rank import ENDED, LAUNCHER, SENT_TO_ALL, Order, as_bytes, as_exception
 from orchestrator.stage import Config, Context, Inputs
 
-_PATIENCE_S, _NEIGHBOURS_S = 10.0, 0.5
-"""How long we wait for the end of all after one has failed, and when another node has said how it ended."""
+_PATIENCE_S, _NEIGHBOURS_S, _SILENT_S = 10.0, 0.5, 60.0
+"""How long we wait for the end of all after one has failed; when a node has reported how its ranks ended; and
+while a rank has ended without a word whose node has not."""
 _SECONDARY = (ENDED, -signal.SIGTERM, -signal.SIGABRT)
 """How ranks end because another one failed."""
 
@@ -97,6 +98,7 @@ class _Group:
         self._done: dict[int, Any] = {}
         self._raised: dict[int, BaseException] = {}  # in the order in which they came
         self._exits: list[tuple[int, int, bool]] = []
+        self._silent: list[int] = []  # ranks that ended without a word, in that order
         self._endpoint, self._is_complete = "", False
         self._saving = ExitStack()
         self._failed_s: float | None = None
@@ -126,6 +128,7 @@ class _Group:
                 nodes.hang_up(next(iter(self._pipes)))  # the last to leave, for the others to meet at
             is_known = self._num_nodes > 1 and self._exits  # and Slurm would take its time to end the others
             patience_s = _NEIGHBOURS_S if is_known else _PATIENCE_S
+            patience_s = _SILENT_S if self._unexplained else patience_s
             if self._failed_s is not None and time.monotonic() - self._failed_s > patience_s:
                 break  # a rank that hangs in a collective: `close` ends it
             if self._num_nodes > 1 and len(self._done) == self._num_processes and not self._pipes:
@@ -173,6 +176,19 @@ class _Group:
         rank = self._pipes.pop(pipe)
         if rank is None or (rank != LAUNCHER and rank not in self._done):
             self._failed_s = self._failed_s or time.monotonic()
+            if rank is not None and rank not in self._raised:
+                self._silent.append(rank)
+
+    @property
+    def _unexplained(self) -> list[int]:
+        """The ranks that ended without a word, of nodes whose launcher has not yet reported how.
+
+        What their peers raise, such as a reset connection, only follows from it.
+        """
+        per_node = self._num_processes // self._num_nodes
+        reported = {rank // per_node for rank, _, _ in self._exits}
+        is_any_left = LAUNCHER in self._pipes.values()
+        return [rank for rank in self._silent if rank // per_node not in reported] if is_any_left else []
 
     def _heed(self, pipe: Connection, message: Any) -> None:
         rank = self._pipes[pipe]
@@ -247,6 +263,8 @@ class _Group:
                     f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
                 )
                 return StageFailure(cause, f"rank {rank} {how}")
+        if self._unexplained:
+            return StageFailure("unknown", f"rank {self._unexplained[0]} ended without a word")
         if self._raised:
             return next(iter(self._raised.values()))
         return StageFailure(

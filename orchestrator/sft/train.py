@@ -12,6 +12,7 @@ import torch
 from orchestrator.errors import StageFailure
 from orchestrator.sft import parallel, ranks, runtime
 from orchestrator.sft.memory import SIZES, Load, decoder, largest_micro_batch
+from orchestrator.sft.prepare import left_out
 from orchestrator.sft.shards import Example, Rows, read_shard
 from orchestrator.sft.trainer import Training
 from orchestrator.stage import Config, Context, Inputs, Row
@@ -61,10 +62,10 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         device=device,
     )
     training.run()
-    facts = summary(training)
+    facts = {**summary(training), "notes": left_out(shards, config.languages)}
     if parallel.rank() == 0:
         tokenizer.save_pretrained(context.output / "tokenizer")
-        (context.output / SUMMARY).write_text(json.dumps(facts, indent=1))
+        (context.output / SUMMARY).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return []
 
 
@@ -100,13 +101,19 @@ def micro_batch_size(settings: Config, uses: Config, placed: parallel.Placed, ro
 
 
 def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str, *, pad_token_id: int) -> Rows:
-    """Joins the rows of one split of all languages of the mixture, in the mixture's order."""
-    examples: list[Example] = [
-        example
-        for language in languages
-        for example in read_shard(shards[language])
-        if example.split == split
-    ]
+    """Join the rows of one split of all languages of the mixture, in the mixture's order.
+
+    Raises:
+        StageFailure: a language has no training row, or none has a validation row (cause ``data``).
+    """
+    examples: list[Example] = []
+    for language in languages:
+        of_language = [example for example in read_shard(shards[language]) if example.split == split]
+        if split == "train" and not of_language:
+            raise StageFailure(
+                "data", f"no {split} row of {language} is left: trainer.max_length_tokens is too low"
+            )
+        examples += of_language
     if not examples:
         raise StageFailure("data", f"no {split} row is left of {', '.join(languages)}")
     return Rows(examples, pad_token_id=pad_token_id)

@@ -238,7 +238,7 @@ class Training:
             if rank() == 0:
                 link_weights(self._context.output, folder)
                 progress = self.progress._replace(seconds=self.seconds)
-                (folder / _PROGRESS).write_text(json.dumps(progress._asdict()))
+                (folder / _PROGRESS).write_text(json.dumps(progress._asdict()), encoding="utf-8")
         self._context.stop_if_asked()
 
     def _resume(self) -> int:
@@ -248,5 +248,5 @@ class Training:
         if rank() == 0:
             link_weights(checkpoint.folder, self._context.output)
         load_state(self._placed, self._optimizer, checkpoint.folder)
-        self.progress = Progress(**json.loads(Path(checkpoint.folder, _PROGRESS).read_text()))
+        self.progress = Progress(**json.loads(Path(checkpoint.folder, _PROGRESS).read_text(encoding="utf-8")))
         return checkpoint.step

@@ -106,7 +106,7 @@ def model_of(cell: Tree) -> Decoder | None:
 def _decoder_in(path: str) -> Decoder | None:
     """Reads the sizes from a folder's config.json; None for a hub id, or a model of another kind."""
     try:
-        tree = json.loads((Path(path).expanduser() / "config.json").read_text())
+        tree = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
         tree = tree.get("text_config", tree)
         heads = tree["num_attention_heads"]
         sizes = {

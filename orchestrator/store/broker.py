@@ -124,7 +124,10 @@ class Broker:
     async def do_read_from(self, call: Call) -> bytes:
         """Reads an object from a byte on; nothing when it has no more."""
         try:
-            asked = obstore.get_async(self._store, call.keys[0], options={"range": {"offset": call.start}})
+            some: Any = (
+                {"offset": call.start} if call.limit is None else (call.start, call.start + call.limit)
+            )
+            asked = obstore.get_async(self._store, call.keys[0], options={"range": some})
             return await _body(await _limited(asked))
         except Exception as error:
             if " 416 " in str(error) or _is_absent(error):

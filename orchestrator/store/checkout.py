@@ -7,7 +7,7 @@ It is this package, the modules of the stages, and what belongs to the projects 
 - never a store, hidden folders, environments, the sweep file, which is sealed, and what describes a project.
 
 A digest is taken again before each claim, so a file is read once and then only looked at. What is large is
-read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for
+not read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for
 it. A folder of more than `MAX_ENTRIES` entries is taken for data.
 """
 
@@ -20,13 +20,15 @@ import stat
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.core.sweep import Sweep
 from orchestrator.errors import UserError
 from orchestrator.stage import StageSpec
+from orchestrator.store.objects import ObjectStore
 from orchestrator.store.project import git, is_hidden, root_of
 
 MAX_BYTES = 100_000_000
@@ -77,6 +79,7 @@ _DESCRIBE = ("readme", "license", "licence", "changelog", "contributing", "autho
 _MADE = frozenset(
     {"node_modules", "site-packages", "dist-packages", "wandb", "mlruns", "lightning_logs", "outputs"}
 )
+_SWEEP = re.compile(rb"^(stages|axes)[ \t]*:", re.MULTILINE)
 _WORD = re.compile(r"[^\s;|&<>()'\"=]+")
 
 
@@ -94,7 +97,6 @@ class Checkout:
     Args:
         specs: of the stages.
         import_paths: where the user's stages are importable; the first is where commands run.
-        sweep: name of the sweep, whose file is sealed already.
         left_out: folders that hold no code, such as the store.
     """
 
@@ -103,7 +105,6 @@ class Checkout:
         specs: Mapping[str, StageSpec],
         import_paths: Sequence[str],
         *,
-        sweep: str = "",
         left_out: Sequence[Path] = (),
     ) -> None:
         self._targets = [spec.run for spec in specs.values() if spec.run]
@@ -112,12 +113,14 @@ class Checkout:
         self._package = package
         self._walker = _Walker({str(path.resolve()) for path in (package, *left_out)})
         self._paths = [Path(path).resolve() for path in import_paths if Path(path).is_dir()]
-        self._sealed = {str(path / f"{sweep}{end}") for path in self._paths[:1] for end in (".yaml", ".yml")}
+        self._sweeps = {str(path) for path in self._paths[:1]}
         own = [p for p in self._paths if not (is_installed(p) or p.is_relative_to(package))]
         self._roots = list(dict.fromkeys(_root(path) for path in own))
         self._seen: dict[str, _Seen] = {}
         self._ignored: dict[str, bool] = {}
-        self._tracked: dict[Path, frozenset[str]] = {root: _tracked(root) for root in self._roots}
+        self._tracked = {
+            root: frozenset(p for p in _tracked(root) if not self._is_sealed(p)) for root in self._roots
+        }
         self._first: dict[str, str] | None = None
 
     def digest(self) -> str:
@@ -152,6 +155,20 @@ class Checkout:
             _add(found, f"stage/{file.name}", str(file))
         return self._digests(found)
 
+    def _unsealed(self, paths: Iterable[str]) -> frozenset[str]:
+        return frozenset(path for path in paths if not self._is_sealed(path))
+
+    def _is_sealed(self, path: str) -> bool:
+        """Whether a file is a sweep beside the stages: what was launched of it is sealed."""
+        folder, _, name = path.rpartition("/")
+        if folder not in self._sweeps or not name.endswith((".yaml", ".yml")):
+            return False
+        try:
+            with open(path, "rb") as stream:  # noqa: PTH123
+                return _SWEEP.search(stream.read(2**16)) is not None
+        except OSError:
+            return False
+
     def _named(self) -> set[str]:
         """Return the words of the commands that are files."""
         words = {word for command in self._commands for word in _WORD.findall(command) if "{" not in word}
@@ -159,7 +176,7 @@ class Checkout:
 
     def _sources(self, root: Path) -> list[str]:
         """List the sources of a project that git does not ignore."""
-        found = [path for path in self._walker.sources(root) if path not in self._sealed]
+        found = [*self._walker.sources(root)]
         asked = [path for path in found if path not in self._tracked[root] and path not in self._ignored]
         if asked and self._tracked[root]:
             names = b"\0".join(os.fsencode(os.path.relpath(path, root)) for path in asked)
@@ -189,6 +206,11 @@ class Checkout:
             return f"cannot be read ({error.strerror})"
         self._seen[path] = _Seen(stamp, read_ns, digest)
         return digest
+
+
+def checkout_of(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> Checkout:
+    """Return the code of a sweep's stages; the store's own folder is none of it."""
+    return Checkout(sweep.specs, import_paths, left_out=[objects.folder("")] if objects.in_place else [])
 
 
 def is_installed(path: Path) -> bool:

@@ -57,6 +57,7 @@ class Connection:
         *keys: str,
         data: bytes = b"",
         start: int = 0,
+        limit: int | None = None,
         moves: Sequence[Move] = (),
         pulse: Callable[[], object] = lambda: None,
     ) -> Any:
@@ -67,6 +68,7 @@ class Connection:
             keys: keys or prefixes.
             data: the content to write.
             start: the byte to read from.
+            limit: how many bytes to read, None for all.
             moves: files to transfer.
             pulse: called every now and then while it takes long; may call in turn.
 
@@ -77,7 +79,7 @@ class Connection:
         num_bytes = len(data) + sum(move.size for move in moves)
         limit_s = LIMIT_S * 1.5 + num_bytes / SLOW_BYTES_S + 0.2 * len(keys)
         limit_s += 0.0 if verb in ("create", "put") else 60.0
-        number = self.begin(verb, *keys, data=data, start=start, moves=moves)
+        number = self.begin(verb, *keys, data=data, start=start, limit=limit, moves=moves)
         deadline_s = time.monotonic() + limit_s
         while (answer := self.taken(number, wait_s=PULSE_S)) is None:
             if time.monotonic() > deadline_s:
@@ -87,7 +89,13 @@ class Connection:
         return _value(answer)
 
     def begin(
-        self, verb: str, *keys: str, data: bytes = b"", start: int = 0, moves: Sequence[Move] = ()
+        self,
+        verb: str,
+        *keys: str,
+        data: bytes = b"",
+        start: int = 0,
+        limit: int | None = None,
+        moves: Sequence[Move] = (),
     ) -> int:
         """Asks, and returns the number under which `taken` finds the answer.
 
@@ -97,7 +105,7 @@ class Connection:
         with self._lock:
             self._ensure()
             self._last += 1
-            call = Call(self._last, verb, keys, data, start, tuple(moves))
+            call = Call(self._last, verb, keys, data, start, tuple(moves), limit)
             self._pending.add(call.number)
             self._write(frame(call))
             return call.number

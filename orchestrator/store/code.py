@@ -27,6 +27,7 @@ import msgspec
 import orchestrator
 from orchestrator import formats, provenance
 from orchestrator.core.records import Code, CodeFile, Snapshot
+from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.manifest import file_digest
 from orchestrator.store import archive, layout
@@ -56,6 +57,7 @@ def plan(
     *,
     targets: Iterable[str] = (),
     exclude: Sequence[Path] = (),
+    version: str = "",
 ) -> Plan:
     """Reads the code at the import paths; writes nothing.
 
@@ -64,6 +66,7 @@ def plan(
         import_paths: folders from which the user's stages are imported.
         targets: ``module:function`` of each stage; their files belong to the code even if git ignores them.
         exclude: folders that hold no code.
+        version: digest of the checkout, see `orchestrator.store.checkout`.
 
     Raises:
         UserError: there is no such folder, a file cannot be read, or there is more than code should be.
@@ -95,7 +98,19 @@ def plan(
             items[mapped[-1]] = Item(CodeFile(path=mapped[-1], kind="folder", size=0, sha256=""), b"", 0)
     files = [item.file for item in items.values()]
     git = provenance.without_diff(provenance.git_state(str(import_paths[0]))) if import_paths else {}
-    return Plan(Code(digest=digest_of(files), import_paths=tuple(mapped), git=git), tuple(items.values()))
+    code = Code(digest=digest_of(files), import_paths=tuple(mapped), git=git, version=version)
+    return Plan(code, tuple(items.values()))
+
+
+def version_of(code: Code, sweep: Sweep, paths: Sequence[str]) -> str:
+    """Return the version of what a snapshot's workers make, from the snapshot itself where it was not kept.
+
+    Args:
+        code: the snapshot.
+        sweep: whose stages they run.
+        paths: the snapshot's import paths on this machine.
+    """
+    return code.version or provenance.code_digest([s.run for s in sweep.specs.values() if s.run], paths)
 
 
 def take(
@@ -104,6 +119,7 @@ def take(
     *,
     targets: Iterable[str] = (),
     exclude: Sequence[Path] = (),
+    version: str = "",
 ) -> Code:
     """Stores a snapshot of the code at the import paths, and says where they are in it; see `plan`.
 
@@ -111,7 +127,7 @@ def take(
         UserError: as of `plan`.
         InfrastructureError: the store does not keep it.
     """
-    planned = plan(objects, import_paths, targets=targets, exclude=exclude)
+    planned = plan(objects, import_paths, targets=targets, exclude=exclude, version=version)
     store(objects, planned)
     return planned.code
 

@@ -56,8 +56,8 @@ class ObjectStore(Protocol):
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """Returns what `get` would for each key, in a few round trips."""
 
-    def read_from(self, key: str, start: int) -> bytes:
-        """Returns the bytes from `start` on of what grows; none when there are no more, or no key."""
+    def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
+        """Returns the bytes from `start` on, at most so many; none when there are no more, or no key."""
 
     def list(self, prefix: str) -> Listing:
         """Lists one level; an absent prefix is empty."""
@@ -183,12 +183,12 @@ class PosixStore:
         """Reads one after the other: a folder has no round trips to save."""
         return {key: self.get(key) for key in keys}
 
-    def read_from(self, key: str, start: int) -> bytes:
-        """Reads the rest of a file."""
+    def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
+        """Reads the rest of a file, or the next bytes of it."""
         try:
             with self.path(key).open("rb") as stream:
                 stream.seek(start)
-                return stream.read()
+                return stream.read(limit)
         except (FileNotFoundError, NotADirectoryError):
             return b""
 
@@ -295,7 +295,7 @@ def is_network(path: Path, mounts: str = "/proc/mounts") -> bool:
         mounts: a file in the form of Linux's /proc/mounts.
     """
     try:
-        lines = [line.split() for line in Path(mounts).read_text().splitlines()]
+        lines = [line.split() for line in Path(mounts).read_text(encoding="utf-8").splitlines()]
     except OSError:
         return False
     holding = [(len(f[1]), f[2]) for f in lines if len(f) > 2 and path.is_relative_to(_unescaped(f[1]))]
@@ -329,6 +329,13 @@ def open_objects(url: str) -> ObjectStore:
             fix="store.url=/shared/runs",
         )
     bucket, *parts = rest.rstrip("/").split("/")
+    if "@" in rest:
+        raise UserError(
+            f"the store's address holds a user or a password: {redacted(url)}",
+            where="store.url, or SWEEP_STORE",
+            allowed="it is recorded with each job; endpoint and credentials come from the environment",
+            fix=f"store.url={scheme}://{rest.rpartition('@')[2]}",
+        )
     if not _BUCKET.fullmatch(bucket) or not all(part.strip(".") and part.isprintable() for part in parts):
         raise UserError(
             f"{redacted(url)!r} names no place in a bucket",

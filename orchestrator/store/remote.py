@@ -82,9 +82,9 @@ class RemoteStore:
         asked = list(keys)
         return dict(zip(asked, self._connection.call("get_many", *asked), strict=True)) if asked else {}
 
-    def read_from(self, key: str, start: int) -> bytes:
-        """Reads the rest of an object."""
-        data: bytes = self._connection.call("read_from", key, start=start)
+    def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
+        """Reads the rest of an object, or the next bytes of it."""
+        data: bytes = self._connection.call("read_from", key, start=start, limit=limit)
         return data
 
     def list(self, prefix: str) -> Listing:

@@ -35,6 +35,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
         data: the content to write.
         start: the byte to read from.
         moves: files to transfer.
+        limit: how many bytes to read, None for all.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     data: bytes = b""
     start: int = 0
     moves: tuple[Move, ...] = ()
+    limit: int | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):

@@ -14,12 +14,14 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
 from orchestrator.core.records import Revision, StoreMark
 from orchestrator.core.sweep import Cell, Node
+from orchestrator.formats import SINCE_2
+from orchestrator.provenance import without_secrets
 from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot
 from orchestrator.store.ledger import Ledger
@@ -32,7 +34,13 @@ MAX_FAILURES = 3
 
 
 class MirroredRun(Protocol):
-    """One cell's run on the other side."""
+    """One cell's run on the other side.
+
+    Attributes:
+        id: another than it was opened with, where it takes the place of one that is gone there.
+    """
+
+    id: str
 
     def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         """Takes the metrics of one step of a stage."""
@@ -57,10 +65,18 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Given(msgspec.Struct, kw_only=True):
-    """What a cell's run was given: bytes of each attempt's metrics, and the products whose rows it has."""
+    """What a cell's run was given: bytes of each attempt's metrics, and the products whose rows it has.
+
+    `id` is that of the run which took the place of the first one, "" while there is none.
+    """
 
     bytes: dict[str, int] = {}
     products: list[str] = []
+    id: Annotated[str, SINCE_2] = ""
+
+
+class _Anew(Exception):
+    """The run that was opened is another than the one that was given something before."""
 
 
 class Follower:
@@ -98,7 +114,6 @@ class Follower:
         self._given = _recalled(memory)
         self._runs: dict[str, MirroredRun] = {}
         self._failures: Counter[str] = Counter()
-        self.num_runs = 0
 
     def follow(self) -> None:
         """One pass: gives every open run what is new, opens those that began, closes those that are done."""
@@ -115,7 +130,7 @@ class Follower:
             try:
                 self._close(cell, done=False)
             except Exception:  # noqa: BLE001 - whatever the other side raises
-                traceback.print_exc()
+                _print_exception()
                 self._failures[cell.cell] += 1
 
     @property
@@ -132,12 +147,18 @@ class Follower:
                 self._cells.remove(cell)
             self._failures.pop(cell.cell, None)
         except Exception:  # noqa: BLE001 - whatever the other side raises
-            traceback.print_exc()
+            _print_exception()
             self._failures[cell.cell] += 1
             if self._failures[cell.cell] == MAX_FAILURES:
                 self._cells.remove(cell)
 
     def _give(self, cell: Cell, snapshot: Snapshot) -> None:
+        try:
+            self._give_news(cell, snapshot)
+        except _Anew:
+            self._give_news(cell, snapshot)
+
+    def _give_news(self, cell: Cell, snapshot: Snapshot) -> None:
         given = self._given.setdefault(self._id(cell), Given())
         for node in (self._sweep.nodes[digest] for digest in cell.chain):
             if node.label:
@@ -164,9 +185,11 @@ class Follower:
     def _run(self, cell: Cell) -> MirroredRun:
         if cell.cell not in self._runs:
             stages = dict.fromkeys(node.name for d in cell.chain if not (node := self._sweep.nodes[d]).label)
-            self._runs[cell.cell] = self._open_run(
+            given = self._given.setdefault(self._id(cell), Given())
+            id = given.id or self._id(cell)
+            run = self._runs[cell.cell] = self._open_run(
                 Described(
-                    id=self._id(cell),
+                    id=id,
                     cell=cell.cell,
                     sweep=self._sweep.name,
                     revision=self._revision.number,
@@ -175,7 +198,9 @@ class Follower:
                     stages=tuple(stages),
                 )
             )
-            self.num_runs += 1
+            if run.id != id:
+                self._given[self._id(cell)] = Given(id=run.id)
+                raise _Anew
         return self._runs[cell.cell]
 
     def _close(self, cell: Cell, *, done: bool) -> None:
@@ -225,3 +250,7 @@ def _recalled(memory: Path) -> dict[str, Given]:
         return msgspec.json.decode(memory.read_bytes(), type=dict[str, Given])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return {}
+
+
+def _print_exception() -> None:
+    print(without_secrets(traceback.format_exc()), flush=True)

@@ -97,7 +97,7 @@ def _end(process: subprocess.Popen[bytes], log: Path) -> None:
         process.kill()
         process.wait()
     if process.returncode == 0:
-        print("\n".join(log.read_text(errors="replace").splitlines()[-1:]))
+        print("\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]))
     else:
         print(f"the mirror ended early, no cell is the worse for it: {log}", file=sys.stderr)
 
@@ -144,13 +144,13 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
         if not ledger.objects.in_place and memory.exists():
             ledger.objects.put(key, memory.read_bytes())
     lost = f"; {follower.num_lost} not mirrored whole, see the log" if follower.num_lost else ""
-    return f"{mirror.farewell(follower.num_runs)}{lost}"
+    return f"{mirror.farewell()}{lost}"
 
 
 @contextlib.contextmanager
 def _alone(path: Path, over: threading.Event) -> Iterator[None]:
     """Waits until no other mirror writes the runs of this sweep."""
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -55,7 +55,7 @@ class StoreTracker:
             last = lines[-1] is None
             text = "".join(_encoded(line) for line in lines if line is not None)
             try:
-                with self._path.open("a") as stream:
+                with self._path.open("a", encoding="utf-8") as stream:
                     stream.write(text)
             except OSError:
                 continue

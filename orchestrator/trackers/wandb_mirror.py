@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,13 @@ from orchestrator.trackers.follow import Described
 
 INIT_S = 20.0
 """How long the server may take to answer; then runs are kept on this machine, for ``wandb sync``."""
+
+
+RETRY_S = 300.0
+"""How long runs are offline ones before the server is tried again, after it took none."""
+
+MAX_IDS = 3
+"""Ids to try for a cell whose run was deleted."""
 
 
 class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,7 +48,7 @@ class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class WandbMirror:
-    """Opens runs; where the server does not answer the first one, all are offline ones.
+    """Opens runs; while the server takes none, they are offline ones.
 
     Args:
         options: `tracker.options`.
@@ -60,25 +68,42 @@ class WandbMirror:
             )
         self.folder = Path(self.options.dir or os.environ.get("WANDB_DIR") or folder).expanduser().absolute()
         self.mode = self.options.mode or mode_of(os.environ)
-        self._num_opened = 0
+        self._online = self._replaced = self._kept = 0
+        self._retry_s = 0.0
 
     def open(self, cell: Described) -> WandbRun:
-        """Opens the run of a cell, or goes on with it."""
+        """Open the run of a cell, or go on with it; under another id where it was deleted in W&B."""
         import wandb
 
-        try:
-            run = WandbRun(self._init(wandb, cell))
-            self._num_opened += 1
+        if self.mode != "online" or time.monotonic() < self._retry_s:
+            return self._offline(wandb, cell)
+        for number in range(1, MAX_IDS + 1):
+            id = cell.id if number == 1 else f"{cell.id}-{number}"
+            try:
+                run = WandbRun(self._init(wandb, cell, id, "online"), id)
+            except Exception as error:
+                if was_deleted(error) and number < MAX_IDS:
+                    print(
+                        f"{cell.cell}: its run {id} was deleted in W&B, another takes its place", flush=True
+                    )
+                    continue
+                if self._online:  # a server that answered once may answer again
+                    raise
+                self._retry_s = time.monotonic() + RETRY_S
+                wandb.teardown()  # else its service still holds the run's id
+                print(f"W&B takes no runs, they are kept here: {type(error).__name__}: {error}", flush=True)
+                return self._offline(wandb, cell)
+            self._online += 1
+            self._replaced += number > 1
             return run
-        except Exception as error:
-            if self.mode != "online" or self._num_opened:  # a server that answered once may answer again
-                raise
-            self.mode = "offline"
-            wandb.teardown()  # else its service still holds the run's id
-            print(f"W&B cannot be reached, runs are kept here: {type(error).__name__}: {error}", flush=True)
-            return WandbRun(self._init(wandb, cell))
+        raise AssertionError("the last id was tried")
 
-    def _init(self, wandb: Any, cell: Described) -> Any:
+    def _offline(self, wandb: Any, cell: Described) -> WandbRun:
+        run = WandbRun(self._init(wandb, cell, cell.id, "offline"), cell.id)
+        self._kept += 1
+        return run
+
+    def _init(self, wandb: Any, cell: Described, id: str, mode: str) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):  # the library would quietly use a temporary folder
             raise PermissionError(f"{self.folder} is not writable")
@@ -95,11 +120,11 @@ class WandbMirror:
             project=self.options.project,
             entity=self.options.entity,
             dir=str(self.folder),
-            id=cell.id,
+            id=id,
             name=cell.cell,
             group=cell.sweep,
             config={**masked(cell.config), "polysweep": _facts(cell)},
-            mode=self.mode,
+            mode=mode,
             resume="allow",
             reinit="create_new",
             settings=settings,
@@ -109,21 +134,35 @@ class WandbMirror:
             run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         return run
 
-    def farewell(self, num_runs: int) -> str:
-        """Says in one line what was done, and what is left to do."""
-        if not num_runs:
-            return "W&B: nothing new"
-        runs = "1 run" if num_runs == 1 else f"{num_runs} runs"
-        if self.mode == "online":
-            return f"W&B: {runs} in project {self.options.project}"
-        return f"W&B: {runs} kept here; upload: wandb sync {self.folder / 'wandb'}/offline-run-*"
+    def farewell(self) -> str:
+        """Say in one line what was done, and what is left to do."""
+        parts = []
+        if self._online:
+            anew = f", {self._replaced} anew for such as were deleted there" if self._replaced else ""
+            parts.append(f"{_runs(self._online)} in project {self.options.project}{anew}")
+        if self._kept:
+            upload = f"wandb sync {self.folder / 'wandb'}/offline-run-*"
+            parts.append(f"{_runs(self._kept)} kept here; upload: {upload}")
+        return f"W&B: {', '.join(parts) or 'nothing new'}"
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
+
+
+def was_deleted(error: Exception) -> bool:
+    """Tell whether W&B refuses an id because the run of that id was deleted: it is never given out again.
+
+    The server answers 409, which the library passes on in its words alone (wandb 0.25 to 0.31).
+    """
+    return "previously created and deleted" in str(error)
 
 
 class WandbRun:
-    """One cell's run in W&B."""
+    """One cell's run in W&B, under an id there."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, run: Any, id: str) -> None:
+        self._run, self.id = run, id
 
     def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         """Logs ``train/loss`` against ``train/step``; what is no number is left out."""

@@ -19,15 +19,17 @@ from orchestrator.core.failure import Cause, cause_of_exit
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Start
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, Node
+from orchestrator.edge import MARK
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
-from orchestrator.processes import MARK, end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
+from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
+from orchestrator.text import MAX_LINE, escaped, one_line
 from orchestrator.worker import child
 from orchestrator.worker.command import command_facts
 from orchestrator.worker.inherit import Inherited, has_progressed, inherit
@@ -54,6 +56,7 @@ class AttemptRun:
         input_generations: digest of each input to the generation of its product.
         context: forks children.
         stop_asked: returns why this worker should stop, "" while it should not.
+        code_now: returns the digest of the code that stages run, as it is now.
         shortage: returns whether that is for want of memory on its node.
     """
 
@@ -71,12 +74,14 @@ class AttemptRun:
         input_generations: dict[str, int],
         context: BaseContext,
         stop_asked: Callable[[], str],
+        code_now: Callable[[], str],
         shortage: Callable[[], Shortage | None] = lambda: None,
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
         self._cell, self._node, self.number, self._claim = cell, node, number, claim
         self._inputs, self._generations = inputs, input_generations
-        self._context, self._stop_asked, self._shortage = context, stop_asked, shortage
+        self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
+        self._shortage = shortage
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -336,7 +341,7 @@ class AttemptRun:
             seconds=round(time.monotonic() - self._start_s, 3),
             inputs=self._generations,
             retire=outcome.retire,
-            code=provenance.code_version(self._order.code_digest, git_of(self._order)),
+            code=provenance.code_version(self._order.code_digest, git_of(self._order), now=self._code_now()),
             at=provenance.now(),
         )
         if self._retired_input():  # it may have seen a part of it
@@ -375,9 +380,9 @@ class AttemptRun:
                 "outcome": outcome,
                 "cause": cause,
                 "why": why,
-                "exception": exception,
-                "message": provenance.without_secrets(message),
-                "log_tail": provenance.without_secrets(log_tail),
+                "exception": one_line(exception),
+                "message": one_line(provenance.without_secrets(message[: 8 * MAX_LINE])),
+                "log_tail": escaped(provenance.without_secrets(log_tail)),
                 "seconds": round(time.monotonic() - self._start_s, 3),
                 "at": provenance.now(),
             },

@@ -18,22 +18,28 @@ import traceback
 from collections.abc import Callable, Container
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
 from orchestrator import formats
 from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.rows import checked_rows
+from orchestrator.edge import MARK
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.manifest import File, fsync_path, fsync_tree, scan
-from orchestrator.processes import MARK, describe, end_attempt
+from orchestrator.manifest import File, contain, fsync_path, fsync_tree, scan
+from orchestrator.processes import describe, end_attempt
 from orchestrator.provenance import without_secrets
 from orchestrator.registry import load
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_objects
+<<<<<<< HEAD
 from orchestrator.store.patience import Outage
+=======
+from orchestrator.text import MAX_LINE, one_line, words_of
+>>>>>>> main
 from orchestrator.trackers.base import Tracked, open_trackers
 from orchestrator.worker.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.worker.order import ChildOrder, Message, Outcome
@@ -58,7 +64,12 @@ def main(order_json: bytes, pipe: Connection) -> None:
     _limit_threads(order.num_threads)
     sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
     stop, received = StopSignal(), ReceivedSignals()
-    signal.signal(signal.SIGTERM, lambda *_: stop.ask("stopped"))
+
+    def heed(number: int, frame: object) -> None:
+        received.note(number)
+        stop.ask("stopped")
+
+    signal.signal(signal.SIGTERM, heed)
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline, received)
     if outcome.cause is Cause.STORAGE:  # half a product is of no use, and in the way on a full disk
@@ -154,7 +165,7 @@ def run(
             outcome="succeeded", rows=rows, files=_durable(context.output), retire=context.retirements
         )
     except StopRequested as stopped:
-        return Outcome(outcome="released", why=stopped.why)
+        return Outcome(outcome="released", why=one_line(words_of(stopped.why)))
     except Unread as failure:
         _print_exception()
         return _unread(order, folder, failure)
@@ -162,24 +173,31 @@ def run(
         _print_exception()
         exception = failure.exception if isinstance(failure, FailedCommand) else type(failure).__name__
         return Outcome(
-            outcome="failed", cause=_as_cause(failure.cause), exception=exception, message=_line(failure)
+            outcome="failed",
+            cause=_as_cause(failure.cause),
+            exception=one_line(exception),
+            message=_line(failure),
         )
     except SystemExit as error:
-        return Outcome(
-            outcome="failed", cause=Cause.UNKNOWN, message=f"the stage exited with code {error.code}"
-        )
+        if isinstance(error.code, int | None):
+            how = f" with code {error.code}"
+        else:
+            how = f": {_line(error.code)}"
+            _print(f"{words_of(error.code)}\n")  # as Python does
+        return Outcome(outcome="failed", cause=Cause.UNKNOWN, message=one_line(f"the stage exited{how}"))
     except BaseException as error:  # noqa: BLE001 - the worker's edge: every exception becomes data
         _print_exception()
         names = [base.__name__ for base in type(error).__mro__]
         return Outcome(
             outcome="failed",
-            cause=cause_of_exception(names, str(error)),
-            exception=names[0],
-            message=f"{names[0]}: {_line(error)}",
+            cause=cause_of_exception(names, words_of(error)),
+            exception=one_line(names[0]),
+            message=one_line(f"{one_line(names[0], 100)}: {_line(error)}"),
         )
 
 
 def _durable(output: Path) -> tuple[File, ...]:
+    contain(output, linked=output.parent / layout.CHECKPOINTS)
     fsync_tree(output)
     return scan(output)
 
@@ -195,7 +213,7 @@ def _unread(order: ChildOrder, folder: Path, failure: Unread) -> Outcome:
         outcome="failed",
         cause=_as_cause(failure.cause),
         exception=UNREAD,
-        message=f"{_line(failure)} (its output is kept: the next attempt will {way_out})",
+        message=f"{_line(failure)[:380]} (its output is kept: the next attempt will {way_out})",
         files=_durable(folder / layout.OUTPUT),
         unread=order.unread if order.unread is not None else order.attempt,
     )
@@ -253,6 +271,7 @@ def _call(order: ChildOrder, context: Context, stop: StopSignal, received: Conta
             )
         else:
             print(f"the command of attempt {order.unread} was through: its output is read again", flush=True)
+        end_started()  # or what it left behind could write on in what is read and listed now
         return _take(context, spec.keep, lambda: take_results(spec, context))
     function: Callable[[Config, Inputs, Context], list[Row] | None] = load(spec.run or "", where="run")
     try:
@@ -278,7 +297,6 @@ def _take(
     Raises:
         Unread: the stage was through, but one of the two cannot be had.
     """
-    end_started()  # or it could write on in what is read and listed now
     kept: list[Path] = []
     try:
         kept = keep(context, patterns) if patterns else []
@@ -314,8 +332,12 @@ def write_outcome(folder: Path, outcome: Outcome) -> bool:
 
 
 def _print_exception() -> None:
+    _print(without_secrets(traceback.format_exc()))
+
+
+def _print(text: str) -> None:
     with contextlib.suppress(OSError):  # the log may lie on the same full disk
-        sys.stderr.write(without_secrets(traceback.format_exc()))
+        sys.stderr.write(text)
 
 
 def _limit_threads(num_threads: int) -> None:
@@ -330,14 +352,16 @@ def _redirect_output(path: Path) -> None:
     for descriptor in (1, 2):
         os.dup2(handle, descriptor)
     os.close(handle)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for the process's lifetime
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+
+    def stream(number: int) -> TextIO:  # for the process's lifetime
+        return open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+    sys.stdout, sys.stderr = stream(1), stream(2)
 
 
-def _as_cause(name: str) -> Cause:
-    return Cause(name) if name in set(Cause) else Cause.UNKNOWN
+def _as_cause(name: object) -> Cause:
+    return Cause(name) if isinstance(name, str) and name in set(Cause) else Cause.UNKNOWN
 
 
-def _line(error: BaseException) -> str:
-    text = without_secrets(" ".join(str(error).split()))
-    return text if len(text) <= 500 else text[:497] + "..."
+def _line(error: object) -> str:
+    return one_line(without_secrets(words_of(error)[: 8 * MAX_LINE]))

@@ -275,8 +275,12 @@ class _Running:
 def _receivers(pid: int) -> list[int]:
     """Returns who gets a stop: the command, and what it waits for if it is a shell, which passes none on."""
     try:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if name in _SHELLS else []
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+        children = (
+            Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+            if name in _SHELLS
+            else []
+        )
     except OSError:
         children = []
     return [*(one for child in children for one in _receivers(int(child))), pid]
@@ -290,7 +294,7 @@ def _others_of_group() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()
+            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[2]) == me and fields[0] not in "ZX" and int(path.parent.name) != me:

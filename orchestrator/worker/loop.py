@@ -19,6 +19,7 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import damage
 from orchestrator.processes import describe
 from orchestrator.store import layout
+from orchestrator.store.checkout import Checkout
 from orchestrator.store.evidence import Snapshot, examine
 from orchestrator.store.ledger import Ledger, new_nonce
 from orchestrator.store.patience import told
@@ -57,6 +58,7 @@ class Worker:
         stop_asked: returns why it should stop ("stopped", "deadline", ...), "" while it should not.
         shortage: returns whether it should stop for want of memory on its node.
         say: takes a line for the worker's log.
+        checkout: the code that it runs where it lies; None where that cannot change, or need not be watched.
     """
 
     def __init__(
@@ -70,10 +72,12 @@ class Worker:
         stop_asked: Callable[[], str],
         shortage: Callable[[], Shortage | None] = lambda: None,
         say: Callable[[str], None] = print,
+        checkout: Checkout | None = None,
     ) -> None:
         self._ledger, self._order, self._owner = ledger, order, owner
         self._sweep, self._context = revision.sweep, context
         self._stop_asked, self._shortage, self._say = stop_asked, shortage, say
+        self._checkout = checkout
         self._cells = share(self._sweep.cells, order)
         self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
         self._watcher = Watcher(owner, job=order.job)
@@ -115,6 +119,8 @@ class Worker:
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.node.name}")
                 return self._released("deadline")
+            if scan.claimable is not None and self._has_other_code():
+                return OTHER_CODE
             if scan.claimable is not None:
                 idle_s = IDLE_S if self._try_or_leave(scan.claimable, snapshot) else self._pause(idle_s)
                 self._idle_since_s = None
@@ -131,6 +137,18 @@ class Worker:
                 self._retain(f"worker on {self._owner.host}")
                 return NO_MEMORY if self._starved else 0
         return self._released(self._stop_asked())
+
+    def _has_other_code(self) -> bool:
+        """Whether the checkout is not what it was at the launch: what it makes now has another version."""
+        if self._checkout is None or self._checkout.digest() == self._order.code_digest:
+            return False
+        names = self._checkout.changed() or ["the code"]
+        more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
+        self._say(
+            f"{', '.join(names[:3])}{more} changed since the launch: this worker claims no more; "
+            "launch again to go on with the code as it is now (launcher.snapshot=true runs a copy)"
+        )
+        return True
 
     def _is_idle_for_long(self) -> bool:
         now_s, most_s = time.monotonic(), self._order.max_idle_s
@@ -241,6 +259,7 @@ class Worker:
             input_generations={i.digest: snapshot.evidence(i.digest).generation for i in node.inputs},
             context=self._context,
             stop_asked=lambda: self._why_stop(node),
+            code_now=lambda: self._checkout.digest() if self._checkout else "",
             shortage=self._shortage,
         )
         end = run.run(attempts)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +25,8 @@ from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.processes import adopt_orphans
 from orchestrator.store import layout
-from orchestrator.store.code import damage, import_paths, package_path
+from orchestrator.store.checkout import Checkout, checkout_of
+from orchestrator.store.code import damage, import_paths, package_path, version_of
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
 from orchestrator.store.patience import Outage, wait_out
@@ -76,7 +78,7 @@ def run(
     ending = _Ending(order, lifeline)
 
     def say(line: str) -> None:
-        diary.said = line
+        diary.said = line = provenance.without_secrets(line)
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
@@ -88,12 +90,10 @@ def run(
             order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
             os.environ.pop("PYTHONSAFEPATH", None)  # meant for us: a command imports what lies beside it
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
-        if problem := _code_problem(ledger, order, revision.sweep):
-            say(f"{problem}: this worker claims nothing")
-            return OTHER_CODE
-        if problem := _store_problem(ledger):
-            say(f"{problem}: this worker claims nothing")
-            return REFUSED
+        checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths)
+        if problem := _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger):
+            say(f"{problem.what}: this worker claims nothing")
+            return problem.code
         for module in preload(revision.sweep):
             with contextlib.suppress(ImportError):  # a stage that cannot import it will say so
                 importlib.import_module(module)
@@ -106,6 +106,7 @@ def run(
             stop_asked=ending.why,
             shortage=shortage,
             say=say,
+            checkout=checkout if order.code is None and order.code_digest else None,
         )
         try:
             return worker.run()
@@ -191,25 +192,37 @@ def _revision(ledger: Ledger, order: WorkerOrder) -> Revision:
     return revision
 
 
-def _code_problem(ledger: Ledger, order: WorkerOrder, sweep: Sweep) -> str:
-    if order.code is not None:
-        if problem := damage(ledger.objects, order.code.digest):
-            return f"the snapshot in the store is damaged: {problem}"
-        here, there = Path(provenance.__file__), package_path(ledger.objects, order.code.digest)
-        if here.parents[1].resolve() != there.resolve():
-            return f"this worker was started from {here.parents[1]}, not from the snapshot {there}"
-    targets = [spec.run for spec in sweep.specs.values() if spec.run]
-    if order.code_digest and provenance.code_digest(targets, order.import_paths) != order.code_digest:
-        return "the code on this machine is not the code at launch"
-    return ""
+class _Problem(NamedTuple):
+    """Why a worker must not claim, and its exit code."""
+
+    what: str
+    code: int
 
 
-def _store_problem(ledger: Ledger) -> str:
+def _code_problem(ledger: Ledger, order: WorkerOrder, sweep: Sweep, checkout: Checkout) -> _Problem | None:
+    if order.code is None:
+        if not order.code_digest or checkout.digest() == order.code_digest:
+            return None
+        return _Problem("the code on this machine is not the code at launch", OTHER_CODE)
+    if problem := damage(ledger.objects, order.code.digest):
+        return _Problem(f"the snapshot in the store is damaged: {problem}", OTHER_CODE)
+    here, there = Path(provenance.__file__), package_path(ledger.objects, order.code.digest)
+    paths = tuple(order.import_paths)
+    if order.code_digest not in ("", version_of(order.code, sweep, paths)):
+        return _Problem("the code of this snapshot is not the code at launch", OTHER_CODE)
+    if here.parents[1].resolve() == there.resolve():
+        return None
+    return _Problem(
+        f"this worker was started from {here.parents[1]}, not from the snapshot {there}", OTHER_CODE
+    )
+
+
+def _store_problem(ledger: Ledger) -> _Problem | None:
     try:
         ledger.prove_writable()
     except UserError as error:
-        return error.what
-    return ""
+        return _Problem(error.what, REFUSED)
+    return None
 
 
 def in_fork_server(order_json: bytes, log: str) -> None:

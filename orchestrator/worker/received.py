@@ -24,6 +24,10 @@ class ReceivedSignals:
         os.register_at_fork(after_in_child=_share_nothing)
         self._numbers: set[int] = set()
 
+    def note(self, number: int) -> None:
+        """Remembers one that our handler saw: a library such as asyncio may have taken the pipe away."""
+        self._numbers.add(number)
+
     def __contains__(self, number: object) -> bool:
         """Whether a signal was received."""
         try:

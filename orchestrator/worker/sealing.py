@@ -60,6 +60,7 @@ class Sealer:
         self._thread.join()
         if not self.superseded:
             self.look(is_last=True, by_itself=by_itself)
+            self._name_others()
 
     def _run(self) -> None:
         while not self._end.wait(LOOK_S) and not self.superseded:
@@ -75,12 +76,12 @@ class Sealer:
         seen, self._seen = self._seen, {}
         self._unseal_if_changed()
         try:
-            paths = sorted(self._folder.iterdir())
+            paths = [path for path in self._folder.iterdir() if not path.is_symlink() and path.is_dir()]
         except OSError:
             return
-        for path in paths:
-            step = step_of(path.name)
-            if step is None or path.is_symlink() or not path.is_dir() or self._is_sealed(path, step):
+        steps = [(step, path) for path in paths if (step := step_of(path.name)) is not None]
+        for step, path in sorted(steps, reverse=True):  # the newest first: time may run out
+            if self._is_sealed(path, step):
                 continue
             try:
                 stamp = _stamp(path)
@@ -113,6 +114,17 @@ class Sealer:
         self._newest = None
         with contextlib.suppress(OSError):
             (path / MANIFEST).unlink()
+
+    def _name_others(self) -> None:
+        """Says once what a command saved that counts for nothing, where nothing that it saved counts."""
+        with contextlib.suppress(OSError):
+            own = [path for path in self._folder.iterdir() if path != self._adopted and path.name[0] != "."]
+            others = [path.name for path in own if step_of(path.name) is None or not path.is_dir()]
+            if others and len(others) == len(own):
+                print(
+                    f"{others[0]} is no checkpoint, which is a folder renamed to the number of its step",
+                    flush=True,
+                )
 
     def _is_sealed(self, path: Path, step: int) -> bool:
         """Whether a folder has its manifest; removes one that was copied along from another checkpoint."""

@@ -73,6 +73,8 @@ def test_a_credential_of_a_known_form_is_found_under_any_name_and_in_any_text(va
 NAMED = [
     ("wandb.api_key", HEX),
     ("wandb.key", HEX),
+    ("wandb", HEX),
+    ("tracking.wandb_login", f"local-{HEX}"),
     ("WANDB_API_KEY", HEX),
     ("api_key", "x"),
     ("apiKey", "hunter2"),
@@ -112,6 +114,7 @@ PLAIN = [
     ("key", HEX),
     ("cache_key", "sha256:" + HEX),
     ("commit", HEX),
+    ("wandb.commit", HEX),
     ("dataset_key", "5f2b8c1e-1111-4222-8333-944455566677"),
     ("eos_token", "</s>"),
     ("eos_token", "<|endoftext|>"),

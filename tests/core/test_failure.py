@@ -95,8 +95,11 @@ def test_an_exceptions_class_decides_before_the_beginning_of_its_message(
             "bad_alloc",
         ),
         (1, "cp: error writing '/x/y': No space left on device\n", Cause.STORAGE, "No space left"),
+        (1, "ERROR: CUDA error: out of memory\n", Cause.OOM_GPU, "out of memory"),
+        (1, "bash: fork: Cannot allocate memory\n", Cause.OOM_HOST, "allocate memory"),
         # words in lines that are no reason
         (1, "INFO: resumed after CUDA out of memory\ngoing on\n", Cause.UNKNOWN, "exited with code 1"),
+        (1, "warning: CUDA out of memory, halving the batch\n", Cause.UNKNOWN, "exited with code 1"),
         (1, f"handled:\n{TRACEBACK}{OOM}\n" + "step\n" * 200 + "bye\n", Cause.UNKNOWN, "exited with code 1"),
         (3, f"handled:\n{TRACEBACK}{OOM}\n" + "step\n" * 20, Cause.UNKNOWN, "exited with code 3"),
         (1, f"{TRACEBACK}ValueError: no rows for 'NCCL error'\n", Cause.CODE, "no rows for"),

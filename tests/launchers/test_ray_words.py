@@ -19,7 +19,7 @@ from orchestrator.launchers.jobs import gone_of
 from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray.api import JobDetails
 from orchestrator.launchers.ray.handshake import differences
-from orchestrator.launchers.ray.launcher import resources_of
+from orchestrator.launchers.ray.launcher import check_version, resources_of
 from orchestrator.launchers.ray.scheduler import RayScheduler, seen_of
 from orchestrator.launchers.ray.settings import Asked, ray_settings
 from orchestrator.launchers.ray.words import Node, demand, fits, waits_for
@@ -52,6 +52,14 @@ def test_settings_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(UserError) as refused:
         ray_settings({"name": "ray", **settings})
     assert said in str(refused.value)
+
+
+def test_a_ray_of_its_own_that_would_listen_to_the_network_is_refused():
+    for version in ("2.60.0", "2.61", "3.0.0rc1"):
+        check_version(version)
+    for version in ("2.59.1", "2.9", "1.13.0"):
+        with pytest.raises(UserError, match=r"needs Ray 2\.60 or newer"):
+            check_version(version)
 
 
 @pytest.mark.parametrize("address", ["auto", "local", "http://head:8265", "https://head/ray/"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -191,6 +192,9 @@ def test_addresses_that_lead_nowhere_are_short_errors_within_seconds(jobs):
     jobs.env = {**(jobs.env or {}), "RAY_AUTH_TOKEN_PATH": str(jobs.folder / "token")}
     found = jobs.launch(name, code=3)
     assert "RAY_AUTH_TOKEN" in found and len(found.splitlines()) <= 5, found
+    right = f"Bearer {(jobs.cluster.folder / 'token').read_text()}"
+    jobs.env = {**jobs.env, "RAY_JOB_HEADERS": json.dumps({"Authorization": right})}
+    assert "submission_id" in jobs.launch(name, "--dry-run")
     assert_nothing_was_recorded(jobs)
 
 

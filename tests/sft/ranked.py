@@ -61,6 +61,8 @@ def fail(config: Config, inputs: Inputs, context: Context) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if config.how == "exit":
             os._exit(3)
+        if config.how == "meet":
+            time.sleep(60)  # its peer waits for it in the barrier
     dist.barrier()
     if config.how == "half":
         with context.checkpoint(5) as folder:

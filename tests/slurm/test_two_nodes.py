@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,24 @@ def test_a_killed_rank_on_the_second_node_ends_all_and_is_named(
     assert job.outcome(15) == ["failed", f"unknown: rank {rank} was killed by SIGKILL"], job.log
     assert not [name for name, pid in pids.items() if lives(pid)]
     until(lambda: not job.steps(), timeout_s=5)
+
+
+def test_a_killed_rank_is_named_though_its_node_reports_it_long_after_its_peer_has_failed(
+    tmp_path: Path, submit: Submit
+) -> None:
+    """As on a busy machine: the launcher of its node is stopped for a while."""
+    told = waits(tmp_path, 2)
+    job = submit(function="fail", **{**told, "config": {**told["config"], "how": "meet", "rank": 1}})
+    pids = job.pids(2)
+    time.sleep(0.5)  # for its peer to come to where it waits
+    stat = Path(f"/proc/{pids['1']}/stat").read_text()
+    launcher = int(stat.rpartition(")")[2].split()[1])
+    os.kill(launcher, signal.SIGSTOP)
+    os.kill(pids["1"], signal.SIGKILL)
+    until(lambda: not lives(pids["0"]))
+    time.sleep(2)
+    os.kill(launcher, signal.SIGCONT)
+    assert job.outcome(20) == ["failed", "unknown: rank 1 was killed by SIGKILL"], job.log
 
 
 def test_nobody_outlives_a_stage_that_is_killed(tmp_path: Path, submit: Submit) -> None:

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import StageFailure
-from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec
+from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec, step_of
 from orchestrator.worker.command import run_command
 from orchestrator.worker.sealing import Sealer
 from tests.worker.jobs import Jobs
@@ -51,7 +52,7 @@ def last_saved(log: list[str]) -> tuple[int, int]:
     return start, saved[-1] if saved else start
 
 
-@pytest.mark.parametrize("name", ["N", "epoch=1-step=N"])
+@pytest.mark.parametrize("name", ["N", pytest.param("epoch=1-step=N", marks=pytest.mark.long)])
 def test_the_loss_of_all_processes_at_once_costs_two_seconds_at_most(
     store: Path, run: Jobs, name: str
 ) -> None:
@@ -113,7 +114,7 @@ def test_what_is_written_in_place_counts_only_when_the_command_ended_by_itself(t
 
 
 def test_a_manifest_that_was_copied_along_or_is_the_commands_own_is_no_seal(
-    tmp_path: Path, capfd: object
+    tmp_path: Path, capfd: Any
 ) -> None:
     context = Context(tmp_path, attempt=2)
     with context.checkpoint(3) as folder:
@@ -127,7 +128,7 @@ def test_a_manifest_that_was_copied_along_or_is_the_commands_own_is_no_seal(
     manifest = json.loads((tmp_path / "checkpoints/7" / MANIFEST).read_text())
     assert manifest["step"] == 7 and [file["path"] for file in manifest["files"]] == ["w"]
     assert json.loads((tmp_path / "checkpoints/8" / MANIFEST).read_text()) == {}
-    assert "checkpoint 8 does not count" in capfd.readouterr().out  # type: ignore[attr-defined]
+    assert "checkpoint 8 does not count" in capfd.readouterr().out
 
 
 def test_a_checkpoint_that_is_written_to_after_all_loses_its_seal_until_it_is_whole(tmp_path: Path) -> None:
@@ -147,3 +148,30 @@ def test_a_checkpoint_that_is_written_to_after_all_loses_its_seal_until_it_is_wh
     sealer.look(is_last=True, by_itself=True)
     assert sealed(context) == ["5"]
     assert len(json.loads((folder / MANIFEST).read_text())["files"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("5", 5),
+        ("00000120", 120),
+        ("checkpoint-100", 100),
+        ("ckpt_7", 7),
+        ("global_step120", 120),
+        ("epoch=3-step=120", 120),
+        ("epoch_3", 3),
+        ("tmp-12", None),
+        ("tmpab12", None),
+        ("checkpoint-5-old", None),
+        ("5.tmp", None),
+        ("²", None),
+        ("9" * 30, None),
+    ],
+)
+def test_a_checkpoints_name_says_its_step(name: str, step: int | None) -> None:
+    assert step_of(name) == step
+
+
+def test_a_command_that_saves_what_is_no_checkpoint_is_told_so_in_its_log(tmp_path: Path, capfd: Any) -> None:
+    run_shell(Context(tmp_path), "touch {checkpoints}/epoch3.pt")
+    assert "epoch3.pt is no checkpoint" in capfd.readouterr().out

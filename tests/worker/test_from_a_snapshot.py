@@ -19,6 +19,7 @@ from orchestrator.count import COUNT
 from orchestrator.stage import StageSpec
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
+from orchestrator.store.checkout import checkout_of
 from orchestrator.store.objects import PosixStore
 from orchestrator.worker.loop import OTHER_CODE
 from orchestrator.worker.order import WorkerOrder
@@ -69,14 +70,19 @@ class Launched:
         self.sweep = sweep_of(1, SPECS)
         seal(self.store, self.sweep)
         self.targets = [spec.run for spec in SPECS.values() if spec.run]
-        self.code = snapshots.take(self.objects, [str(self.checkout)], targets=self.targets)
+        self.code = self.take()
         self.order = order_for(
             self.store,
             self.sweep.name,
             import_paths=(str(self.checkout),),
-            code_digest=provenance.code_digest(self.targets, [str(self.checkout)]),
+            code_digest=self.code.version,
             code=self.code,
         )
+
+    def take(self) -> Code:
+        """Stores the code as it is now."""
+        version = checkout_of(self.objects, self.sweep, [str(self.checkout)]).digest()
+        return snapshots.take(self.objects, [str(self.checkout)], targets=self.targets, version=version)
 
     @property
     def folder(self) -> Path:
@@ -161,7 +167,9 @@ def test_the_code_digest_is_the_same_in_the_snapshot(launched: Launched) -> None
     paths = list(snapshots.import_paths(launched.objects, launched.code))
     digest = f"provenance.code_digest({launched.targets}, {paths})"
     script = f"from orchestrator import provenance; print({digest})"
-    assert said_by_the_snapshot(launched, script) == launched.order.code_digest
+    assert said_by_the_snapshot(launched, script) == provenance.code_digest(
+        launched.targets, [str(launched.checkout)]
+    )
 
 
 def test_the_package_is_whole_in_the_snapshot_also_beside_an_installed_one(launched: Launched) -> None:
@@ -218,7 +226,7 @@ def test_a_worker_that_was_not_started_from_its_snapshot_claims_nothing(launched
 def test_a_worker_with_the_snapshot_of_other_code_claims_nothing(launched: Launched) -> None:
     """A launcher that names the wrong one."""
     (launched.checkout / "package" / "helper.py").write_text("SAYS = 'later'\n")
-    other: Code = snapshots.take(launched.objects, [str(launched.checkout)], targets=launched.targets)
+    other = launched.take()
     order = msgspec.structs.replace(launched.order, code=other)
     package = snapshots.package_path(launched.objects, other.digest)
     code, said = launched.work(order=order, package=package)

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orchestrator.processes import MARK, end_outlived
+from orchestrator.edge import MARK
+from orchestrator.processes import end_outlived
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from tests.store.builders import ledger_at, node_of, seal, sweep_of

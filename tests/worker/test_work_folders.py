@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,3 +204,17 @@ def test_a_work_folder_outlives_a_failed_read_of_results(store: Path, run: Jobs)
     assert job.end(3).cause == "data"
     assert ["trains" in job.log(number) for number in (1, 2, 3)] == [True, False, True]
     assert (job.folder(3) / layout.WORK / "w").read_text() == "x\nx\n"
+
+
+def test_discarding_an_unfinished_stage_begins_anew(sweep: Any) -> None:
+    (sweep.folder / "s.yaml").write_text(
+        "config: {x: 1, n: 9}\naxes: {x: [1]}\nstages:\n  fit:\n    reads: [x]\n    shell: true\n"
+        "    command: ls {work} > {output}/seen; touch {work}/a; test $(wc -l < {output}/seen) = {uses.n}\n"
+        "    uses: [n]\n"
+    )
+    sweep("launch", "s.yaml", "policy.retries.unknown=0", code=1)
+    assert "work folder of attempt 1" in str(sweep.json("plan", "s.yaml"))
+    said = sweep("discard", "s", "x=1", "--stage", "fit", "--reason", "a bug")
+    assert "what attempts of 1 unfinished stage left" in said
+    assert "work folder" not in str(sweep.json("plan", "s.yaml"))
+    sweep("launch", "s.yaml", "n=0")

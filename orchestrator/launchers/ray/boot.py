@@ -53,9 +53,9 @@ class Start(NamedTuple):
 def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> Start:
     """Returns what runs a module of the snapshot with this digest, on any node that reaches the store."""
     if not objects.in_place:
-        return Start(("-c", _FETCH, objects.url, digest, module, *args), {})
+        return Start(("-c", _FETCH, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
     package = snapshots.package_path(objects, digest)
-    return Start(("-P", "-m", module, *args), {"PYTHONPATH": str(package)})
+    return Start(("-P", "-m", module, *args), {"PYTHONPATH": str(package), "PYTHONUTF8": "1"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -361,12 +361,12 @@ def _last_words(ended: Ended) -> tuple[str, int]:
 
 def say(line: str, log: Path | None = None) -> None:
     """Writes to the job's log, which the cluster keeps, and to the one in the store."""
-    line = f"{provenance.now()} driver: {line}\n"
+    line = f"{provenance.now()} driver: {provenance.without_secrets(line)}\n"
     with contextlib.suppress(OSError):
         sys.stdout.write(line)
         sys.stdout.flush()
         if log is not None:
-            with log.open("a") as stream:
+            with log.open("a", encoding="utf-8") as stream:
                 stream.write(line)
 
 

@@ -142,7 +142,7 @@ class RayLauncher:
             InfrastructureError: it does not answer.
         """
         if self._settings.address == LOCAL:
-            _check_version()
+            check_version(importlib.metadata.version("ray"))
         else:
             Api(self._cluster).version()
         return Limits(self._cluster, ALL)
@@ -288,9 +288,12 @@ def found_here() -> str:
         ) from error
 
 
-def _check_version() -> None:
-    """Refuse a Ray that cannot be kept to this machine."""
-    version = importlib.metadata.version("ray")
+def check_version(version: str) -> None:
+    """Refuse a Ray of one's own that cannot be kept to this machine.
+
+    Raises:
+        UserError: it is of an earlier version than `LOOPBACK_SINCE`.
+    """
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LOOPBACK_SINCE:
         least = ".".join(map(str, LOOPBACK_SINCE))
         raise UserError(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Lost, Submission
 from orchestrator.launchers.jobs import gone_of
+from orchestrator.provenance import without_secrets
 from orchestrator.store.submissions import Submissions
 from orchestrator.worker.order import Gone
 from orchestrator.worker.watch import Watcher
@@ -58,7 +59,7 @@ class Losses:
     def add(self, slot: int | None, cause: Cause, why: str, *, restart: int | None = None) -> None:
         """Takes note of a worker that is gone; without a slot, of all those of a start of the driver."""
         restart = self._restart if restart is None else restart
-        lost = Lost(slot=slot, restart=restart, cause=cause, why=why[:300])
+        lost = Lost(slot=slot, restart=restart, cause=cause, why=without_secrets(why)[:300])
         self.known.append(lost)
         self._learn(lost)
 

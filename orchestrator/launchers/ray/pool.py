@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Resources
+from orchestrator.edge import socket_folder
 from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray import slot as slots
 from orchestrator.launchers.ray.words import Node, fits
@@ -67,6 +69,7 @@ class Pool:
     """
 
     def __init__(self, address: str, resources: Resources) -> None:
+        os.environ.setdefault("RAY_TMPDIR", socket_folder())  # else TMPDIR: its sockets need short paths
         ray.init(
             address=address,
             include_dashboard=False if address == "local" else None,

@@ -15,6 +15,7 @@ from orchestrator.launchers.jobs import EXITS
 from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray.api import Api, JobDetails, Stopped, Unanswered, Unreached
 from orchestrator.processes import boot_id, pid_namespace
+from orchestrator.provenance import without_secrets
 
 EMBEDDED = "embedded"
 """How the name of a cluster begins that is a Ray of its driver's own."""
@@ -96,7 +97,7 @@ def seen_of(job: JobDetails) -> Seen:
 
 
 def _short(text: str) -> str:
-    return " ".join(text.split())[:300]
+    return without_secrets(" ".join(text.split()))[:300]
 
 
 def _when(milliseconds: float | None) -> str:

@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from orchestrator import provenance
 from orchestrator.core.jobs import Submission
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.jobs import gone_of, request_of, settings_of
@@ -45,7 +44,6 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
     submissions = Submissions(ledger, sweep)
     paths = snapshots.import_paths(ledger.objects, code) if code else request.import_paths
     revision = ledger.revision(sweep, submission.revision)
-    targets = [spec.run for spec in revision.sweep.specs.values() if spec.run]
     return WorkerOrder(
         store=ledger.objects.url,
         sweep=sweep,
@@ -56,7 +54,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
         num_slots=SHARES,
         num_threads=max(1, min(submission.resources.cpus, available_cpus())),
         import_paths=paths,
-        code_digest=provenance.code_digest(targets, paths),
+        code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
         code=code,
         max_idle_s=ray_settings(settings.launcher).idle_s,
         job=Job(

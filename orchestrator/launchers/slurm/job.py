@@ -131,7 +131,6 @@ class SlurmJob:
         code = submission.code
         paths = snapshots.import_paths(self._ledger.objects, code) if code else ()
         revision = self._ledger.revision(self._sweep, submission.revision)
-        targets = [spec.run for spec in revision.sweep.specs.values() if spec.run]
         return WorkerOrder(
             store=self._ledger.objects.url,
             sweep=self._sweep,
@@ -142,7 +141,7 @@ class SlurmJob:
                 1, min(submission.resources.cpus, available_cpus()) // self._slurm.workers_per_job
             ),
             import_paths=paths or self._request.import_paths,
-            code_digest=provenance.code_digest(targets, paths) if paths else "",
+            code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
             code=code,
             job=self._job(),
         )

@@ -121,7 +121,8 @@ def _srun(submission: Submission, cluster: Cluster, given: dict[str, Value]) -> 
 
 
 def _exports(cluster: Cluster, code: Path) -> list[str]:
-    variables = [
+    variables = [("PYTHONUTF8", "1")]  # whatever the node's locale
+    variables += [
         (name, quoted(_text(value))) for name, value in cluster.environment.items() if value is not None
     ]
     if cluster.scratch is not None:

@@ -1,0 +1,142 @@
+"""`sweep clean`: deletes what lies in the store of stages that no revision in use names; says first what."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from typing import Any
+
+from orchestrator import provenance
+from orchestrator.commands.output import counted, print_json, print_table
+from orchestrator.commands.view import (
+    add_store,
+    current_revision,
+    no_overrides,
+    sealed_view,
+    store_url,
+)
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Node
+from orchestrator.errors import UserError, nearest
+from orchestrator.store.cleaning import Leftover, delete, leftovers
+from orchestrator.store.ledger import Ledger, open_ledger
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.epilog = (
+        "In use is the revision of each sweep that was launched last. Records, rows, logs and metrics stay: "
+        "`collect SWEEP@k` works as before, and what an old revision lacks `discard` has made again."
+    )
+    parser.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="SWEEP",
+        help="count no revision of this sweep as in use; repeats",
+    )
+    parser.add_argument("--yes", action="store_true", help="delete it; else only say what would be")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    add_store(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what no revision in use names, and deletes it with --yes."""
+    ledger = open_ledger(store_url(no_overrides(args.words)))
+    known = ledger.sweeps()
+    for name in args.drop:
+        if name not in known:
+            raise UserError(
+                f"no sweep {name!r}", where=f"in the store {ledger.objects.url}", allowed=nearest(name, known)
+            )
+    needed, others = _nodes(ledger, args.drop)
+    found = leftovers(ledger, [node for digest, node in others.items() if digest not in needed])
+    if args.yes:
+        _refuse_running(ledger, found)
+        delete(ledger, found, by=f"clean by {provenance.user()}")
+    found = [left for left in found if left.num_files]
+    if args.json:
+        print_json(_as_json(ledger, found, deleted=args.yes))
+    else:
+        _print(ledger, found, deleted=args.yes)
+    return 0
+
+
+def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str, Node]]:
+    """Returns the digests that revisions in use name, and all stages that any revision names."""
+    needed: set[str] = set()
+    nodes: dict[str, Node] = {}
+    for sweep in ledger.sweeps():
+        current = None if sweep in dropped else current_revision(ledger, sweep)
+        for number in ledger.revision_numbers(sweep):
+            found = ledger.revision(sweep, number).sweep.nodes
+            nodes.update(found)
+            if number == current:
+                needed.update(found)
+    return needed, nodes
+
+
+def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
+    """Refuses to delete while anything runs in the store.
+
+    Raises:
+        UserError: with what runs.
+    """
+    for left in found:
+        if left.is_open:
+            raise UserError(
+                f"{left.node.name} {left.node.digest[:12]} may still be running",
+                where=left.evidence.liveness_reason,
+                fix="wait for it, or sweep cancel",
+            )
+    for sweep in ledger.sweeps():
+        number = current_revision(ledger, sweep)
+        if number is None:
+            continue
+        view = sealed_view(ledger, sweep, number)
+        busy = [cell for cell, status in view.cells.items() if status.state in (State.RUNNING, State.QUEUED)]
+        if busy:
+            raise UserError(
+                f"{counted(len(busy), 'cell')} of {view.title} may still be running, such as {busy[0]}",
+                fix=f"wait for it, or sweep cancel {sweep}{view.hint}",
+            )
+
+
+def _as_json(ledger: Ledger, found: Collection[Leftover], *, deleted: bool) -> dict[str, Any]:
+    return {
+        "store": ledger.objects.url,
+        "deleted": deleted,
+        "num_bytes": sum(left.num_bytes for left in found),
+        "stages": [
+            {
+                "stage": left.node.name,
+                "digest": left.node.digest,
+                "done": left.evidence.done is not None,
+                "num_files": left.num_files,
+                "num_bytes": left.num_bytes,
+            }
+            for left in found
+        ],
+    }
+
+
+def _print(ledger: Ledger, found: Collection[Leftover], *, deleted: bool) -> None:
+    if not found:
+        print(f"{ledger.objects.url}: every file is of a stage that a revision in use names")
+        return
+    rows = []
+    for stage in dict.fromkeys(left.node.stage for left in found):
+        mine = [left for left in found if left.node.stage == stage]
+        num_done = sum(left.evidence.done is not None for left in mine)
+        num_files = sum(left.num_files for left in mine)
+        rows.append((stage, num_done, len(mine) - num_done, num_files, _gib(mine)))
+    print_table(("stage", "products", "unfinished", "files", "GiB"), rows)
+    total = sum(left.num_files for left in found)
+    verb = "deleted" if deleted else "would delete"
+    print(f"{verb} {counted(total, 'file')}, {_gib(found)} GiB, of stages that no revision in use names")
+    if not deleted:
+        print("  sweep clean --yes does it; records, rows, logs and metrics stay")
+
+
+def _gib(found: Collection[Leftover]) -> str:
+    return f"{sum(left.num_bytes for left in found) / 2**30:.3g}"

@@ -1,0 +1,176 @@
+"""Code that is edited while cells run: nothing is made by two versions under one name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.stage import StageSpec
+from orchestrator.store.checkout import Checkout
+from tests.commands.launches import records, wait_for
+
+COMMAND = """
+import json, sys, time
+output, seed = sys.argv[1:3]
+time.sleep(0.3)
+open(output + "/rows.jsonl", "w").write(json.dumps({"seed": int(seed), "version": 1}))
+open("made_by_a_stage.csv", "a").write(f"{seed}\\n")
+"""
+SWEEP = """
+config: {seed: 0}
+axes: {seed: "range(0,3)"}
+stages: {act: {command: "python s.py {output} {config.seed}", reads: [seed], results: rows.jsonl}}
+"""
+
+
+@pytest.fixture
+def edited(sweep: Any) -> Any:
+    """A folder with a command stage of three cells."""
+    (sweep.folder / "s.py").write_text(COMMAND)
+    (sweep.folder / "act.yaml").write_text(SWEEP)
+    return sweep
+
+
+def edit(sweep: Any) -> None:
+    (sweep.folder / "s.py").write_text(COMMAND.replace('"version": 1', '"version": 2'))
+
+
+def dones(store: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in store.glob("done/*/*.json")]
+
+
+@pytest.mark.parametrize("with_git", [False, True])
+def test_an_edit_stops_the_claims_and_the_next_launch_goes_on_and_says_what_differs(
+    edited: Any, background: Any, with_git: bool
+) -> None:
+    if with_git:
+        for words in (["init", "-q"], ["add", "."]):
+            subprocess.run(["git", *words], cwd=edited.folder, check=True)
+    launch = background("launch", "act.yaml", "launcher.workers=1")
+    wait_for(lambda: records(edited.store, "end.json"))
+    edit(edited)
+    code, output = launch.end()
+    assert code == 3 and "s.py changed since the launch" in output, output
+    made = {done["code"]: done["rows"][0]["version"] for done in dones(edited.store)}
+    assert all(version == 1 for code, version in made.items() if "~" not in code), made
+    again = edited("launch", "act.yaml")
+    assert "made by other code than now" in again and "3 done" in again
+    codes = {start["provenance"]["code"] for start in records(edited.store, "start.json")}
+    assert len(codes) == 2
+    versions = {(done["code"], done["rows"][0]["version"]) for done in dones(edited.store)}
+    assert len({code for code, _ in versions}) == len(versions)  # none stands for both
+    assert "made by different code" in edited("status", "act")
+
+
+def test_launches_with_nothing_edited_show_no_drift_whatever_the_stages_wrote_beside_the_code(
+    edited: Any,
+) -> None:
+    edited("launch", "act.yaml", "--only", "seed=0")
+    assert (edited.folder / "made_by_a_stage.csv").exists()
+    (edited.folder / "act.yaml").write_text(SWEEP.replace("range(0,3)", "range(0,2)"))
+    output = edited("launch", "act.yaml")
+    assert "code" not in output and "2 done" in output
+
+
+def test_a_launch_from_a_snapshot_runs_the_code_as_it_was(edited: Any, background: Any) -> None:
+    launch = background("launch", "act.yaml", "launcher.workers=1", "launcher.snapshot=true")
+    wait_for(lambda: records(edited.store, "end.json"))
+    edit(edited)
+    code, output = launch.end()
+    assert code == 0 and "3 done" in output, output
+    assert {row["version"] for row in edited.json("collect", "act")} == {1}
+    edited.folder.joinpath("s.py").write_text(COMMAND)
+    assert "made by" not in edited("launch", "act.yaml")  # the version is that of the checkout
+
+
+# The digest
+
+
+def checkout(folder: Path, command: str = "python s.py", run: str | None = None) -> Checkout:
+    spec = StageSpec(run=run, reads=()) if run else StageSpec(command=command, reads=())
+    return Checkout({"act": spec}, [str(folder)], left_out=[folder / "store"])
+
+
+EDITS = {
+    "a file that a command names": lambda f: (f / "settings.json").write_text("{}"),
+    "a helper that is imported late": lambda f: (f / "lib/helper.py").write_text("x = 2"),
+    "a helper of the same size": lambda f: (f / "lib/helper.py").write_text("x = 9"),
+    "a new module": lambda f: (f / "lib/new.py").write_text(""),
+    "a module that is gone": lambda f: (f / "lib/helper.py").unlink(),
+    "a mode": lambda f: (f / "s.py").chmod(0o755),
+    "a file behind a linked folder": lambda f: (f.parent / "shared/far.py").write_text("x = 2"),
+}
+NO_EDITS = {
+    "a product": lambda f: (f / "results.csv").write_text("1"),
+    "a file of the store": lambda f: (f / "store/x.py").write_text("1"),
+    "a virtual environment": lambda f: (f / "env/lib.py").write_text("1"),
+    "what Python compiles": lambda f: (f / "lib/helper.pyc").write_text("1"),
+    "a sweep": lambda f: (f / "act.yaml").write_text("stages: [more]\n"),
+    "a time of change": lambda f: os.utime(f / "s.py"),
+}
+TRACKED = {"a data file that git tracks": lambda f: (f / "data.txt").write_text("2")}
+
+
+@pytest.fixture(params=["git", "no git"])
+def project(tmp_path: Path, request: Any) -> Path:
+    """A project with all that may lie in one."""
+    folder = tmp_path / "project"
+    for name in ("lib", "store", "env", "../shared"):
+        (folder / name).mkdir(parents=True)
+    for name in ("s.py", "lib/helper.py", "../shared/far.py"):
+        (folder / name).write_text("x = 1")
+    for name in ("settings.json", "data.txt", "env/pyvenv.cfg"):
+        (folder / name).write_text("1")
+    (folder / "act.yaml").write_text("stages: [count]\n")
+    (folder / "linked").symlink_to("../shared")
+    if request.param == "git":
+        (folder / ".gitignore").write_text("store\nenv\n*.pyc\n")
+        for words in (["init", "-q"], ["add", "s.py", "lib", "data.txt", "act.yaml", "linked"]):
+            subprocess.run(["git", *words], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*EDITS, *NO_EDITS, *TRACKED])
+def test_what_belongs_to_the_code(project: Path, name: str) -> None:
+    code = checkout(project, "python s.py --config=settings.json {output}")
+    before = code.digest()
+    assert (
+        code.digest() == before == checkout(project, "python s.py --config=settings.json {output}").digest()
+    )
+    (EDITS | NO_EDITS | TRACKED)[name](project)
+    changes = name in EDITS or (name in TRACKED and (project / ".git").exists())
+    assert (code.digest() != before) is changes, code.changed()
+    assert bool(code.changed()) is changes
+
+
+def test_the_module_of_a_stage_belongs_to_the_code_even_if_git_ignores_it(project: Path) -> None:
+    (project / ".gitignore").write_text("*.py\n")
+    (project / "own.py").write_text("x = 1")
+    code = checkout(project, run="own:main")
+    before = code.digest()
+    (project / "own.py").write_text("x = 2")
+    assert code.digest() != before
+
+
+def test_a_digest_of_many_files_is_quick_to_take_again(tmp_path: Path) -> None:
+    for number in range(2000):
+        path = tmp_path / f"pkg{number % 20}/module{number}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"x = {number}\n")
+    code = checkout(tmp_path)
+    before = code.digest()
+    time.sleep(2.1)  # what has only just changed is read again
+    code.digest()
+    took_s = []
+    for _ in range(5):
+        start_s = time.process_time()
+        assert code.digest() == before
+        took_s.append(time.process_time() - start_s)
+    print(f"{min(took_s) * 1000:.0f} ms")
+    assert min(took_s) < 0.05

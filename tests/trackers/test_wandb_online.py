@@ -1,0 +1,73 @@
+"""`tracker=wandb` with the real library against a server on loopback that takes runs, or does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trackers.offline import runs_in
+from tests.trackers.test_wandb import TWO
+from tests.trackers.wandb_server import WandbServer
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
+    server = WandbServer()
+    for name in ("WANDB_MODE", "WANDB_DIR", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    yield server
+    server.close()
+
+
+def steps(lines: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """The (attempt, step) of each line of history."""
+    return [(line["count/attempt"], line["count/step"]) for line in lines]
+
+
+def test_every_cell_is_a_run_on_the_server_and_none_is_kept_here(sweep: Any, server: WandbServer) -> None:
+    (sweep.folder / "two.yaml").write_text(TWO)
+    said = sweep("launch", "two.yaml", "tracker=wandb")
+    assert "W&B: 2 runs in project polysweep" in said and "kept here" not in said
+    assert len(server.history) == 2 and not runs_in(sweep.store / "sweeps/two")
+    assert all(steps(lines) == [(1, n) for n in range(1, 9)] for lines in server.history.values())
+
+
+@pytest.mark.long
+def test_a_run_that_was_deleted_there_gets_another_id_and_its_whole_history_and_the_others_stay(
+    sweep: Any, server: WandbServer
+) -> None:
+    (sweep.folder / "two.yaml").write_text(TWO)
+    fail = "count.fail={how: data, step: 6, attempts: 1}"
+    sweep("launch", "two.yaml", fail, "tracker=wandb", code=1)
+    first, second = sorted(server.configs)
+    server.deleted.add(first)
+    said = sweep("rerun", "two", "--yes")
+    assert "W&B: 2 runs in project polysweep, 1 anew for such as were deleted there" in said
+    assert "not mirrored whole" not in said and "kept here" not in said
+    whole = [(1, n) for n in range(1, 6)] + [(2, n) for n in range(4, 9)]
+    assert steps(server.history[f"{first}-2"]) == whole == steps(server.history[second])
+    (log,) = sweep.store.glob("sweeps/two/logs/request-2-mirror.log")
+    assert f"its run {first} was deleted in W&B" in log.read_text()
+    refused = server.upserts[first]
+    sweep("discard", "two", "seed=0", "--stage", "count", "--reason", "again")
+    sweep("launch", "two.yaml", fail, "tracker=wandb")
+    assert server.upserts[first] == refused  # the new id is remembered
+    assert steps(server.history[f"{first}-2"])[len(whole) :] == [(3, n) for n in range(1, 9)]
+
+
+def test_a_project_that_takes_nothing_of_ours_is_named_and_the_runs_are_kept_here(
+    sweep: Any, server: WandbServer
+) -> None:
+    (sweep.folder / "two.yaml").write_text(TWO)
+    server.refuses = 403
+    said = sweep("launch", "two.yaml", "tracker=wandb")
+    assert "2 cells: 2 done" in said and "W&B: 2 runs kept here; upload: wandb sync" in said
+    assert [len(run.history) for run in runs_in(sweep.store / "sweeps/two")] == [8, 8]
+    (log,) = sweep.store.glob("sweeps/two/logs/request-1-mirror.log")
+    assert "W&B takes no runs, they are kept here" in log.read_text() and "denied" in log.read_text()
