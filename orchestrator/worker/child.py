@@ -35,11 +35,8 @@ from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSig
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_objects
-<<<<<<< HEAD
 from orchestrator.store.patience import Outage
-=======
 from orchestrator.text import MAX_LINE, one_line, words_of
->>>>>>> main
 from orchestrator.trackers.base import Tracked, open_trackers
 from orchestrator.worker.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.worker.order import ChildOrder, Message, Outcome
