@@ -161,9 +161,9 @@ class PatientStore(PosixStore):
         """As of a folder."""
         return self._patiently(lambda: super(PatientStore, self).get(key))
 
-    def read_from(self, key: str, start: int) -> bytes:
+    def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
         """As of a folder."""
-        return self._patiently(lambda: super(PatientStore, self).read_from(key, start))
+        return self._patiently(lambda: super(PatientStore, self).read_from(key, start, limit))
 
     def list(self, prefix: str) -> Listing:
         """As of a folder."""
