@@ -22,6 +22,12 @@ STAGES: Mapping[str, str] = {
 }
 """Name of a stage to its `StageSpec`."""
 
+FORMER: Mapping[str, str] = {
+    "evaluate": "orchestrator.sft.stages:EVALUATE_BEFORE",
+}
+"""Name of a stage to the `StageSpec`s of its earlier versions, the latest first, from whose products it can
+be made; see `orchestrator.stage.Context`."""
+
 TASKS: Mapping[str, str] = {
     "math": "orchestrator.tasks.math:MATH",
     "api_calling": "orchestrator.tasks.api_calling:API_CALLING",

@@ -201,6 +201,8 @@ class Context:
         folder: the attempt's own folder; `output`, `scratch` and checkpoints lie in it.
         uses: the config keys that the stage `uses`.
         resume: the checkpoint to go on from, already verified and copied into this attempt.
+        former: the product of an earlier version of this stage, made from the same inputs, if there is one
+            (read only); only for stages that ship here, see `orchestrator.registry.FORMER`.
         attempt: the number of this attempt, from 1.
         num_threads: CPU threads that the stage may use.
         checkpoint_interval_s: seconds between the checkpoints that `checkpoint_due` asks for.
@@ -218,6 +220,7 @@ class Context:
         *,
         uses: Config | None = None,
         resume: Checkpoint | None = None,
+        former: Path | None = None,
         attempt: int = 1,
         num_threads: int = 1,
         checkpoint_interval_s: float = 60.0,
@@ -231,6 +234,7 @@ class Context:
         self.folder, self.attempt, self.num_threads = folder, attempt, num_threads
         self.uses = uses if uses is not None else Config({}, declared="uses")
         self.resume = resume
+        self.former = former
         self.retirements: dict[str, dict[str, tuple[str, ...]]] = {}
         self.output, self.scratch = folder / "output", folder / "scratch"
         self._checkpoints = folder / "checkpoints"

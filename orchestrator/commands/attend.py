@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from orchestrator.commands.output import counted
+from orchestrator.commands.output import counted, styled
 from orchestrator.commands.report import write_reports
 from orchestrator.commands.retired import finish_retention, print_needing_retired
 from orchestrator.commands.view import View, sealed_view
@@ -216,7 +216,7 @@ def _watch(view: View, cells: list[Cell], launcher: Launcher) -> None:
         TextColumn("stages; {task.description}; ETA"),
         TimeRemainingColumn(),
     )
-    terminal = sys.stdout.isatty()
+    terminal = styled()  # a bar is drawn with escape sequences
     progress = Progress(*columns, disable=not terminal)
     with progress:
         bar = progress.add_task("starting", total=None)

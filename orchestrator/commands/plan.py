@@ -35,6 +35,7 @@ from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Need
 from orchestrator.errors import UserError
+from orchestrator.registry import FORMER
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
 from orchestrator.worker.inherit import foresee
 
@@ -136,12 +137,13 @@ class _Plan:
         print_needing_retired(view, cells)
         if self._missing:
             missing = distinct(self._missing)
-            print(f"\n{counted(len(self._missing), 'cell')} blocked until this is fetched:")
+            print(f"\n{counted(len(self._missing), 'cell')} blocked:")
             for need in missing[:MAX_GROUP_SHOWN]:
                 print(f"  {told(need)}")
             if len(missing) > MAX_GROUP_SHOWN:
                 print(f"  and {len(missing) - MAX_GROUP_SHOWN} more")
-            print(f"fetch it once, where there is a network: {self._prefetch}")
+            if any(need.fetch for need in missing):
+                print(f"fetch it once, where there is a network: {self._prefetch}")
 
     def as_json(self) -> dict[str, Any]:
         """Returns the stable machine-readable form; nulls where no stage says what it costs."""
@@ -275,16 +277,19 @@ def steps_of(view: View, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
     steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
     looked: dict[str, str] = {}
     for cell in cells:
-        for digest, step in steps[cell.cell].items():
-            status = view.cells[cell.cell].stages[digest]
-            if step.action not in (Action.RUN, Action.RESUME) or not status.attempts:
+        for digest, step in [*steps[cell.cell].items()]:
+            status, node = view.cells[cell.cell].stages[digest], view.sweep.nodes[digest]
+            spec = view.sweep.specs[node.stage]
+            may_go_on = status.attempts or spec.name in FORMER
+            if step.action not in (Action.RUN, Action.RESUME) or not may_go_on:
                 continue
             if digest not in looked:
                 if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
                     continue
-                node = view.sweep.nodes[digest]
                 attempts = view.attempts(node)
-                looked[digest] = foresee(view.ledger, node, view.sweep.specs[node.stage], attempts)
+                looked[digest] = foresee(view.ledger, node, spec, attempts)
+            if not (looked[digest] or status.attempts):
+                continue
             action = Action.RESUME if looked[digest] else Action.RUN
             reason = f"{looked[digest] or 'starts from nothing'}: {step.reason}"
             steps[cell.cell][digest] = Step(action, reason)

@@ -54,6 +54,36 @@ def reads_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     return slice_of(config, keys, carve=carve)
 
 
+def former_node(former: StageSpec, node: Node) -> Node | None:
+    """Return what a stage instance was under an earlier version of its spec, from the same inputs.
+
+    Args:
+        former: the earlier spec; what it reads, the stage of today reads too.
+        node: the instance of today.
+
+    Returns:
+        The instance, None where the stage of today does not read what the earlier version did.
+    """
+    try:
+        reads = reads_of(former, node.reads)
+    except UserError:
+        return None
+    given = {name: node.reads[name] for name in former.each if name in node.reads}
+    digest = stage_digest(_target(former), former.version, {**hashed_of(former, reads), **given}, node.inputs)
+    return Node(
+        stage=node.stage, label=node.label, digest=digest, reads={**reads, **given}, inputs=node.inputs
+    )
+
+
+def hashed_of(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
+    """Return what enters the digest of the slice that a stage reads: neutral keys are left out."""
+    for key, neutral in spec.neutral.items():
+        value = pick(reads, key)
+        if value is not MISSING and canonical([value]) == canonical([neutral]):
+            reads = without(reads, key)
+    return reads
+
+
 def uses_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the slice that a stage uses: given to it, but never part of its identity."""
     return slice_of(config, spec.uses, what="the stage uses")
@@ -108,7 +138,7 @@ class Chains:
             what = error.what.replace("the stage", f"stage {name!r}", 1)
             raise UserError(what, where=self._where, allowed=error.allowed, fix=error.fix) from None
         self._neutral -= {(name, key) for key in spec.neutral if pick(reads, key) is not MISSING}
-        hashed = self._hashed(spec, reads)
+        hashed = hashed_of(spec, reads)
         where = f"stage {name!r}, {_named(subject)}"
         nodes = []
         for values in itertools.product(*lists):
@@ -155,14 +185,6 @@ class Chains:
             if not (spec.each and spec.each == self.specs[other].each) or node.label == label
         )
 
-    @staticmethod
-    def _hashed(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
-        for key, neutral in spec.neutral.items():
-            value = pick(reads, key)
-            if value is not MISSING and canonical([value]) == canonical([neutral]):
-                reads = without(reads, key)
-        return reads
-
     def check_neutral(self, config: Mapping[str, Any]) -> None:
         """Refuse a `neutral` key that no cell has, once all chains are built.
 
@@ -202,7 +224,7 @@ def _misnamed(sweep: Sweep) -> str:
             return f"there is no stage {node.stage!r}"
         reads = {key: value for key, value in node.reads.items() if key not in spec.each}
         given = {key: value for key, value in node.reads.items() if key in spec.each}
-        hashed = Chains._hashed(spec, reads)
+        hashed = hashed_of(spec, reads)
         try:
             found = stage_digest(_target(spec), spec.version, {**hashed, **given}, node.inputs)
         except UserError as error:

@@ -212,13 +212,15 @@ class DataConfig(_Frozen, frozen=True, kw_only=True):
 class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
     """What is tested, in which languages, how long an answer may be, and what generates it.
 
-    Engine and precision are part of the identity, for each gives slightly other texts: neither is ever
-    chosen by what a machine happens to have.
+    Engine, precision and batch size are part of the identity, for each gives slightly other texts: none is
+    ever chosen by what a machine happens to have. The same batches give the same texts on the same hardware
+    and library versions, whatever the number of processes and however often the work was interrupted.
 
     Attributes:
         engine: a key of `orchestrator.registry.ENGINES`.
         precision: of weights and activations while generating.
-        batch_size: prompts at a time in a process; halved where memory does not suffice.
+        batch_size: prompts that are computed together; never made smaller, so a device with too little memory
+            fails with cause ``oom_gpu``. vLLM, with its batch-invariant kernels, decides for itself.
         num_processes: that share the work; None for one a visible GPU, or one on a CPU.
     """
 

@@ -99,7 +99,7 @@ def evaluate(
             f" needed, {hardware.device} has {hardware.memory_gib:.1f} GiB",
             where=f"with evaluation.batch_size={cell['evaluation']['batch_size']}",
             allowed=told(terms),
-            fix="evaluation.batch_size=16, or another device",
+            fix="evaluation.batch_size=16, for all cells that are compared, or another device",
         )
     speed = speed_of(cell, measured, costs)
     if speed.seconds_per_answer is not None:

@@ -5,7 +5,7 @@ It knows neither models nor tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,26 +79,6 @@ def select(scores: Sequence[Score]) -> int:
         if score.step is not None:
             by_step.setdefault(score.step, []).append(score.accuracy)
     return max(sorted(by_step), key=lambda step: round(sum(by_step[step]) / len(by_step[step]), 12))
-
-
-def blocks(num_items: Mapping[str, int], batch_size: int) -> list[tuple[str, ...]]:
-    """Divides languages into blocks, what is generated and kept at a time: as many as fit in a batch, or one.
-
-    Real sizes make a block of each language; small ones share a batch, which is much quicker.
-
-    Args:
-        num_items: language to its number of items, in order.
-        batch_size: items that can be generated at a time.
-    """
-    found: list[list[str]] = []
-    room = 0
-    for language, number in num_items.items():
-        if number > room:
-            found.append([])
-            room = batch_size
-        found[-1].append(language)
-        room -= number
-    return [tuple(block) for block in found]
 
 
 def write(predictions: Sequence[Prediction], folder: Path) -> None:

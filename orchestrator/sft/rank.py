@@ -61,6 +61,7 @@ class Order(NamedTuple):
     folder: Path
     uses: Config
     resume: Checkpoint | None
+    former: Path | None
     attempt: int
     num_threads: int
 
@@ -76,6 +77,7 @@ class RankContext(Context):
             order.folder,
             uses=order.uses,
             resume=order.resume,
+            former=order.former,
             attempt=order.attempt,
             num_threads=order.num_threads,
         )

@@ -66,6 +66,7 @@ def run(
         folder=context.folder.absolute(),
         uses=context.uses,
         resume=context.resume,
+        former=context.former,
         attempt=context.attempt,
         num_threads=max(1, context.num_threads * num_nodes // num_processes),
     )

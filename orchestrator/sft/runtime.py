@@ -62,6 +62,12 @@ def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills short rows: the end token where there is none for it."""
+    pad = tokenizer.pad_token_id
+    return int(pad if pad is not None else tokenizer.eos_token_id)
+
+
 def load_base(inputs: Inputs, uses: Config) -> PreTrainedModel:
     """Load the model to fine-tune, with float32 weights; see `load_model` for what is refused."""
     if "base" in inputs:

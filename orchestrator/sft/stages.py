@@ -88,7 +88,7 @@ TRAIN = StageSpec(
 EVALUATE = StageSpec(
     run="orchestrator.sft.evaluate:main",
     name="evaluate",
-    version=2,
+    version=3,
     reads=(
         "seed",
         "languages",
@@ -103,12 +103,12 @@ EVALUATE = StageSpec(
         "evaluation.max_new_tokens",
         "evaluation.engine",
         "evaluation.precision",
+        "evaluation.batch_size",
     ),
     uses=(
         "items.train_dir",
         "items.test_dir",
         *_DATASET,
-        "evaluation.batch_size",
         "evaluation.num_processes",
         "device",
         *_MODEL_PATH,
@@ -120,3 +120,15 @@ EVALUATE = StageSpec(
     needs="orchestrator.sft.needs:of_cell",
 )
 """Generation and scoring: selects an epoch by validation accuracy, then tests it."""
+
+EVALUATE_BEFORE = (
+    StageSpec(
+        run=EVALUATE.run,
+        name=EVALUATE.name,
+        version=2,
+        reads=tuple(key for key in EVALUATE.reads if key != "evaluation.batch_size"),
+        neutral=EVALUATE.neutral,
+        after=EVALUATE.after,
+    ),
+)
+"""Earlier versions of `EVALUATE` whose predictions are scored again instead of generated again."""

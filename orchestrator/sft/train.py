@@ -38,7 +38,7 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     runtime.start(context, seed=config.seed)
     device = runtime.device_of(context.uses.device)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = runtime.padding(tokenizer)
     shards = inputs.each("prepare")
     rows, validation = (
         rows_of(shards, config.languages, split, pad_token_id=pad) for split in ("train", "validation")

@@ -7,7 +7,9 @@ tasks say what their files are called and how a row becomes an item.
 from __future__ import annotations
 
 import json
+import logging
 import random
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,15 +146,27 @@ def _choose_in(info: dataset.DatasetInfo, ids: Sequence[str], wanted: Wanted, fo
     return _choose(ids, wanted, folder, sets_aside=not has_own and wanted.split is not Split.TEST)
 
 
+_LOG = logging.getLogger(__name__)
+
+
 def _usable(rows: Sequence[Row], path: Path) -> dict[str, Item]:
+    """Return the items of a file by id; the log says how many rows were left out, and why."""
     items: dict[str, Item] = {}
+    problems: dict[str, list[str]] = {}
     for row in rows:
         if row.item is None:
+            problems.setdefault(_QUOTED.sub("...", row.problem), []).append(row.id)
             continue
         if row.id in items:
             raise UserError(f"the id {row.id!r} comes twice", where=str(path))
         items[row.id] = row.item
+    for problem, ids in problems.items():
+        _LOG.warning("%s: %d of %d rows left out, such as %s: %s", path, len(ids), len(rows), ids[0], problem)
     return items
+
+
+_QUOTED = re.compile(r"'.*'|\".*\"", re.DOTALL)
+"""What differs from row to row in a problem of one kind."""
 
 
 def _choose(ids: Sequence[str], wanted: Wanted, folder: Path, *, sets_aside: bool) -> list[str]:

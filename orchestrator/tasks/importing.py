@@ -224,8 +224,8 @@ class _Part:
             if found is split and raw.language in lines and raw.id in wanted:
                 line = self.source.line(raw)
                 lines[raw.language][raw.id] = line
-                if FILES[self.task].problem_of(line):
-                    why[raw.id] = "unusable in a language"
+                if problem := FILES[self.task].problem_of(line):
+                    why[raw.id] = _KINDS.get(problem, "unusable in a language")
         if self.source.equal_golds:
             usable = wanted - set(why)
             golds = ((id_, {gold_number(lines[code][id_]["gold"]) for code in languages}) for id_ in usable)
@@ -239,6 +239,13 @@ class _Part:
                 )
             why.update(dict.fromkeys(differing, "answers differ between languages"))
         return lines, why
+
+
+_KINDS = {
+    "there is no answer": "no answer in a language",
+    "the question is empty": "no question in a language",
+}
+"""Problem of a line to what `left_out` calls it, where that is not that the answer cannot be read."""
 
 
 def _bit(language: str) -> int:

@@ -186,9 +186,9 @@ def _math_rows(place: _Place) -> Iterator[Raw]:
 
 
 def _math_line(raw: Raw) -> dict[str, str]:
-    if "gold" in raw.row or "####" in str(raw.row.get("answer")):
-        return math_files.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
-    return mcot.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+    if mcot.is_row(raw.row) and "question" not in raw.row:
+        return mcot.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+    return math_files.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
 
 
 def _api_rows(place: _Place) -> Iterator[Raw]:

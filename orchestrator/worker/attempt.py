@@ -32,6 +32,7 @@ from orchestrator.store.retention import drop_work
 from orchestrator.text import MAX_LINE, escaped, one_line
 from orchestrator.worker import child
 from orchestrator.worker.command import command_facts
+from orchestrator.worker.former import Basis
 from orchestrator.worker.inherit import Inherited, has_progressed, inherit
 from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
 from orchestrator.worker.outcome import log_tail, read_outcome
@@ -114,7 +115,8 @@ class AttemptRun:
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
         end_outlived()  # or it could write on in what is taken over
-        taken = inherit(self._ledger, self._node, self._spec, earlier, folder, pulse=self._pulse)
+        basis = Basis(self._claim.generation, self._generations)
+        taken = inherit(self._ledger, self._node, self._spec, earlier, folder, basis=basis, pulse=self._pulse)
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
@@ -185,6 +187,7 @@ class AttemptRun:
             config=self._cell.config,
             resume_step=taken.checkpoint.step if taken.checkpoint else None,
             resume_folder=str(taken.checkpoint.folder) if taken.checkpoint else "",
+            former_folder=str(taken.former or ""),
             settings=self._order.settings,
             env={**self._order.env, MARK: self._mark},
             num_threads=self._order.num_threads,

@@ -239,6 +239,7 @@ def _context(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeli
         resume=None
         if order.resume_step is None
         else Checkpoint(order.resume_step, Path(order.resume_folder)),
+        former=Path(order.former_folder) if order.former_folder else None,
         attempt=order.attempt,
         num_threads=order.num_threads,
         checkpoint_interval_s=order.settings.policy.checkpoint_interval_s,

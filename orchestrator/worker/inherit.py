@@ -1,5 +1,5 @@
 """What an attempt takes over from earlier ones: the output of a command that was through, a checkpoint, the
-work."""
+work; and what an earlier version of the stage made."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from orchestrator.core.sweep import Node
 from orchestrator.stage import MANIFEST, Checkpoint, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
+from orchestrator.worker.former import Basis, adopt_former, find_former
 from orchestrator.worker.resume import adopt, candidates, is_discarded, is_whole
 from orchestrator.worker.unread import adopt_unread, find_unread
 from orchestrator.worker.work import take_over, work_of
@@ -25,12 +26,14 @@ class Inherited(NamedTuple):
         checkpoint: to go on from, and `parent`, where it came from; None for a start from nothing.
         unread: the attempt whose output only needs to be read; None to run the stage.
         work: the attempt whose work folder it was; None for an empty one.
+        former: the product of an earlier version of the stage; None without one.
     """
 
     checkpoint: Checkpoint | None = None
     parent: Parent | None = None
     unread: int | None = None
     work: int | None = None
+    former: Path | None = None
 
 
 def inherit(
@@ -40,6 +43,7 @@ def inherit(
     earlier: Sequence[Attempt],
     folder: Path,
     *,
+    basis: Basis,
     pulse: Callable[[], object],
 ) -> Inherited:
     """Brings what earlier attempts left into an attempt's own folder.
@@ -50,20 +54,22 @@ def inherit(
         spec: of the stage.
         earlier: all earlier attempts.
         folder: the attempt's own payload folder.
+        basis: what the attempt's product will be made of.
         pulse: called often meanwhile.
 
     Raises:
         OSError: the store did not answer, or a former owner still writes into its work folder.
     """
+    former = adopt_former(ledger, node, spec, folder, basis=basis, pulse=pulse)
     if not earlier:
-        return Inherited()
+        return Inherited(former=former)
     work = take_over(ledger, node, earlier, folder, pulse=pulse)
     if spec.command is not None:
         unread = adopt_unread(ledger, node, earlier, folder, pulse=pulse)
         if unread is not None:
             return Inherited(unread=unread, work=work)
     checkpoint, parent = adopt(ledger, node, earlier, folder, pulse=pulse) or (None, None)
-    return Inherited(checkpoint, parent, None, work)
+    return Inherited(checkpoint, parent, None, work, former)
 
 
 def foresee(ledger: Ledger, node: Node, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
@@ -82,6 +88,8 @@ def foresee(ledger: Ledger, node: Node, spec: StageSpec, earlier: Sequence[Attem
     with_work = [a.number for a in sound if work_of(ledger, node, a).is_dir()] if sound else []
     if with_work and ledger.objects.in_place:
         parts.append(f"the work folder of attempt {with_work[-1]}")
+    if not parts and find_former(ledger, node, spec) is not None:
+        return "goes on from what an earlier version of the stage made"
     return f"goes on from {' and '.join(parts)}" if parts else ""
 
 

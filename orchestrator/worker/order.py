@@ -115,6 +115,7 @@ class ChildOrder(Stored, frozen=True, kw_only=True):
         folder: the attempt's payload folder.
         inputs: stage name to instance label to folder.
         resume_step, resume_folder: the adopted checkpoint.
+        former_folder: the adopted product of an earlier version of the stage, "" for none.
         in_job: whether a scheduler may signal all processes at once.
         unread: the earlier attempt whose command was through, and whose output lies in this one's to be read
             again; None to run the stage.
@@ -133,6 +134,7 @@ class ChildOrder(Stored, frozen=True, kw_only=True):
     config: dict[str, Any]
     resume_step: int | None = None
     resume_folder: str = ""
+    former_folder: str = ""
     settings: EngineSettings
     env: dict[str, str] = {}
     num_threads: int = 1

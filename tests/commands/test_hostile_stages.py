@@ -123,7 +123,7 @@ def is_below(process: Path, ancestor: int) -> bool:
 def test_an_unreadable_request_is_named_and_nothing_breaks(slow):
     slow("launch", "slow.yaml", "count.step_s=0.0")
     request = next(slow.store.glob("sweeps/slow/requests/*.json"))
-    request.write_text(request.read_text().replace('"lease_s":', '"lease_x":'))
+    request.write_text(request.read_text().replace('"lease_s":', '"lease_s":"long","was":'))
     for words in (("status", "slow"), ("why", "slow", "seed=0"), ("plan", "slow.yaml", "count.step_s=0.0")):
         assert "is unreadable" in slow(*words)
     start_s = time.monotonic()

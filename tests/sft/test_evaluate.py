@@ -17,12 +17,12 @@ from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.registry import load
 from orchestrator.sft import runtime, stages
 from orchestrator.sft.evaluate import kept_files, num_trainable, skeleton
+from orchestrator.sft.generate import blocks
 from orchestrator.sft.memory import SIZES, num_parameters
 from orchestrator.sft.predictions import (
     PREDICTIONS,
     Prediction,
     Score,
-    blocks,
     read,
     scores_of,
     select,
@@ -188,6 +188,17 @@ def test_a_stopped_evaluation_goes_on_with_the_next_block(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_in_reduced_precision_a_resume_changes_no_text(trained: Ground, tmp_path: Path) -> None:
+    how = ("evaluation.precision=bf16", "evaluation.batch_size=3", "evaluation.languages=[en]")
+    expected = observed(trained, tmp_path / "whole", Log(), *how)
+    first = Log(stop_after=3)  # in the middle of a language
+    with pytest.raises(StopRequested):
+        observed(trained, tmp_path / "first", first, *how)
+    resume = chain.newest(tmp_path / "first")
+    assert observed(trained, tmp_path / "second", Log(), *how, resume=resume) == expected
+    assert read(tmp_path / "second/output") == read(tmp_path / "whole/output")
+
+
 def test_an_evaluation_killed_in_the_middle_ends_with_the_same_predictions(
     trained: Ground, tmp_path: Path
 ) -> None:
@@ -207,17 +218,6 @@ def test_an_evaluation_killed_in_the_middle_ends_with_the_same_predictions(
     assert read(tmp_path / "last/output") == read(expected)
 
 
-def test_a_resume_with_other_batches_repeats_nothing(trained: Ground, tmp_path: Path) -> None:
-    with pytest.raises(StopRequested):
-        observed(trained, tmp_path / "first", Log(stop_after=7), "evaluation.batch_size=4")
-    log = Log()
-    resume = chain.newest(tmp_path / "first")
-    observed(trained, tmp_path / "second", log, "evaluation.batch_size=8", resume=resume)
-    assert list(log.steps) == [9]  # the two languages that were left, in one block
-    expected, _ = evaluate(trained, tmp_path / "whole")
-    assert read(tmp_path / "second/output") == read(expected)
-
-
 def test_metrics_say_how_fast_and_each_epochs_accuracy(trained: Ground, tmp_path: Path) -> None:
     log = Log()
     rows = observed(trained, tmp_path, log, "evaluation.batch_size=4")
@@ -225,7 +225,7 @@ def test_metrics_say_how_fast_and_each_epochs_accuracy(trained: Ground, tmp_path
     assert all(metrics["items_per_second"] > 0 for metrics in log.steps.values())
     assert all(metrics["generated_tokens_per_second"] > 0 for metrics in log.steps.values())
     selected = [6, 12, 18].index(rows[0]["selected_step"])
-    accuracies = [metrics["validation_accuracy"] for metrics in log.steps.values() if len(metrics) > 3]
+    accuracies = [metrics["validation_accuracy"] for metrics in log.steps.values() if len(metrics) > 2]
     assert accuracies[selected] == max(accuracies) == (rows[0]["accuracy"] + rows[1]["accuracy"]) / 2
 
 
@@ -239,17 +239,17 @@ def test_two_processes_share_the_work_and_change_nothing(trained: Ground, tmp_pa
 
 @pytest.mark.long
 def test_two_processes_stop_and_one_goes_on(trained: Ground, tmp_path: Path) -> None:
-    expected = observed(trained, tmp_path / "whole", Log())
-    two = ("evaluation.num_processes=2", "evaluation.batch_size=2")
-    first, second = Log(stop_after=3), Log()
+    small = "evaluation.batch_size=2"  # two batches a language
+    expected = observed(trained, tmp_path / "whole", Log(), small)
+    first, second = Log(stop_after=4), Log()
     with pytest.raises(StopRequested, match="preempted"):
-        observed(trained, tmp_path / "first", first, *two)
+        observed(trained, tmp_path / "first", first, small, "evaluation.num_processes=2")
     checkpoint = chain.newest(tmp_path / "first")
     assert checkpoint
     done = list(first.steps)
-    assert done == list(range(1, checkpoint.step + 1)) and 3 <= checkpoint.step < PAIRS
-    rows = observed(trained, tmp_path / "second", second, "evaluation.batch_size=4", resume=checkpoint)
-    assert [*done, *second.steps] == list(range(1, PAIRS + 1))
+    assert done == list(range(2, checkpoint.step + 1, 2)) and 4 <= checkpoint.step < 2 * PAIRS
+    rows = observed(trained, tmp_path / "second", second, small, resume=checkpoint)
+    assert list(second.steps) == list(range(checkpoint.step + 1, 2 * PAIRS + 1))
     assert rows == expected
     assert read(tmp_path / "second/output") == read(tmp_path / "whole/output")
 

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from orchestrator.errors import StageFailure
 from orchestrator.registry import ENGINES, lookup
 from orchestrator.sft import engines, stages
-from orchestrator.sft.engines.base import Engine, EngineSettings, in_rounds, in_shrinking_batches, through_end
+from orchestrator.sft.engines.base import Engine, EngineSettings, in_rounds, through_end
 from orchestrator.sft.engines.transformers import TransformersEngine
 from orchestrator.sft.engines.vllm import own_gpu
-from orchestrator.sft.generate import Share, divided, generate
+from orchestrator.sft.generate import Answer, batches, generate, special_tokens
 from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Config
 from orchestrator.tasks.api_calling import API_CALLING
@@ -41,10 +41,18 @@ def tokenizer(ground: Ground) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
 
 
-def settings(tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 4) -> EngineSettings:
+def settings(tokenizer: PreTrainedTokenizerBase, *, precision: str = "fp32") -> EngineSettings:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    return EngineSettings(device, "fp32", batch_size, eos, pad)
+    return EngineSettings(device, precision, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def answers(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, size: int = 4, **how: Any
+) -> list[Answer]:
+    """Generates in batches of some size, in the order given."""
+    rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [answer for batch in generate(engine, tokenizer, groups, **how) for answer in batch]
 
 
 @pytest.fixture(params=ENGINES)
@@ -146,12 +154,12 @@ def test_batches_and_padding_change_no_answer(
     ground: Ground, tokenizer: PreTrainedTokenizerBase, size: int
 ) -> None:
     rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
-    engine = TransformersEngine(settings(tokenizer, batch_size=size))
+    engine = TransformersEngine(settings(tokenizer))
     engine.load(ground.inputs["base"][""])
     expected = step_by_step(ground.inputs["base"][""], rows, 6)
-    answers = generate(engine, tokenizer, PROMPTS, stop=str, max_new_tokens=6)
-    assert [answer.text for answer in answers] == tokenizer.batch_decode(expected, skip_special_tokens=True)
-    assert [answer.num_tokens for answer in answers] == [6] * 4
+    found = answers(engine, tokenizer, PROMPTS, size=size, stop=str, max_new_tokens=6)
+    assert [answer.text for answer in found] == tokenizer.batch_decode(expected, skip_special_tokens=True)
+    assert [answer.num_tokens for answer in found] == [6] * 4
 
 
 @pytest.mark.parametrize("round_tokens", [1, 7, 24, 100])
@@ -178,7 +186,7 @@ def test_rounds_change_no_token(
 class Script:
     """An engine that types given texts, and looks at each every few tokens as the real ones do."""
 
-    batch_size = 1
+    is_batched = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, every: int) -> None:
         self._rows = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
@@ -215,7 +223,7 @@ def test_a_model_that_runs_on_is_cut_and_ended(
     tokenizer: PreTrainedTokenizerBase, task: Any, answer: str, more: str, every: int
 ) -> None:
     script = Script(tokenizer, [answer + more, answer], every=every)
-    one, other = generate(script, tokenizer, ["Q\n", "Q\n"], stop=task.stop, max_new_tokens=400)
+    one, other = answers(script, tokenizer, ["Q\n", "Q\n"], stop=task.stop, max_new_tokens=400)
     whole = len(tokenizer(answer + more).input_ids)
     assert one.text == task.stop(answer + more) == other.text
     assert one.text.strip() == answer.strip()
@@ -243,9 +251,9 @@ def test_a_base_model_that_runs_on_is_cut_and_ended(
 ) -> None:
     engine.load(runs_on)
     prompt = "Question:\n3 + 4\nAnswer:\n"
-    (whole,) = generate(engine, tokenizer, [prompt], stop=str, max_new_tokens=200)
+    (whole,) = answers(engine, tokenizer, [prompt], stop=str, max_new_tokens=200)
     assert whole.text.count("Question:") > 2 and (whole.num_tokens, whole.truncated) == (200, True)
-    (answer,) = generate(engine, tokenizer, [prompt], stop=MATH.stop, max_new_tokens=200)
+    (answer,) = answers(engine, tokenizer, [prompt], stop=MATH.stop, max_new_tokens=200)
     assert MATH.is_correct(answer.text, "7", "en")
     assert answer.text == MATH.stop(whole.text) == "The answer is 7.\n"
     assert answer.num_tokens < 200 and not answer.truncated
@@ -263,7 +271,7 @@ def test_truncated_is_what_neither_ended_nor_was_cut(
     tokenizer: PreTrainedTokenizerBase, text: str, limit: int, truncated: bool
 ) -> None:
     script = Script(tokenizer, [text], every=1000)
-    (answer,) = generate(script, tokenizer, ["Q\n"], stop=MATH.stop, max_new_tokens=limit)
+    (answer,) = answers(script, tokenizer, ["Q\n"], stop=MATH.stop, max_new_tokens=limit)
     assert (answer.truncated, answer.num_tokens <= limit) == (truncated, True)
 
 
@@ -272,7 +280,7 @@ def test_an_end_at_the_very_limit_is_not_truncated(tokenizer: PreTrainedTokenize
     num_tokens = len(tokenizer(text, add_special_tokens=False).input_ids)
     for limit, truncated in ((num_tokens, True), (num_tokens + 1, False)):
         script = Script(tokenizer, [text], every=1000)
-        (answer,) = generate(script, tokenizer, ["Q\n"], stop=MATH.stop, max_new_tokens=limit)
+        (answer,) = answers(script, tokenizer, ["Q\n"], stop=MATH.stop, max_new_tokens=limit)
         assert (answer.num_tokens, answer.truncated, answer.text) == (limit, truncated, text)
 
 
@@ -283,66 +291,77 @@ def test_how_often_one_looks_changes_no_verdict(tokenizer: PreTrainedTokenizerBa
         text = gold + "\nUser: and now?\n" * 20
         for every in range(1, 40):
             script = Script(tokenizer, [text], every=every)
-            (answer,) = generate(script, tokenizer, ["Q\n"], stop=API_CALLING.stop, max_new_tokens=999)
+            (answer,) = answers(script, tokenizer, ["Q\n"], stop=API_CALLING.stop, max_new_tokens=999)
             assert API_CALLING.is_correct(answer.text, gold, "en"), (value, every)
 
 
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 8))
-def test_processes_divide_all_rows_evenly(lengths: list[int], size: int) -> None:
-    parts = [divided(lengths, Share(rank, size)) for rank in range(size)]
-    assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    for part in parts:
-        assert [lengths[index] for index in part] == sorted((lengths[index] for index in part), reverse=True)
+def test_a_mark_of_a_chat_template_begins_a_run_on(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|im_start|>"]})
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in special_tokens(tokenizer)
+    run_on = "<|im_end|>\n<|im_start|>user\nHow many are 5 and 5?<|im_end|>\nThe answer is 10.\n" * 9
+    for every in (1, 7, 1000):
+        script = Script(
+            tokenizer, ["The answer is 18." + run_on, "<|im_start|>The answer is 18."], every=every
+        )
+        one, other = answers(script, tokenizer, ["Q\n", "Q\n"], stop=str, max_new_tokens=60)
+        assert one.text == "The answer is 18." == other.text
+        assert not one.truncated and not other.truncated
+        assert MATH.is_correct(one.text, "18", "en")
 
 
-@given(st.integers(0, 60), st.integers(1, 30), st.integers(1, 30))
-def test_batches_that_do_not_fit_are_halved_and_every_row_is_computed_once(
-    num_rows: int, size: int, fitting: int
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    st.integers(1, 12),
+    st.randoms(use_true_random=False),
+)
+def test_batches_hold_each_item_once_and_are_full_but_for_the_last_of_a_block(
+    numbers: list[int], size: int, random: Any
 ) -> None:
-    computed: list[int] = []
-    released = 0
-
-    def compute(batch: Sequence[int]) -> None:
-        if len(batch) > fitting:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        computed.extend(batch)
-
-    def release() -> None:
-        nonlocal released
-        released += 1
-
-    last = in_shrinking_batches(range(num_rows), size, compute, release=release)
-    assert computed == list(range(num_rows))
-    assert last <= size and (last <= fitting or num_rows <= fitting)
-    assert (released > 0) == (last < size)
-
-
-def test_a_row_that_does_not_fit_alone_is_the_end() -> None:
-    def compute(batch: Sequence[int]) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        in_shrinking_batches([0, 1, 2], 2, compute)
+    items = {
+        str(n): [(n, index, random.randint(1, 50)) for index in range(number)]
+        for n, number in enumerate(numbers)
+    }
+    found = batches(items, size, lambda item: item[2])
+    assert sorted(item for batch in found for item in batch) == sorted(
+        i for each in items.values() for i in each
+    )
+    assert all(0 < len(batch) <= size for batch in found)
+    assert found == batches(items, size, lambda item: item[2])
+    for batch in found:
+        assert [item[2] for item in batch] == sorted((item[2] for item in batch), reverse=True)
+    for number in range(len(numbers)):  # a language that fills a batch shares none with others
+        if numbers[number] > size:
+            assert all(
+                {item[0] for item in batch} == {number}
+                for batch in found
+                if any(i[0] == number for i in batch)
+            )
 
 
-def test_an_engine_without_memory_for_its_batch_gives_the_same_tokens(
+def test_a_batch_that_does_not_fit_is_tried_once_more_and_never_made_smaller(
     ground: Ground, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS * 2]
-    engine = TransformersEngine(settings(tokenizer, batch_size=8))
+    rows = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    engine = TransformersEngine(settings(tokenizer))
     engine.load(ground.inputs["base"][""])
     expected = engine.generate(rows, max_new_tokens=8, is_over=never)
-    assert engine.batch_size == 8
+    sizes: list[int] = []
 
-    def no_room_for_more_than_three(module: Any, inputs: Any, output: Any) -> None:
-        if len(output) > 3:
+    def no_room(module: Any, inputs: Any, output: Any) -> None:
+        sizes.append(len(output))
+        if len(sizes) <= num_failing:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     assert engine._model is not None
-    engine._model.get_input_embeddings().register_forward_hook(no_room_for_more_than_three)
+    engine._model.get_input_embeddings().register_forward_hook(no_room)
+    num_failing = 1
     assert engine.generate(rows, max_new_tokens=8, is_over=never) == expected
-    assert engine.batch_size == 2
+    sizes.clear()
+    num_failing = 99
+    with pytest.raises(StageFailure, match=r"batch of 4 prompts(.|\n)*evaluation\.batch_size") as caught:
+        engine.generate(rows, max_new_tokens=8, is_over=never)
+    assert caught.value.cause == "oom_gpu" and sizes == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -358,6 +377,7 @@ def test_vllm_sees_the_ranks_own_gpu_and_no_torchrun(env: dict[str, str], gpu: s
     torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "x", "WORLD_SIZE": "2", "HOME": "/h"}
     own = own_gpu({**env, **torchrun})
     assert own["CUDA_VISIBLE_DEVICES"] == gpu and own["HOME"] == "/h"
+    assert own["VLLM_BATCH_INVARIANT"] == "1"  # or texts would depend on what is computed together
     assert not own.keys() & {"TORCHELASTIC_USE_AGENT_STORE", "MASTER_ADDR", "WORLD_SIZE", "LOCAL_RANK"}
 
 

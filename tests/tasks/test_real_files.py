@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import UserError
+from orchestrator.tasks import importing
 from orchestrator.tasks.api_calling import API_CALLING
 from orchestrator.tasks.base import LANGUAGES
+from orchestrator.tasks.importing import Choice
 from orchestrator.tasks.math import MATH
+from orchestrator.tasks.sources import open_source
 
 
 def write_lines(folder: Path, language: str, ids: Sequence[object], *, gold: str = "#### 7") -> None:
@@ -103,6 +107,79 @@ def test_a_bad_training_file_is_the_user_s_mistake(
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         MATH.read(tmp_path, "train", "en")
+
+
+@pytest.mark.parametrize(
+    ("row", "gold"),
+    [
+        ({"answer": None, "answer_number": 18, "equation_solution": None}, "18"),
+        ({"answer": None, "answer_number": "1,800"}, "1,800"),
+        ({"answer": "Step-by-Step Answer: 9 * 2 = 18. The answer is 18.", "answer_number": 18}, "18"),
+        ({"answer_number": 18.0}, "18"),
+        ({"answer_number": 0.5}, "0.5"),
+        ({"answer": "", "gold": 18}, "18"),
+        ({"answer": "9 * 2 = 18", "gold": 18}, "18"),
+        ({"gold": 18}, "18"),
+        ({"answer": 18}, "18"),
+        ({"answer": "18"}, "18"),
+        ({"answer": "$1,800"}, "$1,800"),
+        ({"answer": "9 * 2 = 18 <<9*2=18>>\n#### 18", "level": "hard"}, "18"),
+        ({"answer": "Nine times two. The answer is 18. She has 3 hens."}, "18"),
+    ],
+)
+def test_rows_say_their_gold_in_several_ways(row: dict[str, Any], gold: str, tmp_path: Path) -> None:
+    (tmp_path / "en.jsonl").write_text(json.dumps({"question": "How many?", **row}) + "\n")
+    (item,) = MATH.read(tmp_path, "test", "en")
+    assert item.gold == gold and MATH.is_correct(item.response, gold, "en")
+    built = importing.build("math", open_source(tmp_path / "en.jsonl", "math"), None, Choice())
+    assert built.rows["train"]["en"][0]["gold"] == gold
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "How many?\t18\n\nTwo?\t2\n",
+        "How many?\t18\t\t\n\nTwo?\t2\t\t\n",
+        "\ufeffHow many?\t18\r\n\r\nTwo?\t2\r\n",
+        '"How many?"\t"18"\n\n"Two?"\t"2"\n',
+        '"How many?"\t18 \n\nTwo?\t"2"\t\n',
+        "question\tanswer\nHow many?\t18\n\nTwo?\t2\n",
+        "Question\tanswer_number\tequation_solution\nHow many?\t18\t9*2\n\nTwo?\t2\t\n",
+        "question\tanswer\tanswer_number\nHow many?\t\t18\n\nTwo?\t\t2\n",
+    ],
+)
+def test_a_table_is_read_as_spreadsheets_write_it(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mgsm_en.tsv").write_text(content, encoding="utf-8", newline="")
+    items = MATH.read(tmp_path, "test", "en")
+    assert [(item.id, item.prompt.split("\n")[1], item.gold) for item in items] == [
+        ("1", "How many?", "18"),
+        ("3", "Two?", "2"),
+    ]
+
+
+def test_quotes_within_a_question_stay_and_a_quoted_one_may_hold_line_breaks(tmp_path: Path) -> None:
+    (tmp_path / "mgsm_en.tsv").write_text(
+        '"Two" hens?\t2\n"A ""fine"" hen\nand another?"\t3\n"Four" and "five"\t9\nA 5" pipe\t5\n'
+    )
+    items = MATH.read(tmp_path, "test", "en")
+    assert [item.prompt.partition("\nAnswer:")[0].removeprefix("Question:\n") for item in items] == [
+        '"Two" hens?',
+        'A "fine" hen\nand another?',
+        '"Four" and "five"',
+        'A 5" pipe',
+    ]
+    assert [item.id for item in items] == ["1", "2", "3", "4"]
+
+
+def test_rows_that_are_left_out_are_counted_by_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mgsm_en.tsv").write_text("a\t1\nb\tnone\nc\tmany, or 3 of 4\nd\t\n\t5\n")
+    assert [item.id for item in MATH.read(tmp_path, "test", "en")] == ["1"]
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert said == [
+        "2 of 5 rows left out, such as 2: the answer ... is not one number",
+        "1 of 5 rows left out, such as 4: there is no answer",
+        "1 of 5 rows left out, such as 5: the question is empty",
+    ]
 
 
 def test_a_missing_folder_language_or_number_of_items_is_named(tmp_path: Path) -> None:

@@ -22,14 +22,12 @@ class EngineSettings(NamedTuple):
     Attributes:
         device: where to compute.
         precision: of weights and activations: ``fp32`` or ``bf16``.
-        batch_size: rows at a time, where the engine does not decide that for itself.
         eos_token_id: ends an answer.
         pad_token_id: fills short rows.
     """
 
     device: torch.device
     precision: str
-    batch_size: int
     eos_token_id: int
     pad_token_id: int
 
@@ -47,57 +45,26 @@ class Engine(Protocol):
     def generate(
         self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, is_over: IsOver
     ) -> list[list[int]]:
-        """Returns the new tokens of each row, in the order of the rows, the end token included.
+        """Return the new tokens of each row, in the order of the rows, the end token included.
 
         A row ends with the end token, at `max_new_tokens`, or some time after `is_over` holds.
+
+        Raises:
+            StageFailure: with cause ``oom_gpu`` when memory does not suffice for the rows of one batch.
         """
 
     @property
-    def batch_size(self) -> int:
-        """Rows at a time: less than was set once memory did not suffice."""
+    def is_batched(self) -> bool:
+        """Whether all rows of a call are computed together, so that what they are may change each text.
+
+        Otherwise a row's tokens do not depend on others, and a call may bring any number of rows.
+        """
 
 
 def through_end(tokens: Sequence[int], eos_token_id: int) -> list[int]:
     """Returns the tokens up to and including the first end token."""
     end = next((n for n, token in enumerate(tokens, start=1) if token == eos_token_id), len(tokens))
     return list(tokens[:end])
-
-
-def in_shrinking_batches(
-    rows: Sequence[int],
-    size: int,
-    compute: Callable[[Sequence[int]], None],
-    *,
-    release: Callable[[], None] = lambda: None,
-) -> int:
-    """Calls `compute` on consecutive batches; one that does not fit in memory is halved, as are all after.
-
-    Args:
-        rows: what to divide.
-        size: rows in a batch.
-        compute: handles a whole batch or raises `torch.OutOfMemoryError` and may be called again.
-        release: called after such an error, when nothing holds the batch's tensors any more.
-
-    Returns:
-        The size that was used last.
-
-    Raises:
-        torch.OutOfMemoryError: a single row does not fit.
-    """
-    start = 0
-    while start < len(rows):
-        batch = rows[start : start + size]
-        try:
-            compute(batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            size = len(batch) // 2
-        else:
-            start += len(batch)
-            continue
-        release()  # not within `except`: the traceback holds the tensors
-    return size
 
 
 def in_rounds(

@@ -3,6 +3,10 @@
 Written against vLLM 0.30. It is given tokens and gives tokens: no tokenizer, chat template or sampling
 default of its own comes into play. vLLM cannot be watched while it generates, so it does so in rounds; the
 prefix cache makes going on cheap.
+
+vLLM decides for itself what it computes together, by memory and by what has ended, so its batch-invariant
+kernels are always asked for (``VLLM_BATCH_INVARIANT``; https://docs.vllm.ai/en/stable/features/batch_invariance/).
+They need a GPU of compute capability 8.0 or more.
 """
 
 from __future__ import annotations
@@ -28,12 +32,14 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 class VllmEngine:
     """See `orchestrator.sft.engines.base.Engine`."""
 
+    is_batched = False
+
     def __init__(self, settings: EngineSettings) -> None:
         if not has_vllm():
             raise StageFailure("config", f"evaluation.engine=vllm, but vllm is not installed: {INSTALL_VLLM}")
         if settings.device.type != "cuda":
             raise StageFailure("config", f"evaluation.engine=vllm needs a GPU, and device={settings.device}")
-        self._settings, self.batch_size = settings, settings.batch_size
+        self._settings = settings
         self._llm: Any = None
 
     def load(self, folder: Path) -> None:
@@ -88,7 +94,12 @@ def own_gpu(env: Mapping[str, str]) -> dict[str, str]:
     visible = [gpu for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     rank = env.get("LOCAL_RANK", "0")
     gpu = visible[int(rank)] if visible else rank
-    return {**environment(env), "CUDA_VISIBLE_DEVICES": gpu, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    return {
+        **environment(env),
+        "CUDA_VISIBLE_DEVICES": gpu,
+        "VLLM_BATCH_INVARIANT": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
 
 
 @contextmanager

@@ -1,0 +1,223 @@
+"""Answers to the items of a cell, generated in fixed batches or kept from before, and their scores.
+
+A batch is generated whole or not at all: which items it holds depends on the items, their languages and
+`evaluation.batch_size` alone, so neither a resume nor the number of processes changes a text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.registry import ENGINES, TASKS, lookup
+from orchestrator.sft import parallel, runtime
+from orchestrator.sft.engines.base import Engine, EngineSettings
+from orchestrator.sft.generate import Answer, Share, batches, generate
+from orchestrator.sft.items import load_items
+from orchestrator.sft.predictions import Prediction, Score, read, scores_of, write
+from orchestrator.sft.prepare import encode_prompt
+from orchestrator.stage import Config, Context, Inputs
+from orchestrator.tasks.base import Item, Task
+
+_BATCHES_A_ROUND = 8
+"""Batches of a process between two chances to checkpoint, where an engine takes more than one at a time."""
+
+_Key = tuple[str, int | None, str, str]
+
+
+class NotKept(Exception):
+    """An answer is not among those that were kept, and none may be generated."""
+
+
+class Scorer:
+    """Generates and scores batch by batch; what a checkpoint or an earlier version left is used again.
+
+    Args:
+        config, inputs, context: of the stage.
+        is_dry: generate and report nothing, and raise `NotKept` where that would be needed.
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, context: Context, *, is_dry: bool = False) -> None:
+        self._config = config
+        self._context = context
+        self._is_dry = is_dry
+        self._task: Task = lookup(TASKS, config.task.name, kind="task")
+        self._tokenizer = runtime.load_tokenizer(inputs, context.uses)
+        self._share = Share(parallel.rank(), parallel.world_size())
+        self._engine: Engine | None = None
+        self._loaded: Path | None = None
+        self._items: dict[tuple[str, str], Sequence[Item]] = {}
+        self._encoded: dict[tuple[str, str], list[int]] = {}
+        self._answered = _by_key(read(context.resume.folder) if context.resume else [])
+        self._former = _by_key(read(context.former) if context.former else [])
+        self._scored: list[tuple[str, int | None, Sequence[str]]] = []
+        self._num_done = self._num_batches = 0
+
+    @property
+    def uses(self) -> Config:
+        """The config keys that the stage uses."""
+        return self._context.uses
+
+    def plan(self, splits: Sequence[str]) -> None:
+        """Count the batches of all splits that will be scored: what progress is measured in."""
+        self._num_batches = sum(len(self._batches(split, self._languages(split))) for split in splits)
+
+    def scores(self) -> list[Score]:
+        """Return the scores so far."""
+        return scores_of(self._predictions())
+
+    def score(self, split: str, step: int | None, folder: Path, languages: Sequence[str]) -> None:
+        """Score the weights of a folder on the languages of a split; what was answered before stays."""
+        self._scored.append((split, step, languages))
+        left, num_former = [], 0
+        for batch in self._batches(split, languages):
+            if all(_key(split, step, item) in self._answered for item in batch):
+                self._num_done += 1
+            elif self._take_former(split, step, batch):
+                num_former += 1
+            else:
+                left.append(batch)
+        self._num_done += num_former
+        if self._is_dry and left:
+            raise NotKept(f"{len(left)} batches of {split} items" + (f" at step {step}" if step else ""))
+        if num_former and not self._is_dry:
+            self._report(split, step, languages, {}, is_last=not left)
+        while left:
+            size = self._share.size * (1 if self._open(folder).is_batched else _BATCHES_A_ROUND)
+            now, left = left[:size], left[size:]
+            metrics = self._generate(split, step, now)
+            self._num_done += len(now)
+            self._report(split, step, languages, metrics, is_last=not left)
+
+    def items(self, split: str, language: str) -> Sequence[Item]:
+        """Return the items of a split and language, made or read once."""
+        if (split, language) not in self._items:
+            self._items[split, language] = load_items(
+                self._task, split, language, self._config["items"], self._context.uses
+            )
+        return self._items[split, language]
+
+    def write(self, folder: Path) -> None:
+        """Write all predictions so far; of several processes one does."""
+        if self._share.rank == 0:
+            write(self._predictions(), folder)
+
+    def _predictions(self) -> list[Prediction]:
+        """Return the predictions in the order of what was scored, whatever the order of the work."""
+        keys = (
+            _key(split, step, item)
+            for split, step, languages in self._scored
+            for language in languages
+            for item in self.items(split, language)
+        )
+        return [self._answered[key] for key in keys if key in self._answered]
+
+    def _languages(self, split: str) -> Sequence[str]:
+        languages: Sequence[str] = (
+            self._config.evaluation.languages if split == "test" else self._config.languages
+        )
+        return languages
+
+    def _batches(self, split: str, languages: Sequence[str]) -> list[list[Item]]:
+        items = {language: self.items(split, language) for language in languages}
+        return batches(items, self._config.evaluation.batch_size, lambda item: len(self._tokens(item)))
+
+    def _tokens(self, item: Item) -> list[int]:
+        key = (item.language, item.prompt)
+        if key not in self._encoded:
+            self._encoded[key] = encode_prompt(self._tokenizer, item.prompt)
+        return self._encoded[key]
+
+    def _take_former(self, split: str, step: int | None, batch: Sequence[Item]) -> bool:
+        """Score what an earlier version of the stage generated for a batch; False without all of it."""
+        found = [self._former.get(_key(split, step, item)) for item in batch]
+        kept = [one for one, item in zip(found, batch, strict=True) if one and one.prompt == item.prompt]
+        if len(kept) < len(batch):
+            return False
+        for one, item in zip(kept, batch, strict=True):
+            text = self._task.stop(one.generated)
+            truncated = one.truncated and text == one.generated
+            self._keep(split, step, item, Answer(text, one.num_generated_tokens, truncated))
+        return True
+
+    def _open(self, folder: Path) -> Engine:
+        """Return the engine with the weights of a folder."""
+        if self._engine is None:
+            tokenizer, evaluation = self._tokenizer, self._config.evaluation
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            settings = EngineSettings(
+                device=runtime.device_of(self._context.uses.device),
+                precision=evaluation.precision,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=pad,
+            )
+            self._engine = lookup(ENGINES, evaluation.engine, kind="engine")(settings)
+        if self._loaded != folder:
+            self._engine.load(folder)
+            self._loaded = folder
+        return self._engine
+
+    def _generate(self, split: str, step: int | None, work: Sequence[Sequence[Item]]) -> dict[str, float]:
+        assert self._loaded is not None, "the engine is open"
+        start_s = time.monotonic()
+        answers = generate(
+            self._open(self._loaded),
+            self._tokenizer,
+            [[self._tokens(item) for item in batch] for batch in work],
+            stop=self._task.stop,
+            max_new_tokens=self._config.evaluation.max_new_tokens,
+            share=self._share,
+        )
+        num_items = num_tokens = 0
+        for batch, its_answers in zip(work, answers, strict=True):
+            for item, answer in zip(batch, its_answers, strict=True):
+                self._keep(split, step, item, answer)
+                num_items, num_tokens = num_items + 1, num_tokens + answer.num_tokens
+        seconds = time.monotonic() - start_s
+        return {
+            "items_per_second": num_items / seconds,
+            "generated_tokens_per_second": num_tokens / seconds,
+        }
+
+    def _keep(self, split: str, step: int | None, item: Item, answer: Answer) -> None:
+        is_correct = self._task.is_correct(answer.text, item.gold, item.language, truncated=answer.truncated)
+        self._answered[_key(split, step, item)] = Prediction(
+            split=split,
+            step=step,
+            language=item.language,
+            item_id=item.id,
+            prompt=item.prompt,
+            generated=answer.text,
+            gold=item.gold,
+            correct=bool(is_correct),
+            truncated=answer.truncated,
+            num_generated_tokens=answer.num_tokens,
+        )
+
+    def _report(
+        self,
+        split: str,
+        step: int | None,
+        languages: Sequence[str],
+        metrics: Mapping[str, float],
+        *,
+        is_last: bool,
+    ) -> None:
+        metrics = dict(metrics)
+        if split == "validation" and is_last:
+            scores = [score for score in self.scores() if (score.split, score.step) == (split, step)]
+            metrics["validation_accuracy"] = sum(score.accuracy for score in scores) / len(languages)
+        self._context.log(self._num_done, num_steps=self._num_batches, **metrics)
+        if self._context.checkpoint_due(self._num_done):
+            with self._context.checkpoint(self._num_done) as folder:
+                self.write(folder)
+            self._context.stop_if_asked()
+
+
+def _key(split: str, step: int | None, item: Item) -> _Key:
+    return (split, step, item.language, item.id)
+
+
+def _by_key(predictions: Sequence[Prediction]) -> dict[_Key, Prediction]:
+    return {(one.split, one.step, one.language, one.item_id): one for one in predictions}

@@ -1,0 +1,205 @@
+"""Predictions of an earlier version of the stage are scored again; what is missing is generated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.core.cell import former_node, hashed_of, reads_of
+from orchestrator.core.identity import digest_of
+from orchestrator.core.sweep import Input, Node
+from orchestrator.manifest import scan
+from orchestrator.registry import load
+from orchestrator.sft import stages
+from orchestrator.sft.predictions import PREDICTIONS, read, write
+from orchestrator.stage import Config, Context, Inputs, Row
+from orchestrator.store import layout
+from orchestrator.store.ledger import open_ledger
+from orchestrator.worker.former import formers
+from tests.sft import chain
+from tests.sft.conftest import Ground
+
+pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
+
+INPUTS = (Input("tokenizer", "", "a" * 64), Input("base", "", "b" * 64), Input("train", "", "c" * 64))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "digest"),
+    [  # as version 2 of the stage computed them
+        ((), "f8794642c7803a0e1398345a4215c760bc52ca396c396cbdc0cf2e21f45b8655"),
+        (
+            ("evaluation.precision=bf16",),
+            "521928a9c4b3641ea4ffe269afc0a235b9fca6bfecff89e5eedb0cd367e37961",
+        ),
+    ],
+)
+def test_a_stage_knows_what_it_was_under_its_earlier_version(overrides: tuple[str, ...], digest: str) -> None:
+    config = chain.small("languages=[en,es]", *overrides)
+    reads = reads_of(stages.EVALUATE, config)
+    today = Node(stage="evaluate", digest="d" * 64, reads=reads, inputs=INPUTS)
+    assert [node.digest for node in formers(stages.EVALUATE, today)] == [digest]
+    assert formers(msgspec.structs.replace(stages.EVALUATE, version=9), today) == []
+    assert formers(stages.TRAIN, today) == []
+    other = chain.small("languages=[en,es]", "evaluation.batch_size=4", *overrides)
+    in_other_batches = msgspec.structs.replace(today, reads=reads_of(stages.EVALUATE, other))
+    former = former_node(stages.EVALUATE_BEFORE[0], in_other_batches)
+    assert former and former.digest == digest
+
+
+def test_what_is_computed_together_is_a_part_of_the_identity() -> None:
+    digests = set()
+    for overrides in ((), ("evaluation.batch_size=4",)):
+        reads = reads_of(stages.EVALUATE, chain.small("languages=[en]", *overrides))
+        digests.add(digest_of(hashed_of(stages.EVALUATE, reads)))
+    assert len(digests) == 2
+    same = {
+        digest_of(hashed_of(stages.EVALUATE, reads_of(stages.EVALUATE, chain.small("languages=[en]", how))))
+        for how in ("evaluation.num_processes=2", "trainer.micro_batch_size=4", "device=cpu")
+    }
+    assert len(same) == 1 and same < digests
+
+
+MIXTURE = ("languages=[en,es]", "evaluation.languages=[en,es,sw]", "evaluation.batch_size=4")
+
+
+def scored(trained: Ground, folder: Path, former: Path | None, *, weights: bool, **how: Any) -> list[Row]:
+    """Evaluates from kept predictions; without weights, whatever would be generated fails."""
+    train = folder / "train"
+    shutil.copytree(trained.inputs["train"][""], train)
+    if not weights:
+        for file in train.rglob("*.safetensors"):
+            file.unlink()
+    config = chain.small(*MIXTURE)
+    context = Context(
+        folder,
+        uses=Config(chain.cut(config, stages.EVALUATE.uses), declared="uses"),
+        former=former,
+        checkpoint_interval_s=3600,
+        **how,
+    )
+    reads = Config(chain.cut(config, stages.EVALUATE.reads))
+    inputs = Inputs({**trained.inputs, "train": {"": train}})
+    rows: list[Row] = load(stages.EVALUATE.run or "")(reads, inputs, context)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def kept(trained: Ground, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+    """The product of an evaluation, and its rows."""
+    return chain.run(stages.EVALUATE, chain.small(*MIXTURE), tmp_path_factory.mktemp("kept"), trained.inputs)
+
+
+def test_kept_predictions_are_scored_without_any_weights(
+    trained: Ground, kept: tuple[Path, list[Row]], tmp_path: Path
+) -> None:
+    product, rows = kept
+    assert scored(trained, tmp_path, product, weights=False) == rows
+    assert read(tmp_path / "output") == read(product)
+
+
+def test_scores_are_those_of_the_scorer_of_today(
+    trained: Ground, kept: tuple[Path, list[Row]], tmp_path: Path
+) -> None:
+    product, rows = kept
+    former = tmp_path / "former"
+    former.mkdir()
+    selected = rows[0]["selected_step"]
+    changed = [
+        one._replace(generated=f"#### {one.gold}\nExercise 2: 1", correct=False, truncated=True)
+        if one.step == selected
+        else one._replace(correct=True)
+        for one in read(product)
+    ]
+    write(changed, former)
+    found = scored(trained, tmp_path / "again", former, weights=False)
+    assert {row["accuracy"] for row in found} == {1.0}
+    assert {row["num_truncated"] for row in found} == {0}  # cut where it runs on
+    assert {one.generated for one in read(tmp_path / "again/output") if one.step == selected} <= {
+        f"#### {one.gold}\n" for one in changed
+    }
+
+
+def test_an_epoch_that_new_scores_select_is_tested(
+    trained: Ground, kept: tuple[Path, list[Row]], tmp_path: Path
+) -> None:
+    product, rows = kept
+    other = next(step for step in (6, 12, 18) if step != rows[0]["selected_step"])
+    former = tmp_path / "former"
+    former.mkdir()
+    write(
+        [
+            one._replace(generated=f"The answer is {one.gold}." if one.step == other else "none")
+            for one in read(product)
+        ],
+        former,
+    )
+    found = scored(trained, tmp_path / "again", former, weights=True)
+    assert {row["selected_step"] for row in found} == {other}
+    assert [row["accuracy"] for row in found if row["split"] == "validation"] == [1.0, 1.0]
+    fresh, _ = chain.run(stages.EVALUATE, chain.small(*MIXTURE), tmp_path / "fresh", trained.inputs)
+    assert len(read(tmp_path / "again/output")) == len(read(fresh))
+
+
+def test_kept_predictions_of_other_prompts_are_not_taken(
+    trained: Ground, kept: tuple[Path, list[Row]], tmp_path: Path
+) -> None:
+    product, rows = kept
+    former = tmp_path / "former"
+    former.mkdir()
+    write([one._replace(prompt=f"{one.prompt} ", generated="wrong") for one in read(product)], former)
+    assert scored(trained, tmp_path / "again", former, weights=True) == rows
+    assert read(tmp_path / "again/output") == read(product)
+
+
+SWEEP = """
+description: one tiny model
+axes:
+  mixture: {none: {languages: []}}
+overrides:
+%s
+  - evaluation.languages=[en]
+stages: [tokenizer, base, prepare, train, evaluate]
+"""
+
+
+@pytest.mark.long
+def test_a_launch_scores_again_what_an_older_version_left_in_the_store(sweep: Any) -> None:
+    (sweep.folder / "one.yaml").write_text(SWEEP % "\n".join(f"  - {override}" for override in chain.SMALL))
+    sweep("launch", "one.yaml")
+    ledger = open_ledger(str(sweep.store))
+    revision = ledger.revision("one", 1)
+    (node,) = (node for node in revision.sweep.nodes.values() if node.stage == "evaluate")
+    former = former_node(stages.EVALUATE_BEFORE[0], node)
+    assert former
+
+    # the product becomes that of version 2, with texts that no weights would write
+    for key in (layout.stage_records("evaluate"), "payload/evaluate"):
+        (sweep.store / key / node.digest).rename(sweep.store / key / former.digest)
+    record = sweep.store / layout.done("evaluate", node.digest, 1)
+    done = json.loads(record.read_text())
+    output = sweep.store / layout.output("evaluate", former.digest, done["attempt"])
+    write([one._replace(generated=f"#### {one.gold}") for one in read(output)], output)
+    files = msgspec.to_builtins(scan(output))
+    (sweep.store / layout.done("evaluate", former.digest, 1)).write_text(
+        json.dumps({**done, "digest": former.digest, "files": files, "rows": []})
+    )
+    record.unlink()
+
+    sweep("launch", "one.yaml")
+    rows = sweep.json("collect", "one")
+    assert [row["accuracy"] for row in rows] == [1.0]
+    product = sweep.store / layout.output("evaluate", node.digest, 1)
+    assert {one["generated"] for one in pq.read_table(product / PREDICTIONS).to_pylist()} == {
+        f"#### {one.gold}" for one in read(output)
+    }
+    sweep("discard", "one", "mixture=none", "--stage", "evaluate", "--reason", "a bug")
+    sweep("launch", "one.yaml")
+    # generated: a discard means from nothing
+    assert sweep.json("collect", "one")[0]["accuracy"] < 1.0
