@@ -197,6 +197,9 @@ def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str 
 
     Returns:
         A phrase for the user, such as ``weights.bin is missing``, or None when all is well.
+
+    Raises:
+        OSError: a file cannot be read, which says nothing of what it holds.
     """
     for file in files:
         path = folder / file.path
@@ -208,6 +211,4 @@ def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str 
                 return f"{file.path} has other content than recorded"
         except (FileNotFoundError, NotADirectoryError):
             return _other_size(file, None)
-        except OSError as error:
-            return f"{file.path} cannot be read ({error.strerror})"
     return None

@@ -329,7 +329,7 @@ def open_objects(url: str) -> ObjectStore:
             fix="store.url=/shared/runs",
         )
     bucket, *parts = rest.rstrip("/").split("/")
-    if "@" in rest:
+    if "@" in bucket or (":" in bucket and "@" in rest):
         raise UserError(
             f"the store's address holds a user or a password: {redacted(url)}",
             where="store.url, or SWEEP_STORE",
