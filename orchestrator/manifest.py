@@ -78,7 +78,7 @@ def _raise_unless_gone(error: OSError) -> None:
         raise error
 
 
-def contain(folder: Path, *, linked: Path | None = None) -> None:
+def contain(folder: Path, *, linked: Path | None = None) -> bool:
     """Put what links lead to outside of a folder into it: what is deleted there must not be missed here.
 
     A link that leads nowhere, in a circle or to a device stays as it is: it is no file of the folder.
@@ -87,11 +87,14 @@ def contain(folder: Path, *, linked: Path | None = None) -> None:
         folder: of a product or a checkpoint.
         linked: a folder whose files are never written again: hard links to them do.
 
+    Returns:
+        Whether there was such a link.
+
     Raises:
         ValueError: a name is no UTF-8 text, which no record can hold.
         OSError: there is no room for a copy.
     """
-    real = folder.resolve()
+    real, is_changed = folder.resolve(), False
     for place, folders, names in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *names)):
             if not _is_text(path.name):
@@ -105,6 +108,8 @@ def contain(folder: Path, *, linked: Path | None = None) -> None:
             if _copy(target, copy, linked, frozenset({real})):
                 path.unlink()
                 copy.rename(path)
+                is_changed = True
+    return is_changed
 
 
 def _is_text(name: str) -> bool:

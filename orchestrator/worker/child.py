@@ -180,7 +180,7 @@ def run(
             how = f" with code {error.code}"
         else:
             how = f": {_line(error.code)}"
-            _print(f"{words_of(error.code)}\n")  # as Python does
+            _print(without_secrets(f"{words_of(error.code)}\n"))  # as Python does
         return Outcome(outcome="failed", cause=Cause.UNKNOWN, message=one_line(f"the stage exited{how}"))
     except BaseException as error:  # noqa: BLE001 - the worker's edge: every exception becomes data
         _print_exception()
