@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             return print_scripts(dispatch.dry_run(), limits.notes)
         dispatch.check()
-    ledger = open_ledger(view.ledger.objects.url, create=True, at=provenance.now())
+    ledger = open_ledger(
+        view.ledger.objects.url, create=True, at=provenance.now(), shared=settings.store.shared
+    )
     ledger.prove_writable()
     if limits:
         launcher.meet(ledger.objects.url, ledger.objects.get(layout.STORE) or b"")

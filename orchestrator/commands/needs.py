@@ -67,12 +67,14 @@ def refuse_blocked(view: View, missing: Mapping[str, Sequence[Need]], fix: str) 
     """
     if not missing:
         return
-    lines = [shorten(told(need), 160) for need in distinct(missing)]
+    needs = distinct(missing)
+    lines = [shorten(told(need), 160) for need in needs]
+    mend = fix if any(need.fetch or need.advice for need in needs) else "mend this"
     more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
     raise UserError(
         f"{counted(len(missing), 'cell')} of {view.sweep.name} cannot run here yet; nothing was launched",
         where="\n  ".join(lines[:6]) + more,
-        fix=f"{fix}, or launch the other cells with --only",
+        fix=f"{mend}, or launch the other cells with --only",
     )
 
 

@@ -137,12 +137,13 @@ class _Plan:
         print_needing_retired(view, cells)
         if self._missing:
             missing = distinct(self._missing)
-            print(f"\n{counted(len(self._missing), 'cell')} blocked until this is fetched:")
+            print(f"\n{counted(len(self._missing), 'cell')} blocked:")
             for need in missing[:MAX_GROUP_SHOWN]:
                 print(f"  {told(need)}")
             if len(missing) > MAX_GROUP_SHOWN:
                 print(f"  and {len(missing) - MAX_GROUP_SHOWN} more")
-            print(f"fetch it once, where there is a network: {self._prefetch}")
+            if any(need.fetch for need in missing):
+                print(f"fetch it once, where there is a network: {self._prefetch}")
 
     def as_json(self) -> dict[str, Any]:
         """Returns the stable machine-readable form; nulls where no stage says what it costs."""
@@ -285,7 +286,7 @@ def steps_of(view: View, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
             if digest not in looked:
                 if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
                     continue
-                attempts = view.ledger.attempts(node)
+                attempts = view.attempts(node)
                 looked[digest] = foresee(view.ledger, node, spec, attempts)
             if not (looked[digest] or status.attempts):
                 continue

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from orchestrator.compose.configs import Configs
 from orchestrator.compose.engine import composed_engine, split_store
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
 from orchestrator.compose.grammar import cut
+from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.compose.schema import importable
 from orchestrator.compose.varying import refuse_varying
@@ -51,6 +52,9 @@ class Composition:
     import_paths: tuple[str, ...]
 
 
+_NUM_WORDS = 3
+"""How many words that YAML 1.1 reads otherwise are named."""
+
 Progress = Callable[[int, int], None]
 """Takes the number of points composed so far, and of all."""
 
@@ -75,7 +79,16 @@ def compose(
     Raises:
         UserError: anything wrong with the file, the config or the overrides; nothing was written.
     """
-    cwd = (cwd or Path.cwd()).resolve()
+    with noting() as words:
+        composition = _composed(sweep, overrides, name, (cwd or Path.cwd()).resolve(), progress)
+    shown = list(dict.fromkeys(words))
+    more = [f"and {len(shown) - _NUM_WORDS} more such words"] if len(shown) > _NUM_WORDS else []
+    return replace(composition, notes=(*composition.notes, *shown[:_NUM_WORDS], *more))
+
+
+def _composed(
+    sweep: str, overrides: Sequence[str], name: str | None, cwd: Path, progress: Progress
+) -> Composition:
     source = locate(sweep, cwd)
     sweep_id = sweep_name(source, name)
     where = str(source.relative_to(cwd) if source.is_relative_to(cwd) else source)

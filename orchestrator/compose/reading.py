@@ -6,8 +6,10 @@ file can expand to before OmegaConf copies it.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, TextIO
 
@@ -79,6 +81,39 @@ _Loader.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
 _Loader.add_constructor(_CORE, _Loader.construct_core)
 
 
+_FORMER: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float"))
+
+_seen: ContextVar[list[str] | None] = ContextVar("_seen", default=None)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[str]]:
+    """Yield a list that gains the words of files read meanwhile that are text here and no text in YAML 1.1.
+
+    Their writer may have meant that: ``use_ema: no`` was false once, and a text is true.
+    """
+    notes: list[str] = []
+    token = _seen.set(notes)
+    try:
+        yield notes
+    finally:
+        _seen.reset(token)
+
+
+def _note(node: yaml.ScalarNode) -> None:
+    notes = _seen.get()
+    if notes is None or node.style is not None or node.tag != yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG:
+        return
+    for tag, pattern in yaml.SafeLoader.yaml_implicit_resolvers.get(node.value[:1], ()):
+        if pattern.match(node.value):
+            if tag in _FORMER:
+                place = f"{Path(str(node.start_mark.name)).name}, line {node.start_mark.line + 1}"
+                notes.append(
+                    f"{place}: {node.value} is text, as in YAML 1.2; in quotes nothing is said of it"
+                )
+            return
+
+
 class _Size(NamedTuple):
     """What a node expands to: values in all, and levels below it."""
 
@@ -97,6 +132,7 @@ def _measured(node: yaml.Node, known: dict[int, _Size | None]) -> _Size:
         UserError: it holds itself, nests too deeply, or expands to too much.
     """
     if isinstance(node, yaml.ScalarNode):
+        _note(node)
         return _Size(1, 0)
     if id(node) in known:
         if (size := known[id(node)]) is None:

@@ -23,7 +23,9 @@ _PIECE = re.compile(r"""(?P<space>\s+)|'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(
 _KEPT_COMMA = "\0"
 """Stands for a comma in quotes until a word is split at the others."""
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)([eE][+-]?\d+)?")
+"""With a leading zero, such as ``010``, it is text, as in sweep files."""
+
 _OWN_KEYS = ("state", "cause", "cell")
 
 

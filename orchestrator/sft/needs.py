@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.costs import Need
-from orchestrator.sft import data_needs, engines
+from orchestrator.sft import data_needs, engines, model_folder
 from orchestrator.sft.config import is_hub_id
 from orchestrator.stage import Config
 
@@ -20,18 +20,65 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json"
 
 
 def models(config: Config) -> list[Need]:
-    """Returns the model and its tokenizer where they are of a hub: both are one snapshot."""
+    """Return the model with its tokenizer: of a hub, one snapshot; of a folder, only what is wrong there."""
     path = config.model.path
-    if path is None or not is_hub_id(path):
+    if path is None:
         return []
+    if not is_hub_id(path):
+        problem = problem_of(Path(path), config.evaluation.max_new_tokens)
+        return [Need(what=f"model.path={path}", problem=problem)] if problem else []
     revision = config.model.revision or "main"
-    missing = missing_files(path, revision)
+    what = f"model {path}@{revision}"
+    if missing := missing_files(path, revision):
+        arguments = {"repo_id": path, "revision": revision}
+        return [Need(what=what, problem=missing, fetch=FETCH_MODEL, arguments=arguments)]
+    cached = _cached(path, "config.json", revision)
+    problem = problem_of(cached.parent, config.evaluation.max_new_tokens) if cached else ""
     arguments = {"repo_id": path, "revision": revision}
-    return [Need(what=f"model {path}@{revision}", problem=missing, fetch=FETCH_MODEL, arguments=arguments)]
+    return [Need(what=what, problem=problem, fetch="" if problem else FETCH_MODEL, arguments=arguments)]
 
 
-PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (models, data_needs.needs, engines.packages)
-"""Each says what a cell needs of one kind; what is on a local path is checked elsewhere."""
+def problem_of(folder: Path, max_new_tokens: int) -> str:
+    """Say what is wrong with the files of a model, "" when nothing is.
+
+    Args:
+        folder: of the model.
+        max_new_tokens: `evaluation.max_new_tokens`: the model must have positions for more.
+    """
+    if not folder.is_dir():
+        return "no such folder"
+    found = model_folder.inspect(folder)
+    if found.problem:
+        return found.problem
+    if found.context_tokens is not None and max_new_tokens >= found.context_tokens:
+        return (
+            f"config.json: {found.context_tokens} positions are no more than"
+            f" evaluation.max_new_tokens={max_new_tokens}"
+        )
+    return ""
+
+
+def data_files(config: Config) -> list[Need]:
+    """Return the folders of data that hold pointers of git-lfs in the place of files."""
+    items = config["items"]
+    folders = dict.fromkeys(items[key] for key in ("dir", "train_dir", "test_dir") if items[key])
+    return [
+        Need(
+            what=f"data in {folder}",
+            problem=f"{pointers[0]} is a git-lfs pointer, not the file: git lfs pull",
+        )
+        for folder in folders
+        if (pointers := model_folder.lfs_pointers(Path(folder).expanduser()))
+    ]
+
+
+PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (
+    models,
+    data_files,
+    data_needs.needs,
+    engines.packages,
+)
+"""Each says what a cell needs of one kind."""
 
 
 def of_cell(config: Config) -> list[Need]:

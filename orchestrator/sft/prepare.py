@@ -16,6 +16,7 @@ from orchestrator.errors import StageFailure
 from orchestrator.registry import TASKS, lookup
 from orchestrator.sft import runtime
 from orchestrator.sft.items import load_items
+from orchestrator.sft.model_folder import ModelFolder, inspect
 from orchestrator.sft.shards import Example, write_shard
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks.base import Item
@@ -28,8 +29,13 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Writes the shard of `language`, and beside it what it holds and what was left out."""
     runtime.start(context, seed=config["items"].seed)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
+    model: ModelFolder | None = None
     if "tokenizer" not in inputs:
-        runtime.check_weights(runtime.base_folder(inputs, context.uses))
+        folder = runtime.base_folder(inputs, context.uses)
+        model = inspect(folder)
+        if model.problem:
+            raise StageFailure("data", f"{folder}: {model.problem}")
+        runtime.check_weights(folder)
     task = lookup(TASKS, config.task.name, kind="task")
     kept, counts = [], {}
     for split in SPLITS:
@@ -42,10 +48,33 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         raise StageFailure(
             "data", none_kept(config.language, counts[SPLITS[0]], config.trainer.max_length_tokens)
         )
+    if model is not None:
+        check_rows(kept, model, pad_token_id=runtime.padding(tokenizer))
     write_shard(kept, context.output)
     report = {"language": config.language, "max_length_tokens": config.trainer.max_length_tokens, **counts}
     (context.output / COUNTS).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return []
+
+
+def check_rows(rows: Sequence[Example], model: ModelFolder, *, pad_token_id: int) -> None:
+    """Check that a model has a position and an embedding for each token of its rows, padding included.
+
+    Raises:
+        StageFailure: it has not (cause ``data``).
+    """
+    longest = max(len(row.input_ids) for row in rows)
+    if model.context_tokens is not None and longest > model.context_tokens:
+        raise StageFailure(
+            "data",
+            f"rows of up to {longest} tokens, but config.json has {model.context_tokens} positions:"
+            f" trainer.max_length_tokens={model.context_tokens}",
+        )
+    largest = max(pad_token_id, *(max(row.input_ids) for row in rows))
+    if model.num_embeddings is not None and largest >= model.num_embeddings:
+        what = "the padding token" if largest == pad_token_id else "a token of the rows"
+        raise StageFailure(
+            "data", f"{what} is id {largest}, but the embedding has {model.num_embeddings} rows"
+        )
 
 
 def none_kept(language: str, count: Mapping[str, int], limit: int) -> str:

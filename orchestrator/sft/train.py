@@ -38,7 +38,7 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     runtime.start(context, seed=config.seed)
     device = runtime.device_of(context.uses.device)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = runtime.padding(tokenizer)
     shards = inputs.each("prepare")
     rows, validation = (
         rows_of(shards, config.languages, split, pad_token_id=pad) for split in ("train", "validation")
@@ -75,14 +75,17 @@ def micro_batch_size(settings: Config, uses: Config, placed: parallel.Placed, ro
     On a CPU, where memory is no matter for the models that one trains there, 8.
 
     Raises:
-        StageFailure: not even one row fits (cause ``oom_gpu``).
+        StageFailure: not even one row fits (cause ``oom_gpu``), or nobody knows (``config``).
     """
     if uses.micro_batch_size is not None:
         return int(uses.micro_batch_size)
     if placed.device.type == "cpu":
         return 8
     text = placed.model.config.get_text_config()
-    sizes = {ours: getattr(text, theirs) for ours, theirs in SIZES.items()}
+    sizes = {ours: getattr(text, theirs, None) for ours, theirs in SIZES.items()}
+    if unknown := [SIZES[name] for name, size in sizes.items() if size is None]:
+        what = f"config.json of a {text.model_type} has no {', '.join(unknown)} to reckon memory with"
+        raise StageFailure("config", f"{what}: set trainer.micro_batch_size")
     size = largest_micro_batch(
         decoder(sizes, text.model_type),
         Load(

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 GRID = """
 description: the study's models on small mixtures
@@ -195,14 +197,32 @@ def test_prefetch_without_a_hub_fails_soon_and_names_each_need_once(grid: Any) -
 def test_a_model_that_no_memory_here_can_hold_is_refused_before_anything_is_recorded(sweep: Any) -> None:
     folder = sweep.folder / "huge"
     folder.mkdir()
-    sizes = {"num_hidden_layers": 500, "hidden_size": 16384, "intermediate_size": 65536, "vocab_size": 151936}
+    sizes = {"num_hidden_layers": 500, "hidden_size": 16384, "intermediate_size": 65536, "vocab_size": 99}
     text = {"model_type": "qwen3", "num_attention_heads": 128, "head_dim": 128, **sizes}
     (folder / "config.json").write_text(json.dumps(text))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
+    names = [f"model.layers.{layer}.self_attn.q_norm.weight" for layer in range(500)]
+    save_file({name: numpy.ones(128, numpy.float32) for name in names}, folder / "model.safetensors")
     (sweep.folder / "tiny.yaml").write_text(TINY)
     words = ("model=custom", "model.path=huge")
     output = sweep("launch", "tiny.yaml", *words, code=2)
     assert "huge does not fit" in output and "state" in output
+    assert not sweep.store.exists()
+
+
+def test_what_is_wrong_with_a_model_is_a_line_of_the_plan_and_a_refusal_to_launch(sweep: Any) -> None:
+    folder = sweep.folder / "clone"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+    (sweep.folder / "tiny.yaml").write_text(TINY)
+    words = ("model=custom", "model.path=clone")
+    line = "clone: model.safetensors is a git-lfs pointer, not the file: git lfs pull"
+    output = sweep("plan", "tiny.yaml", *words)
+    assert line in output and "prefetch" not in output
+    refused = sweep("launch", "tiny.yaml", *words, code=2)
+    assert line in refused and "prefetch" not in refused
     assert not sweep.store.exists()
 
 

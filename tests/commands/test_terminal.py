@@ -69,11 +69,24 @@ def test_a_plan_at_80_columns_breaks_no_id_and_its_costs_can_be_read(tmp_path):
     assert any(re.search(r"GPU-hours [\d.]+  GPUs 1$", line) for line in lines)
 
 
+OWN = "config: {seed: 0}\naxes: {seed: [0]}\nstages: {s: {command: 'sleep 1', reads: [seed]}}\n"
+
+
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_escape_is_printed_where_none_may_be(tmp_path, environment):
-    shown = on_terminal("list", folder=tmp_path, **environment)
-    assert "\x1b" not in shown
-    assert "smoke" in shown
+    (tmp_path / "own.yaml").write_text(OWN)
+    launched = on_terminal("launch", "own.yaml", "launcher.workers=1", folder=tmp_path, **environment)
+    shown = on_terminal("status", "own", folder=tmp_path, **environment)
+    assert "\x1b" not in launched + shown
+    assert "1 done" in launched and "done" in shown
+
+
+def test_ones_own_sweeps_are_listed_above_those_that_ship(tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "zzz.yaml").write_text(OWN)
+    lines = STYLE.sub("", on_terminal("list", folder=tmp_path)).splitlines()
+    assert lines[0].split()[0] == "sweep" and lines[1].split()[0] == "zzz"
+    assert any(line.startswith("bilingual ") for line in lines[2:])
 
 
 def test_a_terminal_that_may_gets_bold_names_and_a_pipe_gets_none(tmp_path):

@@ -62,6 +62,21 @@ def test_a_file_of_a_config_group_reads_words_as_a_sweep_file_and_overrides_do(p
     assert listed == of_group
 
 
+def test_plan_notes_which_words_are_text_here_and_were_not_in_yaml_1_1(project):
+    project.write("conf/kind/a.yaml", "use_ema: yes\n")
+    text = """
+    config: {defaults: [{kind: a}], kind: {}, seed: 0}
+    axes: {seed: [012, '012b', "no", 2026-11-26, 1e-3]}
+    stages: {fit: {command: "true", reads: [seed, kind]}}
+    """
+    assert [note.partition(" is text")[0] for note in project.sweep(text).notes] == [
+        "own.yaml, line 3: 012",
+        "a.yaml, line 1: yes",
+    ]
+    many = project.sweep(SWEEP.replace("WORD", "no, on, off, yes, 12:30")).notes
+    assert len(many) == 4 and many[-1] == "and 2 more such words"
+
+
 def test_words_in_quotes_are_text_everywhere(project):
     wanted = [(word, word, str) for word in ("true", "1", "null")]
     assert values(project, SWEEP.replace("WORD", "'true', '1', \"null\"")) == wanted

@@ -1,0 +1,329 @@
+"""What the files of a model folder say, and what is wrong with them, from headers and JSON alone.
+
+`plan` asks for every cell, so nothing is imported and no weight is read; what was found is remembered until a
+file of the folder changes. What it takes transformers to know is checked by the `prepare` stage: see
+`orchestrator.sft.runtime.check_weights`.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib.util
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+LFS = b"version https://git-lfs.github.com/spec/"
+"""How a git-lfs pointer begins: what a clone without git-lfs has in the place of a large file."""
+_INDEX = "model.safetensors.index.json"
+_TOKENIZER = "tokenizer.json"
+_PREFIXES = ("_orig_mod.", "module.")
+"""What torch.compile and DDP put before the names of weights that were saved through them."""
+_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
+_LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.")
+_OTHER_TOWERS = re.compile(r"vision|visual|audio|image|speech|encoder|mtp|experts")
+_RELEVANT = re.compile(r".*\.(json|safetensors|model|txt|bin|pt|pth|gguf|h5|msgpack)")
+_NEEDED = re.compile(
+    r"model[^/]*\.safetensors(\.index\.json)?|[^/]*config\.json|tokenizer.*|vocab.*|merges\.txt"
+)
+_CONTEXT = ("max_position_embeddings", "n_positions")
+
+
+class ModelFolder(NamedTuple):
+    """What was found.
+
+    Attributes:
+        problem: the first thing that is wrong, with its file; "" when nothing is.
+        context_tokens: positions that the model has, None where the config does not say.
+        num_embeddings: tokens that the model has an embedding of, None where neither config nor weights say.
+    """
+
+    problem: str
+    context_tokens: int | None = None
+    num_embeddings: int | None = None
+
+
+class _Wrong(Exception):
+    """Names a file and what is wrong with it."""
+
+
+def inspect(folder: Path) -> ModelFolder:
+    """Return what the files of a model folder say; looked at again only when one of them has changed."""
+    paths = [path for path in folder.iterdir() if _RELEVANT.fullmatch(path.name)]
+    return _inspect(folder, _state_of(folder, paths))
+
+
+def lfs_pointers(folder: Path) -> list[str]:
+    """Return the files in a folder of data that are git-lfs pointers, by their paths in it."""
+    paths = [path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.parts[-3:])]
+    return _lfs_pointers(folder, _state_of(folder, paths))
+
+
+_State = tuple[tuple[str, int, int], ...]
+
+
+def _state_of(folder: Path, paths: Iterable[Path]) -> _State:
+    """Return path, size and time of change of the files among some paths."""
+    found = []
+    for path in sorted(paths):
+        with contextlib.suppress(OSError):  # a dangling link
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=256)
+def _lfs_pointers(folder: Path, state: _State) -> list[str]:
+    return [name for name, size, _ in state if size < 1024 and _is_pointer(folder / name)]
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(LFS)) == LFS
+
+
+@functools.lru_cache(maxsize=256)
+def _inspect(folder: Path, state: _State) -> ModelFolder:
+    context = rows = None
+    try:
+        names = {name for name, _, _ in state}
+        if pointers := [name for name in _lfs_pointers(folder, state) if _NEEDED.fullmatch(name)]:
+            raise _Wrong(f"{pointers[0]} is a git-lfs pointer, not the file: git lfs pull")
+        config = _json(folder / "config.json")
+        text = text_config(config)
+        context = context_tokens(text)
+        _check_architecture(config, text, names)
+        rows = _check_weights(_weights(folder, names), text)
+        _check_tokenizer(folder, names, config, text, rows)
+    except _Wrong as wrong:
+        return ModelFolder(str(wrong), context, rows)
+    except OSError as error:
+        return ModelFolder(f"{error.filename or folder} cannot be read: {error.strerror}", context, rows)
+    return ModelFolder("", context, rows)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError:
+        raise _Wrong(f"no {path.name}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _Wrong(f"{path.name} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise _Wrong(f"{path.name} is no JSON object")
+    return found
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a model's config that is about text: all of it, but for a multimodal model."""
+    part = config.get("text_config")
+    return part if isinstance(part, dict) else config
+
+
+def context_tokens(text: Mapping[str, Any]) -> int | None:
+    """Return the positions that a model has, those that scaled rotary embeddings add included."""
+    found = next((text[key] for key in _CONTEXT if isinstance(text.get(key), int)), None)
+    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    factor = scaling.get("factor") if isinstance(scaling, dict) else None
+    if found is None or found < 1:
+        return None
+    return int(found * max(1.0, factor)) if isinstance(factor, int | float) else found
+
+
+# The architecture
+
+
+def _check_architecture(config: Mapping[str, Any], text: Mapping[str, Any], names: set[str]) -> None:
+    model_type = config.get("model_type")
+    known, causal = _architectures()
+    if "adapter_config.json" in names:
+        raise _Wrong("adapter_config.json: an adapter beside the weights; merge it into them first")
+    if config.get("quantization_config") or text.get("quantization_config"):
+        raise _Wrong("config.json: quantization_config; full fine-tuning takes unquantised weights")
+    if known and model_type not in known:
+        if "auto_map" in config:
+            raise _Wrong(
+                f"config.json: model_type {model_type!r} needs code of its own (auto_map), which is not run"
+            )
+        raise _Wrong(f"config.json: model_type {model_type!r} is unknown to the installed transformers")
+    if config.get("is_encoder_decoder") or (causal and model_type not in causal):
+        raise _Wrong(f"config.json: model_type {model_type!r} is no causal language model")
+
+
+@functools.cache
+def _architectures() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the model types that transformers knows, and the causal ones; its source is not imported."""
+    spec = importlib.util.find_spec("transformers")
+    auto = Path(spec.origin).parent / "models" / "auto" if spec and spec.origin else None
+    known: set[str] = set()
+    causal: set[str] = set()
+    if auto is not None:
+        for name in ("auto_mappings.py", "configuration_auto.py"):
+            known.update(_keys_of(auto / name, "CONFIG_MAPPING_NAMES"))
+        causal.update(_keys_of(auto / "modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"))
+    return frozenset(known | causal), frozenset(causal)
+
+
+def _keys_of(path: Path, name: str) -> Iterator[str]:
+    """Yield the keys of an ordered dictionary in a source file: ``NAME = OrderedDict([(key, ...), ...])``."""
+    source = path.read_text() if path.is_file() else ""
+    for start in re.finditer(rf"^{name}(?: = OrderedDict|\.update)\($", source, re.MULTILINE):
+        end = source.find("\n)", start.end())
+        body = source[start.end() : end].strip().rstrip(",")
+        try:
+            literal = ast.literal_eval(body)
+        except (ValueError, SyntaxError):
+            continue  # it is computed: then nothing is said about it
+        yield from (pair[0] for pair in (literal.items() if isinstance(literal, dict) else literal))
+
+
+# Weights
+
+
+class _Tensor(msgspec.Struct):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def _weights(folder: Path, names: set[str]) -> dict[str, _Tensor]:
+    """Return the weights of a folder by their names, as its safetensors files describe them."""
+    index: dict[str, Any] = {}
+    if "model.safetensors" in names:
+        files = ["model.safetensors"]
+    elif _INDEX in names:
+        index = _json(folder / _INDEX).get("weight_map") or {}
+        files = sorted(set(index.values()))
+        if missing := [file for file in files if file not in names]:
+            raise _Wrong(f"{missing[0]} is missing: {_INDEX} names it")
+    else:
+        pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+        others = sorted(name for name in names if name.endswith((".safetensors", ".gguf", ".h5", ".msgpack")))
+        there = f"; {pickles[0]} is a pickle, which is not read: save it as safetensors" if pickles else ""
+        there = there or (f"; there is {others[0]}" if others else "")
+        raise _Wrong(f"no model.safetensors or {_INDEX}{there}")
+    found = {name: tensor for file in files for name, tensor in _header(folder / file).items()}
+    if absent := [name for name in index if name not in found]:
+        raise _Wrong(f"{index[absent[0]]} has no {absent[0]}: {_INDEX} says that it does")
+    return found
+
+
+def _header(path: Path) -> dict[str, _Tensor]:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise _Wrong(f"{path.name} is truncated or no safetensors file: it ends within its header")
+        text = stream.read(length)
+    try:
+        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        header.pop("__metadata__", None)
+        tensors = {name: msgspec.json.decode(value, type=_Tensor) for name, value in header.items()}
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _Wrong(f"{path.name} is no safetensors file: {error}") from None
+    end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    if 8 + length + end != size:
+        raise _Wrong(f"{path.name} is truncated or damaged: {size:,} bytes instead of {8 + length + end:,}")
+    return tensors
+
+
+def _check_weights(weights: Mapping[str, _Tensor], text: Mapping[str, Any]) -> int | None:
+    """Check names and shapes as far as architectures have them alike; return the rows of the embedding."""
+    for prefix in _PREFIXES:
+        if weights and all(name.startswith(prefix) for name in weights):
+            first = min(weights)
+            raise _Wrong(
+                f"all names of weights begin with {prefix!r}: {first} is unexpected, and"
+                f" {first.removeprefix(prefix)} is missing; save the model without its wrapper"
+            )
+    layers: dict[str, set[int]] = {}
+    for name in weights:
+        if (match := _LAYER.match(name)) and not _OTHER_TOWERS.search(match[1]):
+            layers.setdefault(match[1], set()).add(int(match[2]))
+    number = text.get("num_hidden_layers", text.get("n_layer"))
+    for path, found in layers.items():
+        if isinstance(number, int) and (missing := set(range(number)) - found):
+            raise _Wrong(
+                f"config.json: {number} layers, but the weights of {path}.{min(missing)}"
+                + (f" and {len(missing) - 1} more layers" if len(missing) > 1 else "")
+                + " are missing"
+            )
+    return _check_embedding(weights, text)
+
+
+def _check_embedding(weights: Mapping[str, _Tensor], text: Mapping[str, Any]) -> int | None:
+    named = [
+        (name, tensor.shape)
+        for name, tensor in weights.items()
+        if _EMBEDDINGS.search(name) and not _OTHER_TOWERS.search(name)
+    ]
+    size = text.get("vocab_size")
+    for name, shape in named:
+        if isinstance(size, int) and shape[0] != size:
+            raise _Wrong(f"config.json: vocab_size {size}, but {name} has {shape[0]} rows")
+        return shape[0]
+    return size if isinstance(size, int) else None
+
+
+# The tokenizer
+
+
+class _Added(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Model(msgspec.Struct):
+    vocab: dict[str, int] | list[msgspec.Raw] = {}
+
+
+class _Tokenizer(msgspec.Struct):
+    model: _Model
+    added_tokens: list[_Added] = []
+
+
+def _check_tokenizer(
+    folder: Path, names: set[str], config: Mapping[str, Any], text: Mapping[str, Any], rows: int | None
+) -> None:
+    """Check special tokens and vocabulary against the rows of the embedding.
+
+    Tokens that were added to a vocabulary may lie outside, as in gemma-3-1b-pt, whose image token has no row:
+    they only come up where a text spells them out, which `prepare` sees.
+    """
+    settings = _json(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
+    ids: dict[str, int] = {}
+    if _TOKENIZER in names:
+        try:
+            tokenizer = msgspec.json.decode((folder / _TOKENIZER).read_bytes(), type=_Tokenizer)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise _Wrong(f"{_TOKENIZER} is no tokenizer: {error}") from None
+        vocabulary = tokenizer.model.vocab
+        largest = (
+            max(vocabulary.values(), default=-1) if isinstance(vocabulary, dict) else len(vocabulary) - 1
+        )
+        if rows is not None and largest >= rows:
+            raise _Wrong(f"{_TOKENIZER}: tokens up to id {largest}, but the embedding has {rows} rows")
+        ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+        ids.update((token.content, token.id) for token in tokenizer.added_tokens)
+    for name in ("eos_token", "pad_token", "bos_token"):
+        token = settings.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        number = ids.get(content) if isinstance(content, str) else None
+        if rows is not None and number is not None and number >= rows:
+            raise _Wrong(
+                f"tokenizer_config.json: {name} {content!r} is id {number}, but the embedding has {rows} rows"
+            )
+    if "eos_token" in settings and settings["eos_token"] is None:
+        raise _Wrong("tokenizer_config.json: no eos_token, so no answer would end")
+    for key in ("pad_token_id", "eos_token_id"):
+        numbers = text.get(key, config.get(key))
+        for number in numbers if isinstance(numbers, list) else [numbers]:
+            if rows is not None and isinstance(number, int) and number >= rows:
+                raise _Wrong(f"config.json: {key} {number} is outside the vocabulary of {rows}")

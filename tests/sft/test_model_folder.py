@@ -1,0 +1,213 @@
+"""What is wrong with a model folder is one line of the plan, from headers alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from orchestrator.errors import StageFailure
+from orchestrator.sft import stages
+from orchestrator.sft.model_folder import inspect
+from orchestrator.sft.needs import of_cell
+from orchestrator.stage import Config
+from tests.sft import chain
+from tests.sft.architectures import CAUSAL, DIFFERING, tiny
+from tests.sft.conftest import Ground
+
+pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234567890\n"
+
+
+@pytest.fixture
+def folder(ground: Ground, tmp_path: Path) -> Path:
+    """A whole model folder."""
+    made = tmp_path / "model"
+    shutil.copytree(ground.inputs["base"][""], made)
+    shutil.copytree(ground.inputs["tokenizer"][""], made, dirs_exist_ok=True)
+    return made
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def config(folder: Path, **values: Any) -> None:
+    change(folder / "config.json", **values)
+
+
+def pointer(name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(POINTER)
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def shards(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    save_file({name: weights[name] for name in names[1:]}, folder / "model-1.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def no_shard(folder: Path) -> None:
+    shards(folder)
+    (folder / "model-1.safetensors").unlink()
+
+
+def without_a_layer(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if ".layers.1." not in name}
+    save_file(kept, folder / "model.safetensors")
+
+
+def larger_vocabulary(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    rows = weights["model.embed_tokens.weight"][:300].clone()
+    save_file({**weights, "model.embed_tokens.weight": rows}, folder / "model.safetensors")
+    config(folder, vocab_size=300)
+
+
+def padding_outside(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[PAD]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    change(folder / "tokenizer_config.json", pad_token="[PAD]")
+
+
+WRONG: list[tuple[Callable[[Path], Any], str]] = [
+    (pointer("model.safetensors"), "model.safetensors is a git-lfs pointer"),
+    (pointer("tokenizer.json"), "tokenizer.json is a git-lfs pointer"),
+    (pointer("config.json"), "config.json is a git-lfs pointer"),
+    (truncate, "model.safetensors is truncated or damaged: "),
+    (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 5),
+        "model.safetensors is truncated",
+    ),
+    (
+        lambda folder: (folder / "model.safetensors").write_text("<html>no such page</html>"),
+        "safetensors is trunc",
+    ),
+    (only_a_pickle, "no model.safetensors or .*pytorch_model.bin is a pickle"),
+    (shards, "model-1.safetensors has no model.embed_tokens.weight"),
+    (no_shard, "model-1.safetensors is missing"),
+    (without_a_layer, "config.json: 2 layers, but the weights of model.layers.1 are missing"),
+    (larger_vocabulary, "tokenizer.json: tokens up to id 399, but the embedding has 300 rows"),
+    (
+        padding_outside,
+        r"tokenizer_config.json: pad_token '\[PAD\]' is id 400, but the embedding has 400 rows",
+    ),
+    (lambda folder: config(folder, pad_token_id=9999), "config.json: pad_token_id 9999 is outside"),
+    (lambda folder: config(folder, eos_token_id=[2, 400]), "config.json: eos_token_id 400 is outside"),
+    (lambda folder: config(folder, vocab_size=401), "config.json: vocab_size 401, but .* has 400 rows"),
+    (
+        lambda folder: change(folder / "tokenizer_config.json", eos_token=None),
+        "tokenizer_config.json: no eos_token",
+    ),
+    (lambda folder: config(folder, max_position_embeddings=8), "8 positions .*evaluation.max_new_tokens=8"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+    (
+        lambda folder: config(folder, model_type="t5", is_encoder_decoder=True),
+        "'t5' is no causal language model",
+    ),
+    (lambda folder: config(folder, model_type="bart", is_encoder_decoder=True), "'bart' is no causal"),
+    (lambda folder: config(folder, model_type="mine"), "'mine' is unknown to the installed transformers"),
+    (
+        lambda folder: config(folder, model_type="mine", auto_map={"AutoConfig": "x.Y"}),
+        "'mine' needs code of its own",
+    ),
+    (lambda folder: config(folder, quantization_config={"quant_method": "gptq"}), "quantization_config"),
+    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter_config.json: an adapter"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), WRONG)
+def test_what_is_wrong_with_a_folder_is_one_line_that_names_the_file(
+    folder: Path, spoil: Callable[[Path], Any], says: str
+) -> None:
+    cell = chain.small("languages=[en]", f"model.path={folder}")
+    assert of_cell(Config(cell)) == []
+    spoil(folder)
+    (need,) = of_cell(Config(cell))
+    assert need.what == f"model.path={folder}" and not need.fetch
+    assert "\n" not in need.problem
+    assert re.search(says, need.problem), need.problem
+
+
+@pytest.mark.parametrize(
+    "model_type", [*DIFFERING, *(pytest.param(name, marks=pytest.mark.long) for name in CAUSAL)]
+)
+def test_a_whole_folder_of_any_architecture_is_in_order(tmp_path: Path, model_type: str) -> None:
+    tiny(model_type).save_pretrained(tmp_path)
+    assert inspect(tmp_path).problem == ""
+    (tmp_path / "pytorch_model.bin").write_text(POINTER)  # what is not read may be missing
+    assert inspect(tmp_path).problem == ""
+
+
+def test_rows_longer_than_the_context_and_tokens_without_an_embedding_fail_in_prepare(
+    ground: Ground, folder: Path, tmp_path: Path
+) -> None:
+    cell = chain.small("languages=[en]", f"model.path={folder}")
+    config(folder, max_position_embeddings=20)
+    with pytest.raises(
+        StageFailure, match=r"but config\.json has 20 positions: trainer\.max_length_tokens=20"
+    ):
+        chain.run(stages.PREPARE, cell, tmp_path / "context", language="en")
+    config(folder, max_position_embeddings=4096)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["answer"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert inspect(folder).problem == ""  # only a text that spells it out would need it
+    with pytest.raises(StageFailure, match="a token of the rows is id 400, but the embedding has 400 rows"):
+        chain.run(stages.PREPARE, cell, tmp_path / "tokens", language="en")
+
+
+def test_a_pointer_in_a_folder_of_data_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mgsm").mkdir()
+    (tmp_path / "mgsm" / "mgsm_en.tsv").write_text(POINTER)
+    (tmp_path / "train.parquet").write_text("whole")
+    cell = chain.config_of()
+    cell["items"].update(source="files", train_dir=str(tmp_path), test_dir=str(tmp_path))
+    (need,) = of_cell(Config(cell))
+    assert need.what == f"data in {tmp_path}"
+    assert need.problem == "mgsm/mgsm_en.tsv is a git-lfs pointer, not the file: git lfs pull"
+
+
+def test_looking_again_costs_a_fraction_of_a_millisecond_and_sees_every_change(folder: Path) -> None:
+    cell = Config(chain.small("languages=[en]", f"model.path={folder}"))
+    assert of_cell(cell) == []
+    start_s = time.perf_counter()
+    for _ in range(200):
+        of_cell(cell)
+    assert (time.perf_counter() - start_s) / 200 < 2e-3
+    truncate(folder)
+    assert len(of_cell(cell)) == 1
+
+
+def test_looking_at_a_folder_imports_no_torch_and_no_transformers(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from orchestrator.sft.needs import problem_of;"
+        f"assert problem_of(Path({str(folder)!r}), 8) == '';"
+        "sys.exit(str({'torch', 'transformers', 'tokenizers', 'safetensors'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "\n"), done.stderr
