@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from orchestrator import provenance
 from orchestrator.commands.view import View
 from orchestrator.core.records import Code, Request
@@ -44,6 +46,9 @@ def as_request(
         code: the snapshot of it for workers that start later.
     """
     folder = import_paths[0] if import_paths else "."
+    if settings and settings.launcher.get("snapshot") is False:  # its default, which earlier versions refuse
+        launcher = {key: value for key, value in settings.launcher.items() if key != "snapshot"}
+        settings = msgspec.structs.replace(settings, launcher=launcher)
     return Request(
         nonce=new_nonce(),
         number=0,

@@ -38,7 +38,7 @@ from orchestrator.trackers.mirror import make_mirror, mirroring
 from orchestrator.worker.main import preload
 
 MAX_JOBS_SHOWN = 5
-POLL_S, REFRESH_S, LINE_S = 0.1, 1.0, 10.0
+POLL_S, REFRESH_S, LINE_S, LAST_LOOKS = 0.1, 1.0, 10.0, 5
 
 
 def make_launcher(settings: EngineSettings, num_cells: int) -> Any:
@@ -85,6 +85,7 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
     wanted = set(request.cells) if request.cells is not None else None
     cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
     stopper = _Stopper(launcher)
+    view = view.patient(lambda: "stopped" if stopper.count > 1 else "")
     with mirroring(view.ledger, view.sweep.name, request):
         if any(view.cells[cell.cell].state is not State.DONE for cell in cells):
             with stopper:
@@ -93,7 +94,7 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
                 _keep_logs(view)
     if not stopper.count:
         finish_retention(view.fresh(), settings_of(request).policy)
-    view = view.fresh()
+    view = _last_view(view)
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     print_failures(view, cells)
@@ -107,6 +108,16 @@ def attend(view: View, request: Request, launcher: Launcher) -> int:
     if stopper.count:
         print(f"stopped; go on with: sweep launch {view.sweep.name}{view.hint}")
     return 1
+
+
+def _last_view(view: View) -> View:
+    """Look at the ends of all cells, again for a while where a folder of one errs."""
+    for _ in range(LAST_LOOKS):
+        view = view.fresh()
+        if not any(view.snapshot.evidence(digest).is_passing for digest in view.sweep.nodes):
+            break
+        time.sleep(REFRESH_S)
+    return view
 
 
 def _as_launch(view: View, request: Request) -> Launch:

@@ -19,6 +19,7 @@ from orchestrator.commands.view import (
 from orchestrator.core.wide import widened
 from orchestrator.errors import UserError, nearest
 from orchestrator.store.ledger import open_ledger
+from orchestrator.store.permissions import as_usual
 from orchestrator.store.table import Rows, collect_rows, write_csv, write_table
 
 FORMATS = ("parquet", "csv", "json")
@@ -62,12 +63,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"no folder {args.out.absolute().parent}", where=f"--out {args.out}")
-    if kind == "json":
-        import msgspec
+    with as_usual():
+        if kind == "json":
+            import msgspec
 
-        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
-    else:
-        write_table(rows, args.out, kind)
+            args.out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
+        else:
+            write_table(rows, args.out, kind)
     print(f"{title}: {counted(len(rows), 'row')} in {args.out}")
     return 0
 

@@ -22,7 +22,7 @@ from orchestrator.commands.view import add_store, no_overrides, store_url
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.local import available_cpus, visible_gpus
 from orchestrator.launchers.slurm.programs import slurm
-from orchestrator.store import layout
+from orchestrator.store import layout, permissions
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
 
@@ -82,6 +82,7 @@ def _checks(url: str) -> Iterator[Check]:
         "gpus", True if gpus else None, ", ".join(gpus) if gpus else "none visible; stages run on the CPU"
     )
     yield _guarded("store", lambda: _store(url))
+    yield from _access(url)
     yield _guarded("store semantics", lambda: _semantics(url))
     yield _slurm()
     yield _ray()
@@ -120,6 +121,24 @@ def _store(url: str) -> Check:
     objects = open_ledger(url).objects
     state = "will be made by the first launch" if objects.get(layout.STORE) is None else "exists"
     return Check("store", enough, f"{url} ({state}){room}")
+
+
+def _access(url: str) -> Iterator[Check]:
+    """Who may use a folder that exists; nothing where there is nothing to say."""
+    objects = open_objects(url)
+    if isinstance(objects, PosixStore):
+        try:
+            mode = objects.root.stat().st_mode & 0o7777
+            found = [*permissions.problems(objects.root)]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            mode, found = 0, [str(permissions.refused(objects.root, error) or error)]
+        said = "its group" if mode & 0o020 else "its owner alone (store.shared=true makes one for a group)"
+        detail = (
+            "; ".join(" ".join(each.split()) for each in found) or f"mode {mode:o}: may be written by {said}"
+        )
+        yield Check("store access", not found, detail)
 
 
 def _semantics(url: str) -> Check:

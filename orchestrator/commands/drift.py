@@ -51,7 +51,7 @@ def print_code_drift(view: View, cells: Sequence[Cell], import_paths: Sequence[s
         import_paths: where the user's stages are importable now; without them only the products are compared.
     """
     codes = code_versions(view, cells)
-    if import_paths:
+    if import_paths and codes:
         digest = checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
         now = provenance.code_version(digest, provenance.git_state(import_paths[0]))
         other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}

@@ -61,7 +61,7 @@ def _cells(view: View) -> Iterator[CellFacts]:
 
 
 def _retry(view: View, node: Node, cells: tuple[str, ...]) -> RetryFacts:
-    attempts = view.ledger.attempts(node)
+    attempts = view.attempts(node)
     superseded = {
         later.claim.supersedes.attempt: later.claim.supersedes
         for later in attempts

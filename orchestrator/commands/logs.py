@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.job:
         return _print_job(view, cell, as_json=args.json)
     node = _named(view, cell, args.stage) if args.stage else _interesting(view, cell)
-    numbers = [attempt.number for attempt in view.ledger.attempts(node)]
+    numbers = [attempt.number for attempt in view.attempts(node)]
     if not numbers:
         has_job = view.jobs.of_cell(cell.cell) is not None
         raise UserError(

@@ -286,7 +286,7 @@ def steps_of(view: View, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
             if digest not in looked:
                 if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
                     continue
-                attempts = view.ledger.attempts(node)
+                attempts = view.attempts(node)
                 looked[digest] = foresee(view.ledger, node, spec, attempts)
             if not (looked[digest] or status.attempts):
                 continue

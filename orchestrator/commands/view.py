@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +22,12 @@ from orchestrator.core.settings import Policy
 from orchestrator.core.state import Attempt, CellStatus, Liveness, StageStatus, cell_status, stage_status
 from orchestrator.core.sweep import Cell, Node, Sweep
 from orchestrator.core.sweepfile import is_name
-from orchestrator.errors import UnknownSweep, UserError
+from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.launchers.base import Scheduler
 from orchestrator.registry import SCHEDULERS, lookup
 from orchestrator.store.evidence import Snapshot, Vital, glance
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.patience import Outage
 from orchestrator.store.submissions import Submissions
 
 DEFAULT_STORE = "runs"
@@ -157,6 +158,21 @@ class View:
         """What to add to a printed next step so that it finds this store, "" when it is the usual one."""
         url = self.ledger.objects.url
         return "" if url == store_url(None) else f" store.url={shlex.quote(url)}"
+
+    def patient(self, stop_asked: Callable[[], str] = lambda: "") -> View:
+        """Return a view that waits while the store does not answer, as its last launch says, and says so."""
+        outage_s = next((r.settings.store.outage_s for r in reversed(self.requests) if r.settings), 0.0)
+        ledger = self.ledger.patient(
+            Outage(outage_s, lambda line: print(f"  {line}", flush=True), stop_asked)
+        )
+        return View(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+
+    def attempts(self, node: Node) -> tuple[Attempt, ...]:
+        """Read a stage's attempts; none where they cannot be read, which the stage's state says."""
+        try:
+            return self.ledger.attempts(node)
+        except (OSError, InfrastructureError):
+            return ()
 
     def check(self) -> None:
         """Refuse, before anything is recorded or run, a revision that is not what it says.

@@ -116,7 +116,7 @@ def _evidence(view: View, cell: Cell, node: Node) -> dict[str, Any]:
     status = view.cells[cell.cell].stages[node.digest]
     lines = []
     evidence = view.snapshot.evidence(node.digest)
-    attempts = view.ledger.attempts(node)
+    attempts = view.attempts(node)
     for attempt in attempts:
         lines.extend(_of_attempt(attempt))
     if evidence.done is not None:

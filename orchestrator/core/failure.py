@@ -162,7 +162,7 @@ _EXIT_CODES = {
 _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError", "SystemExit", "KeyboardInterrupt"})
 """Exceptions of a launcher such as torchrun, which repeat that a process of theirs failed."""
 
-_RANK = re.compile(r"^(\[?(rank|default)\s?\d*\]?:\s?)+|^\d+: ", re.IGNORECASE)
+_RANK = re.compile(r"(\[?(?:rank|default)\s?\d*\]?:\s?)+|\d+: ", re.IGNORECASE)
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z_a-z]\w*))(?:: (.*))?$")
 _LAST_WORDS = tuple(
     (re.compile(pattern), cause)
@@ -201,8 +201,9 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
     how += f" (128 + {name})" if name and exit_code > 0 else ""
     if name == "SIGKILL" and oom_killed:
         return CommandFailure(Cause.OOM_HOST, "", f"{how} while the kernel was out of memory")
-    lines = [_RANK.sub("", line.rstrip()) for line in log.split("\n") if line.strip()]
-    raised = _last_exception(lines, exit_code) if not name and exit_code not in _EXIT_CODES else None
+    marked = [_marked(line.rstrip()) for line in log.split("\n") if line.strip()]
+    lines = [line.removeprefix(rank) for rank, line in marked]
+    raised = _last_exception(marked, exit_code) if not name and exit_code not in _EXIT_CODES else None
     if raised is not None:
         names, text = raised
         line = f"{names[0]}: {text}" if text else names[0]
@@ -213,30 +214,46 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
     return CommandFailure(cause, "", f"{how}: {words}" if words else how)
 
 
-def _last_exception(lines: Sequence[str], exit_code: int) -> tuple[tuple[str, ...], str] | None:
+def _last_exception(lines: Sequence[tuple[str, str]], exit_code: int) -> tuple[tuple[str, ...], str] | None:
     """Returns (class and bases by name, message) of the last traceback.
 
-    A launcher's own is passed over where it follows that of the process that failed. Python exits with code
+    A launcher's own is passed over where it follows that of the process that failed, and so is a peer's which
+    lost the connection to it, where lines are marked with the rank that wrote them. Python exits with code
     1; after any other code only a traceback at the very end is taken for the reason.
     """
-    found = None
+    found: tuple[tuple[str, ...], str] | None = None
+    found_rank = ""
     num_lines = _NUM_TRACEBACK_LINES if exit_code in (1, 120) else _NUM_LAST_LINES
-    for number, names, text in _exceptions(lines):
-        if number >= len(lines) - num_lines and (names[0] not in _WRAPPERS or found is None):
-            found = names, text
+    for number, rank, names, text in sorted(_exceptions(lines)):
+        is_echo = names[0] in _WRAPPERS or (
+            rank != found_rank and cause_of_exception(names, text) is Cause.COMMUNICATION
+        )
+        if number >= len(lines) - num_lines and (found is None or not is_echo):
+            found, found_rank = (names, text), rank
     return found
 
 
-def _exceptions(lines: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...], str]]:
-    """Yields the end of each traceback: the number of its line, the class with its bases, and the message."""
-    is_inside = False
-    for number, line in enumerate(lines):
+def _marked(line: str) -> tuple[str, str]:
+    """Returns a line and the rank before it, as torch and launchers mark it, "" without one."""
+    match = _RANK.match(line)
+    return (match.group() if match else "", line)
+
+
+def _exceptions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, tuple[str, ...], str]]:
+    """Yields the end of each traceback: the number of its line, its rank, the class with its bases, the
+    message.
+
+    Lines of several ranks may stand between one another.
+    """
+    inside: set[str] = set()
+    for number, (rank, marked) in enumerate(lines):
+        line = marked.removeprefix(rank)
         if line.startswith(("Traceback (most recent call last):", '  File "')):
-            is_inside = True  # a syntax error of the program itself has no heading
-        elif is_inside and line and not line[0].isspace():
-            is_inside = False
+            inside.add(rank)  # a syntax error of the program itself has no heading
+        elif rank in inside and line and not line[0].isspace():
+            inside.remove(rank)
             if match := _EXCEPTION.match(line):
-                yield number, _bases(match.group(2)), (match.group(3) or "").strip()
+                yield number, rank, _bases(match.group(2)), (match.group(3) or "").strip()
 
 
 def _bases(name: str) -> tuple[str, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.typed import typed
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError, nearest
-from orchestrator.formats import Settings
+from orchestrator.formats import SINCE_2, Settings
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d)(?::(?P<seconds>\d\d))?)?")
 
@@ -23,9 +23,13 @@ class StoreSettings(Settings, frozen=True):
 
     Attributes:
         url: a folder or URL; None means SWEEP_STORE, or else ``runs`` in the working folder.
+        shared: make a new store for its folder's group (mode 2770) instead of its maker alone (0700).
+        outage_s: seconds for which workers and launches wait for a shared folder that does not answer.
     """
 
     url: str | None = None
+    shared: Annotated[bool, SINCE_2] = False
+    outage_s: Annotated[float, SINCE_2] = 600.0
 
 
 class TrackerSettings(Settings, frozen=True):
@@ -133,6 +137,7 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> EngineSettings:
         _at_least(f"policy.retries.{cause}", num_retries, 0, where)
     _at_least("policy.lease_s", settings.policy.lease_s, 1, where)
     _at_least("policy.checkpoint_interval_s", settings.policy.checkpoint_interval_s, 0, where)
+    _at_least("store.outage_s", settings.store.outage_s, 0, where)
     _at_least("policy.grace_s", settings.policy.grace_s, 0, where)
     for stage, limit_s in settings.policy.limits_s.items():
         if not limit_s > 0:

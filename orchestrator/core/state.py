@@ -71,6 +71,8 @@ class Evidence(NamedTuple):
         liveness_reason: how that is known.
         liveness_cause: what the attempt counts as when its owner is gone.
         retired: what of the product's files is absent by decision.
+        unreadable: why nothing is known, as where a folder refuses to be read; outranks all else.
+        is_passing: whether that may be otherwise in a moment.
     """
 
     attempts: tuple[Attempt, ...] = ()
@@ -82,6 +84,8 @@ class Evidence(NamedTuple):
     liveness_reason: str = ""
     liveness_cause: Cause = Cause.NODE_LOST
     retired: tuple[Retired, ...] = ()
+    unreadable: str = ""
+    is_passing: bool = False
 
 
 class Budget(NamedTuple):
@@ -165,6 +169,8 @@ def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
 def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
     """Derives a stage's state from its evidence alone (not from its inputs)."""
     num_attempts = evidence.attempts[-1].number if evidence.attempts else 0
+    if evidence.unreadable:
+        return StageStatus(State.UNKNOWN, evidence.unreadable)
     if evidence.done is not None:
         retired = describe(evidence.retired)
         reason = f"product, of which {retired} retired" if retired else "product"

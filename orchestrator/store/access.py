@@ -5,6 +5,7 @@ It knows no key but that of the store's mark; what the records mean is `orchestr
 
 from __future__ import annotations
 
+import errno
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,8 @@ from orchestrator.store.peek import peek
 
 R = TypeVar("R", bound=Record)
 _TRIES, _PAUSE_S = 5, 0.05
+_ANSWERS = frozenset({errno.EACCES, errno.EPERM})
+"""Errors that no second try changes."""
 
 
 class Known(NamedTuple):
@@ -102,21 +105,21 @@ class Records:
         Raises:
             InfrastructureError: the store did not answer clearly in several tries.
         """
-        data, error = self.encode(record), "the store answers one thing and then another"
+        data, error = self.encode(record), OSError("the store answers one thing and then another")
         for number in range(_TRIES):
             try:
                 if self.objects.create(key, data):
                     return True
             except OSError as problem:
-                error = str(problem)
+                error = problem
             try:
                 found = self.objects.get(key)
             except OSError as problem:
-                error, found = str(problem), None
+                error, found = problem, None
             if found is not None:
                 return peek(found).nonce == nonce
             time.sleep(_PAUSE_S * 2**number)
-        raise InfrastructureError(f"cannot write {key}: {error}", where=self.objects.url)
+        raise InfrastructureError(f"cannot write {key}: {error}", where=self.objects.url) from error
 
     def read(self, key: str, kind: type[R], **identity: object) -> tuple[R | None, str]:
         """Reads a record: (record, ""), (None, "") when absent, or (None, problem) when unreadable.
@@ -129,12 +132,14 @@ class Records:
         Raises:
             InfrastructureError: the store did not answer; that is not "absent".
         """
-        error = ""
+        error = OSError()
         for number in range(_TRIES):
             try:
                 data = self._known.records[key] if key in self._known.records else self.objects.get(key)
             except OSError as problem:
-                error = str(problem)
+                error = problem
+                if problem.errno in _ANSWERS:
+                    break
                 time.sleep(_PAUSE_S * 2**number)
                 continue
             if data is None:
@@ -147,7 +152,7 @@ class Records:
                 return record, ""
             except (msgspec.DecodeError, UnicodeDecodeError) as problem:
                 return None, f"{key} is unreadable ({problem})"
-        raise InfrastructureError(f"cannot read {key}: {error}", where=self.objects.url)
+        raise InfrastructureError(f"cannot read {key}: {error}", where=self.objects.url) from error
 
     def prove_writable(self) -> None:
         """Proves that the store can be written, and that one writer wins; see `opening.prove_writable`."""

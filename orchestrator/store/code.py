@@ -348,7 +348,7 @@ def _write(root: Path, item: Item) -> None:
         temporary.symlink_to(os.fsdecode(item.data))
     else:
         temporary.write_bytes(item.data)
-        temporary.chmod(item.mode & 0o555 | 0o400)
+        temporary.chmod((0o555 if item.mode & 0o100 else 0o444) & root.stat().st_mode | 0o400)
     temporary.replace(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -12,11 +13,13 @@ from orchestrator.core.records import Done, Heartbeat, Retired, Void
 from orchestrator.core.retention import without
 from orchestrator.core.state import Attempt, Evidence, Liveness
 from orchestrator.core.sweep import Node
+from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.processes import is_gone
 from orchestrator.store import layout
 from orchestrator.store.ahead import read_ahead
 from orchestrator.store.ledger import Ledger
+from orchestrator.store.patience import is_transient, told
 
 
 class Vital(NamedTuple):
@@ -102,23 +105,42 @@ class Snapshot:
             )
         self._ledger = ledger
         stages = {node.stage for node in self._nodes.values()}
-        self._done = {stage: ledger.generations(layout.done_index(stage)) for stage in stages}
-        self._void = {stage: ledger.generations(layout.void_index(stage)) for stage in stages}
-        self._retired = {stage: ledger.retired_generations(stage) for stage in stages}
-        self._attempted = {s: frozenset(ledger.listing(layout.stage_records(s)).folders) for s in stages}
+        self._done, self._void = dict[str, dict[str, set[int]]](), dict[str, dict[str, set[int]]]()
+        self._retired = dict[str, dict[str, set[int]]]()
+        self._attempted: dict[str, frozenset[str]] = {}
+        self._unlisted: dict[str, Evidence] = {}
+        for stage in stages:
+            try:
+                self._list(stage)
+            except OSError as error:  # of one stage's folder: the others are read
+                self._unlisted[stage] = _unreadable(error)
         self._evidence: dict[str, Evidence] = {}
+
+    def _list(self, stage: str) -> None:
+        ledger = self._ledger
+        self._done[stage] = ledger.generations(layout.done_index(stage))
+        self._void[stage] = ledger.generations(layout.void_index(stage))
+        self._retired[stage] = ledger.retired_generations(stage)
+        self._attempted[stage] = frozenset(ledger.listing(layout.stage_records(stage)).folders)
 
     def evidence(self, digest: str) -> Evidence:
         """Returns the evidence of one stage, as of the first time it was asked for."""
         if digest not in self._evidence:
-            self._evidence[digest] = self._read(self._nodes[digest])
+            try:
+                self._evidence[digest] = self._read(self._nodes[digest])
+            except (OSError, InfrastructureError) as error:
+                self._evidence[digest] = _unreadable(error)
         return self._evidence[digest]
 
     def _read(self, node: Node) -> Evidence:
+        if node.stage in self._unlisted:
+            return self._unlisted[node.stage]
         product = self._product(node)
         if product.done is not None:
             # a product outranks all else: of its attempts only their number is told
-            numbers = self._ledger.numbers(node) if self._count_attempts else []
+            numbers: list[int] = []
+            with contextlib.suppress(OSError):
+                numbers = self._ledger.numbers(node) if self._count_attempts else []
             return product._replace(attempts=(Attempt(max([product.done.attempt, *numbers])),))
         attempts = self._ledger.attempts(node) if node.digest in self._attempted[node.stage] else ()
         if _just_ended(attempts) and self._ledger.product(node, product.generation)[0] is not None:
@@ -174,6 +196,10 @@ class Snapshot:
             layout.void(node.stage, node.digest, generation), Void, generation=generation
         )
         return problem if void is None else f"its product was {void.kind}: {void.reason}"
+
+
+def _unreadable(error: Exception) -> Evidence:
+    return Evidence(unreadable=f"cannot be read: {told(error)}", is_passing=is_transient(error))
 
 
 def _just_ended(attempts: tuple[Attempt, ...]) -> bool:

@@ -27,10 +27,11 @@ from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Input, Node, Sweep
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.store import layout, opening
+from orchestrator.store import layout, opening, permissions
 from orchestrator.store.access import Known, R, Records, new_nonce
 from orchestrator.store.mark import check_mark, make_store
-from orchestrator.store.objects import ObjectStore, open_objects
+from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
+from orchestrator.store.patience import Outage, PatientStore, is_transient, told
 from orchestrator.store.peek import peek
 
 __all__ = ["Known", "Ledger", "content_digest", "new_nonce", "open_ledger"]
@@ -51,6 +52,12 @@ class Ledger(Records):
         ledger = super().knowing(known)
         ledger._done, ledger._retired = self._done, self._retired  # what never changes is shared
         return ledger
+
+    def patient(self, outage: Outage) -> Ledger:
+        """Return a ledger that waits while a shared folder does not answer; of a bucket, itself."""
+        if not isinstance(self.objects, PosixStore):
+            return self
+        return Ledger(PatientStore(self.objects.root, outage), store_format=self._store_format)
 
     # Stages
 
@@ -259,7 +266,12 @@ class Ledger(Records):
         keys = {layout.request(sweep, n): n for n in self.record_numbers(layout.requests(sweep))}
         ledger = self.having_read(keys)
         for key, number in keys.items():
-            request, problem = ledger.read(key, Request, number=number)
+            try:
+                request, problem = ledger.read(key, Request, number=number)
+            except InfrastructureError as error:
+                if is_transient(error):
+                    raise
+                request, problem = None, f"{key} cannot be read: {told(error)}"
             if request is not None:
                 found.append(request)
                 if request.verb == "unknown":
@@ -284,8 +296,10 @@ def content_digest(sweep: Sweep) -> str:
     return hashlib.sha256(formats.canonical(sweep)).hexdigest()
 
 
-def open_ledger(url: str, *, create: bool = False, at: str = "") -> Ledger:
+def open_ledger(url: str, *, create: bool = False, at: str = "", shared: bool = False) -> Ledger:
     """Opens a store; with `create`, makes it one if needed, and proves that a second create is refused.
+
+    What this process makes from now on takes its group and other bits from the folder of the store.
 
     Raises:
         UserError: unknown scheme, no such bucket, not writable, or of a newer format.
@@ -293,8 +307,10 @@ def open_ledger(url: str, *, create: bool = False, at: str = "") -> Ledger:
     """
     objects = open_objects(url)
     opening.look(objects, layout.STORE)
+    if isinstance(objects, PosixStore):
+        permissions.follow_root(objects.root)
     store_format = check_mark(Records(objects))
     if create:
-        make_store(objects, at)
+        make_store(objects, at, shared=shared)
         store_format = check_mark(Records(objects))  # what stands may be another's
     return Ledger(objects, store_format=store_format)

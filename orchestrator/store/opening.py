@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import time
 import uuid
+from pathlib import Path
 
 from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.store import permissions
 from orchestrator.store.objects import ObjectStore
 
 _TRIES, _PAUSE_S = 5, 0.2
@@ -82,7 +84,7 @@ def not_writable(objects: ObjectStore, error: OSError) -> SweepError:
     """Returns what to tell the user of a store that refused a write."""
     if not objects.in_place:
         return refusal(objects.url, error)
-    return UserError(
+    return permissions.refused(Path(objects.url), error) or UserError(
         f"the store {objects.url} is not writable: {error.strerror or error}",
         fix="store.url=FOLDER, or set SWEEP_STORE",
     )

@@ -35,6 +35,7 @@ from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSig
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_objects
+from orchestrator.store.patience import Outage
 from orchestrator.text import MAX_LINE, one_line, words_of
 from orchestrator.trackers.base import Tracked, open_trackers
 from orchestrator.worker.command import GRACE_S, FailedCommand, Unread, run_command, take_results
@@ -179,7 +180,7 @@ def run(
             how = f" with code {error.code}"
         else:
             how = f": {_line(error.code)}"
-            _print(f"{words_of(error.code)}\n")  # as Python does
+            _print(without_secrets(f"{words_of(error.code)}\n"))  # as Python does
         return Outcome(outcome="failed", cause=Cause.UNKNOWN, message=one_line(f"the stage exited{how}"))
     except BaseException as error:  # noqa: BLE001 - the worker's edge: every exception becomes data
         _print_exception()
@@ -216,7 +217,8 @@ def _unread(order: ChildOrder, folder: Path, failure: Unread) -> Outcome:
 
 
 def _context(order: ChildOrder, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Context:
-    ledger, node = Ledger(open_objects(order.store)), order.node
+    outage = Outage(order.settings.store.outage_s, print, lambda: stop.why if stop.asked else "")
+    ledger, node = Ledger(open_objects(order.store)).patient(outage), order.node
 
     def fence() -> None:
         if not ledger.objects.in_place:
@@ -344,7 +346,7 @@ def _limit_threads(num_threads: int) -> None:
 
 
 def _redirect_output(path: Path) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for descriptor in (1, 2):
         os.dup2(handle, descriptor)
     os.close(handle)

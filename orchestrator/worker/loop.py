@@ -22,8 +22,10 @@ from orchestrator.store import layout
 from orchestrator.store.checkout import Checkout
 from orchestrator.store.evidence import Snapshot, examine
 from orchestrator.store.ledger import Ledger, new_nonce
+from orchestrator.store.patience import told
 from orchestrator.store.retention import retain
 from orchestrator.worker.attempt import AttemptRun
+from orchestrator.worker.leaving import Leaving
 from orchestrator.worker.order import Shortage, WorkerOrder
 from orchestrator.worker.watch import Watcher, next_lease_s
 
@@ -84,6 +86,7 @@ class Worker:
         self._failed_starts, self._replaced, self._starved = 0, False, False
         self.num_claims, self._progressed = 0, False  # until something was done, or was worth waiting for
         self._idle_since_s: float | None = None
+        self._leaving = Leaving()
         self._scan_s = 0.0
         self._wishes_s = 0.0
         self._wishes = Wishes(frozenset(), {}, {})
@@ -119,13 +122,15 @@ class Worker:
             if scan.claimable is not None and self._has_other_code():
                 return OTHER_CODE
             if scan.claimable is not None:
-                idle_s = IDLE_S if self._try(scan.claimable, snapshot) else self._pause(idle_s)
+                idle_s = IDLE_S if self._try_or_leave(scan.claimable, snapshot) else self._pause(idle_s)
                 self._idle_since_s = None
             elif scan.waiting:
                 if self._is_idle_for_long():
                     self._say("nothing to claim while others work: this worker leaves")
                     return 0
                 idle_s, self._progressed = self._pause(idle_s), True
+            elif self._is_worth_another_look(snapshot):
+                idle_s = self._pause(idle_s)
             else:
                 if self.num_claims == 0 and self._order.job is not None:  # or its job's log would be empty
                     self._say("nothing was left to do")
@@ -171,7 +176,32 @@ class Worker:
         time.sleep(idle_s)
         return min(MAX_IDLE_S if self._ledger.objects.in_place else BUCKET_S, idle_s * 1.5)
 
+    def _try_or_leave(self, claimable: Claimable, snapshot: Snapshot) -> bool:
+        """As `_try`; a stage of which the store's folders err is left for a while, and the others go on."""
+        try:
+            return self._try(claimable, snapshot)
+        except (OSError, InfrastructureError) as error:
+            if not self._ledger.objects.in_place or not self._answers():
+                raise
+            self._say(f"{claimable.cell.cell} {claimable.node.name}: left for now: {told(error)}")
+            self._leaving.leave(claimable.node.digest, error)
+            return True
+
+    def _answers(self) -> bool:
+        try:
+            return self._ledger.objects.get(layout.STORE) is not None
+        except OSError:
+            return False
+
+    def _is_worth_another_look(self, snapshot: Snapshot) -> bool:
+        digests = {digest for cell in self._cells for digest in cell.chain}
+        return self._leaving.is_worth_another_look(
+            is_passing=any(snapshot.evidence(digest).is_passing for digest in digests)
+        )
+
     def _status(self, snapshot: Snapshot, wishes: Wishes, digest: str) -> StageStatus:
+        if (left := self._leaving.status(digest)) is not None:
+            return left
         budget = wishes.budget(digest, self._order.settings.policy.retries)
         return stage_status(snapshot.evidence(digest), budget)
 

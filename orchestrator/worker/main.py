@@ -24,10 +24,12 @@ from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.processes import adopt_orphans
+from orchestrator.store import layout
 from orchestrator.store.checkout import Checkout, checkout_of
 from orchestrator.store.code import damage, import_paths, package_path, version_of
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
+from orchestrator.store.patience import Outage, wait_out
 from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
 from orchestrator.worker.order import Shortage, WorkerOrder
 
@@ -72,10 +74,7 @@ def run(
     """
     diary = diary or Diary()
     if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        _print_to(log)
     ending = _Ending(order, lifeline)
 
     def say(line: str) -> None:
@@ -84,7 +83,7 @@ def run(
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
     try:
-        ledger = open_ledger(order.store)
+        ledger = _opened(order, ending, say)
         revision = _revision(ledger, order)
         if order.code is not None:
             paths = import_paths(ledger.objects, order.code)
@@ -124,6 +123,24 @@ def run(
         say(f"error: the store does not answer: {error}")
         _outlast(order.store, ending)
         return InfrastructureError.exit_code
+
+
+def _print_to(log: Path) -> None:
+    with contextlib.suppress(OSError):  # it lies in the store, which may not answer now
+        log.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+
+
+def _opened(order: WorkerOrder, ending: _Ending, say: Callable[[str], None]) -> Ledger:
+    outage = Outage(order.settings.store.outage_s, say, ending.why)
+    objects = open_objects(order.store)
+    if not objects.in_place:
+        return open_ledger(order.store)
+    return wait_out(lambda: open_ledger(order.store), lambda: objects.get(layout.STORE), outage).patient(
+        outage
+    )
 
 
 def _outlast(url: str, ending: _Ending) -> None:

@@ -45,7 +45,7 @@ def dones(store: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in store.glob("done/*/*.json")]
 
 
-@pytest.mark.parametrize("with_git", [False, True])
+@pytest.mark.parametrize("with_git", [pytest.param(False, marks=pytest.mark.long), True])
 def test_an_edit_stops_the_claims_and_the_next_launch_goes_on_and_says_what_differs(
     edited: Any, background: Any, with_git: bool
 ) -> None:

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.commands.snapshot import take_code
-from orchestrator.store.objects import open_objects
-
 KEY = "0123456789abcdef0123456789abcdef01234567"
 GITHUB = "ghp_" + "a1B2" * 9
 COUNT = """
@@ -116,19 +113,16 @@ def test_messages_tracebacks_command_lines_and_diffs_are_kept_without_credential
     assert "+    print(" in request.read_text()
 
 
-def test_credentials_in_the_code_of_a_snapshot_are_named_by_file_and_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    project = tmp_path / "project"
-    (project / "conf").mkdir(parents=True)
-    (project / "train.py").write_text(
+def test_credentials_in_the_code_of_a_snapshot_are_named_by_file_and_line(sweep: Any) -> None:
+    (sweep.folder / "one.yaml").write_text(COUNT % "")
+    (sweep.folder / "conf").mkdir()
+    (sweep.folder / "train.py").write_text(
         f"import os\nURL = 'https://me:hunter2@h/x'\nK = '{GITHUB}'\nsort_key = 'a'\n"
     )
-    (project / "conf/a.yaml").write_text(f"lr: 1\nwandb:\n  api_key: {KEY}\n")
-    code = take_code(open_objects(str(tmp_path / "store")), [str(project)], targets=())
-    said = capsys.readouterr().out
+    (sweep.folder / "conf/a.yaml").write_text(f"lr: 1\nwandb:\n  api_key: {KEY}\n")
+    said = sweep("launch", "one.yaml", "launcher.snapshot=true")
     for place in ("train.py:2", "train.py:3", "conf/a.yaml:3"):
         assert f"warning: {place} looks like a secret" in said
     assert said.count("warning:") == 3 and "hunter2" not in said and KEY not in said
-    kept = tmp_path / f"store/code/{code.digest}/project-0/train.py"
+    (kept,) = sweep.store.glob("code/*/project-0/train.py")
     assert GITHUB in kept.read_text()  # the files are those that run

@@ -21,6 +21,16 @@ Failures:
   <NO_OTHER_FAILURES>
 ============================================================
 """
+PEER = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"
+
+
+def of_rank(rank: int, error: str) -> str:
+    return "".join(f"[rank{rank}]: {line}\n" for line in f"{TRACEBACK}{error}".splitlines())
+
+
+def interleaved(*errors: str) -> str:
+    ranks = [of_rank(rank, error).splitlines(keepends=True) for rank, error in enumerate(errors)]
+    return "".join(line for lines in zip(*ranks, strict=True) for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +107,18 @@ def test_an_exceptions_class_decides_before_the_beginning_of_its_message(
         (1, "cp: error writing '/x/y': No space left on device\n", Cause.STORAGE, "No space left"),
         (1, "ERROR: CUDA error: out of memory\n", Cause.OOM_GPU, "out of memory"),
         (1, "bash: fork: Cannot allocate memory\n", Cause.OOM_HOST, "allocate memory"),
+        (1, of_rank(1, "ValueError: bad row") + of_rank(0, PEER), Cause.CODE, "bad row"),
+        (1, of_rank(0, PEER) + of_rank(1, "ValueError: bad row"), Cause.CODE, "bad row"),
+        (1, of_rank(0, PEER) + of_rank(1, PEER), Cause.COMMUNICATION, "Connection closed by peer"),
+        (1, f"{TRACEBACK}ValueError: handled\nagain\n{TRACEBACK}{PEER}\n", Cause.COMMUNICATION, "closed"),
+        (1, interleaved("ValueError: bad row", PEER), Cause.CODE, "bad row"),
         # words in lines that are no reason
         (1, "INFO: resumed after CUDA out of memory\ngoing on\n", Cause.UNKNOWN, "exited with code 1"),
         (1, "warning: CUDA out of memory, halving the batch\n", Cause.UNKNOWN, "exited with code 1"),
-        (1, f"handled:\n{TRACEBACK}{OOM}\n" + "step\n" * 200 + "bye\n", Cause.UNKNOWN, "exited with code 1"),
+        pytest.param(
+            *(1, f"handled:\n{TRACEBACK}{OOM}\n" + "step\n" * 200, Cause.UNKNOWN, "with code 1"),
+            id="long ago",
+        ),
         (3, f"handled:\n{TRACEBACK}{OOM}\n" + "step\n" * 20, Cause.UNKNOWN, "exited with code 3"),
         (1, f"{TRACEBACK}ValueError: no rows for 'NCCL error'\n", Cause.CODE, "no rows for"),
         (1, f"{TRACEBACK}{OOM}\nretried\n{TRACEBACK}KeyError: 'lr'\n", Cause.CODE, "KeyError: 'lr'"),

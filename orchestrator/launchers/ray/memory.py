@@ -72,15 +72,18 @@ class Monitor:
         if usage.used < (self._threshold - MARGIN) * usage.total:
             return None
         path = Path(tempfile.gettempdir()) / f"polysweep-memory-{os.getuid()}"
-        with path.open("a+") as ledger:
+        ledger = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
             fcntl.flock(ledger, fcntl.LOCK_EX)  # or the next would be the largest once the largest is gone
             trees = worker_memory()
             mine = trees.get(os.getpid(), 0)
-            largest = max([*trees.values(), _last_fault(ledger.fileno())])
-            is_at_fault = mine >= AT_FAULT * largest
+            largest = max([*trees.values(), _last_fault(ledger)])
+            is_at_fault = 0 < mine >= AT_FAULT * largest
             if is_at_fault:
-                os.ftruncate(ledger.fileno(), 0)
-                os.write(ledger.fileno(), f"{time.monotonic()} {mine}".encode())
+                os.ftruncate(ledger, 0)
+                os.pwrite(ledger, f"{time.monotonic()} {mine}".encode(), 0)
+        finally:
+            os.close(ledger)
         used, total = usage.used / GIB, usage.total / GIB
         said = (
             f"Ray's memory monitor ended its worker: {used:.1f} of {total:.1f} GiB were used on the node, "
