@@ -6,6 +6,7 @@ It knows folders of a local file system only: no store, no stage.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -77,7 +78,7 @@ def _raise_unless_gone(error: OSError) -> None:
         raise error
 
 
-def contain(folder: Path, *, linked: Path | None = None) -> None:
+def contain(folder: Path, *, linked: Path | None = None) -> bool:
     """Put what links lead to outside of a folder into it: what is deleted there must not be missed here.
 
     A link that leads nowhere, in a circle or to a device stays as it is: it is no file of the folder.
@@ -86,11 +87,14 @@ def contain(folder: Path, *, linked: Path | None = None) -> None:
         folder: of a product or a checkpoint.
         linked: a folder whose files are never written again: hard links to them do.
 
+    Returns:
+        Whether there was such a link.
+
     Raises:
         ValueError: a name is no UTF-8 text, which no record can hold.
         OSError: there is no room for a copy.
     """
-    real = folder.resolve()
+    real, is_changed = folder.resolve(), False
     for place, folders, names in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *names)):
             if not _is_text(path.name):
@@ -104,6 +108,8 @@ def contain(folder: Path, *, linked: Path | None = None) -> None:
             if _copy(target, copy, linked, frozenset({real})):
                 path.unlink()
                 copy.rename(path)
+                is_changed = True
+    return is_changed
 
 
 def _is_text(name: str) -> bool:
@@ -182,6 +188,10 @@ def _other_size(file: File, size: int | None) -> str:
     return f"{file.path} has {size} bytes instead of {file.size}"
 
 
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors that say that there is no such file, not that it cannot be read."""
+
+
 def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str | None:
     """Finds the first file that is not what the manifest says.
 
@@ -197,13 +207,15 @@ def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str 
         OSError: a file cannot be read, which says nothing of what it holds.
     """
     for file in files:
-        path = folder / file.path
+        path = f"{folder}/{file.path}"
         try:
-            size = path.stat().st_size
+            size = os.stat(path).st_size  # noqa: PTH116 - of tens of thousands of files
             if size != file.size:
                 return _other_size(file, size)
-            if content and file_digest(path) != file.sha256:
+            if content and file_digest(Path(path)) != file.sha256:
                 return f"{file.path} has other content than recorded"
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             return _other_size(file, None)
     return None

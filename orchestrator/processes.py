@@ -85,7 +85,10 @@ def start_of(pid: int) -> str | None:
         entry = _entry(pid)
         return entry.start if entry is not None and entry.runs else None
     command = ["ps", "-o", "lstart=", "-p", str(pid)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    return (
+        subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
+        or None
+    )
 
 
 def describe(pid: int) -> Process | None:

@@ -242,7 +242,9 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> tuple[str, ...
     if visible is not None:
         return tuple(part for part in (word.strip() for word in visible.split(",")) if part and part != "-1")
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU "))
@@ -260,6 +262,7 @@ def gpu_hardware(gpus: tuple[str, ...], per_worker: int) -> Hardware | None:
             [*command, "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=20,
             check=True,
         )

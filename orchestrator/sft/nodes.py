@@ -156,7 +156,11 @@ def _another_node() -> str:
     nodes = os.environ["SLURM_JOB_NODELIST"]
     try:
         listed = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+            ["scontrol", "show", "hostnames", nodes],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError) as error:
         raise StageFailure("config", f"cannot list the nodes {nodes} by scontrol: {error}") from error

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrator import formats
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.manifest import contain
 from orchestrator.stage import MANIFEST, CheckpointManifest, Context, step_of
 from orchestrator.store import layout
 
@@ -92,11 +94,13 @@ class Sealer:
             except StopRequested as stopped:
                 self.superseded = stopped.why
                 return
-            except (OSError, StageFailure) as error:
+            except (OSError, StageFailure, ValueError) as error:
                 if is_last and path.exists():
                     print(f"checkpoint {path.name} is not sealed: {error}", flush=True)
 
     def _seal(self, path: Path, step: int, stamp: _Stamp) -> None:
+        if contain(path):  # links became copies
+            stamp = _stamp(path)
         self._context.seal(path, step)
         self._newest = path, stamp
         self._unseal_if_changed()
@@ -135,7 +139,7 @@ class Sealer:
         if path == self._adopted:
             return True
         try:
-            manifest = msgspec.json.decode(data, type=CheckpointManifest)
+            manifest = formats.decode(data, CheckpointManifest)
         except (msgspec.DecodeError, UnicodeDecodeError):
             if path not in self._reported:
                 self._reported.add(path)

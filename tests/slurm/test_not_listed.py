@@ -131,6 +131,11 @@ def test_jobs_that_slurm_hides_from_a_colleague_are_held_and_those_that_it_shows
         assert "2 jobs may still wait" in said
         assert_held(jobs, 2)
         assert "2 waiting jobs cancelled" in jobs("cancel", "jobs")
+        jobs.wrap("sbatch", '$real "$@"; kill -KILL $PPID')  # its number is lost
+        jobs.launch(jobs.write("late", cells=1), HELD, SOON, f"store.url={jobs.store}", code=-9)
+        assert "was not answered" in colleague("reconcile", "late")
+        assert "1 queued" in jobs("reconcile", "late")
+        assert len(jobs.submissions("late")) == 1
     finally:
         conf.write_text(text)
         jobs.cluster.run("scontrol", "reconfigure")

@@ -80,3 +80,17 @@ def test_names_that_no_record_can_hold_are_refused(folder: Path) -> None:
     (folder / os.fsdecode(b"caf\xe9")).touch()
     with pytest.raises(ValueError, match=r"caf\\udce9 is no UTF-8 text"):
         contain(folder)
+
+
+def test_a_checkpoint_holds_what_its_links_lead_to_however_its_command_ends(store: Path) -> None:
+    """It may be linked into the next attempt, where the scratch folder is another."""
+    saves = "mkdir -p {checkpoints}/.new; echo s > {scratch}/s; ln -s ../../scratch/s {checkpoints}/.new/s; "
+    saves += "mv {checkpoints}/.new {checkpoints}/5; exit 3"
+    spec = StageSpec(command=saves, shell=True, reads=READS, uses=USES)
+    sweep = sweep_of(1, {"count": spec})
+    seal(store, sweep)
+    ledger, node = ledger_at(store), node_of(sweep)
+    work(ledger, ledger.revision(sweep.name, 1), order_for(store, sweep.name, policy={"retries": {}}))
+    saved = store / "payload" / node.stage / node.digest / "1/checkpoints/5"
+    assert (saved / "manifest.json").exists() and not (saved / "s").is_symlink()
+    assert (saved / "s").read_text() == "s\n"
