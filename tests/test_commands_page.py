@@ -44,7 +44,7 @@ def test_every_sweep_of_the_page_is_tried() -> None:
     assert {Path(name).stem for name in FILES if name.endswith(".yaml")} == set(ROWS)
 
 
-SHORT = ("resume", "finished", "shell")
+SHORT = ("resume", "shell")
 
 
 @pytest.mark.parametrize(

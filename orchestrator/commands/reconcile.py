@@ -23,6 +23,7 @@ from orchestrator.edge import outlive_the_reader
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter
 from orchestrator.launchers.jobs import settings_of
+from orchestrator.store.patience import told
 from orchestrator.trackers.mirror import mirroring
 
 WAIT_S = 2.0
@@ -213,8 +214,8 @@ def _stay(view: View, asked: Sequence[Asked]) -> int:
         start_s = time.monotonic()
         try:
             done = _pass(view, asked, hold=hold if start_s < hold_until_s else "")
-        except InfrastructureError as error:  # a scheduler that is away comes back
-            print(f"  {error.what}; trying again", flush=True)
+        except (InfrastructureError, OSError) as error:  # a scheduler, or a store, that is away comes back
+            print(f"  {told(error)}; trying again", flush=True)
             pause_s, view = MAX_WAIT_S, view.fresh()
             continue
         if done.given.limit != hold or done.given.submitted:

@@ -58,7 +58,9 @@ def _measure(name: str) -> Measure:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         else:
             cached = not path.exists() and not _hub_answers()  # the client itself would try for 30 s
-            loaded = transformers.AutoTokenizer.from_pretrained(name, local_files_only=cached)
+            loaded = transformers.AutoTokenizer.from_pretrained(
+                name, local_files_only=cached, trust_remote_code=False
+            )
             tokenizer = loaded.backend_tokenizer
     except Exception as error:  # noqa: BLE001 - the libraries raise whatever they met
         said = str(error).strip().split("\n")[0]

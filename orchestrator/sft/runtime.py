@@ -50,7 +50,7 @@ def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:
     """
     if "tokenizer" in inputs:
         return AutoTokenizer.from_pretrained(inputs["tokenizer"], local_files_only=True)
-    tokenizer = _from_cache(AutoTokenizer.from_pretrained, uses)
+    tokenizer = _from_cache(AutoTokenizer.from_pretrained, uses, trust_remote_code=False)
     if not tokenizer("1 + 1", add_special_tokens=False)["input_ids"]:
         # without its files transformers makes an empty one, silently
         raise StageFailure("data", f"model.path={uses.model.path} has no tokenizer")
@@ -116,6 +116,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedMod
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # to name them all
             output_loading_info=True,
             **how,
@@ -136,9 +137,14 @@ def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedMod
         if names
     ]
     if problems:
-        name = type(model).__name__
+        what = f"the weights in {folder} are not those of a {type(model).__name__}"
+        raise StageFailure("data", f"{what}: {'; '.join(problems)}")
+    is_tied = model.config.get_text_config().tie_word_embeddings and model._tied_weights_keys
+    if is_tied and not model.all_tied_weights_keys:  # transformers leaves them apart, other libraries do not
         raise StageFailure(
-            "data", f"the weights in {folder} are not those of a {name}: {'; '.join(problems)}"
+            "data",
+            f"{folder}/config.json has tie_word_embeddings, but input and output embeddings differ:"
+            " set it to false, or save the weights as they were trained",
         )
     return model
 
@@ -152,8 +158,8 @@ def _from_cache(from_pretrained: Callable[..., Any], uses: Config, **how: Any) -
     path, how = uses.model.path, {"revision": uses.model.revision or "main", **how}
     try:
         return from_pretrained(path, local_files_only=True, **how)
-    except OSError as error:
-        if Path(path).is_dir():
+    except Exception as error:
+        if Path(path).is_dir() or not isinstance(error, OSError):
             raise StageFailure("data", f"model.path={path}: {_first_line(error)}") from error
         message = f"model.path={path}@{how['revision']} is not in the cache here: run `sweep prefetch` first"
         raise StageFailure("data", message) from error

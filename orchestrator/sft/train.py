@@ -75,14 +75,17 @@ def micro_batch_size(settings: Config, uses: Config, placed: parallel.Placed, ro
     On a CPU, where memory is no matter for the models that one trains there, 8.
 
     Raises:
-        StageFailure: not even one row fits (cause ``oom_gpu``).
+        StageFailure: not even one row fits (cause ``oom_gpu``), or nobody knows (``config``).
     """
     if uses.micro_batch_size is not None:
         return int(uses.micro_batch_size)
     if placed.device.type == "cpu":
         return 8
     text = placed.model.config.get_text_config()
-    sizes = {ours: getattr(text, theirs) for ours, theirs in SIZES.items()}
+    sizes = {ours: getattr(text, theirs, None) for ours, theirs in SIZES.items()}
+    if unknown := [SIZES[name] for name, size in sizes.items() if size is None]:
+        what = f"config.json of a {text.model_type} has no {', '.join(unknown)} to reckon memory with"
+        raise StageFailure("config", f"{what}: set trainer.micro_batch_size")
     size = largest_micro_batch(
         decoder(sizes, text.model_type),
         Load(

@@ -305,7 +305,7 @@ class _Walker:
         sources, folders = [], []
         entries = _entries(path)
         for entry in entries:
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 if os.path.splitext(entry.name)[1].lower() in _SOURCES:  # noqa: PTH122
                     sources.append(entry.path)
             elif not (is_hidden(entry.name) or entry.name in _MADE or self._is_left_out(entry)):
@@ -315,6 +315,13 @@ class _Walker:
 
     def _is_left_out(self, entry: os.DirEntry[str]) -> bool:
         return os.path.realpath(entry.path) in self._left_out
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

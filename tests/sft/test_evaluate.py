@@ -36,7 +36,9 @@ pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests s
 
 COMMON = {"model", "family", "num_parameters", "task", "num_languages", "languages", "seed", "pretrained"}
 SCORED = {"selected_step", "eval_language", "split", "num_correct", "num_items", "num_truncated", "accuracy"}
-COSTS = {"train_seconds", "train_tokens", "tokens_per_second", "peak_memory_gib", "num_processes"}
+COSTS = {
+    *("train_seconds", "train_tokens", "tokens_per_second", "peak_memory_gib", "num_processes", "notes"),
+}
 MIXTURE = ("languages=[en,es]", "evaluation.languages=[en,es,sw]")
 PAIRS = 3 * 2 + 3  # weights and languages of a cell with MIXTURE and three epochs
 

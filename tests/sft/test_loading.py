@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -95,6 +96,32 @@ def test_tied_weights_buffers_and_prefixes_that_the_library_knows_load_the_same_
     runtime.check_weights(tmp_path)
 
 
+def test_embeddings_that_are_tied_in_the_config_but_not_in_the_file_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "gpt2", lambda w: {**w, "lm_head.weight": w["transformer.wte.weight"] + 1})
+    with pytest.raises(StageFailure, match="tie_word_embeddings, but input and output embeddings differ"):
+        runtime.load_weights(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    loaded = runtime.load_weights(folder)
+    assert torch.equal(loaded.lm_head.weight, loaded.transformer.wte.weight + 1)
+
+
+def test_a_tokenizer_with_code_of_its_own_runs_none_of_it(ground: Ground, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(ground.inputs["tokenizer"][""], folder)
+    shutil.copytree(ground.inputs["base"][""], folder, dirs_exist_ok=True)
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    file = folder / "tokenizer_config.json"
+    mapped = {"AutoTokenizer": ["own.Own", None]}
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "tokenizer_class": "Own", "auto_map": mapped})
+    )
+    uses = chain.Config({"model": {"path": str(folder), "revision": None}}, declared="uses")
+    with contextlib.suppress(StageFailure):
+        runtime.load_tokenizer(chain.Inputs({}), uses)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_every_stage_refuses_such_a_model(ground: Ground, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(ground.inputs["base"][""], folder)
@@ -128,7 +155,7 @@ def test_a_pickle_is_never_read_as_weights(tmp_path: Path) -> None:
     folder = saved(tmp_path, "qwen3", lambda weights: weights)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
-    settings = EngineSettings(torch.device("cpu"), "fp32", 1, 2, 0)
+    settings = EngineSettings(torch.device("cpu"), "fp32", 2, 0)
     for load in (runtime.load_weights, runtime.check_weights, TransformersEngine(settings).load):
         with pytest.raises(StageFailure, match="no model in"):
             load(folder)

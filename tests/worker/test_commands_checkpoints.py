@@ -65,7 +65,7 @@ def test_the_loss_of_all_processes_at_once_costs_two_seconds_at_most(
     again.wait_for(f"from {max(job.steps())}", attempt=2)
 
 
-@pytest.mark.parametrize("who", ["command", "child", "worker"])
+@pytest.mark.parametrize("who", ["command", pytest.param("child", marks=pytest.mark.long), "worker"])
 def test_checkpoints_outlive_sigkill_of_any_one_process(store: Path, run: Jobs, who: str) -> None:
     job = run(fit(store.parent))
     job.wait_for("saved 3")

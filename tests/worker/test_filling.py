@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.compose import compose
 from orchestrator.stage import Config, Context, Inputs, StageSpec
 from orchestrator.worker.command import run_command, search_path
 from orchestrator.worker.filling import arguments
@@ -158,12 +159,13 @@ def test_steps_that_a_command_writes_into_its_metrics_are_its_progress(tmp_path:
     assert seen == [(1, 3), (2, 3)]
 
 
-def test_the_shell_is_part_of_the_identity_and_the_other_new_keys_are_not(sweep: Any) -> None:
+def test_the_shell_is_part_of_the_identity_and_the_other_new_keys_are_not(tmp_path: Path) -> None:
     def digest(extra: str) -> str:
-        (sweep.folder / "s.yaml").write_text(
+        (tmp_path / "s.yaml").write_text(
             "config: {x: 1}\naxes: {x: [1]}\nstages: {fit: {command: 'a {work}', reads: [x]" + extra + "}}\n"
         )
-        return str(sweep.json("plan", "s.yaml")["cells"][0]["stages"][0]["digest"])
+        (found,) = compose("s.yaml", cwd=tmp_path).sweep.nodes
+        return found
 
     plain = digest("")
     assert digest(", finished: f, keep: ['*'], python: p") == plain

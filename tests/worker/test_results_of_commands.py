@@ -91,7 +91,9 @@ def trained(job: Job, attempt: int) -> bool:
     return "trains" in job.log(attempt)
 
 
-@pytest.mark.parametrize(("loss", "results"), [("NaN", "loss.json"), ("1", "rows.json")])
+@pytest.mark.parametrize(
+    ("loss", "results"), [("NaN", "loss.json"), pytest.param("1", "rows.json", marks=pytest.mark.long)]
+)
 def test_training_whose_results_cannot_be_read_is_read_again_first_and_runs_again_then(
     store: Path, run: Jobs, loss: str, results: str
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_work_folder_outlives_a_failed_read_of_results(store: Path, run: Jobs)
     assert (job.folder(3) / layout.WORK / "w").read_text() == "x\nx\n"
 
 
+@pytest.mark.long
 def test_discarding_an_unfinished_stage_begins_anew(sweep: Any) -> None:
     (sweep.folder / "s.yaml").write_text(
         "config: {x: 1, n: 9}\naxes: {x: [1]}\nstages:\n  fit:\n    reads: [x]\n    shell: true\n"
