@@ -47,9 +47,9 @@ LOOSE: Mapping[str, re.Pattern[str]] = {
 TIGHT: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)
     for language, pattern in {
-        "en": r"\banswer" + _COLON,
+        "en": r"\banswer(?:" + _COLON + r"|['’]s\b)",
         "es": r"\brespuesta(?:\s+(?:final|correcta))?" + _COLON,
-        "ja": r"(?:答え|解答|回答|答)" + _COLON,
+        "ja": r"(?:答え|解答|回答|正解|答)" + _COLON,
         "bn": r"উত্তর(?:টি|টা)?ঃ?",
         "sw": r"\bjibu(?:\s+(?:la\s+mwisho|sahihi))?(?:" + _COLON + r"|\b)",
         "te": r"(?:సమాధానం|సమాధానము|జవాబు)",

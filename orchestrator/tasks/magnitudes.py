@@ -1,7 +1,8 @@
 """Words of magnitude beside a number, such as ``70 mil``, ``7万`` or ``elfu 70``. Data and its patterns.
 
-The words are those of the study's eleven languages; English ones count in all of them. What a word means
-depends on the language: ``billion`` is 10^9 in English and 10^12 in French and German. Words that count the
+The words are those of the study's eleven languages; those of English, and of scripts that one language has,
+count in all of them. What a word means depends on the language: ``billion`` is 10^9 in English and 10^12 in
+French and German. Words that count the
 items themselves (``dozen``, ``pair``) are left out, because the answer is then often the count.
 """
 
@@ -20,7 +21,7 @@ _LATIN: Mapping[str, Mapping[str, int]] = {
         r"hundreds?": 2,
         r"thousands?": 3,
         r"lakhs?|lacs?": 5,
-        r"millions?|mln|mn": 6,
+        r"millions?|ml?n\.?": 6,
         r"crores?": 7,
         r"billions?|bn": 9,
         r"trillions?|tn": 12,
@@ -41,18 +42,18 @@ _LATIN: Mapping[str, Mapping[str, int]] = {
     },
     "de": {
         r"hundert": 2,
-        r"tausend|tsd": 3,
-        r"million(?:en)?|mio": 6,
-        r"milliarden?|mrd": 9,
+        r"tausend|tsd\.?": 3,
+        r"million(?:en)?|mio\.?": 6,
+        r"milliarden?|mrd\.?": 9,
         r"billion(?:en)?": 12,
         r"hunderttausend": 5,
     },
     "ru": {
         r"сот(?:ня|ни|ню|ен)": 2,
-        r"тысяч(?:а|и|у|е|ей|ам|ами|ах)?|тыс": 3,
-        r"миллион(?:а|у|ом|е|ы|ов|ам|ами|ах)?|млн": 6,
-        r"миллиард(?:а|у|ом|е|ы|ов|ам|ами|ах)?|млрд": 9,
-        r"триллион(?:а|у|ом|е|ы|ов|ам|ами|ах)?|трлн": 12,
+        r"тысяч(?:а|и|у|е|ей|ам|ами|ах)?|тыс\.?": 3,
+        r"миллион(?:а|у|ом|е|ы|ов|ам|ами|ах)?|млн\.?": 6,
+        r"миллиард(?:а|у|ом|е|ы|ов|ам|ами|ах)?|млрд\.?": 9,
+        r"триллион(?:а|у|ом|е|ы|ов|ам|ами|ах)?|трлн\.?": 12,
     },
     "sw": {r"mia": 2, r"elfu|maelfu": 3, r"laki": 5, r"milioni": 6, r"bilioni": 9, r"trilioni": 12},
 }
@@ -110,9 +111,12 @@ _SIGN = r"[$€£¥₹₽]"
 def _entries(language: str) -> list[tuple[str, int]]:
     words = [(rf"(?i:{word}){_END}", power) for word, power in _LATIN.get(language, {}).items()]
     words += [(word, power) for word, power in _OTHER.get(language, {}).items()]
-    if language != "en":  # after its own: what both have is the language's
-        words += [(rf"(?i:{word}){_END}", power) for word, power in _LATIN["en"].items()]
-    return words
+    # after its own: what two languages have is the text's; scripts of their own cannot be mistaken
+    others = [_LATIN[code] for code in ("en", "ru") if code != language]
+    words += [(rf"(?i:{word}){_END}", power) for other in others for word, power in other.items()]
+    left_out = {language, "ja"} | ({"zh"} if language == "ja" else set())  # these two share their script
+    scripts = [_OTHER[code] for code in _OTHER if code not in left_out]
+    return [*words, *((word, power) for other in scripts for word, power in other.items())]
 
 
 def _compile(entries: list[tuple[str, int]], before: str = "") -> tuple[re.Pattern[str], tuple[int, ...]]:
@@ -141,7 +145,7 @@ def after(text: str, end: int, language: str, *, is_paid: bool) -> tuple[Decimal
     Args:
         text: the normalised text.
         end: where the digits end.
-        language: whose words count, beside English ones.
+        language: whose words count first.
         is_paid: a currency sign stands before the digits.
 
     Returns:

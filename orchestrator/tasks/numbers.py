@@ -83,6 +83,8 @@ _ASCII = {
     ord("﹪"): "%",
     ord("⁄"): "/",
     ord("∕"): "/",
+    **dict.fromkeys(map(ord, "✕✖⨯"), "×"),
+    ord("∗"): "*",
     ord("⋅"): "·",
     ord("∙"): "·",
 }
@@ -96,7 +98,7 @@ _TEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]{0,40})\}")
 _VULGAR = re.compile(r"(\d ?)?([¼-¾⅐-⅞↉])")
 _BASELINE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _RAISED = re.compile(r"(?<![\d.,])10(⁻?[⁰¹²³⁴-⁹]{1,2})")
-_FRAC = re.compile(r"(\d ?)?\\[dt]?frac(?: ?\{(\d+)\} ?\{(\d+)\}|(\d)(\d))")
+_FRAC = re.compile(r"(\d ?)?\\[dt]?frac(?: ?\{(-?\d+)\} ?\{(\d+)\}|(\d)(\d))")
 
 _JOINED = r"*:~≈\u0e00-\u0e7f\u3040-\u9fff"  # scripts that write words without spaces: 答案是.5
 _SPACE = r"[ \u00a0\u202f\u2009\u2007'’ʼ]"  # thousands in any language: spaces of any width, apostrophes
@@ -110,7 +112,7 @@ def _pattern(*, dot_groups: bool) -> re.Pattern[str]:
     return re.compile(
         r"(?P<time>\d{1,2}:[0-5]\d(?::[0-5]\d)?(?!\d|:\d)|\d{1,2} ?[hH] ?[0-5]\d(?!\d)"
         rf"|(?<!\d[.,/-])(?<!\d){_DATE}(?![\d/-]|\.\d))"
-        rf"|(?<![\d.,])(?P<power>(?:{mantissa} ?(?:[×xX*·]|\\times|\\cdot) ?)?10(?:\^|\*\*)"
+        rf"|(?<![\d.,])(?P<power>(?:{mantissa} ?(?:[×xX*·]|\\times|\\cdot) ?)?10 ?(?:\^|\*\*)"
         r" ?[{(]? ?-?\d{1,2}(?!\d) ?[})]?)"
         rf"|(?<![\d.,])(?P<exponent>{mantissa}[eE][+-]?\d{{1,2}}(?!\w|[.,]\d))"
         rf"|(?<!\d[.,])(?:"

@@ -89,7 +89,7 @@ def _of_attempts(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> lis
 def is_whole(ledger: Ledger, candidate: Candidate) -> bool:
     """Returns whether a checkpoint has all the files that its manifest names, judged by their sizes."""
     try:
-        manifest = msgspec.json.decode(candidate.manifest, type=CheckpointManifest)
+        manifest = formats.decode(candidate.manifest, CheckpointManifest)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     sizes = ledger.objects.trees([candidate.prefix])[candidate.prefix]
