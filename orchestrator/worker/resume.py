@@ -16,8 +16,8 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Parent
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node
-from orchestrator.manifest import damage, damage_by_size, fsync_path, fsync_tree
-from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest, step_of
+from orchestrator.manifest import damage, damage_by_size, fsync_path, fsync_tree, step_of
+from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 
