@@ -219,3 +219,18 @@ def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str 
                 raise
             return _other_size(file, None)
     return None
+
+
+_STEP_WORD = r"(?:checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_=]?"
+_STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORD}[0-9]{{1,18}}[-_])*{_STEP_WORD})?([0-9]{{1,18}})")
+
+
+def step_of(name: str) -> int | None:
+    """Returns the step that a checkpoint folder's name says, None for a name that says none.
+
+    It is a number alone (``00000120``), or follows a word as in ``checkpoint-120``, ``ckpt_120``,
+    ``step=120``, ``global_step120``, ``iter-120`` and ``epoch=3-step=120``, where the last number is the
+    step.
+    """
+    match = _STEP_NAME.fullmatch(name)
+    return int(match.group(1)) if match else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -366,21 +365,6 @@ class Context:
         """Flushes the trackers."""
         for tracker in self._trackers:
             tracker.close()
-
-
-_STEP_WORD = r"(?:checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_=]?"
-_STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORD}[0-9]{{1,18}}[-_])*{_STEP_WORD})?([0-9]{{1,18}})")
-
-
-def step_of(name: str) -> int | None:
-    """Returns the step that a checkpoint folder's name says, None for a name that says none.
-
-    It is a number alone (``00000120``), or follows a word as in ``checkpoint-120``, ``ckpt_120``,
-    ``step=120``, ``global_step120``, ``iter-120`` and ``epoch=3-step=120``, where the last number is the
-    step.
-    """
-    match = _STEP_NAME.fullmatch(name)
-    return int(match.group(1)) if match else None
 
 
 def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:

@@ -90,16 +90,14 @@ def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
                 fix="wait for it, or sweep cancel",
             )
     for sweep in ledger.sweeps():
-        number = current_revision(ledger, sweep)
-        if number is None:
-            continue
-        view = sealed_view(ledger, sweep, number)
-        busy = [cell for cell, status in view.cells.items() if status.state in (State.RUNNING, State.QUEUED)]
-        if busy:
-            raise UserError(
-                f"{counted(len(busy), 'cell')} of {view.title} may still be running, such as {busy[0]}",
-                fix=f"wait for it, or sweep cancel {sweep}{view.hint}",
-            )
+        for number in ledger.revision_numbers(sweep):  # an older one may still be at work, or wait in a queue
+            view = sealed_view(ledger, sweep, number)
+            busy = [c for c, status in view.cells.items() if status.state in (State.RUNNING, State.QUEUED)]
+            if busy:
+                raise UserError(
+                    f"{counted(len(busy), 'cell')} of {view.title} may still be running, such as {busy[0]}",
+                    fix=f"wait for it, or sweep cancel {sweep}{view.hint}",
+                )
 
 
 def _as_json(ledger: Ledger, found: Collection[Leftover], *, deleted: bool) -> dict[str, Any]:

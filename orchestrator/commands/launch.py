@@ -26,6 +26,7 @@ from orchestrator.edge import outlive_the_reader
 from orchestrator.launchers.base import Launcher, Submitter
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
+from orchestrator.store.patience import Outage
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         dispatch.check()
     ledger = open_ledger(
         view.ledger.objects.url, create=True, at=provenance.now(), shared=settings.store.shared
-    )
+    ).patient(Outage(settings.store.outage_s, print))
     ledger.prove_writable()
     if limits:
         launcher.meet(ledger.objects.url, ledger.objects.get(layout.STORE) or b"")

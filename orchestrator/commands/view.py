@@ -278,7 +278,7 @@ class View:
         Raises:
             UserError: there is none, or more than one.
         """
-        found = self.select([word])
+        found = [cell for cell in self.sweep.cells if cell.cell == word] or self.select([word])
         if len(found) != 1:
             names = ", ".join(cell.cell for cell in found[:4]) + (", ..." if len(found) > 4 else "")
             raise UserError(

@@ -287,11 +287,17 @@ def _settings(text: str) -> Iterator[tuple[str, int, int]]:
 
 def _sets(found: re.Match[str]) -> bool:
     value, level = found["quoted"] or found["bare"], _level(found["name"])
-    if found["bare"] and _EXPRESSION.fullmatch(value):
+    if found["bare"] and (_EXPRESSION.fullmatch(value) or _is_argument(found)):
         return False
     if found["name"] == "TOKEN" and found["sign"] == "=":
         level = _Name.ANY  # a variable that a shell sets
     return _counts(level, value)
+
+
+def _is_argument(found: re.Match[str]) -> bool:
+    """Tell whether a program passes a variable on that is named like a credential: ``api_key=api_key``."""
+    is_code = not found["dashes"] and not found["name"].isupper()
+    return is_code and found["bare"].isidentifier() and _level(found["bare"]) is not _Name.PLAIN
 
 
 def _has(text: str, known: Collection[str]) -> bool:

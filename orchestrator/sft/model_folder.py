@@ -25,6 +25,7 @@ _INDEX = "model.safetensors.index.json"
 _TOKENIZER = "tokenizer.json"
 _PREFIXES = ("_orig_mod.", "module.")
 """What torch.compile and DDP put before the names of weights that were saved through them."""
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.")
 _OTHER_TOWERS = re.compile(r"vision|visual|audio|image|speech|encoder|mtp|experts")
@@ -297,7 +298,10 @@ def _check_tokenizer(
     Tokens that were added to a vocabulary may lie outside, as in gemma-3-1b-pt, whose image token has no row:
     they only come up where a text spells them out, which `prepare` sees.
     """
-    settings = _json(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
+    settings: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        if file in names:
+            settings.update(_json(folder / file))
     ids: dict[str, int] = {}
     if _TOKENIZER in names:
         try:
@@ -320,7 +324,8 @@ def _check_tokenizer(
             raise _Wrong(
                 f"tokenizer_config.json: {name} {content!r} is id {number}, but the embedding has {rows} rows"
             )
-    if "eos_token" in settings and settings["eos_token"] is None:
+    is_generic = settings.get("tokenizer_class") in _GENERIC  # other classes have an end token of their own
+    if settings.get("eos_token") is None and ("eos_token" in settings or is_generic):
         raise _Wrong("tokenizer_config.json: no eos_token, so no answer would end")
     for key in ("pad_token_id", "eos_token_id"):
         numbers = text.get(key, config.get(key))

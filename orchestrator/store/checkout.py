@@ -4,6 +4,7 @@ It is this package, the modules of the stages, and what belongs to the projects 
 
 - in a git work tree all files that git tracks;
 - everywhere the sources (by their suffix) that git does not ignore, and the files that a command names;
+- where all stages are our own, nothing of the projects;
 - never a store, hidden folders, environments, the sweep file, which is sealed, and what describes a project.
 
 A digest is taken again before each claim, so a file is read once and then only looked at. What is large is
@@ -114,7 +115,9 @@ class Checkout:
         self._walker = _Walker({str(path.resolve()) for path in (package, *left_out)})
         self._paths = [Path(path).resolve() for path in import_paths if Path(path).is_dir()]
         self._sweeps = {str(path) for path in self._paths[:1]}
-        own = [p for p in self._paths if not (is_installed(p) or p.is_relative_to(package))]
+        is_theirs = self._commands or any(not target.startswith("orchestrator.") for target in self._targets)
+        theirs = self._paths if is_theirs else []  # else no code of the project runs
+        own = [p for p in theirs if not (is_installed(p) or p.is_relative_to(package))]
         self._roots = list(dict.fromkeys(_root(path) for path in own))
         self._seen: dict[str, _Seen] = {}
         self._ignored: dict[str, bool] = {}
@@ -302,7 +305,7 @@ class _Walker:
         sources, folders = [], []
         entries = _entries(path)
         for entry in entries:
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 if os.path.splitext(entry.name)[1].lower() in _SOURCES:  # noqa: PTH122
                     sources.append(entry.path)
             elif not (is_hidden(entry.name) or entry.name in _MADE or self._is_left_out(entry)):
@@ -312,6 +315,13 @@ class _Walker:
 
     def _is_left_out(self, entry: os.DirEntry[str]) -> bool:
         return os.path.realpath(entry.path) in self._left_out
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

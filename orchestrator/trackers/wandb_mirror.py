@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,7 +156,7 @@ def was_deleted(error: Exception) -> bool:
 
     The server answers 409, which the library passes on in its words alone (wandb 0.25 to 0.31).
     """
-    return "previously created and deleted" in str(error)
+    return re.search(r"\bHTTP 409\b|previously created and deleted", str(error)) is not None
 
 
 class WandbRun:

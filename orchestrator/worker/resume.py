@@ -16,8 +16,8 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Parent
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node
-from orchestrator.manifest import damage, damage_by_size, fsync_path, fsync_tree
-from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest, step_of
+from orchestrator.manifest import damage, damage_by_size, fsync_path, fsync_tree, step_of
+from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 
@@ -89,7 +89,7 @@ def _of_attempts(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> lis
 def is_whole(ledger: Ledger, candidate: Candidate) -> bool:
     """Returns whether a checkpoint has all the files that its manifest names, judged by their sizes."""
     try:
-        manifest = msgspec.json.decode(candidate.manifest, type=CheckpointManifest)
+        manifest = formats.decode(candidate.manifest, CheckpointManifest)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     sizes = ledger.objects.trees([candidate.prefix])[candidate.prefix]

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrator import formats
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.manifest import contain
-from orchestrator.stage import MANIFEST, CheckpointManifest, Context, step_of
+from orchestrator.manifest import contain, step_of
+from orchestrator.stage import MANIFEST, CheckpointManifest, Context
 from orchestrator.store import layout
 
 LOOK_S = 1.0
@@ -138,7 +139,7 @@ class Sealer:
         if path == self._adopted:
             return True
         try:
-            manifest = msgspec.json.decode(data, type=CheckpointManifest)
+            manifest = formats.decode(data, CheckpointManifest)
         except (msgspec.DecodeError, UnicodeDecodeError):
             if path not in self._reported:
                 self._reported.add(path)

@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from orchestrator import formats
-from orchestrator.manifest import File, damage, damage_by_size
-from orchestrator.stage import MANIFEST, CheckpointManifest, step_of
+from orchestrator.manifest import File, damage, damage_by_size, step_of
+from orchestrator.stage import MANIFEST, CheckpointManifest
 from orchestrator.store import layout
 from orchestrator.store.remote import RemoteStore, Transfer
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from orchestrator import formats
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node
 from orchestrator.manifest import damage
@@ -79,7 +80,7 @@ def find_unread(ledger: Ledger, node: Node, attempts: Sequence[Attempt]) -> tupl
 def _outcome(ledger: Ledger, key: str) -> Outcome | None:
     data = ledger.objects.get(f"{key}/{layout.OUTCOME}")
     try:
-        outcome = None if data is None else msgspec.json.decode(data, type=Outcome)
+        outcome = None if data is None else formats.decode(data, Outcome)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return outcome if outcome is not None and outcome.outcome == "failed" else None

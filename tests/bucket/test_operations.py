@@ -69,6 +69,8 @@ def test_a_growing_object_is_read_from_where_one_left_off(bucket: Bucket) -> Non
     assert objects.read_from("log", 0) == b"one\n" and objects.read_from("log", 4) == b""
     objects.put("log", b"one\ntwo\n")
     assert objects.read_from("log", 4) == b"two\n"
+    assert objects.read_from("log", 4, 2) == b"tw" and objects.read_from("log", 0, 99) == b"one\ntwo\n"
+    assert objects.read_from("log", 8, 5) == b"" == objects.read_from("none", 0, 5)
 
 
 def test_files_come_back_as_they_were_whatever_their_names_and_sizes(bucket: Bucket) -> None:

@@ -145,3 +145,12 @@ def test_an_evaluation_language_without_data_is_refused(folder, capfd):
         (folder / "test" / f"mgsm_{language}.tsv").write_text("1 + 1?\t2\n")
     words = ["data=files", f"data.train_dir={folder / 'train'}", f"data.test_dir={folder / 'test'}"]
     assert "te" in refused(capfd, "launch", "smoke", *words)
+
+
+def test_links_in_a_circle_in_the_project_do_no_harm(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "conf").mkdir()
+    (folder / "conf" / "loop").symlink_to("loop")
+    (folder / "conf" / "up").symlink_to("..")
+    (folder / "self.py").symlink_to("self.py")
+    assert main(["plan", "good.yaml"]) == 0
+    assert "2 cells" in capfd.readouterr().out

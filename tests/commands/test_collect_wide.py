@@ -84,3 +84,13 @@ def test_instances_of_a_stage_are_one_table():
 def test_cells_are_never_joined_with_one_another():
     rows = [row("fit", loss=0.5), row("score", ok=True), {**row("fit", loss=0.5), "cell": "d"}]
     assert [(r["cell"], r.get("ok")) for r in widened(rows)] == [("c", True), ("d", None)]
+
+
+def test_a_cell_is_named_by_its_whole_id_also_where_that_reads_like_a_selector(sweep: Any) -> None:
+    (sweep.folder / "own.yaml").write_text(
+        SWEEP.replace("axes: {rate: [0.5, 0.25]}", "axes: {m: {a=b: {seed: 3}}}")
+    )
+    (sweep.folder / "chain.py").write_text(STAGES)
+    (cell,) = sweep.json("plan", "own.yaml")["cells"]
+    assert cell["cell"].startswith("a=b-")
+    assert sweep.json("show", "own.yaml", cell["cell"])["config"]["seed"] == 3

@@ -158,6 +158,13 @@ def test_the_module_of_a_stage_belongs_to_the_code_even_if_git_ignores_it(projec
     assert code.digest() != before
 
 
+def test_stages_of_our_own_run_no_code_of_the_project(project: Path) -> None:
+    code = checkout(project, run="orchestrator.count:main")
+    before = code.digest()
+    (project / "s.py").write_text("x = 2")
+    assert code.digest() == before
+
+
 def test_a_digest_of_many_files_is_quick_to_take_again(tmp_path: Path) -> None:
     for number in range(2000):
         path = tmp_path / f"pkg{number % 20}/module{number}.py"

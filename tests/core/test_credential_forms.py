@@ -173,6 +173,8 @@ def test_numbers_paths_digests_words_and_references_are_no_credentials(name: str
         "curl -H 'Authorization: Bearer abcdefghijklmnop12' x",
         "git clone https://me:hunter2@git.example.org/x",
         "mysql --password hunter2",
+        "export API_KEY=my_secret_key",
+        "run --api-key my_secret_key",
     ],
 )
 def test_a_shell_line_that_sets_a_credential_is_found(line: str) -> None:
@@ -191,6 +193,7 @@ def test_a_shell_line_that_sets_a_credential_is_found(line: str) -> None:
         "python t.py --api-key $KEY --max-new-tokens 5 --sort-key loss --pad_token=<pad>",
         "export NCCL_SOCKET_IFNAME=ib0 OMP_NUM_THREADS=4",
         "python t.py --token-file x --key {config.key}",
+        "python -c 'c = Client(api_key=api_key, token=hf_token); password = getpass()'",
     ],
 )
 def test_a_shell_line_without_one_is_fine(line: str) -> None:

@@ -94,6 +94,14 @@ def padding_outside(folder: Path) -> None:
     change(folder / "tokenizer_config.json", pad_token="[PAD]")
 
 
+def no_end(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["eos_token"]
+    file.write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+
+
 WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (pointer("model.safetensors"), "model.safetensors is a git-lfs pointer"),
     (pointer("tokenizer.json"), "tokenizer.json is a git-lfs pointer"),
@@ -123,6 +131,7 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
         lambda folder: change(folder / "tokenizer_config.json", eos_token=None),
         "tokenizer_config.json: no eos_token",
     ),
+    (no_end, "tokenizer_config.json: no eos_token"),
     (lambda folder: config(folder, max_position_embeddings=8), "8 positions .*evaluation.max_new_tokens=8"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     (
@@ -195,10 +204,10 @@ def test_a_pointer_in_a_folder_of_data_is_named(tmp_path: Path) -> None:
 def test_looking_again_costs_a_fraction_of_a_millisecond_and_sees_every_change(folder: Path) -> None:
     cell = Config(chain.small("languages=[en]", f"model.path={folder}"))
     assert of_cell(cell) == []
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     for _ in range(200):
         of_cell(cell)
-    assert (time.perf_counter() - start_s) / 200 < 2e-3
+    assert (time.process_time() - start_s) / 200 < 2e-3
     truncate(folder)
     assert len(of_cell(cell)) == 1
 

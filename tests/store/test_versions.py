@@ -182,6 +182,30 @@ def test_a_store_of_format_1_is_read_continued_and_reported_and_its_records_gain
     } <= requests
 
 
+def test_a_setting_that_a_store_of_format_1_cannot_hold_is_refused_before_anything_is_recorded(
+    project: Sweep,
+) -> None:
+    def recorded() -> dict[str, tuple[int, int, bytes]]:
+        found = photograph(project.store)
+        return {name: seen for name, seen in found.items() if name.startswith(("sweeps/", "records/"))}
+
+    before = recorded()
+    stage = "stages: {count: {limit_s: 9, finished: over, command: 'true', reads: [seed]}}"
+    other = (project.folder / "counts.yaml").read_text().replace("stages: [count]", stage)
+    (project.folder / "other.yaml").write_text(other)
+    for words in (
+        ("launch", "counts.yaml", "store.outage_s=5"),
+        ("launch", "other.yaml"),
+        ("rerun", "counts", "--yes", "store.outage_s=5"),
+    ):
+        said = project(*words, code=2)
+        assert "format 1 and cannot hold" in said and "sweep upgrade" in said
+        assert "outage_s" in said or "finished" in said
+    assert recorded() == before
+    project("upgrade")
+    project("rerun", "counts", "--yes", "store.outage_s=5", "launcher.workers=1")
+
+
 def test_a_store_is_upgraded_when_nothing_can_run_in_it_and_then_refused_by_the_version_before(
     project: Sweep, before: Path
 ) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StageFailure
-from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec, step_of
+from orchestrator.manifest import step_of
+from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec
 from orchestrator.worker.command import run_command
 from orchestrator.worker.sealing import Sealer
 from tests.worker.jobs import Jobs

@@ -142,7 +142,7 @@ def test_a_stage_that_does_not_stop_in_its_grace_is_killed_and_released(store: P
 
 
 def test_a_stage_that_hangs_over_its_limit_is_killed_and_fails_by_timeout(store: Path, start: Start) -> None:
-    scene = Scene(store, start, "crashing", limits_s={"count": 2.0}, retries={})
+    scene = Scene(store, start, "crashing", limits_s={"count": 4.0}, retries={})
     assert (scene.end().outcome, scene.end().cause) == ("failed", Cause.TIMEOUT)
     assert not lives(scene.child)
 

@@ -103,7 +103,6 @@ def test_a_stage_that_sleeps_saves_at_its_next_step(store: Path, jobs: list[Job]
     assert (end.outcome, end.why) == ("released", "stopped")
     saved = checkpoints(job)[-1]
     assert saved >= step and saved == steps(job)
-    assert saved <= step + 1 or number != signal.SIGTERM  # of which the stage itself hears
     assert not any(lives(pid) for pid in pids)
 
 
