@@ -265,5 +265,5 @@ def test_a_report_is_told_the_facts_only_if_it_asks(tmp_path: Path) -> None:
 
     about = About(sweep="s", revision=1)
     for report in (plain, knowing):
-        assert call(report, [{}], tmp_path, about=about) == []
+        assert call(report, [{}], tmp_path, {"about": lambda: about}) == []
     assert told == [1, about]
