@@ -18,6 +18,9 @@ Direction = Literal["min", "max"]
 ENGINE_COLUMNS = frozenset({"cell", "sweep", "revision", "stage", "attempts", "seconds", "code"})
 """The columns of `collect` that are no result."""
 
+NOTES = "notes"
+"""A text column of what the reader should know of a row; it tells no rows apart."""
+
 MAX_VARIANTS = 8
 """Of how many rows of a cell, told apart by their text, a metric becomes a column each; of more the mean."""
 
@@ -152,7 +155,7 @@ def by_cell(rows: Sequence[Row], *, axes: Sequence[str], columns: Iterable[str] 
         axes: names of the sweep's axes.
         columns: names of the sweep's other columns, which are no results.
     """
-    skipped = ENGINE_COLUMNS | set(axes) | set(columns)
+    skipped = ENGINE_COLUMNS | {NOTES} | set(axes) | set(columns)
     owners: dict[str, set[str]] = {}
     for row in rows:
         for name in _numbers(row, skipped):
@@ -206,6 +209,15 @@ def _pivoted(rows: Sequence[Row], skipped: frozenset[str] | set[str]) -> dict[st
             lists.setdefault(name, []).append(value)
             found[f"{name}[{label}]" if label else name] = value
     return {f"{name} (mean)": statistics.fmean(values) for name, values in lists.items()} if many else found
+
+
+def notes_of(rows: Iterable[Row]) -> list[str]:
+    """Return the notes of the rows, each with the number of its cells."""
+    cells: dict[str, set[str]] = {}
+    for row in rows:
+        if isinstance(note := row.get(NOTES), str) and note:
+            cells.setdefault(note, set()).add(str(row.get("cell")))
+    return [f"{len(names)} cell{'' if len(names) == 1 else 's'}: {note}" for note, names in cells.items()]
 
 
 def metrics_of(results: Iterable[CellResult]) -> list[str]:

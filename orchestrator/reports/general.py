@@ -30,6 +30,7 @@ from orchestrator.results import (
     direction,
     is_seed,
     metrics_of,
+    notes_of,
     number_text,
     spread_over,
     spread_text,
@@ -134,7 +135,7 @@ def numbers_of(rows: Sequence[Row], about: About | None, over: Sequence[str] = (
         over=repeated,
         groups=spread_over(cells, repeated) if repeated else [],
         failures=_failures(about),
-        notes=list(about.notes) if about else [],
+        notes=[*(about.notes if about else ()), *notes_of(rows)],
     )
 
 

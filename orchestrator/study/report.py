@@ -15,6 +15,7 @@ from orchestrator.reporting import About
 from orchestrator.reports import markdown, page
 from orchestrator.reports.style import Drawing, save
 from orchestrator.reports.tabular import Table
+from orchestrator.results import notes_of
 from orchestrator.study import account, coverage, facts, figures, numbers, spent, tables
 from orchestrator.study.deviations import ledger
 from orchestrator.study.names import distinct
@@ -63,7 +64,7 @@ def numbers_of(rows: Sequence[Row], about: About | None = None) -> dict[str, Any
     where = f"{about.sweep}@{about.revision}" if about else "the table"
     found = numbers.report(rows, expected=coverage.expected(about), where=where)
     return {
-        "sweep": _identity(about),
+        "sweep": _identity(about, rows),
         "swept": _swept(rows, found, about),
         "status": coverage.status(found, about),
         **found,
@@ -74,11 +75,12 @@ def numbers_of(rows: Sequence[Row], about: About | None = None) -> dict[str, Any
     }
 
 
-def _identity(about: About | None) -> dict[str, Any]:
+def _identity(about: About | None, rows: Sequence[Row]) -> dict[str, Any]:
     names = ("sweep", "revision", "sealed", "description", "stages", "made_at", "notes")
-    if about is None:
-        return dict.fromkeys(names) | {"description": "", "notes": []}
-    return {name: getattr(about, name) for name in names}
+    known = dict.fromkeys(names) | {"description": ""}
+    if about is not None:
+        known = {name: getattr(about, name) for name in names}
+    return known | {"notes": [*(about.notes if about else ()), *notes_of(rows)]}
 
 
 def _swept(rows: Sequence[Row], found: Mapping[str, Any], about: About | None) -> dict[str, list[str]]:

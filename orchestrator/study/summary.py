@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.reporting import About
-from orchestrator.results import axes_of, is_seed, spread
+from orchestrator.results import axes_of, is_seed, notes_of, spread
 from orchestrator.study.figure import draw
 from orchestrator.study.statistics import pool, wilson
 from orchestrator.study.table import languages_of
@@ -82,6 +82,7 @@ def markdown(rows: Sequence[Row], axes: Sequence[str] = ()) -> str:
             "±: standard deviation over seeds, which answer the same items; the interval is of those items.",
             "",
         ]
+    lines += [line for note in notes_of(rows) for line in (f"Note: {note}.", "")]
     for task in dict.fromkeys(str(row["task"]) for row in rows):
         header = ["model", "mixture", *axes, "languages", "trained", "other", *languages]
         rules = [*["---"] * (2 + len(axes)), *["---:"] * (len(header) - 2 - len(axes))]

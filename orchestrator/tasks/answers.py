@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from orchestrator.tasks.announcements import EQUALS, HASHES, LOOSE, MINUS, OF, PERCENT, TIGHT
 from orchestrator.tasks.numbers import CURRENCY, Number, find, normalise
-from orchestrator.tasks.run_ons import EXAMPLE, QUESTION, ROLE, begins_list
+from orchestrator.tasks.run_ons import EXAMPLE, QUESTION, ROLE, begins_list, is_reply
 
 MAX_SENTENCE = 400
 """Characters between an announcement and its number, at most: more is another topic (ours)."""
@@ -39,8 +39,10 @@ def cut(text: str) -> str:
     header = QUESTION.search(text)
     text = text[: header.start()] if header else text
     if number := _DIGIT.search(text):
-        role = ROLE.search(text, number.end())
-        text = text[: role.start()] if role else text
+        for role in islice(ROLE.finditer(text, number.end()), MAX_HEADERS):
+            if not is_reply(role) or _has_answer(text[: role.start()]):
+                text = text[: role.start()]
+                break
         is_list = False
         for example in islice(EXAMPLE.finditer(text), MAX_HEADERS):
             is_list |= begins_list(example)

@@ -1,8 +1,9 @@
 """How a text goes on when a model does not end after its answer: headers, roles and marks of chats. Data.
 
 Three kinds, by how sure they are. A *question* header always begins a run-on. A *role* or a mark of a chat
-template does so once a number was written, because that may be the answer. The header of an *exercise* or
-example is common within an answer as well: there it begins a list, or says ``Example:`` without a number.
+template does so once a number was written, because that may be the answer; a role that replies only after an
+answer, because it may stand over that. The header of an *exercise* or example is common within an answer as
+well: there it begins a list, or says ``Example:`` without a number.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ _EXERCISES = (
     "|แบบฝึกหัด|Zoezi|Tatizo|অনুশীলনী|সমস্যা|అభ్యాసం|సమస్య"
 )
 _EXAMPLES = "Example|Ejemplo|Exemple|Beispiel|Пример|例|第|ตัวอย่าง|ข้อ|Mfano|উদাহরণ|ఉదాహరణ"
-_ROLES = (
-    "Human|User|Assistant|System|Bot|AI|Instructions?|Input|Response|Usuario|Asistente|Humano|Instrucci[oó]n"
-    "|Utilisateur|Humain|Benutzer|Nutzer|Mensch|Assistent|Anweisung|Пользователь|Человек|Ассистент|Инструкция"
-    "|ユーザー|ユーザ|人間|アシスタント|指示|用户|用戶|人类|助手|指令|ผู้ใช้|ผู้ช่วย|มนุษย์|คำสั่ง|Mtumiaji|Msaidizi|Binadamu|Maagizo"
-    "|ব্যবহারকারী|সহকারী|মানুষ|নির্দেশ|নির্দেশনা|వినియోగదారు|వినియోగదారుడు|సహాయకుడు|సహాయకం|మానవుడు|సూచన"
+_ASKING = (
+    "Human|User|Instructions?|Usuario|Humano|Instrucci[oó]n|Utilisateur|Humain|Benutzer|Nutzer|Mensch|Anweisung"
+    "|Пользователь|Человек|Инструкция|ユーザー|ユーザ|人間|指示|用户|用戶|人类|指令|ผู้ใช้|มนุษย์|คำสั่ง|Mtumiaji|Binadamu|Maagizo"
+    "|ব্যবহারকারী|মানুষ|নির্দেশ|নির্দেশনা|వినియోగదారు|వినియోగదారుడు|మానవుడు|సూచన"
+)
+_REPLYING = (
+    "Assistant|System|Bot|AI|Input|Response|Asistente|Assistent|Ассистент|アシスタント|助手|ผู้ช่วย|Msaidizi|সহকারী"
+    "|సహాయకుడు|సహాయకం"
 )
 
 
@@ -59,6 +63,11 @@ EXAMPLE = re.compile(
 """The header of a next exercise or example, on a later line: ``Exercise 2:``, ``## Example 2``."""
 
 
+def is_reply(header: re.Match[str]) -> bool:
+    """Whether a header of `ROLE` is one that a model may put over its own answer: ``### Response:``."""
+    return header["reply"] is not None or header["reply_head"] is not None
+
+
 def begins_list(header: re.Match[str]) -> bool:
     """Whether a header of `EXAMPLE` may as well belong to an answer: an example, or the first of several."""
     number = re.search(r"\d+", header[0])
@@ -68,8 +77,9 @@ def begins_list(header: re.Match[str]) -> bool:
 
 
 ROLE = re.compile(
-    rf"(?<=\n)[ \t\u200b\ufeff>*_#`\[【（(-]*(?:{_both(_ROLES)}){_CLOSING}{_COLON}"
-    rf"|(?<=\n)[ \t]*#{{1,6}}[ \t*_]*(?:{_both(_ROLES)})[ \t*_]*$"
+    rf"(?<=\n)[ \t\u200b\ufeff>*_#`\[【（(-]*(?:{_both(_ASKING)}|(?P<reply>{_both(_REPLYING)}))"
+    rf"{_CLOSING}{_COLON}"
+    rf"|(?<=\n)[ \t]*#{{1,6}}[ \t*_]*(?:{_both(_ASKING)}|(?P<reply_head>{_both(_REPLYING)}))[ \t*_]*$"
     r"|(?<=\n)[ \t]*(?:user|assistant|system|model)[ \t]*$"  # what is left of ChatML without its marks
     r"|<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>",
     _FLAGS,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from orchestrator.results import by_cell, direction, is_seed, spread, spread_over, spread_text
+from orchestrator.results import by_cell, direction, is_seed, notes_of, spread, spread_over, spread_text
 
 
 def row(cell: str, stage: str = "fit", **more: object) -> dict[str, object]:
@@ -27,6 +27,12 @@ def test_a_metric_of_two_stages_is_named_after_each_and_splits_become_columns() 
     assert by_cell(rows, axes=[])[0].metrics == {"acc[split=dev]": 0.4, "acc[split=test]": 0.3}
     rows = [row("a", f"prepare[{name}]", num_rows=n) for name, n in (("en", 4), ("es", 5))]
     assert by_cell(rows, axes=[])[0].metrics == {"num_rows[en]": 4, "num_rows[es]": 5}
+
+
+def test_notes_tell_no_rows_apart_and_are_counted_by_cells() -> None:
+    rows = [row("a", loss=1.0, notes=None), row("a", "score", acc=0.5, notes="three rows left out")]
+    assert by_cell(rows, axes=[])[0].metrics == {"loss": 1.0, "acc": 0.5}
+    assert notes_of([*rows, rows[1]]) == ["1 cell: three rows left out"]
 
 
 def test_of_rows_that_nothing_tells_apart_the_last_counts_and_of_very_many_the_mean() -> None:

@@ -83,6 +83,12 @@ def test_three_seeds_over_the_same_items_are_no_more_items() -> None:
     )
 
 
+def test_what_rows_note_stands_above_the_table_once() -> None:
+    note = "rows over trainer.max_length_tokens=64 left out: te 3 of 24 train"
+    rows = [row("en+te", language, 1, notes=note) for language in ("en", "te")]
+    assert markdown(rows).count(f"Note: 1 cell: {note}.") == 1 and "Note" not in markdown(ROWS)
+
+
 def test_the_report_is_written_from_whatever_rows_there_are(tmp_path: Path) -> None:
     paths = write(ROWS, tmp_path / "report")
     assert [path.name for path in paths] == ["accuracy.md", "accuracy.png"]

@@ -557,6 +557,8 @@ def test_an_answer_in_plain_words_may_be_followed_by_a_run_on(run_on: str) -> No
         "She has 3 hens.\nExample: 3 * 2 = 6\nIn all 50",
         "鶏は3羽です。\n例：3 * 2 = 6\n50",
         "Assistant: it is 50",
+        "16 - 7 = 9 eggs\n\n### Response:\nIt is 50",
+        "16 - 7 = 9 eggs\nAssistant: It is 50",
         "<|im_start|>assistant\n50",
         "The user: 3 people. 50",
         "#### Step 1\n3 + 4 = 7\n#### Step 2\n50",
