@@ -236,12 +236,9 @@ class AttemptRun:
             time.sleep(0.02)  # the child is ending: its sentinel tells
             return
         was, self._message = self._message, message
-        news = (message.process, message.phase, message.step is None) != (
-            was.process,
-            was.phase,
-            was.step is None,
-        )
-        if news:  # its process, so that another on this machine can prove the child gone as well
+        known = was.process, was.phase, was.step is None
+        # its process, so that another on this machine can prove the child gone as well
+        if known != (message.process, message.phase, message.step is None):
             self._heartbeat()
 
     def _take_last_messages(self, pipe: Connection) -> None:

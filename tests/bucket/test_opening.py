@@ -119,7 +119,7 @@ def test_code_is_stored_once_fetched_and_mended(bucket: Bucket, tmp_path: Path) 
     assert snapshots.damage(there, code.digest) == ""
     root = snapshots.folder(there, code.digest) / "project-0"
     assert root.is_relative_to(bucket.folder / "there")
-    assert (root / "link").is_symlink() and (root / "run.sh").stat().st_mode & 0o777 == 0o555
+    assert (root / "link").is_symlink() and (root / "run.sh").stat().st_mode & 0o700 == 0o500
     (root / "run.sh").unlink()  # a copy that somebody harmed, and one that gained a module
     (root / "stray.py").write_text("")
     assert snapshots.damage(there, code.digest) == "" and not (root / "stray.py").exists()

@@ -58,7 +58,7 @@ def test_a_snapshot_holds_what_git_tracks_or_would_and_the_running_package(
     assert names(objects, code) == {".gitignore", "tracked.py", "sub/kept.py", "new.py", "run.sh"}
     assert snapshots.damage(objects, code.digest) == ""
     root = snapshots.folder(objects, code.digest)
-    assert (root / "project-0" / "run.sh").stat().st_mode & 0o777 == 0o555
+    assert (root / "project-0" / "run.sh").stat().st_mode & 0o700 == 0o500
     assert (root / "project-0" / "tracked.py").stat().st_mode & 0o222 == 0
     ours = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*") if path.is_file()}
     assert names(objects, code, "polysweep/orchestrator") == {n for n in ours if "__pycache__" not in n}
