@@ -147,7 +147,8 @@ def end_attempt(mark: str, *, leader: int) -> bool:
 
     Args:
         mark: of the attempt, see `mark_of`; "" for none.
-        leader: process id and session of the attempt's child.
+        leader: process id and session of the attempt's child. Where it is the caller's own, its exit code
+            is left for the caller to wait for.
 
     Returns:
         False when some still run after `PATIENCE_S`, or may not be ended by this user.
@@ -158,7 +159,7 @@ def end_attempt(mark: str, *, leader: int) -> bool:
         led = {pid for pid, entry in table.items() if leader in (pid, entry.group, entry.session)}
         return marked | led | _adopted(table, ())
 
-    return _end_all(find)
+    return _end_all(find, waited=[leader])
 
 
 def end_outlived() -> None:
@@ -245,15 +246,23 @@ def _is_outlived(mark: str) -> bool:
     return is_gone(Process(boot_id=boot_id(), namespace=words[0], pid=int(words[1]), start=words[2])) is True
 
 
-def _end_all(find: Callable[[dict[int, Entry]], set[int]], keep: Collection[int] = ()) -> bool:
-    """Kill what `find` names in the table of processes, and its descendants, until none of them runs."""
+def _end_all(
+    find: Callable[[dict[int, Entry]], set[int]], keep: Collection[int] = (), *, waited: Collection[int] = ()
+) -> bool:
+    """Kill what `find` names in the table of processes, and its descendants, until none of them runs.
+
+    Args:
+        find: returns process ids.
+        keep: spared.
+        waited: killed as the others are, but not reaped: the caller waits for their exit codes.
+    """
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
         table = _table()
         roots = find(table) - set(keep)
         running = {pid for pid in _with_descendants(roots, table) if table[pid].runs} - {os.getpid(), *keep}
         if not running:
-            reap_adopted(keep)
+            reap_adopted({*keep, *waited})
             return True
         is_refused = False
         for pid in running:

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.cell import uses_of
@@ -31,12 +32,12 @@ from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.text import MAX_LINE, escaped, one_line
 from orchestrator.worker import child
-from orchestrator.worker.command import command_facts
 from orchestrator.worker.former import Basis
 from orchestrator.worker.inherit import Inherited, has_progressed, inherit
 from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
 from orchestrator.worker.outcome import log_tail, read_outcome
 from orchestrator.worker.shipping import Shipper
+from orchestrator.worker.started import started
 
 MAX_HEARTBEAT_S = 10.0
 INPUT_RETIRED = "input_retired"
@@ -115,13 +116,17 @@ class AttemptRun:
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
         end_outlived()  # or it could write on in what is taken over
+        start = started(self._order, self._spec, self._cell, self._generations)
+        self._record_start(start)  # without it nobody may take from this attempt what it now takes over
         basis = Basis(self._claim.generation, self._generations)
         taken = inherit(self._ledger, self._node, self._spec, earlier, folder, basis=basis, pulse=self._pulse)
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
             self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
-        self._record_start(taken)
+        final = replace(start, parent=taken.parent, work=taken.work, unread=taken.unread)
+        if final != start:
+            self._record_start(final)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
@@ -139,8 +144,8 @@ class AttemptRun:
             succeeded = outcome is not None and outcome.outcome == "succeeded"
             wanted = self._order.settings.policy.keep_checkpoints or not succeeded
             self._shipper.finish(self._pulse, checkpoints=wanted and self._released != "superseded")
-            if outcome is not None and outcome.unread == self.number and self._released != "superseded":
-                self._shipper.unread(outcome.files, self._pulse)
+            if outcome is not None and self._released != "superseded":
+                self._shipper.failed(outcome, self.number, self._pulse, has_read=taken.unread is not None)
         return self._conclude(outcome, process.exitcode or 0, folder, oom_killed=oom_kills() > kills)
 
     @property
@@ -155,20 +160,10 @@ class AttemptRun:
 
     # Starting
 
-    def _record_start(self, taken: Inherited) -> None:
+    def _record_start(self, start: Start) -> None:
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
-        facts = provenance.of_attempt(self._order.code_digest, git_of(self._order))
-        start = Start(
-            parent=taken.parent,
-            uses=uses_of(self._spec, self._cell.config),
-            provenance=facts | command_facts(self._spec, self._order.import_paths),
-            inputs=self._generations,
-            at=provenance.now(),
-            work=taken.work,
-            unread=taken.unread,
-        )
         self._ledger.put(self._node, self.number, layout.START, start)
         self._heartbeat()
 

@@ -204,6 +204,15 @@ def _unread(order: ChildOrder, folder: Path, failure: Unread) -> Outcome:
     if order.spec.command is None:  # what a function returned is gone; its checkpoints are not to blame
         cause = _as_cause(failure.cause)
         return Outcome(outcome="failed", cause=cause, exception=UNREAD, message=_line(failure))
+    try:
+        files = _durable(folder / layout.OUTPUT)
+    except (OSError, ValueError) as error:
+        return Outcome(
+            outcome="failed",
+            cause=_as_cause(failure.cause),
+            exception=UNREAD,
+            message=f"{_line(failure)[:300]} (its output cannot be kept: {_line(error)})",
+        )
     again = order.unread is not None
     way_out = "run the command again" if again else "read its output again, and run nothing"
     return Outcome(
@@ -211,7 +220,7 @@ def _unread(order: ChildOrder, folder: Path, failure: Unread) -> Outcome:
         cause=_as_cause(failure.cause),
         exception=UNREAD,
         message=f"{_line(failure)[:380]} (its output is kept: the next attempt will {way_out})",
-        files=_durable(folder / layout.OUTPUT),
+        files=files,
         unread=order.unread if order.unread is not None else order.attempt,
     )
 

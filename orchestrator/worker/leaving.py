@@ -22,6 +22,9 @@ class _Left(NamedTuple):
 class Leaving:
     """What is left alone, and since when nothing else was to be done.
 
+    An idle worker's patience is for one outage: it begins anew when a stage errs that did not before, and
+    after `reset`. A stage that errs again and again does not renew it.
+
     Args:
         clock: seconds, monotonic.
     """
@@ -29,19 +32,32 @@ class Leaving:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._left: dict[str, _Left] = {}
+        self._erred: set[str] = set()  # since the patience began
         self._idle_since_s: float | None = None
 
     def leave(self, digest: str, error: Exception) -> None:
         """Leave a stage alone, for a while where the error may pass."""
         status = StageStatus(State.UNKNOWN, f"cannot be worked on: {told(error)}")
         self._left[digest] = _Left(status, self._clock(), is_transient(error))
+        if digest not in self._erred:
+            self._erred.add(digest)
+            self._idle_since_s = None
+
+    def reset(self) -> None:
+        """Begin the patience anew: a stage was worked on without an error of the store."""
+        self._erred.clear()
+        self._idle_since_s = None
 
     def status(self, digest: str) -> StageStatus | None:
         """Return the state of a stage that is left alone, None of any other."""
         left = self._left.get(digest)
-        if left is None or (left.is_passing and self._clock() - left.since_s >= LEAVE_S):
+        if left is not None and self._may_be_tried(left):
+            del self._left[digest]
             return None
-        return left.status
+        return None if left is None else left.status
+
+    def _may_be_tried(self, left: _Left) -> bool:
+        return left.is_passing and self._clock() - left.since_s >= LEAVE_S
 
     def is_worth_another_look(self, *, is_passing: bool) -> bool:
         """Whether a worker that found nothing else to do should look again.
@@ -53,5 +69,7 @@ class Leaving:
         if not is_passing and not any(left.is_passing for left in self._left.values()):
             self._idle_since_s = None
             return False
+        # a look follows, which tries these again, or no cell asks for them any more
+        self._left = {digest: left for digest, left in self._left.items() if not self._may_be_tried(left)}
         self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
         return now_s - self._idle_since_s < UNREADABLE_S

@@ -128,6 +128,7 @@ class Worker:
                 if self._is_idle_for_long():
                     self._say("nothing to claim while others work: this worker leaves")
                     return 0
+                self._leaving.reset()  # it stays in any case
                 idle_s, self._progressed = self._pause(idle_s), True
             elif self._is_worth_another_look(snapshot):
                 idle_s = self._pause(idle_s)
@@ -179,13 +180,15 @@ class Worker:
     def _try_or_leave(self, claimable: Claimable, snapshot: Snapshot) -> bool:
         """As `_try`; a stage of which the store's folders err is left for a while, and the others go on."""
         try:
-            return self._try(claimable, snapshot)
+            was_worked_on = self._try(claimable, snapshot)
         except (OSError, InfrastructureError) as error:
             if not self._ledger.objects.in_place or not self._answers():
                 raise
             self._say(f"{claimable.cell.cell} {claimable.node.name}: left for now: {told(error)}")
             self._leaving.leave(claimable.node.digest, error)
             return True
+        self._leaving.reset()
+        return was_worked_on
 
     def _answers(self) -> bool:
         try:

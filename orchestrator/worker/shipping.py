@@ -23,6 +23,7 @@ from orchestrator.manifest import File, damage, damage_by_size, step_of
 from orchestrator.stage import MANIFEST, CheckpointManifest
 from orchestrator.store import layout
 from orchestrator.store.remote import RemoteStore, Transfer
+from orchestrator.worker.order import Outcome
 
 KEEP = 2
 """Checkpoints of one attempt that stay in the store, as `Context` keeps them on the node."""
@@ -152,15 +153,26 @@ class Shipper:
                 pulse()
                 time.sleep(0.1)
 
-    def unread(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
-        """Uploads the output of a command whose results could not be read, and then the outcome that says so.
+    def failed(self, outcome: Outcome, number: int, pulse: Callable[[], object], *, has_read: bool) -> None:
+        """Uploads what a later attempt needs to know of a failure.
 
-        What the store does not take for long is left behind, and the command runs again.
+        Of a command whose results could not be read that is its output, and then the outcome that says so; of
+        an attempt that read such an output again the outcome, or it would be read once more, for ever. What
+        the store does not take for long is left behind.
+
+        Args:
+            outcome: of the attempt; nothing is done for any other than these.
+            number: of the attempt.
+            pulse: called meanwhile.
+            has_read: whether the attempt only read what an earlier one left.
         """
+        if outcome.outcome != "failed" or not (has_read or outcome.unread == number):
+            return
         try:
-            self.output(files, pulse)
-            outcome = (self._folder / layout.OUTCOME).read_bytes()
-            self._objects.put(f"{self._key}/{layout.OUTCOME}", outcome)
+            if outcome.unread == number:
+                self.output(outcome.files, pulse)
+            data = (self._folder / layout.OUTCOME).read_bytes()
+            self._objects.put(f"{self._key}/{layout.OUTCOME}", data)
         except OSError as error:
             self._complain(f"its output is not kept: {error.strerror or error}")
 

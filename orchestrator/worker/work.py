@@ -110,8 +110,8 @@ def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
     """Copies a folder that may still be written to, until a pass finds it as the pass before left it."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    copied: dict[str, _Entry] = {}
-    once: dict[str, _Entry] = {}
+    once: dict[str, _Entry] = {}  # all that lies in the copy
+    copied: dict[str, _Entry] = {}  # of these, what need not be copied again
     start_s = time.monotonic()
     while True:
         seen = _entries(source)
@@ -119,10 +119,11 @@ def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
             return
         if time.monotonic() - start_s > PATIENCE_S:
             raise OSError(errno.EBUSY, f"an owner that should have ended still writes into {source}")
-        for name in [name for name in sorted(copied, reverse=True) if seen.get(name) != copied[name]]:
-            if name not in seen or not (stat.S_ISDIR(seen[name].mode) and stat.S_ISDIR(copied[name].mode)):
+        for name in [name for name in sorted(once, reverse=True) if seen.get(name) != once[name]]:
+            if name not in seen or not (stat.S_ISDIR(seen[name].mode) and stat.S_ISDIR(once[name].mode)):
                 _remove(target / name)
-            del copied[name]
+            del once[name]
+            copied.pop(name, None)
         for name in [name for name in sorted(seen) if name not in copied]:
             try:
                 _copy_entry(source / name, target / name, seen[name], pulse)
@@ -130,7 +131,7 @@ def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
                     copied[name] = seen[name]
                 once[name] = seen[name]
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                continue  # it went away meanwhile: the next pass sees what there is
+                _remove(target / name)  # it went away meanwhile: the next pass sees what there is
         pulse()
         if _entries(source) != copied:
             time.sleep(PAUSE_S)

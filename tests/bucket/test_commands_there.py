@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.stage import StageSpec
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.bucket.test_moving import Launched
 from tests.commands.launches import wait_for
+from tests.store.builders import node_of, seal, sweep_of
+from tests.worker.faults import order_for
+from tests.worker.here import work
 
 FIT = """
 import os, sys, time
@@ -72,3 +76,12 @@ def test_a_work_folder_is_refused_by_plan(nodes: tuple[BucketSweep, BucketSweep]
         "config: {x: 1}\naxes: {x: [1]}\nstages: {fit: {command: 'a {work}', reads: [x]}}\n"
     )
     assert "work folder" in first("plan", "s.yaml", f"store.url={first.bucket.url}", code=2)
+
+
+def test_an_output_that_was_read_again_in_vain_is_not_read_once_more(bucket: Bucket) -> None:
+    command = "bash -c 'echo trains; echo NaN > {output}/r.json'"
+    sweep = sweep_of(1, {"fit": StageSpec(command=command, reads=("seed",), results="r.json")})
+    order = order_for(bucket.url, sweep.name, policy={"retries": {"data": 3}})
+    work(bucket.ledger(), seal(bucket.url, sweep), order)
+    logs = [bucket.mirror() / f"payload/fit/{node_of(sweep).digest}/{n}/log.txt" for n in (1, 2, 3, 4)]
+    assert ["trains" in log.read_text() for log in logs] == [True, False, True, False]

@@ -165,3 +165,12 @@ def retiring_wrongly(config: Config, inputs: Inputs, context: Context) -> list[R
     else:
         context.retire("count", none="count.*")
     return []
+
+
+def working(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Names what it finds in its work folder; the first attempt leaves a file there and dies."""
+    found = sorted(path.name for path in context.work.iterdir())
+    if context.attempt == 1:
+        (context.work / "trained").touch()
+        os._exit(3)
+    return [{"found": found}]

@@ -185,3 +185,34 @@ def test_heartbeats_count_up_and_name_the_child(store: Path, start: Start) -> No
     scene.go.touch()
     assert scene.end().outcome == "succeeded"
     assert is_gone(first.child) is True
+
+
+ENDING = """
+import multiprocessing, os, time
+from orchestrator.processes import adopt_orphans, end_attempt
+
+def lead(pipe):
+    os.setsid()
+    pipe.send("leads")
+    time.sleep(60)
+
+adopt_orphans()
+for _ in range(3):
+    mine, its = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=lead, args=(its,))
+    process.start()
+    mine.recv()
+    assert end_attempt("", leader=process.pid)
+    process.join()
+    mine.close(), its.close()
+    print(process.exitcode, len(multiprocessing.active_children()))
+    del process
+    print(len(os.listdir("/proc/self/fd")))
+"""
+
+
+def test_the_exit_code_of_an_attempts_child_is_left_for_its_worker_and_nothing_of_it_stays_open() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60)
+    codes, handles = done.stdout.splitlines()[::2], done.stdout.splitlines()[1::2]
+    assert codes == ["-9 0"] * 3, done.stdout + done.stderr
+    assert len(handles) == 3 and len(set(handles)) == 1

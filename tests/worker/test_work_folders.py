@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 
+from orchestrator.count import COUNT
 from orchestrator.errors import StageFailure
 from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
 from orchestrator.trackers.store import history
 from orchestrator.worker import work
-from tests.store.builders import claim, ledger_at, node_of, owner, sweep_of
+from tests.store.builders import claim, ledger_at, node_of, owner, seal, sweep_of
+from tests.worker.faults import Start, finish, order_for
 from tests.worker.jobs import Jobs
+from tests.worker.stages import spec
 from tests.worker.waiting import tree, until
+
+KILLED_AT = {1: "wrote temporary", 2: "replaced", 3: "wrote temporary"}
 
 SCRIPT = """
 import argparse, json, os, time
@@ -219,3 +224,19 @@ def test_discarding_an_unfinished_stage_begins_anew(sweep: Any) -> None:
     assert "what attempts of 1 unfinished stage left" in said
     assert "work folder" not in str(sweep.json("plan", "s.yaml"))
     sweep("launch", "s.yaml", "n=0")
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_attempt_that_dies_while_it_starts_loses_no_work_of_the_one_before(
+    store: Path, start: Start, at: int
+) -> None:
+    """It is killed while it records its start, before and after it took the work over."""
+    sweep = sweep_of(1, {"count": COUNT, "fit": spec("working", after=("count",))})
+    seal(store, sweep)
+    ledger, node, order = ledger_at(store), node_of(sweep), order_for(store, sweep.name)
+    key = layout.attempt(node.stage, node.digest, 2, layout.START)
+    killed = start(order, at=at, key=key)
+    assert killed.wait() == -signal.SIGKILL and f"kill at {KILLED_AT[at]}" in killed.output
+    finish(start, order)
+    done, _ = ledger.product(node, 1)
+    assert done is not None and (done.attempt, done.rows) == (3, ({"found": ["trained"]},))
