@@ -87,10 +87,10 @@ def stage_files(targets: Iterable[str], import_paths: Sequence[str]) -> list[Pat
     for top in sorted({target.partition(":")[0].partition(".")[0] for target in targets if target}):
         for folder in import_paths:
             module, package = Path(folder, f"{top}.py"), Path(folder, top)
-            if module.is_file():
+            if os.path.isfile(module):  # noqa: PTH113 - False for what can be no name
                 files.append(module)
                 break
-            if top != "orchestrator" and package.is_dir():
+            if top != "orchestrator" and os.path.isdir(package):  # noqa: PTH112
                 files.extend(sorted(package.rglob("*.py")))
                 break
     return files

@@ -122,11 +122,13 @@ def _last_view(view: View) -> View:
 
 def _as_launch(view: View, request: Request) -> Launch:
     objects, code, paths = view.ledger.objects, request.code, request.import_paths
+    named = None
     if code is not None:
         paths = snapshots.import_paths(objects, code)
         digest = snapshots.version_of(code, view.sweep, paths)
     else:
-        digest = checkout_of(objects, view.sweep, paths).digest()
+        checkout = checkout_of(objects, view.sweep, paths)
+        digest, named = checkout.digest(), checkout.named
     return Launch(
         store=view.ledger.objects.url,
         sweep=view.sweep.name,
@@ -139,6 +141,7 @@ def _as_launch(view: View, request: Request) -> Launch:
         preload=tuple(preload(view.sweep)),
         log_folder=str(view.ledger.objects.workspace(layout.logs(view.sweep.name))),
         code=code,
+        named=named,
     )
 
 

@@ -270,11 +270,6 @@ def masked(tree: Any, key: str = "") -> Any:
             return tree
 
 
-def is_credential_name(name: str) -> bool:
-    """Tell whether a name, as of an environment variable, names a credential whatever its value."""
-    return _level(name) is _Name.ANY
-
-
 def _settings(text: str) -> Iterator[tuple[str, int, int]]:
     """Yield where a text sets credentials by name: the name, and where the value begins and ends."""
     position = 0

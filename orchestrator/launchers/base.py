@@ -28,6 +28,7 @@ class Launch(NamedTuple):
         log_folder: local folder for the logs of workers.
         job: the scheduler's job that all this happens in, None without one.
         code: the snapshot that workers were started from, None when they run the checkout.
+        named: see `WorkerOrder`.
     """
 
     store: str
@@ -42,6 +43,7 @@ class Launch(NamedTuple):
     log_folder: str
     job: Job | None = None
     code: Code | None = None
+    named: tuple[str, ...] | None = None
 
 
 class Launcher(Protocol):

@@ -118,6 +118,7 @@ class LocalLauncher:
             code_digest=launch.code_digest,
             job=launch.job,
             code=launch.code,
+            named=launch.named,
         )
         log = self._log(slot)
         _ensure_fork_server()

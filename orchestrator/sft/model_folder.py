@@ -174,7 +174,7 @@ def _architectures() -> tuple[frozenset[str], frozenset[str]]:
 
 def _keys_of(path: Path, name: str) -> Iterator[str]:
     """Yield the keys of an ordered dictionary in a source file: ``NAME = OrderedDict([(key, ...), ...])``."""
-    source = path.read_text() if path.is_file() else ""
+    source = path.read_text(encoding="utf-8") if path.is_file() else ""
     for start in re.finditer(rf"^{name}(?: = OrderedDict|\.update)\($", source, re.MULTILINE):
         end = source.find("\n)", start.end())
         body = source[start.end() : end].strip().rstrip(",")

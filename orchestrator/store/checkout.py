@@ -3,7 +3,8 @@
 It is this package, the modules of the stages, and what belongs to the projects of the import paths:
 
 - in a git work tree all files that git tracks;
-- everywhere the sources (by their suffix) that git does not ignore, and the files that a command names;
+- everywhere the sources (by their suffix) that git does not ignore, and the code and settings that a command
+  names and that were there at the launch: what it names and creates, and logs and data, are no code;
 - where all stages are our own, nothing of the projects;
 - never a store, hidden folders, environments, the sweep file, which is sealed, and what describes a project.
 
@@ -18,10 +19,9 @@ import hashlib
 import os
 import re
 import stat
-import subprocess
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,8 +29,9 @@ from orchestrator import provenance
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import UserError
 from orchestrator.stage import StageSpec
+from orchestrator.store.ignored import Ignored
 from orchestrator.store.objects import ObjectStore
-from orchestrator.store.project import git, is_hidden, root_of
+from orchestrator.store.project import git, is_hidden, is_installed, root_of
 
 MAX_BYTES = 100_000_000
 MAX_ENTRIES, MAX_LISTED = 10_000, 50_000
@@ -76,12 +77,18 @@ _SOURCES = frozenset(
         ".ipynb",
     ]
 )
+_SETTINGS = frozenset([".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf"])
 _DESCRIBE = ("readme", "license", "licence", "changelog", "contributing", "authors", "notice")
 _MADE = frozenset(
     {"node_modules", "site-packages", "dist-packages", "wandb", "mlruns", "lightning_logs", "outputs"}
 )
 _SWEEP = re.compile(rb"^(stages|axes)[ \t]*:", re.MULTILINE)
 _WORD = re.compile(r"[^\s;|&<>()'\"=]+")
+_MAKES = re.compile(
+    r"(?:>|\btee(?:\s+-\S+)*\s|(?:^|\s)-o[\s=]|(?:^|[\s.])(?:-{0,2}[\w-]+[_-]|--?)?(?:out|output|save|log|dump|write)"
+    r"(?:[_-][\w-]+)?[\s=])\s*['\"]?$"
+)
+"""Before a word that names what a command writes: a redirection, tee, an option such as ``--out``."""
 
 
 class _Seen(NamedTuple):
@@ -99,6 +106,10 @@ class Checkout:
         specs: of the stages.
         import_paths: where the user's stages are importable; the first is where commands run.
         left_out: folders that hold no code, such as the store.
+        named: words of the commands that named code or settings at the launch; None to look now.
+
+    Attributes:
+        named: these words.
     """
 
     def __init__(
@@ -107,23 +118,27 @@ class Checkout:
         import_paths: Sequence[str],
         *,
         left_out: Sequence[Path] = (),
+        named: Sequence[str] | None = None,
     ) -> None:
         self._targets = [spec.run for spec in specs.values() if spec.run]
         self._commands = [spec.command for spec in specs.values() if spec.command]
         package = Path(provenance.__file__).resolve().parent
         self._package = package
         self._walker = _Walker({str(path.resolve()) for path in (package, *left_out)})
-        self._paths = [Path(path).resolve() for path in import_paths if Path(path).is_dir()]
+        self._paths = [Path(path).resolve() for path in import_paths if os.path.isdir(path)]  # noqa: PTH112
         self._sweeps = {str(path) for path in self._paths[:1]}
         is_theirs = self._commands or any(not target.startswith("orchestrator.") for target in self._targets)
         theirs = self._paths if is_theirs else []  # else no code of the project runs
         own = [p for p in theirs if not (is_installed(p) or p.is_relative_to(package))]
         self._roots = list(dict.fromkeys(_root(path) for path in own))
         self._seen: dict[str, _Seen] = {}
-        self._ignored: dict[str, bool] = {}
+        self._ignored = {root: Ignored(root) for root in self._roots}
         self._tracked = {
             root: frozenset(p for p in _tracked(root) if not self._is_sealed(p)) for root in self._roots
         }
+        words = self._words() if self._paths else {}
+        self.named = tuple(sorted(self._named(words) if named is None else named))
+        self._made = {path for word, path in words.items() if word not in self.named}
         self._first: dict[str, str] | None = None
 
     def digest(self) -> str:
@@ -149,17 +164,15 @@ class Checkout:
             _add(found, f"package/{source[len(str(self._package)) + 1 :]}", source)
         for number, root in enumerate(self._roots):
             skip = len(str(root).rstrip("/")) + 1
-            for path in self._tracked[root].union(self._sources(root)):
+            sources = self._ignored[root].without(self._walker.sources(root), known=self._tracked[root])
+            for path in self._tracked[root].union(path for path in sources if path not in self._made):
                 _add(found, f"{number}/{path[skip:]}", path)
         if self._paths:
-            for word in self._named():
+            for word in self.named:
                 _add(found, f"command/{word}", str(self._paths[0] / word))
         for file in provenance.stage_files(self._targets, [str(path) for path in self._paths]):
             _add(found, f"stage/{file.name}", str(file))
         return self._digests(found)
-
-    def _unsealed(self, paths: Iterable[str]) -> frozenset[str]:
-        return frozenset(path for path in paths if not self._is_sealed(path))
 
     def _is_sealed(self, path: str) -> bool:
         """Whether a file is a sweep beside the stages: what was launched of it is sealed."""
@@ -172,20 +185,21 @@ class Checkout:
         except OSError:
             return False
 
-    def _named(self) -> set[str]:
-        """Return the words of the commands that are files."""
-        words = {word for command in self._commands for word in _WORD.findall(command) if "{" not in word}
-        return {word for word in words if (self._paths[0] / word).is_file()}
+    def _words(self) -> dict[str, str]:
+        """Return the paths that the words of the commands would be."""
+        words = (word for command in self._commands for word in _WORD.findall(command) if "{" not in word)
+        return {word: os.path.normpath(self._paths[0] / word) for word in words}
 
-    def _sources(self, root: Path) -> list[str]:
-        """List the sources of a project that git does not ignore."""
-        found = [*self._walker.sources(root)]
-        asked = [path for path in found if path not in self._tracked[root] and path not in self._ignored]
-        if asked and self._tracked[root]:
-            names = b"\0".join(os.fsencode(os.path.relpath(path, root)) for path in asked)
-            ignored = _ignored(root, names)
-            self._ignored.update({path: os.path.relpath(path, root) in ignored for path in asked})
-        return [path for path in found if not self._ignored.get(path)]
+    def _named(self, words: Mapping[str, str]) -> Iterator[str]:
+        """Yield the words that name code, or settings that no command writes."""
+        made = {m[0] for c in self._commands for m in _WORD.finditer(c) if _MAKES.search(c, 0, m.start())}
+        for word, path in words.items():
+            suffix = os.path.splitext(word)[1].lower()  # noqa: PTH122
+            is_code = suffix in _SOURCES
+            if os.path.isfile(path) and (  # noqa: PTH113 - False for a word that can be no name
+                is_code or (word not in made and (suffix in _SETTINGS or os.access(path, os.X_OK)))
+            ):
+                yield word
 
     def _digests(self, found: Mapping[str, tuple[str, os.stat_result]]) -> dict[str, str]:
         left, digests = MAX_BYTES, {}
@@ -211,14 +225,12 @@ class Checkout:
         return digest
 
 
-def checkout_of(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> Checkout:
+def checkout_of(
+    objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], *, named: Sequence[str] | None = None
+) -> Checkout:
     """Return the code of a sweep's stages; the store's own folder is none of it."""
-    return Checkout(sweep.specs, import_paths, left_out=[objects.folder("")] if objects.in_place else [])
-
-
-def is_installed(path: Path) -> bool:
-    """Tell whether a folder is of an environment, which is recorded apart."""
-    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    left_out = [objects.folder("")] if objects.in_place else []
+    return Checkout(sweep.specs, import_paths, left_out=left_out, named=named)
 
 
 def _root(path: Path) -> Path:
@@ -241,16 +253,6 @@ def _tracked(root: Path) -> frozenset[str]:
 def _describes(name: str) -> bool:
     base = name.rpartition("/")[2].lower()
     return base.startswith(_DESCRIBE) or base.startswith(".git")
-
-
-def _ignored(root: Path, names: bytes) -> set[str]:
-    done = subprocess.run(
-        ["git", "-C", str(root), "check-ignore", "-z", "--stdin"],
-        input=names,
-        capture_output=True,
-        check=False,
-    )
-    return {os.fsdecode(name) for name in done.stdout.split(b"\0") if name}
 
 
 def _add(found: dict[str, tuple[str, os.stat_result]], name: str, path: str) -> None:

@@ -33,7 +33,15 @@ from orchestrator.manifest import file_digest
 from orchestrator.store import archive, layout
 from orchestrator.store.archive import Item
 from orchestrator.store.objects import TEMPORARY, ObjectStore
-from orchestrator.store.project import Found, everything_in, files_of, paths_in, root_of, unreadable
+from orchestrator.store.project import (
+    Found,
+    everything_in,
+    files_of,
+    is_installed,
+    paths_in,
+    root_of,
+    unreadable,
+)
 
 MAX_BYTES, MAX_FILES = 200_000_000, 20_000
 _IMPORTABLE = (".py", ".so")
@@ -76,7 +84,7 @@ def plan(
     own = objects.folder("") if objects.in_place else objects.folder("").parent  # the caches of all stores
     left_out = [package, *(path.resolve() for path in (own, *exclude))]
     roots = {
-        path: root_of(path) for path in paths if not (_is_installed(path) or path.is_relative_to(package))
+        path: root_of(path) for path in paths if not (is_installed(path) or path.is_relative_to(package))
     }
     stage_files = provenance.stage_files(targets, [str(path) for path in roots])
     projects = _projects(list(dict.fromkeys(roots.values())), left_out, stage_files)
@@ -227,10 +235,6 @@ def _existing(path: str) -> Path:
     if not Path(path).is_dir():
         raise UserError(f"there is no folder {path}", where="from which the stages are to be imported")
     return Path(path).resolve()
-
-
-def _is_installed(path: Path) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
 
 def _projects(

@@ -186,7 +186,12 @@ def _walk(folder: Path, left_out: Sequence[Path]) -> Iterator[Path]:
                 yield from _walk(path, left_out)
 
 
-def git(folder: Path, *words: str) -> bytes | None:
+def is_installed(path: Path) -> bool:
+    """Tell whether a folder is of an environment, which is recorded apart."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+
+
+def git(folder: Path, *words: str, given: bytes = b"") -> bytes | None:
     """Return what git says; None when it says no, when it is not installed, or outside of a work tree."""
     env = {name: value for name, value in os.environ.items() if name not in _PLACES}
     try:
@@ -194,7 +199,7 @@ def git(folder: Path, *words: str) -> bytes | None:
             ["git", "-C", str(folder), *words],
             capture_output=True,
             env={**env, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
+            input=given,
             check=False,
         )
     except FileNotFoundError:

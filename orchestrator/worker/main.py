@@ -90,7 +90,7 @@ def run(
             order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
             os.environ.pop("PYTHONSAFEPATH", None)  # meant for us: a command imports what lies beside it
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
-        checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths)
+        checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
         if problem := _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger):
             say(f"{problem.what}: this worker claims nothing")
             return problem.code

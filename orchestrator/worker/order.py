@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -13,7 +13,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Code, Process
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Node
-from orchestrator.formats import Stored
+from orchestrator.formats import SINCE_2, Stored
 from orchestrator.manifest import File
 from orchestrator.stage import StageSpec
 
@@ -90,6 +90,8 @@ class WorkerOrder(Stored, frozen=True, kw_only=True):
             another is started when there is work again; None to stay until all is done.
         code: the snapshot that the worker was started from, None when it runs the checkout. Then it takes the
             snapshot's import paths instead of `import_paths`, and refuses a snapshot that is not whole.
+        named: words of the commands that were code or settings of the checkout at launch, None without one.
+            Another file that a command names is its own output.
     """
 
     store: str
@@ -106,6 +108,7 @@ class WorkerOrder(Stored, frozen=True, kw_only=True):
     job: Job | None = None
     max_idle_s: float | None = None
     code: Code | None = None
+    named: Annotated[tuple[str, ...] | None, SINCE_2] = None
 
 
 class ChildOrder(Stored, frozen=True, kw_only=True):

@@ -97,6 +97,7 @@ def checkout(folder: Path, command: str = "python s.py", run: str | None = None)
     return Checkout({"act": spec}, [str(folder)], left_out=[folder / "store"])
 
 
+COMMIT = ["commit", "-q", "-m", "first"]
 EDITS = {
     "a file that a command names": lambda f: (f / "settings.json").write_text("{}"),
     "a helper that is imported late": lambda f: (f / "lib/helper.py").write_text("x = 2"),
@@ -147,6 +148,98 @@ def test_what_belongs_to_the_code(project: Path, name: str) -> None:
     changes = name in EDITS or (name in TRACKED and (project / ".git").exists())
     assert (code.digest() != before) is changes, code.changed()
     assert bool(code.changed()) is changes
+
+
+def test_what_a_command_writes_is_no_edit_and_a_second_launch_has_the_same_version(edited: Any) -> None:
+    """Logs, checkpoints and results in the working folder; with a word that is no possible file name."""
+    command = "python s.py {output} {config.seed} | tee -a run.log; touch best.ckpt; "
+    command += "cp run.log late.json; echo 'x = 1' >> gen.py; : --save best.ckpt --out metrics.json "
+    command += f"; date +%N > metrics.json; date >> run.log; : {'x' * 300}"
+    text = SWEEP.replace('"python s.py {output} {config.seed}"', json.dumps(command) + ", shell: true")
+    (edited.folder / "act.yaml").write_text(text)
+    assert "3 done" in edited("launch", "act.yaml", "launcher.workers=1")
+    for name in ("late.json", "gen.py"):
+        (edited.folder / name).unlink()
+    (edited.folder / "act.yaml").write_text(text.replace("range(0,3)", "range(0,5)"))
+    again = edited("launch", "act.yaml", "launcher.workers=1")
+    assert "5 done" in again and "other code" not in again, again
+
+
+WRITES = [
+    "python s.py --out made.json",
+    "python s.py --output-file=made.json",
+    "python s.py log_file=made.json",
+    "python s.py -o made.json",
+    "python s.py > made.json",
+    "python s.py 2>>made.json",
+    "python s.py | tee -a made.json",
+    "python s.py trainer.save='made.json'",
+    "python s.py | tee made.log",
+    "python s.py data.csv",
+]
+READS = ["python s.py made.json", "python s.py --config made.json", "python s.py --layout=made.json"]
+
+
+@pytest.mark.parametrize("command", [*WRITES, *READS])
+def test_a_named_file_is_code_unless_the_command_writes_it(tmp_path: Path, command: str) -> None:
+    for name in ("s.py", "made.json", "made.log", "data.csv"):
+        (tmp_path / name).write_text("1")
+    code = checkout(tmp_path, command)
+    before = code.digest()
+    for name in ("made.json", "made.log", "data.csv"):
+        (tmp_path / name).write_text("22")
+    assert (code.digest() != before) is (command in READS), code.changed()
+
+
+def test_a_worker_that_starts_later_takes_no_output_for_code(tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("x = 1")
+    (tmp_path / "tool").write_text("1")
+    (tmp_path / "tool").chmod(0o755)
+    spec = StageSpec(command="./tool s.py made.json made.py", reads=())
+    launch = Checkout({"act": spec}, [str(tmp_path)])
+    before = launch.digest()
+    for name in ("made.json", "made.py"):
+        (tmp_path / name).write_text("1")
+    later = Checkout({"act": spec}, [str(tmp_path)], named=launch.named)
+    assert launch.digest() == before == later.digest()
+    (tmp_path / "tool").write_text("2")
+    assert later.digest() != before
+
+
+def test_what_git_ignores_is_no_code_beyond_links_and_in_repositories_inside(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repository(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / ".gitignore").write_text("gen*.py\n")
+        (folder / "kept.py").write_text("x = 1")
+        for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", *COMMIT]):
+            subprocess.run(["git", *words], cwd=folder, check=True)
+
+    if not (project / ".git").exists():
+        return
+    repository(project.parent / "other")
+    repository(project / "inside")
+    repository(project / "vendored")
+    (project / "beyond").symlink_to("../other")
+    (project / ".gitignore").write_text("store\nenv\ngen*.py\nvendored\n/hidden_link\n")
+    (project / "hidden_link").symlink_to("../shared/more")
+    (project.parent / "shared/more").mkdir()
+    words = ["git", "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../other", "sub"]
+    url = str(project.parent / "other")
+    subprocess.run([url if word == "../other" else word for word in words], cwd=project, check=True)
+    monkeypatch.setenv("GIT_DIR", str(project.parent / "other/.git"))
+    code = checkout(project)
+    before = code.digest()
+    ignored = ["gen.py", "inside/gen.py", "sub/gen.py", "beyond/gen.py", "lib/gen2.py", "vendored/x.py"]
+    for name in [*ignored, "../shared/more/x.py"]:
+        (project / name).write_text("x = 1")
+    assert code.digest() == before, code.changed()
+    for name in ("inside/new.py", "sub/new.py", "beyond/new.py", "linked/gen.py"):
+        (project / name).write_text("x = 1")
+        assert code.digest() != before, name
+        (project / name).unlink()
+    assert code.digest() == before, code.changed()
 
 
 def test_the_module_of_a_stage_belongs_to_the_code_even_if_git_ignores_it(project: Path) -> None:

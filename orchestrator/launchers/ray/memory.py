@@ -103,7 +103,7 @@ def node_memory(root: Path = Path("/")) -> Usage:
     Raises:
         OSError, ValueError: it cannot be read.
     """
-    lines = (root / "proc/meminfo").read_text().splitlines()
+    lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
     meminfo = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}
     total = meminfo["MemTotal"]
     groups = root / "sys/fs/cgroup"
@@ -117,11 +117,11 @@ def node_memory(root: Path = Path("/")) -> Usage:
         ),
     ):
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-            most = int(limit.read_text())
+            most = int(limit.read_text(encoding="utf-8"))
             if most < total:
-                counts = dict(line.split() for line in stat.read_text().splitlines())
+                counts = dict(line.split() for line in stat.read_text(encoding="utf-8").splitlines())
                 files = int(counts[f"{prefix}inactive_file"]) + int(counts[f"{prefix}active_file"])
-                return Usage(int(used.read_text()) - files, most)
+                return Usage(int(used.read_text(encoding="utf-8")) - files, most)
     return Usage(total - meminfo["MemAvailable"], total)
 
 
@@ -130,7 +130,9 @@ def worker_memory() -> dict[int, int]:
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            parents[int(path.parent.name)] = int(
+                path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]
+            )
     workers = {pid for pid in parents if _runs_worker(pid)}
     mains = {pid for pid in workers if parents[pid] not in workers}  # their forks have the same command line
     found = dict.fromkeys(mains, 0)
@@ -153,7 +155,7 @@ def _runs_worker(pid: int) -> bool:
 def _held(pid: int) -> int:
     """Return the memory that a process holds and no file backs, in bytes."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
         return sum(
             int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))
         )
