@@ -6,6 +6,7 @@ nor what a metric means.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import statistics
@@ -132,7 +133,10 @@ def is_seed(axis: str) -> bool:
 
 def direction(metric: str) -> Direction | None:
     """Return whether a lower or a higher value is better, by its name; None when that shows neither."""
-    words = re.split(r"[^a-z0-9]+", re.sub(r"\[.*\]$", "", metric).lower())
+    name = re.sub(r"\[.*\]$", "", metric.removesuffix(" (mean)")).lower()
+    if re.search(r"(_per_|/)(s|sec|second|minute|hour)$", name):
+        return "max"
+    words = re.split(r"[^a-z0-9]+", name)
     if _LOWER & set(words):
         return "min"
     return "max" if _HIGHER & set(words) else None
@@ -141,6 +145,41 @@ def direction(metric: str) -> Direction | None:
 def axes_of(rows: Sequence[Row], known: Iterable[str]) -> list[str]:
     """Return the axes of which the rows hold more than one value."""
     return [axis for axis in known if len({str(row.get(axis)) for row in rows}) > 1]
+
+
+def axes_of_table(rows: Sequence[Row]) -> list[str]:
+    """Return the columns between ``cell`` and ``sweep``, where `collect` writes the axes, if any."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if "cell" not in names or "sweep" not in names:
+        return []
+    return names[names.index("cell") + 1 : names.index("sweep")]
+
+
+def labelled(rows: Sequence[Row], labels: Mapping[str, Mapping[str, str]]) -> Sequence[Row]:
+    """Return rows whose axes are the cells' own: a stage may return a column with the name of an axis.
+
+    Args:
+        rows: as `collect` gives them.
+        labels: cell to axis to label, as text.
+    """
+    return [
+        {
+            **row,
+            **{
+                axis: label
+                for axis, label in labels.get(str(row.get("cell")), {}).items()
+                if axis in row and not _is_labelled(row[axis], label)
+            },
+        }
+        for row in rows
+    ]
+
+
+def _is_labelled(value: Any, label: str) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(label) == value
+    return str(value).lower() == label.lower() or (value is None and label == "null")
 
 
 def by_cell(rows: Sequence[Row], *, axes: Sequence[str], columns: Iterable[str] = ()) -> list[CellResult]:

@@ -92,7 +92,8 @@ def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
     for sweep in ledger.sweeps():
         for number in ledger.revision_numbers(sweep):  # an older one may still be at work, or wait in a queue
             view = sealed_view(ledger, sweep, number)
-            busy = [c for c, status in view.cells.items() if status.state in (State.RUNNING, State.QUEUED)]
+            at_work = (State.RUNNING, State.QUEUED, State.UNKNOWN)  # what cannot be told may run
+            busy = [c for c, status in view.cells.items() if status.state in at_work]
             if busy:
                 raise UserError(
                     f"{counted(len(busy), 'cell')} of {view.title} may still be running, such as {busy[0]}",

@@ -155,7 +155,7 @@ class Overrides:
                 fixed.append(override)
                 self._fix(override, text, root, "")
         for override in fixed:  # now that all axes are known
-            self._refuse_shadowed(override)
+            self._refuse_shadowed(override, root)
 
     def _fix(self, override: Override, text: str, root: Root, where: str) -> None:
         key = override.key_or_group
@@ -175,14 +175,17 @@ class Overrides:
             root.check_option(key, value, where=where)
         self.cell.extend(texts)
 
-    def _refuse_shadowed(self, override: Override) -> None:
-        """Refuse an override of a key that every label of an axis sets, or sets a section around."""
+    def _refuse_shadowed(self, override: Override, root: Root) -> None:
+        """Refuse an override of a key that every label of an axis sets, or sets a section around.
+
+        A label that chooses an option of a group shadows no key in it: the key refines the option.
+        """
         if override.is_delete():
             return
         keys = list(leaf_keys(override.key_or_group, plain(override._value)))
         for axis in self.axes.values():
             for key in keys:
-                if all(any(_covers(s, key) for s in label.settings) for label in axis.labels):
+                if all(any(_covers(s, key, root) for s in label.settings) for label in axis.labels):
                     raise UserError(
                         f"{cut(str(override.input_line))!r} would change nothing: "
                         f"every value of the axis {axis.name!r} sets {key!r}",
@@ -190,8 +193,10 @@ class Overrides:
                     )
 
 
-def _covers(setting: Setting, key: str) -> bool:
+def _covers(setting: Setting, key: str, root: Root) -> bool:
     """Tell whether a setting decides a key."""
+    if root.is_group(setting.key) and not isinstance(setting.value, Mapping):
+        return key == setting.key
     return any(key == name or key.startswith(f"{name}.") for name in leaf_keys(setting.key, setting.value))
 
 

@@ -67,7 +67,8 @@ _ANY_FORM = re.compile("|".join(_FORMS.values()))
 _BY_FORM = {kind: re.compile(form) for kind, form in _FORMS.items()}
 
 _URL_PASSWORD = re.compile(
-    r"(?<=://)(?P<user>[^\s/:@'\"\[\]]{0,100}):(?!\d{1,5}(?:/|$))(?P<value>[^\s'\"]{1,300})@"
+    r"(?<=://)(?P<user>[^\s/:@'\"\[\]]{0,100}):(?!\d{1,5}(?:[/?#]|$))(?!\$\w+[/?#])"
+    r"(?P<value>[^\s'\"]{1,300})@(?!sha\d+:)"
 )
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -96,7 +97,7 @@ _EMPTY = re.compile(
 
 _NUMBER = re.compile(r"[+-]?(?:\d[\d_]*)?\.?\d+(?:[eE][+-]?\d+)?")
 _REFERENCE = re.compile(
-    r"\$\w+|\$[({].*|\{[\w.:,/ -]*\}|`.*`|%\w+%|<.*>|\[.*\]|[*x.•-]{3,}|\W{1,4}", re.DOTALL
+    r"\$\w+|\$[({].*|\{[\w.:,/ -]*\}|`.*|%\w+%|<.*>|\[.*\]|[*x.•-]{3,}|\W{1,4}", re.DOTALL
 )
 _PLACE = re.compile(
     r"(?:~\w*|\.{1,2})?/[\w.@%+ -]+(?:/[\w.@%+ -]*)*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://\S*|arn:\S*"
@@ -213,6 +214,10 @@ def found_in(
                     yield f"{key or 'the config'}, in the name of a key", kind
                 yield from found_in(value, inner, known=known, shell=shell, checked=before.get(name))
         case list() | tuple():
+            for option, value in pairwise(tree):  # ["--api-key", "..."], as programs take their words
+                is_named = isinstance(option, str) and isinstance(value, str) and option.startswith("--")
+                if is_named and (reason := reason_of(str(option).lstrip("-"), value)):
+                    yield key, reason
             for value in tree:
                 yield from found_in(value, key, known=known, shell=shell)
         case str():

@@ -26,9 +26,11 @@ from orchestrator.results import (
     Group,
     Row,
     axes_of,
+    axes_of_table,
     by_cell,
     direction,
     is_seed,
+    labelled,
     metrics_of,
     notes_of,
     number_text,
@@ -116,7 +118,12 @@ def numbers_of(rows: Sequence[Row], about: About | None, over: Sequence[str] = (
     """
     known = list(dict.fromkeys(axis for cell in about.cells for axis in cell.axes)) if about else []
     if not about:  # a table from elsewhere does not say which of its columns are axes
-        known, rows = _axes_of_table(rows), [_typed(row) for row in rows]
+        if not any("cell" in row and "sweep" in row for row in rows):
+            raise UserError(
+                "the table has no columns cell and sweep", fix="sweep collect SWEEP --out FILE makes one"
+            )
+        known, rows = axes_of_table(rows), [_typed(row) for row in rows]
+    rows = labelled(rows, {cell.cell: cell.axes for cell in about.cells}) if about else rows
     for axis in over:
         if axis not in known:
             raise UserError(f"no axis {axis!r}", where="--over", allowed=nearest(axis, known))
@@ -139,22 +146,14 @@ def numbers_of(rows: Sequence[Row], about: About | None, over: Sequence[str] = (
     )
 
 
-def _axes_of_table(rows: Sequence[Row]) -> list[str]:
-    """Return the columns between ``cell`` and ``sweep``, where `collect` writes the axes."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if "cell" not in names or "sweep" not in names:
-        raise UserError(
-            "the table has no columns cell and sweep", fix="sweep collect SWEEP --out FILE makes one"
-        )
-    return names[names.index("cell") + 1 : names.index("sweep")]
-
-
 def _typed(row: Row) -> dict[str, Any]:
     """Return a row of CSV, where everything is text, with its numbers as numbers."""
     return {name: _number(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
-def _number(text: str) -> str | int | float:
+def _number(text: str) -> str | int | float | bool:
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)

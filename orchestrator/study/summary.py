@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.reporting import About
-from orchestrator.results import axes_of, is_seed, notes_of, spread
+from orchestrator.results import axes_of, axes_of_table, is_seed, labelled, notes_of, spread
 from orchestrator.study.figure import draw
 from orchestrator.study.statistics import pool, wilson
 from orchestrator.study.table import languages_of
@@ -55,6 +55,7 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
     tests = [row for row in rows if all(key in row for key in _NEEDED) and row["split"] == "test"]
     if not tests:
         return []
+    tests = [*labelled(tests, {cell.cell: cell.axes for cell in about.cells} if about else {})]
     axes = varying(tests, about)
     folder.mkdir(parents=True, exist_ok=True)
     table, figure = folder / "accuracy.md", folder / "accuracy.png"
@@ -66,6 +67,7 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
 def varying(rows: Sequence[Row], about: About | None) -> list[str]:
     """Return the axes that set cells apart, but those that are shown anyway and seeds."""
     known = dict.fromkeys(axis for cell in (about.cells if about else ()) for axis in cell.axes)
+    known = known if about else dict.fromkeys(axes_of_table(rows))
     return [axis for axis in axes_of(rows, known) if axis not in _SHOWN and not is_seed(axis)]
 
 
@@ -145,7 +147,12 @@ def mean(rows: Sequence[Row]) -> Mean | None:
 def _cells_of(rows: Iterable[Row]) -> list[list[Row]]:
     """Part rows by the cell that they are of; a table without cells may name the seed."""
     cells: dict[tuple[Any, Any], list[Row]] = {}
+    seen: set[tuple[Any, ...]] = set()  # revisions that share a cell share its product
     for row in rows:
+        what = tuple(row.get(name) for name in ("cell", "seed", "stage", "task", "eval_language"))
+        if row.get("cell") is not None and row.get("stage") is not None and what in seen:
+            continue
+        seen.add(what)
         cells.setdefault((row.get("cell"), row.get("seed")), []).append(row)
     return list(cells.values())
 

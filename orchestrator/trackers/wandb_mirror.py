@@ -9,7 +9,7 @@ import netrc
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -70,13 +70,14 @@ class WandbMirror:
         self.folder = Path(self.options.dir or os.environ.get("WANDB_DIR") or folder).expanduser().absolute()
         self.mode = self.options.mode or mode_of(os.environ)
         self._online = self._replaced = self._kept = 0
+        self._open = 0  # runs kept here that are not closed: a teardown would end them
         self._retry_s = 0.0
 
     def open(self, cell: Described) -> WandbRun:
         """Open the run of a cell, or go on with it; under another id where it was deleted in W&B."""
         import wandb
 
-        if self.mode != "online" or time.monotonic() < self._retry_s:
+        if self.mode != "online" or self._open or time.monotonic() < self._retry_s:
             return self._offline(wandb, cell)
         for number in range(1, MAX_IDS + 1):
             id = cell.id if number == 1 else f"{cell.id}-{number}"
@@ -100,9 +101,12 @@ class WandbMirror:
         raise AssertionError("the last id was tried")
 
     def _offline(self, wandb: Any, cell: Described) -> WandbRun:
-        run = WandbRun(self._init(wandb, cell, cell.id, "offline"), cell.id)
-        self._kept += 1
+        run = WandbRun(self._init(wandb, cell, cell.id, "offline"), cell.id, self._closed)
+        self._kept, self._open = self._kept + 1, self._open + 1
         return run
+
+    def _closed(self) -> None:
+        self._open -= 1
 
     def _init(self, wandb: Any, cell: Described, id: str, mode: str) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -160,10 +164,16 @@ def was_deleted(error: Exception) -> bool:
 
 
 class WandbRun:
-    """One cell's run in W&B, under an id there."""
+    """One cell's run in W&B, under an id there.
 
-    def __init__(self, run: Any, id: str) -> None:
-        self._run, self.id = run, id
+    Args:
+        run: the library's own.
+        id: its id in W&B.
+        closed: called once it has ended.
+    """
+
+    def __init__(self, run: Any, id: str, closed: Callable[[], None] = lambda: None) -> None:
+        self._run, self.id, self._closed = run, id, closed
 
     def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         """Logs ``train/loss`` against ``train/step``; what is no number is left out."""
@@ -176,7 +186,10 @@ class WandbRun:
 
     def close(self, *, done: bool) -> None:
         """Ends the run, with exit code 0 when the cell is done."""
-        self._run.finish(exit_code=0 if done else 1)
+        try:
+            self._run.finish(exit_code=0 if done else 1)
+        finally:
+            self._closed()
 
 
 def summary_of(stage: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -249,3 +249,21 @@ def test_hostile_text_takes_linear_time(unit: str) -> None:
     start_s = time.process_time()
     redacted(unit * (100_000 // len(unit)))
     assert time.process_time() - start_s < 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "apptainer exec docker://python:3.12-slim@sha256:" + "0a" * 32 + " python train.py",
+        "curl http://h:8000?x=a@b",
+        "curl http://localhost:$PORT/v1/x@main",
+        "export HF_TOKEN=`cat ~/.hf`",
+    ],
+)
+def test_addresses_and_references_that_only_look_like_a_password_pass(line: str) -> None:
+    assert not line_reason(line)
+
+
+def test_an_option_and_its_value_as_two_items_are_found() -> None:
+    assert [*found_in({"args": ["--api-key", "Zx9Qw7Er5Ty3Ui1Op0"]})]
+    assert not [*found_in({"args": ["--max-new-tokens", "512", "--tokenizer", "gpt2"]})]

@@ -6,7 +6,16 @@ import math
 
 import pytest
 
-from orchestrator.results import by_cell, direction, is_seed, notes_of, spread, spread_over, spread_text
+from orchestrator.results import (
+    by_cell,
+    direction,
+    is_seed,
+    labelled,
+    notes_of,
+    spread,
+    spread_over,
+    spread_text,
+)
 
 
 def row(cell: str, stage: str = "fit", **more: object) -> dict[str, object]:
@@ -65,6 +74,8 @@ def test_spread_is_over_the_cells_that_agree_in_the_other_axes() -> None:
         ("test_accuracy (mean)", "max"),
         ("close", None),
         ("glossary", None),
+        ("tokens_per_s", "max"),
+        ("step_s", "min"),
     ],
 )
 def test_the_better_direction_is_told_by_whole_words_of_the_name(name: str, better: str | None) -> None:
@@ -74,3 +85,20 @@ def test_the_better_direction_is_told_by_whole_words_of_the_name(name: str, bett
 def test_seeds_are_told_by_the_last_word_of_an_axis() -> None:
     assert all(map(is_seed, ("seed", "data.seed", "model_seed")))
     assert not any(map(is_seed, ("seedling", "seed.rate", "trainer")))
+
+
+def test_the_axis_of_a_cell_outranks_a_column_of_its_name() -> None:
+    rows = [row(f"{size}{seed}", size=1000, seed=seed, acc=acc) for size, acc in SIZES for seed in (1, 2)]
+    labels = {f"{size}{seed}": {"size": size, "seed": str(seed)} for size, _ in SIZES for seed in (1, 2)}
+    found = by_cell(labelled(rows, labels), axes=["size", "seed"])
+    groups = spread_over(found, ["seed"])
+    assert [(g.axes["size"], g.metrics["acc"].mean, g.metrics["acc"].n) for g in groups] == [
+        ("small", 0.1, 2),
+        ("large", 0.9, 2),
+    ]
+    assert [type(each.axes["seed"]) for each in found] == [int] * 4
+    lists = [row("a", size=[1, 2], acc=0.1)]
+    assert by_cell(labelled(lists, {"a": {"size": "small"}}), axes=["size"])[0].axes == {"size": "small"}
+
+
+SIZES = (("small", 0.1), ("large", 0.9))

@@ -102,3 +102,16 @@ def test_the_report_is_written_from_whatever_rows_there_are(tmp_path: Path) -> N
 def test_rows_without_an_axis_named_mixture_are_labelled_by_their_languages() -> None:
     rows = [{key: value for key, value in ROWS[0].items() if key != "mixture"}]
     assert "| tiny | en+es | 2 |" in markdown(rows)
+
+
+def test_a_cell_that_two_revisions_share_is_counted_once() -> None:
+    once = row("en", "en", 5, stage="evaluate", revision=1)
+    assert markdown([once, {**once, "revision": 2}]) == markdown([once])
+
+
+def test_a_table_says_its_axes_by_where_they_stand() -> None:
+    rows = [
+        {"cell": str(lr), "lr": lr, "sweep": "s", **row("en", "en", right, cell=str(lr))}
+        for lr, right in ((1, 4), (2, 8))
+    ]
+    assert varying(rows, None) == ["lr"]
