@@ -17,6 +17,7 @@ def test_four_nodes_come_up_idle_and_the_partitions_are_there(cluster):
     assert cluster.node_states() == {f"node{number}": "idle" for number in (1, 2, 3, 4)}
     partitions = cluster.run("sinfo", "--noheader", "--format=%R %l").split("\n")
     assert set(partitions) == {
+        "hidden infinite",
         *(f"{name} infinite" for name in ("normal", "high", "low", "lowgrace")),
         "short 5:00",
     }
