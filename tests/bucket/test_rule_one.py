@@ -44,7 +44,7 @@ def test_a_writer_whose_create_went_wrong_learns_that_another_won(bucket: Bucket
 def test_a_server_that_is_gone_is_neither_won_nor_lost_nor_absent(bucket: Bucket) -> None:
     ledger = bucket.ledger()
     bucket.proxy.is_down = True
-    with pytest.raises(InfrastructureError, match="cannot (read|write)"):
+    with pytest.raises(InfrastructureError, match=r"cannot (read|write)"):
         ledger.claim(NODE, 1, claim())
     with pytest.raises(InfrastructureError, match="cannot read"):
         ledger.read(KEY, Claim)
