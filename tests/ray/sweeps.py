@@ -87,9 +87,13 @@ class OnRay(OnScheduler):
 
     def post(self, path: str) -> None:
         """Asks the dashboard for a change, as an administrator does."""
+        self.send("POST", path)
+
+    def send(self, method: str, path: str) -> None:
+        """Sends the dashboard a request that changes something."""
         token = (self.cluster.folder / "token").read_text()
         request = urllib.request.Request(
-            self.cluster.address + path, b"", {"Authorization": f"Bearer {token}"}, method="POST"
+            self.cluster.address + path, b"", {"Authorization": f"Bearer {token}"}, method=method
         )
         urllib.request.urlopen(request, timeout=30).close()
 

@@ -65,14 +65,14 @@ def test_reconcile_that_stays_refills_without_filling_the_store_with_refusals(jo
 
 
 def test_max_jobs_holds_the_rest_for_reconcile(jobs):
-    name = jobs.write(cells=7, steps=2)
-    said = jobs.launch(name, "launcher.max_jobs=3")
-    assert "3 cells in 3 tasks" in said and "4 cells held back by a limit: launcher.max_jobs=3" in said
-    jobs.until(lambda: jobs.counts().get("done") == 3 and not jobs.cluster.job_states())
-    assert "3 cells in 3 tasks" in (said := jobs("reconcile", "jobs")) and "1 cell held back" in said
-    jobs.until(lambda: jobs.counts().get("done") == 6)
+    name = jobs.write(cells=5, steps=2)
+    said = jobs.launch(name, "launcher.max_jobs=2")
+    assert "2 cells in 2 tasks" in said and "3 cells held back by a limit: launcher.max_jobs=2" in said
+    wait_for(lambda: len(list((jobs.store / "done").rglob("*.json"))) == 2 and not jobs.cluster.job_states())
+    assert "2 cells in 2 tasks" in (said := jobs("reconcile", "jobs")) and "1 cell held back" in said
+    wait_for(lambda: len(list((jobs.store / "done").rglob("*.json"))) == 4)
     jobs("reconcile", "jobs", "--wait")
-    jobs.assert_each_done_once(7)
+    jobs.assert_each_done_once(5)
 
 
 @pytest.mark.long
@@ -254,7 +254,7 @@ def test_cancelling_some_cells_leaves_the_jobs_of_another_revision_alone(jobs):
     [
         ([HELD], "JobHeldUser"),
         (["cluster.sbatch.begin=now+1hour"], "BeginTime, expected to start at 20"),
-        (["cluster.memory_gib=240", "cluster.hours=0.2"], "Resources"),
+        pytest.param(["cluster.memory_gib=240", "cluster.hours=0.2"], "Resources", marks=pytest.mark.long),
         (["cluster.qos=single"], "QOSMaxJobsPerUserLimit"),
     ],
 )

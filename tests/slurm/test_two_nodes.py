@@ -192,7 +192,8 @@ def waits(tmp_path: Path, num_processes: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("num_processes", "rank"), [(2, 1), pytest.param(4, 3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("num_processes", "rank"), [(2, 1), (4, 3)])
 def test_a_killed_rank_on_the_second_node_ends_all_and_is_named(
     tmp_path: Path, submit: Submit, num_processes: int, rank: int
 ) -> None:
@@ -220,6 +221,8 @@ def test_a_killed_rank_is_named_though_its_node_reports_it_long_after_its_peer_h
     time.sleep(2)
     os.kill(launcher, signal.SIGCONT)
     assert job.outcome(20) == ["failed", "unknown: rank 1 was killed by SIGKILL"], job.log
+    assert not [name for name, pid in pids.items() if lives(pid)]
+    until(lambda: not job.steps(), timeout_s=5)
 
 
 def test_nobody_outlives_a_stage_that_is_killed(tmp_path: Path, submit: Submit) -> None:

@@ -31,7 +31,7 @@ MARK = "polysweep-probe:"
 # It must run on whatever Python is there, and prints what it could find out.
 _PROBE = """
 import importlib.metadata as m, json, platform, sys
-names, store = json.loads(sys.argv[1])
+names, store, nonce = json.loads(sys.argv[1])
 found = {}
 for name in names:
     try: found[name] = m.version(name)
@@ -43,8 +43,8 @@ try:
         mark = bytes(obstore.get(obstore.store.from_url(store), "store.json").bytes()).decode()
     else: mark = open(store + "/store.json").read()
 except Exception as error: problem = type(error).__name__ + ": " + str(error)[:200]
-print("MARK" + json.dumps(dict(python=platform.python_version(), packages=found, store=mark, problem=problem,
-    executable=sys.executable)))
+print("MARK" + nonce + json.dumps(dict(python=platform.python_version(), packages=found, store=mark,
+    problem=problem, executable=sys.executable)))
 """.replace("MARK", MARK)
 
 
@@ -62,7 +62,7 @@ def check(api: Api, settings: RaySettings, store: str, mark: bytes | None) -> No
         InfrastructureError: the cluster does not answer.
     """
     ours = our_packages()
-    theirs = _ask(api, settings, [sorted(ours), store])
+    theirs = _ask(api, settings, sorted(ours), store)
     problems = differences(ours, theirs, accept=settings.accept)
     if problems:
         raise UserError(
@@ -113,8 +113,10 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: C
     return found
 
 
-def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
-    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, json.dumps(questions)]))
+def _ask(api: Api, settings: RaySettings, names: list[str], store: str) -> dict[str, Any]:
+    nonce = uuid.uuid4().hex  # Ray appends to the log of an earlier job of the name: its answer is not ours
+    questions = json.dumps([names, store, nonce])
+    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, questions]))
     deadline_s = time.monotonic() + PROBE_S
     job: JobDetails | None = None
     while time.monotonic() < deadline_s:
@@ -122,17 +124,18 @@ def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
         if job is None or job.status in OVER:
             break
         time.sleep(POLL_S)
-    logs = api.log(name) if job is not None else ""
-    lines = [line.removeprefix(MARK) for line in logs.splitlines() if line.startswith(MARK)]
+    logs = api.log(name).splitlines() if job is not None else []
+    lines = [line.removeprefix(MARK + nonce) for line in logs if line.startswith(MARK + nonce)]
     if not lines:
+        said = "\n".join(line for line in logs if not line.startswith(MARK))
         job = job or JobDetails()
         raise InfrastructureError(
             f"the Ray cluster did not run a small job of {settings.python!r} ({job.status or 'unknown'})",
-            where=" ".join(f"{job.message or ''} {logs[-300:]}".split()),
+            where=" ".join(f"{job.message or ''} {said[-300:]}".split()),
             fix="launcher.python=PATH of the interpreter on the head node",
         )
-    said: dict[str, Any] = json.loads(lines[-1])
-    return said
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer
 
 
 class _Taken(msgspec.Struct, frozen=True):
