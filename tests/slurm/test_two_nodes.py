@@ -48,9 +48,8 @@ class Job:
 
     def end(self) -> None:
         """Ends it, if it still runs."""
-        for how in (["--signal=KILL", "--full"], []):
-            command = ["scancel", *how, self.number]
-            subprocess.run(command, env=self._environment, check=False, capture_output=True)
+        command = ["scancel", "--signal=KILL", "--full", self.number]
+        subprocess.run(command, env=self._environment, check=False, capture_output=True)
 
     @property
     def log(self) -> str:
@@ -104,15 +103,9 @@ def training(ground: Ground, *overrides: str) -> dict[str, Any]:  # noqa: F811
     return {"config": [MIXTURE, *STEPS, *overrides], "inputs": inputs}
 
 
-@pytest.mark.parametrize(
-    ("num_processes", "sharding"),
-    [
-        (2, "fsdp"),
-        pytest.param(2, "ddp", marks=pytest.mark.long),
-        pytest.param(4, "fsdp", marks=pytest.mark.long),
-        pytest.param(4, "ddp", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("sharding", ["fsdp", "ddp"])
 def test_a_training_on_two_nodes_makes_the_steps_of_one_process(
     ground: Ground,  # noqa: F811
     tmp_path: Path,

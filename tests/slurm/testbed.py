@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -134,7 +135,12 @@ class Testbed:
         if self._may_be_hurt:
             self.revive()
         if self.run("squeue", "--noheader", "--all"):
-            self.run("scancel", "--user=root", "--signal=KILL", "--full")
+            self.run("scancel", "--user=root", "--state=PENDING")
+            self.run(
+                "scancel", "--user=root", "--signal=KILL", "--full"
+            )  # what ignores SIGTERM costs KillWait
+            with contextlib.suppress(AssertionError):
+                until(lambda: not self.run("squeue", "--noheader", "--all"), timeout_s=3)
             self.run("scancel", "--user=root")
             until(lambda: not self.run("squeue", "--noheader", "--all"), timeout_s=60)
         if set(self.node_states().values()) != {"idle"}:
