@@ -14,7 +14,17 @@ from decimal import Decimal
 from itertools import islice
 from typing import NamedTuple
 
-from orchestrator.tasks.announcements import EQUALS, HASHES, LOOSE, MINUS, OF, PERCENT, TIGHT
+from orchestrator.tasks.announcements import (
+    DENIED_AFTER,
+    DENIED_BEFORE,
+    EQUALS,
+    HASHES,
+    LOOSE,
+    MINUS,
+    OF,
+    PERCENT,
+    TIGHT,
+)
 from orchestrator.tasks.numbers import CURRENCY, Number, find, normalise
 from orchestrator.tasks.run_ons import EXAMPLE, QUESTION, ROLE, begins_list, is_reply
 
@@ -61,6 +71,8 @@ def extract(text: str, language: str, *, truncated: bool = False) -> Decimal | N
         truncated: the text ends because of the token limit, so its last number may be a part of one.
     """
     text = normalise(cut(text))
+    _, thought, rest = text.rpartition("</think>")
+    text = rest if thought and _DIGIT.search(rest) else text
     numbers = find(text, language)
     if not numbers:
         return None
@@ -146,8 +158,14 @@ def _found(text: str, language: str, numbers: list[Number]) -> Iterator[tuple[in
         if index == len(numbers):
             continue
         between = text[start : numbers[index].start]
-        if not (_same_sentence(between) if kind == "loose" else _only_marks(between)):
+        if not (_same_sentence(between) if kind == "loose" else _follows(text, start, numbers[index])):
             continue
+        if _is_denied(text, numbers[index]):
+            index += 1
+            if index == len(numbers) or _is_denied(text, numbers[index]):
+                continue
+            if not _same_sentence(text[numbers[index - 1].end : numbers[index].start]):
+                continue
         if kind != "hashes" or _ends_line(text, _evaluated(text, numbers, index)[0].end):
             yield start, index
 
@@ -167,6 +185,22 @@ _TEX_COMMAND = re.compile(r"\\[A-Za-z]+")
 
 def _same_sentence(between: str) -> bool:
     return len(between) <= MAX_SENTENCE and not _SENTENCE_END.search(between)
+
+
+_ALONE = re.compile(r"[^\w\n]{0,8}(?:\n|\Z)")
+
+
+def _follows(text: str, start: int, number: Number) -> bool:
+    """Whether nothing but marks stand before a number: on the line, or on a later one that it has alone."""
+    between = text[start : number.start]
+    if "\n" in between and not _ALONE.match(text, number.end):
+        return False
+    return _only_marks(between.replace("\n", " "))
+
+
+def _is_denied(text: str, number: Number) -> bool:
+    before = text[max(0, number.start - MAX_MARKS) : number.start]
+    return DENIED_BEFORE.search(before) is not None or DENIED_AFTER.match(text, number.end) is not None
 
 
 def _only_marks(between: str) -> bool:
@@ -200,7 +234,7 @@ _OPENING = re.compile(r" ?\{")
 _SIGNS = rf"[\s()%\\{re.escape(CURRENCY)}]"
 _UNITS = r"(?:[^\d\s=≈+*/×÷·(),.;:!?。，、；：।-]{1,20}\.? ?){0,3}"  # 9 eggs * 2 dollars = 18 dollars
 _OPERATION = re.compile(
-    rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:[-+*/×÷·xX]|\\times|\\cdot|\\div){_SIGNS}{{0,4}}"
+    rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:[-+*/×÷·xX]|\\times|\\cdot|\\div){_SIGNS}{{0,4}}|\)?\^[{{(]?"
 )
 _SHARE = re.compile(
     rf"{_SIGNS}{{0,4}}(?:{PERCENT})?{_SIGNS}{{0,4}}(?:{OF}) ?"

@@ -87,13 +87,9 @@ class OnRay(OnScheduler):
 
     def post(self, path: str) -> None:
         """Asks the dashboard for a change, as an administrator does."""
-        self.send("POST", path)
-
-    def send(self, method: str, path: str) -> None:
-        """Sends the dashboard a request that changes something."""
         token = (self.cluster.folder / "token").read_text()
         request = urllib.request.Request(
-            self.cluster.address + path, b"", {"Authorization": f"Bearer {token}"}, method=method
+            self.cluster.address + path, b"", {"Authorization": f"Bearer {token}"}, method="POST"
         )
         urllib.request.urlopen(request, timeout=30).close()
 

@@ -147,9 +147,9 @@ def test_a_python_without_the_packages_or_without_the_store_is_refused(jobs):
     assert "there is another store at that place" in said
     for job in jobs.cluster.ask(
         "/api/jobs/"
-    ):  # the next small job has the name, and the log, of an earlier one
-        if job["submission_id"].startswith(PROBE):
-            jobs.send("DELETE", f"/api/jobs/{job['submission_id']}")
+    ):  # Ray keeps their logs, and the next of that name adds to its own
+        if str(job["submission_id"]).startswith(PROBE):
+            jobs.cluster.ask(f"/api/jobs/{job['submission_id']}", method="DELETE")
     said = jobs.launch(name, "launcher.python=/nowhere/python", code=3)
     assert "did not run a small job of '/nowhere/python'" in said and "launcher.python=PATH" in said
     assert_nothing_was_recorded(jobs)

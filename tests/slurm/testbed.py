@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -135,12 +134,8 @@ class Testbed:
         if self._may_be_hurt:
             self.revive()
         if self.run("squeue", "--noheader", "--all"):
-            self.run("scancel", "--user=root", "--state=PENDING")
-            self.run(
-                "scancel", "--user=root", "--signal=KILL", "--full"
-            )  # what ignores SIGTERM costs KillWait
-            with contextlib.suppress(AssertionError):
-                until(lambda: not self.run("squeue", "--noheader", "--all"), timeout_s=3)
+            # what ignores SIGTERM costs KillWait
+            self.run("scancel", "--user=root", "--signal=KILL", "--full")
             self.run("scancel", "--user=root")
             until(lambda: not self.run("squeue", "--noheader", "--all"), timeout_s=60)
         if set(self.node_states().values()) != {"idle"}:

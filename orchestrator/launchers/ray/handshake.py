@@ -62,7 +62,7 @@ def check(api: Api, settings: RaySettings, store: str, mark: bytes | None) -> No
         InfrastructureError: the cluster does not answer.
     """
     ours = our_packages()
-    theirs = _ask(api, settings, sorted(ours), store)
+    theirs = _ask(api, settings, [sorted(ours), store])
     problems = differences(ours, theirs, accept=settings.accept)
     if problems:
         raise UserError(
@@ -113,10 +113,9 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: C
     return found
 
 
-def _ask(api: Api, settings: RaySettings, names: list[str], store: str) -> dict[str, Any]:
-    nonce = uuid.uuid4().hex  # Ray appends to the log of an earlier job of the name: its answer is not ours
-    questions = json.dumps([names, store, nonce])
-    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, questions]))
+def _ask(api: Api, settings: RaySettings, questions: list[Any]) -> dict[str, Any]:
+    nonce = uuid.uuid4().hex  # Ray keeps a deleted job's log, and a new job of that name writes to its end
+    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, json.dumps([*questions, nonce])]))
     deadline_s = time.monotonic() + PROBE_S
     job: JobDetails | None = None
     while time.monotonic() < deadline_s:
@@ -124,18 +123,18 @@ def _ask(api: Api, settings: RaySettings, names: list[str], store: str) -> dict[
         if job is None or job.status in OVER:
             break
         time.sleep(POLL_S)
-    logs = api.log(name).splitlines() if job is not None else []
-    lines = [line.removeprefix(MARK + nonce) for line in logs if line.startswith(MARK + nonce)]
+    logs = api.log(name) if job is not None else ""
+    mark = MARK + nonce
+    lines = [line.removeprefix(mark) for line in logs.splitlines() if line.startswith(mark)]
     if not lines:
-        said = "\n".join(line for line in logs if not line.startswith(MARK))
         job = job or JobDetails()
         raise InfrastructureError(
             f"the Ray cluster did not run a small job of {settings.python!r} ({job.status or 'unknown'})",
-            where=" ".join(f"{job.message or ''} {said[-300:]}".split()),
+            where=" ".join(f"{job.message or ''} {logs[-300:]}".split()),
             fix="launcher.python=PATH of the interpreter on the head node",
         )
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+    said: dict[str, Any] = json.loads(lines[-1])
+    return said
 
 
 class _Taken(msgspec.Struct, frozen=True):
