@@ -20,8 +20,8 @@ from orchestrator.sft import stages
 from orchestrator.sft.predictions import PREDICTIONS, read, write
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.store import layout
+from orchestrator.store.former import formers
 from orchestrator.store.ledger import open_ledger
-from orchestrator.worker.former import formers
 from tests.sft import chain
 from tests.sft.conftest import Ground
 
