@@ -59,8 +59,7 @@ class AttemptRun:
         stop_asked: returns why this worker should stop, "" while it should not.
         code_now: returns the digest of the code that stages run, as it is now.
         shortage: returns whether that is for want of memory on its node.
-        former: the product of an earlier version of the stage, which its inputs may have been retired after;
-            None for none.
+        former: the product of an earlier version of the stage, with which inputs may be retired.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class AttemptRun:
         self._inputs, self._generations = inputs, input_generations
         self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
         self._shortage, self._former = shortage, former
-        self._goes_without = ""  # the input of which files were retired before
+        self._goes_without = False  # whether inputs were retired before
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -114,9 +113,9 @@ class AttemptRun:
     def _run(self, earlier: Sequence[Attempt]) -> End:
         if self._ledger.is_done_or_void(self._node, self._claim.generation):
             return self._end("released", why="already_done")
-        if (stage := self._retired_input()) and self._former is None:
+        self._goes_without = self._retired_input() != ""
+        if self._goes_without and self._former is None:
             return self._end("released", why=INPUT_RETIRED)
-        self._goes_without = stage
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
         end_outlived()  # or it could write on in what is taken over
@@ -300,10 +299,9 @@ class AttemptRun:
         if succeeded:
             message = f"the output changed after the stage returned: {changed}"
             return self._end("failed", cause=Cause.CODE, message=message, log_tail=tail)
-        has_failed = outcome is None or outcome.outcome == "failed"
         if self._goes_without and outcome is not None and outcome.exception == NotKept.__name__:
             return self._end("released", why=NOT_KEPT, message=outcome.message, log_tail=tail)
-        if has_failed and (stage := self._retired_input()):
+        if (outcome is None or outcome.outcome == "failed") and (stage := self._retired_input()):
             message = f"files of its input {stage} were retired meanwhile"
             message += f": {outcome.message}" if outcome else ""
             return self._end("released", why=INPUT_RETIRED, message=message, log_tail=tail)
@@ -361,9 +359,7 @@ class AttemptRun:
 
     def _retired_input(self) -> str:
         """Names an input that lost files by decision since it was verified, for takers of another sweep."""
-        if self._goes_without:
-            return ""
-        return self._ledger.retired_input(self._node, self._generations)
+        return "" if self._goes_without else self._ledger.retired_input(self._node, self._generations)
 
     def _has_discarded_input(self) -> bool:
         """Whether an input was discarded while the attempt ran: what was made from it must not count."""
