@@ -19,6 +19,8 @@ from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from tests.store.builders import ledger_at, seal, void
+from tests.worker.faults import order_for
+from tests.worker.here import work
 from tests.worker.test_retiring import STORE, run
 
 ANSWER = "tests.worker.stages:answering"
@@ -57,7 +59,10 @@ class Kept:
         return ledger_at(self.root)
 
     def work(self, **rest: Any) -> list[str]:
-        return run(self.root, self.revision, self.policy, **rest)
+        order = order_for(self.root, "answers", policy={"retention": self.policy}, **rest)
+        worked = work(self.ledger, self.revision, replace(order, revision=self.revision.number))
+        assert worked.code == 0, worked.lines
+        return worked.lines
 
     def ends(self) -> list[tuple[str, str, str]]:
         """How the attempts of today's stage ended."""
