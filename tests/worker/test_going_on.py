@@ -136,7 +136,7 @@ def test_where_nothing_usable_was_kept_the_input_is_made_again_as_ever(
     step = cell["stages"][-1]
     assert (cell["state"], step["action"]) == ("blocked", "leave")
     assert "--stage count" in step["reason"] and says in step["reason"]
-    assert ("does not do" in step["reason"]) == bool(says)
+    assert ("cannot be used" in step["reason"]) == bool(says)
     sweep("discard", "answers@2", "seed0", "--stage", "count", "--reason", "wanted again")
     kept.work()
     assert kept.ledger.numbers(kept.source) == [1, 2]
