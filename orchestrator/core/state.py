@@ -266,7 +266,7 @@ def _given_inputs(
         if taken.retired and not status.going_on:  # outranks a failure: not even a rerun could go on
             reason = f"its input {node.name} retired {taken.retired}; to make it again: {again} {node.stage}"
             if status.former is not None:
-                reason += f"; what an earlier version of the stage made cannot be used: {status.former.problem}"
+                reason += f"; the product of its earlier version cannot be used: {status.former.problem}"
             return status._replace(state=State.BLOCKED, reason=reason, cause=None)
     for node, taken in inputs:
         if taken.state in _STUCK and status.state is not State.FAILED:
