@@ -150,10 +150,10 @@ class Snapshot:
         product = self._product(node)
         if product.done is not None:
             # a product outranks all else: of its attempts only their number is told
-            numbers: list[int] = []
+            number = product.done.attempt
             with contextlib.suppress(OSError):
-                numbers = self._ledger.numbers(node) if self._count_attempts else []
-            return product._replace(attempts=(Attempt(max([product.done.attempt, *numbers])),))
+                number = self._ledger.last_number(node, number) if self._count_attempts else number
+            return product._replace(attempts=(Attempt(number),))
         attempts = self._ledger.attempts(node) if node.digest in self._attempted[node.stage] else ()
         if _just_ended(attempts) and self._ledger.product(node, product.generation)[0] is not None:
             # its product came after the index was read
@@ -266,6 +266,8 @@ def examine(
 def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: bool) -> str | None:
     """Finds the first file that is not as recorded; of a bucket, sizes are listed, content is fetched."""
     objects = ledger.objects
+    if not files:
+        return None
     if objects.in_place:
         return damage(objects.folder(prefix), files, content=content)
     problem = damage_by_size(ledger.sizes(prefix), files)

@@ -68,7 +68,9 @@ def inherit(
         unread = adopt_unread(ledger, node, earlier, folder, pulse=pulse)
         if unread is not None:
             return Inherited(unread=unread, work=work)
-    checkpoint, parent = adopt(ledger, node, earlier, folder, pulse=pulse) or (None, None)
+    is_ours = spec.run is not None and spec.run.startswith("orchestrator.")  # writes into none of them
+    found = adopt(ledger, node, earlier, folder, is_copied=not is_ours, pulse=pulse)
+    checkpoint, parent = found or (None, None)
     return Inherited(checkpoint, parent, None, work, kept)
 
 
