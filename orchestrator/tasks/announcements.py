@@ -17,15 +17,16 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 _WORDS = r"(?:\s+[\w'’()]+)"  # always with an upper bound, so that no search is long
-_COLON = r"(?:[\"'*_\s]*[:=→⇒>]|[*_ ]*[–—-](?=\s)|[*_ ]*$)"  # "answer": 18; <answer>18; a heading
-_B = r"(?<![^\W_])(?<!</)"  # the beginning of a word or of a part of one: final_answer
+_COLON = r"(?:[\"'*_\s]*[:=→⇒>\]]|[*_ ]*[–—-](?=\s)|[*_ ]*$)"  # "answer": 18; <answer>18; a heading
+_B = r"(?<![^\W_])(?<![<\[]/)"  # the beginning of a word or of a part of one: final_answer
 
 LOOSE: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)
     for language, pattern in {
         "en": r"\banswer(?:,?\s+(?:to|for|of|in|here|then|therefore|thus|we)\b" + _WORDS + r"{0,6}?,?)?[*_]*"
-        r"\s+(?:is|was|becomes|equals|(?:would|should|will|must)(?:\s+(?:then|therefore|thus|also))?\s+be"
-        r"|(?:comes?|works?)(?:\s+out)?\s+(?:to|as)|amounts?\s+to|turns?\s+out\s+to\s+be)\b",
+        r"\s+(?:is|was|becomes|equals|(?:would|should|will|must|might|may|could|can|has\s+to)"
+        r"(?:\s+(?:then|therefore|thus|also))?\s+be"
+        r"|(?:comes?|works?)(?:\s+out)?\s+(?:to|as)|amounts?\s+to|turns?\s+out\s+to\s+be)(?![^\W\d_])",
         "es": r"\brespuesta" + _WORDS + r"{0,5}?\s+(?:es|son|sería|será|fue)\b",
         "ja": r"(?:答え|解答|回答|正解|答)は",
         "bn": r"উত্তর(?:টি|টা)?(?:\s+[^\s\d।:]{1,20}){0,3}?\s*(?:হল|হলো|হ['’]ল|হচ্ছে|হবে|হয়)"
@@ -49,7 +50,7 @@ LOOSE: Mapping[str, re.Pattern[str]] = {
 TIGHT: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)
     for language, pattern in {
-        "en": _B + r"answer(?:" + _COLON + r"|['’]s\b)|\bsolution\s+is\b"
+        "en": _B + r"answers?(?:" + _COLON + r"|['’]s\b)|\bsolution\s+is\b"
         r"|\b(?-i:Ans|ANS)(?:\.?\s*[:=]|\.(?=\s))",  # no French years
         "es": _B + r"respuesta(?:\s+(?:final|correcta))?" + _COLON + r"|\bsolución\s+es\b",
         "ja": r"(?:答え|解答|回答|正解|答)(?:[ \u3000]|" + _COLON + ")",

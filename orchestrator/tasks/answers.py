@@ -90,13 +90,27 @@ def extract(text: str, language: str, *, truncated: bool = False) -> Decimal | N
             if _is_said_negative(text, start, number, language)
             else number.value(after=start)
         )
-    return (numbers[-1] if boxed is None else _evaluated(text, numbers, boxed)[0]).value()
+    return (_last(text, numbers) if boxed is None else _evaluated(text, numbers, boxed)[0]).value()
 
 
 def gold_number(gold: str) -> Decimal | None:
     """Return the number that a gold answer consists of, or None when it is not one number."""
     numbers = find(normalise(gold), "en")
     return numbers[0].value() if len(numbers) == 1 else None
+
+
+_ITEM = re.compile(r"^([^\w\n]{0,6}(?:[^\W\d_]{1,12} ?)?)(\d{1,2})([.):])(?=[\s*]|\Z)", re.MULTILINE)
+
+
+def _last(text: str, numbers: list[Number]) -> Number:
+    """Return the last number that does not merely count items of a list: ``Step 3: So it is eighteen``."""
+    seen, counts = set(), set()
+    for item in _ITEM.finditer(text):
+        head, count, mark = item[1], int(item[2]), item[3]
+        if (head, count - 1, mark) in seen:
+            counts.add(item.start(2))
+        seen.add((head, count, mark))
+    return next((number for number in reversed(numbers) if number.start not in counts), numbers[-1])
 
 
 _DIGIT = re.compile(r"\d")
@@ -212,6 +226,9 @@ def _only_marks(between: str) -> bool:
 def _boxed(text: str, numbers: list[Number]) -> int | None:
     r"""Return the index of the first number in the last ``\boxed{}`` or after ``\boxed``, if there is one."""
     at = text.rfind("boxed")
+    before = text.rfind("boxed", 0, max(at, 0))
+    if before >= 0 and "{" in text[at:] and "}" not in text[at:]:
+        at = before  # the last one was cut off
     if at < 0:
         return None
     start = at + len("boxed")
@@ -232,9 +249,11 @@ def _boxed(text: str, numbers: list[Number]) -> int | None:
 
 _OPENING = re.compile(r" ?\{")
 _SIGNS = rf"[\s()%\\{re.escape(CURRENCY)}]"
-_UNITS = r"(?:[^\d\s=≈+*/×÷·(),.;:!?。，、；：।-]{1,20}\.? ?){0,3}"  # 9 eggs * 2 dollars = 18 dollars
+_UNITS = (  # 9 eggs * 2 dollars/egg = 18 dollars
+    r"(?:/ ?[^\W\d_]{1,15})?(?:[^\d\s=≈+*/×÷·(),.;:!?。，、；：।-]{1,20}\.? ?){0,3}"
+)
 _OPERATION = re.compile(
-    rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:[-+*/×÷·xX]|\\times|\\cdot|\\div){_SIGNS}{{0,4}}|\)?\^[{{(]?"
+    rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:[-+*/×÷·xX]|\\times|\\cdot|\\div){_SIGNS}{{0,4}}|\)?\^[{{(]?|\)?\("
 )
 _SHARE = re.compile(
     rf"{_SIGNS}{{0,4}}(?:{PERCENT})?{_SIGNS}{{0,4}}(?:{OF}) ?"

@@ -61,13 +61,21 @@ _LATIN: Mapping[str, Mapping[str, int]] = {
 
 _OTHER: Mapping[str, Mapping[str, int]] = {
     "zh": {
+        r"十(?![一二三四五六七八九])": 1,
         r"百(?![分货貨合])": 2,
         r"千(?![克米瓦卡赫帕字焦伏])": 3,  # 3千克 is three kilograms
         r"[万萬](?!一)": 4,
         r"[亿億]": 8,
         r"兆(?![字赫瓦比位帕欧歐焦牛])": 12,
     },
-    "ja": {r"百(?![分貨合])": 2, r"千": 3, r"[万萬](?!一)": 4, r"[億亿]": 8, r"兆": 12},
+    "ja": {
+        r"十(?![一二三四五六七八九])": 1,
+        r"百(?![分貨合])": 2,
+        r"千": 3,
+        r"[万萬](?!一)": 4,
+        r"[億亿]": 8,
+        r"兆": 12,
+    },
     "th": {
         r"ร้อย(?!ละ|เอก|ตรี|โท)": 2,
         r"พัน(?!ธ|เอก|ตรี|โท)": 3,  # พันธุ์ is a breed
@@ -96,7 +104,7 @@ _OTHER: Mapping[str, Mapping[str, int]] = {
 }
 """The same for scripts that write suffixes, counters or the next word without a space."""
 
-_GLUED = {r"[kK]": 3, r"M": 6}
+_GLUED = {r"[kKкК]": 3, r"M": 6}
 """Letters directly after the digits: ``70k``, ``3M``; neither ``70 km`` nor ``3 m``."""
 
 _PAID = {r"[mM]": 6, r"[bB]": 9, r"[tT]": 12}

@@ -70,7 +70,7 @@ def _vulgar(match: re.Match[str]) -> str:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    whole, above, below, digit_above, digit_below = match.groups()
+    whole, above, digit_above, below, digit_below = match.groups()
     parts = [_GROUPS.sub("", part).replace(",", ".") for part in (above or digit_above, below or digit_below)]
     if any("." in part for part in parts):
         places = max(len(part.partition(".")[2]) for part in parts)
@@ -83,6 +83,7 @@ _ASCII = {
     **dict.fromkeys(map(ord, "．﹒٫"), "."),
     **dict.fromkeys(map(ord, "−－﹣‐‑"), "-"),
     **dict.fromkeys(map(ord, UNSEEN), None),
+    **dict.fromkeys(range(0x2000, 0x200B), "\u2009"),  # spaces of any width
     ord("："): ":",
     ord("＝"): "=",
     ord("％"): "%",
@@ -108,7 +109,7 @@ _RAISED = re.compile(r"(?<![\d.,])10(⁻?[⁰¹²³⁴-⁹]{1,2})")
 _PARTS = re.compile(r"(?<!\d)(?:(\d{1,9})分[の之](\d{1,9})|เศษ ?(\d{1,9}) ?ส่วน ?(\d{1,9}))(?!\d)")  # 2分の1
 _CENTS = re.compile(r"(?<=\d)([€£])(\d\d)(?!\d)")  # 18€50
 _PART = r"\d{1,15}(?:,\d{3})*(?:[.,]\d{1,15})?"
-_FRAC = re.compile(rf"(\d ?)?\\[dt]?frac(?: ?\{{(-?{_PART})\}} ?\{{({_PART})\}}|(\d)(\d))")
+_FRAC = re.compile(rf"(\d ?)?\\[cdt]?frac(?: ?\{{ ?(-?{_PART}) ?\}}| ?(\d))(?: ?\{{ ?({_PART}) ?\}}| ?(\d))")
 _GROUPS = re.compile(r",(?=(?:\d{3},)*\d{3}(?:\.|\Z))")
 
 _JOINED = r"*:~≈\u0e00-\u0e7f\u3040-\u9fff"  # scripts that write words without spaces: 答案是.5
@@ -200,6 +201,9 @@ def _joined(
     whole = magnitudes.total(
         first.magnitude, open_factor, second.magnitude, language, is_scaled=is_scaled, is_said=is_said
     )
+    if whole is None and factor and factor > open_factor and "," not in text[first.end : second.start]:
+        rest = second.magnitude / factor  # 3千5百万, 2 hundred 50 thousand: the last word multiplies both
+        whole = (first.magnitude + rest) * factor if rest < open_factor else None
     return None if whole is None else first._replace(magnitude=whole, end=second.end)
 
 
