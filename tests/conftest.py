@@ -42,6 +42,16 @@ class Sweep:
         return json.loads(self(*words, "--json"))
 
 
+_USUAL_UMASK = os.umask(0o022)
+os.umask(_USUAL_UMASK)
+
+
+@pytest.fixture(autouse=True)
+def usual_umask() -> None:
+    """Set the umask that the tests began with: a store opened in this process makes it follow its folder."""
+    os.umask(_USUAL_UMASK)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """Where the test's store will be; nothing is there yet."""

@@ -21,9 +21,8 @@ from transformers import (
 from orchestrator.errors import StageFailure
 from orchestrator.sft import runtime
 from orchestrator.sft.corpus import generic_texts
+from orchestrator.sft.positions import MAX_POSITIONS
 from orchestrator.stage import Config, Context, Inputs, Row
-
-MAX_POSITIONS = 4096
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
-from orchestrator.sft.prefetch import PROBE_S
+from orchestrator.sft.data_hub import TIMEOUT_S
 from orchestrator.tasks.base import Item
 from orchestrator.tasks.checking import Measure
+
+if TYPE_CHECKING:
+    import tokenizers
 
 KINDS = "a tokenizer.json, a folder with one, or a hub id in reach"
 
@@ -40,15 +44,29 @@ def _hub_answers() -> bool:
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_S)
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=TIMEOUT_S)
     except Exception:  # noqa: BLE001 - whatever its client raises, there is no hub
         return False
     return True
 
 
-def _measure(name: str) -> Measure:
+def longest_prompt(folder: Path, prompts: Sequence[str]) -> int:
+    """Return the tokens of the longest of some prompts, as `evaluate` counts them.
+
+    Args:
+        folder: of a model with its tokenizer.
+        prompts: any number; 0 tokens for none.
+
+    Raises:
+        UserError: there is no tokenizer.
+    """
+    file = folder / "tokenizer.json"
+    tokenizer = _tokenizer(str(file if file.exists() else folder))
+    return max((len(found.ids) for found in tokenizer.encode_batch(list(prompts))), default=0)
+
+
+def _tokenizer(name: str) -> tokenizers.Tokenizer:
     import tokenizers
-    import transformers
 
     path = Path(name).expanduser()
     if not path.exists() and (name.count("/") != 1 or name.startswith((".", "~", "/"))):
@@ -57,6 +75,8 @@ def _measure(name: str) -> Measure:
         if path.is_file():
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         else:
+            import transformers  # slow to import, and a file needs none of it
+
             cached = not path.exists() and not _hub_answers()  # the client itself would try for 30 s
             loaded = transformers.AutoTokenizer.from_pretrained(
                 name, local_files_only=cached, trust_remote_code=False
@@ -70,6 +90,11 @@ def _measure(name: str) -> Measure:
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def _measure(name: str) -> Measure:
+    tokenizer = _tokenizer(name)
     special = tokenizer.num_special_tokens_to_add(False)
 
     def measure(items: Sequence[Item]) -> list[int]:

@@ -33,7 +33,13 @@ _RELEVANT = re.compile(r".*\.(json|safetensors|model|txt|bin|pt|pth|gguf|h5|msgp
 _NEEDED = re.compile(
     r"model[^/]*\.safetensors(\.index\.json)?|[^/]*config\.json|tokenizer.*|vocab.*|merges\.txt"
 )
-_CONTEXT = ("max_position_embeddings", "n_positions")
+_CONTEXT = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length"),
+    *("max_target_positions", "max_sequence_length", "max_seq_length", "n_ctx"),
+)
+"""What architectures call the number of their positions, most used first."""
+_EXTENDED = ("llama3", "longrope", "su", "mrope", "default", "proportional")
+"""Kinds of rotary embeddings whose `max_position_embeddings` is what they reach, as vLLM takes it too."""
 
 
 class ModelFolder(NamedTuple):
@@ -129,13 +135,24 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def context_tokens(text: Mapping[str, Any]) -> int | None:
-    """Return the positions that a model has, those that scaled rotary embeddings add included."""
-    found = next((text[key] for key in _CONTEXT if isinstance(text.get(key), int)), None)
-    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    factor = scaling.get("factor") if isinstance(scaling, dict) else None
-    if found is None or found < 1:
+    """Return the positions that a model has, those that scaled rotary embeddings add included.
+
+    Linear, dynamic and YaRN scaling multiply the length before it (``original_max_position_embeddings``, else
+    the config's own); the other kinds state what they reach.
+    """
+    named = (text.get(key) for key in _CONTEXT)
+    found = next((value for value in named if isinstance(value, int)), 0)
+    if found < 1:
         return None
-    return int(found * max(1.0, factor)) if isinstance(factor, int | float) else found
+    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(scaling, dict) or str(text.get("model_type", "")).startswith("gemma3"):
+        return found  # gemma3 states what it reaches, for all its kinds of layers
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    factor = scaling.get("factor")
+    if kind in _EXTENDED or not isinstance(factor, int | float):
+        return found
+    original = scaling.get("original_max_position_embeddings")
+    return max(found, int((original if isinstance(original, int) else found) * factor))
 
 
 # The architecture

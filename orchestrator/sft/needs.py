@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.costs import Need
-from orchestrator.sft import data_needs, engines, model_folder
+from orchestrator.sft import data_needs, engines, model_folder, positions
 from orchestrator.sft.config import is_hub_id
 from orchestrator.stage import Config
 
@@ -23,9 +23,10 @@ def models(config: Config) -> list[Need]:
     """Return the model with its tokenizer: of a hub, one snapshot; of a folder, only what is wrong there."""
     path = config.model.path
     if path is None:
-        return []
+        problem = _too_short(positions.MAX_POSITIONS, config.evaluation.max_new_tokens)
+        return [Need(what=f"model {config.model.name}", problem=problem)] if problem else []
     if not is_hub_id(path):
-        problem = problem_of(Path(path), config.evaluation.max_new_tokens)
+        problem = _problem(config, Path(path))
         return [Need(what=f"model.path={path}", problem=problem)] if problem else []
     revision = config.model.revision or "main"
     what = f"model {path}@{revision}"
@@ -33,9 +34,17 @@ def models(config: Config) -> list[Need]:
         arguments = {"repo_id": path, "revision": revision}
         return [Need(what=what, problem=missing, fetch=FETCH_MODEL, arguments=arguments)]
     cached = _cached(path, "config.json", revision)
-    problem = problem_of(cached.parent, config.evaluation.max_new_tokens) if cached else ""
+    problem = _problem(config, cached.parent) if cached else ""
     arguments = {"repo_id": path, "revision": revision}
     return [Need(what=what, problem=problem, fetch="" if problem else FETCH_MODEL, arguments=arguments)]
+
+
+def _problem(config: Config, folder: Path) -> str:
+    """Say what is wrong with the files of a cell's model, or with their fit to its prompts."""
+    if problem := problem_of(folder, config.evaluation.max_new_tokens):
+        return problem
+    context_tokens = model_folder.inspect(folder).context_tokens
+    return "" if context_tokens is None else positions.problem_of(config, folder, context_tokens)
 
 
 def problem_of(folder: Path, max_new_tokens: int) -> str:
@@ -50,12 +59,14 @@ def problem_of(folder: Path, max_new_tokens: int) -> str:
     found = model_folder.inspect(folder)
     if found.problem:
         return found.problem
-    if found.context_tokens is not None and max_new_tokens >= found.context_tokens:
-        return (
-            f"config.json: {found.context_tokens} positions are no more than"
-            f" evaluation.max_new_tokens={max_new_tokens}"
-        )
-    return ""
+    too_short = "" if found.context_tokens is None else _too_short(found.context_tokens, max_new_tokens)
+    return f"config.json: {too_short}" if too_short else ""
+
+
+def _too_short(context_tokens: int, max_new_tokens: int) -> str:
+    if max_new_tokens < context_tokens:
+        return ""
+    return f"{context_tokens} positions are no more than evaluation.max_new_tokens={max_new_tokens}"
 
 
 def data_files(config: Config) -> list[Need]:

@@ -17,6 +17,7 @@ from orchestrator.registry import TASKS, lookup
 from orchestrator.sft import runtime
 from orchestrator.sft.items import load_items
 from orchestrator.sft.model_folder import ModelFolder, inspect
+from orchestrator.sft.positions import MAX_POSITIONS
 from orchestrator.sft.shards import Example, write_shard
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks.base import Item
@@ -29,7 +30,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Writes the shard of `language`, and beside it what it holds and what was left out."""
     runtime.start(context, seed=config["items"].seed)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
-    model: ModelFolder | None = None
+    model = ModelFolder("", context_tokens=MAX_POSITIONS)
     if "tokenizer" not in inputs:
         folder = runtime.base_folder(inputs, context.uses)
         model = inspect(folder)
@@ -48,8 +49,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         raise StageFailure(
             "data", none_kept(config.language, counts[SPLITS[0]], config.trainer.max_length_tokens)
         )
-    if model is not None:
-        check_rows(kept, model, pad_token_id=runtime.padding(tokenizer))
+    check_rows(kept, model, pad_token_id=runtime.padding(tokenizer))
     write_shard(kept, context.output)
     report = {"language": config.language, "max_length_tokens": config.trainer.max_length_tokens, **counts}
     (context.output / COUNTS).write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.launchers.ray.handshake import PROBE
 from tests.commands.launches import records, wait_for
 from tests.ray.proxy import losing
 from tests.ray.sweeps import OnRay
@@ -144,6 +145,11 @@ def test_a_python_without_the_packages_or_without_the_store_is_refused(jobs):
     other = hidden.format(f"echo another > {jobs.store}/store.json;")
     said = jobs.launch(name, wrapper(jobs, f"exec unshare -m sh -c '{other}' sh"), code=2)
     assert "there is another store at that place" in said
+    for job in jobs.cluster.ask(
+        "/api/jobs/"
+    ):  # Ray keeps their logs, and the next of that name adds to its own
+        if str(job["submission_id"]).startswith(PROBE):
+            jobs.cluster.ask(f"/api/jobs/{job['submission_id']}", method="DELETE")
     said = jobs.launch(name, "launcher.python=/nowhere/python", code=3)
     assert "did not run a small job of '/nowhere/python'" in said and "launcher.python=PATH" in said
     assert_nothing_was_recorded(jobs)

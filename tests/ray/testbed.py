@@ -148,10 +148,10 @@ class RayCluster:
             )
         self.processes[name] = process.pid
 
-    def ask(self, path: str) -> Any:
-        """Asks the dashboard; None when it does not answer."""
+    def ask(self, path: str, method: str = "GET") -> Any:
+        """Returns what the dashboard answers; None when it does not answer."""
         headers = {"Authorization": f"Bearer {(self.folder / 'token').read_text()}"}
-        request = urllib.request.Request(self.address + path, headers=headers)
+        request = urllib.request.Request(self.address + path, headers=headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 return json.loads(answer.read())

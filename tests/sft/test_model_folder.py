@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import stages
-from orchestrator.sft.model_folder import inspect
+from orchestrator.sft.model_folder import context_tokens, inspect
 from orchestrator.sft.needs import of_cell
 from orchestrator.stage import Config
 from tests.sft import chain
@@ -133,6 +133,11 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     ),
     (no_end, "tokenizer_config.json: no eos_token"),
     (lambda folder: config(folder, max_position_embeddings=8), "8 positions .*evaluation.max_new_tokens=8"),
+    (
+        lambda folder: config(folder, max_position_embeddings=40),
+        r"config.json: 40 positions, but test prompts of en have up to \d+ tokens and"
+        r" evaluation.max_new_tokens=8: ",
+    ),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     (
         lambda folder: config(folder, model_type="t5", is_encoder_decoder=True),
@@ -170,6 +175,71 @@ def test_a_whole_folder_of_any_architecture_is_in_order(tmp_path: Path, model_ty
     assert inspect(tmp_path).problem == ""
     (tmp_path / "pytorch_model.bin").write_text(POINTER)  # what is not read may be missing
     assert inspect(tmp_path).problem == ""
+
+
+def test_the_longest_prompt_and_answer_may_fill_the_context_to_the_last_position(folder: Path) -> None:
+    cell = chain.small("languages=[en]", f"model.path={folder}")
+    config(folder, max_position_embeddings=60)
+    (need,) = of_cell(Config(cell))
+    match = re.search(r"up to (\d+) tokens", need.problem)
+    assert match, need.problem
+    fits = int(match[1]) + 8
+    config(folder, max_position_embeddings=fits)
+    problems = [one.problem for one in of_cell(Config(cell)) if "test prompts of en" in one.problem]
+    config(folder, max_position_embeddings=fits - 1)
+    (need,) = of_cell(Config(cell))
+    assert problems == []
+    assert need.problem.endswith("evaluation.max_new_tokens=8: evaluation.max_new_tokens=7")
+
+
+@pytest.mark.parametrize(
+    ("text", "positions"),
+    [
+        ({"max_position_embeddings": 40960}, 40960),
+        ({"n_positions": 1024, "n_ctx": 512}, 1024),
+        ({"max_seq_len": 2048}, 2048),
+        ({"model_max_length": 8192}, 8192),
+        ({"hidden_size": 8}, None),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"type": "linear", "factor": 4.0}}, 8192),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"rope_type": "dynamic", "factor": 2}}, 4096),
+        (
+            {
+                "max_position_embeddings": 131072,  # Llama 3.1: what it reaches
+                "rope_scaling": {
+                    **{"rope_type": "llama3", "factor": 8.0},
+                    "original_max_position_embeddings": 8192,
+                },
+            },
+            131072,
+        ),
+        (
+            {
+                "max_position_embeddings": 40960,  # Qwen3 with YaRN, as its card says
+                "rope_scaling": {
+                    **{"rope_type": "yarn", "factor": 4.0},
+                    "original_max_position_embeddings": 32768,
+                },
+            },
+            131072,
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                **{"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+            },
+            131072,
+        ),
+    ],
+)
+def test_the_positions_of_a_model_are_those_that_its_scaling_reaches(
+    text: dict[str, Any], positions: int | None
+) -> None:
+    assert context_tokens(text) == positions
+
+
+def test_a_tiny_model_has_room_for_no_more_than_its_positions() -> None:
+    (need,) = of_cell(Config(chain.small("languages=[en]", "evaluation.max_new_tokens=4096")))
+    assert need.problem == "4096 positions are no more than evaluation.max_new_tokens=4096"
 
 
 def test_rows_longer_than_the_context_and_tokens_without_an_embedding_fail_in_prepare(

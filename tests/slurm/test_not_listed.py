@@ -209,6 +209,8 @@ NOISE = {
     "a number in its place": '$real "$@" >/dev/null; echo "quota: ok"; echo 49721',
     "words on standard error": 'echo "job_submit: account set to lab" >&2; exec $real "$@"',
     "an exit code of the wrapper's own": '$real "$@"; exit 1',
+    "a failure after the job": '$real "$@" >/dev/null; echo "hook: Connection refused" >&2; exit 7',
+    "colours": '$real "$@" | sed "s/.*/\\x1b[32m&\\x1b[0m/"',
 }
 
 
@@ -253,7 +255,13 @@ def test_a_job_that_only_accounting_calls_alive_holds_its_cell(jobs):
     assert_held(jobs, 2)
 
 
-def test_a_job_in_a_hidden_partition_is_known(jobs):
-    jobs.launch(jobs.write(cells=1), HELD, SOON, "cluster.partitions={hidden: null}")
-    assert "1 queued" in jobs("reconcile", "jobs")
-    assert_held(jobs, 1)
+def test_a_job_in_a_hidden_partition_is_known_also_under_another_name(jobs):
+    jobs.launch(jobs.write(cells=2), HELD, SOON, "cluster.partitions={hidden: null}")
+    assert "2 queued" in jobs("reconcile", "jobs")
+    jobs.cluster.run("scontrol", "update", f"jobid={jobs.task()}", "name=mine | too")
+    jobs.until(lambda: "mine" in jobs.cluster.run("sacct", "-nXP", "-j", jobs.array(), "--format=jobname"))
+    for _ in range(2):
+        assert "2 queued" in jobs("reconcile", "jobs")
+    assert len(jobs.cluster.job_states("--all")) == 2 and not jobs.closings()
+    assert "2 waiting jobs cancelled" in jobs("cancel", "jobs")
+    assert not jobs.cluster.job_states("--all")

@@ -13,7 +13,7 @@ from tests.conftest import Sweep
 
 @pytest.fixture
 def open_to_all() -> Iterator[Sweep]:
-    """The command in a folder that every user may pass: pytest closes its own whenever it starts anywhere."""
+    """The command in a folder that every user may enter: pytest makes its own private whenever it starts."""
     with tempfile.TemporaryDirectory(prefix="polysweep-") as name:
         root = Path(name)
         root.chmod(0o755)

@@ -186,3 +186,14 @@ def test_a_pool_that_ends_its_processes_by_sigterm_does_not_stop_its_function(st
         "    return [{'code': child.exitcode}]\n"
     )
     assert run(StageSpec(run="fit_pool:main")).end().outcome == "succeeded"
+
+
+def test_a_command_that_failed_is_not_done_where_exit_codes_were_to_be_dropped(run: Jobs) -> None:
+    """Some supervisors ignore SIGCHLD, which what they start inherits; Python then reads code 0."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        job = run("bash -c 'exit 3'", retries={})
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    end = job.end()
+    assert end.outcome == "failed" and "exited with code 3" in end.message

@@ -31,7 +31,7 @@ MARK = "polysweep-probe:"
 # It must run on whatever Python is there, and prints what it could find out.
 _PROBE = """
 import importlib.metadata as m, json, platform, sys
-names, store = json.loads(sys.argv[1])
+names, store, nonce = json.loads(sys.argv[1])
 found = {}
 for name in names:
     try: found[name] = m.version(name)
@@ -43,8 +43,8 @@ try:
         mark = bytes(obstore.get(obstore.store.from_url(store), "store.json").bytes()).decode()
     else: mark = open(store + "/store.json").read()
 except Exception as error: problem = type(error).__name__ + ": " + str(error)[:200]
-print("MARK" + json.dumps(dict(python=platform.python_version(), packages=found, store=mark, problem=problem,
-    executable=sys.executable)))
+print("MARK" + nonce + json.dumps(dict(python=platform.python_version(), packages=found, store=mark,
+    problem=problem, executable=sys.executable)))
 """.replace("MARK", MARK)
 
 
@@ -113,8 +113,9 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: C
     return found
 
 
-def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
-    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, json.dumps(questions)]))
+def _ask(api: Api, settings: RaySettings, questions: list[Any]) -> dict[str, Any]:
+    nonce = uuid.uuid4().hex  # Ray keeps a deleted job's log, and a new job of that name writes to its end
+    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, json.dumps([*questions, nonce])]))
     deadline_s = time.monotonic() + PROBE_S
     job: JobDetails | None = None
     while time.monotonic() < deadline_s:
@@ -123,7 +124,8 @@ def _ask(api: Api, settings: RaySettings, questions: Any) -> dict[str, Any]:
             break
         time.sleep(POLL_S)
     logs = api.log(name) if job is not None else ""
-    lines = [line.removeprefix(MARK) for line in logs.splitlines() if line.startswith(MARK)]
+    mark = MARK + nonce
+    lines = [line.removeprefix(mark) for line in logs.splitlines() if line.startswith(mark)]
     if not lines:
         job = job or JobDetails()
         raise InfrastructureError(
