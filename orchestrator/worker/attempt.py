@@ -12,7 +12,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
-from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.cell import uses_of
@@ -37,7 +36,7 @@ from orchestrator.worker.inherit import Inherited, has_progressed, inherit
 from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
 from orchestrator.worker.outcome import log_tail, read_outcome
 from orchestrator.worker.shipping import Shipper
-from orchestrator.worker.started import started
+from orchestrator.worker.started import going_on, started
 
 MAX_HEARTBEAT_S = 10.0
 INPUT_RETIRED = "input_retired"
@@ -93,6 +92,7 @@ class AttemptRun:
         self._folder = Path(layout.CHECKPOINTS)
         self._mark = mark_of(claim.nonce)
         self._shipper: Shipper | None = None
+        self._recorded: Start | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:
         """Runs the attempt to its end and returns the end that was recorded."""
@@ -119,14 +119,17 @@ class AttemptRun:
         start = started(self._order, self._spec, self._cell, self._generations)
         self._record_start(start)  # without it nobody may take from this attempt what it now takes over
         basis = Basis(self._claim.generation, self._generations)
-        taken = inherit(self._ledger, self._node, self._spec, earlier, folder, basis=basis, pulse=self._pulse)
+        taken = inherit(
+            *(self._ledger, self._node, self._spec, earlier, folder),
+            basis=basis,
+            pulse=self._pulse,
+            record=lambda taken: self._record_start(going_on(start, taken)),
+        )
+        self._record_start(going_on(start, taken))
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
             self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
-        final = replace(start, parent=taken.parent, work=taken.work, unread=taken.unread)
-        if final != start:
-            self._record_start(final)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
@@ -161,10 +164,13 @@ class AttemptRun:
     # Starting
 
     def _record_start(self, start: Start) -> None:
+        if start == self._recorded:
+            return
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
         self._ledger.put(self._node, self.number, layout.START, start)
+        self._recorded = start
         self._heartbeat()
 
     def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:

@@ -45,6 +45,7 @@ def inherit(
     *,
     basis: Basis,
     pulse: Callable[[], object],
+    record: Callable[[Inherited], object],
 ) -> Inherited:
     """Brings what earlier attempts left into an attempt's own folder.
 
@@ -56,6 +57,7 @@ def inherit(
         folder: the attempt's own payload folder.
         basis: what the attempt's product will be made of.
         pulse: called often meanwhile.
+        record: called with what is about to be taken, before it is: who dies of it is still known to have it.
 
     Raises:
         OSError: the store did not answer, or a former owner still writes into its work folder.
@@ -63,12 +65,22 @@ def inherit(
     former = adopt_former(ledger, node, spec, folder, basis=basis, pulse=pulse)
     if not earlier:
         return Inherited(former=former)
-    work = take_over(ledger, node, earlier, folder, pulse=pulse)
+    work = take_over(
+        ledger, node, earlier, folder, pulse=pulse, taking=lambda number: record(Inherited(work=number))
+    )
     if spec.command is not None:
-        unread = adopt_unread(ledger, node, earlier, folder, pulse=pulse)
+        unread = adopt_unread(
+            *(ledger, node, earlier, folder),
+            pulse=pulse,
+            taking=lambda number: record(Inherited(unread=number, work=work)),
+        )
         if unread is not None:
             return Inherited(unread=unread, work=work)
-    checkpoint, parent = adopt(ledger, node, earlier, folder, pulse=pulse) or (None, None)
+    checkpoint, parent = adopt(
+        *(ledger, node, earlier, folder),
+        pulse=pulse,
+        taking=lambda parent: record(Inherited(parent=parent, work=work)),
+    ) or (None, None)
     return Inherited(checkpoint, parent, None, work, former)
 
 
