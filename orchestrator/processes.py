@@ -126,8 +126,13 @@ def is_gone(process: Process) -> bool | None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of all descendants whose own parents end (prctl(2): a child subreaper)."""
+    """Make this process the parent of all descendants whose own parents end (prctl(2): a child subreaper).
+
+    It keeps their exit codes, also where it was started with SIGCHLD ignored: the kernel would drop them, and
+    Python then takes 0 for them.
+    """
     global _adopting_pid
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0:
         _adopting_pid = os.getpid()
 
@@ -211,12 +216,15 @@ def children(parent: int) -> set[int]:
 
 
 def _adopted(table: dict[int, Entry], keep: Collection[int]) -> set[int]:
-    """Find our adopted orphans: an attempt has a session of its own, and what we start ourselves has ours."""
-    me = os.getpid()
-    if _adopting_pid != me:
+    """Find the adopted orphans of this process, or of the worker that forked it.
+
+    An attempt has a session of its own, and what a worker starts itself has the worker's.
+    """
+    adopter = _adopting_pid
+    if adopter not in (os.getpid(), os.getppid()):
         return set()
-    session = os.getsid(0)
-    return {p for p, e in table.items() if e.parent == me and e.session != session and p not in keep}
+    session = os.getsid(adopter)
+    return {p for p, e in table.items() if e.parent == adopter and e.session != session and p not in keep}
 
 
 def _table() -> dict[int, Entry]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import shlex
@@ -125,6 +123,8 @@ def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
 @cache
 def packages() -> dict[str, str]:
     """Returns the version of every installed package."""
+    import importlib.metadata  # only where it is needed: it takes a quarter of the imports of `sweep status`
+
     found = ((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())
     return dict(sorted((name, version) for name, version in found if name))
 

@@ -11,8 +11,9 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 Direction = Literal["min", "max"]
 
@@ -287,6 +288,14 @@ def spread(values: Sequence[float]) -> Spread:
     """Return mean and spread of at least one value."""
     sd = statistics.stdev(values) if len(values) > 1 else None
     return Spread(len(values), statistics.fmean(values), sd, min(values), max(values))
+
+
+def evenly(items: Sequence[T], most: int) -> Sequence[T]:
+    """Return at most so many items: the first, the last, and evenly many between."""
+    if len(items) <= most:
+        return items
+    last = len(items) - 1
+    return [items[round(k * last / (most - 1))] for k in range(most)]
 
 
 def number_text(value: float) -> str:

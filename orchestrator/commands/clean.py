@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from orchestrator import provenance
@@ -16,9 +16,10 @@ from orchestrator.commands.view import (
     store_url,
 )
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Node
+from orchestrator.core.sweep import Node, Sweep
 from orchestrator.errors import UserError, nearest
 from orchestrator.store.cleaning import Leftover, delete, leftovers
+from orchestrator.store.evidence import Snapshot
 from orchestrator.store.ledger import Ledger, open_ledger
 
 
@@ -69,11 +70,22 @@ def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str
     for sweep in ledger.sweeps():
         current = None if sweep in dropped else current_revision(ledger, sweep)
         for number in ledger.revision_numbers(sweep):
-            found = ledger.revision(sweep, number).sweep.nodes
+            revision = ledger.revision(sweep, number).sweep
+            found = revision.nodes
             nodes.update(found)
             if number == current:
                 needed.update(found)
+                needed.update(_formers(ledger, revision))
     return needed, nodes
+
+
+def _formers(ledger: Ledger, sweep: Sweep) -> Iterator[str]:
+    """Yield the digests of earlier versions' products that stages of a revision will still be made from."""
+    snapshot = Snapshot(ledger, sweep.nodes.values(), check_files=False, specs=sweep.specs)
+    for digest in sweep.nodes:
+        former = snapshot.evidence(digest).former
+        if former is not None and not former.problem:
+            yield former.node.digest
 
 
 def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:

@@ -227,7 +227,13 @@ class View:
     @cached_property
     def snapshot(self) -> Snapshot:
         """The evidence of the sweep's stages."""
-        return Snapshot(self.ledger, self.sweep.nodes.values(), observer=self._observe, trusted=self.trusted)
+        return Snapshot(
+            self.ledger,
+            self.sweep.nodes.values(),
+            observer=self._observe,
+            trusted=self.trusted,
+            specs=self.sweep.specs,
+        )
 
     @cached_property
     def stages(self) -> dict[str, StageStatus]:

@@ -144,7 +144,7 @@ def _fill(
             continue
         place = " ".join(["cell", *(f"{axis}={cut(text)}" for axis, text in texts.items())]) + f", {where}"
         config = configs.config(labels, where=place)
-        refuse_varying(specs, configs.varying(), where=place)
+        refuse_varying(specs, configs.varying, where=place)
         shown = configs.shown(labels, config, where=place)
         texts = {axis.name: label.text for axis, label in zip(axes, shown, strict=True)}
         _check_columns(columns, texts, config, where)

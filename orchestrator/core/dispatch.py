@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Over, Submission
-from orchestrator.core.judgement import Answer, Asker, Filed, Judgement, Phase, Seen, ending, judge
+from orchestrator.core.judgement import Answer, Asker, Filed, Judgement, Phase, Seen, ending, is_ours, judge
 from orchestrator.core.records import Owner
 from orchestrator.core.state import CellStatus, State
 
@@ -157,7 +157,7 @@ class Jobs:
     def knows(self, filed: Filed) -> bool:
         """Whether the scheduler tells of any task of a submission, or of what was left of it."""
         return filed.accepted is not None and any(
-            job == filed.accepted.job and seen.name in ("", filed.submission.name)
+            job == filed.accepted.job and is_ours(filed, seen) is not False
             for (job, _), seen in self._answer(filed).seen.items()
         )
 

@@ -9,7 +9,9 @@ reason is kept with the end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -17,6 +19,12 @@ import msgspec
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.jobs import Accepted, Driver, Over, Report, Submission
+
+SKEW_S = 2.0
+"""How much the clocks of a cluster may differ: less than the restart of a controller takes."""
+
+_OUR_NAMES = re.compile(r".+\.\d+\.\w{8}")
+"""What submissions are named: the sweep, a number, and eight characters that no other has."""
 
 
 class Phase(StrEnum):
@@ -35,6 +43,7 @@ class Seen(NamedTuple):
         phase: whether it waits, runs or is over.
         word: the scheduler's own, such as ``PENDING``.
         name: of the job; "" when the answer does not tell.
+        submitted_s: when it was submitted, or started anew, in seconds since 1970 by the scheduler's clock.
         reason: why it waits.
         start: when it may start, or did, for people.
         node: where it runs or ran.
@@ -60,6 +69,7 @@ class Seen(NamedTuple):
     listed: bool = True
     may_return: bool = False
     stuck: str = ""
+    submitted_s: float | None = None
 
 
 class Answer(NamedTuple):
@@ -147,7 +157,8 @@ def judge(filed: Filed, index: int, answer: Answer, asker: Asker) -> Judgement:
     2. It has no id yet: unknown, and held.
     3. The scheduler lists it: what that says. An end after which the scheduler may start the job anew counts
        only where the answer lists all that lives. Life that only accounting reports ends by the job's report.
-    4. The scheduler lists its number under another name, in an answer that is complete: it was forgotten.
+    4. The scheduler lists its number for another job, in an answer that is complete: it was forgotten. A name
+       alone does not make it another job: people rename jobs (`is_ours`).
     5. The job left its last words and did not ask to be started anew: over.
     6. Anything else: unknown, and held. Where the answer is complete for this job, its absence counts, but
        only after a while and a second look (`orchestrator.commands.settle`).
@@ -169,10 +180,14 @@ def judge(filed: Filed, index: int, answer: Answer, asker: Asker) -> Judgement:
     seen = None if answer.problem else answer.seen.get((accepted.job, index))
     report = filed.reports.get(index)
     if seen is not None and seen.name not in ("", filed.submission.name):
-        if not gap and seen.listed:  # a controller that lost its last seconds gives numbers out again
+        ours = None if gap else is_ours(filed, seen)
+        if ours is False and not gap and seen.listed:
             lost = f"the scheduler lost it, and gave its number to {seen.name}"
             return _ended(name, Over(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost))
-        seen = None
+        if ours is None and not gap and seen.over is None:
+            why = f"job {name} is {seen.word} under the name {seen.name}: it was renamed, or is another job"
+            return Judgement(Phase.UNKNOWN, why, seen._replace(phase=Phase.UNKNOWN))
+        seen = None if gap or not ours else seen
     if seen is not None and seen.over is not None and not (seen.may_return and gap):
         return _ended(name, _completed(seen.over, filed, report), seen)
     last_words = report is not None and not report.requeued
@@ -204,6 +219,30 @@ def listing_gap(submission: Submission, answer: Answer, asker: Asker) -> str:
     if answer.everyone or is_own(submission, asker):
         return ""
     return f"it is a job of {_user(submission)}, and the scheduler shows {asker.name} only their own"
+
+
+def is_ours(filed: Filed, seen: Seen) -> bool | None:
+    """Return whether the job that a scheduler lists under a submission's number is the submission's.
+
+    A controller that lost its last seconds gives numbers out again, and people rename jobs. Numbers are
+    unique at a time: what had this one when its acceptance was recorded is ours under any name.
+
+    Args:
+        filed: the submission, with its number.
+        seen: what has that number.
+
+    Returns:
+        None where nothing tells: a job under another name that was started anew, which renews its time.
+    """
+    if seen.name in ("", filed.submission.name):
+        return True
+    if filed.accepted is None or _OUR_NAMES.fullmatch(seen.name):  # nobody renames a job to another of ours
+        return False
+    if seen.submitted_s is not None and filed.accepted.at:
+        accepted_s = datetime.fromisoformat(filed.accepted.at).timestamp()
+        if seen.submitted_s <= accepted_s + SKEW_S:
+            return True
+    return None if seen.restarts else False
 
 
 def same_controller(submission: Submission, controller: str) -> bool:

@@ -17,18 +17,21 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 _WORDS = r"(?:\s+[\w'’()]+)"  # always with an upper bound, so that no search is long
-_COLON = r"[*_\s]*[:=]"
+_COLON = r"(?:[\"'*_\s]*[:=→⇒>\]]|[*_ ]*[–—-](?=\s)|[*_ ]*$)"  # "answer": 18; <answer>18; a heading
+_B = r"(?<![^\W_])(?<![<\[]/)"  # the beginning of a word or of a part of one: final_answer
 
 LOOSE: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)
     for language, pattern in {
         "en": r"\banswer(?:,?\s+(?:to|for|of|in|here|then|therefore|thus|we)\b" + _WORDS + r"{0,6}?,?)?[*_]*"
-        r"\s+(?:is|was|becomes|equals|(?:would|should|will|must)\s+be)\b",
+        r"\s+(?:is|was|becomes|equals|(?:would|should|will|must|might|may|could|can|has\s+to)"
+        r"(?:\s+(?:then|therefore|thus|also))?\s+be"
+        r"|(?:comes?|works?)(?:\s+out)?\s+(?:to|as)|amounts?\s+to|turns?\s+out\s+to\s+be)(?![^\W\d_])",
         "es": r"\brespuesta" + _WORDS + r"{0,5}?\s+(?:es|son|sería|será|fue)\b",
         "ja": r"(?:答え|解答|回答|正解|答)は",
         "bn": r"উত্তর(?:টি|টা)?(?:\s+[^\s\d।:]{1,20}){0,3}?\s*(?:হল|হলো|হ['’]ল|হচ্ছে|হবে|হয়)"
         r"(?![\u0980-\u0982\u0984-\u09ff])",
-        "sw": r"\bjibu" + _WORDS + r"{0,4}?\s+(?:ni|litakuwa|itakuwa|lingekuwa)\b",
+        "sw": r"\b(?:ma)?jibu" + _WORDS + r"{0,4}?\s+(?:ni|litakuwa|itakuwa|lingekuwa)\b",
         "te": r"(?:సమాధానం|సమాధానము|జవాబు)(?![\u0c00-\u0c7f])(?![*_\s]*:)(?!\s+ఇ)",  # ఇస్తుంది: she answers
         "fr": r"\br[ée]ponse"
         + _WORDS
@@ -47,20 +50,29 @@ LOOSE: Mapping[str, re.Pattern[str]] = {
 TIGHT: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)
     for language, pattern in {
-        "en": r"\banswer(?:" + _COLON + r"|['’]s\b)",
-        "es": r"\brespuesta(?:\s+(?:final|correcta))?" + _COLON,
-        "ja": r"(?:答え|解答|回答|正解|答)" + _COLON,
+        "en": _B + r"answers?(?:" + _COLON + r"|['’]s\b)|\bsolution\s+is\b"
+        r"|\b(?-i:Ans|ANS)(?:\.?\s*[:=]|\.(?=\s))",  # no French years
+        "es": _B + r"respuesta(?:\s+(?:final|correcta))?" + _COLON + r"|\bsolución\s+es\b",
+        "ja": r"(?:答え|解答|回答|正解|答)(?:[ \u3000]|" + _COLON + ")",
         "bn": r"উত্তর(?:টি|টা)?ঃ?",
-        "sw": r"\bjibu(?:\s+(?:la\s+mwisho|sahihi))?(?:" + _COLON + r"|\b)",
+        "sw": r"\b(?:ma)?jibu(?:\s+(?:la\s+mwisho|sahihi))?(?:" + _COLON + r"|\b)",
         "te": r"(?:సమాధానం|సమాధానము|జవాబు)",
-        "fr": r"\br[ée]ponse(?:\s+(?:finale|correcte))?" + _COLON,
-        "de": r"\bantwort" + _COLON,
+        "fr": _B + r"r[ée]ponse(?:\s+(?:finale|correcte))?" + _COLON + r"|\bsolution\s+est\b",
+        "de": _B + r"antwort" + _COLON + r"|\blösung\s+(?:ist|lautet|beträgt)\b",
         "ru": r"\bответ\b",
         "zh": r"答案?" + _COLON,
         "th": r"ตอบ",
     }.items()
 }
-"""Language to announcements whose number follows at once."""
+"""Language to announcements whose number follows at once, or alone on the next line."""
+
+DENIED_BEFORE = _compile(
+    r"(?:\b(?:not|nicht|pas|не|no\s+(?:es|son|sería|será|fue))|不是|ไม่ใช่)[\s*_$€£¥₹(\"“]*\Z"
+)
+"""What stands before a number that is announced not to be the answer: ``the answer is not 20 but 18``."""
+
+DENIED_AFTER = _compile(r"[^\d\n,.。、।]{0,12}?(?:(?:では|じゃ)(?:な[くい]|ありません)|নয়|కాదు)")
+"""What stands after such a number: ``答えは20ではなく18です``."""
 
 HASHES = _compile(r"(?<!\#)\#{4}(?!\#)")
 """GSM8K's own announcement: ``#### 18``, with nothing else on its line."""

@@ -14,7 +14,17 @@ from decimal import Decimal
 from itertools import islice
 from typing import NamedTuple
 
-from orchestrator.tasks.announcements import EQUALS, HASHES, LOOSE, MINUS, OF, PERCENT, TIGHT
+from orchestrator.tasks.announcements import (
+    DENIED_AFTER,
+    DENIED_BEFORE,
+    EQUALS,
+    HASHES,
+    LOOSE,
+    MINUS,
+    OF,
+    PERCENT,
+    TIGHT,
+)
 from orchestrator.tasks.numbers import CURRENCY, Number, find, normalise
 from orchestrator.tasks.run_ons import EXAMPLE, QUESTION, ROLE, begins_list, is_reply
 
@@ -61,6 +71,8 @@ def extract(text: str, language: str, *, truncated: bool = False) -> Decimal | N
         truncated: the text ends because of the token limit, so its last number may be a part of one.
     """
     text = normalise(cut(text))
+    _, thought, rest = text.rpartition("</think>")
+    text = rest if thought and _DIGIT.search(rest) else text
     numbers = find(text, language)
     if not numbers:
         return None
@@ -78,13 +90,27 @@ def extract(text: str, language: str, *, truncated: bool = False) -> Decimal | N
             if _is_said_negative(text, start, number, language)
             else number.value(after=start)
         )
-    return (numbers[-1] if boxed is None else _evaluated(text, numbers, boxed)[0]).value()
+    return (_last(text, numbers) if boxed is None else _evaluated(text, numbers, boxed)[0]).value()
 
 
 def gold_number(gold: str) -> Decimal | None:
     """Return the number that a gold answer consists of, or None when it is not one number."""
     numbers = find(normalise(gold), "en")
     return numbers[0].value() if len(numbers) == 1 else None
+
+
+_ITEM = re.compile(r"^([^\w\n]{0,6}(?:[^\W\d_]{1,12} ?)?)(\d{1,2})([.):])(?=[\s*]|\Z)", re.MULTILINE)
+
+
+def _last(text: str, numbers: list[Number]) -> Number:
+    """Return the last number that does not merely count items of a list: ``Step 3: So it is eighteen``."""
+    seen, counts = set(), set()
+    for item in _ITEM.finditer(text):
+        head, count, mark = item[1], int(item[2]), item[3]
+        if (head, count - 1, mark) in seen:
+            counts.add(item.start(2))
+        seen.add((head, count, mark))
+    return next((number for number in reversed(numbers) if number.start not in counts), numbers[-1])
 
 
 _DIGIT = re.compile(r"\d")
@@ -146,8 +172,14 @@ def _found(text: str, language: str, numbers: list[Number]) -> Iterator[tuple[in
         if index == len(numbers):
             continue
         between = text[start : numbers[index].start]
-        if not (_same_sentence(between) if kind == "loose" else _only_marks(between)):
+        if not (_same_sentence(between) if kind == "loose" else _follows(text, start, numbers[index])):
             continue
+        if _is_denied(text, numbers[index]):
+            index += 1
+            if index == len(numbers) or _is_denied(text, numbers[index]):
+                continue
+            if not _same_sentence(text[numbers[index - 1].end : numbers[index].start]):
+                continue
         if kind != "hashes" or _ends_line(text, _evaluated(text, numbers, index)[0].end):
             yield start, index
 
@@ -169,6 +201,22 @@ def _same_sentence(between: str) -> bool:
     return len(between) <= MAX_SENTENCE and not _SENTENCE_END.search(between)
 
 
+_ALONE = re.compile(r"[^\w\n]{0,8}(?:\n|\Z)")
+
+
+def _follows(text: str, start: int, number: Number) -> bool:
+    """Whether nothing but marks stand before a number: on the line, or on a later one that it has alone."""
+    between = text[start : number.start]
+    if "\n" in between and not _ALONE.match(text, number.end):
+        return False
+    return _only_marks(between.replace("\n", " "))
+
+
+def _is_denied(text: str, number: Number) -> bool:
+    before = text[max(0, number.start - MAX_MARKS) : number.start]
+    return DENIED_BEFORE.search(before) is not None or DENIED_AFTER.match(text, number.end) is not None
+
+
 def _only_marks(between: str) -> bool:
     if len(between) > MAX_MARKS or "\n" in between:
         return False
@@ -178,6 +226,9 @@ def _only_marks(between: str) -> bool:
 def _boxed(text: str, numbers: list[Number]) -> int | None:
     r"""Return the index of the first number in the last ``\boxed{}`` or after ``\boxed``, if there is one."""
     at = text.rfind("boxed")
+    before = text.rfind("boxed", 0, max(at, 0))
+    if before >= 0 and "{" in text[at:] and "}" not in text[at:]:
+        at = before  # the last one was cut off
     if at < 0:
         return None
     start = at + len("boxed")
@@ -198,9 +249,11 @@ def _boxed(text: str, numbers: list[Number]) -> int | None:
 
 _OPENING = re.compile(r" ?\{")
 _SIGNS = rf"[\s()%\\{re.escape(CURRENCY)}]"
-_UNITS = r"(?:[^\d\s=≈+*/×÷·(),.;:!?。，、；：।-]{1,20}\.? ?){0,3}"  # 9 eggs * 2 dollars = 18 dollars
+_UNITS = (  # 9 eggs * 2 dollars/egg = 18 dollars
+    r"(?:/ ?[^\W\d_]{1,15})?(?:[^\d\s=≈+*/×÷·(),.;:!?。，、；：।-]{1,20}\.? ?){0,3}"
+)
 _OPERATION = re.compile(
-    rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:[-+*/×÷·xX]|\\times|\\cdot|\\div){_SIGNS}{{0,4}}"
+    rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:[-+*/×÷·xX]|\\times|\\cdot|\\div){_SIGNS}{{0,4}}|\)?\^[{{(]?|\)?\("
 )
 _SHARE = re.compile(
     rf"{_SIGNS}{{0,4}}(?:{PERCENT})?{_SIGNS}{{0,4}}(?:{OF}) ?"

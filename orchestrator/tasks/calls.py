@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator.tasks.numbers import UNSEEN
-from orchestrator.tasks.values import same_value
+from orchestrator.tasks.values import CLOSERS, same_value
 
 LABEL = "API-Request:"
 """What a request begins with."""
@@ -25,23 +25,6 @@ _S = rf"[\s{UNSEEN}]"
 _OPEN, _CLOSE, _BRACKET, _UNBRACKET = "[(（﹙]", "[)）﹚]", "[\\[［【]", "[\\]］】]"
 _COMMAS, _EQUAL = "[,，﹐､、]", "[=＝﹦]"
 _LABEL = re.compile(rf"API[-‐‑－]{_S}*Request{_S}*[:：﹕]")
-_CLOSERS = {
-    "'": "'’",
-    '"': '"”',
-    "‘": "’'",
-    "’": "’",
-    "‚": "‘’",
-    "“": '”"',
-    "”": "”",
-    "„": '“”"',
-    "＇": "＇'",
-    "＂": '＂"',
-    "「": "」",
-    "『": "』",
-    "«": "»",
-    "`": "`'",
-}
-"""A quote that opens a value to those that may close it."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -111,9 +94,12 @@ def has_label(text: str) -> bool:
     return _LABEL.search(text) is not None
 
 
-_WORD = r"[^\W\d][\w.]*"
-_BRACKETED = re.compile(rf"{_BRACKET}{_S}*(?P<name>{_WORD}){_S}*{_OPEN}")
-_LABELLED = re.compile(rf"(?:{_S}|[`*'\"‘’“”])*(?:{_BRACKET}{_S}*)?(?P<name>{_WORD}){_S}*{_OPEN}")
+_WORD = r"[^\W\d][\w.-]*"
+_CODE = rf"[\s`{UNSEEN}]"
+_BRACKETED = re.compile(rf"{_BRACKET}{_CODE}*(?P<name>{_WORD}){_S}*{_OPEN}")
+_LABELLED = re.compile(
+    rf"(?:{_S}|[`*'\"‘’“”])*(?:(?<=```)[a-z]{{1,12}}\s{_S}*)?(?:{_BRACKET}{_CODE}*)?(?P<name>{_WORD}){_S}*{_OPEN}"
+)
 
 
 def _start(text: str) -> re.Match[str] | None:
@@ -130,22 +116,28 @@ _SPACE = re.compile(rf"{_S}*")
 _NAME = rf"[^\W\d][\w.-]*{_S}*{_EQUAL}(?!=)"
 _KEY = re.compile(rf"{_S}*(?P<key>[^\W\d][\w.-]*){_S}*{_EQUAL}(?!=){_S}*")
 _COMMA = re.compile(rf"{_S}*{_COMMAS}(?={_S}*{_NAME})")
-_CLOSED = re.compile(rf"{_CLOSE}{_S}*{_UNBRACKET}")
+_TRAILING = rf"{_S}*{_COMMAS}(?={_S}*{_CLOSE})"
+_CLOSED = re.compile(rf"{_CLOSE}{_CODE}*(?:{_COMMAS}{_S}*)?{_UNBRACKET}")
 _QUOTES = "'\"’”‘“"
 _WRAPPER = (
     rf"[{_QUOTES}](?=[ \t`*.;]*(?:\n|\Z))"  # a quote that closes none: the model put the call in quotes
 )
 _IN_A_VALUE = re.compile(rf"[ \t]*(?:(?!{_WRAPPER})[{_QUOTES}]|{_CLOSE}|{_COMMAS}{_S}*{_NAME})")
-_ANOTHER = re.compile(rf"{_CLOSE}{_S}*{_COMMAS}{_S}*{_WORD}{_S}*{_OPEN}")
-_BARE_END = re.compile(rf"{_CLOSE}(?=[ \t`*.;{UNSEEN}\]］】]*(?:\n|\Z|->))")
-_OPENS = frozenset("[{(,:=")
-_QUOTE_ENDS = re.compile(r"\s*[,:)\]}]")
+_NEXT = rf"{_CLOSE}(?:{_S}*(?:{_COMMAS}|[;；])|[ \t{UNSEEN}]*\r?\n){_S}*{_WORD}{_S}*{_OPEN}"
+_ANOTHER = re.compile(_NEXT)
+_BARE_END = re.compile(rf"{_CLOSE}(?=[ \t`*.,;{UNSEEN}\]］】]*(?:\r?\n|\Z|->|\#|<[|｜/]))")
+_OPENS = frozenset("[{(,:=［｛（【，：＝")
+_BEGIN, _FINISH = frozenset("[{(［｛（【"), frozenset(")]}］｝）】")
+_QUOTE_ENDS = re.compile(rf"{_S}*[,:)\]}}，：）］｝】]")
 _ESCAPABLE = frozenset("\\'\"’”＇＂")
 
 
 _CLOSES = frozenset(")）﹚")
 _ENDS = frozenset(",，﹐､、)）﹚")
 _BLANK = " \t\n\r\f\v\u00a0\u3000" + UNSEEN
+
+
+_TRAILED = re.compile(rf"(?:{_TRAILING})?{_S}*")
 
 
 class _Value(NamedTuple):
@@ -169,8 +161,10 @@ class _Scanner:
             key = _KEY.match(self.text, at)
             if key is None or key["key"] in args:
                 return None
-            is_quoted = self.text[key.end() : key.end() + 1] in _CLOSERS.keys() - {"’", "”"}
-            value = self._quoted(key.end()) if is_quoted else self._bare(key.end())
+            quote = self.text[key.end() : key.end() + 1]
+            value = self._quoted(key.end()) if quote in CLOSERS else None
+            if value is None and quote not in CLOSERS.keys() - {"’", "”"}:  # ’90s
+                value = self._bare(key.end())
             if value is None:
                 return None
             args[key["key"]], at, end = value
@@ -195,13 +189,13 @@ class _Scanner:
         """Returns where to go on if a value may end here."""
         if comma := _COMMA.match(self.text, at):
             return comma.end(), None
-        space = _SPACE.match(self.text, at)
+        space = _TRAILED.match(self.text, at)
         end = self._end(space.end() if space else at)
         return None if end is None else (end, end)
 
     def _quoted(self, start: int) -> _Value | None:
         text, at = self.text, start + 1
-        closers = _CLOSERS[text[start]]
+        closers = CLOSERS[text[start]]
         characters: list[str] = []
         while at < len(text):
             character = text[at]
@@ -209,7 +203,8 @@ class _Scanner:
                 at += 1
                 character = text[at]
             elif character in closers and (after := self._after(at + 1)):
-                return _Value("".join(characters), *after)
+                value = "".join(characters)
+                return _Value(value.strip(" \u00a0\u202f") if text[start] == "«" else value, *after)
             characters.append(character)
             at += 1
         return None
@@ -219,24 +214,24 @@ class _Scanner:
         for at in range(start, len(text)):
             character = text[at]
             if quote:
-                if character == quote and before != "\\" and _QUOTE_ENDS.match(text, at + 1):
+                if character in quote and before != "\\" and _QUOTE_ENDS.match(text, at + 1):
                     quote = ""
-            elif character in "'\"" and depth and before in _OPENS:
-                quote = character
-            elif character in "[{(":
+            elif character in CLOSERS and depth and before in _OPENS:
+                quote = CLOSERS[character] if character not in "'\"" else character
+            elif character in _BEGIN:
                 depth += 1
-            elif depth and character in ")]}":
+            elif depth and character in _FINISH:
                 depth -= 1
             elif not depth and character in _ENDS and (after := self._after(at)):
                 return _Value(text[start:at].strip(_BLANK), *after)
-            if not character.isspace():
+            if character not in _BLANK:
                 before = character
         return None
 
 
 _BACKSLASH = re.compile(r"\\(?=[\\'\"’”＇＂]|\Z)")
 _CLOSING_QUOTE = re.compile(
-    rf"['’](?={_S}*(?:{_COMMAS}{_S}*{_NAME}|{_CLOSE}{_S}*(?:{_UNBRACKET}|{_COMMAS}{_S}*{_WORD}{_S}*{_OPEN})))"
+    rf"['’](?={_S}*{_COMMAS}{_S}*{_NAME}|(?:{_TRAILING})?{_S}*(?:{_CLOSED.pattern}|{_NEXT}))"
 )
 
 

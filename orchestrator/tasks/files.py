@@ -98,6 +98,12 @@ def read(
             )
     usable = {code: _usable(reader(paths[code], code), paths[code]) for code in languages}
     ids = set.intersection(*(set(items) for items in usable.values()))
+    if not ids:
+        raise UserError(
+            f"no usable {wanted.split} item has the same id in all of: {', '.join(languages)}",
+            where=", ".join(str(paths[code]) for code in languages),
+            allowed=f"usable: {', '.join(f'{code} {len(items)}' for code, items in usable.items())}",
+        )
     sets_aside = wanted.split is not Split.TEST
     chosen = _choose(sorted(ids, key=_natural), wanted, folder, sets_aside=sets_aside)
     return [usable[language][id_] for id_ in chosen]
@@ -203,7 +209,10 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         UserError: the file is not UTF-8.
     """
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # splitlines would split inside texts
+    text = _text(path)
+    for number, line in enumerate(
+        text.split("\n" if "\n" in text else "\r"), start=1
+    ):  # not splitlines: texts
         line = line.removesuffix("\r")
         if line.strip():
             yield number, line

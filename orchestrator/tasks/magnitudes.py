@@ -61,12 +61,21 @@ _LATIN: Mapping[str, Mapping[str, int]] = {
 
 _OTHER: Mapping[str, Mapping[str, int]] = {
     "zh": {
+        r"十(?![一二三四五六七八九])": 1,
         r"百(?![分货貨合])": 2,
         r"千(?![克米瓦卡赫帕字焦伏])": 3,  # 3千克 is three kilograms
         r"[万萬](?!一)": 4,
         r"[亿億]": 8,
+        r"兆(?![字赫瓦比位帕欧歐焦牛])": 12,
     },
-    "ja": {r"百(?![分貨合])": 2, r"千": 3, r"[万萬](?!一)": 4, r"[億亿]": 8, r"兆": 12},
+    "ja": {
+        r"十(?![一二三四五六七八九])": 1,
+        r"百(?![分貨合])": 2,
+        r"千": 3,
+        r"[万萬](?!一)": 4,
+        r"[億亿]": 8,
+        r"兆": 12,
+    },
     "th": {
         r"ร้อย(?!ละ|เอก|ตรี|โท)": 2,
         r"พัน(?!ธ|เอก|ตรี|โท)": 3,  # พันธุ์ is a breed
@@ -95,7 +104,7 @@ _OTHER: Mapping[str, Mapping[str, int]] = {
 }
 """The same for scripts that write suffixes, counters or the next word without a space."""
 
-_GLUED = {r"[kK]": 3, r"M": 6}
+_GLUED = {r"[kKкК]": 3, r"M": 6}
 """Letters directly after the digits: ``70k``, ``3M``; neither ``70 km`` nor ``3 m``."""
 
 _PAID = {r"[mM]": 6, r"[bB]": 9, r"[tT]": 12}
@@ -184,7 +193,19 @@ def _is_prefix(text: str, end: int, language: str) -> bool:
 
 
 _ADJACENT = re.compile(r"[零又]?")
-_JOINT = re.compile(rf"{_SPACE}{{0,2}}(?:(?:and|y|et|und|na|и)\b{_SPACE})?")
+_AND = r"(?:and|y|et|und|na|и)\b"
+_JOINT = re.compile(rf"(?:,(?={_SPACE}))?{_SPACE}{{0,2}}(?:{_AND}{_SPACE})?")
+_APART = re.compile(rf"[ \u00a0](?:{_AND}[ \u00a0])?")
+_HALF = re.compile(
+    r"(?: (?:and (?:a|one)[ -]half|y medi[oa]|et demie?|с половиной|na nusu)|\u0c28\u0c4d\u0c28\u0c30"
+    r"|ครึ่ง(?!หนึ่ง|ของ))(?!\w)"
+)
+
+
+def half(text: str, end: int) -> int | None:
+    """Return where words end that add a half to the number before them, as in ``2 and a half million``."""
+    match = _HALF.match(text, end)
+    return match.end() if match else None
 
 
 def may_join(text: str, end: int, start: int, language: str, *, is_scaled: bool) -> bool:
@@ -203,11 +224,14 @@ def may_join(text: str, end: int, start: int, language: str, *, is_scaled: bool)
         return True
     if is_scaled:
         return bool(_JOINT.fullmatch(text, end, start))
-    return text[end:start] in (" ", "\u00a0", " na ")
+    return bool(_APART.fullmatch(text, end, start))
+
+
+_THOUSAND = 1000
 
 
 def total(
-    first: Decimal, factor: Decimal, second: Decimal, language: str, *, is_scaled: bool
+    first: Decimal, factor: Decimal, second: Decimal, language: str, *, is_scaled: bool, is_said: bool
 ) -> Decimal | None:
     """Return what two numbers that stand side by side make, None when they are two.
 
@@ -216,6 +240,7 @@ def total(
         second: the second one with its words.
         language: of the text.
         is_scaled: the second one has a word of magnitude as well.
+        is_said: more than a space joins them, as in ``3 thousand and 20``.
     """
     if second >= factor or second < 0:
         return None
@@ -225,4 +250,5 @@ def total(
         return None
     if language == "zh":  # 1万2 is short for 1万2千
         return first + (second * factor / 10 if 0 < second < 10 else second)
-    return first + second if second * 10 >= factor else None
+    is_next = second * 10 >= factor or (second >= 10 and factor <= _THOUSAND)  # 3 mil 20, not 2 million 500
+    return first + second if is_said or is_next else None

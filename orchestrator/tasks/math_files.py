@@ -8,6 +8,7 @@ Owns their names and how a row becomes an item. Which ids a split takes is `file
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +71,7 @@ def line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> d
         gold = "" if number is None else f"{number.normalize():f}"
         return {"id": id_, "question": question, "answer": answer, "gold": gold}
     worked, _, gold = answer.partition("####")
-    first_line = gold.strip().partition("\n")[0].strip()
+    first_line = gold.strip().partition("\n")[0].strip().removesuffix(".")
     worked = _ANNOTATION.sub("", worked).strip()
     if worked and gold:
         worked = f"{worked}\n{answer_sentence(first_line, language)}"
@@ -85,9 +86,14 @@ def _number_text(value: Any) -> str:
     """Return a number, or a text that may be one, as it would stand in a TSV; "" for anything else."""
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value).strip()
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return ""
     return str(int(value)) if value == int(value) else repr(value)
+
+
+def id_of(row: Mapping[str, Any], place: str) -> str:
+    """Return the id that a row has, the same for 1, 1.0 and ``"1"``, or its place where it has none."""
+    return _number_text(row.get("id")) or place
 
 
 def _is_worked(answer: str) -> bool:
@@ -115,11 +121,10 @@ def lines(path: Path, language: str) -> Iterator[dict[str, str]]:
         yield from _tsv(path, language)
     else:
         for number, row in json_lines(path):
-            id_ = str(row.get("id", number))
+            id_ = id_of(row, str(number))
             yield line_of(row, id_=id_, language=language, where=f"{path}:{number}")
 
 
-_COLUMNS = frozenset({"question", "answer", "answer_number", "gold", "id", "equation_solution"})
 MAX_LINES = 100
 """Lines of one quoted question, at most (ours)."""
 
@@ -134,7 +139,7 @@ def _tsv(path: Path, language: str) -> Iterator[dict[str, str]]:
     for number, text, num_lines in _logical_lines(path):
         cells = [_unquoted(cell) for cell in text.rstrip("\t ").split("\t")]
         lowered = [cell.strip().lower() for cell in cells]
-        if number == 1 and "question" in lowered and _COLUMNS.issuperset(lowered):
+        if number == 1 and "question" in lowered and not {"answer", *_GOLD}.isdisjoint(lowered):
             names, skipped = lowered, skipped + 1
             continue
         id_, where = str(number - skipped), f"{path}:{number}"
@@ -143,7 +148,7 @@ def _tsv(path: Path, language: str) -> Iterator[dict[str, str]]:
             raise UserError("no tab between question and answer", where=where)
         if names:
             row = {"answer": "", **dict(zip(names, cells, strict=False))}
-            yield line_of(row, id_=row.get("id", id_), language=language, where=where)
+            yield line_of(row, id_=row.get("id") or id_, language=language, where=where)
             continue
         question, gold = (cells[0], "") if len(cells) == 1 else ("\t".join(cells[:-1]), cells[-1])
         yield {"id": id_, "question": question, "answer": "", "gold": gold.strip()}

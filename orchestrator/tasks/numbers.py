@@ -58,6 +58,8 @@ def normalise(text: str) -> str:
         text = text.replace(written, meant)
     text = _TEX_TEXT.sub(r"\1", text)
     text = _VULGAR.sub(_vulgar, text)
+    text = _PARTS.sub(lambda match: f"{match[2] or match[3]}/{match[1] or match[4]}", text)
+    text = _CENTS.sub(r".\2\1", text)
     text = _RAISED.sub(lambda match: f"10^{match[1].translate(_BASELINE)}", text)
     return _FRAC.sub(_fraction, text)
 
@@ -68,8 +70,12 @@ def _vulgar(match: re.Match[str]) -> str:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    whole, above, below, digit_above, digit_below = match.groups()
-    return f"{whole.strip() + ' ' if whole else ''}{above or digit_above}/{below or digit_below}"
+    whole, above, digit_above, below, digit_below = match.groups()
+    parts = [_GROUPS.sub("", part).replace(",", ".") for part in (above or digit_above, below or digit_below)]
+    if any("." in part for part in parts):
+        places = max(len(part.partition(".")[2]) for part in parts)
+        parts = [str(int(a + b.ljust(places, "0"))) for a, _, b in (part.partition(".") for part in parts)]
+    return f"{whole.strip() + ' ' if whole else ''}{'/'.join(parts)}"
 
 
 _ASCII = {
@@ -77,6 +83,7 @@ _ASCII = {
     **dict.fromkeys(map(ord, "．﹒٫"), "."),
     **dict.fromkeys(map(ord, "−－﹣‐‑"), "-"),
     **dict.fromkeys(map(ord, UNSEEN), None),
+    **dict.fromkeys(range(0x2000, 0x200B), "\u2009"),  # spaces of any width
     ord("："): ":",
     ord("＝"): "=",
     ord("％"): "%",
@@ -91,14 +98,19 @@ _ASCII = {
 _DIGIT = re.compile(r"\d")
 _CLAUSE = re.compile(r"(?<=[0-9])，(?=[0-9])(?![0-9]{3}(?![0-9]))")  # 答案是18，9*2=18: no decimal mark
 _SPELLINGS = (
-    *(("{,}", ","), ("\\,", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%")),  # TeX
+    *(("{,}", ","), ("{\\,}", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%")),  # TeX
+    *((space, "\u2009") for space in ("\\,", "\\;", "\\:", "\\ ")),
     ("\u0e4d\u0e32", "\u0e33"),  # Thai sara am in two letters, which NFC leaves apart
 )
 _TEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]{0,40})\}")
 _VULGAR = re.compile(r"(\d ?)?([¼-¾⅐-⅞↉])")
 _BASELINE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _RAISED = re.compile(r"(?<![\d.,])10(⁻?[⁰¹²³⁴-⁹]{1,2})")
-_FRAC = re.compile(r"(\d ?)?\\[dt]?frac(?: ?\{(-?\d+)\} ?\{(\d+)\}|(\d)(\d))")
+_PARTS = re.compile(r"(?<!\d)(?:(\d{1,9})分[の之](\d{1,9})|เศษ ?(\d{1,9}) ?ส่วน ?(\d{1,9}))(?!\d)")  # 2分の1
+_CENTS = re.compile(r"(?<=\d)([€£])(\d\d)(?!\d)")  # 18€50
+_PART = r"\d{1,15}(?:,\d{3})*(?:[.,]\d{1,15})?"
+_FRAC = re.compile(rf"(\d ?)?\\[cdt]?frac(?: ?\{{ ?(-?{_PART}) ?\}}| ?(\d))(?: ?\{{ ?({_PART}) ?\}}| ?(\d))")
+_GROUPS = re.compile(r",(?=(?:\d{3},)*\d{3}(?:\.|\Z))")
 
 _JOINED = r"*:~≈\u0e00-\u0e7f\u3040-\u9fff"  # scripts that write words without spaces: 答案是.5
 _SPACE = r"[ \u00a0\u202f\u2009\u2007'’ʼ]"  # thousands in any language: spaces of any width, apostrophes
@@ -116,12 +128,14 @@ def _pattern(*, dot_groups: bool) -> re.Pattern[str]:
         r" ?[{(]? ?-?\d{1,2}(?!\d) ?[})]?)"
         rf"|(?<![\d.,])(?P<exponent>{mantissa}[eE][+-]?\d{{1,2}}(?!\w|[.,]\d))"
         rf"|(?<!\d[.,])(?:"
-        rf"(?P<spaces>[1-9]\d{{0,2}}(?P<space>{_SPACE})\d{{3}}(?:(?P=space)\d{{3}})*(?:[.,]\d+)?{_NEXT})"
+        rf"(?P<mixed>[1-9]\d{{0,2}}['’ʼ]\d{{3}}(?:{'[.,]' if dot_groups else ','}\d{{3}}){{1,2}}{_NEXT})"
+        rf"|(?P<spaces>[1-9]\d{{0,2}}(?P<space>{_SPACE})\d{{3}}(?:(?P=space)\d{{3}})*(?:[.,]\d+)?{_NEXT})"
         rf"|(?P<commas>(?:[1-9]\d{{0,2}}(?:,\d{{3}})+|[1-9]\d?(?:,\d{{2}})+,\d{{3}})(?:\.\d+)?{_NEXT})"
         rf"|(?P<dots>(?:{dots}+,\d+|{dots}{'+' if dot_groups else '{2,}'}){_NEXT})"
         rf"|(?P<decimal>\d+[.,]\d+{_NEXT}|(?<![^\s(=\-{CURRENCY}{_JOINED}])\.\d+{_NEXT})"
         r")"
-        r"|(?P<fraction>(?<!/)(?:\d{1,9} (?=\d\d?/))?\d{1,30}/[1-9]\d{0,29}(?!\d|/|[.,]\d))"
+        r"|(?P<fraction>(?<!/)(?:\d{1,9}(?: | ?(?:and|y|et|und|и|na|又|と|ও) ?)(?=\d\d?/))?"
+        r"\d{1,30}/[1-9]\d{0,29}(?!\d|/|[.,]\d))"
         r"|(?P<plain>\d+)"
     )
 
@@ -165,9 +179,14 @@ def _scaled(text: str, match: re.Match[str], language: str) -> tuple[Number, Dec
     if (word := magnitudes.before(text, start, language)) is not None:
         last, start = word
         magnitude = _EXACT.multiply(magnitude, last)
-    elif (words := magnitudes.after(text, end, language, is_paid=is_paid)) is not None:
-        factor, last, end = words
-        magnitude = _EXACT.multiply(magnitude, factor)
+    else:
+        half = magnitudes.half(text, end)
+        magnitude, end = (magnitude + _HALF, half) if half else (magnitude, end)
+        if (words := magnitudes.after(text, end, language, is_paid=is_paid)) is not None:
+            factor, last, end = words
+            magnitude = _EXACT.multiply(magnitude, factor)
+            half = magnitudes.half(text, end)
+            magnitude, end = (magnitude + last * _HALF, half) if half else (magnitude, end)
     return Number(magnitude, start, end, _sign(text, start)), last
 
 
@@ -178,27 +197,35 @@ def _joined(
     is_scaled = factor is not None
     if not magnitudes.may_join(text, first.end, second.start, language, is_scaled=is_scaled):
         return None
-    whole = magnitudes.total(first.magnitude, open_factor, second.magnitude, language, is_scaled=is_scaled)
+    is_said = second.start - first.end > 2
+    whole = magnitudes.total(
+        first.magnitude, open_factor, second.magnitude, language, is_scaled=is_scaled, is_said=is_said
+    )
+    if whole is None and factor and factor > open_factor and "," not in text[first.end : second.start]:
+        rest = second.magnitude / factor  # 3千5百万, 2 hundred 50 thousand: the last word multiplies both
+        whole = (first.magnitude + rest) * factor if rest < open_factor else None
     return None if whole is None else first._replace(magnitude=whole, end=second.end)
 
 
 _EXACT = Context(prec=200)
+_HALF = Decimal("0.5")
 _CURRENCIES = frozenset(CURRENCY)
 
 
 def _read(written: str, kind: str | None) -> Decimal:
     match kind:
         case "fraction":
-            whole, _, fraction = written.rpartition(" ")
-            above, below = map(Decimal, fraction.split("/"))
+            *whole, above, below = map(Decimal, re.findall(r"\d+", written))
             is_mixed = whole and above < below  # 1 1/2, which an improper fraction is never part of
-            return above / below + (Decimal(whole) if is_mixed else 0)
+            return above / below + (whole[0] if is_mixed else 0)
         case "power":
             mantissa = _MANTISSA.match(written)
             exponent = re.sub(r"[^\d-]", "", re.split(r"\^|\*\*", written)[-1])
             return Decimal(f"{mantissa[1].replace(',', '.') if mantissa else 1}E{exponent}")
         case "commas":
             return Decimal(written.replace(",", ""))
+        case "mixed":
+            return Decimal(re.sub(r"\D", "", written))
         case "dots":
             return Decimal(written.replace(".", "").replace(",", "."))
         case _:
@@ -206,13 +233,16 @@ def _read(written: str, kind: str | None) -> Decimal:
 
 
 _MANTISSA = re.compile(r"([\d.,]+) ?(?:[×xX*·]|\\times|\\cdot)")
+_PAID = re.compile(rf"-(?:[A-Z]{{0,3}}[{CURRENCY}]|[A-Z]{{3}}|Rs\.?) ?\Z")  # -US$18, -USD 18
 _APART = re.compile(r"[={(] ?-\Z")  # what makes a minus with a space after it a sign: x = - 3
 
 
 def _sign(text: str, start: int) -> int:
     """Returns where the minus of a number stands; -1 if there is none, or it subtracts or joins words."""
     at = start - 1
-    if at >= 0 and text[at] in CURRENCY:
+    if paid := _PAID.search(text, max(0, start - 7), start):
+        at = paid.start()
+    elif at >= 0 and text[at] in CURRENCY:
         at -= 1
     if at < 0 or text[at] not in "- ":
         return -1

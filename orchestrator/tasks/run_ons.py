@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from orchestrator.tasks.phrases import THINK
+
 _QUESTIONS = (
     "Question|Q|Problem|Pregunta|Frage|Aufgabe|Задача|Вопрос|Swali|问题|問題|問|问|題目|题目|質問"
     "|প্রশ্ন|ప్రశ్న|โจทย์|คำถาม"
@@ -64,8 +66,11 @@ EXAMPLE = re.compile(
 
 
 def is_reply(header: re.Match[str]) -> bool:
-    """Whether a header of `ROLE` is one that a model may put over its own answer: ``### Response:``."""
-    return header["reply"] is not None or header["reply_head"] is not None
+    """Whether a header of `ROLE` is one that a model may put over its own answer: ``### Response:``.
+
+    A question and the prompt's phrase below it are another, because an answer may ask itself something first.
+    """
+    return any(header[name] is not None for name in ("reply", "reply_head", "asked"))
 
 
 def begins_list(header: re.Match[str]) -> bool:
@@ -81,6 +86,7 @@ ROLE = re.compile(
     rf"{_CLOSING}{_COLON}"
     rf"|(?<=\n)[ \t]*#{{1,6}}[ \t*_]*(?:{_both(_ASKING)}|(?P<reply_head>{_both(_REPLYING)}))[ \t*_]*$"
     r"|(?<=\n)[ \t]*(?:user|assistant|system|model)[ \t]*$"  # what is left of ChatML without its marks
+    rf"|(?P<asked>[?？][ \t*_]*\n\s{{0,4}}(?:{_both('|'.join(map(re.escape, THINK.values())))}))"
     r"|<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>",
     _FLAGS,
 )

@@ -181,7 +181,7 @@ def _math_rows(place: _Place) -> Iterator[Raw]:
             yield Raw(place.split, place.language, id_, line, f"{place.path}:{line['id']}")
         return
     for number, row in stream(place.path):
-        id_ = str(row["id"]) if "id" in row else f"{place.split or 'row'}-{number}"
+        id_ = math_files.id_of(row, f"{place.split or 'row'}-{number}")
         yield Raw(place.split, place.language, id_, row, f"{place.path}:{number}")
 
 

@@ -9,6 +9,33 @@ import re
 from decimal import Decimal
 from typing import NamedTuple
 
+from orchestrator.tasks.numbers import UNSEEN
+
+CLOSERS = {
+    "'": "'’",
+    '"': '"”',
+    "‘": "’'",
+    "’": "’",
+    "‚": "‘’",
+    "“": '”"',
+    "”": "”",
+    "„": '“”"',
+    "＇": "＇'",
+    "＂": '＂"',
+    "「": "」",
+    "『": "』",
+    "«": "»",
+    "»": "«",
+    "‹": "›",
+    "›": "‹",
+    "‛": "’",
+    "〝": "〞〟",
+    "`": "`'",
+}
+"""A quote that opens a value to those that may close it."""
+
+_BLANK = " \t\n\r\f\v\u00a0\u3000" + UNSEEN
+
 MAX_DEPTH = 50
 """Nesting beyond this is compared as a string."""
 
@@ -35,7 +62,7 @@ class _Read(NamedTuple):
 
 def _structure(text: str) -> Structure | None:
     text = text.strip()
-    if text[:1] not in ("[", "{"):
+    if text[:1] not in ("[", "{", "［", "｛", "【"):
         return None
     try:
         read = _value(text, 0, "", MAX_DEPTH)
@@ -49,13 +76,13 @@ def _value(text: str, at: int, stops: str, depth: int) -> _Read:
     match text[at : at + 1]:
         case "":
             raise _NotAStructure
-        case "[" if depth:
+        case "[" | "［" | "【" if depth:
             return _list(text, at + 1, depth - 1)
-        case "{" if depth:
+        case "{" | "｛" if depth:
             return _dict(text, at + 1, depth - 1)
-        case "[" | "{":
+        case "[" | "［" | "【" | "{" | "｛":
             raise _NotAStructure
-        case "'" | '"':
+        case opening if opening in CLOSERS:
             return _string(text, at)
         case _:
             return _bare(text, at, stops)
@@ -64,41 +91,41 @@ def _value(text: str, at: int, stops: str, depth: int) -> _Read:
 def _list(text: str, at: int, depth: int) -> _Read:
     values: list[Structure] = []
     at = _space(text, at)
-    while text[at : at + 1] != "]":
-        value, at = _value(text, at, ",]", depth)
+    while text[at : at + 1] not in ("]", "］", "】"):
+        value, at = _value(text, at, ",，]］】", depth)
         values.append(value)
-        at = _separator(text, at, "]")
+        at = _separator(text, at, "]］】")
     return _Read(("list", *values), at + 1)
 
 
 def _dict(text: str, at: int, depth: int) -> _Read:
     pairs: dict[Structure, Structure] = {}
     at = _space(text, at)
-    while text[at : at + 1] != "}":
-        key, at = _value(text, at, ":,}", depth)
+    while text[at : at + 1] not in ("}", "｝"):
+        key, at = _value(text, at, ":：,，}｝", depth)
         at = _space(text, at)
-        if text[at : at + 1] != ":" or key in pairs:
+        if text[at : at + 1] not in (":", "：") or key in pairs:
             raise _NotAStructure
-        pairs[key], at = _value(text, at + 1, ",}", depth)
-        at = _separator(text, at, "}")
+        pairs[key], at = _value(text, at + 1, ",，}｝", depth)
+        at = _separator(text, at, "}｝")
     return _Read(("dict", frozenset(pairs.items())), at + 1)
 
 
 def _separator(text: str, at: int, closing: str) -> int:
     """Returns where the next value or the closing bracket is."""
     at = _space(text, at)
-    if text[at : at + 1] == ",":
+    if text[at : at + 1] in (",", "，"):
         return _space(text, at + 1)
-    if text[at : at + 1] == closing:
+    if text[at : at + 1] in tuple(closing):
         return at
     raise _NotAStructure
 
 
-_CLOSES = re.compile(r"\s*[,:\]}]")
+_CLOSES = re.compile(rf"[\s{UNSEEN}]*[,:\]}}，：］｝】]")
 
 
 def _string(text: str, at: int) -> _Read:
-    quote = text[at]
+    quotes = CLOSERS[text[at]] if text[at] not in "'\"" else text[at]
     characters: list[str] = []
     at += 1
     while at < len(text):
@@ -106,7 +133,7 @@ def _string(text: str, at: int) -> _Read:
         if character == "\\" and text[at + 1 : at + 2] in ("\\", "'", '"'):
             at += 1
             character = text[at]
-        elif character == quote and _CLOSES.match(text, at + 1):
+        elif character in quotes and _CLOSES.match(text, at + 1):
             return _Read(("string", "".join(characters)), at + 1)
         characters.append(character)
         at += 1
@@ -121,7 +148,7 @@ def _bare(text: str, at: int, stops: str) -> _Read:
     end = at
     while end < len(text) and text[end] not in stops:
         end += 1
-    word = text[at:end].strip()
+    word = text[at:end].strip(_BLANK)
     if not word:
         raise _NotAStructure
     if word in _CONSTANTS:
@@ -131,7 +158,7 @@ def _bare(text: str, at: int, stops: str) -> _Read:
     return _Read(("string", word), end)
 
 
-_SPACE = re.compile(r"\s*")
+_SPACE = re.compile(rf"[\s{UNSEEN}]*")
 
 
 def _space(text: str, at: int) -> int:

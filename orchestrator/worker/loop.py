@@ -109,6 +109,7 @@ class Worker:
                 observer=self._watcher,
                 count_attempts=False,
                 trusted=self._trusted,
+                specs=self._sweep.specs,
             )
             scan = next_stage(
                 self._cells,
@@ -264,6 +265,7 @@ class Worker:
             stop_asked=lambda: self._why_stop(node),
             code_now=lambda: self._checkout.digest() if self._checkout else "",
             shortage=self._shortage,
+            former=evidence.former if self._status(snapshot, self._wishes, node.digest).going_on else None,
         )
         end = run.run(attempts)
         self._release(node, snapshot)

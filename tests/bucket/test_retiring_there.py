@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from orchestrator.core.state import Budget, State, stage_status
@@ -11,6 +12,7 @@ from tests.bucket.buckets import Bucket
 from tests.store.builders import seal
 from tests.worker.faults import order_for
 from tests.worker.here import work
+from tests.worker.test_going_on import BEFORE, TODAY, answers
 from tests.worker.test_retiring import FILES, choices, source_of
 
 
@@ -31,3 +33,14 @@ def test_what_no_taker_wants_is_deleted_in_the_bucket_and_in_the_cache(bucket: B
     assert found == list(FILES[policy])
     work_left = ledger.objects.trees([layout.checkpoints(source.stage, source.digest, 1)])
     assert not any(work_left.values())
+
+
+def test_what_an_earlier_version_kept_there_is_used_though_inputs_were_retired(bucket: Bucket) -> None:
+    order = order_for(bucket.url, "answers", policy={"retention": "none"})
+    assert work(bucket.ledger(), seal(bucket.url, answers(BEFORE)), order).code == 0
+    today = seal(bucket.url, answers(TODAY))
+    worked = work(bucket.ledger("laptop"), today, msgspec.structs.replace(order, revision=2))
+    ledger, (source, node) = bucket.ledger(), today.sweep.nodes.values()
+    done, _ = ledger.product(node, 1)
+    assert done is not None and done.rows[0]["kept"], worked.lines
+    assert ledger.numbers(source) == [1] and ledger.retired(source, 1)

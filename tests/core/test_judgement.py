@@ -10,13 +10,15 @@ from orchestrator.core.judgement import Answer, Asker, Filed, Phase, Seen, judge
 
 ANN, BEN = Asker(1000, "ann"), Asker(1001, "ben")
 NAME = "s.1.ab"
+ACCEPTED_AT, EARLIER_S, LATER_S = "2026-01-01T00:00:10Z", 1767225609.0, 1767225700.0
 CLOSED = Over(index=0, word="TIMEOUT", cause=Cause.TIMEOUT)
 WAITS = Seen(Phase.QUEUED, "PENDING", name=NAME)
 RUNS = Seen(Phase.RUNNING, "RUNNING", name=NAME)
 ENDED = Seen(Phase.OVER, "FAILED", name=NAME, over=Over(index=0, word="FAILED", cause=Cause.UNKNOWN))
 RETURNS = ENDED._replace(word="PREEMPTED", may_return=True, listed=False)
 STALE = Seen(Phase.UNKNOWN, "PENDING", name=NAME, reason="by accounting alone", listed=False)
-STRANGER = RUNS._replace(name="another.7")
+STRANGER = RUNS._replace(name="another.7", submitted_s=LATER_S)
+RENAMED = RUNS._replace(name="mine | too", submitted_s=EARLIER_S)
 REPORT = Report(code=1, cause=Cause.CODE, why="no module named x")
 AGAIN = Report(code=75, requeued=True)
 
@@ -39,7 +41,7 @@ def submitted(
         controller=controller,
         at="2026-01-01T00:00:00Z",
     )
-    return Filed(submission, Accepted(nonce="n", job=job) if job else None)
+    return Filed(submission, Accepted(nonce="n", job=job, at=ACCEPTED_AT) if job else None)
 
 
 def listing(seen: Seen | None = None, **more: object) -> Answer:
@@ -220,6 +222,61 @@ def listing(seen: Seen | None = None, **more: object) -> Answer:
             "unknown",
             "",
             True,
+        ),
+        ("renamed", submitted(), listing(RENAMED), ANN, "running", "", False),
+        (
+            "renamed, and over",
+            submitted(),
+            listing(ENDED._replace(name="x", submitted_s=EARLIER_S)),
+            ANN,
+            "over",
+            "FAILED",
+            False,
+        ),
+        (
+            "renamed and over, by accounting alone",
+            submitted(),
+            listing(ENDED._replace(name="x", submitted_s=EARLIER_S, listed=False)),
+            ANN,
+            "over",
+            "FAILED",
+            False,
+        ),
+        (
+            "renamed and started anew, or another job",
+            submitted(),
+            listing(RENAMED._replace(submitted_s=LATER_S, restarts=1)),
+            ANN,
+            "unknown",
+            "",
+            False,
+        ),
+        (
+            "its number, that of another submission by its name",
+            submitted(),
+            listing(RENAMED._replace(name="s.2.0123abcd")),
+            ANN,
+            "over",
+            "FORGOTTEN",
+            False,
+        ),
+        (
+            "its number renamed, where another cluster has the name",
+            submitted(),
+            listing(RENAMED, controller="far:6817"),
+            ANN,
+            "unknown",
+            "",
+            False,
+        ),
+        (
+            "renamed, by an answer that is not complete",
+            submitted(),
+            listing(RENAMED, complete=False, gap="half"),
+            ANN,
+            "unknown",
+            "",
+            False,
         ),
         (
             "its number under another name, by accounting alone",

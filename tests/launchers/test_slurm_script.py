@@ -104,6 +104,7 @@ class Ran:
         ({"cpus-per-task": False}, {"cpus-per-task": None}),
         ({"gpus-per-task": "h100:1"}, {"gpus-per-task": "h100:1", "gres": None}),
         ({"G": 1}, {"gpus": "1", "gres": None}),
+        ({"G": 0}, {"gpus": "0", "gres": None}),
         ({"gres": "gpu:h100:1"}, {"gres": "gpu:h100:1"}),
         ({"gres": "lscratch:100"}, {"gres": "gpu:2,lscratch:100"}),
         ({"gres": None}, {"gres": None}),

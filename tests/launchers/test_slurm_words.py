@@ -17,23 +17,23 @@ from orchestrator.launchers.slurm.words import (
 )
 
 SACCT = """\
-1_0|CANCELLED by 0|0:0|node1|2026-11-25T02:31:53|2026-11-25T02:32:11|18|None|s.1.ab
-1_1|REQUEUED|0:0|node1|2026-11-25T02:31:53|2026-11-25T02:32:11|18|None|s.1.ab
-1_2|RUNNING|0:0|node2|2026-11-25T02:32:13|Unknown|6|JobArrayTaskLimit|s.1.ab
-1_1|PENDING|0:0|None assigned|Unknown|Unknown|0|BeginTime|s.1.ab
-2_[0,4-6%2]|PENDING|0:0|None assigned|Unknown|Unknown|0|None|s.1.ab
-4_7|PREEMPTED|0:0|node1|None|2026-11-25T02:32:42|0|None|s.1.ab
-4_7|COMPLETED|0:0|node1|2026-11-25T02:34:47|2026-11-25T02:38:07|200|BeginTime|s.1.ab
-6_9|TIMEOUT|0:0|node4|2026-11-25T02:32:40|2026-11-25T02:33:54|74|None|s.1.ab
-7|COMPLETED|0:0|node1|2026-11-25T02:32:46|2026-11-25T02:34:26|100|None|s.1.ab
-8_0|NODE_FAIL|1:0|node3|2026-11-25T02:32:46|2026-11-25T02:34:26|100|None|s.1.ab
-9_0|FAILED|4:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|s.1.ab
-9_1|FAILED|75:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|s.1.ab
-9_2|FAILED|1:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|s.1.ab
-9_3|FAILED|0:9|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|s.1.ab
-9_4|OUT_OF_MEMORY|0:125|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|7|None|s.1.ab
-9_5|A_STATE_TO_COME|0:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|s.1.ab
-10|CANCELLED by 0|0:0|None assigned|2026-11-25T04:58:34|2026-11-25T04:58:34|0|None|s.1.ab
+1_0|CANCELLED by 0|0:0|node1|2026-11-25T02:31:53|2026-11-25T02:32:11|18|None|2026-11-25T02:31:50|s.1.ab
+1_1|REQUEUED|0:0|node1|2026-11-25T02:31:53|2026-11-25T02:32:11|18|None|2026-11-25T02:31:50|s.1.ab
+1_2|RUNNING|0:0|node2|2026-11-25T02:32:13|Unknown|6|JobArrayTaskLimit|2026-11-25T02:31:50|s.1.ab
+1_1|PENDING|0:0|None assigned|Unknown|Unknown|0|BeginTime|2026-11-25T02:31:50|s.1.ab
+2_[0,4-6%2]|PENDING|0:0|None assigned|Unknown|Unknown|0|None|2026-11-25T02:31:50|s.1.ab
+4_7|PREEMPTED|0:0|node1|None|2026-11-25T02:32:42|0|None|2026-11-25T02:31:50|s.1.ab
+4_7|COMPLETED|0:0|node1|2026-11-25T02:34:47|2026-11-25T02:38:07|200|BeginTime|2026-11-25T02:31:50|s.1.ab
+6_9|TIMEOUT|0:0|node4|2026-11-25T02:32:40|2026-11-25T02:33:54|74|None|2026-11-25T02:31:50|s.1.ab
+7|COMPLETED|0:0|node1|2026-11-25T02:32:46|2026-11-25T02:34:26|100|None|2026-11-25T02:31:50|s.1.ab
+8_0|NODE_FAIL|1:0|node3|2026-11-25T02:32:46|2026-11-25T02:34:26|100|None|2026-11-25T02:31:50|s.1.ab
+9_0|FAILED|4:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|2026-11-25T02:31:50|s.1.ab
+9_1|FAILED|75:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|2026-11-25T02:31:50|s.1.ab
+9_2|FAILED|1:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|2026-11-25T02:31:50|s.1.ab
+9_3|FAILED|0:9|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|2026-11-25T02:31:50|s.1.ab
+9_4|OUT_OF_MEMORY|0:125|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|7|None|2026-11-25T02:31:50|s.1.ab
+9_5|A_STATE_TO_COME|0:0|node1|2026-11-25T02:44:28|2026-11-25T02:44:28|0|None|2026-11-25T02:31:50|s.1.ab
+10|CANCELLED by 0|0:0|None assigned|2026-11-25T04:58:34|2026-11-25T04:58:34|0|None|2026-11-25T02:31:50|s.1.ab
 half a line|PEND
 """
 
@@ -77,11 +77,11 @@ def test_accounting_lists_nothing_else():
 
 
 SQUEUE = """\
-9|0|FAILED|NonZeroExitCode|2026-11-25T02:44:28|node1|0|0:03|1024|s.1.ab
-9|1|PENDING|BeginTime|N/A||1|0:00|0|s.1.ab
-9|2|RUNNING|None|2026-11-25T02:44:28|node2|2|1-02:03:04|0|s.1.ab
-9|3|COMPLETED|None|2026-11-25T02:44:28|node2|0|0:01|0|s.1.ab
-9|N/A|RUNNING|None|2026-11-25T02:44:28|node2|0|0:01|0|s.1.ab
+9|0|FAILED|NonZeroExitCode|2026-11-25T02:44:28|node1|0|0:03|1024|2026-11-25T02:31:50|s.1.ab
+9|1|PENDING|BeginTime|N/A||1|0:00|0|2026-11-25T02:31:50|s.1.ab
+9|2|RUNNING|None|2026-11-25T02:44:28|node2|2|1-02:03:04|0|2026-11-25T02:31:50|s.1.ab
+9|3|COMPLETED|None|2026-11-25T02:44:28|node2|0|0:01|0|2026-11-25T02:31:50|s.1.ab
+9|N/A|RUNNING|None|2026-11-25T02:44:28|node2|0|0:01|0|2026-11-25T02:31:50|s.1.ab
 """
 
 
@@ -116,9 +116,11 @@ def test_the_controller_tells_restarts_reasons_and_exit_codes():
 )
 def test_the_controller_tells_what_lives_and_accounting_how_the_rest_ended(accounts, now, phase, restarts):
     told = read_sacct(
-        [f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None|s.1.n"] if accounts else []
+        [f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None|2026-11-25T02:31:50|s.1.n"]
+        if accounts
+        else []
     )
-    lists = read_squeue([f"9|0|{now}|None|N/A|node1|0|0:03|256|s.1.n"] if now else [])
+    lists = read_squeue([f"9|0|{now}|None|N/A|node1|0|0:03|256|2026-11-25T02:31:50|s.1.n"] if now else [])
     seen = agreed(lists, told).get(("9", 0))
     assert (seen.phase if seen else None, seen.restarts if seen else None) == (phase, restarts)
     assert seen is None or seen.before_word == ("PREEMPTED" if restarts else "")
@@ -129,7 +131,9 @@ def test_the_controller_tells_what_lives_and_accounting_how_the_rest_ended(accou
     [("RUNNING", Phase.RUNNING), ("FAILED", Phase.OVER), ("PREEMPTED", Phase.UNKNOWN)],
 )
 def test_without_the_controller_an_end_after_which_a_job_may_return_is_none(accounts, phase):
-    told = read_sacct([f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None|s.1.n"])
+    told = read_sacct(
+        [f"9_0|{accounts}|1:0|node1|2026-11-25T02:44:28|Unknown|0|None|2026-11-25T02:31:50|s.1.n"]
+    )
     seen = agreed(None, told)[("9", 0)]
     assert (seen.phase, seen.over is not None) == (phase, phase is Phase.OVER)
 

@@ -20,6 +20,7 @@ def clusters(jobs: OnRay) -> Counter[str]:
     return Counter(claim["owner"]["cluster"] for claim in records(jobs.store, "claim.json"))
 
 
+@pytest.mark.long
 def test_ray_and_local_workers_share_the_cells_of_a_sweep(jobs: OnRay) -> None:
     name = jobs.write(cells=8, steps=10, step_s=0.2)
     assert "8 cells in 1 task" in jobs.launch(name, "launcher.max_workers=2")

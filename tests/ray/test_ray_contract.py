@@ -16,6 +16,10 @@ class TestRay(LauncherContract):
         return jobs
 
     @pytest.mark.long
+    def test_a_stage_that_cells_share_runs_once(self, on: Sweep) -> None:
+        super().test_a_stage_that_cells_share_runs_once(on)
+
+    @pytest.mark.long
     def test_a_failure_is_named_by_its_cause_and_rerun_runs_what_failed_alone(self, on: Sweep) -> None:
         super().test_a_failure_is_named_by_its_cause_and_rerun_runs_what_failed_alone(on)
 

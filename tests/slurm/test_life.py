@@ -46,7 +46,7 @@ def assert_went_on(jobs: OnSlurm, steps: int) -> None:
 
 
 def test_a_job_near_its_limit_saves_a_checkpoint_starts_itself_anew_and_goes_on(jobs):
-    jobs.launch(jobs.write(cells=1, steps=50, step_s=0.2), *SHORT)
+    jobs.launch(jobs.write(cells=1, steps=40, step_s=0.1), *SHORT)
     jobs.until_checkpoints(2)
     task = jobs.task()
     jobs.cluster.run("scancel", "--signal=USR1", task)
@@ -58,7 +58,7 @@ def test_a_job_near_its_limit_saves_a_checkpoint_starts_itself_anew_and_goes_on(
     assert "1 queued" in jobs("reconcile", "jobs")
     jobs.wake()
     jobs.until_done(1)
-    assert_went_on(jobs, 50)
+    assert_went_on(jobs, 40)
     jobs.until_job("", task)
     jobs("reconcile", "jobs")
     assert len(jobs.submissions()) == 1
@@ -68,6 +68,7 @@ def test_a_job_near_its_limit_saves_a_checkpoint_starts_itself_anew_and_goes_on(
     assert "User defined signal" not in log and "Killed" not in log
 
 
+@pytest.mark.long
 def test_a_job_too_short_for_any_checkpoint_is_not_started_anew_for_ever(jobs):
     jobs.write_stages(BLIND)
     jobs.launch(jobs.write(cells=1, stage="blind"), *SHORT, "policy.grace_s=1")
@@ -96,25 +97,33 @@ def test_a_job_whose_start_takes_most_of_its_time_is_not_started_anew_for_ever(j
     assert not records(jobs.store, "claim.json")
 
 
-def test_a_running_job_that_somebody_cancels_stays_so_until_the_next_launch(jobs):
-    name = jobs.write(cells=1, steps=40, step_s=0.2)
-    jobs.launch(name)
+def test_running_and_waiting_tasks_that_somebody_cancels_stay_so_until_the_next_launch(jobs):
+    name = jobs.write(cells=3, steps=40, step_s=0.1)
+    held = ("cluster.sbatch.hold=true", "cluster.settle_s=3", "--only", "seed=1,2")
+    jobs.launch(name, *held)
+    waits = jobs.task()
+    jobs.launch(name, "cluster.settle_s=3", "--only", "seed=0")
+    runs = jobs.task()
     jobs.until_checkpoints(2)
-    task = jobs.task()
-    jobs.cluster.run("scancel", task)
-    jobs.until_job("", task)
-    jobs.until(lambda: jobs.counts() == {"failed": 1})
-    said = jobs("reconcile", "jobs", code=1)
-    assert "jobs failed by cancelled: 1 cell" in said
-    assert f"job {task} ended CANCELLED on node" in jobs.why()
-    assert "attempt 1 was released (stopped)" in jobs.why()
-    jobs("reconcile", "jobs", code=1)
-    assert len(jobs.submissions()) == 1
-    jobs.launch(name)
-    jobs.until_done(1)
-    assert_went_on(jobs, 40)
+    jobs.cluster.run("scancel", runs, waits)
+    jobs.until_job("", runs)
+    jobs.until(lambda: jobs("reconcile", "jobs", code=None) and jobs.counts().get("failed") == 2)
+    first, second, _ = jobs.states()
+    assert list(jobs.states().values()) == ["failed", "failed", "queued"]
+    assert "jobs failed by cancelled: 2 cells" in jobs("reconcile", "jobs", code=1)
+    why = jobs.why(first)
+    assert f"job {runs} ended CANCELLED on node" in why and "attempt 1 was released (stopped)" in why
+    assert "ended CANCELLED" in jobs.why(second)
+    assert "nothing yet: job" in jobs("logs", "jobs", "seed=1", "--job")
+    assert len(jobs.submissions()) == 2
+    jobs.launch(name, "--only", "seed=0,1")
+    jobs.until(lambda: jobs.counts() == {"done": 2, "queued": 1})
+    starts = [start["parent"]["attempt"] for start in jobs.starts() if start["parent"]]
+    assert starts == [1]  # the one that ran went on where it had been asked to stop
+    jobs.assert_counted(40)
 
 
+@pytest.mark.long
 def test_waiting_jobs_that_somebody_cancels_stay_so_until_the_next_launch(jobs):
     name = jobs.write(cells=2)
     jobs.launch(name, "cluster.sbatch.hold=true")
@@ -130,6 +139,7 @@ def test_waiting_jobs_that_somebody_cancels_stay_so_until_the_next_launch(jobs):
     jobs.assert_each_done_once(2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cells", [1, 2])
 def test_one_waiting_task_that_somebody_cancels_stays_so_though_slurm_forgets_it(jobs, cells):
     name = jobs.write(cells=cells)
@@ -214,8 +224,8 @@ def test_held_jobs_of_a_sweep_that_was_finished_locally_find_nothing_to_do(jobs)
     assert "2 cells: 2 done" in jobs("launch", name, "launcher=local")
     assert jobs.counts() == {"done": 2}
     assert "2 done" in jobs("reconcile", "jobs")  # of the first launch, whose jobs are open
+    jobs.cluster.run("scontrol", "release", jobs.array())
     for task in tasks:
-        jobs.cluster.run("scontrol", "release", task)
         jobs.until_job("", task)
     jobs.assert_each_done_once(2)
     assert len(records(jobs.store, "claim.json")) == 2
@@ -226,7 +236,7 @@ def test_held_jobs_of_a_sweep_that_was_finished_locally_find_nothing_to_do(jobs)
 
 
 def test_a_script_that_is_submitted_by_hand_once_more_runs_no_stage_twice(jobs):
-    jobs.launch(jobs.write(cells=2, steps=40, step_s=0.2))
+    jobs.launch(jobs.write(cells=2, steps=40, step_s=0.1))
     script = jobs.store / "sweeps/jobs/logs/jobs-000001/job.sh"
     again = jobs.cluster.run("sbatch", "--parsable", script)
     jobs.until(lambda: len(jobs.beats()) == 2)

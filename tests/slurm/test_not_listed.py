@@ -253,7 +253,13 @@ def test_a_job_that_only_accounting_calls_alive_holds_its_cell(jobs):
     assert_held(jobs, 2)
 
 
-def test_a_job_in_a_hidden_partition_is_known(jobs):
-    jobs.launch(jobs.write(cells=1), HELD, SOON, "cluster.partitions={hidden: null}")
-    assert "1 queued" in jobs("reconcile", "jobs")
-    assert_held(jobs, 1)
+def test_a_job_in_a_hidden_partition_is_known_also_under_another_name(jobs):
+    jobs.launch(jobs.write(cells=2), HELD, SOON, "cluster.partitions={hidden: null}")
+    assert "2 queued" in jobs("reconcile", "jobs")
+    jobs.cluster.run("scontrol", "update", f"jobid={jobs.task()}", "name=mine | too")
+    jobs.until(lambda: "mine" in jobs.cluster.run("sacct", "-nXP", "-j", jobs.array(), "--format=jobname"))
+    for _ in range(2):
+        assert "2 queued" in jobs("reconcile", "jobs")
+    assert len(jobs.cluster.job_states("--all")) == 2 and not jobs.closings()
+    assert "2 waiting jobs cancelled" in jobs("cancel", "jobs")
+    assert not jobs.cluster.job_states("--all")

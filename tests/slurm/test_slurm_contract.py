@@ -15,3 +15,15 @@ class TestSlurm(LauncherContract):
     @pytest.fixture
     def on(self, jobs: OnSlurm) -> Sweep:
         return jobs
+
+    @pytest.mark.long
+    def test_what_chance_may_cure_is_tried_again_from_the_checkpoint(self, on: Sweep) -> None:
+        super().test_what_chance_may_cure_is_tried_again_from_the_checkpoint(on)
+
+    @pytest.mark.long
+    def test_a_killed_worker_loses_nothing(self, on: Sweep) -> None:
+        super().test_a_killed_worker_loses_nothing(on)
+
+    @pytest.mark.long
+    def test_a_cancel_stops_cells_with_a_checkpoint_until_they_are_launched_again(self, on: Sweep) -> None:
+        super().test_a_cancel_stops_cells_with_a_checkpoint_until_they_are_launched_again(on)

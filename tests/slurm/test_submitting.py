@@ -83,8 +83,7 @@ def test_what_no_cluster_would_take_is_refused_before_or_by_slurm_with_nothing_q
     ):
         assert expected in jobs.launch(name, *words, code=2)
         assert not jobs.cluster.job_states()
-    assert "4 cells in 4 tasks" in jobs.launch(name)
-    jobs.until_done(4)
+    assert "4 cells in 4 tasks" in jobs.launch(name, "cluster.sbatch.hold=true")
 
 
 @pytest.mark.long

@@ -23,6 +23,7 @@ def test_four_nodes_come_up_idle_and_the_partitions_are_there(cluster):
     }
 
 
+@pytest.mark.long
 def test_an_array_runs_to_its_end_within_seconds(cluster):
     start_s = time.monotonic()
     job = cluster.submit("--array=0-19", wrap="true")
@@ -39,6 +40,7 @@ def test_a_job_sees_the_gpus_that_it_asked_for(cluster):
     assert cluster.run("srun", "--gres=gpu:2", "bash", "-c", "echo $CUDA_VISIBLE_DEVICES") == "0,1"
 
 
+@pytest.mark.long
 def test_a_job_of_a_higher_partition_puts_one_of_the_low_partition_back_into_the_queue(cluster):
     low = cluster.submit("--partition=low", "--nodes=4", "--exclusive", wrap="sleep 60")
     until(lambda: cluster.job_states() == {low: "RUNNING"}, timeout_s=10)
@@ -56,6 +58,7 @@ def test_more_jobs_than_the_limit_of_a_qos_are_refused(cluster):
     assert cluster.ask(*options).returncode == 1
 
 
+@pytest.mark.long
 def test_commands_fail_soon_when_the_controller_is_stopped_and_what_they_sent_arrives_later(cluster):
     cluster.kill("slurmctld", signal.SIGSTOP)
     start_s = time.monotonic()
@@ -66,6 +69,7 @@ def test_commands_fail_soon_when_the_controller_is_stopped_and_what_they_sent_ar
     until(cluster.job_states, timeout_s=10)  # Slurm has it, although sbatch said that it failed
 
 
+@pytest.mark.long
 def test_a_second_test_bed_without_accounting_stands_beside_the_first(cluster):
     with tempfile.TemporaryDirectory(prefix="sweep-slurm.", dir="/tmp", ignore_cleanup_errors=True) as folder:
         other = Testbed.start(Path(folder), nodes=1, gpus=0, accounting="none")

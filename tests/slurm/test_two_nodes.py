@@ -48,9 +48,8 @@ class Job:
 
     def end(self) -> None:
         """Ends it, if it still runs."""
-        for how in (["--signal=KILL", "--full"], []):
-            command = ["scancel", *how, self.number]
-            subprocess.run(command, env=self._environment, check=False, capture_output=True)
+        command = ["scancel", "--signal=KILL", "--full", self.number]
+        subprocess.run(command, env=self._environment, check=False, capture_output=True)
 
     @property
     def log(self) -> str:
@@ -104,15 +103,9 @@ def training(ground: Ground, *overrides: str) -> dict[str, Any]:  # noqa: F811
     return {"config": [MIXTURE, *STEPS, *overrides], "inputs": inputs}
 
 
-@pytest.mark.parametrize(
-    ("num_processes", "sharding"),
-    [
-        (2, "fsdp"),
-        pytest.param(2, "ddp", marks=pytest.mark.long),
-        pytest.param(4, "fsdp", marks=pytest.mark.long),
-        pytest.param(4, "ddp", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("sharding", ["fsdp", "ddp"])
 def test_a_training_on_two_nodes_makes_the_steps_of_one_process(
     ground: Ground,  # noqa: F811
     tmp_path: Path,
@@ -192,7 +185,8 @@ def waits(tmp_path: Path, num_processes: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("num_processes", "rank"), [(2, 1), pytest.param(4, 3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("num_processes", "rank"), [(2, 1), (4, 3)])
 def test_a_killed_rank_on_the_second_node_ends_all_and_is_named(
     tmp_path: Path, submit: Submit, num_processes: int, rank: int
 ) -> None:
@@ -220,6 +214,8 @@ def test_a_killed_rank_is_named_though_its_node_reports_it_long_after_its_peer_h
     time.sleep(2)
     os.kill(launcher, signal.SIGCONT)
     assert job.outcome(20) == ["failed", "unknown: rank 1 was killed by SIGKILL"], job.log
+    assert not [name for name, pid in pids.items() if lives(pid)]
+    until(lambda: not job.steps(), timeout_s=5)
 
 
 def test_nobody_outlives_a_stage_that_is_killed(tmp_path: Path, submit: Submit) -> None:

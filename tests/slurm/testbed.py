@@ -40,6 +40,7 @@ class Testbed:
 
     def __init__(self, folder: Path, guard: subprocess.Popen[bytes]) -> None:
         self.folder, self._guard = folder, guard
+        self._may_be_hurt = False
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
         self.env["SLURM_CONF"] = str(folder / "etc/slurm.conf")
 
@@ -69,6 +70,7 @@ class Testbed:
     def revive(self) -> None:
         """Starts what was killed, wakes what was stopped, puts nodes back to use; nothing is forgotten."""
         up(self.folder, self.env)
+        self._may_be_hurt = False
 
     def ask(self, *words: str | Path, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
         """Runs a command, whatever its exit code."""
@@ -105,6 +107,7 @@ class Testbed:
 
     def pid(self, name: str) -> int:
         """The process of ``munged``, ``mariadb``, ``slurmdbd``, ``slurmctld`` or ``slurmd.node2``."""
+        self._may_be_hurt = True  # by whoever asks
         return int((self.folder / f"run/{name}.pid").read_text())
 
     def kill(self, name: str, sig: signal.Signals = signal.SIGKILL) -> None:
@@ -128,10 +131,15 @@ class Testbed:
 
     def clear(self) -> None:
         """As good as new for the next test: no jobs, all daemons alive, all nodes in use."""
-        self.revive()
-        self.run("scancel", "--user=root")
-        until(lambda: not self.run("squeue", "--noheader"), timeout_s=60)
-        self.revive()
+        if self._may_be_hurt:
+            self.revive()
+        if self.run("squeue", "--noheader", "--all"):
+            # what ignores SIGTERM costs KillWait
+            self.run("scancel", "--user=root", "--signal=KILL", "--full")
+            self.run("scancel", "--user=root")
+            until(lambda: not self.run("squeue", "--noheader", "--all"), timeout_s=60)
+        if set(self.node_states().values()) != {"idle"}:
+            self.revive()
 
 
 def kill_tree(pid: int) -> None:

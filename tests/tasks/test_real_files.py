@@ -120,6 +120,8 @@ def test_a_bad_training_file_is_the_user_s_mistake(
         ({"answer": "", "gold": 18}, "18"),
         ({"answer": "9 * 2 = 18", "gold": 18}, "18"),
         ({"gold": 18}, "18"),
+        ({"answer": "9 * 2 = 18\n#### 18."}, "18"),
+        ({"answer": "18", "answer_number": float("inf")}, "18"),
         ({"answer": 18}, "18"),
         ({"answer": "18"}, "18"),
         ({"answer": "$1,800"}, "$1,800"),
@@ -146,6 +148,8 @@ def test_rows_say_their_gold_in_several_ways(row: dict[str, Any], gold: str, tmp
         "question\tanswer\nHow many?\t18\n\nTwo?\t2\n",
         "Question\tanswer_number\tequation_solution\nHow many?\t18\t9*2\n\nTwo?\t2\t\n",
         "question\tanswer\tanswer_number\nHow many?\t\t18\n\nTwo?\t\t2\n",
+        "\tQuestion\tAnswer\tsource\n0\tHow many?\t18\tmgsm\n\n1\tTwo?\t2\tmgsm\n",
+        "How many?\t18\r\rTwo?\t2\r",
     ],
 )
 def test_a_table_is_read_as_spreadsheets_write_it(content: str, tmp_path: Path) -> None:
@@ -169,6 +173,21 @@ def test_quotes_within_a_question_stay_and_a_quoted_one_may_hold_line_breaks(tmp
         'A 5" pipe',
     ]
     assert [item.id for item in items] == ["1", "2", "3", "4"]
+
+
+def test_ids_are_the_same_as_number_and_text_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    row = {"question": "How many?", "answer": "18"}
+    for language, ids in (("en", [7, 8.0, None]), ("es", ["8", "7", "3"])):
+        text = "".join(json.dumps({"id": id_, **row}) + "\n" for id_ in ids)
+        (tmp_path / f"{language}.jsonl").write_text(text)
+    assert [item.id for item in MATH.read(tmp_path, "test", "es", languages=["en", "es"])] == ["3", "7", "8"]
+
+
+@pytest.mark.parametrize("content", ["", "question\tanswer\n", "How many?\tmany\n"])
+def test_a_file_without_a_usable_row_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mgsm_en.tsv").write_text(content)
+    with pytest.raises(UserError, match=r"no usable test item(.|\n)*mgsm_en\.tsv(.|\n)*usable: en 0"):
+        MATH.read(tmp_path, "test", "en")
 
 
 def test_rows_that_are_left_out_are_counted_by_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -197,3 +197,14 @@ def test_processes_that_a_function_forks_die_of_sigterm_and_do_not_stop_it(
     job = run(StageSpec(run="fit_pool:main"))
     assert job.end().outcome == "succeeded"
     assert job.log() == ["[-15, -15, -15] False"]
+
+
+def test_a_command_that_failed_is_not_done_where_exit_codes_were_to_be_dropped(run: Jobs) -> None:
+    """Some supervisors ignore SIGCHLD, which what they start inherits; Python then reads code 0."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        job = run("bash -c 'exit 3'", retries={})
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    end = job.end()
+    assert end.outcome == "failed" and "exited with code 3" in end.message

@@ -27,7 +27,7 @@ from orchestrator.launchers.jobs import cause_of_code, gone_of, meaning_of_code,
 from orchestrator.launchers.local import LocalLauncher, available_cpus
 from orchestrator.launchers.slurm.programs import TIMEOUT_S, slurm
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
-from orchestrator.launchers.slurm.words import previous_end, seconds_of
+from orchestrator.launchers.slurm.words import SINCE, previous_end, seconds_of
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -220,7 +220,7 @@ class SlurmJob:
         self._report(RELEASED, requeued=True)
         try:
             told = slurm(
-                *("squeue", "-h", "-j", self._place.name, "-O", "State:|,RestartCnt:|"), timeout_s=QUERY_S
+                *("squeue", "-ah", "-j", self._place.name, "-O", "State:|,RestartCnt:|"), timeout_s=QUERY_S
             ).output.strip()
         except InfrastructureError:
             told = ""
@@ -266,7 +266,7 @@ class SlurmJob:
 def _end_at(job: str) -> float | None:
     """Asks Slurm when it will end the job: seconds since 1970, by this machine's clock."""
     try:
-        left = slurm("squeue", "-h", "-j", job, "-o", "%L", timeout_s=QUERY_S).output.strip()
+        left = slurm("squeue", "-ah", "-j", job, "-o", "%L", timeout_s=QUERY_S).output.strip()
     except InfrastructureError:
         return None
     seconds = seconds_of(left)
@@ -276,7 +276,7 @@ def _end_at(job: str) -> float | None:
 def _before(place: Place) -> Cause | None:
     """Asks accounting why the former start of the job ended; None when it does not know."""
     try:
-        said = slurm("sacct", "-nPXD", "-j", place.name, "-o", "State", timeout_s=QUERY_S)
+        said = slurm("sacct", "-nPXD", "-S", SINCE, "-j", place.name, "-o", "State", timeout_s=QUERY_S)
     except InfrastructureError:
         return None
     return previous_end(said.output.splitlines()) if said.code == 0 else None

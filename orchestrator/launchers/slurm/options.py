@@ -128,7 +128,7 @@ def options(submission: Submission, cluster: Cluster, *, output: str) -> dict[st
     if isinstance(more := user.get("exclude"), str) and ours.get("exclude"):
         user["exclude"] = f"{ours['exclude']},{more}"
     for group in _ALTERNATIVES:
-        if any(user.get(name) not in (None, False) for name in group):
+        if any(user.get(name) is not None and user.get(name) is not False for name in group):
             ours = {name: value for name, value in ours.items() if name not in group}
     merged = {**ours, **user}
     return {name: value for name, value in merged.items() if value is not None and value is not False}

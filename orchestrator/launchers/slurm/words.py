@@ -10,6 +10,7 @@ from __future__ import annotations
 import pwd
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -45,12 +46,16 @@ _OVER = {
     "FAILED": Cause.UNKNOWN,
 }
 
-SACCT = "JobID,State,ExitCode,NodeList,Start,End,ElapsedRaw,Reason,JobName"
+SACCT = "JobID,State,ExitCode,NodeList,Start,End,ElapsedRaw,Reason,Submit,JobName"
 SQUEUE = (
     "ArrayJobID:|,ArrayTaskID:|,State:|,Reason:|,StartTime:|,NodeList:|,RestartCnt:|,TimeUsed:|,exit_code:|"
-    ",Name:"
+    ",SubmitTime:|,Name:"
 )
-"""The columns that are asked for; both are given with a separator, so that no width cuts them."""
+"""The columns that are asked for; both are given with a separator, so that no width cuts them.
+The name, which people may change to anything, is the last."""
+
+SINCE = "2000-01-01"
+"""The start time that accounting is asked with: without one it may tell of jobs since midnight alone."""
 
 REST = -1
 """Index of what is left, without one, of an array whose waiting tasks were cancelled one by one."""
@@ -113,7 +118,7 @@ def read_sacct(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
     """Reads ``sacct -nPXD -o SACCT``: with -D a job has a line for each of its starts, oldest first."""
     starts: dict[tuple[str, int], list[list[str]]] = {}
     for line in lines:
-        fields = line.split("|")
+        fields = line.split("|", SACCT.count(","))
         if len(fields) == len(SACCT.split(",")):
             is_rest = fields[0].isdigit() and fields[1].startswith("CANCELLED")
             for task in [(fields[0], REST)] if is_rest else tasks_of(fields[0]):
@@ -128,7 +133,7 @@ def _of_starts(index: int, lines: list[list[str]]) -> Seen:
         for fields in lines[:-1]
         if fields[4] not in ("Unknown", "None") or fields[3] != "None assigned"
     ]
-    _, state, exit_code, node, start, _, elapsed, reason, name = lines[-1]
+    _, state, exit_code, node, start, _, elapsed, reason, submitted, name = lines[-1]
     word = state.split()[0]  # "CANCELLED by 1000"
     phase, node = phase_of(word), "" if node == "None assigned" else node
     before = former[-1][1].split()[0] if former else ""
@@ -151,6 +156,7 @@ def _of_starts(index: int, lines: list[list[str]]) -> Seen:
         before_word=before,
         over=over,
         name=name,
+        submitted_s=_seconds_since_1970(submitted),
     )
 
 
@@ -167,10 +173,10 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
     """Reads ``squeue -hr -t all -O SQUEUE``."""
     seen: dict[tuple[str, int], Seen] = {}
     for line in lines:
-        fields = [field.strip() for field in line.split("|")]
+        fields = [field.strip() for field in line.split("|", SQUEUE.count("|"))]
         if len(fields) != len(SQUEUE.split(",")):
             continue
-        job, task, word, reason, start, node, restarts, used, exit_code, name = fields
+        job, task, word, reason, start, node, restarts, used, exit_code, submitted, name = fields
         if not task.isdigit() and (task, word) != ("N/A", "CANCELLED"):
             continue
         index = int(task) if task.isdigit() else REST
@@ -195,6 +201,7 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], Seen]:
             over=over,
             name=name,
             stuck=never(reason) if phase is Phase.QUEUED else "",
+            submitted_s=_seconds_since_1970(submitted),
         )
     return seen
 
@@ -229,6 +236,8 @@ def agreed(
     }
     for task, told in now.items():
         account = accounts.get(task)
+        if account is not None and account.submitted_s != told.submitted_s and account.name != told.name:
+            account = None  # of an earlier job that had this number
         if told.over is not None and account is not None and account.over is not None:
             seen[task] = account  # accounting tells more: who cancelled it
             continue
@@ -262,6 +271,14 @@ def _exit_code(status: str) -> str:
     if ":" in status or not status.isdigit():
         return status
     return f"{int(status) >> 8}:{int(status) & 127}"
+
+
+def _seconds_since_1970(text: str) -> float | None:
+    """Reads a time as Slurm's programs print it, in this machine's time zone."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
 
 
 def seconds_of(text: str) -> float | None:
