@@ -27,7 +27,7 @@ SETUP_SAID = "sweep: line"
 
 # An ERR trap follows the rules of `set -e`: a condition, and all but the last command of `a && b`, may fail.
 # Functions do not inherit it; a sourced file, whose own commands may fail, has a deeper BASH_SOURCE.
-# An `exit 0` would end the job as if it had worked; another code is the user's own word on the node, and stays.
+# An `exit 0` would end the job as if it had worked; another code is the user's own word, and stays.
 _CHECK = f"""sweep_setup_failed() {{
   local number=$(($2 - sweep_setup_begin))
   echo "{SETUP_SAID} $number of cluster.setup failed with exit code $1: ${{sweep_setup[number - 1]:-}}" >&2
