@@ -13,12 +13,12 @@ import pytest
 
 from orchestrator.core.jobs import Resources, Submission
 from orchestrator.errors import UserError
-from orchestrator.launchers.slurm.job import leave_step
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
 from orchestrator.launchers.slurm.options import unexpanded, unheeded
 from orchestrator.launchers.slurm.programs import environment
 from orchestrator.launchers.slurm.script import script
 from orchestrator.launchers.slurm.settings import cluster_profile
+from orchestrator.processes import leave_step
 
 SRUN = """#!/bin/bash
 { printf '%s\\0' "$@"; echo; env -0; } >"$SAID"
