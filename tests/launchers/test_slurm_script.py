@@ -13,12 +13,12 @@ import pytest
 
 from orchestrator.core.jobs import Resources, Submission
 from orchestrator.errors import UserError
-from orchestrator.launchers.slurm.job import leave_step
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
 from orchestrator.launchers.slurm.options import unexpanded, unheeded
 from orchestrator.launchers.slurm.programs import environment
 from orchestrator.launchers.slurm.script import script
 from orchestrator.launchers.slurm.settings import cluster_profile
+from orchestrator.processes import leave_step
 
 SRUN = """#!/bin/bash
 { printf '%s\\0' "$@"; echo; env -0; } >"$SAID"
@@ -300,8 +300,12 @@ def test_a_line_of_setup_that_fails_ends_the_job_and_is_named(tmp_path, lines, f
         )
 
 
-def test_a_setup_that_ends_by_itself_keeps_its_exit_code(tmp_path):
+def test_a_setup_that_ends_by_itself_keeps_its_exit_code_unless_it_would_look_as_if_it_had_worked(tmp_path):
     assert Ran(text_of({"setup": ["exit 9"]}, tmp_path), tmp_path).code == 9
+    nothing = Ran(text_of({"setup": ["true", "exit 0"]}, tmp_path), tmp_path)
+    assert (nothing.code, nothing.words) == (78, [])
+    said = "sweep: line 'exit 0' of cluster.setup ended the job, with exit code 0: no worker was started"
+    assert nothing.log.splitlines()[-1] == said
     unbound = Ran(text_of({"setup": ["set -u", "echo $NOT_SET"]}, tmp_path), tmp_path)
     assert unbound.code not in (0, 78) and "NOT_SET: unbound variable" in unbound.log
 
