@@ -24,6 +24,15 @@ SRUN = """#!/bin/bash
 { printf '%s\\0' "$@"; echo; env -0; } >"$SAID"
 """
 
+VARIABLES = """
+ACCOUNT ACCTG_FREQ ARRAY_INX BATCH CLUSTERS COMMENT CONSTRAINT CONTAINER CORE_SPEC CPUS_PER_GPU
+DEBUG DELAY_BOOT DISTRIBUTION EXCLUSIVE EXPORT GET_USER_ENV GPU_BIND GPU_FREQ GPUS GPUS_PER_NODE
+GPUS_PER_TASK GRES GRES_FLAGS HINT IGNORE_PBS JOB_NAME MEM_BIND MEM_PER_CPU MEM_PER_GPU MEM_PER_NODE
+NETWORK NO_KILL NO_REQUEUE OPEN_MODE OUTPUT OVERCOMMIT PARTITION POWER PROFILE QOS RESERVATION
+REQ_SWITCH REQUEUE SIGNAL SPREAD_JOB THREAD_SPEC TIMELIMIT USE_MIN_NODES WAIT WAIT_ALL_NODES WCKEY
+"""
+"""What sbatch reads from the environment (its manual page, "INPUT ENVIRONMENT VARIABLES")."""
+
 
 def text_of(
     profile: dict[str, Any], folder: Path = Path("/work"), logs: Path | None = None, **more: Any
@@ -168,6 +177,21 @@ def test_a_variable_that_sbatch_would_read_is_told_with_the_setting_that_takes_i
     assert not unheeded(
         {"SLURM_JOB_ID": "1", "SLURM_GPUS_PER_NODE": "2", "PATH": "/bin"}, cluster_profile({})
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    VARIABLES.split(),
+)
+def test_what_a_note_on_a_variable_of_sbatch_says_to_set_is_taken(name):
+    notes = unheeded({f"SBATCH_{name}": "x"}, cluster_profile({}))
+    if name == "DEBUG":  # changes what sbatch prints
+        assert not notes
+    elif match := re.search(r"\+cluster\.sbatch\.([\w-]+)=(\w+)", notes[0]):
+        value = True if match[2] == "true" else match[2]
+        assert match[1] in options_of(text_of({"sbatch": {match[1]: value}}))
+    else:
+        assert not re.search(r"say (jobs|cluster\.(logs|signal))", notes[0])
 
 
 def test_a_value_that_a_shell_would_expand_is_told():
