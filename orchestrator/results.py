@@ -74,7 +74,6 @@ _HIGHER = frozenset(
         "map",
         "r2",
         "share",
-        "rate",
         "pass",
         "correct",
         "throughput",
@@ -85,6 +84,33 @@ _HIGHER = frozenset(
         "wins",
     ]
 )
+
+_NEITHER = frozenset(
+    [
+        "std",
+        "stderr",
+        "stdev",
+        "sd",
+        "sem",
+        "se",
+        "var",
+        "variance",
+        "ci",
+        "low",
+        "high",
+        "lower",
+        "upper",
+        "drop",
+        "gap",
+        "diff",
+        "delta",
+        "false",
+        "scale",
+        "target",
+        "threshold",
+    ]
+)
+"""Words of metrics that are about another one: its spread, its bounds, its parts."""
 
 
 class CellResult(NamedTuple):
@@ -138,6 +164,8 @@ def direction(metric: str) -> Direction | None:
     if re.search(r"(_per_|/)(s|sec|second|minute|hour)$", name):
         return "max"
     words = re.split(r"[^a-z0-9]+", name)
+    if _NEITHER & set(words):
+        return None
     if _LOWER & set(words):
         return "min"
     return "max" if _HIGHER & set(words) else None
