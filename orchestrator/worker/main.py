@@ -30,8 +30,9 @@ from orchestrator.store.code import damage, import_paths, package_path, version_
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
 from orchestrator.store.patience import Outage, wait_out
-from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
+from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker
 from orchestrator.worker.order import Shortage, WorkerOrder
+from orchestrator.worker.owner import this_owner
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
