@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -80,8 +81,12 @@ class Stream:
 def prepare() -> None:
     """Make standard streams that can be written, and UTF-8 the encoding of all else.
 
+    Who starts us may ignore SIGCHLD, which is inherited: then the kernel keeps no exit codes, and all that we
+    start would seem to end with 0.
+
     Where the locale has another encoding, names of files could not be had: the process starts itself anew.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)

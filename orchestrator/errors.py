@@ -80,6 +80,13 @@ class StageFailure(Exception):
         self.cause = cause
 
 
+class NotKept(StageFailure):
+    """Raised by a stage for which the product of its earlier version does not suffice.
+
+    Where files of an input are retired, the stage is blocked then until the input is made again.
+    """
+
+
 class StopRequested(BaseException):
     """Unwinds a stage after its checkpoint, because the worker was asked to stop.
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, MutableMapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -126,8 +127,13 @@ def is_gone(process: Process) -> bool | None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of all descendants whose own parents end (prctl(2): a child subreaper)."""
+    """Make this process the parent of all descendants whose own parents end (prctl(2): a child subreaper).
+
+    It keeps their exit codes, also where it was started with SIGCHLD ignored: the kernel would drop them, and
+    Python then takes 0 for them.
+    """
     global _adopting_pid
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0:
         _adopting_pid = os.getpid()
 
@@ -211,12 +217,15 @@ def children(parent: int) -> set[int]:
 
 
 def _adopted(table: dict[int, Entry], keep: Collection[int]) -> set[int]:
-    """Find our adopted orphans: an attempt has a session of its own, and what we start ourselves has ours."""
-    me = os.getpid()
-    if _adopting_pid != me:
+    """Find the adopted orphans of this process, or of the worker that forked it.
+
+    An attempt has a session of its own, and what a worker starts itself has the worker's.
+    """
+    adopter = _adopting_pid
+    if adopter not in (os.getpid(), os.getppid()):
         return set()
-    session = os.getsid(0)
-    return {p for p, e in table.items() if e.parent == me and e.session != session and p not in keep}
+    session = os.getsid(adopter)
+    return {p for p, e in table.items() if e.parent == adopter and e.session != session and p not in keep}
 
 
 def _table() -> dict[int, Entry]:
@@ -300,3 +309,20 @@ def oom_kills() -> int:
     except OSError:
         pass
     return 0
+
+
+_STEP = re.compile(
+    r"SLURM_(STEP\w*|SRUN_\w+|NTASKS\w*|NPROCS|PROCID|LOCALID|NODEID|GTIDS|TASK_PID|LAUNCH_NODE_IPADDR|DISTRIBUTION"
+    r"|CPU_BIND\w*|MEM_BIND\w*|MPI_TYPE|PMI\w*|EXPORT_ENV|UMASK|PRIO_PROCESS|TOPOLOGY\w*|LABELIO|STDIO\w*|OVERLAP)"
+    r"|PMI_\w+|PMI2_\w+|PMIX_\w+|PALS_\w+|SRUN_EXPORT_ENV"
+)
+
+
+def leave_step(environment: MutableMapping[str, str]) -> None:
+    """Remove what srun says of a step and its tasks: stages are no tasks of it, whoever starts workers.
+
+    Frameworks that find a task's variables take themselves for one rank of an MPI job. The job's id, nodes,
+    tasks a node, CPUs, memory and GPUs stay: `srun` and `mpirun` in a stage need them.
+    """
+    for name in [name for name in environment if _STEP.fullmatch(name)]:
+        del environment[name]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import shlex
@@ -32,6 +30,18 @@ ENVIRONMENT = (
     "SLURM_RESTART_COUNT",
 )
 """The only environment variables that are ever recorded."""
+
+_ELSEWHERE = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"),
+    *(
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_PREFIX",
+        "GIT_NAMESPACE",
+        "GIT_SHALLOW_FILE",
+        "GIT_GRAFT_FILE",
+    ),
+)
+"""Variables that name another repository than that of a folder, such as those that git sets for its hooks."""
 
 MAX_DIFF_BYTES = 1_000_000
 
@@ -113,6 +123,8 @@ def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
 @cache
 def packages() -> dict[str, str]:
     """Returns the version of every installed package."""
+    import importlib.metadata  # only where it is needed: it takes a quarter of the imports of `sweep status`
+
     found = ((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())
     return dict(sorted((name, version) for name, version in found if name))
 
@@ -121,6 +133,12 @@ def packages() -> dict[str, str]:
 def packages_digest() -> str:
     """Returns a short digest of `packages`, to show drift."""
     return hashlib.sha256(repr(packages()).encode()).hexdigest()[:16]
+
+
+def git_environment() -> dict[str, str]:
+    """Return the environment in which git answers for the folder that it is asked about, in English."""
+    kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    return {**kept, "LC_ALL": "C"}
 
 
 @cache
@@ -134,6 +152,7 @@ def git_state(folder: str) -> dict[str, Any]:
                 capture_output=True,
                 text=True,
                 timeout=20,
+                env=git_environment(),
                 check=False,
                 errors="replace",
             )
@@ -144,7 +163,7 @@ def git_state(folder: str) -> dict[str, Any]:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {}
-    diff = git("diff", "HEAD") or ""
+    diff = git("diff", "--no-ext-diff", "--no-color", "HEAD") or ""
     return {
         "commit": commit.strip(),
         "dirty": bool(diff),

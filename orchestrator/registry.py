@@ -22,11 +22,11 @@ STAGES: Mapping[str, str] = {
 }
 """Name of a stage to its `StageSpec`."""
 
-FORMER: Mapping[str, str] = {
-    "evaluate": "orchestrator.sft.stages:EVALUATE_BEFORE",
+FORMER: Mapping[str, tuple[str, str]] = {
+    "evaluate": ("orchestrator.sft.stages:EVALUATE_BEFORE", "scored again from kept predictions"),
 }
 """Name of a stage to the `StageSpec`s of its earlier versions, the latest first, from whose products it can
-be made; see `orchestrator.stage.Context`."""
+be made, and what is done with them; see `orchestrator.stage.Context`."""
 
 TASKS: Mapping[str, str] = {
     "math": "orchestrator.tasks.math:MATH",

@@ -11,8 +11,9 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 Direction = Literal["min", "max"]
 
@@ -73,7 +74,6 @@ _HIGHER = frozenset(
         "map",
         "r2",
         "share",
-        "rate",
         "pass",
         "correct",
         "throughput",
@@ -84,6 +84,33 @@ _HIGHER = frozenset(
         "wins",
     ]
 )
+
+_NEITHER = frozenset(
+    [
+        "std",
+        "stderr",
+        "stdev",
+        "sd",
+        "sem",
+        "se",
+        "var",
+        "variance",
+        "ci",
+        "low",
+        "high",
+        "lower",
+        "upper",
+        "drop",
+        "gap",
+        "diff",
+        "delta",
+        "false",
+        "scale",
+        "target",
+        "threshold",
+    ]
+)
+"""Words of metrics that are about another one: its spread, its bounds, its parts."""
 
 
 class CellResult(NamedTuple):
@@ -137,6 +164,8 @@ def direction(metric: str) -> Direction | None:
     if re.search(r"(_per_|/)(s|sec|second|minute|hour)$", name):
         return "max"
     words = re.split(r"[^a-z0-9]+", name)
+    if _NEITHER & set(words):
+        return None
     if _LOWER & set(words):
         return "min"
     return "max" if _HIGHER & set(words) else None
@@ -287,6 +316,14 @@ def spread(values: Sequence[float]) -> Spread:
     """Return mean and spread of at least one value."""
     sd = statistics.stdev(values) if len(values) > 1 else None
     return Spread(len(values), statistics.fmean(values), sd, min(values), max(values))
+
+
+def evenly(items: Sequence[T], most: int) -> Sequence[T]:
+    """Return at most so many items: the first, the last, and evenly many between."""
+    if len(items) <= most:
+        return items
+    last = len(items) - 1
+    return [items[round(k * last / (most - 1))] for k in range(most)]
 
 
 def number_text(value: float) -> str:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     results = by_cell(rows, axes=axes, columns=columns)
     _check_metric(args.metric, results, view.title)
     over = [axis for axis in axes if is_seed(axis) or axis in args.over]
-    groups = [group for group in spread_over(results, over) if args.metric in group.metrics]
+    groups = spread_over([result for result in results if args.metric in result.metrics], over)
     groups.sort(key=lambda group: group.metrics[args.metric].mean, reverse=args.max)
     shown = groups[: args.top] if args.top else groups
     if args.json:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich.cells import cell_len
-
 GAP = "  "
 MIN_TEXT = 24
 """Columns that a column of words keeps, at least, before the table becomes blocks."""
 
 Style = Callable[[str, str], str]
 """Takes a padded text and what it holds, and returns it as printed; adds escapes alone."""
+
+
+def length(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # only where it is needed: its tables are large
+
+    return cell_len(text)
 
 
 def layout(
@@ -29,11 +36,13 @@ def layout(
         style: of a field.
         title: of a column's name and of a block's first line.
     """
-    widths = [max(map(cell_len, (name, *(row[i] for row in rows)))) for i, name in enumerate(columns)]
+    widths = [max(map(length, (name, *(row[i] for row in rows)))) for i, name in enumerate(columns)]
     fitted = widths if width is None else _fitted(columns, rows, widths, width)
     if fitted is None:
         return _blocks(columns, rows, width or 0, style=style, title=title)
     lines = [_line(columns, fitted, title)]
+    if fitted == widths:
+        return lines + [_line(row, widths, style) for row in rows]
     for row in rows:
         wrapped = [_wrapped(field, size) for field, size in zip(row, fitted, strict=True)]
         for number in range(max(map(len, wrapped))):
@@ -52,7 +61,7 @@ def _fitted(
         if not words:
             return None
         widest = max(words, key=lambda i: fitted[i])
-        longest = max(cell_len(word) for row in rows for word in (*row[widest].split(), columns[widest]))
+        longest = max(length(word) for row in rows for word in (*row[widest].split(), columns[widest]))
         smaller = max(MIN_TEXT, longest, fitted[widest] - over)
         if smaller >= fitted[widest]:
             return None
@@ -72,7 +81,7 @@ def _blocks(
             if index == first or not field:
                 continue
             text = f"{name}: {field}" if " " in name else f"{name} {field}"
-            if line.strip() and cell_len(line) + 2 + cell_len(text) > width:
+            if line.strip() and length(line) + 2 + length(text) > width:
                 lines.append(line)
                 line = " "
             head, *more = _wrapped(text, max(MIN_TEXT, width - 4))
@@ -86,20 +95,19 @@ def _blocks(
 
 def _line(fields: Sequence[str], widths: Sequence[int], style: Style) -> str:
     *inner, last = (
-        style(field, field) + " " * (size - cell_len(field))
-        for field, size in zip(fields, widths, strict=True)
+        style(field, field) + " " * (size - length(field)) for field, size in zip(fields, widths, strict=True)
     )
     return GAP.join([*inner, last]).rstrip()
 
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Break a text between words; a word that is longer than the width stands on a line of its own."""
-    if cell_len(text) <= width:
+    if length(text) <= width:
         return [text]
     lines = [""]
     for word in text.split():
         candidate = f"{lines[-1]} {word}".lstrip()
-        if lines[-1] and cell_len(candidate) > width:
+        if lines[-1] and length(candidate) > width:
             lines.append(word)
         else:
             lines[-1] = candidate

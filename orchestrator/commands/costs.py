@@ -11,7 +11,7 @@ from orchestrator.commands.needs import call
 from orchestrator.commands.view import View
 from orchestrator.compose.schema import importable
 from orchestrator.core.settings import HardwareSettings
-from orchestrator.core.state import State
+from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Finished, Hardware, Measured
 from orchestrator.errors import UserError
@@ -69,6 +69,8 @@ def estimates_of(
                 node, is_done = nodes[digest], view.stages[digest].state is State.DONE
                 if node.stage not in hooks or digest in estimates or (is_done and unfinished_only):
                     continue
+                if goes_without(view.stages[digest], (view.stages[taken.digest] for taken in node.inputs)):
+                    continue  # what would cost much is not there to be run
                 name, hook = hooks[node.stage]
                 given = {"label": node.label, "hardware": hardware, "retention": retention}
                 try:

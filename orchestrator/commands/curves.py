@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.commands.view import View
 from orchestrator.reporting import Curve
+from orchestrator.results import evenly
 from orchestrator.trackers.store import history
 
 MAX_POINTS = 200
@@ -42,12 +43,4 @@ def _points(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[tuple[int, fl
         for name, value in line.items():
             if name not in _NO_METRIC and isinstance(value, bool | int | float) and math.isfinite(value):
                 found.setdefault(name, []).append((step, float(value)))
-    return {name: tuple(_thinned(sorted(points))) for name, points in found.items()}
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Keep the first, the last and evenly many between."""
-    if len(points) <= MAX_POINTS:
-        return list(points)
-    last = len(points) - 1
-    return [points[round(k * last / (MAX_POINTS - 1))] for k in range(MAX_POINTS)]
+    return {name: tuple(evenly(sorted(points), MAX_POINTS)) for name, points in found.items()}

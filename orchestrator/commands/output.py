@@ -46,8 +46,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     def title(text: str, held: str) -> str:
         return _coloured(text, BOLD) if is_styled and held else text
 
-    for line in layout(columns, texts, width, style=style, title=title):
-        print(line)
+    print("\n".join(layout(columns, texts, width, style=style, title=title)))
 
 
 def styled() -> bool:
@@ -62,7 +61,7 @@ def _coloured(text: str, number: int) -> str:
 
 def printable(text: str) -> str:
     """Return a text without what would move the cursor, change colours or break a line."""
-    return escaped(text).replace("\n", "\\n").replace("\t", "\\t")
+    return text if text.isprintable() else escaped(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class ComposeProgress:

@@ -35,7 +35,6 @@ from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Need
 from orchestrator.errors import UserError
-from orchestrator.registry import FORMER
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
 from orchestrator.worker.inherit import foresee
 
@@ -280,18 +279,16 @@ def steps_of(view: View, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
         for digest, step in [*steps[cell.cell].items()]:
             status, node = view.cells[cell.cell].stages[digest], view.sweep.nodes[digest]
             spec = view.sweep.specs[node.stage]
-            may_go_on = status.attempts or spec.name in FORMER
-            if step.action not in (Action.RUN, Action.RESUME) or not may_go_on:
+            if step.action not in (Action.RUN, Action.RESUME) or not (status.attempts or status.going_on):
                 continue
-            if digest not in looked:
+            if digest not in looked and status.attempts:
                 if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
                     continue
-                attempts = view.attempts(node)
-                looked[digest] = foresee(view.ledger, node, spec, attempts)
-            if not (looked[digest] or status.attempts):
-                continue
-            action = Action.RESUME if looked[digest] else Action.RUN
-            reason = f"{looked[digest] or 'starts from nothing'}: {step.reason}"
+                looked[digest] = foresee(view.ledger, node, spec, view.attempts(node))
+            found = looked.get(digest) or status.going_on
+            action, reason = Action.RESUME if found else Action.RUN, step.reason
+            if not (found and reason.startswith(found)):
+                reason = f"{found or 'starts from nothing'}: {reason}"
             steps[cell.cell][digest] = Step(action, reason)
     return steps
 

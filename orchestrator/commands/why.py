@@ -137,6 +137,9 @@ def _evidence(view: View, cell: Cell, node: Node) -> dict[str, Any]:
             lines.extend(f"    {file.path}" for file in record.files)
     elif evidence.problem:
         lines.append(evidence.problem)
+    if (former := status.former) is not None:
+        version = f"the product of an earlier version, {former.node.digest[:12]}"
+        lines.append(f"{version}: {former.problem or former.how}")
     for taken in node.inputs:
         state = view.cells[cell.cell].stages[taken.digest].state
         lines.append(f"input {view.sweep.nodes[taken.digest].name}: {state}")

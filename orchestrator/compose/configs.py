@@ -77,10 +77,14 @@ class Configs:
         self._before = tree
         return tree
 
-    def varying(self) -> Iterator[str]:
-        """Yield the keys of the last composed point whose value is another each time it is composed."""
+    def varying(self, sections: Sequence[str]) -> Iterator[str]:
+        """Yield the keys of the last composed point whose value is another each time it is composed.
+
+        Args:
+            sections: keys; what is neither in nor above one of them is left out.
+        """
         if self._last is not None:
-            yield from self._last.varying()
+            yield from self._last.varying(sections)
 
     def shown(self, labels: Sequence[Label], config: Mapping[str, Any], *, where: str) -> list[Label]:
         """Return the labels of a composed point, which say what its config has.

@@ -26,7 +26,7 @@ from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Sweep
-from orchestrator.core.sweepfile import SweepFile, stage_specs
+from orchestrator.core.sweepfile import SweepFile, check_axis, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, lookup
@@ -110,6 +110,8 @@ def _composed(
     _check_limits(engine, specs)
     _check_work(engine, specs)
     axes = list(merged.axes.values())
+    for axis in axes:
+        check_axis(axis.name)
     _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
     grid.check_labels(cell_labels(axes))
     _fill(grid, configs, axes, file.columns, specs, where, progress)
@@ -144,7 +146,7 @@ def _fill(
             continue
         place = " ".join(["cell", *(f"{axis}={cut(text)}" for axis, text in texts.items())]) + f", {where}"
         config = configs.config(labels, where=place)
-        refuse_varying(specs, configs.varying(), where=place)
+        refuse_varying(specs, configs.varying, where=place)
         shown = configs.shown(labels, config, where=place)
         texts = {axis.name: label.text for axis, label in zip(axes, shown, strict=True)}
         _check_columns(columns, texts, config, where)

@@ -25,7 +25,7 @@ from orchestrator.compose.interpolations import (
     references,
 )
 from orchestrator.compose.root import known_keys, translated, unknown_key
-from orchestrator.compose.varying import may_vary, varying
+from orchestrator.compose.varying import holds, may_vary, varying
 from orchestrator.core.tree import MISSING, pick, placed
 
 SPECIAL = ("schema", "fingerprints")
@@ -37,6 +37,12 @@ class _Reached(NamedTuple):
 
     asked: list[Path]
     filled: list[Reference]
+
+
+class _Resolved(NamedTuple):
+    config: DictConfig
+    plain: dict[str, Any]
+    settings: Sequence[Setting]
 
 
 class Patched:
@@ -62,6 +68,12 @@ class Patched:
         self._config = config
         self._raw: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
         self._references = list(references(self._raw))
+        self._varying = [
+            ".".join(each.path)
+            for each in self._references
+            if may_vary(str(pick(self._raw, ".".join(each.path))))
+        ]
+        self._last = _Resolved(config, {}, ())
         self._current: dict[str, Setting] = {}
         self._plain: dict[str, Any] | None = None
         self._prints: tuple[Setting, ...] = ()
@@ -81,11 +93,29 @@ class Patched:
             tree = self._resolved([*settings, *prints], where)
         return tree
 
-    def varying(self) -> Iterator[str]:
-        """Yield the keys of the last resolved tree that another resolution gives another value."""
-        texts = [str(self._raw), *(str(setting.value) for setting in self._current.values())]
-        if self._plain is not None and any(map(may_vary, texts)):
-            yield from varying(self._config, self._plain)
+    def varying(self, sections: Sequence[str]) -> Iterator[str]:
+        """Yield the keys of the last resolved tree that another resolution gives another value.
+
+        Args:
+            sections: keys; what is neither in nor above one of them is left out.
+        """
+        config, plain, settings = self._last
+        keys = tuple(setting.key for setting in settings)
+        if not self._varying and not any(may_vary(str(setting.value)) for setting in settings):
+            return
+        if self._simple[keys]:
+            seeds = {
+                next((key for key in keys if f"{each}.".startswith(f"{key}.")), each)
+                for each in self._varying
+            }
+            seeds |= {setting.key for setting in settings if has_interpolation(setting.value)}
+            asked, filled = self._reached(frozenset(seeds), frozenset(keys))
+            paths = [*asked, *(reference.path for reference in filled)]
+        else:
+            paths = [(str(name),) for name in plain]
+        paths = [path for path in paths if any(holds(section, ".".join(path)) for section in sections)]
+        if paths:
+            yield from varying(config, plain, paths, _value)
 
     def _resolved(self, settings: Sequence[Setting], where: str) -> dict[str, Any]:
         keys = tuple(setting.key for setting in settings)
@@ -93,11 +123,16 @@ class Patched:
             self._simple[keys] = self._is_simple(settings)
         with translated(where):
             if self._simple[keys]:
-                return self._incremental({setting.key: setting for setting in settings}, where)
+                tree: dict[str, Any] = self._incremental(
+                    {setting.key: setting for setting in settings}, where
+                )
+                self._last = _Resolved(self._config, tree, settings)
+                return tree
             config = copy.deepcopy(self._pristine)
             for setting in settings:
                 self._update(config, setting, where)
-            tree: dict[str, Any] = _plain(config)
+            tree = _plain(config)
+            self._last = _Resolved(config, tree, settings)
             return tree
 
     def _incremental(self, wanted: dict[str, Setting], where: str) -> dict[str, Any]:
@@ -120,11 +155,11 @@ class Patched:
             reaching = {key for key, setting in wanted.items() if has_interpolation(setting.value)}
             asked, filled = self._reached(frozenset(changed | reaching), frozenset(wanted))
             for path in asked:
-                plain = placed(plain, path, self._value(path))
+                plain = placed(plain, path, _value(self._config, path))
             for reference in filled:
                 value = reference.filled(plain)
                 plain = placed(
-                    plain, reference.path, self._value(reference.path) if value is MISSING else value
+                    plain, reference.path, _value(self._config, reference.path) if value is MISSING else value
                 )
         self._current, self._plain = wanted, plain
         return plain
@@ -150,13 +185,6 @@ class Patched:
             self._memo[seeds, patched] = _Reached([path for path in paths if path not in done], filled)
         return self._memo[seeds, patched]
 
-    def _value(self, path: Path) -> Any:
-        parent: Any = self._config
-        for part in path[:-1]:
-            parent = parent[part]
-        value = parent[path[-1]]
-        return _plain(value) if isinstance(value, Container) else value
-
     def _is_simple(self, settings: Sequence[Setting]) -> bool:
         """Tells whether each setting replaces a value of its own, so that it can be taken back."""
         keys = [setting.key.split(".") for setting in settings]
@@ -173,6 +201,14 @@ class Patched:
         except (ConfigAttributeError, ConfigKeyError):
             known = [*self._also, *known_keys(self._pristine)]
             raise unknown_key(setting.key, known, where=where) from None
+
+
+def _value(config: DictConfig, path: Path) -> Any:
+    """Resolves what lies at a path."""
+    value: Any = config
+    for part in path:
+        value = value[part]
+    return _plain(value) if isinstance(value, Container) else value
 
 
 def _plain(config: Container) -> Any:

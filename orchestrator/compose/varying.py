@@ -7,16 +7,16 @@ are found by resolving the config a second time, at another time of another day,
 from __future__ import annotations
 
 import contextlib
-import copy
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.core.tree import MISSING
+from orchestrator.core.tree import MISSING, pick
 from orchestrator.errors import UserError
 from orchestrator.stage import StageSpec
 
@@ -38,31 +38,49 @@ def may_vary(text: str) -> bool:
     return any(name not in _STEADY for name in _RESOLVER.findall(text))
 
 
-def varying(config: DictConfig, plain: Mapping[str, Any]) -> Iterator[str]:
+def varying(
+    config: DictConfig, plain: Mapping[str, Any], paths: Sequence[Sequence[str]], value: Callable[..., Any]
+) -> Iterator[str]:
     """Yield the dotted keys whose value is another when the config is resolved again.
 
     Args:
-        config: unresolved.
+        config: unresolved; values of resolvers that it remembers are put aside for a while.
         plain: what it was resolved to.
+        paths: where to look.
+        value: resolves what lies in a config at a path.
     """
-    for shift in _ELSEWHEN:
-        again = copy.deepcopy(config)
-        OmegaConf.clear_cache(again)
-        with _clock_at(shift):
-            other: Any = OmegaConf.to_container(again, resolve=True)
-        yield from _different(plain, other, "")
+    remembered = OmegaConf.create()
+    OmegaConf.copy_cache(config, remembered)
+    try:
+        for shift in _ELSEWHEN:
+            OmegaConf.clear_cache(config)
+            with _clock_at(shift):
+                found = [value(config, path) for path in paths]
+            for path, other in zip(paths, found, strict=True):
+                key = ".".join(path)
+                yield from _different(pick(plain, key), other, key)
+    finally:
+        OmegaConf.copy_cache(remembered, config)
 
 
-def refuse_varying(specs: Mapping[str, StageSpec], keys: Iterator[str], *, where: str) -> None:
+def refuse_varying(
+    specs: Mapping[str, StageSpec], varying_of: Callable[[Sequence[str]], Iterator[str]], *, where: str
+) -> None:
     """Refuse a stage that reads such a key; one that it `uses` is given to it and enters no digest.
+
+    Args:
+        specs: the stages.
+        varying_of: finds such keys in or above some keys.
+        where: the cell.
 
     Raises:
         UserError: stage and key are named, with the way out.
     """
-    for key in keys:
+    reads = {name: (*spec.reads, *spec.each.values()) for name, spec in specs.items()}
+    for key in varying_of([*itertools.chain(*reads.values())]):
         for name, spec in specs.items():
-            if any(_holds(read, key) for read in (*spec.reads, *spec.each.values())) and not any(
-                _holds(use, key) for use in spec.uses
+            if any(holds(read, key) for read in reads[name]) and not any(
+                holds(use, key) for use in spec.uses
             ):
                 raise UserError(
                     f"stage {name!r} reads {key}, which is another value at every plan",
@@ -72,7 +90,8 @@ def refuse_varying(specs: Mapping[str, StageSpec], keys: Iterator[str], *, where
                 )
 
 
-def _holds(section: str, key: str) -> bool:
+def holds(section: str, key: str) -> bool:
+    """Tell whether one of two keys lies in the other."""
     return f"{key}.".startswith(f"{section}.") or f"{section}.".startswith(f"{key}.")
 
 

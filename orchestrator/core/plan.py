@@ -125,9 +125,10 @@ def _look(
         for digest in cell.chain:
             if digest not in seen:
                 seen[digest] = status_of(digest)
-            state, inputs = seen[digest].state, [seen[taken.digest] for taken in nodes[digest].inputs]
-            if state is State.RUNNING:
+            status, inputs = seen[digest], [seen[taken.digest] for taken in nodes[digest].inputs]
+            is_there = all(i.state is State.DONE and (not i.retired or status.going_on) for i in inputs)
+            if status.state is State.RUNNING:
                 waiting = True
-            elif state in _STARTABLE and all(i.state is State.DONE and not i.retired for i in inputs):
+            elif status.state in _STARTABLE and is_there:
                 yield Claimable(cell, nodes[digest])
     yield waiting

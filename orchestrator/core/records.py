@@ -132,7 +132,8 @@ class End(Record, frozen=True, kw_only=True):
         outcome: ``released`` is no failure: the worker gave the attempt back. ``unknown`` is a word of a
             later version, which counts as a failure of unknown cause.
         cause: of a failure.
-        why: of a release: stopped, deadline, preempted, superseded, already_done, input_retired or cancelled.
+        why: of a release: stopped, deadline, preempted, superseded, already_done, input_retired, not_kept or
+            cancelled.
         exception: class name, if one was raised.
         message: one line.
         log_tail: the last lines of the log.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -11,6 +11,9 @@ from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, Star
 from orchestrator.core.retention import describe
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.text import one_line
+
+NOT_KEPT = "not_kept"
+"""Why an attempt was released: what an earlier version left did not suffice, and inputs were retired."""
 
 NOT_STARTED = "not started"
 """The reason of a stage that was never tried."""
@@ -58,6 +61,22 @@ class Attempt(NamedTuple):
     problem: str = ""
 
 
+class Former(NamedTuple):
+    """The product of an earlier version of a stage, made from the same inputs.
+
+    Attributes:
+        node: what the stage was under that version.
+        done: the product; None where it does not count.
+        how: what the stage does with it, for people.
+        problem: why it cannot be used, "" where it can.
+    """
+
+    node: Node
+    done: Done | None
+    how: str
+    problem: str = ""
+
+
 class Evidence(NamedTuple):
     """What the store says of one stage.
 
@@ -73,6 +92,7 @@ class Evidence(NamedTuple):
         retired: what of the product's files is absent by decision.
         unreadable: why nothing is known, as where a folder refuses to be read; outranks all else.
         is_passing: whether that may be otherwise in a moment.
+        former: of a stage that is not done, what an earlier version of it left; None for nothing.
     """
 
     attempts: tuple[Attempt, ...] = ()
@@ -86,6 +106,7 @@ class Evidence(NamedTuple):
     retired: tuple[Retired, ...] = ()
     unreadable: str = ""
     is_passing: bool = False
+    former: Former | None = None
 
 
 class Budget(NamedTuple):
@@ -106,7 +127,9 @@ class StageStatus(NamedTuple):
     """A stage's state by itself, whatever its inputs.
 
     Attributes:
-        retired: how many files of its product are gone by decision and why; who still takes it is blocked.
+        retired: how many files of its product are gone by decision and why; who still takes it is blocked,
+            unless it can be made from `former`.
+        former: what an earlier version of the stage left; None for nothing.
     """
 
     state: State
@@ -115,6 +138,12 @@ class StageStatus(NamedTuple):
     attempts: int = 0
     seconds: float | None = None
     retired: str = ""
+    former: Former | None = None
+
+    @property
+    def going_on(self) -> str:
+        """What the stage does with the product of its earlier version, "" where there is none to use."""
+        return self.former.how if self.former and not self.former.problem else ""
 
 
 class CellStatus(NamedTuple):
@@ -168,6 +197,21 @@ def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
 
 def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
     """Derives a stage's state from its evidence alone (not from its inputs)."""
+    return _own_status(evidence, budget)._replace(former=_former(evidence, budget))
+
+
+def _former(evidence: Evidence, budget: Budget) -> Former | None:
+    """Return what is known of the earlier version's product, also by attempts that tried to use it."""
+    if evidence.former is None or evidence.former.problem:
+        return evidence.former
+    for attempt in reversed(evidence.attempts):
+        if attempt.end is not None and attempt.end.why == NOT_KEPT and attempt.number > budget.after:
+            problem = f"attempt {attempt.number} found: {one_line(attempt.end.message)}"
+            return evidence.former._replace(problem=problem)
+    return evidence.former
+
+
+def _own_status(evidence: Evidence, budget: Budget) -> StageStatus:
     num_attempts = evidence.attempts[-1].number if evidence.attempts else 0
     if evidence.unreadable:
         return StageStatus(State.UNKNOWN, evidence.unreadable)
@@ -219,14 +263,26 @@ def _given_inputs(
     if cancelled and status.state is not State.FAILED:
         return status._replace(state=State.CANCELLED, reason="cancelled")
     for node, taken in inputs:
-        if taken.retired:  # outranks a failure: not even a rerun could go on
+        if taken.retired and not status.going_on:  # outranks a failure: not even a rerun could go on
             reason = f"its input {node.name} retired {taken.retired}; to make it again: {again} {node.stage}"
+            if status.former is not None:
+                reason += f"; the product of its earlier version cannot be used: {status.former.problem}"
             return status._replace(state=State.BLOCKED, reason=reason, cause=None)
     for node, taken in inputs:
         if taken.state in _STUCK and status.state is not State.FAILED:
             reason = f"input {node.name} is {taken.state}"
             return status._replace(state=State.BLOCKED, reason=reason)
+    retired = ", ".join(dict.fromkeys(node.stage for node, taken in inputs if taken.retired))
+    if retired and status.state is not State.FAILED:
+        reason = f"{status.going_on}, without what {retired} retired"
+        reason += "" if status.reason == NOT_STARTED else f"; {status.reason}"
+        return status._replace(reason=reason)
     return status
+
+
+def goes_without(status: StageStatus, inputs: Iterable[StageStatus]) -> bool:
+    """Return whether a stage will be made from what its earlier version left, for its inputs are retired."""
+    return bool(status.going_on) and any(taken.retired for taken in inputs)
 
 
 _STUCK = frozenset({State.FAILED, State.BLOCKED})

@@ -18,7 +18,7 @@ import msgspec
 from orchestrator.errors import UserError, nearest
 from orchestrator.reporting import About, Curve
 from orchestrator.reports import general_figures, markdown, page
-from orchestrator.reports.style import Drawing, save, styled
+from orchestrator.reports.style import save, styled
 from orchestrator.reports.tabular import Table
 from orchestrator.results import (
     CellResult,
@@ -97,14 +97,14 @@ def write(
     numbers = numbers_of(rows, about, over)
     folder.mkdir(parents=True, exist_ok=True)
     with styled():
-        drawings = list(general_figures.draw(numbers.cells, numbers.axes, numbers.over, curves))
-        drawn = [path for drawing in drawings for path in save(drawing, folder)]
+        figures = general_figures.draw(numbers.cells, numbers.axes, numbers.over, curves)
+        drawn = [path for each in (*figures.plots, *figures.curves) for path in save(each, folder)]
     for old in (*folder.glob("plot-*.*"), *folder.glob("curve-*.*")):
         if old not in drawn:
             old.unlink()
     paths = [folder / name for name in (HTML, MARKDOWN, JSON, CSV)]
-    paths[0].write_text(_page(numbers, about, drawings, folder), encoding="utf-8")
-    paths[1].write_text(_markdown(numbers, about, drawings), encoding="utf-8")
+    paths[0].write_text(_page(numbers, about, figures, folder), encoding="utf-8")
+    paths[1].write_text(_markdown(numbers, about, figures), encoding="utf-8")
     paths[2].write_bytes(msgspec.json.format(msgspec.json.encode(numbers), indent=1) + b"\n")
     _write_csv(numbers, paths[3])
     return [*paths, *drawn]
@@ -193,10 +193,14 @@ def cells_table(numbers: Numbers) -> Table:
         f"{BEST.strip()} the best of its column, by the metric's name. Where the name does not show which is"
     )
     note += f" better: {HIGHEST.strip()} the highest, {LOWEST.strip()} the lowest."
-    if len(shown) < len(numbers.cells):
-        note += f" The first {len(shown):,} of {len(numbers.cells):,}; all are in {CSV}."
+    note += _rest(len(numbers.cells), CSV)
     columns = ["cell", *numbers.axes, *(f"#{name}" for name in numbers.metrics)]
     return Table("cells", "Cells", columns, lines, note)
+
+
+def _rest(number: int, file: str) -> str:
+    """Return what to add to a table's note where it does not hold all lines."""
+    return f" The first {MAX_LINES:,} of {number:,}; all are in {file}." if number > MAX_LINES else ""
 
 
 def _marks(numbers: Numbers) -> dict[tuple[str, str], str]:
@@ -229,7 +233,7 @@ def groups_table(numbers: Numbers) -> Table:
     ]
     title = f"Mean and spread over {', '.join(numbers.over)}"
     note = "Mean ± sample standard deviation (n - 1) over n cells."
-    note += " Cells that repeat each other add no new test items."
+    note += " Cells that repeat each other add no new test items." + _rest(len(numbers.groups), JSON)
     columns = [*(rest or ["cells"]), *(f"#{name}" for name in numbers.metrics)]
     return Table("groups", title, columns, lines, note)
 
@@ -237,7 +241,8 @@ def groups_table(numbers: Numbers) -> Table:
 def failures_table(numbers: Numbers) -> Table:
     """Return a line for each cell that ended badly or does not go on."""
     lines = [list(each.values()) for each in numbers.failures[:MAX_LINES]]
-    return Table("failures", "Cells without a result", ["cell", "state", "cause", "reason"], lines)
+    note = _rest(len(numbers.failures), JSON).lstrip()
+    return Table("failures", "Cells without a result", ["cell", "state", "cause", "reason"], lines, note)
 
 
 def _launches_table(about: About | None) -> Table:
@@ -271,13 +276,19 @@ def _status(numbers: Numbers, about: About | None) -> list[str]:
     return [*said, *numbers.notes]
 
 
-def _page(numbers: Numbers, about: About | None, drawings: Sequence[Drawing], folder: Path) -> str:
-    pictures = [
-        page.Picture(each.key, each.title, each.caption, each.alt, (folder / f"{each.key}.svg").read_bytes())
-        for each in drawings
-    ]
-    plots = [each for each in pictures if each.key.startswith("plot-")]
-    logged = [each for each in pictures if not each.key.startswith("plot-")]
+def _page(numbers: Numbers, about: About | None, figures: general_figures.Figures, folder: Path) -> str:
+    plots, logged = (
+        [
+            page.Picture(
+                each.key, each.title, each.caption, each.alt, (folder / f"{each.key}.svg").read_bytes()
+            )
+            for each in kind
+        ]
+        for kind in (figures.plots, figures.curves)
+    )
+    fewer_plots, fewer_curves = (
+        [said] if said else [] for said in (figures.fewer_plots, figures.fewer_curves)
+    )
     nothing = "Nothing is done yet."
     sections = [
         page.Section("status", "Status", _status(numbers, about)),
@@ -286,18 +297,22 @@ def _page(numbers: Numbers, about: About | None, drawings: Sequence[Drawing], fo
     if numbers.over:
         sections.append(page.Section("spread", "Mean and spread", (), [groups_table(numbers)]))
     sections += [
-        page.Section("plots", "Results against axes", (), (), plots, empty="No axis varies in the results."),
-        page.Section("curves", "Curves", (), (), logged, empty="No stage logged a metric."),
+        page.Section(
+            "plots", "Results against axes", fewer_plots, (), plots, empty="No axis varies in the results."
+        ),
+        page.Section("curves", "Curves", fewer_curves, (), logged, empty="No stage logged a metric."),
         page.Section("failed", "Failures", (), [failures_table(numbers)], empty="No cell failed."),
         page.Section("launched", "Launches", (), [_launches_table(about)], empty="A table does not tell."),
     ]
     return page.render(_title(about), subtitle=_subtitle(about), sections=sections)
 
 
-def _markdown(numbers: Numbers, about: About | None, drawings: Sequence[Drawing]) -> str:
+def _markdown(numbers: Numbers, about: About | None, figures: general_figures.Figures) -> str:
     tables = [cells_table(numbers), groups_table(numbers), failures_table(numbers), _launches_table(about)]
-    figures = [(each.title, f"{each.key}.png", each.caption) for each in drawings]
-    return markdown.page(_title(about), [_subtitle(about), *_status(numbers, about)], tables, figures)
+    pictures = [(each.title, f"{each.key}.png", each.caption) for each in (*figures.plots, *figures.curves)]
+    said = [_subtitle(about), *_status(numbers, about)]
+    said += filter(None, [figures.fewer_plots, figures.fewer_curves])
+    return markdown.page(_title(about), said, tables, pictures)
 
 
 def _write_csv(numbers: Numbers, path: Path) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from orchestrator.errors import NotKept
 from orchestrator.sft import parallel, ranks, runtime
 from orchestrator.sft.checkpoints import EPOCHS, epoch_name
 from orchestrator.sft.predictions import select
-from orchestrator.sft.scoring import NotKept, Scorer
+from orchestrator.sft.scoring import Scorer
 from orchestrator.sft.train import SUMMARY
 from orchestrator.stage import Config, Context, Inputs, Row
 
@@ -44,13 +45,20 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def rescored(config: Config, inputs: Inputs, context: Context) -> list[Row] | None:
-    """Return the rows when predictions of an earlier version of this stage suffice, else None."""
+    """Return the rows when predictions of an earlier version of this stage suffice, else None.
+
+    Raises:
+        NotKept: they do not, and weights of an epoch were retired.
+    """
     if context.former is None:
         return None
+    scorer = Scorer(config, inputs, context, is_dry=True)
     try:
-        _selected(Scorer(config, inputs, context, is_dry=True), config, inputs)
+        _selected(scorer, config, inputs)
     except NotKept as missing:
-        print(f"kept predictions do not suffice: {missing}", flush=True)
+        if not all(_has_model(folder) for folder in _epochs(scorer, inputs).values()):
+            raise
+        print(missing, flush=True)
         return None
     print("scored again what an earlier version of this stage generated", flush=True)
     return evaluate(config, inputs, context)
@@ -65,7 +73,9 @@ def evaluate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     scorer = Scorer(config, inputs, context)
     selected, tested = _selected(scorer, config, inputs)
     scorer.write(context.output)
-    common = describe(config, skeleton(tested), selected, training)
+    # an epoch that was retired had the architecture of the base
+    of_model = tested if _has_model(tested) else runtime.base_folder(inputs, scorer.uses)
+    common = describe(config, skeleton(of_model), selected, training)
     return [
         {
             **common,
@@ -83,9 +93,7 @@ def evaluate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 def _selected(scorer: Scorer, config: Config, inputs: Inputs) -> tuple[int | None, Path]:
     """Score everything; return the step that validation selected, None for a baseline, and its weights."""
-    epochs: dict[int, Path] = {}
-    if "train" in inputs:
-        epochs = {int(folder.name): folder for folder in sorted((inputs["train"] / EPOCHS).iterdir())}
+    epochs = _epochs(scorer, inputs)
     scorer.plan([*["validation"] * len(epochs), "test"])
     for step, folder in epochs.items():
         scorer.score("validation", step, folder, config.languages)
@@ -93,6 +101,19 @@ def _selected(scorer: Scorer, config: Config, inputs: Inputs) -> tuple[int | Non
     tested = runtime.base_folder(inputs, scorer.uses) if selected is None else epochs[selected]
     scorer.score("test", selected, tested, config.evaluation.languages)
     return selected, tested
+
+
+def _epochs(scorer: Scorer, inputs: Inputs) -> dict[int, Path]:
+    """Return each epoch's step and folder, whose weights may be retired where predictions were kept."""
+    if "train" not in inputs:
+        return {}
+    folder = inputs["train"] / EPOCHS
+    steps = {int(path.name) for path in folder.glob("*")} | scorer.kept_steps
+    return {step: folder / epoch_name(step) for step in sorted(steps)}
+
+
+def _has_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def kept_files(selected: int) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.errors import NotKept
 from orchestrator.registry import ENGINES, TASKS, lookup
 from orchestrator.sft import parallel, runtime
 from orchestrator.sft.engines.base import Engine, EngineSettings
@@ -24,10 +25,6 @@ _BATCHES_A_ROUND = 8
 """Batches of a process between two chances to checkpoint, where an engine takes more than one at a time."""
 
 _Key = tuple[str, int | None, str, str]
-
-
-class NotKept(Exception):
-    """An answer is not among those that were kept, and none may be generated."""
 
 
 class Scorer:
@@ -55,6 +52,11 @@ class Scorer:
         self._num_done = self._num_batches = 0
 
     @property
+    def kept_steps(self) -> set[int]:
+        """The steps of which an earlier version of the stage kept predictions."""
+        return {step for _, step, *_ in self._former if step is not None}
+
+    @property
     def uses(self) -> Config:
         """The config keys that the stage uses."""
         return self._context.uses
@@ -80,7 +82,8 @@ class Scorer:
                 left.append(batch)
         self._num_done += num_former
         if self._is_dry and left:
-            raise NotKept(f"{len(left)} batches of {split} items" + (f" at step {step}" if step else ""))
+            missing = f"{len(left)} batches of {split} items" + (f" at step {step}" if step else "")
+            raise NotKept("data", f"kept predictions do not suffice: {missing} are missing")
         if num_former and not self._is_dry:
             self._report(split, step, languages, {}, is_last=not left)
         while left:

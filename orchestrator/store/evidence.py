@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -10,14 +11,16 @@ from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Done, Heartbeat, Retired, Void
-from orchestrator.core.retention import without
-from orchestrator.core.state import Attempt, Evidence, Liveness
+from orchestrator.core.retention import describe, without
+from orchestrator.core.state import Attempt, Evidence, Former, Liveness
 from orchestrator.core.sweep import Node
 from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.processes import is_gone
+from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ahead import read_ahead
+from orchestrator.store.former import formers, use_of
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.patience import is_transient, told
 
@@ -79,6 +82,8 @@ class Snapshot:
         check_files: also compare the sizes of each product's files with its record.
         count_attempts: list the attempts of stages that are done, which only people want to know.
         trusted: digests whose product's files were compared before; grows as more are.
+        specs: stage to spec, with which products of earlier versions of stages are found; none without. Then
+            `nodes` must hold the inputs of each.
     """
 
     def __init__(
@@ -90,15 +95,22 @@ class Snapshot:
         check_files: bool = True,
         count_attempts: bool = True,
         trusted: set[tuple[str, int]] | None = None,
+        specs: Mapping[str, StageSpec] | None = None,
     ) -> None:
+        self._specs = specs or {}
         self._observer = observer
         self._check_files, self._count_attempts = check_files, count_attempts
         self._trusted = trusted if trusted is not None else set()
         self._nodes: Mapping[str, Node] = {node.digest: node for node in nodes}
+        self._formers = {
+            node.digest: found
+            for node in self._nodes.values()
+            if node.stage in self._specs and (found := formers(self._specs[node.stage], node))
+        }
         if not ledger.objects.in_place:
             ledger = read_ahead(
                 ledger,
-                [*self._nodes.values()],
+                [*self._nodes.values(), *itertools.chain.from_iterable(self._formers.values())],
                 counted=count_attempts,
                 sized=check_files,
                 trusted=self._trusted,
@@ -138,10 +150,10 @@ class Snapshot:
         product = self._product(node)
         if product.done is not None:
             # a product outranks all else: of its attempts only their number is told
-            numbers: list[int] = []
+            number = product.done.attempt
             with contextlib.suppress(OSError):
-                numbers = self._ledger.numbers(node) if self._count_attempts else []
-            return product._replace(attempts=(Attempt(max([product.done.attempt, *numbers])),))
+                number = self._ledger.last_number(node, number) if self._count_attempts else number
+            return product._replace(attempts=(Attempt(number),))
         attempts = self._ledger.attempts(node) if node.digest in self._attempted[node.stage] else ()
         if _just_ended(attempts) and self._ledger.product(node, product.generation)[0] is not None:
             # its product came after the index was read
@@ -149,13 +161,35 @@ class Snapshot:
             product = self._product(node)
             if product.done is not None:
                 return product._replace(attempts=(Attempt(attempts[-1].number),))
-        evidence = product._replace(attempts=attempts)
+        former = self._former(node, product.generation)
+        evidence = product._replace(attempts=attempts, former=former)
         if attempts and attempts[-1].end is None:
             vital = self._observer(node, attempts[-1])
             evidence = evidence._replace(
                 liveness=vital.liveness, liveness_reason=vital.reason, liveness_cause=vital.cause
             )
         return evidence
+
+    def _former(self, node: Node, generation: int) -> Former | None:
+        """Find the newest product of an earlier version of a stage, whole and made from the same inputs.
+
+        None counts where this stage's own product was discarded: a user wants it made from nothing.
+        """
+        found: list[Former] = []
+        for former in self._formers.get(node.digest, ()):
+            product, how = self._product(former), use_of(self._specs[node.stage])
+            if product.done is None and not product.problem:
+                continue
+            problem = product.problem
+            if product.retired:
+                problem = f"it retired {describe(product.retired)}"
+            given = {taken.digest: self.evidence(taken.digest).generation for taken in node.inputs}
+            if product.done is not None and dict(product.done.inputs) != given:
+                problem = problem or "it was made from other products of its inputs"
+            found.append(Former(former, product.done, how, problem))
+        if any(self._ledger.is_discarded(node, number) for number in range(1, generation) if found):
+            return None
+        return next((each for each in found if not each.problem), found[0] if found else None)
 
     def _product(self, node: Node) -> Evidence:
         """Rule 2: the highest generation with a readable `done`, whole files, and no `void`."""
@@ -232,6 +266,8 @@ def examine(
 def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: bool) -> str | None:
     """Finds the first file that is not as recorded; of a bucket, sizes are listed, content is fetched."""
     objects = ledger.objects
+    if not files:
+        return None
     if objects.in_place:
         return damage(objects.folder(prefix), files, content=content)
     problem = damage_by_size(ledger.sizes(prefix), files)

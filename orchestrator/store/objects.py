@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -178,11 +178,18 @@ class PosixStore:
 
     def get(self, key: str) -> bytes | None:
         """Reads a whole file."""
+        path = self._at(key)
         try:
-            with open(self._at(key), "rb") as stream:  # noqa: PTH123
-                return stream.read()
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        try:  # a stream with its buffer would take twice the time
+            data = os.read(handle, _RECORD_BYTES)
+            return data if len(data) < _RECORD_BYTES else data + b"".join(_rest(handle))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+        finally:
+            os.close(handle)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
         """Reads one after the other: a folder has no round trips to save."""
@@ -309,6 +316,15 @@ def is_network(path: Path, mounts: str = "/proc/mounts") -> bool:
 
 def _unescaped(mount: str) -> str:
     return mount.replace("\\040", " ")  # how /proc/mounts writes a space
+
+
+_RECORD_BYTES = 1 << 16
+"""What one call reads of a record; few are longer."""
+
+
+def _rest(handle: int) -> Iterator[bytes]:
+    while data := os.read(handle, 1 << 20):
+        yield data
 
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]")

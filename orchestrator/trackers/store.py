@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.core.state import Attempt
+from orchestrator.core.records import Start
 from orchestrator.core.sweep import Node
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
@@ -89,22 +89,20 @@ def history(ledger: Ledger, node: Node, number: int) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     until: int | None = None
-    attempt = ledger.attempt(node, number)
-    while attempt is not None:
-        data = ledger.objects.get(layout.metrics(node.stage, node.digest, attempt.number)) or b""
+    while True:
+        data = ledger.objects.get(layout.metrics(node.stage, node.digest, number)) or b""
         own = parse_metrics(data.decode(errors="replace"))
         rows = [row for row in own if until is None or row.get("step", 0) <= until] + rows
-        before, last = _former(attempt, own)
-        if before is None or before >= attempt.number:
-            break
+        start, _ = ledger.read(layout.attempt(node.stage, node.digest, number, layout.START), Start)
+        before, last = _former(start, own)
+        if before is None or before >= number:
+            return rows
         until = last if until is None else until if last is None else min(until, last)
-        attempt = ledger.attempt(node, before)
-    return rows
+        number = before
 
 
-def _former(attempt: Attempt, own: Sequence[Mapping[str, Any]]) -> tuple[int | None, int | None]:
+def _former(start: Start | None, own: Sequence[Mapping[str, Any]]) -> tuple[int | None, int | None]:
     """Returns the attempt that another went on from, and its last step that counts; None for all of them."""
-    start = attempt.start
     if start is None:
         return None, None
     if start.parent is not None:

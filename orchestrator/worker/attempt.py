@@ -12,16 +12,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
-from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.cell import uses_of
 from orchestrator.core.failure import Cause, cause_of_exit
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Start
-from orchestrator.core.state import Attempt
+from orchestrator.core.state import NOT_KEPT, Attempt, Former
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.edge import MARK
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, NotKept
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
 from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
@@ -32,12 +31,11 @@ from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.text import MAX_LINE, escaped, one_line
 from orchestrator.worker import child
-from orchestrator.worker.former import Basis
 from orchestrator.worker.inherit import Inherited, has_progressed, inherit
 from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
 from orchestrator.worker.outcome import log_tail, read_outcome
-from orchestrator.worker.shipping import Shipper
-from orchestrator.worker.started import started
+from orchestrator.worker.shipping import Shipper, complain
+from orchestrator.worker.started import going_on, started
 
 MAX_HEARTBEAT_S = 10.0
 INPUT_RETIRED = "input_retired"
@@ -60,6 +58,7 @@ class AttemptRun:
         stop_asked: returns why this worker should stop, "" while it should not.
         code_now: returns the digest of the code that stages run, as it is now.
         shortage: returns whether that is for want of memory on its node.
+        former: the product of an earlier version of the stage, with which inputs may be retired.
     """
 
     def __init__(
@@ -78,12 +77,14 @@ class AttemptRun:
         stop_asked: Callable[[], str],
         code_now: Callable[[], str],
         shortage: Callable[[], Shortage | None] = lambda: None,
+        former: Former | None = None,
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
         self._cell, self._node, self.number, self._claim = cell, node, number, claim
         self._inputs, self._generations = inputs, input_generations
         self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
-        self._shortage = shortage
+        self._shortage, self._former = shortage, former
+        self._goes_without = False  # whether inputs were retired before
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -93,6 +94,7 @@ class AttemptRun:
         self._folder = Path(layout.CHECKPOINTS)
         self._mark = mark_of(claim.nonce)
         self._shipper: Shipper | None = None
+        self._recorded: Start | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:
         """Runs the attempt to its end and returns the end that was recorded."""
@@ -111,22 +113,27 @@ class AttemptRun:
     def _run(self, earlier: Sequence[Attempt]) -> End:
         if self._ledger.is_done_or_void(self._node, self._claim.generation):
             return self._end("released", why="already_done")
-        if self._retired_input():
+        self._goes_without = self._retired_input() != ""
+        if self._goes_without and self._former is None:
             return self._end("released", why=INPUT_RETIRED)
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
         end_outlived()  # or it could write on in what is taken over
         start = started(self._order, self._spec, self._cell, self._generations)
         self._record_start(start)  # without it nobody may take from this attempt what it now takes over
-        basis = Basis(self._claim.generation, self._generations)
-        taken = inherit(self._ledger, self._node, self._spec, earlier, folder, basis=basis, pulse=self._pulse)
+        taken = inherit(
+            *(self._ledger, self._node, self._spec, earlier, folder),
+            former=self._former,
+            pulse=self._pulse,
+            record=lambda taken: self._record_start(going_on(start, taken)),
+        )
+        self._record_start(going_on(start, taken))
+        if self._goes_without and taken.former is None:
+            return self._end("released", why=NOT_KEPT, message="it is not whole")
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
-            self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
-        final = replace(start, parent=taken.parent, work=taken.work, unread=taken.unread)
-        if final != start:
-            self._record_start(final)
+            self._shipper = Shipper(objects, self._key, adopted=step, complain=complain)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
@@ -135,7 +142,7 @@ class AttemptRun:
             if process.pid is not None:
                 process.kill()
                 if not end_attempt(self._mark, leader=process.pid):
-                    _complain(f"processes that attempt {self.number} started do not end")
+                    complain(f"processes that attempt {self.number} started do not end")
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
@@ -161,10 +168,13 @@ class AttemptRun:
     # Starting
 
     def _record_start(self, start: Start) -> None:
+        if start == self._recorded:
+            return
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
         self._ledger.put(self._node, self.number, layout.START, start)
+        self._recorded = start
         self._heartbeat()
 
     def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:
@@ -278,7 +288,7 @@ class AttemptRun:
         try:
             self._ledger.put(self._node, self.number, layout.HEARTBEAT, beat)
         except OSError as error:
-            _complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
+            complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
 
     # Ending
 
@@ -293,6 +303,8 @@ class AttemptRun:
         if succeeded:
             message = f"the output changed after the stage returned: {changed}"
             return self._end("failed", cause=Cause.CODE, message=message, log_tail=tail)
+        if self._goes_without and outcome is not None and outcome.exception == NotKept.__name__:
+            return self._end("released", why=NOT_KEPT, message=outcome.message, log_tail=tail)
         if (outcome is None or outcome.outcome == "failed") and (stage := self._retired_input()):
             message = f"files of its input {stage} were retired meanwhile"
             message += f": {outcome.message}" if outcome else ""
@@ -351,7 +363,7 @@ class AttemptRun:
 
     def _retired_input(self) -> str:
         """Names an input that lost files by decision since it was verified, for takers of another sweep."""
-        return self._ledger.retired_input(self._node, self._generations)
+        return "" if self._goes_without else self._ledger.retired_input(self._node, self._generations)
 
     def _has_discarded_input(self) -> bool:
         """Whether an input was discarded while the attempt ran: what was made from it must not count."""
@@ -385,8 +397,3 @@ class AttemptRun:
         )
         self._ledger.end(self._node, self.number, end)
         return end
-
-
-def _complain(line: str) -> None:
-    with contextlib.suppress(OSError):  # the log may lie on a full disk
-        print(line, flush=True)

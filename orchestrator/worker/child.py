@@ -8,6 +8,7 @@ but in its own folder. When the pipe to its worker closes it ends itself and its
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.rows import checked_rows
 from orchestrator.edge import MARK
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.manifest import File, contain, fsync_path, fsync_tree, scan
+from orchestrator.manifest import File, contain, fsync_path, fsync_tree, open_to_owner, scan
 from orchestrator.processes import describe, end_attempt
 from orchestrator.provenance import without_secrets
 from orchestrator.registry import load
@@ -60,13 +61,8 @@ def main(order_json: bytes, pipe: Connection) -> None:
     os.environ.update(order.env)
     _limit_threads(order.num_threads)
     sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
-    stop, received = StopSignal(), ReceivedSignals()
-
-    def heed(number: int, frame: object) -> None:
-        received.note(number)
-        stop.ask("stopped")
-
-    signal.signal(signal.SIGTERM, heed)
+    stop = StopSignal()
+    received = ReceivedSignals(on_term=lambda: stop.ask("stopped"))
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline, received)
     if outcome.cause is Cause.STORAGE:  # half a product is of no use, and in the way on a full disk
@@ -194,9 +190,20 @@ def run(
 
 
 def _durable(output: Path) -> tuple[File, ...]:
-    contain(output, linked=output.parent / layout.CHECKPOINTS)
-    fsync_tree(output)
-    return scan(output)
+    """Makes the output the product's.
+
+    Raises:
+        StageFailure: it holds what can be no product's, however often it is made.
+        OSError: the file system refuses it now.
+    """
+    try:
+        contain(output, linked=output.parent / layout.CHECKPOINTS)
+        fsync_tree(output)
+        return scan(output)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+            raise StageFailure("data", f"the output cannot be taken: {error}") from error
+        raise
 
 
 def _unread(order: ChildOrder, folder: Path, failure: Unread) -> Outcome:
@@ -206,7 +213,7 @@ def _unread(order: ChildOrder, folder: Path, failure: Unread) -> Outcome:
         return Outcome(outcome="failed", cause=cause, exception=UNREAD, message=_line(failure))
     try:
         files = _durable(folder / layout.OUTPUT)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StageFailure) as error:
         return Outcome(
             outcome="failed",
             cause=_as_cause(failure.cause),
@@ -305,6 +312,7 @@ def _take(
         Unread: the stage was through, but one of the two cannot be had.
     """
     kept: list[Path] = []
+    open_to_owner(context.output)
     try:
         kept = keep(context, patterns) if patterns else []
         return rows()

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.core.records import Parent
-from orchestrator.core.state import Attempt
+from orchestrator.core.state import Attempt, Former
 from orchestrator.core.sweep import Node
 from orchestrator.stage import MANIFEST, Checkpoint, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
-from orchestrator.worker.former import Basis, adopt_former, find_former
+from orchestrator.worker.former import adopt_former
 from orchestrator.worker.resume import adopt, candidates, is_discarded, is_whole
 from orchestrator.worker.unread import adopt_unread, find_unread
 from orchestrator.worker.work import take_over, work_of
@@ -43,8 +43,9 @@ def inherit(
     earlier: Sequence[Attempt],
     folder: Path,
     *,
-    basis: Basis,
+    former: Former | None,
     pulse: Callable[[], object],
+    record: Callable[[Inherited], object],
 ) -> Inherited:
     """Brings what earlier attempts left into an attempt's own folder.
 
@@ -54,22 +55,36 @@ def inherit(
         spec: of the stage.
         earlier: all earlier attempts.
         folder: the attempt's own payload folder.
-        basis: what the attempt's product will be made of.
+        former: the product of an earlier version of the stage; None for none.
         pulse: called often meanwhile.
+        record: called with what is about to be taken, before it is: who dies of it is still known to have it.
 
     Raises:
         OSError: the store did not answer, or a former owner still writes into its work folder.
     """
-    former = adopt_former(ledger, node, spec, folder, basis=basis, pulse=pulse)
+    kept = adopt_former(ledger, former, folder, pulse=pulse)
     if not earlier:
-        return Inherited(former=former)
-    work = take_over(ledger, node, earlier, folder, pulse=pulse)
+        return Inherited(former=kept)
+    work = take_over(
+        ledger, node, earlier, folder, pulse=pulse, taking=lambda number: record(Inherited(work=number))
+    )
     if spec.command is not None:
-        unread = adopt_unread(ledger, node, earlier, folder, pulse=pulse)
+        unread = adopt_unread(
+            *(ledger, node, earlier, folder),
+            pulse=pulse,
+            taking=lambda number: record(Inherited(unread=number, work=work)),
+        )
         if unread is not None:
             return Inherited(unread=unread, work=work)
-    checkpoint, parent = adopt(ledger, node, earlier, folder, pulse=pulse) or (None, None)
-    return Inherited(checkpoint, parent, None, work, former)
+    is_ours = spec.run is not None and spec.run.startswith("orchestrator.")  # writes into none of them
+    found = adopt(
+        *(ledger, node, earlier, folder),
+        is_copied=not is_ours,
+        pulse=pulse,
+        taking=lambda parent: record(Inherited(parent=parent, work=work)),
+    )
+    checkpoint, parent = found or (None, None)
+    return Inherited(checkpoint, parent, None, work, kept)
 
 
 def foresee(ledger: Ledger, node: Node, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
@@ -88,8 +103,6 @@ def foresee(ledger: Ledger, node: Node, spec: StageSpec, earlier: Sequence[Attem
     with_work = [a.number for a in sound if work_of(ledger, node, a).is_dir()] if sound else []
     if with_work and ledger.objects.in_place:
         parts.append(f"the work folder of attempt {with_work[-1]}")
-    if not parts and find_former(ledger, node, spec) is not None:
-        return "goes on from what an earlier version of the stage made"
     return f"goes on from {' and '.join(parts)}" if parts else ""
 
 

@@ -4,6 +4,9 @@
   mapping is a row, a list holds rows. So JSON lines, ``json.dump(row, indent=2)`` and a list of mappings are
   read.
 - Else a table with a header: CSV, or TSV. A field that is a number is read as one, an empty one is null.
+
+What says nothing at all, such as an empty file, is no way to say that there are no rows: ``[]`` is, or a
+header alone.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from orchestrator.core.rows import checked_rows
 from orchestrator.errors import StageFailure
 from orchestrator.stage import Row
 
-_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,18})")
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,4000})")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _SPACE = re.compile(r"\s*")
@@ -35,7 +37,11 @@ def read_rows(path: Path) -> tuple[Row, ...]:
             message names the file, and the line or the row and its column.
     """
     try:
+        if path.exists() and not path.is_file():  # the read of a fifo or a device would never end
+            raise ValueError("it is a folder" if path.is_dir() else "it is no regular file")
         text = path.read_text(encoding="utf-8-sig")
+        if not text.strip():
+            raise ValueError("it is empty; [] says that there are no rows")
         is_table = text.lstrip()[:1] not in ("", "{", "[") and path.suffix not in (".json", ".jsonl")
         return checked_rows(_table(text) if is_table else _values(text), cause="data")
     except FileNotFoundError:
@@ -57,7 +63,8 @@ def _others(path: Path) -> str:
 
 def _values(text: str) -> list[Any]:
     """Returns the mappings in a text of JSON values, in order."""
-    decoder, rows, start = json.JSONDecoder(), list[Any](), _end_of_space(text, 0)
+    decoder = json.JSONDecoder(object_pairs_hook=_mapping)
+    rows, start = list[Any](), _end_of_space(text, 0)
     while start < len(text):
         try:
             value, end = decoder.raw_decode(text, start)
@@ -71,6 +78,14 @@ def _values(text: str) -> list[Any]:
         rows += found
         start = _end_of_space(text, end)
     return rows
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"a mapping holds {next(n for n in names if names.count(n) > 1)!r} twice")
+    return found
 
 
 def _end_of_space(text: str, start: int) -> int:
@@ -92,6 +107,8 @@ def _table(text: str) -> list[Row]:
         names[0] = "index"  # as pandas writes it
     if len(set(names)) < len(names) or "" in names:
         raise ValueError(f"line 1: every column needs a name of its own, they are {names}")
+    if all(_NUMBER.fullmatch(name) or _NOT_FINITE.fullmatch(name) for name in names):
+        raise ValueError(f"line 1: a table needs a header, the names of its columns would be {names}")
     lines = []
     for fields in reader:
         if not fields:
@@ -99,6 +116,8 @@ def _table(text: str) -> list[Row]:
         if len(fields) != len(names):
             raise ValueError(f"line {reader.line_num}: {len(fields)} fields for {len(names)} columns")
         lines.append(fields)
+    if not lines and len(names) == 1:
+        raise ValueError(f"it is neither JSON nor a table, but the line {names[0]!r}")
     columns = [_column([fields[number] for fields in lines]) for number in range(len(names))]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
@@ -107,7 +126,7 @@ def _column(fields: Sequence[str]) -> list[Any]:
     """Types the fields of one column: they are numbers where all are, text where one is not."""
     filled = [field.strip() for field in fields if field.strip()]
     is_number = [bool(_NUMBER.fullmatch(field)) for field in filled]
-    if any(is_number) and all(
+    if filled and all(
         known or _NOT_FINITE.fullmatch(field) for field, known in zip(filled, is_number, strict=True)
     ):
         is_text = any(len(field.lstrip("+-")) > 1 and re.match(r"[+-]?0[0-9]", field) for field in filled)
@@ -125,9 +144,7 @@ def _as_text(fields: Sequence[str]) -> list[str | None]:
 def _number(field: str) -> int | float | None:
     if not field:
         return None
-    if _WHOLE.fullmatch(field):
-        return int(field)
-    return math.nan if _NOT_FINITE.fullmatch(field) else float(field)
+    return int(field) if _WHOLE.fullmatch(field) else float(field)
 
 
 __all__ = ["read_rows"]

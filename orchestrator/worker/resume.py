@@ -16,7 +16,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Parent
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Node
-from orchestrator.manifest import damage, damage_by_size, fsync_path, fsync_tree, step_of
+from orchestrator.manifest import copy_file, damage, damage_by_size, fsync_path, fsync_tree, step_of
 from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
@@ -102,19 +102,23 @@ def adopt(
     attempts: Sequence[Attempt],
     folder: Path,
     *,
+    is_copied: bool = False,
     pulse: Callable[[], object] = lambda: None,
+    taking: Callable[[Parent], object] = lambda parent: None,
 ) -> tuple[Checkpoint, Parent] | None:
     """Brings the newest checkpoint that verifies into the attempt's folder.
 
-    The files are fetched if need be, then linked and verified there, so that an owner that rotates meanwhile
-    can only make us choose again.
+    The files are fetched if need be, then linked or copied, and verified there, so that an owner that rotates
+    meanwhile can only make us choose again.
 
     Args:
         ledger: the store.
         node: the stage.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
+        is_copied: the stage may write into the checkpoint that it goes on from, which must change no other.
         pulse: called before each file: large ones take longer than a lease.
+        taking: called with the choice before anything of it lies in the folder.
 
     Returns:
         The checkpoint in its new place and where it came from, or None to start from nothing.
@@ -132,10 +136,16 @@ def adopt(
             continue
         # a store that does not answer is no reason to go on from an older one: its error is not caught
         source = ledger.objects.fetch(candidate.prefix, manifest.files, pulse=pulse)
+        parent = Parent(attempt=candidate.attempt, step=candidate.step)
+        taking(parent)
         try:
             for file in manifest.files:
                 pulse()
-                link(source / file.path, target / file.path)
+                if is_copied:
+                    (target / file.path).parent.mkdir(parents=True, exist_ok=True)
+                    copy_file(source / file.path, target / file.path, pulse)
+                else:
+                    link(source / file.path, target / file.path)
                 if damage(target, [file]) is not None:
                     break
             else:
@@ -143,9 +153,7 @@ def adopt(
                 (target / MANIFEST).write_bytes(candidate.manifest)
                 fsync_path(target / MANIFEST)
                 fsync_tree(target)
-                return Checkpoint(candidate.step, target), Parent(
-                    attempt=candidate.attempt, step=candidate.step
-                )
+                return Checkpoint(candidate.step, target), parent
         except OSError:
             pass  # it went away or was torn: choose again
         shutil.rmtree(target, ignore_errors=True)

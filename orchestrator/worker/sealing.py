@@ -123,7 +123,7 @@ class Sealer:
         """Says once what a command saved that counts for nothing, where nothing that it saved counts."""
         with contextlib.suppress(OSError):
             own = [path for path in self._folder.iterdir() if path != self._adopted and path.name[0] != "."]
-            others = [path.name for path in own if step_of(path.name) is None or not path.is_dir()]
+            others = [p.name for p in own if step_of(p.name) is None or p.is_symlink() or not p.is_dir()]
             if others and len(others) == len(own):
                 print(
                     f"{others[0]} is no checkpoint, which is a folder renamed to the number of its step",

@@ -11,7 +11,6 @@ finds nothing changed.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import stat
@@ -23,7 +22,7 @@ from typing import NamedTuple
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import Node
 from orchestrator.errors import StageFailure
-from orchestrator.manifest import TRANSIENT, fsync_path, fsync_tree
+from orchestrator.manifest import TRANSIENT, copy_file, fsync_path, fsync_tree
 from orchestrator.stage import Context
 from orchestrator.store import layout
 from orchestrator.store.evidence import glance
@@ -36,11 +35,6 @@ PATIENCE_S, PAUSE_S = 120.0, 0.5
 FRESH_NS = 10**9
 """A file that was written less than this ago is copied twice: a write right after may show the same time."""
 
-_FICLONE = 0x40049409
-"""The request of Linux that makes a file share the blocks of another until one of them is written:
-linux/fs.h."""
-
-_CHUNK_BYTES = 2**24
 COPYING = ".work"
 
 
@@ -60,6 +54,7 @@ def take_over(
     folder: Path,
     *,
     pulse: Callable[[], object] = lambda: None,
+    taking: Callable[[int], object] = lambda number: None,
 ) -> int | None:
     """Brings the newest work folder of the earlier attempts into this attempt's own folder.
 
@@ -69,6 +64,7 @@ def take_over(
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
         pulse: called often meanwhile: a large copy takes longer than a lease.
+        taking: called with the number of the attempt before the folder is in its new place.
 
     Returns:
         The number of the attempt whose folder it was, None when there is none.
@@ -86,11 +82,13 @@ def take_over(
         is_gone = attempt.end is not None or glance(node, attempt).liveness is Liveness.GONE
         try:
             if is_gone:
+                taking(attempt.number)
                 source.rename(target)
                 fsync_path(source.parent)
             else:
                 _copy(source, folder / COPYING, pulse)
                 fsync_tree(folder / COPYING)
+                taking(attempt.number)
                 (folder / COPYING).rename(target)
         except FileNotFoundError:
             continue  # another attempt took it meanwhile, and died of it or holds it
@@ -167,19 +165,6 @@ def _copy_entry(source: Path, target: Path, entry: _Entry, pulse: Callable[[], o
         target.unlink(missing_ok=True)
         copy_file(source, target, pulse)
         shutil.copystat(source, target)
-
-
-def copy_file(source: Path, target: Path, pulse: Callable[[], object] = lambda: None) -> None:
-    """Copies a file's content, by a reflink where the file system can."""
-    with source.open("rb") as reader, target.open("xb") as writer:
-        try:
-            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
-            return
-        except OSError:
-            pass  # not on this file system
-        while chunk := reader.read(_CHUNK_BYTES):
-            writer.write(chunk)
-            pulse()
 
 
 def _remove(path: Path) -> None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import re
+import time
 from typing import Any
 
 import pytest
+
+from orchestrator.reporting import Curve
+from orchestrator.reports.general_figures import draw
+from orchestrator.reports.style import styled
+from orchestrator.results import CellResult
 
 SWEEP = """
 description: made-up losses
@@ -94,3 +100,28 @@ def test_best_ranks_by_the_mean_over_seeds_from_either_end(launched: Any) -> Non
     assert "several columns" in launched("best", "made", "loss", code=2)
     assert "no column of numbers" in launched("best", "made", "lost", code=2)
     assert "1.5 ± " in launched("best", "made", "loss[split=dev]", "--max")
+
+
+def test_figures_of_thousands_of_cells_show_some_and_say_how_many() -> None:
+    cells = [
+        CellResult(
+            f"c{i}",
+            {"x": i // 2, "word": f"w{i % 3000}", "opt": "ab"[i % 2]},
+            {f"m{k}": i + k for k in range(9)},
+        )
+        for i in range(6000)
+    ]
+    curves = [Curve(stage="fit", cells=(f"c{i}",), points={"loss": ((1, 2.0), (2, 1.0))}) for i in range(900)]
+    started_s = time.process_time()
+    with styled():
+        figures = draw(cells, ["x", "word", "opt"], [], curves)
+    assert time.process_time() - started_s < 20  # what is quadratic takes minutes
+    assert figures.fewer_plots.startswith("24 of 27 plots") and figures.fewer_curves == ""
+    captions = {plot.title: plot.caption for plot in figures.plots}
+    assert "200 of 3,000 places are drawn" in captions["m0 against x"]
+    assert "40 of 3,000 places are drawn" in captions["m0 against word"]
+    assert "places are drawn" not in captions["m0 against opt"]
+    assert "At most 1,000 single cells" in captions["m0 against opt"]
+    (lines,) = figures.curves
+    assert lines.caption.startswith("900 curves, of which 200 are drawn")
+    assert len(lines.figure.axes[0].lines) == 200

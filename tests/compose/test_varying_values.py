@@ -39,6 +39,11 @@ def test_an_override_or_an_axis_may_not_bring_it_in(project):
     for override in ("stamp=${now:%Y}", "stamp=${now:%Y},x"):
         with pytest.raises(UserError, match="at every plan"):
             digests(project, stamp="x", reads="seed, stamp", overrides=[override])
+    for key, reads in (("+new", "new"), ("run.name", "run")):
+        axis = f'{{a: {{{key}: "${{now:%S}}"}}, b: {{{key}: x}}}}'
+        with pytest.raises(UserError, match="at every plan"):
+            text = SWEEP.replace("{seed: [0, 1]}", f"{{seed: [0, 1], v: {axis}}}")
+            project.sweep(text.replace("STAMP", "x").replace("READS", f"seed, {reads}").replace("USES", ""))
 
 
 def test_what_a_stage_uses_or_nobody_reads_may_vary(project):

@@ -76,6 +76,11 @@ def test_spread_is_over_the_cells_that_agree_in_the_other_axes() -> None:
         ("glossary", None),
         ("tokens_per_s", "max"),
         ("step_s", "min"),
+        ("num_correct", "max"),
+        ("acc_stderr", None),
+        ("loss_std", None),
+        ("learning_rate", None),
+        ("false_positive_rate", None),
     ],
 )
 def test_the_better_direction_is_told_by_whole_words_of_the_name(name: str, better: str | None) -> None:

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.core.cell import former_node, hashed_of, reads_of
 from orchestrator.core.identity import digest_of
 from orchestrator.core.sweep import Input, Node
+from orchestrator.errors import NotKept
 from orchestrator.manifest import scan
 from orchestrator.registry import load
 from orchestrator.sft import stages
-from orchestrator.sft.predictions import PREDICTIONS, read, write
+from orchestrator.sft.predictions import read, write
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.store import layout
+from orchestrator.store.former import formers
 from orchestrator.store.ledger import open_ledger
-from orchestrator.worker.former import formers
 from tests.sft import chain
 from tests.sft.conftest import Ground
 
@@ -69,10 +69,19 @@ def test_what_is_computed_together_is_a_part_of_the_identity() -> None:
 MIXTURE = ("languages=[en,es]", "evaluation.languages=[en,es,sw]", "evaluation.batch_size=4")
 
 
-def scored(trained: Ground, folder: Path, former: Path | None, *, weights: bool, **how: Any) -> list[Row]:
-    """Evaluates from kept predictions; without weights, whatever would be generated fails."""
+def scored(
+    trained: Ground, folder: Path, former: Path | None, *, weights: bool, kept_there: str = "", **how: Any
+) -> list[Row]:
+    """Evaluates from kept predictions; without weights, whatever would be generated fails.
+
+    Args:
+        kept_there: a part of the path of those files of epochs that retention kept; "" for all.
+    """
     train = folder / "train"
     shutil.copytree(trained.inputs["train"][""], train)
+    for file in [*train.glob("checkpoints/*/*")]:
+        if kept_there not in file.as_posix():
+            file.unlink()
     if not weights:
         for file in train.rglob("*.safetensors"):
             file.unlink()
@@ -102,6 +111,35 @@ def test_kept_predictions_are_scored_without_any_weights(
     product, rows = kept
     assert scored(trained, tmp_path, product, weights=False) == rows
     assert read(tmp_path / "output") == read(product)
+
+
+def test_the_epochs_whose_weights_were_retired_are_scored_as_well(
+    trained: Ground, kept: tuple[Path, list[Row]], tmp_path: Path
+) -> None:
+    product, rows = kept
+    best = f"checkpoints/0000{rows[0]['selected_step']:02}/"
+    for name, kept_there in (("best", best), ("none", "nothing")):
+        assert scored(trained, tmp_path / name, product, weights=False, kept_there=kept_there) == rows
+        assert read(tmp_path / name / "output") == read(product)
+
+
+def test_an_epoch_that_new_scores_select_and_that_was_retired_is_told(
+    trained: Ground, kept: tuple[Path, list[Row]], tmp_path: Path
+) -> None:
+    product, rows = kept
+    selected = rows[0]["selected_step"]
+    former = tmp_path / "former"
+    former.mkdir()
+    write(
+        [
+            one._replace(generated="none" if one.step == selected else f"#### {one.gold}")
+            for one in read(product)
+        ],
+        former,
+    )
+    best = f"checkpoints/0000{selected:02}/"
+    with pytest.raises(NotKept, match="batches of test items at step"):
+        scored(trained, tmp_path / "again", former, weights=True, kept_there=best)
 
 
 def test_scores_are_those_of_the_scorer_of_today(
@@ -161,7 +199,7 @@ def test_kept_predictions_of_other_prompts_are_not_taken(
 SWEEP = """
 description: one tiny model
 axes:
-  mixture: {none: {languages: []}}
+  mixture: {none: {languages: []}, en: {languages: [en]}}
 overrides:
 %s
   - evaluation.languages=[en]
@@ -172,34 +210,52 @@ stages: [tokenizer, base, prepare, train, evaluate]
 @pytest.mark.long
 def test_a_launch_scores_again_what_an_older_version_left_in_the_store(sweep: Any) -> None:
     (sweep.folder / "one.yaml").write_text(SWEEP % "\n".join(f"  - {override}" for override in chain.SMALL))
-    sweep("launch", "one.yaml")
+    sweep("launch", "one.yaml", "policy.retention=best")
     ledger = open_ledger(str(sweep.store))
     revision = ledger.revision("one", 1)
-    (node,) = (node for node in revision.sweep.nodes.values() if node.stage == "evaluate")
-    former = former_node(stages.EVALUATE_BEFORE[0], node)
-    assert former
+    nodes = [node for node in revision.sweep.nodes.values() if node.stage == "evaluate"]
+    epochs = len([*sweep.store.glob("payload/train/*/1/output/checkpoints/*/config.json")])
+    assert epochs == 1
 
-    # the product becomes that of version 2, with texts that no weights would write
-    for key in (layout.stage_records("evaluate"), "payload/evaluate"):
-        (sweep.store / key / node.digest).rename(sweep.store / key / former.digest)
-    record = sweep.store / layout.done("evaluate", node.digest, 1)
-    done = json.loads(record.read_text())
-    output = sweep.store / layout.output("evaluate", former.digest, done["attempt"])
-    write([one._replace(generated=f"#### {one.gold}") for one in read(output)], output)
-    files = msgspec.to_builtins(scan(output))
-    (sweep.store / layout.done("evaluate", former.digest, 1)).write_text(
-        json.dumps({**done, "digest": former.digest, "files": files, "rows": []})
-    )
-    record.unlink()
+    # the products become those of version 2, with texts that no weights would write
+    outputs = {}
+    for node in nodes:
+        former = former_node(stages.EVALUATE_BEFORE[0], node)
+        assert former
+        for key in (layout.stage_records("evaluate"), "payload/evaluate"):
+            (sweep.store / key / node.digest).rename(sweep.store / key / former.digest)
+        record = sweep.store / layout.done("evaluate", node.digest, 1)
+        done = json.loads(record.read_text())
+        output = sweep.store / layout.output("evaluate", former.digest, done["attempt"])
+        selected = done["rows"][0]["selected_step"]
+        right = [
+            one._replace(generated=f"#### {one.gold}") if one.step == selected else one
+            for one in read(output)
+        ]
+        write(right, output)
+        files = msgspec.to_builtins(scan(output))
+        (sweep.store / layout.done("evaluate", former.digest, 1)).write_text(
+            json.dumps({**done, "digest": former.digest, "files": files, "rows": []})
+        )
+        record.unlink()
+        outputs[node.digest] = {one.generated for one in right}
 
-    sweep("launch", "one.yaml")
-    rows = sweep.json("collect", "one")
-    assert [row["accuracy"] for row in rows] == [1.0]
-    product = sweep.store / layout.output("evaluate", node.digest, 1)
-    assert {one["generated"] for one in pq.read_table(product / PREDICTIONS).to_pylist()} == {
-        f"#### {one.gold}" for one in read(output)
-    }
+    plan = sweep.json("plan", "one.yaml")
+    steps = [stage for cell in plan["cells"] for stage in cell["stages"]]
+    assert {step["action"] for step in steps} == {"reuse", "resume"}
+    again = "scored again from kept predictions"
+    assert sorted(s["reason"] for s in steps if s["stage"] == "evaluate") == [
+        f"{again}, without what train retired",
+        f"{again}: not started",
+    ]
+    assert [cell["estimate"]["generation_gpu_hours"] > 0 for cell in plan["cells"]] == [True, False]
+    sweep("launch", "one.yaml", "policy.retention=best")
+    assert {row["accuracy"] for row in sweep.json("collect", "one") if row["split"] == "test"} == {1.0}
+    assert [path.name for path in sweep.store.glob("payload/train/*/*")] == ["1"]
+    for digest, generated in outputs.items():
+        product = sweep.store / layout.output("evaluate", digest, 1)
+        assert {one.generated for one in read(product)} == generated
     sweep("discard", "one", "mixture=none", "--stage", "evaluate", "--reason", "a bug")
-    sweep("launch", "one.yaml")
+    sweep("launch", "one.yaml", "policy.retention=best")
     # generated: a discard means from nothing
-    assert sweep.json("collect", "one")[0]["accuracy"] < 1.0
+    assert [row["accuracy"] < 1.0 for row in sweep.json("collect", "one", "--only", "mixture=none")] == [True]

@@ -17,11 +17,13 @@ from orchestrator.core.state import (
     Budget,
     CellStatus,
     Evidence,
+    Former,
     Liveness,
     StageStatus,
     State,
     causes,
     cell_status,
+    goes_without,
     spent,
     stage_status,
 )
@@ -265,6 +267,43 @@ def test_what_takes_a_retired_product_is_blocked_unless_it_is_done_or_runs(
         if scan.claimable is None and not scan.waiting:
             running = cell.cell in cancelled and State.RUNNING in [known[d].state for d in cell.chain]
             assert found.state in FINAL or running
+
+
+@given(STATES, CANCELS, st.sampled_from(["", "it is damaged"]))
+def test_what_an_earlier_version_made_stands_in_for_a_retired_product_where_it_is_whole(
+    states: dict[str, State], cancelled: frozenset[str], problem: str
+) -> None:
+    """Then all is as if nothing were retired; else as if there were no earlier version."""
+    former = Former(NODES["b"], None if problem else DONE, "made from before", problem)
+    whole = statuses({**states, "a": State.DONE})
+    retired = {**whole, "a": whole["a"]._replace(retired="5 files")}
+    known = {**retired, **{digest: whole[digest]._replace(former=former) for digest in ("b", "c")}}
+    same = retired if problem else whole
+
+    def seen(statuses: dict[str, StageStatus]) -> list[Any]:
+        cells = [cell_status(c, NODES, statuses, cancelled=c.cell in cancelled) for c in CELLS]
+        return [
+            next_stage(CELLS, NODES, statuses.__getitem__, cancelled=cancelled),
+            [[status.state for status in cell.stages.values()] for cell in cells],
+        ]
+
+    assert seen(known) == seen(same)
+    for status in cell_status(CELLS[0], NODES, known, cancelled=False).stages.values():
+        if status.former and status.state is State.BLOCKED and "5 files" in status.reason:
+            assert problem and problem in status.reason
+        if status.former and status.state is State.PENDING:
+            assert status.reason.startswith("made from before, without what a retired")
+    assert goes_without(known["b"], [known["a"]]) == (problem == "")
+    assert not goes_without(known["b"], [whole["a"]])
+
+
+def test_a_product_that_did_not_suffice_counts_again_after_a_rerun() -> None:
+    former = Former(NODES["c"], DONE, "made from before")
+    attempts = (attempt(1, "released", why="input_retired"), attempt(2, "released", why="not_kept"))
+    evidence = Evidence(attempts=attempts, former=former)
+    assert not stage_status(evidence, Budget({}, after=1, after_chance=9)).going_on
+    assert stage_status(evidence, Budget({}, after=2)).going_on == "made from before"
+    assert stage_status(evidence._replace(attempts=attempts[:1]), Budget({})).going_on
 
 
 @given(STATES, CANCELS)

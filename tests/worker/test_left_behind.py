@@ -108,8 +108,11 @@ def test_what_left_its_session_is_gone_when_a_time_limit_has_ended_the_attempt(
     assert not lives(daemon)
 
 
-def test_a_product_holds_nothing_that_is_still_being_written(store: Path, scenes: list[Scene]) -> None:
-    command = f"{STARTS['double fork']} while [ ! -e {{output}}/lines ]; do sleep 0.01; done'"
+@pytest.mark.parametrize("how", ["double fork", "no environment"])
+def test_a_product_holds_nothing_that_is_still_being_written(
+    store: Path, scenes: list[Scene], how: str
+) -> None:
+    command = f"{STARTS[how]} while [ ! -e {{output}}/lines ]; do sleep 0.01; done'"
     scene = scene_of(scenes, store, command, retries={})
     assert scene.wait_for_end(1) == "succeeded"
     assert not lives(scene.daemon(1))

@@ -66,6 +66,24 @@ def test_links_to_the_outside_become_copies_that_share_nothing(folder: Path) -> 
     assert (folder / "here").is_symlink()
 
 
+def test_a_folder_that_became_a_link_is_a_copy_of_what_it_led_to(folder: Path) -> None:
+    (folder / "inner").rmdir()
+    folder.rmdir()
+    folder.symlink_to("beside")
+    assert contain(folder)
+    (folder.parent / "beside/deep/file").unlink()
+    assert not folder.is_symlink() and [file.path for file in scan(folder)] == ["deep/file"]
+
+
+def test_what_its_owner_may_not_read_or_change_is_opened_to_him(folder: Path) -> None:
+    (folder / "file").touch(mode=0o000)
+    (folder / "inner").chmod(0o555)
+    folder.chmod(0o000)
+    contain(folder)
+    modes = [path.stat().st_mode & 0o777 for path in (folder, folder / "inner", folder / "file")]
+    assert modes == [0o700, 0o755, 0o400]
+
+
 @pytest.mark.parametrize("target", ["../nothing", "link", "..", "/dev/null"])
 def test_links_to_no_file_are_no_part_of_a_product_and_do_no_harm(folder: Path, target: str) -> None:
     (folder / "link").symlink_to(target)

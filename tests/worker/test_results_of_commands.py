@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ TWO = [{"name": "a", "loss": 0.5, "n": 1}, {"name": "b", "loss": 2.0, "n": None}
         ("r.jsonl", '{"a": [1, 2], "b": {"c": 1}}', [{"a": [1, 2], "b": {"c": 1}}]),
         ("r.json", "[]", []),
         ("r.csv", "a,b\n", []),
-        ("r.jsonl", "", []),
+        ("r.csv", "n\n18446744073709551617\n", [{"n": 2**64 + 1}]),
     ],
 )
 def test_rows_are_read_from_json_of_any_layout_and_from_tables(
@@ -66,6 +68,14 @@ def test_rows_are_read_from_json_of_any_layout_and_from_tables(
         ("r.jsonl", '{"a": 1}\n[1, 2]\n', "line 2: a row must be a mapping, one is 1"),
         ("r.json", "{'a': 1}", "line 1, column 2"),
         ("r.json", "nothing", "line 1, column 1"),
+        ("r.jsonl", "", "it is empty"),
+        ("r.csv", "\ufeff\n", "it is empty"),
+        ("r.txt", "0.5\n", "a table needs a header"),
+        ("r.csv", "0.1,0.2\n0.3,0.4\n", "a table needs a header"),
+        ("r.txt", "loss = 0.5\n", "neither JSON nor a table"),
+        ("r.csv", "loss\nnan\n", "row 1, key 'loss'"),
+        ("r.csv", "loss,n\n-inf,1\n,2\n", "row 1, key 'loss': -inf"),
+        ("r.json", '{"a": 1, "b": {"c": 1, "c": 2}}', "a mapping holds 'c' twice"),
         pytest.param("r.json", "[" * 100_000, "r.json", id="deep"),
     ],
 )
@@ -76,6 +86,15 @@ def test_what_is_no_row_is_named_by_line_or_by_row_and_column(
     with pytest.raises(StageFailure) as caught:
         read_rows(tmp_path / name)
     assert caught.value.cause == "data" and said in str(caught.value) and name in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "make"), [("a folder", os.mkdir), ("no regular file", os.mkfifo)])
+def test_results_that_are_no_file_are_refused_and_not_waited_for(
+    tmp_path: Path, kind: str, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "r.json")
+    with pytest.raises(StageFailure, match=f"r.json: it is {kind}"):
+        read_rows(tmp_path / "r.json")
 
 
 def test_a_missing_results_file_is_named_with_what_is_there(tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ def test_adopting_links_the_files_and_leaves_the_source_as_it_was(ledger: Ledger
     assert (source / MANIFEST).stat().st_ino != (mine / MANIFEST).stat().st_ino
 
 
+def test_a_stage_that_writes_into_what_it_goes_on_from_changes_no_other_checkpoint(ledger: Ledger) -> None:
+    save(ledger, 1, 5)
+    for number in (2, 3):
+        found = adopt(ledger, NODE, [released(1)], folder_of(ledger, number), is_copied=True)
+        assert found is not None and found[0].step == 5
+        (found[0].folder / "state").write_text("changed")
+
+
 @pytest.mark.parametrize(
     "harm",
     [

@@ -212,6 +212,7 @@ class RayDriver:
             observer=self._watcher,
             count_attempts=False,
             trusted=self._trusted,
+            specs=sweep.specs,
         )
         retries = self._engine.policy.retries
         busy: set[int] = set()
