@@ -101,8 +101,11 @@ class StopRequested(BaseException):
 def nearest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
     """Says which known names are near, or lists them, for the `allowed` line of an error."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    by_lower: dict[str, list[str]] = {}
+    for each in names:
+        by_lower.setdefault(each.lower(), []).append(each)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     if close:
-        return f"did you mean {' or '.join(close)}?"
+        return f"did you mean {' or '.join(each for lower in close for each in by_lower[lower])}?"
     shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
     return f"known: {shown}" if names else "none is known"

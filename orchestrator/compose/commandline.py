@@ -180,7 +180,7 @@ class Overrides:
 
         A label that chooses an option of a group shadows no key in it: the key refines the option.
         """
-        if override.is_delete():
+        if override.is_delete() or override.package is not None:  # model@other sets another section
             return
         keys = list(leaf_keys(override.key_or_group, plain(override._value)))
         for axis in self.axes.values():

@@ -26,6 +26,7 @@ OVERRIDES = [
     (["trainer.stepz=3,4"], "unknown key 'trainer.stepz'", "trainer.steps"),
     (["~trainer.stepz"], "unknown key 'trainer.stepz'", "trainer.steps"),
     (["model=aa"], "unknown model 'aa'", "a"),
+    (["SEED=1"], "unknown key 'SEED'", "did you mean seed"),
     (["model=a,bb"], "unknown model 'bb'", "b"),
     (["trainer=quik"], "unknown trainer 'quik'", "quick"),
     (["trainer=quik,slow"], "unknown trainer 'quik'", "quick"),
