@@ -576,6 +576,7 @@ VALUES = [
     ("ru", "5 кг", "5"),
     ("en", "18 (20 in all)", "20"),
     ("zh", "20十分", "20"),
+    ("en", "There is no answer\n18\n7", "7"),
     ("en", "18.\n19.", "19"),
     ("en", "<final_answer>18</final_answer> 5", "18"),
     ("en", "The answer is not known yet. 9 * 2 = 18", "18"),
