@@ -109,6 +109,8 @@ def _last(text: str, numbers: list[Number]) -> Number:
         head, count, mark = item[1], int(item[2]), item[3]
         if (head, count - 1, mark) in seen:
             counts.add(item.start(2))
+        elif count > 1:
+            continue  # 18 below 17 on lines of their own are numbers
         seen.add((head, count, mark))
     return next((number for number in reversed(numbers) if number.start not in counts), numbers[-1])
 
