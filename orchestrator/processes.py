@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, MutableMapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -308,3 +309,20 @@ def oom_kills() -> int:
     except OSError:
         pass
     return 0
+
+
+_STEP = re.compile(
+    r"SLURM_(STEP\w*|SRUN_\w+|NTASKS\w*|NPROCS|PROCID|LOCALID|NODEID|GTIDS|TASK_PID|LAUNCH_NODE_IPADDR|DISTRIBUTION"
+    r"|CPU_BIND\w*|MEM_BIND\w*|MPI_TYPE|PMI\w*|EXPORT_ENV|UMASK|PRIO_PROCESS|TOPOLOGY\w*|LABELIO|STDIO\w*|OVERLAP)"
+    r"|PMI_\w+|PMI2_\w+|PMIX_\w+|PALS_\w+|SRUN_EXPORT_ENV"
+)
+
+
+def leave_step(environment: MutableMapping[str, str]) -> None:
+    """Remove what srun says of a step and its tasks: stages are no tasks of it, whoever starts workers.
+
+    Frameworks that find a task's variables take themselves for one rank of an MPI job. The job's id, nodes,
+    tasks a node, CPUs, memory and GPUs stay: `srun` and `mpirun` in a stage need them.
+    """
+    for name in [name for name in environment if _STEP.fullmatch(name)]:
+        del environment[name]

@@ -31,6 +31,18 @@ ENVIRONMENT = (
 )
 """The only environment variables that are ever recorded."""
 
+_ELSEWHERE = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"),
+    *(
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_PREFIX",
+        "GIT_NAMESPACE",
+        "GIT_SHALLOW_FILE",
+        "GIT_GRAFT_FILE",
+    ),
+)
+"""Variables that name another repository than that of a folder, such as those that git sets for its hooks."""
+
 MAX_DIFF_BYTES = 1_000_000
 
 
@@ -123,6 +135,12 @@ def packages_digest() -> str:
     return hashlib.sha256(repr(packages()).encode()).hexdigest()[:16]
 
 
+def git_environment() -> dict[str, str]:
+    """Return the environment in which git answers for the folder that it is asked about, in English."""
+    kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    return {**kept, "LC_ALL": "C"}
+
+
 @cache
 def git_state(folder: str) -> dict[str, Any]:
     """Returns commit, branch and uncommitted diff of the checkout that holds `folder`, {} without one."""
@@ -134,6 +152,7 @@ def git_state(folder: str) -> dict[str, Any]:
                 capture_output=True,
                 text=True,
                 timeout=20,
+                env=git_environment(),
                 check=False,
                 errors="replace",
             )
@@ -144,7 +163,7 @@ def git_state(folder: str) -> dict[str, Any]:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {}
-    diff = git("diff", "HEAD") or ""
+    diff = git("diff", "--no-ext-diff", "--no-color", "HEAD") or ""
     return {
         "commit": commit.strip(),
         "dirty": bool(diff),

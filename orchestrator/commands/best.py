@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     results = by_cell(rows, axes=axes, columns=columns)
     _check_metric(args.metric, results, view.title)
     over = [axis for axis in axes if is_seed(axis) or axis in args.over]
-    groups = [group for group in spread_over(results, over) if args.metric in group.metrics]
+    groups = spread_over([result for result in results if args.metric in result.metrics], over)
     groups.sort(key=lambda group: group.metrics[args.metric].mean, reverse=args.max)
     shown = groups[: args.top] if args.top else groups
     if args.json:
@@ -82,10 +82,10 @@ def _check_metric(metric: str, results: Sequence[CellResult], title: str) -> Non
     if metric in names:
         return
     if not results:
-        raise UserError("no cell has a result yet", where=title, fix="sweep status shows where it stands")
+        raise UserError("no cell has a result row", where=title, fix="sweep status shows where it stands")
     longer = [name for name in names if name.startswith(f"{metric}[") or name.endswith(f".{metric}")]
     raise UserError(
-        f"{metric!r} is {'several columns' if longer else 'no column of numbers'}",
+        f"{metric!r} is {'several columns' if len(longer) > 1 else 'no column of numbers'}",
         where=title,
         allowed=", ".join(longer) if longer else nearest(metric, names),
     )

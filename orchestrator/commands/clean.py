@@ -1,4 +1,7 @@
-"""`sweep clean`: deletes what lies in the store of stages that no revision in use names; says first what."""
+"""`sweep clean`: deletes what lies in the store of stages that no revision in use names, and unused code.
+
+It says first what.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,15 @@ from orchestrator.commands.view import (
     sealed_view,
     store_url,
 )
+from orchestrator.core.jobs import Submission
+from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Node, Sweep
 from orchestrator.errors import UserError, nearest
-from orchestrator.store.cleaning import Leftover, delete, leftovers
+from orchestrator.store.cleaning import Leftover, UnusedCode, delete, delete_code, leftovers, unused_code
 from orchestrator.store.evidence import Snapshot
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.submissions import Submissions
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,14 +58,17 @@ def run(args: argparse.Namespace) -> int:
             )
     needed, others = _nodes(ledger, args.drop)
     found = leftovers(ledger, [node for digest, node in others.items() if digest not in needed])
+    used = _code_in_use(ledger, args.drop)
+    code = [] if used is None else unused_code(ledger, used)
     if args.yes:
         _refuse_running(ledger, found)
         delete(ledger, found, by=f"clean by {provenance.user()}")
+        delete_code(ledger, code)
     found = [left for left in found if left.num_files]
     if args.json:
-        print_json(_as_json(ledger, found, deleted=args.yes))
+        print_json(_as_json(ledger, found, code, deleted=args.yes))
     else:
-        _print(ledger, found, deleted=args.yes)
+        _print(ledger, found, code, deleted=args.yes)
     return 0
 
 
@@ -88,6 +97,20 @@ def _formers(ledger: Ledger, sweep: Sweep) -> Iterator[str]:
             yield former.node.digest
 
 
+def _code_in_use(ledger: Ledger, dropped: Collection[str]) -> set[str] | None:
+    """Return the snapshots that launches of revisions in use name; None where a record cannot be read."""
+    digests: set[str] = set()
+    problems: list[str] = []
+    for sweep in ledger.sweeps():
+        current = None if sweep in dropped else current_revision(ledger, sweep)
+        submissions = [filed.submission for filed in Submissions(ledger, sweep).read(problems)]
+        records: list[Request | Submission] = [*ledger.requests(sweep, problems), *submissions]
+        for record in records:
+            if record.revision == current and record.code is not None:
+                digests.add(record.code.digest)
+    return None if problems else digests
+
+
 def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
     """Refuses to delete while anything runs in the store.
 
@@ -113,7 +136,9 @@ def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
                 )
 
 
-def _as_json(ledger: Ledger, found: Collection[Leftover], *, deleted: bool) -> dict[str, Any]:
+def _as_json(
+    ledger: Ledger, found: Collection[Leftover], code: Collection[UnusedCode], *, deleted: bool
+) -> dict[str, Any]:
     return {
         "store": ledger.objects.url,
         "deleted": deleted,
@@ -128,12 +153,23 @@ def _as_json(ledger: Ledger, found: Collection[Leftover], *, deleted: bool) -> d
             }
             for left in found
         ],
+        "code": [one._asdict() for one in code],
     }
 
 
-def _print(ledger: Ledger, found: Collection[Leftover], *, deleted: bool) -> None:
+def _print(
+    ledger: Ledger, found: Collection[Leftover], code: Collection[UnusedCode], *, deleted: bool
+) -> None:
+    verb = "deleted" if deleted else "would delete"
+    if code:
+        num_files, num_bytes = (sum(sizes) for sizes in zip(*(one[1:] for one in code), strict=True))
+        what = f"{counted(num_files, 'file')}, {num_bytes / 2**30:.3g} GiB"
+        print(f"{verb} {what}, of {counted(len(code), 'code snapshot')} that no launch in use names")
     if not found:
-        print(f"{ledger.objects.url}: every file is of a stage that a revision in use names")
+        if not code:
+            print(f"{ledger.objects.url}: every file is of a stage that a revision in use names")
+        elif not deleted:
+            print("  sweep clean --yes does it")
         return
     rows = []
     for stage in dict.fromkeys(left.node.stage for left in found):
@@ -143,7 +179,6 @@ def _print(ledger: Ledger, found: Collection[Leftover], *, deleted: bool) -> Non
         rows.append((stage, num_done, len(mine) - num_done, num_files, _gib(mine)))
     print_table(("stage", "products", "unfinished", "files", "GiB"), rows)
     total = sum(left.num_files for left in found)
-    verb = "deleted" if deleted else "would delete"
     print(f"{verb} {counted(total, 'file')}, {_gib(found)} GiB, of stages that no revision in use names")
     if not deleted:
         print("  sweep clean --yes does it; records, rows, logs and metrics stay")

@@ -17,7 +17,7 @@ from orchestrator.core.dispatch import Answer, Filed, Jobs, ending, scheduler_of
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.requests import Wishes, fold
-from orchestrator.core.selector import Subject, select
+from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import Attempt, CellStatus, Liveness, StageStatus, cell_status, stage_status
 from orchestrator.core.sweep import Cell, Node, Sweep
@@ -276,7 +276,10 @@ class View:
         """
         if not only:
             return list(self.sweep.cells)
-        return select(only, [(cell, self.subject(cell)) for cell in self.sweep.cells])
+        pairs = [(cell, self.subject(cell)) for cell in self.sweep.cells]
+        chosen = select(only, pairs)
+        refuse_impossible(only, [subject for _, subject in pairs])
+        return chosen
 
     def cell(self, word: str) -> Cell:
         """Returns the one cell that a word names: its id, the beginning of it, or any selector.

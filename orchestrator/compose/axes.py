@@ -56,7 +56,9 @@ def axis_of(name: str, value: Any, *, where: str) -> Axis:
             pass
         case _:
             raise UserError(
-                f"axis {name!r} is {value!r}", where=where, allowed="a list, or label: {key: value, ...}"
+                f"axis {name!r} is {scalar_text(value)}",
+                where=where,
+                allowed="a list, or label: {key: value, ...}",
             )
     return checked(list_axis(name, value), where=where)
 
@@ -112,7 +114,9 @@ def _named_label(axis: str, label: Any, keys: Any, where: str) -> Label:
         )
     if not isinstance(keys, Mapping | None):
         raise UserError(
-            f"{keys!r} of axis {axis!r}, label {label!r}", where=where, allowed="{key: value, ...}"
+            f"label {scalar_text(label)!r} of axis {axis!r} is {scalar_text(keys)!r}, not what it sets",
+            where=where,
+            allowed=f"{scalar_text(label)}: {{key: value, ...}}; or a list of values: {axis}: [...]",
         )
     text = scalar_text(label)
     part = text if isinstance(label, str) else f"{axis}{text}"

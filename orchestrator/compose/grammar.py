@@ -14,7 +14,15 @@ from typing import Any, Final
 from antlr4 import CommonTokenStream, InputStream  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString, RangeSweep
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+    Sweep,
+)
 from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
@@ -136,8 +144,17 @@ def _check_length(text: str, value: RangeSweep) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Returns a parsed value without the grammar's marks of quotation."""
+    """Returns a parsed value without the grammar's marks of quotation.
+
+    Raises:
+        UserError: a function that gives several values is one of several values, or in a list.
+    """
     match value:
+        case Sweep() | Glob():
+            raise UserError(
+                "a function such as range(0,3) stands among other values",
+                allowed="KEY=range(0,3) alone, or all values: KEY=0,1,2",
+            )
         case QuotedString():
             return value.text
         case list():

@@ -26,7 +26,7 @@ from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.settings import EngineSettings
 from orchestrator.core.sweep import Sweep
-from orchestrator.core.sweepfile import SweepFile, stage_specs
+from orchestrator.core.sweepfile import SweepFile, check_axis, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, lookup
@@ -91,6 +91,7 @@ def _composed(
 ) -> Composition:
     source = locate(sweep, cwd)
     sweep_id = sweep_name(source, name)
+    refuse_secrets(sweep_id, key="the name")
     where = str(source.relative_to(cwd) if source.is_relative_to(cwd) else source)
     file = read_sweep(source, where=where)
     import_paths = tuple(dict.fromkeys([str(source.parent), str(cwd)]))
@@ -110,6 +111,8 @@ def _composed(
     _check_limits(engine, specs)
     _check_work(engine, specs)
     axes = list(merged.axes.values())
+    for axis in axes:
+        check_axis(axis.name)
     _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
     grid.check_labels(cell_labels(axes))
     _fill(grid, configs, axes, file.columns, specs, where, progress)

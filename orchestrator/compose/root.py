@@ -122,6 +122,9 @@ class Root:
         if isinstance(error, ValueError) and text.startswith("invalid literal for int()"):
             return self._not_a_mapping(overrides)
         if match := re.search(r"Could not (?:override|delete|append)[^']*'\+?([^'@]+)", text):
+            inner = re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__}")
+            if inner and inner[1].startswith(f"{match[1]}."):  # a key of a section that was given whole
+                return unknown_key(inner[1], self._keys(overrides), where=self.where)
             key = match[1]
             append = re.search(r"use (\+\S+)", text)
             return unknown_key(

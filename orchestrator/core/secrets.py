@@ -44,6 +44,10 @@ _FORMS = {
     "a Google key": r"\bAIza[\w-]{35}|\bGOCSPX-[\w-]{20,}|\bya29\.[\w-]{20,}",
     "an Azure key": r"\b(?:AccountKey|SharedAccessKey)=[A-Za-z0-9+/=]{30,}|[?&]sig=[A-Za-z0-9%+/=]{30,}",
     "a signed address": r"\bX-Amz-(?:Signature|Security-Token)=[A-Za-z0-9%+/=]{16,}",
+    "a credential in an address": (
+        r"[?&](?i:api[_-]?key|(?:access|auth|refresh)[_-]?token|token|(?:client[_-]?)?secret|password)"
+        r"=[\w.~%+-]{8,}"
+    ),
     "a token of a package registry": r"\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{40,}",
     "an access token": (
         r"\b(?:dapi[a-f0-9]{32}|dop_v1_[a-f0-9]{40,}|r8_[A-Za-z0-9]{30,}|gsk_[A-Za-z0-9]{40,})"
@@ -76,6 +80,7 @@ _ALWAYS = re.compile(
     r"secrets?|passwords?|passwd|passphrase|credentials?|(?:api|auth|access|secret|private)keys?"
     r"|(?:api|auth|access|bearer|refresh)tokens?"
 )
+_SHORT = re.compile(r"(?:(?:admin|db|ftp|http|login|mysql|postgres|proxy|redis|root|smtp|user)pass|\w*pwd)")
 _PROVIDERS = re.compile(
     r"anthropic|aws|azure|comet|dagshub|gcp|gh|github|gitlab|google|hf|huggingface|hub|mlflow|neptune|openai"
     r"|openrouter|slack|wandb"
@@ -213,6 +218,11 @@ def found_in(
                 if kind := form_of(str(name)):
                     yield f"{key or 'the config'}, in the name of a key", kind
                 yield from found_in(value, inner, known=known, shell=shell, checked=before.get(name))
+            for name in ("name", "key"):  # {name: API_KEY, value: ...}, as containers take variables
+                if isinstance(named := tree.get(name), str) and (
+                    reason := reason_of(named, tree.get("value"))
+                ):
+                    yield f"{key}.value" if key else "value", reason
         case list() | tuple():
             for option, value in pairwise(tree):  # ["--api-key", "..."], as programs take their words
                 is_named = isinstance(option, str) and isinstance(value, str) and option.startswith("--")
@@ -312,7 +322,7 @@ def _level(name: str) -> _Name:
     if not words or "public" in words:
         return _Name.PLAIN
     *before, last = words
-    if _ALWAYS.fullmatch(last):
+    if _ALWAYS.fullmatch(last) or (_SHORT.fullmatch("".join(words[-2:])) and own not in ("PWD", "OLDPWD")):
         return _Name.ANY
     if last not in ("key", "keys", "token", "tokens"):
         return _Name.PLAIN

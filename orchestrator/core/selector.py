@@ -181,6 +181,21 @@ def select(texts: Sequence[str], items: Iterable[tuple[_Item, Subject]]) -> list
     return [item for item, subject in pairs if any_of(selectors, subject)]
 
 
+def refuse_impossible(texts: Iterable[str], subjects: Sequence[Subject]) -> None:
+    """Refuse selectors whose words no cell can match together, whatever its state is now.
+
+    Raises:
+        UserError: one is such, as ``seed=0 seed=1``, where ``seed=0,1`` is meant.
+    """
+    for text in texts:
+        words = [word for word in Selector.parse(text)._words if word.key not in ("state", "cause")]
+        if words and not any(all(word.matches(subject) for word in words) for subject in subjects):
+            raise UserError(
+                f"no cell matches {text!r}",
+                allowed="all words of a selector must match; key=a,b means either value",
+            )
+
+
 def _split(text: str) -> list[str]:
     """Splits at spaces, but for those in quotes; commas in quotes become `_KEPT_COMMA`."""
     words: list[str | None] = [None]

@@ -57,10 +57,11 @@ def parse(tree: Any, *, where: str) -> SweepFile:
     Raises:
         UserError: an unknown key, a wrong type, or a name that cannot be one.
     """
+    if isinstance(tree, Mapping) and isinstance(tree.get("axes"), Mapping):
+        _check_functions(tree["axes"], where)  # first: what is left of a torn one is of the wrong type
     file = typed(tree, SweepFile, where=where)
     for name in file.axes:
-        if not name or len(name) > MAX_NAME or not name.isprintable() or re.search(r"[\s=,!]", name):
-            raise UserError(f"{_short(name)!r} cannot be the name of an axis", where=where)
+        check_axis(name, where=where)
     for name in file.columns:
         if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
             raise UserError(f"{_short(name)!r} cannot be the name of a column", where=where)
@@ -73,6 +74,38 @@ def parse(tree: Any, *, where: str) -> SweepFile:
     if not file.stages:
         raise UserError("the sweep has no stages", where=where, fix="stages: [NAME, ...]")
     return file
+
+
+def check_axis(name: str, *, where: str = "") -> None:
+    """Refuse a name that no axis can have, or that means something else in result rows and selectors.
+
+    Raises:
+        UserError: it is such a name.
+    """
+    if not name or len(name) > MAX_NAME or not name.isprintable() or re.search(r"[\s=,!]", name):
+        raise UserError(f"{_short(name)!r} cannot be the name of an axis", where=where)
+    if name in (taken := (*_ENGINE_COLUMNS, "state", "cause")):
+        raise UserError(
+            f"{name!r} cannot be the name of an axis",
+            where=where,
+            allowed=f"result rows and selectors have their own {', '.join(taken)}",
+            fix=f"another name with named values: my_{name}: {{LABEL: {{{name}: VALUE}}}}",
+        )
+
+
+def _check_functions(axes: Mapping[Any, Any], where: str) -> None:
+    """Refuse ``range(0,3)`` as an item of a list, and what a comma in braces or brackets left of it."""
+    for name, value in axes.items():
+        torn = isinstance(value, str) and value.count("(") > value.count(")")
+        items = value if isinstance(value, list) else [value] if torn else []
+        for item in items:
+            if isinstance(item, str) and re.match(r"(range|choice|glob|interval|sort|shuffle)\(", item):
+                raise UserError(
+                    f"axis {name!r} has the text {_short(item)!r} for a value",
+                    where=where,
+                    allowed="a function stands alone, and in quotes where braces or brackets are around it",
+                    fix=f'{name}: "range(0,3)"',
+                )
 
 
 def is_name(name: str) -> bool:

@@ -1,4 +1,6 @@
-"""Deletes the payload of stages that no revision in use names; records stay, so no number is used again.
+"""Deletes the payload of stages that no revision in use names, and the code that no launch of one names.
+
+Records stay, so no number is used again.
 
 A product's files are first recorded as retired, as retention does (rule 7): whoever looks at the old revision
 finds them absent by decision, and `sweep discard` has them made again.
@@ -6,7 +8,7 @@ finds them absent by decision, and `sweep discard` has them made again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from orchestrator import provenance
@@ -44,6 +46,38 @@ class Leftover(NamedTuple):
         attempts = self.evidence.attempts
         is_ended = self.evidence.done is not None or not attempts or attempts[-1].end is not None
         return not is_ended and self.evidence.liveness is not Liveness.GONE
+
+
+class UnusedCode(NamedTuple):
+    """A code snapshot, or what a launch that died left of one, that nothing in use names."""
+
+    digest: str
+    num_files: int
+    num_bytes: int
+
+
+def unused_code(ledger: Ledger, used: Collection[str]) -> list[UnusedCode]:
+    """Return the code snapshots in a store but for those whose digests are given."""
+    listing = ledger.objects.list(layout.CODE)
+    names = {name.partition(".")[0] for name in (*listing.files, *listing.folders)}
+    digests = sorted(names - set(used))
+    trees = ledger.objects.trees(place for digest in digests for place in _places(digest))
+    return [
+        UnusedCode(digest, len(sizes), sum(sizes))
+        for digest in digests
+        if (sizes := [size for place in _places(digest) for size in trees[place].values()])
+    ]
+
+
+def delete_code(ledger: Ledger, found: Iterable[UnusedCode]) -> None:
+    """Delete code snapshots, first what makes one count: a launch that needs it meanwhile stores it anew."""
+    for code in found:
+        for key in (layout.code_record(code.digest), *_places(code.digest)):
+            ledger.objects.delete(key)
+
+
+def _places(digest: str) -> tuple[str, str]:
+    return layout.code(digest), layout.code_archive(digest)
 
 
 def leftovers(ledger: Ledger, nodes: Sequence[Node]) -> list[Leftover]:

@@ -24,6 +24,8 @@ from __future__ import annotations
 STORE = "store.json"
 LOG, METRICS, OUTCOME = "log.txt", "metrics.jsonl", "outcome.json"
 OUTPUT, CHECKPOINTS, SCRATCH, WORK = "output", "checkpoints", "scratch", "work"
+CODE = "code"
+"""The prefix of all code snapshots."""
 CODE_PACKAGE = "polysweep"
 """The folder of a code snapshot from which `orchestrator` is imported."""
 CLAIM, START, HEARTBEAT, END = "claim.json", "start.json", "heartbeat.json", "end.json"
@@ -187,17 +189,17 @@ def checkpoints(stage: str, digest: str, number: int) -> str:
 
 def code(digest: str) -> str:
     """The folder of a code snapshot."""
-    return f"code/{digest}"
+    return f"{CODE}/{digest}"
 
 
 def code_record(digest: str) -> str:
     """The record that a code snapshot is whole."""
-    return f"code/{digest}.json"
+    return f"{CODE}/{digest}.json"
 
 
 def code_archive(digest: str) -> str:
     """The folder of a code snapshot's archive: where its files are not kept each under its own name."""
-    return f"code/{digest}.archive"
+    return f"{CODE}/{digest}.archive"
 
 
 def code_project(number: int) -> str:

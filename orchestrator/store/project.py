@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from orchestrator.errors import UserError
+from orchestrator.provenance import git_environment
 
 MAX_LISTED = 200_000
 """Enough to name what is too much; a home folder may hold millions of files."""
-
-_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in git's hooks: of another repository
 
 
 class Found(NamedTuple):
@@ -193,12 +192,11 @@ def is_installed(path: Path) -> bool:
 
 def git(folder: Path, *words: str, given: bytes = b"") -> bytes | None:
     """Return what git says; None when it says no, when it is not installed, or outside of a work tree."""
-    env = {name: value for name, value in os.environ.items() if name not in _PLACES}
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words],
             capture_output=True,
-            env={**env, "LC_ALL": "C"},
+            env=git_environment(),
             input=given,
             check=False,
         )

@@ -27,13 +27,14 @@ def collect_rows(
 
     The columns: cell, one per axis, the sweep's `columns` (lists joined by commas), sweep, revision, stage,
     attempts (of the cell), seconds (wall time of the stage), code (of the attempt that made the product),
-    then what the stage returned. Of an axis or one of `columns` that the stage returns too, the stage's
-    value is shown; what has the name of another column of the engine is kept as ``row_<name>``.
+    then what the stage returned. Of one of `columns` that the stage returns too, the stage's value is
+    shown. What it returns under the name of an axis, if it is another value, or of another column of the
+    engine, is kept as ``row_<name>``: a label says what ran.
     """
     rows: Rows = []
     for cell in cells:
-        labels = {axis: _typed(cell, axis, label) for axis, label in cell.axes.items()}
-        labels.update((name, _flat(value)) for name, value in cell.columns.items())
+        axes = {axis: _typed(cell, axis, label) for axis, label in cell.axes.items()}
+        labels = axes | {name: _flat(value) for name, value in cell.columns.items()}
         for digest in cell.chain:
             done = snapshot.evidence(digest).done
             if done is None or not done.rows:
@@ -47,22 +48,32 @@ def collect_rows(
                 "seconds": done.seconds,
                 "code": done.code,
             }
-            rows.extend(_row(engine, labels, row) for row in done.rows)
+            rows.extend(_row(engine, axes, labels, row) for row in done.rows)
     return rows
 
 
-def _row(engine: Mapping[str, Any], labels: Mapping[str, Any], returned: Mapping[str, Any]) -> dict[str, Any]:
+def _row(
+    engine: Mapping[str, Any], axes: Mapping[str, Any], labels: Mapping[str, Any], returned: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = {*engine, *(axis for axis in axes if axis in returned and not _same(returned[axis], axes[axis]))}
     named = {**labels, **returned}
-    first = {name: named[name] for name in labels if name not in engine}
+    first = {name: labels[name] if name in own else named[name] for name in labels if name not in engine}
     row = {"cell": engine["cell"], **first, **engine}
-    row.update((name, value) for name, value in returned.items() if name not in engine)
-    for name in engine:
+    row.update((name, value) for name, value in returned.items() if name not in own)
+    for name in [*engine, *(axis for axis in axes if axis in own and axis not in engine)]:
         if name in named:
             other = f"row_{name}"
             while other in row:
                 other = f"row_{other}"
             row[other] = named[name]
     return row
+
+
+def _same(value: Any, label: Any) -> bool:
+    """Tell whether a returned value says the same as the label of an axis."""
+    return (value == label and isinstance(value, bool) == isinstance(label, bool)) or _text(value) == _text(
+        label
+    )
 
 
 def _typed(cell: Cell, axis: str, label: str) -> Any:

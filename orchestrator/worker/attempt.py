@@ -12,7 +12,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
-from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.cell import uses_of
@@ -35,8 +34,8 @@ from orchestrator.worker import child
 from orchestrator.worker.inherit import Inherited, has_progressed, inherit
 from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
 from orchestrator.worker.outcome import log_tail, read_outcome
-from orchestrator.worker.shipping import Shipper
-from orchestrator.worker.started import started
+from orchestrator.worker.shipping import Shipper, complain
+from orchestrator.worker.started import going_on, started
 
 MAX_HEARTBEAT_S = 10.0
 INPUT_RETIRED = "input_retired"
@@ -95,6 +94,7 @@ class AttemptRun:
         self._folder = Path(layout.CHECKPOINTS)
         self._mark = mark_of(claim.nonce)
         self._shipper: Shipper | None = None
+        self._recorded: Start | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:
         """Runs the attempt to its end and returns the end that was recorded."""
@@ -122,17 +122,18 @@ class AttemptRun:
         start = started(self._order, self._spec, self._cell, self._generations)
         self._record_start(start)  # without it nobody may take from this attempt what it now takes over
         taken = inherit(
-            self._ledger, self._node, self._spec, earlier, folder, former=self._former, pulse=self._pulse
+            *(self._ledger, self._node, self._spec, earlier, folder),
+            former=self._former,
+            pulse=self._pulse,
+            record=lambda taken: self._record_start(going_on(start, taken)),
         )
+        self._record_start(going_on(start, taken))
         if self._goes_without and taken.former is None:
             return self._end("released", why=NOT_KEPT, message="it is not whole")
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
-            self._shipper = Shipper(objects, self._key, adopted=step, complain=_complain)
-        final = replace(start, parent=taken.parent, work=taken.work, unread=taken.unread)
-        if final != start:
-            self._record_start(final)
+            self._shipper = Shipper(objects, self._key, adopted=step, complain=complain)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
@@ -141,7 +142,7 @@ class AttemptRun:
             if process.pid is not None:
                 process.kill()
                 if not end_attempt(self._mark, leader=process.pid):
-                    _complain(f"processes that attempt {self.number} started do not end")
+                    complain(f"processes that attempt {self.number} started do not end")
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
@@ -167,10 +168,13 @@ class AttemptRun:
     # Starting
 
     def _record_start(self, start: Start) -> None:
+        if start == self._recorded:
+            return
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
         self._ledger.put(self._node, self.number, layout.START, start)
+        self._recorded = start
         self._heartbeat()
 
     def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:
@@ -284,7 +288,7 @@ class AttemptRun:
         try:
             self._ledger.put(self._node, self.number, layout.HEARTBEAT, beat)
         except OSError as error:
-            _complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
+            complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
 
     # Ending
 
@@ -393,8 +397,3 @@ class AttemptRun:
         )
         self._ledger.end(self._node, self.number, end)
         return end
-
-
-def _complain(line: str) -> None:
-    with contextlib.suppress(OSError):  # the log may lie on a full disk
-        print(line, flush=True)

@@ -61,13 +61,8 @@ def main(order_json: bytes, pipe: Connection) -> None:
     os.environ.update(order.env)
     _limit_threads(order.num_threads)
     sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
-    stop, received = StopSignal(), ReceivedSignals()
-
-    def heed(number: int, frame: object) -> None:
-        received.note(number)
-        stop.ask("stopped")
-
-    signal.signal(signal.SIGTERM, heed)
+    stop = StopSignal()
+    received = ReceivedSignals(on_term=lambda: stop.ask("stopped"))
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline, received)
     if outcome.cause is Cause.STORAGE:  # half a product is of no use, and in the way on a full disk

@@ -45,6 +45,7 @@ def inherit(
     *,
     former: Former | None,
     pulse: Callable[[], object],
+    record: Callable[[Inherited], object],
 ) -> Inherited:
     """Brings what earlier attempts left into an attempt's own folder.
 
@@ -56,6 +57,7 @@ def inherit(
         folder: the attempt's own payload folder.
         former: the product of an earlier version of the stage; None for none.
         pulse: called often meanwhile.
+        record: called with what is about to be taken, before it is: who dies of it is still known to have it.
 
     Raises:
         OSError: the store did not answer, or a former owner still writes into its work folder.
@@ -63,13 +65,24 @@ def inherit(
     kept = adopt_former(ledger, former, folder, pulse=pulse)
     if not earlier:
         return Inherited(former=kept)
-    work = take_over(ledger, node, earlier, folder, pulse=pulse)
+    work = take_over(
+        ledger, node, earlier, folder, pulse=pulse, taking=lambda number: record(Inherited(work=number))
+    )
     if spec.command is not None:
-        unread = adopt_unread(ledger, node, earlier, folder, pulse=pulse)
+        unread = adopt_unread(
+            *(ledger, node, earlier, folder),
+            pulse=pulse,
+            taking=lambda number: record(Inherited(unread=number, work=work)),
+        )
         if unread is not None:
             return Inherited(unread=unread, work=work)
     is_ours = spec.run is not None and spec.run.startswith("orchestrator.")  # writes into none of them
-    found = adopt(ledger, node, earlier, folder, is_copied=not is_ours, pulse=pulse)
+    found = adopt(
+        *(ledger, node, earlier, folder),
+        is_copied=not is_ours,
+        pulse=pulse,
+        taking=lambda parent: record(Inherited(parent=parent, work=work)),
+    )
     checkpoint, parent = found or (None, None)
     return Inherited(checkpoint, parent, None, work, kept)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
@@ -17,7 +16,6 @@ from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, Node
 from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import damage
-from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.checkout import Checkout
 from orchestrator.store.evidence import Snapshot, examine
@@ -27,6 +25,7 @@ from orchestrator.store.retention import retain
 from orchestrator.worker.attempt import AttemptRun
 from orchestrator.worker.leaving import Leaving
 from orchestrator.worker.order import Shortage, WorkerOrder
+from orchestrator.worker.owner import share
 from orchestrator.worker.watch import Watcher, next_lease_s
 
 IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
@@ -380,35 +379,3 @@ class Worker:
             return ""
         wanted = any(node.digest in cell.chain and cell.cell not in cancelled for cell in self._cells)
         return "" if wanted else "cancelled"
-
-
-def share(cells: Sequence[Cell], order: WorkerOrder) -> tuple[Cell, ...]:
-    """Returns the worker's cells, starting at its own share so that workers rarely race for one stage."""
-    if order.cells is not None:
-        wanted = set(order.cells)
-        cells = [cell for cell in cells if cell.cell in wanted]
-    start = len(cells) * order.slot // max(1, order.num_slots) % max(1, len(cells))
-    return (*cells[start:], *cells[:start])
-
-
-def this_owner(order: WorkerOrder, pid: int) -> Owner:
-    """Names the calling worker.
-
-    Raises:
-        InfrastructureError: the process cannot be described.
-    """
-    process = describe(pid)
-    if process is None:
-        raise InfrastructureError(f"cannot read this process's start time (pid {pid})")
-    job = order.job
-    if job is None:
-        return Owner(host=platform.node(), process=process, slot=order.slot)
-    return Owner(
-        host=job.node or platform.node(),
-        process=process,
-        cluster=job.cluster,
-        job=job.job,
-        array_index=job.array_index,
-        restart_count=job.restart_count,
-        slot=order.slot,
-    )

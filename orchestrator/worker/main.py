@@ -23,15 +23,16 @@ from orchestrator.core.cell import check_digests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.processes import adopt_orphans
+from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
 from orchestrator.store.checkout import Checkout, checkout_of
 from orchestrator.store.code import damage, import_paths, package_path, version_of
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
 from orchestrator.store.patience import Outage, wait_out
-from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker, this_owner
+from orchestrator.worker.loop import OTHER_CODE, REFUSED, Worker
 from orchestrator.worker.order import Shortage, WorkerOrder
+from orchestrator.worker.owner import this_owner
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
@@ -72,6 +73,7 @@ def run(
         lifeline: a pipe's end that closes when whoever started this worker is gone.
         shortage: returns whether that is for want of memory on the node.
     """
+    leave_step(os.environ)  # of a job that the launch, or a Ray node, runs in
     diary = diary or Diary()
     if log is not None:
         _print_to(log)

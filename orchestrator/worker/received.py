@@ -1,9 +1,9 @@
-"""Which signals reached this process, whoever handles them.
+"""Which signals reached this process, whoever handles them; processes that it forks take none of that along.
 
 Libraries such as PyTorch Lightning put a handler of their own for SIGTERM in place of ours, leave their loop
 early and return as if all were done. Python writes the number of each signal that it handles into its wake-up
-pipe (`signal.set_wakeup_fd`), whichever handler then runs. Processes that a stage forks do not share the
-pipe: a pool that ends its workers by SIGTERM says nothing about this process.
+pipe (`signal.set_wakeup_fd`), whichever handler then runs. Processes that a stage forks share neither the
+pipe nor our handler: SIGTERM ends them, as `multiprocessing.Pool.terminate` relies on.
 """
 
 from __future__ import annotations
@@ -11,22 +11,34 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
 
 
 class ReceivedSignals:
-    """Remembers the signals that this process received from now on; made in its main thread."""
+    """Remembers the signals that this process received from now on; made in its main thread.
 
-    def __init__(self) -> None:
+    Args:
+        on_term: called at SIGTERM, as long as no library puts a handler of its own in the place of ours.
+    """
+
+    def __init__(self, on_term: Callable[[], None]) -> None:
+        self._on_term = on_term
         self._reader, writer = os.pipe()
         for handle in (self._reader, writer):
             os.set_blocking(handle, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=_share_nothing)
         self._numbers: set[int] = set()
+        self._masks = threading.local()
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._handle)
+        os.register_at_fork(
+            before=self._before_fork, after_in_parent=self._unblock, after_in_child=self._share_nothing
+        )
 
-    def note(self, number: int) -> None:
-        """Remembers one that our handler saw: a library such as asyncio may have taken the pipe away."""
-        self._numbers.add(number)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._numbers.add(number)  # a library such as asyncio may have taken the pipe away
+        self._on_term()
 
     def __contains__(self, number: object) -> bool:
         """Whether a signal was received."""
@@ -37,7 +49,16 @@ class ReceivedSignals:
             pass
         return number in self._numbers
 
+    def _before_fork(self) -> None:
+        """Block SIGTERM until the child has its default: one that came before would be lost there."""
+        self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
-def _share_nothing() -> None:
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.set_wakeup_fd(-1)
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
+
+    def _share_nothing(self) -> None:
+        with contextlib.suppress(ValueError):  # not in the main interpreter
+            signal.set_wakeup_fd(-1)
+            if signal.getsignal(signal.SIGTERM) == self._handle:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._unblock()

@@ -104,6 +104,7 @@ def adopt(
     *,
     is_copied: bool = False,
     pulse: Callable[[], object] = lambda: None,
+    taking: Callable[[Parent], object] = lambda parent: None,
 ) -> tuple[Checkpoint, Parent] | None:
     """Brings the newest checkpoint that verifies into the attempt's folder.
 
@@ -117,6 +118,7 @@ def adopt(
         folder: this attempt's own payload folder.
         is_copied: the stage may write into the checkpoint that it goes on from, which must change no other.
         pulse: called before each file: large ones take longer than a lease.
+        taking: called with the choice before anything of it lies in the folder.
 
     Returns:
         The checkpoint in its new place and where it came from, or None to start from nothing.
@@ -134,6 +136,8 @@ def adopt(
             continue
         # a store that does not answer is no reason to go on from an older one: its error is not caught
         source = ledger.objects.fetch(candidate.prefix, manifest.files, pulse=pulse)
+        parent = Parent(attempt=candidate.attempt, step=candidate.step)
+        taking(parent)
         try:
             for file in manifest.files:
                 pulse()
@@ -149,9 +153,7 @@ def adopt(
                 (target / MANIFEST).write_bytes(candidate.manifest)
                 fsync_path(target / MANIFEST)
                 fsync_tree(target)
-                return Checkpoint(candidate.step, target), Parent(
-                    attempt=candidate.attempt, step=candidate.step
-                )
+                return Checkpoint(candidate.step, target), parent
         except OSError:
             pass  # it went away or was torn: choose again
         shutil.rmtree(target, ignore_errors=True)

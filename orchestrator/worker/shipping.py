@@ -295,3 +295,9 @@ class Shipper:
             self._sizes |= grown
         except OSError as error:
             self._failed("the log", error)
+
+
+def complain(line: str) -> None:
+    """Print a line into the worker's log about what went wrong and stops nothing."""
+    with contextlib.suppress(OSError):  # the log may lie on a full disk
+        print(line, flush=True)

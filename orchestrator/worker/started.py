@@ -1,8 +1,14 @@
-"""The record of what an attempt starts from, as it is before anything is taken over."""
+"""The record of what an attempt starts from: before anything is taken over, and before each thing is.
+
+It is written before each, so that whoever comes next knows where what it finds came from, whenever its
+predecessor died.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.cell import uses_of
@@ -10,6 +16,7 @@ from orchestrator.core.records import Start
 from orchestrator.core.sweep import Cell
 from orchestrator.stage import StageSpec
 from orchestrator.worker.command import command_facts
+from orchestrator.worker.inherit import Inherited
 from orchestrator.worker.order import WorkerOrder, git_of
 
 
@@ -30,3 +37,8 @@ def started(order: WorkerOrder, spec: StageSpec, cell: Cell, generations: Mappin
         inputs=dict(generations),
         at=provenance.now(),
     )
+
+
+def going_on(start: Start, taken: Inherited) -> Start:
+    """Return the record of a start with what is taken over."""
+    return replace(start, parent=taken.parent, work=taken.work, unread=taken.unread)

@@ -29,6 +29,7 @@ def adopt_unread(
     folder: Path,
     *,
     pulse: Callable[[], object] = lambda: None,
+    taking: Callable[[int], object] = lambda number: None,
 ) -> int | None:
     """Brings the output of an earlier attempt whose command was through into this attempt's folder.
 
@@ -38,6 +39,7 @@ def adopt_unread(
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
         pulse: called before each file.
+        taking: called with the number of the attempt before anything of it lies in the folder.
 
     Returns:
         The number of that attempt; None when there is none, when its output was read again since and in vain,
@@ -50,6 +52,7 @@ def adopt_unread(
     attempt, outcome = found
     key, target = layout.payload(node.stage, node.digest, attempt.number), folder / layout.OUTPUT
     source = ledger.objects.fetch(f"{key}/{layout.OUTPUT}", outcome.files, pulse=pulse)
+    taking(attempt.number)
     try:
         for file in outcome.files:
             pulse()

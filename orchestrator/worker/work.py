@@ -54,6 +54,7 @@ def take_over(
     folder: Path,
     *,
     pulse: Callable[[], object] = lambda: None,
+    taking: Callable[[int], object] = lambda number: None,
 ) -> int | None:
     """Brings the newest work folder of the earlier attempts into this attempt's own folder.
 
@@ -63,6 +64,7 @@ def take_over(
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
         pulse: called often meanwhile: a large copy takes longer than a lease.
+        taking: called with the number of the attempt before the folder is in its new place.
 
     Returns:
         The number of the attempt whose folder it was, None when there is none.
@@ -80,11 +82,13 @@ def take_over(
         is_gone = attempt.end is not None or glance(node, attempt).liveness is Liveness.GONE
         try:
             if is_gone:
+                taking(attempt.number)
                 source.rename(target)
                 fsync_path(source.parent)
             else:
                 _copy(source, folder / COPYING, pulse)
                 fsync_tree(folder / COPYING)
+                taking(attempt.number)
                 (folder / COPYING).rename(target)
         except FileNotFoundError:
             continue  # another attempt took it meanwhile, and died of it or holds it

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from orchestrator.core.state import Budget, State, stage_status
 from orchestrator.store import layout
 from orchestrator.store.evidence import Snapshot
-from tests.bucket.buckets import Bucket
+from tests.bucket.buckets import Bucket, BucketSweep
+from tests.commands.test_clean import PARTS, SWEEP, parts
 from tests.store.builders import seal
 from tests.worker.faults import order_for
 from tests.worker.here import work
@@ -44,3 +47,31 @@ def test_what_an_earlier_version_kept_there_is_used_though_inputs_were_retired(b
     done, _ = ledger.product(node, 1)
     assert done is not None and done.rows[0]["kept"], worked.lines
     assert ledger.numbers(source) == [1] and ledger.retired(source, 1)
+
+
+@pytest.mark.long
+def test_clean_deletes_in_the_bucket_and_in_the_cache_what_no_revision_in_use_names(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    own = BucketSweep(folder, bucket)
+    (folder / "own.yaml").write_text(SWEEP)
+    (folder / "parts.py").write_text(PARTS)
+    own("launch", "own.yaml", "launcher.workers=1", "launcher.snapshot=true")
+    (folder / "parts.py").write_text(PARTS + "\n# edited\n")
+    own("launch", "own.yaml", "seed=1,2", "launcher.workers=1", "launcher.snapshot=true")
+    assert parts(own.store) == ["made for 0", "made for 1", "made for 2"]
+    told = own.json("clean")
+    assert [stage["stage"] for stage in told["stages"]] == ["make"] and len(told["code"]) == 1
+    assert own.json("clean", "--yes")["deleted"]
+    assert parts(own.store) == ["made for 1", "made for 2"]
+    assert len({path.name.partition(".")[0] for path in (own.store / "code").iterdir()}) == 1
+    here = [path for path in bucket.folder.glob("cache/**/payload/make/*/*/output/part") if path.is_file()]
+    assert sorted(path.read_text() for path in here) == ["made for 1", "made for 2"]
+    told = own.json("clean")
+    assert (told["stages"], told["code"]) == ([], [])
+    assert {row["text"] for row in own.json("collect", "own@1") if row["stage"] == "use"} == {
+        *("made for 0", "made for 1")
+    }
+    assert {cell["state"] for cell in own.json("status", "own@1")["cells"]} == {"done"}

@@ -82,6 +82,21 @@ def test_a_sweep_that_is_dropped_leaves_what_another_one_shares(own: Any) -> Non
     assert parts(own.store) == ["made for 1"]
 
 
+def test_code_that_no_launch_of_a_revision_in_use_names_goes(own: Any) -> None:
+    own("launch", "own.yaml", "launcher.workers=1", "launcher.snapshot=true", "--only", "seed=0")
+    (own.folder / "parts.py").write_text(PARTS + "\n# edited\n")
+    own("launch", "own.yaml", "seed=1", "launcher.workers=1", "launcher.snapshot=true")
+    dead = own.store / "code" / ("d" * 64)  # of a launch that died while it stored its code
+    dead.mkdir()
+    (dead / "part.py").write_text("x = 1")
+    last, first = sorted((own.store / "code").glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
+    assert {code["digest"] for code in own.json("clean")["code"]} == {first.stem, dead.name}
+    assert "would delete" in own("clean") and "2 code snapshots" in own("clean", "--yes")
+    assert {path.name for path in (own.store / "code").iterdir()} == {last.stem, last.name}
+    assert own.json("clean")["code"] == []
+    own("launch", "own.yaml", "launcher.workers=1", "launcher.snapshot=true")  # what is gone is stored anew
+
+
 def test_nothing_is_deleted_while_something_runs(own: Any, background: Any) -> None:
     own("launch", "own.yaml", "seed=5", "launcher.workers=1")
     running = background("launch", "own.yaml", "seed=6", "wait_s=60", "launcher.workers=1")

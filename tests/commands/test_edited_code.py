@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import provenance
 from orchestrator.stage import StageSpec
 from orchestrator.store.checkout import Checkout
 from tests.commands.launches import records, wait_for
@@ -228,7 +229,11 @@ def test_what_git_ignores_is_no_code_beyond_links_and_in_repositories_inside(
     words = ["git", "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../other", "sub"]
     url = str(project.parent / "other")
     subprocess.run([url if word == "../other" else word for word in words], cwd=project, check=True)
+    here = project / "vendored"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
     monkeypatch.setenv("GIT_DIR", str(project.parent / "other/.git"))
+    monkeypatch.setenv("GIT_OBJECT_DIRECTORY", str(project.parent / "nothing"))
+    assert provenance.git_state(str(here))["commit"] == head.stdout.strip()
     code = checkout(project)
     before = code.digest()
     ignored = ["gen.py", "inside/gen.py", "sub/gen.py", "beyond/gen.py", "lib/gen2.py", "vendored/x.py"]

@@ -125,7 +125,11 @@ def test_collect_keeps_the_engines_columns_and_gives_numeric_axes_their_type(odd
     assert all(type(row["wide"]) is bool for row in rows)
     for row in rows:
         assert (row["stage"], row["row_stage"], row["row_code"]) == ("odd", "mine", [1, 2])
-        assert row["code"] != [1, 2] and row["name"] == "its own" and row["languages"] == "en,es"
+        assert (
+            row["code"] != [1, 2]
+            and (row["name"], row["row_name"]) == ("a", "its own")
+            and row["languages"] == "en,es"
+        )
     printed = list(csv.DictReader(odd("collect", "odd").partition("odd@1:")[0].splitlines()))
     assert {row["m"] for row in printed} == {"0.1", "1", "a"}
     assert {(row["row_code"], row["extra"], row["wide"]) for row in printed} == {

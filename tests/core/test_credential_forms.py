@@ -44,6 +44,7 @@ FORMS = [
     "DefaultEndpointsProtocol=https;AccountName=x;AccountKey=" + "aB1+" * 21 + "==",
     "https://b.s3.amazonaws.com/k?X-Amz-Signature=" + HEX,
     "Authorization: Basic dXNlcjpwYXNzd29yZA==",
+    "https://host/x?v=2&api_key=a1b2c3d4e5",
 ]
 
 
@@ -84,6 +85,8 @@ NAMED = [
     ("my_token", "abc123def456"),
     ("TOKEN_X.auth_token", "letmein"),
     ("db_password", "correct horse battery"),
+    ("db_pwd", "letmein"),
+    ("smtp.user_pass", "letmein"),
     ("login.passwd", "letmein"),
     ("client_secret", "s3cr3t"),
     ("service.credentials", "me:you"),
@@ -106,6 +109,9 @@ PLAIN = [
     ("max_new_tokens", 512),
     ("num_tokens", "1e6"),
     ("sort_key", "loss"),
+    ("first_pass", "greedy"),
+    ("url", "https://host/x?page_token=next&token={TOKEN}"),
+    ("env", [{"name": "SEED", "value": "3"}]),
     ("sort_key", "eval/gsm8k_accuracy_5shot"),
     ("sort_key", "qwen3-0.6b-instruct-2507"),
     ("group_key", "model.layers.0.self_attn.q_proj.weight"),
@@ -267,3 +273,8 @@ def test_addresses_and_references_that_only_look_like_a_password_pass(line: str)
 def test_an_option_and_its_value_as_two_items_are_found() -> None:
     assert [*found_in({"args": ["--api-key", "Zx9Qw7Er5Ty3Ui1Op0"]})]
     assert not [*found_in({"args": ["--max-new-tokens", "512", "--tokenizer", "gpt2"]})]
+
+
+def test_a_credential_is_found_where_name_and_value_are_two_settings() -> None:
+    tree = {"env": [{"name": "SEED", "value": "3"}, {"name": "API_KEY", "value": "letmein"}]}
+    assert [key for key, _ in found_in(tree)] == ["env.value"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.selector import Selector, Subject, any_of, select
+from orchestrator.core.selector import Selector, Subject, any_of, refuse_impossible, select
 from orchestrator.core.tree import scalar_text
 from orchestrator.errors import UserError
 
@@ -149,6 +149,13 @@ def test_states_cannot_be_asked_for_before_there_are_any():
     planned = [one._replace(state=None, cause=None) for one in SUBJECTS]
     with pytest.raises(UserError, match="not known before a launch"):
         Selector.parse("state=failed").check(planned)
+
+
+@pytest.mark.parametrize("text", ["model=tiny-a model=tiny-b", "seed=1 model=z*", "cell=x state=failed"])
+def test_words_that_no_cell_matches_together_are_refused_whatever_the_states(text):
+    with pytest.raises(UserError, match="no cell matches"):
+        refuse_impossible([text], SUBJECTS)
+    refuse_impossible(["model=tiny-a state=running", "state=lost", "model=tiny-a,tiny-b"], SUBJECTS)
 
 
 def test_several_selectors_are_alternatives():

@@ -74,3 +74,17 @@ def test_gpus_have_the_memory_of_the_smallest_and_nothing_is_said_without_the_to
     assert (hardware.memory_gib, hardware.peak_tflops, hardware.max_gpus) == (0.98 * 40, 312, 2)
     tool.write_text("#!/bin/sh\necho 'No devices were found'\n")
     assert gpu_hardware(GPUS, 2) is None
+
+
+def test_a_stage_of_a_launch_inside_a_job_sees_the_job_and_no_task_of_it(sweep):
+    (sweep.folder / "in.yaml").write_text(
+        "config: {seed: 0}\naxes: {seed: [0]}\n"
+        "stages: {in: {command: \"sh -c 'env -0 >{output}/env'\", reads: [seed]}}\n"
+    )
+    task = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "3", "PMI_RANK": "0", "PMIX_RANK": "0"}
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n1", "SLURM_GPUS_ON_NODE": "2"}
+    sweep.env = {**os.environ, **task, **job, "SWEEP_STORE": str(sweep.store)}
+    sweep("launch", "in.yaml")
+    (path,) = sweep.store.glob("payload/in/*/1/output/env")
+    seen = {pair.partition("=")[0] for pair in path.read_text().split("\0")}
+    assert job.keys() <= seen and not task.keys() & seen

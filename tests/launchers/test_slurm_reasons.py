@@ -22,6 +22,11 @@ POLICY = (
         (f"sbatch: error: MaxSubmitJobsPerAccount {POLICY}", True, ""),
         (POLICY, True, ""),  # which of the two it is, it does not say
         ("Slurm temporarily unable to accept job, sleeping and retrying", True, ""),
+        (
+            "Batch job submission failed: Required partition not available (inactive or drain)",
+            True,
+            "",
+        ),
         (f"sbatch: error: QOSMaxWallDurationPerJobLimit {POLICY}", False, "fewer hours"),
         (f"sbatch: error: AssocMaxWallDurationPerJobLimit {POLICY}", False, "fewer hours"),
         (f"sbatch: error: QOSMaxCpuMinutesPerJobLimit {POLICY}", False, "fewer hours"),
@@ -50,7 +55,7 @@ POLICY = (
         ("a word of the site's own script", False, ""),
     ],
 )
-def test_only_limits_on_the_number_of_jobs_are_waited_for_and_others_say_what_to_change(said, limit, advice):
+def test_only_what_passes_is_waited_for_and_others_say_what_to_change(said, limit, advice):
     assert is_limit(said) is limit
     assert advice in refusal_advice(said) and bool(advice) == bool(refusal_advice(said))
 

@@ -13,16 +13,25 @@ import pytest
 
 from orchestrator.core.jobs import Resources, Submission
 from orchestrator.errors import UserError
-from orchestrator.launchers.slurm.job import leave_step
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
 from orchestrator.launchers.slurm.options import unexpanded, unheeded
 from orchestrator.launchers.slurm.programs import environment
 from orchestrator.launchers.slurm.script import script
 from orchestrator.launchers.slurm.settings import cluster_profile
+from orchestrator.processes import leave_step
 
 SRUN = """#!/bin/bash
 { printf '%s\\0' "$@"; echo; env -0; } >"$SAID"
 """
+
+VARIABLES = """
+ACCOUNT ACCTG_FREQ ARRAY_INX BATCH CLUSTERS COMMENT CONSTRAINT CONTAINER CORE_SPEC CPUS_PER_GPU
+DEBUG DELAY_BOOT DISTRIBUTION EXCLUSIVE EXPORT GET_USER_ENV GPU_BIND GPU_FREQ GPUS GPUS_PER_NODE
+GPUS_PER_TASK GRES GRES_FLAGS HINT IGNORE_PBS JOB_NAME MEM_BIND MEM_PER_CPU MEM_PER_GPU MEM_PER_NODE
+NETWORK NO_KILL NO_REQUEUE OPEN_MODE OUTPUT OVERCOMMIT PARTITION POWER PROFILE QOS RESERVATION
+REQ_SWITCH REQUEUE SIGNAL SPREAD_JOB THREAD_SPEC TIMELIMIT USE_MIN_NODES WAIT WAIT_ALL_NODES WCKEY
+"""
+"""What sbatch reads from the environment (its manual page, "INPUT ENVIRONMENT VARIABLES")."""
 
 
 def text_of(
@@ -170,6 +179,21 @@ def test_a_variable_that_sbatch_would_read_is_told_with_the_setting_that_takes_i
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    VARIABLES.split(),
+)
+def test_what_a_note_on_a_variable_of_sbatch_says_to_set_is_taken(name):
+    notes = unheeded({f"SBATCH_{name}": "x"}, cluster_profile({}))
+    if name == "DEBUG":  # changes what sbatch prints
+        assert not notes
+    elif match := re.search(r"\+cluster\.sbatch\.([\w-]+)=(\w+)", notes[0]):
+        value = True if match[2] == "true" else match[2]
+        assert match[1] in options_of(text_of({"sbatch": {match[1]: value}}))
+    else:
+        assert not re.search(r"say (jobs|cluster\.(logs|signal))", notes[0])
+
+
 def test_a_value_that_a_shell_would_expand_is_told():
     (note,) = unexpanded(cluster_profile({"environment": {"A": "/x/$USER/y", "B": "$5", "C": 1}}))
     assert "cluster.environment.A has $USER" in note and "cluster.setup" in note
@@ -300,8 +324,12 @@ def test_a_line_of_setup_that_fails_ends_the_job_and_is_named(tmp_path, lines, f
         )
 
 
-def test_a_setup_that_ends_by_itself_keeps_its_exit_code(tmp_path):
+def test_a_setup_that_ends_by_itself_keeps_its_exit_code_unless_it_would_look_as_if_it_had_worked(tmp_path):
     assert Ran(text_of({"setup": ["exit 9"]}, tmp_path), tmp_path).code == 9
+    nothing = Ran(text_of({"setup": ["true", "exit 0"]}, tmp_path), tmp_path)
+    assert (nothing.code, nothing.words) == (78, [])
+    said = "sweep: line 'exit 0' of cluster.setup ended the job, with exit code 0: no worker was started"
+    assert nothing.log.splitlines()[-1] == said
     unbound = Ran(text_of({"setup": ["set -u", "echo $NOT_SET"]}, tmp_path), tmp_path)
     assert unbound.code not in (0, 78) and "NOT_SET: unbound variable" in unbound.log
 

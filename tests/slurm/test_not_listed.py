@@ -209,6 +209,8 @@ NOISE = {
     "a number in its place": '$real "$@" >/dev/null; echo "quota: ok"; echo 49721',
     "words on standard error": 'echo "job_submit: account set to lab" >&2; exec $real "$@"',
     "an exit code of the wrapper's own": '$real "$@"; exit 1',
+    "a failure after the job": '$real "$@" >/dev/null; echo "hook: Connection refused" >&2; exit 7',
+    "colours": '$real "$@" | sed "s/.*/\\x1b[32m&\\x1b[0m/"',
 }
 
 

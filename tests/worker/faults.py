@@ -20,8 +20,9 @@ import msgspec
 
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import PosixStore
-from orchestrator.worker.loop import Worker, this_owner
+from orchestrator.worker.loop import Worker
 from orchestrator.worker.order import WorkerOrder
+from orchestrator.worker.owner import this_owner
 from tests.store import builders
 
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from orchestrator.core.records import Owner, Revision
 from orchestrator.store.ledger import Ledger
-from orchestrator.worker.loop import Worker, this_owner
+from orchestrator.worker.loop import Worker
 from orchestrator.worker.order import WorkerOrder
+from orchestrator.worker.owner import this_owner
 
 
 class Worked(NamedTuple):

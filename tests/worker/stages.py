@@ -173,7 +173,10 @@ def working(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     found = sorted(path.name for path in context.work.iterdir())
     if context.attempt == 1:
         (context.work / "trained").touch()
+        context.log(1, loss=2.0)
+        context.close()
         os._exit(3)
+    context.log(2, loss=1.0)
     return [{"found": found}]
 
 

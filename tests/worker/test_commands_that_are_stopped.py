@@ -174,18 +174,29 @@ def test_a_function_that_returns_is_done_unless_a_signal_cut_it_short(
     assert job.end().outcome == outcome
 
 
-def test_a_pool_that_ends_its_processes_by_sigterm_does_not_stop_its_function(store: Path, run: Jobs) -> None:
+@pytest.mark.parametrize("thread", [False, True])
+def test_processes_that_a_function_forks_die_of_sigterm_and_do_not_stop_it(
+    store: Path, run: Jobs, thread: bool
+) -> None:
+    call = "thread = threading.Thread(target=pools); thread.start(); thread.join()" if thread else "pools()"
     (store.parent / "fit_pool.py").write_text(
-        "import multiprocessing, signal, time\n"
-        "def work():\n"
-        "    signal.signal(signal.SIGTERM, lambda *_: exit(0))\n"
-        "    time.sleep(60)\n"
+        "import multiprocessing, threading, time\n"
+        "forks, codes = multiprocessing.get_context('fork'), []\n"
+        "def pools():\n"
+        "    pool = forks.Pool(2)\n"
+        "    pool.map_async(time.sleep, [60, 60])\n"
+        "    child = forks.Process(target=time.sleep, args=(60,))\n"
+        "    child.start(); child.terminate(); child.join()\n"
+        "    pool.terminate(); pool.join()\n"
+        "    codes.extend([child.exitcode, *(one.exitcode for one in pool._pool)])\n"
         "def main(config, inputs, context):\n"
-        "    child = multiprocessing.get_context('fork').Process(target=work)\n"
-        "    child.start(); time.sleep(0.3); child.terminate(); child.join()\n"
-        "    return [{'code': child.exitcode}]\n"
+        f"    {call}\n"
+        "    print(codes, context.stop_asked, flush=True)\n"
+        "    return [{'codes': 3}]\n"
     )
-    assert run(StageSpec(run="fit_pool:main")).end().outcome == "succeeded"
+    job = run(StageSpec(run="fit_pool:main"))
+    assert job.end().outcome == "succeeded"
+    assert job.log() == ["[-15, -15, -15] False"]
 
 
 def test_a_command_that_failed_is_not_done_where_exit_codes_were_to_be_dropped(run: Jobs) -> None:

@@ -23,7 +23,7 @@ from tests.worker.jobs import Jobs
 from tests.worker.stages import spec
 from tests.worker.waiting import tree, until
 
-KILLED_AT = {1: "wrote temporary", 2: "replaced", 3: "wrote temporary"}
+KILLED_AT = {1: "wrote temporary", 2: "replaced", 3: "wrote temporary", 4: "replaced"}
 
 SCRIPT = """
 import argparse, json, os, time
@@ -226,8 +226,8 @@ def test_discarding_an_unfinished_stage_begins_anew(sweep: Any) -> None:
     sweep("launch", "s.yaml", "n=0")
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_an_attempt_that_dies_while_it_starts_loses_no_work_of_the_one_before(
+@pytest.mark.parametrize("at", KILLED_AT)
+def test_an_attempt_that_dies_while_it_starts_loses_neither_work_nor_curve_of_the_one_before(
     store: Path, start: Start, at: int
 ) -> None:
     """It is killed while it records its start, before and after it took the work over."""
@@ -240,3 +240,4 @@ def test_an_attempt_that_dies_while_it_starts_loses_no_work_of_the_one_before(
     finish(start, order)
     done, _ = ledger.product(node, 1)
     assert done is not None and (done.attempt, done.rows) == (3, ({"found": ["trained"]},))
+    assert [row["step"] for row in history(ledger, node, 3)] == [1, 2], "the curve begins where the work did"

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +27,7 @@ from orchestrator.launchers.local import LocalLauncher, available_cpus
 from orchestrator.launchers.slurm.programs import TIMEOUT_S, slurm
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
 from orchestrator.launchers.slurm.words import SINCE, previous_end, seconds_of
+from orchestrator.processes import leave_step
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -296,23 +296,6 @@ def _scratch(job: str) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-_STEP = re.compile(
-    r"SLURM_(STEP\w*|SRUN_\w+|NTASKS\w*|NPROCS|PROCID|LOCALID|NODEID|GTIDS|TASK_PID|LAUNCH_NODE_IPADDR|DISTRIBUTION"
-    r"|CPU_BIND\w*|MEM_BIND\w*|MPI_TYPE|PMI\w*|EXPORT_ENV|UMASK|PRIO_PROCESS|TOPOLOGY\w*|LABELIO|STDIO\w*|OVERLAP)"
-    r"|PMI_\w+|PMI2_\w+|PMIX_\w+|PALS_\w+|SRUN_EXPORT_ENV"
-)
-
-
-def leave_step(environment: MutableMapping[str, str]) -> None:
-    """Remove what srun says of the step and its one task: stages are no tasks of it.
-
-    Frameworks that find a task's variables take themselves for one rank of an MPI job. The job's id, nodes,
-    tasks a node, CPUs, memory and GPUs stay: `srun` and `mpirun` in a stage need them.
-    """
-    for name in [name for name in environment if _STEP.fullmatch(name)]:
-        del environment[name]
 
 
 def say(line: str) -> None:

@@ -198,6 +198,10 @@ _BY_VARIABLE: Mapping[str, str] = {
     "CORE_SPEC": "core-spec",
     "NETWORK": "network",
     "LICENSES": "licenses",
+    "ARRAY_INX": "array",
+    "REQ_SWITCH": "switches",
+    "DEBUG": "",
+    "IGNORE_PBS": "ignore-pbs",
 }
 """What a variable that sbatch would read stands for, by its manual page."""
 
@@ -210,6 +214,11 @@ _SETTINGS: Mapping[str, str] = {
     "partition": "cluster.partitions={{{}: null}}",
     "time": "cluster.hours, launcher.resources",
 }
+_SWITCHES = frozenset(
+    {"exclusive", "no-kill", "no-requeue", "requeue", "overcommit", "spread-job", "use-min-nodes"}
+)
+"""Options that take no value, or need none."""
+
 _FACTS = frozenset(
     {"SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_CPUS_PER_GPU", "SLURM_HINT"}
 )
@@ -226,13 +235,16 @@ def unheeded(environment: Mapping[str, str], cluster: Cluster) -> tuple[str, ...
     for variable, value in sorted(environment.items()):
         match = _IGNORED.fullmatch(variable)
         option = _BY_VARIABLE.get(match["option"], "") if match else ""
-        if match and not option and match["program"] == "SBATCH":
+        if match and match["option"] not in _BY_VARIABLE and match["program"] == "SBATCH":
             option = match["option"].lower().replace("_", "-")
         in_job = "SLURM_JOB_ID" in environment and variable.startswith("SLURM_")  # what a job says of itself
         if not option or not value or in_job or variable in _FACTS or said.get(option) not in (None, False):
             continue
-        setting = OURS.get(option) or _SETTINGS.get(option, f"+cluster.sbatch.{option}={{}}").format(value)
-        notes.append(f"{variable}={value} in the environment is not heeded: say {setting}")
+        ours = {**OURS, **VALUES}.get(option)
+        setting = "say " + _SETTINGS.get(option, f"+cluster.sbatch.{option}={{}}").format(
+            "true" if option in _SWITCHES else value
+        )
+        notes.append(f"{variable}={value} in the environment is not heeded: {ours or setting}")
     return tuple(dict.fromkeys(notes))
 
 

@@ -26,6 +26,9 @@ _FEWER_JOBS = re.compile(
     r"|QOSJobLimit|AssociationJobLimit|temporarily unable to accept",
     re.IGNORECASE,
 )
+_LATER = re.compile(r"Required partition not available", re.IGNORECASE)
+"""A partition that is being drained, or is set inactive: for maintenance, as a rule."""
+
 _POLICY = re.compile(r"violates accounting/QOS policy", re.IGNORECASE)
 
 _HOURS = "ask for fewer hours: cluster.max_hours, or launcher.resources=[{hours: H}]"
@@ -85,8 +88,8 @@ def never(reason: str) -> str:
 
 
 def is_limit(said: str) -> bool:
-    """Return whether sbatch refused for a limit on the number of jobs: fewer of them, or later, may do."""
-    if _FEWER_JOBS.search(said):
+    """Return whether sbatch refused for now: fewer jobs than a limit allows, or later, may do."""
+    if _FEWER_JOBS.search(said) or _LATER.search(said):
         return True
     return bool(_POLICY.search(said)) and not refusal_advice(said)
 

@@ -27,12 +27,18 @@ SETUP_SAID = "sweep: line"
 
 # An ERR trap follows the rules of `set -e`: a condition, and all but the last command of `a && b`, may fail.
 # Functions do not inherit it; a sourced file, whose own commands may fail, has a deeper BASH_SOURCE.
+# An `exit 0` would end the job as if it had worked; another code is the user's own word, and stays.
 _CHECK = f"""sweep_setup_failed() {{
   local number=$(($2 - sweep_setup_begin))
   echo "{SETUP_SAID} $number of cluster.setup failed with exit code $1: ${{sweep_setup[number - 1]:-}}" >&2
   exit {SETUP_FAILED}
 }}
+sweep_setup_ended() {{
+  echo "{SETUP_SAID} '$1' of cluster.setup ended the job, with exit code 0: no worker was started" >&2
+  exit {SETUP_FAILED}
+}}
 trap 'sweep_code=$?; [ ${{#BASH_SOURCE[@]}} -gt 1 ] || sweep_setup_failed $sweep_code $LINENO' ERR
+trap '[ $? -ne 0 ] || sweep_setup_ended "$BASH_COMMAND"' EXIT
 sweep_setup_begin=$LINENO"""
 
 _INPUT = (
@@ -106,7 +112,7 @@ def _setup(lines: Sequence[str]) -> list[str] | None:
         return None
     text = "\n".join(lines)
     listed = " ".join(quoted(line) for line in text.split("\n"))
-    return [f"sweep_setup=({listed})", _CHECK, text, "trap - ERR"]
+    return [f"sweep_setup=({listed})", _CHECK, text, "trap - ERR EXIT"]
 
 
 def _srun(submission: Submission, cluster: Cluster, given: dict[str, Value]) -> list[str]:

@@ -17,6 +17,9 @@ _LOOKS, _LOOK_S = 3, 1.0
 _ANSWER = re.compile(r"^\s*(?P<job>[1-9]\d*)(;(?P<cluster>[\w.-]+))?\s*$", re.MULTILINE)
 """What ``sbatch --parsable`` prints: a line of its own, beside which a site's wrapper may print others."""
 
+_SLURMS_OWN = re.compile(r"Batch job submission failed|Unable to contact slurm controller")
+"""What only sbatch says, when there is no job."""
+
 
 def submit(text: str, submission: Submission) -> Outcome:
     """Give a script to sbatch; where that does not know how it ended, look for a job of that name.
@@ -40,6 +43,13 @@ def submit(text: str, submission: Submission) -> Outcome:
         return _accepted(submission, job, cluster)
     if said.code == 0 or answers or UNCLEAR.search(words):
         return _looked_for(submission, words or " ".join(said.output.split()))
+    if not _SLURMS_OWN.search(words):  # a site's wrapper may fail after sbatch has succeeded
+        try:
+            job = find(submission)
+        except InfrastructureError:
+            return Outcome(Verdict.UNCLEAR, said=_short(words))
+        if job is not None:
+            return Outcome(Verdict.ACCEPTED, job=job)
     if UNREACHED.search(words):
         return Outcome(Verdict.UNREACHED, said=_short(words))
     if is_limit(words):

@@ -79,7 +79,7 @@ def over_of(
     """Returns the end that a terminal state and an exit code (``4:0`` is code:signal) stand for."""
     code, _, number = exit_code.partition(":")
     cause, detail = _OVER[word], ""
-    if word in ("FAILED", "COMPLETED") and code.isdigit() and int(code) in EXITS and number in ("", "0"):
+    if word == "FAILED" and code.isdigit() and int(code) in EXITS and number in ("", "0"):
         cause, detail = EXITS[int(code)]
     elif word == "FAILED":
         detail = f"exit code {code}" if number in ("", "0") else f"signal {number}"
@@ -89,7 +89,7 @@ def over_of(
                 "the store, cluster.logs and the folder of the launch must be on file systems that it sees"
             )
     elif word == "COMPLETED":
-        detail = EXITS[0][1]
+        detail = "exit code 0"  # whether a worker ended so is for the job's report to say
     elif word == "CANCELLED":  # only accounting knows by whom, and it lags behind
         detail = "cancelled by its user or an administrator"
     return Over(

@@ -1,0 +1,44 @@
+"""Who a worker is, and where among a launch's cells it begins."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+
+from orchestrator.core.records import Owner
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import InfrastructureError
+from orchestrator.processes import describe
+from orchestrator.worker.order import WorkerOrder
+
+
+def share(cells: Sequence[Cell], order: WorkerOrder) -> tuple[Cell, ...]:
+    """Return the worker's cells, starting at its own share so that workers rarely race for one stage."""
+    if order.cells is not None:
+        wanted = set(order.cells)
+        cells = [cell for cell in cells if cell.cell in wanted]
+    start = len(cells) * order.slot // max(1, order.num_slots) % max(1, len(cells))
+    return (*cells[start:], *cells[:start])
+
+
+def this_owner(order: WorkerOrder, pid: int) -> Owner:
+    """Name the calling worker.
+
+    Raises:
+        InfrastructureError: the process cannot be described.
+    """
+    process = describe(pid)
+    if process is None:
+        raise InfrastructureError(f"cannot read this process's start time (pid {pid})")
+    job = order.job
+    if job is None:
+        return Owner(host=platform.node(), process=process, slot=order.slot)
+    return Owner(
+        host=job.node or platform.node(),
+        process=process,
+        cluster=job.cluster,
+        job=job.job,
+        array_index=job.array_index,
+        restart_count=job.restart_count,
+        slot=order.slot,
+    )
