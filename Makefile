@@ -66,10 +66,13 @@ ray-smoke: setup ## the smoke sweep on it by the Jobs API, from nothing to the r
 ray-down: ## end it and remove its folder
 	$(BIN)/python -m tests.ray.testbed down $(RAY_DIR)
 
+# Where Python may write no bytecode, each of the thousands of processes of the tests would compile all that it imports.
 test: setup
+	$(BIN)/python -m compileall -q orchestrator
 	$(BIN)/pytest -m "not long" -n 2 --dist loadgroup
 
 test-long: setup
+	$(BIN)/python -m compileall -q orchestrator
 	$(BIN)/pytest -m long -n 2 --dist loadgroup
 
 check: setup

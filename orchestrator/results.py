@@ -216,7 +216,8 @@ def by_cell(rows: Sequence[Row], *, axes: Sequence[str], columns: Iterable[str] 
 
     Rows of one stage and cell that differ in a text column (a split, a language) give a column each, named
     ``accuracy[split=test]``; rows that nothing tells apart, such as one an epoch, count by their last. A
-    metric that several stages return is named after each: ``fit.loss``.
+    metric that several stages return is named after each: ``fit.loss``. Numbers in a nested result are
+    columns too: ``eval.acc``.
 
     Args:
         rows: as `collect` gives them.
@@ -250,11 +251,18 @@ def _stage(row: Row) -> tuple[str, str]:
 
 
 def _numbers(row: Row, skipped: frozenset[str] | set[str]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in row.items()
-        if name not in skipped and isinstance(value, bool | int | float) and math.isfinite(value)
-    }
+    """Return the numbers of a row by column; those in a mapping are ``eval.acc``."""
+    found: dict[str, float] = {}
+    for name, value in row.items():
+        if name in skipped:
+            continue
+        if isinstance(value, Mapping):
+            found |= _numbers({f"{name}.{inner}": item for inner, item in value.items()}, skipped)
+        elif isinstance(value, bool | int | float):
+            with contextlib.suppress(OverflowError):  # an integer that no float can hold
+                if math.isfinite(value):
+                    found[name] = float(value)
+    return found
 
 
 def _pivoted(rows: Sequence[Row], skipped: frozenset[str] | set[str]) -> dict[str, float]:
@@ -276,7 +284,7 @@ def _pivoted(rows: Sequence[Row], skipped: frozenset[str] | set[str]) -> dict[st
         for name, value in _numbers(row, skipped).items():
             lists.setdefault(name, []).append(value)
             found[f"{name}[{label}]" if label else name] = value
-    return {f"{name} (mean)": statistics.fmean(values) for name, values in lists.items()} if many else found
+    return {f"{name} (mean)": _mean(values) for name, values in lists.items()} if many else found
 
 
 def notes_of(rows: Iterable[Row]) -> list[str]:
@@ -314,8 +322,17 @@ def _spreads(group: Sequence[CellResult]) -> dict[str, Spread]:
 
 def spread(values: Sequence[float]) -> Spread:
     """Return mean and spread of at least one value."""
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(len(values), statistics.fmean(values), sd, min(values), max(values))
+    sd = None
+    with contextlib.suppress(OverflowError):  # a spread that no float can hold
+        sd = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(len(values), _mean(values), sd, min(values), max(values))
+
+
+def _mean(values: Sequence[float]) -> float:
+    try:
+        return statistics.fmean(values)
+    except OverflowError:  # of the sum alone
+        return statistics.mean(values)
 
 
 def evenly(items: Sequence[T], most: int) -> Sequence[T]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests import forked
+
 
 class Sweep:
     """Runs ``sweep VERB ...`` in a folder, with a store of the test's own."""
@@ -22,19 +24,24 @@ class Sweep:
 
     def __call__(self, *words: str, code: int | None = 0, timeout_s: float = 120) -> str:
         """Runs a verb; returns both streams, and checks the exit code unless it is None."""
-        done = subprocess.run(
-            [sys.executable, "-m", "orchestrator", *words],
-            cwd=self.folder,
-            env=self.env or {**os.environ, "SWEEP_STORE": str(self.store)},
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        said = done.stdout + done.stderr
-        assert code is None or done.returncode == code, f"exit {done.returncode}\n{said}"
+        env = self.env or {**os.environ, "SWEEP_STORE": str(self.store)}
+        if forked.fits(words, env, code):
+            code_of, out, err = forked.run(words, self.folder, env, timeout_s)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "orchestrator", *words],
+                cwd=self.folder,
+                env=env,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
+            code_of, out, err = done.returncode, done.stdout, done.stderr
+        assert "Traceback" not in err, err
+        said = out + err
+        assert code is None or code_of == code, f"exit {code_of}\n{said}"
         return said
 
     def json(self, *words: str) -> Any:

@@ -82,10 +82,10 @@ def _check_metric(metric: str, results: Sequence[CellResult], title: str) -> Non
     if metric in names:
         return
     if not results:
-        raise UserError("no cell has a result yet", where=title, fix="sweep status shows where it stands")
+        raise UserError("no cell has a result row", where=title, fix="sweep status shows where it stands")
     longer = [name for name in names if name.startswith(f"{metric}[") or name.endswith(f".{metric}")]
     raise UserError(
-        f"{metric!r} is {'several columns' if longer else 'no column of numbers'}",
+        f"{metric!r} is {'several columns' if len(longer) > 1 else 'no column of numbers'}",
         where=title,
         allowed=", ".join(longer) if longer else nearest(metric, names),
     )

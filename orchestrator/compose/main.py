@@ -91,6 +91,7 @@ def _composed(
 ) -> Composition:
     source = locate(sweep, cwd)
     sweep_id = sweep_name(source, name)
+    refuse_secrets(sweep_id, key="the name")
     where = str(source.relative_to(cwd) if source.is_relative_to(cwd) else source)
     file = read_sweep(source, where=where)
     import_paths = tuple(dict.fromkeys([str(source.parent), str(cwd)]))

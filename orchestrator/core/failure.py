@@ -166,6 +166,8 @@ _RANK = re.compile(r"(\[?(?:rank|default)\s?\d*\]?:\s?)+|\d+: ", re.IGNORECASE)
 _BOX = re.compile(r"╭─+ Traceback \(most recent call last\) ─+╮")  # as the library rich draws it
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z_a-z]\w*))(?:: (.*))?$")
+_PRINTED = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception))): (.+)$")
+"""An exception that a program caught and printed without its traceback, as the last line."""
 _LAST_WORDS = tuple(
     (re.compile(pattern), cause)
     for pattern, cause in (
@@ -213,6 +215,9 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
         return CommandFailure(cause_of_exception(names, text), names[0], f"{how}: {line}")
     if (last := _last_words(lines)) is not None and name in ("", "SIGABRT"):
         return CommandFailure(last[0], "", f"{how}: {last[1]}")
+    if not name and exit_code not in _EXIT_CODES and (match := _PRINTED.match(lines[-1] if lines else "")):
+        names = _bases(match.group(2))
+        return CommandFailure(cause_of_exception(names, match.group(3)), names[0], f"{how}: {match.group(0)}")
     cause, words = _SIGNALS.get(name) or _EXIT_CODES.get(exit_code) or (Cause.UNKNOWN, "")
     return CommandFailure(cause, "", f"{how}: {words}" if words else how)
 

@@ -234,7 +234,7 @@ def is_ours(filed: Filed, seen: Seen) -> bool | None:
     Returns:
         None where nothing tells: a job under another name that was started anew, which renews its time.
     """
-    if seen.name in ("", filed.submission.name):
+    if not seen.name or filed.submission.name in seen.name:  # as it is, or with what a site adds
         return True
     if filed.accepted is None or _OUR_NAMES.fullmatch(seen.name):  # nobody renames a job to another of ours
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -154,10 +155,11 @@ def _typed(row: Row) -> dict[str, Any]:
 def _number(text: str) -> str | int | float | bool:
     if text in ("true", "false"):
         return text == "true"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
+    if not re.fullmatch(r"-?(0|[1-9][0-9]{0,300})(\.[0-9]+)?([eE][+-]?[0-9]+)?", text):
+        return text  # also 010 and 1_000, which are labels
+    with contextlib.suppress(ValueError):
+        return int(text)
+    return float(text)
 
 
 def _failures(about: About | None) -> list[dict[str, str]]:
@@ -191,8 +193,10 @@ def cells_table(numbers: Numbers) -> Table:
     ]
     note = (
         f"{BEST.strip()} the best of its column, by the metric's name. Where the name does not show which is"
+        f" better: {HIGHEST.strip()} the highest, {LOWEST.strip()} the lowest."
+        if marks
+        else "No cell returned a number." * (not numbers.metrics)
     )
-    note += f" better: {HIGHEST.strip()} the highest, {LOWEST.strip()} the lowest."
     note += _rest(len(numbers.cells), CSV)
     columns = ["cell", *numbers.axes, *(f"#{name}" for name in numbers.metrics)]
     return Table("cells", "Cells", columns, lines, note)
@@ -270,7 +274,9 @@ def _status(numbers: Numbers, about: About | None) -> list[str]:
     said = []
     if about is not None:
         counts = ", ".join(f"{number} {state}" for state, number in numbers.states.items())
-        said.append(f"{len(about.cells)} cells: {counts}.")
+        said.append(f"{len(about.cells)} cell{'' if len(about.cells) == 1 else 's'}: {counts}.")
+        if not numbers.cells:
+            said.append("No cell has returned a result row.")
         if about.hosts:
             said.append(f"Made on {', '.join(about.hosts)}.")
     return [*said, *numbers.notes]

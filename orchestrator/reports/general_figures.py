@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,10 @@ LOG_RATIO = 20
 """Positive values whose largest is so many times the smallest are drawn on a logarithmic scale."""
 
 
+MAX_VALUE = 1e100
+"""What a figure can show, either way; matplotlib fails where a range is no float."""
+
+
 class Figures(NamedTuple):
     """What is drawn, and of each kind a line on what is left out, "" where nothing is."""
 
@@ -53,10 +58,16 @@ def draw(
     """
     shown = [axis for axis in axes if axis not in over]
     shown.sort(key=lambda axis: not _is_numeric(cells, axis))
-    pairs = [(metric, axis) for axis in shown for metric in metrics_of(cells)]
+    drawable = [
+        cell._replace(metrics={name: y for name, y in cell.metrics.items() if abs(y) <= MAX_VALUE})
+        for cell in cells
+    ]
+    pairs = [(metric, axis) for axis in shown for metric in metrics_of(drawable)]
     by_name: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
-        for metric in curve.points:
+        for metric, points in curve.points.items():
+            if not any(abs(y) <= MAX_VALUE for _, y in points):
+                continue
             by_name.setdefault((curve.stage.partition("[")[0], metric), []).append(curve)
     return Figures(
         [
@@ -85,7 +96,8 @@ def _plot(
     number: int, metric: str, axis: str, cells: Sequence[CellResult], others: Sequence[str]
 ) -> style.Drawing:
     """Draw the cells as dots, and their mean with one standard deviation a place and line."""
-    having = [cell for cell in cells if metric in cell.metrics]
+    having = [cell for cell in cells if abs(cell.metrics.get(metric, math.inf)) <= MAX_VALUE]
+    num_larger = sum(metric in cell.metrics for cell in cells) - len(having)
     numeric = _is_numeric(having, axis)
     split = next((o for o in others if 1 < len(_distinct(having, o)) <= MAX_LINES), None)
     lines: dict[str, dict[Any, list[float]]] = {}
@@ -120,10 +132,13 @@ def _plot(
             for i, label in enumerate(lines)
         ]
         style.legend(figure, handles, longest=max(map(len, lines)))
-    caption = f"{len(having)} cells: mean and one standard deviation of the cells at each place"
+    cells_text = "1 cell" if len(having) == 1 else f"{len(having)} cells"
+    caption = f"{cells_text}: mean and one standard deviation of the cells at each place"
     caption += f", a line for each {split}." if split else "."
     if len(places) < len(order):
         caption += f" {len(places):,} of {len(order):,} places are drawn, evenly chosen."
+    if num_larger:
+        caption += f" Values beyond {MAX_VALUE:g} are not drawn ({num_larger:,})."
     if len(having) > MAX_DOTS:
         caption += f" At most {MAX_DOTS:,} single cells are drawn as dots."
     title = f"{metric} against {axis}"
@@ -172,10 +187,11 @@ def _curves(number: int, stage: str, metric: str, group: Sequence[Curve]) -> sty
     panel: Axes = panels[0][0]
     few, drawn = len(group) <= MAX_LINES, evenly(group, MAX_DRAWN)
     for index, curve in enumerate(drawn):
-        xs, ys = zip(*curve.points[metric], strict=True)
+        points = [(x, y) for x, y in curve.points[metric] if abs(y) <= MAX_VALUE]
+        xs, ys = zip(*points, strict=True)
         tint, alpha = (style.colour(index), 0.9) if few else (style.COLOURS[0], max(0.08, 8 / len(drawn)))
         panel.plot(xs, ys, color=tint, alpha=alpha, linewidth=1.0, marker="." if len(xs) == 1 else None)
-    values = [value for curve in drawn for _, value in curve.points[metric]]
+    values = [y for curve in drawn for _, y in curve.points[metric] if abs(y) <= MAX_VALUE]
     if _spans_decades(values):
         _by_logarithm(panel.set_yscale, panel.yaxis)
     panel.set_xlabel("step")

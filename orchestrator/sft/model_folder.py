@@ -25,6 +25,7 @@ _INDEX = "model.safetensors.index.json"
 _TOKENIZER = "tokenizer.json"
 _PREFIXES = ("_orig_mod.", "module.")
 """What torch.compile and DDP put before the names of weights that were saved through them."""
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.")
@@ -218,6 +219,8 @@ def _weights(folder: Path, names: set[str]) -> dict[str, _Tensor]:
         files = ["model.safetensors"]
     elif _INDEX in names:
         index = _json(folder / _INDEX).get("weight_map") or {}
+        if not (isinstance(index, dict) and index and all(isinstance(file, str) for file in index.values())):
+            raise _Wrong(f"{_INDEX} has no weight_map from names of weights to files")
         files = sorted(set(index.values()))
         if missing := [file for file in files if file not in names]:
             raise _Wrong(f"{missing[0]} is missing: {_INDEX} names it")
@@ -260,6 +263,11 @@ def _check_weights(weights: Mapping[str, _Tensor], text: Mapping[str, Any]) -> i
             raise _Wrong(
                 f"all names of weights begin with {prefix!r}: {first} is unexpected, and"
                 f" {first.removeprefix(prefix)} is missing; save the model without its wrapper"
+            )
+    for name, tensor in weights.items():
+        if name.endswith(".weight") and tensor.dtype not in _FLOATS:
+            raise _Wrong(
+                f"{name} is of type {tensor.dtype}: quantised; full fine-tuning takes unquantised weights"
             )
     layers: dict[str, set[int]] = {}
     for name in weights:
@@ -341,6 +349,11 @@ def _check_tokenizer(
             raise _Wrong(
                 f"tokenizer_config.json: {name} {content!r} is id {number}, but the embedding has {rows} rows"
             )
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    known = {*ids, *(token.get("content") for token in (settings.get("added_tokens_decoder") or {}).values())}
+    if ids and end and end not in known:
+        raise _Wrong(f"tokenizer_config.json: eos_token {end!r} is no token of {_TOKENIZER}")
     is_generic = settings.get("tokenizer_class") in _GENERIC  # other classes have an end token of their own
     if settings.get("eos_token") is None and ("eos_token" in settings or is_generic):
         raise _Wrong("tokenizer_config.json: no eos_token, so no answer would end")

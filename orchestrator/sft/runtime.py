@@ -51,7 +51,12 @@ def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:
     if "tokenizer" in inputs:
         return AutoTokenizer.from_pretrained(inputs["tokenizer"], local_files_only=True)
     tokenizer = _from_cache(AutoTokenizer.from_pretrained, uses, trust_remote_code=False)
-    if not tokenizer("1 + 1", add_special_tokens=False)["input_ids"]:
+    try:
+        probe = tokenizer("1 + 1", add_special_tokens=False)["input_ids"]
+    except Exception as error:  # what `tokenizers` raises is of no narrower class
+        name = type(tokenizer).__name__
+        raise StageFailure("data", f"model.path={uses.model.path}: {name}: {_first_line(error)}") from error
+    if not probe:
         # without its files transformers makes an empty one, silently
         raise StageFailure("data", f"model.path={uses.model.path} has no tokenizer")
     if tokenizer.eos_token_id is None:
@@ -107,8 +112,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedMod
         how: more arguments of `from_pretrained`.
 
     Raises:
-        StageFailure: it cannot be loaded, or weights are missing, of another shape, or of no use to the
-            architecture (cause ``data``). Tied weights and buffers may be missing or left over.
+        StageFailure: it cannot be loaded, or weights are missing, of another shape, not finite, or of no use
+            to the architecture (cause ``data``). Tied weights and buffers may be missing or left over.
     """
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -139,6 +144,9 @@ def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedMod
     if problems:
         what = f"the weights in {folder} are not those of a {type(model).__name__}"
         raise StageFailure("data", f"{what}: {'; '.join(problems)}")
+    wild = [name for name, p in model.named_parameters() if not (p.is_meta or bool(torch.isfinite(p).all()))]
+    if wild:
+        raise StageFailure("data", f"weights in {folder} are not finite: {', '.join(wild[:3])}")
     is_tied = model.config.get_text_config().tie_word_embeddings and model._tied_weights_keys
     if is_tied and not model.all_tied_weights_keys:  # transformers leaves them apart, other libraries do not
         raise StageFailure(

@@ -279,6 +279,15 @@ def listing(seen: Seen | None = None, **more: object) -> Answer:
             False,
         ),
         (
+            "named with a site's prefix",
+            submitted(),
+            listing(RENAMED._replace(name=f"lab_ann.{NAME}", submitted_s=LATER_S)),
+            ANN,
+            "running",
+            "",
+            False,
+        ),
+        (
             "its number under another name, by accounting alone",
             submitted(),
             listing(STRANGER._replace(listed=False)),

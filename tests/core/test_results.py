@@ -38,6 +38,13 @@ def test_a_metric_of_two_stages_is_named_after_each_and_splits_become_columns() 
     assert by_cell(rows, axes=[])[0].metrics == {"num_rows[en]": 4, "num_rows[es]": 5}
 
 
+def test_numbers_in_a_nested_result_are_columns_and_what_no_float_holds_is_none() -> None:
+    rows = [row("a", eval={"acc": 0.5, "by": {"en": 1}, "name": "x"}, big=10**400, loss=1e308)]
+    first = by_cell(rows, axes=[])[0].metrics
+    assert first == {"eval.acc": 0.5, "eval.by.en": 1.0, "loss": 1e308}
+    assert spread([1e308, 1e308, -1e308]).mean == pytest.approx(1e308 / 3)
+
+
 def test_notes_tell_no_rows_apart_and_are_counted_by_cells() -> None:
     rows = [row("a", loss=1.0, notes=None), row("a", "score", acc=0.5, notes="three rows left out")]
     assert by_cell(rows, axes=[])[0].metrics == {"loss": 1.0, "acc": 0.5}

@@ -162,6 +162,27 @@ def test_a_pickle_is_never_read_as_weights(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    name = "model.norm.weight"
+    folder = saved(tmp_path, "qwen3", lambda weights: {**weights, name: weights[name] * value})
+    with pytest.raises(StageFailure, match=rf"not finite: {name}") as refused:
+        runtime.load_weights(folder)
+    assert refused.value.cause == "data"
+
+
+def test_a_tokenizer_of_another_class_is_an_error_of_the_data(ground: Ground, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(ground.inputs["tokenizer"][""], folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "GemmaTokenizer"}))
+    (folder / "config.json").write_text((ground.inputs["base"][""] / "config.json").read_text())
+    uses = chain.Config({"model": {"path": str(folder), "revision": None}}, declared="uses")
+    with pytest.raises(StageFailure, match="GemmaTokenizer: Unk token") as refused:
+        runtime.load_tokenizer(chain.Inputs({}), uses)
+    assert refused.value.cause == "data"
+
+
 def test_a_truncated_file_is_an_error_of_the_data(tmp_path: Path) -> None:
     folder = saved(tmp_path, "qwen3", lambda weights: weights)
     file = folder / "model.safetensors"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -69,6 +70,17 @@ def shards(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def no_map(folder: Path) -> None:
+    shards(folder)
+    change(folder / "model.safetensors.index.json", weight_map=["model-1.safetensors"])
+
+
+def in_eight_bits(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**weights, name: weights[name].to(torch.int8)}, folder / "model.safetensors")
+
+
 def no_shard(folder: Path) -> None:
     shards(folder)
     (folder / "model-1.safetensors").unlink()
@@ -118,6 +130,12 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (only_a_pickle, "no model.safetensors or .*pytorch_model.bin is a pickle"),
     (shards, "model-1.safetensors has no model.embed_tokens.weight"),
     (no_shard, "model-1.safetensors is missing"),
+    (no_map, "model.safetensors.index.json has no weight_map"),
+    (in_eight_bits, "mlp.up_proj.weight is of type I8: quantised"),
+    (
+        lambda folder: change(folder / "tokenizer_config.json", eos_token="<end>"),
+        "eos_token '<end>' is no token of tokenizer.json",
+    ),
     (without_a_layer, "config.json: 2 layers, but the weights of model.layers.1 are missing"),
     (larger_vocabulary, "tokenizer.json: tokens up to id 399, but the embedding has 300 rows"),
     (
