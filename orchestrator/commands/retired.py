@@ -48,6 +48,10 @@ def print_needing_retired(view: View, cells: Sequence[Cell]) -> None:
         few = len(ids) <= MAX_CELLS_NAMED
         print(f"\n{counted(len(ids), 'cell')} blocked: files of its input {stage} were retired", end="")
         print(f": {', '.join(ids)}" if few else "")
+        found = [status.former for cell in ids for status in view.cells[cell].stages.values()]
+        problems = {former.problem for former in found if former and former.problem}
+        for problem in sorted(problems)[:MAX_CELLS_NAMED]:
+            print(f"  the product of an earlier version cannot be used: {problem}")
         selector = shlex.quote(",".join(ids) if few else "state=blocked")
         print(f"to make {stage} again, and all that was made from it:")
         if not view.sealed:

@@ -163,6 +163,8 @@ _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError", "SystemExit", "
 """Exceptions of a launcher such as torchrun, which repeat that a process of theirs failed."""
 
 _RANK = re.compile(r"(\[?(?:rank|default)\s?\d*\]?:\s?)+|\d+: ", re.IGNORECASE)
+_BOX = re.compile(r"╭─+ Traceback \(most recent call last\) ─+╮")  # as the library rich draws it
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z_a-z]\w*))(?:: (.*))?$")
 _PRINTED = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception))): (.+)$")
 """An exception that a program caught and printed without its traceback, as the last line."""
@@ -203,6 +205,7 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
     how += f" (128 + {name})" if name and exit_code > 0 else ""
     if name == "SIGKILL" and oom_killed:
         return CommandFailure(Cause.OOM_HOST, "", f"{how} while the kernel was out of memory")
+    log = _COLOUR.sub("", log)
     marked = [_marked(line.rstrip()) for line in log.split("\n") if line.strip()]
     lines = [line.removeprefix(rank) for rank, line in marked]
     raised = _last_exception(marked, exit_code) if not name and exit_code not in _EXIT_CODES else None
@@ -253,9 +256,9 @@ def _exceptions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, tu
     inside: set[str] = set()
     for number, (rank, marked) in enumerate(lines):
         line = marked.removeprefix(rank)
-        if line.startswith(("Traceback (most recent call last):", '  File "')):
+        if line.startswith(("Traceback (most recent call last):", '  File "')) or _BOX.match(line):
             inside.add(rank)  # a syntax error of the program itself has no heading
-        elif rank in inside and line and not line[0].isspace():
+        elif rank in inside and line and not (line[0].isspace() or line[0] in "│╰"):
             inside.remove(rank)
             if match := _EXCEPTION.match(line):
                 yield number, rank, _bases(match.group(2)), (match.group(3) or "").strip()

@@ -18,7 +18,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 _WORDS = r"(?:\s+[\w'’()]+)"  # always with an upper bound, so that no search is long
 _COLON = r"(?:[\"'*_\s]*[:=→⇒>\]]|[*_ ]*[–—-](?=\s)|[*_ ]*$)"  # "answer": 18; <answer>18; a heading
-_B = r"(?<![^\W_])(?<![<\[]/)"  # the beginning of a word or of a part of one: final_answer
+_B = r"(?<![^\W_])(?<![<\[]/)(?<!/final.)"  # the beginning of a word or of a part of one: final_answer
 
 LOOSE: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)

@@ -109,6 +109,8 @@ def _last(text: str, numbers: list[Number]) -> Number:
         head, count, mark = item[1], int(item[2]), item[3]
         if (head, count - 1, mark) in seen:
             counts.add(item.start(2))
+        elif count > 1:
+            continue  # 18 below 17 on lines of their own are numbers
         seen.add((head, count, mark))
     return next((number for number in reversed(numbers) if number.start not in counts), numbers[-1])
 
@@ -201,14 +203,19 @@ def _same_sentence(between: str) -> bool:
     return len(between) <= MAX_SENTENCE and not _SENTENCE_END.search(between)
 
 
+MAX_HEADING_WORDS = 3
+_ANNOUNCES = frozenset(":=→⇒>]")
 _ALONE = re.compile(r"[^\w\n]{0,8}(?:\n|\Z)")
 
 
 def _follows(text: str, start: int, number: Number) -> bool:
     """Whether nothing but marks stand before a number: on the line, or on a later one that it has alone."""
     between = text[start : number.start]
-    if "\n" in between and not _ALONE.match(text, number.end):
-        return False
+    if "\n" in between:
+        line = text[max(0, start - MAX_BARE) : start].rpartition("\n")[2].rstrip()
+        is_heading = line[-1:] in _ANNOUNCES or len(line.split()) <= MAX_HEADING_WORDS
+        if not is_heading or not _ALONE.match(text, number.end):
+            return False
     return _only_marks(between.replace("\n", " "))
 
 

@@ -34,6 +34,7 @@ from orchestrator.worker import child
 from orchestrator.worker.inherit import Inherited, has_progressed, inherit
 from orchestrator.worker.order import ChildOrder, Message, Outcome, Shortage, WorkerOrder, git_of, send
 from orchestrator.worker.outcome import log_tail, read_outcome
+from orchestrator.worker.received import await_news
 from orchestrator.worker.shipping import Shipper, complain
 from orchestrator.worker.started import going_on, started
 
@@ -315,7 +316,10 @@ class AttemptRun:
         if (shortage := self._shortage()) is not None:
             return self._end("failed", cause=shortage.cause, message=shortage.message, log_tail=tail)
         if outcome is not None and outcome.outcome == "released":
-            return self._end("released", why=outcome.why)
+            if outcome.why != "stopped" or await_news(lambda: self._released or self._stop_asked()):
+                return self._end("released", why=outcome.why)
+            message = "the stage's process received SIGTERM, but nobody asked for a stop"
+            return self._end("failed", cause=Cause.UNKNOWN, message=message, log_tail=tail)
         if outcome is not None:
             return self._end(
                 "failed",

@@ -33,15 +33,15 @@ from orchestrator.store import layout
 from orchestrator.trackers.store import parse_metrics
 from orchestrator.worker.filling import as_shell_text, as_words, values_of
 from orchestrator.worker.outcome import end_of_log
+from orchestrator.worker.received import HINT_S, await_news
 from orchestrator.worker.results import read_rows
 from orchestrator.worker.sealing import Sealer
 
 GRACE_S = 30.0
 POLL_S, PROGRESS_S = 0.05, 1.0
-RUMOUR_S, HINT_S = 0.2, 2.0
-"""How long a command's end may precede the news of the stop that it followed: any end, and one that a stop
-makes
-likely: by SIGTERM, or with code 0 in a scheduler's job."""
+RUMOUR_S = 0.2
+"""How long any end of a command may precede the news of the stop that it followed; where a stop makes it
+likely (by SIGTERM, or with code 0 in a scheduler's job), it is `HINT_S`."""
 
 SYSTEM_FOLDERS = ("/bin", "/usr/bin", "/usr/local/bin")
 _SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
@@ -94,7 +94,11 @@ def run_command(
     kills = oom_kills()
     try:
         process = subprocess.Popen(
-            words, cwd=folder, env=_environment(config, context, python), stdin=subprocess.DEVNULL
+            words,
+            cwd=folder,
+            env=_environment(config, context, python),
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # scripts end their own with `kill 0`
         )
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         raise StageFailure("config", f"cannot run {words[0]!r}: {error.strerror}") from error
@@ -103,7 +107,7 @@ def run_command(
     if code == 0 and marker.is_new:
         return  # it is through, whether a stop was asked or not
     stop_is_likely = code in (-signal.SIGTERM, 128 + signal.SIGTERM) or (code == 0 and in_job)
-    _await_stop(context, HINT_S if stop_is_likely else RUMOUR_S)
+    await_news(lambda: context.stop_asked, HINT_S if stop_is_likely else RUMOUR_S)
     context.stop_if_asked()
     if code == 0 and spec.finished is None:
         return
@@ -243,12 +247,12 @@ class _Running:
 
     def _end_rest(self, until_s: float) -> None:
         """Passes the stop on to what a command left that ended by it, as a shell does, and waits for them."""
-        rest = _others_of_group()
+        rest = _rest_of_group(self._process.pid)
         for pid in rest:
             _send(pid, signal.SIGTERM)
         while rest and time.monotonic() < until_s:
             time.sleep(POLL_S)
-            rest = _others_of_group()
+            rest = _rest_of_group(self._process.pid)
 
     def _report_progress(self, *, at_once: bool = False) -> None:
         """Reports the step of the last whole line of the command's metrics."""
@@ -286,18 +290,15 @@ def _receivers(pid: int) -> list[int]:
     return [*(one for child in children for one in _receivers(int(child))), pid]
 
 
-def _others_of_group() -> list[int]:
-    """Returns the other processes of this one's group, which it leads in a worker; none where it does not."""
-    me = os.getpid()
-    if os.getpgid(0) != me:
-        return []
+def _rest_of_group(group: int) -> list[int]:
+    """Returns the processes of a command's group, which run on when the command has ended."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:
             continue
-        if int(fields[2]) == me and fields[0] not in "ZX" and int(path.parent.name) != me:
+        if int(fields[2]) == group and fields[0] not in "ZX":
             found.append(int(path.parent.name))
     return found
 
@@ -305,10 +306,3 @@ def _others_of_group() -> list[int]:
 def _send(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
-
-
-def _await_stop(context: Context, patience_s: float) -> None:
-    """Gives a signal that went to all processes the time to arrive here too."""
-    end_s = time.monotonic() + patience_s
-    while not context.stop_asked and time.monotonic() < end_s:
-        time.sleep(0.02)

@@ -12,8 +12,12 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
+
+HINT_S = 2.0
+"""How long the end of what was stopped may precede the news of the stop, where a stop is likely."""
 
 
 class ReceivedSignals:
@@ -62,3 +66,19 @@ class ReceivedSignals:
             if signal.getsignal(signal.SIGTERM) == self._handle:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._unblock()
+
+
+def await_news(is_asked: Callable[[], object], patience_s: float = HINT_S) -> bool:
+    """Give a signal that went to all processes of a job the time to arrive here too.
+
+    Args:
+        is_asked: returns whether a stop is known.
+        patience_s: seconds to wait for it.
+
+    Returns:
+        Whether it is known now.
+    """
+    end_s = time.monotonic() + patience_s
+    while not is_asked() and time.monotonic() < end_s:
+        time.sleep(0.02)
+    return bool(is_asked())

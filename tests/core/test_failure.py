@@ -10,6 +10,7 @@ from orchestrator.core.failure import Cause, cause_of_command, cause_of_exceptio
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 7, in <module>\n    main()\n'
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity"
+RICH = "╭──── Traceback (most recent call last) ────╮\n│ /x/t.py:1 in main │\n╰───╯\n"
 RANKED = "".join(f"[rank0]: {line}\n" for line in f"{TRACEBACK}{OOM}".splitlines())
 TORCHRUN = f"""{RANKED}
 E1126 07:00:00.123 12 torch/distributed/elastic/multiprocessing/api.py:984] failed (exitcode: 1) local_rank: 0
@@ -70,6 +71,13 @@ def test_an_exceptions_class_decides_before_the_beginning_of_its_message(
     ("code", "log", "cause", "said"),
     [
         (1, f"step 1\n{TRACEBACK}{OOM}\n", Cause.OOM_GPU, "OutOfMemoryError: CUDA out of memory. Tried"),
+        (
+            1,
+            f"\x1b[31m{TRACEBACK}\x1b[1m{OOM}\x1b[0m\n",
+            Cause.OOM_GPU,
+            "OutOfMemoryError: CUDA out of memory",
+        ),
+        (1, f"{RICH}ValueError: bad\n", Cause.CODE, "ValueError: bad"),
         (1, TORCHRUN, Cause.OOM_GPU, "OutOfMemoryError: CUDA out of memory. Tried"),
         (1, f"{TRACEBACK}MemoryError\n", Cause.OOM_HOST, "MemoryError"),
         (

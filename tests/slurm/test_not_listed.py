@@ -210,6 +210,7 @@ NOISE = {
     "words on standard error": 'echo "job_submit: account set to lab" >&2; exec $real "$@"',
     "an exit code of the wrapper's own": '$real "$@"; exit 1',
     "a failure after the job": '$real "$@" >/dev/null; echo "hook: Connection refused" >&2; exit 7',
+    "a name with something before it": 'sed s/--job-name=/--job-name=lab_/ | $real "$@" >/dev/null',
     "colours": '$real "$@" | sed "s/.*/\\x1b[32m&\\x1b[0m/"',
 }
 
@@ -223,7 +224,8 @@ def test_the_number_of_a_job_is_found_whatever_a_wrapper_of_sbatch_prints_beside
             for name in ("PATH", "SLURM_CONF"):
                 mine.setenv(name, jobs.env[name])
             said = submit(text, given)
-        (found,) = jobs.cluster.run("squeue", "-h", f"--name={given.name}", "-o", "%F").split()
+        listed = jobs.cluster.run("squeue", "-h", "-o", "%F %j").splitlines()
+        (found,) = [line.split()[0] for line in listed if given.name in line]
         assert (said.verdict, said.job) == (Verdict.ACCEPTED, found), (body, said)
 
 

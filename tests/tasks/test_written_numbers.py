@@ -575,6 +575,14 @@ VALUES = [
     ("bn", "১ শত ৫০ কোটি", "1500000000"),
     ("ru", "5 кг", "5"),
     ("en", "18 (20 in all)", "20"),
+    ("zh", "20十分", "20"),
+    ("en", "There is no answer\n18\n7", "7"),
+    ("en", "18.\n19.", "19"),
+    ("en", "<final_answer>18</final_answer> 5", "18"),
+    ("en", "The answer is not known yet. 9 * 2 = 18", "18"),
+    ("ja", "答えは18です。20ではありません", "18"),
+    ("en", "The answer is 18 (not 20)", "18"),
+    ("en", "The answer is not 18 (it is 20)", "20"),
 ]
 
 RUN_ONS = [

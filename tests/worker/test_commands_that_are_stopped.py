@@ -208,3 +208,12 @@ def test_a_command_that_failed_is_not_done_where_exit_codes_were_to_be_dropped(r
         signal.signal(signal.SIGCHLD, before)
     end = job.end()
     assert end.outcome == "failed" and "exited with code 3" in end.message
+
+
+@pytest.mark.parametrize("whom", ["0", "$PPID"])
+def test_a_signal_that_a_command_sends_itself_is_no_stop(run: Jobs, whom: str) -> None:
+    """Many scripts end with `trap "kill 0" EXIT`: taken for a stop, they would be tried for ever."""
+    job = run(f"bash -c 'trap : TERM; kill -TERM {whom}; sleep 0.3; exit 0'", retries={})
+    end = job.end()
+    expected = ("succeeded", "") if whom == "0" else ("failed", "nobody asked for a stop")
+    assert (end.outcome, expected[1] in end.message) == (expected[0], True), end

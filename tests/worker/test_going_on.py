@@ -137,6 +137,7 @@ def test_where_nothing_usable_was_kept_the_input_is_made_again_as_ever(
     assert (cell["state"], step["action"]) == ("blocked", "leave")
     assert "--stage count" in step["reason"] and says in step["reason"]
     assert ("cannot be used" in step["reason"]) == bool(says)
+    assert not says or f"cannot be used: {says}" in sweep("plan", "answers@2")
     sweep("discard", "answers@2", "seed0", "--stage", "count", "--reason", "wanted again")
     kept.work()
     assert kept.ledger.numbers(kept.source) == [1, 2]

@@ -190,6 +190,11 @@ def find(submission: Submission) -> str | None:
     found, name = cluster(submission.cluster), submission.name
     output = asked("squeue", *found.options, "-ah", "-t", "all", f"--name={name}", "-o", "%F")
     listed = [line.strip() for line in _without_title(output, found)]
+    if not listed:  # a site may add to the names of jobs
+        words = ("squeue", *found.options, "-ah", "-t", "all", "-u", str(asker().uid), "-o", "%F|%j")
+        said = slurm(*words)  # which fails for a user whom the cluster does not know
+        lines = [line.partition("|") for line in _without_title(said.output if said.code == 0 else "", found)]
+        listed = [job.strip() for job, _, named in lines if name in named]
     if not listed:
         since = (datetime.fromisoformat(submission.at) - timedelta(days=1)).strftime("%Y-%m-%d")
         said = slurm("sacct", "-nPX", "-M", found.name, "-S", since, f"--name={name}", "-o", "JobID")
