@@ -52,7 +52,7 @@ def smoke(check: Check) -> None:
     with tempfile.TemporaryDirectory() as store:
         started_s = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "orchestrator.cli", *words, "--name", "gpu"],
+            [sys.executable, "-m", "orchestrator.cli.main", *words, "--name", "gpu"],
             env={**os.environ, "SWEEP_STORE": store},
             capture_output=True,
             text=True,

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from orchestrator.sft.parallel import Placed
+from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.shards import Example, Rows
-from orchestrator.sft.trainer import Training
+from orchestrator.sft.train import Training
 from orchestrator.stage import Config, Context
 
 SIZES = {

@@ -21,9 +21,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
 
-from orchestrator.sft.parallel import Placed
+from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.shards import Example, Rows
-from orchestrator.sft.trainer import Training
+from orchestrator.sft.train import Training
 from orchestrator.stage import Config, Context
 
 BATCH, IGNORED, VOCABULARY = 8, -100, 1024

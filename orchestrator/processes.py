@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.core.records import Process
-from orchestrator.edge import MARK
+from orchestrator.entry import MARK
 
 PATIENCE_S, POLL_S = 10.0, 0.02
 _PROC = Path("/proc")

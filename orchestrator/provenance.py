@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.judgement import Asker
 from orchestrator.core.secrets import known_values, redacted
+from orchestrator.jobs.judgement import Asker
 
 ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",

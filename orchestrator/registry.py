@@ -35,17 +35,17 @@ TASKS: Mapping[str, str] = {
 """Name of a task to its `Task`."""
 
 DATA: Mapping[str, str] = {
-    "describe": "orchestrator.tasks.describing:describe",
+    "describe": "orchestrator.tasks.dataset:describe",
     "check": "orchestrator.tasks.checking:check",
-    "import": "orchestrator.sft.data_fetch:import_data",
-    "measures": "orchestrator.sft.data_lengths:measures",
+    "import": "orchestrator.sft.fetching:import_data",
+    "measures": "orchestrator.sft.fetching:measures",
     "summary": "orchestrator.tasks.dataset:summary",
 }
 """What `sweep data` does to what does it."""
 
-ENGINES: Mapping[str, str] = {
-    "transformers": "orchestrator.sft.engines.transformers:TransformersEngine",
-    "vllm": "orchestrator.sft.engines.vllm:VllmEngine",
+GENERATORS: Mapping[str, str] = {
+    "transformers": "orchestrator.sft.generators.transformers:TransformersEngine",
+    "vllm": "orchestrator.sft.generators.vllm:VllmEngine",
 }
 """`evaluation.engine` to a class that is an `Engine`."""
 
@@ -63,7 +63,7 @@ SCHEDULERS: Mapping[str, str] = {
 """`Submission.launcher` to a class that is a `Scheduler`: what anybody may ask about its jobs."""
 
 TRACKERS: Mapping[str, str] = {
-    "store": "orchestrator.trackers.store:StoreTracker",
+    "store": "orchestrator.trackers.base:StoreTracker",
     "wandb": "orchestrator.trackers.wandb_mirror:WandbMirror",
 }
 """`tracker.name` to a class that is a `Tracker`, or a mirror, which follows the store and not a stage."""
@@ -75,10 +75,10 @@ REPORTS: Mapping[str, str] = {
 }
 """`report` of a sweep to a function ``(rows, folder) -> list[Path]``; see `orchestrator.reporting`."""
 
-FITTING: Mapping[str, str] = {"study": "orchestrator.study.table:fits"}
+FITTING: Mapping[str, str] = {"study": "orchestrator.study.tables.results:fits"}
 """Report to a function ``(rows, *, about) -> bool``: whether it is the one for rows that name none."""
 
-TABLE_READER = "orchestrator.study.table:read_table"
+TABLE_READER = "orchestrator.study.tables.results:read_table"
 """A function ``(path) -> rows`` that reads a table from elsewhere."""
 
 

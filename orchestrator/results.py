@@ -145,7 +145,7 @@ class Spread(NamedTuple):
     high: float
 
 
-class Group(NamedTuple):
+class RepeatGroup(NamedTuple):
     """Cells that agree in all axes but those that the spread is taken over."""
 
     axes: Mapping[str, Any]
@@ -301,14 +301,14 @@ def metrics_of(results: Iterable[CellResult]) -> list[str]:
     return list(dict.fromkeys(name for result in results for name in result.metrics))
 
 
-def spread_over(results: Sequence[CellResult], over: Sequence[str]) -> list[Group]:
+def spread_over(results: Sequence[CellResult], over: Sequence[str]) -> list[RepeatGroup]:
     """Return mean and spread of each metric over the cells that agree in all other axes."""
     groups: dict[tuple[tuple[str, Any], ...], list[CellResult]] = {}
     for result in results:
         rest = tuple((axis, value) for axis, value in result.axes.items() if axis not in over)
         groups.setdefault(rest, []).append(result)
     return [
-        Group(dict(rest), tuple(each.cell for each in group), _spreads(group))
+        RepeatGroup(dict(rest), tuple(each.cell for each in group), _spreads(group))
         for rest, group in groups.items()
     ]
 

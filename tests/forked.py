@@ -121,13 +121,13 @@ def _serve(line: socket.socket) -> None:
 if __name__ == "__main__":
     import orchestrator.compose
     import orchestrator.reports.general  # noqa: F401
-    from orchestrator.commands.verbs import verb_of
+    from orchestrator.cli.verbs import verb_of
 
     for verb in (*VERBS, "launch", "rerun"):
         verb_of(verb)
     gc.freeze()  # memory that is not touched is not copied
     _serve(socket.socket(fileno=int(sys.argv[1])))
-    from orchestrator.cli import main
+    from orchestrator.cli.main import main
 
     code = main()
     atexit._run_exitfuncs()

@@ -10,8 +10,18 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from orchestrator.compose.axes import Axis, Setting, checked, leaf_keys, list_axis, narrowed
-from orchestrator.compose.grammar import cut, parse_override, plain, values_of
+from orchestrator.compose.axes import (
+    Axis,
+    KeyValue,
+    checked,
+    cut,
+    leaf_keys,
+    list_axis,
+    narrowed,
+    parse_override,
+    plain,
+    values_of,
+)
 from orchestrator.compose.root import Root
 from orchestrator.core.secrets import found_in, known_values
 from orchestrator.errors import UserError
@@ -193,21 +203,21 @@ class Overrides:
                     )
 
 
-def _covers(setting: Setting, key: str, root: Root) -> bool:
+def _covers(setting: KeyValue, key: str, root: Root) -> bool:
     """Tell whether a setting decides a key."""
     if root.is_group(setting.key) and not isinstance(setting.value, Mapping):
         return key == setting.key
     return any(key == name or key.startswith(f"{name}.") for name in leaf_keys(setting.key, setting.value))
 
 
-def _flat(tree: Mapping[str, Any], root: Root, prefix: str = "") -> Iterable[Setting]:
+def _flat(tree: Mapping[str, Any], root: Root, prefix: str = "") -> Iterable[KeyValue]:
     """Yields settings; a mapping under the name of a group sets keys, it does not choose an option."""
     for key, value in tree.items():
         full = f"{prefix}{key}"
         if isinstance(value, Mapping) and (prefix or root.is_group(full) or is_engine_key(full)):
             yield from _flat(value, root, f"{full}.")
         else:
-            yield Setting(full, value)
+            yield KeyValue(full, value)
 
 
 def _key(text: str) -> str:

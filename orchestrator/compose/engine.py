@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from orchestrator.compose.commandline import Overrides, is_engine_key, refuse_secrets
 from orchestrator.compose.files import config_folders, shipped
 from orchestrator.compose.root import Root, translated
-from orchestrator.core.settings import EngineSettings, engine_from
+from orchestrator.core.settings import RunSettings, engine_from
 from orchestrator.errors import UserError
 from orchestrator.formats import kept
 
@@ -30,7 +30,7 @@ _OPEN = (
 _WHERE = "the engine's settings"
 
 
-def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> EngineSettings:
+def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> RunSettings:
     """Composes the engine's settings alone, for verbs that only need to find the store.
 
     Raises:
@@ -42,9 +42,7 @@ def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> E
     return composed_engine(texts, config_folders((cwd or Path.cwd()).resolve()), url)
 
 
-def engine_with(
-    settings: EngineSettings, overrides: Sequence[str], cwd: Path | None = None
-) -> EngineSettings:
+def engine_with(settings: RunSettings, overrides: Sequence[str], cwd: Path | None = None) -> RunSettings:
     """Returns settings with some of them changed; a group choice replaces its whole section.
 
     Args:
@@ -69,9 +67,7 @@ def engine_with(
     return kept(settings, _checked(engine_from(changed, where=_WHERE), url))
 
 
-def composed_engine(
-    overrides: Sequence[str], folders: Sequence[Path], store_url: str | None
-) -> EngineSettings:
+def composed_engine(overrides: Sequence[str], folders: Sequence[Path], store_url: str | None) -> RunSettings:
     """Composes the engine's settings.
 
     Args:
@@ -138,7 +134,7 @@ def _escaped(value: Any) -> Any:
             return value
 
 
-def _checked(settings: EngineSettings, url: str | None) -> EngineSettings:
+def _checked(settings: RunSettings, url: str | None) -> RunSettings:
     """Returns settings with the store at a URL, when they hold no credential."""
     if url is not None:
         settings = msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=url))

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orchestrator
-from orchestrator.compose.axes import Axis, axis_of, cell_labels
-from orchestrator.compose.grammar import cut
+from orchestrator.compose.axes import Axis, axis_of, cell_labels, cut
 from orchestrator.compose.reading import read_yaml
 from orchestrator.core.selector import Selector, Subject, any_of
-from orchestrator.core.sweepfile import SweepFile, check_name, parse
+from orchestrator.core.sweep import SweepFile, check_name, parse
 from orchestrator.errors import UnknownSweep, UserError, nearest
 
 _SUFFIXES = (".yaml", ".yml")

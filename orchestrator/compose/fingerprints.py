@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compose.axes import Setting
+from orchestrator.compose.axes import KeyValue
 from orchestrator.core.tree import MISSING, pick
 from orchestrator.errors import UserError
 from orchestrator.manifest import file_digest, scan
@@ -33,9 +33,9 @@ class Fingerprints:
 
     def __init__(self, wanted: Mapping[str, Sequence[str]], *, cwd: Path, where: str = "") -> None:
         self._wanted, self._cwd, self._where = wanted, cwd, where
-        self._known: dict[str, tuple[tuple[Any, ...], Setting]] = {}
+        self._known: dict[str, tuple[tuple[Any, ...], KeyValue]] = {}
 
-    def __call__(self, tree: Mapping[str, Any]) -> list[Setting]:
+    def __call__(self, tree: Mapping[str, Any]) -> list[KeyValue]:
         """Returns what to set: nothing for a fingerprint whose paths are all null.
 
         Raises:
@@ -49,7 +49,7 @@ class Fingerprints:
             )
             if held:
                 if self._known.get(key, ((), None))[0] != held:
-                    self._known[key] = held, Setting(key, self._fingerprint(held))
+                    self._known[key] = held, KeyValue(key, self._fingerprint(held))
                 settings.append(self._known[key][1])
         return settings
 

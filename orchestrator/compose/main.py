@@ -12,21 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compose.axes import Axis, axis_of, cell_labels
+from orchestrator.compose.axes import Axis, axis_of, cell_labels, cut
 from orchestrator.compose.commandline import Overrides, refuse_secrets
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.engine import composed_engine, split_store
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
-from orchestrator.compose.grammar import cut
+from orchestrator.compose.interpolations import refuse_varying
 from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.compose.schema import importable
-from orchestrator.compose.varying import refuse_varying
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.settings import EngineSettings
-from orchestrator.core.sweep import Sweep
-from orchestrator.core.sweepfile import SweepFile, check_axis, stage_specs
+from orchestrator.core.settings import RunSettings
+from orchestrator.core.sweep import Sweep, SweepFile, check_axis, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, lookup
@@ -46,7 +44,7 @@ class Composition:
     """
 
     sweep: Sweep
-    engine: EngineSettings
+    engine: RunSettings
     notes: tuple[str, ...]
     source: Path
     import_paths: tuple[str, ...]
@@ -219,7 +217,7 @@ def _check_size(axes: Sequence[Axis], max_cells: int, where: str) -> None:
         )
 
 
-def _check_limits(engine: EngineSettings, specs: Mapping[str, StageSpec]) -> None:
+def _check_limits(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
     for stage in engine.policy.limits_s:
         if stage not in specs:
             raise UserError(
@@ -229,7 +227,7 @@ def _check_limits(engine: EngineSettings, specs: Mapping[str, StageSpec]) -> Non
             )
 
 
-def _check_work(engine: EngineSettings, specs: Mapping[str, StageSpec]) -> None:
+def _check_work(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
     """Refuses work folders over a bucket, where the next attempt would not find them."""
     url = engine.store.url or ""
     in_bucket = "://" in url and not url.startswith("file://")

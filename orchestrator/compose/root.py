@@ -28,7 +28,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from orchestrator.compose.grammar import cut
+from orchestrator.compose.axes import cut
 from orchestrator.compose.reading import SCHEME, register, yaml_error
 from orchestrator.core.tree import dotted_keys, pick
 from orchestrator.errors import UserError, nearest

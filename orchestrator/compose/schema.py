@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.core.typed import typed
+from orchestrator.core.tree import convert
 from orchestrator.errors import UserError
 from orchestrator.registry import load
 
@@ -40,7 +40,7 @@ class Schema:
         Raises:
             UserError: an unknown key, a wrong type, or what the struct's own `check` refuses.
         """
-        config = typed(tree, self._struct, where=where)
+        config = convert(tree, self._struct, where=where)
         check = getattr(config, "check", None)
         if callable(check):
             try:

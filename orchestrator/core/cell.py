@@ -9,9 +9,16 @@ from typing import Any
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.identity import canonical, stage_digest
 from orchestrator.core.selector import Selector, Subject
-from orchestrator.core.sweep import Input, Node, Sweep
-from orchestrator.core.tree import MISSING, dotted_keys, pick, place, scalar_text, without
-from orchestrator.core.typed import refuse_non_finite
+from orchestrator.core.sweep import Input, StageInstance, Sweep
+from orchestrator.core.tree import (
+    MISSING,
+    dotted_keys,
+    pick,
+    place,
+    refuse_non_finite,
+    scalar_text,
+    without_key,
+)
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.stage import StageSpec
 
@@ -43,7 +50,7 @@ def slice_of(
             place(part, key, value)
     for key in carve:
         if pick(part, key) is not MISSING:
-            part = without(part, key)
+            part = without_key(part, key)
     return part
 
 
@@ -54,7 +61,7 @@ def reads_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     return slice_of(config, keys, carve=carve)
 
 
-def former_node(former: StageSpec, node: Node) -> Node | None:
+def former_node(former: StageSpec, node: StageInstance) -> StageInstance | None:
     """Return what a stage instance was under an earlier version of its spec, from the same inputs.
 
     Args:
@@ -70,7 +77,7 @@ def former_node(former: StageSpec, node: Node) -> Node | None:
         return None
     given = {name: node.reads[name] for name in former.each if name in node.reads}
     digest = stage_digest(_target(former), former.version, {**hashed_of(former, reads), **given}, node.inputs)
-    return Node(
+    return StageInstance(
         stage=node.stage, label=node.label, digest=digest, reads={**reads, **given}, inputs=node.inputs
     )
 
@@ -80,7 +87,7 @@ def hashed_of(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
     for key, neutral in spec.neutral.items():
         value = pick(reads, key)
         if value is not MISSING and canonical([value]) == canonical([neutral]):
-            reads = without(reads, key)
+            reads = without_key(reads, key)
     return reads
 
 
@@ -101,7 +108,7 @@ class Chains:
     """
 
     def __init__(self, specs: Mapping[str, StageSpec], *, where: str = "") -> None:
-        self.specs, self.nodes = specs, dict[str, Node]()
+        self.specs, self.nodes = specs, dict[str, StageInstance]()
         self._where = where
         self._order = _topological(specs, where)
         self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
@@ -118,7 +125,7 @@ class Chains:
             UserError: an unknown key, a value that cannot be hashed, or no stage is left.
         """
         refuse_non_finite(subject.config, where=_named(subject))
-        mine: dict[str, list[Node]] = {}
+        mine: dict[str, list[StageInstance]] = {}
         for name in self._order:
             skip = self.skips.get(name)
             if skip is None or not skip.matches(subject):
@@ -128,7 +135,9 @@ class Chains:
             raise UserError("every stage of a cell is skipped", where=_named(subject), fix="exclude the cell")
         return chain
 
-    def _instances(self, name: str, subject: Subject, mine: Mapping[str, list[Node]]) -> list[Node]:
+    def _instances(
+        self, name: str, subject: Subject, mine: Mapping[str, list[StageInstance]]
+    ) -> list[StageInstance]:
         spec, config = self.specs[name], subject.config
         try:
             reads = reads_of(spec, config)
@@ -148,7 +157,9 @@ class Chains:
             digest = stage_digest(_target(spec), spec.version, {**hashed, **given}, inputs, where=where)
             node = self.nodes.get(digest)
             if node is None:
-                node = Node(stage=name, label=label, digest=digest, reads={**reads, **given}, inputs=inputs)
+                node = StageInstance(
+                    stage=name, label=label, digest=digest, reads={**reads, **given}, inputs=inputs
+                )
                 self.nodes[digest] = node
             if node.stage != name:
                 raise UserError(f"stages {node.stage!r} and {name!r} are one and the same", where=where)
@@ -157,7 +168,7 @@ class Chains:
             nodes.append(node)
         return nodes
 
-    def _check_command(self, node: Node, uses: Mapping[str, Any], where: str) -> None:
+    def _check_command(self, node: StageInstance, uses: Mapping[str, Any], where: str) -> None:
         """Refuses a command that asks for what a worker could not fill in for this instance."""
         slices = {"config": node.reads, "uses": uses}
         inputs = [".".join(filter(None, ("inputs", item.stage, item.label))) for item in node.inputs]
@@ -176,7 +187,7 @@ class Chains:
                     allowed=nearest(asked, [*known, *inputs]),
                 )
 
-    def _inputs(self, name: str, label: str, mine: Mapping[str, list[Node]]) -> tuple[Input, ...]:
+    def _inputs(self, name: str, label: str, mine: Mapping[str, list[StageInstance]]) -> tuple[Input, ...]:
         spec = self.specs[name]
         return tuple(
             Input(node.stage, node.label, node.digest)

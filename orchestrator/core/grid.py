@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from orchestrator.core.cell import Chains
 from orchestrator.core.identity import cell_ids
 from orchestrator.core.selector import Selector, Subject, any_of
-from orchestrator.core.sweep import Cell, Node
+from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
@@ -68,7 +68,7 @@ class Grid:
         self.sum_text = ""
 
     @property
-    def nodes(self) -> dict[str, Node]:
+    def nodes(self) -> dict[str, StageInstance]:
         """Digest to stage instance, of all cells."""
         return self._chains.nodes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.settings import EngineSettings, Retention
+from orchestrator.core.settings import Retention, RunSettings
 from orchestrator.core.sweep import Sweep
 from orchestrator.formats import FORMAT, SINCE_2, Stored
 from orchestrator.manifest import File, check_inside
@@ -93,7 +93,7 @@ class Parent(Record, frozen=True, kw_only=True):
     step: int
 
 
-class Start(Record, frozen=True, kw_only=True):
+class StartRecord(Record, frozen=True, kw_only=True):
     """`start.json`: what an attempt started from. Written after the claim, before the child.
 
     Attributes:
@@ -226,7 +226,7 @@ class CodeFile(Record, frozen=True, kw_only=True):
         check_inside(self.path)
 
 
-class Snapshot(Record, frozen=True, kw_only=True):
+class CodeManifest(Record, frozen=True, kw_only=True):
     """`code/<digest>.json`: a code snapshot is whole. Its digest is that of its files."""
 
     files: tuple[CodeFile, ...]
@@ -268,7 +268,7 @@ class Request(Record, frozen=True, kw_only=True):
     cells: tuple[str, ...] | None = None
     after: dict[str, int] = {}
     reason: str = ""
-    settings: EngineSettings | None = None
+    settings: RunSettings | None = None
     import_paths: tuple[str, ...] = ()
     code: Code | None = None
     folder: str = ""

@@ -10,7 +10,7 @@ from orchestrator.core.settings import Retention
 from orchestrator.manifest import File
 
 
-def let_go(product: Done, takers: Collection[Done], policy: Retention) -> tuple[File, ...]:
+def removable_files(product: Done, takers: Collection[Done], policy: Retention) -> tuple[File, ...]:
     """Returns the files of a product that every stage made from it lets go.
 
     Nothing goes unless each of them was made from this very generation and names what it keeps under this
@@ -32,7 +32,7 @@ def let_go(product: Done, takers: Collection[Done], policy: Retention) -> tuple[
     return tuple(file for file in product.files if file.path not in kept)
 
 
-def without(files: Iterable[File], retired: Iterable[Retired]) -> tuple[File, ...]:
+def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[File, ...]:
     """Returns the files that must be there: those that no record retired."""
     gone = {file.path for record in retired for file in record.files}
     return tuple(file for file in files if file.path not in gone)

@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.typed import typed
+from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.errors import UserError, nearest
 from orchestrator.formats import SINCE_2, Settings
@@ -95,7 +95,7 @@ class HardwareSettings(Settings, frozen=True, kw_only=True):
         )
 
 
-class EngineSettings(Settings, frozen=True, kw_only=True):
+class RunSettings(Settings, frozen=True, kw_only=True):
     """All of `conf/engine.yaml`.
 
     Attributes:
@@ -115,7 +115,7 @@ class EngineSettings(Settings, frozen=True, kw_only=True):
     cluster: dict[str, Any] = {}
 
 
-def engine_from(tree: dict[str, Any], *, where: str = "") -> EngineSettings:
+def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
     """Types the composed engine tree.
 
     Raises:
@@ -124,7 +124,7 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> EngineSettings:
     for section in ("launcher", "cluster"):
         if section in tree:
             tree = {**tree, section: with_hours(tree[section], section, where=where)}
-    settings = typed(tree, EngineSettings, where=where)
+    settings = convert(tree, RunSettings, where=where)
     if not isinstance(settings.launcher.get("name"), str):
         raise UserError("launcher.name is not set", where=where, fix="launcher=local")
     for cause, num_retries in settings.policy.retries.items():

@@ -7,9 +7,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, Start
+from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord
 from orchestrator.core.retention import describe
-from orchestrator.core.sweep import Cell, Node
+from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.text import one_line
 
 NOT_KEPT = "not_kept"
@@ -55,7 +55,7 @@ class Attempt(NamedTuple):
 
     number: int
     claim: Claim | None = None
-    start: Start | None = None
+    start: StartRecord | None = None
     heartbeat: Heartbeat | None = None
     end: End | None = None
     problem: str = ""
@@ -71,7 +71,7 @@ class Former(NamedTuple):
         problem: why it cannot be used, "" where it can.
     """
 
-    node: Node
+    node: StageInstance
     done: Done | None
     how: str
     problem: str = ""
@@ -255,7 +255,7 @@ def _between_attempts(
 
 
 def _given_inputs(
-    status: StageStatus, inputs: Sequence[tuple[Node, StageStatus]], *, cancelled: bool, again: str
+    status: StageStatus, inputs: Sequence[tuple[StageInstance, StageStatus]], *, cancelled: bool, again: str
 ) -> StageStatus:
     """A stage's state given those of the products that it takes."""
     if status.state in (State.DONE, State.RUNNING):
@@ -301,7 +301,7 @@ _PRECEDENCE = (
 
 def cell_status(
     cell: Cell,
-    nodes: Mapping[str, Node],
+    nodes: Mapping[str, StageInstance],
     statuses: Mapping[str, StageStatus],
     *,
     cancelled: bool,

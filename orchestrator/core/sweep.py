@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
+import msgspec
+
+from orchestrator.core.commandspec import check_command
+from orchestrator.core.tree import convert
+from orchestrator.errors import UserError, nearest
 from orchestrator.formats import Stored
 from orchestrator.stage import StageSpec
 
@@ -16,7 +23,7 @@ class Input(Stored, frozen=True):
     digest: str
 
 
-class Node(Stored, frozen=True, kw_only=True):
+class StageInstance(Stored, frozen=True, kw_only=True):
     """One content-addressed stage instance, shared by all cells whose chain names its digest.
 
     Attributes:
@@ -73,7 +80,200 @@ class Sweep(Stored, frozen=True, kw_only=True):
     name: str
     description: str = ""
     specs: dict[str, StageSpec]
-    nodes: dict[str, Node]
+    nodes: dict[str, StageInstance]
     cells: tuple[Cell, ...]
     report: tuple[str, ...] = ()
     format: int = 1
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+MAX_NAME = 128
+"""Characters of a name. Names become parts of paths, with a suffix; 255 bytes is the common limit."""
+
+_ENGINE_COLUMNS = ("cell", "sweep", "revision", "stage", "attempts", "seconds", "code")
+
+
+class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A sweep file as written, filled up from the one that it is `like`: axes and overrides key by key,
+    what else it leaves out but for the description and the number of cells.
+
+    Attributes:
+        description: one line.
+        expect_cells: the number of cells it should have.
+        max_cells: the number of points, exclusions not counted, that its grid may have.
+        overrides: key to value, or a list in Hydra's grammar; applied to every cell.
+        axes: name to a list of values, a list in Hydra's grammar, or label to {key: value}.
+        exclude: selectors of cells to leave out.
+        include: selectors; only cells that match one of them stay.
+        columns: name to config key.
+        stages: names of stages that ship here, or name to spec.
+        report: names of reports written at the end of a launch.
+        config: the primary config itself, in place of ``conf/config.yaml``.
+    """
+
+    description: str = ""
+    expect_cells: int | None = None
+    max_cells: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    overrides: dict[str, Any] | list[str] = {}
+    axes: dict[str, Any] = {}
+    exclude: list[str] = []
+    include: list[str] = []
+    columns: dict[str, str] = {}
+    stages: list[str] | dict[str, dict[str, Any] | None] = []
+    report: list[str] = []
+    config: dict[str, Any] | None = None
+
+
+def parse(tree: Any, *, where: str) -> SweepFile:
+    """Types what YAML gave.
+
+    Raises:
+        UserError: an unknown key, a wrong type, or a name that cannot be one.
+    """
+    if isinstance(tree, Mapping) and isinstance(tree.get("axes"), Mapping):
+        _check_functions(tree["axes"], where)  # first: what is left of a torn one is of the wrong type
+    file = convert(tree, SweepFile, where=where)
+    for name in file.axes:
+        check_axis(name, where=where)
+    for name in file.columns:
+        if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+            raise UserError(f"{_short(name)!r} cannot be the name of a column", where=where)
+        if name in _ENGINE_COLUMNS:
+            raise UserError(
+                f"{name!r} cannot be the name of a column",
+                where=where,
+                allowed=f"every result row has its own {', '.join(_ENGINE_COLUMNS)}",
+            )
+    if not file.stages:
+        raise UserError("the sweep has no stages", where=where, fix="stages: [NAME, ...]")
+    return file
+
+
+def check_axis(name: str, *, where: str = "") -> None:
+    """Refuse a name that no axis can have, or that means something else in result rows and selectors.
+
+    Raises:
+        UserError: it is such a name.
+    """
+    if not name or len(name) > MAX_NAME or not name.isprintable() or re.search(r"[\s=,!]", name):
+        raise UserError(f"{_short(name)!r} cannot be the name of an axis", where=where)
+    if name in (taken := (*_ENGINE_COLUMNS, "state", "cause")):
+        raise UserError(
+            f"{name!r} cannot be the name of an axis",
+            where=where,
+            allowed=f"result rows and selectors have their own {', '.join(taken)}",
+            fix=f"another name with named values: my_{name}: {{LABEL: {{{name}: VALUE}}}}",
+        )
+
+
+def _check_functions(axes: Mapping[Any, Any], where: str) -> None:
+    """Refuse ``range(0,3)`` as an item of a list, and what a comma in braces or brackets left of it."""
+    for name, value in axes.items():
+        torn = isinstance(value, str) and value.count("(") > value.count(")")
+        items = value if isinstance(value, list) else [value] if torn else []
+        for item in items:
+            if isinstance(item, str) and re.match(r"(range|choice|glob|interval|sort|shuffle)\(", item):
+                raise UserError(
+                    f"axis {name!r} has the text {_short(item)!r} for a value",
+                    where=where,
+                    allowed="a function stands alone, and in quotes where braces or brackets are around it",
+                    fix=f'{name}: "range(0,3)"',
+                )
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a sweep in a store could have this name, also one sealed under the rules of before."""
+    return len(name) < 256 and _NAME.fullmatch(name) is not None
+
+
+def check_name(name: str, *, what: str, where: str = "") -> str:
+    """Returns a name that may become part of a path.
+
+    Raises:
+        UserError: it has other characters.
+    """
+    if not is_name(name) or name.endswith(".") or len(name) > MAX_NAME:
+        raise UserError(
+            f"{_short(name)!r} cannot be the name of a {what}",
+            where=where,
+            allowed=f"letters, digits and . _ + -, beginning with a letter or digit, not ending with a dot, "
+            f"at most {MAX_NAME}",
+        )
+    return name
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:40]}..."
+
+
+def stage_specs(
+    file: SweepFile, registered: Callable[[str], StageSpec | None], *, known: list[str], where: str
+) -> dict[str, StageSpec]:
+    """Returns the spec of each stage of a sweep, in the order of the file.
+
+    Args:
+        file: the sweep file.
+        registered: gives the spec of a stage that ships here, None for other names.
+        known: the names of stages that ship here.
+        where: the file, for messages.
+
+    Raises:
+        UserError: an unknown stage, an unknown `after`, or a spec that contradicts itself.
+    """
+    stages = file.stages if isinstance(file.stages, dict) else dict.fromkeys(file.stages)
+    if len(stages) < len(file.stages):
+        raise UserError("a stage is named twice", where=where)
+    specs: dict[str, StageSpec] = {}
+    for name, fields in stages.items():
+        check_name(name, what="stage", where=where)
+        if other := next((known for known in specs if known.lower() == name.lower()), None):
+            raise UserError(
+                f"the stages {other!r} and {name!r} differ only in case",
+                where=where,
+                allowed="their folders would be one where a file system ignores case",
+            )
+        specs[name] = spec = _spec(name, fields or {}, registered(name), known, where)
+        if spec.limit_s is not None and not spec.limit_s > 0:  # also catches NaN
+            raise UserError(f"stages.{name}.limit_s is {spec.limit_s!r}", where=where, allowed="more than 0")
+    for name, spec in specs.items():
+        for other in spec.after:
+            if other not in specs:
+                raise UserError(
+                    f"stage {name!r} comes after the unknown stage {other!r}",
+                    where=where,
+                    allowed=nearest(other, specs),
+                )
+    return specs
+
+
+def _spec(
+    name: str, fields: Mapping[str, Any], shipped: StageSpec | None, known: list[str], where: str
+) -> StageSpec:
+    key = f"stages.{name}"
+    is_whole = "run" in fields or "command" in fields
+    if not is_whole and shipped is None:
+        raise UserError(
+            f"unknown stage {name!r}",
+            where=where,
+            allowed=nearest(name, known),
+            fix="a stage of one's own has either `run: module:function` or `command: ...`",
+        )
+    if not is_whole and shipped is not None:
+        changes = convert(dict(fields), StageSpec, where=where, key=key)
+        return msgspec.structs.replace(shipped, **{field: getattr(changes, field) for field in fields})
+    if "name" in fields:
+        raise UserError(f"{key}.name is for stages that ship here", where=where)
+    spec = convert(dict(fields), StageSpec, where=where, key=key)
+    if (spec.run is None) == (spec.command is None):
+        raise UserError(f"stage {name!r} needs exactly one of `run` and `command`", where=where)
+    if spec.run is not None and not re.fullmatch(r"[\w.]+:\w+", spec.run):
+        raise UserError(f"{key}.run is {spec.run!r}", where=where, allowed="module:function")
+    check_command(name, spec, where)
+    for inner in spec.neutral:
+        if not any(f"{inner}.".startswith(f"{read}.") for read in spec.reads):
+            raise UserError(
+                f"{key}.neutral names {inner!r}, which the stage does not read",
+                where=where,
+                allowed=nearest(inner, spec.reads),
+            )
+    return spec

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
+
+from orchestrator.errors import UserError, nearest
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -35,24 +39,24 @@ def place(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def placed(tree: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+def with_value(tree: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     """Returns a copy with another value at a path; all that is beside the path is shared."""
     copy = dict(tree)
     if len(path) == 1:
         copy[path[0]] = value
     else:
-        copy[path[0]] = placed(copy.get(path[0]) or {}, path[1:], value)
+        copy[path[0]] = with_value(copy.get(path[0]) or {}, path[1:], value)
     return copy
 
 
-def without(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+def without_key(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Returns a copy without a dotted key; all that is beside it is shared."""
     first, _, rest = key.partition(".")
     copy = dict(tree)
     if not rest:
         copy.pop(first, None)
     elif isinstance(copy.get(first), Mapping):
-        copy[first] = without(copy[first], rest)
+        copy[first] = without_key(copy[first], rest)
     return copy
 
 
@@ -64,7 +68,7 @@ def dotted_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(value, f"{prefix}{name}.")
 
 
-def settled(value: Any, before: Any) -> Any:
+def share_unchanged(value: Any, before: Any) -> Any:
     """Returns an equal tree of lists and dicts that shares with an earlier one all that did not change.
 
     Ten thousand cells then hold each section a few times instead of ten thousand times. ``1``, ``1.0``
@@ -72,12 +76,12 @@ def settled(value: Any, before: Any) -> Any:
     """
     if isinstance(value, dict):
         old = before if isinstance(before, dict) else {}
-        new = {name: settled(item, old.get(name, MISSING)) for name, item in value.items()}
+        new = {name: share_unchanged(item, old.get(name, MISSING)) for name, item in value.items()}
         same = len(new) == len(old) and all(item is old.get(name, MISSING) for name, item in new.items())
         return before if same and isinstance(before, dict) else new
     if isinstance(value, list | tuple):
         olds = before if isinstance(before, list) and len(before) == len(value) else [MISSING] * len(value)
-        items = [settled(item, old) for item, old in zip(value, olds, strict=True)]
+        items = [share_unchanged(item, old) for item, old in zip(value, olds, strict=True)]
         same = isinstance(before, list) and all(a is b for a, b in zip(items, olds, strict=True))
         return before if same and len(before) == len(items) else items
     return before if type(before) is type(value) and before == value else value
@@ -98,3 +102,113 @@ def scalar_text(value: Any) -> str:
             return json.dumps(value, ensure_ascii=False, default=str)
         case _:
             return str(value)
+
+
+_Struct = TypeVar("_Struct")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*?)`")
+_ABSENT = re.compile(r"Object missing required field `(?P<name>.*?)`")
+_TYPE = re.compile(r"Expected `(?P<expected>.*?)`, got `(?P<got>.*?)`")
+_encode = json.JSONEncoder(allow_nan=False, skipkeys=True, default=str).encode
+_NAMES = {"array": "list", "object": "mapping"}
+
+
+def convert(tree: Any, to: type[_Struct], *, where: str = "", key: str = "") -> _Struct:
+    """Converts a plain tree into a struct, strictly (a number in quotes is text).
+
+    Args:
+        tree: what YAML gave.
+        to: the struct.
+        where: the file, or the cell, for the message.
+        key: the dotted key under which the tree lies, for the message.
+
+    Raises:
+        UserError: an unknown or missing key, a value of the wrong type, or a number that is not finite.
+    """
+    refuse_non_finite(tree, where=where, key=key)
+    try:
+        return msgspec.convert(tree, to)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error), tree, to, where, key) from None
+
+
+def refuse_non_finite(tree: Any, *, where: str = "", key: str = "") -> None:
+    """Refuse infinities and NaN: no record can hold one, as JSON has no word for it.
+
+    Args:
+        tree: a plain tree.
+        where: the file, or the cell, for the message.
+        key: the dotted key under which the tree lies, for the message.
+
+    Raises:
+        UserError: there is one; its key is named.
+    """
+    try:
+        _encode(tree)  # in C, for the many trees in which there is none
+    except ValueError:
+        for found, value in _floats(tree, key):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{found or 'the value'} is {value!r}",
+                    where=where,
+                    allowed="a finite number; null where a setting has no limit",
+                ) from None
+
+
+def _floats(tree: Any, key: str) -> Iterator[tuple[str, float]]:
+    if isinstance(tree, float):
+        yield key, tree
+    elif isinstance(tree, Mapping):
+        for name, item in tree.items():
+            yield from _floats(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list | tuple):
+        for index, item in enumerate(tree):
+            yield from _floats(item, f"{key}[{index}]")
+
+
+def _explained(message: str, tree: Any, to: type[Any], where: str, key: str) -> UserError:
+    problem, _, place = message.partition(" - at `")
+    steps = re.findall(r"\[\.\.\.\]|\[\d+\]|\.[^.\[\]]+", place.rstrip("`").removeprefix("$"))
+    path = "".join(steps).lstrip(".")
+    full = ".".join(part for part in (key, path) if part)
+    if match := _UNKNOWN.fullmatch(problem):
+        name = f"{full}.{match['name']}" if full else match["name"]
+        known = [f"{full}.{field}" if full else field for field in _fields(to, steps)]
+        return UserError(f"unknown key {name!r}", where=where, allowed=nearest(name, known))
+    if match := _ABSENT.fullmatch(problem):
+        name = f"{full}.{match['name']}" if full else match["name"]
+        return UserError(f"{name} is not set", where=where)
+    if match := _TYPE.fullmatch(problem):
+        expected = re.sub(r"array|object", lambda m: _NAMES[m[0]], match["expected"])
+        value = _value(tree, steps)
+        shown = f" ({value!r})" if isinstance(value, str | int | float) else ""
+        got = _NAMES.get(match["got"], match["got"])
+        return UserError(
+            f"{full or 'the value'} is of the wrong type: {got}{shown}",
+            where=where,
+            allowed=f"expected {expected.replace(' | ', ' or ')}",
+        )
+    return UserError(f"{full or 'the value'}: {problem[:1].lower()}{problem[1:]}", where=where)
+
+
+def _fields(to: Any, steps: list[str]) -> list[str]:
+    """Lists the field names of the struct at a path."""
+    info: Any = msgspec.inspect.type_info(to)
+    for step in ["", *steps]:
+        if step == "[...]":
+            info = getattr(info, "value_type", None)
+        elif step.startswith("["):
+            info = getattr(info, "item_type", None)
+        elif step:
+            info = next((f.type for f in getattr(info, "fields", ()) if f.encode_name == step[1:]), None)
+        if isinstance(info, msgspec.inspect.UnionType):
+            info = next((t for t in info.types if not isinstance(t, msgspec.inspect.NoneType)), None)
+    return [field.encode_name for field in getattr(info, "fields", ())]
+
+
+def _value(tree: Any, steps: list[str]) -> Any:
+    try:
+        for step in steps:
+            tree = tree[int(step[1:-1])] if step.startswith("[") else tree[step[1:]]
+    except (KeyError, IndexError, ValueError, TypeError):  # "[...]" does not say which key
+        return None
+    return tree

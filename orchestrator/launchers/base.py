@@ -7,13 +7,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from orchestrator.core.dispatch import Answer, Filed
-from orchestrator.core.jobs import Over, Resources, Submission
 from orchestrator.core.records import Code
 from orchestrator.core.selector import Subject
-from orchestrator.core.settings import EngineSettings
+from orchestrator.core.settings import RunSettings
 from orchestrator.costs import Estimate, Hardware
-from orchestrator.worker.order import Job
+from orchestrator.execution.assignment import JobContext
+from orchestrator.jobs.judgement import JobListing, SubmissionState
+from orchestrator.jobs.records import JobEnd, Resources, Submission
 
 
 class Launch(NamedTuple):
@@ -36,12 +36,12 @@ class Launch(NamedTuple):
     revision: int
     request: int
     cells: tuple[str, ...] | None
-    settings: EngineSettings
+    settings: RunSettings
     import_paths: tuple[str, ...]
     code_digest: str
     preload: tuple[str, ...]
     log_folder: str
-    job: Job | None = None
+    job: JobContext | None = None
     code: Code | None = None
     named: tuple[str, ...] | None = None
 
@@ -84,7 +84,7 @@ class Verdict(StrEnum):
     UNCLEAR = "unclear"  # it may have been taken
 
 
-class Outcome(NamedTuple):
+class SubmitOutcome(NamedTuple):
     """The verdict, with the job's id or the scheduler's words."""
 
     verdict: Verdict
@@ -166,7 +166,7 @@ class Submitter(Protocol):
             UserError: there is nothing that a cell fits on.
         """
 
-    def excluded(self, filed: Sequence[Filed]) -> tuple[str, ...]:
+    def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
         """Names the nodes that must not be used now."""
 
     def logs(self, sweep: str, number: int) -> str:
@@ -175,7 +175,7 @@ class Submitter(Protocol):
     def text(self, submission: Submission, *, sweep: str, store: str, code: Path, logs: Path) -> str:
         """Returns what the scheduler is given, word for word."""
 
-    def submit(self, submission: Submission, text: str) -> Outcome:
+    def submit(self, submission: Submission, text: str) -> SubmitOutcome:
         """Gives a submission to the scheduler."""
 
     def find(self, submission: Submission) -> str | None:
@@ -185,7 +185,7 @@ class Submitter(Protocol):
             InfrastructureError: the scheduler does not answer.
         """
 
-    def explain(self, filed: Filed, over: Over, logs: Path) -> Over:
+    def explain(self, filed: SubmissionState, over: JobEnd, logs: Path) -> JobEnd:
         """Adds what the job's own log tells of its end."""
 
 
@@ -195,7 +195,7 @@ class Scheduler(Protocol):
     Made with (cluster,): `Submission.cluster`.
     """
 
-    def jobs(self, ids: Iterable[str]) -> Answer:
+    def jobs(self, ids: Iterable[str]) -> JobListing:
         """Asks one batched question about many jobs; never raises."""
 
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.core.dispatch import Filed, ending
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
-from orchestrator.core.settings import EngineSettings
+from orchestrator.core.settings import RunSettings
 from orchestrator.errors import InfrastructureError
+from orchestrator.execution.assignment import LostWorker
+from orchestrator.execution.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.jobs.judgement import SubmissionState, ending
 from orchestrator.provenance import age_s
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
-from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
-from orchestrator.worker.order import Gone
 
 BEAT_S = 20.0
 """A driver writes what it sees at least so often."""
@@ -60,7 +60,7 @@ def request_of(ledger: Ledger, sweep: str, number: int) -> Request:
     return request
 
 
-def settings_of(request: Request) -> EngineSettings:
+def settings_of(request: Request) -> RunSettings:
     """Returns the settings that a launch or rerun was asked with.
 
     Raises:
@@ -71,7 +71,7 @@ def settings_of(request: Request) -> EngineSettings:
     return request.settings
 
 
-def gone_of(filed: Sequence[Filed], *, grace_s: float = 0.0) -> Iterator[Gone]:
+def gone_of(filed: Sequence[SubmissionState], *, grace_s: float = 0.0) -> Iterator[LostWorker]:
     """Yields the jobs, and the workers of drivers, that are known to be over and did not end well.
 
     Args:
@@ -84,7 +84,7 @@ def gone_of(filed: Sequence[Filed], *, grace_s: float = 0.0) -> Iterator[Gone]:
         cluster, job = each.submission.cluster, each.accepted.job
         for index, over in each.over.items():
             if over.cause is not None and age_s(each.closed_at.get(index, "")) >= grace_s:
-                yield Gone(
+                yield LostWorker(
                     cluster=cluster,
                     job=job,
                     array_index=index,
@@ -93,7 +93,7 @@ def gone_of(filed: Sequence[Filed], *, grace_s: float = 0.0) -> Iterator[Gone]:
                     evidence=ending(f"{job}_{index}", over),
                 )
         for lost in each.driver.lost if each.driver else ():
-            yield Gone(
+            yield LostWorker(
                 cluster=cluster,
                 job=job,
                 slot=lost.slot,

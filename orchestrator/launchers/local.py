@@ -15,22 +15,21 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.core.typed import typed
+from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Hardware
-from orchestrator.edge import short_paths
+from orchestrator.entry import short_paths
 from orchestrator.errors import UserError
+from orchestrator.execution.assignment import Assignment, log_tail
+from orchestrator.execution.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.execution.main import HELD_SIGNALS, in_fork_server
 from orchestrator.formats import encode
 from orchestrator.launchers.base import Launch
 from orchestrator.processes import end_adopted
-from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
-from orchestrator.worker.main import HELD_SIGNALS, in_fork_server
-from orchestrator.worker.order import WorkerOrder
-from orchestrator.worker.outcome import log_tail
 
 MAX_RESTARTS = 20
 """How often a slot's worker is started anew in one launch; budgets of failures end loops long before."""
 
-_PRELOADED = ("orchestrator.worker.fork_server", "orchestrator.worker.main")
+_PRELOADED = ("orchestrator.execution.fork_server", "orchestrator.execution.main")
 _STARTED: set[int] = set()
 """Process ids of the workers of this process's fork server."""
 
@@ -70,7 +69,7 @@ class LocalLauncher:
     def __init__(
         self, settings: Mapping[str, Any], num_cells: int, cluster: Mapping[str, Any] | None = None
     ) -> None:
-        self._settings = typed(dict(settings), LocalSettings, key="launcher")
+        self._settings = convert(dict(settings), LocalSettings, key="launcher")
         gpus = visible_gpus()
         self._gpus = gpus if self._settings.gpus_per_worker else ()
         self._slots = slots(self._settings, gpus, available_cpus(), num_cells)
@@ -104,7 +103,7 @@ class LocalLauncher:
 
     def _start_worker(self, slot: int) -> None:
         launch = self._launch
-        order = WorkerOrder(
+        order = Assignment(
             store=launch.store,
             sweep=launch.sweep,
             revision=launch.revision,

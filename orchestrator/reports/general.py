@@ -18,13 +18,13 @@ import msgspec
 
 from orchestrator.errors import UserError, nearest
 from orchestrator.reporting import About, Curve
-from orchestrator.reports import general_figures, markdown, page
+from orchestrator.reports import general_figures, page
+from orchestrator.reports.page import Table
 from orchestrator.reports.style import save, styled
-from orchestrator.reports.tabular import Table
 from orchestrator.results import (
     CellResult,
     Direction,
-    Group,
+    RepeatGroup,
     Row,
     axes_of,
     axes_of_table,
@@ -70,7 +70,7 @@ class Numbers(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Direction | None]
     cells: list[CellResult]
     over: list[str]
-    groups: list[Group]
+    groups: list[RepeatGroup]
     failures: list[dict[str, str]]
     notes: list[str]
 
@@ -318,7 +318,7 @@ def _markdown(numbers: Numbers, about: About | None, figures: general_figures.Fi
     pictures = [(each.title, f"{each.key}.png", each.caption) for each in (*figures.plots, *figures.curves)]
     said = [_subtitle(about), *_status(numbers, about)]
     said += filter(None, [figures.fewer_plots, figures.fewer_curves])
-    return markdown.page(_title(about), said, tables, pictures)
+    return page.page(_title(about), said, tables, pictures)
 
 
 def _write_csv(numbers: Numbers, path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from transformers import PreTrainedModel
 
 from orchestrator.sft import state_before, state_files
-from orchestrator.sft.parallel import Placed, rank
+from orchestrator.sft.distributed.parallel import Placed, rank
 
 EPOCHS = "checkpoints"
 """Folder of the epochs' weights, one folder a step, in the product and in each resume checkpoint."""

@@ -15,9 +15,9 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import ENGINES, TASKS, lookup
-from orchestrator.sft import data_cache
-from orchestrator.sft.facts import CostsConfig
+from orchestrator.registry import GENERATORS, TASKS, lookup
+from orchestrator.sft import data
+from orchestrator.sft.workload import CostsConfig
 from orchestrator.tasks.base import LANGUAGES
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -156,7 +156,7 @@ class ItemsConfig(_Frozen, frozen=True, kw_only=True):
         train: the release that train and validation items come from, where there is no `dir`.
         test: the release that test items come from.
         languages: of a data set made of releases: only ids that all of them have are taken.
-        cache_dir: where fetched data sets lie; None for the default of `orchestrator.sft.data_cache`.
+        cache_dir: where fetched data sets lie; None for the default of `orchestrator.sft.data`.
         cached: the name of the fetched data set in there; derived.
         train_fingerprint: what stands for train and validation items in identities; for a data set derived.
         max_new_tokens: how long an answer to them may be, unless `evaluation` says otherwise.
@@ -182,7 +182,7 @@ class ItemsConfig(_Frozen, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         force_setattr(self, "languages", in_study_order(self.languages, key="items.languages"))
         if self.source == "parallel":
-            for key, value in data_cache.derived(self).items():
+            for key, value in data.derived(self).items():
                 force_setattr(self, key, value)
         elif self.num_validation is None:
             raise ValueError(f"items of source={self.source} need num_validation")
@@ -234,8 +234,8 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.languages:
             raise ValueError("evaluation.languages is empty")
-        if self.engine not in ENGINES:
-            raise ValueError(f"unknown evaluation.engine {self.engine!r}; {nearest(self.engine, ENGINES)}")
+        if self.engine not in GENERATORS:
+            raise ValueError(f"unknown evaluation.engine {self.engine!r}; {nearest(self.engine, GENERATORS)}")
         force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
 
 
@@ -316,7 +316,7 @@ def _check_items(
     if items.source == "generated" or (items.source == "parallel" and items.dir is None):
         return
     if items.dir is not None:
-        data_cache.check(items, task_name)
+        data.check(items, task_name)
     for folder, split, languages, key in (
         (items.dir or items.train_dir, "train", training, "languages"),
         (items.dir or items.test_dir, "test", tested, "evaluation.languages"),

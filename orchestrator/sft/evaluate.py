@@ -14,10 +14,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.errors import NotKept
-from orchestrator.sft import parallel, ranks, runtime
+from orchestrator.sft import runtime
 from orchestrator.sft.checkpoints import EPOCHS, epoch_name
-from orchestrator.sft.predictions import select
-from orchestrator.sft.scoring import Scorer
+from orchestrator.sft.distributed import launcher, parallel
+from orchestrator.sft.scoring import Scorer, select
 from orchestrator.sft.train import SUMMARY
 from orchestrator.stage import Config, Context, Inputs, Row
 
@@ -38,7 +38,9 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
             rows = evaluate(config, inputs, context)
         else:
             target = f"{__name__}:{evaluate.__name__}"
-            rows = ranks.run(target, config, inputs, context, num_processes=num_processes, device=device.type)
+            rows = launcher.run(
+                target, config, inputs, context, num_processes=num_processes, device=device.type
+            )
     if "train" in inputs:
         context.retire("train", **kept_files(rows[0]["selected_step"]))
     return rows

@@ -15,12 +15,12 @@ from typing import NamedTuple, TypeVar
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from orchestrator.sft.engines.base import Engine
+from orchestrator.sft.generators.base import Engine
 
 T = TypeVar("T")
 
 
-class Answer(NamedTuple):
+class GeneratedText(NamedTuple):
     """What was generated for one prompt.
 
     Attributes:
@@ -91,7 +91,7 @@ def generate(
     stop: Callable[[str], str],
     max_new_tokens: int,
     share: Share = ALONE,
-) -> list[list[Answer]]:
+) -> list[list[GeneratedText]]:
     """Return the answers to batches of encoded prompts; all processes call it with the same batches.
 
     Args:
@@ -102,8 +102,8 @@ def generate(
         max_new_tokens: the limit of an answer.
         share: this process's.
     """
-    reader = _Reader(tokenizer, stop, max_new_tokens)
-    answers: dict[int, list[Answer]] = {}
+    reader = _TextReader(tokenizer, stop, max_new_tokens)
+    answers: dict[int, list[GeneratedText]] = {}
     mine = range(share.rank, len(prompts), share.size)
     for group in [[index] for index in mine] if engine.is_batched else [[*mine]]:
         rows = [row for index in group for row in prompts[index]]
@@ -112,13 +112,13 @@ def generate(
         for index in group:
             answers[index] = [next(read) for _ in prompts[index]]
     if share.size > 1:
-        parts: list[dict[int, list[Answer]]] = [{}] * share.size
+        parts: list[dict[int, list[GeneratedText]]] = [{}] * share.size
         dist.all_gather_object(parts, answers)
         answers = {index: answer for part in parts for index, answer in part.items()}
     return [answers[index] for index in range(len(prompts))]
 
 
-class _Reader:
+class _TextReader:
     """Reads tokens as text and cuts it."""
 
     def __init__(
@@ -135,13 +135,13 @@ class _Reader:
         text, is_cut = self._text(tokens)
         return is_cut or "\n" in text[len(self._stop(text)) :]
 
-    def answer(self, tokens: Sequence[int]) -> Answer:
+    def answer(self, tokens: Sequence[int]) -> GeneratedText:
         """Return the answer that all tokens of a row make."""
         text, is_cut = self._text(tokens)
         cut = self._stop(text)
         ended = bool(tokens) and tokens[-1] == self._tokenizer.eos_token_id
         truncated = len(tokens) >= self._max_new_tokens and not (ended or is_cut) and cut == text
-        return Answer(cut, len(tokens), truncated)
+        return GeneratedText(cut, len(tokens), truncated)
 
     def _text(self, tokens: Sequence[int]) -> tuple[str, bool]:
         """Return the text up to the first special token after it, and whether there is one before the end.

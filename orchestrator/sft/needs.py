@@ -9,12 +9,49 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.costs import Need
-from orchestrator.sft import data_needs, engines, model_folder, positions
-from orchestrator.sft.config import is_hub_id
-from orchestrator.stage import Config
+import msgspec
 
-FETCH_MODEL = "orchestrator.sft.prefetch:model"
+from orchestrator.costs import Need
+from orchestrator.errors import InfrastructureError
+from orchestrator.sft import data, generators, model_folder, positions
+from orchestrator.sft.config import ItemsConfig, is_hub_id
+from orchestrator.stage import Config
+from orchestrator.tasks import dataset
+
+FETCH = "orchestrator.sft.fetching:fetch"
+
+
+def needs(config: Config) -> list[Need]:
+    """Returns the one data set that a cell's items come from, if it is not made or given on the spot."""
+    items = config["items"]
+    if items["source"] != "parallel" or items["dir"] is not None:
+        return []  # a local folder that is not there is an error when the cell is composed
+    task = config["task"]["name"]
+    folder = data.folder_of(items)
+    if folder is None:
+        return [
+            Need(
+                what=f"data of {task}",
+                problem=f"data.{task}_dir is not set, and no release is known",
+                advice=f"data.{task}_dir=FOLDER; sweep data describe {task} says what it holds",
+            )
+        ]
+    settings = msgspec.convert(items.to_dict(), ItemsConfig)
+    names = " and ".join(
+        f"{one.hub_id}@{one.revision[:12]}" for one in (settings.train, settings.test) if one
+    )
+    is_there = dataset.is_dataset(folder)
+    return [
+        Need(
+            what=f"data of {task}: {names}",
+            problem="" if is_there else f"not fetched into {folder}",
+            fetch=FETCH,
+            arguments={"task": task, "recipe": data.recipe(settings), "folder": str(folder)},
+        )
+    ]
+
+
+FETCH_MODEL = "orchestrator.sft.needs:model"
 _WEIGHTS = "model.safetensors"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 
@@ -86,8 +123,8 @@ def data_files(config: Config) -> list[Need]:
 PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (
     models,
     data_files,
-    data_needs.needs,
-    engines.packages,
+    needs,
+    generators.packages,
 )
 """Each says what a cell needs of one kind."""
 
@@ -121,3 +158,47 @@ def _cached(repo_id: str, name: str, revision: str) -> Path | None:
 
     path = try_to_load_from_cache(repo_id, name, revision=revision)
     return Path(path) if isinstance(path, str) else None
+
+
+PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
+"""Weights in one format, configs and tokenizer; no weights of other frameworks."""
+PROBE_S = 10.0
+"""How long to wait for the hub's first answer."""
+
+
+def model(*, repo_id: str, revision: str) -> None:
+    """Downloads one revision of a model with its tokenizer into the hub's cache.
+
+    Raises:
+        InfrastructureError: there is no network, no such revision, or no right to it.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        if not huggingface_hub.constants.HF_HUB_OFFLINE:  # the client itself would try for 24 s, each time
+            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_S)
+        huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(PATTERNS))
+    except errors.GatedRepoError as error:
+        raise InfrastructureError(
+            f"{repo_id} is gated",
+            where=_first_line(error),
+            fix=f"accept its licence at https://huggingface.co/{repo_id} and set HF_TOKEN",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InfrastructureError(f"the hub has no {repo_id}, or not for you", fix="set HF_TOKEN") from error
+    except errors.RevisionNotFoundError as error:
+        raise InfrastructureError(f"{repo_id} has no revision {revision}", fix="model.revision=") from error
+    except Exception as error:
+        offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        why = "HF_HUB_OFFLINE is set" if offline else _first_line(error)
+        advice = (
+            "unset HF_HUB_OFFLINE" if offline else "run it where there is a network, with the same HF_HOME"
+        )
+        raise InfrastructureError(f"{repo_id} is not to be had from the hub: {why}", fix=advice) from error
+    if missing := missing_files(repo_id, revision):
+        raise InfrastructureError(f"{repo_id}@{revision} is incomplete: {missing}")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

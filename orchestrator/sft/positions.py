@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from orchestrator.errors import StageFailure, UserError
 from orchestrator.registry import TASKS, lookup
-from orchestrator.sft import data_cache, data_lengths
-from orchestrator.sft.items import load_items
+from orchestrator.sft import data, fetching
+from orchestrator.sft.data import load_items
 from orchestrator.stage import Config
 from orchestrator.tasks import dataset
 from orchestrator.tasks.base import Split
@@ -74,7 +74,7 @@ def _texts(prompts: _Prompts) -> tuple[str, ...]:
     """Return the prompts, none where the items cannot be had here: another need, or the stage, says why."""
     items = Config(json.loads(prompts.items))
     if items["source"] == "parallel":
-        folder = data_cache.folder_of(items)
+        folder = data.folder_of(items)
         if folder is None or not dataset.is_dataset(folder):
             return ()
     uses = Config({"items": items.to_dict()})
@@ -92,4 +92,4 @@ def _max_bytes(prompts: _Prompts) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _max_tokens(prompts: _Prompts, folder: Path, version: int) -> int:
-    return data_lengths.longest_prompt(folder, _texts(prompts))
+    return fetching.longest_prompt(folder, _texts(prompts))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from orchestrator.errors import StageFailure
 from orchestrator.registry import TASKS, lookup
 from orchestrator.sft import runtime
-from orchestrator.sft.items import load_items
+from orchestrator.sft.data import load_items
 from orchestrator.sft.model_folder import ModelFolder, inspect
 from orchestrator.sft.positions import MAX_POSITIONS
 from orchestrator.sft.shards import Example, write_shard

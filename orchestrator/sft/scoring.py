@@ -7,19 +7,105 @@ A batch is generated whole or not at all: which items it holds depends on the it
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from orchestrator.errors import NotKept
-from orchestrator.registry import ENGINES, TASKS, lookup
-from orchestrator.sft import parallel, runtime
-from orchestrator.sft.engines.base import Engine, EngineSettings
-from orchestrator.sft.generate import Answer, Share, batches, generate
-from orchestrator.sft.items import load_items
-from orchestrator.sft.predictions import Prediction, Score, read, scores_of, write
+from orchestrator.registry import GENERATORS, TASKS, lookup
+from orchestrator.sft import runtime
+from orchestrator.sft.data import load_items
+from orchestrator.sft.distributed import parallel
+from orchestrator.sft.generate import GeneratedText, Share, batches, generate
+from orchestrator.sft.generators.base import Engine, GeneratorSettings
 from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Config, Context, Inputs
 from orchestrator.tasks.base import Item, Task
+
+PREDICTIONS = "predictions.parquet"
+
+SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("step", pa.int32()),
+        ("language", pa.string()),
+        ("item_id", pa.string()),
+        ("prompt", pa.string()),
+        ("generated", pa.string()),
+        ("gold", pa.string()),
+        ("correct", pa.bool_()),
+        ("truncated", pa.bool_()),
+        ("num_generated_tokens", pa.int32()),
+    ]
+)
+
+
+class Prediction(NamedTuple):
+    """One answer to one item; `step` is None for the untrained base. The fields are those of `SCHEMA`."""
+
+    split: str
+    step: int | None
+    language: str
+    item_id: str
+    prompt: str
+    generated: str
+    gold: str
+    correct: bool
+    truncated: bool
+    num_generated_tokens: int
+
+
+class Score(NamedTuple):
+    """Right answers of one split and language; `step` is None for the untrained base."""
+
+    split: str
+    step: int | None
+    language: str
+    num_correct: int
+    num_items: int
+    num_truncated: int = 0
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return self.num_correct / self.num_items
+
+
+def scores_of(predictions: Iterable[Prediction]) -> list[Score]:
+    """Counts predictions by split, step and language, in the order in which these first appear."""
+    groups: dict[tuple[str, int | None, str], list[Prediction]] = {}
+    for one in predictions:
+        groups.setdefault((one.split, one.step, one.language), []).append(one)
+    return [
+        Score(*key, sum(one.correct for one in group), len(group), sum(one.truncated for one in group))
+        for key, group in groups.items()
+    ]
+
+
+def select(scores: Sequence[Score]) -> int:
+    """Returns the step with the highest mean accuracy over the languages; the earliest wins a tie."""
+    by_step: dict[int, list[float]] = {}
+    for score in scores:
+        if score.step is not None:
+            by_step.setdefault(score.step, []).append(score.accuracy)
+    return max(sorted(by_step), key=lambda step: round(sum(by_step[step]) / len(by_step[step]), 12))
+
+
+def write(predictions: Sequence[Prediction], folder: Path) -> None:
+    """Writes predictions into a folder as one Parquet file."""
+    columns = [list(column) for column in zip(*predictions, strict=True)]
+    pq.write_table(
+        pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA), folder / PREDICTIONS
+    )
+
+
+def read(folder: Path) -> list[Prediction]:
+    """Reads what `write` wrote."""
+    return [Prediction(**row) for row in pq.read_table(folder / PREDICTIONS).to_pylist()]
+
 
 _BATCHES_A_ROUND = 8
 """Batches of a process between two chances to checkpoint, where an engine takes more than one at a time."""
@@ -141,7 +227,7 @@ class Scorer:
         for one, item in zip(kept, batch, strict=True):
             text = self._task.stop(one.generated)
             truncated = one.truncated and text == one.generated
-            self._keep(split, step, item, Answer(text, one.num_generated_tokens, truncated))
+            self._keep(split, step, item, GeneratedText(text, one.num_generated_tokens, truncated))
         return True
 
     def _open(self, folder: Path) -> Engine:
@@ -149,13 +235,13 @@ class Scorer:
         if self._engine is None:
             tokenizer, evaluation = self._tokenizer, self._config.evaluation
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            settings = EngineSettings(
+            settings = GeneratorSettings(
                 device=runtime.device_of(self._context.uses.device),
                 precision=evaluation.precision,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=pad,
             )
-            self._engine = lookup(ENGINES, evaluation.engine, kind="engine")(settings)
+            self._engine = lookup(GENERATORS, evaluation.engine, kind="engine")(settings)
         if self._loaded != folder:
             self._engine.load(folder)
             self._loaded = folder
@@ -183,7 +269,7 @@ class Scorer:
             "generated_tokens_per_second": num_tokens / seconds,
         }
 
-    def _keep(self, split: str, step: int | None, item: Item, answer: Answer) -> None:
+    def _keep(self, split: str, step: int | None, item: Item, answer: GeneratedText) -> None:
         is_correct = self._task.is_correct(answer.text, item.gold, item.language, truncated=answer.truncated)
         self._answered[_key(split, step, item)] = Prediction(
             split=split,

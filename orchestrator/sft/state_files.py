@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch.distributed.tensor import DTensor
 
 from orchestrator.errors import StageFailure
-from orchestrator.sft.parallel import rank, world_size
+from orchestrator.sft.distributed.parallel import rank, world_size
 
 BLOCK_BYTES = 64 * 2**20
 NUM_THREADS = 4

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.sft import runtime
-from orchestrator.sft.corpus import item_texts
+from orchestrator.sft.base import item_texts
 from orchestrator.stage import Config, Context, Inputs, Row
 
 SPECIAL_TOKENS = {

@@ -4,18 +4,253 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import resource
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from transformers import get_cosine_schedule_with_warmup
 
+from orchestrator.costs import DEVICES
 from orchestrator.errors import StageFailure
-from orchestrator.sft import parallel, ranks, runtime
+from orchestrator.sft import runtime
+from orchestrator.sft.checkpoints import (
+    EPOCHS,
+    epoch_name,
+    link_weights,
+    load_state,
+    save_state,
+    save_weights,
+)
+from orchestrator.sft.distributed import launcher, parallel
+from orchestrator.sft.distributed.parallel import Placed, rank, reduced, whole, world_size
 from orchestrator.sft.memory import SIZES, Load, decoder, largest_micro_batch
 from orchestrator.sft.prepare import left_out
-from orchestrator.sft.shards import Example, Rows, read_shard
-from orchestrator.sft.trainer import Training
+from orchestrator.sft.shards import EpochOrder, Example, Part, Rows, parts_of, read_shard
 from orchestrator.stage import Config, Context, Inputs, Row
+
+_PROGRESS = "progress.json"
+
+
+class Progress(NamedTuple):
+    """What is known of the training so far; part of the state to go on from."""
+
+    seconds: float
+    loss: list[float]
+    validation_loss: list[float]
+
+
+class Training:
+    """Trains a model on rows, from the beginning or from the checkpoint that the context offers.
+
+    Args:
+        placed: the model.
+        rows: the training rows of the mixture.
+        validation: rows for the loss at the end of each epoch.
+        settings: the stage's config: `seed` and `trainer`.
+        context: the running stage.
+        micro_batch_size: rows of a micro-batch.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        placed: Placed,
+        *,
+        rows: Rows,
+        validation: Rows,
+        settings: Config,
+        context: Context,
+        micro_batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self._placed, self._rows, self._validation = placed, rows, validation
+        self._settings, self._seed = settings.trainer, settings.seed
+        self._context, self._device = context, device
+        per_process = -(-settings.trainer.global_batch_size // world_size())
+        self.micro_batch_size = min(micro_batch_size, per_process)
+        self._order = EpochOrder(
+            rows.lengths, global_batch_size=settings.trainer.global_batch_size, seed=settings.seed
+        )
+        self.num_steps: int = settings.trainer.num_epochs * self._order.steps_per_epoch
+        self._optimizer = self._make_optimizer()
+        schedule = get_cosine_schedule_with_warmup(
+            self._optimizer, math.ceil(self.num_steps * settings.trainer.warmup_share), self.num_steps
+        )
+        self._factor = schedule.lr_lambdas[0]  # of the step alone: there is no state to keep
+        self._start_s = time.monotonic()
+        self.progress = Progress(0.0, [], [])
+
+    def run(self) -> None:
+        """Trains to the end, saving as the context asks and at the end of each epoch.
+
+        Raises:
+            StopRequested: after a checkpoint, when a stop was asked.
+            StageFailure: the loss or the gradient is not a number (cause ``nan``).
+        """
+        first = self._resume()
+        per_epoch = self._order.steps_per_epoch
+        for epoch in range(first // per_epoch, self._settings.num_epochs):
+            for number, rows in enumerate(self._order.steps(epoch)):
+                step = epoch * per_epoch + number + 1
+                if step <= first:
+                    continue
+                self._step(step, rows)
+                if number + 1 == per_epoch:
+                    self._end_epoch(step)
+                    self._save(step)
+                elif self._context.checkpoint_due(step):
+                    self._save(step)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self.progress.seconds + time.monotonic() - self._start_s
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole training, padding left out."""
+        return int(self._rows.lengths.sum()) * int(self._settings.num_epochs)
+
+    def padding_share(self) -> float:
+        """Returns the share of padding, and of masked rows, in what is computed."""
+        lengths, computed = self._rows.lengths, 0
+        for epoch in range(self._settings.num_epochs):
+            for rows in self._order.steps(epoch):
+                for number in range(world_size()):
+                    for part in self._parts(rows, number):
+                        computed += len(part.rows) * int(lengths[part.rows].max())
+        return 1 - self.num_tokens / computed
+
+    def peak_memory_gib(self) -> float:
+        """Returns the largest memory of any process so far: of its GPU, else of the process itself."""
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 2**30
+        else:  # kilobytes on Linux, bytes on macOS
+            unit = 2**30 if sys.platform == "darwin" else 2**20
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        return float(reduced(torch.tensor(peak, device=self._device), largest=True))
+
+    # A step
+
+    def _parts(self, rows: np.ndarray, number: int | None = None) -> list[Part]:
+        number = rank() if number is None else number
+        return parts_of(rows, size=self.micro_batch_size, rank=number, num_processes=world_size())
+
+    def _step(self, step: int, rows: np.ndarray) -> None:
+        started_s = time.monotonic()
+        self._reseed(step)
+        num_targets = max(1, int(self._rows.num_targets[rows].sum()))
+        total = torch.zeros((), device=self._device)
+        parts = self._parts(rows)
+        for number, (chosen, masked) in enumerate(parts):
+            batch = self._rows.batch(chosen, masked=masked)
+            loss = self._placed.losses(batch, is_last=number + 1 == len(parts)) / num_targets
+            torch.autograd.backward(loss * world_size())  # processes share the mean of their gradients
+            total += loss.detach()
+        norm = self._clip()
+        loss, grad_norm = torch.stack([reduced(total), norm]).tolist()  # the one wait for the device
+        for name, value in (("loss", loss), ("grad_norm", grad_norm)):
+            if not math.isfinite(value):
+                raise StageFailure("nan", f"{name} is {value} at step {step}")
+        rate = self._settings.learning_rate * self._factor(step - 1)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.progress.loss.append(loss)
+        speed = int(self._rows.lengths[rows].sum()) / max(time.monotonic() - started_s, 1e-9)
+        self._context.log(
+            step,
+            num_steps=self.num_steps,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            tokens_per_second=speed,
+            **self._usage(speed),
+        )
+
+    def _reseed(self, step: int) -> None:
+        """Makes dropout a function of the step, so that no random state need be kept."""
+        seed = self._seed * 1_000_003 + step * 1_009 + rank()
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)  # the plain function also queues for a GPU, and is slow
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; as usual, norms and biases do not decay: they are what has one dimension."""
+        parameters, decay = self._placed.parameters, self._settings.weight_decay
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=self._settings.learning_rate, fused=True
+        )
+
+    def _clip(self) -> torch.Tensor:
+        gradients = [p.grad for p in self._placed.parameters if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        if self._settings.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self._placed.parameters, self._settings.max_grad_norm, norm)
+        return norm
+
+    def _usage(self, speed: float) -> dict[str, float]:
+        """Says how much of a GPU is used; 6 FLOPs a trained parameter and token, as the plan counts them."""
+        if self._device.type != "cuda":
+            return {}
+        usage = {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30}
+        name = torch.cuda.get_device_name().lower()
+        known = [device for key, device in DEVICES.items() if key in name]
+        if known:
+            flops = 6 * self._placed.num_parameters * speed
+            usage["mfu"] = flops / (known[0].peak_tflops * 1e12 * world_size())
+        return usage
+
+    # Ends of epochs, and checkpoints
+
+    def _end_epoch(self, step: int) -> None:
+        loss = self._validate()
+        if not math.isfinite(loss):
+            raise StageFailure("nan", f"validation_loss is {loss} at step {step}")
+        self.progress.validation_loss.append(loss)
+        self._context.log(step, num_steps=self.num_steps, validation_loss=loss)
+        dtype = torch.bfloat16 if self._settings.precision == "bf16" else torch.float32
+        save_weights(self._placed, self._context.output / EPOCHS / epoch_name(step), dtype=dtype)
+
+    def _validate(self) -> float:
+        rows = np.argsort(-self._validation.lengths, kind="stable")
+        total = torch.zeros((), device=self._device)
+        with self._placed.evaluating():
+            for chosen, masked in self._parts(rows):
+                total += self._placed.losses(self._validation.batch(chosen, masked=masked))
+        return float(reduced(total)) / max(1, int(self._validation.num_targets.sum()))
+
+    def _save(self, step: int) -> None:
+        with self._context.checkpoint(step) as folder:
+            save_state(self._placed, self._optimizer, folder)
+            if rank() == 0:
+                link_weights(self._context.output, folder)
+                progress = self.progress._replace(seconds=self.seconds)
+                (folder / _PROGRESS).write_text(json.dumps(progress._asdict()), encoding="utf-8")
+        self._context.stop_if_asked()
+
+    def _resume(self) -> int:
+        checkpoint = self._context.resume
+        if checkpoint is None:
+            return 0
+        if rank() == 0:
+            link_weights(checkpoint.folder, self._context.output)
+        load_state(self._placed, self._optimizer, checkpoint.folder)
+        self.progress = Progress(**json.loads(Path(checkpoint.folder, _PROGRESS).read_text(encoding="utf-8")))
+        return checkpoint.step
+
 
 SUMMARY = "training.json"
 
@@ -27,7 +262,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     if num_processes == 1:
         return train(config, inputs, context)
     target = f"{__name__}:{train.__name__}"
-    rows: list[Row] = ranks.run(
+    rows: list[Row] = launcher.run(
         target, config, inputs, context, num_processes=num_processes, device=device.type
     )
     return rows

@@ -19,7 +19,29 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.formats import FORMAT
 from orchestrator.store import layout, opening
 from orchestrator.store.objects import Listing, ObjectStore
-from orchestrator.store.peek import peek
+
+
+class RecordHeader(msgspec.Struct):
+    """Fields that some records have.
+
+    Attributes:
+        nonce: of the write that made it.
+        content: digest of a revision's content.
+        format: of the store.
+    """
+
+    nonce: str = ""
+    content: str = ""
+    format: int | None = None
+
+
+def read_header(data: bytes) -> RecordHeader:
+    """Reads them from a record's bytes."""
+    try:
+        return msgspec.json.decode(data, type=RecordHeader)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return RecordHeader()
+
 
 R = TypeVar("R", bound=Record)
 _TRIES, _PAUSE_S = 5, 0.05
@@ -27,7 +49,7 @@ _ANSWERS = frozenset({errno.EACCES, errno.EPERM})
 """Errors that no second try changes."""
 
 
-class Known(NamedTuple):
+class Prefetched(NamedTuple):
     """What was read of a bucket at once: records, listings of one level, and sizes below prefixes."""
 
     records: Mapping[str, bytes | None] = {}
@@ -50,18 +72,18 @@ class Records:
     """
 
     def __init__(
-        self, objects: ObjectStore, known: Known | None = None, *, store_format: int | None = None
+        self, objects: ObjectStore, known: Prefetched | None = None, *, store_format: int | None = None
     ) -> None:
-        self.objects, self._known = objects, known or Known()
+        self.objects, self._known = objects, known or Prefetched()
         self._store_format = store_format
 
-    def knowing(self, known: Known) -> Self:
+    def knowing(self, known: Prefetched) -> Self:
         """Returns the same that takes these answers for the store's, for a view of one moment."""
         return type(self)(self.objects, known, store_format=self._store_format)
 
     def having_read(self, keys: Iterable[str]) -> Self:
         """Returns one that read some records all at once; itself where a round trip costs nothing."""
-        return self if self.objects.in_place else self.knowing(Known(self.objects.get_many(keys)))
+        return self if self.objects.in_place else self.knowing(Prefetched(self.objects.get_many(keys)))
 
     @property
     def store_format(self) -> int:
@@ -117,7 +139,7 @@ class Records:
             except OSError as problem:
                 error, found = problem, None
             if found is not None:
-                return peek(found).nonce == nonce
+                return read_header(found).nonce == nonce
             time.sleep(_PAUSE_S * 2**number)
         raise InfrastructureError(f"cannot write {key}: {error}", where=self.objects.url) from error
 

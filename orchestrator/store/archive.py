@@ -17,7 +17,7 @@ from orchestrator.store.objects import TEMPORARY, ObjectStore
 NAME = "files.tar"
 
 
-class Item(NamedTuple):
+class ArchiveMember(NamedTuple):
     """A file of a planned snapshot, and its content (the target of a link)."""
 
     file: CodeFile
@@ -25,7 +25,7 @@ class Item(NamedTuple):
     mode: int
 
 
-def packed(items: Sequence[Item]) -> bytes:
+def packed(items: Sequence[ArchiveMember]) -> bytes:
     """Returns a tar archive of files, links and empty folders, in the given order; no times, no owners."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -42,7 +42,7 @@ def packed(items: Sequence[Item]) -> bytes:
     return stream.getvalue()
 
 
-def unpacked(data: bytes, files: Sequence[CodeFile]) -> list[Item]:
+def unpacked(data: bytes, files: Sequence[CodeFile]) -> list[ArchiveMember]:
     """Reads the files of a snapshot, and no others, from an archive; does not judge their content.
 
     Raises:
@@ -56,7 +56,7 @@ def unpacked(data: bytes, files: Sequence[CodeFile]) -> list[Item]:
                 member = members[file.path]
                 stream = archive.extractfile(member) if member.isreg() else None
                 content = stream.read() if stream is not None else os.fsencode(member.linkname)
-                items.append(Item(file, content, member.mode))
+                items.append(ArchiveMember(file, content, member.mode))
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(str(error)) from error
     except KeyError as error:

@@ -27,9 +27,18 @@ import obstore
 from obstore import exceptions
 from obstore.store import GCSStore, S3Store
 
-from orchestrator.store.client import CONNECT_S, LIMIT_S, SLOW_BYTES_S, STALL_S
+from orchestrator.store.client import (
+    CONNECT_S,
+    LENGTH_BYTES,
+    LIMIT_S,
+    SLOW_BYTES_S,
+    STALL_S,
+    Move,
+    WireReply,
+    WireRequest,
+    frame,
+)
 from orchestrator.store.objects import TEMPORARY
-from orchestrator.store.wire import LENGTH_BYTES, Answer, Call, Move, frame
 
 AT_ONCE, FILES_AT_ONCE = 64, 4
 CHUNK, MAX_PARTS = 8 * 2**20, 9_000
@@ -89,17 +98,17 @@ class Broker:
         self._whole = open_store(url, stall_s=STALL_S, request_s=MAX_S, retries=2)
         self._few, self._files = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(FILES_AT_ONCE)
 
-    async def answer(self, call: Call) -> Answer:
+    async def answer(self, call: WireRequest) -> WireReply:
         """Does what is asked; every error becomes an answer."""
         try:
             value = await getattr(self, f"do_{call.verb}")(call)
         except Exception as error:  # noqa: BLE001 - the library's and Python's own: all are data here
-            return Answer(call.number, None, *explained(error))
-        return Answer(call.number, value)
+            return WireReply(call.number, None, *explained(error))
+        return WireReply(call.number, value)
 
     # Records
 
-    async def do_create(self, call: Call) -> bool:
+    async def do_create(self, call: WireRequest) -> bool:
         """Writes only if absent."""
         try:
             put = obstore.put_async(self._once, call.keys[0], call.data, mode="create", use_multipart=False)
@@ -108,20 +117,20 @@ class Broker:
             return False
         return True
 
-    async def do_put(self, call: Call) -> None:
+    async def do_put(self, call: WireRequest) -> None:
         """Replaces."""
         put = obstore.put_async(self._store, call.keys[0], call.data, use_multipart=False)
         await _limited(put, len(call.data))
 
-    async def do_get(self, call: Call) -> bytes | None:
+    async def do_get(self, call: WireRequest) -> bytes | None:
         """Reads one object."""
         return await self._get(call.keys[0])
 
-    async def do_get_many(self, call: Call) -> list[bytes | None]:
+    async def do_get_many(self, call: WireRequest) -> list[bytes | None]:
         """Reads many objects."""
         return await asyncio.gather(*(self._one_of_many(self._get(key)) for key in call.keys))
 
-    async def do_read_from(self, call: Call) -> bytes:
+    async def do_read_from(self, call: WireRequest) -> bytes:
         """Reads an object from a byte on; nothing when it has no more."""
         try:
             some: Any = (
@@ -134,19 +143,19 @@ class Broker:
                 return b""
             raise
 
-    async def do_list(self, call: Call) -> tuple[list[str], list[str]]:
+    async def do_list(self, call: WireRequest) -> tuple[list[str], list[str]]:
         """Lists the names of one level: files and folders."""
         return await _limited(self._list(call.keys[0]))
 
-    async def do_list_many(self, call: Call) -> list[tuple[list[str], list[str]]]:
+    async def do_list_many(self, call: WireRequest) -> list[tuple[list[str], list[str]]]:
         """Lists one level of many prefixes."""
         return await asyncio.gather(*(self._one_of_many(self._list(prefix)) for prefix in call.keys))
 
-    async def do_trees(self, call: Call) -> list[dict[str, int]]:
+    async def do_trees(self, call: WireRequest) -> list[dict[str, int]]:
         """Lists all that lies under many prefixes, with sizes."""
         return await asyncio.gather(*(self._one_of_many(self._tree(prefix)) for prefix in call.keys))
 
-    async def do_delete(self, call: Call) -> None:
+    async def do_delete(self, call: WireRequest) -> None:
         """Deletes an object and all under its name as a prefix."""
         (prefix,) = call.keys
         paths = [f"{prefix}/{path}" for path in await self._tree(prefix)] or [prefix]
@@ -179,11 +188,11 @@ class Broker:
 
     # Files
 
-    async def do_upload(self, call: Call) -> None:
+    async def do_upload(self, call: WireRequest) -> None:
         """Uploads files; the order is arbitrary."""
         await _all(self._upload(move) for move in call.moves)
 
-    async def do_download(self, call: Call) -> None:
+    async def do_download(self, call: WireRequest) -> None:
         """Downloads files; one that is absent is left out, one with other content is what it is."""
         await _all(self._download(move) for move in call.moves)
 
@@ -293,19 +302,19 @@ async def serve(url: str) -> None:
     try:
         broker = Broker(url)
     except Exception as error:  # noqa: BLE001 - an address that names no bucket
-        writer.write(frame(Answer(0, None, *explained(error))))
+        writer.write(frame(WireReply(0, None, *explained(error))))
         await writer.drain()
         return
     running: set[asyncio.Task[None]] = set()
 
-    async def reply(call: Call) -> None:
+    async def reply(call: WireRequest) -> None:
         writer.write(frame(await broker.answer(call)))
         await writer.drain()
 
     while True:
         try:
             length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
-            call = msgspec.msgpack.decode(await reader.readexactly(length), type=Call)
+            call = msgspec.msgpack.decode(await reader.readexactly(length), type=WireRequest)
         except (asyncio.IncompleteReadError, OSError):
             os._exit(0)  # nobody waits for what is still on its way
         task = asyncio.create_task(reply(call))

@@ -29,9 +29,8 @@ from orchestrator import provenance
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import UserError
 from orchestrator.stage import StageSpec
-from orchestrator.store.ignored import Ignored
 from orchestrator.store.objects import ObjectStore
-from orchestrator.store.project import git, is_hidden, is_installed, root_of
+from orchestrator.store.project import Ignored, git, is_hidden, is_installed, root_of
 
 MAX_BYTES = 100_000_000
 MAX_ENTRIES, MAX_LISTED = 10_000, 50_000

@@ -24,7 +24,69 @@ from typing import Any
 import msgspec
 
 import orchestrator
-from orchestrator.store.wire import LENGTH_BYTES, Answer, Call, Move, frame
+
+LENGTH_BYTES = 4
+
+
+class Move(msgspec.Struct, frozen=True, array_like=True):
+    """A file to upload or download.
+
+    Attributes:
+        key: in the store.
+        path: on this machine.
+        size: bytes.
+        sha256: of its content, hexadecimal; only for downloads.
+    """
+
+    key: str
+    path: str
+    size: int
+    sha256: str = ""
+
+
+class WireRequest(msgspec.Struct, frozen=True, array_like=True):
+    """One request.
+
+    Attributes:
+        number: of the call; the answer carries it, and answers may come in any order.
+        verb: a method of `orchestrator.store.broker.Broker`.
+        keys: keys or prefixes.
+        data: the content to write.
+        start: the byte to read from.
+        moves: files to transfer.
+        limit: how many bytes to read, None for all.
+    """
+
+    number: int
+    verb: str
+    keys: tuple[str, ...] = ()
+    data: bytes = b""
+    start: int = 0
+    moves: tuple[Move, ...] = ()
+    limit: int | None = None
+
+
+class WireReply(msgspec.Struct, frozen=True, array_like=True):
+    """One answer; an error has a text.
+
+    Attributes:
+        number: of the call.
+        value: what the verb returns.
+        error: what went wrong in a line, "" when nothing did.
+        errno: the error's kind: EACCES not allowed, ENXIO no such bucket, EINVAL no such address, else EIO.
+    """
+
+    number: int
+    value: Any = None
+    error: str = ""
+    errno: int = 0
+
+
+def frame(message: WireRequest | WireReply) -> bytes:
+    """Returns a message as it goes through the pipe."""
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
 
 LIMIT_S, STALL_S, CONNECT_S = 10.0, 30.0, 3.0
 """Seconds for a record, for a pause in the transfer of a file, and for a connection."""
@@ -105,12 +167,12 @@ class Connection:
         with self._lock:
             self._ensure()
             self._last += 1
-            call = Call(self._last, verb, keys, data, start, tuple(moves), limit)
+            call = WireRequest(self._last, verb, keys, data, start, tuple(moves), limit)
             self._pending.add(call.number)
             self._write(frame(call))
             return call.number
 
-    def taken(self, number: int, *, wait_s: float = 0.0) -> Answer | None:
+    def taken(self, number: int, *, wait_s: float = 0.0) -> WireReply | None:
         """Returns the answer to a call that was begun, None while there is none.
 
         Raises:
@@ -148,7 +210,7 @@ class Connection:
 
     def _forget(self) -> None:
         self._process, self._buffer = None, bytearray()
-        self._answers: dict[int, Answer] = {}
+        self._answers: dict[int, WireReply] = {}
         self._pending: set[int] = set()
         self._lock = threading.RLock()
 
@@ -206,7 +268,7 @@ class Connection:
             end = LENGTH_BYTES + int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
             if len(self._buffer) < end:
                 return
-            answer = msgspec.msgpack.decode(bytes(self._buffer[LENGTH_BYTES:end]), type=Answer)
+            answer = msgspec.msgpack.decode(bytes(self._buffer[LENGTH_BYTES:end]), type=WireReply)
             del self._buffer[:end]
             if answer.number == 0:  # it cannot serve this address
                 self.close()
@@ -215,7 +277,7 @@ class Connection:
                 self._answers[answer.number] = answer
 
 
-def _value(answer: Answer) -> Any:
+def _value(answer: WireReply) -> Any:
     if answer.error:
         raise OSError(answer.errno, answer.error)
     return answer.value

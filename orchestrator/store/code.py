@@ -7,8 +7,8 @@ from the moment that its record is there, which is written last; whether it is w
 alone. Files are read-only, so that no stage changes by accident what others run; what stages add beside
 (``__pycache__``, logs) does no harm, unless Python could import it.
 
-A worker is started from it with ``PYTHONPATH=<package_path>`` by ``python -P -m orchestrator.worker.main``,
-or with ``PYTHONSAFEPATH=1`` where no ``-P`` can be given.
+A worker is started from it with ``PYTHONPATH=<package_path>`` by
+``python -P -m orchestrator.execution.main``, or with ``PYTHONSAFEPATH=1`` where no ``-P`` can be given.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import msgspec
 
 import orchestrator
 from orchestrator import formats, provenance
-from orchestrator.core.records import Code, CodeFile, Snapshot
+from orchestrator.core.records import Code, CodeFile, CodeManifest
 from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.manifest import file_digest
 from orchestrator.store import archive, layout
-from orchestrator.store.archive import Item
+from orchestrator.store.archive import ArchiveMember
 from orchestrator.store.objects import TEMPORARY, ObjectStore
 from orchestrator.store.project import (
     Found,
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     """A snapshot that could be stored: nothing is written yet, and each file was read once."""
 
     code: Code
-    items: tuple[Item, ...]
+    items: tuple[ArchiveMember, ...]
 
     @property
     def num_bytes(self) -> int:
@@ -103,7 +103,9 @@ def plan(
         root = _innermost(path, places)
         mapped.append(PurePosixPath(places[root], path.relative_to(root).as_posix()).as_posix())
         if mapped[-1] not in folders:
-            items[mapped[-1]] = Item(CodeFile(path=mapped[-1], kind="folder", size=0, sha256=""), b"", 0)
+            items[mapped[-1]] = ArchiveMember(
+                CodeFile(path=mapped[-1], kind="folder", size=0, sha256=""), b"", 0
+            )
     files = [item.file for item in items.values()]
     git = provenance.without_diff(provenance.git_state(str(import_paths[0]))) if import_paths else {}
     code = Code(digest=digest_of(files), import_paths=tuple(mapped), git=git, version=version)
@@ -158,7 +160,7 @@ def store(objects: ObjectStore, planned: Plan) -> None:
             _write_all(objects.workspace(key), items)
             objects.upload(key)
         files = tuple(item.file for item in items)
-        objects.put(layout.code_record(digest), msgspec.json.encode(Snapshot(files=files)))
+        objects.put(layout.code_record(digest), msgspec.json.encode(CodeManifest(files=files)))
         problem = damage(objects, digest)
     except OSError as error:
         raise InfrastructureError(f"cannot store the code: {error}", where=objects.url) from error
@@ -178,7 +180,7 @@ def damage(objects: ObjectStore, digest: str) -> str:
     if data is None:
         return "it is not there, or not whole"
     try:
-        files = formats.decode(data, Snapshot).files
+        files = formats.decode(data, CodeManifest).files
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"its record is unreadable ({error})"
     if digest_of(files) != digest:
@@ -256,7 +258,7 @@ def _innermost(path: Path, roots: Iterable[Path]) -> Path:
     return max((root for root in roots if path.is_relative_to(root)), key=lambda root: len(root.parts))
 
 
-def _read(place: str, file: Found) -> Item | None:
+def _read(place: str, file: Found) -> ArchiveMember | None:
     path = f"{place}/{file.path}"
     try:
         path.encode()
@@ -270,7 +272,7 @@ def _read(place: str, file: Found) -> Item | None:
     except OSError as error:
         raise unreadable(file.source, error) from error
     digest = hashlib.sha256(data).hexdigest()
-    return Item(CodeFile(path=path, kind=file.kind, size=len(data), sha256=digest), data, file.mode)
+    return ArchiveMember(CodeFile(path=path, kind=file.kind, size=len(data), sha256=digest), data, file.mode)
 
 
 def _check_size(found: Sequence[tuple[str, Found]], roots: Iterable[Path]) -> None:
@@ -330,7 +332,7 @@ def _problem(path: Path, file: CodeFile) -> str:
         return f"{file.path} cannot be read ({error.strerror})"
 
 
-def _write_all(root: Path, items: Sequence[Item]) -> None:
+def _write_all(root: Path, items: Sequence[ArchiveMember]) -> None:
     """Writes what is missing or damaged, and removes what is no part of it."""
     root.mkdir(parents=True, exist_ok=True)
     for item in items:
@@ -339,7 +341,7 @@ def _write_all(root: Path, items: Sequence[Item]) -> None:
         stray.unlink(missing_ok=True)
 
 
-def _write(root: Path, item: Item) -> None:
+def _write(root: Path, item: ArchiveMember) -> None:
     """Writes a file under another name and renames it, unless it is there as it should be."""
     path = root / item.file.path
     _make_folder(root, path if item.file.kind == "folder" else path.parent)

@@ -5,27 +5,109 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Done, Heartbeat, Retired, Void
-from orchestrator.core.retention import describe, without
+from orchestrator.core.retention import describe, remaining_files
+from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt, Evidence, Former, Liveness
-from orchestrator.core.sweep import Node
+from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.processes import is_gone
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
-from orchestrator.store.ahead import read_ahead
+from orchestrator.store.access import Prefetched
 from orchestrator.store.former import formers, use_of
 from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import Listing
 from orchestrator.store.patience import is_transient, told
 
 
-class Vital(NamedTuple):
+def read_ahead(
+    ledger: Ledger, nodes: Sequence[StageInstance], *, counted: bool, sized: bool, trusted: Collection[object]
+) -> Ledger:
+    """Returns a ledger that knows the indexes and records of these stages, as of now.
+
+    Args:
+        ledger: the store.
+        nodes: the stage instances.
+        counted: also list the attempts of stages that are done.
+        sized: also read the sizes of the products' files.
+        trusted: (digest, generation) of products whose sizes are not wanted.
+    """
+    objects, stages = ledger.objects, sorted({node.stage for node in nodes})
+    prefixes = [index(stage) for stage in stages for index in (layout.done_index, layout.void_index)]
+    prefixes += [layout.retired_index(stage, policy) for stage in stages for policy in RETIRING]
+    above = [layout.stage_records(stage) for stage in stages]
+    listings = objects.list_many([*prefixes, *(() if counted else above)])
+    for prefix, paths in objects.trees(above if counted else ()).items():
+        listings |= _levels(prefix, paths)
+    known = ledger.knowing(Prefetched({}, listings))
+
+    products = _products(known, nodes)
+    begun = [
+        node
+        for node in nodes
+        if node.digest not in products and node.digest in listings[layout.stage_records(node.stage)].folders
+    ]
+    places = [layout.attempts(node.stage, node.digest) for node in begun]
+    listings |= objects.list_many(place for place in places if place not in listings)
+    keys = [
+        layout.attempt(node.stage, node.digest, number, name)
+        for node in begun
+        for number in known.numbers(node)
+        for name in layout.RECORDS
+    ]
+    keys += [
+        layout.done(node.stage, node.digest, products[node.digest])
+        for node in nodes
+        if node.digest in products and not ledger.has_read(node, products[node.digest])
+    ]
+    records = objects.get_many(keys)
+    known = ledger.knowing(Prefetched(records, listings))
+
+    wanted = [n for n in nodes if sized and (n.digest, products.get(n.digest)) not in trusted]
+    made = [(n, known.product(n, products[n.digest])[0]) for n in wanted if n.digest in products]
+    outputs = [layout.output(node.stage, node.digest, done.attempt) for node, done in made if done]
+    return ledger.knowing(Prefetched(records, listings, objects.trees(outputs)))
+
+
+def _products(known: Ledger, nodes: Sequence[StageInstance]) -> dict[str, int]:
+    """Returns digest to generation of what may be done: what is indexed and not void."""
+    stages = {node.stage for node in nodes}
+    done = {stage: known.generations(layout.done_index(stage)) for stage in stages}
+    void = {stage: known.generations(layout.void_index(stage)) for stage in stages}
+    found = {}
+    for node in nodes:
+        generations = done[node.stage].get(node.digest)
+        if generations and max(generations) not in void[node.stage].get(node.digest, set()):
+            found[node.digest] = max(generations)
+    return found
+
+
+def _levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
+    """Returns the listing of each level under a prefix, from all paths below it."""
+    files: dict[str, set[str]] = {prefix: set()}
+    folders: dict[str, set[str]] = {prefix: set()}
+    for path in paths:
+        *above, name = path.split("/")
+        place = prefix
+        for part in above:
+            folders.setdefault(place, set()).add(part)
+            place = f"{place}/{part}"
+            files.setdefault(place, set())
+        files[place].add(name)
+    return {
+        place: Listing(tuple(sorted(names)), tuple(sorted(folders.get(place, ()))))
+        for place, names in files.items()
+    }
+
+
+class OwnerReport(NamedTuple):
     """What an observer says of an attempt without an `end`, how it knows, and as what it counts when gone."""
 
     liveness: Liveness
@@ -33,27 +115,27 @@ class Vital(NamedTuple):
     cause: Cause = Cause.NODE_LOST
 
 
-Observer = Callable[[Node, Attempt], Vital]
+Observer = Callable[[StageInstance, Attempt], OwnerReport]
 
 
-def glance(node: Node, attempt: Attempt) -> Vital:
+def inspect_owner(node: StageInstance, attempt: Attempt) -> OwnerReport:
     """Tells of an attempt's owner what one look can tell: a vanished process is gone, the rest is unknown.
 
     Only a watcher, which looks again and again, may call an owner on another machine dead.
     """
     if attempt.claim is None:
-        return Vital(Liveness.UNKNOWN, "")  # the attempt names its problem itself
+        return OwnerReport(Liveness.UNKNOWN, "")  # the attempt names its problem itself
     owner, heartbeat = attempt.claim.owner, attempt.heartbeat
     processes = [owner.process] + ([heartbeat.child] if heartbeat and heartbeat.child else [])
     gone = [is_gone(process) for process in processes]
     if all(gone):
-        return Vital(Liveness.GONE, f"process {owner.process.pid} on {owner.host} is gone")
+        return OwnerReport(Liveness.GONE, f"process {owner.process.pid} on {owner.host} is gone")
     where = f"process {owner.process.pid} on {owner.host}"
     if heartbeat is None:
-        return Vital(Liveness.UNKNOWN, f"{where}, no heartbeat yet")
+        return OwnerReport(Liveness.UNKNOWN, f"{where}, no heartbeat yet")
     alive = Liveness.ALIVE if gone[0] is False else Liveness.UNKNOWN
     stands = f"{heartbeat.phase}{progress(heartbeat)}"
-    return Vital(alive, f"{where}, {stands}, last heartbeat {age(heartbeat.at)} ago")
+    return OwnerReport(alive, f"{where}, {stands}, last heartbeat {age(heartbeat.at)} ago")
 
 
 def progress(heartbeat: Heartbeat) -> str:
@@ -72,7 +154,7 @@ def age(at: str) -> str:
     return f"{max(0, round(seconds))} s"
 
 
-class Snapshot:
+class EvidenceReader:
     """The evidence of a set of stages, read on demand and once each.
 
     Args:
@@ -89,9 +171,9 @@ class Snapshot:
     def __init__(
         self,
         ledger: Ledger,
-        nodes: Iterable[Node],
+        nodes: Iterable[StageInstance],
         *,
-        observer: Observer = glance,
+        observer: Observer = inspect_owner,
         check_files: bool = True,
         count_attempts: bool = True,
         trusted: set[tuple[str, int]] | None = None,
@@ -101,7 +183,7 @@ class Snapshot:
         self._observer = observer
         self._check_files, self._count_attempts = check_files, count_attempts
         self._trusted = trusted if trusted is not None else set()
-        self._nodes: Mapping[str, Node] = {node.digest: node for node in nodes}
+        self._nodes: Mapping[str, StageInstance] = {node.digest: node for node in nodes}
         self._formers = {
             node.digest: found
             for node in self._nodes.values()
@@ -144,7 +226,7 @@ class Snapshot:
                 self._evidence[digest] = _unreadable(error)
         return self._evidence[digest]
 
-    def _read(self, node: Node) -> Evidence:
+    def _read(self, node: StageInstance) -> Evidence:
         if node.stage in self._unlisted:
             return self._unlisted[node.stage]
         product = self._product(node)
@@ -170,7 +252,7 @@ class Snapshot:
             )
         return evidence
 
-    def _former(self, node: Node, generation: int) -> Former | None:
+    def _former(self, node: StageInstance, generation: int) -> Former | None:
         """Find the newest product of an earlier version of a stage, whole and made from the same inputs.
 
         None counts where this stage's own product was discarded: a user wants it made from nothing.
@@ -191,7 +273,7 @@ class Snapshot:
             return None
         return next((each for each in found if not each.problem), found[0] if found else None)
 
-    def _product(self, node: Node) -> Evidence:
+    def _product(self, node: StageInstance) -> Evidence:
         """Rule 2: the highest generation with a readable `done`, whole files, and no `void`."""
         done = self._done[node.stage].get(node.digest, set())
         void = self._void[node.stage].get(node.digest, set())
@@ -214,7 +296,7 @@ class Snapshot:
         self._trusted.add((node.digest, highest))
         return Evidence(done=record, generation=highest, retired=retired)
 
-    def _discarded_input(self, node: Node, record: Done) -> str:
+    def _discarded_input(self, node: StageInstance, record: Done) -> str:
         """What was made from a discarded product does not count either, whoever finished it meanwhile.
 
         Seen as far as the snapshot reaches: with the inputs' stages among its nodes.
@@ -225,7 +307,7 @@ class Snapshot:
                 return self._ledger.discarded_input(node, record)
         return ""
 
-    def _why_void(self, node: Node, generation: int) -> str:
+    def _why_void(self, node: StageInstance, generation: int) -> str:
         void, problem = self._ledger.read(
             layout.void(node.stage, node.digest, generation), Void, generation=generation
         )
@@ -242,7 +324,12 @@ def _just_ended(attempts: tuple[Attempt, ...]) -> bool:
 
 
 def examine(
-    ledger: Ledger, node: Node, done: Done, retired: tuple[Retired, ...] = (), *, content: bool = True
+    ledger: Ledger,
+    node: StageInstance,
+    done: Done,
+    retired: tuple[Retired, ...] = (),
+    *,
+    content: bool = True,
 ) -> tuple[str, tuple[Retired, ...]]:
     """Compares a product's files with its record: (what is damaged or "", what is absent by decision).
 
@@ -256,10 +343,10 @@ def examine(
         content: also compare digests, not sizes alone.
     """
     prefix = layout.output(node.stage, node.digest, done.attempt)
-    problem = _compare(ledger, prefix, without(done.files, retired), content=content)
+    problem = _compare(ledger, prefix, remaining_files(done.files, retired), content=content)
     if problem is not None:
         retired = ledger.retired(node, done.generation)
-        problem = _compare(ledger, prefix, without(done.files, retired), content=content)
+        problem = _compare(ledger, prefix, remaining_files(done.files, retired), content=content)
     return problem or "", retired
 
 

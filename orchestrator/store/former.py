@@ -7,12 +7,12 @@ make its product from the one of an earlier version, as `evaluate` scores again 
 from __future__ import annotations
 
 from orchestrator.core.cell import former_node
-from orchestrator.core.sweep import Node
+from orchestrator.core.sweep import StageInstance
 from orchestrator.registry import FORMER, STAGES, load
 from orchestrator.stage import StageSpec
 
 
-def formers(spec: StageSpec, node: Node) -> list[Node]:
+def formers(spec: StageSpec, node: StageInstance) -> list[StageInstance]:
     """Return what a stage instance was under earlier versions, the latest first.
 
     A spec that a sweep gave another version has none: its user wants all of it made again.

@@ -20,34 +20,81 @@ from orchestrator.core.records import (
     Request,
     Retired,
     Revision,
-    Start,
+    StartRecord,
+    StoreMark,
     Void,
 )
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt
-from orchestrator.core.sweep import Input, Node, Sweep
+from orchestrator.core.sweep import Input, StageInstance, Sweep
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.store import layout, opening, permissions
-from orchestrator.store.access import Known, R, Records, new_nonce
-from orchestrator.store.mark import check_mark, make_store
+from orchestrator.formats import FORMAT
+from orchestrator.store import layout, opening
+from orchestrator.store.access import Prefetched, R, Records, new_nonce, read_header
 from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
 from orchestrator.store.patience import Outage, PatientStore, is_transient, told
-from orchestrator.store.peek import peek
 
-__all__ = ["Known", "Ledger", "content_digest", "new_nonce", "open_ledger"]
+
+def check_mark(records: Records) -> int | None:
+    """Returns the format of a store, None of a place that is none yet.
+
+    Raises:
+        UserError: the store is of a later format.
+        InfrastructureError: the place does not answer, or its mark cannot be trusted.
+    """
+    try:
+        mark, problem = records.read(layout.STORE, StoreMark)
+    except InfrastructureError as error:
+        cause = error.__cause__
+        if isinstance(records.objects, PosixStore) and isinstance(cause, OSError):
+            raise opening.refused(records.objects.root, cause) or error from cause
+        raise
+    url, found = records.objects.url, mark.format if mark else None
+    if problem:
+        found = read_header(records.objects.get(layout.STORE) or b"").format
+        if found is None or found <= FORMAT:
+            raise InfrastructureError(f"the store's mark cannot be trusted: {problem}", where=url)
+    if found is not None and found > FORMAT:
+        raise UserError(
+            f"the store is of format {found}, this Polysweep reads up to {FORMAT}",
+            where=url,
+            fix="upgrade Polysweep, or use another store: store.url=FOLDER",
+        )
+    return found
+
+
+def make_store(objects: ObjectStore, at: str, *, shared: bool = False) -> None:
+    """Makes a place a store, unless it is one, and proves at every launch that one writer wins."""
+    error = OSError("it does not keep what is written")
+    try:
+        data = objects.get(layout.STORE)
+        if data is None:
+            if isinstance(objects, PosixStore):
+                opening.make_root(objects.root, shared=shared)
+                opening.follow_root(objects.root)
+            try:
+                objects.create(layout.STORE, formats.encode(StoreMark(nonce=new_nonce(), created_at=at)))
+            except OSError as problem:  # what stands is read back: only the reply may have been lost
+                error = problem
+            data = objects.get(layout.STORE)
+        if data is None:
+            raise error
+        opening.prove_exclusive(objects, layout.STORE, data)
+    except OSError as problem:
+        raise opening.not_writable(objects, problem) from problem
 
 
 class Ledger(Records):
     """The records of one store, with the rules of when a write counts."""
 
     def __init__(
-        self, objects: ObjectStore, known: Known | None = None, *, store_format: int | None = None
+        self, objects: ObjectStore, known: Prefetched | None = None, *, store_format: int | None = None
     ) -> None:
         super().__init__(objects, known, store_format=store_format)
         self._done: dict[tuple[str, str, int], Done] = {}
         self._retired: dict[str, Retired] = {}
 
-    def knowing(self, known: Known) -> Self:
+    def knowing(self, known: Prefetched) -> Self:
         """Returns a ledger that takes these answers for the store's, for a view of one moment."""
         ledger = super().knowing(known)
         ledger._done, ledger._retired = self._done, self._retired  # what never changes is shared
@@ -61,12 +108,12 @@ class Ledger(Records):
 
     # Stages
 
-    def numbers(self, node: Node) -> list[int]:
+    def numbers(self, node: StageInstance) -> list[int]:
         """Returns the numbers of a stage's attempts that may exist, ascending."""
         folders = self.listing(layout.attempts(node.stage, node.digest)).folders
         return sorted(int(name) for name in folders if name.isdigit())
 
-    def last_number(self, node: Node, number: int) -> int:
+    def last_number(self, node: StageInstance, number: int) -> int:
         """Return the highest number of a stage's attempts, given one that exists.
 
         Numbers are taken one after the other, and hardly a stage that is done was tried again: to ask for
@@ -78,7 +125,7 @@ class Ledger(Records):
             number += 1
         return number
 
-    def attempts(self, node: Node) -> tuple[Attempt, ...]:
+    def attempts(self, node: StageInstance) -> tuple[Attempt, ...]:
         """Reads all attempts of a stage; a folder without a claim is none."""
         numbers, ledger = self.numbers(node), self
         if not self._known.records:
@@ -86,7 +133,7 @@ class Ledger(Records):
             ledger = self.having_read(keys)
         return tuple(a for n in numbers if (a := ledger.attempt(node, n)) is not None)
 
-    def attempt(self, node: Node, number: int) -> Attempt | None:
+    def attempt(self, node: StageInstance, number: int) -> Attempt | None:
         """Reads the records of one attempt, None when it was never claimed."""
 
         def record(name: str, kind: type[R]) -> R | None:
@@ -101,26 +148,26 @@ class Ledger(Records):
             return None
         end = record(layout.END, End)
         heartbeat = None if end else record(layout.HEARTBEAT, Heartbeat)
-        start = record(layout.START, Start)
+        start = record(layout.START, StartRecord)
         return Attempt(number, claim, start, heartbeat, end, "; ".join(problems))
 
-    def claim(self, node: Node, number: int, claim: Claim) -> bool:
+    def claim(self, node: StageInstance, number: int, claim: Claim) -> bool:
         """Tries to become the owner of attempt `number`; the store lets one win."""
         return self.create(layout.attempt(node.stage, node.digest, number, layout.CLAIM), claim, claim.nonce)
 
-    def is_claimed(self, node: Node, number: int) -> bool:
+    def is_claimed(self, node: StageInstance, number: int) -> bool:
         """Whether attempt `number` exists."""
         return self.objects.get(layout.attempt(node.stage, node.digest, number, layout.CLAIM)) is not None
 
-    def put(self, node: Node, number: int, name: str, record: Start | Heartbeat) -> None:
+    def put(self, node: StageInstance, number: int, name: str, record: StartRecord | Heartbeat) -> None:
         """Writes a single-writer record of one's own attempt."""
         self.objects.put(layout.attempt(node.stage, node.digest, number, name), self.encode(record))
 
-    def heartbeat(self, node: Node, number: int) -> Heartbeat | None:
+    def heartbeat(self, node: StageInstance, number: int) -> Heartbeat | None:
         """Reads an attempt's heartbeat, None when absent or unreadable."""
         return self.read(layout.attempt(node.stage, node.digest, number, layout.HEARTBEAT), Heartbeat)[0]
 
-    def end(self, node: Node, number: int, end: End) -> bool:
+    def end(self, node: StageInstance, number: int, end: End) -> bool:
         """Ends one's own attempt."""
         return self.create(layout.attempt(node.stage, node.digest, number, layout.END), end, end.nonce)
 
@@ -128,7 +175,7 @@ class Ledger(Records):
         """Creates the fact that a stage is done; False when another attempt did so first."""
         return self.create(layout.done(done.stage, done.digest, done.generation), done, done.nonce)
 
-    def void(self, node: Node, void: Void) -> bool:
+    def void(self, node: StageInstance, void: Void) -> bool:
         """Declares that a generation no longer counts; False when it was void already."""
         return self.create(layout.void(node.stage, node.digest, void.generation), void, void.nonce)
 
@@ -140,7 +187,7 @@ class Ledger(Records):
                 found.setdefault(parsed[0], set()).add(parsed[1])
         return found
 
-    def product(self, node: Node, generation: int) -> tuple[Done | None, str]:
+    def product(self, node: StageInstance, generation: int) -> tuple[Done | None, str]:
         """Reads a `done` record; they never change, so each is read once."""
         key = (node.stage, node.digest, generation)
         if key not in self._done:
@@ -152,35 +199,35 @@ class Ledger(Records):
             self._done[key] = done
         return self._done[key], ""
 
-    def has_read(self, node: Node, generation: int) -> bool:
+    def has_read(self, node: StageInstance, generation: int) -> bool:
         """Whether a `done` record was read before."""
         return (node.stage, node.digest, generation) in self._done
 
-    def is_done_or_void(self, node: Node, generation: int) -> bool:
+    def is_done_or_void(self, node: StageInstance, generation: int) -> bool:
         """Whether an attempt that makes this generation has nothing left to do."""
         keys = [key(node.stage, node.digest, generation) for key in (layout.done, layout.void)]
         return any(data is not None for data in self.objects.get_many(keys).values())
 
-    def is_discarded(self, stage: Node | Input, generation: int) -> bool:
+    def is_discarded(self, stage: StageInstance | Input, generation: int) -> bool:
         """Whether a user said that a generation must not be built on; an unreadable void may say so."""
         void, problem = self.read(
             layout.void(stage.stage, stage.digest, generation), Void, generation=generation
         )
         return bool(problem) or (void is not None and void.kind != "damaged")
 
-    def discarded_input(self, node: Node, done: Done) -> str:
+    def discarded_input(self, node: StageInstance, done: Done) -> str:
         """Names an input of a product that was discarded, "" when there is none."""
         for taken in node.inputs:
             if self.is_discarded(taken, done.inputs.get(taken.digest, 0)):
                 return f"it was made from a product of {taken.stage} that was discarded"
         return ""
 
-    def retire(self, stage: Node | Input, retired: Retired) -> bool:
+    def retire(self, stage: StageInstance | Input, retired: Retired) -> bool:
         """Records what is to be deleted of a product; False when that was decided before."""
         key = layout.retired(stage.stage, retired.policy, stage.digest, retired.generation)
         return self.create(key, retired, retired.nonce)
 
-    def retired(self, stage: Node | Input, generation: int) -> tuple[Retired, ...]:
+    def retired(self, stage: StageInstance | Input, generation: int) -> tuple[Retired, ...]:
         """Reads what was retired of a product; an unreadable record excuses no missing file."""
         for policy in RETIRING:
             key = layout.retired(stage.stage, policy, stage.digest, generation)
@@ -199,7 +246,7 @@ class Ledger(Records):
                 found.setdefault(digest, set()).update(generations)
         return found
 
-    def retired_input(self, node: Node, generations: Mapping[str, int]) -> str:
+    def retired_input(self, node: StageInstance, generations: Mapping[str, int]) -> str:
         """Names an input of which files were retired, "" when all are whole."""
         for taken in node.inputs:
             if self.retired(taken, generations.get(taken.digest, 0)):
@@ -255,7 +302,7 @@ class Ledger(Records):
         for number in reversed(self.revision_numbers(sweep)):
             key = layout.revision(sweep, number)
             data = self.objects.get(key)
-            if data is not None and peek(data).content == content:
+            if data is not None and read_header(data).content == content:
                 revision, _ = self.read(key, Revision, number=number)
                 if revision is not None and self._is_whole(key, revision):
                     return number
@@ -320,7 +367,7 @@ def open_ledger(url: str, *, create: bool = False, at: str = "", shared: bool = 
     objects = open_objects(url)
     opening.look(objects, layout.STORE)
     if isinstance(objects, PosixStore):
-        permissions.follow_root(objects.root)
+        opening.follow_root(objects.root)
     store_format = check_mark(Records(objects))
     if create:
         make_store(objects, at, shared=shared)

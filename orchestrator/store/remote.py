@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from orchestrator.manifest import File, file_digest
 from orchestrator.store.cache import Cache
-from orchestrator.store.client import Connection
+from orchestrator.store.client import Connection, Move
 from orchestrator.store.objects import TEMPORARY, Listing, idle
-from orchestrator.store.wire import Move
 
 LEASE_S = 120.0
 """At least: a live worker may be silent for one heartbeat's interval and limit, and a record that it reads in

@@ -6,17 +6,137 @@ took them said. Every step may be repeated: whoever comes next finishes what ano
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from orchestrator import provenance
 from orchestrator.core.records import Done, Retired
-from orchestrator.core.retention import let_go, without
-from orchestrator.core.settings import Policy
-from orchestrator.core.state import Attempt
-from orchestrator.core.sweep import Node, Sweep
+from orchestrator.core.retention import remaining_files, removable_files
+from orchestrator.core.settings import RETIRING, Policy
+from orchestrator.core.state import Attempt, Evidence, Liveness
+from orchestrator.core.sweep import StageInstance, Sweep
 from orchestrator.store import layout
-from orchestrator.store.evidence import Snapshot
-from orchestrator.store.ledger import Ledger, new_nonce
+from orchestrator.store.access import new_nonce
+from orchestrator.store.evidence import EvidenceReader
+from orchestrator.store.ledger import Ledger
+
+_PAYLOAD = (layout.OUTPUT, layout.CHECKPOINTS, layout.SCRATCH, layout.WORK)
+"""What is deleted of an attempt; its log and metrics stay."""
+
+
+class Leftover(NamedTuple):
+    """A stage of which there is payload to delete.
+
+    Attributes:
+        node: the stage.
+        evidence: what the store says of it.
+        num_files: that would be deleted.
+        num_bytes: of these files.
+    """
+
+    node: StageInstance
+    evidence: Evidence
+    num_files: int
+    num_bytes: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an attempt of it may still be at work."""
+        attempts = self.evidence.attempts
+        is_ended = self.evidence.done is not None or not attempts or attempts[-1].end is not None
+        return not is_ended and self.evidence.liveness is not Liveness.GONE
+
+
+class UnusedCode(NamedTuple):
+    """A code snapshot, or what a launch that died left of one, that nothing in use names."""
+
+    digest: str
+    num_files: int
+    num_bytes: int
+
+
+def unused_code(ledger: Ledger, used: Collection[str]) -> list[UnusedCode]:
+    """Return the code snapshots in a store but for those whose digests are given."""
+    listing = ledger.objects.list(layout.CODE)
+    names = {name.partition(".")[0] for name in (*listing.files, *listing.folders)}
+    digests = sorted(names - set(used))
+    trees = ledger.objects.trees(place for digest in digests for place in _places(digest))
+    return [
+        UnusedCode(digest, len(sizes), sum(sizes))
+        for digest in digests
+        if (sizes := [size for place in _places(digest) for size in trees[place].values()])
+    ]
+
+
+def delete_code(ledger: Ledger, found: Iterable[UnusedCode]) -> None:
+    """Delete code snapshots, first what makes one count: a launch that needs it meanwhile stores it anew."""
+    for code in found:
+        for key in (layout.code_record(code.digest), *_places(code.digest)):
+            ledger.objects.delete(key)
+
+
+def _places(digest: str) -> tuple[str, str]:
+    return layout.code(digest), layout.code_archive(digest)
+
+
+def leftovers(ledger: Ledger, nodes: Sequence[StageInstance]) -> list[Leftover]:
+    """Return the stages, of some, that have payload to delete."""
+    prefixes = {node.digest: f"payload/{node.stage}/{node.digest}" for node in nodes}
+    trees = ledger.objects.trees(prefixes.values())
+    found = []
+    snapshot = EvidenceReader(ledger, nodes, check_files=False)
+    for node in nodes:
+        sizes = [
+            size
+            for path, size in trees.get(prefixes[node.digest], {}).items()
+            if len(parts := path.split("/")) > 2 and parts[1] in _PAYLOAD
+        ]
+        evidence = snapshot.evidence(node.digest)
+        left = Leftover(node, evidence, len(sizes), sum(sizes))
+        if sizes or left.is_open:
+            found.append(left)
+    return found
+
+
+def delete(ledger: Ledger, found: Iterable[Leftover], *, by: str) -> None:
+    """Delete the payload of stages none of which has an attempt at work.
+
+    Args:
+        ledger: the store.
+        found: what `leftovers` returned.
+        by: who asks, for the record.
+    """
+    for node, evidence, _, _ in found:
+        kept: set[int] = set()
+        if evidence.done is not None and not _retired(ledger, node, evidence.done, evidence.retired, by):
+            kept.add(evidence.done.attempt)
+        for number in ledger.numbers(node):
+            for name in _PAYLOAD if number not in kept else _PAYLOAD[1:]:
+                ledger.objects.delete(f"{layout.payload(node.stage, node.digest, number)}/{name}")
+
+
+def _retired(ledger: Ledger, node: StageInstance, done: Done, before: tuple[Retired, ...], by: str) -> bool:
+    """Record that all files of a product are absent by decision; False when no record is left for it."""
+    files = remaining_files(done.files, before)
+    if not files:
+        return True
+    taken = {record.policy for record in before}
+    for policy in reversed(RETIRING):
+        if policy in taken:
+            continue
+        record = Retired(
+            nonce=new_nonce(),
+            generation=done.generation,
+            attempt=done.attempt,
+            policy=policy,
+            files=files,
+            why="no revision in use names this stage",
+            by=by,
+            at=provenance.now(),
+        )
+        if ledger.retire(node, record):
+            return True
+    return False
 
 
 def retain(
@@ -43,11 +163,11 @@ def retain(
     Returns:
         What this call was the first to retire.
     """
-    takers: dict[str, list[Node]] = {}
+    takers: dict[str, list[StageInstance]] = {}
     for node in sweep.nodes.values():
         for taken in node.inputs:
             takers.setdefault(taken.digest, []).append(node)
-    snapshot = Snapshot(ledger, sweep.nodes.values(), count_attempts=False, trusted=trusted)
+    snapshot = EvidenceReader(ledger, sweep.nodes.values(), count_attempts=False, trusted=trusted)
     news = []
     for digest in takers if sources is None else sources:
         source, evidence = sweep.nodes[digest], snapshot.evidence(digest)
@@ -65,10 +185,10 @@ def retain(
 
 
 def _decide(
-    snapshot: Snapshot,
-    source: Node,
+    snapshot: EvidenceReader,
+    source: StageInstance,
     product: Done,
-    takers: list[Node],
+    takers: list[StageInstance],
     policy: Policy,
     *,
     retired: tuple[Retired, ...],
@@ -83,7 +203,7 @@ def _decide(
         if done is None:
             return None
         made.append(done)
-    files = without(let_go(product, made, policy.retention), retired)
+    files = remaining_files(removable_files(product, made, policy.retention), retired)
     if not files:
         return None
     names = ", ".join(dict.fromkeys(taker.name for taker in takers))
@@ -99,7 +219,7 @@ def _decide(
     )
 
 
-def _delete(ledger: Ledger, source: Node, retired: Retired, *, keep_checkpoints: bool) -> None:
+def _delete(ledger: Ledger, source: StageInstance, retired: Retired, *, keep_checkpoints: bool) -> None:
     """Deletes what a record names, in its order: when the last file is gone, so are the others."""
     if not retired.files:
         return
@@ -113,7 +233,7 @@ def _delete(ledger: Ledger, source: Node, retired: Retired, *, keep_checkpoints:
         ledger.objects.delete(f"{output}/{file.path}")
 
 
-def drop_work(ledger: Ledger, node: Node, attempts: Iterable[Attempt], *, generation: int) -> None:
+def drop_work(ledger: Ledger, node: StageInstance, attempts: Iterable[Attempt], *, generation: int) -> None:
     """Deletes what attempts of a finished stage left that is no product: checkpoints, scratch, work, half
     outputs.
 

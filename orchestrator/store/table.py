@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell, Sweep
 from orchestrator.core.tree import pick, scalar_text
-from orchestrator.store.evidence import Snapshot
+from orchestrator.store.evidence import EvidenceReader
 
 Rows = list[dict[str, Any]]
 
@@ -21,7 +21,7 @@ def collect_rows(
     revision: int,
     cells: Sequence[Cell],
     statuses: dict[str, CellStatus],
-    snapshot: Snapshot,
+    snapshot: EvidenceReader,
 ) -> Rows:
     """Returns one row for each row of each finished stage of the cells.
 

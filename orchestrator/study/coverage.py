@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.reporting import About, CellFacts
-from orchestrator.study import facts
+from orchestrator.study import paper
+from orchestrator.study.tables.results import Result, languages_of
 
 ABSENT, PARTIAL = "no rows", "rows of some languages"
 _MOST_REASONS = 4
@@ -68,7 +69,7 @@ def _of_cell(cell: CellFacts) -> dict[str, Any]:
     ]
     mixture = cell.axes.get("mixture")
     if mixture is None and isinstance(named["languages"], list | tuple):
-        mixture = facts.label_of(facts.in_order([str(name) for name in named["languages"]]))
+        mixture = paper.label_of(paper.in_order([str(name) for name in named["languages"]]))
     return {
         "cell": cell.cell,
         "model": str(named["model"] or ""),
@@ -116,3 +117,69 @@ def _groups(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 def _reasons(entries: Sequence[Entry]) -> list[tuple[str, int]]:
     return Counter(entry["reason"] for entry in entries).most_common(_MOST_REASONS)
+
+
+Cell = tuple[str, str, tuple[str, ...], str | None]
+"""Model, task, languages, and the seed where it is known."""
+
+
+def missing(
+    read: Sequence[Result], expected: Iterable[Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """Names the expected cells without rows, and the evaluation languages that those with rows lack.
+
+    Args:
+        read: what there is.
+        expected: what there should be; by default every mixture for every model and task of the rows: the
+            study's 22 and the baseline if the rows have one of four languages or more, else those that occur.
+    """
+    have: dict[Cell, set[str]] = {}
+    for result in read:
+        for seed in (result.seed, None):
+            have.setdefault((result.model, result.task, result.languages, seed), set()).add(
+                result.eval_language
+            )
+    tested = paper.in_order(sorted({result.eval_language for result in read})) or paper.EVAL_LANGUAGES
+    entries = []
+    for cell, name in _expected(read, expected).items():
+        found = have.get(cell) or have.get((*cell[:3], ""), set())
+        lacking = [language for language in tested if language not in found]
+        if lacking:
+            model, task, languages, seed = cell
+            entries.append(
+                {
+                    "cell": name,
+                    "model": model,
+                    "task": task,
+                    "mixture": paper.label_of(languages),
+                    "languages": list(languages),
+                    "seed": seed,
+                    "eval_languages": lacking,
+                }
+            )
+    return entries
+
+
+def _expected(read: Sequence[Result], given: Iterable[Mapping[str, Any]] | None) -> dict[Cell, str | None]:
+    if given is None:
+        return dict.fromkeys(_derived(read))
+    return {
+        (
+            str(cell["model"]),
+            str(cell["task"]),
+            paper.in_order(languages_of(cell.get("languages"))),
+            None if cell.get("seed") is None else str(cell["seed"]),
+        ): cell.get("cell")
+        for cell in given
+    }
+
+
+def _derived(read: Sequence[Result]) -> list[Cell]:
+    occurring = {result.languages for result in read}
+    mixtures: list[tuple[str, ...]] = sorted(occurring, key=lambda names: (len(names), names))
+    if any(len(names) >= min(paper.ZERO_SHOT_SIZES) for names in occurring):
+        six = next((names for names in mixtures if len(names) == 6 and paper.left_out(names)), None)
+        extras = [name for name in six if name not in paper.CORE] if six else paper.TWO_EXTRAS
+        mixtures = paper.mixtures(extras)
+    pairs = sorted({(result.model, result.task) for result in read})
+    return [(model, task, languages, None) for model, task in pairs for languages in mixtures]

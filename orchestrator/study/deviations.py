@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.reporting import About, CellFacts
-from orchestrator.study import facts
-from orchestrator.study.names import counted
+from orchestrator.study import paper
+from orchestrator.study.paper import counted
 
 _MOST_VALUES = 6
 _NONE = object()
@@ -52,12 +52,12 @@ PAPER = (
         "validation items a language", "items.num_validation", {"math": 200, "api_calling": 150}, "section 3"
     ),
     Setting("test items a language", "items.num_test", {"math": 250, "api_calling": 399}, "section 3", False),
-    Setting("evaluation languages", "evaluation.languages", list(facts.EVAL_LANGUAGES), "section 3", False),
+    Setting("evaluation languages", "evaluation.languages", list(paper.EVAL_LANGUAGES), "section 3", False),
 )  # fmt: skip
 """What the paper says."""
 
 OURS = (
-    Setting("the two extras of the mixtures of six", "extras", list(facts.TWO_EXTRAS),
+    Setting("the two extras of the mixtures of six", "extras", list(paper.TWO_EXTRAS),
             "the paper shows them only in a figure that we could not read"),
     Setting("revision of the model", "model.revision", _NONE, "the paper names no commit", False),
     Setting("seed", "seed", 0, "the paper names no seed and no repetitions"),
@@ -139,18 +139,18 @@ def _grid(cells: Sequence[CellFacts]) -> list[dict[str, Any]]:
     if not cells:
         return []
     wanted: tuple[tuple[str, str, list[str], Callable[[CellFacts], str | None]], ...] = (
-        ("models", "model", sorted(facts.PARAMETERS), _model),
+        ("models", "model", sorted(paper.PARAMETERS), _model),
         (
             "tasks",
             "task.name",
-            sorted(facts.TASKS),
+            sorted(paper.TASKS),
             lambda cell: str(_known(_pick(cell.config, "task.name"))),
         ),
         (
             "mixtures",
             "languages",
-            sorted({facts.label_of(names) for names in facts.mixtures()}),
-            lambda cell: facts.label_of(facts.in_order(_languages(cell))),
+            sorted({paper.label_of(names) for names in paper.mixtures()}),
+            lambda cell: paper.label_of(paper.in_order(_languages(cell))),
         ),
     )
     entries = []
@@ -169,13 +169,13 @@ def _model(cell: CellFacts) -> str:
     name = _pick(cell.config, "model.path")
     if not isinstance(name, str):
         name = _known(_pick(cell.config, "model.name"))
-    return facts.canonical_model(str(name))
+    return paper.canonical_model(str(name))
 
 
 def _extras(cell: CellFacts) -> Any:
     languages = _languages(cell)
-    is_six = len(languages) == 6 and facts.left_out(languages) is not None
-    return [name for name in languages if name not in facts.CORE] if is_six else _NONE
+    is_six = len(languages) == 6 and paper.left_out(languages) is not None
+    return [name for name in languages if name not in paper.CORE] if is_six else _NONE
 
 
 def _languages(cell: CellFacts) -> list[str]:

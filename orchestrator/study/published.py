@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.study import facts
-from orchestrator.study.table import Result
+from orchestrator.study import paper
+from orchestrator.study.tables.results import Result
 
 MATCH, NOISE, DEVIATES, NOT_COMPARABLE = "match", "within noise", "deviates", "not comparable"
 
@@ -131,9 +131,9 @@ def _inside(value: float, low: float | None, high: float | None) -> bool:
 
 def _foreign(read: Sequence[Result]) -> str | None:
     """Says what is not the study's about the rows, or returns None."""
-    models = sorted({r.model for r in read if facts.canonical_model(r.model) not in facts.PARAMETERS})
-    tasks = sorted({r.task for r in read} - set(facts.TASKS))
-    sizes = sorted({(r.task, r.num_items) for r in read if r.num_items != facts.TASKS.get(r.task)})
+    models = sorted({r.model for r in read if paper.canonical_model(r.model) not in paper.PARAMETERS})
+    tasks = sorted({r.task for r in read} - set(paper.TASKS))
+    sizes = sorted({(r.task, r.num_items) for r in read if r.num_items != paper.TASKS.get(r.task)})
     if models:
         return f"other models: {', '.join(models)}"
     if tasks:
@@ -147,13 +147,13 @@ def _incomplete(published: Published, numbers: Mapping[str, Any], num_seeds: int
     """Says how much of the grid behind a number is there, or returns None for all of it."""
     kind, *rest = published.path
     if kind == "table3":
-        size, whole, what = numbers[kind]["num_rows"], facts.NUM_TRAINED_ROWS * num_seeds, "rows"
-        whole += facts.NUM_BASELINE_ROWS
+        size, whole, what = numbers[kind]["num_rows"], paper.NUM_TRAINED_ROWS * num_seeds, "rows"
+        whole += paper.NUM_BASELINE_ROWS
     else:
         found: Any = numbers[kind]
         for key in rest:
             found = found.get(key, {})
         size, what = found.get("total", found.get("num_cells", 0)), "comparisons"
-        num_tasks = len(facts.TASKS) if kind == "table2" else 1
-        whole = facts.NUM_COMPARISONS[rest[-1]] * num_tasks * num_seeds
+        num_tasks = len(paper.TASKS) if kind == "table2" else 1
+        whole = paper.NUM_COMPARISONS[rest[-1]] * num_tasks * num_seeds
     return f"{size} of {whole} {what}" if size < whole else None

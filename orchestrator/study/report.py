@@ -12,14 +12,15 @@ from typing import Any
 import msgspec
 
 from orchestrator.reporting import About
-from orchestrator.reports import markdown, page
+from orchestrator.reports import page
+from orchestrator.reports.page import Table
 from orchestrator.reports.style import Drawing, save
-from orchestrator.reports.tabular import Table
 from orchestrator.results import notes_of
-from orchestrator.study import account, coverage, facts, figures, numbers, spent, tables
+from orchestrator.study import coverage, figures, numbers, paper, provenance_tables
 from orchestrator.study.deviations import ledger
-from orchestrator.study.names import distinct
-from orchestrator.study.table import Row, languages_of
+from orchestrator.study.paper import distinct
+from orchestrator.study.tables import model
+from orchestrator.study.tables.results import Row, languages_of
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 TITLE = "Multilinguality in post-training: a replication of arXiv 2604.13286"
@@ -51,10 +52,10 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
     )
     paths[1].write_text(_markdown(report, drawings), encoding="utf-8")
     paths[2].write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-    for table in (tables.accuracies(report), *tables.results(report), *_accounts(report)):
+    for table in (model.accuracies(report), *model.results(report), *_accounts(report)):
         if table.rows:
             paths.append(folder / f"{table.key}.md")
-            paths[-1].write_text(markdown.section(table, level=1), encoding="utf-8")
+            paths[-1].write_text(page.section(table, level=1), encoding="utf-8")
     _remove_stale(folder, [*paths, *drawn])
     return [*paths, *drawn]
 
@@ -69,9 +70,9 @@ def numbers_of(rows: Sequence[Row], about: About | None = None) -> dict[str, Any
         "status": coverage.status(found, about),
         **found,
         "ledger": ledger(about),
-        "retries": spent.retries(about),
-        "gpu_hours": spent.gpu_hours(rows),
-        "provenance": spent.provenance(rows, about),
+        "retries": provenance_tables.num_retries(about),
+        "gpu_hours": provenance_tables.gpu_hours(rows),
+        "provenance": provenance_tables.provenance(rows, about),
     }
 
 
@@ -91,16 +92,16 @@ def _swept(rows: Sequence[Row], found: Mapping[str, Any], about: About | None) -
     if cells:
         swept = {f"{key}s": distinct(cells, key) for key in ("model", "task")}
     trained = {
-        facts.in_order(languages_of(cell.get("languages"))) for cell in (rows if cells is None else cells)
+        paper.in_order(languages_of(cell.get("languages"))) for cell in (rows if cells is None else cells)
     }
-    mixtures = [facts.label_of(names) for names in sorted(trained, key=_place)]
-    languages = list(facts.in_order(distinct(shown, "eval_language")))
+    mixtures = [paper.label_of(names) for names in sorted(trained, key=_place)]
+    languages = list(paper.in_order(distinct(shown, "eval_language")))
     return {**swept, "mixtures": mixtures if shown or cells else [], "eval_languages": languages}
 
 
 def _place(languages: Sequence[str]) -> tuple[int, list[int]]:
     """Small mixtures first, then in the order of the study's languages."""
-    known = (*facts.CORE, *facts.EXTRAS)
+    known = (*paper.CORE, *paper.EXTRAS)
     return len(languages), [known.index(name) if name in known else len(known) for name in languages]
 
 
@@ -114,12 +115,12 @@ def _subtitle(report: Mapping[str, Any]) -> str:
 
 
 def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> Iterator[page.Section]:
-    said = [*account.headline(report), *report["sweep"]["notes"]]
+    said = [*provenance_tables.headline(report), *report["sweep"]["notes"]]
     yield page.Section("status", "What was run, and where it stands", said,
-                       [account.grid(report), account.missing(report)])  # fmt: skip
+                       [provenance_tables.grid(report), provenance_tables.missing(report)])  # fmt: skip
     nothing = "Nothing is done yet."
-    yield page.Section("verdicts", "Verdicts", (), [tables.verdicts(report)], empty=nothing)
-    yield page.Section("tables", "Tables", (), tables.results(report), empty=nothing)
+    yield page.Section("verdicts", "Verdicts", (), [model.verdicts(report)], empty=nothing)
+    yield page.Section("tables", "Tables", (), model.results(report), empty=nothing)
     yield page.Section(
         "figures", "Figures", (), (), pictures, empty="There are no rows yet to draw a figure from."
     )
@@ -127,31 +128,57 @@ def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> It
     if report["ledger"]["known"] and not report["ledger"]["differs"]:
         text = ["No cell differs from what the paper says."]
     yield page.Section(
-        "deviations", "Deviation ledger", text, [account.differs(report), account.ours(report)]
+        "deviations",
+        "Deviation ledger",
+        text,
+        [provenance_tables.differs(report), provenance_tables.ours(report)],
     )
-    yield page.Section("retries", "Remedies and retries", (), [account.retries(report)],
+    yield page.Section("retries", "Remedies and retries", (), [provenance_tables.retries(report)],
                        empty="Every stage was done at its first attempt." if report["sweep"]["sweep"]
                        else "A table does not tell.")  # fmt: skip
     yield page.Section(
-        "hours", "GPU-hours", (), [account.hours(report)], empty="No row says how long training took."
+        "hours",
+        "GPU-hours",
+        (),
+        [provenance_tables.hours(report)],
+        empty="No row says how long training took.",
     )
     hosts = report["provenance"]["hosts"]
     yield page.Section("provenance", "Provenance", [f"Made on {', '.join(hosts)}."] if hosts else [],
-                       [account.codes(report), account.launches(report)],
+                       [provenance_tables.codes(report), provenance_tables.launches(report)],
                        empty="The rows name no code version.")  # fmt: skip
 
 
 def _accounts(report: Mapping[str, Any]) -> list[Table]:
-    makers = (account.missing, tables.verdicts, account.differs, account.ours, account.retries, account.hours)
+    makers = (
+        provenance_tables.missing,
+        model.verdicts,
+        provenance_tables.differs,
+        provenance_tables.ours,
+        provenance_tables.retries,
+        provenance_tables.hours,
+    )
     return [make(report) for make in makers]
 
 
 def _markdown(report: Mapping[str, Any], drawings: Sequence[Drawing]) -> str:
-    shown = [account.grid(report), account.missing(report), tables.verdicts(report), *tables.results(report)]
-    about = [account.differs, account.ours, account.retries, account.hours, account.codes, account.launches]
+    shown = [
+        provenance_tables.grid(report),
+        provenance_tables.missing(report),
+        model.verdicts(report),
+        *model.results(report),
+    ]
+    about = [
+        provenance_tables.differs,
+        provenance_tables.ours,
+        provenance_tables.retries,
+        provenance_tables.hours,
+        provenance_tables.codes,
+        provenance_tables.launches,
+    ]
     shown += [make(report) for make in about]
-    said = [_subtitle(report), *account.headline(report), *report["sweep"]["notes"]]
-    return markdown.page(TITLE, said, shown, [(d.title, f"{d.key}.png", d.caption) for d in drawings])
+    said = [_subtitle(report), *provenance_tables.headline(report), *report["sweep"]["notes"]]
+    return page.page(TITLE, said, shown, [(d.title, f"{d.key}.png", d.caption) for d in drawings])
 
 
 def _remove_stale(folder: Path, written: Sequence[Path]) -> None:

@@ -18,15 +18,19 @@ from orchestrator.tasks.announcements import (
     DENIED_AFTER,
     DENIED_BEFORE,
     EQUALS,
+    EXAMPLE,
     HASHES,
     LOOSE,
     MINUS,
     OF,
     PERCENT,
+    QUESTION,
+    ROLE,
     TIGHT,
+    begins_list,
+    is_reply,
 )
 from orchestrator.tasks.numbers import CURRENCY, Number, find, normalise
-from orchestrator.tasks.run_ons import EXAMPLE, QUESTION, ROLE, begins_list, is_reply
 
 MAX_SENTENCE = 400
 """Characters between an announcement and its number, at most: more is another topic (ours)."""

@@ -7,32 +7,100 @@ Owns its generated items and what `API_CALLING` offers. How a call is parsed and
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from orchestrator.tasks import api_files, files, parallel
-from orchestrator.tasks.api_files import prompt
-from orchestrator.tasks.base import Item, check_language, check_split
+from orchestrator.tasks import base, files
+from orchestrator.tasks.base import LANGUAGES, Item, Split, check_language, check_split
 from orchestrator.tasks.calls import Call, calls_match, find_call, has_label, parse_call, serialise
-from orchestrator.tasks.requests import APIS, Api, request
+from orchestrator.tasks.files import Row, field, json_array, json_lines
+from orchestrator.tasks.phrases import APIS, ApiTemplate, request
 
-__all__ = ["API_CALLING", "Call", "calls_match", "parse_call", "prompt", "serialise"]
+
+def prompt(instruction: str, dialogue: str) -> str:
+    """Returns an API-Bank row's prompt; it ends in the line that asks for the request."""
+    text = f"{instruction.strip()}\n{dialogue.strip()}\n"
+    return unicodedata.normalize("NFC", text)
+
+
+def names(split: Split) -> Mapping[str, Sequence[str]]:
+    """Returns language to the names that its file may have, the preferred first."""
+    found = {language: [f"{language}.json"] for language in LANGUAGES}
+    if split is Split.TEST:
+        found["en"].append("level-1-api.json")  # API-Bank as it is published
+    return found
+
+
+def line_of(row: Mapping[str, Any], *, id_: str, where: str) -> dict[str, str]:
+    """Returns a row as a line of a data set.
+
+    Raises:
+        UserError: the row has no instruction, input or output.
+    """
+    return {
+        "id": id_,
+        "instruction": field(row, "instruction", where=where),
+        "input": field(row, "input", where=where),
+        "output": field(row, "expected_output", "output", where=where).strip(),
+    }
+
+
+def item_of(line: Mapping[str, str], language: str) -> Item:
+    """Returns a line of a data set as an item."""
+    text = prompt(line["instruction"], line["input"])
+    return Item(id=line["id"], language=language, prompt=text, response=line["output"], gold=line["output"])
+
+
+def lines(path: Path, language: str) -> Iterator[dict[str, str]]:
+    """Yields the rows of a file as lines of a data set, usable or not.
+
+    Raises:
+        UserError: a row has not the form of such a file.
+    """
+    numbered = json_lines(path) if path.suffix == ".jsonl" else enumerate(json_array(path))
+    for number, row in numbered:
+        # API-Bank's ids count within a dialogue's file; without them the place in the file must do.
+        parts = [str(row[key]) for key in ("file", "id") if key in row]
+        id_ = "#".join(parts) if "id" in row else str(number)
+        yield line_of(row, id_=id_, where=f"{path}, row {number}")
+
+
+def problem_of(line: Mapping[str, str]) -> str:
+    """Says why a line cannot be used, or ""."""
+    return f"the gold {line['output']!r} is no call" if parse_call(line["output"]) is None else ""
+
+
+def rows(path: Path, language: str) -> list[Row]:
+    """Returns the rows of a file, those that cannot be used with the reason.
+
+    Raises:
+        UserError: a row has not the form of such a file.
+    """
+    return [_row(line, language) for line in lines(path, language)]
+
+
+def _row(line: Mapping[str, str], language: str) -> Row:
+    problem = problem_of(line)
+    return Row(None if problem else item_of(line, language), line["id"], problem)
+
 
 FORMAT = "Generate an API request in the format of [ApiName(key='value', ...)].\nThe current year is 2023.\n"
 """The head of a generated item's instruction: API-Bank's, shortened because tokens cost (ours)."""
 
 
-class Group(NamedTuple):
+class ItemGroup(NamedTuple):
     """What the items of a group have in common: the API, the value of its first parameter, the other APIs."""
 
-    api: Api
+    api: ApiTemplate
     first: str
-    others: tuple[Api, ...]
+    others: tuple[ApiTemplate, ...]
 
 
 GROUPS = tuple(
-    Group(api, first, tuple(other for other in APIS if other is not api))
+    ItemGroup(api, first, tuple(other for other in APIS if other is not api))
     for api in APIS
     for first in api.first.values
 )
@@ -48,7 +116,7 @@ class ApiCallingTask:
     def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
         """Returns short requests with two APIs to choose from; see `Task.generate`."""
         check_language(language)
-        rows = parallel.combinations(
+        rows = base.combinations(
             check_split(split),
             [len(group.api.second.values) for group in GROUPS],
             num_items=num_items,
@@ -59,7 +127,7 @@ class ApiCallingTask:
 
     def languages_in(self, folder: Path, split: str) -> list[str]:
         """See `Task.languages_in`."""
-        return files.languages_in(folder, check_split(split), api_files.names(check_split(split)))
+        return files.languages_in(folder, check_split(split), names(check_split(split)))
 
     def read(
         self,
@@ -74,9 +142,7 @@ class ApiCallingTask:
     ) -> list[Item]:
         """Reads API-Bank's rows, or translations in its format; see `Task.read`."""
         wanted = files.Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
-        return files.read(
-            folder, language, names=api_files.names(wanted.split), reader=api_files.rows, wanted=wanted
-        )
+        return files.read(folder, language, names=names(wanted.split), reader=rows, wanted=wanted)
 
     def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
         """Return whether the first call of a generated text is the gold call; total.
@@ -91,7 +157,7 @@ class ApiCallingTask:
         return text[: found.end] if found else text
 
 
-def _generated(group: Group, variant: int, form: int, language: str) -> Item:
+def _generated(group: ItemGroup, variant: int, form: int, language: str) -> Item:
     second = group.api.second.values[variant]
     shown = [group.api, group.others[form // 2]]
     if form % 2:
@@ -108,10 +174,129 @@ def _generated(group: Group, variant: int, form: int, language: str) -> Item:
     )
 
 
-def _description(api: Api) -> str:
+def _description(api: ApiTemplate) -> str:
     parameters = {parameter.key: parameter.description for parameter in (api.first, api.second)}
     return json.dumps({"name": api.name, **parameters})
 
 
 API_CALLING = ApiCallingTask()
 """The api_calling task."""
+
+
+_TURN = re.compile(r"^\s*(User|AI|API-Request|Generate API Request|TIME)\s*:", re.MULTILINE)
+_TRANSLATED_KEYS = ("description",)
+
+
+def problems(english: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
+    """Yields what a translated line does not keep of the English one."""
+    if _turns(english["input"]) != _turns(other["input"]):
+        yield "other turns or speakers than in English"
+    if _apis(english) != _apis(other):
+        yield "the API descriptions differ in more than their texts"
+    call, translated = parse_call(english["output"]), parse_call(other["output"])
+    if call is None or translated is None:
+        if translated is None:
+            yield "the gold is no call"
+        return
+    if parse_call(serialise(translated)) != translated:
+        yield "the gold does not survive being written and read again"
+    if call.name != translated.name:
+        yield f"the gold calls {translated.name}, in English {call.name}"
+    elif list(call.args) != list(translated.args):
+        yield "the gold's keys, or their order, differ from English"
+    else:
+        yield from _values(call, translated, english, other)
+
+
+def _values(
+    call: Call, translated: Call, english: Mapping[str, str], other: Mapping[str, str]
+) -> Iterator[str]:
+    described = _descriptions(english, call.name)
+    for key, value in call.args.items():
+        found = translated.args[key]
+        if found != value and is_protected(key, value, described.get(key, "")):
+            yield f"the protected value of {key} was changed"
+        if shape(value) != shape(found):
+            yield f"the list or dict in {key} has another shape"
+        if value and value in english["input"] and found not in other["input"]:
+            yield f"the value of {key} is in the dialogue word for word in English only"
+
+
+def _turns(dialogue: str) -> list[str]:
+    return _TURN.findall(dialogue)
+
+
+def _apis(line: Mapping[str, str]) -> list[Any]:
+    """Returns the API descriptions, a JSON object a line, without what may be translated."""
+    return [_without_texts(api) for api in _objects(line)]
+
+
+def _objects(line: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    for text in f"{line['instruction']}\n{line['input']}".split("\n"):
+        if text.lstrip().startswith("{"):
+            try:
+                value = json.loads(text)
+            except (json.JSONDecodeError, RecursionError):
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def _without_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: "" if k in _TRANSLATED_KEYS else _without_texts(v) for k, v in value.items()}
+    return [_without_texts(item) for item in value] if isinstance(value, list) else value
+
+
+def _descriptions(line: Mapping[str, str], name: str) -> dict[str, str]:
+    for api in _objects(line):
+        if name in (api.get("name"), api.get("apiCode")):
+            inputs = api.get("input_parameters", api.get("parameters"))
+            if isinstance(inputs, dict):
+                pairs = ((key, value) for key, value in inputs.items() if isinstance(value, dict))
+                return {key: str(value.get("description", "")) for key, value in pairs}
+    return {}
+
+
+_PROTECTED_KEY = re.compile(
+    r"(?:^|_)(?:id|token|password|username|email|url|file(?:name|_path)?|code|formula)s?$"
+)
+_PROTECTED_VALUE = re.compile(
+    r"[^\s@]+@[^\s@]+\.\w+"  # e-mail
+    r"|\w+://\S+|www\.\S+"
+    r"|\S*\d\S*"  # one word with a digit: ids, codes, dates, amounts
+    r"|\S+\.[A-Za-z]{2,5}"  # a file
+    r"|true|false|none|null|yes|no",
+    re.IGNORECASE,
+)
+
+
+def is_protected(key: str, value: str, description: str = "") -> bool:
+    """Tells whether a value must not be translated; in doubt it says no.
+
+    Args:
+        key: of the argument.
+        value: in English.
+        description: of the parameter; a value that it names in quotes or brackets is one of a fixed set.
+    """
+    value = value.strip()
+    if not any(character.isalpha() for character in value):
+        return True  # numbers, dates, times
+    if _PROTECTED_KEY.search(key.lower()) or _PROTECTED_VALUE.fullmatch(value):
+        return True
+    return any(value == word.strip() for word in re.findall(r"[^'\"\[\](),|]+", _listed(description)))
+
+
+def _listed(description: str) -> str:
+    """Returns the parts of a description that are in quotes or brackets."""
+    parts: list[str] = re.findall(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)", description)
+    return ",".join(parts)
+
+
+def shape(value: str) -> str:
+    """Returns the brackets and commas of a list or dict, "" for anything else."""
+    value = value.strip()
+    if value[:1] not in ("[", "{"):
+        return ""
+    without_texts = re.sub(r"'(?:[^'\\]|\\.)*'(?=\s*[,:\]}])|\"(?:[^\"\\]|\\.)*\"(?=\s*[,:\]}])", "", value)
+    return re.sub(r"[^\[\]{}:,]", "", without_texts)

@@ -14,7 +14,7 @@ import msgspec
 from orchestrator.errors import UserError
 from orchestrator.tasks import checks, dataset
 from orchestrator.tasks.base import LANGUAGES, Item, Split
-from orchestrator.tasks.checks import ROWS, Problem, Row, Table
+from orchestrator.tasks.checks import ROWS, CheckedRow, Problem, Table
 from orchestrator.tasks.importing import FILES
 from orchestrator.tasks.sources import Source, open_source
 
@@ -47,7 +47,7 @@ class SplitReport(_Frozen, frozen=True, kw_only=True):
     num_parallel: int
 
 
-class Report(_Frozen, frozen=True, kw_only=True):
+class CheckReport(_Frozen, frozen=True, kw_only=True):
     """What a check found; `problems` empty means that all is well."""
 
     path: str
@@ -67,7 +67,7 @@ def check(
     languages: Sequence[str] = (),
     measures: Mapping[str, Measure] | None = None,
     max_length_tokens: int = 2048,
-) -> Report:
+) -> CheckReport:
     """Checks a data set, or a file or folder that could be imported.
 
     Args:
@@ -105,7 +105,7 @@ def check(
         for one in lengths
         if one.num_over_long
     ]
-    return Report(
+    return CheckReport(
         path=str(path),
         task=name,
         form="data set" if info else source.form,
@@ -140,7 +140,7 @@ def _read(source: Source, task: str) -> Table:
     for raw in source.rows():
         if raw.language:
             line = source.line(raw)
-            row = Row(line, _item(line, raw.language, task), tuple(checks.flaws(raw.row)))
+            row = CheckedRow(line, _item(line, raw.language, task), tuple(checks.flaws(raw.row)))
             table.setdefault(raw.split or ROWS, {}).setdefault(raw.language, []).append(row)
     order = [*Split, ROWS]
     return {
@@ -174,7 +174,7 @@ def _lengths(table: Table, measures: Mapping[str, Measure], limit: int) -> Itera
                     )
 
 
-def _split_report(split: str, rows: Mapping[str, Sequence[Row]]) -> SplitReport:
+def _split_report(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> SplitReport:
     usable = [{row.item.id for row in here if row.item} for here in rows.values()]
     return SplitReport(
         split=split,

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.tasks import dataset, translation
+from orchestrator.tasks import api_calling, dataset
 from orchestrator.tasks.answers import gold_number
 from orchestrator.tasks.base import LANGUAGES, Item, Split
 from orchestrator.tasks.importing import FILES
@@ -44,7 +44,7 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     examples: tuple[str, ...] = ()
 
 
-class Row(msgspec.Struct, frozen=True):
+class CheckedRow(msgspec.Struct, frozen=True):
     """A line, its item if it can be used, and what is wrong with its characters."""
 
     line: Mapping[str, str]
@@ -52,7 +52,7 @@ class Row(msgspec.Struct, frozen=True):
     flaws: tuple[str, ...]
 
 
-Table = dict[str, dict[str, list[Row]]]
+Table = dict[str, dict[str, list[CheckedRow]]]
 """Split to language to rows."""
 
 
@@ -98,7 +98,9 @@ def languages(table: Table, wanted: Sequence[str], info: dataset.DatasetInfo | N
                 yield Problem(kind="missing-language", text="no items", split=split, language=language)
 
 
-def single_rows(split: str, rows: Mapping[str, Sequence[Row]], *, is_dataset: bool) -> Iterator[Problem]:
+def single_rows(
+    split: str, rows: Mapping[str, Sequence[CheckedRow]], *, is_dataset: bool
+) -> Iterator[Problem]:
     """Finds rows that are of no use or not alone in their file."""
     for language, here in rows.items():
         ids = [row.line["id"] for row in here]
@@ -120,7 +122,7 @@ def single_rows(split: str, rows: Mapping[str, Sequence[Row]], *, is_dataset: bo
                 yield _problem(kind, text, split, language, which)
 
 
-def _with(rows: Sequence[Row], flaw: str) -> list[str]:
+def _with(rows: Sequence[CheckedRow], flaw: str) -> list[str]:
     return [row.line["id"] for row in rows if flaw in row.flaws]
 
 
@@ -129,7 +131,7 @@ def _problem(kind: str, text: str, split: str, language: str, ids: Sequence[str]
     return Problem(kind=kind, text=text, split=split, language=language, num=len(ids), examples=shown)
 
 
-def parallel(split: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Problem]:
+def parallel(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Iterator[Problem]:
     """Finds ids that some languages lack."""
     ids = {language: dict.fromkeys(row.line["id"] for row in here) for language, here in rows.items()}
     everywhere: dict[str, None] = {}
@@ -140,7 +142,7 @@ def parallel(split: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Problem]
             yield _problem("misaligned", "ids of other languages that are not here", split, language, missing)
 
 
-def golds(split: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Problem]:
+def golds(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Iterator[Problem]:
     """Finds items of math whose answer depends on the language."""
     golds = {
         language: {row.item.id: gold_number(row.item.gold) for row in here if row.item}
@@ -152,14 +154,14 @@ def golds(split: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Problem]:
             yield _problem("gold-differs", "another answer than in English", split, language, differing)
 
 
-def translations(split: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Problem]:
+def translations(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Iterator[Problem]:
     """Finds API calls that a translation changed."""
     english = {row.line["id"]: row.line for row in rows.get("en", ())}
     for language, here in rows.items():
         found: dict[str, list[str]] = defaultdict(list)
         for row in here if language != "en" else ():
             if original := english.get(row.line["id"]):
-                for text in translation.problems(original, row.line):
+                for text in api_calling.problems(original, row.line):
                     found[text].append(row.line["id"])
         for text, ids in found.items():
             yield _problem("translation", text, split, language, ids)

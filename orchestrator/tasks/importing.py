@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.manifest import file_digest
-from orchestrator.tasks import api_files, dataset, math_files
+from orchestrator.tasks import api_calling, dataset, math
 from orchestrator.tasks.answers import gold_number
 from orchestrator.tasks.base import LANGUAGES, Split, check_language
 from orchestrator.tasks.files import shuffled
 from orchestrator.tasks.sources import Raw, Source
 
-FILES: Mapping[str, ModuleType] = {"math": math_files, "api_calling": api_files}
+FILES: Mapping[str, ModuleType] = {"math": math, "api_calling": api_calling}
 """Task to the module that knows its lines."""
 
 MIN_EQUAL = 0.9

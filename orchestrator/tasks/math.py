@@ -6,15 +6,190 @@ what its files look like is `math_files`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from orchestrator.tasks import answers, files, locale_data, math_files, parallel
-from orchestrator.tasks.base import Item, check_language, check_split
+from orchestrator.errors import UserError
+from orchestrator.tasks import answers, base, files, phrases
+from orchestrator.tasks.answers import extract, gold_number
+from orchestrator.tasks.base import LANGUAGES, Item, Split, check_language, check_split
+from orchestrator.tasks.files import Row, field, json_lines, text_lines
 from orchestrator.tasks.phrases import STEP, TOTAL, answer_sentence, prompt
 
-__all__ = ["MATH", "MathTask", "extract_answer", "is_correct", "prompt"]
+
+def file_names(split: Split) -> Mapping[str, Sequence[str]]:
+    """Returns language to the names that its file may have, the preferred first."""
+    files = {language: [f"{language}.jsonl"] for language in LANGUAGES}
+    if split is Split.TEST:
+        files = {language: [f"mgsm_{language}.tsv", *files[language]] for language in LANGUAGES}
+    files["en"].append("test.jsonl" if split is Split.TEST else "train.jsonl")  # GSM8K as it is published
+    return files
+
+
+def rows(path: Path, language: str) -> list[Row]:
+    """Returns the rows of a file, those that cannot be used with the reason.
+
+    Raises:
+        UserError: a row has not the form of such a file.
+    """
+    return [_row(line, language) for line in lines(path, language)]
+
+
+def _row(line: Mapping[str, str], language: str) -> Row:
+    problem = problem_of(line)
+    return Row(None if problem else item_of(line, language), line["id"], problem)
+
+
+def line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
+    """Return a row as a line of a data set.
+
+    The gold is what `gold` says, or `answer_number` (MGSM's rows on the hub, whose `answer` may be null), or
+    an `answer` that is a number, or what stands after ``####`` (GSM8K), or the number that an answer ends in.
+
+    Raises:
+        UserError: the row has no question, or nothing that could be an answer.
+    """
+    question = field(row, "question", where=where)
+    gold = next((text for key in _GOLD if (text := _number_text(row.get(key)))), "")
+    answer = _number_text(row.get("answer"))
+    if isinstance(row.get("answer"), str):
+        answer = field(row, "answer", where=where).strip()
+    elif not any(key in row for key in ("answer", *_GOLD)):
+        field(row, "answer", where=where)
+    if gold:
+        is_response = isinstance(row.get("answer"), str) and ("gold" in row or _is_worked(answer))
+        return {"id": id_, "question": question, "answer": answer if is_response else "", "gold": gold}
+    if not _is_worked(answer):
+        return {"id": id_, "question": question, "answer": "", "gold": answer}
+    if "####" not in answer:
+        number = extract(answer, language)
+        gold = "" if number is None else f"{number.normalize():f}"
+        return {"id": id_, "question": question, "answer": answer, "gold": gold}
+    worked, _, gold = answer.partition("####")
+    first_line = gold.strip().partition("\n")[0].strip().removesuffix(".")
+    worked = _ANNOTATION.sub("", worked).strip()
+    if worked and gold:
+        worked = f"{worked}\n{answer_sentence(first_line, language)}"
+    return {"id": id_, "question": question, "answer": worked, "gold": first_line}
+
+
+_GOLD = ("gold", "answer_number")
+_BARE_NUMBER = re.compile(r"[\d.,\s'’$€£¥₹%+−-]*")
+
+
+def _number_text(value: Any) -> str:
+    """Return a number, or a text that may be one, as it would stand in a TSV; "" for anything else."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value).strip()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return ""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def id_of(row: Mapping[str, Any], place: str) -> str:
+    """Return the id that a row has, the same for 1, 1.0 and ``"1"``, or its place where it has none."""
+    return _number_text(row.get("id")) or place
+
+
+def _is_worked(answer: str) -> bool:
+    return not _BARE_NUMBER.fullmatch(answer)
+
+
+def item_of(line: Mapping[str, str], language: str) -> Item:
+    """Returns a line of a data set as an item."""
+    return Item(
+        id=line["id"],
+        language=language,
+        prompt=prompt(line["question"], language),
+        response=line["answer"] or answer_sentence(line["gold"], language),
+        gold=line["gold"],
+    )
+
+
+def lines(path: Path, language: str) -> Iterator[dict[str, str]]:
+    """Yields the rows of a file as lines of a data set, usable or not.
+
+    Raises:
+        UserError: a row has not the form of such a file.
+    """
+    if path.suffix == ".tsv":
+        yield from _tsv(path, language)
+    else:
+        for number, row in json_lines(path):
+            id_ = id_of(row, str(number))
+            yield line_of(row, id_=id_, language=language, where=f"{path}:{number}")
+
+
+MAX_LINES = 100
+"""Lines of one quoted question, at most (ours)."""
+
+
+def _tsv(path: Path, language: str) -> Iterator[dict[str, str]]:
+    """Yield the rows of MGSM: question and answer, as published or as a spreadsheet writes them.
+
+    A spreadsheet quotes texts, ends rows in empty cells, and may put names into the first row.
+    """
+    names: list[str] = []
+    skipped = 0  # lines that are no row: names, and those that a quoted text goes on in
+    for number, text, num_lines in _logical_lines(path):
+        cells = [_unquoted(cell) for cell in text.rstrip("\t ").split("\t")]
+        lowered = [cell.strip().lower() for cell in cells]
+        if number == 1 and "question" in lowered and not {"answer", *_GOLD}.isdisjoint(lowered):
+            names, skipped = lowered, skipped + 1
+            continue
+        id_, where = str(number - skipped), f"{path}:{number}"
+        skipped += num_lines - 1
+        if "\t" not in text:
+            raise UserError("no tab between question and answer", where=where)
+        if names:
+            row = {"answer": "", **dict(zip(names, cells, strict=False))}
+            yield line_of(row, id_=row.get("id") or id_, language=language, where=where)
+            continue
+        question, gold = (cells[0], "") if len(cells) == 1 else ("\t".join(cells[:-1]), cells[-1])
+        yield {"id": id_, "question": question, "answer": "", "gold": gold.strip()}
+
+
+def _logical_lines(path: Path) -> Iterator[tuple[int, str, int]]:
+    """Yield number, text and number of lines of each row: a quoted text may hold line breaks."""
+    lines = list(text_lines(path))
+    at = 0
+    while at < len(lines):
+        number, text = lines[at]
+        num_lines = 1
+        if text.startswith('"') and text.count('"') % 2:
+            for more in range(at + 1, min(at + MAX_LINES, len(lines))):
+                whole = "\n".join(line for _, line in lines[at : more + 1])
+                if whole.count('"') % 2 == 0 and '"\t' in whole:
+                    text, num_lines = whole, more + 1 - at
+                    break
+        yield number, text, num_lines
+        at += num_lines
+
+
+def _unquoted(cell: str) -> str:
+    """Return a cell without the quotes of a spreadsheet, in which its own quotes are doubled."""
+    bare = cell.strip()
+    inner = bare[1:-1]
+    is_quoted = len(bare) > 1 and bare[0] == bare[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if is_quoted else cell
+
+
+_ANNOTATION = re.compile(r"<<[^<>]*>>")
+
+
+def problem_of(line: Mapping[str, str]) -> str:
+    """Say why a line cannot be used, or ""."""
+    if not line["gold"]:
+        return "there is no answer"
+    if gold_number(line["gold"]) is None:
+        return f"the answer {line['gold']!r} is not one number"
+    return "" if line["question"].strip() else "the question is empty"
+
 
 UNITS = (
     "duration-second",
@@ -65,14 +240,14 @@ class MathTask:
     def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
         """Returns sums of 1 to 9 in units, as ``3 hours and 4 hours``; see `Task.generate`."""
         check_language(language)
-        rows = parallel.combinations(
+        rows = base.combinations(
             check_split(split), [len(UNITS)] * len(PAIRS), num_items=num_items, seed=seed
         )
         return [_generated(*PAIRS[row.group], UNITS[row.variant], language) for row in rows]
 
     def languages_in(self, folder: Path, split: str) -> list[str]:
         """See `Task.languages_in`."""
-        return files.languages_in(folder, check_split(split), math_files.names(check_split(split)))
+        return files.languages_in(folder, check_split(split), file_names(check_split(split)))
 
     def read(
         self,
@@ -87,8 +262,8 @@ class MathTask:
     ) -> list[Item]:
         """Reads worked word problems (JSON lines) or MGSM (TSV); see `Task.read`."""
         wanted = files.Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
-        names = math_files.names(wanted.split)
-        return files.read(folder, language, names=names, reader=math_files.rows, wanted=wanted)
+        names = file_names(wanted.split)
+        return files.read(folder, language, names=names, reader=rows, wanted=wanted)
 
     def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
         """See the function of this name."""
@@ -100,8 +275,8 @@ class MathTask:
 
 
 def _generated(a: int, b: int, unit: str, language: str) -> Item:
-    first, second = (locale_data.unit(number, unit, language) for number in (a, b))
-    question = TOTAL[language].format(locale_data.both(first, second, language))
+    first, second = (phrases.unit(number, unit, language) for number in (a, b))
+    question = TOTAL[language].format(phrases.both(first, second, language))
     step = STEP.get(language, "{}. ").format(f"{a} + {b} = {a + b}")
     return Item(
         id=f"{unit}.{a}.{b}",
@@ -114,3 +289,59 @@ def _generated(a: int, b: int, unit: str, language: str) -> Item:
 
 MATH = MathTask()
 """The math task."""
+
+
+HUB_ID = "laihuiyuan/mCoT-MATH"
+
+_LANGUAGE = ("lang", "language")
+_ID = ("id", "idx", "item_id")
+_BOTH = ("lang-id", "lang_id")
+_QUESTION = ("question", "query", "instruction")
+_ANSWER = ("answer", "response", "output")
+
+
+class RowPlace(NamedTuple):
+    """The language of a row, "" when it is none of ours, and its item's id, "" when it has none."""
+
+    language: str
+    id: str
+
+
+def is_row(row: Mapping[str, Any]) -> bool:
+    """Tells whether a row has the fields of this form."""
+    has_language = any(key in row for key in (*_LANGUAGE, *_BOTH))
+    return has_language and any(key in row for key in _QUESTION) and any(key in row for key in _ANSWER)
+
+
+def place_of(row: Mapping[str, Any]) -> RowPlace:
+    """Returns a row's language and item."""
+    for key in _BOTH:
+        if isinstance(row.get(key), str):
+            first, _, second = row[key].partition("-")
+            language, id_ = (first, second) if first in LANGUAGES else (second, first)
+            if language in LANGUAGES:
+                return RowPlace(language, id_)
+    language = next((str(row[key]) for key in _LANGUAGE if key in row), "").lower()
+    id_ = next((str(row[key]) for key in _ID if row.get(key) is not None), "")
+    return RowPlace(language if language in LANGUAGES else "", id_)
+
+
+def mcot_line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
+    """Returns a row as a line of a data set; its gold is the number that the answer ends in.
+
+    Raises:
+        UserError: the row has no question or answer.
+    """
+    question = field(row, *_QUESTION, where=where)
+    answer = field(row, *_ANSWER, where=where).strip()
+    number = extract(answer, language)
+    gold = "" if number is None else f"{number.normalize():f}"
+    return {"id": id_, "question": _bare(question), "answer": answer, "gold": gold}
+
+
+def _bare(question: str) -> str:
+    """Takes the prompt off a question that comes within it."""
+    question = question.strip()
+    if question.startswith("Question:\n"):
+        question = question.removeprefix("Question:\n").rpartition("\nAnswer:")[0] or question
+    return question.strip()

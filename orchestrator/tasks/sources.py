@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError
-from orchestrator.tasks import api_files, math_files, mcot
+from orchestrator.tasks import api_calling, math
 from orchestrator.tasks.base import LANGUAGES, Split
 
 PIECE_CHARS = 1 << 22
@@ -176,19 +176,19 @@ def _of_places(
 
 def _math_rows(place: _Place) -> Iterator[Raw]:
     if place.path.suffix == ".tsv":
-        for line in math_files.lines(place.path, place.language):
+        for line in math.lines(place.path, place.language):
             id_ = f"mgsm-{line['id']}"  # other sources count from 1 too
             yield Raw(place.split, place.language, id_, line, f"{place.path}:{line['id']}")
         return
     for number, row in stream(place.path):
-        id_ = math_files.id_of(row, f"{place.split or 'row'}-{number}")
+        id_ = math.id_of(row, f"{place.split or 'row'}-{number}")
         yield Raw(place.split, place.language, id_, row, f"{place.path}:{number}")
 
 
 def _math_line(raw: Raw) -> dict[str, str]:
-    if mcot.is_row(raw.row) and "question" not in raw.row:
-        return mcot.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
-    return math_files.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+    if math.is_row(raw.row) and "question" not in raw.row:
+        return math.mcot_line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+    return math.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
 
 
 def _api_rows(place: _Place) -> Iterator[Raw]:
@@ -199,21 +199,21 @@ def _api_rows(place: _Place) -> Iterator[Raw]:
 
 
 def _api_line(raw: Raw) -> dict[str, str]:
-    return api_files.line_of(raw.row, id_=raw.id, where=raw.where)
+    return api_calling.line_of(raw.row, id_=raw.id, where=raw.where)
 
 
 def mcot_source(paths: Sequence[Path], name: str) -> Source | None:
     """Returns rows of mCoT-MATH's form, None when the first one is not; see `mcot`."""
     if not (first := next((row for path in paths for _, row in stream(path)), None)):
         return None
-    if not mcot.is_row(first):
+    if not math.is_row(first):
         return None
-    by_place = not mcot.place_of(first).id
+    by_place = not math.place_of(first).id
 
     def rows() -> Iterator[Raw]:
         for path in paths:
             for number, row in stream(path):
-                language, id_ = mcot.place_of(row)
+                language, id_ = math.place_of(row)
                 yield Raw(None, language, id_, row, f"{path}, row {number}")
 
     note = (
@@ -223,7 +223,7 @@ def mcot_source(paths: Sequence[Path], name: str) -> Source | None:
 
 
 def _mcot_line(raw: Raw) -> dict[str, str]:
-    return mcot.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+    return math.mcot_line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
 
 
 def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -19,13 +19,13 @@ from typing import Annotated, Any, Protocol
 import msgspec
 
 from orchestrator.core.records import Revision, StoreMark
-from orchestrator.core.sweep import Cell, Node
+from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.formats import SINCE_2
 from orchestrator.provenance import without_secrets
 from orchestrator.store import layout
-from orchestrator.store.evidence import Snapshot
+from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
-from orchestrator.trackers.store import parse_metrics
+from orchestrator.trackers.base import parse_metrics
 
 MAX_ID = 100
 """Characters of a run id before its digest; W&B takes 128 in all."""
@@ -64,7 +64,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[str, ...]
 
 
-class Given(msgspec.Struct, kw_only=True):
+class MirrorProgress(msgspec.Struct, kw_only=True):
     """What a cell's run was given: bytes of each attempt's metrics, and the products whose rows it has.
 
     `id` is that of the run which took the place of the first one, "" while there is none.
@@ -118,7 +118,7 @@ class Follower:
     def follow(self) -> None:
         """One pass: gives every open run what is new, opens those that began, closes those that are done."""
         nodes = {digest: self._sweep.nodes[digest] for cell in self._cells for digest in cell.chain}
-        snapshot = Snapshot(self._ledger, nodes.values(), check_files=False, count_attempts=False)
+        snapshot = EvidenceReader(self._ledger, nodes.values(), check_files=False, count_attempts=False)
         for cell in list(self._cells):
             done = all(snapshot.evidence(digest).done is not None for digest in cell.chain)
             if done or any(snapshot.evidence(d).attempts for d in cell.chain if d not in self._shared):
@@ -138,7 +138,7 @@ class Follower:
         """How many cells were not given all that is new."""
         return len(self._failures)
 
-    def _mirror(self, cell: Cell, snapshot: Snapshot, *, done: bool) -> None:
+    def _mirror(self, cell: Cell, snapshot: EvidenceReader, *, done: bool) -> None:
         """Gives one cell what is new; one that cannot be given it costs no other cell its own."""
         try:
             self._give(cell, snapshot)
@@ -152,14 +152,14 @@ class Follower:
             if self._failures[cell.cell] == MAX_FAILURES:
                 self._cells.remove(cell)
 
-    def _give(self, cell: Cell, snapshot: Snapshot) -> None:
+    def _give(self, cell: Cell, snapshot: EvidenceReader) -> None:
         try:
             self._give_news(cell, snapshot)
         except _Anew:
             self._give_news(cell, snapshot)
 
-    def _give_news(self, cell: Cell, snapshot: Snapshot) -> None:
-        given = self._given.setdefault(self._id(cell), Given())
+    def _give_news(self, cell: Cell, snapshot: EvidenceReader) -> None:
+        given = self._given.setdefault(self._id(cell), MirrorProgress())
         for node in (self._sweep.nodes[digest] for digest in cell.chain):
             if node.label:
                 continue
@@ -171,7 +171,7 @@ class Follower:
                 self._run(cell).results(node.name, evidence.done.rows)
                 given.products.append(product)
 
-    def _give_metrics(self, cell: Cell, node: Node, number: int, given: Given) -> None:
+    def _give_metrics(self, cell: Cell, node: StageInstance, number: int, given: MirrorProgress) -> None:
         key = layout.payload(node.stage, node.digest, number)
         start = given.bytes.get(key, 0)
         path = layout.metrics(node.stage, node.digest, number)
@@ -185,7 +185,7 @@ class Follower:
     def _run(self, cell: Cell) -> MirroredRun:
         if cell.cell not in self._runs:
             stages = dict.fromkeys(node.name for d in cell.chain if not (node := self._sweep.nodes[d]).label)
-            given = self._given.setdefault(self._id(cell), Given())
+            given = self._given.setdefault(self._id(cell), MirrorProgress())
             id = given.id or self._id(cell)
             run = self._runs[cell.cell] = self._open_run(
                 Described(
@@ -199,7 +199,7 @@ class Follower:
                 )
             )
             if run.id != id:
-                self._given[self._id(cell)] = Given(id=run.id)
+                self._given[self._id(cell)] = MirrorProgress(id=run.id)
                 raise _Anew
         return self._runs[cell.cell]
 
@@ -245,9 +245,9 @@ def whole_lines(data: bytes, start: int) -> tuple[str, int]:
     return data.decode(errors="replace"), start + len(data)
 
 
-def _recalled(memory: Path) -> dict[str, Given]:
+def _recalled(memory: Path) -> dict[str, MirrorProgress]:
     try:
-        return msgspec.json.decode(memory.read_bytes(), type=dict[str, Given])
+        return msgspec.json.decode(memory.read_bytes(), type=dict[str, MirrorProgress])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return {}
 

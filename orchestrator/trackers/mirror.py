@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core.records import Request
-from orchestrator.core.settings import EngineSettings
+from orchestrator.core.settings import RunSettings
 from orchestrator.errors import SweepError
 from orchestrator.registry import TRACKERS, lookup
 from orchestrator.store import layout
@@ -34,7 +34,7 @@ MAX_FAILURES = 20
 """Passes that may fail in a row before a mirror gives up."""
 
 
-def make_mirror(settings: EngineSettings, folder: Path) -> Any:
+def make_mirror(settings: RunSettings, folder: Path) -> Any:
     """Makes the mirror that the settings name, None when their tracker is none: those live in the stages.
 
     Args:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from orchestrator.core.secrets import masked
-from orchestrator.core.typed import typed
+from orchestrator.core.tree import convert
 from orchestrator.errors import UserError
 from orchestrator.trackers.follow import Described
 
@@ -62,7 +62,7 @@ class WandbMirror:
     follows_store = True
 
     def __init__(self, options: Mapping[str, Any], folder: Path) -> None:
-        self.options = typed(dict(options), WandbOptions, key="tracker.options")
+        self.options = convert(dict(options), WandbOptions, key="tracker.options")
         if not self.options.project.strip() or set(self.options.project) & set("/\\#?%:"):
             raise UserError(
                 f"tracker.options.project is {self.options.project!r}", allowed="a name without / \\ # ? % :"

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from orchestrator.core.records import Owner
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError
+from orchestrator.execution.assignment import Assignment
 from orchestrator.processes import describe
-from orchestrator.worker.order import WorkerOrder
 
 
-def share(cells: Sequence[Cell], order: WorkerOrder) -> tuple[Cell, ...]:
+def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
     """Return the worker's cells, starting at its own share so that workers rarely race for one stage."""
     if order.cells is not None:
         wanted = set(order.cells)
@@ -21,7 +21,7 @@ def share(cells: Sequence[Cell], order: WorkerOrder) -> tuple[Cell, ...]:
     return (*cells[start:], *cells[:start])
 
 
-def this_owner(order: WorkerOrder, pid: int) -> Owner:
+def this_owner(order: Assignment, pid: int) -> Owner:
     """Name the calling worker.
 
     Raises:

@@ -14,9 +14,9 @@ from orchestrator.launchers.ray.boot import start_of
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from tests.bucket.buckets import Bucket
+from tests.execution.faults import order_for
 from tests.store.builders import node_of, seal, sweep_of
 from tests.store.projects import repository
-from tests.worker.faults import order_for
 
 
 def test_a_worker_elsewhere_runs_the_code_of_the_launch(bucket: Bucket, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_worker_elsewhere_runs_the_code_of_the_launch(bucket: Bucket, tmp_path
     file.write_bytes(msgspec.json.encode(order_for(bucket.url, sweep.name, code=code)))
     env = {**os.environ, "SWEEP_CACHE": str(tmp_path / "bare")}
 
-    start = start_of(bucket.open(), code.digest, "orchestrator.worker.main", str(file))
+    start = start_of(bucket.open(), code.digest, "orchestrator.execution.main", str(file))
     command = [sys.executable, *start.argv]
     done = subprocess.run(
         command, env={**env, **start.environment}, cwd=tmp_path, capture_output=True, text=True

@@ -10,9 +10,9 @@ from orchestrator.stage import StageSpec
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.bucket.test_moving import Launched
 from tests.commands.launches import wait_for
+from tests.execution.faults import order_for
+from tests.execution.here import work
 from tests.store.builders import node_of, seal, sweep_of
-from tests.worker.faults import order_for
-from tests.worker.here import work
 
 FIT = """
 import os, sys, time

@@ -9,14 +9,14 @@ import pytest
 
 from orchestrator.core.state import Budget, State, stage_status
 from orchestrator.store import layout
-from orchestrator.store.evidence import Snapshot
+from orchestrator.store.evidence import EvidenceReader
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.commands.test_clean import PARTS, SWEEP, parts
+from tests.execution.faults import order_for
+from tests.execution.here import work
+from tests.execution.test_going_on import BEFORE, TODAY, answers
+from tests.execution.test_retiring import FILES, choices, source_of
 from tests.store.builders import seal
-from tests.worker.faults import order_for
-from tests.worker.here import work
-from tests.worker.test_going_on import BEFORE, TODAY, answers
-from tests.worker.test_retiring import FILES, choices, source_of
 
 
 @pytest.mark.parametrize("policy", FILES)
@@ -27,7 +27,7 @@ def test_what_no_taker_wants_is_deleted_in_the_bucket_and_in_the_cache(bucket: B
     order = order_for(bucket.url, sweep.name, policy={"retention": policy})
     worked = work(ledger, revision, order)
     assert worked.code == 0, worked.lines
-    snapshot = Snapshot(bucket.ledger("laptop"), sweep.nodes.values())
+    snapshot = EvidenceReader(bucket.ledger("laptop"), sweep.nodes.values())
     assert {stage_status(snapshot.evidence(d), Budget({})).state for d in sweep.nodes} == {State.DONE}
     prefix = layout.output(source.stage, source.digest, 1)
     assert sorted(ledger.objects.trees([prefix])[prefix]) == list(FILES[policy])

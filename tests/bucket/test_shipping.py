@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.execution.publishing import BucketPublisher
 from orchestrator.stage import MANIFEST, write_checkpoint_manifest
 from orchestrator.store import layout
-from orchestrator.worker.shipping import Shipper
 from tests.bucket.buckets import Bucket
 
 KEY = "payload/count/abc/1"
@@ -28,7 +28,7 @@ def test_a_manifest_that_tells_of_no_whole_checkpoint_is_passed_over(bucket: Buc
         write_checkpoint_manifest(place, step=7, attempt=1)
     else:
         (place / MANIFEST).write_text(harm)
-    shipper = Shipper(objects, KEY, adopted=None, complain=said.append)
+    shipper = BucketPublisher(objects, KEY, adopted=None, complain=said.append)
     shipper.finish(lambda: None, checkpoints=True)
     there = bucket.open("elsewhere").trees([f"{KEY}/{layout.CHECKPOINTS}"])[f"{KEY}/{layout.CHECKPOINTS}"]
     assert set(there) == {f"00000001/{MANIFEST}", "00000001/x"} and not said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.core.records import Start
+from orchestrator.core.records import StartRecord
 from orchestrator.formats import encode
 from tests.conftest import Sweep
 
@@ -64,7 +64,7 @@ def test_one_in_a_stage_is_refused_with_its_key(sweep: Sweep, key: str) -> None:
 
 
 def test_no_record_is_written_with_null_in_the_place_of_one() -> None:
-    assert b'"parent":null' in encode(Start(parent=None, uses={"a": 1.5}, provenance={}))
+    assert b'"parent":null' in encode(StartRecord(parent=None, uses={"a": 1.5}, provenance={}))
     for value in (float("inf"), float("nan")):
         with pytest.raises(ValueError, match="not finite"):
-            encode(Start(parent=None, uses={"a": [{"b": value}]}, provenance={}))
+            encode(StartRecord(parent=None, uses={"a": [{"b": value}]}, provenance={}))

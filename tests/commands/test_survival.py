@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.store.ledger import open_ledger
-from orchestrator.trackers.store import history
+from orchestrator.trackers.base import history
 from tests.commands.launches import checkpoints, records, running_heartbeats, wait_for
 
 

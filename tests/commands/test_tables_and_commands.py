@@ -12,13 +12,12 @@ import pyarrow.parquet
 import pytest
 
 from orchestrator.errors import StageFailure
+from orchestrator.execution.command import run_command
+from orchestrator.execution.command_text import read_rows
 from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.table import write_table
-from orchestrator.trackers.base import Tracked
-from orchestrator.trackers.store import StoreTracker, history, parse_metrics
-from orchestrator.worker.command import run_command
-from orchestrator.worker.results import read_rows
+from orchestrator.trackers.base import StoreTracker, Tracked, history, parse_metrics
 from tests.commands.launches import records, wait_for
 
 ODD_ROWS: list[dict[str, Any]] = [

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.commands.columns import layout
-from orchestrator.commands.output import printable
+from orchestrator.cli.output import layout, printable
 
 STYLE = re.compile(r"\x1b\[\d+m")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 MIXED = """
 description: four cells, one fails
@@ -149,7 +149,7 @@ def test_show_and_diff_name_the_config_and_what_differs(run):
 
 def test_status_and_why_import_neither_hydra_nor_the_heavy_libraries(launched):
     code = (
-        "import sys; from orchestrator.cli import main;"
+        "import sys; from orchestrator.cli.main import main;"
         "main(['status', 'mixed']); main(['why', 'mixed', 'seed=0 kind=odd']);"
         "bad = {'torch', 'transformers', 'hydra', 'ray', 'submitit', 'pyarrow', 'wandb'} & set(sys.modules);"
         "sys.exit(f'imported {bad}' if bad else 0)"
@@ -158,9 +158,8 @@ def test_status_and_why_import_neither_hydra_nor_the_heavy_libraries(launched):
         [sys.executable, "-c", code], cwd=launched, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    code = (
-        "import sys; from orchestrator.cli import main; main(['--help']); sys.exit('msgspec' in sys.modules)"
-    )
+    code = "import sys; from orchestrator.cli.main import main; main(['--help']); "
+    code += "sys.exit('msgspec' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 

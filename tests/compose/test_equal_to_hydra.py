@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from orchestrator.compose.axes import Setting
-from orchestrator.compose.patched import Patched
+from orchestrator.compose.axes import KeyValue
+from orchestrator.compose.configs import Patched
 from orchestrator.compose.root import Root
 
 SWEEP = """
@@ -114,7 +114,7 @@ def test_patching_one_cell_after_another_is_like_patching_each_afresh(study, cel
         for key, value in cell:
             OmegaConf.update(fresh, key, value, merge=True)
         expected = OmegaConf.to_container(fresh, resolve=True, throw_on_missing=True)
-        assert patched.resolved([Setting(key, value) for key, value in cell]) == expected
+        assert patched.resolved([KeyValue(key, value) for key, value in cell]) == expected
 
 
 _KEPT = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.core.sweepfile import parse, stage_specs
+from orchestrator.core.sweep import parse, stage_specs
 from orchestrator.errors import UserError
 from orchestrator.stage import StageSpec
 

@@ -6,19 +6,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.arrays import Group, cut, first_try, grouped
-from orchestrator.core.dispatch import LIMIT, Answer, Filed, Jobs, Phase, Seen, with_jobs
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Accepted, Driver, Lost, Over, Report, Resources, Submission
-from orchestrator.core.nodes import bad_nodes
 from orchestrator.core.records import Owner, Process
 from orchestrator.core.state import CellStatus, State
+from orchestrator.jobs.arrays import JobArray, cut, first_try, grouped
+from orchestrator.jobs.judgement import JobListing, JobObservation, Phase, SubmissionState
+from orchestrator.jobs.records import (
+    Accepted,
+    DriverStatus,
+    JobEnd,
+    JobExitReport,
+    LostSlot,
+    Resources,
+    Submission,
+)
+from orchestrator.jobs.states import LIMIT, Jobs, with_jobs
+from orchestrator.launchers.slurm.launcher import bad_nodes
 
 SMALL, LARGE = Resources(), Resources(gpus_per_node=8)
 PROCESS = Process(boot_id="b", namespace="n", pid=1, start="1")
 
 
-def filed(number=1, tasks=(("a",), ("b",)), job="12", request=1, revision=1, over=(), reports=None) -> Filed:
+def filed(
+    number=1, tasks=(("a",), ("b",)), job="12", request=1, revision=1, over=(), reports=None
+) -> SubmissionState:
     submission = Submission(
         nonce="n",
         number=number,
@@ -32,11 +43,11 @@ def filed(number=1, tasks=(("a",), ("b",)), job="12", request=1, revision=1, ove
         at="2026-01-01T00:00:00Z",
     )
     accepted = Accepted(nonce="n", job=job) if job else None
-    return Filed(submission, accepted, {each.index: each for each in over}, reports or {})
+    return SubmissionState(submission, accepted, {each.index: each for each in over}, reports or {})
 
 
-def seen(phase, word, **more) -> Seen:
-    return Seen(phase, word, **more)
+def seen(phase, word, **more) -> JobObservation:
+    return JobObservation(phase, word, **more)
 
 
 def status(state=State.PENDING) -> CellStatus:
@@ -47,8 +58,8 @@ def state_of(jobs: Jobs, cell="a", state=State.PENDING, retries=None, since=1) -
     return with_jobs(cell, status(state), jobs, since_request=since, retries=retries or {})
 
 
-def over(cause, word="NODE_FAIL", index=0, **more) -> Over:
-    return Over(index=index, word=word, cause=cause, **more)
+def over(cause, word="NODE_FAIL", index=0, **more) -> JobEnd:
+    return JobEnd(index=index, word=word, cause=cause, **more)
 
 
 QUEUED = seen(Phase.QUEUED, "PENDING", reason="Resources")
@@ -59,13 +70,17 @@ ENDED = seen(Phase.OVER, "NODE_FAIL", restarts=0, over=over(Cause.NODE_LOST))
 @pytest.mark.parametrize(
     ("answer", "expected", "words"),
     [
-        (Answer({("12", 0): QUEUED}), State.QUEUED, "waits: Resources"),
-        (Answer({("12", 0): RUNNING}), State.QUEUED, "runs on node1; count: not started"),
-        (Answer({("12", 0): ENDED}), State.PENDING, "ended NODE_FAIL"),
-        (Answer({}, complete=True), State.UNKNOWN, "job 12_0, accepted at : the scheduler does not list it"),
-        (Answer({}, gap="squeue failed"), State.UNKNOWN, "squeue failed"),
-        (Answer(problem="Slurm does not answer: x"), State.UNKNOWN, "does not answer"),
-        (Answer({("12", 0): seen(Phase.UNKNOWN, "NEWSTATE")}), State.UNKNOWN, "NEWSTATE"),
+        (JobListing({("12", 0): QUEUED}), State.QUEUED, "waits: Resources"),
+        (JobListing({("12", 0): RUNNING}), State.QUEUED, "runs on node1; count: not started"),
+        (JobListing({("12", 0): ENDED}), State.PENDING, "ended NODE_FAIL"),
+        (
+            JobListing({}, complete=True),
+            State.UNKNOWN,
+            "job 12_0, accepted at : the scheduler does not list it",
+        ),
+        (JobListing({}, gap="squeue failed"), State.UNKNOWN, "squeue failed"),
+        (JobListing(problem="Slurm does not answer: x"), State.UNKNOWN, "does not answer"),
+        (JobListing({("12", 0): seen(Phase.UNKNOWN, "NEWSTATE")}), State.UNKNOWN, "NEWSTATE"),
     ],
 )
 def test_a_cell_with_a_job_is_what_its_scheduler_says_and_never_failed_for_its_silence(
@@ -77,26 +92,30 @@ def test_a_cell_with_a_job_is_what_its_scheduler_says_and_never_failed_for_its_s
 
 
 def test_a_number_that_was_given_to_another_job_says_nothing_of_ours():
-    jobs = Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="other.7")}, complete=True))
+    jobs = Jobs([filed()], JobListing({("12", 0): RUNNING._replace(name="other.7")}, complete=True))
     assert jobs.of_cell("a").phase is Phase.OVER
     assert "gave its number to other.7" in jobs.of_cell("a").reason
-    assert Jobs([filed()], Answer({("12", 0): RUNNING._replace(name="s.1")})).of_cell("a").seen
+    assert Jobs([filed()], JobListing({("12", 0): RUNNING._replace(name="s.1")})).of_cell("a").seen
 
 
 @pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED, State.RUNNING])
 def test_what_the_store_knows_outranks_the_scheduler(state):
-    for answer in (Answer({("12", 0): QUEUED}), Answer(problem="away"), Answer({("12", 0): ENDED})):
+    for answer in (
+        JobListing({("12", 0): QUEUED}),
+        JobListing(problem="away"),
+        JobListing({("12", 0): ENDED}),
+    ):
         assert state_of(Jobs([filed()], answer), state=state) == status(state)
 
 
 def test_a_submission_without_an_answer_holds_its_cells():
-    found = state_of(Jobs([filed(job=None)], Answer()))
+    found = state_of(Jobs([filed(job=None)], JobListing()))
     assert found.state is State.UNKNOWN
     assert "sweep reconcile" in found.reason
 
 
 def test_a_cell_that_two_revisions_share_is_held_by_a_job_of_either():
-    jobs = Jobs([filed(revision=1)], Answer({("12", 0): QUEUED}))
+    jobs = Jobs([filed(revision=1)], JobListing({("12", 0): QUEUED}))
     assert jobs.of_cell("a").phase is Phase.QUEUED
     assert jobs.older(2, {"a"}) == {1: 1}  # the job of b is of no use to a revision without b
     assert jobs.older(2, {"c"}) == {1: 2} and jobs.older(1, {"c"}) == {}
@@ -104,10 +123,10 @@ def test_a_cell_that_two_revisions_share_is_held_by_a_job_of_either():
 
 def test_only_what_a_complete_answer_does_not_list_at_all_is_missing():
     for answer, missing in (
-        (Answer({("12", 0): RUNNING}, complete=True), [(1, 1)]),
-        (Answer({("12", 0): RUNNING}), []),
-        (Answer(problem="away"), []),
-        (Answer({("12", 0): seen(Phase.UNKNOWN, "NEWSTATE"), ("12", 1): QUEUED}, complete=True), []),
+        (JobListing({("12", 0): RUNNING}, complete=True), [(1, 1)]),
+        (JobListing({("12", 0): RUNNING}), []),
+        (JobListing(problem="away"), []),
+        (JobListing({("12", 0): seen(Phase.UNKNOWN, "NEWSTATE"), ("12", 1): QUEUED}, complete=True), []),
     ):
         assert list(Jobs([filed()], answer).missing()) == missing
 
@@ -131,7 +150,7 @@ def test_a_scheduler_at_its_limit_is_given_as_many_as_have_ended_since():
 @pytest.mark.parametrize("running", [None, 1, 3, 9])
 @pytest.mark.parametrize("most", [1, 2, 4, 5])
 def test_an_array_that_is_cut_in_two_keeps_its_tasks_and_its_throttle(running, most):
-    whole = Group(SMALL, tuple((str(n),) for n in range(4)), running)
+    whole = JobArray(SMALL, tuple((str(n),) for n in range(4)), running)
     first, rest = cut(whole, most)
     assert first.tasks + rest.tasks == whole.tasks and len(first.tasks) <= most
     assert running is None or first.max_running + rest.max_running == running
@@ -140,7 +159,7 @@ def test_an_array_that_is_cut_in_two_keeps_its_tasks_and_its_throttle(running, m
 def test_the_last_submission_of_a_cell_is_the_one_that_counts():
     jobs = Jobs(
         [filed(over=[over(Cause.NODE_LOST)]), filed(number=2, job="13")],
-        Answer({("13", 0): QUEUED}),
+        JobListing({("13", 0): QUEUED}),
     )
     assert state_of(jobs).state is State.QUEUED
     assert jobs.of_cell("a").name == "13_0"
@@ -150,7 +169,7 @@ def test_the_last_submission_of_a_cell_is_the_one_that_counts():
 def test_a_cell_fails_when_its_jobs_ended_by_one_cause_more_often_than_is_retried(number, failed):
     jobs = Jobs(
         [filed(number=n, job=str(n), over=[over(Cause.NODE_LOST)]) for n in range(1, number + 1)],
-        Answer(),
+        JobListing(),
     )
     found = state_of(jobs, retries={"node_lost": 1})
     assert (found.state is State.FAILED) == failed
@@ -159,8 +178,8 @@ def test_a_cell_fails_when_its_jobs_ended_by_one_cause_more_often_than_is_retrie
 
 @pytest.mark.parametrize(("word", "number", "failed"), [("COMPLETED", 3, False), ("COMPLETED", 4, True)])
 def test_jobs_that_end_well_and_leave_their_cell_undone_are_not_submitted_for_ever(word, number, failed):
-    ended = Over(index=0, word=word, detail="nothing was left to do")
-    jobs = Jobs([filed(number=n, job=str(n), over=[ended]) for n in range(1, number + 1)], Answer())
+    ended = JobEnd(index=0, word=word, detail="nothing was left to do")
+    jobs = Jobs([filed(number=n, job=str(n), over=[ended]) for n in range(1, number + 1)], JobListing())
     found = state_of(jobs, retries={"unknown": 9})
     assert (found.state is State.FAILED) == failed
     assert "nothing was left to do" in found.reason
@@ -168,21 +187,21 @@ def test_jobs_that_end_well_and_leave_their_cell_undone_are_not_submitted_for_ev
 
 
 def test_a_new_request_gives_a_fresh_budget():
-    jobs = Jobs([filed(over=[over(Cause.CANCELLED, "CANCELLED")])], Answer())
+    jobs = Jobs([filed(over=[over(Cause.CANCELLED, "CANCELLED")])], JobListing())
     assert state_of(jobs).state is State.FAILED
     assert state_of(jobs, since=2).state is State.PENDING
 
 
 def test_jobs_that_ended_well_or_never_were_spend_no_budget():
     refused = [over(None, "REFUSED", index=n, detail="QOSMaxSubmitJobPerUserLimit") for n in range(2)]
-    jobs = Jobs([filed(job=None, over=refused)] * 9, Answer())
+    jobs = Jobs([filed(job=None, over=refused)] * 9, JobListing())
     assert state_of(jobs).state is State.PENDING
     assert "QOSMaxSubmit" in state_of(jobs).reason
 
 
 def test_a_jobs_own_last_word_counts_where_the_scheduler_says_nothing():
-    report = Report(code=4, cause=Cause.BAD_NODE, why="no disk", node="node3", claimed=False)
-    for answer in (Answer(), Answer(problem="away")):
+    report = JobExitReport(code=4, cause=Cause.BAD_NODE, why="no disk", node="node3", claimed=False)
+    for answer in (JobListing(), JobListing(problem="away")):
         jobs = Jobs([filed(reports={0: report})], answer)
         job = jobs.of_cell("a")
         assert job.phase is Phase.OVER
@@ -191,9 +210,9 @@ def test_a_jobs_own_last_word_counts_where_the_scheduler_says_nothing():
 
 
 def test_the_end_of_a_driver_is_that_of_all_its_starts_which_it_counts_itself():
-    report = Report(code=4, why="its workers claimed nothing", claimed=False, restart=2)
-    driven = filed(tasks=(("a",),), reports={0: report})._replace(driver=Driver(restart=2, beat=1))
-    jobs = Jobs([driven], Answer({("12", 0): ENDED}))
+    report = JobExitReport(code=4, why="its workers claimed nothing", claimed=False, restart=2)
+    driven = filed(tasks=(("a",),), reports={0: report})._replace(driver=DriverStatus(restart=2, beat=1))
+    jobs = Jobs([driven], JobListing({("12", 0): ENDED}))
     found = jobs.fate(owner(restart=2))
     assert found is not None and (found.detail, found.idle) == ("its workers claimed nothing", True)
     assert jobs.fate(owner(restart=3)) is None
@@ -201,17 +220,17 @@ def test_the_end_of_a_driver_is_that_of_all_its_starts_which_it_counts_itself():
 
 def test_a_worker_that_its_driver_lost_is_gone_and_no_other():
     lost = (
-        Lost(slot=1, restart=1, cause=Cause.PREEMPTED, why="gone"),
-        Lost(slot=None, restart=0, cause=Cause.NODE_LOST, why="its driver was killed"),
+        LostSlot(slot=1, restart=1, cause=Cause.PREEMPTED, why="gone"),
+        LostSlot(slot=None, restart=0, cause=Cause.NODE_LOST, why="its driver was killed"),
     )
-    driven = filed(tasks=(("a",),))._replace(driver=Driver(restart=1, beat=1, lost=lost))
-    jobs = Jobs([driven], Answer({("12", 0): RUNNING}))
+    driven = filed(tasks=(("a",),))._replace(driver=DriverStatus(restart=1, beat=1, lost=lost))
+    jobs = Jobs([driven], JobListing({("12", 0): RUNNING}))
     found = [jobs.fate(owner(slot=slot, restart=start)) for slot, start in ((1, 1), (2, 1), (2, 0))]
     assert [each and each.cause for each in found] == [Cause.PREEMPTED, None, Cause.NODE_LOST]
 
 
 def test_a_job_that_asked_to_be_started_anew_is_not_over_by_its_own_word():
-    jobs = Jobs([filed(reports={0: Report(code=75, requeued=True)})], Answer(problem="away"))
+    jobs = Jobs([filed(reports={0: JobExitReport(code=75, requeued=True)})], JobListing(problem="away"))
     assert jobs.of_cell("a").phase is Phase.UNKNOWN
     assert jobs.news() == []
 
@@ -231,24 +250,28 @@ def owner(restart=0, index=0, job="12", cluster="lab", slot=0) -> Owner:
 @pytest.mark.parametrize(
     ("jobs", "who", "cause"),
     [
-        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(), Cause.NODE_LOST),
-        (Jobs([filed(over=[over(Cause.OOM_HOST)])], Answer()), owner(), Cause.OOM_HOST),
-        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(restart=1), None),  # a later start than that end
-        (Jobs([filed()], Answer({("12", 0): RUNNING})), owner(), None),
-        (Jobs([filed()], Answer({("12", 0): QUEUED._replace(restarts=1)})), owner(), Cause.NODE_LOST),
+        (Jobs([filed()], JobListing({("12", 0): ENDED})), owner(), Cause.NODE_LOST),
+        (Jobs([filed(over=[over(Cause.OOM_HOST)])], JobListing()), owner(), Cause.OOM_HOST),
         (
-            Jobs([filed()], Answer({("12", 0): RUNNING._replace(restarts=2, before=Cause.PREEMPTED)})),
+            Jobs([filed()], JobListing({("12", 0): ENDED})),
+            owner(restart=1),
+            None,
+        ),  # a later start than that end
+        (Jobs([filed()], JobListing({("12", 0): RUNNING})), owner(), None),
+        (Jobs([filed()], JobListing({("12", 0): QUEUED._replace(restarts=1)})), owner(), Cause.NODE_LOST),
+        (
+            Jobs([filed()], JobListing({("12", 0): RUNNING._replace(restarts=2, before=Cause.PREEMPTED)})),
             owner(restart=1),
             Cause.PREEMPTED,
         ),
-        (Jobs([filed()], Answer({("12", 0): RUNNING._replace(restarts=1)})), owner(restart=1), None),
-        (Jobs([filed()], Answer({("12", 0): QUEUED._replace(restarts=None)})), owner(), None),
-        (Jobs([filed()], Answer({})), owner(), None),
-        (Jobs([filed()], Answer(problem="away")), owner(), None),
-        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(index=1), None),
-        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(job="99"), None),
-        (Jobs([filed()], Answer({("12", 0): ENDED})), owner(cluster="other"), None),
-        (Jobs([filed()], Answer({("12", 0): ENDED})), Owner(host="h", process=PROCESS), None),
+        (Jobs([filed()], JobListing({("12", 0): RUNNING._replace(restarts=1)})), owner(restart=1), None),
+        (Jobs([filed()], JobListing({("12", 0): QUEUED._replace(restarts=None)})), owner(), None),
+        (Jobs([filed()], JobListing({})), owner(), None),
+        (Jobs([filed()], JobListing(problem="away")), owner(), None),
+        (Jobs([filed()], JobListing({("12", 0): ENDED})), owner(index=1), None),
+        (Jobs([filed()], JobListing({("12", 0): ENDED})), owner(job="99"), None),
+        (Jobs([filed()], JobListing({("12", 0): ENDED})), owner(cluster="other"), None),
+        (Jobs([filed()], JobListing({("12", 0): ENDED})), Owner(host="h", process=PROCESS), None),
     ],
 )
 def test_only_a_terminal_state_of_that_very_start_or_a_later_start_proves_an_owner_gone(jobs, who, cause):
@@ -299,17 +322,19 @@ def test_arrays_are_split_at_the_cluster_s_limit(number, sizes):
     assert [len(group.tasks) for group in groups] == sizes
 
 
-def fast(node, index) -> Over:
-    return Over(index=index, word="FAILED", cause=Cause.BAD_NODE, node=node, seconds=3.0, idle=True)
+def fast(node, index) -> JobEnd:
+    return JobEnd(index=index, word="FAILED", cause=Cause.BAD_NODE, node=node, seconds=3.0, idle=True)
 
 
 def test_a_node_on_which_jobs_fail_fast_twice_is_bad_until_that_has_expired():
     tasks = tuple((str(n),) for n in range(6))
-    good = Over(index=4, word="COMPLETED", node="node2", seconds=3.0)
-    slow = Over(index=5, word="FAILED", cause=Cause.UNKNOWN, node="node3", seconds=9000.0, idle=True)
+    good = JobEnd(index=4, word="COMPLETED", node="node2", seconds=3.0)
+    slow = JobEnd(index=5, word="FAILED", cause=Cause.UNKNOWN, node="node3", seconds=9000.0, idle=True)
     ends = [fast("node1", 0), fast("node1", 1), fast("node2", 2), fast("node3", 3), good, slow]
     history = [filed(tasks=tasks, over=ends)]
     assert bad_nodes(history, {1}, fast_s=600) == ("node1",)
     assert bad_nodes(history, set(), fast_s=600) == ()
-    claimed = [Over(index=n, word="FAILED", cause=Cause.UNKNOWN, node="node1", seconds=1.0) for n in range(3)]
+    claimed = [
+        JobEnd(index=n, word="FAILED", cause=Cause.UNKNOWN, node="node1", seconds=1.0) for n in range(3)
+    ]
     assert bad_nodes([filed(tasks=tasks, over=claimed)], {1}, fast_s=600) == ()

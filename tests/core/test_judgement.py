@@ -5,27 +5,29 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Accepted, Over, Report, Resources, Submission
-from orchestrator.core.judgement import Answer, Asker, Filed, Phase, Seen, judge
+from orchestrator.jobs.judgement import Asker, JobListing, JobObservation, Phase, SubmissionState, judge
+from orchestrator.jobs.records import Accepted, JobEnd, JobExitReport, Resources, Submission
 
 ANN, BEN = Asker(1000, "ann"), Asker(1001, "ben")
 NAME = "s.1.ab"
 ACCEPTED_AT, EARLIER_S, LATER_S = "2026-01-01T00:00:10Z", 1767225609.0, 1767225700.0
-CLOSED = Over(index=0, word="TIMEOUT", cause=Cause.TIMEOUT)
-WAITS = Seen(Phase.QUEUED, "PENDING", name=NAME)
-RUNS = Seen(Phase.RUNNING, "RUNNING", name=NAME)
-ENDED = Seen(Phase.OVER, "FAILED", name=NAME, over=Over(index=0, word="FAILED", cause=Cause.UNKNOWN))
+CLOSED = JobEnd(index=0, word="TIMEOUT", cause=Cause.TIMEOUT)
+WAITS = JobObservation(Phase.QUEUED, "PENDING", name=NAME)
+RUNS = JobObservation(Phase.RUNNING, "RUNNING", name=NAME)
+ENDED = JobObservation(
+    Phase.OVER, "FAILED", name=NAME, over=JobEnd(index=0, word="FAILED", cause=Cause.UNKNOWN)
+)
 RETURNS = ENDED._replace(word="PREEMPTED", may_return=True, listed=False)
-STALE = Seen(Phase.UNKNOWN, "PENDING", name=NAME, reason="by accounting alone", listed=False)
+STALE = JobObservation(Phase.UNKNOWN, "PENDING", name=NAME, reason="by accounting alone", listed=False)
 STRANGER = RUNS._replace(name="another.7", submitted_s=LATER_S)
 RENAMED = RUNS._replace(name="mine | too", submitted_s=EARLIER_S)
-REPORT = Report(code=1, cause=Cause.CODE, why="no module named x")
-AGAIN = Report(code=75, requeued=True)
+REPORT = JobExitReport(code=1, cause=Cause.CODE, why="no module named x")
+AGAIN = JobExitReport(code=75, requeued=True)
 
 
 def submitted(
     by: str = "ann@login1", uid: int | None = 1000, job: str = "12", controller: str = "head:6817"
-) -> Filed:
+) -> SubmissionState:
     submission = Submission(
         nonce="n",
         number=1,
@@ -41,12 +43,12 @@ def submitted(
         controller=controller,
         at="2026-01-01T00:00:00Z",
     )
-    return Filed(submission, Accepted(nonce="n", job=job, at=ACCEPTED_AT) if job else None)
+    return SubmissionState(submission, Accepted(nonce="n", job=job, at=ACCEPTED_AT) if job else None)
 
 
-def listing(seen: Seen | None = None, **more: object) -> Answer:
+def listing(seen: JobObservation | None = None, **more: object) -> JobListing:
     """A complete answer, unless told otherwise."""
-    return Answer({("12", 0): seen} if seen else {}, complete=True)._replace(**more)
+    return JobListing({("12", 0): seen} if seen else {}, complete=True)._replace(**more)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.records import Done, Retired
-from orchestrator.core.retention import describe, let_go, without
+from orchestrator.core.retention import describe, remaining_files, removable_files
 from orchestrator.manifest import File
 
 PATHS = ("training.json", "tokenizer/a.json", "checkpoints/000004/w", "checkpoints/000008/w", "checkpoints/x")
@@ -41,7 +41,7 @@ def taker(wish: list[str] | None, generation: int = 2) -> Done:
 
 @given(st.lists(WISH, max_size=4))
 def test_a_file_goes_when_nobody_keeps_it_and_everybody_spoke(wishes: list[list[str] | None]) -> None:
-    gone = {file.path for file in let_go(PRODUCT, [taker(wish) for wish in wishes], "best")}
+    gone = {file.path for file in removable_files(PRODUCT, [taker(wish) for wish in wishes], "best")}
     for path in PATHS:
         kept = any(wish is None or any(fnmatchcase(path, p) for p in wish) for wish in wishes)
         assert (path in gone) == (bool(wishes) and not kept)
@@ -51,15 +51,17 @@ def test_a_file_goes_when_nobody_keeps_it_and_everybody_spoke(wishes: list[list[
 def test_one_more_taker_never_lets_more_go(wishes: list[list[str] | None], more: list[str] | None) -> None:
     takers = [taker(wish) for wish in wishes]
     if takers:
-        assert set(let_go(PRODUCT, [*takers, taker(more)], "best")) <= set(let_go(PRODUCT, takers, "best"))
+        assert set(removable_files(PRODUCT, [*takers, taker(more)], "best")) <= set(
+            removable_files(PRODUCT, takers, "best")
+        )
 
 
 def test_nothing_goes_under_all_or_a_policy_nobody_spoke_of_or_by_the_word_on_another_generation() -> None:
-    assert let_go(PRODUCT, [taker([])], "best") == PRODUCT.files
-    assert let_go(PRODUCT, [taker([])], "all") == ()
-    assert let_go(PRODUCT, [taker([])], "none") == ()
-    assert let_go(PRODUCT, [taker([], generation=1)], "best") == ()
-    assert let_go(PRODUCT, [taker([]), taker([], generation=1)], "best") == ()
+    assert removable_files(PRODUCT, [taker([])], "best") == PRODUCT.files
+    assert removable_files(PRODUCT, [taker([])], "all") == ()
+    assert removable_files(PRODUCT, [taker([])], "none") == ()
+    assert removable_files(PRODUCT, [taker([], generation=1)], "best") == ()
+    assert removable_files(PRODUCT, [taker([]), taker([], generation=1)], "best") == ()
 
 
 def test_what_must_be_there_is_what_no_record_names() -> None:
@@ -67,6 +69,6 @@ def test_what_must_be_there_is_what_no_record_names() -> None:
         Retired(nonce="", generation=2, attempt=1, policy=policy, files=files, why="", by="")  # type: ignore[arg-type]
         for policy, files in (("best", PRODUCT.files[2:3]), ("none", PRODUCT.files[3:]))
     ]
-    assert without(PRODUCT.files, records) == PRODUCT.files[:2]
+    assert remaining_files(PRODUCT.files, records) == PRODUCT.files[:2]
     assert describe(records) == "1 file under policy best, 2 files under policy none"
     assert describe([]) == ""

@@ -12,8 +12,8 @@ from typing import IO
 
 import pytest
 
-from orchestrator.launchers.ray import slot
-from tests.worker.waiting import lives, pid_in, until
+from orchestrator.launchers.ray import actor
+from tests.execution.waiting import lives, pid_in, until
 
 WORKER = """
 import os, signal, subprocess, sys, time
@@ -29,7 +29,7 @@ if code == 0:
     sys.exit(0)
 time.sleep(60)
 """
-ON_SLURM = "from orchestrator.worker.keeper import keep_worker\nkeep_worker()\n" + WORKER
+ON_SLURM = "from orchestrator.execution.keeper import keep_worker\nkeep_worker()\n" + WORKER
 
 
 class Kept:
@@ -43,7 +43,7 @@ class Kept:
             self.process = subprocess.Popen([sys.executable, "-c", ON_SLURM, *words])
             return
         read, write = os.pipe()
-        command = [sys.executable, "-c", slot._KEEPER, str(write), sys.executable, "-c", WORKER, *words]
+        command = [sys.executable, "-c", actor._KEEPER, str(write), sys.executable, "-c", WORKER, *words]
         self.process = subprocess.Popen(command, pass_fds=[write])
         os.close(write)
         self.told = os.fdopen(read, "rb")

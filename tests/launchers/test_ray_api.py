@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.dispatch import Phase
-from orchestrator.core.jobs import Resources, Submission
 from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.jobs.judgement import Phase
+from orchestrator.jobs.records import Resources, Submission
 from orchestrator.launchers.base import Verdict
 from orchestrator.launchers.ray.api import MAX_BYTES, Api, Redirected, Unanswered
 from orchestrator.launchers.ray.launcher import RayLauncher

@@ -10,19 +10,19 @@ import msgspec
 import pytest
 
 from orchestrator import provenance
-from orchestrator.core.dispatch import Filed, Phase
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Accepted, Over, Resources, Submission
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
+from orchestrator.jobs.judgement import Phase, SubmissionState
+from orchestrator.jobs.records import Accepted, JobEnd, Resources, Submission
 from orchestrator.launchers.jobs import gone_of
 from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray.api import JobDetails
-from orchestrator.launchers.ray.handshake import differences
+from orchestrator.launchers.ray.demand import NodeResources, demand, fits, waits_for
+from orchestrator.launchers.ray.environment_check import differences
 from orchestrator.launchers.ray.launcher import check_version, resources_of
 from orchestrator.launchers.ray.scheduler import RayScheduler, seen_of
-from orchestrator.launchers.ray.settings import Asked, ray_settings
-from orchestrator.launchers.ray.words import Node, demand, fits, waits_for
+from orchestrator.launchers.ray.settings import WorkerOverride, ray_settings
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,10 @@ SMALL, LARGE = {"CPU": 4.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 4.0, "memory": 64.0
     ],
 )
 def test_what_workers_wait_for(resources, said):
-    nodes = {"a": Node({"CPU": 0.0, "GPU": 0.0}, SMALL), "b": Node({**LARGE, "GPU": 1.0}, LARGE)}
+    nodes = {
+        "a": NodeResources({"CPU": 0.0, "GPU": 0.0}, SMALL),
+        "b": NodeResources({**LARGE, "GPU": 1.0}, LARGE),
+    }
     assert waits_for(resources, nodes) == said
 
 
@@ -233,7 +236,10 @@ ESTIMATE = Estimate(num_gpus=2, host_memory_gib=5.0)
         (ESTIMATE, [], False, Resources(cpus=1, memory_gib=6.0)),
         (
             ESTIMATE,
-            [Asked(gpus=0.5, custom={"a": 1.0}), Asked(cpus=3, custom={"b": 2.0}, accelerator="H100")],
+            [
+                WorkerOverride(gpus=0.5, custom={"a": 1.0}),
+                WorkerOverride(cpus=3, custom={"b": 2.0}, accelerator="H100"),
+            ],
             True,
             Resources(
                 gpus_per_node=0.5,
@@ -243,7 +249,7 @@ ESTIMATE = Estimate(num_gpus=2, host_memory_gib=5.0)
                 custom=(("a", 1.0), ("b", 2.0)),
             ),
         ),
-        (ESTIMATE, [Asked(gpus=1), Asked(gpus=0)], True, Resources(cpus=1, memory_gib=6.0)),
+        (ESTIMATE, [WorkerOverride(gpus=1), WorkerOverride(gpus=0)], True, Resources(cpus=1, memory_gib=6.0)),
     ],
 )
 def test_what_a_worker_asks_for(estimate, asked, has_gpus, expected):
@@ -286,8 +292,8 @@ def test_workers_may_save_a_checkpoint_after_their_job_was_found_over():
         tasks=(("a",),),
         resources=Resources(),
     )
-    over = {0: Over(index=0, word="VANISHED", cause=Cause.NODE_LOST)}
-    filed = Filed(submission, Accepted(nonce="n", job="s.1"), over, {}, {0: provenance.now()})
+    over = {0: JobEnd(index=0, word="VANISHED", cause=Cause.NODE_LOST)}
+    filed = SubmissionState(submission, Accepted(nonce="n", job="s.1"), over, {}, {0: provenance.now()})
     assert [gone.slot for gone in gone_of([filed])] == [None]
     assert not list(gone_of([filed], grace_s=60))
     assert list(gone_of([filed._replace(closed_at={0: "2026-01-01T00:00:00Z"})], grace_s=60))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Report
-from orchestrator.launchers.slurm.joblog import explained
-from orchestrator.launchers.slurm.words import over_of
+from orchestrator.jobs.records import JobExitReport
+from orchestrator.launchers.slurm.launcher import explained
+from orchestrator.launchers.slurm.parsing import over_of
 from tests.core.test_judgement import submitted
 
 OURS = "2026-11-26T06:51:33Z job: s submission 1 task 0, start 0, on node1"
@@ -76,5 +76,5 @@ def test_what_a_job_reported_itself_needs_no_log(tmp_path):
     log = tmp_path / "0.log"
     log.write_text("some line\n")
     over = over_of(0, "FAILED", "1:0")
-    told = submitted()._replace(reports={0: Report(code=1, why="the disk is full")})
+    told = submitted()._replace(reports={0: JobExitReport(code=1, why="the disk is full")})
     assert explained(told, over, log) == over

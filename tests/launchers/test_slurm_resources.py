@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.core.jobs import Resources
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
+from orchestrator.jobs.records import Resources
+from orchestrator.launchers.jobs import stepped
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
-from orchestrator.launchers.slurm.resources import describe, resources_of, stepped
-from orchestrator.launchers.slurm.settings import Asked, Partition, cluster_profile, slurm_settings
+from orchestrator.launchers.slurm.settings import (
+    Partition,
+    ResourceOverride,
+    cluster_profile,
+    describe,
+    resources_of,
+    slurm_settings,
+)
 
 BIG = Estimate(num_gpus=4, wall_hours=10.0, host_memory_gib=50.0)
 PARTITIONS = {
@@ -24,7 +31,7 @@ def resources(
 ) -> Resources:
     return resources_of(
         estimate,
-        Asked(**(asked or {})),
+        ResourceOverride(**(asked or {})),
         slurm_settings({"name": "slurm", **(launcher or {})}),
         cluster_profile(cluster or {}),
         partitions or {},

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.jobs import Resources, Submission
 from orchestrator.errors import UserError
+from orchestrator.jobs.records import Resources, Submission
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
 from orchestrator.launchers.slurm.options import unexpanded, unheeded
-from orchestrator.launchers.slurm.programs import environment
+from orchestrator.launchers.slurm.query import environment
 from orchestrator.launchers.slurm.script import script
 from orchestrator.launchers.slurm.settings import cluster_profile
 from orchestrator.processes import leave_step

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.core.dispatch import Phase
 from orchestrator.core.failure import Cause
-from orchestrator.launchers.slurm.words import (
+from orchestrator.jobs.judgement import Phase
+from orchestrator.launchers.slurm.parsing import (
     REST,
     agreed,
     indexes_of,

@@ -11,9 +11,9 @@ import pytest
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.bucket.server import start_server
 from tests.commands.launches import records, running_heartbeats, wait_for
+from tests.execution.waiting import lives
 from tests.launchers.on_scheduler import COUNT
 from tests.ray.testbed import RayCluster
-from tests.worker.waiting import lives
 
 NODES = ({"GPU": 1}, {"GPU": 1})
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.commands.launches import records, wait_for
 from tests.commands.test_training_survives import CELL, weights
+from tests.execution.waiting import lives
 from tests.ray.sweeps import OnRay, inside, parent_of
-from tests.worker.waiting import lives
 
 APART = "launcher.resources=[{custom: {apart: 1}}]"
 

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.errors import StageFailure
-from orchestrator.sft import ranks, runtime
+from orchestrator.sft import runtime
 from orchestrator.sft.checkpoints import load_state, save_state, save_weights
-from orchestrator.sft.parallel import Placed, whole
+from orchestrator.sft.distributed import launcher
+from orchestrator.sft.distributed.parallel import Placed, whole
 from orchestrator.sft.shards import Example, Rows
 from orchestrator.stage import Config, Context, Inputs, Row
 
@@ -89,7 +90,9 @@ def count(config: Config, inputs: Inputs, context: Context) -> int:
 def stage(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Is a stage that counts so in two processes."""
     settings = Config({"num_steps": config.count.num_steps})
-    last = ranks.run(f"{__name__}:{count.__name__}", settings, inputs, context, num_processes=2, device="cpu")
+    last = launcher.run(
+        f"{__name__}:{count.__name__}", settings, inputs, context, num_processes=2, device="cpu"
+    )
     (context.output / "last").write_text(str(last))
     return []
 

@@ -9,8 +9,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from orchestrator.errors import StageFailure
+from orchestrator.sft.distributed.parallel import layers_of
 from orchestrator.sft.loss import ResponseLoss
-from orchestrator.sft.parallel import layers_of
 from orchestrator.sft.shards import Rows
 from tests.sft.architectures import BIDIRECTIONAL, CAUSAL, DIFFERING, tiny
 from tests.sft.test_order_and_loss import ROWS, gradients

@@ -21,13 +21,11 @@ import pyarrow.parquet
 import pytest
 
 from orchestrator.errors import StageFailure, UserError
-from orchestrator.sft import data_cache, stages
+from orchestrator.sft import data, stages
 from orchestrator.sft.config import CellConfig
-from orchestrator.sft.data_fetch import import_data
-from orchestrator.sft.data_hub import data_files
-from orchestrator.sft.data_lengths import measures
-from orchestrator.sft.data_needs import needs
-from orchestrator.sft.items import load_items
+from orchestrator.sft.data import load_items
+from orchestrator.sft.fetching import data_files, import_data, measures
+from orchestrator.sft.needs import needs
 from orchestrator.stage import Config
 from orchestrator.tasks import dataset
 from orchestrator.tasks.api_calling import API_CALLING
@@ -200,13 +198,13 @@ def test_only_data_that_can_be_missing_is_a_need(tmp_path: Path) -> None:
 
 def test_the_cache_is_where_the_settings_or_the_environment_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv(data_cache.VARIABLE, raising=False)
-    assert data_cache.root(None) == Path.home() / ".cache" / "polysweep" / "data"
+    monkeypatch.delenv(data.VARIABLE, raising=False)
+    assert data.root(None) == Path.home() / ".cache" / "polysweep" / "data"
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert data_cache.root(None) == Path("/caches/polysweep/data")
-    monkeypatch.setenv(data_cache.VARIABLE, "~/d")
-    assert data_cache.root(None) == Path.home() / "d"
-    assert data_cache.root("/e") == Path("/e")
+    assert data.root(None) == Path("/caches/polysweep/data")
+    monkeypatch.setenv(data.VARIABLE, "~/d")
+    assert data.root(None) == Path.home() / "d"
+    assert data.root("/e") == Path("/e")
 
 
 def test_the_files_that_hold_rows_are_told_from_their_names() -> None:
@@ -302,7 +300,7 @@ SMALL = (
 
 def fetching(arguments: Mapping[str, Any], endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
     """Fetches in a process of its own: the hub's address is read when its library is imported."""
-    code = "import json,sys; from orchestrator.sft.data_fetch import fetch; fetch(**json.loads(sys.argv[1]))"
+    code = "import json,sys; from orchestrator.sft.fetching import fetch; fetch(**json.loads(sys.argv[1]))"
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
     return subprocess.run(

@@ -11,7 +11,7 @@ from orchestrator.costs import Finished, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.estimate import evaluate, train
 from orchestrator.sft.memory import Load, largest_micro_batch
-from orchestrator.sft.work import model_of
+from orchestrator.sft.workload import model_of
 from orchestrator.stage import Config
 from tests.sft import chain
 

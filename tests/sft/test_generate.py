@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from orchestrator.errors import StageFailure
-from orchestrator.registry import ENGINES, lookup
-from orchestrator.sft import engines, stages
-from orchestrator.sft.engines.base import Engine, EngineSettings, in_rounds, through_end
-from orchestrator.sft.engines.transformers import TransformersEngine
-from orchestrator.sft.engines.vllm import own_gpu
-from orchestrator.sft.generate import Answer, batches, generate, special_tokens
+from orchestrator.registry import GENERATORS, lookup
+from orchestrator.sft import generators, stages
+from orchestrator.sft.generate import GeneratedText, batches, generate, special_tokens
+from orchestrator.sft.generators.base import Engine, GeneratorSettings, in_rounds, through_end
+from orchestrator.sft.generators.transformers import TransformersEngine
+from orchestrator.sft.generators.vllm import own_gpu
 from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Config
 from orchestrator.tasks.api_calling import API_CALLING
@@ -41,26 +41,26 @@ def tokenizer(ground: Ground) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
 
 
-def settings(tokenizer: PreTrainedTokenizerBase, *, precision: str = "fp32") -> EngineSettings:
+def settings(tokenizer: PreTrainedTokenizerBase, *, precision: str = "fp32") -> GeneratorSettings:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return EngineSettings(device, precision, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return GeneratorSettings(device, precision, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
 def answers(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, size: int = 4, **how: Any
-) -> list[Answer]:
+) -> list[GeneratedText]:
     """Generates in batches of some size, in the order given."""
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     groups = [rows[start : start + size] for start in range(0, len(rows), size)]
     return [answer for batch in generate(engine, tokenizer, groups, **how) for answer in batch]
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=GENERATORS)
 def engine(request: pytest.FixtureRequest, ground: Ground, tokenizer: PreTrainedTokenizerBase) -> Engine:
     """Each engine, with the weights of a tiny base."""
-    if request.param == "vllm" and not (engines.has_vllm() and torch.cuda.is_available()):
+    if request.param == "vllm" and not (generators.has_vllm() and torch.cuda.is_available()):
         pytest.skip("vLLM is not installed, or there is no GPU")
-    made: Engine = lookup(ENGINES, request.param, kind="engine")(settings(tokenizer))
+    made: Engine = lookup(GENERATORS, request.param, kind="engine")(settings(tokenizer))
     made.load(ground.inputs["base"][""])
     return made
 
@@ -381,10 +381,10 @@ def test_vllm_sees_the_ranks_own_gpu_and_no_torchrun(env: dict[str, str], gpu: s
     assert not own.keys() & {"TORCHELASTIC_USE_AGENT_STORE", "MASTER_ADDR", "WORLD_SIZE", "LOCAL_RANK"}
 
 
-@pytest.mark.skipif(engines.has_vllm(), reason="vLLM is installed")
+@pytest.mark.skipif(generators.has_vllm(), reason="vLLM is installed")
 def test_without_vllm_the_message_says_how_to_install_it(ground: Ground, tmp_path: Path) -> None:
     config = chain.small("languages=[]", "evaluation.engine=vllm")
-    (need,) = engines.packages(Config(config))
+    (need,) = generators.packages(Config(config))
     assert need.problem and need.advice == "pip install 'polysweep[vllm]'"
     with pytest.raises(StageFailure, match=r"pip install 'polysweep\[vllm\]'") as caught:
         chain.run(stages.EVALUATE, config, tmp_path, ground.inputs)
@@ -392,7 +392,7 @@ def test_without_vllm_the_message_says_how_to_install_it(ground: Ground, tmp_pat
 
 
 def test_a_cell_that_needs_no_package_says_so() -> None:
-    assert engines.packages(Config(chain.small("languages=[]"))) == []
+    assert generators.packages(Config(chain.small("languages=[]"))) == []
 
 
 def test_an_unknown_engine_is_refused() -> None:

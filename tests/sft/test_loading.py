@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import runtime, stages
-from orchestrator.sft.engines.base import EngineSettings
-from orchestrator.sft.engines.transformers import TransformersEngine
+from orchestrator.sft.generators.base import GeneratorSettings
+from orchestrator.sft.generators.transformers import TransformersEngine
 from tests.sft import chain
 from tests.sft.architectures import tiny
 from tests.sft.conftest import Ground
@@ -155,7 +155,7 @@ def test_a_pickle_is_never_read_as_weights(tmp_path: Path) -> None:
     folder = saved(tmp_path, "qwen3", lambda weights: weights)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
-    settings = EngineSettings(torch.device("cpu"), "fp32", 2, 0)
+    settings = GeneratorSettings(torch.device("cpu"), "fp32", 2, 0)
     for load in (runtime.load_weights, runtime.check_weights, TransformersEngine(settings).load):
         with pytest.raises(StageFailure, match="no model in"):
             load(folder)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from orchestrator.errors import StageFailure
-from orchestrator.sft import nodes, parallel, ranks
+from orchestrator.sft.distributed import launcher, nodes, parallel
 from orchestrator.stage import Config, Context, Inputs
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2"}
@@ -46,7 +46,7 @@ def test_without_a_number_there_is_a_process_for_each_gpu_of_the_job(
 
 def test_a_number_that_does_not_divide_is_refused(job: None, tmp_path: Path) -> None:
     with pytest.raises(StageFailure, match="3 processes cannot be spread evenly over 2 nodes") as caught:
-        ranks.run("a:b", Config({}), Inputs({}), Context(tmp_path), num_processes=3, device="cpu")
+        launcher.run("a:b", Config({}), Inputs({}), Context(tmp_path), num_processes=3, device="cpu")
     assert caught.value.cause == "config"
 
 

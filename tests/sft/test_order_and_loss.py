@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from orchestrator.sft import runtime
 from orchestrator.sft.checkpoints import save_weights
+from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.loss import ResponseLoss
-from orchestrator.sft.parallel import Placed
 from orchestrator.sft.shards import EpochOrder, Example, Rows, parts_of
 from tests.sft.conftest import Ground
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.sft import ranks
+from orchestrator.sft.distributed import launcher
 from orchestrator.stage import MANIFEST, Config, Context, Inputs, StopSignal
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -36,7 +36,7 @@ class Log:
 
 def run(name: str, context: Context, inputs: dict[str, Path] | None = None, **config: Any) -> Any:
     folders = {stage: {"": folder} for stage, folder in (inputs or {}).items()}
-    return ranks.run(
+    return launcher.run(
         f"tests.sft.ranked:{name}", Config(config), Inputs(folders), context, num_processes=2, device="cpu"
     )
 

@@ -12,12 +12,12 @@ import pytest
 
 from orchestrator.core.cell import former_node, hashed_of, reads_of
 from orchestrator.core.identity import digest_of
-from orchestrator.core.sweep import Input, Node
+from orchestrator.core.sweep import Input, StageInstance
 from orchestrator.errors import NotKept
 from orchestrator.manifest import scan
 from orchestrator.registry import load
 from orchestrator.sft import stages
-from orchestrator.sft.predictions import read, write
+from orchestrator.sft.scoring import read, write
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.store import layout
 from orchestrator.store.former import formers
@@ -43,7 +43,7 @@ INPUTS = (Input("tokenizer", "", "a" * 64), Input("base", "", "b" * 64), Input("
 def test_a_stage_knows_what_it_was_under_its_earlier_version(overrides: tuple[str, ...], digest: str) -> None:
     config = chain.small("languages=[en,es]", *overrides)
     reads = reads_of(stages.EVALUATE, config)
-    today = Node(stage="evaluate", digest="d" * 64, reads=reads, inputs=INPUTS)
+    today = StageInstance(stage="evaluate", digest="d" * 64, reads=reads, inputs=INPUTS)
     assert [node.digest for node in formers(stages.EVALUATE, today)] == [digest]
     assert formers(msgspec.structs.replace(stages.EVALUATE, version=9), today) == []
     assert formers(stages.TRAIN, today) == []

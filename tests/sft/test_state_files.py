@@ -23,8 +23,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.sft import ranks, state_before, state_files
+from orchestrator.sft import state_before, state_files
 from orchestrator.sft.checkpoints import load_state, save_state
+from orchestrator.sft.distributed import launcher
 from orchestrator.stage import (
     MANIFEST,
     Checkpoint,
@@ -71,7 +72,7 @@ def test_a_state_goes_from_two_processes_to_one_and_back_bit_for_bit(ground: Gro
     first = stopped(ground, tmp_path / "first", *TWO).folder
     inputs = {"base": ground.inputs["base"]}
     ranked.resave(Config({"folder": str(first)}), Inputs(inputs), Context(tmp_path / "one"))
-    ranks.run(
+    launcher.run(
         "tests.sft.ranked:resave",
         Config({"folder": str(tmp_path / "one/output")}),
         Inputs(inputs),

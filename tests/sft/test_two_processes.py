@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.sft import ranks
+from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
+from tests.execution.waiting import lives, signal_all, until
 from tests.sft import chain
 from tests.sft.conftest import Ground
 from tests.sft.test_ranks import Log
 from tests.sft.test_training import adopt, history, train, weights
-from tests.worker.waiting import lives, signal_all, until
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
 
@@ -77,7 +77,7 @@ def test_sharded_parameters_are_dtensors_equal_to_those_of_the_file(
     base = (ground if family == "qwen3" else gemma_ground).inputs["base"]
     if family == "multimodal":
         base = {"": multimodal}
-    facts = ranks.run(
+    facts = launcher.run(
         "tests.sft.ranked:place",
         Config({"bf16": bf16}),
         Inputs({"base": base}),

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.sft import ranks, stages
+from orchestrator.sft import stages
+from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Config, Context, Inputs, StopSignal
 from tests.sft import chain
 
@@ -46,7 +47,7 @@ def main(folder: Path) -> None:
             chain.run(stages.TRAIN, config, folder / "attempt", inputs, stop=asked, trackers=[note])
             outcome = ["done", None]
         else:
-            result = ranks.run(
+            result = launcher.run(
                 f"tests.sft.ranked:{told['function']}",
                 Config(told["config"]),
                 Inputs({}),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.commands.launches import records, wait_for
+from tests.execution.waiting import lives
 from tests.slurm.meanwhile import Meanwhile
 from tests.slurm.sweeps import OnSlurm
-from tests.worker.waiting import lives
 
 GREEDY = """
 import time

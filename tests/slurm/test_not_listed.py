@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.core.jobs import Resources, Submission
+from orchestrator.jobs.records import Resources, Submission
 from orchestrator.launchers.base import Verdict
-from orchestrator.launchers.slurm.submit import submit
+from orchestrator.launchers.slurm.script import submit
 from orchestrator.provenance import now
 from tests.slurm.sweeps import OnSlurm
 from tests.slurm.testbed import Testbed

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.execution.waiting import until
 from tests.slurm.testbed import Testbed
-from tests.worker.waiting import until
 
 
 def test_four_nodes_come_up_idle_and_the_partitions_are_there(cluster):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.core.jobs import Accepted, Over, Report, Resources, Submission
+from orchestrator.jobs.records import Accepted, JobEnd, JobExitReport, Resources, Submission
+from orchestrator.jobs.submissions import Submissions
 from orchestrator.store import layout
-from orchestrator.store.ledger import new_nonce, open_ledger
-from orchestrator.store.submissions import Submissions
+from orchestrator.store.access import new_nonce
+from orchestrator.store.ledger import open_ledger
 from tests.commands.launches import records, wait_for
 from tests.slurm.sweeps import SLURM, OnSlurm
 
@@ -382,7 +383,7 @@ def file_submissions(jobs: OnSlurm, cells: list[str]) -> None:
             if turn == 3 and start > 1500:
                 continue
             for index in range(len(tasks) if turn == 3 else 0):
-                submissions.report(number, index, 0, Report(code=0))
-            over = [Over(index=index, word="PREEMPTED") for index in range(len(tasks))]
+                submissions.report(number, index, 0, JobExitReport(code=0))
+            over = [JobEnd(index=index, word="PREEMPTED") for index in range(len(tasks))]
             if turn < 3 or start > 500:
                 submissions.close(number, over, at="2026-01-01T00:00:00+00:00")

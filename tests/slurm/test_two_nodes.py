@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from tests.execution.waiting import lives, until
 from tests.sft import chain
 from tests.sft.conftest import Ground, ground  # noqa: F401 - a fixture
 from tests.sft.test_training import MIXTURE, adopt, train
 from tests.sft.test_two_processes import STEPS, distance
-from tests.worker.waiting import lives, until
 
 pytestmark = pytest.mark.xdist_group("slurm")
 

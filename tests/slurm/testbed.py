@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.worker.waiting import lives, until
+from tests.execution.waiting import lives, until
 
 SCRIPTS = Path(__file__).parents[2] / "slurm/testbed"
 FOREIGN = ("SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SCANCEL_", "SACCT_", "SINFO_", "TESTBED_")

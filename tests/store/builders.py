@@ -12,14 +12,15 @@ from orchestrator.core.cell import Chains
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Revision, Supersedes, Void
 from orchestrator.core.selector import Subject
-from orchestrator.core.settings import EngineSettings, Policy, StoreSettings, TrackerSettings
-from orchestrator.core.sweep import Cell, Node, Sweep
+from orchestrator.core.settings import Policy, RunSettings, StoreSettings, TrackerSettings
+from orchestrator.core.sweep import Cell, StageInstance, Sweep
 from orchestrator.count import COUNT
 from orchestrator.manifest import scan
 from orchestrator.processes import describe
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
-from orchestrator.store.ledger import Ledger, content_digest, new_nonce, open_ledger
+from orchestrator.store.access import new_nonce
+from orchestrator.store.ledger import Ledger, content_digest, open_ledger
 from orchestrator.store.objects import PosixStore
 
 NUM_STEPS = 2
@@ -44,7 +45,7 @@ def sweep_of(
     return Sweep(name=name, specs=dict(chains.specs), nodes=chains.nodes, cells=tuple(cells))
 
 
-def node_of(sweep: Sweep, cell: int = 0) -> Node:
+def node_of(sweep: Sweep, cell: int = 0) -> StageInstance:
     """The last stage of a cell."""
     return sweep.nodes[sweep.cells[cell].chain[-1]]
 
@@ -57,7 +58,7 @@ def counted(seed: int, num_steps: int = NUM_STEPS) -> str:
     return f"{num_steps} {state}\n"
 
 
-def settings(**policy: Any) -> EngineSettings:
+def settings(**policy: Any) -> RunSettings:
     """Engine settings with short times and generous budgets."""
     chosen = {
         "lease_s": 1.0,
@@ -65,7 +66,7 @@ def settings(**policy: Any) -> EngineSettings:
         "retries": {"unknown": 3, "node_lost": 5, "storage": 5, "nan": 3},
         **policy,
     }
-    return EngineSettings(
+    return RunSettings(
         launcher={"name": "local"}, tracker=TrackerSettings(), policy=Policy(**chosen), store=StoreSettings()
     )
 
@@ -125,7 +126,7 @@ def void(generation: int, kind: str = "damaged") -> Void:
 
 
 def make_product(
-    ledger: Ledger, node: Node, *, attempt: int = 1, generation: int = 1, text: str = "whole"
+    ledger: Ledger, node: StageInstance, *, attempt: int = 1, generation: int = 1, text: str = "whole"
 ) -> Done:
     """Writes a product's file and creates its `done`; returns what it created."""
     folder = ledger.objects.workspace(f"{layout.payload(node.stage, node.digest, attempt)}/{layout.OUTPUT}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.core.sweep import Node
+from orchestrator.core.sweep import StageInstance
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import Listing, PosixStore, open_objects
 from tests.store import builders
@@ -61,7 +61,7 @@ def race(root: str, racer: str, num_claims: str) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(int(num_claims)):
-        node = Node(stage="race", digest=f"{number:064x}", reads={})
+        node = StageInstance(stage="race", digest=f"{number:064x}", reads={})
         claim = builders.claim(owner=builders.owner(host=racer))
         if ledger.claim(node, 1, claim):
             won.append((number, claim.nonce))

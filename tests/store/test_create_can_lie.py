@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from orchestrator.core.records import Claim
 from orchestrator.errors import InfrastructureError
 from orchestrator.store import layout
-from orchestrator.store.ledger import Ledger
-from orchestrator.store.mark import make_store
+from orchestrator.store.ledger import Ledger, make_store
 from orchestrator.store.objects import PosixStore
 from tests.store.builders import claim, ledger_at, node_of, sweep_of
 from tests.store.stores import Trouble, TroubledStore, no_answer

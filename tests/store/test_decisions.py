@@ -27,7 +27,7 @@ from orchestrator.core.state import (
     spent,
     stage_status,
 )
-from orchestrator.core.sweep import Cell, Input, Node
+from orchestrator.core.sweep import Cell, Input, StageInstance
 
 ELSEWHERE = Owner(host="h", process=Process(boot_id="b", namespace="n", pid=1, start="1"))
 DONE = Done(nonce="", stage="s", digest="d", generation=1, attempt=1, files=(), rows=(), seconds=1.0)
@@ -134,7 +134,7 @@ CLAIMABLE = {State.PENDING, State.RELEASED, State.LOST}
 
 def is_claimable(evidence: Evidence, budget: Budget) -> bool:
     """What a worker decides about a stage without inputs."""
-    node = Node(stage="s", digest="d", reads={})
+    node = StageInstance(stage="s", digest="d", reads={})
     cell = Cell(cell="c", axes={}, columns={}, config={}, chain=("d",))
     scan = next_stage([cell], {"d": node}, lambda _: stage_status(evidence, budget), cancelled=frozenset())
     return scan.claimable is not None
@@ -198,10 +198,10 @@ def test_every_attempt_that_is_over_has_at_most_one_cause(evidence: Evidence) ->
 # Chains
 
 NODES = {
-    "a": Node(stage="a", digest="a", reads={}),
-    "b": Node(stage="b", digest="b", reads={}, inputs=(Input("a", "", "a"),)),
-    "c": Node(stage="c", digest="c", reads={}, inputs=(Input("a", "", "a"), Input("b", "", "b"))),
-    "d": Node(stage="d", digest="d", reads={}),
+    "a": StageInstance(stage="a", digest="a", reads={}),
+    "b": StageInstance(stage="b", digest="b", reads={}, inputs=(Input("a", "", "a"),)),
+    "c": StageInstance(stage="c", digest="c", reads={}, inputs=(Input("a", "", "a"), Input("b", "", "b"))),
+    "d": StageInstance(stage="d", digest="d", reads={}),
 }
 CELLS = (
     Cell(cell="one", axes={}, columns={}, config={}, chain=("a", "b", "c")),

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Driver
 from orchestrator.core.records import End, Request, Void
-from orchestrator.core.settings import EngineSettings
+from orchestrator.core.settings import RunSettings
 from orchestrator.core.sweep import Sweep
-from orchestrator.core.typed import typed
+from orchestrator.core.tree import convert
 from orchestrator.errors import UserError
 from orchestrator.formats import FORMAT, SINCE_2, Settings, Stored, canonical, decode, encode, kept
+from orchestrator.jobs.records import DriverStatus
 from tests.store.builders import end, settings, sweep_of
 
 
@@ -101,7 +101,7 @@ def test_what_a_reader_knows_is_still_checked() -> None:
 
 def test_what_users_type_is_still_strict() -> None:
     with pytest.raises(UserError, match=r"unknown key 'knob\.heigth'"):
-        typed({"name": "a", "knob": {"heigth": 1}}, Thing)
+        convert({"name": "a", "knob": {"heigth": 1}}, Thing)
 
 
 def test_content_is_digested_alike_by_versions_that_know_a_field_and_those_that_do_not() -> None:
@@ -129,7 +129,7 @@ def test_words_from_the_future_read_as_unknown() -> None:
     void = {"nonce": "n", "generation": 1, "kind": "recalled", "reason": "", "by": ""}
     assert decode(json.dumps(void).encode(), Void).kind == "unknown"
     lost = {"slot": None, "restart": 0, "cause": "meteor", "why": "a hole in the roof"}
-    driver = decode(json.dumps({"restart": 0, "beat": 1, "lost": [lost]}).encode(), Driver)
+    driver = decode(json.dumps({"restart": 0, "beat": 1, "lost": [lost]}).encode(), DriverStatus)
     assert driver.lost[0].cause is Cause.UNKNOWN
     late = decode(encode(end()).replace(b'"failed"', b'"paused"').replace(b'"unknown"', b'"whim"'), End)
     assert (late.outcome, late.cause) == ("unknown", Cause.UNKNOWN)
@@ -138,21 +138,22 @@ def test_words_from_the_future_read_as_unknown() -> None:
 def test_a_setting_from_the_future_reads_as_its_default_and_is_kept() -> None:
     tree = json.loads(encode(settings(retention="none")))
     tree["policy"] |= {"retention": "thrifty", "patience_s": 3}
-    read = decode(json.dumps(tree).encode(), EngineSettings)
+    read = decode(json.dumps(tree).encode(), RunSettings)
     assert read.policy.retention == "all"
     assert plain(read) == tree
 
 
 def test_every_marked_field_has_a_default_and_every_closed_set_of_words_a_place_for_later_ones() -> None:
     """A record that could not be read for want of either would blind workers that run already."""
-    from orchestrator.core import jobs, records, settings, sweep
+    from orchestrator.core import records, settings, sweep
+    from orchestrator.execution import assignment
+    from orchestrator.jobs import records as job_records
     from orchestrator.stage import StageSpec
-    from orchestrator.worker import order
 
     unreadable_by_intent = {"CodeFile.kind", "Retired.policy"}
     structs = {
         each
-        for module in (jobs, records, settings, sweep, order)
+        for module in (records, job_records, settings, sweep, assignment)
         for each in vars(module).values()
         if isinstance(each, type) and issubclass(each, Stored)
     } | {StageSpec}

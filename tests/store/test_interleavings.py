@@ -1,7 +1,7 @@
 """A model of the protocol under random schedules: workers, crashes, false deaths, a discard and retention.
 
 The store is in memory and each of its operations is one step of a schedule; ledger, snapshot and decisions
-are the real ones. A worker's body is written out here, in the order that `orchestrator.worker.attempt` keeps.
+are the real ones. A worker's body is written out here, in the order of `orchestrator.execution.attempt`.
 Stage `a` leaves three files; `b` and `c` take it and let one of them go; `d` of another sweep wants them all.
 """
 
@@ -16,26 +16,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.commands import discard
+from orchestrator.cli import discard
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import next_stage
-from orchestrator.core.records import Claim, Done, End, Owner, Process, Start, Supersedes, Void
+from orchestrator.core.records import Claim, Done, End, Owner, Process, StartRecord, Supersedes, Void
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import Attempt, Budget, Evidence, Liveness, State, cell_status, stage_status
-from orchestrator.core.sweep import Cell, Input, Node, Sweep
+from orchestrator.core.sweep import Cell, Input, StageInstance, Sweep
+from orchestrator.execution.resume import is_discarded
 from orchestrator.manifest import File
 from orchestrator.store import layout
-from orchestrator.store.evidence import Snapshot, Vital, examine
-from orchestrator.store.ledger import Ledger, new_nonce
+from orchestrator.store.access import new_nonce
+from orchestrator.store.evidence import EvidenceReader, OwnerReport, examine
+from orchestrator.store.ledger import Ledger
 from orchestrator.store.retention import drop_work, retain
-from orchestrator.worker.resume import is_discarded
 from tests.store.schedules import Memory, Schedule
 
-A = Node(stage="a", digest="a", reads={})
-B, C, D = (Node(stage=s, digest=s, reads={}, inputs=(Input("a", "", "a"),)) for s in "bcd")
+A = StageInstance(stage="a", digest="a", reads={})
+B, C, D = (StageInstance(stage=s, digest=s, reads={}, inputs=(Input("a", "", "a"),)) for s in "bcd")
 
 
-def sweep_of(name: str, *nodes: Node) -> Sweep:
+def sweep_of(name: str, *nodes: StageInstance) -> Sweep:
     """One cell with these stages."""
     chain = tuple(node.digest for node in nodes)
     cell = Cell(cell="cell", axes={}, columns={}, config={}, chain=chain)
@@ -61,18 +62,18 @@ class Actor:
         self._name, self._schedule, self._lies, self._sweep = name, schedule, lies, sweep
         self._ledger = Ledger(memory)
 
-    def _observe(self, node: Node, attempt: Attempt) -> Vital:
+    def _observe(self, node: StageInstance, attempt: Attempt) -> OwnerReport:
         """Crashed owners are gone; a false death is drawn while the schedule lasts."""
         assert attempt.claim is not None
         host = attempt.claim.owner.host
         lie = bool(self._lies) and not self._schedule.is_over and self._lies.pop()
         gone = lie or host in self._schedule.crashed or host == self._name
-        return Vital(Liveness.GONE if gone else Liveness.UNKNOWN, "looked")
+        return OwnerReport(Liveness.GONE if gone else Liveness.UNKNOWN, "looked")
 
     def __call__(self) -> None:
         while True:
             nodes = self._sweep.nodes
-            snapshot = Snapshot(self._ledger, nodes.values(), observer=self._observe)
+            snapshot = EvidenceReader(self._ledger, nodes.values(), observer=self._observe)
             scan = next_stage(
                 self._sweep.cells,
                 nodes,
@@ -85,7 +86,7 @@ class Actor:
                 retain(self._ledger, self._sweep, POLICY, by=self._name)
                 return
 
-    def _try(self, node: Node, snapshot: Snapshot) -> None:
+    def _try(self, node: StageInstance, snapshot: EvidenceReader) -> None:
         ledger, evidence = self._ledger, snapshot.evidence(node.digest)
         inputs = {i.digest: snapshot.evidence(i.digest) for i in node.inputs}
         if evidence.damaged:
@@ -127,7 +128,7 @@ class Actor:
 
     def _run(
         self,
-        node: Node,
+        node: StageInstance,
         number: int,
         generation: int,
         earlier: tuple[Attempt, ...],
@@ -143,7 +144,7 @@ class Actor:
         made = "".join(str(e.done.rows[0]["made"]) for e in inputs.values() if e.done) or f"a{number}"
         step, state = self._resume(node, earlier)
         state = state or made
-        ledger.put(node, number, layout.START, Start(parent=None, uses={}, provenance={}, inputs=taken))
+        ledger.put(node, number, layout.START, StartRecord(parent=None, uses={}, provenance={}, inputs=taken))
         for now in range(step + 1, NUM_CHECKPOINTS + 1):
             if ledger.is_claimed(node, number + 1) or ledger.is_done_or_void(node, generation):
                 return "superseded"
@@ -172,7 +173,7 @@ class Actor:
         )
         return "" if ledger.finish(done) else "superseded"
 
-    def _write(self, node: Node, number: int, state: str) -> tuple[File, ...]:
+    def _write(self, node: StageInstance, number: int, state: str) -> tuple[File, ...]:
         for name in FILES:
             self._ledger.objects.put(_file(node, number, name), state.encode())
         return tuple(File(name, len(state), "") for name in FILES)
@@ -188,7 +189,7 @@ class Actor:
                 assert data.decode() == done.rows[0]["made"]
         return True
 
-    def _resume(self, node: Node, earlier: tuple[Attempt, ...]) -> tuple[int, str]:
+    def _resume(self, node: StageInstance, earlier: tuple[Attempt, ...]) -> tuple[int, str]:
         best = (0, "")
         for attempt in earlier:
             data = self._ledger.objects.get(_checkpoint(node, attempt.number))
@@ -198,11 +199,11 @@ class Actor:
         return best
 
 
-def _checkpoint(node: Node, number: int) -> str:
+def _checkpoint(node: StageInstance, number: int) -> str:
     return f"{layout.payload(node.stage, node.digest, number)}/{layout.CHECKPOINTS}/newest"
 
 
-def _file(node: Node, number: int, name: str) -> str:
+def _file(node: StageInstance, number: int, name: str) -> str:
     return f"{layout.payload(node.stage, node.digest, number)}/{layout.OUTPUT}/{name}"
 
 
@@ -211,7 +212,7 @@ def discarder(memory: Memory) -> Callable[[], None]:
 
     def act() -> None:
         ledger = Ledger(memory)
-        while Snapshot(ledger, [A], check_files=False).evidence("a").done is None:
+        while EvidenceReader(ledger, [A], check_files=False).evidence("a").done is None:
             pass
         view: Any = SimpleNamespace(ledger=ledger)
         for node in (A, B, C, D):
@@ -241,7 +242,9 @@ def play(
 
 
 def check(ledger: Ledger, memory: Memory) -> None:
-    snapshot = Snapshot(ledger, NODES.values(), observer=lambda *_: Vital(Liveness.GONE, "all are"))
+    snapshot = EvidenceReader(
+        ledger, NODES.values(), observer=lambda *_: OwnerReport(Liveness.GONE, "all are")
+    )
     products = {digest: snapshot.evidence(digest) for digest in NODES}
     if products["d"].done is None:  # its input lost a file to the sweep's policy before it could be read
         statuses = {digest: stage_status(snapshot.evidence(digest), BUDGET) for digest in OTHER.nodes}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.store import layout
-from orchestrator.store.evidence import Snapshot
+from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.objects import PosixStore
 from tests.conftest import Sweep
 from tests.store.builders import claim as claim_of
@@ -111,6 +111,6 @@ def test_a_snapshot_only_reads(store: Path, problem: str) -> None:
             raise AssertionError(prefix)
 
     ledger.objects = ReadOnly(store)
-    snapshot = Snapshot(ledger, sweep.nodes.values())
+    snapshot = EvidenceReader(ledger, sweep.nodes.values())
     for digest in sweep.nodes:
         snapshot.evidence(digest)

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Over, Resources, Submission
 from orchestrator.core.records import Heartbeat
 from orchestrator.core.settings import engine_from
+from orchestrator.execution.assignment import Assignment
 from orchestrator.formats import encode
+from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.submissions import Submissions
 from orchestrator.store import layout
-from orchestrator.store.ledger import Ledger, new_nonce, open_ledger
-from orchestrator.store.submissions import Submissions
-from orchestrator.worker.order import WorkerOrder
+from orchestrator.store.access import new_nonce
+from orchestrator.store.ledger import Ledger, open_ledger
 from tests.commands.launches import Running, wait_for
 from tests.conftest import Sweep
 from tests.store.builders import claim, owner
@@ -84,12 +85,12 @@ def format_of(store: Path) -> int:
 def work(before: Path, store: Path, folder: Path, name: str) -> subprocess.CompletedProcess[str]:
     """Starts a worker of the version before, as a scheduler would, and waits for its end."""
     request = json.loads((store / layout.request(name, 1)).read_text())
-    order = WorkerOrder(
+    order = Assignment(
         store=str(store), sweep=name, revision=1, settings=engine_from(request["settings"]), num_threads=1
     )
     (folder / "order.json").write_bytes(encode(order, store_format=1))
     return subprocess.run(
-        [sys.executable, "-m", "orchestrator.worker.main", "order.json"],
+        [sys.executable, "-m", "orchestrator.execution.main", "order.json"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(before)},
         capture_output=True,
@@ -134,7 +135,7 @@ def test_workers_of_the_version_before_finish_what_this_one_launched_reconciled_
     assert launch.end()[0] == 1
     cells = sweep.json("status", "counts")["cells"]
     submissions = file_a_job(open_ledger(str(sweep.store)), 1, cells[1]["cell"])
-    submissions.close(1, [Over(index=0, word="NODE_FAIL", cause=Cause.NODE_LOST)], at="")
+    submissions.close(1, [JobEnd(index=0, word="NODE_FAIL", cause=Cause.NODE_LOST)], at="")
     sweep("cancel", "counts", "--only", "seed=4")
 
     worked = work(before, sweep.store, sweep.folder, "counts")
@@ -230,7 +231,7 @@ def test_an_upgrade_is_refused_while_an_attempt_or_a_job_may_run_and_says_which(
     launch.end()
     submissions = file_a_job(open_ledger(str(sweep.store)), 1, "some-cell")
     assert "submission 1, task 0: job 12_0" in sweep("upgrade", code=2)
-    submissions.close(1, [Over(index=0, word="COMPLETED")], at="")
+    submissions.close(1, [JobEnd(index=0, word="COMPLETED")], at="")
     assert format_of(sweep.store) == 1
     sweep("upgrade")
     assert format_of(sweep.store) == 2

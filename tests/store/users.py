@@ -42,7 +42,7 @@ class OtherUser(Sweep):
 
 
 PROBE = (
-    "import subprocess, sys, orchestrator.cli, msgspec, hydra; "
+    "import subprocess, sys, orchestrator.cli.main, msgspec, hydra; "
     "subprocess.run([sys.executable, '-c', ''], check=True)"
 )
 

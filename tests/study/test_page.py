@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from orchestrator.reporting import About, AttemptFacts, CellFacts, LaunchFacts, RetryFacts, call
-from orchestrator.reports import markdown, page
-from orchestrator.reports.tabular import Table
-from orchestrator.study import account, deviations, facts
+from orchestrator.reports import page
+from orchestrator.reports.page import Table
+from orchestrator.study import deviations, paper, provenance_tables
 from orchestrator.study.report import numbers_of, write
 from tests.study.tables import EVAL_LANGUAGES, minimal, study_mixtures, study_rows
 
@@ -84,7 +84,7 @@ def study_cell(model: str, task: str, mixture: str, *, state: str = "done", **ch
 
 
 def whole_study() -> About:
-    cells = [study_cell(m, t, mix) for m in facts.PARAMETERS for t in facts.TASKS for mix in study_mixtures()]
+    cells = [study_cell(m, t, mix) for m in paper.PARAMETERS for t in paper.TASKS for mix in study_mixtures()]
     return About(sweep="multilingual_220", revision=1, cells=tuple(cells))
 
 
@@ -187,16 +187,16 @@ def test_missing_cells_are_named_in_as_few_lines_as_states_models_and_tasks() ->
     rows = study_rows(models=["qwen3-8b"], tasks=["math"], mixtures={"en": ("en",)})
     report = numbers_of(rows[:-1], about)  # without Telugu
     assert report["status"]["states"] == {"done": 1, "pending": 23, "failed": 2}
-    shown = [row[:5] for row in account.missing(report).rows]
+    shown = [row[:5] for row in provenance_tables.missing(report).rows]
     assert shown[0] == ("failed (oom_gpu)", "qwen3-8b", "Math", "2", "en+es, core")
     assert shown[1][:4] == ("pending", "gemma3-1b", "Math", "23") and shown[1][4].startswith("none, en, ")
     assert len(shown) == 2
-    assert account.headline(report)[0] == "1 of 26 cells is done; 23 pending, 2 failed."
+    assert provenance_tables.headline(report)[0] == "1 of 26 cells is done; 23 pending, 2 failed."
 
 
 def test_a_done_cell_that_lacks_a_language_is_named() -> None:
     rows = study_rows(models=["qwen3-8b"], tasks=["math"])
-    shown = account.missing(numbers_of(rows[:-1])).rows
+    shown = provenance_tables.missing(numbers_of(rows[:-1])).rows
     assert [(row[0], row[4], row[5]) for row in shown] == [("rows of some languages", "all", "all lacks te")]
 
 
@@ -229,7 +229,7 @@ def test_the_ledger_names_each_setting_that_is_not_the_paper_s_and_in_how_many_c
 def test_the_ledger_of_a_table_says_that_nobody_knows() -> None:
     found = deviations.ledger(None)
     assert not found["known"] and all(entry["values"] is None for entry in found["ours"])
-    assert {row[3] for row in account.ours({"ledger": found}).rows} == {"unknown"}
+    assert {row[3] for row in provenance_tables.ours({"ledger": found}).rows} == {"unknown"}
 
 
 def test_hours_are_seconds_times_devices_once_a_cell() -> None:
@@ -241,7 +241,7 @@ def test_hours_are_seconds_times_devices_once_a_cell() -> None:
 
 def test_markdown_shows_what_would_be_markup_as_text() -> None:
     table = Table("t", "a|b", ("x", "#n"), [(ODD, "1"), ("two\nlines", "2")])
-    lines = markdown.section(table).splitlines()
+    lines = page.section(table).splitlines()
     assert lines[0] == "## a\\|b"
     assert lines[3] == "| --- | ---: |"
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines[2:6])

@@ -10,9 +10,9 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.store.table import write_table
-from orchestrator.study import facts
+from orchestrator.study import paper
 from orchestrator.study.numbers import report
-from orchestrator.study.table import languages_of, read_table, results
+from orchestrator.study.tables.results import languages_of, read_table, results
 from tests.study.tables import minimal, row, study_mixtures, study_rows
 
 BILINGUAL = {label: names for label, names in study_mixtures().items() if len(names) <= 2}
@@ -80,16 +80,16 @@ def test_hub_ids_are_known_models() -> None:
         "google/gemma-3-1b-pt": "gemma3-1b",
         "gemma3-4b": "gemma3-4b",
     }
-    assert {name: facts.canonical_model(name) for name in ids} == ids
+    assert {name: paper.canonical_model(name) for name in ids} == ids
     (read,) = results(one(model="google/gemma-3-4b-pt", family="DROP", num_parameters="DROP"))
     assert (read.family, read.num_parameters) == ("gemma", 3_880_263_168)
 
 
 def test_the_mixtures_have_the_labels_of_the_sweep_file() -> None:
-    assert {facts.label_of(facts.in_order(names)): set(names) for names in study_mixtures().values()} == {
+    assert {paper.label_of(paper.in_order(names)): set(names) for names in study_mixtures().values()} == {
         label: set(names) for label, names in study_mixtures().items()
     }
-    assert [set(names) for names in facts.mixtures()] == [set(names) for names in study_mixtures().values()]
+    assert [set(names) for names in paper.mixtures()] == [set(names) for names in study_mixtures().values()]
 
 
 @pytest.mark.parametrize(

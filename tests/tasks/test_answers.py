@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.tasks.base import LANGUAGES
-from orchestrator.tasks.math import MATH, extract_answer, is_correct, prompt
-from orchestrator.tasks.phrases import ANSWER
+from orchestrator.tasks.math import MATH, extract_answer, is_correct
+from orchestrator.tasks.phrases import ANSWER, prompt
 
 ANNOUNCED = [
     ("en", "16 - 3 - 4 = 9. 9 * 2 = 18. The answer is 18.", "18"),

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.tasks.api_calling import API_CALLING, Call, calls_match, parse_call, serialise
+from orchestrator.tasks.api_calling import API_CALLING
+from orchestrator.tasks.calls import Call, calls_match, parse_call, serialise
 
 PARSED = [
     ("API-Request: [GetToday()]", "GetToday", {}),

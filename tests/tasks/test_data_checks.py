@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.tasks import dataset, importing, translation
-from orchestrator.tasks.checking import Report, check
+from orchestrator.tasks import api_calling, dataset, importing
+from orchestrator.tasks.checking import CheckReport, check
 from orchestrator.tasks.importing import Choice
 from orchestrator.tasks.sources import open_source
 
@@ -40,7 +40,7 @@ def good() -> dict[str, dict[str, list[dict[str, Any]]]]:
     }
 
 
-def kinds(report: Report) -> set[tuple[str, str, str]]:
+def kinds(report: CheckReport) -> set[tuple[str, str, str]]:
     return {(problem.kind, problem.split, problem.language) for problem in report.problems}
 
 
@@ -191,8 +191,8 @@ SPANISH = {
 def test_a_faithful_translation_keeps_what_must_be_kept() -> None:
     assert "in person" not in SPANISH["input"]
     in_person = {**SPANISH, "input": SPANISH["input"].replace("en persona", "in person")}
-    assert list(translation.problems(ENGLISH, ENGLISH)) == []
-    assert list(translation.problems(ENGLISH, in_person)) == []
+    assert list(api_calling.problems(ENGLISH, ENGLISH)) == []
+    assert list(api_calling.problems(ENGLISH, in_person)) == []
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_what_a_translation_changed_is_told(key: str, old: str, new: str, messag
     base = {**SPANISH, "input": SPANISH["input"].replace("en persona", "in person")}
     assert old in base[key]
     changed = {**base, key: base[key].replace(old, new)}
-    assert any(message in problem for problem in translation.problems(ENGLISH, changed))
+    assert any(message in problem for problem in api_calling.problems(ENGLISH, changed))
 
 
 @pytest.mark.parametrize(
@@ -237,14 +237,14 @@ def test_what_a_translation_changed_is_told(key: str, old: str, new: str, messag
     ],
 )
 def test_values_that_must_not_be_translated_are_known(key: str, value: str, expected: bool) -> None:
-    assert translation.is_protected(key, value) is expected
+    assert api_calling.is_protected(key, value) is expected
 
 
 def test_the_english_rows_are_faithful_to_themselves(public_data: Path) -> None:
     for name in ("level-1-api.json", "level-2-api.json", "lv3-api-train.json"):
         source = open_source(public_data / "api-bank" / name, "api_calling")
         found = {
-            text for raw in source.rows() for text in translation.problems(source.line(raw), source.line(raw))
+            text for raw in source.rows() for text in api_calling.problems(source.line(raw), source.line(raw))
         }
         assert found == set(), name
 

@@ -241,7 +241,7 @@ def test_the_public_files_make_data_sets_that_read_back(public_data: Path, tmp_p
 
 
 def test_the_described_examples_are_lines_that_can_be_used() -> None:
-    from orchestrator.tasks.describing import DESCRIPTIONS, describe
+    from orchestrator.tasks.dataset import DESCRIPTIONS, describe
 
     for task, description in DESCRIPTIONS.items():
         line = json.loads(json.dumps(description.example))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
-from orchestrator.tasks import importing, mcot, sources
+from orchestrator.tasks import importing, math, sources
 from orchestrator.tasks.base import LANGUAGES
 from orchestrator.tasks.importing import Choice
 from orchestrator.tasks.phrases import answer_sentence
@@ -170,7 +170,7 @@ def test_rows_without_ids_are_aligned_by_place_when_their_answers_agree(tmp_path
 def test_language_and_item_are_found_under_the_known_names(
     row: dict[str, Any], place: tuple[str, str]
 ) -> None:
-    assert mcot.place_of(row) == place
+    assert math.place_of(row) == place
 
 
 def test_a_question_within_the_prompt_is_taken_out_of_it() -> None:
@@ -178,7 +178,7 @@ def test_a_question_within_the_prompt_is_taken_out_of_it() -> None:
         "question": "Question:\nWhy\nme?\nAnswer:\nLet's think step by step.\n",
         "answer": "It is 3.50. The answer is 1,200.50.",
     }
-    line = mcot.line_of(row, id_="1", language="en", where="")
+    line = math.mcot_line_of(row, id_="1", language="en", where="")
     assert (line["question"], line["gold"]) == ("Why\nme?", "1200.5")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.registry import TASKS, load
-from orchestrator.tasks import locale_data, math, requests
+from orchestrator.tasks import math, phrases
 from orchestrator.tasks.api_calling import API_CALLING
 from orchestrator.tasks.base import LANGUAGES, Split, Task
 from orchestrator.tasks.math import MATH, UNITS
@@ -166,15 +166,15 @@ print(json.dumps([units, days, months, locale_data.both("A", "B", language)]))
 @pytest.mark.parametrize("language", ["te", "sw", "zh"])
 def test_names_do_not_depend_on_the_languages_asked_for_before(language: str) -> None:
     for other in LANGUAGES:  # babel resolves aliases in a cache that all locales share
-        locale_data.day(0, other), locale_data.month(1, other), locale_data.both("A", "B", other)
+        phrases.day(0, other), phrases.month(1, other), phrases.both("A", "B", other)
     fresh = subprocess.run(
         [sys.executable, "-c", SCRIPT, language], capture_output=True, text=True, check=True, timeout=60
     )
     here = [
-        [locale_data.unit(n, unit, language) for unit in (*UNITS, "duration-night") for n in range(1, 10)],
-        [locale_data.day(index, language) for index in range(7)],
-        [locale_data.month(number, language) for number in range(1, 13)],
-        locale_data.both("A", "B", language),
+        [phrases.unit(n, unit, language) for unit in (*UNITS, "duration-night") for n in range(1, 10)],
+        [phrases.day(index, language) for index in range(7)],
+        [phrases.month(number, language) for number in range(1, 13)],
+        phrases.both("A", "B", language),
     ]
     assert json.loads(fresh.stdout) == here
 
@@ -186,7 +186,7 @@ def test_an_api_item_shows_the_api_it_wants_in_either_place() -> None:
         assert len(shown) == 2
         places.add(shown.index(item.id.split(".")[0]))
     assert places == {0, 1}
-    assert len(requests.APIS) == 3
+    assert len(phrases.APIS) == 3
 
 
 @each_task

@@ -80,12 +80,12 @@ class _Rows(msgspec.Struct, frozen=True):
     result: list[_NodeState]
 
 
-class _Listed(msgspec.Struct, frozen=True):
+class _ListedJob(msgspec.Struct, frozen=True):
     result: _Rows
 
 
 class _Nodes(msgspec.Struct, frozen=True):
-    data: _Listed
+    data: _ListedJob
 
 
 class Unreached(Exception):

@@ -43,19 +43,19 @@ os.execv(sys.executable, [sys.executable, "-P", "-m", "orchestrator.launchers.ra
 """
 
 
-class Start(NamedTuple):
+class StartCommand(NamedTuple):
     """A command but for its interpreter, and the environment that it needs."""
 
     argv: tuple[str, ...]
     environment: dict[str, str]
 
 
-def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> Start:
+def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> StartCommand:
     """Returns what runs a module of the snapshot with this digest, on any node that reaches the store."""
     if not objects.in_place:
-        return Start(("-c", _FETCH, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
+        return StartCommand(("-c", _FETCH, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
     package = snapshots.package_path(objects, digest)
-    return Start(("-P", "-m", module, *args), {"PYTHONPATH": str(package), "PYTHONUTF8": "1"})
+    return StartCommand(("-P", "-m", module, *args), {"PYTHONPATH": str(package), "PYTHONUTF8": "1"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

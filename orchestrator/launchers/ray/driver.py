@@ -21,27 +21,26 @@ from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.jobs import Driver as Seen
-from orchestrator.core.jobs import Report, Submission
-from orchestrator.core.plan import num_claimable
+from orchestrator.core.plan import num_claimable, summarize_requests
 from orchestrator.core.records import Owner
-from orchestrator.core.requests import fold
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.execution.loop import NO_MEMORY, REFUSED, RELEASED
+from orchestrator.execution.main import OUTAGE_S
+from orchestrator.execution.watch import Watcher
+from orchestrator.jobs.records import DriverStatus as Seen
+from orchestrator.jobs.records import JobExitReport, Submission
+from orchestrator.jobs.submissions import Submissions
 from orchestrator.launchers.jobs import BEAT_S, EXITS, cause_of_code, request_of, settings_of
+from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
-from orchestrator.launchers.ray.losses import Losses
-from orchestrator.launchers.ray.pool import Ended, Pool
+from orchestrator.launchers.ray.demand import demand, waits_for
+from orchestrator.launchers.ray.lost_workers import Losses
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, ray_settings
-from orchestrator.launchers.ray.words import demand, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
-from orchestrator.store.evidence import Snapshot
+from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.submissions import Submissions
-from orchestrator.worker.loop import NO_MEMORY, REFUSED, RELEASED
-from orchestrator.worker.main import OUTAGE_S
-from orchestrator.worker.watch import Watcher
 
 WORKER = "orchestrator.launchers.ray.worker"
 POLL_S, SCAN_S, SCAN_SHARE, TELL_S = 0.5, 2.0, 20, 2.0
@@ -205,8 +204,8 @@ class RayDriver:
     def _look(self) -> Work:
         sweep = self._revision.sweep
         requests = self._ledger.requests(sweep.name)
-        wishes = fold(requests, [cell.cell for cell in sweep.cells])
-        snapshot = Snapshot(
+        wishes = summarize_requests(requests, [cell.cell for cell in sweep.cells])
+        snapshot = EvidenceReader(
             self._ledger,
             sweep.nodes.values(),
             observer=self._watcher,
@@ -333,7 +332,7 @@ class RayDriver:
 
     def _report(self, code: int) -> None:
         why = self._given_up or EXITS[0][1]
-        report = Report(
+        report = JobExitReport(
             code=code,
             cause=cause_of_code(code),
             why=why,
@@ -348,7 +347,7 @@ class RayDriver:
             self._show_log()
 
     def _say(self, line: str) -> None:
-        say(line, self._log)
+        log_line(line, self._log)
 
 
 def _last_words(ended: Ended) -> tuple[str, int]:
@@ -360,7 +359,7 @@ def _last_words(ended: Ended) -> tuple[str, int]:
     return lines[-1][:300], 0
 
 
-def say(line: str, log: Path | None = None) -> None:
+def log_line(line: str, log: Path | None = None) -> None:
     """Writes to the job's log, which the cluster keeps, and to the one in the store."""
     line = f"{provenance.now()} driver: {provenance.without_secrets(line)}\n"
     with contextlib.suppress(OSError):
@@ -379,16 +378,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ledger = open_ledger(store)
         log = ledger.objects.workspace(layout.job_logs(sweep, int(number))) / "0.log"
-        say(f"{name}: {sweep} submission {number}, start {restart}", log)
+        log_line(f"{name}: {sweep} submission {number}, start {restart}", log)
         submission = Submissions(ledger, sweep).submission(int(number))
         if submission is None or submission.name != name:
             raise InfrastructureError(f"submission {number} of {sweep} is not there", where=store)
         return RayDriver(ledger, sweep, submission, restart, log).run()
     except SweepError as error:
-        say(f"error: {error}", log)
+        log_line(f"error: {error}", log)
         return error.exit_code
     except OSError as error:
-        say(f"error: the store does not answer: {error}", log)
+        log_line(f"error: the store does not answer: {error}", log)
         return InfrastructureError.exit_code
 
 

@@ -15,19 +15,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.dispatch import Filed
-from orchestrator.core.jobs import Over, Resources, Submission
 from orchestrator.core.selector import Subject, select
 from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.launchers.base import Limits, Outcome, Verdict
+from orchestrator.jobs.judgement import SubmissionState
+from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.launchers.base import Limits, SubmitOutcome, Verdict
 from orchestrator.launchers.jobs import stepped
 from orchestrator.launchers.local import host_hardware
-from orchestrator.launchers.ray import handshake
+from orchestrator.launchers.ray import environment_check
 from orchestrator.launchers.ray.api import Api, Redirected, Unanswered, Unreached, checked_address, is_taken
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.scheduler import EMBEDDED, RayScheduler, this_machine
-from orchestrator.launchers.ray.settings import AUTO, LOCAL, Asked, RaySettings, ray_settings
+from orchestrator.launchers.ray.settings import AUTO, LOCAL, RaySettings, WorkerOverride, ray_settings
 from orchestrator.store.objects import open_objects
 
 DRIVER = "orchestrator.launchers.ray.driver"
@@ -132,7 +132,7 @@ class RayLauncher:
             InfrastructureError: the cluster does not answer.
         """
         if self._settings.address != LOCAL:
-            handshake.check(Api(self._cluster), self._settings, store, mark)
+            environment_check.check(Api(self._cluster), self._settings, store, mark)
 
     def limits(self, *, dry_run: bool = False) -> Limits:
         """Ask whether the cluster is there; a job may have any number of cells.
@@ -156,7 +156,7 @@ class RayLauncher:
             UserError: a selector in `launcher.resources` is wrong.
             InfrastructureError: the cluster does not answer.
         """
-        asked: dict[str, list[Asked]] = {subject.cell: [] for subject, _, _ in cells}
+        asked: dict[str, list[WorkerOverride]] = {subject.cell: [] for subject, _, _ in cells}
         for wanted in self._settings.resources:
             only = [wanted.only] if wanted.only else []
             for name in asked.keys() & set(select(only, [(subject.cell, subject) for subject in known])):
@@ -171,7 +171,7 @@ class RayLauncher:
             for subject, estimate, _ in cells
         ]
 
-    def excluded(self, filed: Sequence[Filed]) -> tuple[str, ...]:
+    def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
         """Names none: a driver leaves out bad nodes itself."""
         return ()
 
@@ -193,23 +193,23 @@ class RayLauncher:
         }
         return json.dumps(request, indent=2)
 
-    def submit(self, submission: Submission, text: str) -> Outcome:
+    def submit(self, submission: Submission, text: str) -> SubmitOutcome:
         """Gives the driver to the cluster, under the submission's name: a lost reply does no harm."""
         if self._settings.address == LOCAL:
             return _start_here(submission, text)
         try:
             reply = Api(self._cluster).submit(json.loads(text))
         except Redirected as error:
-            return Outcome(Verdict.REFUSED, said=f"{error.what}; {error.fix}")
+            return SubmitOutcome(Verdict.REFUSED, said=f"{error.what}; {error.fix}")
         except Unreached as error:
-            return Outcome(Verdict.UNREACHED, said=str(error))
+            return SubmitOutcome(Verdict.UNREACHED, said=str(error))
         except Unanswered as error:
-            return Outcome(Verdict.UNCLEAR, said=str(error))
+            return SubmitOutcome(Verdict.UNCLEAR, said=str(error))
         said = " ".join(str(reply.data).split())[-300:]
         if is_taken(reply, submission.name):
-            return Outcome(Verdict.ACCEPTED, job=submission.name)
+            return SubmitOutcome(Verdict.ACCEPTED, job=submission.name)
         is_clear = 400 <= reply.status < 500
-        return Outcome(Verdict.REFUSED if is_clear else Verdict.UNCLEAR, said=f"{reply.status} {said}")
+        return SubmitOutcome(Verdict.REFUSED if is_clear else Verdict.UNCLEAR, said=f"{reply.status} {said}")
 
     def find(self, submission: Submission) -> str | None:
         """Looks for a driver by its name.
@@ -224,14 +224,14 @@ class RayLauncher:
         lives = seen is not None and not (seen.over and submission.cluster.startswith(EMBEDDED))
         return submission.name if lives else None
 
-    def explain(self, filed: Filed, over: Over, logs: Path) -> Over:
+    def explain(self, filed: SubmissionState, over: JobEnd, logs: Path) -> JobEnd:
         """Adds nothing: a driver reports its end itself."""
         return over
 
 
 def resources_of(
     estimate: Estimate | None,
-    asked: Sequence[Asked],
+    asked: Sequence[WorkerOverride],
     settings: RaySettings,
     *,
     has_gpus: bool,
@@ -275,7 +275,7 @@ def found_here() -> str:
     """
     if told := os.environ.get("RAY_API_SERVER_ADDRESS"):
         return checked_address(told)
-    from orchestrator.launchers.ray.pool import dashboard_here  # imports Ray, and is needed only here
+    from orchestrator.launchers.ray.actors import dashboard_here  # imports Ray, and is needed only here
 
     try:
         return dashboard_here().rstrip("/")
@@ -303,7 +303,7 @@ def check_version(version: str) -> None:
         )
 
 
-def _start_here(submission: Submission, text: str) -> Outcome:
+def _start_here(submission: Submission, text: str) -> SubmitOutcome:
     """Start the driver as a process of this machine, in a session of its own, with a Ray of its own.
 
     That Ray is for this launch alone: it listens on loopback, and asks for a token that nobody else has.
@@ -319,4 +319,4 @@ def _start_here(submission: Submission, text: str) -> Outcome:
         env={**os.environ, **ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)},
         start_new_session=True,
     )
-    return Outcome(Verdict.ACCEPTED, job=submission.name)
+    return SubmitOutcome(Verdict.ACCEPTED, job=submission.name)

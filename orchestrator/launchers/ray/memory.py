@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
-from orchestrator.worker.order import Shortage
+from orchestrator.execution.assignment import Shortage
 
 WORKER = b"orchestrator.launchers.ray.worker"
 VARIABLE, THRESHOLD = "RAY_memory_usage_threshold", 0.95

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from orchestrator.core.dispatch import Answer, Phase, Seen
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Over
 from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.jobs.judgement import JobListing, JobObservation, Phase
+from orchestrator.jobs.records import JobEnd
 from orchestrator.launchers.jobs import EXITS
 from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray.api import Api, JobDetails, Stopped, Unanswered, Unreached
@@ -36,7 +36,7 @@ class RayScheduler:
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
 
-    def jobs(self, ids: Iterable[str]) -> Answer:
+    def jobs(self, ids: Iterable[str]) -> JobListing:
         """Asks for each of some jobs by its name; never raises."""
         if self._cluster.startswith(EMBEDDED):
             return _embedded(self._cluster, ids)
@@ -44,9 +44,9 @@ class RayScheduler:
             api = Api(self._cluster)
             found = {name: api.job(name) for name in dict.fromkeys(ids)}
         except SweepError as error:
-            return Answer(problem=error.what)
+            return JobListing(problem=error.what)
         seen = {(name, 0): seen_of(job) for name, job in found.items() if job is not None}
-        return Answer(seen, complete=True)
+        return JobListing(seen, complete=True)
 
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
         """Returns nothing: what a driver waits for is in its message already."""
@@ -69,31 +69,31 @@ class RayScheduler:
                 api.expected(reply, path, Stopped)
 
 
-def seen_of(job: JobDetails) -> Seen:
+def seen_of(job: JobDetails) -> JobObservation:
     """Says what one job's details mean."""
     word, message, code = job.status or "no status", (job.message or "").strip(), job.driver_exit_code
     match word:
         case "PENDING":
-            return Seen(Phase.QUEUED, word, reason=_short(message))
+            return JobObservation(Phase.QUEUED, word, reason=_short(message))
         case "RUNNING":
-            return Seen(Phase.RUNNING, word, start=_when(job.start_time))
+            return JobObservation(Phase.RUNNING, word, start=_when(job.start_time))
         case "SUCCEEDED":
-            over = Over(index=0, word=word, detail=EXITS[0][1])
+            over = JobEnd(index=0, word=word, detail=EXITS[0][1])
         case "STOPPED":
-            over = Over(
+            over = JobEnd(
                 index=0, word=word, cause=Cause.CANCELLED, detail="stopped by its user or an administrator"
             )
         case "FAILED":
             if code is None:  # of its supervisor: it did not come to an end of its own
                 cause = causes.of_job(message, job.error_type or "")
-                over = Over(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
+                over = JobEnd(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
             else:  # Ray adds the log's end
                 said = f"its driver ended with exit code {code}: {_short(message.rpartition(chr(10))[2])}"
                 known = EXITS.get(code, (Cause.UNKNOWN, said))
-                over = Over(index=0, word=word, cause=known[0], detail=known[1])
+                over = JobEnd(index=0, word=word, cause=known[0], detail=known[1])
         case _:
-            return Seen(Phase.UNKNOWN, word)
-    return Seen(Phase.OVER, word, over=over)
+            return JobObservation(Phase.UNKNOWN, word)
+    return JobObservation(Phase.OVER, word, over=over)
 
 
 def _short(text: str) -> str:
@@ -106,14 +106,16 @@ def _when(milliseconds: float | None) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(milliseconds / 1000))
 
 
-def _embedded(cluster: str, ids: Iterable[str]) -> Answer:
+def _embedded(cluster: str, ids: Iterable[str]) -> JobListing:
     _, host, boot, namespace = f"{cluster}   ".split(" ")[:4]
     if host != platform.node() or (boot == boot_id() and namespace != pid_namespace()):
-        return Answer(problem=f"its Ray is embedded in a process of {host}, which cannot be seen from here")
+        return JobListing(
+            problem=f"its Ray is embedded in a process of {host}, which cannot be seen from here"
+        )
     why = "the driver's process is gone" if boot == boot_id() else "the machine was started anew"
-    over = Over(index=0, word="GONE", cause=Cause.NODE_LOST, detail=why)
-    gone, runs = Seen(Phase.OVER, "GONE", over=over), Seen(Phase.RUNNING, "RUNNING")
-    return Answer(
+    over = JobEnd(index=0, word="GONE", cause=Cause.NODE_LOST, detail=why)
+    gone, runs = JobObservation(Phase.OVER, "GONE", over=over), JobObservation(Phase.RUNNING, "RUNNING")
+    return JobListing(
         {(name, 0): runs if boot == boot_id() and _processes(name) else gone for name in ids}, complete=True
     )
 

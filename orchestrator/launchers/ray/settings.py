@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.core.typed import typed
+from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES
 from orchestrator.errors import UserError, nearest
 
@@ -16,7 +16,7 @@ AUTO, LOCAL = "auto", "local"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class WorkerOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What workers of the cells of a selector ask for, over what the plan says; None leaves it to the plan.
 
     Attributes:
@@ -61,7 +61,7 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     memory_gib: float | None = None
     device: str | None = None
     gpus_per_node: int | None = None
-    resources: tuple[Asked, ...] = ()
+    resources: tuple[WorkerOverride, ...] = ()
     environment: dict[str, str | int | float | bool] = {}
     python: str = "python"
     accept: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def ray_settings(tree: Mapping[str, Any]) -> RaySettings:
     Raises:
         UserError: an unknown key, a wrong type or a value that makes no sense.
     """
-    settings = typed(dict(tree), RaySettings, key="launcher")
+    settings = convert(dict(tree), RaySettings, key="launcher")
     _check_address(settings.address)
     for name in ("max_workers", "max_pending", "cpus", "cpus_per_gpu"):
         value = getattr(settings, name)
@@ -113,7 +113,7 @@ def _check_address(address: str) -> None:
         raise UserError(f"launcher.address is {address!r}", allowed=allowed)
 
 
-def _check_asked(asked: Asked) -> None:
+def _check_asked(asked: WorkerOverride) -> None:
     of = f"of {asked.only!r}" if asked.only else "of all cells"
     for name, least in (("gpus", 0), ("cpus", 1)):
         value = getattr(asked, name)

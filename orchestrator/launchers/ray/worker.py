@@ -13,8 +13,12 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from orchestrator.core.jobs import Submission
 from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.execution.assignment import Assignment, JobContext
+from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
+from orchestrator.execution.main import run as run_worker
+from orchestrator.jobs.records import Submission
+from orchestrator.jobs.submissions import Submissions
 from orchestrator.launchers.jobs import gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.memory import Monitor
@@ -23,17 +27,13 @@ from orchestrator.processes import adopt_orphans
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.submissions import Submissions
-from orchestrator.worker.main import STOP_SIGNALS, Diary
-from orchestrator.worker.main import run as run_worker
-from orchestrator.worker.order import Job, WorkerOrder
 
 STDIN = 0
 SHARES = 8
 """At so many places among the cells workers begin, so that they rarely race for one stage."""
 
 
-def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, restart: int) -> WorkerOrder:
+def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, restart: int) -> Assignment:
     """Returns what a worker of a submission is told.
 
     Raises:
@@ -44,7 +44,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
     submissions = Submissions(ledger, sweep)
     paths = snapshots.import_paths(ledger.objects, code) if code else request.import_paths
     revision = ledger.revision(sweep, submission.revision)
-    return WorkerOrder(
+    return Assignment(
         store=ledger.objects.url,
         sweep=sweep,
         revision=submission.revision,
@@ -57,7 +57,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
         code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
         code=code,
         max_idle_s=ray_settings(settings.launcher).idle_s,
-        job=Job(
+        job=JobContext(
             cluster=submission.cluster,
             job=submissions.job_of(submission.number) or submission.name,
             restart_count=restart,
@@ -70,7 +70,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a worker; returns its exit code."""
     store, sweep, number, slot, restart = sys.argv[1:] if argv is None else argv
-    stdout, diary = os.dup(1), Diary()
+    stdout, diary = os.dup(1), WorkerSummary()
     try:
         ledger = open_ledger(store)
         submission = Submissions(ledger, sweep).submission(int(number))

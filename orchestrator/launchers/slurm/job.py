@@ -19,24 +19,24 @@ from types import FrameType
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
-from orchestrator.core.jobs import Report, Submission
 from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.execution.assignment import Assignment, JobContext
+from orchestrator.execution.keeper import keep_worker
+from orchestrator.execution.loop import BROKEN_NODE, NO_MEMORY, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary, preload
+from orchestrator.execution.main import run as run_worker
+from orchestrator.jobs.records import JobExitReport, Submission
+from orchestrator.jobs.submissions import Submissions
 from orchestrator.launchers.base import Launch
 from orchestrator.launchers.jobs import cause_of_code, gone_of, meaning_of_code, request_of, settings_of
 from orchestrator.launchers.local import LocalLauncher, available_cpus
-from orchestrator.launchers.slurm.programs import TIMEOUT_S, slurm
+from orchestrator.launchers.slurm.parsing import SINCE, previous_end, seconds_of
+from orchestrator.launchers.slurm.query import TIMEOUT_S, slurm
 from orchestrator.launchers.slurm.settings import cluster_profile, slurm_settings
-from orchestrator.launchers.slurm.words import SINCE, previous_end, seconds_of
 from orchestrator.processes import leave_step
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.submissions import Submissions
-from orchestrator.worker.keeper import keep_worker
-from orchestrator.worker.loop import BROKEN_NODE, NO_MEMORY, REFUSED, RELEASED, TOO_SHORT
-from orchestrator.worker.main import STOP_SIGNALS, Diary, preload
-from orchestrator.worker.main import run as run_worker
-from orchestrator.worker.order import Job, WorkerOrder
 
 QUERY_S = 15.0
 CHECK_S = 120.0
@@ -46,7 +46,7 @@ FEDERATED = 1 << 26
 """Job ids of a federation begin here, and are unique in it: Slurm's Federated Scheduling Guide."""
 
 
-class Place:
+class JobPlace:
     """Which job this is, by Slurm's environment."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -70,25 +70,25 @@ class SlurmJob:
         place: which task.
     """
 
-    def __init__(self, ledger: Ledger, sweep: str, submission: Submission, place: Place) -> None:
+    def __init__(self, ledger: Ledger, sweep: str, submission: Submission, place: JobPlace) -> None:
         self._ledger, self._sweep, self._submission, self._place = ledger, sweep, submission, place
         self._submissions = Submissions(ledger, sweep)
         self._request = request_of(ledger, sweep, submission.request)
         self._settings = settings = settings_of(self._request)
         self._slurm, self._cluster = slurm_settings(settings.launcher), cluster_profile(settings.cluster)
         self._start_s = time.monotonic()
-        self._diary = Diary()
+        self._diary = WorkerSummary()
 
     def run(self) -> int:
         """Works on the task's cells; returns the exit code of the job."""
         if (over := self._submissions.is_closed(self._submission.number, self._place.index)) is not None:
-            say(f"this task was given up ({over.word} {over.detail}): it claims nothing")
+            log_line(f"this task was given up ({over.word} {over.detail}): it claims nothing")
             return 0
         with _scratch(self._place.name):
             code = BROKEN_NODE if (problem := self._broken_node()) else self._work()
         if problem:
             self._diary.said = problem
-            say(problem)
+            log_line(problem)
         if code != RELEASED:
             self._report(code)
             return code
@@ -126,12 +126,12 @@ class SlurmJob:
             return run_worker(order, diary=self._diary)
         return self._work_side_by_side(order)
 
-    def _order(self) -> WorkerOrder:
+    def _order(self) -> Assignment:
         submission = self._submission
         code = submission.code
         paths = snapshots.import_paths(self._ledger.objects, code) if code else ()
         revision = self._ledger.revision(self._sweep, submission.revision)
-        return WorkerOrder(
+        return Assignment(
             store=self._ledger.objects.url,
             sweep=self._sweep,
             revision=submission.revision,
@@ -146,7 +146,7 @@ class SlurmJob:
             job=self._job(),
         )
 
-    def _job(self) -> Job:
+    def _job(self) -> JobContext:
         place, hours = self._place, self._submission.resources.hours
         end_at = place.end_at or _end_at(place.name) or time.time() + 3600 * hours
         limit_s = end_at - time.time()
@@ -154,7 +154,7 @@ class SlurmJob:
         notice_s = min(float(self._cluster.signal_s), limit_s / 2)
         # time for a first checkpoint, but never so much that a short job could do nothing at all
         min_left_s = min(notice_s + policy.checkpoint_interval_s, limit_s / 2)
-        return Job(
+        return JobContext(
             cluster=place.cluster or self._submission.cluster,
             job=place.array,
             array_index=place.index,
@@ -167,7 +167,7 @@ class SlurmJob:
             gone=tuple(gone_of(self._submissions.read())),
         )
 
-    def _work_side_by_side(self, order: WorkerOrder) -> int:
+    def _work_side_by_side(self, order: Assignment) -> int:
         """Runs several workers, each with its part of the job's devices."""
         workers = self._slurm.workers_per_job
         gpus = self._submission.resources.gpus_per_node // workers
@@ -234,7 +234,9 @@ class SlurmJob:
         except InfrastructureError as error:
             problem = error.what
         if problem:  # no last word: Slurm may have done it, or be about to, all the same
-            say(f"the job may not be started anew: {problem}; then `sweep reconcile` submits its cells again")
+            log_line(
+                f"the job may not be started anew: {problem}; then `sweep reconcile` submits its cells again"
+            )
         return not problem
 
     def _is_of_the_submission(self) -> bool:
@@ -247,7 +249,7 @@ class SlurmJob:
     def _report(self, code: int, *, requeued: bool = False) -> None:
         """Leaves the last words, without which Slurm's must do; a script submitted by hand has none."""
         number = self._submission.number
-        report = Report(
+        report = JobExitReport(
             code=code,
             cause=cause_of_code(code),
             why=meaning_of_code(code) or self._diary.said,
@@ -273,7 +275,7 @@ def _end_at(job: str) -> float | None:
     return None if seconds is None else time.time() + seconds
 
 
-def _before(place: Place) -> Cause | None:
+def _before(place: JobPlace) -> Cause | None:
     """Asks accounting why the former start of the job ended; None when it does not know."""
     try:
         said = slurm("sacct", "-nPXD", "-S", SINCE, "-j", place.name, "-o", "State", timeout_s=QUERY_S)
@@ -298,7 +300,7 @@ def _scratch(job: str) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """Writes to the job's log."""
     with contextlib.suppress(OSError):
         print(f"{provenance.now()} job: {line}", flush=True)
@@ -307,9 +309,9 @@ def say(line: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job that Slurm's environment describes; returns its exit code."""
     store, sweep, number = sys.argv[1:] if argv is None else argv
-    place = Place(os.environ)
+    place = JobPlace(os.environ)
     leave_step(os.environ)
-    say(f"{sweep} submission {number} task {place.index}, start {place.restart}, on {place.node}")
+    log_line(f"{sweep} submission {number} task {place.index}, start {place.restart}, on {place.node}")
     try:
         ledger = open_ledger(store)
         submission = Submissions(ledger, sweep).submission(int(number))
@@ -319,10 +321,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         return SlurmJob(ledger, sweep, submission, place).run()
     except SweepError as error:
-        say(f"error: {error}")
+        log_line(f"error: {error}")
         return error.exit_code
     except OSError as error:
-        say(f"error: the store does not answer: {error}")
+        log_line(f"error: the store does not answer: {error}")
         return InfrastructureError.exit_code
     finally:
         for late in STOP_SIGNALS:  # one that comes while Python ends would end it as if it had failed

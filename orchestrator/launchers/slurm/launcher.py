@@ -3,28 +3,161 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.dispatch import Filed
-from orchestrator.core.jobs import Over, Resources, Submission
-from orchestrator.core.nodes import bad_nodes
+import msgspec
+
+from orchestrator.core.failure import Cause
 from orchestrator.core.selector import Subject, select
 from orchestrator.costs import Estimate, Hardware
-from orchestrator.errors import InfrastructureError
-from orchestrator.launchers.base import Limits, Outcome
+from orchestrator.errors import InfrastructureError, UserError, nearest
+from orchestrator.jobs.judgement import SubmissionState
+from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.launchers.base import Limits, SubmitOutcome
 from orchestrator.launchers.slurm import query
-from orchestrator.launchers.slurm.joblog import explained
 from orchestrator.launchers.slurm.options import cluster_name, unexpanded, unheeded
-from orchestrator.launchers.slurm.partitions import partitions
-from orchestrator.launchers.slurm.resources import resources_of
-from orchestrator.launchers.slurm.script import script
-from orchestrator.launchers.slurm.settings import Asked, Partition, cluster_profile, slurm_settings
-from orchestrator.launchers.slurm.submit import submit
+from orchestrator.launchers.slurm.query import asked
+from orchestrator.launchers.slurm.script import SETUP_SAID, script, submit
+from orchestrator.launchers.slurm.settings import (
+    Partition,
+    ResourceOverride,
+    cluster_profile,
+    resources_of,
+    slurm_settings,
+)
+
+MIN_FAST_FAILS = 2
+
+
+def bad_nodes(filed: Sequence[SubmissionState], recent: Collection[int], *, fast_s: float) -> tuple[str, ...]:
+    """Names nodes on which jobs ended early without claiming anything, twice or more and more often than not.
+
+    Args:
+        filed: all submissions.
+        recent: numbers of the submissions whose ends count; older ones have expired.
+        fast_s: an end within so many seconds is an early one.
+    """
+    good: Counter[str] = Counter()
+    bad: Counter[str] = Counter()
+    for each in filed:
+        if each.submission.number not in recent:
+            continue
+        for over in each.over.values():
+            if over.node and over.idle and over.cause and over.seconds is not None and over.seconds <= fast_s:
+                bad[over.node] += 1
+            elif over.node and over.cause is None:
+                good[over.node] += 1
+    return tuple(sorted(node for node, n in bad.items() if n >= MIN_FAST_FAILS and n > good[node]))
+
+
+_OOM_WORDS = ("exceeded memory limit", "oom-kill", "oom_kill", "Out Of Memory", "OUT_OF_MEMORY")
+_TAIL_BYTES = 4096
+
+_NO_CAUSE = re.compile(
+    r"(srun|slurmstepd)\S*: (error: )?(\S+: tasks? [\d,-]+: Exited with exit code"
+    r"|Terminating StepId|Terminating job step|Job step aborted|\*\*\* (STEP|JOB)|First task exited"
+    r"|Force Terminated)"
+    r"|[\d-]+T[\d:]+Z (worker \d+: |job: \S+ submission \d+ task \d+, start)"
+)
+"""Lines that say that a job ended, and not why; and what our own jobs write of their progress."""
+
+_PREFIX = re.compile(r"^((srun|slurmstepd)\S*: (error|fatal): |\S*/slurm_script: (?=line))")
+
+
+def explained(filed: SubmissionState, over: JobEnd, log: Path) -> JobEnd:
+    """Add to an end what the log says of it.
+
+    A job that Slurm without cgroups ended for its memory is FAILED or CANCELLED. A job that ended before its
+    worker could report says why in the last line that is no mere word of Slurm's that it ended.
+    """
+    if over.word not in ("FAILED", "CANCELLED"):
+        return over
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return over
+    if over.cause is Cause.CONFIG:
+        told = [line for line in lines if line.startswith(SETUP_SAID)]
+        return msgspec.structs.replace(over, detail=told[-1].partition(": ")[2]) if told else over
+    if over.cause not in (Cause.UNKNOWN, Cause.CANCELLED):
+        return over
+    if any(word in line for word in _OOM_WORDS for line in lines):
+        detail = "it used more host memory than it had asked for"
+        return msgspec.structs.replace(over, cause=Cause.OOM_HOST, detail=detail)
+    report = filed.reports.get(over.index)
+    if over.word != "FAILED" or (report is not None and report.restart == over.restarts and report.why):
+        return over
+    told = [line.strip() for line in lines if line.strip() and not _NO_CAUSE.match(line)]
+    if not told:
+        return over
+    return msgspec.structs.replace(over, detail=f"{_PREFIX.sub('', told[-1])[:300]}: {over.detail}")
+
+
+def partitions(names: Mapping[str, Partition | None], cluster: str = "") -> dict[str, Partition]:
+    """Fill in what the profile does not say of a partition from ``sinfo``: of its smallest node.
+
+    Args:
+        names: name to what it has, None to ask Slurm.
+        cluster: Slurm's name for the cluster; "" for the one here.
+
+    Raises:
+        UserError: Slurm does not know a partition.
+        InfrastructureError: it does not answer.
+    """
+    if all(told is not None for told in names.values()):
+        return {name: told for name, told in names.items() if told is not None}
+    found: dict[str, list[list[str]]] = {}
+    options = query.cluster(cluster).options if cluster else ()
+    # --all: hidden ones too
+    for line in asked("sinfo", *options, "-ah", "-o", "%R|%G|%c|%m|%l").splitlines():
+        name, *rest = line.strip().split("|")
+        if len(rest) == 4:
+            found.setdefault(name, []).append(rest)
+    filled = {}
+    for name, told in names.items():
+        if told is not None:
+            filled[name] = told
+        elif name not in found:
+            raise UserError(
+                f"Slurm knows no partition {name!r}", where="cluster.partitions", allowed=nearest(name, found)
+            )
+        else:
+            rows = found[name]
+            filled[name] = Partition(
+                gpus_per_node=min(_gpus(row[0]) for row in rows),
+                cpus_per_node=min(_number(row[1]) for row in rows),
+                memory_gib=min(_number(row[2]) for row in rows) / 1024,
+                max_hours=_hours(rows[0][3]),
+            )
+    return filled
+
+
+def _number(text: str) -> int:
+    match = re.match(r"\d+", text)
+    return int(match[0]) if match else 0
+
+
+def _gpus(gres: str) -> int:
+    return sum(int(n) for n in re.findall(r"gpu(?::[^:,()]+)*:(\d+)", gres))
+
+
+def _hours(limit: str) -> float | None:
+    days, _, clock = limit.rpartition("-")
+    if not re.fullmatch(r"[\d:]+", clock) or (days and not days.isdigit()):
+        return None  # infinite
+    parts = [int(part) for part in clock.split(":")]
+    parts = [0] * (3 - len(parts)) + parts if len(parts) > 1 else [0, parts[0], 0]
+    return int(days or 0) * 24 + parts[0] + parts[1] / 60 + parts[2] / 3600
+
 
 FAST_S = 600.0
 """A job that ends within so many seconds without claiming anything speaks against its node."""
@@ -91,14 +224,16 @@ class SlurmLauncher:
             UserError: a cell fits no partition, or a selector in `launcher.resources` is wrong.
             InfrastructureError: Slurm does not tell of its partitions.
         """
-        asked = {subject.cell: Asked() for subject, _, _ in cells}
+        asked = {subject.cell: ResourceOverride() for subject, _, _ in cells}
         for wanted in self._settings.resources:
             only = [wanted.only] if wanted.only else []
             named = select(only, [(subject.cell, subject) for subject in known])
             for name in asked.keys() & set(named):
-                told = {k: v for k in Asked.__struct_fields__ if (v := getattr(wanted, k)) is not None}
-                before = {k: getattr(asked[name], k) for k in Asked.__struct_fields__}
-                asked[name] = Asked(**{**before, **told})
+                told = {
+                    k: v for k in ResourceOverride.__struct_fields__ if (v := getattr(wanted, k)) is not None
+                }
+                before = {k: getattr(asked[name], k) for k in ResourceOverride.__struct_fields__}
+                asked[name] = ResourceOverride(**{**before, **told})
         return [
             (
                 subject.cell,
@@ -115,7 +250,7 @@ class SlurmLauncher:
             for subject, estimate, num_oom in cells
         ]
 
-    def excluded(self, filed: Sequence[Filed]) -> tuple[str, ...]:
+    def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
         """Names nodes on which jobs kept failing fast, until that has expired."""
         oldest_s = time.time() - 3600 * self._settings.bad_node_hours
         recent = {f.submission.number for f in filed if _seconds(f.submission.at) >= oldest_s}
@@ -129,7 +264,7 @@ class SlurmLauncher:
         """Returns the folder for the logs of a submission's jobs where the profile says, "" for the store."""
         return f"{self._cluster.logs}/{sweep}-{number:06d}" if self._cluster.logs is not None else ""
 
-    def submit(self, submission: Submission, text: str) -> Outcome:
+    def submit(self, submission: Submission, text: str) -> SubmitOutcome:
         """Gives the script to sbatch."""
         return submit(text, submission)
 
@@ -141,7 +276,7 @@ class SlurmLauncher:
         """
         return query.find(submission)
 
-    def explain(self, filed: Filed, over: Over, logs: Path) -> Over:
+    def explain(self, filed: SubmissionState, over: JobEnd, logs: Path) -> JobEnd:
         """Add what the job's log says of its end."""
         return explained(filed, over, logs / f"{over.index}.log")
 

@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Mapping
 
-from orchestrator.core.jobs import Resources, Submission
 from orchestrator.errors import UserError
-from orchestrator.launchers.slurm.settings import Cluster
+from orchestrator.jobs.records import Resources, Submission
+from orchestrator.launchers.slurm.settings import ClusterProfile
 
 Value = str | int | float | bool | None
 
@@ -77,7 +77,7 @@ def long_name(option: str) -> str:
     return _SHORT.get(bare, bare.replace("_", "-"))
 
 
-def users(cluster: Cluster) -> dict[str, Value]:
+def users(cluster: ClusterProfile) -> dict[str, Value]:
     """Return `cluster.sbatch` by long names; None and false drop an option.
 
     Raises:
@@ -107,13 +107,13 @@ def users(cluster: Cluster) -> dict[str, Value]:
     return found
 
 
-def cluster_name(cluster: Cluster) -> str:
+def cluster_name(cluster: ClusterProfile) -> str:
     """Return the cluster that the profile submits to, "" for the one of the machine that submits."""
     named = users(cluster).get("clusters")
     return named if isinstance(named, str) else ""
 
 
-def options(submission: Submission, cluster: Cluster, *, output: str) -> dict[str, Value]:
+def options(submission: Submission, cluster: ClusterProfile, *, output: str) -> dict[str, Value]:
     """Return all options of sbatch for a submission, without those that are dropped.
 
     Args:
@@ -134,7 +134,7 @@ def options(submission: Submission, cluster: Cluster, *, output: str) -> dict[st
     return {name: value for name, value in merged.items() if value is not None and value is not False}
 
 
-def _ours(submission: Submission, cluster: Cluster, output: str) -> dict[str, Value]:
+def _ours(submission: Submission, cluster: ClusterProfile, output: str) -> dict[str, Value]:
     asked, last = submission.resources, len(submission.tasks) - 1
     throttle = f"%{submission.max_running}" if submission.max_running else ""
     named: dict[str, Value] = {
@@ -164,7 +164,7 @@ def _ours(submission: Submission, cluster: Cluster, output: str) -> dict[str, Va
     return named
 
 
-def _gpus(asked: Resources, cluster: Cluster) -> str:
+def _gpus(asked: Resources, cluster: ClusterProfile) -> str:
     return f"{cluster.gpu_type}:{asked.gpus_per_node}" if cluster.gpu_type else str(asked.gpus_per_node)
 
 
@@ -224,7 +224,7 @@ _FACTS = frozenset(
 )
 
 
-def unheeded(environment: Mapping[str, str], cluster: Cluster) -> tuple[str, ...]:
+def unheeded(environment: Mapping[str, str], cluster: ClusterProfile) -> tuple[str, ...]:
     """Return a note on each variable that sbatch would take for an option, and that we keep from it.
 
     Args:
@@ -248,7 +248,7 @@ def unheeded(environment: Mapping[str, str], cluster: Cluster) -> tuple[str, ...
     return tuple(dict.fromkeys(notes))
 
 
-def unexpanded(cluster: Cluster) -> tuple[str, ...]:
+def unexpanded(cluster: ClusterProfile) -> tuple[str, ...]:
     """Return a note on each value of `cluster.environment` in which a shell would replace a variable."""
     return tuple(
         f"cluster.environment.{name} has {match[0]}, which arrives as it is: "
@@ -258,7 +258,7 @@ def unexpanded(cluster: Cluster) -> tuple[str, ...]:
     )
 
 
-def _profile(cluster: Cluster) -> dict[str, Value]:
+def _profile(cluster: ClusterProfile) -> dict[str, Value]:
     named: dict[str, Value] = {
         name: value
         for name in ("account", "qos", "reservation", "constraint", "exclusive")

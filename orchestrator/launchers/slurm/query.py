@@ -7,20 +7,105 @@ the one that is meant where it is another.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from orchestrator.core.dispatch import Answer, Seen
-from orchestrator.core.jobs import Submission
-from orchestrator.core.judgement import is_own, same_controller
 from orchestrator.errors import InfrastructureError
+from orchestrator.jobs.judgement import JobListing, JobObservation, is_own, same_controller
+from orchestrator.jobs.records import Submission
 from orchestrator.launchers.base import Limits
-from orchestrator.launchers.slurm.programs import asked, slurm
-from orchestrator.launchers.slurm.words import SACCT, SINCE, SQUEUE, agreed, read_sacct, read_squeue
+from orchestrator.launchers.slurm.parsing import SACCT, SINCE, SQUEUE, agreed, read_sacct, read_squeue
 from orchestrator.provenance import asker
+
+TIMEOUT_S = 30.0
+SILENT_S = 60.0
+"""A command that did not answer in time is not asked again so soon."""
+
+_INPUT = re.compile(
+    r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SACCTMGR|SCANCEL|SINFO|SCONTROL|SSTAT|SPRIO|SSHARE)_"
+)
+_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+_silent_until_s: dict[str, float] = {}
+
+
+class Said(NamedTuple):
+    """How a command of Slurm's ended."""
+
+    code: int
+    output: str
+    error: str
+
+    @property
+    def problem(self) -> str:
+        """Its last words on standard error, on one line."""
+        lines = [line.strip() for line in self.error.splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {self.code}"
+
+
+def environment(inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for Slurm's programs: ours without the variables that they read as options.
+
+    Slurm's programs take filters and options from the environment (``SQUEUE_PARTITION``, ``SCANCEL_STATE``,
+    ``SBATCH_ACCOUNT``, ``SLURM_CLUSTERS``), and what a job that we may run in says of itself has the same
+    names. A filter that is not ours would make an answer incomplete. What says where Slurm is, and as whom to
+    speak to it, stays: SLURM_CONF, SLURM_CONF_SERVER and SLURM_JWT.
+    """
+    return {
+        name: value
+        for name, value in (os.environ if inherited is None else inherited).items()
+        if name in _KEPT or not _INPUT.match(name)
+    }
+
+
+def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) -> Said:
+    """Run a command of Slurm's.
+
+    Raises:
+        InfrastructureError: there is no such command here, or it did not answer in time.
+    """
+    if time.monotonic() < _silent_until_s.get(words[0], 0.0):
+        raise InfrastructureError(f"{words[0]} did not answer a moment ago")
+    try:
+        done = subprocess.run(
+            words,
+            input=text,
+            stdin=subprocess.DEVNULL if text is None else None,
+            env=environment(),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=timeout_s,
+            check=False,
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise InfrastructureError(
+            f"there is no {words[0]} here", fix="run it on a login node of the cluster; sweep doctor"
+        ) from error
+    except OSError as error:
+        raise InfrastructureError(f"{words[0]} cannot be run: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        _silent_until_s[words[0]] = time.monotonic() + SILENT_S
+        raise InfrastructureError(f"{words[0]} did not answer within {timeout_s:.0f} s") from error
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+def asked(*words: str) -> str:
+    """Run a command whose output is needed.
+
+    Raises:
+        InfrastructureError: it did not succeed.
+    """
+    said = slurm(*words)
+    if said.code != 0:
+        raise InfrastructureError(f"{words[0]} failed: {said.problem}")
+    return said.output
+
 
 DEFAULT_ARRAY_SIZE = 1001
 """Slurm's own default of MaxArraySize."""
@@ -98,7 +183,7 @@ def limits(name: str = "") -> Limits:
     return Limits(cluster=found.name, max_tasks=found.max_tasks, controller=found.controller)
 
 
-def jobs(name: str, ids: Iterable[str]) -> Answer:
+def jobs(name: str, ids: Iterable[str]) -> JobListing:
     """Ask a cluster's controller and accounting about arrays, by job id, at the same time; never raises.
 
     The controller knows what lives, and forgets what is over; accounting remembers, but lags behind.
@@ -109,12 +194,12 @@ def jobs(name: str, ids: Iterable[str]) -> Answer:
     """
     wanted = sorted(set(ids), key=int)
     if not wanted:
-        return Answer(complete=True)
+        return JobListing(complete=True)
     with ThreadPoolExecutor(2) as pool:
         asking = pool.submit(_squeue, name, wanted), pool.submit(_sacct, name, wanted)
     problems: list[str] = []
     listed: _Listed | None = None
-    accounts: dict[tuple[str, int], Seen] | None = None
+    accounts: dict[tuple[str, int], JobObservation] | None = None
     try:
         listed = asking[0].result()
     except InfrastructureError as error:
@@ -124,12 +209,12 @@ def jobs(name: str, ids: Iterable[str]) -> Answer:
     except InfrastructureError as error:
         problems.append(error.what)
     if listed is None and accounts is None:
-        return Answer(problem=f"Slurm does not answer: {problems[0]}")
+        return JobListing(problem=f"Slurm does not answer: {problems[0]}")
     if listed is None:
-        return Answer(agreed(None, accounts or {}), gap=f"accounting does not list it, and {problems[0]}")
+        return JobListing(agreed(None, accounts or {}), gap=f"accounting does not list it, and {problems[0]}")
     found, now, gap = listed
     account = "accounting has no record of it" if accounts is not None else f"no accounts: {problems[0]}"
-    return Answer(
+    return JobListing(
         agreed(now, accounts or {}),
         complete=not gap,
         gap=gap,
@@ -139,8 +224,8 @@ def jobs(name: str, ids: Iterable[str]) -> Answer:
     )
 
 
-def _sacct(name: str, ids: Sequence[str]) -> dict[tuple[str, int], Seen]:
-    seen: dict[tuple[str, int], Seen] = {}
+def _sacct(name: str, ids: Sequence[str]) -> dict[tuple[str, int], JobObservation]:
+    seen: dict[tuple[str, int], JobObservation] = {}
     for part in _parts(ids):
         words = ("sacct", "-nPXD", "-M", name, "-S", SINCE, "-j", ",".join(part), "-o", SACCT)
         seen.update(read_sacct(asked(*words).splitlines()))
@@ -151,13 +236,13 @@ class _Listed(NamedTuple):
     """What a controller lists; `gap` says why that may not be all."""
 
     cluster: Cluster
-    seen: dict[tuple[str, int], Seen]
+    seen: dict[tuple[str, int], JobObservation]
     gap: str
 
 
 def _squeue(name: str, ids: Sequence[str]) -> _Listed:
     found, gap = cluster(name), ""
-    seen: dict[tuple[str, int], Seen] = {}
+    seen: dict[tuple[str, int], JobObservation] = {}
     for part in _parts(ids):
         # --all: those of hidden partitions, and of partitions that this user may not use
         said = slurm("squeue", *found.options, "-ahr", "-t", "all", "-j", ",".join(part), "-O", SQUEUE)
@@ -221,7 +306,7 @@ class SlurmScheduler:
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
 
-    def jobs(self, ids: Iterable[str]) -> Answer:
+    def jobs(self, ids: Iterable[str]) -> JobListing:
         """Ask about arrays; never raises."""
         return jobs(self._cluster, ids)
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.core.jobs import Submission
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.jobs.records import Submission
+from orchestrator.launchers.base import SubmitOutcome, Verdict
 from orchestrator.launchers.jobs import SETUP_FAILED
 from orchestrator.launchers.slurm.options import Value, options
-from orchestrator.launchers.slurm.settings import Cluster
+from orchestrator.launchers.slurm.query import find, slurm
+from orchestrator.launchers.slurm.reasons import UNCLEAR, UNREACHED, is_limit, refusal_advice
+from orchestrator.launchers.slurm.settings import ClusterProfile
 
 JOB_MODULE = "orchestrator.launchers.slurm.job"
 DEAF = """trap '' TERM USR1 USR2; exec "$@\""""
@@ -50,7 +54,7 @@ _INPUT = (
 
 
 def script(
-    submission: Submission, cluster: Cluster, *, store: str, sweep: str, code: Path, logs: Path
+    submission: Submission, cluster: ClusterProfile, *, store: str, sweep: str, code: Path, logs: Path
 ) -> str:
     """Return the whole text that sbatch is given.
 
@@ -115,7 +119,7 @@ def _setup(lines: Sequence[str]) -> list[str] | None:
     return [f"sweep_setup=({listed})", _CHECK, text, "trap - ERR EXIT"]
 
 
-def _srun(submission: Submission, cluster: Cluster, given: dict[str, Value]) -> list[str]:
+def _srun(submission: Submission, cluster: ClusterProfile, given: dict[str, Value]) -> list[str]:
     """One task on the first node, as a step: a bare script misses the signal at a preemption with grace.
 
     It overlaps: a command that starts steps of its own would else wait for ours to end. It exports all: a job
@@ -126,7 +130,7 @@ def _srun(submission: Submission, cluster: Cluster, given: dict[str, Value]) -> 
     return ["srun", "--nodes=1", "--ntasks=1", *first, *cpus, "--overlap", "--export=ALL", *cluster.srun]
 
 
-def _exports(cluster: Cluster, code: Path) -> list[str]:
+def _exports(cluster: ClusterProfile, code: Path) -> list[str]:
     variables = [("PYTHONUTF8", "1")]  # whatever the node's locale
     variables += [
         (name, quoted(_text(value))) for name, value in cluster.environment.items() if value is not None
@@ -161,3 +165,81 @@ def quoted(text: str) -> str:
         return shlex.quote(text)
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return "$'" + re.sub(r"[^ -~]", lambda m: "".join(f"\\x{b:02x}" for b in m[0].encode()), escaped) + "'"
+
+
+SBATCH_TIMEOUT_S = 60.0
+_LOOKS, _LOOK_S = 3, 1.0
+_ANSWER = re.compile(r"^\s*(?P<job>[1-9]\d*)(;(?P<cluster>[\w.-]+))?\s*$", re.MULTILINE)
+"""What ``sbatch --parsable`` prints: a line of its own, beside which a site's wrapper may print others."""
+
+_SLURMS_OWN = re.compile(r"Batch job submission failed|Unable to contact slurm controller")
+"""What only sbatch says, when there is no job."""
+
+
+def submit(text: str, submission: Submission) -> SubmitOutcome:
+    """Give a script to sbatch; where that does not know how it ended, look for a job of that name.
+
+    Args:
+        text: the script.
+        submission: whose name no other job has, and whose cluster the job must go to.
+    """
+    try:
+        said = slurm("sbatch", "--parsable", text=text, timeout_s=SBATCH_TIMEOUT_S)
+    except InfrastructureError as error:
+        if "there is no" in error.what:
+            return SubmitOutcome(Verdict.UNREACHED, said=error.what)
+        return _looked_for(submission, error.what)
+    answers = list(_ANSWER.finditer(said.output))
+    words = " ".join(said.error.split())
+    if said.code == 0 and len(answers) == 1:
+        job, cluster = answers[0]["job"], answers[0]["cluster"] or ""
+        if said.output.strip() != answers[0][0].strip():  # a number among other lines may be another's
+            job = _looked_for(submission, "").job or job
+        return _accepted(submission, job, cluster)
+    if said.code == 0 or answers or UNCLEAR.search(words):
+        return _looked_for(submission, words or " ".join(said.output.split()))
+    if not _SLURMS_OWN.search(words):  # a site's wrapper may fail after sbatch has succeeded
+        try:
+            job = find(submission)
+        except InfrastructureError:
+            return SubmitOutcome(Verdict.UNCLEAR, said=_short(words))
+        if job is not None:
+            return SubmitOutcome(Verdict.ACCEPTED, job=job)
+    if UNREACHED.search(words):
+        return SubmitOutcome(Verdict.UNREACHED, said=_short(words))
+    if is_limit(words):
+        return SubmitOutcome(Verdict.LIMIT, said=_short(words))
+    advice = refusal_advice(words)
+    return SubmitOutcome(Verdict.REFUSED, said=_short(words) + (f"; {advice}" if advice else ""))
+
+
+def _accepted(submission: Submission, job: str, cluster: str) -> SubmitOutcome:
+    """Take a job, but not one of another cluster: nobody would look for it there."""
+    if cluster.casefold() in ("", submission.cluster.casefold()):
+        return SubmitOutcome(Verdict.ACCEPTED, job=job)
+    try:
+        ended = slurm("scancel", "-M", cluster, job)
+    except InfrastructureError as error:
+        return SubmitOutcome(Verdict.UNCLEAR, said=f"job {job} went to cluster {cluster}, and {error.what}")
+    if ended.code != 0:
+        return SubmitOutcome(Verdict.UNCLEAR, said=f"job {job} went to cluster {cluster}: {ended.problem}")
+    return SubmitOutcome(
+        Verdict.REFUSED,
+        said=f"sbatch gave the job to cluster {cluster}, not {submission.cluster}, and it was cancelled; "
+        f"cluster.sbatch.clusters: {cluster} submits to that cluster",
+    )
+
+
+def _looked_for(submission: Submission, said: str) -> SubmitOutcome:
+    for look in range(_LOOKS):
+        time.sleep(_LOOK_S * look)
+        try:
+            if (job := find(submission)) is not None:
+                return SubmitOutcome(Verdict.ACCEPTED, job=job)
+        except InfrastructureError:
+            continue
+    return SubmitOutcome(Verdict.UNCLEAR, said=_short(said))
+
+
+def _short(words: str) -> str:
+    return re.sub(r"sbatch: (error: )?", "", words)[:300]

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from orchestrator.reports import style
-from orchestrator.study.names import distinct, listed, models_of, task_name
+from orchestrator.study.paper import distinct, listed, models_of, task_name
 
 GROUPS = {"high": "high-resource (en, es, ja)", "low": "low-resource (bn, sw, te)"}
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from orchestrator.reports import style
-from orchestrator.study.names import SETTINGS, interval, listed, number, task_name
+from orchestrator.study.paper import SETTINGS, interval, listed, number, task_name
 from orchestrator.study.published import NOT_COMPARABLE, PUBLISHED
 
 Medians = Mapping[str, Mapping[str, Any]]

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
 from orchestrator.reports import style
-from orchestrator.study import facts
-from orchestrator.study.names import MINUS, distinct, listed, number, task_name
+from orchestrator.study import paper
+from orchestrator.study.paper import MINUS, distinct, listed, number, task_name
 
 _COLOURS = "RdBu"
 _DARK = 0.62
@@ -24,7 +24,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
         return None
     tasks, models = distinct(entries, "task"), distinct(entries, "model")
     mixtures = sorted(distinct(entries, "mixture"), key=_place)
-    languages = facts.in_order(distinct(entries, "eval_language"))
+    languages = paper.in_order(distinct(entries, "eval_language"))
     most = max(1.0, *(abs(entry["delta_points"]) for entry in entries))
     panel_in = 0.32 + 0.2 * len(mixtures)
     figure, axes = style.panels(len(models), len(tasks), height_in=0.9 + max(1.0, panel_in * len(models)))
@@ -67,7 +67,7 @@ def _place(mixture: str) -> tuple[int, int]:
     """English first, then en+x in the order of the study's languages."""
     names = mixture.split("+")
     last = names[-1]
-    return len(names), facts.CORE.index(last) if last in facts.CORE else len(facts.CORE)
+    return len(names), paper.CORE.index(last) if last in paper.CORE else len(paper.CORE)
 
 
 def _panel(

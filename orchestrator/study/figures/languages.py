@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from orchestrator.reports import style
-from orchestrator.study import facts
-from orchestrator.study.names import distinct, language_name, listed, models_of, task_name
+from orchestrator.study import paper
+from orchestrator.study.paper import distinct, language_name, listed, models_of, task_name
 
 _COLUMNS = 3
 
@@ -20,7 +20,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
     if not entries:
         return None
     tasks, models = distinct(entries, "task"), models_of(numbers)
-    languages = facts.in_order(distinct(entries, "eval_language"))
+    languages = paper.in_order(distinct(entries, "eval_language"))
     sizes = sorted(distinct(entries, "num_languages"))
     columns = min(_COLUMNS, len(languages))
     rows_a_task = -(-len(languages) // columns)

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from orchestrator.reports import style
-from orchestrator.study import facts
-from orchestrator.study.names import distinct, listed, task_name
+from orchestrator.study import paper
+from orchestrator.study.paper import distinct, listed, task_name
 
 OUTCOMES = {
     "better": ("#009E73", "zero-shot better"),
@@ -88,7 +88,7 @@ def draw_by_model(numbers: Mapping[str, Any]) -> style.Drawing | None:
 
 
 def _languages(entries: Entries) -> tuple[str, ...]:
-    return facts.in_order(distinct(entries, "language"))
+    return paper.in_order(distinct(entries, "language"))
 
 
 def _sizes(entries: Entries) -> list[int]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.study.numbers.accuracies import baselines, fig2, fig7, fig8
-from orchestrator.study.numbers.bilingual import comparisons, fig3, table2
-from orchestrator.study.numbers.missing import missing
+from orchestrator.study.coverage import missing
+from orchestrator.study.numbers.accuracies import baselines, comparisons, fig2, fig3, fig4, fig7, fig8, table2
 from orchestrator.study.numbers.regression import table3
-from orchestrator.study.numbers.zero_shot import fig4
 from orchestrator.study.published import verdicts
-from orchestrator.study.table import Row, results
+from orchestrator.study.tables.results import Row, results
 
 
 def report(

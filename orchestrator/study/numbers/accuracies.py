@@ -6,11 +6,13 @@ Several seeds of a mixture are pooled.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from fractions import Fraction
+from statistics import median
+from typing import Any, NamedTuple, TypeVar
 
-from orchestrator.study import facts
-from orchestrator.study.statistics import Count, pool
-from orchestrator.study.table import Result
+from orchestrator.study import paper
+from orchestrator.study.statistics import ALPHA, Count, median_interval, pool, t_test, wilson
+from orchestrator.study.tables.results import Result
 
 Key = TypeVar("Key", bound=Hashable)
 Entry = dict[str, Any]
@@ -26,8 +28,8 @@ def pooled(read: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, Co
 
 def fig2(read: Sequence[Result]) -> list[Entry]:
     """Returns accuracy by model, task, resource group and number of languages; trained cells, 95 % Wilson."""
-    shown = [result for result in read if result.languages and result.eval_language in facts.RESOURCE]
-    groups = pooled(shown, lambda r: (r.model, r.task, facts.RESOURCE[r.eval_language], r.num_languages))
+    shown = [result for result in read if result.languages and result.eval_language in paper.RESOURCE]
+    groups = pooled(shown, lambda r: (r.model, r.task, paper.RESOURCE[r.eval_language], r.num_languages))
     return [
         {"model": model, "task": task, "group": group, "num_languages": size, **interval(groups[key])}
         for key in sorted(groups)
@@ -47,7 +49,7 @@ def baselines(read: Sequence[Result]) -> list[Entry]:
 def fig7(read: Sequence[Result]) -> list[Entry]:
     """Returns what training on en and on en+x added to the pretrained model, in points."""
     before = pooled((r for r in read if not r.languages), lambda r: (r.model, r.task, r.eval_language))
-    bilingual = [r for r in read if r.languages == ("en",) or facts.partner(r.languages)]
+    bilingual = [r for r in read if r.languages == ("en",) or paper.partner(r.languages)]
     after = pooled(bilingual, lambda r: (r.model, r.task, r.languages, r.eval_language))
     return [
         {
@@ -58,7 +60,7 @@ def fig7(read: Sequence[Result]) -> list[Entry]:
             "delta_points": 100 * (count.share - before[model, task, language].share),
         }
         for (model, task, languages, language), count in after.items()
-        if language in facts.EVAL_LANGUAGES and (model, task, language) in before
+        if language in paper.EVAL_LANGUAGES and (model, task, language) in before
     ]
 
 
@@ -88,3 +90,111 @@ def interval(count: Count) -> Mapping[str, Any]:
     """Returns a count as the columns of a table, with its interval."""
     low, high = count.interval
     return {**count._asdict(), "accuracy": count.share, "low": low, "high": high}
+
+
+SETTINGS = ("en", "direct", "transfer")
+
+
+class Comparison(NamedTuple):
+    """How much better en+x is than en, exactly."""
+
+    task: str
+    setting: str
+    gain: Fraction
+
+
+def comparisons(read: Iterable[Result]) -> list[Comparison]:
+    """Returns the comparisons of which both cells are there."""
+    alone: dict[tuple[str, ...], Result] = {}
+    pairs: list[tuple[str, Result]] = []
+    for result in read:
+        if result.eval_language not in paper.EVAL_LANGUAGES:
+            continue
+        if result.languages == ("en",):
+            alone[_key(result)] = result
+        elif (x := paper.partner(result.languages)) is not None:
+            pairs.append((x, result))
+    return [
+        Comparison(
+            result.task, _setting(x, result.eval_language), _share(result) - _share(alone[_key(result)])
+        )
+        for x, result in pairs
+        if _key(result) in alone
+    ]
+
+
+def table2(found: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
+    """Returns the share of wins for each setting: strictly better, by exact counts; 95 % Wilson."""
+    table = {}
+    for setting in SETTINGS:
+        gains = [comparison.gain for comparison in found if comparison.setting == setting]
+        wins, total = sum(gain > 0 for gain in gains), len(gains)
+        low, high = wilson(wins, total) if total else (None, None)
+        rate = wins / total if total else None
+        table[setting] = {"wins": wins, "total": total, "rate": rate, "low": low, "high": high}
+    return table
+
+
+def fig3(
+    found: Sequence[Comparison], tasks: Iterable[str], *, seed: int
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns for each task and setting the median gain in points, with its percentile bootstrap interval."""
+    return {task: {setting: _median(found, task, setting, seed) for setting in SETTINGS} for task in tasks}
+
+
+def _median(found: Sequence[Comparison], task: str, setting: str, seed: int) -> dict[str, Any]:
+    points = [float(100 * gain) for name, where, gain in found if (name, where) == (task, setting)]
+    low, high = median_interval(points, seed=seed) or (None, None)
+    return {
+        "median_points": median(points) if points else None,
+        "low": low,
+        "high": high,
+        "num_cells": len(points),
+    }
+
+
+def _setting(x: str, eval_language: str) -> str:
+    return "en" if eval_language == "en" else "direct" if eval_language == x else "transfer"
+
+
+def _key(result: Result) -> tuple[str, ...]:
+    return result.model, result.task, result.seed, result.eval_language
+
+
+def _share(result: Result) -> Fraction:
+    return Fraction(result.num_correct, result.num_items)
+
+
+def fig4(read: Sequence[Result]) -> list[dict[str, Any]]:
+    """Returns both accuracies and whether zero-shot is better, the same or worse.
+
+    By Student's two-sided t-test (pooled variance) on the items' zeros and ones, alpha = 0.05, not corrected
+    for the number of tests. For English the items of the four en+x are one sample; of a sweep that is half
+    finished, those of the four that there are.
+    """
+    direct = pooled(
+        (r for r in read if (x := paper.partner(r.languages)) and r.eval_language in ("en", x)),
+        lambda r: (r.model, r.task, r.eval_language),
+    )
+    zero_shot = pooled(
+        (r for r in read if paper.left_out(r.languages) == r.eval_language),
+        lambda r: (r.model, r.task, r.eval_language, r.num_languages),
+    )
+    return [
+        {
+            "model": model,
+            "task": task,
+            "language": language,
+            "num_languages": size,
+            **_compare(direct[model, task, language], count),
+        }
+        for (model, task, language, size), count in sorted(zero_shot.items())
+        if (model, task, language) in direct
+    ]
+
+
+def _compare(direct: Count, zero_shot: Count) -> dict[str, Any]:
+    p_value = t_test(zero_shot, direct)
+    better = zero_shot.share > direct.share
+    outcome = "same" if p_value >= ALPHA else "better" if better else "worse"
+    return {"direct": direct.share, "zero_shot": zero_shot.share, "p_value": p_value, "outcome": outcome}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from statsmodels.regression.linear_model import OLS
 
 from orchestrator.study.statistics import ALPHA
-from orchestrator.study.table import Result
+from orchestrator.study.tables.results import Result
 
 Array = NDArray[numpy.float64]
 COEFFICIENTS = (

@@ -1,0 +1,1 @@
+"""What a user can do with sweeps and stores, as functions and values. Nothing here prints."""

@@ -1,0 +1,129 @@
+"""What people are told of retired files: which cells need them again, and what a launch let go at its end."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+from orchestrator import provenance
+from orchestrator.api.state import SweepState, current_revision
+from orchestrator.cli.diff import changed_reads
+from orchestrator.cli.output import counted
+from orchestrator.core.records import Retired
+from orchestrator.core.settings import Policy
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import InfrastructureError
+from orchestrator.store.checkout import checkout_of
+from orchestrator.store.retention import retain
+
+
+def print_cell_drift(view: SweepState) -> None:
+    """Says which cells are new, and why, against the revision that was launched last."""
+    if view.sealed:
+        return
+    number = current_revision(view.ledger, view.sweep.name)
+    if number is None:
+        return
+    before = view.ledger.revision(view.sweep.name, number).sweep
+    old = {cell.cell for cell in before.cells}
+    new = [cell for cell in view.sweep.cells if cell.cell not in old]
+    if not new:
+        return
+    by_axes = {tuple(cell.axes.items()): cell for cell in before.cells}
+    changed: Counter[str] = Counter()
+    for cell in new:
+        former = by_axes.get(tuple(cell.axes.items()))
+        changed.update(
+            changed_reads(before, view.sweep, former, cell) if former else ["another place in the grid"]
+        )
+    why = ", ".join(f"{key} ({counted(n, 'cell')})" for key, n in changed.most_common(5))
+    print(f"  {counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}")
+
+
+def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
+    """Counts the products that count by the version of the code that made them."""
+    evidence = (view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.chain})
+    return Counter(e.done.code for e in evidence if e.done is not None)
+
+
+def print_code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()) -> None:
+    """Says when products were made by different code, or by other code than would run now.
+
+    Args:
+        view: the revision.
+        cells: whose products.
+        import_paths: where the user's stages are importable now; without them only the products are compared.
+    """
+    codes = code_versions(view, cells)
+    if import_paths and codes:
+        digest = checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
+        now = provenance.code_version(digest, provenance.git_state(import_paths[0]))
+        other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}
+        if other:
+            made = ", ".join(f"{counted(n, 'product')} by {code}" for code, n in other.items())
+            print(f"  note: made by other code than now ({now}): {made}; after a bug fix: sweep discard")
+    elif len(codes) > 1:
+        made = ", ".join(f"{counted(n, 'product')} by {code}" for code, n in codes.most_common())
+        print(f"  note: made by different code: {made}")
+
+
+MAX_CELLS_NAMED = 3
+
+
+def told(retired: Retired) -> str:
+    """Returns a retirement in one line."""
+    return f"{_of(retired)} under policy {retired.policy} at {retired.at} by {retired.by}: {retired.why}"
+
+
+def _of(*retired: Retired) -> str:
+    files = [file for record in retired for file in record.files]
+    return f"{counted(len(files), 'file')} ({sum(file.size for file in files) / 2**30:.3g} GiB)"
+
+
+def needing_retired(view: SweepState, cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Returns stage to ids of the cells that cannot run because files of its product were retired."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        stages = view.cells[cell.cell].stages
+        for digest, status in stages.items():
+            inputs = view.sweep.nodes[digest].inputs if status.state is State.BLOCKED else ()
+            for stage in dict.fromkeys(i.stage for i in inputs if stages[i.digest].retired):
+                if cell.cell not in found.setdefault(stage, []):
+                    found[stage].append(cell.cell)
+    return found
+
+
+def print_needing_retired(view: SweepState, cells: Sequence[Cell]) -> None:
+    """Prints which cells would have to make again what was retired, and the commands that ask for it."""
+    sweep = f"{view.sweep.name}@{view.number}"
+    for stage, ids in needing_retired(view, cells).items():
+        few = len(ids) <= MAX_CELLS_NAMED
+        print(f"\n{counted(len(ids), 'cell')} blocked: files of its input {stage} were retired", end="")
+        print(f": {', '.join(ids)}" if few else "")
+        found = [status.former for cell in ids for status in view.cells[cell].stages.values()]
+        problems = {former.problem for former in found if former and former.problem}
+        for problem in sorted(problems)[:MAX_CELLS_NAMED]:
+            print(f"  the product of an earlier version cannot be used: {problem}")
+        selector = shlex.quote(",".join(ids) if few else "state=blocked")
+        print(f"to make {stage} again, and all that was made from it:")
+        if not view.sealed:
+            print("  sweep launch, as planned here, which seals these cells; then")
+        print(f"  sweep discard {sweep} {selector} --stage {stage} --reason ...{view.hint}")
+        print(f"  sweep launch {sweep}{view.hint}")
+
+
+def finish_retention(view: SweepState, policy: Policy) -> None:
+    """Applies a launch's policy to all products of its revision, and finishes what a dead worker began."""
+    if view.wishes.revision != view.number:
+        return  # another revision was launched meanwhile: what it needs is for its own launch to say
+    try:
+        news = retain(
+            view.ledger, view.sweep, policy, by=f"launch by {provenance.user()}", trusted=view.trusted
+        )
+    except (OSError, InfrastructureError) as error:
+        print(f"retention: {error}; the next launch goes on with it")
+        return
+    if news:
+        print(f"retired {_of(*news)} of {counted(len(news), 'product')} under policy {policy.retention}")

@@ -1,0 +1,315 @@
+"""Giving cells to a scheduler: those that nobody holds, as arrays of jobs.
+
+It may be run again at any time, also by two people at once: an intent is created under the next number before
+the scheduler is asked, and whoever loses that number decides anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator import provenance
+from orchestrator.api.estimates import estimates_of, of_cell
+from orchestrator.api.settling import give_up, job_logs
+from orchestrator.api.state import SweepState
+from orchestrator.cli.output import counted
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import Request
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.jobs.arrays import JobArray, cut, first_try, grouped
+from orchestrator.jobs.judgement import Phase
+from orchestrator.jobs.records import Resources, Submission
+from orchestrator.jobs.states import LIMIT
+from orchestrator.jobs.submissions import Submissions
+from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdict
+from orchestrator.store import code as snapshots
+from orchestrator.store import layout
+from orchestrator.store.access import new_nonce
+
+_WANTED = frozenset({State.PENDING, State.RELEASED, State.LOST, State.RUNNING})
+
+
+@dataclass
+class SubmitResult:
+    """What was submitted, and what was not.
+
+    Attributes:
+        submitted: submissions that the scheduler took, with their job's id.
+        scripts: what it was given, or would be.
+        behind: cells that a limit keeps back.
+        limit: that limit, in the scheduler's words or ours.
+        num_held: cells that a job holds already.
+    """
+
+    submitted: list[tuple[Submission, str]] = field(default_factory=list)
+    scripts: list[tuple[Submission, str]] = field(default_factory=list)
+    behind: int = 0
+    limit: str = ""
+    num_held: int = 0
+
+    def add(self, more: SubmitResult) -> None:
+        """Adds what was done for another request."""
+        self.submitted += more.submitted
+        self.scripts += more.scripts
+        self.behind += more.behind
+        self.num_held += more.num_held
+        self.limit = more.limit or self.limit
+
+
+class Dispatch:
+    """Gives the cells of one request to a scheduler.
+
+    Args:
+        view: the revision, settled; read anew where it has to be.
+        request: the launch or rerun whose settings and code count, for cells that no later one names.
+        submitter: its launcher.
+        limits: of the scheduler.
+    """
+
+    def __init__(self, view: SweepState, request: Request, submitter: Submitter, limits: Limits) -> None:
+        self._view, self._request, self._submitter, self._limits = view, request, submitter, limits
+        self._submissions = Submissions(view.ledger, view.sweep.name)
+        self.given, self._has_filed = SubmitResult(), False
+
+    def run(self, *, hold: str = "") -> SubmitResult:
+        """Submits what nobody holds.
+
+        Args:
+            hold: a limit for which nothing is to be submitted now, though it is counted.
+
+        Raises:
+            UserError: a cell fits nowhere, or the scheduler refuses what it was given for good.
+            InfrastructureError: the scheduler does not answer.
+        """
+        groups, number = self._groups(), self._next_number()
+        fits, is_refill = first_try(self._view.jobs.filed, self._limits.max_tasks)
+        if hold:
+            fits, self.given.limit = 0, hold
+        grows = 1
+        while groups and fits:
+            piece, rest = cut(groups[0], fits)
+            submission = self._submission(piece, number)
+            text = self._text(submission)
+            if not self._submissions.file(submission):  # another submits as well: see what is left
+                self._view = self._view.fresh()
+                groups, number = self._groups(), self._next_number()
+                continue
+            number, self._has_filed = number + 1, True
+            if not self._take(submission, text):
+                fits = len(piece.tasks) // 2
+                continue
+            groups[:1] = [rest] if rest.tasks and rest.max_running != 0 else []
+            if rest.max_running == 0:
+                self._hold_back(sum(map(len, rest.tasks)))
+            if is_refill:
+                fits, grows = grows, 2 * grows
+        self.given.behind += sum(len(cells) for group in groups for cells in group.tasks)
+        return self.given
+
+    @property
+    def view(self) -> SweepState:
+        """The revision afterwards."""
+        return self._view.fresh() if self._has_filed else self._view
+
+    def check(self) -> None:
+        """Finds out, before anything is recorded, whether jobs fit somewhere and can be written down.
+
+        Raises:
+            UserError: one does not fit, or a path or an option is one that the scheduler cannot be given.
+        """
+        self._with_resources(self._unheld())
+        for group in self._groups()[:1]:
+            self._text(self._submission(group, self._next_number()))
+
+    def dry_run(self, *, after: int = 0) -> SubmitResult:
+        """Says what `run` would submit, after so many other submissions, and changes nothing."""
+        for number, group in enumerate(self._groups(), self._next_number() + after):
+            submission = self._submission(group, number)
+            self.given.scripts.append((submission, self._text(submission)))
+        return self.given
+
+    # Submitting
+
+    def _hold_back(self, num_cells: int) -> None:
+        """Counts cells that our own limits keep back."""
+        most = {"max_jobs": self._submitter.max_jobs, "max_running": self._submitter.max_running}
+        self.given.behind += num_cells
+        if num_cells:
+            self.given.limit = " and ".join(f"launcher.{k}={v}" for k, v in most.items() if v is not None)
+
+    def _next_number(self) -> int:
+        filed = self._view.jobs.filed
+        return (filed[-1].submission.number if filed else 0) + 1
+
+    def _groups(self) -> list[JobArray]:
+        """What nobody holds, as arrays; what our own limits keep back is counted."""
+        filed, cells = self._view.jobs.filed, self._unheld()
+        most, self.given.behind = self._submitter.max_running, 0
+        if most is not None:
+            most -= sum(
+                min(each.submission.max_running or len(each.open_tasks), len(each.open_tasks))
+                for each in filed
+            )
+        groups, behind = grouped(
+            self._with_resources(cells),
+            cells_per_job=self._submitter.cells_per_job,
+            max_array_size=self._limits.max_tasks,
+            max_running=most,
+            held=sum(len(each.open_tasks) for each in filed),
+            max_jobs=self._submitter.max_jobs,
+        )
+        self._hold_back(behind)
+        return groups
+
+    def _unheld(self) -> list[Cell]:
+        view, wishes = self._view, self._view.wishes
+        wanted, self.given.num_held = [], 0
+        for cell in view.sweep.cells:
+            if self._request.number:
+                is_asked = wishes.asked.get(cell.cell) == self._request.number
+            else:  # not recorded: nothing is later
+                is_asked = self._request.cells is None or cell.cell in self._request.cells
+            if not is_asked or view.cells[cell.cell].state not in (*_WANTED, State.QUEUED, State.UNKNOWN):
+                continue
+            job = view.jobs.of_cell(cell.cell)
+            if (job is not None and job.phase is not Phase.OVER) or self._is_busy(cell):
+                self.given.num_held += 1
+            elif view.cells[cell.cell].state in _WANTED:
+                wanted.append(cell)
+        return wanted
+
+    def _is_busy(self, cell: Cell) -> bool:
+        """Whether somebody works on this very cell without a job, as far as its heartbeat's age tells."""
+        for digest, status in self._view.cells[cell.cell].stages.items():
+            if status.state is not State.RUNNING:
+                continue
+            last = self._view.snapshot.evidence(digest).attempts[-1]
+            if last.claim is None or last.claim.cell != cell.cell:
+                continue
+            at = last.heartbeat.at if last.heartbeat else last.claim.at
+            if provenance.age_s(at) < 2 * last.claim.lease_s:
+                return True
+        return False
+
+    def _with_resources(self, cells: Sequence[Cell]) -> list[tuple[str, Resources]]:
+        view, hardware = self._view, self._submitter.hardware()
+        settings = self._request.settings
+        if not cells:
+            return []
+        estimates = {}
+        if hardware is not None and settings is not None:
+            estimates = estimates_of(
+                view,
+                cells,
+                hardware=hardware,
+                retention=settings.policy.retention,
+                import_paths=self._request.import_paths,
+                unfinished_only=True,
+            )
+        return self._submitter.resources(
+            [
+                (
+                    view.subject(cell),
+                    of_cell(cell, estimates),
+                    view.jobs.count(cell.cell, Cause.OOM_HOST),
+                )
+                for cell in cells
+            ],
+            known=[view.subject(cell) for cell in view.sweep.cells],
+        )
+
+    def _submission(self, group: JobArray, number: int) -> Submission:
+        view, request = self._view, self._request
+        nonce = new_nonce()
+        return Submission(
+            nonce=nonce,
+            number=number,
+            revision=view.number,
+            request=request.number,
+            launcher=self._submitter.name,
+            cluster=self._limits.cluster,
+            name=job_name(view.sweep.name, number, nonce),
+            tasks=group.tasks,
+            resources=group.resources,
+            max_running=group.max_running,
+            exclude=self._submitter.excluded(view.jobs.filed),
+            code=request.code,
+            folder=request.folder,
+            logs=self._submitter.logs(view.sweep.name, number),
+            by=provenance.user(),
+            at=provenance.now(),
+            uid=provenance.asker().uid,
+            controller=self._limits.controller,
+        )
+
+    def _text(self, submission: Submission) -> str:
+        objects = self._view.ledger.objects
+        code = snapshots.package_path(objects, submission.code.digest) if submission.code else Path()
+        return self._submitter.text(
+            submission,
+            sweep=self._view.sweep.name,
+            store=objects.url,
+            code=code,
+            logs=job_logs(self._view, submission),
+        )
+
+    def _take(self, submission: Submission, text: str) -> bool:
+        """Gives an intent that was created to the scheduler; False when it takes no more."""
+        objects = self._view.ledger.objects
+        key = layout.job_logs(self._view.sweep.name, submission.number)
+        (objects.workspace(key) / self._submitter.file).write_text(text, encoding="utf-8")
+        objects.upload(key)
+        job_logs(self._view, submission).mkdir(parents=True, exist_ok=True)
+        outcome = self._submitter.submit(submission, text)
+        match outcome.verdict:
+            case Verdict.ACCEPTED:
+                self._submissions.accept(submission.number, outcome.job, at=provenance.now())
+                self.given.submitted.append((submission, outcome.job))
+                return True
+            case Verdict.LIMIT:
+                give_up(self._submissions, submission, LIMIT, outcome.said)
+                self.given.limit = outcome.said
+                return False
+            case Verdict.REFUSED:
+                give_up(self._submissions, submission, "REFUSED", outcome.said)
+                raise self._refused(submission, outcome)
+            case Verdict.UNREACHED:
+                give_up(self._submissions, submission, "REFUSED", outcome.said)
+                raise self._unreached(f"was not reached: {outcome.said}", "nothing was submitted to it")
+        raise self._unreached(
+            f"did not say whether it took submission {submission.number}: {outcome.said}",
+            "nothing is submitted twice: its cells are held until that is known",
+        )
+
+    def _unreached(self, what: str, where: str) -> InfrastructureError:
+        later = f"sweep reconcile {self._view.sweep.name}{self._view.hint}"
+        return InfrastructureError(f"{self._submitter.name} {what}", where=where, fix=f"later: {later}")
+
+    def _refused(self, submission: Submission, outcome: SubmitOutcome) -> UserError:
+        script = layout.job_logs(self._view.sweep.name, submission.number)
+        return UserError(
+            f"{self._submitter.name} refuses the job: {outcome.said}",
+            where=f"{self._view.ledger.objects.url}/{script}/{self._submitter.file}",
+            fix="mend cluster.* or launcher.resources, and launch again",
+        )
+
+
+def job_name(sweep: str, number: int, nonce: str) -> str:
+    """Returns the name of a submission's job: readable, and no other's, not even of a store that is gone."""
+    return f"{sweep}.{number}.{nonce[:8]}"
+
+
+def lines_of(view: SweepState, given: SubmitResult) -> list[str]:
+    """Says it to people."""
+    lines = []
+    for submission, job in given.submitted:
+        cells = counted(sum(map(len, submission.tasks)), "cell")
+        lines.append(f"  job {job}: {cells} in {counted(len(submission.tasks), 'task')}")
+    if given.behind:
+        lines.append(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
+        lines.append(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
+    return lines

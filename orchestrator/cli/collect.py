@@ -1,0 +1,111 @@
+"""`sweep collect`: the result rows of a sweep as one table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from orchestrator.api.state import (
+    SweepState,
+    add_only,
+    open_view,
+    parse_reference,
+    sealed_view,
+    split_store,
+    store_url,
+)
+from orchestrator.cli.output import counted, print_json
+from orchestrator.core.rows import widened
+from orchestrator.errors import UserError, nearest
+from orchestrator.store.ledger import open_ledger
+from orchestrator.store.opening import as_usual
+from orchestrator.store.table import Rows, collect_rows, write_csv, write_table
+
+FORMATS = ("parquet", "csv", "json")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument(
+        "sweeps",
+        nargs="+",
+        metavar="SWEEP",
+        help="names or paths, with @k for revision k, @* for all of them; also store.url=FOLDER",
+    )
+    add_only(parser)
+    parser.add_argument("--format", choices=FORMATS, help="default: by the name of FILE, else csv")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--json", action="store_true", help="the same as --format json")
+    parser.add_argument(
+        "--wide", action="store_true", help="one row for the stages of a cell whose keys agree"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collects the rows of finished stages."""
+    kind = _kind(args)
+    url, words = split_store(args.sweeps)
+    named = [view for word in words for view in _views(word, url)]
+    views = list({(view.sweep.name, view.number): view for view in named}.values())  # each once
+    if not views:
+        raise UserError("collect of which sweep?", fix="sweep collect SWEEP")
+    rows = [row for view in views for row in rows_of(view, args.only)]
+    if args.wide:
+        rows = widened(rows)
+    title = ", ".join(view.title for view in views)
+    if args.out is None:
+        if kind == "json":
+            print_json(rows)
+            return 0
+        write_csv(rows, sys.stdout)
+        print(f"{title}: {counted(len(rows), 'row')}", file=sys.stderr)
+        return 0
+    if not args.out.absolute().parent.is_dir():
+        raise UserError(f"no folder {args.out.absolute().parent}", where=f"--out {args.out}")
+    with as_usual():
+        if kind == "json":
+            import msgspec
+
+            args.out.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
+        else:
+            write_table(rows, args.out, kind)
+    print(f"{title}: {counted(len(rows), 'row')} in {args.out}")
+    return 0
+
+
+def _views(word: str, url: str | None) -> list[SweepState]:
+    """Open the revisions that a word names: all of a sweep for ``SWEEP@*``, else one."""
+    if not word.endswith("@*"):
+        return [open_view(word, url)]
+    name, ledger = parse_reference(word.removesuffix("@*")).name, open_ledger(store_url(url))
+    numbers = ledger.revision_numbers(name)
+    if not numbers:
+        raise UserError(
+            f"{name} was never launched here",
+            where=ledger.objects.url,
+            allowed=nearest(name, ledger.sweeps()),
+            fix=f"sweep launch {name}",
+        )
+    return [sealed_view(ledger, name, number) for number in sorted(numbers)]
+
+
+def rows_of(view: SweepState, only: list[str]) -> Rows:
+    """Returns the rows of the selected cells."""
+    cells = view.select(only)
+    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)
+
+
+def _kind(args: argparse.Namespace) -> str:
+    if args.json:
+        return "json"
+    if args.format:
+        if args.format == "parquet" and args.out is None:
+            raise UserError("Parquet is no text", fix="--out FILE.parquet")
+        return str(args.format)
+    suffix = args.out.suffix.lstrip(".") if args.out else "csv"
+    if suffix not in FORMATS:
+        raise UserError(
+            f"{args.out} has none of the known endings", allowed=", ".join(FORMATS), fix="--format csv"
+        )
+    return str(suffix)

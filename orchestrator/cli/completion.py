@@ -1,0 +1,151 @@
+"""`sweep completion`: a script that lets a shell complete verbs, options, choices and names of sweeps."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import orchestrator
+from orchestrator.api.state import store_url
+from orchestrator.cli.verbs import VERBS, verb_of
+from orchestrator.errors import UserError
+
+SHELLS = ("bash", "zsh", "fish")
+
+HOW = """How to switch it on:
+  bash:  echo 'source <(sweep completion bash)' >> ~/.bashrc
+  zsh:   echo 'source <(sweep completion zsh)' >> ~/.zshrc
+  fish:  sweep completion fish > ~/.config/fish/completions/sweep.fish
+"""
+
+
+class _Verb(NamedTuple):
+    """What may follow a verb: its options, and of those that take a value the choices, none for any value."""
+
+    name: str
+    does: str
+    options: tuple[str, ...]
+    values: dict[str, tuple[str, ...]]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = HOW
+    parser.add_argument("shell", nargs="?", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
+    parser.add_argument("--names", action="store_true", help="print the names of sweeps, for the scripts")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the script."""
+    if args.names:
+        print("\n".join(_names()))
+    elif args.shell is None:
+        raise UserError("completion for which shell?", allowed=", ".join(SHELLS), fix="sweep completion bash")
+    elif args.shell == "fish":
+        print(_fish(list(_verbs())), end="")
+    else:
+        print(_bash(list(_verbs()), is_zsh=args.shell == "zsh"), end="")
+    return 0
+
+
+def _verbs() -> Iterator[_Verb]:
+    for name, does in VERBS.items():
+        _, parser = verb_of(name)
+        options: list[str] = []
+        values: dict[str, tuple[str, ...]] = {}
+        for action in parser._actions:
+            options += action.option_strings
+            if action.option_strings and action.nargs != 0:
+                values.update(dict.fromkeys(action.option_strings, tuple(map(str, action.choices or ()))))
+            elif not action.option_strings and action.choices:
+                values[""] = tuple(map(str, action.choices))
+        yield _Verb(name, does, tuple(options), values)
+
+
+def _names() -> list[str]:
+    """Lists sweeps by their files and folders alone: a shell waits for this at every press of a key."""
+    package = Path(orchestrator.__file__).parent
+    shipped = package / "sweeps" if (package / "sweeps").is_dir() else package.parent / "sweeps"
+    here = Path.cwd()
+    names = [path.stem for folder in (here / "sweeps", shipped) for path in _yaml(folder)]
+    names += [path.name for path in _yaml(here)]
+    url = store_url(None)
+    if "://" not in url and (sweeps := Path(url) / "sweeps").is_dir():
+        names += [entry.name for entry in os.scandir(sweeps) if entry.is_dir()]
+    return sorted(set(names))
+
+
+def _yaml(folder: Path) -> list[Path]:
+    return [*folder.glob("*.yaml"), *folder.glob("*.yml")]
+
+
+_BASH = """\
+# completion of `sweep`, made by `sweep completion {shell}`
+{preamble}_sweep() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" verb="${{COMP_WORDS[1]}}"
+  local options="" choices=""
+  COMPREPLY=()
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W "{verbs} help --help --version" -- "$word"))
+    return
+  fi
+  case "$verb" in
+    help) options="{verbs}" ;;
+{cases}
+  esac
+  case "$verb $before" in
+{values}
+    *) choices="-" ;;
+  esac
+  if [ "$choices" = "" ]; then
+    COMPREPLY=($(compgen -f -- "$word"))
+  elif [ "$choices" != "-" ]; then
+    COMPREPLY=($(compgen -W "$choices" -- "$word"))
+  elif [ "${{word#-}}" != "$word" ] || [ "$verb" = help ]; then
+    COMPREPLY=($(compgen -W "$options" -- "$word"))
+  elif [ "$COMP_CWORD" -eq 2 ]; then
+    COMPREPLY=($(compgen -W "$(sweep completion --names 2>/dev/null)" -- "$word") $(compgen -f -- "$word"))
+  fi
+}}
+complete -o default -F _sweep sweep
+"""
+_ZSH_PREAMBLE = "autoload -U +X compinit && compinit -u\nautoload -U +X bashcompinit && bashcompinit\n"
+
+
+def _bash(verbs: list[_Verb], *, is_zsh: bool) -> str:
+    cases = [f'    {verb.name}) options="{" ".join(verb.options)}" ;;' for verb in verbs]
+    values = [
+        f'    "{verb.name} {option or verb.name}") choices="{" ".join(choices)}" ;;'
+        for verb in verbs
+        for option, choices in verb.values.items()
+    ]
+    return _BASH.format(
+        shell="zsh" if is_zsh else "bash",
+        preamble=_ZSH_PREAMBLE if is_zsh else "",
+        verbs=" ".join(verb.name for verb in verbs),
+        cases="\n".join(cases),
+        values="\n".join(values),
+    )
+
+
+def _fish(verbs: list[_Verb]) -> str:
+    lines = ["# completion of `sweep`, made by `sweep completion fish`"]
+    for verb in verbs:
+        lines.append(f"complete -c sweep -n __fish_use_subcommand -f -a {verb.name} -d {_quoted(verb.does)}")
+        seen = f"-n '__fish_seen_subcommand_from {verb.name}'"
+        for option in verb.options:
+            flag = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
+            choices = verb.values.get(option)
+            takes = "" if choices is None else f" -x -a {_quoted(' '.join(choices))}" if choices else " -r"
+            lines.append(f"complete -c sweep {seen} {flag}{takes}")
+        named = _quoted(" ".join(verb.values[""])) if "" in verb.values else "'(sweep completion --names)'"
+        lines.append(f"complete -c sweep {seen} -a {named}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,190 @@
+"""`sweep data describe|import|check`: parallel task data on disk. What data is, the science knows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cli.output import counted, print_json, print_table
+from orchestrator.errors import UserError, nearest
+from orchestrator.registry import DATA, TASKS, load
+
+ACTIONS = ("describe", "import", "check")
+_OF_IMPORT = (
+    "test",
+    "out",
+    "num_train",
+    "num_validation",
+    "num_test",
+    "seed",
+    "revision",
+    "test_revision",
+    "force",
+)
+_OF_CHECK = ("task", "tokenizer", "max_length", "json")
+MAX_LENGTH = 2048
+
+USAGE = """sweep data describe TASK
+       sweep data import TASK [SOURCE] [--test SOURCE] --out DIR [...]
+       sweep data check PATH [--tokenizer PATH_OR_ID ...] [...]"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.usage = USAGE
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument(
+        "words", nargs="*", default=[], metavar="WORD", help="TASK, TASK SOURCE, or PATH; see above"
+    )
+    parser.add_argument("--languages", nargs="+", metavar="CODE", help="en es ... or en,es,...")
+    made = parser.add_argument_group("import")
+    made.add_argument("--out", metavar="DIR", help="the data set to make")
+    made.add_argument("--test", metavar="SOURCE", help="where test items come from")
+    made.add_argument(
+        "--num-train", type=int, metavar="N", help="items a language (default: all; 10000 of mCoT-MATH)"
+    )
+    made.add_argument(
+        "--num-validation", type=int, metavar="N", help="set aside (default: none; 200 of mCoT-MATH)"
+    )
+    made.add_argument("--num-test", type=int, metavar="N", help="default: all")
+    made.add_argument("--seed", type=int, metavar="N", help="chooses items (default: 0)")
+    made.add_argument("--revision", help="of a SOURCE on the hub")
+    made.add_argument("--test-revision", metavar="REVISION", help="of the --test SOURCE")
+    made.add_argument("--force", action="store_true", default=None, help="replace another data set")
+    checked = parser.add_argument_group("check")
+    checked.add_argument("--task", help="what raw files are of (default: what they look like)")
+    checked.add_argument("--tokenizer", nargs="+", metavar="PATH_OR_ID", help="count its tokens")
+    checked.add_argument("--max-length", type=int, metavar="TOKENS", help=f"default: {MAX_LENGTH}")
+    checked.add_argument("--json", action="store_true", default=None, help="print JSON alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what is asked; 1 when a check finds problems."""
+    match args.action:
+        case "describe":
+            _only(args, (), num_words=(1, 1), words="TASK")
+            print(load(DATA["describe"])(_task(args.words[0])), end="")
+            return 0
+        case "import":
+            _only(args, (*_OF_IMPORT, "languages"), num_words=(1, 2), words="TASK [SOURCE]")
+            return _import(args)
+        case _:
+            _only(args, (*_OF_CHECK, "languages"), num_words=(1, 1), words="PATH")
+            return _check(args)
+
+
+def _only(
+    args: argparse.Namespace, options: tuple[str, ...], *, num_words: tuple[int, int], words: str
+) -> None:
+    if not num_words[0] <= len(args.words) <= num_words[1]:
+        raise UserError(f"sweep data {args.action} takes {words}", fix="sweep data --help")
+    for name in (*_OF_IMPORT, *_OF_CHECK, "languages"):
+        if name not in options and getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is not for sweep data {args.action}")
+
+
+def _task(name: str) -> str:
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}", allowed=nearest(name, TASKS))
+    return name
+
+
+def _languages(args: argparse.Namespace) -> list[str]:
+    return [code for word in args.languages or () for code in word.split(",") if code]
+
+
+def _import(args: argparse.Namespace) -> int:
+    task = _task(args.words[0])
+    source = args.words[1] if len(args.words) > 1 else None
+    if args.out is None:
+        raise UserError("where the data set goes is not said", fix="--out DIR")
+    if source is None and args.test is None:
+        raise UserError(
+            "a source is needed: SOURCE, --test SOURCE or both", fix=f"sweep data describe {task}"
+        )
+    for name in ("num_train", "num_validation", "num_test"):
+        if (value := getattr(args, name)) is not None and value < (0 if name == "num_validation" else 1):
+            raise UserError(f"--{name.replace('_', '-')} {value} is too few")
+    out = Path(args.out)
+    settings = {
+        name: getattr(args, name) for name in _OF_IMPORT if name not in ("out", "test", "seed", "force")
+    }
+    info, is_new = load(DATA["import"])(
+        task,
+        source,
+        args.test,
+        out,
+        languages=_languages(args),
+        seed=args.seed or 0,
+        force=bool(args.force),
+        **settings,
+    )
+    print(f"{out}: {'written' if is_new else 'is there already, the same'}")
+    print_table(("split", "items", "languages", "from"), load(DATA["summary"])(info))
+    for reason, number in info.left_out.items():
+        print(f"  left out, {reason}: {counted(number, 'id')}")
+    for split, origin in info.origins.items():
+        if origin.note:
+            print(f"  {split}: {origin.note}")
+    print(f"  sweep data check {out}\n  data=parallel data.{task}_dir={out}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    tokenizers = args.tokenizer or []
+    report = load(DATA["check"])(
+        Path(args.words[0]),
+        task=_task(args.task) if args.task else None,
+        languages=_languages(args),
+        measures=load(DATA["measures"])(tokenizers) if tokenizers else None,
+        max_length_tokens=args.max_length or MAX_LENGTH,
+    )
+    if args.json:
+        print_json(report)
+    else:
+        _print(report)
+    return 1 if report.problems else 0
+
+
+def _print(report: Any) -> None:
+    print(f"{report.path}: {report.form} of {report.task}")
+    rows = []
+    for split in report.splits:
+        numbers = split.num_rows
+        same = len(set(numbers.values())) == 1
+        each = (
+            f"{next(iter(numbers.values())):,}"
+            if same
+            else " ".join(f"{c}:{n:,}" for c, n in numbers.items())
+        )
+        rows.append((split.split, ",".join(numbers), each, f"{split.num_parallel:,}"))
+    print_table(("split", "languages", "rows a language", "usable in all"), rows)
+    print()
+    print_table(
+        ("lengths", "split", "language", "mean", "p95", "longest", "too long"),
+        [
+            (
+                x.tokenizer,
+                x.split,
+                x.language,
+                f"{x.mean:,.0f}",
+                f"{x.p95:,}",
+                f"{x.longest:,}",
+                x.num_over_long or "-",
+            )
+            for x in report.lengths
+        ],
+    )
+    if report.problems:
+        print()
+        print_table(
+            ("problem", "split", "language", "number", "what", "such as"),
+            [
+                (p.kind, p.split or "-", p.language or "-", f"{p.num:,}", p.text, ", ".join(p.examples))
+                for p in report.problems
+            ],
+        )
+    for note in report.notes:
+        print(f"  note: {note}")
+    print("no problem found" if not report.problems else f"{counted(len(report.problems), 'problem')} found")

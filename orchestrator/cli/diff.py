@@ -1,0 +1,154 @@
+"""`sweep diff`: which field made it another cell or stage."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.api.state import SweepState, add_store, no_overrides, open_view
+from orchestrator.cli.output import counted, print_json, print_table
+from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.tree import MISSING, dotted_keys, pick
+from orchestrator.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument("first", metavar="SWEEP@K | SWEEP", help="a revision, or the sweep of two cells")
+    parser.add_argument("second", metavar="SWEEP@K | CELL")
+    parser.add_argument("third", nargs="?", metavar="CELL")
+    add_store(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares two revisions, or two cells of one revision."""
+    words = [w for w in (args.third, *args.words) if w is not None]
+    url = no_overrides([w for w in words if w.startswith("store.url=")])
+    rest = [w for w in words if not w.startswith("store.url=")]
+    if rest:
+        view = open_view(args.first, url)
+        return _print_cells(view, view.cell(args.second), view.cell(rest[0]), args.json)
+    return _print_revisions(open_view(args.first, url), _second(args, url), args.json)
+
+
+def _second(args: argparse.Namespace, url: str | None) -> SweepState:
+    try:
+        return open_view(args.second, url)
+    except UserError as error:
+        raise UserError(
+            error.what,
+            allowed="two revisions, or a sweep and two of its cells",
+            fix="sweep diff SWEEP@1 SWEEP@2, or sweep diff SWEEP CELL CELL",
+        ) from error
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the dotted keys of values (not sections) that differ, with both values; None where absent."""
+    keys = sorted({*dotted_keys(old), *dotted_keys(new)})
+    changed = {}
+    for key in keys:
+        pair = (pick(old, key), pick(new, key))
+        if pair[0] != pair[1] and not any(isinstance(value, Mapping) for value in pair):
+            changed[key] = (_plain(pair[0]), _plain(pair[1]))
+    return changed
+
+
+def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
+    """Returns the dotted keys that some stage reads and that differ between two cells."""
+    reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
+    nodes = [after.nodes[digest] for digest in new.chain]
+    keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
+    return list(dict.fromkeys(keys)) or ["the stages themselves"]
+
+
+def _plain(value: Any) -> Any:
+    return None if value is MISSING else value
+
+
+def _stages(view: SweepState, other: SweepState, first: Cell, second: Cell) -> list[dict[str, Any]]:
+    """Tells, for each stage of two cells, whether it is the same and which of its `reads` differ."""
+    mine = {view.sweep.nodes[d].name: view.sweep.nodes[d] for d in first.chain}
+    its = {other.sweep.nodes[d].name: other.sweep.nodes[d] for d in second.chain}
+    rows = []
+    for name in dict.fromkeys((*mine, *its)):
+        a, b = mine.get(name), its.get(name)
+        if a is None or b is None:
+            reason = "only in the second" if a is None else "only in the first"
+        elif a.digest == b.digest:
+            reason = "the same"
+        else:
+            old, new = view.sweep.specs[a.stage], other.sweep.specs[b.stage]
+            reasons = [f"reads {key}" for key in changed_keys(a.reads, b.reads)]
+            reasons += [f"version {old.version} to {new.version}"] if old.version != new.version else []
+            inputs = {(i.stage, i.label): i.digest for i in a.inputs}
+            others = {(i.stage, i.label): i.digest for i in b.inputs}
+            differ = [s for s in dict.fromkeys((*inputs, *others)) if inputs.get(s) != others.get(s)]
+            reasons += [f"input {stage}" + (f"[{label}]" if label else "") for stage, label in differ]
+            reason = ", ".join(reasons) or "its target changed"
+        rows.append({"stage": name, "same": reason == "the same", "reason": reason})
+    return rows
+
+
+def _named(view: SweepState) -> dict[str, Any]:
+    return {"sweep": view.sweep.name, "revision": view.number}
+
+
+def _print_cells(view: SweepState, first: Cell, second: Cell, as_json: bool) -> int:
+    keys, stages = changed_keys(first.config, second.config), _stages(view, view, first, second)
+    if as_json:
+        cells = [first.cell, second.cell]
+        print_json({**_named(view), "cells": cells, "config": keys, "stages": stages})
+        return 0
+    print(f"{view.title}: {first.cell} and {second.cell}")
+    _print_keys(keys)
+    print_table(("stage", "difference"), [(row["stage"], row["reason"]) for row in stages])
+    return 0
+
+
+def _print_keys(keys: Mapping[str, tuple[Any, Any]]) -> None:
+    if keys:
+        print_table(("key", "first", "second"), [(k, repr(a), repr(b)) for k, (a, b) in keys.items()])
+    else:
+        print("the configs are equal")
+
+
+def _print_revisions(old: SweepState, new: SweepState, as_json: bool) -> int:
+    before = {cell.cell: cell for cell in old.sweep.cells}
+    after = {cell.cell: cell for cell in new.sweep.cells}
+    removed = [cell for name, cell in before.items() if name not in after]
+    added = [cell for name, cell in after.items() if name not in before]
+    former = {tuple(cell.axes.items()): cell for cell in removed}
+    counts: Counter[tuple[str, str, str]] = Counter()
+    pairs: list[dict[str, Any]] = []
+    for cell in added:
+        twin = former.pop(tuple(cell.axes.items()), None)
+        if twin is not None:
+            keys = changed_keys(twin.config, cell.config)
+            pairs.append(
+                {"old": twin.cell, "new": cell.cell, "config": keys, "stages": _stages(old, new, twin, cell)}
+            )
+            counts.update((key, repr(a), repr(b)) for key, (a, b) in keys.items())
+    matched = {pair["new"] for pair in pairs}
+    only_new = [cell.cell for cell in added if cell.cell not in matched]
+    only_old = [cell.cell for cell in former.values()]
+    same = len(set(before) & set(after))
+    if as_json:
+        changes = {"same": same, "changed": pairs, "only_first": only_old, "only_second": only_new}
+        print_json({**_named(old), "second": _named(new), **changes})
+        return 0
+    print(f"{old.title} and {new.title}: {counted(same, 'cell')} the same, {len(pairs)} changed")
+    if counts:
+        rows = [(key, a, b, n) for (key, a, b), n in counts.most_common(40)]
+        print_table(("key", old.title, new.title, "cells"), rows)
+    for title, names in ((old.title, only_old), (new.title, only_new)):
+        if names:
+            print(f"only in {title}: {' '.join(names[:20])}" + (" ..." if len(names) > 20 else ""))
+    stages = Counter(
+        (s["stage"].partition("[")[0], s["reason"]) for p in pairs for s in p["stages"] if not s["same"]
+    )
+    if stages:
+        print_table(("stage", "why it is another", "cells"), [(*key, n) for key, n in stages.most_common(20)])
+    return 0

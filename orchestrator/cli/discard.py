@@ -1,0 +1,110 @@
+"""`sweep discard`: void products, and all that was made from them, so that they are made again."""
+
+from __future__ import annotations
+
+import argparse
+
+from orchestrator import provenance
+from orchestrator.api.requests import build_request, submit_request
+from orchestrator.api.state import SweepState, add_store, add_sweep, no_overrides, open_view, sealed_view
+from orchestrator.cli.output import counted
+from orchestrator.core.records import Void
+from orchestrator.core.state import State
+from orchestrator.core.sweep import StageInstance
+from orchestrator.errors import UserError, nearest
+from orchestrator.store.access import new_nonce
+from orchestrator.store.evidence import EvidenceReader
+from orchestrator.store.ledger import Ledger
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_sweep(parser, json=False)
+    parser.add_argument("selector", metavar="SELECTOR", help="such as 'task=math', or a cell's id")
+    parser.add_argument("--stage", required=True, help="whose products no longer count")
+    parser.add_argument("--reason", required=True, help="kept with the void")
+    add_store(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Voids the products of a stage, and those made from them in any sweep of the store.
+
+    Where none of the cells has one, what unfinished attempts left is discarded: the next begins anew.
+    """
+    view = open_view(args.sweep, no_overrides(args.words))
+    if not view.sealed:
+        raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    if args.stage not in view.sweep.specs:
+        raise UserError(
+            f"{view.sweep.name} has no stage {args.stage!r}", allowed=nearest(args.stage, view.sweep.specs)
+        )
+    cells = view.select([args.selector])
+    stages = {
+        digest: view.stages[digest]
+        for cell in cells
+        for digest in cell.chain
+        if view.sweep.nodes[digest].stage == args.stage
+    }
+    named = {digest for digest, status in stages.items() if status.state is State.DONE}
+    if not named:  # then what unfinished attempts left: checkpoints, a work folder, an output to read again
+        named = {d for d, status in stages.items() if status.attempts and status.state is not State.RUNNING}
+    if not named:
+        print(f"{view.title}: no product of {args.stage} in {counted(len(cells), 'cell')} to discard")
+        return 0
+    unfinished = sum(stages[digest].state is not State.DONE for digest in named)
+    nodes, after = _made_from(view.ledger, named), {}
+    voided = 0
+    for node in nodes:
+        after[node.digest] = max(view.ledger.numbers(node), default=0)
+        voided += _void(view, node, args.reason, named)
+    submit_request(view, build_request(view, "discard", cells, after=after, reason=args.reason))
+    shared = sum(1 for c in view.sweep.cells if c not in cells and set(c.chain) & {n.digest for n in nodes})
+    if unfinished:
+        print(f"{view.title}: discarded what attempts of {counted(unfinished, 'unfinished stage')} left")
+    else:
+        print(f"{view.title}: discarded {counted(voided, 'product')}: {_by_stage(nodes)}")
+    if shared:
+        print(f"  {counted(shared, 'other cell')} of this sweep used them and will be made again too")
+    print(f"  next: sweep launch {view.sweep.name}{view.hint}")
+    return 0
+
+
+def _made_from(ledger: Ledger, named: set[str]) -> list[StageInstance]:
+    """Returns the named stages and all that take them, directly or not, in any sealed revision."""
+    found: dict[str, StageInstance] = {}
+    for sweep in ledger.sweeps():
+        for number in ledger.revision_numbers(sweep):
+            revision = sealed_view(ledger, sweep, number).sweep
+            affected = set(named)
+            for cell in revision.cells:
+                for digest in cell.chain:
+                    node = revision.nodes[digest]
+                    if digest in affected or any(taken.digest in affected for taken in node.inputs):
+                        affected.add(digest)
+                        found[digest] = node
+    return list(found.values())
+
+
+def _void(view: SweepState, node: StageInstance, reason: str, named: set[str]) -> bool:
+    """Voids the product that counts now, or the one that a running attempt is about to make."""
+    evidence = EvidenceReader(view.ledger, [node]).evidence(node.digest)
+    running = bool(evidence.attempts) and evidence.attempts[-1].end is None
+    left = node.digest in named and bool(evidence.attempts)
+    if evidence.done is None and not running and not left and not evidence.damaged:
+        return False
+    void = Void(
+        nonce=new_nonce(),
+        generation=evidence.generation,
+        kind="discarded",
+        reason=reason if node.digest in named else f"it was made from what was discarded: {reason}",
+        by=provenance.user(),
+        at=provenance.now(),
+    )
+    return view.ledger.void(node, void) and evidence.done is not None
+
+
+def _by_stage(nodes: list[StageInstance]) -> str:
+    counts: dict[str, int] = {}
+    for node in nodes:
+        counts[node.stage] = counts.get(node.stage, 0) + 1
+    return ", ".join(f"{number} {stage}" for stage, number in counts.items())

@@ -1,0 +1,211 @@
+"""`sweep doctor`: checks of this machine and the store, one line each; exit 1 if one fails."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from orchestrator.api.state import add_store, no_overrides, store_url
+from orchestrator.cli.output import print_json
+from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.launchers.local import available_cpus, visible_gpus
+from orchestrator.launchers.slurm.query import slurm
+from orchestrator.store import layout, opening
+from orchestrator.store.ledger import open_ledger
+from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
+
+PACKAGES = (
+    "hydra-core",
+    "msgspec",
+    "submitit",
+    "ray",
+    "torch",
+    "transformers",
+    "datasets",
+    "wandb",
+    "pyarrow",
+)
+RACERS = 8
+HUB = ("huggingface.co", 443)
+RAY_PORT = 8265
+SLURM_S = 10.0
+"""Of its dashboard, where jobs are handed in."""
+
+
+class Check(NamedTuple):
+    """One line: `ok` is None for what is not here and not needed everywhere."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_store(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs all checks."""
+    checks = list(_checks(store_url(no_overrides(args.words))))
+    if args.json:
+        print_json([check._asdict() for check in checks])
+    else:
+        for check in checks:
+            mark = {True: "ok  ", False: "FAIL", None: "--  "}[check.ok]
+            print(f"{mark}  {check.name:<18} {check.detail}")
+    return 1 if any(check.ok is False for check in checks) else 0
+
+
+def _checks(url: str) -> Iterator[Check]:
+    yield Check(
+        "python", sys.version_info >= (3, 11), f"{platform.python_version()}, 3.11 or newer is needed"
+    )
+    for name in PACKAGES:
+        yield _package(name)
+    yield Check("cpus", True, f"{available_cpus()} usable")
+    gpus = visible_gpus()
+    yield Check(
+        "gpus", True if gpus else None, ", ".join(gpus) if gpus else "none visible; stages run on the CPU"
+    )
+    yield _guarded("store", lambda: _store(url))
+    yield from _access(url)
+    yield _guarded("store semantics", lambda: _semantics(url))
+    yield _slurm()
+    yield _ray()
+    yield _hub()
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except (SweepError, OSError) as error:
+        return Check(name, False, " ".join(str(error).split()))
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, False, f"not installed: pip install {name}")
+
+
+def _nearest_folder(objects: ObjectStore) -> Path:
+    folder = Path(objects.url)
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _store(url: str) -> Check:
+    objects, room, enough = open_objects(url), "", True
+    if objects.in_place:
+        folder = _nearest_folder(objects)
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            return Check("store", False, f"{folder} is no writable folder")
+        free_gib = shutil.disk_usage(folder).free / 2**30
+        room, enough = f", {free_gib:.0f} GiB free", free_gib > 1
+    objects = open_ledger(url).objects
+    state = "will be made by the first launch" if objects.get(layout.STORE) is None else "exists"
+    return Check("store", enough, f"{url} ({state}){room}")
+
+
+def _access(url: str) -> Iterator[Check]:
+    """Who may use a folder that exists; nothing where there is nothing to say."""
+    objects = open_objects(url)
+    if isinstance(objects, PosixStore):
+        try:
+            mode = objects.root.stat().st_mode & 0o7777
+            found = [*opening.problems(objects.root)]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            mode, found = 0, [str(opening.refused(objects.root, error) or error)]
+        said = "its group" if mode & 0o020 else "its owner alone (store.shared=true makes one for a group)"
+        detail = (
+            "; ".join(" ".join(each.split()) for each in found) or f"mode {mode:o}: may be written by {said}"
+        )
+        yield Check("store access", not found, detail)
+
+
+def _semantics(url: str) -> Check:
+    """Races creates of one key, in a scratch folder on the store's file system or in the bucket."""
+    objects = open_objects(url)
+    if not objects.in_place:
+        scratch = f"probe-{uuid.uuid4().hex}"
+        try:
+            return _race([open_objects(f"{objects.url}/{scratch}") for _ in range(RACERS)])
+        finally:
+            objects.delete(scratch)
+    with tempfile.TemporaryDirectory(prefix=".sweep-doctor-", dir=_nearest_folder(objects)) as folder:
+        return _race([PosixStore(Path(folder))] * RACERS)
+
+
+def _race(stores: Sequence[ObjectStore]) -> Check:
+    store = stores[0]
+    with ThreadPoolExecutor(RACERS) as pool:
+        for number in range(20):
+            wins = pool.map(lambda n, k=number: stores[n].create(f"key-{k}", str(n).encode()), range(RACERS))
+            if sum(wins) != 1:
+                return Check("store semantics", False, "two writers created one key: claims would not hold")
+    store.put("key-0", b"replaced")
+    good = store.get("key-0") == b"replaced" and len(store.list("").files) == 20
+    store.delete("key-0")
+    good = good and store.get("key-0") is None
+    return Check(
+        "store semantics", good, "create is exclusive among 8 writers, replace, list and delete work"
+    )
+
+
+def _slurm() -> Check:
+    if shutil.which("sbatch") is None:
+        return Check("slurm", None, "no sbatch here; only launcher=slurm needs it")
+    try:
+        version = slurm("sinfo", "--version", timeout_s=SLURM_S).output.strip()
+        alive = slurm("sinfo", "-ah", "-o", "%D", timeout_s=SLURM_S)
+    except InfrastructureError as error:
+        return Check("slurm", False, error.what)
+    if alive.code != 0:
+        return Check("slurm", None, f"{version} is installed, no controller answers")
+    return Check("slurm", True, f"{version}, nodes: {' '.join(alive.output.split())}")
+
+
+def _ray() -> Check:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Check("ray cluster", None, "RAY_ADDRESS is not set; only launcher=ray needs it")
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        host, port = parts.hostname or "", parts.port or RAY_PORT
+    except ValueError as error:
+        return Check("ray cluster", False, f"RAY_ADDRESS={address} is no address: {error}")
+    return Check("ray cluster", bool(host) and _reaches(host, port), address)
+
+
+def _hub() -> Check:
+    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "ON"):
+        return Check("hub", None, "HF_HUB_OFFLINE is set: models come from the cache or a local path")
+    if _reaches(*HUB):
+        return Check("hub", True, f"{HUB[0]} answers")
+    return Check("hub", None, f"{HUB[0]} is out of reach: models come from the cache or a local path")
+
+
+def _reaches(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=3):
+            return True
+    except (OSError, UnicodeError):  # the latter: no name that a host can have
+        return False

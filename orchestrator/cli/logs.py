@@ -1,0 +1,170 @@
+"""`sweep logs`: the log of one attempt of one stage of a cell, by default the one that matters now."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import sys
+import time
+
+from orchestrator.api.state import SweepState, add_cell, add_store, add_sweep, no_overrides, open_view
+from orchestrator.cli.output import print_json
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.errors import UserError, nearest
+from orchestrator.jobs.records import Submission
+from orchestrator.store import layout
+from orchestrator.store.objects import ObjectStore, open_objects
+from orchestrator.text import one_line
+
+POLL_S = 0.5
+CHUNK, MAX_JSON = 2**20, 2**22
+"""Bytes that are read at a time, and of a log's end that fit into one JSON value."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_sweep(parser)
+    add_cell(parser)
+    parser.add_argument(
+        "--stage", help="such as train, or prepare[en]; default: the failed, running or last one"
+    )
+    parser.add_argument("--attempt", type=int, help="its number; default: the last")
+    parser.add_argument(
+        "--job", action="store_true", help="the log of its last job itself: set-up, worker, scheduler's words"
+    )
+    parser.add_argument("--follow", action="store_true", help="go on until the attempt ends")
+    add_store(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a log."""
+    if args.json and args.follow:
+        raise UserError("--follow has no end, --json is one object", fix="leave out one of them")
+    url = no_overrides(args.words)
+    view = open_view(args.sweep, url)
+    cell = view.cell(args.cell)
+    if args.job:
+        return _print_job(view, cell, as_json=args.json)
+    node = _named(view, cell, args.stage) if args.stage else _interesting(view, cell)
+    numbers = [attempt.number for attempt in view.attempts(node)]
+    if not numbers:
+        has_job = view.jobs.of_cell(cell.cell) is not None
+        raise UserError(
+            f"{node.name} of {cell.cell} was never started",
+            allowed=f"sweep logs {args.sweep} {cell.cell} --job" if has_job else "",
+            fix=f"sweep why {args.sweep} {cell.cell}",
+        )
+    number = numbers[-1] if args.attempt is None else args.attempt
+    if number not in numbers:
+        raise UserError(
+            f"{node.name} has no attempt {number}", allowed=f"known: {', '.join(map(str, numbers))}"
+        )
+    key = layout.log(node.stage, node.digest, number)
+    if args.json:
+        _print_json(key, view, cell, node, number)
+        return 0
+    url = f"{view.ledger.objects.url}/{key}"
+    print(f"{view.title} {cell.cell} {node.name} attempt {number}: {url}", file=sys.stderr)
+    _print(key, view, node, number, follow=args.follow)
+    return 0
+
+
+def _print_job(view: SweepState, cell: Cell, *, as_json: bool) -> int:
+    """Prints the log that the scheduler keeps of the cell's last job; all its starts go on in it."""
+    job = view.jobs.of_cell(cell.cell)
+    if job is None:
+        raise UserError(
+            f"{cell.cell} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.cell}"
+        )
+    where, logs = _of_job(view, job.submission, job.task)
+    if as_json:
+        text = "".join(_end_of(objects, key)[0] for objects, key in logs)
+        print_json({"cell": cell.cell, "job": job.name, "path": where, "text": text})
+        return 0
+    print(f"{view.title} {cell.cell} job {job.name}: {where}", file=sys.stderr)
+    if not sum(_copy(objects, key) for objects, key in logs):
+        print(f"-- nothing yet: {job.reason}", file=sys.stderr)
+    return 0
+
+
+def _of_job(view: SweepState, submission: Submission, task: int) -> tuple[str, list[tuple[ObjectStore, str]]]:
+    """Finds the logs of a job and of its workers; returns where the job's own is, and all of them."""
+    key, own = layout.job_logs(view.sweep.name, submission.number), f"{task}.log"
+    places: list[tuple[ObjectStore, str]] = [(view.ledger.objects, f"{key}/")]
+    if submission.logs:
+        places.insert(0, (open_objects(submission.logs), ""))
+    found = []
+    for objects, prefix in places:
+        names = objects.trees([prefix.rstrip("/")])[prefix.rstrip("/")]
+        workers = [name for name in sorted(names) if name.startswith((f"task-{task}/", "worker-"))]
+        found += [(objects, prefix + name) for name in (own, *workers) if name in names]
+    objects, prefix = places[0]
+    return f"{objects.url}/{prefix}{own}", found
+
+
+def _copy(objects: ObjectStore, key: str, start: int = 0) -> int:
+    """Prints a log from a byte on, a piece at a time; returns how many bytes there were."""
+    decoder, position = codecs.getincrementaldecoder("utf-8")("replace"), start
+    while data := objects.read_from(key, position, CHUNK):
+        position += len(data)
+        sys.stdout.write(decoder.decode(data))
+    sys.stdout.write(decoder.decode(b"", final=True))
+    sys.stdout.flush()
+    return position - start
+
+
+def _end_of(objects: ObjectStore, key: str) -> tuple[str, int]:
+    """Returns the end of a log that one JSON value can hold, and how many bytes come before it."""
+    folder, _, name = key.rpartition("/")
+    skipped = max(0, objects.trees([folder])[folder].get(name, 0) - MAX_JSON)
+    return objects.read_from(key, skipped, MAX_JSON).decode(errors="replace"), skipped
+
+
+def _named(view: SweepState, cell: Cell, name: str) -> StageInstance:
+    nodes = {view.sweep.nodes[digest].name: view.sweep.nodes[digest] for digest in cell.chain}
+    if name not in nodes:
+        raise UserError(f"{cell.cell} has no stage {name!r}", allowed=nearest(name, nodes))
+    return nodes[name]
+
+
+def _interesting(view: SweepState, cell: Cell) -> StageInstance:
+    stages = view.cells[cell.cell].stages
+    for state in (State.FAILED, State.RUNNING, State.LOST, State.RELEASED):
+        for digest, status in stages.items():
+            if status.state is state:
+                return view.sweep.nodes[digest]
+    tried = [digest for digest, status in stages.items() if status.attempts]
+    return view.sweep.nodes[tried[-1] if tried else cell.chain[-1]]
+
+
+def _print_json(key: str, view: SweepState, cell: Cell, node: StageInstance, number: int) -> None:
+    text, skipped = _end_of(view.ledger.objects, key)
+    print_json(
+        {
+            "sweep": view.sweep.name,
+            "revision": view.number,
+            "cell": cell.cell,
+            "stage": node.name,
+            "attempt": number,
+            "path": f"{view.ledger.objects.url}/{key}",
+            "text": text,
+            **({"skipped_bytes": skipped} if skipped else {}),
+        }
+    )
+
+
+def _print(key: str, view: SweepState, node: StageInstance, number: int, *, follow: bool) -> None:
+    position = 0
+    while True:
+        attempt = view.ledger.attempt(node, number)
+        ended = attempt is None or attempt.end is not None
+        position += _copy(view.ledger.objects, key, position)
+        if attempt is not None and attempt.end is not None and attempt.end.message:
+            print(
+                f"-- {attempt.end.outcome} {attempt.end.cause or ''}: {one_line(attempt.end.message)}",
+                file=sys.stderr,
+            )
+        if ended or not follow:
+            return
+        time.sleep(POLL_S)

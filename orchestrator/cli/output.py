@@ -1,0 +1,201 @@
+"""How verbs print: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from orchestrator.text import escaped, one_line
+
+GAP = "  "
+MIN_TEXT = 24
+"""Columns that a column of words keeps, at least, before the table becomes blocks."""
+
+Style = Callable[[str, str], str]
+"""Takes a padded text and what it holds, and returns it as printed; adds escapes alone."""
+
+
+def length(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # only where it is needed: its tables are large
+
+    return cell_len(text)
+
+
+def layout(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, *, style: Style, title: Style
+) -> list[str]:
+    """Return the lines of a table.
+
+    A table that is too wide has its columns of words wrapped between words; ids and numbers are never broken.
+    Where that does not help, each row becomes a block: its id on a line of its own, the rest below it.
+
+    Args:
+        columns: their names.
+        rows: a text for each column.
+        width: of the terminal, None for a pipe, in which nothing is wrapped.
+        style: of a field.
+        title: of a column's name and of a block's first line.
+    """
+    widths = [max(map(length, (name, *(row[i] for row in rows)))) for i, name in enumerate(columns)]
+    fitted = widths if width is None else _fitted(columns, rows, widths, width)
+    if fitted is None:
+        return _blocks(columns, rows, width or 0, style=style, title=title)
+    lines = [_line(columns, fitted, title)]
+    if fitted == widths:
+        return lines + [_line(row, widths, style) for row in rows]
+    for row in rows:
+        wrapped = [_wrapped(field, size) for field, size in zip(row, fitted, strict=True)]
+        for number in range(max(map(len, wrapped))):
+            fields = [part[number] if number < len(part) else "" for part in wrapped]
+            lines.append(_line(fields, fitted, style))
+    return lines
+
+
+def _fitted(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], widths: list[int], width: int
+) -> list[int] | None:
+    """Return widths that fit in a terminal, None where columns that may not be broken leave no room."""
+    fitted = list(widths)
+    while (over := sum(fitted) + len(GAP) * (len(fitted) - 1) - width) > 0:
+        words = [i for i, size in enumerate(fitted) if size > MIN_TEXT and any(" " in row[i] for row in rows)]
+        if not words:
+            return None
+        widest = max(words, key=lambda i: fitted[i])
+        longest = max(length(word) for row in rows for word in (*row[widest].split(), columns[widest]))
+        smaller = max(MIN_TEXT, longest, fitted[widest] - over)
+        if smaller >= fitted[widest]:
+            return None
+        fitted[widest] = smaller
+    return fitted
+
+
+def _blocks(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, style: Style, title: Style
+) -> list[str]:
+    first = columns.index("cell") if "cell" in columns else 0
+    lines = []
+    for row in rows:
+        lines.append(title(row[first], row[first]))
+        line = " "
+        for index, (name, field) in enumerate(zip(columns, row, strict=True)):
+            if index == first or not field:
+                continue
+            text = f"{name}: {field}" if " " in name else f"{name} {field}"
+            if line.strip() and length(line) + 2 + length(text) > width:
+                lines.append(line)
+                line = " "
+            head, *more = _wrapped(text, max(MIN_TEXT, width - 4))
+            line += f"{'  ' if line.strip() else ' '}{style(head, field) if not more else head}"
+            for part in more:
+                lines.append(line)
+                line = f"    {part}"
+        lines.append(line)
+    return [line for line in lines if line.strip()]
+
+
+def _line(fields: Sequence[str], widths: Sequence[int], style: Style) -> str:
+    *inner, last = (
+        style(field, field) + " " * (size - length(field)) for field, size in zip(fields, widths, strict=True)
+    )
+    return GAP.join([*inner, last]).rstrip()
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break a text between words; a word that is longer than the width stands on a line of its own."""
+    if length(text) <= width:
+        return [text]
+    lines = [""]
+    for word in text.split():
+        candidate = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and length(candidate) > width:
+            lines.append(word)
+        else:
+            lines[-1] = candidate
+    return lines
+
+
+COLOURS = {
+    "done": 32,
+    "running": 36,
+    "failed": 31,
+    "lost": 35,
+    "blocked": 33,
+    "released": 34,
+    "cancelled": 33,
+}
+"""State to the number of a colour in the terminal's escape sequences (ECMA-48, SGR)."""
+
+BOLD = 1
+
+
+def print_json(value: Any) -> None:
+    """Prints one JSON value and nothing else."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    sys.stdout.write(text.decode() + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print columns that fit the terminal; in a pipe nothing is wrapped, and each row is one line."""
+    texts = [[printable(str(item)) for item in row] for row in rows]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    is_styled = styled()
+
+    def style(text: str, held: str) -> str:
+        return _coloured(text, COLOURS[held]) if is_styled and held in COLOURS else text
+
+    def title(text: str, held: str) -> str:
+        return _coloured(text, BOLD) if is_styled and held else text
+
+    print("\n".join(layout(columns, texts, width, style=style, title=title)))
+
+
+def styled() -> bool:
+    """Tell whether escape sequences may be printed: on a terminal that knows them, without NO_COLOR."""
+    is_dumb = os.environ.get("TERM", "") in ("", "dumb", "unknown")
+    return sys.stdout.isatty() and not is_dumb and not os.environ.get("NO_COLOR")
+
+
+def _coloured(text: str, number: int) -> str:
+    return f"\x1b[{number}m{text}\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """Return a text without what would move the cursor, change colours or break a line."""
+    return text if text.isprintable() else escaped(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+class ComposeProgress:
+    """Prints on standard error, now and then, how far a large grid is composed; nothing for a small one."""
+
+    def __init__(self) -> None:
+        self._is_terminal, self._has_printed = sys.stderr.isatty(), False
+        self._due_s = time.monotonic() + (1.0 if self._is_terminal else 10.0)
+
+    def __call__(self, number: int, of: int) -> None:
+        """Take the number of points composed so far, and of all."""
+        if number == of and self._is_terminal and self._has_printed:
+            print(" " * 60, end="\r", file=sys.stderr, flush=True)
+        elif number % 64 == 0 and time.monotonic() >= self._due_s:
+            self._due_s = time.monotonic() + (0.5 if self._is_terminal else 10.0)
+            self._has_printed = True
+            end = "\r" if self._is_terminal else "\n"
+            print(f"composing: {number:,} of {of:,} points", end=end, file=sys.stderr, flush=True)
+
+
+def shorten(text: str, length: int) -> str:
+    """Cuts a long text for a column."""
+    return one_line(text, length)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns ``1 cell`` or ``2 cells``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,123 @@
+"""`sweep upgrade`: let a store hold what later versions record; refused while anything may run in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+
+from orchestrator.api.state import add_store, ask_schedulers, no_overrides, store_url
+from orchestrator.cli.output import counted
+from orchestrator.core.records import Owner
+from orchestrator.core.state import Attempt, Liveness
+from orchestrator.core.sweep import StageInstance
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.execution.watch import UNREADABLE_LEASE_S, Watcher
+from orchestrator.formats import FORMAT
+from orchestrator.jobs.judgement import Phase
+from orchestrator.jobs.states import Jobs
+from orchestrator.jobs.submissions import Submissions
+from orchestrator.processes import describe
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger, open_ledger
+
+LOOK_S = 2.0
+MAX_SHOWN = 8
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_store(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raise the format in the store's mark, when nothing of an earlier version can be running in it."""
+    ledger = open_ledger(store_url(no_overrides(args.words)))
+    url, data = ledger.objects.url, ledger.objects.get(layout.STORE)
+    if data is None:
+        raise UserError(f"there is no store at {url}", fix="store.url=FOLDER, or set SWEEP_STORE")
+    if ledger.store_format == FORMAT:
+        print(f"{url} is of format {FORMAT} already")
+        return 0
+    ledger.prove_writable()
+    if blocking := [*_blocking(ledger)]:
+        more = len(blocking) - MAX_SHOWN
+        raise UserError(
+            f"{url} is not upgraded: workers of an earlier version may run in it, and could not read it then",
+            allowed="\n  ".join(blocking[:MAX_SHOWN] + ([f"and {more} more"] if more > 0 else [])),
+            fix="wait, or end them with: sweep cancel SWEEP; sweep reconcile SWEEP settles jobs that ended",
+        )
+    mark = {**json.loads(data), "format": FORMAT}  # whatever else it says stays
+    ledger.objects.put(layout.STORE, json.dumps(mark, separators=(",", ":")).encode())
+    print(f"{url} is of format {FORMAT} now; earlier versions of Polysweep refuse it")
+    return 0
+
+
+def _blocking(ledger: Ledger) -> Iterator[str]:
+    """Name the jobs and attempts that may still run."""
+    all_jobs = []
+    for sweep in ledger.sweeps():
+        problems: list[str] = []
+        filed = Submissions(ledger, sweep).read(problems)
+        yield from problems
+        jobs = Jobs(filed, ask_schedulers(filed))
+        all_jobs.append(jobs)
+        for each in filed:
+            for index in each.open_tasks:
+                job = jobs.job(each, index)
+                if job.phase is not Phase.OVER:
+                    yield f"{sweep}: submission {each.submission.number}, task {index}: {job.reason}"
+    yield from _living(ledger, [*_open_attempts(ledger, all_jobs)])
+
+
+def _open_attempts(ledger: Ledger, jobs: Sequence[Jobs]) -> Iterator[tuple[StageInstance, Attempt]]:
+    """Yield the last attempt of each stage that has none that ended, unless its job is known to be over."""
+    for stage in ledger.listing("records").folders:
+        finished = ledger.generations(layout.done_index(stage))
+        for digest in ledger.listing(layout.stage_records(stage)).folders:
+            node = StageInstance(stage=stage, digest=digest, reads={})
+            last = next(iter(reversed(ledger.attempts(node))), None)
+            if last is None or last.end is not None or _is_done(last, finished.get(digest, set())):
+                continue
+            if last.claim is None or not any(each.fate(last.claim.owner) for each in jobs):
+                yield node, last
+
+
+def _is_done(attempt: Attempt, generations: set[int]) -> bool:
+    """Whether its product exists, so that nothing but its `end` is left to write."""
+    return attempt.claim is not None and attempt.claim.generation in generations
+
+
+def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list[str]:
+    """Watch attempts until each is gone, or one lives; name those that are not gone."""
+    process = describe(os.getpid())
+    if process is None:
+        raise InfrastructureError("cannot read this process's start time")
+    watcher, living = Watcher(Owner(host=platform.node(), process=process)), list[str]()
+    beats = {(node.digest, old.number): old.heartbeat and old.heartbeat.counter for node, old in opened}
+    leases = [old.claim.lease_s if old.claim else UNREADABLE_LEASE_S for _, old in opened]
+    said = False
+    while opened and not living:
+        left = []
+        for node, old in opened:
+            attempt = ledger.attempt(node, old.number)
+            if attempt is None or attempt.end is not None:
+                continue
+            vital = watcher(node, attempt)
+            if vital.liveness is Liveness.GONE:
+                continue
+            left.append((node, attempt))
+            beat = attempt.heartbeat and attempt.heartbeat.counter
+            if vital.liveness is Liveness.ALIVE or beat != beats[node.digest, old.number]:
+                why = vital.reason or attempt.problem
+                living.append(f"{node.stage} {node.digest[:12]}: attempt {attempt.number}: {why}")
+        opened = left
+        if opened and not living:
+            if not said:
+                print(f"watching {counted(len(opened), 'attempt')} for up to {max(leases):.0f} s", flush=True)
+            said = True
+            time.sleep(LOOK_S)
+    return living

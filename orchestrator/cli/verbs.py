@@ -1,0 +1,55 @@
+"""The verbs of the command: what each does, and its parser. Its module is imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any, Final, NoReturn
+
+from orchestrator.errors import UserError, nearest
+
+VERBS: Final = {
+    "list": "the sweeps that exist, with their number of cells",
+    "plan": "cells, stages, what would run and why; touches nothing",
+    "prefetch": "fetch the models and data that its cells need",
+    "launch": "run everything that is not done",
+    "status": "where each cell stands, also while it runs",
+    "why": "the evidence behind a cell's state",
+    "show": "a cell's resolved config, digests and files",
+    "diff": "which field made it another cell or stage",
+    "logs": "the log of a stage",
+    "rerun": "run the failed cells again",
+    "reconcile": "settle jobs that ended, and submit what no job holds",
+    "discard": "void products after a bug fix",
+    "cancel": "stop cells and keep them from being claimed",
+    "collect": "the result rows as one table",
+    "report": "tables, figures and a page from the rows that there are",
+    "best": "the cells with the lowest or highest value of a metric",
+    "data": "describe, import and check parallel task data",
+    "completion": "a script for the shell: completes verbs, options and names of sweeps",
+    "clean": "delete what products no current revision names; says first what",
+    "doctor": "check this machine and the store",
+    "upgrade": "let a store of an earlier format hold what this version records",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says a wrong call the way all errors are said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of exiting."""
+        raise UserError(message, fix=f"{self.prog} --help")
+
+
+def verb_of(verb: str) -> tuple[Any, argparse.ArgumentParser]:
+    """Return the module of a verb, and its parser.
+
+    Raises:
+        UserError: there is no such verb.
+    """
+    if verb not in VERBS:
+        raise UserError(f"unknown verb {verb!r}", allowed=nearest(verb, VERBS, limit=30), fix="sweep --help")
+    module = importlib.import_module(f"orchestrator.cli.{verb}")
+    parser = Parser(prog=f"sweep {verb}", description=VERBS[verb], allow_abbrev=False)
+    module.configure(parser)
+    return module, parser

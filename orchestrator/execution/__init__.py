@@ -1,0 +1,1 @@
+"""A stage from claim to end: the worker, its attempts, and the child process of each."""

@@ -1,0 +1,384 @@
+"""The process that runs one attempt of one stage, and leaves its outcome in the attempt's folder.
+
+It is forked from a server that has imported the heavy libraries. It reads a shared folder only to see whether
+another attempt took over, and a bucket not at all, for its worker uploads what it writes. It writes nowhere
+but in its own folder. When the pipe to its worker closes it ends itself and its whole process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Container
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+
+from orchestrator import formats
+from orchestrator.core.failure import Cause, cause_of_exception
+from orchestrator.core.rows import checked_rows
+from orchestrator.entry import MARK
+from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.execution.assignment import AttemptSpec, ChildOutcome, Message
+from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
+from orchestrator.execution.keeper import ReceivedSignals
+from orchestrator.execution.resume import UNREAD
+from orchestrator.execution.work import keep, undo
+from orchestrator.manifest import File, contain, fsync_path, fsync_tree, open_to_owner, scan
+from orchestrator.processes import describe, end_attempt
+from orchestrator.provenance import without_secrets
+from orchestrator.registry import load
+from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import open_objects
+from orchestrator.store.patience import Outage
+from orchestrator.text import MAX_LINE, one_line, words_of
+from orchestrator.trackers.base import Tracked, open_trackers
+
+POLL_S = 0.25
+NO_OUTCOME = 74
+"""Exit code of a child that could not write its outcome; EX_IOERR of sysexits.h."""
+
+
+def main(order_json: bytes, pipe: Connection) -> None:
+    """Runs the order and exits; the exit code is 0 when the outcome was written."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the worker passes them on
+        signal.signal(number, signal.SIG_IGN)
+    order = formats.decode(order_json, AttemptSpec)
+    folder = Path(order.folder)
+    _redirect_output(folder / layout.LOG)
+    os.environ.update(order.env)
+    _limit_threads(order.num_threads)
+    sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
+    stop = StopSignal()
+    received = ReceivedSignals(on_term=lambda: stop.ask("stopped"))
+    lifeline = Lifeline(pipe, stop)
+    outcome = run(order, folder, stop, lifeline, received)
+    if outcome.cause is Cause.STORAGE:  # half a product is of no use, and in the way on a full disk
+        for name in (layout.OUTPUT, "scratch"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    written = write_outcome(folder, outcome)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0 if written else NO_OUTCOME)
+
+
+class Lifeline:
+    """The pipe to the worker: brings a stop, takes progress, and ends the process group when it closes."""
+
+    def __init__(self, pipe: Connection, stop: StopSignal) -> None:
+        self._pipe, self._stop = pipe, stop
+        self._message = Message(phase="starting", process=describe(os.getpid()))
+        self._sent: Message | None = None
+        self._lock = threading.Lock()
+        threading.Thread(target=self._serve, name="lifeline", daemon=True).start()
+
+    def report(self, *, phase: str = "", step: int | None = None, num_steps: int | None = None) -> None:
+        """Tells the worker where the stage stands: a new phase at once, a step when there is time."""
+        old = self._message
+        self._message = Message(
+            phase=phase or old.phase,
+            step=old.step if step is None else step,
+            num_steps=num_steps or old.num_steps,
+            process=old.process,
+        )
+        if phase:
+            with contextlib.suppress(OSError):  # the worker is gone: the thread ends the group
+                self._send()
+
+    def _send(self) -> None:
+        with self._lock:
+            message = self._message
+            if message is not self._sent:
+                self._pipe.send_bytes(msgspec.json.encode(message))
+                self._sent = message
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                self._send()
+                if self._pipe.poll(POLL_S):
+                    message = msgspec.json.decode(self._pipe.recv_bytes(), type=Message)
+                    if message.stop:
+                        self._stop.ask(message.stop)
+        finally:  # the worker is gone, or this thread cannot serve it: end either way
+            end_started()
+            os.killpg(0, signal.SIGKILL)
+
+
+def end_started() -> bool:
+    """End all that this attempt started but this process."""
+    return end_attempt(os.environ.get(MARK, ""), leader=os.getpid())
+
+
+def run(
+    order: AttemptSpec,
+    folder: Path,
+    stop: StopSignal,
+    lifeline: Lifeline,
+    received: Container[int] = frozenset(),
+) -> ChildOutcome:
+    """Runs the stage, and turns whatever happens into an outcome.
+
+    Args:
+        order: what runs.
+        folder: of the attempt.
+        stop: set when it should stop.
+        lifeline: takes its progress.
+        received: the signals that this process received.
+    """
+    try:
+        context = _context(order, folder, stop, lifeline)
+        lifeline.report(phase="running")
+        try:
+            rows = _call(order, context, stop, received)
+        finally:
+            context.close()
+        lifeline.report(phase="finishing")
+        if not context.output.is_dir():
+            raise StageFailure("code", "the stage removed its output folder")
+        strange = sorted(set(context.retirements) - {taken.stage for taken in order.node.inputs})
+        if strange:
+            raise StageFailure(
+                "code", f"retire({strange[0]!r}) names no input: name it in the stage's `after`"
+            )
+        return ChildOutcome(
+            outcome="succeeded", rows=rows, files=_durable(context.output), retire=context.retirements
+        )
+    except StopRequested as stopped:
+        return ChildOutcome(outcome="released", why=one_line(words_of(stopped.why)))
+    except Unread as failure:
+        _print_exception()
+        return _unread(order, folder, failure)
+    except StageFailure as failure:
+        _print_exception()
+        exception = failure.exception if isinstance(failure, FailedCommand) else type(failure).__name__
+        return ChildOutcome(
+            outcome="failed",
+            cause=_as_cause(failure.cause),
+            exception=one_line(exception),
+            message=_line(failure),
+        )
+    except SystemExit as error:
+        if isinstance(error.code, int | None):
+            how = f" with code {error.code}"
+        else:
+            how = f": {_line(error.code)}"
+            _print(without_secrets(f"{words_of(error.code)}\n"))  # as Python does
+        return ChildOutcome(outcome="failed", cause=Cause.UNKNOWN, message=one_line(f"the stage exited{how}"))
+    except BaseException as error:  # noqa: BLE001 - the worker's edge: every exception becomes data
+        _print_exception()
+        names = [base.__name__ for base in type(error).__mro__]
+        return ChildOutcome(
+            outcome="failed",
+            cause=cause_of_exception(names, words_of(error)),
+            exception=one_line(names[0]),
+            message=one_line(f"{one_line(names[0], 100)}: {_line(error)}"),
+        )
+
+
+def _durable(output: Path) -> tuple[File, ...]:
+    """Makes the output the product's.
+
+    Raises:
+        StageFailure: it holds what can be no product's, however often it is made.
+        OSError: the file system refuses it now.
+    """
+    try:
+        contain(output, linked=output.parent / layout.CHECKPOINTS)
+        fsync_tree(output)
+        return scan(output)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+            raise StageFailure("data", f"the output cannot be taken: {error}") from error
+        raise
+
+
+def _unread(order: AttemptSpec, folder: Path, failure: Unread) -> ChildOutcome:
+    """Keeps what a command left that is through, so that a later attempt need only read it."""
+    if order.spec.command is None:  # what a function returned is gone; its checkpoints are not to blame
+        cause = _as_cause(failure.cause)
+        return ChildOutcome(outcome="failed", cause=cause, exception=UNREAD, message=_line(failure))
+    try:
+        files = _durable(folder / layout.OUTPUT)
+    except (OSError, ValueError, StageFailure) as error:
+        return ChildOutcome(
+            outcome="failed",
+            cause=_as_cause(failure.cause),
+            exception=UNREAD,
+            message=f"{_line(failure)[:300]} (its output cannot be kept: {_line(error)})",
+        )
+    again = order.unread is not None
+    way_out = "run the command again" if again else "read its output again, and run nothing"
+    return ChildOutcome(
+        outcome="failed",
+        cause=_as_cause(failure.cause),
+        exception=UNREAD,
+        message=f"{_line(failure)[:380]} (its output is kept: the next attempt will {way_out})",
+        files=files,
+        unread=order.unread if order.unread is not None else order.attempt,
+    )
+
+
+def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Context:
+    outage = Outage(order.settings.store.outage_s, print, lambda: stop.why if stop.asked else "")
+    ledger, node = Ledger(open_objects(order.store)).patient(outage), order.node
+
+    def fence() -> None:
+        if not ledger.objects.in_place:
+            return  # nobody sees what is written here until the worker uploads it, and that looks itself
+        if ledger.is_claimed(node, order.attempt + 1) or ledger.is_done_or_void(node, order.generation):
+            raise StopRequested("superseded")
+
+    def progress(step: int, num_steps: int | None) -> None:
+        lifeline.report(step=step, num_steps=num_steps)
+
+    tracker = order.settings.tracker
+    tracked = Tracked(
+        folder, order.sweep, order.cell, node.name, order.attempt, order.config, msgspec.to_builtins(tracker)
+    )
+    return Context(
+        folder,
+        uses=Config(order.uses, declared="uses"),
+        resume=None
+        if order.resume_step is None
+        else Checkpoint(order.resume_step, Path(order.resume_folder)),
+        former=Path(order.former_folder) if order.former_folder else None,
+        attempt=order.attempt,
+        num_threads=order.num_threads,
+        checkpoint_interval_s=order.settings.policy.checkpoint_interval_s,
+        trackers=open_trackers([tracker.name], tracked),
+        stop=stop,
+        fence=fence,
+        report_progress=progress,
+        keeps_work=ledger.objects.in_place,
+    )
+
+
+def _call(
+    order: AttemptSpec, context: Context, stop: StopSignal, received: Container[int]
+) -> tuple[Row, ...]:
+    spec = order.spec
+    config = Config(order.node.reads)
+    folders = {s: {label: Path(p) for label, p in each.items()} for s, each in order.inputs.items()}
+    inputs = Inputs(folders)
+    if spec.command is not None:
+        if order.unread is None:
+            run_command(
+                spec,
+                config,
+                inputs,
+                context,
+                folder=Path(order.import_paths[0]) if order.import_paths else None,
+                grace_s=min(GRACE_S, order.settings.policy.grace_s / 2),
+                in_job=order.in_job,
+            )
+        else:
+            print(f"the command of attempt {order.unread} was through: its output is read again", flush=True)
+        end_started()  # or what it left behind could write on in what is read and listed now
+        return _take(context, spec.keep, lambda: take_results(spec, context))
+    function: Callable[[Config, Inputs, Context], list[Row] | None] = load(spec.run or "", where="run")
+    try:
+        returned = function(config, inputs, context)
+    except (StageFailure, StopRequested):
+        raise
+    except BaseException as error:
+        if _was_cut_off(stop, received, isinstance(error, SystemExit | KeyboardInterrupt)):
+            _print_exception()
+            raise StopRequested(stop.why or "stopped") from error
+        raise
+    if signal.SIGTERM in received and not context.saw_stop:
+        raise StopRequested(stop.why or "stopped")  # a library may have ended early and said nothing
+    return _take(context, spec.keep, lambda: checked_rows(returned))
+
+
+def _take(
+    context: Context, patterns: tuple[str, ...], rows: Callable[[], tuple[Row, ...]]
+) -> tuple[Row, ...]:
+    """Puts what is kept of the work folder into the output and returns the rows; undoes the former where it
+    must fail, so that all is as the stage left it when a later attempt takes it again.
+
+    Raises:
+        Unread: the stage was through, but one of the two cannot be had.
+    """
+    kept: list[Path] = []
+    open_to_owner(context.output)
+    try:
+        kept = keep(context, patterns) if patterns else []
+        return rows()
+    except StageFailure as failure:
+        undo(kept)
+        raise Unread(failure.cause, str(failure)) from None
+
+
+def _was_cut_off(stop: StopSignal, received: Container[int], is_exit: bool) -> bool:
+    """Whether an exception follows from a stop: any that follows SIGTERM to this process, whose own processes
+    received it as well; of a stop by the worker alone only an exit."""
+    return signal.SIGTERM in received or (is_exit and stop.asked)
+
+
+def write_outcome(folder: Path, outcome: ChildOutcome) -> bool:
+    """Writes the outcome durably; a full disk is waited out for a while, then given up: False."""
+    path = folder / layout.OUTCOME
+    temporary = folder / f".{layout.OUTCOME}"
+    for number in range(5):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(msgspec.json.encode(outcome))
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            fsync_path(folder)
+            return True
+        except OSError:
+            _print_exception()
+            time.sleep(0.2 * 2**number)
+    return False
+
+
+def _print_exception() -> None:
+    _print(without_secrets(traceback.format_exc()))
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # the log may lie on the same full disk
+        sys.stderr.write(text)
+
+
+def _limit_threads(num_threads: int) -> None:
+    """Gives the stage its share of the CPUs: by the environment for what is still to load, else by call."""
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(num_threads)
+
+
+def _redirect_output(path: Path) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for descriptor in (1, 2):
+        os.dup2(handle, descriptor)
+    os.close(handle)
+
+    def stream(number: int) -> TextIO:  # for the process's lifetime
+        return open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+    sys.stdout, sys.stderr = stream(1), stream(2)
+
+
+def _as_cause(name: object) -> Cause:
+    return Cause(name) if isinstance(name, str) and name in set(Cause) else Cause.UNKNOWN
+
+
+def _line(error: object) -> str:
+    return one_line(without_secrets(words_of(error)[: 8 * MAX_LINE]))

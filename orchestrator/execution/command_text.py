@@ -1,0 +1,267 @@
+"""Result rows of commands: a file of JSON or of comma-separated values, as programs write them.
+
+- JSON, told by its first character: any number of values one after the other, on one line each or indented. A
+  mapping is a row, a list holds rows. So JSON lines, ``json.dump(row, indent=2)`` and a list of mappings are
+  read.
+- Else a table with a header: CSV, or TSV. A field that is a number is read as one, an empty one is null.
+
+What says nothing at all, such as an empty file, is no way to say that there are no rows: ``[]`` is, or a
+header alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote
+from orchestrator.core.rows import checked_rows
+from orchestrator.errors import StageFailure, nearest
+from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
+from orchestrator.store import layout
+
+ARGS = "args"
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def values_of(
+    spec: StageSpec, config: Config, inputs: Inputs, context: Context, python: str | None = None
+) -> dict[str, list[str]]:
+    """Returns what each name in braces stands for; all but `args` are one word.
+
+    Args:
+        spec: of the stage.
+        config, inputs, context: as a function stage gets them.
+        python: the stage's own interpreter, None for the one that runs Polysweep.
+    """
+    plain = {
+        "output": str(context.output),
+        "scratch": str(context.scratch),
+        "checkpoints": str(context.folder / layout.CHECKPOINTS),
+        "resume": str(context.resume.folder) if context.resume else "",
+        "metrics": str(context.folder / layout.METRICS),
+        "attempt": str(context.attempt),
+        "python": python or sys.executable,
+    }
+    for root, tree in (("config", config.to_dict()), ("uses", context.uses.to_dict())):
+        plain.update((f"{root}.{key}", _text(value)) for key, value in _flat(tree))
+    for stage in spec.after:
+        if stage in inputs:
+            for label, folder in inputs.each(stage).items():
+                plain[f"inputs.{stage}.{label}" if label else f"inputs.{stage}"] = str(folder)
+    values = {name: [value] for name, value in plain.items()}
+    values[ARGS] = list(arguments(config.to_dict()))
+    if "{work}" in (spec.command or ""):
+        values["work"] = [str(context.work)]
+    return values
+
+
+def arguments(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a config as ``--key value``.
+
+    A nested key is joined by dots. True is the bare ``--key``; false, null and an empty list are left out.
+    The items of a list follow its key. A value that begins with ``-`` and is no number is given as
+    ``--key=value``.
+    """
+    for key, value in _flat(tree):
+        if value is None or value is False or value == []:
+            continue
+        if value is True:
+            yield f"--{key}"
+            continue
+        words = [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
+        if len(words) == 1 and words[0].startswith("-") and not _NEGATIVE.fullmatch(words[0]):
+            yield f"--{key}={words[0]}"
+        else:
+            yield from (f"--{key}", *words)
+
+
+def as_words(command: str, values: Mapping[str, list[str]]) -> list[str]:
+    """Splits a command line as a shell would (none runs), then fills in each word.
+
+    Raises:
+        StageFailure: a name is not known, or a name for several words is part of one (cause ``config``).
+    """
+    words: list[str] = []
+    for word in shlex.split(command):
+        match = PLACEHOLDER.fullmatch(word)
+        if match and match.group(1) == ARGS:
+            words += values[ARGS]
+        else:
+            words.append(PLACEHOLDER.sub(lambda match: _one(match, values), word))
+    return words
+
+
+def as_shell_text(command: str, values: Mapping[str, list[str]]) -> str:
+    """Fills in a text for a shell, such that each value stays what it is, inside quotes and outside.
+
+    Raises:
+        StageFailure: as `as_words`.
+    """
+    parts, quote, end = [], "", 0
+    for match in IN_A_SHELL.finditer(command):
+        between = command[end : match.start()]
+        quote, end = open_quote(between, quote), match.end()
+        several = match.group(1) == ARGS and not quote
+        value = shlex.join(values[ARGS]) if several else _one(match, values)
+        parts.append(between)
+        if quote == '"':
+            parts.append(re.sub(r'([\\"$`])', r"\\\1", value))
+        elif quote == "'":
+            parts.append(value.replace("'", "'\"'\"'"))
+        else:
+            parts.append(value if several else shlex.quote(value))
+    return "".join([*parts, command[end:]])
+
+
+def _one(match: re.Match[str], values: Mapping[str, list[str]]) -> str:
+    name = match.group(1)
+    if name not in values:
+        raise StageFailure("config", f"unknown {{{name}}} in the stage's command; {nearest(name, values)}")
+    if name == ARGS:
+        raise StageFailure("config", "{args} stands for several words: it must be a word of its own")
+    return values[name][0]
+
+
+def _flat(tree: Mapping[str, Any], root: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields dotted keys and values; an empty section has none."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{root}{key}.")
+        else:
+            yield f"{root}{key}", value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,4000})")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_SPACE = re.compile(r"\s*")
+
+
+def read_rows(path: Path) -> tuple[Row, ...]:
+    """Reads the rows of a results file.
+
+    Raises:
+        StageFailure: the file is missing, or holds what is no row of finite values (cause ``data``); the
+            message names the file, and the line or the row and its column.
+    """
+    try:
+        if path.exists() and not path.is_file():  # the read of a fifo or a device would never end
+            raise ValueError("it is a folder" if path.is_dir() else "it is no regular file")
+        text = path.read_text(encoding="utf-8-sig")
+        if not text.strip():
+            raise ValueError("it is empty; [] says that there are no rows")
+        is_table = text.lstrip()[:1] not in ("", "{", "[") and path.suffix not in (".json", ".jsonl")
+        return checked_rows(_table(text) if is_table else _values(text), cause="data")
+    except FileNotFoundError:
+        raise StageFailure("data", f"there is no results file {path.name}{_others(path)}") from None
+    except UnicodeDecodeError as error:
+        raise StageFailure(
+            "data", f"the results {path.name} are no UTF-8 text (byte {error.start + 1})"
+        ) from error
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise StageFailure("data", f"cannot read the results {path.name}: {error}") from error
+    except StageFailure as failure:
+        raise StageFailure("data", f"{path.name}: {failure}") from None
+
+
+def _others(path: Path) -> str:
+    names = sorted(other.name for other in path.parent.glob("*")) if path.parent.is_dir() else []
+    return f"; beside it are {', '.join(names[:8])}" if names else "; its folder is empty"
+
+
+def _values(text: str) -> list[Any]:
+    """Returns the mappings in a text of JSON values, in order."""
+    decoder = json.JSONDecoder(object_pairs_hook=_mapping)
+    rows, start = list[Any](), _end_of_space(text, 0)
+    while start < len(text):
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            line, column = _place(text, error.pos)
+            raise ValueError(f"line {line}, column {column}: {error.msg}") from None
+        line = _place(text, start)[0]
+        found = value if isinstance(value, list) else [value]
+        if strange := [item for item in found if not isinstance(item, dict)]:
+            raise ValueError(f"line {line}: a row must be a mapping, one is {json.dumps(strange[0])[:60]}")
+        rows += found
+        start = _end_of_space(text, end)
+    return rows
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"a mapping holds {next(n for n in names if names.count(n) > 1)!r} twice")
+    return found
+
+
+def _end_of_space(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
+    return match.end() if match else start
+
+
+def _place(text: str, position: int) -> tuple[int, int]:
+    return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
+
+
+def _table(text: str) -> list[Row]:
+    """Returns the rows of a table with a header; the delimiter is what the header has most of."""
+    header_line = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = max(",\t;", key=header_line.count)
+    reader = csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter, strict=True)
+    names = [name.strip() for name in next(reader)]
+    if len(names) > 1 and not names[0]:
+        names[0] = "index"  # as pandas writes it
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"line 1: every column needs a name of its own, they are {names}")
+    if all(_NUMBER.fullmatch(name) or _NOT_FINITE.fullmatch(name) for name in names):
+        raise ValueError(f"line 1: a table needs a header, the names of its columns would be {names}")
+    lines = []
+    for fields in reader:
+        if not fields:
+            continue
+        if len(fields) != len(names):
+            raise ValueError(f"line {reader.line_num}: {len(fields)} fields for {len(names)} columns")
+        lines.append(fields)
+    if not lines and len(names) == 1:
+        raise ValueError(f"it is neither JSON nor a table, but the line {names[0]!r}")
+    columns = [_column([fields[number] for fields in lines]) for number in range(len(names))]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _column(fields: Sequence[str]) -> list[Any]:
+    """Types the fields of one column: they are numbers where all are, text where one is not."""
+    filled = [field.strip() for field in fields if field.strip()]
+    is_number = [bool(_NUMBER.fullmatch(field)) for field in filled]
+    if filled and all(
+        known or _NOT_FINITE.fullmatch(field) for field, known in zip(filled, is_number, strict=True)
+    ):
+        is_text = any(len(field.lstrip("+-")) > 1 and re.match(r"[+-]?0[0-9]", field) for field in filled)
+        return _as_text(fields) if is_text else [_number(field.strip()) for field in fields]
+    if filled and all(field.lower() in ("true", "false") for field in filled):
+        return [field.strip().lower() == "true" if field.strip() else None for field in fields]
+    return _as_text(fields)
+
+
+def _as_text(fields: Sequence[str]) -> list[str | None]:
+    """Returns fields as they stand, an empty one as null."""
+    return [field or None for field in fields]
+
+
+def _number(field: str) -> int | float | None:
+    if not field:
+        return None
+    return int(field) if _WHOLE.fullmatch(field) else float(field)

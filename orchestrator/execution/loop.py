@@ -1,0 +1,380 @@
+"""The worker: scans its cells, claims one stage at a time and runs it, until nothing is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.context import BaseContext
+
+from orchestrator import provenance
+from orchestrator.core.failure import Cause
+from orchestrator.core.plan import Claimable, RequestSummary, next_stage, summarize_requests
+from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void
+from orchestrator.core.retention import remaining_files
+from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
+from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.errors import InfrastructureError
+from orchestrator.execution.assignment import Assignment, Shortage
+from orchestrator.execution.attempt import AttemptRun
+from orchestrator.execution.watch import Leaving, Watcher, next_lease_s
+from orchestrator.manifest import damage
+from orchestrator.store import layout
+from orchestrator.store.access import new_nonce
+from orchestrator.store.checkout import Checkout
+from orchestrator.store.evidence import EvidenceReader, examine
+from orchestrator.store.ledger import Ledger
+from orchestrator.store.patience import told
+from orchestrator.store.retention import retain
+from orchestrator.worker.owner import share
+
+IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
+BUCKET_S = 5.0
+"""Of a bucket: the pause between looks for a cancel, and at most between scans; its requests cost money."""
+
+MAX_FAILED_STARTS = 2
+
+REFUSED = 4
+"""Exit code of a worker that must not claim: no use of the store, or two attempts failed at their start."""
+
+BROKEN_NODE, OTHER_CODE = 5, 6
+"""Exit codes of a worker that must not claim, for its node or for its code."""
+
+RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
+"""Exit codes of a scheduler's job that ended with work left: another may go on with it, or, where no
+checkpoint was left, would come no further, or needs more host memory. 75 is EX_TEMPFAIL of sysexits.h."""
+
+
+class Worker:
+    """Claims and runs stages of a revision's cells.
+
+    Args:
+        ledger: the store.
+        revision: the sealed sweep.
+        order: what this worker is told.
+        owner: who it is.
+        context: forks children.
+        stop_asked: returns why it should stop ("stopped", "deadline", ...), "" while it should not.
+        shortage: returns whether it should stop for want of memory on its node.
+        say: takes a line for the worker's log.
+        checkout: the code that it runs where it lies; None where that cannot change, or need not be watched.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        revision: Revision,
+        order: Assignment,
+        owner: Owner,
+        context: BaseContext,
+        stop_asked: Callable[[], str],
+        shortage: Callable[[], Shortage | None] = lambda: None,
+        say: Callable[[str], None] = print,
+        checkout: Checkout | None = None,
+    ) -> None:
+        self._ledger, self._order, self._owner = ledger, order, owner
+        self._sweep, self._context = revision.sweep, context
+        self._stop_asked, self._shortage, self._say = stop_asked, shortage, say
+        self._checkout = checkout
+        self._cells = share(self._sweep.cells, order)
+        self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
+        self._watcher = Watcher(owner, job=order.job)
+        self._trusted: set[tuple[str, int]] = set()
+        self._verified: set[tuple[str, int]] = set()
+        self._failed_starts, self._replaced, self._starved = 0, False, False
+        self.num_claims, self._progressed = 0, False  # until something was done, or was worth waiting for
+        self._idle_since_s: float | None = None
+        self._leaving = Leaving()
+        self._scan_s = 0.0
+        self._wishes_s = 0.0
+        self._wishes = RequestSummary(frozenset(), {}, {})
+
+    def run(self) -> int:
+        """Works until nothing is left to claim or wait for; returns the exit code."""
+        idle_s = IDLE_S
+        while not self._stop_asked():
+            if self._replaced:
+                self._say("a later start of this job goes on: this worker claims no more")
+                return self._released("replaced")
+            if self._failed_starts >= MAX_FAILED_STARTS:
+                self._say("two failures in the start phase in a row: this worker claims no more")
+                return REFUSED
+            self._scan_s = time.monotonic()
+            wishes = self._read_wishes(at_most_s=0.0)
+            snapshot = EvidenceReader(
+                self._ledger,
+                self._sweep.nodes.values(),
+                observer=self._watcher,
+                count_attempts=False,
+                trusted=self._trusted,
+                specs=self._sweep.specs,
+            )
+            scan = next_stage(
+                self._cells,
+                self._sweep.nodes,
+                lambda digest, s=snapshot, w=wishes: self._status(s, w, digest),  # type: ignore[misc]
+                cancelled=wishes.cancelled,
+            )
+            if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
+                self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.node.name}")
+                return self._released("deadline")
+            if scan.claimable is not None and self._has_other_code():
+                return OTHER_CODE
+            if scan.claimable is not None:
+                idle_s = IDLE_S if self._try_or_leave(scan.claimable, snapshot) else self._pause(idle_s)
+                self._idle_since_s = None
+            elif scan.waiting:
+                if self._is_idle_for_long():
+                    self._say("nothing to claim while others work: this worker leaves")
+                    return 0
+                self._leaving.reset()  # it stays in any case
+                idle_s, self._progressed = self._pause(idle_s), True
+            elif self._is_worth_another_look(snapshot):
+                idle_s = self._pause(idle_s)
+            else:
+                if self.num_claims == 0 and self._order.job is not None:  # or its job's log would be empty
+                    self._say("nothing was left to do")
+                self._retain(f"worker on {self._owner.host}")
+                return NO_MEMORY if self._starved else 0
+        return self._released(self._stop_asked())
+
+    def _has_other_code(self) -> bool:
+        """Whether the checkout is not what it was at the launch: what it makes now has another version."""
+        if self._checkout is None or self._checkout.digest() == self._order.code_digest:
+            return False
+        names = self._checkout.changed() or ["the code"]
+        more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
+        self._say(
+            f"{', '.join(names[:3])}{more} changed since the launch: this worker claims no more; "
+            "launch again to go on with the code as it is now (launcher.snapshot=true runs a copy)"
+        )
+        return True
+
+    def _is_idle_for_long(self) -> bool:
+        now_s, most_s = time.monotonic(), self._order.max_idle_s
+        self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
+        if most_s is None or now_s - self._idle_since_s < most_s:
+            return False
+        # else each successor would watch that attempt anew, and none for as long as its lease
+        return not self._watcher.suspects(read_s=self._scan_s, since_s=self._idle_since_s)
+
+    def _released(self, why: str) -> int:
+        """The exit code of a worker that leaves work behind; only a scheduler wants to know."""
+        if self._order.job is None:
+            return 0
+        return RELEASED if self._progressed or why != "deadline" else TOO_SHORT
+
+    def _short_of_time(self) -> float | None:
+        """Returns the seconds that are left of a scheduler's job, when they are too few to start a stage."""
+        job = self._order.job
+        if job is None or job.end_at is None:
+            return None
+        left_s = job.end_at - time.time()
+        return left_s if left_s < job.min_left_s else None
+
+    def _pause(self, idle_s: float) -> float:
+        time.sleep(idle_s)
+        return min(MAX_IDLE_S if self._ledger.objects.in_place else BUCKET_S, idle_s * 1.5)
+
+    def _try_or_leave(self, claimable: Claimable, snapshot: EvidenceReader) -> bool:
+        """As `_try`; a stage of which the store's folders err is left for a while, and the others go on."""
+        try:
+            was_worked_on = self._try(claimable, snapshot)
+        except (OSError, InfrastructureError) as error:
+            if not self._ledger.objects.in_place or not self._answers():
+                raise
+            self._say(f"{claimable.cell.cell} {claimable.node.name}: left for now: {told(error)}")
+            self._leaving.leave(claimable.node.digest, error)
+            return True
+        self._leaving.reset()
+        return was_worked_on
+
+    def _answers(self) -> bool:
+        try:
+            return self._ledger.objects.get(layout.STORE) is not None
+        except OSError:
+            return False
+
+    def _is_worth_another_look(self, snapshot: EvidenceReader) -> bool:
+        digests = {digest for cell in self._cells for digest in cell.chain}
+        return self._leaving.is_worth_another_look(
+            is_passing=any(snapshot.evidence(digest).is_passing for digest in digests)
+        )
+
+    def _status(self, snapshot: EvidenceReader, wishes: RequestSummary, digest: str) -> StageStatus:
+        if (left := self._leaving.status(digest)) is not None:
+            return left
+        budget = wishes.budget(digest, self._order.settings.policy.retries)
+        return stage_status(snapshot.evidence(digest), budget)
+
+    def _read_wishes(self, *, at_most_s: float) -> RequestSummary:
+        if time.monotonic() - self._wishes_s >= at_most_s:
+            self._wishes = summarize_requests(self._ledger.requests(self._order.sweep), self._all_ids)
+            self._wishes_s = time.monotonic()
+        return self._wishes
+
+    def _retain(self, by: str, node: StageInstance | None = None) -> None:
+        """Retires what the stage just done was the last to need; without one, looks at all products."""
+        policy = self._order.settings.policy
+        if node is not None and policy.retention == "all":
+            return
+        sources = None if node is None else [taken.digest for taken in node.inputs]
+        try:
+            if self._read_wishes(at_most_s=0.0).revision not in (0, self._order.revision):
+                return  # the sweep moved on: stages of its newer revision may need what these do not
+            news = retain(self._ledger, self._sweep, policy, by=by, sources=sources, trusted=self._trusted)
+        except (OSError, InfrastructureError) as error:  # whoever comes next goes on with it
+            self._say(f"retention: {error}")
+            return
+        for retired in news:
+            self._say(f"retired {len(retired.files)} files under policy {retired.policy}: {retired.why}")
+
+    # Claiming
+
+    def _try(self, claimable: Claimable, snapshot: EvidenceReader) -> bool:
+        """Claims and runs a stage; False when another was first or something must be mended before."""
+        node = claimable.node
+        if (inputs := self._inputs(node, snapshot)) is None:
+            return True  # an input was voided: scan again at once
+        evidence = snapshot.evidence(node.digest)
+        if evidence.damaged:
+            self._void_damaged(node, evidence)
+            return True
+        attempts = self._ledger.attempts(node)
+        if attempts != evidence.attempts or self._ledger.is_done_or_void(node, evidence.generation):
+            return False  # another claimed or finished meanwhile, or an owner beat again
+        number = (attempts[-1].number if attempts else 0) + 1
+        claim = self._claim(claimable.cell, evidence, attempts)
+        if not self._ledger.claim(node, number, claim):
+            return False
+        self._say(f"{claimable.cell.cell} {node.name}: attempt {number}")
+        self.num_claims += 1
+        run = AttemptRun(
+            ledger=self._ledger,
+            order=self._order,
+            spec=self._sweep.specs[node.stage],
+            cell=claimable.cell,
+            node=node,
+            number=number,
+            claim=claim,
+            inputs=inputs,
+            input_generations={i.digest: snapshot.evidence(i.digest).generation for i in node.inputs},
+            context=self._context,
+            stop_asked=lambda: self._why_stop(node),
+            code_now=lambda: self._checkout.digest() if self._checkout else "",
+            shortage=self._shortage,
+            former=evidence.former if self._status(snapshot, self._wishes, node.digest).going_on else None,
+        )
+        end = run.run(attempts)
+        self._release(node, snapshot)
+        self._count_start(run, end)
+        self._replaced = end.why == "superseded" and self._is_replaced(node)
+        if end.cause is Cause.OOM_HOST and self._order.job is not None:  # for a job that asks for more
+            self._starved = True
+            self._cells = tuple(cell for cell in self._cells if node.digest not in cell.chain)
+        self._progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
+        if end.outcome == "succeeded":
+            self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)
+        said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
+        self._say(f"{claimable.cell.cell} {node.name}: {said}")
+        return True
+
+    def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
+        supersedes, num_lost = None, 0
+        if attempts and attempts[-1].end is None:
+            supersedes = Supersedes(
+                attempt=attempts[-1].number, evidence=evidence.liveness_reason, cause=evidence.liveness_cause
+            )
+            num_lost = 1
+        num_lost += sum(1 for a in attempts if a.claim and a.claim.supersedes)
+        base_s = max(self._order.settings.policy.lease_s, self._ledger.objects.min_lease_s)
+        return Claim(
+            nonce=new_nonce(),
+            owner=self._owner,
+            lease_s=next_lease_s(base_s, num_lost),
+            generation=evidence.generation,
+            sweep=self._order.sweep,
+            cell=cell.cell,
+            supersedes=supersedes,
+            at=provenance.now(),
+        )
+
+    def _is_replaced(self, node: StageInstance) -> bool:
+        """Whether a scheduler that thought this worker dead started its job anew elsewhere."""
+        me = self._owner
+        owners = [attempt.claim.owner for attempt in self._ledger.attempts(node) if attempt.claim]
+        return bool(me.job) and any(
+            (o.cluster, o.job, o.array_index) == (me.cluster, me.job, me.array_index)
+            and o.restart_count > me.restart_count
+            for o in owners
+        )
+
+    def _count_start(self, run: AttemptRun, end: End) -> None:
+        failed = end.outcome == "failed" and not run.was_running
+        self._failed_starts = self._failed_starts + 1 if failed else 0
+
+    # Inputs
+
+    def _inputs(self, node: StageInstance, snapshot: EvidenceReader) -> dict[str, dict[str, str]] | None:
+        """Verifies the products that a stage takes, the first time by content; None after voiding one."""
+        folders: dict[str, dict[str, str]] = {}
+        for taken in node.inputs:
+            source, evidence = self._sweep.nodes[taken.digest], snapshot.evidence(taken.digest)
+            if evidence.done is None:
+                return None
+            prefix = layout.output(source.stage, source.digest, evidence.done.attempt)
+            folder = self._ledger.objects.fetch(prefix, ())  # a copy that is here stays from now on
+            key = (taken.digest, evidence.generation)
+            if damage(folder, remaining_files(evidence.done.files, evidence.retired), content=False):
+                self._verified.discard(key)
+            if examine(self._ledger, source, evidence.done, content=key not in self._verified)[0]:
+                self._void_damaged(source, evidence)
+                return None
+            self._verified.add(key)
+            folders.setdefault(taken.stage, {})[taken.label] = str(folder)
+        return folders
+
+    def _release(self, node: StageInstance, snapshot: EvidenceReader) -> None:
+        """Lets the copies of a stage's inputs go when there is no room for them any more."""
+        for source in (self._sweep.nodes[taken.digest] for taken in node.inputs):
+            done = snapshot.evidence(source.digest).done
+            if done is not None:
+                prefix = layout.payload(source.stage, source.digest, done.attempt)
+                self._ledger.objects.release(prefix)
+
+    def _void_damaged(self, node: StageInstance, evidence: Evidence) -> None:
+        """Voids a product that is damaged also at a second look, or was made from a discarded one."""
+        time.sleep(IDLE_S)
+        done, problem = self._ledger.product(node, evidence.generation)
+        discarded = "" if done is None else self._ledger.discarded_input(node, done)
+        if done is not None:
+            problem = discarded or examine(self._ledger, node, done)[0]
+            if not problem:
+                return
+        self._trusted.discard((node.digest, evidence.generation))
+        self._say(f"{node.name} {node.digest[:8]}: product does not count: {problem}")
+        void = Void(
+            nonce=new_nonce(),
+            generation=evidence.generation,
+            kind="discarded" if discarded else "damaged",
+            reason=problem or "its done record is unreadable",
+            by=f"worker on {self._owner.host}",
+            at=provenance.now(),
+        )
+        self._ledger.void(node, void)
+
+    # Stopping
+
+    def _why_stop(self, node: StageInstance) -> str:
+        """Tells an attempt why it should stop: the worker should, or no cell wants its stage any more."""
+        if why := self._stop_asked():
+            return why
+        try:
+            in_place = self._ledger.objects.in_place
+            cancelled = self._read_wishes(at_most_s=CONTROL_S if in_place else BUCKET_S).cancelled
+        except (OSError, InfrastructureError):  # asked again soon: no reason to lose a running stage
+            return ""
+        if not cancelled:
+            return ""
+        wanted = any(node.digest in cell.chain and cell.cell not in cancelled for cell in self._cells)
+        return "" if wanted else "cancelled"

@@ -1,0 +1,253 @@
+"""Starting a worker: in a launcher's fork server, or as ``python -m orchestrator.execution.main FILE``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator import formats, provenance
+from orchestrator.core.cell import check_digests
+from orchestrator.core.records import Revision
+from orchestrator.core.sweep import Sweep
+from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.execution.assignment import Assignment, Shortage
+from orchestrator.execution.loop import OTHER_CODE, REFUSED, Worker
+from orchestrator.processes import adopt_orphans, leave_step
+from orchestrator.store import layout
+from orchestrator.store.checkout import Checkout, checkout_of
+from orchestrator.store.code import damage, import_paths, package_path, version_of
+from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.objects import open_objects
+from orchestrator.store.patience import Outage, wait_out
+from orchestrator.worker.owner import this_owner
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
+"""Of these, blocked in a launcher's fork server, and so in a worker until it can heed them."""
+
+OUTAGE_S, OUTAGE_POLL_S = 600.0, 2.0
+"""How long a worker waits for a store at a URL that does not answer before it ends, and how often it asks."""
+
+LATE_S = 90.0
+"""A scheduler may give its notice of the end so much too early: Slurm up to a minute."""
+
+
+class WorkerSummary:
+    """What is worth knowing of a worker that has ended."""
+
+    def __init__(self) -> None:
+        self.said, self.num_claims = "", 0
+
+
+def preload(sweep: Sweep) -> list[str]:
+    """Returns the modules to import once, before children are forked, for a sweep's stages."""
+    return sorted({module for spec in sweep.specs.values() for module in spec.preload})
+
+
+def run(
+    order: Assignment,
+    log: Path | None = None,
+    diary: WorkerSummary | None = None,
+    lifeline: int | None = None,
+    shortage: Callable[[], Shortage | None] = lambda: None,
+) -> int:
+    """Runs a worker in this process until nothing is left for it; returns the exit code.
+
+    Args:
+        order: what it is told.
+        log: file for its own lines; None for standard output.
+        diary: takes notes of it.
+        lifeline: a pipe's end that closes when whoever started this worker is gone.
+        shortage: returns whether that is for want of memory on the node.
+    """
+    leave_step(os.environ)  # of a job that the launch, or a Ray node, runs in
+    diary = diary or WorkerSummary()
+    if log is not None:
+        _print_to(log)
+    ending = _Ending(order, lifeline)
+
+    def say(line: str) -> None:
+        diary.said = line = provenance.without_secrets(line)
+        with contextlib.suppress(OSError):  # the log may lie on a full disk
+            print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
+
+    try:
+        ledger = _opened(order, ending, say)
+        revision = _revision(ledger, order)
+        if order.code is not None:
+            paths = import_paths(ledger.objects, order.code)
+            order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
+            os.environ.pop("PYTHONSAFEPATH", None)  # meant for us: a command imports what lies beside it
+        sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
+        checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
+        if problem := _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger):
+            say(f"{problem.what}: this worker claims nothing")
+            return problem.code
+        for module in preload(revision.sweep):
+            with contextlib.suppress(ImportError):  # a stage that cannot import it will say so
+                importlib.import_module(module)
+        worker = Worker(
+            ledger=ledger,
+            revision=revision,
+            order=order,
+            owner=this_owner(order, os.getpid()),
+            context=multiprocessing.get_context("fork"),
+            stop_asked=ending.why,
+            shortage=shortage,
+            say=say,
+            checkout=checkout if order.code is None and order.code_digest else None,
+        )
+        try:
+            return worker.run()
+        finally:
+            diary.num_claims = worker.num_claims
+    except InfrastructureError as error:
+        say(f"error: {error}")
+        _outlast(order.store, ending)
+        return error.exit_code
+    except SweepError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except OSError as error:
+        say(f"error: the store does not answer: {error}")
+        _outlast(order.store, ending)
+        return InfrastructureError.exit_code
+
+
+def _print_to(log: Path) -> None:
+    with contextlib.suppress(OSError):  # it lies in the store, which may not answer now
+        log.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+
+
+def _opened(order: Assignment, ending: _Ending, say: Callable[[str], None]) -> Ledger:
+    outage = Outage(order.settings.store.outage_s, say, ending.why)
+    objects = open_objects(order.store)
+    if not objects.in_place:
+        return open_ledger(order.store)
+    return wait_out(lambda: open_ledger(order.store), lambda: objects.get(layout.STORE), outage).patient(
+        outage
+    )
+
+
+def _outlast(url: str, ending: _Ending) -> None:
+    """Waits until a bucket answers again: whoever goes on in our place would end of the same at once."""
+    objects, start_s = open_objects(url), time.monotonic()
+    while not objects.in_place and not ending.why() and time.monotonic() - start_s < OUTAGE_S:
+        with contextlib.suppress(OSError):
+            objects.list("")
+            return
+        time.sleep(OUTAGE_POLL_S)
+
+
+class _Ending:
+    """Why the worker should stop: a signal, its job's end, or the end of the launcher that started it."""
+
+    def __init__(self, order: Assignment, lifeline: int | None) -> None:
+        self._job, self._asked, self._lifeline = order.job, "", lifeline
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._heed)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGUSR1 or self._job is None:
+            self._asked = self._asked or "stopped"
+        else:
+            left_s = self._left_s()
+            if left_s is None or left_s <= LATE_S:
+                self._asked = self._asked or "deadline"
+
+    def _left_s(self) -> float | None:
+        """Seconds until the notice of the job's end is due."""
+        if self._job is None or self._job.end_at is None:
+            return None
+        return self._job.end_at - self._job.notice_s - time.time()
+
+    def why(self) -> str:
+        """Returns the reason, "" while there is none."""
+        left_s = self._left_s()
+        if not self._asked and left_s is not None and left_s <= 0:
+            self._asked = "deadline"
+        if not self._asked and self._lifeline is not None and select.select([self._lifeline], [], [], 0)[0]:
+            self._asked = "stopped"
+        return self._asked or _parent_is_gone()
+
+
+def _revision(ledger: Ledger, order: Assignment) -> Revision:
+    revision = ledger.revision(order.sweep, order.revision)
+    check_digests(revision.sweep, f"{order.sweep}@{order.revision}")
+    return revision
+
+
+class _Problem(NamedTuple):
+    """Why a worker must not claim, and its exit code."""
+
+    what: str
+    code: int
+
+
+def _code_problem(ledger: Ledger, order: Assignment, sweep: Sweep, checkout: Checkout) -> _Problem | None:
+    if order.code is None:
+        if not order.code_digest or checkout.digest() == order.code_digest:
+            return None
+        return _Problem("the code on this machine is not the code at launch", OTHER_CODE)
+    if problem := damage(ledger.objects, order.code.digest):
+        return _Problem(f"the snapshot in the store is damaged: {problem}", OTHER_CODE)
+    here, there = Path(provenance.__file__), package_path(ledger.objects, order.code.digest)
+    paths = tuple(order.import_paths)
+    if order.code_digest not in ("", version_of(order.code, sweep, paths)):
+        return _Problem("the code of this snapshot is not the code at launch", OTHER_CODE)
+    if here.parents[1].resolve() == there.resolve():
+        return None
+    return _Problem(
+        f"this worker was started from {here.parents[1]}, not from the snapshot {there}", OTHER_CODE
+    )
+
+
+def _store_problem(ledger: Ledger) -> _Problem | None:
+    try:
+        ledger.prove_writable()
+    except UserError as error:
+        return _Problem(error.what, REFUSED)
+    return None
+
+
+def in_fork_server(order_json: bytes, log: str) -> None:
+    """The target of a launcher's worker process."""
+    os.setsid()
+    adopt_orphans()
+    code = run(formats.decode(order_json, Assignment), Path(log))
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _parent_is_gone() -> str:
+    """Returns why to stop when the launcher that started this worker is gone (no thread: workers fork)."""
+    parent = multiprocessing.parent_process()
+    return "stopped" if parent is not None and wait([parent.sentinel], timeout=0) else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the worker that a JSON file describes."""
+    path = Path((sys.argv[1:] if argv is None else argv)[0])
+    return run(formats.decode(path.read_bytes(), Assignment))
+
+
+if __name__ == "__main__":
+    adopt_orphans()
+    sys.exit(main())

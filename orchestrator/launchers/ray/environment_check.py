@@ -1,0 +1,175 @@
+"""The version check of a cluster, before anything is queued: a small job there says what it has."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+import shlex
+import time
+import uuid
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from orchestrator import provenance
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
+from orchestrator.launchers.ray.settings import RaySettings
+
+DISTRIBUTION = "polysweep"
+PROBE, PROBE_S = "polysweep-probe-", 90.0
+NUM_NAMES, KEEP_S = 3, 60.0
+OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+POLL_S = 0.3
+MARK = "polysweep-probe:"
+
+# It must run on whatever Python is there, and prints what it could find out.
+_PROBE = """
+import importlib.metadata as m, json, platform, sys
+names, store, nonce = json.loads(sys.argv[1])
+found = {}
+for name in names:
+    try: found[name] = m.version(name)
+    except m.PackageNotFoundError: found[name] = None
+problem = mark = ""
+try:
+    if "://" in store:
+        import obstore, obstore.store
+        mark = bytes(obstore.get(obstore.store.from_url(store), "store.json").bytes()).decode()
+    else: mark = open(store + "/store.json").read()
+except Exception as error: problem = type(error).__name__ + ": " + str(error)[:200]
+print("MARK" + nonce + json.dumps(dict(python=platform.python_version(), packages=found, store=mark,
+    problem=problem, executable=sys.executable)))
+""".replace("MARK", MARK)
+
+
+def check(api: Api, settings: RaySettings, store: str, mark: bytes | None) -> None:
+    """Compares what the cluster has with what is here.
+
+    Args:
+        api: of the cluster.
+        settings: of the launcher.
+        store: its URL, which the cluster must reach too.
+        mark: the content of the store's mark; None when there is no store yet.
+
+    Raises:
+        UserError: Python, Ray or a package differs, or the cluster does not see the store.
+        InfrastructureError: the cluster does not answer.
+    """
+    ours = our_packages()
+    theirs = _ask(api, settings, [sorted(ours), store])
+    problems = differences(ours, theirs, accept=settings.accept)
+    if problems:
+        raise UserError(
+            f"the Ray cluster at {api.address} has another environment: {'; '.join(problems)}",
+            where=f"{theirs['executable']} there, Python {platform.python_version()} here",
+            fix="install the same versions there, or launcher.python=PATH of the right one, "
+            "or launcher.accept=[NAME, ...] for packages that may differ",
+        )
+    if mark is not None and theirs["store"].encode() != mark:
+        raise UserError(
+            f"the Ray cluster does not see the store {store}",
+            where=theirs["problem"] or "there is another store at that place",
+            allowed="a folder that all nodes mount at the same place, or s3:// or gs:// with credentials",
+            fix="store.url=s3://BUCKET/PREFIX",
+        )
+
+
+def our_packages() -> dict[str, str]:
+    """Returns the versions of what this package requires, Ray among them."""
+    try:
+        required = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        required = ["ray", "msgspec"]
+    names = [re.split(r"[\s\[<>=!~;(]", text)[0] for text in required if "extra ==" not in text]
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: Collection[str]) -> list[str]:
+    """Says what differs: Python in its minor version, packages in their version but for a local suffix."""
+    here, there = platform.python_version(), theirs["python"]
+    found = []
+    if here.split(".")[:2] != there.split(".")[:2]:
+        found.append(f"Python {there} (here {here})")
+    for name, version in sorted(ours.items()):
+        other = theirs["packages"].get(name)
+        if name in accept:
+            continue
+        if other is None:
+            found.append(f"no {name} (here {version})")
+        elif other.partition("+")[0] != version.partition("+")[0]:
+            found.append(f"{name} {other} (here {version})")
+    return found
+
+
+def _ask(api: Api, settings: RaySettings, questions: list[Any]) -> dict[str, Any]:
+    nonce = uuid.uuid4().hex  # Ray keeps a deleted job's log, and a new job of that name writes to its end
+    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, json.dumps([*questions, nonce])]))
+    deadline_s = time.monotonic() + PROBE_S
+    job: JobDetails | None = None
+    while time.monotonic() < deadline_s:
+        job = api.job(name)
+        if job is None or job.status in OVER:
+            break
+        time.sleep(POLL_S)
+    logs = api.log(name) if job is not None else ""
+    mark = MARK + nonce
+    lines = [line.removeprefix(mark) for line in logs.splitlines() if line.startswith(mark)]
+    if not lines:
+        job = job or JobDetails()
+        raise InfrastructureError(
+            f"the Ray cluster did not run a small job of {settings.python!r} ({job.status or 'unknown'})",
+            where=" ".join(f"{job.message or ''} {logs[-300:]}".split()),
+            fix="launcher.python=PATH of the interpreter on the head node",
+        )
+    said: dict[str, Any] = json.loads(lines[-1])
+    return said
+
+
+class _Accepted(msgspec.Struct, frozen=True):
+    submission_id: str
+
+
+def _submitted(api: Api, entrypoint: str) -> str:
+    """Submit a small job and return its name."""
+    for name in (
+        _free_name(api),
+        f"{PROBE}{uuid.uuid4().hex[:12]}",
+    ):  # the first may be another launch's by now
+        try:
+            reply = api.submit({"entrypoint": entrypoint, "submission_id": name})
+        except (Unreached, Unanswered) as error:
+            raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
+        if reply.status == 200 or not is_taken(reply, name):
+            break
+    return api.expected(reply, "/api/jobs/", _Accepted).submission_id
+
+
+def _free_name(api: Api) -> str:
+    """Return a name for a small job, and delete those that this user left here some time ago.
+
+    One that has just ended is kept: Ray would say of it that it failed. They are asked for by their names, of
+    which each user has a few, and never listed: a cluster may know tens of thousands of jobs.
+    """
+    who = hashlib.sha256(provenance.user().encode()).hexdigest()[:12]
+    free = ""
+    for number in range(NUM_NAMES):
+        name = f"{PROBE}{who}-{number}"
+        job = api.job(name)
+        if job is not None and job.end_time and job.end_time / 1000 < time.time() - KEEP_S:
+            with contextlib.suppress(Unreached, Unanswered):
+                job = None if api.send("DELETE", f"/api/jobs/{name}").status == 200 else job
+        if job is None:
+            free = free or name
+    return free or f"{PROBE}{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,111 @@
+"""Which workers of a driver are gone: nobody waits for what they held, but each may save a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from orchestrator.core.failure import Cause
+from orchestrator.execution.assignment import LostWorker
+from orchestrator.execution.watch import Watcher
+from orchestrator.jobs.records import LostSlot, Submission
+from orchestrator.jobs.submissions import Submissions
+from orchestrator.launchers.jobs import gone_of
+from orchestrator.provenance import without_secrets
+
+
+class _Doubt(NamedTuple):
+    slot: int
+    node: str
+    cause: Cause
+    why: str
+    until_s: float
+
+
+class Losses:
+    """What one start of a driver knows of workers that are gone; what it learns, its watcher does too.
+
+    Args:
+        submissions: of the sweep.
+        submission: the driver's.
+        job: its id.
+        restart: how often the driver was started before.
+        watcher: judges the attempts of workers.
+        grace_s: how long a worker may go on to save a checkpoint when whoever started it is gone.
+    """
+
+    def __init__(
+        self,
+        submissions: Submissions,
+        submission: Submission,
+        job: str,
+        restart: int,
+        *,
+        watcher: Watcher,
+        grace_s: float,
+    ) -> None:
+        self._submissions, self._cluster, self._job = submissions, submission.cluster, job
+        self._restart, self._watcher, self._grace_s = restart, watcher, grace_s
+        self._doubts: list[_Doubt] = []
+        self._former_until_s: float | None = time.monotonic() + grace_s
+        before = submissions.driver(submission.number)
+        self.known: list[LostSlot] = list(before.lost) if before else []
+        for lost in self.known:
+            self._learn(lost)
+        for gone in gone_of(submissions.read(), grace_s=grace_s):
+            watcher.learn(gone)
+
+    def add(self, slot: int | None, cause: Cause, why: str, *, restart: int | None = None) -> None:
+        """Takes note of a worker that is gone; without a slot, of all those of a start of the driver."""
+        restart = self._restart if restart is None else restart
+        lost = LostSlot(slot=slot, restart=restart, cause=cause, why=without_secrets(why)[:300])
+        self.known.append(lost)
+        self._learn(lost)
+
+    def doubt(self, slot: int, node: str, cause: Cause, why: str) -> None:
+        """Takes note of a worker whose actor is gone: unless its node is, it saves a checkpoint and ends."""
+        self._doubts.append(_Doubt(slot, node, cause, why, time.monotonic() + self._grace_s))
+
+    def settle(self, busy: Collection[int], lives: Callable[[str], bool]) -> None:
+        """Decides what can be decided by now.
+
+        Args:
+            busy: the slots whose attempts have no end.
+            lives: whether a node does, by its id.
+        """
+        now_s = time.monotonic()
+        open_doubts = []
+        for doubt in self._doubts:
+            if doubt.slot not in busy:
+                continue
+            if not lives(doubt.node):
+                self.add(doubt.slot, doubt.cause, f"the node of worker {doubt.slot} is gone: {doubt.why}")
+            elif now_s >= doubt.until_s:
+                self.add(doubt.slot, doubt.cause, doubt.why)
+            else:
+                open_doubts.append(doubt)
+        self._doubts = open_doubts
+        if self._former_until_s is not None and now_s >= self._former_until_s:
+            self._former_until_s = None
+            self._forget_former()
+
+    def _forget_former(self) -> None:
+        """Calls gone whoever was started before this driver, and had the time to end since."""
+        for gone in gone_of(self._submissions.read()):
+            self._watcher.learn(gone)
+        if self._restart:
+            why = "the driver that had started it was killed"
+            self.add(None, Cause.NODE_LOST, why, restart=self._restart - 1)
+
+    def _learn(self, lost: LostSlot) -> None:
+        self._watcher.learn(
+            LostWorker(
+                cluster=self._cluster,
+                job=self._job,
+                slot=lost.slot,
+                restart_count=lost.restart,
+                cause=lost.cause,
+                evidence=lost.why,
+            )
+        )

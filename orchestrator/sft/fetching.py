@@ -1,0 +1,306 @@
+"""Counts the tokens of items as `prepare` does: prompt (with BOS where it is the habit), response, end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.tasks import dataset, importing, math
+from orchestrator.tasks.base import Item
+from orchestrator.tasks.checking import Measure
+from orchestrator.tasks.dataset import DatasetInfo
+from orchestrator.tasks.importing import Choice
+from orchestrator.tasks.sources import Source, of_files, open_source
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+TIMEOUT_S = 10.0
+
+
+class Download(NamedTuple):
+    """The files of a release, and the commit that they are of."""
+
+    paths: tuple[Path, ...]
+    commit: str
+
+
+def download(hub_id: str, revision: str) -> Download:
+    """Downloads the data files of a release, or finds them in the hub's cache.
+
+    Raises:
+        UserError: the hub has no such data set or revision, or does not give it to us.
+        InfrastructureError: the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"{hub_id}@{revision}"
+    try:
+        info = HfApi().dataset_info(hub_id, revision=revision, timeout=TIMEOUT_S)
+        commit = str(info.sha)
+        names = data_files([entry.rfilename for entry in info.siblings or ()])
+        paths = tuple(
+            Path(hf_hub_download(hub_id, name, repo_type="dataset", revision=commit)) for name in names
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, GatedRepoError) as error:
+        raise UserError(
+            f"the hub does not give {where}: {_line(error)}", fix="check id, revision, HF_TOKEN"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - the hub's client has changed its HTTP library, and its errors, before
+        raise InfrastructureError(
+            f"the hub cannot be reached for {where}: {_line(error)}",
+            fix="on a machine with network: sweep data import TASK SOURCE --out DIR; then data.TASK_dir=DIR",
+        ) from None
+    if not paths:
+        raise UserError(f"no data file in {where}")
+    return Download(paths, commit)
+
+
+def data_files(names: Sequence[str]) -> list[str]:
+    """Returns the files that hold a release's rows: with item ids, else MGSM's, else Parquet, else JSON."""
+    groups = (
+        [name for name in names if name.startswith("lang-id/")],
+        [name for name in names if name.startswith("mgsm_") and name.endswith(".tsv")],
+        [name for name in names if name.endswith(".parquet")],
+        [name for name in names if name.endswith((".json", ".jsonl")) and name != "view.json"],
+    )
+    return sorted(next((group for group in groups if group), []))
+
+
+def _line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+MCOT_NUMBERS = (10_000, 200)
+"""Training and validation items of mCoT-MATH where no number is given: the study's."""
+
+
+def fetch(*, task: str, recipe: Mapping[str, Any], folder: str) -> None:
+    """Fetches the releases of a recipe and writes the data set that they make; what is there stays.
+
+    Args:
+        task: the benchmark.
+        recipe: see `data_cache.recipe`.
+        folder: where the data set goes.
+
+    Raises:
+        InfrastructureError: the hub cannot be reached.
+        UserError: what the hub gave is not as it should be.
+    """
+    out = Path(folder)
+    if dataset.is_dataset(out):
+        return
+    sources = [from_hub(*recipe[side], task=task) for side in ("train", "test")]
+    make(task, sources, choice_of(recipe), out)
+
+
+def choice_of(recipe: Mapping[str, Any]) -> Choice:
+    """Returns which items a recipe takes."""
+    return Choice(
+        languages=tuple(recipe["languages"]),
+        num_train=recipe["num_train"],
+        num_validation=recipe["num_validation"] or 0,
+        num_test=recipe["num_test"],
+        seed=recipe["seed"],
+    )
+
+
+def make(
+    task: str, sources: Sequence[Source | None], choice: Choice, out: Path, *, force: bool = False
+) -> tuple[DatasetInfo, bool]:
+    """Builds and writes a data set; returns it, and whether it is new.
+
+    Args:
+        task: the benchmark.
+        sources: of training, and of test items.
+        choice: which items.
+        out: the folder.
+        force: replace another data set there.
+
+    Raises:
+        UserError: a source, or what is in `out`, is not as it should be.
+    """
+    source, test = sources
+    built = importing.build(task, source, test, choice)
+    is_new = dataset.write(out, built.info, built.rows, force=force, verify=importing.verify)
+    return built.info, is_new
+
+
+def from_hub(hub_id: str, revision: str, *, task: str) -> Source:
+    """Returns a release as a source.
+
+    Raises:
+        InfrastructureError: the hub cannot be reached.
+        UserError: there is no such release, or nothing known is in it.
+    """
+    if task != "math":
+        raise UserError(f"no release of {task} is known", fix=f"sweep data describe {task}")
+    found = download(hub_id, revision)
+    source = of_files(found.paths, hub_id)
+    if source is None:
+        raise UserError(f"nothing in {hub_id}@{revision} is known as data of {task}")
+    return source._replace(revision=revision, commit=found.commit)
+
+
+def find(word: str, task: str, revision: str | None) -> Source:
+    """Returns the source that a word names: a path, or else a hub id.
+
+    Raises:
+        InfrastructureError: the hub cannot be reached.
+        UserError: there is no such thing.
+    """
+    if not Path(word).expanduser().exists() and _HUB_ID.fullmatch(word):
+        return from_hub(word, revision or "main", task=task)
+    if revision:
+        raise UserError(f"{word} is no release of a hub: it has no revision")
+    return open_source(Path(word), task)
+
+
+def import_data(
+    task: str,
+    source: str | None,
+    test: str | None,
+    out: Path,
+    *,
+    languages: Sequence[str] = (),
+    num_train: int | None = None,
+    num_validation: int | None = None,
+    num_test: int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    test_revision: str | None = None,
+    force: bool = False,
+) -> tuple[DatasetInfo, bool]:
+    """Imports data as `sweep data import` is asked to.
+
+    Args:
+        task: the benchmark.
+        source: path or hub id of training items, or of all; None for test items alone.
+        test: path or hub id of test items.
+        out: the folder to make.
+        languages: wanted ones; () for all that a source has.
+        num_train: how many, None for the study's of mCoT-MATH, and all of anything else.
+        num_validation: likewise.
+        num_test: None for all.
+        seed: chooses items where there are more.
+        revision: of `source`, if that is a hub id.
+        test_revision: of `test`.
+        force: replace another data set in `out`.
+
+    Raises:
+        InfrastructureError: the hub cannot be reached.
+        UserError: whatever is wrong with a source or a number.
+    """
+    first = find(source, task, revision) if source else None
+    second = find(test, task, test_revision) if test else None
+    defaults = MCOT_NUMBERS if first and first.name == math.HUB_ID else (None, 0)
+    choice = Choice(
+        languages=tuple(languages),
+        num_train=defaults[0] if num_train is None else num_train,
+        num_validation=(defaults[1] if num_validation is None else num_validation) or 0,
+        num_test=num_test,
+        seed=seed,
+    )
+    return make(task, [first, second], choice, out, force=force)
+
+
+KINDS = "a tokenizer.json, a folder with one, or a hub id in reach"
+
+
+def measures(names: Sequence[str]) -> dict[str, Measure]:
+    """Returns a name for people to what counts the tokens of items.
+
+    Args:
+        names: each a `tokenizer.json`, a folder with a tokenizer, or a hub id.
+
+    Raises:
+        UserError: there is no tokenizer.
+    """
+    short = [_short(name) for name in names]
+    return {
+        name if short.count(label) > 1 else label: _measure(name)
+        for name, label in zip(names, short, strict=True)
+    }
+
+
+def _short(name: str) -> str:
+    path = Path(name)
+    return path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.name
+
+
+def _hub_answers() -> bool:
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=TIMEOUT_S)
+    except Exception:  # noqa: BLE001 - whatever its client raises, there is no hub
+        return False
+    return True
+
+
+def longest_prompt(folder: Path, prompts: Sequence[str]) -> int:
+    """Return the tokens of the longest of some prompts, as `evaluate` counts them.
+
+    Args:
+        folder: of a model with its tokenizer.
+        prompts: any number; 0 tokens for none.
+
+    Raises:
+        UserError: there is no tokenizer.
+    """
+    file = folder / "tokenizer.json"
+    tokenizer = _tokenizer(str(file if file.exists() else folder))
+    return max((len(found.ids) for found in tokenizer.encode_batch(list(prompts))), default=0)
+
+
+def _tokenizer(name: str) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    path = Path(name).expanduser()
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "~", "/"))):
+        raise UserError(f"no tokenizer {name!r}", allowed=KINDS)
+    try:
+        if path.is_file():
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        else:
+            import transformers  # slow to import, and a file needs none of it
+
+            cached = not path.exists() and not _hub_answers()  # the client itself would try for 30 s
+            loaded = transformers.AutoTokenizer.from_pretrained(
+                name, local_files_only=cached, trust_remote_code=False
+            )
+            tokenizer = loaded.backend_tokenizer
+    except Exception as error:  # noqa: BLE001 - the libraries raise whatever they met
+        said = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"no tokenizer {name!r}: {said}",
+            allowed=KINDS,
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _measure(name: str) -> Measure:
+    tokenizer = _tokenizer(name)
+    special = tokenizer.num_special_tokens_to_add(False)
+
+    def measure(items: Sequence[Item]) -> list[int]:
+        prompts = tokenizer.encode_batch([item.prompt for item in items], add_special_tokens=False)
+        responses = tokenizer.encode_batch([item.response for item in items], add_special_tokens=False)
+        return [len(p.ids) + len(r.ids) + special + 1 for p, r in zip(prompts, responses, strict=True)]
+
+    return measure

@@ -1,0 +1,116 @@
+"""The engine for GPUs: vLLM, the optional extra ``polysweep[vllm]``, one instance a process.
+
+Written against vLLM 0.30. It is given tokens and gives tokens: no tokenizer, chat template or sampling
+default of its own comes into play. vLLM cannot be watched while it generates, so it does so in rounds; the
+prefix cache makes going on cheap.
+
+vLLM decides for itself what it computes together, by memory and by what has ended, so its batch-invariant
+kernels are always asked for (``VLLM_BATCH_INVARIANT``; https://docs.vllm.ai/en/stable/features/batch_invariance/).
+They need a GPU of compute capability 8.0 or more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import StageFailure
+from orchestrator.sft import runtime
+from orchestrator.sft.distributed.launcher import environment
+from orchestrator.sft.generators import INSTALL_VLLM, has_vllm
+from orchestrator.sft.generators.base import GeneratorSettings, IsOver, in_rounds
+
+ROUND_TOKENS = 64
+"""New tokens between two looks at whether a row is over."""
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+class VllmEngine:
+    """See `orchestrator.sft.generators.base.Engine`."""
+
+    is_batched = False
+
+    def __init__(self, settings: GeneratorSettings) -> None:
+        if not has_vllm():
+            raise StageFailure("config", f"evaluation.engine=vllm, but vllm is not installed: {INSTALL_VLLM}")
+        if settings.device.type != "cuda":
+            raise StageFailure("config", f"evaluation.engine=vllm needs a GPU, and device={settings.device}")
+        self._settings = settings
+        self._llm: Any = None
+
+    def load(self, folder: Path) -> None:
+        """Starts vLLM with the first weights; later ones go into the running one, in seconds."""
+        if self._llm is not None:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            self._llm.reset_prefix_cache()
+            return
+        from vllm import LLM
+
+        runtime.check_weights(folder)
+        with _environment_of(os.environ):
+            self._llm = LLM(
+                model=str(folder),
+                skip_tokenizer_init=True,
+                dtype=_DTYPES[self._settings.precision],
+                limit_mm_per_prompt={"image": 0},  # of Gemma3 4B, the text part
+                enable_prefix_caching=True,
+                gpu_memory_utilization=0.85,
+                seed=0,
+            )
+
+    def generate(
+        self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, is_over: IsOver
+    ) -> list[list[int]]:
+        """Generates in rounds; see `Engine.generate`."""
+        return in_rounds(
+            self._extend,
+            rows,
+            eos_token_id=self._settings.eos_token_id,
+            max_new_tokens=max_new_tokens,
+            round_tokens=ROUND_TOKENS,
+            is_over=is_over,
+        )
+
+    def _extend(self, rows: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
+        from vllm import SamplingParams
+
+        greedy = SamplingParams(
+            temperature=0.0,
+            max_tokens=num_tokens,
+            stop_token_ids=[self._settings.eos_token_id],
+            detokenize=False,
+        )
+        prompts = [{"prompt_token_ids": list(row)} for row in rows]
+        outputs = self._llm.generate(prompts, greedy, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def own_gpu(env: Mapping[str, str]) -> dict[str, str]:
+    """Returns an environment in which vLLM is alone on one GPU: this rank's, whatever started the ranks."""
+    visible = [gpu for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    rank = env.get("LOCAL_RANK", "0")
+    gpu = visible[int(rank)] if visible else rank
+    return {
+        **environment(env),
+        "CUDA_VISIBLE_DEVICES": gpu,
+        "VLLM_BATCH_INVARIANT": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+
+
+@contextmanager
+def _environment_of(env: os._Environ[str]) -> Iterator[None]:
+    before = dict(env)
+    own = own_gpu(before)
+    for name in before.keys() - own.keys():
+        del env[name]
+    env.update(own)
+    try:
+        yield
+    finally:
+        env.clear()
+        env.update(before)

@@ -1,0 +1,296 @@
+"""What the cells cost and with what code they were made, as far as the rows say."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.reporting import About
+from orchestrator.reports.page import Table
+from orchestrator.study.coverage import ABSENT as ABSENT_STATE
+from orchestrator.study.coverage import PARTIAL
+from orchestrator.study.deviations import value_text, values_text
+from orchestrator.study.paper import ABSENT, counted, number, task_name
+from orchestrator.study.published import DEVIATES, MATCH, NOISE, NOT_COMPARABLE
+
+Report = Mapping[str, Any]
+_MOST_CELLS = 6
+_VERBS = {
+    MATCH: "match",
+    NOISE: "lie within noise",
+    DEVIATES: "deviate",
+    NOT_COMPARABLE: "are not comparable",
+}
+_STATES = {ABSENT_STATE: "have no rows", PARTIAL: "have rows of some languages only"}
+
+
+def missing(report: Report) -> Table:
+    """Returns the missing cells, a row a state, model and task."""
+    rows = [
+        (
+            " ".join(filter(None, [group["state"], f"({group['cause']})" if group["cause"] else ""])),
+            group["model"] or ABSENT,
+            task_name(group["task"]) if group["task"] else ABSENT,
+            f"{group['num_cells']:,}",
+            ", ".join(group["names"]),
+            "; ".join(group["reasons"]),
+        )
+        for group in report["status"]["groups"]
+    ]
+    return Table(
+        "missing", "Missing cells", ("state", "model", "task", "#cells", "mixtures", "why"), rows,
+        "Figures and tables are computed from the cells that are there.",
+    )  # fmt: skip
+
+
+def ours(report: Report) -> Table:
+    """Returns the settings that the paper does not give."""
+    known = report["ledger"]["known"]
+    rows = []
+    for entry in report["ledger"]["ours"]:
+        used = values_text(entry["values"])
+        if not entry["key"] and entry["values"] is None:
+            used = "as by default" if known else "unknown"
+        elif not used:
+            used = "no such setting" if known else "unknown"
+        flag = {True: "differs from our default", False: "", None: ""}[entry["differs"]]
+        default = ABSENT if entry["default"] is None else value_text(entry["default"])
+        rows.append((entry["what"], entry["key"] or ABSENT, default, used, flag, entry["why"]))
+    return Table(
+        "deviations-ours",
+        "The paper is silent: what we took",
+        ("what", "setting", "our default", "in these cells", "note", "why"),
+        rows,
+        "" if known else "A table does not say how its cells were configured.",
+    )
+
+
+def differs(report: Report) -> Table:
+    """Returns where the cells differ from what the paper says."""
+    return Table(
+        "deviations-paper",
+        "Different from the paper",
+        ("what", "setting", "paper", "in these cells", "where the paper says so"),
+        [
+            (e["what"], e["key"], value_text(e["default"]), values_text(e["values"]), e["why"])
+            for e in report["ledger"]["differs"]
+        ],
+    )
+
+
+def retries(report: Report) -> Table:
+    """Returns the stages that were tried more than once, and what was changed."""
+    rows = []
+    for retry in report["retries"]:
+        cells = retry["cells"]
+        named = ", ".join(cells[:_MOST_CELLS]) + (
+            f" and {len(cells) - _MOST_CELLS} more" if len(cells) > _MOST_CELLS else ""
+        )
+        history = [_attempt(attempt) for attempt in retry["attempts"]]
+        remedies = [
+            f"attempt {attempt['number']}: {key} {value_text(before)} → {value_text(now)}"
+            for attempt in retry["attempts"]
+            for key, (before, now) in attempt["changed"].items()
+        ]
+        rows.append((retry["stage"], named, "; ".join(history), "; ".join(remedies) or ABSENT))
+    return Table(
+        "retries",
+        "Stages that took more than one attempt",
+        ("stage", "cells", "attempts", "changed settings"),
+        rows,
+        "A setting given otherwise than to the attempt before is a remedy; it changes no cell's identity.",
+    )
+
+
+def _attempt(attempt: Mapping[str, Any]) -> str:
+    why = f" ({attempt['why']})" if attempt["why"] else ""
+    said = f": {attempt['message']}" if attempt["message"] and attempt["outcome"] != "succeeded" else ""
+    return f"{attempt['number']} {attempt['outcome']}{why}{said}"
+
+
+def hours(report: Report) -> Table:
+    """Returns training time by model."""
+    spent = report["gpu_hours"]
+    rows = [
+        (e["model"], f"{e['num_cells']:,}", number(e["hours"], digits=2), f"{e['num_tokens']:,}")
+        for e in spent["by_model"]
+    ]
+    if rows:
+        tokens = sum(e["num_tokens"] for e in spent["by_model"])
+        rows.append(("all", f"{spent['num_cells']:,}", number(spent["total"], digits=2), f"{tokens:,}"))
+    notes = ["Seconds of training times devices, of the attempts that count; evaluation is not in it."]
+    if not spent["devices_known"]:
+        notes.append("The rows do not say on how many devices: one is assumed.")
+    if spent["devices"]:
+        notes.append(f"Devices: {', '.join(spent['devices'])}.")
+    return Table(
+        "hours",
+        "Device-hours of training",
+        ("model", "#cells", "#hours", "#training tokens"),
+        rows,
+        " ".join(notes),
+    )
+
+
+def codes(report: Report) -> Table:
+    """Returns the versions of the code that made the results."""
+    return Table(
+        "code",
+        "Versions of the code that made the results",
+        ("commit and digest", "#cells"),
+        [(entry["code"], f"{entry['num_cells']:,}") for entry in report["provenance"]["codes"]],
+    )
+
+
+def launches(report: Report) -> Table:
+    """Returns what was typed, when and by whom."""
+    rows = [
+        (
+            str(entry["number"]),
+            entry["at"],
+            entry["by"],
+            entry["command"],
+            entry["code"],
+            _packages(entry),
+        )
+        for entry in report["provenance"]["launches"]
+    ]
+    return Table("launches", "Launches", ("#request", "at (UTC)", "by", "command", "code", "packages"), rows)
+
+
+def _packages(entry: Mapping[str, Any]) -> str:
+    versions = {"Python": entry["python"], **entry["packages"]}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+def headline(report: Report) -> list[str]:
+    """Says in a few sentences what was run and where it stands."""
+    state, sweep = report["status"], report["sweep"]
+    said = []
+    if sweep["description"]:
+        said.append(sweep["description"].rstrip(".") + ".")
+    if not state["num_cells"]:
+        said.append("The table holds no results.")
+        return said
+    if not state["num_rows"]:
+        cells = counted(state["num_cells"], "cell")
+        said.append(f"Nothing is done yet: 0 of {cells}, so there are no results to show.")
+        return said
+    others = ", ".join(
+        f"{num:,} {_STATES.get(name, name)}" for name, num in state["states"].items() if name != "done"
+    )
+    whole = "All" if state["num_done"] == state["num_cells"] else f"{state['num_done']:,} of"
+    said.append(
+        f"{whole} {counted(state['num_cells'], 'cell')} {_are(state['num_done'])} done"
+        + (f"; {others}." if others else ".")
+    )
+    said.append(f"Results: {counted(state['num_rows'], 'row')} of a cell and evaluation language.")
+    verdicts = [entry["verdict"] for entry in report["verdicts"]]
+    counts = [f"{verdicts.count(name)} {_VERBS.get(name, name)}" for name in dict.fromkeys(verdicts)]
+    said.append(f"Of {len(verdicts)} published numbers: {', '.join(counts)}.")
+    return said
+
+
+def _are(num: int) -> str:
+    return "is" if num == 1 else "are"
+
+
+def grid(report: Report) -> Table:
+    """Returns what the results are of: models, tasks, mixtures, languages."""
+    swept: Mapping[str, Sequence[str]] = report["swept"]
+    names = {
+        "models": "models",
+        "tasks": "tasks",
+        "mixtures": "mixtures",
+        "eval_languages": "evaluation languages",
+    }
+    return Table(
+        "grid",
+        "What was run",
+        ("axis", "#number", "values"),
+        [
+            (label, str(len(swept[key])), ", ".join(map(str, swept[key])) or ABSENT)
+            for key, label in names.items()
+        ],
+    )
+
+
+Row = Mapping[str, Any]
+_DEVICES = ("num_gpus", "num_devices", "num_processes", "world_size")
+"""Columns that may say on how many devices a cell was trained; one without them."""
+
+
+def gpu_hours(rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns hours of training times devices, in total and by model; null where no row says how long."""
+    cells: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        if _number(row.get("train_seconds")):
+            key = ("cell", "model", "task", "languages", "seed")
+            cells[tuple(str(row.get(name)) for name in key)] = row
+    by_model: dict[str, dict[str, float]] = {}
+    is_counted = False
+    for row in cells.values():
+        num_devices = next((num for name in _DEVICES if (num := _number(row.get(name)))), None)
+        is_counted = is_counted or num_devices is not None
+        spent = by_model.setdefault(str(row.get("model")), {"hours": 0.0, "num_cells": 0, "num_tokens": 0})
+        spent["hours"] += (_number(row.get("train_seconds")) or 0.0) * (num_devices or 1) / 3600
+        spent["num_cells"] += 1
+        spent["num_tokens"] += int(_number(row.get("train_tokens")) or 0)
+    devices = sorted({str(row["device"]) for row in rows if row.get("device")})
+    return {
+        "total": sum(spent["hours"] for spent in by_model.values()) if by_model else None,
+        "num_cells": len(cells),
+        "devices_known": is_counted,
+        "devices": devices,
+        "by_model": [{"model": model, **spent} for model, spent in sorted(by_model.items())],
+    }
+
+
+def provenance(rows: Sequence[Row], about: About | None) -> dict[str, Any]:
+    """Returns code versions with the cells that each made, and from the facts launches and hosts."""
+    made = {(str(row.get("cell", "")), str(row["code"])) for row in rows if row.get("code")}
+    codes = Counter(code for _, code in made)
+    found: dict[str, Any] = {
+        "codes": [{"code": code, "num_cells": num} for code, num in sorted(codes.items())],
+        "revisions": sorted({str(row["revision"]) for row in rows if row.get("revision")}),
+        "launches": [],
+        "hosts": [],
+    }
+    if about is not None:
+        found["launches"] = [
+            {name: getattr(launch, name) for name in launch.__struct_fields__} for launch in about.launches
+        ]
+        found["hosts"] = list(about.hosts)
+    return found
+
+
+def num_retries(about: About | None) -> list[dict[str, Any]]:
+    """Returns the stages that took more than one attempt, with what was changed from one to the next."""
+    return [
+        {
+            "stage": retry.stage,
+            "cells": list(retry.cells),
+            "attempts": [
+                {
+                    "number": attempt.number,
+                    "outcome": attempt.outcome,
+                    "why": attempt.why,
+                    "message": attempt.message,
+                    "changed": {key: list(pair) for key, pair in attempt.changed.items()},
+                }
+                for attempt in retry.attempts
+            ],
+        }
+        for retry in (about.retries if about is not None else ())
+    ]
+
+
+def _number(value: Any) -> float | None:
+    """Returns a number from a cell of any table, None for an empty one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

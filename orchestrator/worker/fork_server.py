@@ -1,7 +1,0 @@
-"""What a local launcher's fork server imports, and nothing else does: importing it sets the server up."""
-
-from __future__ import annotations
-
-from orchestrator.worker.keeper import serve
-
-serve()

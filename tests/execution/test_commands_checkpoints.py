@@ -1,0 +1,178 @@
+"""Checkpoints of commands: they count while the command runs, however it and those around it end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import StageFailure
+from orchestrator.execution.command import run_command
+from orchestrator.execution.sealing import Sealer
+from orchestrator.manifest import step_of
+from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec
+from tests.execution.jobs import Jobs
+from tests.execution.waiting import tree, until
+
+FIT = """
+import os, sys, time
+from pathlib import Path
+checkpoints, resume, name, keep = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+step = int(Path(resume, "step").read_text()) if resume else 0
+print("from", step, flush=True)
+while step < 100:
+    time.sleep(0.2)
+    step += 1
+    part = checkpoints / f"part-{step}.tmp"
+    (part / "nested").mkdir(parents=True)
+    (part / "step").write_text(str(step))
+    (part / "nested" / "weights").write_bytes(os.urandom(20_000))
+    part.rename(checkpoints / name.replace("N", str(step)))
+    print("saved", step, flush=True)
+    old = checkpoints / name.replace("N", str(step - keep))
+    for path in (old / "step", old / "nested" / "weights"):
+        path.unlink(missing_ok=True)
+"""
+
+
+def fit(folder: Path, name: str = "N", keep: int = 1000) -> StageSpec:
+    (folder / "fit.py").write_text(FIT)
+    return StageSpec(command=f"{{python}} fit.py {{checkpoints}} '{{resume}}' {name} {keep}")
+
+
+def last_saved(log: list[str]) -> tuple[int, int]:
+    saved = [int(line.split()[1]) for line in log if line.startswith("saved")]
+    start = next(int(line.split()[1]) for line in log if line.startswith("from"))
+    return start, saved[-1] if saved else start
+
+
+@pytest.mark.parametrize("name", ["N", pytest.param("epoch=1-step=N", marks=pytest.mark.long)])
+def test_the_loss_of_all_processes_at_once_costs_two_seconds_at_most(
+    store: Path, run: Jobs, name: str
+) -> None:
+    job = run(fit(store.parent, name))
+    job.wait_for("saved 14")
+    job.kill_all()
+    _, saved = last_saved(job.log())
+    assert job.steps() and max(job.steps()) >= saved - 12  # 2 s of 0.2 s each, and what was being read
+    again = run(fit(store.parent, name))
+    again.wait_for(f"from {max(job.steps())}", attempt=2)
+
+
+@pytest.mark.parametrize("who", ["command", pytest.param("child", marks=pytest.mark.long), "worker"])
+def test_checkpoints_outlive_sigkill_of_any_one_process(store: Path, run: Jobs, who: str) -> None:
+    job = run(fit(store.parent))
+    job.wait_for("saved 3")
+    until(lambda: job.steps())
+    pids = tree(job.process.pid)
+    os.kill(pids[("command", "child", "worker").index(who)], signal.SIGKILL)
+    if who == "worker":
+        job.process.wait()
+        time.sleep(0.5)
+        job = run(fit(store.parent))
+    until(lambda: any(line.startswith("from") for line in job.log(2)))
+    start, _ = last_saved(job.log(2))
+    _, saved = last_saved(job.log(1))
+    assert start >= (saved if who == "command" else 1)
+
+
+def test_a_command_may_delete_its_checkpoints_while_they_are_sealed(store: Path, run: Jobs) -> None:
+    job = run(fit(store.parent, keep=1))
+    job.wait_for("saved 8")
+    os.kill(tree(job.process.pid)[0], signal.SIGKILL)
+    job.wait_for("from 8", attempt=2)
+    assert not [line for line in job.log() if "rror" in line]
+
+
+def sealed(context: Context) -> list[str]:
+    return sorted(path.parent.name for path in (context.folder / "checkpoints").glob(f"*/{MANIFEST}"))
+
+
+def run_shell(context: Context, script: str) -> None:
+    run_command(StageSpec(command=script, shell=True), Config({}), Inputs({}), context)
+
+
+def test_what_is_written_in_place_counts_only_when_the_command_ended_by_itself(tmp_path: Path) -> None:
+    script = (
+        "mkdir {checkpoints}/4.tmp; echo x > {checkpoints}/4.tmp/w; mv {checkpoints}/4.tmp {checkpoints}/4;"
+        "mkdir {checkpoints}/5; touch {checkpoints}/5/a; sleep 0.1; echo x > {checkpoints}/5/a; END"
+    )
+    killed = Context(tmp_path / "killed")
+    with pytest.raises(StageFailure):
+        run_shell(killed, script.replace("END", "kill -KILL $$"))
+    assert sealed(killed) == ["4"]
+    failed = Context(tmp_path / "failed")
+    with pytest.raises(StageFailure):
+        run_shell(failed, script.replace("END", "exit 3"))
+    assert sealed(failed) == ["4", "5"]
+
+
+def test_a_manifest_that_was_copied_along_or_is_the_commands_own_is_no_seal(
+    tmp_path: Path, capfd: Any
+) -> None:
+    context = Context(tmp_path, attempt=2)
+    with context.checkpoint(3) as folder:
+        (folder / "w").write_text("x")
+    script = (
+        "cp -r {checkpoints}/00000003 {checkpoints}/tmp; echo y > {checkpoints}/tmp/w; mv {checkpoints}/tmp "
+        "{checkpoints}/7; mkdir {checkpoints}/t; echo '{}' > {checkpoints}/t/manifest.json; "
+        "mv {checkpoints}/t {checkpoints}/8"
+    )
+    run_shell(context, script)
+    manifest = json.loads((tmp_path / "checkpoints/7" / MANIFEST).read_text())
+    assert manifest["step"] == 7 and [file["path"] for file in manifest["files"]] == ["w"]
+    assert json.loads((tmp_path / "checkpoints/8" / MANIFEST).read_text()) == {}
+    assert "checkpoint 8 does not count" in capfd.readouterr().out
+
+
+def test_a_checkpoint_that_is_written_to_after_all_loses_its_seal_until_it_is_whole(tmp_path: Path) -> None:
+    context = Context(tmp_path)
+    sealer = Sealer(context)
+    folder = tmp_path / "checkpoints" / "5"
+    subprocess.run(
+        [sys.executable, "-c", f"import os; os.mkdir({str(folder)!r}); open({str(folder / 'a')!r}, 'w')"]
+    )
+    sealer.look()
+    sealer.look()
+    assert sealed(context) == ["5"]
+    (folder / "b").write_text("more")
+    sealer.look()
+    assert sealed(context) == []
+    sealer.look()
+    sealer.look(is_last=True, by_itself=True)
+    assert sealed(context) == ["5"]
+    assert len(json.loads((folder / MANIFEST).read_text())["files"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("5", 5),
+        ("00000120", 120),
+        ("checkpoint-100", 100),
+        ("ckpt_7", 7),
+        ("global_step120", 120),
+        ("epoch=3-step=120", 120),
+        ("epoch_3", 3),
+        ("tmp-12", None),
+        ("tmpab12", None),
+        ("checkpoint-5-old", None),
+        ("5.tmp", None),
+        ("²", None),
+        ("9" * 30, None),
+    ],
+)
+def test_a_checkpoints_name_says_its_step(name: str, step: int | None) -> None:
+    assert step_of(name) == step
+
+
+def test_a_command_that_saves_what_is_no_checkpoint_is_told_so_in_its_log(tmp_path: Path, capfd: Any) -> None:
+    run_shell(Context(tmp_path), "touch {checkpoints}/epoch3.pt")
+    assert "epoch3.pt is no checkpoint" in capfd.readouterr().out

@@ -1,0 +1,156 @@
+"""A store on a disk that fills up: the failure is named `storage`, nothing is lost, a rerun finishes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from orchestrator.core.failure import Cause
+from orchestrator.execution import main as worker_main
+from orchestrator.execution.assignment import Assignment
+from orchestrator.execution.loop import REFUSED
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger
+from tests.conftest import Sweep
+from tests.execution.faults import Start, finish, order_for
+from tests.execution.stages import spec
+from tests.execution.waiting import until
+from tests.store.builders import counted, ledger_at, node_of, seal, sweep_of
+
+DISK_KIB, LARGE_KIB = 2048, 4096
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def fill(disk: Path) -> Path:
+    """Takes all the space that is left."""
+    file = disk / "other people's data"
+    with file.open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(bytes(4096))
+        except OSError:
+            return file
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "product"])
+def test_a_stage_that_fills_the_disk_fails_by_storage_and_a_later_attempt_resumes(
+    disk: Path, start: Start, what: str
+) -> None:
+    store = disk / "store"
+    sweep = sweep_of(1, {"count": spec("filling")}, num_steps=2)
+    seal(store, sweep)
+    ledger, node = ledger_at(store), node_of(sweep)
+    env = {"TEST_FILL": what, "TEST_FILL_KIB": str(LARGE_KIB)}
+    finish(start, order_for(store, sweep.name, env=env, policy={"retries": {}}))
+    first = ledger.attempt(node, 1)
+    assert first is not None and first.end is not None
+    assert first.end.cause is Cause.STORAGE and "No space left" in first.end.message
+    assert_finishes(start, ledger, order_for(store, sweep.name))
+
+
+def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, start: Start) -> None:
+    """Others filled the disk; space comes back before the worker gives up its `end`."""
+    store = disk / "store"
+    sweep = sweep_of(1, {"count": spec("waiting")}, num_steps=2)
+    seal(store, sweep)
+    ledger, node, go = ledger_at(store), node_of(sweep), disk.parent / "go"
+    order = order_for(store, sweep.name, env={"TEST_GO": str(go)}, policy={"retries": {}, "lease_s": 60.0})
+    running = start(order)
+    runs = store / layout.payload(node.stage, node.digest, 1) / "runs"
+    until(lambda: runs.exists() and runs.read_text())
+    pid = int(runs.read_text())
+    others = fill(disk)
+    go.touch()
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    others.unlink()
+    assert running.wait() == 0, running.output
+    first = ledger.attempt(node, 1)
+    assert first is not None and first.end is not None and first.end.cause is Cause.STORAGE, first
+    assert_finishes(start, ledger, order_for(store, sweep.name, env={"TEST_GO": str(go)}))
+
+
+def assert_finishes(start: Start, ledger: Ledger, order: Assignment) -> None:
+    """With space and a budget, the next attempt goes on from the checkpoint that was saved."""
+    sweep = ledger.revision(order.sweep, 1).sweep
+    node = node_of(sweep)
+    finish(start, order)
+    product, _ = ledger.product(node, 1)
+    assert product is not None
+    folder = ledger.objects.folder(layout.payload(node.stage, node.digest, product.attempt))
+    assert (folder / "output/count.txt").read_text() == counted(0)
+    last = ledger.attempt(node, product.attempt)
+    assert last is not None and last.start is not None and last.start.parent is not None
+    assert last.start.parent.step == 1
+
+
+def test_a_worker_on_a_full_disk_claims_nothing_and_says_why(
+    disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rule 9: it proves that the store can be written before its first claim."""
+    store = disk / "store"
+    sweep = sweep_of(1)
+    seal(store, sweep)
+    fill(disk)
+    file = tmp_path / "order.json"
+    file.write_bytes(msgspec.json.encode(order_for(store, sweep.name)))
+    assert worker_main.main([str(file)]) == REFUSED
+    assert "No space left on device" in capfd.readouterr().out
+    assert not (store / "records").exists()
+
+
+COUNT_LARGE = """
+expect_cells: 2
+config: {{seed: 0, count: {{num_steps: 2, checkpoint_every: 1, step_s: 0, fail: null}}}}
+axes: {{seed: "range(0,2)"}}
+stages:
+  fill: {{run: "filling:main", reads: [seed], uses: [count]}}
+"""
+STAGE = """
+from pathlib import Path
+
+def main(config, inputs, context):
+    if not Path({gate!r}).exists():
+        (context.output / "large").write_bytes(bytes(4 * 2**20))
+    (context.output / "small").write_text("done")
+    return [{{"seed": config.seed}}]
+"""
+
+
+def test_a_launch_on_a_disk_too_small_names_storage_and_a_rerun_finishes_when_there_is_space(
+    disk: Path, sweep: Sweep
+) -> None:
+    """The whole command line, as a user sees it."""
+    sweep.store = disk / "store"
+    (sweep.folder / "fills.yaml").write_text(COUNT_LARGE.format())
+    (sweep.folder / "filling.py").write_text(STAGE.format(gate=str(sweep.folder / "gate")))
+    said = sweep("launch", "fills.yaml", "launcher.workers=1", code=1)
+    assert "storage" in said and "No space left on device" in said
+    attempts = [cell["attempts"] for cell in sweep.json("status", "fills")["cells"]]
+    assert {c["cause"] for c in sweep.json("status", "fills")["cells"]} == {"storage"}
+    others = fill(disk)
+    assert "No space left on device" in sweep("rerun", "fills", "--yes", code=None)
+    others.unlink()
+    (sweep.folder / "gate").touch()
+    sweep("rerun", "fills", "--yes")
+    cells = sweep.json("status", "fills")["cells"]
+    assert [cell["state"] for cell in cells] == ["done", "done"]
+    assert all(cell["attempts"] > before for cell, before in zip(cells, attempts, strict=True))

@@ -1,0 +1,98 @@
+"""A worker killed at every single step between claim and product, and a child at every one of its own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from orchestrator.core.state import Budget, State, stage_status
+from orchestrator.core.sweep import Sweep
+from orchestrator.execution.assignment import Assignment
+from orchestrator.store import layout
+from orchestrator.store.evidence import EvidenceReader
+from tests.execution.faults import Running, Start, finish, order_for
+from tests.execution.stages import spec
+from tests.store.builders import counted, ledger_at, seal, sweep_of
+
+AT_ONCE = 4
+
+
+def assert_each_is_done_once(root: Path, sweep: Sweep, num_steps: int = 2) -> None:
+    """One product a stage, none void, the digest chain right, and every attempt accounted for."""
+    ledger = ledger_at(root)
+    snapshot = EvidenceReader(ledger, sweep.nodes.values())
+    done = ledger.generations(layout.done_index("count"))
+    assert ledger.generations(layout.void_index("count")) == {}
+    for cell in sweep.cells:
+        node = sweep.nodes[cell.chain[0]]
+        assert done[node.digest] == {1}
+        assert stage_status(snapshot.evidence(node.digest), Budget({})).state is State.DONE
+        product, _ = ledger.product(node, 1)
+        assert product is not None
+        folder = root / layout.payload(node.stage, node.digest, product.attempt) / "output"
+        assert (folder / "count.txt").read_text() == counted(cell.config["seed"], num_steps)
+        attempts = ledger.attempts(node)
+        assert [attempt.number for attempt in attempts] == list(range(1, len(attempts) + 1))
+        explained = {a.claim.supersedes.attempt for a in attempts if a.claim and a.claim.supersedes}
+        for attempt in attempts:
+            assert attempt.problem == ""
+            assert attempt.end or attempt.number in explained | {product.attempt}, f"{cell.cell}: {attempt}"
+
+
+def kill_each(start: Start, ks: range, worker: Callable[[int], Running]) -> list[int]:
+    """Starts the worker of each k, a few at a time, until one ends by itself; returns the ks that began."""
+    began: list[int] = []
+    for first in range(0, len(ks), AT_ONCE):
+        batch = {k: worker(k) for k in ks[first : first + AT_ONCE]}
+        began.extend(batch)
+        codes = [running.wait() for running in batch.values()]
+        assert set(codes) <= {0, -signal.SIGKILL}, [running.output for running in batch.values()]
+        if 0 in codes:
+            return began
+    pytest.fail("there was always one more step")
+
+
+def test_a_worker_killed_at_any_step_leaves_nothing_that_another_cannot_finish(
+    store: Path, start: Start
+) -> None:
+    """Rules 1 to 5: kill -9 of the worker at its k-th change to the store, for each k until there is no k-th.
+
+    Each k has a cell of its own. One successor finishes them all, and waits for nobody: it sees that those
+    processes are gone.
+    """
+    sweep = sweep_of(80)
+    seal(store, sweep)
+
+    def order(*ks: int) -> Assignment:
+        cells = tuple(f"seed{k}" for k in ks)
+        return order_for(store, sweep.name, cells=cells, policy={"lease_s": 60.0})
+
+    ks = kill_each(start, range(1, 80), lambda k: start(order(k), at=k))
+    assert len(ks) > 15
+    said = finish(start, order(*ks))
+    assert_each_is_done_once(store, msgspec.structs.replace(sweep, cells=tuple(sweep.cells[k] for k in ks)))
+    assert said.count("already_done") == 0
+
+
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.long)])
+def test_a_node_that_dies_at_any_point_of_a_checkpoint_loses_at_most_that_checkpoint(
+    store: Path, start: Start, stride: int
+) -> None:
+    """Rule 6: the child kills its worker and itself before its k-th change to a file; another resumes."""
+    num_steps = 3
+    sweep = sweep_of(120, {"count": spec("dying")}, num_steps=num_steps)
+    seal(store, sweep)
+
+    def order(*ks: int) -> Assignment:
+        cells, env = tuple(f"seed{k}" for k in ks), {"TEST_AT": str(ks[0])}
+        return order_for(store, sweep.name, cells=cells, env=env, policy={"lease_s": 60.0})
+
+    ks = kill_each(start, range(1, 120, stride), lambda k: start(order(k)))
+    assert len(ks) > 20 / stride
+    finish(start, order_for(store, sweep.name, cells=order(*ks).cells, policy={"lease_s": 60.0}))
+    mine = msgspec.structs.replace(sweep, cells=tuple(sweep.cells[k] for k in ks))
+    assert_each_is_done_once(store, mine, num_steps)
