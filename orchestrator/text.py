@@ -40,3 +40,8 @@ def words_of(error: object) -> str:
         return str(error)
     except Exception as failure:  # noqa: BLE001 - the code of others
         return f"(its text cannot be had: __str__ raised {type(failure).__name__})"
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns ``1 cell`` or ``2 cells``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

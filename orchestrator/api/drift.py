@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from orchestrator import provenance
 from orchestrator.api.state import SweepState, current_revision
-from orchestrator.cli.diff import changed_reads
-from orchestrator.cli.output import counted
 from orchestrator.core.records import Retired
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell
+from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import InfrastructureError
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.retention import retain
+from orchestrator.text import counted
 
 
 def print_cell_drift(view: SweepState) -> None:
@@ -127,3 +128,26 @@ def finish_retention(view: SweepState, policy: Policy) -> None:
         return
     if news:
         print(f"retired {_of(*news)} of {counted(len(news), 'product')} under policy {policy.retention}")
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the dotted keys of values (not sections) that differ, with both values; None where absent."""
+    keys = sorted({*dotted_keys(old), *dotted_keys(new)})
+    changed = {}
+    for key in keys:
+        pair = (pick(old, key), pick(new, key))
+        if pair[0] != pair[1] and not any(isinstance(value, Mapping) for value in pair):
+            changed[key] = (_plain(pair[0]), _plain(pair[1]))
+    return changed
+
+
+def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
+    """Returns the dotted keys that some stage reads and that differ between two cells."""
+    reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
+    nodes = [after.nodes[digest] for digest in new.chain]
+    keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
+    return list(dict.fromkeys(keys)) or ["the stages themselves"]
+
+
+def _plain(value: Any) -> Any:
+    return None if value is MISSING else value

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from orchestrator.api.state import SweepState
-from orchestrator.cli.output import counted, shorten
+from orchestrator.cli.output import shorten
 from orchestrator.compose.schema import importable
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import State, goes_without
@@ -17,6 +17,7 @@ from orchestrator.costs import Estimate, Finished, Hardware, Measured, Need
 from orchestrator.errors import SweepError, UserError
 from orchestrator.registry import load
 from orchestrator.stage import Config
+from orchestrator.text import counted
 
 
 def needs_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -29,65 +28,9 @@ from orchestrator.registry import SCHEDULERS, lookup
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.patience import Outage
+from orchestrator.store.table import Rows, collect_rows
 
 DEFAULT_STORE = "runs"
-
-
-def add_sweep(parser: argparse.ArgumentParser, *, only: bool = False, json: bool = True) -> None:
-    """Adds the arguments that most verbs share."""
-    parser.add_argument(
-        "sweep", metavar="SWEEP", help="a name or a path to a YAML file, with @k for revision k"
-    )
-    if only:
-        add_only(parser)
-    if json:
-        parser.add_argument("--json", action="store_true", help="print JSON alone")
-
-
-def add_only(parser: argparse.ArgumentParser) -> None:
-    """Adds the selector that narrows a verb."""
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="SELECTOR",
-        help="such as 'model=a state=failed'; repeats",
-    )
-
-
-def add_cell(parser: argparse.ArgumentParser) -> None:
-    """Adds the one cell that a verb speaks of."""
-    parser.add_argument("cell", metavar="CELL", help="a cell's id or the beginning of it")
-
-
-def add_store(parser: argparse.ArgumentParser) -> None:
-    """Adds, last, the store of a verb that takes no other setting; see `no_overrides`."""
-    parser.add_argument("words", nargs="*", default=[], metavar="store.url=FOLDER", help="another store")
-
-
-def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes ``store.url=URL`` out of a verb's words.
-
-    Raises:
-        UserError: nothing follows.
-    """
-    urls = [word.partition("=")[2] for word in words if word.startswith("store.url=")]
-    rest = [word for word in words if not word.startswith("store.url=")]
-    if not all(urls):
-        raise UserError("store.url= names no store", fix="store.url=FOLDER")
-    return (urls[-1] if urls else None), rest
-
-
-def no_overrides(words: Sequence[str]) -> str | None:
-    """Returns the store that a reading verb's words name.
-
-    Raises:
-        UserError: a word is no ``store.url=``.
-    """
-    url, rest = split_store(words)
-    if rest:
-        raise UserError(f"unexpected {rest[0]!r}", allowed="only store.url=FOLDER may be set here")
-    return url
 
 
 def store_url(url: str | None) -> str:
@@ -367,3 +310,9 @@ def current_revision(ledger: Ledger, name: str) -> int | None:
         if request.verb in ("launch", "rerun") and request.revision in numbers:
             return request.revision
     return max(numbers, default=None)
+
+
+def rows_of(view: SweepState, only: list[str]) -> Rows:
+    """Returns the rows of the selected cells."""
+    cells = view.select(only)
+    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)

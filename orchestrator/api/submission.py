@@ -14,7 +14,6 @@ from orchestrator import provenance
 from orchestrator.api.estimates import estimates_of, of_cell
 from orchestrator.api.settling import give_up, job_logs
 from orchestrator.api.state import SweepState
-from orchestrator.cli.output import counted
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
@@ -29,6 +28,7 @@ from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdic
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
+from orchestrator.text import counted
 
 _WANTED = frozenset({State.PENDING, State.RELEASED, State.LOST, State.RUNNING})
 

@@ -8,67 +8,34 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
 
 from orchestrator.api.drift import finish_retention, print_needing_retired
+from orchestrator.api.launching import make_launcher
 from orchestrator.api.state import SweepState, sealed_view
-from orchestrator.cli.output import counted, styled
-from orchestrator.cli.report import write_reports
+from orchestrator.cli.ending import _numbers, print_failures, write_reports
+from orchestrator.cli.output import styled
 from orchestrator.core.records import Code, Request
-from orchestrator.core.settings import RunSettings
-from orchestrator.core.state import FINAL, State
+from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.main import preload
 from orchestrator.launchers.base import Launch, Launcher
 from orchestrator.launchers.jobs import settings_of
-from orchestrator.registry import LAUNCHERS, lookup
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.ledger import open_ledger
-from orchestrator.trackers.mirror import make_mirror, mirroring
+from orchestrator.text import counted
+from orchestrator.trackers.mirror import mirroring
 
-MAX_JOBS_SHOWN = 5
 POLL_S, REFRESH_S, LINE_S, LAST_LOOKS = 0.1, 1.0, 10.0, 5
-
-
-def make_launcher(settings: RunSettings, num_cells: int) -> Any:
-    """Makes the launcher that the settings name; a wrong option of their tracker is found here too.
-
-    Raises:
-        UserError: there is no such launcher or tracker, or it cannot meet the settings.
-    """
-    make_mirror(settings, Path())
-    made = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")
-    return made(settings.launcher, num_cells, settings.cluster)
-
-
-def detach(view: SweepState, request: Request) -> int:
-    """Starts a process of its own session that attends to the request, and returns at once."""
-    folder = view.ledger.objects.workspace(layout.logs(view.sweep.name))
-    log = folder / f"request-{request.number}-launcher.log"
-    command = [sys.executable, "-m", "orchestrator.cli.attached", view.ledger.objects.url, view.sweep.name]
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            [*command, str(request.number)],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    print(f"{view.title}: launched in the background as process {process.pid}, log in {log}")
-    print(f"  sweep status {view.sweep.name}{view.hint}")
-    print(f"  sweep cancel {view.sweep.name}{view.hint}")
-    return 0
 
 
 def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
@@ -186,29 +153,6 @@ class _Stopper:
         self._launcher.stop(kill=self.count > 1)
 
 
-class _Numbers(NamedTuple):
-    """What the progress shows; stages are distinct ones."""
-
-    stages_over: int
-    num_stages: int
-    text: str
-
-
-def _numbers(view: SweepState, cells: list[Cell]) -> _Numbers:
-    states: dict[str, State] = {}
-    for cell in cells:
-        for digest, status in view.cells[cell.cell].stages.items():
-            states[digest] = status.state
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
-    text = (
-        f"cells: {counts[State.DONE]} of {len(cells)} done, {counts[State.FAILED]} failed; "
-        f"{sum(state is State.RUNNING for state in states.values())} running"
-    )
-    if counts[State.QUEUED]:
-        text += f", {counts[State.QUEUED]} queued"
-    return _Numbers(sum(state in FINAL for state in states.values()), len(states), text)
-
-
 def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
     """Shows progress until no worker lives."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -249,45 +193,6 @@ def _keep_logs(view: SweepState) -> None:
     if not view.ledger.objects.in_place:
         with contextlib.suppress(OSError):  # the cells are done or not without them
             view.ledger.objects.upload(layout.logs(view.sweep.name))
-
-
-def print_progress(view: SweepState, cells: list[Cell], last: str) -> str:
-    """Prints where cells stand when that has changed; returns what was printed last."""
-    done, total, text = _numbers(view, cells)
-    if text != last:
-        print(f"{done}/{total} stages; {text}", flush=True)
-    return text
-
-
-def print_failures(view: SweepState, cells: list[Cell]) -> None:
-    """Prints the failed stages grouped by cause, each once, with the command that shows its log."""
-    groups: dict[str, dict[str, tuple[Cell, int]]] = {}
-    by_job: dict[str, list[Cell]] = {}
-    for cell in cells:
-        whole = view.cells[cell.cell]
-        if whole.state is State.FAILED and all(s.state is not State.FAILED for s in whole.stages.values()):
-            by_job.setdefault(str(whole.cause), []).append(cell)
-        for digest, status in view.cells[cell.cell].stages.items():
-            if status.state is State.FAILED:
-                group = groups.setdefault(str(status.cause), {})
-                first, number = group.get(digest, (cell, 0))
-                group[digest] = (first, number + 1)
-    for cause, group in sorted(groups.items()):
-        print(f"\nfailed by {cause}: {counted(len(group), 'stage')}")
-        for digest, (cell, number) in group.items():
-            node = view.sweep.nodes[digest]
-            shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
-            print(f"  {cell.cell} {node.name}{shared}: {view.stages[digest].reason}")
-            print(f"    sweep logs {view.sweep.name} {cell.cell} --stage {node.name}{view.hint}")
-    for cause, lost in sorted(by_job.items()):
-        print(f"\njobs failed by {cause}: {counted(len(lost), 'cell')}")
-        for cell in lost[:MAX_JOBS_SHOWN]:
-            print(f"  {cell.cell}: {view.cells[cell.cell].reason}")
-        if len(lost) > MAX_JOBS_SHOWN:
-            print(f"  and {len(lost) - MAX_JOBS_SHOWN} more")
-        print(f"    sweep logs {view.sweep.name} {lost[0].cell} --job{view.hint}")
-    if groups or by_job:
-        print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,23 +7,15 @@ from collections.abc import Sequence
 
 from orchestrator import provenance
 from orchestrator.api.requests import build_request, submit_request
-from orchestrator.api.state import (
-    SweepState,
-    add_store,
-    add_sweep,
-    current_revision,
-    no_overrides,
-    open_view,
-    scheduler,
-    sealed_view,
-)
-from orchestrator.cli.output import counted
+from orchestrator.api.state import SweepState, current_revision, open_view, scheduler, sealed_view
+from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
 from orchestrator.core.state import State
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.judgement import Phase, SubmissionState, judge, listing_gap
 from orchestrator.jobs.records import JobEnd
 from orchestrator.jobs.states import scheduler_of
 from orchestrator.jobs.submissions import Submissions
+from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from orchestrator import provenance
-from orchestrator.api.state import add_store, current_revision, no_overrides, sealed_view, store_url
-from orchestrator.cli.output import counted, print_json, print_table
+from orchestrator.api.state import current_revision, sealed_view, store_url
+from orchestrator.cli.arguments import add_store, no_overrides
+from orchestrator.cli.output import print_json, print_table
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance, Sweep
@@ -21,6 +22,7 @@ from orchestrator.jobs.submissions import Submissions
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.retention import Leftover, UnusedCode, delete, delete_code, leftovers, unused_code
+from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

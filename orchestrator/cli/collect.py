@@ -6,21 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from orchestrator.api.state import (
-    SweepState,
-    add_only,
-    open_view,
-    parse_reference,
-    sealed_view,
-    split_store,
-    store_url,
-)
-from orchestrator.cli.output import counted, print_json
+from orchestrator.api.state import SweepState, open_view, parse_reference, rows_of, sealed_view, store_url
+from orchestrator.cli.arguments import add_only, split_store
+from orchestrator.cli.output import print_json
 from orchestrator.core.rows import widened
 from orchestrator.errors import UserError, nearest
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.opening import as_usual
-from orchestrator.store.table import Rows, collect_rows, write_csv, write_table
+from orchestrator.store.table import write_csv, write_table
+from orchestrator.text import counted
 
 FORMATS = ("parquet", "csv", "json")
 
@@ -88,12 +82,6 @@ def _views(word: str, url: str | None) -> list[SweepState]:
             fix=f"sweep launch {name}",
         )
     return [sealed_view(ledger, name, number) for number in sorted(numbers)]
-
-
-def rows_of(view: SweepState, only: list[str]) -> Rows:
-    """Returns the rows of the selected cells."""
-    cells = view.select(only)
-    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)
 
 
 def _kind(args: argparse.Namespace) -> str:

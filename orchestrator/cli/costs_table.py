@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.estimates import in_total, of_cell, together
-from orchestrator.cli.output import counted, print_table
+from orchestrator.cli.output import print_table
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import DEVICES, Estimate
+from orchestrator.text import counted
 
 MAX_GROUPS, MAX_NOTES = 40, 12
 COLUMNS = ("cells", "steps", "tokens", "FLOP", "GPU-hours", "GPUs", "micro-batch", "disk GiB", "GiB a GPU")

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.output import counted, print_json, print_table
+from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import DATA, TASKS, load
+from orchestrator.text import counted
 
 ACTIONS = ("describe", "import", "check")
 _OF_IMPORT = (

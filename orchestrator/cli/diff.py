@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.api.state import SweepState, add_store, no_overrides, open_view
-from orchestrator.cli.output import counted, print_json, print_table
-from orchestrator.core.sweep import Cell, Sweep
-from orchestrator.core.tree import MISSING, dotted_keys, pick
+from orchestrator.api.drift import changed_keys
+from orchestrator.api.state import SweepState, open_view
+from orchestrator.cli.arguments import add_store, no_overrides
+from orchestrator.cli.output import print_json, print_table
+from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
+from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,29 +45,6 @@ def _second(args: argparse.Namespace, url: str | None) -> SweepState:
             allowed="two revisions, or a sweep and two of its cells",
             fix="sweep diff SWEEP@1 SWEEP@2, or sweep diff SWEEP CELL CELL",
         ) from error
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns the dotted keys of values (not sections) that differ, with both values; None where absent."""
-    keys = sorted({*dotted_keys(old), *dotted_keys(new)})
-    changed = {}
-    for key in keys:
-        pair = (pick(old, key), pick(new, key))
-        if pair[0] != pair[1] and not any(isinstance(value, Mapping) for value in pair):
-            changed[key] = (_plain(pair[0]), _plain(pair[1]))
-    return changed
-
-
-def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
-    """Returns the dotted keys that some stage reads and that differ between two cells."""
-    reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
-    nodes = [after.nodes[digest] for digest in new.chain]
-    keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
-    return list(dict.fromkeys(keys)) or ["the stages themselves"]
-
-
-def _plain(value: Any) -> Any:
-    return None if value is MISSING else value
 
 
 def _stages(view: SweepState, other: SweepState, first: Cell, second: Cell) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ import argparse
 
 from orchestrator import provenance
 from orchestrator.api.requests import build_request, submit_request
-from orchestrator.api.state import SweepState, add_store, add_sweep, no_overrides, open_view, sealed_view
-from orchestrator.cli.output import counted
+from orchestrator.api.state import SweepState, open_view, sealed_view
+from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
 from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
@@ -15,6 +15,7 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.store.access import new_nonce
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
+from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

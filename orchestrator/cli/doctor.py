@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from orchestrator.api.state import add_store, no_overrides, store_url
+from orchestrator.api.state import store_url
+from orchestrator.cli.arguments import add_store, no_overrides
 from orchestrator.cli.output import print_json
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.local import available_cpus, visible_gpus

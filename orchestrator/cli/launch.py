@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from orchestrator import provenance
 from orchestrator.api.drift import print_code_drift
-from orchestrator.api.estimates import estimates_of, missing_of, needs_of, refuse_blocked
-from orchestrator.api.requests import build_request, plan_code, submit_request, take_code
-from orchestrator.api.state import SweepState, sealed_view, split_store
+from orchestrator.api.estimates import missing_of, needs_of, refuse_blocked
+from orchestrator.api.launching import (
+    attempts_so_far,
+    check_fit,
+    detach,
+    make_launcher,
+    planned_request,
+    seal,
+)
+from orchestrator.api.planning import engine_of, planned
+from orchestrator.api.requests import build_request, submit_request, take_code
+from orchestrator.api.settling import PendingLaunch, limits_of
 from orchestrator.api.submission import Dispatch
-from orchestrator.cli.attached import detach, make_launcher, run_attached
-from orchestrator.cli.output import counted
-from orchestrator.cli.plan import add_composing, again, engine_of, planned
-from orchestrator.cli.reconcile import PendingLaunch, add_wait, limits_of, print_scripts, submit_all
-from orchestrator.compose import Composition
-from orchestrator.core.records import Request, Revision
-from orchestrator.core.settings import RunSettings
+from orchestrator.cli.arguments import add_composing, add_wait, again, split_store
+from orchestrator.cli.attached import run_attached
+from orchestrator.cli.jobs import print_scripts, submit_all
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
-from orchestrator.launchers.base import Launcher, Submitter
 from orchestrator.store import layout
-from orchestrator.store.access import new_nonce
-from orchestrator.store.ledger import Ledger, content_digest, open_ledger
+from orchestrator.store.ledger import open_ledger
 from orchestrator.store.patience import Outage
+from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -92,75 +94,3 @@ def run(args: argparse.Namespace) -> int:
     if args.detach:
         return detach(sealed, request)
     return run_attached(sealed.fresh(), request, launcher)
-
-
-def planned_request(
-    view: SweepState,
-    cells: Sequence[Cell],
-    args: argparse.Namespace,
-    settings: RunSettings,
-    import_paths: tuple[str, ...],
-) -> Request:
-    """Returns the request that a launch would record; its code is not stored yet."""
-    return build_request(
-        view,
-        "launch",
-        cells if args.only else None,
-        settings=settings,
-        import_paths=import_paths,
-        code=plan_code(view.ledger.objects, view.sweep, import_paths).code,
-    )
-
-
-def check_fit(
-    view: SweepState,
-    cells: Sequence[Cell],
-    settings: RunSettings,
-    launcher: Launcher | Submitter,
-    import_paths: Sequence[str],
-) -> None:
-    """Refuses, before anything is recorded, cells that cannot fit what one worker of the launcher has.
-
-    Raises:
-        UserError: there is such a cell.
-    """
-    hardware = launcher.hardware()
-    if hardware is not None:
-        estimates_of(
-            view,
-            cells,
-            hardware=hardware,
-            retention=settings.policy.retention,
-            import_paths=import_paths,
-            unfinished_only=True,
-        )
-
-
-def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> SweepState:
-    """Seals what was composed, or finds the revision with the same content."""
-    content = content_digest(composition.sweep)
-
-    def revision(number: int) -> Revision:
-        return Revision(
-            nonce=new_nonce(),
-            number=number,
-            content=content,
-            sweep=composition.sweep,
-            source=provenance.without_secrets(composition.source.read_text(encoding="utf-8")),
-            overrides=tuple(map(provenance.without_secrets, overrides)),
-            notes=composition.notes,
-            at=provenance.now(),
-        )
-
-    sealed = ledger.seal(revision, composition.sweep.name, content)
-    return sealed_view(ledger, composition.sweep.name, sealed.number)
-
-
-def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
-    """Returns, for each stage that is not done, the number of its last attempt: budgets count from there."""
-    return {
-        digest: status.attempts
-        for cell in cells
-        for digest, status in view.cells[cell.cell].stages.items()
-        if status.state is not State.DONE and status.attempts
-    }

@@ -7,7 +7,8 @@ import codecs
 import sys
 import time
 
-from orchestrator.api.state import SweepState, add_cell, add_store, add_sweep, no_overrides, open_view
+from orchestrator.api.state import SweepState, open_view
+from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_json
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance

@@ -194,8 +194,3 @@ class ComposeProgress:
 def shorten(text: str, length: int) -> str:
     """Cuts a long text for a column."""
     return one_line(text, length)
-
-
-def counted(number: int, noun: str) -> str:
-    """Returns ``1 cell`` or ``2 cells``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 from orchestrator.api.estimates import call, distinct, missing_of, needs_of, told
-from orchestrator.api.state import split_store
-from orchestrator.cli.output import counted
-from orchestrator.cli.plan import add_composing, again, engine_of, planned
+from orchestrator.api.planning import engine_of, planned
+from orchestrator.cli.arguments import add_composing, again, split_store
 from orchestrator.compose.schema import importable
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import load
+from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

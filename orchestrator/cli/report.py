@@ -6,28 +6,18 @@ What a report says is the report's own; here is only which ones, from which rows
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.api.report_facts import about, curves
-from orchestrator.api.state import SweepState, add_store, no_overrides, open_view
-from orchestrator.cli.output import counted
-from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.registry import FITTING, REPORTS, TABLE_READER, load, lookup
-from orchestrator.reporting import About, Offers, call, wants_facts
-from orchestrator.store import layout
-from orchestrator.store.table import Rows, collect_rows
-
-GENERAL = "general"
-"""The report of what no other report fits."""
-
-NUMBERS = "report.json"
-MOST_PATHS, MAIN_PATHS = 6, 3
-"""Up to how many files are all listed, and else how many."""
+from orchestrator.api.reports import GENERAL, NUMBERS, _check_folder, _fitting, _write, _write_all
+from orchestrator.api.state import open_view
+from orchestrator.cli.arguments import add_store, no_overrides
+from orchestrator.cli.ending import _say
+from orchestrator.errors import UserError
+from orchestrator.registry import TABLE_READER, load
+from orchestrator.store.table import Rows
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -110,111 +100,3 @@ def _names(args: argparse.Namespace, named: Sequence[str]) -> Sequence[str]:
     if args.report or args.over:
         return (args.report or GENERAL,)
     return named
-
-
-def _fitting(rows: Rows, facts: About | None, table: Path | None = None) -> str:
-    """Return the first report whose columns are there, the general one where none fits."""
-    for name, fits in FITTING.items():
-        if load(fits)(rows, about=facts):
-            return name
-    if table is not None and not any("cell" in row for row in rows):
-        raise UserError(
-            f"no report fits the columns of {table}",
-            allowed="a table as `collect` writes it, or one with the columns of the study",
-            fix="--report study names what that one needs",
-        )
-    return GENERAL
-
-
-def write_reports(view: SweepState) -> None:
-    """Writes the sweep's reports at the end of a launch; one that fails costs no result."""
-    if not view.sweep.report:
-        return
-    reports, errors = _write_all(view, view.sweep.report, None)
-    for written in reports:
-        for path in written:
-            if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
-                print(f"\n{path.read_text(encoding='utf-8').rstrip()}")  # a report of a page or two
-        if written:
-            print()
-            _say(written, as_json=False)
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
-
-
-def _write_all(
-    view: SweepState, names: Sequence[str], place: Path | None, *, over: Sequence[str] = ()
-) -> tuple[list[list[Path]], list[SweepError]]:
-    """Write some reports of a sweep, else the one that fits; return their files, and the errors of others."""
-    rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
-    facts = about(view)
-    names = names or (_fitting(rows, facts),)
-    offers = {"about": lambda: facts, "curves": lambda: curves(view), "over": lambda: tuple(over)}
-    folder = place or view.ledger.objects.workspace(layout.report(view.sweep.name))
-    _make_importable(view)
-    written: list[list[Path]] = []
-    errors: list[SweepError] = []
-    for name in names:
-        try:
-            written.append(_write(name, rows, folder, offers, where=view.title))
-        except SweepError as error:
-            errors.append(error)
-        except Exception as error:  # noqa: BLE001 - reports may be the user's own
-            if not isinstance(error, OSError):
-                traceback.print_exc()
-            said = f"the report {name} failed: {type(error).__name__}: {error}"
-            errors.append(InfrastructureError(said))
-    if place is None:
-        view.ledger.objects.upload(layout.report(view.sweep.name))
-    return written, errors
-
-
-def _write(name: str, rows: Rows, folder: Path, offers: Offers, *, where: str) -> list[Path]:
-    report = lookup(REPORTS, name, kind="report")
-    if not rows and not wants_facts(report):
-        print(f"{where}: no rows yet, so nothing for the report {name}", file=sys.stderr)
-        return []
-    return call(report, rows, folder, offers)
-
-
-def _make_importable(view: SweepState) -> None:
-    """Lets a report of the user's own be found where the last launch found the stages."""
-    folders = next((request.import_paths for request in reversed(view.requests) if request.import_paths), ())
-    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
-
-
-def _check_folder(folder: Path | None) -> None:
-    """Refuses what can be no folder before anything is computed, rather than after.
-
-    Raises:
-        UserError: a file is in the way.
-        InfrastructureError: nothing can be written there.
-    """
-    if folder is None:
-        return
-    nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise UserError(f"{nearest} is no folder", where=f"--out {folder}")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InfrastructureError(f"{nearest} cannot be written", where=f"--out {folder}")
-
-
-def _say(written: Sequence[Path], as_json: bool) -> None:
-    """Prints where the files are, or what the numbers are.
-
-    Raises:
-        UserError: JSON is asked for and no report has any.
-    """
-    if not as_json:
-        shown = written if len(written) <= MOST_PATHS else written[:MAIN_PATHS]
-        for path in shown:
-            print(path)
-        if len(shown) < len(written):
-            print(f"and {counted(len(written) - len(shown), 'more file')} in {shown[0].parent}")
-        return
-    numbers = [path for path in written if path.name == NUMBERS]
-    if not numbers:
-        raise UserError(f"none of the sweep's reports writes {NUMBERS}", fix=f"--report {GENERAL}")
-    sys.stdout.write(numbers[0].read_text(encoding="utf-8").rstrip() + "\n")

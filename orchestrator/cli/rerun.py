@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
+from orchestrator.api.launching import attempts_so_far, detach, make_launcher
+from orchestrator.api.planning import engine_of
 from orchestrator.api.requests import build_request, submit_request, take_code
-from orchestrator.api.state import SweepState, add_sweep, open_view, split_store
-from orchestrator.cli.attached import detach, make_launcher, run_attached
-from orchestrator.cli.launch import attempts_so_far
-from orchestrator.cli.output import counted, print_table, shorten
-from orchestrator.cli.plan import engine_of
-from orchestrator.cli.reconcile import PendingLaunch, add_wait, limits_of, submit_all
+from orchestrator.api.settling import PendingLaunch, limits_of
+from orchestrator.api.state import SweepState, open_view
+from orchestrator.cli.arguments import add_sweep, add_wait, split_store
+from orchestrator.cli.attached import run_attached
+from orchestrator.cli.jobs import submit_all
+from orchestrator.cli.output import print_table, shorten
 from orchestrator.core.records import Code, Request
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.state import State
@@ -19,6 +21,7 @@ from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
 from orchestrator.errors import UserError
 from orchestrator.store import layout
+from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

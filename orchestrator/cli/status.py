@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from orchestrator.api.drift import code_versions, print_code_drift
-from orchestrator.api.state import SweepState, add_store, add_sweep, no_overrides, open_view
-from orchestrator.cli.output import counted, print_json, print_table, shorten
+from orchestrator.api.state import SweepState, open_view
+from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
+from orchestrator.cli.output import print_json, print_table, shorten
 from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell
+from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 
-from orchestrator.api.state import add_store, ask_schedulers, no_overrides, store_url
-from orchestrator.cli.output import counted
+from orchestrator.api.state import ask_schedulers, store_url
+from orchestrator.cli.arguments import add_store, no_overrides
 from orchestrator.core.records import Owner
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import StageInstance
@@ -23,6 +23,7 @@ from orchestrator.jobs.submissions import Submissions
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.text import counted
 
 LOOK_S = 2.0
 MAX_SHOWN = 8

@@ -9,15 +9,8 @@ from typing import Any
 import msgspec
 
 from orchestrator.api.drift import told
-from orchestrator.api.state import (
-    SweepState,
-    add_cell,
-    add_store,
-    add_sweep,
-    no_overrides,
-    open_view,
-    scheduler,
-)
+from orchestrator.api.state import SweepState, open_view, scheduler
+from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_json
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, StageInstance
