@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core.secrets import known_values, redacted
-from orchestrator.jobs.judgement import Asker
 
 ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
@@ -57,17 +56,6 @@ def age_s(at: str) -> float:
         return time.time() - datetime.fromisoformat(at).timestamp()
     except ValueError:
         return 0.0
-
-
-def asker() -> Asker:
-    """Return the effective user of this process by the system's word, whatever LOGNAME or USER hold."""
-    import pwd
-
-    uid = os.geteuid()
-    try:
-        return Asker(uid, pwd.getpwuid(uid).pw_name)
-    except KeyError:
-        return Asker(uid, str(uid))
 
 
 def user() -> str:

@@ -20,18 +20,18 @@ from orchestrator.store.retention import retain
 from orchestrator.text import counted
 
 
-def print_cell_drift(view: SweepState) -> None:
-    """Says which cells are new, and why, against the revision that was launched last."""
+def cell_drift(view: SweepState) -> list[str]:
+    """Return a line on the cells that are new, and why, against the revision that was launched last."""
     if view.sealed:
-        return
+        return []
     number = current_revision(view.ledger, view.sweep.name)
     if number is None:
-        return
+        return []
     before = view.ledger.revision(view.sweep.name, number).sweep
     old = {cell.cell for cell in before.cells}
     new = [cell for cell in view.sweep.cells if cell.cell not in old]
     if not new:
-        return
+        return []
     by_axes = {tuple(cell.axes.items()): cell for cell in before.cells}
     changed: Counter[str] = Counter()
     for cell in new:
@@ -40,7 +40,7 @@ def print_cell_drift(view: SweepState) -> None:
             changed_reads(before, view.sweep, former, cell) if former else ["another place in the grid"]
         )
     why = ", ".join(f"{key} ({counted(n, 'cell')})" for key, n in changed.most_common(5))
-    print(f"  {counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}")
+    return [f"{counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}"]
 
 
 def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
@@ -49,8 +49,8 @@ def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     return Counter(e.done.code for e in evidence if e.done is not None)
 
 
-def print_code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()) -> None:
-    """Says when products were made by different code, or by other code than would run now.
+def code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()) -> list[str]:
+    """Return a line where products were made by different code, or by other code than would run now.
 
     Args:
         view: the revision.
@@ -64,10 +64,11 @@ def print_code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequ
         other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}
         if other:
             made = ", ".join(f"{counted(n, 'product')} by {code}" for code, n in other.items())
-            print(f"  note: made by other code than now ({now}): {made}; after a bug fix: sweep discard")
+            return [f"note: made by other code than now ({now}): {made}; after a bug fix: sweep discard"]
     elif len(codes) > 1:
         made = ", ".join(f"{counted(n, 'product')} by {code}" for code, n in codes.most_common())
-        print(f"  note: made by different code: {made}")
+        return [f"note: made by different code: {made}"]
+    return []
 
 
 MAX_CELLS_NAMED = 3
@@ -96,38 +97,44 @@ def needing_retired(view: SweepState, cells: Sequence[Cell]) -> dict[str, list[s
     return found
 
 
-def print_needing_retired(view: SweepState, cells: Sequence[Cell]) -> None:
-    """Prints which cells would have to make again what was retired, and the commands that ask for it."""
+def needing_retired_lines(view: SweepState, cells: Sequence[Cell]) -> list[str]:
+    """Return which cells would have to make again what was retired, and the commands that ask for it."""
+    lines: list[str] = []
     sweep = f"{view.sweep.name}@{view.number}"
     for stage, ids in needing_retired(view, cells).items():
         few = len(ids) <= MAX_CELLS_NAMED
-        print(f"\n{counted(len(ids), 'cell')} blocked: files of its input {stage} were retired", end="")
-        print(f": {', '.join(ids)}" if few else "")
+        named = f": {', '.join(ids)}" if few else ""
+        lines.append(f"\n{counted(len(ids), 'cell')} blocked: files of its input {stage} were retired{named}")
         found = [status.former for cell in ids for status in view.cells[cell].stages.values()]
         problems = {former.problem for former in found if former and former.problem}
         for problem in sorted(problems)[:MAX_CELLS_NAMED]:
-            print(f"  the product of an earlier version cannot be used: {problem}")
+            lines.append(f"  the product of an earlier version cannot be used: {problem}")
         selector = shlex.quote(",".join(ids) if few else "state=blocked")
-        print(f"to make {stage} again, and all that was made from it:")
+        lines.append(f"to make {stage} again, and all that was made from it:")
         if not view.sealed:
-            print("  sweep launch, as planned here, which seals these cells; then")
-        print(f"  sweep discard {sweep} {selector} --stage {stage} --reason ...{view.hint}")
-        print(f"  sweep launch {sweep}{view.hint}")
+            lines.append("  sweep launch, as planned here, which seals these cells; then")
+        lines.append(f"  sweep discard {sweep} {selector} --stage {stage} --reason ...{view.hint}")
+        lines.append(f"  sweep launch {sweep}{view.hint}")
+    return lines
 
 
-def finish_retention(view: SweepState, policy: Policy) -> None:
-    """Applies a launch's policy to all products of its revision, and finishes what a dead worker began."""
+def finish_retention(view: SweepState, policy: Policy) -> list[str]:
+    """Apply a launch's policy to all products of its revision, and finish what a dead worker began.
+
+    Returns:
+        A line on what was retired, or on why that waits for the next launch; none where nothing was to do.
+    """
     if view.wishes.revision != view.number:
-        return  # another revision was launched meanwhile: what it needs is for its own launch to say
+        return []  # another revision was launched meanwhile: what it needs is for its own launch to say
     try:
         news = retain(
             view.ledger, view.sweep, policy, by=f"launch by {provenance.user()}", trusted=view.trusted
         )
     except (OSError, InfrastructureError) as error:
-        print(f"retention: {error}; the next launch goes on with it")
-        return
+        return [f"retention: {error}; the next launch goes on with it"]
     if news:
-        print(f"retired {_of(*news)} of {counted(len(news), 'product')} under policy {policy.retention}")
+        return [f"retired {_of(*news)} of {counted(len(news), 'product')} under policy {policy.retention}"]
+    return []
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from orchestrator.api.state import SweepState
-from orchestrator.cli.output import shorten
 from orchestrator.compose.schema import importable
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import State, goes_without
@@ -17,7 +16,7 @@ from orchestrator.costs import Estimate, Finished, Hardware, Measured, Need
 from orchestrator.errors import SweepError, UserError
 from orchestrator.registry import load
 from orchestrator.stage import Config
-from orchestrator.text import counted
+from orchestrator.text import counted, one_line
 
 
 def needs_of(
@@ -74,7 +73,7 @@ def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix:
     if not missing:
         return
     needs = distinct(missing)
-    lines = [shorten(told(need), 160) for need in needs]
+    lines = [one_line(told(need), 160) for need in needs]
     mend = fix if any(need.fetch or need.advice for need in needs) else "mend this"
     more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
     raise UserError(

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of
-from orchestrator.api.requests import build_request, plan_code
-from orchestrator.api.state import SweepState, sealed_view
+from orchestrator.api.estimates import estimates_of, missing_of, needs_of, refuse_blocked
+from orchestrator.api.requests import build_request, plan_code, submit_request, take_code
+from orchestrator.api.state import Notify, SweepState, sealed_view
+from orchestrator.api.submission import Dispatch
 from orchestrator.compose import Composition
-from orchestrator.core.records import Request, Revision
+from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.launchers.base import Launcher, Submitter
+from orchestrator.errors import SweepError, UserError
+from orchestrator.launchers.base import Launcher, Limits, Submitter
+from orchestrator.launchers.jobs import settings_of
 from orchestrator.registry import LAUNCHERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
-from orchestrator.store.ledger import Ledger, content_digest
+from orchestrator.store.ledger import Ledger, content_digest, open_ledger
+from orchestrator.store.patience import Outage
 from orchestrator.trackers.mirror import make_mirror
-
-
-def planned_request(
-    view: SweepState,
-    cells: Sequence[Cell],
-    args: argparse.Namespace,
-    settings: RunSettings,
-    import_paths: tuple[str, ...],
-) -> Request:
-    """Returns the request that a launch would record; its code is not stored yet."""
-    return build_request(
-        view,
-        "launch",
-        cells if args.only else None,
-        settings=settings,
-        import_paths=import_paths,
-        code=plan_code(view.ledger.objects, view.sweep, import_paths).code,
-    )
 
 
 def check_fit(
@@ -109,8 +95,20 @@ def make_launcher(settings: RunSettings, num_cells: int) -> Any:
     return made(settings.launcher, num_cells, settings.cluster)
 
 
-def detach(view: SweepState, request: Request) -> int:
-    """Starts a process of its own session that attends to the request, and returns at once."""
+class Detached(NamedTuple):
+    """A process in the background that runs the cells of a request.
+
+    Attributes:
+        process: leads a session of its own, so that it outlives the terminal.
+        log: file with all that it prints.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def detach(view: SweepState, request: Request) -> Detached:
+    """Start a process that runs the cells of a recorded request, and return at once."""
     folder = view.ledger.objects.workspace(layout.logs(view.sweep.name))
     log = folder / f"request-{request.number}-launcher.log"
     command = [sys.executable, "-m", "orchestrator.cli.attached", view.ledger.objects.url, view.sweep.name]
@@ -122,7 +120,199 @@ def detach(view: SweepState, request: Request) -> int:
             stderr=stream,
             start_new_session=True,
         )
-    print(f"{view.title}: launched in the background as process {process.pid}, log in {log}")
-    print(f"  sweep status {view.sweep.name}{view.hint}")
-    print(f"  sweep cancel {view.sweep.name}{view.hint}")
-    return 0
+    return Detached(process, log)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedLaunch:
+    """A launch or rerun that passed every check, and of which nothing is recorded yet.
+
+    Attributes:
+        verb: what is recorded as asked for.
+        view: the revision, as composed or as the store holds it.
+        composition: what was composed; None for a revision of the store.
+        overrides: the words that it was composed with, recorded with the revision.
+        cells: to run.
+        names_cells: whether the request names these cells; else it is for all cells of the revision.
+        settings: to run under.
+        import_paths: where the user's stages are importable.
+        launcher: made from the settings.
+        limits: of its scheduler; None for a launcher without one, or where they were not asked for.
+    """
+
+    verb: Literal["launch", "rerun"]
+    view: SweepState
+    composition: Composition | None
+    overrides: Sequence[str]
+    cells: Sequence[Cell]
+    names_cells: bool
+    settings: RunSettings
+    import_paths: tuple[str, ...]
+    launcher: Any
+    limits: Limits | None
+
+    def dispatch(self) -> Dispatch:
+        """Return what gives the cells to the scheduler, for a request that is not recorded."""
+        assert self.limits is not None
+        code = plan_code(self.view.ledger.objects, self.view.sweep, self.import_paths).code
+        return Dispatch(self.view, self._request(self.view, code, {}), self.launcher, self.limits)
+
+    def seal(self, notify: Notify) -> SweepState:
+        """Make the store where there is none, prove that it can be written, and seal the revision.
+
+        Args:
+            notify: takes lines about a store that does not answer for a while.
+
+        Raises:
+            UserError: the store cannot be used, or the cluster runs another environment.
+            InfrastructureError: the store or the cluster does not answer.
+        """
+        ledger = open_ledger(
+            self.view.ledger.objects.url, create=True, at=provenance.now(), shared=self.settings.store.shared
+        ).patient(Outage(self.settings.store.outage_s, notify))
+        ledger.prove_writable()
+        if self.limits:
+            self.launcher.meet(ledger.objects.url, ledger.objects.get(layout.STORE) or b"")
+        return seal(ledger, self.composition, self.overrides) if self.composition else self.view
+
+    def record(self, sealed: SweepState, notify: Notify) -> Request:
+        """Store the code where workers run a snapshot of it, and record the request.
+
+        Args:
+            sealed: what `seal` returned.
+            notify: takes warnings about credentials in the code.
+        """
+        code = None
+        if self.limits or self.launcher.takes_snapshot:
+            code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
+        return submit_request(sealed, self._request(sealed, code, attempts_so_far(self.view, self.cells)))
+
+    def _request(self, view: SweepState, code: Code | None, after: dict[str, int]) -> Request:
+        return build_request(
+            view,
+            self.verb,
+            self.cells if self.names_cells else None,
+            after=after,
+            settings=self.settings,
+            import_paths=self.import_paths,
+            code=code,
+        )
+
+
+def check_launch(
+    verb: Literal["launch", "rerun"],
+    view: SweepState,
+    cells: Sequence[Cell],
+    *,
+    settings: RunSettings,
+    import_paths: tuple[str, ...],
+    composition: Composition | None = None,
+    overrides: Sequence[str] = (),
+    names_cells: bool = True,
+    dry_run: bool = False,
+    prefetch: str = "",
+) -> CheckedLaunch:
+    """Check all that can be checked before anything is recorded or submitted.
+
+    Args:
+        verb: launch or rerun; both take this path.
+        view: the revision.
+        cells: to run.
+        settings: to run under.
+        import_paths: where the user's stages are importable.
+        composition: what was composed; None for a revision of the store.
+        overrides: the words that it was composed with.
+        names_cells: whether the request names these cells; else it is for all cells of the revision.
+        dry_run: whether nothing will be submitted, so that the scheduler need not answer.
+        prefetch: the command that fetches what cells lack, for the error.
+
+    Raises:
+        UserError: a cell lacks what it needs or fits nowhere, or a setting or path cannot be used.
+        InfrastructureError: the scheduler does not answer.
+    """
+    view.check()
+    view.ledger.refuse_unheld(settings, view.sweep)
+    launcher = make_launcher(settings, len(cells))
+    refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=prefetch)
+    check_fit(view, cells, settings, launcher, import_paths)
+    checked = CheckedLaunch(
+        verb=verb,
+        view=view,
+        composition=composition,
+        overrides=overrides,
+        cells=cells,
+        names_cells=names_cells,
+        settings=settings,
+        import_paths=import_paths,
+        launcher=launcher,
+        limits=limits_of(launcher, view.sweep.name, dry_run=dry_run),
+    )
+    if checked.limits is not None and not dry_run:
+        checked.dispatch().check()
+    return checked
+
+
+def failed_cells(view: SweepState) -> list[Cell]:
+    """Return the cells that failed, and those that nobody runs any more."""
+    return [
+        c for c in view.sweep.cells if view.cells[c.cell].state in (State.FAILED, State.LOST, State.BLOCKED)
+    ]
+
+
+class PendingLaunch(NamedTuple):
+    """A request for jobs, the launcher that its settings make, and what its scheduler says of itself."""
+
+    request: Request
+    submitter: Submitter
+    limits: Limits
+
+
+def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
+    """Returns the requests whose settings and code count for cells of the revision, or that have open jobs.
+
+    A sweep may have jobs of several schedulers: those that do not answer are told, and left for later.
+
+    Raises:
+        UserError: nothing was launched as jobs, or the cluster cannot be found from here.
+        InfrastructureError: no scheduler answers.
+    """
+    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
+    if not started:
+        raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
+    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}  # to be settled
+    asked: list[PendingLaunch] = []
+    silent: list[SweepError] = []
+    for request in started:
+        submitter = make_launcher(settings_of(request), len(view.sweep.cells))
+        if not isinstance(submitter, Submitter) or not (request.number in numbers or request is started[-1]):
+            continue
+        try:
+            asked.append(PendingLaunch(request, submitter, submitter.limits()))
+        except SweepError as error:  # such as a cluster that is found on its own machines alone
+            silent.append(error)
+    if silent and not asked:
+        raise silent[-1]
+    for problem in silent:
+        notify(f"left for later: {problem.what}")
+    if not asked:
+        raise UserError(
+            f"{view.title} was last launched with a launcher that has no jobs",
+            where=f"launcher={settings_of(started[-1]).launcher['name']}",
+            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray",
+        )
+    return asked
+
+
+def limits_of(launcher: Launcher | Submitter, sweep: str, *, dry_run: bool = False) -> Limits | None:
+    """Asks a launcher's scheduler for its limits, before anything is recorded; None for one that has none.
+
+    Raises:
+        UserError: a dry run of a launcher that submits nothing.
+        InfrastructureError: the scheduler does not answer.
+    """
+    if isinstance(launcher, Submitter):
+        return launcher.limits(dry_run=dry_run)
+    if dry_run:
+        raise UserError("this launcher submits nothing", fix=f"sweep plan {sweep}")
+    return None

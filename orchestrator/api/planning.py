@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.api.state import (
@@ -11,10 +11,9 @@ from orchestrator.api.state import (
     naming_the_store,
     parse_reference,
     sealed_view,
+    split_store,
     store_url,
 )
-from orchestrator.cli.arguments import split_store
-from orchestrator.cli.output import ComposeProgress
 from orchestrator.compose import Composition, compose, engine_settings, engine_with
 from orchestrator.compose.files import locate
 from orchestrator.core.plan import Action, Step, decide
@@ -28,7 +27,13 @@ MAX_LOOKS = 200
 """Stages in a bucket of which it is looked up what they would go on from."""
 
 
-def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[SweepState, Composition | None]:
+def planned(
+    word: str,
+    overrides: Sequence[str],
+    name: str | None = None,
+    *,
+    progress: Callable[[int, int], None] = lambda number, of: None,
+) -> tuple[SweepState, Composition | None]:
     """Composes a sweep and looks it up in the store; ``SWEEP@k`` is read from the store instead.
 
     Raises:
@@ -45,7 +50,7 @@ def planned(word: str, overrides: Sequence[str], name: str | None) -> tuple[Swee
         engine_of(view, None, rest)  # what is sealed cannot be changed, how it is run can
         return view, None
     with naming_the_store(ledger):
-        composition = compose(word, overrides, name=name, progress=ComposeProgress())
+        composition = compose(word, overrides, name=name, progress=progress)
     ledger = open_ledger(store_url(composition.engine.store.url))
     return as_view(ledger, composition), composition
 

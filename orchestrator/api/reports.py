@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.api.report_facts import about, curves
-from orchestrator.api.state import SweepState
+from orchestrator.api.state import Notify, SweepState
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import FITTING, REPORTS, load, lookup
 from orchestrator.reporting import About, Offers, call, wants_facts
@@ -23,7 +23,7 @@ GENERAL = "general"
 NUMBERS = "report.json"
 
 
-def _fitting(rows: Rows, facts: About | None, table: Path | None = None) -> str:
+def fitting_report(rows: Rows, facts: About | None, table: Path | None = None) -> str:
     """Return the first report whose columns are there, the general one where none fits."""
     for name, fits in FITTING.items():
         if load(fits)(rows, about=facts):
@@ -37,13 +37,18 @@ def _fitting(rows: Rows, facts: About | None, table: Path | None = None) -> str:
     return GENERAL
 
 
-def _write_all(
-    view: SweepState, names: Sequence[str], place: Path | None, *, over: Sequence[str] = ()
+def write_sweep_reports(
+    view: SweepState,
+    names: Sequence[str],
+    place: Path | None,
+    *,
+    notify: Notify,
+    over: Sequence[str] = (),
 ) -> tuple[list[list[Path]], list[SweepError]]:
     """Write some reports of a sweep, else the one that fits; return their files, and the errors of others."""
     rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
     facts = about(view)
-    names = names or (_fitting(rows, facts),)
+    names = names or (fitting_report(rows, facts),)
     offers = {"about": lambda: facts, "curves": lambda: curves(view), "over": lambda: tuple(over)}
     folder = place or view.ledger.objects.workspace(layout.report(view.sweep.name))
     _make_importable(view)
@@ -51,12 +56,12 @@ def _write_all(
     errors: list[SweepError] = []
     for name in names:
         try:
-            written.append(_write(name, rows, folder, offers, where=view.title))
+            written.append(write_report(name, rows, folder, offers, where=view.title, notify=notify))
         except SweepError as error:
             errors.append(error)
         except Exception as error:  # noqa: BLE001 - reports may be the user's own
             if not isinstance(error, OSError):
-                traceback.print_exc()
+                notify(traceback.format_exc().rstrip())
             said = f"the report {name} failed: {type(error).__name__}: {error}"
             errors.append(InfrastructureError(said))
     if place is None:
@@ -64,10 +69,17 @@ def _write_all(
     return written, errors
 
 
-def _write(name: str, rows: Rows, folder: Path, offers: Offers, *, where: str) -> list[Path]:
+def write_report(
+    name: str, rows: Rows, folder: Path, offers: Offers, *, where: str, notify: Notify
+) -> list[Path]:
+    """Write one report and return its files; none where it needs rows and there are none.
+
+    Raises:
+        UserError: there is no such report, or it cannot read these rows.
+    """
     report = lookup(REPORTS, name, kind="report")
     if not rows and not wants_facts(report):
-        print(f"{where}: no rows yet, so nothing for the report {name}", file=sys.stderr)
+        notify(f"{where}: no rows yet, so nothing for the report {name}")
         return []
     return call(report, rows, folder, offers)
 
@@ -78,7 +90,7 @@ def _make_importable(view: SweepState) -> None:
     sys.path[:0] = [folder for folder in folders if folder not in sys.path]
 
 
-def _check_folder(folder: Path | None) -> None:
+def check_folder(folder: Path | None) -> None:
     """Refuses what can be no folder before anything is computed, rather than after.
 
     Raises:

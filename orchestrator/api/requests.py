@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.api.state import SweepState
+from orchestrator.api.state import Notify, SweepState
 from orchestrator.core.records import Code, Request
 from orchestrator.core.secrets import lines_with
 from orchestrator.core.settings import RunSettings
@@ -80,13 +80,14 @@ MAX_SHOWN = 5
 _SETTINGS = frozenset({".cfg", ".conf", ".env", ".ini", ".json", ".sh", ".toml", ".yaml", ".yml"})
 
 
-def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> Code:
+def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], notify: Notify) -> Code:
     """Store a snapshot of the code, and warn of credentials in it: its files are kept as they are.
 
     Args:
         objects: the store.
         sweep: whose stages will run.
         import_paths: folders from which the user's stages are imported.
+        notify: takes the warnings.
 
     Raises:
         UserError: the code cannot be read, or is more than code should be.
@@ -95,9 +96,9 @@ def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -
     planned = plan_code(objects, sweep, import_paths)
     found = [*_credentials(planned.items)]
     for place, reason in found[:MAX_SHOWN]:
-        print(f"  warning: {place} looks like a secret ({reason}); the code is kept in the store as it is")
+        notify(f"warning: {place} looks like a secret ({reason}); the code is kept in the store as it is")
     if len(found) > MAX_SHOWN:
-        print(f"  warning: {len(found) - MAX_SHOWN} more lines of the code look like secrets")
+        notify(f"warning: {len(found) - MAX_SHOWN} more lines of the code look like secrets")
     snapshots.store(objects, planned)
     return planned.code
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.api.launching import make_launcher
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Request
-from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell
-from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import JobEnd, Submission
 from orchestrator.jobs.submissions import Submissions
-from orchestrator.launchers.base import Launcher, Limits, Submitter
-from orchestrator.launchers.jobs import BEAT_S, settings_of
+from orchestrator.launchers.base import Submitter
+from orchestrator.launchers.jobs import BEAT_S
 from orchestrator.store import layout
 from orchestrator.text import counted
 
@@ -152,70 +147,3 @@ def job_logs(view: SweepState, submission: Submission) -> Path:
     if submission.logs:
         return Path(submission.logs)
     return view.ledger.objects.folder(layout.job_logs(view.sweep.name, submission.number))
-
-
-class PendingLaunch(NamedTuple):
-    """A request for jobs, the launcher that its settings make, and what its scheduler says of itself."""
-
-    request: Request
-    submitter: Submitter
-    limits: Limits
-
-
-def requests_of(view: SweepState) -> list[PendingLaunch]:
-    """Returns the requests whose settings and code count for cells of the revision, or that have open jobs.
-
-    A sweep may have jobs of several schedulers: those that do not answer are told, and left for later.
-
-    Raises:
-        UserError: nothing was launched as jobs, or the cluster cannot be found from here.
-        InfrastructureError: no scheduler answers.
-    """
-    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
-    if not started:
-        raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
-    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}  # to be settled
-    asked: list[PendingLaunch] = []
-    silent: list[SweepError] = []
-    for request in started:
-        submitter = make_launcher(settings_of(request), len(view.sweep.cells))
-        if not isinstance(submitter, Submitter) or not (request.number in numbers or request is started[-1]):
-            continue
-        try:
-            asked.append(PendingLaunch(request, submitter, submitter.limits()))
-        except SweepError as error:  # such as a cluster that is found on its own machines alone
-            silent.append(error)
-    if silent and not asked:
-        raise silent[-1]
-    for problem in silent:
-        print(f"  left for later: {problem.what}")
-    if not asked:
-        raise UserError(
-            f"{view.title} was last launched with a launcher that has no jobs",
-            where=f"launcher={settings_of(started[-1]).launcher['name']}",
-            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray",
-        )
-    return asked
-
-
-def limits_of(launcher: Launcher | Submitter, args: argparse.Namespace) -> Limits | None:
-    """Asks a launcher's scheduler for its limits, before anything is recorded; None for one that has none.
-
-    Raises:
-        UserError: a dry run of a launcher that submits nothing.
-        InfrastructureError: the scheduler does not answer.
-    """
-    if isinstance(launcher, Submitter):
-        return launcher.limits(dry_run=args.dry_run)
-    if args.dry_run:
-        raise UserError("this launcher submits nothing", fix=f"sweep plan {args.sweep}")
-    return None
-
-
-_OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
-
-
-def _can_never_start(view: SweepState, cell: Cell) -> bool:
-    job = view.jobs.of_cell(cell.cell)
-    return job is not None and job.seen is not None and bool(job.seen.stuck)

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator import provenance
 from orchestrator.core.cell import check_digests
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import RequestSummary, summarize_requests
@@ -22,7 +21,7 @@ from orchestrator.core.sweep import Cell, StageInstance, Sweep, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.judgement import JobListing, SubmissionState, ending
 from orchestrator.jobs.states import Jobs, scheduler_of, with_jobs
-from orchestrator.jobs.submissions import Submissions
+from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Scheduler
 from orchestrator.registry import SCHEDULERS, lookup
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
@@ -31,6 +30,22 @@ from orchestrator.store.patience import Outage
 from orchestrator.store.table import Rows, collect_rows
 
 DEFAULT_STORE = "runs"
+
+Notify = Callable[[str], None]
+"""Takes one line of text for the user, such as a warning."""
+
+
+def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes ``store.url=URL`` out of a verb's words.
+
+    Raises:
+        UserError: nothing follows.
+    """
+    urls = [word.partition("=")[2] for word in words if word.startswith("store.url=")]
+    rest = [word for word in words if not word.startswith("store.url=")]
+    if not all(urls):
+        raise UserError("store.url= names no store", fix="store.url=FOLDER")
+    return (urls[-1] if urls else None), rest
 
 
 def store_url(url: str | None) -> str:
@@ -102,12 +117,15 @@ class SweepState:
         url = self.ledger.objects.url
         return "" if url == store_url(None) else f" store.url={shlex.quote(url)}"
 
-    def patient(self, stop_asked: Callable[[], str] = lambda: "") -> SweepState:
-        """Return a view that waits while the store does not answer, as its last launch says, and says so."""
+    def patient(self, notify: Notify, stop_asked: Callable[[], str] = lambda: "") -> SweepState:
+        """Return a view that waits while the store does not answer, for as long as its last launch allows.
+
+        Args:
+            notify: called with a line of text when the wait begins and ends.
+            stop_asked: returns why the wait is to end early, "" while it is not.
+        """
         outage_s = next((r.settings.store.outage_s for r in reversed(self.requests) if r.settings), 0.0)
-        ledger = self.ledger.patient(
-            Outage(outage_s, lambda line: print(f"  {line}", flush=True), stop_asked)
-        )
+        ledger = self.ledger.patient(Outage(outage_s, notify, stop_asked))
         return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
     def attempts(self, node: StageInstance) -> tuple[Attempt, ...]:
@@ -125,11 +143,10 @@ class SweepState:
         """
         check_digests(self.sweep, self.title)
 
-    def warn(self) -> None:
-        """Prints what in the store cannot be read: it is never trusted, and never silently left out."""
+    def warnings(self) -> list[str]:
+        """Return what in the store cannot be read: it is never trusted, and never silently left out."""
         _ = self.requests
-        for problem in self.problems:
-            print(f"  warning: {problem}")
+        return self.problems
 
     @cached_property
     def requests(self) -> list[Request]:
@@ -153,7 +170,7 @@ class SweepState:
     def jobs(self) -> Jobs:
         """What was given to schedulers, and what these say of it; asked once, where there is need."""
         filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
-        return Jobs(filed, ask_schedulers(filed), provenance.asker())
+        return Jobs(filed, ask_schedulers(filed), asker())
 
     def _observe(self, node: StageInstance, attempt: Attempt) -> OwnerReport:
         """Tells of an attempt's owner what one look, or else its scheduler, can tell."""

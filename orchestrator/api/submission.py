@@ -23,7 +23,7 @@ from orchestrator.jobs.arrays import JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import Resources, Submission
 from orchestrator.jobs.states import LIMIT
-from orchestrator.jobs.submissions import Submissions
+from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdict
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
@@ -242,7 +242,7 @@ class Dispatch:
             logs=self._submitter.logs(view.sweep.name, number),
             by=provenance.user(),
             at=provenance.now(),
-            uid=provenance.asker().uid,
+            uid=asker().uid,
             controller=self._limits.controller,
         )
 

@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
+from orchestrator.api.state import split_store
 from orchestrator.errors import UserError
 
 
@@ -39,19 +40,6 @@ def add_cell(parser: argparse.ArgumentParser) -> None:
 def add_store(parser: argparse.ArgumentParser) -> None:
     """Adds, last, the store of a verb that takes no other setting; see `no_overrides`."""
     parser.add_argument("words", nargs="*", default=[], metavar="store.url=FOLDER", help="another store")
-
-
-def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes ``store.url=URL`` out of a verb's words.
-
-    Raises:
-        UserError: nothing follows.
-    """
-    urls = [word.partition("=")[2] for word in words if word.startswith("store.url=")]
-    rest = [word for word in words if not word.startswith("store.url=")]
-    if not all(urls):
-        raise UserError("store.url= names no store", fix="store.url=FOLDER")
-    return (urls[-1] if urls else None), rest
 
 
 def no_overrides(words: Sequence[str]) -> str | None:

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from orchestrator.api.drift import finish_retention, print_needing_retired
-from orchestrator.api.launching import make_launcher
+from orchestrator.api.drift import finish_retention, needing_retired_lines
+from orchestrator.api.launching import CheckedLaunch, PendingLaunch, detach, make_launcher
 from orchestrator.api.state import SweepState, sealed_view
 from orchestrator.cli.ending import _numbers, print_failures, write_reports
-from orchestrator.cli.output import styled
+from orchestrator.cli.jobs import submit_all
+from orchestrator.cli.output import indented, print_lines, styled
 from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -38,6 +39,23 @@ from orchestrator.trackers.mirror import mirroring
 POLL_S, REFRESH_S, LINE_S, LAST_LOOKS = 0.1, 1.0, 10.0, 5
 
 
+def follow(checked: CheckedLaunch, sealed: SweepState, *, wait: bool, is_detached: bool) -> int:
+    """Record a checked launch, run its cells as asked, and return the exit code."""
+    request = checked.record(sealed, indented)
+    if checked.limits:
+        stays = wait or (checked.launcher.attached and not is_detached)
+        return submit_all(sealed, [PendingLaunch(request, checked.launcher, checked.limits)], wait=stays)
+    if not is_detached:
+        return run_attached(sealed.fresh(), request, checked.launcher)
+    detached = detach(sealed, request)
+    print(
+        f"{sealed.title}: launched in the background as process {detached.process.pid}, log in {detached.log}"
+    )
+    print(f"  sweep status {sealed.sweep.name}{sealed.hint}")
+    print(f"  sweep cancel {sealed.sweep.name}{sealed.hint}")
+    return 0
+
+
 def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     """Runs a request's cells to their end and says how they ended.
 
@@ -52,7 +70,7 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     wanted = set(request.cells) if request.cells is not None else None
     cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
     stopper = _Stopper(launcher)
-    view = view.patient(lambda: "stopped" if stopper.count > 1 else "")
+    view = view.patient(indented, lambda: "stopped" if stopper.count > 1 else "")
     with mirroring(view.ledger, view.sweep.name, request):
         if any(view.cells[cell.cell].state is not State.DONE for cell in cells):
             with stopper:
@@ -60,12 +78,12 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
                 _watch(view, cells, launcher)
                 _keep_logs(view)
     if not stopper.count:
-        finish_retention(view.fresh(), settings_of(request).policy)
+        print_lines(finish_retention(view.fresh(), settings_of(request).policy))
     view = _last_view(view)
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     print_failures(view, cells)
-    print_needing_retired(view, cells)
+    print_lines(needing_retired_lines(view, cells))
     if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     if counts[State.DONE] == len(cells):

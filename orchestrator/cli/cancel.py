@@ -15,6 +15,7 @@ from orchestrator.jobs.judgement import Phase, SubmissionState, judge, listing_g
 from orchestrator.jobs.records import JobEnd
 from orchestrator.jobs.states import scheduler_of
 from orchestrator.jobs.submissions import Submissions
+from orchestrator.jobs.submissions import asker as asker_here
 from orchestrator.text import counted
 
 
@@ -95,7 +96,7 @@ def _is_for_nothing_else(view: SweepState, cells: Sequence[str], cancelled: set[
 
 def _close(view: SweepState, filed: SubmissionState, names: dict[int, str]) -> int:
     """Record the tasks that are over indeed, so that a launch may follow at once: one may have started."""
-    submission, asker = filed.submission, provenance.asker()
+    submission, asker = filed.submission, asker_here()
     answer = scheduler(*scheduler_of(submission)).jobs({name.rpartition("_")[0] for name in names.values()})
     found = {index: judge(filed, index, answer, asker) for index in names}
     # the scheduler took the cancel: its own list counts, whatever its accounts still say

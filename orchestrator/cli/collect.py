@@ -6,8 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from orchestrator.api.state import SweepState, open_view, parse_reference, rows_of, sealed_view, store_url
-from orchestrator.cli.arguments import add_only, split_store
+from orchestrator.api.state import (
+    SweepState,
+    open_view,
+    parse_reference,
+    rows_of,
+    sealed_view,
+    split_store,
+    store_url,
+)
+from orchestrator.cli.arguments import add_only
 from orchestrator.cli.output import print_json
 from orchestrator.core.rows import widened
 from orchestrator.errors import UserError, nearest

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.api.reports import GENERAL, NUMBERS, _write_all
+from orchestrator.api.reports import GENERAL, NUMBERS, write_sweep_reports
 from orchestrator.api.state import SweepState
+from orchestrator.cli.output import to_stderr
 from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
@@ -23,19 +24,19 @@ def write_reports(view: SweepState) -> None:
     """Writes the sweep's reports at the end of a launch; one that fails costs no result."""
     if not view.sweep.report:
         return
-    reports, errors = _write_all(view, view.sweep.report, None)
+    reports, errors = write_sweep_reports(view, view.sweep.report, None, notify=to_stderr)
     for written in reports:
         for path in written:
             if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
                 print(f"\n{path.read_text(encoding='utf-8').rstrip()}")  # a report of a page or two
         if written:
             print()
-            _say(written, as_json=False)
+            print_written(written, as_json=False)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
 
 
-def _say(written: Sequence[Path], as_json: bool) -> None:
+def print_written(written: Sequence[Path], as_json: bool) -> None:
     """Prints where the files are, or what the numbers are.
 
     Raises:

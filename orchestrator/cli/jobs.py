@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.api.drift import finish_retention
-from orchestrator.api.settling import _OPEN, PendingLaunch, _can_never_start, reconcile_jobs
+from orchestrator.api.launching import PendingLaunch
 from orchestrator.api.settling import lines_of as unsettled
+from orchestrator.api.settling import reconcile_jobs
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import Dispatch, SubmitResult, lines_of
 from orchestrator.cli.ending import print_failures, print_progress, write_reports
+from orchestrator.cli.output import print_lines
 from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.store.patience import told
 from orchestrator.text import counted
@@ -91,12 +94,6 @@ def _pass(view: SweepState, asked: Sequence[PendingLaunch], *, hold: str = "") -
     return _Pass(view, given, [*lines_of(view, given), *unsettled(view, settled)])
 
 
-def print_lines(lines: Sequence[str]) -> None:
-    """Prints lines for somebody who may be watching."""
-    for line in lines:
-        print(line, flush=True)
-
-
 def summary(counts: Counter[State]) -> str:
     """Returns ``3 done, 2 queued``."""
     return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
@@ -123,10 +120,18 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
         if done.lines != said:
             print_lines(said := done.lines)
         pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
-    finish_retention(view, view.policy)
+    print_lines(finish_retention(view, view.policy))
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")
     print_failures(view, cells)
     if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     return 0 if counts[State.DONE] == len(cells) else 1
+
+
+_OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
+
+
+def _can_never_start(view: SweepState, cell: Cell) -> bool:
+    job = view.jobs.of_cell(cell.cell)
+    return job is not None and job.seen is not None and bool(job.seen.stuck)

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.api.state import SweepState
 from orchestrator.text import escaped, one_line
 
 GAP = "  "
@@ -189,6 +190,28 @@ class ComposeProgress:
             self._has_printed = True
             end = "\r" if self._is_terminal else "\n"
             print(f"composing: {number:,} of {of:,} points", end=end, file=sys.stderr, flush=True)
+
+
+def to_stderr(line: str) -> None:
+    """Print a line on standard error."""
+    print(line, file=sys.stderr)
+
+
+def indented(line: str) -> None:
+    """Print a line below a title, at once."""
+    print(f"  {line}", flush=True)
+
+
+def print_lines(lines: Iterable[str], *, indent: int = 0) -> None:
+    """Print lines at once, for somebody who may be watching."""
+    for line in lines:
+        print(" " * indent + line, flush=True)
+
+
+def print_warnings(view: SweepState) -> None:
+    """Print what in the store of a sweep cannot be read."""
+    for problem in view.warnings():
+        print(f"  warning: {problem}")
 
 
 def shorten(text: str, length: int) -> str:

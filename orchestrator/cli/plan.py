@@ -10,15 +10,23 @@ from typing import Any
 import msgspec
 
 from orchestrator.api import estimates
-from orchestrator.api.drift import print_cell_drift, print_code_drift, print_needing_retired
+from orchestrator.api.drift import cell_drift, code_drift, needing_retired_lines
 from orchestrator.api.estimates import distinct, missing_of, needs_of, told
 from orchestrator.api.planning import engine_of, planned, steps_of
 from orchestrator.api.state import (
     SweepState,
+    split_store,
 )
-from orchestrator.cli.arguments import add_composing, again, split_store
+from orchestrator.cli.arguments import add_composing, again
 from orchestrator.cli.costs_table import print_costs
-from orchestrator.cli.output import print_json, print_table, shorten
+from orchestrator.cli.output import (
+    ComposeProgress,
+    print_json,
+    print_lines,
+    print_table,
+    print_warnings,
+    shorten,
+)
 from orchestrator.core.plan import Action, Step
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import NOT_STARTED, State
@@ -43,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
-    view, composition = planned(args.sweep, args.overrides, args.name)
+    view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     cells = view.select(args.only)
     hardware = hardware_of(settings.hardware, args)
@@ -54,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"{view.title}: {view.sweep.description}")
     for note in composition.notes if composition else ():
         print(f"  note: {note}")
-    view.warn()
-    print_cell_drift(view)
-    print_code_drift(view, cells, composition.import_paths if composition else ())
+    print_warnings(view)
+    print_lines(cell_drift(view), indent=2)
+    print_lines(code_drift(view, cells, composition.import_paths if composition else ()), indent=2)
     plan.print()
     return 0
 
@@ -108,7 +116,7 @@ class _Plan:
         columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
         print()
         print_table(columns, [[*cell.axes.values(), cell.cell, self._summary(cell)] for cell in cells])
-        print_needing_retired(view, cells)
+        print_lines(needing_retired_lines(view, cells))
         if self._missing:
             missing = distinct(self._missing)
             print(f"\n{counted(len(self._missing), 'cell')} blocked:")

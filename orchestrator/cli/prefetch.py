@@ -6,7 +6,9 @@ import argparse
 
 from orchestrator.api.estimates import call, distinct, missing_of, needs_of, told
 from orchestrator.api.planning import engine_of, planned
-from orchestrator.cli.arguments import add_composing, again, split_store
+from orchestrator.api.state import split_store
+from orchestrator.cli.arguments import add_composing, again
+from orchestrator.cli.output import ComposeProgress
 from orchestrator.compose.schema import importable
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import load
@@ -20,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetches each missing need once; what fails stops none of the others."""
-    view, composition = planned(args.sweep, args.overrides, args.name)
+    view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     cells = view.select(args.only)
     import_paths = engine_of(view, composition, split_store(args.overrides)[1])[1]
     needs = needs_of(view, cells, import_paths)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator.api.settling import requests_of
+from orchestrator.api.launching import requests_of
 from orchestrator.api.state import open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.arguments import add_store, add_sweep, add_wait, no_overrides
 from orchestrator.cli.jobs import print_scripts, submit_all
+from orchestrator.cli.output import indented
 from orchestrator.entry import outlive_the_reader
 
 
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     outlive_the_reader()
     view = open_view(args.sweep, no_overrides(args.words))
     view.check()
-    asked = requests_of(view)
+    asked = requests_of(view, indented)
     if args.dry_run:
         given = SubmitResult()
         for each in asked:

@@ -11,10 +11,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.api.reports import GENERAL, NUMBERS, _check_folder, _fitting, _write, _write_all
+from orchestrator.api.reports import (
+    GENERAL,
+    NUMBERS,
+    check_folder,
+    fitting_report,
+    write_report,
+    write_sweep_reports,
+)
 from orchestrator.api.state import open_view
 from orchestrator.cli.arguments import add_store, no_overrides
-from orchestrator.cli.ending import _say
+from orchestrator.cli.ending import print_written
+from orchestrator.cli.output import print_warnings, to_stderr
 from orchestrator.errors import UserError
 from orchestrator.registry import TABLE_READER, load
 from orchestrator.store.table import Rows
@@ -62,16 +70,18 @@ def run(args: argparse.Namespace) -> int:
         print(f"{view.title}: nothing is done yet, and the store has no folder for its report")
         print(f"  sweep launch {args.sweep}{view.hint}, or --out DIR for what is planned")
         return 0
-    _check_folder(place)
+    check_folder(place)
     with tempfile.TemporaryDirectory() as nowhere:
         if not view.sealed:
             place = place or Path(nowhere)  # JSON alone: the store has no folder for it
-        reports, errors = _write_all(view, _names(args, view.sweep.report), place, over=args.over)
+        reports, errors = write_sweep_reports(
+            view, _names(args, view.sweep.report), place, notify=to_stderr, over=args.over
+        )
         written = [path for report in reports for path in report]
         if not args.json:
-            view.warn()
+            print_warnings(view)
         if not errors or not args.json:
-            _say(written, args.json)
+            print_written(written, args.json)
     for error in errors[1:]:
         print(f"error: {error}", file=sys.stderr)
     if errors:
@@ -85,11 +95,13 @@ def _of_table(args: argparse.Namespace) -> int:
         raise UserError(f"either a sweep or a table: {words[0]!r} beside --table {args.table}")
     if args.out is None:
         raise UserError("a table's report needs a folder", fix="--out DIR")
-    _check_folder(args.out)
+    check_folder(args.out)
     rows: Rows = load(TABLE_READER)(args.table)
     folder, offers = args.out.absolute(), {"over": lambda: tuple(args.over)}
-    (name,) = _names(args, ()) or (_fitting(rows, None, args.table),)
-    _say(_write(name, rows, folder, offers, where=str(args.table)), args.json)
+    (name,) = _names(args, ()) or (fitting_report(rows, None, args.table),)
+    print_written(
+        write_report(name, rows, folder, offers, where=str(args.table), notify=to_stderr), args.json
+    )
     return 0
 
 

@@ -6,10 +6,10 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 
-from orchestrator.api.drift import code_versions, print_code_drift
+from orchestrator.api.drift import code_drift, code_versions
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_json, print_table, shorten
+from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings, shorten
 from orchestrator.core.state import CellStatus, State
 from orchestrator.core.sweep import Cell
 from orchestrator.text import counted
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary}")
-    view.warn()
-    print_code_drift(view, cells)
+    print_warnings(view)
+    print_lines(code_drift(view, cells), indent=2)
     rows = []
     for cell in cells:
         status = view.cells[cell.cell]

@@ -11,7 +11,7 @@ import msgspec
 from orchestrator.api.drift import told
 from orchestrator.api.state import SweepState, open_view, scheduler
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_warnings
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.jobs.judgement import Phase, SubmissionState
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     print(f"{view.title} {cell.cell}\n{status.state}: {status.reason}")
-    view.warn()
+    print_warnings(view)
     for stage in stages:
         print(f"\n{stage['stage']}  {stage['digest'][:12]}  {stage['state']}: {stage['reason']}")
         for line in stage["evidence"]:

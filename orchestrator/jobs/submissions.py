@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from orchestrator.jobs.judgement import SubmissionState
+from orchestrator.jobs.judgement import Asker, SubmissionState
 from orchestrator.jobs.records import Accepted, DriverStatus, JobEnd, JobEndBatch, JobExitReport, Submission
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
@@ -119,3 +120,14 @@ class Submissions:
         self._ledger.objects.put(
             layout.job_report(self._sweep, number, index, restart), self._ledger.encode(report)
         )
+
+
+def asker() -> Asker:
+    """Return the effective user of this process by the system's word, whatever LOGNAME or USER hold."""
+    import pwd
+
+    uid = os.geteuid()
+    try:
+        return Asker(uid, pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return Asker(uid, str(uid))

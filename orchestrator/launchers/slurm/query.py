@@ -19,9 +19,9 @@ from typing import NamedTuple
 from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.judgement import JobListing, JobObservation, is_own, same_controller
 from orchestrator.jobs.records import Submission
+from orchestrator.jobs.submissions import asker
 from orchestrator.launchers.base import Limits
 from orchestrator.launchers.slurm.parsing import SACCT, SINCE, SQUEUE, agreed, read_sacct, read_squeue
-from orchestrator.provenance import asker
 
 TIMEOUT_S = 30.0
 SILENT_S = 60.0
