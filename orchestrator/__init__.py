@@ -1,3 +1,53 @@
-"""Polysweep: a sweep composed once, run anywhere, collected from one store."""
+"""Polysweep: a sweep composed once, run anywhere, collected from one store.
+
+::
+
+    from orchestrator import Store, Sweep
+
+    sweep = Sweep.compose("smoke", "model=tiny-qwen3", store="runs")
+    sweep.launch(workers=2).wait()
+    sweep.rows().to_pandas()
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from orchestrator.api.store import Store
+    from orchestrator.api.sweep import Sweep
+    from orchestrator.core.state import State
+    from orchestrator.errors import InfrastructureError, StageFailure, SweepError, UserError
+    from orchestrator.stage import Checkpoint, Config, Context, StageSpec
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "Config",
+    "Context",
+    "InfrastructureError",
+    "StageFailure",
+    "StageSpec",
+    "State",
+    "Store",
+    "Sweep",
+    "SweepError",
+    "UserError",
+]
+
+_HOME: Final = {
+    "Store": "api.store",
+    "Sweep": "api.sweep",
+    "State": "core.state",
+    **dict.fromkeys(("Checkpoint", "Config", "Context", "StageSpec"), "stage"),
+    **dict.fromkeys(("InfrastructureError", "StageFailure", "SweepError", "UserError"), "errors"),
+}
+"""Public name to its module, imported when the name is first used: workers import this package too."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -12,8 +12,10 @@ from typing import Any, Literal, NamedTuple
 from orchestrator import provenance
 from orchestrator.api.estimates import estimates_of, missing_of, needs_of, refuse_blocked
 from orchestrator.api.requests import build_request, plan_code, submit_request, take_code
+from orchestrator.api.settling import lines_of as unsettled
+from orchestrator.api.settling import reconcile_jobs
 from orchestrator.api.state import Notify, SweepState, sealed_view
-from orchestrator.api.submission import Dispatch
+from orchestrator.api.submission import Dispatch, SubmitResult, lines_of
 from orchestrator.compose import Composition
 from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings
@@ -316,3 +318,51 @@ def limits_of(launcher: Launcher | Submitter, sweep: str, *, dry_run: bool = Fal
     if dry_run:
         raise UserError("this launcher submits nothing", fix=f"sweep plan {sweep}")
     return None
+
+
+class SubmitPass(NamedTuple):
+    """What one pass did, and what it says of that."""
+
+    view: SweepState
+    given: SubmitResult
+    lines: list[str]
+
+
+def submit_pass(
+    view: SweepState, asked: Sequence[PendingLaunch], *, notify: Notify, hold: str = ""
+) -> SubmitPass:
+    """Record what is known of the jobs of a sweep by now, and submit the cells that no job holds.
+
+    Args:
+        view: the revision; read anew.
+        asked: the requests whose cells are submitted.
+        notify: takes the lines on what was submitted before an error.
+        hold: a limit for which cells are submitted only where a job was found over.
+
+    Raises:
+        UserError: a cell fits nowhere, or the scheduler refuses the job for good.
+        InfrastructureError: the scheduler does not answer.
+    """
+    settled = reconcile_jobs(view.fresh(), [each.submitter for each in asked])
+    view, given = settled.view, SubmitResult()
+    for each in asked:
+        dispatch = Dispatch(view, *each)
+        try:
+            given.add(dispatch.run(hold="" if settled.closed else hold))
+        except SweepError:  # what was submitted before it is
+            given.add(SubmitResult(submitted=dispatch.given.submitted))
+            for line in lines_of(view, given):
+                notify(line)
+            raise
+        view = dispatch.view
+    return SubmitPass(view, given, [*lines_of(view, given), *unsettled(view, settled)])
+
+
+_OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
+
+
+def is_open(view: SweepState, cell: Cell) -> bool:
+    """Return whether a cell may still run for a scheduler: it has not ended, and its job can start."""
+    job = view.jobs.of_cell(cell.cell)
+    can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
+    return view.cells[cell.cell].state in _OPEN and not can_never_start

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from orchestrator.api import estimates
+from orchestrator.api.estimates import missing_of, needs_of, told
 from orchestrator.api.state import (
     SweepState,
     current_revision,
@@ -17,11 +22,16 @@ from orchestrator.api.state import (
 from orchestrator.compose import Composition, compose, engine_settings, engine_with
 from orchestrator.compose.files import locate
 from orchestrator.core.plan import Action, Step, decide
-from orchestrator.core.settings import RunSettings
+from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
+from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
+from orchestrator.costs import Estimate, Need
 from orchestrator.errors import UserError
 from orchestrator.execution.inheritance import foresee
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
+
+if TYPE_CHECKING:
+    import pandas
 
 MAX_LOOKS = 200
 """Stages in a bucket of which it is looked up what they would go on from."""
@@ -123,3 +133,114 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
                 reason = f"{found or 'starts from nothing'}: {reason}"
             steps[cell.cell][digest] = Step(action, reason)
     return steps
+
+
+def hardware_of(settings: HardwareSettings, **options: str | float | None) -> HardwareSettings:
+    """Returns what the plan assumes: the engine's settings, with what the verb's own options change.
+
+    Raises:
+        UserError: an unknown device, or a number that makes no sense.
+    """
+    changed: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    hardware = msgspec.structs.replace(settings, **changed)
+    check_hardware(hardware, where=" ".join(f"--{key.replace('_', '-')} {changed[key]}" for key in changed))
+    return hardware
+
+
+class Plan:
+    """What a launch would do, and what it would cost; nothing is changed.
+
+    Attributes:
+        view: the revision that would be launched.
+        cells: that were selected.
+        steps: by cell and digest of a stage, what a launch would do with it, and why.
+        missing: by cell, what it needs and this machine lacks; it is blocked until that is fetched.
+        estimates: by digest, what the stage costs; only of stages that have a hook for it.
+        hardware: that the estimates are for.
+    """
+
+    def __init__(
+        self,
+        view: SweepState,
+        cells: Sequence[Cell],
+        settings: RunSettings,
+        hardware: HardwareSettings,
+        import_paths: Sequence[str],
+        *,
+        prefetch: str,
+    ) -> None:
+        self.view, self.cells, self.hardware = view, cells, hardware
+        self.prefetch = prefetch
+        self._retention = settings.policy.retention
+        self.steps = steps_of(view, cells)
+        self.missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
+        self.estimates: dict[str, Estimate] = estimates.estimates_of(
+            view,
+            cells,
+            hardware=hardware.assumed,
+            retention=settings.policy.retention,
+            import_paths=import_paths,
+        )
+
+    @property
+    def totals(self) -> dict[str, Any] | None:
+        """What all cells cost together, a shared stage once; None where no stage has a hook for it."""
+        return estimates.in_total(self.cells, self.estimates, self.hardware) if self.estimates else None
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a table with one row a cell: its axes, its state, and what its stages would do."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                **cell.axes,
+                "cell": cell.cell,
+                "state": str(self.state_of(cell)),
+                **{
+                    self.view.sweep.nodes[d].name: str(step.action)
+                    for d, step in self.steps[cell.cell].items()
+                },
+            }
+            for cell in self.cells
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the stable machine-readable form; nulls where no stage says what it costs."""
+        view, cells = self.view, self.cells
+        return {
+            "sweep": view.sweep.name,
+            "revision": view.number,
+            "num_cells": len(cells),
+            "hardware": self.hardware,
+            "retention": self._retention,
+            "totals": self.totals,
+            "prefetch": self.prefetch if self.missing else None,
+            "cells": [self._cell_json(cell) for cell in cells],
+        }
+
+    def _cell_json(self, cell: Cell) -> dict[str, Any]:
+        view = self.view
+        return {
+            "cell": cell.cell,
+            "axes": cell.axes,
+            "columns": cell.columns,
+            "state": self.state_of(cell),
+            "blocked": [told(need) for need in self.missing.get(cell.cell, ())],
+            "estimate": estimates.as_json(estimates.of_cell(cell, self.estimates)),
+            "stages": [
+                {
+                    "stage": view.sweep.nodes[digest].name,
+                    "digest": digest,
+                    "state": view.cells[cell.cell].stages[digest].state,
+                    "action": step.action,
+                    "reason": step.reason,
+                }
+                for digest, step in self.steps[cell.cell].items()
+            ],
+        }
+
+    def state_of(self, cell: Cell) -> State:
+        """Return the state of a cell; one that lacks what it needs is blocked."""
+        state = self.view.cells[cell.cell].state
+        at_work = state in (State.DONE, State.RUNNING, State.QUEUED)
+        return State.BLOCKED if cell.cell in self.missing and not at_work else state

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-from orchestrator import provenance
-from orchestrator.api.requests import build_request, submit_request
-from orchestrator.api.state import SweepState, current_revision, open_view, scheduler, sealed_view
+from orchestrator.api.cancelling import cancel_cells
+from orchestrator.api.state import open_view
 from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
-from orchestrator.core.state import State
-from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.jobs.judgement import Phase, SubmissionState, judge, listing_gap
-from orchestrator.jobs.records import JobEnd
-from orchestrator.jobs.states import scheduler_of
-from orchestrator.jobs.submissions import Submissions
-from orchestrator.jobs.submissions import asker as asker_here
+from orchestrator.cli.output import print_lines
 from orchestrator.text import counted
 
 
@@ -26,87 +18,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Records the cancel; workers see it within seconds and checkpoint first."""
+    """Record the cancel; workers see it within seconds, save a checkpoint and stop."""
     view = open_view(args.sweep, no_overrides(args.words))
-    if not view.sealed:
-        raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    cells = [cell for cell in view.select(args.only) if view.cells[cell.cell].state is not State.DONE]
-    kept = _of_the_current_revision(view) & {cell.cell for cell in cells}
-    cells = [cell for cell in cells if cell.cell not in kept]
-    running = sum(view.cells[cell.cell].state is State.RUNNING for cell in cells)
-    if kept:
-        print(f"{view.title}: {counted(len(kept), 'cell')} go on: the current revision has them too")
+    cancelled = cancel_cells(view, view.select(args.only))
+    if cancelled.kept:
+        print(
+            f"{view.title}: {counted(len(cancelled.kept), 'cell')} go on: the current revision has them too"
+        )
         print(f"  to cancel them: sweep cancel {view.sweep.name}{view.hint}")
-    if not cells:
-        print(f"{view.title}: nothing to cancel" + ("" if kept else ", all these cells are done"))
+    if not cancelled.cells:
+        print(f"{view.title}: nothing to cancel" + ("" if cancelled.kept else ", all these cells are done"))
         return 0
-    submit_request(view, build_request(view, "cancel", cells))
-    print(f"{view.title}: cancelled {counted(len(cells), 'cell')}, {running} of them running")
-    cancel_jobs(view, {cell.cell for cell in cells})
+    num_cells = counted(len(cancelled.cells), "cell")
+    print(f"{view.title}: cancelled {num_cells}, {cancelled.num_running} of them running")
+    print_lines(cancelled.lines, indent=2)
     return 0
-
-
-def _of_the_current_revision(view: SweepState) -> set[str]:
-    """Cells of the current revision, where another one is meant: a cancel is of a cell, not of a revision."""
-    current = current_revision(view.ledger, view.sweep.name)
-    if current is None or current == view.number:
-        return set()
-    return {cell.cell for cell in sealed_view(view.ledger, view.sweep.name, current).sweep.cells}
-
-
-def cancel_jobs(view: SweepState, cancelled: set[str]) -> None:
-    """Cancels the jobs that wait and have no other cell; those that run checkpoint and end by themselves."""
-    waiting: list[tuple[SubmissionState, dict[int, str]]] = []
-    num_unknown, num_cancelled, num_left, problem = 0, 0, 0, view.jobs.problem
-    for filed in view.jobs.filed:
-        names: dict[int, str] = {}
-        for index in filed.open_tasks:
-            if not _is_for_nothing_else(view, filed.submission.tasks[index], cancelled):
-                continue
-            job = view.jobs.job(filed, index)
-            num_unknown += job.phase is Phase.UNKNOWN
-            if job.phase is Phase.QUEUED:
-                names[index] = job.name
-        waiting += [(filed, names)] if names else []
-    for filed, names in waiting:
-        try:
-            scheduler(*scheduler_of(filed.submission)).cancel([*names.values()])
-        except InfrastructureError as error:
-            num_unknown, problem = num_unknown + len(names), error.what
-        else:
-            closed = _close(view, filed, names)
-            num_cancelled, num_left = num_cancelled + closed, num_left + len(names) - closed
-    if num_cancelled:
-        print(f"  {counted(num_cancelled, 'waiting job')} cancelled")
-    if num_left:
-        print(f"  {counted(num_left, 'job')} not over yet: one that has just started ends by itself")
-    if num_unknown:
-        why = problem or "the scheduler does not tell of them"
-        print(f"  {counted(num_unknown, 'job')} may still wait, and would end at once: {why}")
-        print(f"    later: sweep cancel {view.sweep.name}@{view.number}{view.hint}")
-
-
-def _is_for_nothing_else(view: SweepState, cells: Sequence[str], cancelled: set[str]) -> bool:
-    """Whether a job has a cancelled cell, and else only cells that are done or cancelled."""
-    states = {cell: view.cells[cell].state for cell in cells if cell in view.cells}
-    return bool(cancelled & set(cells)) and all(
-        cell in cancelled or states.get(cell) in (State.DONE, State.CANCELLED) for cell in cells
-    )
-
-
-def _close(view: SweepState, filed: SubmissionState, names: dict[int, str]) -> int:
-    """Record the tasks that are over indeed, so that a launch may follow at once: one may have started."""
-    submission, asker = filed.submission, asker_here()
-    answer = scheduler(*scheduler_of(submission)).jobs({name.rpartition("_")[0] for name in names.values()})
-    found = {index: judge(filed, index, answer, asker) for index in names}
-    # the scheduler took the cancel: its own list counts, whatever its accounts still say
-    listed = {index for index, each in found.items() if each.seen is not None and each.seen.listed}
-    is_complete = not answer.problem and not listing_gap(submission, answer, asker)
-    over = [
-        JobEnd(index=index, word="CANCELLED", detail="by sweep cancel")
-        for index, each in found.items()
-        if each.over is not None or (is_complete and index not in listed)
-    ]
-    if over:
-        Submissions(view.ledger, view.sweep.name).close(submission.number, over, at=provenance.now())
-    return len(over)

@@ -5,19 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from orchestrator.api.drift import finish_retention
-from orchestrator.api.launching import PendingLaunch
-from orchestrator.api.settling import lines_of as unsettled
-from orchestrator.api.settling import reconcile_jobs
+from orchestrator.api.launching import PendingLaunch, is_open, submit_pass
 from orchestrator.api.state import SweepState
-from orchestrator.api.submission import Dispatch, SubmitResult, lines_of
+from orchestrator.api.submission import SubmitResult
 from orchestrator.cli.ending import print_failures, print_progress, write_reports
 from orchestrator.cli.output import print_lines
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell
-from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.errors import InfrastructureError
 from orchestrator.store.patience import told
 from orchestrator.text import counted
 from orchestrator.trackers.mirror import mirroring
@@ -56,7 +52,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
         0 when everything was submitted and may start, or with `wait` when all cells are done; else 1.
     """
     with mirroring(view.ledger, view.sweep.name, asked[-1].request):
-        done = _pass(view, asked)
+        done = submit_pass(view, asked, notify=print)
         view = done.view
         print_lines(done.lines)
         if wait:
@@ -70,30 +66,6 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
     return 1 if counts[State.FAILED] or view.jobs.stuck() else 0
 
 
-class _Pass(NamedTuple):
-    """What one pass did, and what it says of that."""
-
-    view: SweepState
-    given: SubmitResult
-    lines: list[str]
-
-
-def _pass(view: SweepState, asked: Sequence[PendingLaunch], *, hold: str = "") -> _Pass:
-    """Settles and submits; with `hold`, a limit, submits only if a job was found over."""
-    settled = reconcile_jobs(view.fresh(), [each.submitter for each in asked])
-    view, given = settled.view, SubmitResult()
-    for each in asked:
-        dispatch = Dispatch(view, *each)
-        try:
-            given.add(dispatch.run(hold="" if settled.closed else hold))
-        except SweepError:  # what was submitted before it is
-            given.add(SubmitResult(submitted=dispatch.given.submitted))
-            print_lines(lines_of(view, given))
-            raise
-        view = dispatch.view
-    return _Pass(view, given, [*lines_of(view, given), *unsettled(view, settled)])
-
-
 def summary(counts: Counter[State]) -> str:
     """Returns ``3 done, 2 queued``."""
     return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
@@ -104,12 +76,12 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
     cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.cell) in numbers]
     pause_s, last, said = WAIT_S, "", [""]
     hold, hold_until_s = "", 0.0
-    while any(view.cells[cell.cell].state in _OPEN and not _can_never_start(view, cell) for cell in cells):
+    while any(is_open(view, cell) for cell in cells):
         last = print_progress(view, cells, last)
         time.sleep(pause_s)
         start_s = time.monotonic()
         try:
-            done = _pass(view, asked, hold=hold if start_s < hold_until_s else "")
+            done = submit_pass(view, asked, notify=print, hold=hold if start_s < hold_until_s else "")
         except (InfrastructureError, OSError) as error:  # a scheduler, or a store, that is away comes back
             print(f"  {told(error)}; trying again", flush=True)
             pause_s, view = MAX_WAIT_S, view.fresh()
@@ -127,11 +99,3 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
     if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     return 0 if counts[State.DONE] == len(cells) else 1
-
-
-_OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
-
-
-def _can_never_start(view: SweepState, cell: Cell) -> bool:
-    job = view.jobs.of_cell(cell.cell)
-    return job is not None and job.seen is not None and bool(job.seen.stuck)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-import msgspec
-
-from orchestrator.api import estimates
 from orchestrator.api.drift import cell_drift, code_drift, needing_retired_lines
-from orchestrator.api.estimates import distinct, missing_of, needs_of, told
-from orchestrator.api.planning import engine_of, planned, steps_of
+from orchestrator.api.estimates import distinct, told
+from orchestrator.api.planning import Plan, engine_of, hardware_of, planned
 from orchestrator.api.state import (
     SweepState,
     split_store,
@@ -28,10 +24,8 @@ from orchestrator.cli.output import (
     shorten,
 )
 from orchestrator.core.plan import Action, Step
-from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
-from orchestrator.costs import Estimate, Need
 from orchestrator.text import counted
 
 MAX_GROUP_SHOWN = 8
@@ -54,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     cells = view.select(args.only)
-    hardware = hardware_of(settings.hardware, args)
-    plan = _Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args))
+    hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
+    plan = Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args))
     if args.json:
         print_json(plan.as_json())
         return 0
@@ -65,116 +59,8 @@ def run(args: argparse.Namespace) -> int:
     print_warnings(view)
     print_lines(cell_drift(view), indent=2)
     print_lines(code_drift(view, cells, composition.import_paths if composition else ()), indent=2)
-    plan.print()
+    _print(plan)
     return 0
-
-
-def hardware_of(settings: HardwareSettings, args: argparse.Namespace) -> HardwareSettings:
-    """Returns what the plan assumes: the engine's settings, with what the verb's own options change.
-
-    Raises:
-        UserError: an unknown device, or a number that makes no sense.
-    """
-    changed = {
-        key: value for key in ("device", "mfu", "max_gpus") if (value := getattr(args, key)) is not None
-    }
-    hardware = msgspec.structs.replace(settings, **changed)
-    check_hardware(hardware, where=" ".join(f"--{key.replace('_', '-')} {changed[key]}" for key in changed))
-    return hardware
-
-
-class _Plan:
-    """All that is said of a sweep before it is launched."""
-
-    def __init__(
-        self,
-        view: SweepState,
-        cells: Sequence[Cell],
-        settings: RunSettings,
-        hardware: HardwareSettings,
-        import_paths: Sequence[str],
-        *,
-        prefetch: str,
-    ) -> None:
-        self._view, self._cells, self._hardware, self._prefetch = view, cells, hardware, prefetch
-        self._retention = settings.policy.retention
-        self._steps = steps_of(view, cells)
-        self._missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
-        self._estimates: dict[str, Estimate] = estimates.estimates_of(
-            view,
-            cells,
-            hardware=hardware.assumed,
-            retention=settings.policy.retention,
-            import_paths=import_paths,
-        )
-
-    def print(self) -> None:
-        """Prints it for people."""
-        view, cells = self._view, self._cells
-        print_stages(view, cells, self._steps)
-        print_costs(cells, self._estimates, self._hardware)
-        columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
-        print()
-        print_table(columns, [[*cell.axes.values(), cell.cell, self._summary(cell)] for cell in cells])
-        print_lines(needing_retired_lines(view, cells))
-        if self._missing:
-            missing = distinct(self._missing)
-            print(f"\n{counted(len(self._missing), 'cell')} blocked:")
-            for need in missing[:MAX_GROUP_SHOWN]:
-                print(f"  {told(need)}")
-            if len(missing) > MAX_GROUP_SHOWN:
-                print(f"  and {len(missing) - MAX_GROUP_SHOWN} more")
-            if any(need.fetch for need in missing):
-                print(f"fetch it once, where there is a network: {self._prefetch}")
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns the stable machine-readable form; nulls where no stage says what it costs."""
-        view, cells = self._view, self._cells
-        totals = estimates.in_total(cells, self._estimates, self._hardware) if self._estimates else None
-        return {
-            "sweep": view.sweep.name,
-            "revision": view.number,
-            "num_cells": len(cells),
-            "hardware": self._hardware,
-            "retention": self._retention,
-            "totals": totals,
-            "prefetch": self._prefetch if self._missing else None,
-            "cells": [self._cell_json(cell) for cell in cells],
-        }
-
-    def _cell_json(self, cell: Cell) -> dict[str, Any]:
-        view = self._view
-        return {
-            "cell": cell.cell,
-            "axes": cell.axes,
-            "columns": cell.columns,
-            "state": self._state(cell),
-            "blocked": [told(need) for need in self._missing.get(cell.cell, ())],
-            "estimate": estimates.as_json(estimates.of_cell(cell, self._estimates)),
-            "stages": [
-                {
-                    "stage": view.sweep.nodes[digest].name,
-                    "digest": digest,
-                    "state": view.cells[cell.cell].stages[digest].state,
-                    "action": step.action,
-                    "reason": step.reason,
-                }
-                for digest, step in self._steps[cell.cell].items()
-            ],
-        }
-
-    def _state(self, cell: Cell) -> State:
-        state = self._view.cells[cell.cell].state
-        at_work = state in (State.DONE, State.RUNNING, State.QUEUED)
-        return State.BLOCKED if cell.cell in self._missing and not at_work else state
-
-    def _summary(self, cell: Cell) -> str:
-        status = self._view.cells[cell.cell]
-        if status.state in (State.QUEUED, State.UNKNOWN):
-            return shorten(f"wait ({status.reason})", 100)
-        if self._state(cell) is State.BLOCKED and cell.cell in self._missing:
-            return shorten(f"blocked by {', '.join(need.what for need in self._missing[cell.cell])}", 100)
-        return _summary(self._view, cell, self._steps[cell.cell])
 
 
 def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[str, Step]]) -> None:
@@ -193,7 +79,32 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
     print_table(("stage", *Action), rows)
 
 
-def _summary(view: SweepState, cell: Cell, steps: dict[str, Step]) -> str:
+def _print(plan: Plan) -> None:
+    view, cells = plan.view, plan.cells
+    print_stages(view, cells, plan.steps)
+    print_costs(cells, plan.estimates, plan.hardware)
+    columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
+    print()
+    print_table(columns, [[*cell.axes.values(), cell.cell, _summary(plan, cell)] for cell in cells])
+    print_lines(needing_retired_lines(view, cells))
+    if plan.missing:
+        missing = distinct(plan.missing)
+        print(f"\n{counted(len(plan.missing), 'cell')} blocked:")
+        for need in missing[:MAX_GROUP_SHOWN]:
+            print(f"  {told(need)}")
+        if len(missing) > MAX_GROUP_SHOWN:
+            print(f"  and {len(missing) - MAX_GROUP_SHOWN} more")
+        if any(need.fetch for need in missing):
+            print(f"fetch it once, where there is a network: {plan.prefetch}")
+
+
+def _summary(plan: Plan, cell: Cell) -> str:
+    view, steps = plan.view, plan.steps[cell.cell]
+    status = view.cells[cell.cell]
+    if status.state in (State.QUEUED, State.UNKNOWN):
+        return shorten(f"wait ({status.reason})", 100)
+    if plan.state_of(cell) is State.BLOCKED and cell.cell in plan.missing:
+        return shorten(f"blocked by {', '.join(need.what for need in plan.missing[cell.cell])}", 100)
     if all(step.action is Action.REUSE for step in steps.values()):
         return "nothing: done"
     parts = []

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import Any
 
-import msgspec
-
-from orchestrator.api.drift import told
-from orchestrator.api.state import SweepState, open_view, scheduler
+from orchestrator.api.explanation import explain, explanation_lines
+from orchestrator.api.state import open_view
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_json, print_warnings
-from orchestrator.core.state import Attempt
-from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.jobs.judgement import Phase, SubmissionState
-from orchestrator.jobs.states import LIMIT, CellJob, scheduler_of
-from orchestrator.store.evidence import examine, progress
-from orchestrator.text import one_line
+from orchestrator.cli.output import print_json, print_lines, print_warnings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,150 +18,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the evidence of one cell."""
+    """Print the evidence of one cell."""
     view = open_view(args.sweep, no_overrides(args.words))
     cell = view.cell(args.cell)
-    stages = [_evidence(view, cell, view.sweep.nodes[digest]) for digest in cell.chain]
-    status = view.cells[cell.cell]
-    requests = [
-        {"number": r.number, "verb": r.verb, "by": r.by, "at": r.at, "reason": r.reason}
-        for r in view.requests
-        if r.cells is None or cell.cell in r.cells
-    ]
-    jobs = list(_jobs(view, cell))
+    found = explain(view, cell)
     if args.json:
-        print_json(
-            {
-                "sweep": view.sweep.name,
-                "revision": view.number,
-                "cell": cell.cell,
-                "state": status.state,
-                "reason": status.reason,
-                "stages": stages,
-                "jobs": jobs,
-                "requests": requests,
-            }
-        )
+        print_json(found)
         return 0
-    print(f"{view.title} {cell.cell}\n{status.state}: {status.reason}")
+    state, *lines = explanation_lines(found)
+    print(f"{view.title} {cell.cell}\n{state}")
     print_warnings(view)
-    for stage in stages:
-        print(f"\n{stage['stage']}  {stage['digest'][:12]}  {stage['state']}: {stage['reason']}")
-        for line in stage["evidence"]:
-            print(f"  {line}")
-    if jobs:
-        print()
-    for job in jobs:
-        print(f"job {job['job'] or '-'}  {job['phase']}: {job['reason']}")
-        for line in job["evidence"]:
-            print(f"  {line}")
-    for request in requests:
-        print(
-            f"\nrequest {request['number']}: {request['verb']} by {request['by']} at {request['at']}", end=""
-        )
-        print(f": {request['reason']}" if request["reason"] else "", end="")
-    print()
+    print_lines(lines)
     return 0
-
-
-def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
-    """Tells of every job that the cell was ever given to, oldest first."""
-    for filed in view.jobs.filed:
-        submission = filed.submission
-        for index, cells in enumerate(submission.tasks):
-            if cell.cell not in cells or _is_refusal(filed, index, view.jobs.of_cell(cell.cell)):
-                continue
-            job = view.jobs.job(filed, index)
-            lines = [
-                f"submission {submission.number} for request {submission.request},"
-                f" at {submission.at} by {submission.by}"
-            ]
-            if job.phase is Phase.QUEUED and job.name:
-                waits = scheduler(*scheduler_of(submission)).waiting([job.name])
-                lines += [f"it waits: {waits[job.name]}"] if job.name in waits else []
-            if (report := filed.reports.get(index)) is not None:
-                again = ", to be started anew" if report.requeued else ""
-                lines.append(
-                    f"its last word at {report.at} on {report.node}, after {report.seconds:.0f} s: "
-                    f"{report.why or 'none'} (exit code {report.code}{again})"
-                )
-            if len(cells) > 1:
-                lines.append(f"it works on {len(cells)} cells")
-            yield {"job": job.name, "phase": job.phase, "reason": job.reason, "evidence": lines}
-
-
-def _is_refusal(filed: SubmissionState, index: int, last: CellJob | None) -> bool:
-    """Whether a limit kept a task from becoming a job, as often before: only the last time is told."""
-    is_last = last is not None and last.submission.number == filed.submission.number
-    return not is_last and index in filed.over and filed.over[index].word == LIMIT
-
-
-def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, Any]:
-    status = view.cells[cell.cell].stages[node.digest]
-    lines = []
-    evidence = view.snapshot.evidence(node.digest)
-    attempts = view.attempts(node)
-    for attempt in attempts:
-        lines.extend(_of_attempt(attempt))
-    if evidence.done is not None:
-        found, retired = examine(view.ledger, node, evidence.done, evidence.retired)
-        verified = (
-            f"DAMAGED: {found}"
-            if found
-            else "the rest verified by content"
-            if retired
-            else "verified by content"
-        )
-        lines.append(
-            f"product: generation {evidence.generation}, attempt {evidence.done.attempt}, "
-            f"{len(evidence.done.files)} files, {verified}"
-        )
-        for record in retired:
-            lines.append(f"  retired {told(record)}")
-            lines.extend(f"    {file.path}" for file in record.files)
-    elif evidence.problem:
-        lines.append(evidence.problem)
-    if (former := status.former) is not None:
-        version = f"the product of an earlier version, {former.node.digest[:12]}"
-        lines.append(f"{version}: {former.problem or former.how}")
-    for taken in node.inputs:
-        state = view.cells[cell.cell].stages[taken.digest].state
-        lines.append(f"input {view.sweep.nodes[taken.digest].name}: {state}")
-    return {
-        "stage": node.name,
-        "digest": node.digest,
-        "state": status.state,
-        "reason": status.reason,
-        "evidence": lines,
-        "retired": evidence.retired,
-        "attempts": [msgspec.to_builtins(attempt._asdict()) for attempt in attempts],
-    }
-
-
-def _of_attempt(attempt: Attempt) -> list[str]:
-    lines = []
-    if attempt.problem:
-        lines.append(f"attempt {attempt.number}: {attempt.problem}")
-    if attempt.claim is not None:
-        claim, owner = attempt.claim, attempt.claim.owner
-        lines.append(
-            f"attempt {attempt.number}: claimed {claim.at} by process {owner.process.pid} on {owner.host}, "
-            f"for {claim.sweep} {claim.cell}, lease {claim.lease_s:.0f} s"
-        )
-        if claim.supersedes is not None:
-            lines.append(f"  after attempt {claim.supersedes.attempt} was lost: {claim.supersedes.evidence}")
-    if attempt.start is not None and attempt.start.parent is not None:
-        parent = attempt.start.parent
-        lines.append(f"  went on from step {parent.step} of attempt {parent.attempt}")
-    if attempt.start is not None and attempt.start.work is not None:
-        lines.append(f"  went on in the work folder of attempt {attempt.start.work}")
-    if attempt.start is not None and attempt.start.unread is not None:
-        lines.append(f"  read the output of attempt {attempt.start.unread} again")
-    if attempt.heartbeat is not None:
-        beat = attempt.heartbeat
-        lines.append(f"  heartbeat {beat.counter} at {beat.at}: {beat.phase}{progress(beat)}")
-    if attempt.end is not None:
-        end = attempt.end
-        what = one_line(" ".join(filter(None, (end.outcome, end.cause or "", end.why, end.message))))
-        lines.append(f"  ended {end.at} after {end.seconds:.1f} s: {what}")
-    return lines

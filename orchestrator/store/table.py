@@ -6,12 +6,15 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell, Sweep
 from orchestrator.core.tree import pick, scalar_text
 from orchestrator.store.evidence import EvidenceReader
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Rows = list[dict[str, Any]]
 
@@ -116,9 +119,9 @@ def write_csv(rows: Rows, stream: TextIO) -> None:
         writer.writerows([_text(row.get(name)) for name in columns] for row in rows)
 
 
-def _write_parquet(rows: Rows, path: Path) -> None:
+def arrow_table(rows: Rows) -> pyarrow.Table:
+    """Return rows as an Arrow table; a column of several types becomes text, absent values are null."""
     import pyarrow
-    import pyarrow.parquet
 
     arrays = {}
     for name in _columns(rows):
@@ -127,7 +130,13 @@ def _write_parquet(rows: Rows, path: Path) -> None:
             arrays[name] = pyarrow.array(values)
         except (pyarrow.ArrowException, OverflowError):  # of several types, or no integer of 64 bits
             arrays[name] = pyarrow.array([None if value is None else _text(value) for value in values])
-    pyarrow.parquet.write_table(pyarrow.table(arrays), path)
+    return pyarrow.table(arrays)
+
+
+def _write_parquet(rows: Rows, path: Path) -> None:
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(arrow_table(rows), path)
 
 
 def _unnested(value: Any) -> Any:

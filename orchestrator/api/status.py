@@ -1,0 +1,66 @@
+"""Where the cells of a sweep stand, as one value."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from orchestrator.api.drift import code_versions
+from orchestrator.api.state import SweepState
+from orchestrator.core.state import CellStatus
+from orchestrator.core.sweep import Cell
+
+
+def notes_of(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
+    """Return what stages noted in the column `notes` of their rows, each with the number of its cells."""
+    notes: Counter[str] = Counter()
+    for cell in cells:
+        found = [view.snapshot.evidence(digest).done for digest in cell.chain]
+        rows = [row for done in found if done is not None for row in done.rows]
+        notes.update({note for row in rows if isinstance(note := row.get("notes"), str) and note})
+    return notes
+
+
+def retries_of(status: CellStatus) -> int:
+    """Return how often a stage of a cell was started again; `attempts` counts the first starts as well."""
+    return sum(max(0, stage.attempts - 1) for stage in status.stages.values())
+
+
+def as_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
+    """Returns the stable machine-readable form; `seconds` is the wall time of the last attempt of a stage."""
+    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    rows = []
+    for cell in cells:
+        status = view.cells[cell.cell]
+        stages = [
+            {
+                "stage": view.sweep.nodes[digest].name,
+                "digest": digest,
+                "state": stage.state,
+                "cause": stage.cause,
+                "attempts": stage.attempts,
+                "seconds": stage.seconds,
+                "reason": stage.reason,
+            }
+            for digest, stage in status.stages.items()
+        ]
+        rows.append(
+            {
+                "cell": cell.cell,
+                "axes": cell.axes,
+                "state": status.state,
+                "cause": status.cause,
+                "reason": status.reason,
+                "attempts": status.attempts,
+                "retries": retries_of(status),
+                "stages": stages,
+            }
+        )
+    return {
+        "sweep": view.sweep.name,
+        "revision": view.number,
+        "counts": {str(state): n for state, n in counts.items()},
+        "code": dict(code_versions(view, cells)),
+        "problems": view.problems,
+        "cells": rows,
+    }

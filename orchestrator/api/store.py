@@ -1,0 +1,44 @@
+"""A store as a value: what sweeps it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.api.state import store_url
+from orchestrator.api.sweep import Sweep
+from orchestrator.store.ledger import open_ledger
+
+
+class Store:
+    """A store of sweeps: a folder, or a bucket.
+
+    Args:
+        url: a path, or ``s3://...`` or ``gs://...``; SWEEP_STORE without it, or else the folder ``runs``.
+
+    Raises:
+        UserError: there is something else at that place.
+        InfrastructureError: it does not answer.
+    """
+
+    def __init__(self, url: str | Path | None = None) -> None:
+        self._ledger = open_ledger(store_url(None if url is None else str(url)))
+
+    @property
+    def url(self) -> str:
+        """Where it is: an absolute path, or the URL of a bucket."""
+        return self._ledger.objects.url
+
+    def sweeps(self) -> list[str]:
+        """Return the names of the sweeps that were launched here, sorted."""
+        return sorted(self._ledger.sweeps())
+
+    def open(self, sweep: str) -> Sweep:
+        """Return a sweep of the store: ``smoke``, or ``smoke@2`` for its second revision.
+
+        Raises:
+            UserError: the store has no such sweep.
+        """
+        return Sweep.open(sweep, store=self.url)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"

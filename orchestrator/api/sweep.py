@@ -1,0 +1,445 @@
+"""A sweep as a value: what the command does, for programs and notebooks. Nothing here prints.
+
+Each call reads the store anew, so that it may be used while workers run. A launch goes on in a process of its
+own: the program that began it may end.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orchestrator.api.cancelling import cancel_cells
+from orchestrator.api.explanation import explain, explanation_lines
+from orchestrator.api.launching import (
+    CheckedLaunch,
+    Detached,
+    PendingLaunch,
+    check_launch,
+    detach,
+    failed_cells,
+    is_open,
+    submit_pass,
+)
+from orchestrator.api.planning import Plan, engine_of, hardware_of, planned
+from orchestrator.api.reports import write_sweep_reports
+from orchestrator.api.state import SweepState, open_view, rows_of, sealed_view, store_url
+from orchestrator.compose.axes import grammar
+from orchestrator.core.records import Request
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.store.table import arrow_table
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+POLL_S, SUBMIT_POLL_S = 0.2, 2.0
+STOP_S = 600.0
+"""How long a stop waits for the launching process, whose workers save checkpoints first."""
+
+
+class CellView:
+    """One cell and where it stands, as it was when it was looked up.
+
+    Attributes:
+        id: such as ``tiny-qwen3.math.en-1a2b3c4d``.
+        axes: axis to label.
+        config: the resolved config.
+        state: where it stands.
+        cause: why it failed, one of the causes of docs/design.md; "" where it did not.
+        reason: the same in a few words.
+        num_retries: how often a stage of it was started again.
+    """
+
+    def __init__(self, view: SweepState, cell: Cell) -> None:
+        status = view.cells[cell.cell]
+        self._view, self._cell = view, cell
+        self.id, self.axes, self.config = cell.cell, dict(cell.axes), cell.config
+        self.state, self.cause, self.reason = status.state, str(status.cause or ""), status.reason
+        self.num_retries = sum(max(0, stage.attempts - 1) for stage in status.stages.values())
+
+    def why(self) -> str:
+        """Return the evidence behind the state as text; files of products are read and verified."""
+        return "\n".join(explanation_lines(explain(self._view, self._cell)))
+
+    def __repr__(self) -> str:
+        return f"<{self.id}: {self.state}>"
+
+
+class Cells(Mapping[str, CellView]):
+    """The cells of a sweep by id; the beginning of an id, or a selector, will do where it names one cell."""
+
+    def __init__(self, view: SweepState, cells: Sequence[Cell]) -> None:
+        self._view, self._cells = view, {cell.cell: cell for cell in cells}
+
+    def __getitem__(self, word: str) -> CellView:
+        """Return a cell.
+
+        Raises:
+            UserError: the word names no cell, or several.
+        """
+        return CellView(self._view, self._cells.get(word) or self._view.cell(word))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._cells
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+
+class Status(NamedTuple):
+    """Where the cells of a sweep stood at one moment.
+
+    Attributes:
+        counts: state to number of cells; states without cells are left out.
+        cells: the cells themselves.
+        problems: what in the store could not be read.
+    """
+
+    counts: dict[str, int]
+    cells: Cells
+    problems: list[str]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a table with one row a cell."""
+        import pandas
+
+        return pandas.DataFrame(
+            {**c.axes, "cell": c.id, "state": str(c.state), "retries": c.num_retries, "reason": c.reason}
+            for c in self.cells.values()
+        )
+
+
+class Run:
+    """Cells at work for one launch or rerun: in a process of their own, or as jobs of a scheduler.
+
+    Attributes:
+        log: file with what the launching process prints; None for jobs.
+    """
+
+    def __init__(self, checked: CheckedLaunch, view: SweepState, request: Request) -> None:
+        self._view, self._request, self._checked = view, request, checked
+        self._detached: Detached | None = None
+        if checked.limits is None:
+            self._detached = detach(view, request)
+        else:
+            self._asked = [PendingLaunch(request, checked.launcher, checked.limits)]
+            submit_pass(view, self._asked, notify=lambda line: None)
+        self.log = self._detached.log if self._detached else None
+
+    def status(self) -> Status:
+        """Return where the cells of this launch stand now."""
+        return _status(self._view.fresh(), self._request.cells)
+
+    def wait(self, timeout_s: float | None = None) -> Status:
+        """Wait until nothing is at work for this launch any more, and return where its cells stand.
+
+        Cells that a limit of the scheduler kept back are submitted while waiting.
+
+        Args:
+            timeout_s: wait no longer, in seconds.
+
+        Raises:
+            TimeoutError: cells are still at work.
+            InfrastructureError: no worker could start.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._is_at_work():
+            if deadline_s is not None and time.monotonic() >= deadline_s:
+                raise TimeoutError(f"{self._view.title} is still at work after {timeout_s} s")
+            time.sleep(POLL_S if self._detached else SUBMIT_POLL_S)
+        if self._detached and self._detached.process.returncode not in (0, 1):
+            raise InfrastructureError(
+                f"the launch of {self._view.title} ended with exit code {self._detached.process.returncode}",
+                where=_last_line(self._detached.log),
+            )
+        return self.status()
+
+    def stop(self) -> None:
+        """Stop the cells of this launch: running stages save a checkpoint first; a later launch goes on.
+
+        Cells that are jobs of a scheduler are cancelled as by `Sweep.cancel`: they are not claimed again
+        until the next launch or rerun.
+
+        Raises:
+            InfrastructureError: the launching process did not end.
+        """
+        if self._detached is None:
+            view = self._view.fresh()
+            wanted = self._request.cells
+            cancel_cells(view, [c for c in view.sweep.cells if wanted is None or c.cell in wanted])
+            return
+        process = self._detached.process
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                raise InfrastructureError(
+                    f"process {process.pid} did not stop", where=str(self.log)
+                ) from None
+
+    def _is_at_work(self) -> bool:
+        if self._detached is not None:
+            return self._detached.process.poll() is None
+        view = submit_pass(self._view, self._asked, notify=lambda line: None).view
+        wanted = self._request.cells
+        return any(is_open(view, c) for c in view.sweep.cells if wanted is None or c.cell in wanted)
+
+
+class Sweep:
+    """A sweep: composed from a file, or a revision that a store holds. Made by `compose` and `open`."""
+
+    def __init__(self, look_up: Callable[[Sequence[str]], _Found], store: str) -> None:
+        self._look_up, self._store = look_up, store
+        self._first = look_up(())
+
+    @classmethod
+    def compose(
+        cls, source: str | Path, *overrides: str, store: str | Path | None = None, name: str | None = None
+    ) -> Sweep:
+        """Compose a sweep from its file.
+
+        Args:
+            source: a name, or a path to a YAML file; ``NAME@2`` is a sealed revision.
+            overrides: in Hydra's grammar, as on the command line: ``"model=a,b"``, ``"lr=1e-4"``.
+            store: where its results go; see `Store`.
+            name: keep this variant apart under another name.
+
+        Raises:
+            UserError: the file or an override is wrong.
+        """
+        url = store_url(None if store is None else str(store))
+
+        def look_up(more: Sequence[str]) -> _Found:
+            words = (*overrides, *more)
+            view, composition = planned(str(source), [*words, f"store.url={url}"], name)
+            return _Found(view, composition, words)
+
+        return cls(look_up, url)
+
+    @classmethod
+    def open(cls, reference: str, store: str | Path | None = None) -> Sweep:
+        """Open a sweep that a store holds.
+
+        Args:
+            reference: ``smoke`` for the revision that was launched last, or ``smoke@2``.
+            store: see `Store`.
+
+        Raises:
+            UserError: the store has no such sweep.
+        """
+        url = store_url(None if store is None else str(store))
+        view = open_view(reference, url)
+        if not view.sealed:
+            raise UserError(f"{reference} was never launched in {url}", fix=f"Sweep.compose({reference!r})")
+        number = view.number
+
+        def look_up(more: Sequence[str]) -> _Found:
+            return _Found(sealed_view(view.ledger, view.sweep.name, number), None, tuple(more))
+
+        return cls(look_up, url)
+
+    @property
+    def name(self) -> str:
+        """Its name in the store."""
+        return self._first.view.sweep.name
+
+    @property
+    def revision(self) -> int:
+        """The number of its revision; the one that it would get when it was not launched yet."""
+        return self._look_up(()).view.number
+
+    def plan(
+        self,
+        *only: str,
+        device: str | None = None,
+        mfu: float | None = None,
+        max_gpus: int | None = None,
+    ) -> Plan:
+        """Return what a launch would do with each cell, and what it would cost.
+
+        Args:
+            only: selectors that narrow it, such as ``"model=a state=failed"``.
+            device: what cells are assumed to run on, such as ``"h200"``.
+            mfu: model FLOPs utilisation, between 0 and 1, in place of the guess by model size.
+            max_gpus: that one cell may have.
+
+        Raises:
+            UserError: a selector or an option is wrong.
+        """
+        view, composition, words = self._look_up(())
+        settings, import_paths = engine_of(view, composition, () if composition else words)
+        hardware = hardware_of(settings.hardware, device=device, mfu=mfu, max_gpus=max_gpus)
+        return Plan(
+            view, view.select(only), settings, hardware, import_paths, prefetch=f"sweep prefetch {self.name}"
+        )
+
+    def launch(self, *overrides: str, only: str | Sequence[str] = (), **launcher: Any) -> Run:
+        """Run all that is not done, and return at once.
+
+        Args:
+            overrides: of the engine, such as ``"policy.grace_s=60"``; for a composed sweep of its config too.
+            only: selectors of the cells to run.
+            launcher: ``launcher="slurm"`` names one; any other keyword is a setting of it: ``workers=2``
+                is ``launcher.workers=2``.
+
+        Raises:
+            UserError: whatever is wrong with the sweep, its settings or the cluster; nothing was recorded.
+            InfrastructureError: the store or the scheduler does not answer.
+        """
+        view, composition, words = self._look_up([*overrides, *_launcher_words(launcher)])
+        selectors = _selectors(only)
+        settings, import_paths = engine_of(view, composition, () if composition else words)
+        checked = check_launch(
+            "launch",
+            view,
+            view.select(selectors),
+            settings=settings,
+            import_paths=import_paths,
+            composition=composition,
+            overrides=words,
+            names_cells=bool(selectors),
+            prefetch=f"sweep prefetch {self.name}",
+        )
+        return _start(checked)
+
+    def rerun(self, *only: str, overrides: Sequence[str] = (), **launcher: Any) -> Run | None:
+        """Run failed cells again, or those that are named, and return at once; earlier attempts are kept.
+
+        Args:
+            only: selectors, such as ``"state=failed"``; without one all cells that failed, were lost or wait
+                for those.
+            overrides: of the engine, on top of those of the last launch.
+            launcher: as for `launch`.
+
+        Returns:
+            None where no such cell is left to run.
+
+        Raises:
+            UserError: the sweep was never launched, or as for `launch`.
+            InfrastructureError: the store or the scheduler does not answer.
+        """
+        view = self._sealed()
+        settings, import_paths = engine_of(view, None, [*overrides, *_launcher_words(launcher)])
+        chosen = view.select(only) if only else failed_cells(view)
+        cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
+        if not cells:
+            return None
+        checked = check_launch("rerun", view, cells, settings=settings, import_paths=import_paths)
+        return _start(checked)
+
+    def cancel(self, *only: str) -> list[str]:
+        """Stop cells, and keep them from being claimed until the next launch or rerun of them.
+
+        Args:
+            only: selectors; all cells without one.
+
+        Returns:
+            The ids of the cells that were cancelled.
+
+        Raises:
+            UserError: the sweep was never launched.
+        """
+        view = self._sealed()
+        return [cell.cell for cell in cancel_cells(view, view.select(only)).cells]
+
+    def status(self, *only: str) -> Status:
+        """Return where the cells stand now.
+
+        Args:
+            only: selectors; all cells without one.
+        """
+        view = self._look_up(()).view
+        return _status(view, tuple(cell.cell for cell in view.select(only)))
+
+    @property
+    def cells(self) -> Cells:
+        """The cells by id, as they stand now."""
+        view = self._look_up(()).view
+        return Cells(view, view.sweep.cells)
+
+    def rows(self, *only: str) -> pyarrow.Table:
+        """Return the result rows of finished stages, one for each row that a stage returned.
+
+        Args:
+            only: selectors; all cells without one.
+
+        Returns:
+            The columns of ``sweep collect``: cell, axes, sweep, revision, stage, attempts, seconds, code,
+            then what the stages returned.
+        """
+        return arrow_table(rows_of(self._look_up(()).view, list(only)))
+
+    def report(self, *names: str, out: str | Path | None = None, over: Sequence[str] = ()) -> list[Path]:
+        """Write the sweep's reports and return their files.
+
+        Args:
+            names: of the reports; else those that the sweep names, else the one that its columns fit.
+            out: folder; the sweep's report folder in the store without it.
+            over: axes to take mean and spread over, as over seeds, in the general report.
+
+        Raises:
+            SweepError: a report failed.
+        """
+        view = self._sealed() if out is None else self._look_up(()).view
+        place = None if out is None else Path(out).absolute()
+        written, errors = write_sweep_reports(
+            view, names or view.sweep.report, place, notify=lambda line: None, over=over
+        )
+        if errors:
+            raise errors[0]
+        return [path for files in written for path in files]
+
+    def _sealed(self) -> SweepState:
+        view = self._look_up(()).view
+        if not view.sealed:
+            raise UserError(f"{self.name} was never launched in {self._store}", fix="sweep.launch()")
+        return view
+
+    def __repr__(self) -> str:
+        return f"<sweep {self._first.view.title}: {len(self._first.view.sweep.cells)} cells>"
+
+
+class _Found(NamedTuple):
+    """A sweep looked up: its revision, what was composed (None for a sealed one), and the overrides."""
+
+    view: SweepState
+    composition: Any
+    words: Sequence[str]
+
+
+def _start(checked: CheckedLaunch) -> Run:
+    sealed = checked.seal(lambda line: None)
+    return Run(checked, sealed, checked.record(sealed, lambda line: None))
+
+
+def _status(view: SweepState, wanted: Sequence[str] | None) -> Status:
+    cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in set(wanted)]
+    counts: dict[str, int] = {}
+    for cell in cells:
+        state = str(view.cells[cell.cell].state)
+        counts[state] = counts.get(state, 0) + 1
+    return Status(counts, Cells(view, cells), view.warnings())
+
+
+def _launcher_words(options: Mapping[str, Any]) -> list[str]:
+    keys = {name: name if name == "launcher" else f"launcher.{name}" for name in options}
+    return [f"{keys[name]}={grammar(value)}" for name, value in options.items()]
+
+
+def _selectors(only: str | Sequence[str]) -> list[str]:
+    return [only] if isinstance(only, str) else list(only)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

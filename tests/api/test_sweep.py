@@ -1,0 +1,141 @@
+"""The Python API: what the command does, as values, and nothing printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import orchestrator
+from orchestrator import State, Store, Sweep, UserError
+from tests.conftest import Sweep as Command
+
+ROOT = Path(__file__).parents[2]
+COUNTS = """
+description: counts
+expect_cells: 4
+config: {seed: 0, count: {num_steps: 3, checkpoint_every: 1, step_s: 0, fail: null}}
+axes:
+  seed: "range(0,3)"
+  kind: {good: {count.fail: null, count.num_steps: 3}, bad: {count.fail: data, count.num_steps: 4}}
+exclude: ["kind=bad seed=1,2"]
+stages: [count]
+"""
+
+
+@pytest.fixture
+def counts(sweep: Command, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """A sweep of three cells that count and one that fails, composed in the user's folder."""
+    monkeypatch.chdir(sweep.folder)
+    (sweep.folder / "counts.yaml").write_text(COUNTS)
+    return Sweep.compose("counts.yaml", store=sweep.store)
+
+
+def test_a_sweep_is_composed_planned_launched_and_read_as_values(
+    counts: Sweep, sweep: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = counts.plan()
+    assert [str(row) for row in plan.to_frame()["count"]] == ["run"] * 4
+    assert len(plan.cells) == 4 and plan.totals is None
+    assert counts.status().counts == {"pending": 4} and not sweep.store.exists()
+    run = counts.launch(launcher="local", workers=2)
+    assert run.wait(60).counts == {"done": 3, "failed": 1} == counts.status().counts
+    assert "3 done, 1 failed" in run.log.read_text()
+    rows = counts.rows()
+    collected = sweep.json("collect", "counts")
+    assert rows.to_pylist() == [{name: row.get(name) for name in rows.column_names} for row in collected]
+    assert rows.to_pandas()["num_steps"].tolist() == [3, 3, 3]
+    bad = counts.cells["seed=0 kind=bad"]
+    assert bad.state is State.FAILED and bad.cause == "code" and bad.axes == {"seed": "0", "kind": "bad"}
+    assert sweep("why", "counts", bad.id).endswith(bad.why() + "\n")
+    assert "failed" in counts.status("kind=bad").to_frame()["state"].tolist()
+    assert counts.report(out=sweep.folder / "out")[0].is_file()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_failed_cells_run_again_and_a_store_gives_the_sweep_back(counts: Sweep, sweep: Command) -> None:
+    counts.launch(workers=2).wait(60)
+    assert Store(sweep.store).sweeps() == ["counts"]
+    opened = Store(sweep.store).open("counts@1")
+    assert (opened.name, opened.revision) == ("counts", 1)
+    again = opened.rerun("state=failed", workers=1)
+    assert again is not None and again.wait(60).counts == {"failed": 1}
+    assert opened.cells["kind=bad"].num_retries == 1
+    assert opened.rerun("kind=good") is None
+    assert opened.cancel() == [opened.cells["kind=bad"].id]
+    sealed = sweep.json("status", "counts@1")
+    assert sealed["counts"] == opened.status().counts
+
+
+def test_a_launch_that_is_stopped_goes_on_where_it_was(sweep: Command, counts: Sweep) -> None:
+    (sweep.folder / "slow.yaml").write_text(
+        COUNTS.split("axes:")[0]
+        .replace("num_steps: 3", "num_steps: 40")
+        .replace("step_s: 0,", "step_s: 0.2,")
+        + "axes: {seed: [0]}\nstages: [count]\n"
+    )
+    slow = Sweep.compose("slow.yaml", "expect_cells=1", store=sweep.store)
+    run = slow.launch(workers=1)
+    while not list(sweep.store.glob("**/checkpoints/*/manifest.json")):
+        assert run.log is not None and run.status().counts.keys() <= {"pending", "running"}
+    with pytest.raises(TimeoutError):
+        run.wait(0)
+    run.stop()
+    assert run.status().counts == {"released": 1}
+    ended = slow.launch(workers=1).wait(60)
+    assert ended.counts == {"done": 1} and "went on from step" in slow.cells["seed=0"].why()
+
+
+def test_mistakes_are_errors_of_the_package_and_record_nothing(counts: Sweep, sweep: Command) -> None:
+    for mistake, said in (
+        (lambda: Sweep.compose("nowhere.yaml", store=sweep.store), "nowhere"),
+        (lambda: Sweep.open("counts", store=sweep.store), "neither a file nor in the store"),
+        (lambda: counts.launch(workers="two"), "launcher.workers is of the wrong type"),
+        (lambda: counts.launch(only="seed=7"), "seed"),
+        (lambda: counts.plan(device="abacus"), "unknown device"),
+        (lambda: counts.cells["nobody"], "no cell"),
+        (lambda: counts.rerun(), "never launched"),
+        (lambda: counts.cancel(), "never launched"),
+    ):
+        with pytest.raises(UserError, match=said):
+            mistake()
+    assert not sweep.store.exists()
+
+
+def test_the_package_names_few_things_and_imports_fast_and_alone() -> None:
+    assert orchestrator.__all__ == sorted(orchestrator.__all__) and 1 <= len(orchestrator.__all__) <= 12
+    assert all(
+        getattr(orchestrator, name).__module__.startswith("orchestrator.") for name in orchestrator.__all__
+    )
+    with pytest.raises(AttributeError):
+        _ = orchestrator.Sweeep
+    code = (
+        "import sys, time; start_s = time.perf_counter(); import orchestrator; "
+        "print(time.perf_counter() - start_s); from orchestrator import Store, Sweep; "
+        "print(*sys.modules.keys() & {'torch', 'ray', 'transformers', 'pandas', 'matplotlib'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, heavy = done.stdout.split("\n")[:2]
+    assert float(seconds) < 0.2 and not heavy
+
+
+def test_the_script_of_the_docs_runs_as_it_is_printed(sweep: Command) -> None:
+    text = (ROOT / "docs/python.md").read_text()
+    script = next(
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "savefig" in block
+    )
+    assert len(script.strip().splitlines()) <= 15
+    (sweep.folder / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=sweep.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (sweep.folder / "steps.png").stat().st_size > 5_000 and "{'done': 12}" in done.stdout
