@@ -16,6 +16,7 @@ from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, Shortage
 from orchestrator.execution.attempt import AttemptRun
+from orchestrator.execution.owner import share
 from orchestrator.execution.watch import Leaving, Watcher, next_lease_s
 from orchestrator.manifest import damage
 from orchestrator.store import layout
@@ -25,7 +26,6 @@ from orchestrator.store.evidence import EvidenceReader, examine
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.patience import told
 from orchestrator.store.retention import retain
-from orchestrator.worker.owner import share
 
 IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
 BUCKET_S = 5.0

@@ -25,6 +25,7 @@ from orchestrator.core.sweep import Sweep
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.execution.assignment import Assignment, Shortage
 from orchestrator.execution.loop import OTHER_CODE, REFUSED, Worker
+from orchestrator.execution.owner import this_owner
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
 from orchestrator.store.checkout import Checkout, checkout_of
@@ -32,7 +33,6 @@ from orchestrator.store.code import damage, import_paths, package_path, version_
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
 from orchestrator.store.patience import Outage, wait_out
-from orchestrator.worker.owner import this_owner
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}

@@ -20,9 +20,9 @@ import msgspec
 
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.loop import Worker
+from orchestrator.execution.owner import this_owner
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import PosixStore
-from orchestrator.worker.owner import this_owner
 from tests.store import builders
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from orchestrator.core.records import Owner, Revision
 from orchestrator.execution.assignment import Assignment
 from orchestrator.execution.loop import Worker
+from orchestrator.execution.owner import this_owner
 from orchestrator.store.ledger import Ledger
-from orchestrator.worker.owner import this_owner
 
 
 class Worked(NamedTuple):

@@ -1,1 +1,0 @@
-"""The process on a compute node that claims stages and runs each in a child."""
