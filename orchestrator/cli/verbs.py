@@ -10,7 +10,7 @@ from orchestrator.errors import UserError, nearest
 
 VERBS: Final = {
     "list": "the sweeps that exist, with their number of cells",
-    "plan": "cells, stages, what would run and why; touches nothing",
+    "plan": "what would run, why, and at what cost; changes nothing",
     "prefetch": "fetch the models and data that its cells need",
     "launch": "run everything that is not done",
     "status": "where each cell stands, also while it runs",
@@ -27,7 +27,7 @@ VERBS: Final = {
     "best": "the cells with the lowest or highest value of a metric",
     "data": "describe, import and check parallel task data",
     "completion": "a script for the shell: completes verbs, options and names of sweeps",
-    "clean": "delete what products no current revision names; says first what",
+    "clean": "list what no current revision names; --yes deletes it",
     "doctor": "check this machine and the store",
     "upgrade": "let a store of an earlier format hold what this version records",
 }
@@ -52,4 +52,8 @@ def verb_of(verb: str) -> tuple[Any, argparse.ArgumentParser]:
     module = importlib.import_module(f"orchestrator.cli.{verb}")
     parser = Parser(prog=f"sweep {verb}", description=VERBS[verb], allow_abbrev=False)
     module.configure(parser)
+    if verb not in ("data", "completion"):
+        parser.add_argument(
+            "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
+        )
     return module, parser
