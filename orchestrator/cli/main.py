@@ -1,6 +1,12 @@
-"""The command `sweep`: finds the verb, turns errors into exit codes. Each verb is one file in `commands/`.
+"""The command `sweep`: select the verb, run it, and turn errors into exit codes.
 
-Exit codes: 0 asked and answered; 1 cells failed; 2 the user's mistake; 3 infrastructure.
+Each verb is one module in `orchestrator/cli/`, imported only when it is used.
+
+Exit codes:
+    0: success.
+    1: cells or checks failed, or the user interrupted the command.
+    2: the user made a mistake.
+    3: infrastructure failed (store, scheduler, disk), or Polysweep itself has a bug.
 """
 
 from __future__ import annotations
@@ -25,8 +31,13 @@ SWEEP is a name or a path to a YAML file, with @k for an older revision.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the words after `sweep`; those of this process by default.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    # `prepare` replaces both streams. A caller that uses `main` as a function gets its own streams back.
     before = sys.stdout, sys.stderr
     prepare()
     try:
@@ -36,11 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(words: list[str]) -> int:
+    """Run a command, print its error if it fails, and return the exit code."""
     try:
         try:
             code = _run(words)
-        except SystemExit as end:  # of --help
+        except SystemExit as end:  # argparse exits after it has printed --help
             code = end.code if isinstance(end.code, int) else 0
+        # Output may still be buffered: a full disk must fail the command before its exit code is chosen.
         sys.stdout.flush()
         return code
     except SweepError as error:
@@ -48,6 +61,7 @@ def _guarded(words: list[str]) -> int:
             sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    # The reader of a pipe has closed it, as `head` does. That is no error of the command.
     except ReaderLeft:
         return 0
     except KeyboardInterrupt:
@@ -57,7 +71,7 @@ def _guarded(words: list[str]) -> int:
         where = f"\n  {escaped(str(error.filename))}" if error.filename else ""
         print(f"error: {one_line(error.strerror or words_of(error))}{where}", file=sys.stderr)
         return 3
-    except Exception as error:  # noqa: BLE001 - a bug of ours: said as one, never taken for failed cells
+    except Exception as error:  # noqa: BLE001 - a bug in Polysweep; exit code 1 would look like failed cells
         traceback.print_exc()
         what = one_line(f"{type(error).__name__}: {words_of(error)}")
         print(f"error: Polysweep itself failed: {what}", file=sys.stderr)
@@ -65,6 +79,7 @@ def _guarded(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
+    """Run the verb that the first word names, or print the help or the version."""
     if words[:1] == ["help"] and words[1:]:
         words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -73,6 +88,7 @@ def _run(words: list[str]) -> int:
         print(HELP.format(verbs="\n".join(lines)), end="")
         return 0
     if words[0] == "--version":
+        # `sweep --help` must not pay for this import.
         from orchestrator import __version__
 
         print(f"polysweep {__version__}")
