@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from orchestrator.cli.verbs import VERBS, verb_of
 from orchestrator.entry import ReaderLeft, prepare
-from orchestrator.errors import SweepError
+from orchestrator.errors import SweepError, UserError
 from orchestrator.text import escaped, one_line, words_of
 
 HELP = """usage: sweep VERB ...
@@ -26,7 +26,7 @@ HELP = """usage: sweep VERB ...
 {verbs}
 
 SWEEP is a name or a path to a YAML file, with @k for an older revision.
-`sweep help VERB` tells more. The store is ./runs, or SWEEP_STORE, or store.url=FOLDER.
+`sweep help VERB` tells more. The store is ./runs, or SWEEP_STORE, or --store URL: a folder, s3://... or gs://...
 """
 
 
@@ -94,8 +94,26 @@ def _run(words: list[str]) -> int:
         print(f"polysweep {__version__}")
         return 0
     module, parser = verb_of(words[0])
-    code: int = module.run(parser.parse_intermixed_args(words[1:]))
+    code: int = module.run(parser.parse_intermixed_args(with_store(words[1:])))
     return code
+
+
+def with_store(words: Sequence[str]) -> list[str]:
+    """Return a verb's words with ``--store URL`` as the setting that it is short for, ``store.url=URL``.
+
+    Raises:
+        UserError: no URL follows.
+    """
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--store":
+            word = f"--store={next(rest, '')}"
+        url = word.removeprefix("--store=")
+        if not url:
+            raise UserError("--store names no store", fix="--store URL")
+        found.append(word if url == word else f"store.url={url}")
+    return found
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from orchestrator.errors import UserError, nearest
 
 VERBS: Final = {
     "list": "the sweeps that exist, with their number of cells",
-    "plan": "cells, stages, what would run and why; touches nothing",
+    "plan": "what would run, why, and at what cost; changes nothing",
     "prefetch": "fetch the models and data that its cells need",
     "launch": "run everything that is not done",
     "status": "where each cell stands, also while it runs",
@@ -30,7 +30,7 @@ VERBS: Final = {
     "best": "the cells with the lowest or highest value of a metric",
     "data": "describe, import and check parallel task data",
     "completion": "a script for the shell: completes verbs, options and names of sweeps",
-    "clean": "delete what products no current revision names; says first what",
+    "clean": "list what no current revision names; --yes deletes it",
     "doctor": "check this machine and the store",
     "upgrade": "let a store of an earlier format hold what this version records",
 }
@@ -63,4 +63,8 @@ def verb_of(verb: str) -> tuple[Any, argparse.ArgumentParser]:
     # Without abbreviations, an option added later cannot make a user's shortened option ambiguous.
     parser = Parser(prog=f"sweep {verb}", description=VERBS[verb], allow_abbrev=False)
     module.configure(parser)
+    if verb not in ("data", "completion"):
+        parser.add_argument(
+            "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
+        )
     return module, parser
