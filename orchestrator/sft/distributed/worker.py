@@ -190,8 +190,8 @@ def heed_only(launcher: int) -> None:
 
     Torchrun ends the remaining ranks by SIGTERM when one fails. A scheduler sends the same signal to all
     processes, and ranks must survive that one. `sigwaitinfo` returns the pid of the sender, which
-    distinguishes the two. A thread waits, because Python's signal handlers do not run while the main thread hangs in a
-    collective.
+    distinguishes the two. A thread waits, because Python's signal handlers do not run while the main
+    thread hangs in a collective.
 
     Args:
         launcher: pid of the launcher.
@@ -355,7 +355,7 @@ def run_rank() -> None:
 
 
 def _call(order: Order, pipe: Connection, rank: int) -> Any:
-    """Join the process group, call the stage's function, wait for the other ranks. Rank 0 returns the result."""
+    """Join the process group, call the stage's function, wait for other ranks. Rank 0 returns a result."""
     import torch
     import torch.distributed as dist
 
