@@ -205,8 +205,7 @@ class _Marker:
         self._paths: list[Path] = []
         if spec.finished is not None:
             self._paths = [context.output / spec.finished]
-            # The command runs in the sweep's folder; it may write its marker to the output or to its work
-            # folder.
+            # A command may write its marker into its output folder or into its work folder.
             if (context.folder / layout.WORK).is_dir():
                 self._paths.append(context.folder / layout.WORK / spec.finished)
         self._before = [_state(path) for path in self._paths]

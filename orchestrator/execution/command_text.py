@@ -230,7 +230,7 @@ def _place(text: str, position: int) -> tuple[int, int]:
 
 
 def _table(text: str) -> list[Row]:
-    """Return the rows of a table with a header. The delimiter is the candidate that the header has most of."""
+    """Return the rows of a table with a header; its delimiter is the commonest candidate in the header."""
     header_line = text.lstrip("\r\n").partition("\n")[0]
     delimiter = max(",\t;", key=header_line.count)
     reader = csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter, strict=True)
