@@ -1,4 +1,4 @@
-"""README's own sweep, run as a newcomer would: the files and commands are taken from README itself."""
+"""The sweeps of README and tutorial, run as a newcomer would: files and commands are taken from the pages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-FILES = dict(re.findall(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
-COMMANDS = re.findall(r"^\$ (.+)$", README.partition("## A sweep of your own")[2], re.MULTILINE)
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/tutorial.md")}
+TUTORIAL = PAGES["docs/tutorial.md"]
+
+
+def files_of(page: str) -> dict[str, str]:
+    return dict(re.findall(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+
+
+def commands_of(page: str) -> list[str]:
+    return re.findall(r"^\$ (cd .+|sweep .+)$", page, re.MULTILINE)
+
+
+FILES, COMMANDS = files_of(TUTORIAL), commands_of(TUTORIAL)
 
 
 def write_files(folder: Path) -> None:
@@ -57,7 +67,7 @@ def environment(**more: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "SWEEP_STORE"} | more
 
 
-def test_readmes_own_sweep_of_15_lines_runs_as_it_says(tmp_path):
+def test_the_tutorials_own_sweep_of_15_lines_runs_as_it_says(tmp_path):
     assert len(FILES["curve/curve.yaml"].splitlines()) <= 15
     write_files(tmp_path)
     output = run_commands(tmp_path, [sys.executable, "-m", "orchestrator"], environment())
@@ -66,8 +76,30 @@ def test_readmes_own_sweep_of_15_lines_runs_as_it_says(tmp_path):
     assert "verified by content" in output
 
 
+def test_readmes_sweep_in_two_files_prints_what_readme_shows(tmp_path):
+    page = PAGES["README.md"]
+    for name, text in files_of(page).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    console = page.partition("```console\n$ cd curve\n")[2].partition("```")[0]
+    for block in re.split(r"^\$ sweep ", console, flags=re.MULTILINE)[1:]:
+        command, _, shown = block.partition("\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator", *shlex.split(command)],
+            cwd=tmp_path / "curve",
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == (1 if command.startswith("launch") else 0), done.stderr
+        assert shown.strip() in done.stdout
+    assert len(list(csv.DictReader((tmp_path / "curve/rows.csv").open()))) == 4
+    assert len(page.splitlines()) <= 120 and max(map(len, page.splitlines())) <= 100
+
+
 @pytest.mark.long
-def test_from_a_wheel_the_configs_travel_inside_and_readmes_own_sweep_runs(tmp_path):
+def test_from_a_wheel_the_configs_travel_inside_and_tutorials_own_sweep_runs(tmp_path):
     wheels, site, folder = tmp_path / "wheels", tmp_path / "site", tmp_path / "work"
     build = [
         sys.executable,

@@ -1,1 +1,1 @@
-"""The command `sweep`: one file a verb; each parses its words, calls the API and prints."""
+"""The command `sweep`: one module for each verb. It parses arguments, calls the API and prints the result."""

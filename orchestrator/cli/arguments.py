@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and the store that they name."""
+"""Command-line arguments that several verbs share, and the store that these arguments name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from orchestrator.errors import UserError
 
 
 def add_sweep(parser: argparse.ArgumentParser, *, only: bool = False, json: bool = True) -> None:
-    """Adds the arguments that most verbs share."""
+    """Add the SWEEP argument, and optionally ``--only`` and ``--json``.
+
+    Args:
+        parser: of the verb.
+        only: whether the verb takes selectors.
+        json: whether the verb can print JSON.
+    """
     parser.add_argument(
         "sweep", metavar="SWEEP", help="a name or a path to a YAML file, with @k for revision k"
     )
@@ -22,7 +28,7 @@ def add_sweep(parser: argparse.ArgumentParser, *, only: bool = False, json: bool
 
 
 def add_only(parser: argparse.ArgumentParser) -> None:
-    """Adds the selector that narrows a verb."""
+    """Add ``--only``, which restricts a verb to selected cells."""
     parser.add_argument(
         "--only",
         action="append",
@@ -33,20 +39,23 @@ def add_only(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cell(parser: argparse.ArgumentParser) -> None:
-    """Adds the one cell that a verb speaks of."""
+    """Add the CELL argument, for verbs that work on one cell."""
     parser.add_argument("cell", metavar="CELL", help="a cell's id or the beginning of it")
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """Adds, last, the store of a verb that takes no other setting; see `no_overrides`."""
+    """Add ``store.url=FOLDER`` for a verb that takes no other setting.
+
+    It collects all remaining words, so it comes last. `no_overrides` checks them.
+    """
     parser.add_argument("words", nargs="*", default=[], metavar="store.url=FOLDER", help="another store")
 
 
 def no_overrides(words: Sequence[str]) -> str | None:
-    """Returns the store that a reading verb's words name.
+    """Return the store that the remaining words of a read-only verb name, None if they name none.
 
     Raises:
-        UserError: a word is no ``store.url=``.
+        UserError: a word is not ``store.url=``.
     """
     url, rest = split_store(words)
     if rest:
@@ -55,7 +64,7 @@ def no_overrides(words: Sequence[str]) -> str | None:
 
 
 def add_composing(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of verbs that compose a sweep."""
+    """Add the arguments of verbs that compose a sweep: the sweep, overrides, ``--name`` and ``--only``."""
     parser.add_argument("sweep", metavar="SWEEP", help="a name or path, or SWEEP@k for sealed revision k")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="in Hydra's grammar: model=a,b lr=1e-4"
@@ -65,14 +74,15 @@ def add_composing(parser: argparse.ArgumentParser) -> None:
 
 
 def again(verb: str, args: argparse.Namespace) -> str:
-    """Returns the command that gives another verb what this one was given."""
+    """Return a command line that runs another verb with the same sweep, overrides, name and selectors."""
     only = [word for selector in args.only for word in ("--only", selector)]
     name = ["--name", args.name] if args.name else []
+    # The user copies this line into a shell, so selectors with spaces and brackets must be quoted.
     return shlex.join(["sweep", verb, args.sweep, *args.overrides, *name, *only])
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:
-    """Adds the wish to stay."""
+    """Add ``--wait``, which keeps a verb running until all cells have ended."""
     parser.add_argument(
         "--wait",
         action="store_true",

@@ -1,6 +1,6 @@
-"""Starting a launcher for a recorded request, and staying with it: progress, Ctrl-C, failures, the report.
+"""Start the launcher of a recorded request and follow it: progress, Ctrl-C, failures, reports.
 
-Also the body of a detached launch: ``python -m orchestrator.cli.attached STORE SWEEP REQUEST``.
+A detached launch runs the same code: ``python -m orchestrator.cli.attached STORE SWEEP REQUEST``.
 """
 
 from __future__ import annotations
@@ -37,10 +37,20 @@ from orchestrator.text import counted
 from orchestrator.trackers.mirror import mirroring
 
 POLL_S, REFRESH_S, LINE_S, LAST_LOOKS = 0.1, 1.0, 10.0, 5
+"""Seconds between polls of the launcher, refreshes of the progress, and lines in a log; then the number of
+attempts to read the final states.
+"""
 
 
 def follow(checked: CheckedLaunch, sealed: SweepState, *, wait: bool, is_detached: bool) -> int:
-    """Record a checked launch, run its cells as asked, and return the exit code."""
+    """Record a checked launch, run its cells, and return the exit code.
+
+    Args:
+        checked: the launch.
+        sealed: the revision, in the store.
+        wait: whether to stay until all cells have ended, for launchers that submit jobs.
+        is_detached: whether to run the cells in a background process and return.
+    """
     request = checked.record(sealed, indented)
     if checked.limits:
         stays = wait or (checked.launcher.attached and not is_detached)
@@ -57,26 +67,29 @@ def follow(checked: CheckedLaunch, sealed: SweepState, *, wait: bool, is_detache
 
 
 def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
-    """Runs a request's cells to their end and says how they ended.
+    """Run the cells of a request to their end, and print how they ended.
 
     Returns:
         0 when all of them are done, else 1.
 
     Raises:
-        InfrastructureError: the workers would not work.
+        InfrastructureError: the workers refused to work, or the code in the store is damaged.
     """
     if request.code is not None:
         _go_on_in_the_snapshot(view, request, request.code)
     wanted = set(request.cells) if request.cells is not None else None
     cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
+    # A second Ctrl-C also ends a wait for a store that does not answer.
     stopper = _Stopper(launcher)
     view = view.patient(indented, lambda: "stopped" if stopper.count > 1 else "")
+    # A launch whose cells are all done still runs the mirror, which uploads what it missed earlier.
     with mirroring(view.ledger, view.sweep.name, request):
         if any(view.cells[cell.cell].state is not State.DONE for cell in cells):
             with stopper:
                 launcher.start(_as_launch(view, request))
                 _watch(view, cells, launcher)
                 _keep_logs(view)
+    # A user who stops a launch wants it to end now. Retention is left to the next launch.
     if not stopper.count:
         print_lines(finish_retention(view.fresh(), settings_of(request).policy))
     view = _last_view(view)
@@ -88,6 +101,7 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
         write_reports(view)
     if counts[State.DONE] == len(cells):
         return 0
+    # A refusal is an error of the machine or the store (exit code 3), not of a cell.
     if launcher.refusal() and not stopper.count:
         raise InfrastructureError(launcher.refusal())
     if stopper.count:
@@ -96,7 +110,10 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
 
 
 def _last_view(view: SweepState) -> SweepState:
-    """Look at the ends of all cells, again for a while where a folder of one errs."""
+    """Read the final states of all cells. Retry for a while if some folders cannot be read.
+
+    The workers have just ended. A file system that recovers from an outage would show their cells as unknown.
+    """
     for _ in range(LAST_LOOKS):
         view = view.fresh()
         if not any(view.snapshot.evidence(digest).is_passing for digest in view.sweep.nodes):
@@ -106,6 +123,7 @@ def _last_view(view: SweepState) -> SweepState:
 
 
 def _as_launch(view: SweepState, request: Request) -> Launch:
+    """Return what the launcher gives to its workers: store, request, settings and code."""
     objects, code, paths = view.ledger.objects, request.code, request.import_paths
     named = None
     if code is not None:
@@ -131,12 +149,17 @@ def _as_launch(view: SweepState, request: Request) -> Launch:
 
 
 def _go_on_in_the_snapshot(view: SweepState, request: Request, code: Code) -> None:
-    """Have this process run the snapshot's own copy of this module, unless it does."""
+    """Replace this process by one that runs this module from the code snapshot, unless it runs it already.
+
+    Workers inherit the import path of this process. They must run the recorded code, even if the checkout is
+    edited while they start.
+    """
     package = snapshots.package_path(view.ledger.objects, code.digest)
     if Path(__file__).resolve().is_relative_to(package.resolve()):
         return
     if problem := snapshots.damage(view.ledger.objects, code.digest):
         raise InfrastructureError(f"the code in the store is damaged: {problem}")
+    # `execve` keeps the process id but drops Python's buffers.
     sys.stdout.flush()
     sys.stderr.flush()
     words = ["-P", "-m", "orchestrator.cli.attached", view.ledger.objects.url, view.sweep.name]
@@ -145,9 +168,17 @@ def _go_on_in_the_snapshot(view: SweepState, request: Request, code: Code) -> No
 
 
 class _Stopper:
-    """Turns the first Ctrl-C (or a closed terminal) into a clean stop, and the second into a kill."""
+    """Signal handlers for the duration of a launch.
+
+    The first Ctrl-C, SIGTERM or closed terminal stops the workers cleanly; they save checkpoints first. The
+    second one kills them.
+
+    Attributes:
+        count: signals received so far.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """Ctrl-C, a request to end, and a closed terminal."""
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher, self.count = launcher, 0
@@ -162,6 +193,7 @@ class _Stopper:
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Stop the launcher, or kill its workers if this is not the first signal."""
         self.count += 1
         if self.count == 1:
             print(
@@ -172,7 +204,12 @@ class _Stopper:
 
 
 def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
-    """Shows progress until no worker lives."""
+    """Show progress until no worker is alive: a bar in a terminal, else a line whenever the text changes.
+
+    The launcher is polled more often than the store is read. Polling is cheap and replaces dead workers, but
+    reading the store of a large sweep takes seconds.
+    """
+    # The import takes a noticeable time, which verbs that show no bar should not pay.
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -181,7 +218,7 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
         TextColumn("stages; {task.description}; ETA"),
         TimeRemainingColumn(),
     )
-    terminal = styled()  # a bar is drawn with escape sequences
+    terminal = styled()  # a progress bar needs escape sequences
     progress = Progress(*columns, disable=not terminal)
     with progress:
         bar = progress.add_task("starting", total=None)
@@ -194,27 +231,33 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
                 try:
                     done, total, text = _numbers(view.fresh(), cells)
                 except (OSError, InfrastructureError) as error:
+                    # Reads of a folder have already waited for `store.outage_s`. Over a bucket, the workers
+                    # wait and go on, so this process does too.
                     if view.ledger.objects.in_place or not alive:
                         raise
-                    done, total, text = 0, 0, f"the store does not answer: {error}"  # workers wait for it too
+                    done, total, text = 0, 0, f"the store does not answer: {error}"
                 progress.update(bar, completed=done, total=total, description=text)
                 if not terminal and text != last and (now_s >= line_s or not alive):
                     print(f"{done}/{total} stages; {text}", flush=True)
                     last, line_s = text, now_s + LINE_S
                 cost_s = time.monotonic() - now_s
-                next_s = now_s + max(REFRESH_S, 20 * cost_s)  # watching takes 5 % of a core at most
+                next_s = now_s + max(REFRESH_S, 20 * cost_s)  # reading the states takes at most 5 % of a core
             time.sleep(POLL_S)
 
 
 def _keep_logs(view: SweepState) -> None:
-    """Uploads what launcher and workers wrote, where the store is not a folder that they wrote it in."""
+    """Upload the logs of the launcher and the workers to a bucket. In a folder, they are there already."""
     if not view.ledger.objects.in_place:
-        with contextlib.suppress(OSError):  # the cells are done or not without them
+        with contextlib.suppress(OSError):  # the logs decide nothing about the cells
             view.ledger.objects.upload(layout.logs(view.sweep.name))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Attends to a request that is already recorded."""
+    """Run a request that is already recorded: the entry point of a detached launch.
+
+    Args:
+        argv: store, sweep and number of the request; the arguments of this process by default.
+    """
     url, name, number = sys.argv[1:] if argv is None else argv
     prepare()
     outlive_the_reader()

@@ -12,13 +12,13 @@ from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_sweep(parser, only=True, json=False)
     add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record the cancel; workers see it within seconds, save a checkpoint and stop."""
+    """Record the cancel request. Workers read it within seconds, save a checkpoint and stop."""
     view = open_view(args.sweep, no_overrides(args.words))
     cancelled = cancel_cells(view, view.select(args.only))
     if cancelled.kept:

@@ -1,4 +1,4 @@
-"""What is printed while cells run and when they have ended: progress, failures, reports."""
+"""Output while cells run and after they have ended: progress, failures and reports."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from orchestrator.errors import UserError
 from orchestrator.text import counted
 
 MOST_PATHS, MAIN_PATHS = 6, 3
-"""Up to how many files are all listed, and else how many."""
+"""Up to `MOST_PATHS` files are all listed. Of more files, only the first `MAIN_PATHS` are."""
 
 
 def write_reports(view: SweepState) -> None:
-    """Writes the sweep's reports at the end of a launch; one that fails costs no result."""
+    """Write the sweep's reports at the end of a launch. A report that fails is printed as an error.
+
+    The results are in the store already, so the exit code of the launch does not depend on its reports.
+    """
     if not view.sweep.report:
         return
     reports, errors = write_sweep_reports(view, view.sweep.report, None, notify=to_stderr)
     for written in reports:
         for path in written:
             if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
-                print(f"\n{path.read_text(encoding='utf-8').rstrip()}")  # a report of a page or two
+                # Without report.json, the Markdown is the whole report: a page or two.
+                print(f"\n{path.read_text(encoding='utf-8').rstrip()}")
         if written:
             print()
             print_written(written, as_json=False)
@@ -37,10 +41,14 @@ def write_reports(view: SweepState) -> None:
 
 
 def print_written(written: Sequence[Path], as_json: bool) -> None:
-    """Prints where the files are, or what the numbers are.
+    """Print the paths of the written files, or the content of ``report.json``.
+
+    Args:
+        written: the files of all reports.
+        as_json: whether to print ``report.json`` instead of paths.
 
     Raises:
-        UserError: JSON is asked for and no report has any.
+        UserError: JSON is requested and no report wrote any.
     """
     if not as_json:
         shown = written if len(written) <= MOST_PATHS else written[:MAIN_PATHS]
@@ -56,10 +64,17 @@ def print_written(written: Sequence[Path], as_json: bool) -> None:
 
 
 MAX_JOBS_SHOWN = 5
+"""Failed jobs listed for each cause."""
 
 
 class _Numbers(NamedTuple):
-    """What the progress shows; stages are distinct ones."""
+    """The progress of a launch, counted in distinct stages. A stage that cells share counts once.
+
+    Attributes:
+        stages_over: stages in a final state.
+        num_stages: all stages of the cells.
+        text: how many cells are done, failed, running and queued.
+    """
 
     stages_over: int
     num_stages: int
@@ -67,6 +82,7 @@ class _Numbers(NamedTuple):
 
 
 def _numbers(view: SweepState, cells: list[Cell]) -> _Numbers:
+    """Count the stages and cells of a launch by state."""
     states: dict[str, State] = {}
     for cell in cells:
         for digest, status in view.cells[cell.cell].stages.items():
@@ -82,7 +98,7 @@ def _numbers(view: SweepState, cells: list[Cell]) -> _Numbers:
 
 
 def print_progress(view: SweepState, cells: list[Cell], last: str) -> str:
-    """Prints where cells stand when that has changed; returns what was printed last."""
+    """Print the progress if it has changed since `last`; return the new text, for the next call."""
     done, total, text = _numbers(view, cells)
     if text != last:
         print(f"{done}/{total} stages; {text}", flush=True)
@@ -90,16 +106,22 @@ def print_progress(view: SweepState, cells: list[Cell], last: str) -> str:
 
 
 def print_failures(view: SweepState, cells: list[Cell]) -> None:
-    """Prints the failed stages grouped by cause, each once, with the command that shows its log."""
+    """Print the failures grouped by cause, each with the command that shows its log.
+
+    A failed stage that several cells share is printed once. Cells whose job failed before any stage did are
+    printed separately, because their log is that of the job.
+    """
     groups: dict[str, dict[str, tuple[Cell, int]]] = {}
     by_job: dict[str, list[Cell]] = {}
     for cell in cells:
+        # A failed cell without a failed stage: the scheduler's job died before it could claim a stage.
         whole = view.cells[cell.cell]
         if whole.state is State.FAILED and all(s.state is not State.FAILED for s in whole.stages.values()):
             by_job.setdefault(str(whole.cause), []).append(cell)
         for digest, status in view.cells[cell.cell].stages.items():
             if status.state is State.FAILED:
                 group = groups.setdefault(str(status.cause), {})
+                # The first cell of a shared stage names it; the others are only counted.
                 first, number = group.get(digest, (cell, 0))
                 group[digest] = (first, number + 1)
     for cause, group in sorted(groups.items()):

@@ -1,4 +1,4 @@
-"""`sweep launch`: seal the sweep, record the wish, and run everything that is not done."""
+"""`sweep launch`: seal the sweep, record the request, and run everything that is not done."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_composing(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="only print what would be submitted (Slurm, Ray)"
@@ -32,12 +32,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Launch a sweep, attached unless asked otherwise."""
+    """Check, seal and launch a sweep; follow it to its end unless it runs as jobs or detached."""
     outlive_the_reader()
     view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     view.check()
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
+    # All checks come before the first write, so a refused launch leaves no trace in the store.
     checked = check_launch(
         "launch",
         view,
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     notes = checked.limits.notes if checked.limits else ()
     if args.dry_run:
         return print_scripts(checked.dispatch().dry_run(), notes)
+    # From here on, the store is changed.
     sealed = checked.seal(print)
     print(f"{sealed.title}: {sealed.sweep.description}")
     for note in (*(composition.notes if composition else ()), *notes):

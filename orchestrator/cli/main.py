@@ -1,6 +1,12 @@
-"""The command `sweep`: finds the verb, turns errors into exit codes. Each verb is one file in `commands/`.
+"""The command `sweep`: select the verb, run it, and turn errors into exit codes.
 
-Exit codes: 0 asked and answered; 1 cells failed; 2 the user's mistake; 3 infrastructure.
+Each verb is one module in `orchestrator/cli/`, imported only when it is used.
+
+Exit codes:
+    0: success.
+    1: cells or checks failed, or the user interrupted the command.
+    2: the user made a mistake.
+    3: infrastructure failed (store, scheduler, disk), or Polysweep itself has a bug.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from collections.abc import Sequence
 
 from orchestrator.cli.verbs import VERBS, verb_of
 from orchestrator.entry import ReaderLeft, prepare
-from orchestrator.errors import SweepError
+from orchestrator.errors import SweepError, UserError
 from orchestrator.text import escaped, one_line, words_of
 
 HELP = """usage: sweep VERB ...
@@ -20,13 +26,18 @@ HELP = """usage: sweep VERB ...
 {verbs}
 
 SWEEP is a name or a path to a YAML file, with @k for an older revision.
-`sweep help VERB` tells more. The store is ./runs, or SWEEP_STORE, or store.url=FOLDER.
+`sweep help VERB` tells more. The store is ./runs, or SWEEP_STORE, or --store URL: a folder, s3://... or gs://...
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the words after `sweep`; those of this process by default.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    # `prepare` replaces both streams. A caller that uses `main` as a function gets its own streams back.
     before = sys.stdout, sys.stderr
     prepare()
     try:
@@ -36,11 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(words: list[str]) -> int:
+    """Run a command, print its error if it fails, and return the exit code."""
     try:
         try:
             code = _run(words)
-        except SystemExit as end:  # of --help
+        except SystemExit as end:  # argparse exits after it has printed --help
             code = end.code if isinstance(end.code, int) else 0
+        # Output may still be buffered: a full disk must fail the command before its exit code is chosen.
         sys.stdout.flush()
         return code
     except SweepError as error:
@@ -48,6 +61,7 @@ def _guarded(words: list[str]) -> int:
             sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    # The reader of a pipe has closed it, as `head` does. That is no error of the command.
     except ReaderLeft:
         return 0
     except KeyboardInterrupt:
@@ -57,7 +71,7 @@ def _guarded(words: list[str]) -> int:
         where = f"\n  {escaped(str(error.filename))}" if error.filename else ""
         print(f"error: {one_line(error.strerror or words_of(error))}{where}", file=sys.stderr)
         return 3
-    except Exception as error:  # noqa: BLE001 - a bug of ours: said as one, never taken for failed cells
+    except Exception as error:  # noqa: BLE001 - a bug in Polysweep; exit code 1 would look like failed cells
         traceback.print_exc()
         what = one_line(f"{type(error).__name__}: {words_of(error)}")
         print(f"error: Polysweep itself failed: {what}", file=sys.stderr)
@@ -65,6 +79,7 @@ def _guarded(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
+    """Run the verb that the first word names, or print the help or the version."""
     if words[:1] == ["help"] and words[1:]:
         words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -73,13 +88,32 @@ def _run(words: list[str]) -> int:
         print(HELP.format(verbs="\n".join(lines)), end="")
         return 0
     if words[0] == "--version":
+        # `sweep --help` must not pay for this import.
         from orchestrator import __version__
 
         print(f"polysweep {__version__}")
         return 0
     module, parser = verb_of(words[0])
-    code: int = module.run(parser.parse_intermixed_args(words[1:]))
+    code: int = module.run(parser.parse_intermixed_args(with_store(words[1:])))
     return code
+
+
+def with_store(words: Sequence[str]) -> list[str]:
+    """Return a verb's words with ``--store URL`` as the setting that it is short for, ``store.url=URL``.
+
+    Raises:
+        UserError: no URL follows.
+    """
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--store":
+            word = f"--store={next(rest, '')}"
+        url = word.removeprefix("--store=")
+        if not url:
+            raise UserError("--store names no store", fix="--store URL")
+        found.append(word if url == word else f"store.url={url}")
+    return found
 
 
 if __name__ == "__main__":

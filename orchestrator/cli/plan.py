@@ -1,4 +1,4 @@
-"""`sweep plan`: cells, stages, what a launch would do and why. Touches nothing."""
+"""`sweep plan`: show the cells, their stages, and what a launch would do and why (read-only)."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from orchestrator.core.sweep import Cell
 from orchestrator.text import counted
 
 MAX_GROUP_SHOWN = 8
-"""Missing needs that are named; `--json` names all."""
+"""Missing needs that are listed; ``--json`` lists all of them."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_composing(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--device", help="what cells are assumed to run on: a100, h200, ...")
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the plan."""
+    """Print the plan."""
     view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     cells = view.select(args.only)
@@ -64,10 +64,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[str, Step]]) -> None:
-    """Prints, for each stage of the sweep, how many distinct ones a launch would run, reuse or leave."""
+    """Print, for each stage of the sweep, how many distinct instances a launch would run, reuse or leave.
+
+    Args:
+        view: the revision.
+        cells: that were selected.
+        steps: by cell and digest of a stage, what a launch would do.
+    """
     actions: dict[str, Action] = {}
     for cell in cells:
         for digest, step in steps[cell.cell].items():
+            # A shared stage has the same step in each of its cells.
             actions[digest] = step.action
     counts: dict[str, Counter[Action]] = {stage: Counter() for stage in view.sweep.specs}
     for digest, action in actions.items():
@@ -80,6 +87,7 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
 
 
 def _print(plan: Plan) -> None:
+    """Print stages, costs, cells and missing needs of a plan."""
     view, cells = plan.view, plan.cells
     print_stages(view, cells, plan.steps)
     print_costs(cells, plan.estimates, plan.hardware)
@@ -99,6 +107,7 @@ def _print(plan: Plan) -> None:
 
 
 def _summary(plan: Plan, cell: Cell) -> str:
+    """Return what would run in a cell, and the first reason."""
     view, steps = plan.view, plan.steps[cell.cell]
     status = view.cells[cell.cell]
     if status.state in (State.QUEUED, State.UNKNOWN):
@@ -112,5 +121,6 @@ def _summary(plan: Plan, cell: Cell) -> str:
         names = [view.sweep.nodes[digest].name for digest, step in steps.items() if step.action is action]
         if names and action is not Action.REUSE:
             parts.append(f"{action} {' '.join(names)}")
+    # "Not started" is the reason of every first run and explains nothing.
     told = [s.reason for s in steps.values() if s.action is not Action.REUSE and s.reason != NOT_STARTED]
     return "; ".join(parts) + (f" ({shorten(told[0], 90)})" if told else "")

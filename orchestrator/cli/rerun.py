@@ -19,7 +19,7 @@ from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_sweep(parser, only=True, json=False)
     parser.add_argument(
         "overrides",
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what will run, then run it."""
+    """Print which cells will run again, confirm on a terminal, and run them."""
     outlive_the_reader()
     url, rest = split_store(args.overrides)
     view = open_view(args.sweep, url)
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     view.check()
     settings, import_paths = engine_of(view, None, rest)
     chosen = view.select(args.only) if args.only else failed_cells(view)
+    # A done cell stays done; `sweep discard` makes it run again.
     cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
     if not cells:
         done = f"{counted(len(chosen), 'cell')} named, all done" if args.only else "no failed cells"
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         _print_cells(view, cells)
         return 0
     fix = f"sweep prefetch {view.sweep.name}@{view.number}{view.hint}"
+    # The checks come before the question, so that a user does not confirm what is then refused.
     checked = check_launch("rerun", view, cells, settings=settings, import_paths=import_paths, prefetch=fix)
     _print_cells(view, cells)
     if (
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_cells(view: SweepState, cells: list[Cell]) -> None:
+    """Print the cells to run again, each with the stages that are not done."""
     print(f"{view.title}: rerun {counted(len(cells), 'cell')}; what is done stays, checkpoints are used")
     rows = []
     for cell in cells:

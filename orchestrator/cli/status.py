@@ -1,4 +1,4 @@
-"""`sweep status`: where each cell stands, from any machine that sees the store, also while it runs."""
+"""`sweep status`: show the state of each cell, from any machine that can read the store."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_sweep(parser, only=True)
     add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the state of each cell."""
+    """Print the state of each cell."""
     view = open_view(args.sweep, no_overrides(args.words))
     cells = view.select(args.only)
     if args.json:
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         stages = status.stages.values()
         num_done = sum(s.state is State.DONE for s in stages)
         seconds = sum(s.seconds or 0.0 for s in stages)
+        # The table has room for one line per cell. `sweep why` prints the whole reason.
         reason = "" if status.state is State.DONE else shorten(status.reason, 100)
         rows.append(
             (

@@ -1,4 +1,7 @@
-"""The verbs of the command: what each does, and its parser. Its module is imported when it is asked for."""
+"""The verbs of the command, each with a one-line description, and the parser of a verb.
+
+The module of a verb is imported on demand, so that `sweep --help` stays fast.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from orchestrator.errors import UserError, nearest
 
 VERBS: Final = {
     "list": "the sweeps that exist, with their number of cells",
-    "plan": "cells, stages, what would run and why; touches nothing",
+    "plan": "what would run, why, and at what cost; changes nothing",
     "prefetch": "fetch the models and data that its cells need",
     "launch": "run everything that is not done",
     "status": "where each cell stands, also while it runs",
@@ -27,22 +30,29 @@ VERBS: Final = {
     "best": "the cells with the lowest or highest value of a metric",
     "data": "describe, import and check parallel task data",
     "completion": "a script for the shell: completes verbs, options and names of sweeps",
-    "clean": "delete what products no current revision names; says first what",
+    "clean": "list what no current revision names; --yes deletes it",
     "doctor": "check this machine and the store",
     "upgrade": "let a store of an earlier format hold what this version records",
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """Says a wrong call the way all errors are said."""
+    """A parser that reports a usage error as a `UserError`, in the form of all other errors."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises instead of exiting."""
+        """Raise a `UserError` instead of exiting.
+
+        Args:
+            message: what argparse found wrong.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(message, fix=f"{self.prog} --help")
 
 
 def verb_of(verb: str) -> tuple[Any, argparse.ArgumentParser]:
-    """Return the module of a verb, and its parser.
+    """Import the module of a verb, and return it with its parser.
 
     Raises:
         UserError: there is no such verb.
@@ -50,6 +60,11 @@ def verb_of(verb: str) -> tuple[Any, argparse.ArgumentParser]:
     if verb not in VERBS:
         raise UserError(f"unknown verb {verb!r}", allowed=nearest(verb, VERBS, limit=30), fix="sweep --help")
     module = importlib.import_module(f"orchestrator.cli.{verb}")
+    # Without abbreviations, an option added later cannot make a user's shortened option ambiguous.
     parser = Parser(prog=f"sweep {verb}", description=VERBS[verb], allow_abbrev=False)
     module.configure(parser)
+    if verb not in ("data", "completion"):
+        parser.add_argument(
+            "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
+        )
     return module, parser

@@ -1,4 +1,4 @@
-"""`sweep why`: the evidence behind a cell's state, every attempt and every product verified anew."""
+"""`sweep why`: show the evidence behind a cell's state: attempts, and products read and verified again."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from orchestrator.cli.output import print_json, print_lines, print_warnings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_sweep(parser)
     add_cell(parser)
     add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the evidence of one cell."""
+    """Print the evidence for the state of one cell."""
     view = open_view(args.sweep, no_overrides(args.words))
     cell = view.cell(args.cell)
     found = explain(view, cell)

@@ -1,1 +1,1 @@
-"""Pure decisions and shapes: no I/O, clock, environment or randomness."""
+"""Pure decisions and data types: no I/O, no clock, no environment, no randomness."""

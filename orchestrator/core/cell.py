@@ -1,4 +1,13 @@
-"""From the specs of stages and a cell's config to its chain of content-addressed stage instances. Pure."""
+"""Turn stage specs and a cell's config into the cell's chain of content-addressed stage instances. Pure.
+
+The digest of a stage instance covers its target, its version, the config it reads and the digests of its
+inputs. Two cells that agree on all of these share the instance, so it runs once:
+
+    cell 1: model=a, seed=0    tokenizer 3f.. -> train 8c.. -> evaluate 51..
+    cell 2: model=a, seed=1    tokenizer 3f.. -> train e0.. -> evaluate 9d..
+
+Here ``tokenizer`` does not read ``seed``. Both chains therefore name the same instance, ``3f..``.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +39,19 @@ def slice_of(
     carve: Iterable[str] = (),
     what: str = "the stage reads",
 ) -> dict[str, Any]:
-    """Returns the part of a config that some dotted keys name.
+    """Return the part of a config that some dotted keys name.
 
     Args:
         config: the resolved tree.
         keys: dotted keys of values or sections.
-        carve: keys to leave out although a section of `keys` holds them.
-        what: how an error begins.
+        carve: keys to leave out although a section of `keys` contains them.
+        what: the beginning of an error message.
 
     Raises:
-        UserError: the config has no such key.
+        UserError: the config lacks one of `keys`.
     """
     part: dict[str, Any] = {}
-    for key in sorted(keys, key=len):  # a section comes before what lies in it
+    for key in sorted(keys, key=len):  # shorter keys first: a section, then its values
         value = pick(config, key)
         if value is MISSING:
             raise UserError(f"{what} the unknown key {key!r}", allowed=nearest(key, dotted_keys(config)))
@@ -55,21 +64,31 @@ def slice_of(
 
 
 def reads_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the slice that a stage reads; a more specific key of `uses` is carved out of it."""
+    """Return the slice of the config that a stage reads.
+
+    A stage may read a section and use a key inside it (reads ``training``, uses ``training.devices``). The
+    more specific key wins: it is removed from the slice, and so from the digest.
+
+    Raises:
+        UserError: the config lacks one of the keys.
+    """
     carve = [key for key in spec.uses if any(key.startswith(f"{read}.") for read in spec.reads)]
+    # The `each` variables are no config keys: their values come from the lists that `each` names.
     keys = [key for key in spec.reads if key not in spec.each]
     return slice_of(config, keys, carve=carve)
 
 
 def former_node(former: StageSpec, node: StageInstance) -> StageInstance | None:
-    """Return what a stage instance was under an earlier version of its spec, from the same inputs.
+    """Return the instance that a stage was under an earlier version of its spec, with the same inputs.
+
+    Its digest leads to the product of the earlier version, which today's version may start from.
 
     Args:
-        former: the earlier spec; what it reads, the stage of today reads too.
-        node: the instance of today.
+        former: the earlier spec. Only keys that today's stage reads too can be resolved.
+        node: today's stage instance.
 
     Returns:
-        The instance, None where the stage of today does not read what the earlier version did.
+        The earlier instance, or None if the earlier version read a key that today's stage does not read.
     """
     try:
         reads = reads_of(former, node.reads)
@@ -83,28 +102,41 @@ def former_node(former: StageSpec, node: StageInstance) -> StageInstance | None:
 
 
 def hashed_of(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
-    """Return what enters the digest of the slice that a stage reads: neutral keys are left out."""
+    """Return the part of a stage's slice that enters its digest: all but keys at their neutral value.
+
+    A new config field whose neutral value is the old behaviour therefore changes no existing digest.
+    """
     for key, neutral in spec.neutral.items():
         value = pick(reads, key)
+        # Compare canonical text, because in Python 1 == 1.0 == True.
         if value is not MISSING and canonical([value]) == canonical([neutral]):
             reads = without_key(reads, key)
     return reads
 
 
 def uses_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the slice that a stage uses: given to it, but never part of its identity."""
+    """Return the slice of the config that a stage uses: passed to the stage, but never part of its identity.
+
+    Raises:
+        UserError: the config lacks one of the keys.
+    """
     return slice_of(config, spec.uses, what="the stage uses")
 
 
 class Chains:
-    """Builds the chains of a sweep's cells and holds every stage instance once.
+    """Builder of the chains of a sweep's cells, which keeps each stage instance once.
 
     Args:
         specs: stage name to spec, in the order of the sweep file.
         where: the sweep file, for messages.
 
+    Attributes:
+        specs: stage name to spec.
+        nodes: digest to stage instance, of all chains built so far.
+        skips: stage name to the selector of the cells that skip the stage.
+
     Raises:
-        UserError: stages come after one another in a circle, or a key is both read and used.
+        UserError: the `after` keys form a cycle, or a stage both reads and uses a key.
     """
 
     def __init__(self, specs: Mapping[str, StageSpec], *, where: str = "") -> None:
@@ -112,6 +144,7 @@ class Chains:
         self._where = where
         self._order = _topological(specs, where)
         self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
+        # Neutral keys that no config had yet. Each chain removes those it finds; see `check_neutral`.
         self._neutral = {(name, key) for name, spec in specs.items() for key in spec.neutral}
         self._asked = {name: placeholders(spec) for name, spec in specs.items()}
         for name, spec in specs.items():
@@ -119,10 +152,13 @@ class Chains:
                 raise UserError(f"stage {name!r} both reads and uses {min(both)!r}", where=where)
 
     def chain(self, subject: Subject) -> tuple[str, ...]:
-        """Returns the digests of a cell's stages, inputs first, and adds new ones to `nodes`.
+        """Return the digests of a cell's stages, inputs first, and add new instances to `nodes`.
+
+        Args:
+            subject: the cell's axes, columns and config.
 
         Raises:
-            UserError: an unknown key, a value that cannot be hashed, or no stage is left.
+            UserError: a key is unknown, a value cannot be hashed, or the cell skips all stages.
         """
         refuse_non_finite(subject.config, where=_named(subject))
         mine: dict[str, list[StageInstance]] = {}
@@ -141,7 +177,8 @@ class Chains:
         spec, config = self.specs[name], subject.config
         try:
             reads = reads_of(spec, config)
-            uses = uses_of(spec, config) if spec.uses else {}  # its errors should come now, not in a worker
+            # resolved here so that errors appear now, not in a worker
+            uses = uses_of(spec, config) if spec.uses else {}
             lists = [_each_values(config, key) for key in spec.each.values()]
         except UserError as error:
             what = error.what.replace("the stage", f"stage {name!r}", 1)
@@ -161,6 +198,7 @@ class Chains:
                     stage=name, label=label, digest=digest, reads={**reads, **given}, inputs=inputs
                 )
                 self.nodes[digest] = node
+            # Equal digests mean equal work: two names for it would leave open which stage owns the product.
             if node.stage != name:
                 raise UserError(f"stages {node.stage!r} and {name!r} are one and the same", where=where)
             if self._asked[name]:
@@ -169,7 +207,7 @@ class Chains:
         return nodes
 
     def _check_command(self, node: StageInstance, uses: Mapping[str, Any], where: str) -> None:
-        """Refuses a command that asks for what a worker could not fill in for this instance."""
+        """Refuse a command with a placeholder that a worker could not fill in for this instance."""
         slices = {"config": node.reads, "uses": uses}
         inputs = [".".join(filter(None, ("inputs", item.stage, item.label))) for item in node.inputs]
         for asked in self._asked[node.stage]:
@@ -193,21 +231,25 @@ class Chains:
             Input(node.stage, node.label, node.digest)
             for other in spec.after
             for node in mine.get(other, ())
+            # Stages with the same `each` pair up label by label: evaluate[en] takes prepare[en] alone.
+            # Any other stage takes all instances of its inputs.
             if not (spec.each and spec.each == self.specs[other].each) or node.label == label
         )
 
     def check_neutral(self, config: Mapping[str, Any]) -> None:
-        """Refuse a `neutral` key that no cell has, once all chains are built.
+        """Refuse a `neutral` key that no cell has. Call this once all chains are built.
+
+        A misspelt neutral key would otherwise have no effect, and nobody would notice.
 
         Args:
-            config: of a cell, for the names that it could have been.
+            config: the config of any cell, for suggestions of the right name.
 
         Raises:
-            UserError: stage and key are named.
+            UserError: a stage of the user's names such a key; the message names both.
         """
         ran = {node.stage for node in self.nodes.values()}
         for name, key in sorted(self._neutral):
-            is_own = self.specs[name].name is None  # a stage that ships here serves other configs too
+            is_own = self.specs[name].name is None  # a built-in stage also serves configs without the key
             if is_own and name in ran:
                 raise UserError(
                     f"stages.{name}.neutral names the unknown key {key!r}",
@@ -217,9 +259,13 @@ class Chains:
 
 
 def check_digests(sweep: Sweep, title: str) -> None:
-    """Refuse a sealed sweep of which a stage's digest is not that of what it would run.
+    """Refuse a sealed sweep in which a stage's digest is not the digest of what the stage would run.
 
-    Products are found by it: under a forged one a stage would pass its product off as another's.
+    Products are found by digest. With a forged digest, a stage could pass its product off as another stage's.
+
+    Args:
+        sweep: the sealed sweep.
+        title: the name of the revision, for the message.
 
     Raises:
         InfrastructureError: there is such a stage.
@@ -266,7 +312,7 @@ def _each_values(config: Mapping[str, Any], key: str) -> Sequence[Any]:
 
 
 def _topological(specs: Mapping[str, StageSpec], where: str) -> list[str]:
-    """Orders stages so that each comes after its inputs, keeping the file's order otherwise."""
+    """Return the stage names ordered so that inputs come first, otherwise in the order of the file."""
     order: list[str] = []
     left = list(specs)
     while left:
@@ -281,7 +327,7 @@ def _topological(specs: Mapping[str, StageSpec], where: str) -> list[str]:
 def _target(spec: StageSpec) -> str:
     if spec.name:
         return f"polysweep:{spec.name}"
-    # the same words mean something else to a shell
+    # A shell interprets the command, so the same text is other work; the mark makes the digest another.
     return spec.run or f"{'shell: ' if spec.shell else ''}{spec.command}"
 
 

@@ -1,4 +1,4 @@
-"""What a stage that is a command line may say: its names in braces, its shell, its files. Pure."""
+"""Validation of stages that are command lines: placeholders in braces, shell syntax, file names. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from orchestrator.stage import StageSpec
 
 _ASKED_KEY = re.compile(r"\{(inputs|config|uses)\.([^{}\s]+)\}")
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.\[\]\-+]*)\}")
-"""What a worker fills in; other text in braces stays as it is."""
+"""The form of a placeholder. A worker fills in the known names and leaves other text in braces as it is."""
 
 IN_A_SHELL = re.compile(rf"(?<!\$){PLACEHOLDER.pattern}")
-"""After a dollar sign, braces name a variable of the shell."""
+"""The form of a placeholder in a shell command, where ``${NAME}`` is a variable of the shell instead."""
 
+# Placeholders without a key; the others are inputs.STAGE, config.KEY and uses.KEY.
 _PLAIN = ("args", "attempt", "checkpoints", "metrics", "output", "python", "resume", "scratch", "work")
 _OPERATORS = frozenset({"|", "||", "|&", "&", "&&", ";", "<", ">", ">>", "<<", "2>", "2>>", "&>", "2>&1"})
 
 
 def placeholders(spec: StageSpec) -> list[str]:
-    """Lists the names in braces that a command asks for, none for a function.
+    """Return the names in braces of a stage's command. A function has none.
 
     Raises:
         ValueError: a quote is not closed.
@@ -33,15 +34,15 @@ def placeholders(spec: StageSpec) -> list[str]:
 
 
 def check_command(name: str, spec: StageSpec, where: str) -> None:
-    """Refuses a command that could not be filled in, and keys that only commands have.
+    """Refuse a command that a worker could not fill in, and command keys on a stage that is a function.
 
     Args:
-        name: of the stage.
-        spec: of the stage, which may be a function.
+        name: the stage's name.
+        spec: the stage's spec. It may be a function.
         where: the sweep file, for messages.
 
     Raises:
-        UserError: it contradicts itself.
+        UserError: the spec contradicts itself.
     """
     _check_files(name, spec, where)
     if "\0" in (spec.command or ""):
@@ -51,6 +52,7 @@ def check_command(name: str, spec: StageSpec, where: str) -> None:
         return
     try:
         asked = placeholders(spec)
+        # Without a shell, the first word is the program. An empty program, '""', cannot be run either.
         is_empty = not any(shlex.split(spec.command)[:1]) if not spec.shell else not spec.command.strip()
     except ValueError as error:
         reason = str(error).lower()
@@ -72,6 +74,7 @@ def _check_placeholders(name: str, spec: StageSpec, asked: list[str], where: str
     fields = {"inputs": "after", "config": "reads", "uses": "uses"}
     for kind, key in _ASKED_KEY.findall(spec.command or ""):
         parts = key.split(".")
+        # The stage may declare the key itself or any section above it.
         prefixes = {".".join(parts[: length + 1]) for length in range(len(parts))}
         if prefixes.isdisjoint(declared[kind]):
             raise UserError(
@@ -91,8 +94,9 @@ def _check_placeholders(name: str, spec: StageSpec, asked: list[str], where: str
 
 
 def _check_words(name: str, spec: StageSpec, where: str) -> None:
-    """Refuses `{args}` inside a word, and what only a shell would understand."""
+    """Refuse `{args}` inside a word, and operators that only a shell understands."""
     command = spec.command or ""
+    # The words keep their quotes, so that a quoted operator, such as '>', is taken as plain text.
     words = [] if spec.shell else list(_raw_words(command))
     inside = [word for word in words if "{args}" in word and word.strip("'\"") != "{args}"]
     if spec.shell and any(quote for name, quote in quoted_placeholders(command) if name == "args"):
@@ -114,7 +118,10 @@ def _check_words(name: str, spec: StageSpec, where: str) -> None:
 
 
 def quoted_placeholders(command: str) -> Iterator[tuple[str, str]]:
-    """Yields the names in braces of a text for a shell, each with the quote that is open there, or ""."""
+    """Yield each placeholder of a shell command with the quote that is open at that place, or "".
+
+    A worker quotes the value to fit: inside ``"..."`` other characters are special than outside.
+    """
     quote, end = "", 0
     for match in IN_A_SHELL.finditer(command):
         quote, end = open_quote(command[end : match.start()], quote), match.end()
@@ -122,11 +129,20 @@ def quoted_placeholders(command: str) -> Iterator[tuple[str, str]]:
 
 
 def open_quote(text: str, quote: str = "") -> str:
-    """Returns the quote that is open after a text, given the one that is open before it."""
+    """Return the quote that is open after a text.
+
+    Args:
+        text: a piece of a shell command.
+        quote: the quote that is open before the text, "" for none.
+
+    Returns:
+        ``'``, ``"`` or "".
+    """
     is_escaped = False
     for char in text:
         if is_escaped:
             is_escaped = False
+        # Between single quotes a shell takes a backslash literally.
         elif char == "\\" and quote != "'":
             is_escaped = True
         elif char == quote:
@@ -137,10 +153,11 @@ def open_quote(text: str, quote: str = "") -> str:
 
 
 def _raw_words(command: str) -> Iterator[str]:
-    """Yields the words of a command line with their quotes."""
+    """Yield the words of a command line with their quotes. Stop silently at a quote that is not closed."""
     lexer = shlex.shlex(command, posix=False)
     lexer.whitespace_split, lexer.commenters = True, ""
     try:
+        # An open quote ends the words here; `check_command` reports it.
         yield from lexer
     except ValueError:
         return
@@ -160,6 +177,7 @@ def _check_files(name: str, spec: StageSpec, where: str) -> None:
         named.append(("results", spec.results))
     for key, path in named:
         parts = path.split("/")
+        # An absolute path, or one with "..", would collect or delete files that are not the attempt's own.
         is_long = max(len(part.encode(errors="replace")) for part in parts) > MAX_FILE_NAME
         is_inside = not path.startswith(("/", "~")) and {"..", ""}.isdisjoint(parts) and {*parts} != {"."}
         if not is_inside or is_long or not path.isprintable():
@@ -178,7 +196,7 @@ _FILES = {
 }
 
 MAX_FILE_NAME = 255
-"""Bytes of a file's name on the common file systems."""
+"""Maximum length of a file name on common file systems, in bytes."""
 
 
 def _refuse_of_functions(name: str, spec: StageSpec, where: str) -> None:

@@ -1,8 +1,11 @@
-"""Why an attempt failed: the causes, and how one is read from an exception, an exit code or the end of a log.
+"""Failure causes, and how to find the cause in an exception, an exit code or the end of a log.
 
-An exception's class decides first. Its message decides only where the class says nothing, as ``RuntimeError``
-does, and then by patterns that must match from its beginning: a message may quote the words of another cause.
-Of a log only the last traceback and the last lines count, and only for a process that failed.
+The class of an exception decides first. The message decides only for general classes such as
+``RuntimeError``. Its patterns must match from the beginning, because a message may quote the words of
+another cause. Of a log only the last traceback and the last lines count, and only if the process failed.
+
+Example: ``RuntimeError: CUDA out of memory. Tried to allocate ...`` is `oom_gpu`. The class decides nothing,
+and the message begins as torch writes it. ``ValueError: cannot parse 'CUDA out of memory'`` is `code`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import NamedTuple
 
 
 class Cause(StrEnum):
-    """Whose fault a failure is; each cause has its own retry budget in the policy."""
+    """The kind of a failure. Each cause has its own retry budget in the policy."""
 
     CONFIG = "config"
     DATA = "data"
@@ -35,7 +38,7 @@ class Cause(StrEnum):
 
 
 DETERMINISTIC = frozenset({Cause.CONFIG, Cause.DATA, Cause.CODE})
-"""Causes that chance does not cure: never retried by themselves, left to `rerun`."""
+"""Causes that would fail in the same way again. Only `sweep rerun` retries them."""
 
 _BY_TYPE = {
     "MemoryError": Cause.OOM_HOST,
@@ -59,7 +62,7 @@ _BY_TYPE = {
     "UserError": Cause.CONFIG,
     "InfrastructureError": Cause.STORAGE,
 }
-"""Classes that decide whatever their message says."""
+"""Classes that decide, whatever their message."""
 
 _BY_MESSAGE = tuple(
     (re.compile(pattern, re.IGNORECASE), cause)
@@ -81,26 +84,26 @@ _BY_MESSAGE = tuple(
         (r"(encountered |got )?(a )?(nan|non-finite|inf) (in )?(the )?(loss|gradients?)\b", Cause.NAN),
     )
 )  # fmt: skip
-"""Beginnings of messages, for classes that say nothing of the cause by themselves."""
+"""Patterns for the beginning of messages, for classes that do not identify the cause."""
 
 _BY_GENERAL_TYPE = {
-    "OutOfMemoryError": Cause.OOM_GPU,  # torch's; Ray has one of the host's memory
+    "OutOfMemoryError": Cause.OOM_GPU,  # torch's; Ray's means host memory and matches by message
     "ArithmeticError": Cause.CODE,
     "AssertionError": Cause.CODE,
     "ValueError": Cause.CODE,
     "OSError": Cause.STORAGE,
 }
-"""Classes that decide where the message does not."""
+"""Classes that decide if no message pattern matches."""
 
 
 def cause_of_exception(type_names: Sequence[str], message: str) -> Cause:
-    """Returns the cause of an exception.
+    """Return the cause of an exception.
+
+    A missing input file is `data`. Any other error of the file system is `storage`.
 
     Args:
-        type_names: the names of its class and its bases, nearest first.
+        type_names: the names of its class and base classes, nearest first.
         message: its text.
-
-    A missing input file is `data`; any other refusal of the file system is `storage`.
     """
     for name in type_names:
         if name in _BY_TYPE:
@@ -115,15 +118,16 @@ def cause_of_exception(type_names: Sequence[str], message: str) -> Cause:
 
 
 def cause_of_exit(exit_code: int, *, oom_killed: bool) -> tuple[Cause, str]:
-    """Returns the cause of a child that left no outcome, and a phrase of what happened.
+    """Return the cause for a child that left no outcome, and a phrase that describes what happened.
 
     Args:
-        exit_code: as `multiprocessing` gives it; negative for a signal.
+        exit_code: as `multiprocessing` returns it; negative for a signal.
         oom_killed: whether the kernel's OOM killer acted on this machine while the child ran.
     """
     if exit_code >= 0:
         return Cause.UNKNOWN, f"the stage's process exited with code {exit_code} without finishing"
     name = _signal_name(-exit_code)
+    # SIGKILL alone proves nothing: a scheduler or a user may have sent it.
     if name == "SIGKILL" and oom_killed:
         return Cause.OOM_HOST, "the stage's process was killed while the kernel was out of memory"
     return Cause.UNKNOWN, f"the stage's process was killed by {name}"
@@ -133,9 +137,9 @@ class CommandFailure(NamedTuple):
     """How a command failed.
 
     Attributes:
-        cause: of the failure.
-        exception: the class of its last exception, "" where its log shows none.
-        message: what happened, in one line.
+        cause: the failure cause.
+        exception: the class of its last exception, "" if its log shows none.
+        message: one line that describes what happened.
     """
 
     cause: Cause
@@ -160,14 +164,14 @@ _EXIT_CODES = {
     127: (Cause.CONFIG, "its program was not found"),
 }
 _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError", "SystemExit", "KeyboardInterrupt"})
-"""Exceptions of a launcher such as torchrun, which repeat that a process of theirs failed."""
+"""Exceptions with which a launcher such as torchrun repeats that one of its processes failed."""
 
 _RANK = re.compile(r"(\[?(?:rank|default)\s?\d*\]?:\s?)+|\d+: ", re.IGNORECASE)
-_BOX = re.compile(r"╭─+ Traceback \(most recent call last\) ─+╮")  # as the library rich draws it
+_BOX = re.compile(r"╭─+ Traceback \(most recent call last\) ─+╮")  # the heading that the library rich draws
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z_a-z]\w*))(?:: (.*))?$")
 _PRINTED = re.compile(r"((?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception))): (.+)$")
-"""An exception that a program caught and printed without its traceback, as the last line."""
+"""An exception that a program caught and printed as its last line, without the traceback."""
 _LAST_WORDS = tuple(
     (re.compile(pattern), cause)
     for pattern, cause in (
@@ -183,20 +187,21 @@ _LAST_WORDS = tuple(
         (r"(?:\S*\bpython[\d.]*: )(No module named .*)$", Cause.CODE),
     )
 )  # fmt: skip
-"""Last lines of programs that are no Python, or whose interpreter refused to start."""
+"""Last lines of programs that are not Python, or whose interpreter did not start."""
 
 _NUM_LAST_LINES, _NUM_TRACEBACK_LINES = 8, 100
-"""A launcher or tracker may print some lines after the reason, but not many."""
+"""How far from the end the reason may stand, in lines. Launchers and trackers print a few lines after it."""
 
 
 def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFailure:
-    """Returns why a command failed: by its signal, its exit code and the end of its log.
+    """Return why a command failed, from its signal, its exit code and the end of its log.
 
-    A shell that saw its program die of signal n exits with 128 + n; both forms count alike.
+    A shell whose program dies of signal n exits with 128 + n. Both forms count alike. The evidence is tried
+    in this order: an OOM kill, a traceback, a known last line, a printed exception, the signal or exit code.
 
     Args:
         exit_code: not 0; negative for a signal.
-        log: the end of what it printed.
+        log: the end of its output.
         oom_killed: whether the kernel's OOM killer acted on this machine while it ran.
     """
     number = -exit_code if exit_code < 0 else exit_code - 128
@@ -208,11 +213,13 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
     log = _COLOUR.sub("", log)
     marked = [_marked(line.rstrip()) for line in log.split("\n") if line.strip()]
     lines = [line.removeprefix(rank) for rank, line in marked]
+    # A process that a signal killed raised nothing: a traceback in its log was handled before.
     raised = _last_exception(marked, exit_code) if not name and exit_code not in _EXIT_CODES else None
     if raised is not None:
         names, text = raised
         line = f"{names[0]}: {text}" if text else names[0]
         return CommandFailure(cause_of_exception(names, text), names[0], f"{how}: {line}")
+    # C++ aborts after it prints an uncaught exception, so SIGABRT may have a last line that explains it.
     if (last := _last_words(lines)) is not None and name in ("", "SIGABRT"):
         return CommandFailure(last[0], "", f"{how}: {last[1]}")
     if not name and exit_code not in _EXIT_CODES and (match := _PRINTED.match(lines[-1] if lines else "")):
@@ -223,11 +230,17 @@ def cause_of_command(exit_code: int, log: str, *, oom_killed: bool) -> CommandFa
 
 
 def _last_exception(lines: Sequence[tuple[str, str]], exit_code: int) -> tuple[tuple[str, ...], str] | None:
-    """Returns (class and bases by name, message) of the last traceback.
+    """Return (names of the class and its bases, message) of the last traceback, or None.
 
-    A launcher's own is passed over where it follows that of the process that failed, and so is a peer's which
-    lost the connection to it, where lines are marked with the rank that wrote them. Python exits with code
-    1; after any other code only a traceback at the very end is taken for the reason.
+    One failing rank causes more tracebacks, which come after its own and only repeat the failure: the
+    launcher's, and the lost connections of other ranks. Such an echo never replaces a traceback found before:
+
+        [rank1]: ValueError: bad sample                    the reason
+        [rank0]: RuntimeError: Connection closed by peer   echo: another rank lost its connection
+        ChildFailedError: train.py FAILED                  echo: the launcher
+
+    Python exits with code 1 after an exception. After any other exit code, a traceback counts only if it
+    stands at the very end of the log.
     """
     found: tuple[tuple[str, ...], str] | None = None
     found_rank = ""
@@ -236,27 +249,28 @@ def _last_exception(lines: Sequence[tuple[str, str]], exit_code: int) -> tuple[t
         is_echo = names[0] in _WRAPPERS or (
             rank != found_rank and cause_of_exception(names, text) is Cause.COMMUNICATION
         )
+        # Exit code 120 replaces 1 where Python could not flush its output at exit.
         if number >= len(lines) - num_lines and (found is None or not is_echo):
             found, found_rank = (names, text), rank
     return found
 
 
 def _marked(line: str) -> tuple[str, str]:
-    """Returns a line and the rank before it, as torch and launchers mark it, "" without one."""
+    """Return a line and the rank mark before it, as torch and launchers write it; "" without one."""
     match = _RANK.match(line)
     return (match.group() if match else "", line)
 
 
 def _exceptions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, tuple[str, ...], str]]:
-    """Yields the end of each traceback: the number of its line, its rank, the class with its bases, the
-    message.
+    """Yield the end of each traceback: line number, rank mark, names of the class and its bases, message.
 
-    Lines of several ranks may stand between one another.
+    The lines of several ranks may alternate, so each rank's traceback is followed separately.
     """
     inside: set[str] = set()
     for number, (rank, marked) in enumerate(lines):
         line = marked.removeprefix(rank)
         if line.startswith(("Traceback (most recent call last):", '  File "')) or _BOX.match(line):
+            # A syntax error in the program's own file has no heading, only the line `File "..."`.
             inside.add(rank)  # a syntax error of the program itself has no heading
         elif rank in inside and line and not (line[0].isspace() or line[0] in "│╰"):
             inside.remove(rank)
@@ -265,10 +279,11 @@ def _exceptions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, tu
 
 
 def _bases(name: str) -> tuple[str, ...]:
-    """Returns a class's name and those of its bases, as far as Python's own classes tell them."""
+    """Return the names of a class and its base classes, as far as Python's builtins define them."""
     kind = getattr(builtins, name, None)
     if isinstance(kind, type):
         return tuple(base.__name__ for base in kind.__mro__)
+    # numpy raises _ArrayMemoryError, its own subclass of MemoryError.
     known = next((known for known in ("MemoryError", "TimeoutError") if name.endswith(f"Array{known}")), "")
     return (name, known) if known else (name,)
 

@@ -1,4 +1,10 @@
-"""The grid of a sweep: which points become cells, their chains, what is merged, and their ids. Pure."""
+"""The grid of a sweep: select its points, build their chains, merge equal cells, and name them. Pure.
+
+A *point* is one combination of axis values. Selectors remove points; points with equal chains become one
+cell, since they would compute the same thing. The result is reported as a sum:
+
+    3 x 2 - 1 excluded - 1 merged = 4
+"""
 
 from __future__ import annotations
 
@@ -14,11 +20,17 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
 _NUM_NAMED = 3
-"""How many merged cells a note names."""
+"""Number of merged cells that a note lists by name."""
 
 
 class Selectors(NamedTuple):
-    """The exclusions and inclusions of a sweep file, and all labels that its axes have there."""
+    """The exclusions and inclusions of a sweep file, with all labels that its axes have in the file.
+
+    Attributes:
+        exclude: selectors of points to leave out.
+        include: selectors of points to keep; empty keeps all.
+        labels: axis name to its labels, also those that the command line removed from the axis.
+    """
 
     exclude: tuple[Selector, ...]
     include: tuple[Selector, ...]
@@ -28,10 +40,15 @@ class Selectors(NamedTuple):
     def parse(
         cls, exclude: Iterable[str], include: Iterable[str], labels: Mapping[str, frozenset[str]]
     ) -> Selectors:
-        """Parses them.
+        """Parse the texts of the selectors.
+
+        Args:
+            exclude: texts of selectors.
+            include: texts of selectors.
+            labels: axis name to its labels in the sweep file.
 
         Raises:
-            UserError: one is malformed.
+            UserError: a selector is malformed.
         """
         return cls(tuple(map(Selector.parse, exclude)), tuple(map(Selector.parse, include)), labels)
 
@@ -42,13 +59,16 @@ class _Point(NamedTuple):
 
 
 class Grid:
-    """Collects the points of a grid and makes cells of them.
+    """Collector of a grid's points, which turns them into cells.
 
     Args:
         selectors: which points to leave out.
-        columns: name to config key.
+        columns: column name to config key.
         specs: stage name to spec.
         where: the sweep file, for messages.
+
+    Attributes:
+        sum_text: the number of cells and how it came about, set by `cells`.
     """
 
     def __init__(
@@ -63,6 +83,7 @@ class Grid:
         self._chains = Chains(specs, where=where)
         self._points: list[_Point] = []
         self._num_excluded = 0
+        # Selectors for points that are not composed yet, and for composed points: (exclude, include) each.
         self._early: tuple[list[Selector], list[Selector]] = ([], [])
         self._late = ([*selectors.exclude], [*selectors.include])
         self.sum_text = ""
@@ -73,10 +94,17 @@ class Grid:
         return self._chains.nodes
 
     def check_labels(self, cells: Iterable[Mapping[str, str]]) -> None:
-        """Finds the selectors that axes alone decide, and checks them against all points.
+        """Separate the selectors that need only axis labels, and check these against all points.
 
-        Such points need no composing, and may be excluded for the very reason that they do not compose.
-        An include decides early only when all do, for a point may match any of them.
+        Such selectors decide before a point is composed. This saves time, and a point that cannot be composed
+        can be excluded. For an include this is possible only if all includes need labels alone, because a
+        point stays if it matches any one of them:
+
+            exclude: model=big seed=1        decided early: both are axes
+            exclude: training.steps=10       decided late: the key exists only in a composed config
+
+        Args:
+            cells: axis name to label, of each point of the grid.
 
         Raises:
             UserError: a selector names an unknown label.
@@ -95,33 +123,43 @@ class Grid:
         )
 
     def admits(self, axes: Mapping[str, str]) -> bool:
-        """Tells whether a point is left after the selectors that its axes decide; counts it if not."""
+        """Return whether the early selectors keep a point. Count the point as excluded if not.
+
+        Args:
+            axes: axis name to label, of a point that need not be composed.
+        """
         admitted = _admits(*self._early, Subject(axes, {}, {}))
         self._num_excluded += not admitted
         return admitted
 
     def add(self, axes: dict[str, str], name: str, config: dict[str, Any]) -> None:
-        """Adds a composed point.
+        """Add a composed point.
+
+        Args:
+            axes: axis name to label.
+            name: the joined labels, for the id of the cell.
+            config: the resolved tree.
 
         Raises:
-            UserError: a column is of an unknown config key.
+            UserError: a column names an unknown config key.
         """
         columns = {column: self._column(key, config) for column, key in self._columns.items()}
         self._points.append(_Point(name, Subject(axes, columns, config)))
 
     def cells(self, lengths: Sequence[int]) -> tuple[tuple[Cell, ...], list[str]]:
-        """Returns the cells in the order of the grid, and notes on what was merged.
+        """Return the cells in the order of the grid, and notes on which points were merged.
 
         Args:
             lengths: the number of values of each axis.
 
         Raises:
-            UserError: no cell is left, a selector or a stage names what does not exist.
+            UserError: no cell is left, or a selector or stage names something that does not exist.
         """
         points = self._selected()
         firsts: dict[tuple[str, ...], _Point] = {}
         merged: list[tuple[_Point, _Point]] = []
         for point in points:
+            # Equal chains mean equal results, even where configs differ: no stage reads the keys that differ.
             first = firsts.setdefault(self._chains.chain(point.subject), point)
             if first is not point:
                 merged.append((point, first))
@@ -144,7 +182,7 @@ class Grid:
         return cells, _notes(merged)
 
     def _selected(self) -> list[_Point]:
-        """Returns the points that all selectors leave, after checking these and the stages' skips."""
+        """Return the points that all selectors keep. Check the late selectors and each `skip` first."""
         subjects = [point.subject for point in self._points]
         exclude, include = self._late
         for selector in (*exclude, *include, *self._chains.skips.values()):

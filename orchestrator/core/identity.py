@@ -1,6 +1,7 @@
-"""Identity: canonical JSON, the digests made of it, and the readable ids of cells. Pure.
+"""Identity: canonical JSON, the digests computed from it, and the readable ids of cells. Pure.
 
-What cannot have a stable identity (NaN, objects, absolute paths) is refused here, with the key's name.
+A digest must be the same on every machine and after every restart. Values without a stable identity (NaN,
+objects, absolute paths) are refused here, with the name of their key.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from orchestrator.errors import UserError
 
 _NUM_ID_DIGITS = 8
 _MAX_NAME_BYTES = 160
-"""Ids become file names; 255 bytes are common, and a digest and a suffix must still fit."""
+"""Maximum length of the readable part of an id, in bytes.
+
+Ids become file names. File systems commonly allow 255 bytes, which must also hold a digest and a suffix.
+"""
 
 _PATH = re.compile(r"(?:/[^/\s]+(?:/[^\n]*)?|~/[^\n]*|file://[^\n]*)\Z")
+# A cheap test of the encoded text: some string in it begins like a path.
 _MAYBE_PATH = re.compile(r'"(?:/|~/|file://)')
 _encode = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"), check_circular=False
@@ -29,21 +34,21 @@ _encode = json.JSONEncoder(
 
 
 def canonical(value: Any, *, where: str = "") -> str:
-    """Returns the one JSON text of a value: sorted keys, no whitespace, NFC text, floats by `repr`.
+    """Return the one canonical JSON text of a value: sorted keys, no whitespace, NFC text, floats by `repr`.
 
     Args:
-        value: a plain tree; ``1`` and ``1.0`` differ, tuples count as lists.
+        value: a plain tree. ``1`` and ``1.0`` differ; tuples count as lists.
         where: what the tree belongs to, for the message.
 
     Raises:
-        UserError: the value holds NaN, infinity, an object or an absolute path; the key is named.
+        UserError: the value contains NaN, infinity, an object or an absolute path; the message names the key.
     """
     try:
         text = _encode(value)
     except (TypeError, ValueError):
-        _normal(value, "", where)  # finds the key
+        _normal(value, "", where)  # raises an error that names the key
         raise
-    # The common case costs one pass in C; only suspects are walked.
+    # Walking a tree in Python is slow. The encoder runs in C, so only a suspicious text is walked.
     if not text.isascii() and not unicodedata.is_normalized("NFC", text):
         return _encode(_normal(value, "", where))
     if _MAYBE_PATH.search(text):
@@ -52,21 +57,34 @@ def canonical(value: Any, *, where: str = "") -> str:
 
 
 def digest_of(value: Any, *, where: str = "") -> str:
-    """Returns the sha-256 of the canonical JSON, hexadecimal."""
+    """Return the SHA-256 of the canonical JSON, in hexadecimal.
+
+    Args:
+        value: a plain tree.
+        where: what the tree belongs to, for the message.
+
+    Raises:
+        UserError: the value has no stable identity.
+    """
     return hashlib.sha256(canonical(value, where=where).encode()).hexdigest()
 
 
 def stage_digest(
     target: str, version: int, reads: Mapping[str, Any], inputs: Sequence[Input], *, where: str = ""
 ) -> str:
-    """Returns the identity of a stage instance, known before anything runs.
+    """Return the identity of a stage instance. It needs no results, so it exists before anything runs.
+
+    Since the digests of the inputs are included, a change early in a chain changes every later digest.
 
     Args:
-        target: ``module:function``, the command template, or ``polysweep:NAME`` for a stage that ships here.
+        target: ``module:function``, the command template, or ``polysweep:NAME`` for a built-in stage.
         version: the stage's own version number.
-        reads: the slice of config that it is given, without neutral keys.
+        reads: the slice of config that the stage reads, without neutral keys.
         inputs: the products that it takes, in order.
         where: what to name in an error.
+
+    Raises:
+        UserError: a value has no stable identity.
     """
     what = {
         "target": target,
@@ -78,7 +96,9 @@ def stage_digest(
 
 
 def cell_ids(names: Sequence[str], chains: Sequence[Sequence[str]]) -> list[str]:
-    """Returns a unique id for each cell: its name and as many digits of its chain's digest as it takes.
+    """Return a unique id for each cell: its name and the first digits of the digest of its chain.
+
+    Ids start with 8 digits. Only cells whose ids collide get more digits, so that the other ids stay short.
 
     Args:
         names: the joined labels of each cell's axes.
@@ -103,16 +123,17 @@ def cell_ids(names: Sequence[str], chains: Sequence[Sequence[str]]) -> list[str]
 def _stem(name: str) -> str:
     kept = "".join(char if _is_kept(char) else "-" for char in unicodedata.normalize("NFC", name))
     stem = kept.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip(".")
+    # A leading "-" would look like an option on a command line, and "+" or "=" like an override.
     return stem if stem and stem[0] not in "-+=" else f"cell{stem}"
 
 
 def _is_kept(char: str) -> bool:
-    # marks (M) are the vowel signs of scripts such as Bengali and Telugu
+    # Marks (M) include the vowel signs of scripts such as Bengali and Telugu; without them, words differ.
     return char.isalnum() or char in "_+=.-" or unicodedata.category(char).startswith("M")
 
 
 def _normal(value: Any, key: str, where: str) -> Any:
-    """Returns the tree with NFC text; raises for what has no stable identity."""
+    """Return the tree with NFC text. Raise `UserError` for a value without a stable identity."""
     match value:
         case str():
             if _PATH.match(value):
@@ -122,6 +143,7 @@ def _normal(value: Any, key: str, where: str) -> Any:
                     allowed="a path says where, not what: it may change while the content stays",
                     fix=f"move {key or 'it'} from `reads` to `uses` and read a fingerprint of it instead",
                 )
+            # Unicode has several spellings of one text: "é" may be one code point or two.
             return unicodedata.normalize("NFC", value)
         case bool() | int() | None:
             return value

@@ -1,4 +1,4 @@
-"""What a launch would do with each stage, and which stage a worker may claim next. Pure."""
+"""Decisions on stages: what a launch would do with each, and which one a worker may claim next. Pure."""
 
 from __future__ import annotations
 
@@ -23,20 +23,25 @@ class Action(StrEnum):
 
 
 class Step(NamedTuple):
-    """One line of a plan."""
+    """The planned action for one stage, and its reason."""
 
     action: Action
     reason: str
 
 
+# FAILED is missing on purpose: its budget is spent, and only a new request gives it another.
 _STARTABLE = frozenset({State.PENDING, State.RELEASED, State.LOST})
 
 
 def decide(cell: Cell, status: CellStatus) -> dict[str, Step]:
-    """Tells by digest what a launch would do with the stages of a cell, with the reason.
+    """Return what a launch would do with each stage of a cell, by digest, with the reason.
 
-    A launch lifts a cancel and gives a fresh budget to causes that chance may cure; failures of config,
-    data and code are left to `rerun`.
+    A launch revokes a cancel and gives a fresh budget to causes that may not recur. Failures of config, data
+    and code would recur, so they are left to `sweep rerun`.
+
+    Args:
+        cell: the cell.
+        status: its state and those of its stages.
     """
     steps: dict[str, Step] = {}
     for digest in cell.chain:
@@ -67,7 +72,12 @@ class Claimable(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a worker sees: something to claim, or whether it is worth waiting for others."""
+    """The result of a worker's search: a stage to claim, or whether to wait.
+
+    Attributes:
+        claimable: a stage that may be claimed now, or None.
+        waiting: whether a stage is claimable or running, after which more stages may become claimable.
+    """
 
     claimable: Claimable | None
     waiting: bool
@@ -80,13 +90,16 @@ def next_stage(
     *,
     cancelled: frozenset[str],
 ) -> Scan:
-    """Finds the first claimable stage: not done, inputs done and whole, no live attempt, budget not spent.
+    """Return the first stage that may be claimed.
+
+    A stage is claimable if it is not done, has no live attempt, and has budget left. Its inputs must be done
+    and have their files; a stage that starts from its earlier version's product needs no files of inputs.
 
     Args:
-        cells: in the order in which this worker goes through them.
+        cells: in the order in which this worker tries them.
         nodes: digest to stage instance.
-        status_of: gives a stage's own state by digest; asked once a digest.
-        cancelled: ids of cells to pass over.
+        status_of: returns a stage's own state by digest; called once for each digest.
+        cancelled: ids of cells to skip.
     """
     for found in _look(cells, nodes, status_of, cancelled):
         if isinstance(found, Claimable):
@@ -102,9 +115,15 @@ def num_claimable(
     *,
     cancelled: frozenset[str],
 ) -> tuple[int, bool]:
-    """Counts the stages that could be claimed now, and says whether others may become so later.
+    """Return the number of stages that may be claimed now, and whether there is a reason to wait.
 
-    The arguments are those of `next_stage`.
+    The second value is true if a stage is claimable or running: others may become claimable after it.
+
+    Args:
+        cells: in the order in which a worker tries them.
+        nodes: digest to stage instance.
+        status_of: returns a stage's own state by digest; called once for each digest.
+        cancelled: ids of cells to skip.
     """
     found = list(_look(cells, nodes, status_of, cancelled))
     digests = {each.node.digest for each in found if isinstance(each, Claimable)}
@@ -117,13 +136,14 @@ def _look(
     status_of: Callable[[str], StageStatus],
     cancelled: frozenset[str],
 ) -> Iterator[Claimable | bool]:
-    """Yields what may be claimed, and at the end whether a stage is running."""
+    """Yield each claimable stage, and at the end whether a stage of these cells is running."""
     seen: dict[str, StageStatus] = {}
     waiting = False
     for cell in cells:
         if cell.cell in cancelled:
             continue
         for digest in cell.chain:
+            # Reading a state costs file or network access, and cells share stages.
             if digest not in seen:
                 seen[digest] = status_of(digest)
             status, inputs = seen[digest], [seen[taken.digest] for taken in nodes[digest].inputs]
@@ -136,14 +156,16 @@ def _look(
 
 
 class RequestSummary(NamedTuple):
-    """The requests, folded.
+    """The combined effect of all requests for a sweep.
 
     Attributes:
-        cancelled: cells whose last word was a cancel.
-        after: digest to the attempt up to which no failure counts (a rerun was asked).
-        after_chance: the same for a launch, after which only deterministic failures count.
-        revision: of the last launch or rerun; 0 when there was none.
-        asked: cell to the number of the last launch or rerun that named it.
+        cancelled: ids of cells whose latest launch, rerun or cancel was a cancel.
+        after: digest to attempt number. Failures up to this attempt no longer count, after a rerun or
+            discard.
+        after_chance: digest to attempt number. Up to this attempt only deterministic failures count, after a
+            launch.
+        revision: of the last launch or rerun; 0 if there was none.
+        asked: cell id to the number of the last launch or rerun that named the cell.
     """
 
     cancelled: frozenset[str]
@@ -153,16 +175,26 @@ class RequestSummary(NamedTuple):
     asked: Mapping[str, int] = {}
 
     def budget(self, digest: str, retries: Mapping[str, int]) -> Budget:
-        """Returns what a stage's failures are counted against."""
+        """Return the budget against which a stage's failures count.
+
+        Args:
+            digest: of the stage.
+            retries: cause to the number of retries, from the policy.
+        """
         return Budget(retries, self.after.get(digest, 0), self.after_chance.get(digest, 0))
 
 
 def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> RequestSummary:
-    """Folds requests, oldest first; equal requests change nothing the second time.
+    """Return the combined effect of requests. Repeating a request changes nothing (it is idempotent).
+
+    Example: attempts 1 and 2 of a stage failed, and the budget of their cause is spent.
+
+        launch {stage: 2}    attempts 1 and 2 count only if their cause is deterministic
+        rerun {stage: 2}     attempts 1 and 2 do not count at all
 
     Args:
         requests: of one sweep, in the order of their numbers.
-        cells: the ids that a request without a list of cells speaks of.
+        cells: the ids of all cells, for requests without a list of cells.
     """
     cancelled: set[str] = set()
     after: dict[str, int] = {}
@@ -188,6 +220,7 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
     return RequestSummary(frozenset(cancelled), after, after_chance, revision, asked)
 
 
+# A boundary never moves back: two commands may run at once, and the later one may have read less.
 def _raise(boundaries: dict[str, int], to: Mapping[str, int]) -> None:
     for digest, number in to.items():
         boundaries[digest] = max(number, boundaries.get(digest, 0))

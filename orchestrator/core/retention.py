@@ -1,4 +1,4 @@
-"""Which files of a product nobody needs any more, by the words of the stages that took it. Pure."""
+"""Decide which files of a product may be deleted, from what the stages that consumed it still need. Pure."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from orchestrator.manifest import File
 
 
 def removable_files(product: Done, takers: Collection[Done], policy: Retention) -> tuple[File, ...]:
-    """Returns the files of a product that every stage made from it lets go.
+    """Return the files of a product that no stage made from it needs any more.
 
-    Nothing goes unless each of them was made from this very generation and names what it keeps under this
-    policy.
+    Each consumer lists in its `Done` record which of the product's files are worth keeping, per policy. A
+    file is removable only if every consumer has listed its choice and none of them keeps the file:
+
+        product of train:   model.safetensors, optimizer.pt, log.txt
+        evaluate keeps:     model.*
+        report keeps:       log.txt
+        removable:          optimizer.pt
+
+    A consumer without a choice for this policy keeps everything. So does one that was made from another
+    generation of the product, because it may have to run again. Without consumers nothing is removable.
 
     Args:
-        product: whose files.
-        takers: the products of all stages that take it.
-        policy: what is to be kept.
+        product: the product whose files are considered.
+        takers: the `Done` records of all stages that consume it.
+        policy: the retention policy in force.
     """
     if policy == "all" or not takers:
         return ()
@@ -33,13 +41,18 @@ def removable_files(product: Done, takers: Collection[Done], policy: Retention) 
 
 
 def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[File, ...]:
-    """Returns the files that must be there: those that no record retired."""
+    """Return the files that must exist: those that no record retired.
+
+    Args:
+        files: of a product.
+        retired: the records of its retirements.
+    """
     gone = {file.path for record in retired for file in record.files}
     return tuple(file for file in files if file.path not in gone)
 
 
 def describe(retired: Iterable[Retired]) -> str:
-    """Returns such as ``5 files under policy best``, "" for none."""
+    """Return a phrase such as ``5 files under policy best``, "" for no records."""
     parts = []
     for record in retired:
         plural = "" if len(record.files) == 1 else "s"

@@ -1,4 +1,9 @@
-"""What launchers do: start workers, or have a scheduler start them. The store tells all the rest."""
+"""The interfaces between the engine and whatever starts workers.
+
+A launcher only gets workers running. Workers find their stages in the store and record results there, so a
+launcher neither hands out stages nor collects results. `Launcher` starts workers itself and supervises them.
+`Submitter` gives cells to a scheduler, which starts workers later. `Scheduler` queries and cancels such jobs.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +22,22 @@ from orchestrator.jobs.records import JobEnd, Resources, Submission
 
 
 class Launch(NamedTuple):
-    """What a launcher is asked to start.
+    """Everything that a `Launcher` needs to start the workers of one launch.
 
     Attributes:
         store: URL of the store.
-        revision: of the sweep.
-        request: number of the request that asked; names the logs.
-        cells: ids of the cells; None for all of the revision.
+        sweep: name of the sweep.
+        revision: number of the sweep's revision.
+        request: number of the request behind this launch; log files are named after it.
+        cells: ids of the cells to work on; None for all cells of the revision.
+        settings: run settings of the launch.
+        import_paths: folders from which stages are imported.
+        code_digest: digest of the code at launch.
         preload: modules that fork servers import.
         log_folder: local folder for the logs of workers.
-        job: the scheduler's job that all this happens in, None without one.
-        code: the snapshot that workers were started from, None when they run the checkout.
-        named: see `WorkerOrder`.
+        job: the scheduler's job in which all of this happens; None outside of a job.
+        code: the snapshot that workers were started from; None when they run the checkout.
+        named: files of the checkout that commands name; see `Assignment`.
     """
 
     store: str
@@ -47,45 +56,45 @@ class Launch(NamedTuple):
 
 
 class Launcher(Protocol):
-    """Starts the workers of one launch and stays with them.
+    """A launcher that starts the workers of one launch itself and stays with them.
+
+    Implementations are constructed as ``(settings, num_cells, cluster)``: the config's `launcher`, the number
+    of cells, and the config's `cluster`. The constructor raises `UserError` for settings that cannot be met.
 
     Attributes:
         takes_snapshot: whether its workers run a snapshot of the code instead of the checkout.
-
-    Made with ``(settings, num_cells, cluster)``: `launcher` in the config, how many cells there are, and
-    `cluster`; making one raises `UserError` for settings that cannot be met.
     """
 
     takes_snapshot: bool
 
     def hardware(self) -> Hardware | None:
-        """Says what one worker has, before anything is started; None when it cannot be known."""
+        """Return what one worker has, before anything is started; None if it cannot be determined."""
 
     def start(self, launch: Launch) -> None:
-        """Starts the workers; returns when they are started or queued."""
+        """Start the workers, and return once they are started or queued."""
 
     def poll(self) -> int:
-        """Returns how many workers live or are queued; starts anew those that died without finishing."""
+        """Return how many workers live or are queued. Restart those that died before they were finished."""
 
     def stop(self, *, kill: bool = False) -> None:
-        """Asks the workers to checkpoint and end; with `kill` ends them at once."""
+        """Signal all workers to save a checkpoint and end; with `kill`, kill them at once."""
 
     def refusal(self) -> str:
-        """Says why workers would not work, "" when they do."""
+        """Return why workers refused to work, "" if none did."""
 
 
 class Verdict(StrEnum):
-    """How giving a submission to a scheduler ended."""
+    """How an attempt to submit to a scheduler ended."""
 
     ACCEPTED = "accepted"
-    LIMIT = "limit"  # a limit on jobs: fewer may be taken
-    REFUSED = "refused"  # for good: the same words will be refused again
-    UNREACHED = "unreached"  # it cannot have been taken
-    UNCLEAR = "unclear"  # it may have been taken
+    LIMIT = "limit"  # a limit on jobs was reached: a smaller submission may pass
+    REFUSED = "refused"  # permanently: the same submission would be refused again
+    UNREACHED = "unreached"  # the scheduler cannot have accepted it
+    UNCLEAR = "unclear"  # the scheduler may have accepted it
 
 
 class SubmitOutcome(NamedTuple):
-    """The verdict, with the job's id or the scheduler's words."""
+    """The verdict on a submission, with the job's id if it was accepted, or else the scheduler's message."""
 
     verdict: Verdict
     job: str = ""
@@ -93,13 +102,14 @@ class SubmitOutcome(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a scheduler says of itself.
+    """What a scheduler reports about itself.
 
     Attributes:
         cluster: its name.
-        max_tasks: of one submission.
-        controller: where it is reached, as words of which any is the same one; "" when it has but one place.
-        notes: what the user should know of how it will be asked, one line each.
+        max_tasks: the most tasks that one submission may have.
+        controller: addresses of the scheduler, separated by spaces. Two values that share an address mean the
+            same scheduler. "" for schedulers with only one address.
+        notes: what the user should know about the submission, one line each.
     """
 
     cluster: str
@@ -110,14 +120,16 @@ class Limits(NamedTuple):
 
 @runtime_checkable
 class Submitter(Protocol):
-    """Gives cells to a scheduler that starts their workers later. Made like a `Launcher`.
+    """A launcher that gives cells to a scheduler, which starts their workers later.
+
+    Implementations are constructed like those of `Launcher`.
 
     Attributes:
         name: a key of `orchestrator.registry.SCHEDULERS`.
         cells_per_job, max_running, max_jobs: see `conf/launcher/slurm.yaml`.
-        settle_s: seconds after which a submission that the scheduler does not know was never accepted.
-        attached: whether a launch stays by itself until all is done.
-        file: the name under which what the scheduler is given is kept beside the logs.
+        settle_s: seconds after which a submission that the scheduler does not list was never accepted.
+        attached: whether a launch stays until all cells are done, even if the user did not request it.
+        file: name of the file, beside the logs, that keeps a copy of what the scheduler receives.
     """
 
     name: str
@@ -129,81 +141,84 @@ class Submitter(Protocol):
     file: str
 
     def hardware(self) -> Hardware | None:
-        """Says what one cell may have, before anything is submitted; None when it cannot be known."""
+        """Return what one cell may have, before anything is submitted; None if it cannot be determined."""
 
     def meet(self, store: str, mark: bytes) -> None:
-        """Finds out, before anything is recorded, whether the scheduler's workers could run.
+        """Check, before anything is recorded, that the scheduler's workers could run.
 
         Args:
-            store: its URL, which they must reach.
-            mark: the content of its mark, by which they know it.
+            store: URL of the store, which the workers must reach.
+            mark: content of the store's mark, by which they identify it.
 
         Raises:
-            UserError: they could not.
-            InfrastructureError: it does not answer.
+            UserError: the workers could not run.
+            InfrastructureError: the scheduler does not answer.
         """
 
     def limits(self, *, dry_run: bool = False) -> Limits:
-        """Asks the scheduler for its limits.
+        """Return the scheduler's limits.
 
         Args:
-            dry_run: whether nothing will be submitted, so that its usual limits do where it does not answer.
+            dry_run: whether nothing will be submitted. Then the usual limits suffice if the scheduler does
+                not answer.
 
         Raises:
-            InfrastructureError: it does not answer.
+            InfrastructureError: the scheduler does not answer.
         """
 
     def resources(
         self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
     ) -> list[tuple[str, Resources]]:
-        """Says what each cell's job asks for.
+        """Return what the job of each cell requests, as pairs of cell id and resources.
 
         Args:
-            cells: each with its estimate and how often its jobs were out of host memory.
-            known: all cells of the revision: what selectors may name.
+            cells: each with its estimate, and how many of its jobs ran out of host memory.
+            known: all cells of the revision, which selectors may name.
 
         Raises:
-            UserError: there is nothing that a cell fits on.
+            UserError: a cell fits on nothing that the scheduler has.
         """
 
     def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
-        """Names the nodes that must not be used now."""
+        """Return the nodes that new jobs must not use now."""
 
     def logs(self, sweep: str, number: int) -> str:
-        """Returns the folder for the logs of a submission's jobs, "" for one in the store."""
+        """Return the folder for the logs of a submission's jobs, "" for the one in the store."""
 
     def text(self, submission: Submission, *, sweep: str, store: str, code: Path, logs: Path) -> str:
-        """Returns what the scheduler is given, word for word."""
+        """Return the exact text that the scheduler receives."""
 
     def submit(self, submission: Submission, text: str) -> SubmitOutcome:
-        """Gives a submission to the scheduler."""
+        """Submit the text to the scheduler."""
 
     def find(self, submission: Submission) -> str | None:
-        """Looks for the job of a submission whose id is not known.
+        """Return the id of a submission's job, found by its name; None if there is no such job.
+
+        This recovers submissions whose id was never recorded, for example because the reply was lost.
 
         Raises:
             InfrastructureError: the scheduler does not answer.
         """
 
     def explain(self, filed: SubmissionState, over: JobEnd, logs: Path) -> JobEnd:
-        """Adds what the job's own log tells of its end."""
+        """Return the end of a job, completed by what the job's own log contains about it."""
 
 
 class Scheduler(Protocol):
-    """What anybody may ask about submitted jobs, whatever their settings were.
+    """Queries about submitted jobs, and their cancellation, whatever the settings of their launch were.
 
-    Made with (cluster,): `Submission.cluster`.
+    Implementations are constructed as ``(cluster,)``, with `Submission.cluster`.
     """
 
     def jobs(self, ids: Iterable[str]) -> JobListing:
-        """Asks one batched question about many jobs; never raises."""
+        """Query many jobs in one batch; never raise."""
 
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
-        """Returns why tasks such as ``12_3`` wait, and when they may start; never raises."""
+        """Return why tasks such as ``12_3`` wait, and when they may start; never raise."""
 
     def cancel(self, tasks: Sequence[str]) -> None:
-        """Cancels tasks that wait, and no others; one that has just started is asked to end.
+        """Cancel tasks that wait. A task that has started in the meantime is stopped.
 
         Raises:
-            InfrastructureError: the scheduler did not do it.
+            InfrastructureError: the scheduler did not cancel them.
         """

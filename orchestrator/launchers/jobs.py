@@ -1,4 +1,4 @@
-"""What the jobs of all schedulers have in common: request, resources, jobs that are over, and exit codes."""
+"""What jobs of all schedulers have in common: requests, resource steps, lost workers and exit codes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 
 BEAT_S = 20.0
-"""A driver writes what it sees at least so often."""
+"""Longest interval between two status records of a driver, in seconds."""
 
 SETUP_FAILED = 78
-"""Exit code of a job of which a line of `cluster.setup` failed: EX_CONFIG of sysexits.h."""
+"""Exit code of a job in which a line of `cluster.setup` failed: EX_CONFIG of sysexits.h."""
 
 EXITS: Mapping[int, tuple[Cause | None, str]] = {
     0: (None, "its worker ended as it should"),
@@ -30,27 +30,28 @@ EXITS: Mapping[int, tuple[Cause | None, str]] = {
     REFUSED: (Cause.BAD_NODE, "its worker refused to work"),
     BROKEN_NODE: (Cause.BAD_NODE, "its node did not pass the check"),
     OTHER_CODE: (Cause.CODE, "its worker found other code than that at launch"),
+    # the exit code of InfrastructureError, which a worker raises when the store does not answer
     3: (Cause.STORAGE, "its worker could not use the store"),
     SETUP_FAILED: (Cause.CONFIG, "a line of cluster.setup failed"),
 }
-"""Exit codes of a worker, which a job passes on: what they count as, and what they mean."""
+"""Exit codes of a worker, which its job passes on: the cause that each counts as, and its meaning."""
 
 
 def cause_of_code(code: int) -> Cause | None:
-    """Returns what a worker's exit code counts as."""
+    """Return the cause that a worker's exit code counts as; None for a good end."""
     return EXITS[code][0] if code in EXITS else Cause.UNKNOWN
 
 
 def meaning_of_code(code: int) -> str:
-    """Says what an exit code means where that tells more than a worker's last line, "" elsewhere."""
+    """Return the meaning of an exit code where it explains more than the worker's last line, else ""."""
     return EXITS[code][1] if code in (TOO_SHORT, NO_MEMORY) else ""
 
 
 def request_of(ledger: Ledger, sweep: str, number: int) -> Request:
-    """Reads the request that a submission was made for.
+    """Read the request that a submission was made for.
 
     Raises:
-        InfrastructureError: it cannot be read.
+        InfrastructureError: the request cannot be read.
     """
     request, problem = ledger.read(layout.request(sweep, number), Request)
     if request is None:
@@ -61,10 +62,10 @@ def request_of(ledger: Ledger, sweep: str, number: int) -> Request:
 
 
 def settings_of(request: Request) -> RunSettings:
-    """Returns the settings that a launch or rerun was asked with.
+    """Return the settings of a launch or rerun request.
 
     Raises:
-        InfrastructureError: it is neither.
+        InfrastructureError: the request is neither, so it has no settings.
     """
     if request.settings is None:
         raise InfrastructureError(f"request {request.number} is a {request.verb}: it starts nothing")
@@ -72,7 +73,10 @@ def settings_of(request: Request) -> RunSettings:
 
 
 def gone_of(filed: Sequence[SubmissionState], *, grace_s: float = 0.0) -> Iterator[LostWorker]:
-    """Yields the jobs, and the workers of drivers, that are known to be over and did not end well.
+    """Yield the jobs, and the workers of drivers, that are over and ended badly.
+
+    An attempt of such a worker can be taken over at once. Without this evidence, another worker would wait
+    until the lease of the attempt expires.
 
     Args:
         filed: all submissions.
@@ -80,6 +84,7 @@ def gone_of(filed: Sequence[SubmissionState], *, grace_s: float = 0.0) -> Iterat
     """
     for each in filed:
         if each.accepted is None:
+            # without an id it never became a job, so no worker can have claimed anything
             continue
         cluster, job = each.submission.cluster, each.accepted.job
         for index, over in each.over.items():
@@ -92,6 +97,7 @@ def gone_of(filed: Sequence[SubmissionState], *, grace_s: float = 0.0) -> Iterat
                     cause=over.cause,
                     evidence=ending(f"{job}_{index}", over),
                 )
+        # no grace here: a driver applies it before it records a worker as lost
         for lost in each.driver.lost if each.driver else ():
             yield LostWorker(
                 cluster=cluster,
@@ -104,6 +110,10 @@ def gone_of(filed: Sequence[SubmissionState], *, grace_s: float = 0.0) -> Iterat
 
 
 def stepped(amount: float) -> float:
-    """Returns the next of 1, 1.5, 2, 3, 4, 6, 8, ...: so that like cells ask for the same, in one array."""
+    """Round up to the next of 1, 1.5, 2, 3, 4, 6, 8, ...
+
+    Cells with similar needs then request the same amount, and can share one job array. For example, 5 and 5.7
+    both become 6.
+    """
     power = 2.0 ** max(0, math.ceil(math.log2(amount)))
     return 0.75 * power if amount <= 0.75 * power and power > 1 else power

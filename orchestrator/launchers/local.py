@@ -1,4 +1,8 @@
-"""The local launcher: a pool of worker slots on this machine, by CPU or by GPU, and its own scheduler."""
+"""The local launcher: a pool of worker slots on this machine, one for each share of its GPUs or CPUs.
+
+There is no scheduler below it, so it does that work itself: it assigns GPUs to slots and replaces workers
+that were killed.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +31,25 @@ from orchestrator.launchers.base import Launch
 from orchestrator.processes import end_adopted
 
 MAX_RESTARTS = 20
-"""How often a slot's worker is started anew in one launch; budgets of failures end loops long before."""
+"""Most restarts of one slot's worker in a launch. Failure budgets end most loops much earlier."""
 
+# the first makes the server adopt orphans; the second spares each worker the imports
 _PRELOADED = ("orchestrator.execution.fork_server", "orchestrator.execution.main")
 _STARTED: set[int] = set()
-"""Process ids of the workers of this process's fork server."""
+"""Process ids of the workers of this process's fork server. Its other children are orphans that it
+adopted."""
 
 _LEAVING = (0, TOO_SHORT, RELEASED, NO_MEMORY)
-"""Exit codes of workers that left work behind in a scheduler's job; the last one stands for them all."""
+"""Exit codes of workers that left work behind in a scheduler's job, from least to most important."""
 
 
 class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`conf/launcher/local.yaml`.
 
     Attributes:
-        workers: number of worker slots; None for as many as the GPUs, or else the CPUs, are enough for.
+        workers: number of worker slots; None for as many as the GPUs, or without GPUs the CPUs, suffice for.
         cpus_per_worker: CPU threads of each child.
-        gpus_per_worker: GPUs that each worker sees where there are any; 0 to use none.
+        gpus_per_worker: GPUs that each worker sees, on machines that have any; 0 to use none.
         snapshot: run a snapshot of the code in the store, not the checkout, which may be edited meanwhile.
     """
 
@@ -55,12 +61,12 @@ class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class LocalLauncher:
-    """Runs workers as processes forked from one server that has imported the heavy libraries for all.
+    """A launcher that forks its workers from one server, which has imported the heavy libraries for all.
 
     Args:
-        settings: `launcher` in the config.
-        num_cells: more workers than that are not started unless asked for.
-        cluster: for launchers that have one.
+        settings: the config's `launcher`.
+        num_cells: most workers that are started, unless `launcher.workers` requests more.
+        cluster: ignored; only launchers with a cluster profile use it.
 
     Raises:
         UserError: settings that this machine cannot meet.
@@ -86,19 +92,19 @@ class LocalLauncher:
         return self._settings.snapshot
 
     def hardware(self) -> Hardware | None:
-        """Says what a worker has: its GPUs, or else this host's memory, which workers share."""
+        """Return what a worker has: its GPUs, or else this host's memory, which all workers share."""
         if self._gpus:
             return gpu_hardware(self._gpus, self._settings.gpus_per_worker)
         return host_hardware()
 
     def start(self, launch: Launch) -> None:
-        """Starts the fork server and a worker in every slot."""
+        """Start the fork server and a worker in every slot."""
         self._launch = launch
         self._context.set_forkserver_preload([*_PRELOADED, *launch.preload])
         for slot in range(len(self._slots)):
             if not self._stopping:
                 self._start_worker(slot)
-        if self._stopping:  # asked while a worker was on its way, who did not hear it
+        if self._stopping:  # a stop arrived while a worker was being started, which it missed
             self.stop()
 
     def _start_worker(self, slot: int) -> None:
@@ -124,26 +130,31 @@ class LocalLauncher:
         process = self._context.Process(target=in_fork_server, args=(encode(order), str(log)))
         process.start()
         self._processes[slot] = process
+        # kept beyond the life of this launcher: the fork server serves all launches of this process
         _STARTED.add(process.pid or 0)
 
     def _log(self, slot: int) -> Path:
         return Path(self._launch.log_folder) / f"request-{self._launch.request}-worker-{slot}.log"
 
     def _last_line(self, slot: int) -> str:
-        """Return what a worker said last, without its time and name."""
+        """Return the last line of a worker's log, without its time and prefix."""
         lines = log_tail(self._log(slot)).splitlines()
         return lines[-1].partition(f"worker {slot}: ")[2] if lines else "its code is not that of the launch"
 
     def poll(self) -> int:
-        """Counts live workers; a worker that was killed is replaced, and its successor resumes at once."""
+        """Count live workers, and replace killed ones.
+
+        The successor of a killed worker resumes its stage at once.
+        """
         alive = 0
         for slot, process in list(self._processes.items()):
             code = process.exitcode
-            if code:  # what it left behind is ended before its successor starts
+            if code:  # end what it left behind, before its successor starts
                 _end_left_behind()
             if code is None:
                 alive += 1
             elif code in _LEAVING:
+                # one worker out of memory must decide for the job, however well the others ended
                 self.released = max(self.released, code, key=_LEAVING.index)
             elif code == OTHER_CODE:
                 self._refused = f"{self._last_line(slot)} (worker {slot} in {self._launch.log_folder})"
@@ -159,37 +170,45 @@ class LocalLauncher:
         return alive
 
     def stop(self, *, kill: bool = False) -> None:
-        """Sends every worker a signal; children of killed workers end by themselves."""
+        """Send a signal to every worker; children of killed workers end by themselves."""
         self._stopping = True
         for process in self._processes.values():
             if process.exitcode is None and process.pid is not None:
-                with contextlib.suppress(ProcessLookupError):  # it ended just now
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
                     os.kill(process.pid, signal.SIGKILL if kill else signal.SIGTERM)
 
     def refusal(self) -> str:
-        """Says which worker refused, "" when none did."""
+        """Return which worker refused to work, "" if none did."""
         return self._refused
 
 
 def _end_left_behind() -> None:
-    """End what killed workers left to their fork server, which adopts it."""
+    """End the processes that killed workers left behind; the fork server has adopted them."""
     server = getattr(forkserver, "_forkserver")._forkserver_pid  # noqa: B009 - it has no public name
     if server is not None:
         end_adopted(server, _STARTED)
 
 
 def _ensure_fork_server() -> None:
-    """Starts the fork server where there is none, deaf from its first moment on to what stops workers.
+    """Start the fork server if needed, with stop signals blocked.
 
-    A terminal's Ctrl-C goes to all processes, and so do a scheduler's signals: workers whose server dies of
-    one look dead. What is sent to a worker before it can heed it waits until then.
+    A terminal sends Ctrl-C to all processes, and a scheduler may signal all processes of a job. If that
+    killed the fork server, its workers would look dead. So the server ignores SIGINT and blocks the others
+    from its first moment on, which it inherits from this process:
+
+        this process   SIGINT ignored, SIGTERM/SIGUSR1/SIGUSR2 blocked    until the server runs
+        fork server    inherits both, for good
+        worker         inherits both; installs its handlers, then unblocks
+
+    A signal that reaches a worker before its handlers are installed stays pending until then. It is neither
+    lost nor fatal.
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         with short_paths():
-            util.get_temp_dir()  # where the server's socket will be, as long as this process lives
-        resource_tracker.ensure_running()  # unblocks SIGTERM when it starts: so it does first
+            util.get_temp_dir()  # the server's socket will lie here, as long as this process lives
+        resource_tracker.ensure_running()  # start the tracker first: its start unblocks SIGTERM
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         forkserver.ensure_running()
     finally:
@@ -200,16 +219,20 @@ def _ensure_fork_server() -> None:
 def slots(
     settings: LocalSettings, gpus: tuple[str, ...], num_cpus: int, num_cells: int
 ) -> list[dict[str, str]]:
-    """Returns the environment of each worker slot.
+    """Return the environment of each worker slot.
+
+    With four GPUs and two for each worker, the slots are::
+
+        [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
 
     Args:
         settings: from the config.
         gpus: ids of the visible GPUs.
-        num_cpus: CPUs that this process may use.
-        num_cells: no more slots than cells are made when `workers` is not set.
+        num_cpus: number of CPUs that this process may use.
+        num_cells: upper bound on the number of slots when `workers` is not set.
 
     Raises:
-        UserError: fewer GPUs than one worker needs, or a number below 1.
+        UserError: there are fewer GPUs than the workers need, or a number is too small.
     """
     for name in ("cpus_per_worker", *(("workers",) if settings.workers is not None else ())):
         if getattr(settings, name) < 1:
@@ -219,6 +242,7 @@ def slots(
         raise UserError(f"launcher.gpus_per_worker is {per_worker}", allowed="at least 0")
     if not gpus or per_worker == 0:
         number = settings.workers or max(1, min(num_cells, num_cpus // settings.cpus_per_worker))
+        # otherwise libraries in the workers would find the GPUs and use them
         hidden: dict[str, str] = {"CUDA_VISIBLE_DEVICES": ""} if gpus else {}
         return [dict(hidden) for _ in range(number)]
     most = len(gpus) // per_worker
@@ -236,7 +260,7 @@ def slots(
 
 
 def visible_gpus(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Returns the ids of the NVIDIA GPUs that this process may use, without importing torch."""
+    """Return the ids of the NVIDIA GPUs that this process may use, without importing torch."""
     environment = os.environ if environment is None else environment
     visible: Any = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -251,11 +275,11 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> tuple[str, ...
 
 
 _CUDA_SHARE = 0.98
-"""Of the memory that `nvidia-smi` tells, what CUDA then says there is; the driver keeps 0.6 to 1.9 %."""
+"""Share of the memory reported by `nvidia-smi` that CUDA then has; the driver keeps 0.6 to 1.9 %."""
 
 
 def gpu_hardware(gpus: tuple[str, ...], per_worker: int) -> Hardware | None:
-    """Returns what `nvidia-smi` says of some GPUs, the smallest counting; None when it says nothing."""
+    """Return what `nvidia-smi` reports of some GPUs; the smallest one counts. None if it reports nothing."""
     command = ["nvidia-smi", f"--id={','.join(gpus)}", "--query-gpu=memory.total,name"]
     try:
         listed = subprocess.run(
@@ -280,16 +304,17 @@ def gpu_hardware(gpus: tuple[str, ...], per_worker: int) -> Hardware | None:
 
 
 def host_hardware() -> Hardware | None:
-    """Returns what this host has; the peak is a guess, for a launch asks only what fits."""
+    """Return what this host has. The peak is a guess: a launch only checks whether cells fit."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # not on this system
+    except (ValueError, OSError, AttributeError):  # not available on this system
         return None
     return Hardware(device="cpu", memory_gib=memory / 2**30, peak_tflops=0.05 * available_cpus(), max_gpus=1)
 
 
 def available_cpus() -> int:
-    """Returns how many CPUs this process may run on."""
+    """Return how many CPUs this process may run on."""
     if hasattr(os, "sched_getaffinity"):
+        # a container or a job may be pinned to fewer CPUs than the machine has
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -32,7 +32,7 @@ NUM_LISTS, NAMES_IN_LIST = 50, 8
 
 
 def item_texts(num_items: int, seed: int) -> list[str]:
-    """Returns prompts and responses of all tasks in all languages: what a tokenizer is trained on."""
+    """Return prompts and responses of all tasks in all languages: what a tokenizer is trained on."""
     return [
         item.prompt + item.response
         for task in _tasks()
@@ -42,7 +42,7 @@ def item_texts(num_items: int, seed: int) -> list[str]:
 
 
 def generic_texts(num_items: int, seed: int) -> list[str]:
-    """Returns prompts of all tasks and lists of names from locale data, in all languages, shuffled."""
+    """Return prompts of all tasks and lists of names from locale data, in all languages, shuffled."""
     texts = [
         item.prompt
         for task in _tasks()
@@ -70,7 +70,7 @@ def _locale_texts(language: str, rng: random.Random) -> list[str]:
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Builds the model, pretrains it and saves it; a stop begins it anew, for it takes seconds."""
+    """Build the model, pretrains it and saves it; a stop begins it anew, for it takes seconds."""
     settings = config.model.pretraining
     runtime.start(context, seed=settings.seed)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
@@ -83,7 +83,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def build(family: str, architecture: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Returns a model of a family with random weights, its vocabulary that of the tokenizer."""
+    """Return a model of a family with random weights, its vocabulary that of the tokenizer."""
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": architecture.hidden_size,
@@ -107,7 +107,7 @@ def build(family: str, architecture: Config, tokenizer: PreTrainedTokenizerBase)
 
 
 def balance(model: PreTrainedModel) -> None:
-    """Gives attention a voice in a residual stream without norms after its layers, as Gemma3 has them.
+    """Give attention a voice in a residual stream without norms after its layers, as Gemma3 has them.
 
     An average over a hundred tokens is small beside an MLP's output. With these factors (measured) a tiny
     model learns to copy a value from its prompt within the few hundred steps of a smoke sweep.
@@ -122,7 +122,7 @@ def balance(model: PreTrainedModel) -> None:
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int) -> torch.Tensor:
-    """Joins texts, an end token after each, and cuts them into rows of equal length."""
+    """Join texts, an end token after each, and cuts them into rows of equal length."""
     ids = [token for text in texts for token in (*tokenizer(text).input_ids, tokenizer.eos_token_id)]
     num_blocks = len(ids) // block_tokens
     if not num_blocks:
@@ -131,7 +131,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int
 
 
 def pretrain(model: PreTrainedModel, blocks: torch.Tensor, settings: Config, context: Context) -> None:
-    """Runs a few steps of language modelling over blocks drawn at random."""
+    """Run a few steps of language modelling over blocks drawn at random."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.num_steps // 20, settings.num_steps)
     generator = torch.Generator().manual_seed(settings.seed)

@@ -262,7 +262,7 @@ class CellConfig(_Frozen, frozen=True, kw_only=True):
         force_setattr(self, "languages", in_study_order(self.languages, key="languages"))
 
     def check(self) -> None:
-        """Checks what only the file system knows: the model's folder, and a file for each language.
+        """Check what only the file system knows: the model's folder, and a file for each language.
 
         Raises:
             UserError: something is missing.
@@ -277,7 +277,7 @@ def is_hub_id(path: str) -> bool:
 
 
 def in_study_order(languages: tuple[str, ...], *, key: str) -> tuple[str, ...]:
-    """Returns a set of languages in the study's order, so that equal sets are equal cells.
+    """Return a set of languages in the study's order, so that equal sets are equal cells.
 
     Raises:
         ValueError: a language is unknown or given twice.

@@ -26,7 +26,7 @@ _SIDES = {"train_fingerprint": (Split.TRAIN, Split.VALIDATION), "test_fingerprin
 
 
 def root(cache_dir: str | None) -> Path:
-    """Returns where fetched data sets lie: the setting, else ``$POLYSWEEP_DATA``, else the user's cache."""
+    """Return where fetched data sets lie: the setting, else ``$POLYSWEEP_DATA``, else the user's cache."""
     where = cache_dir or os.environ.get(VARIABLE)
     if where:
         return Path(where).expanduser()
@@ -35,7 +35,7 @@ def root(cache_dir: str | None) -> Path:
 
 
 def derived(items: ItemsConfig) -> dict[str, Any]:
-    """Returns what follows from the settings of a data set: fingerprints, numbers, the name in the cache."""
+    """Return what follows from the settings of a data set: fingerprints, numbers, the name in the cache."""
     if items.dir is not None:
         return _of_folder(items)
     if items.train is None or items.test is None:
@@ -51,7 +51,7 @@ def derived(items: ItemsConfig) -> dict[str, Any]:
 
 
 def recipe(items: ItemsConfig) -> dict[str, Any]:
-    """Returns all that decides what a fetched data set holds, as JSON values."""
+    """Return all that decides what a fetched data set holds, as JSON values."""
     return {
         "importer": IMPORTER,
         "train": [items.train.hub_id, items.train.revision] if items.train else None,
@@ -65,14 +65,14 @@ def recipe(items: ItemsConfig) -> dict[str, Any]:
 
 
 def folder_of(items: Any) -> Path | None:
-    """Returns where the data set of a cell's items lies or would lie, None when no data set is named."""
+    """Return where the data set of a cell's items lies or would lie, None when no data set is named."""
     if items["dir"] is not None:
         return Path(items["dir"]).expanduser()
     return root(items["cache_dir"]) / items["cached"] if items["cached"] else None
 
 
 def check(items: ItemsConfig, task_name: str) -> None:
-    """Checks that the folder of some items is a data set of a task, with as many items as are wanted.
+    """Check that the folder of some items is a data set of a task, with as many items as are wanted.
 
     Raises:
         UserError: it is not.
@@ -124,7 +124,7 @@ def _of_folder(items: ItemsConfig) -> dict[str, Any]:
 
 
 def load_items(task: Task, split: str, language: str, settings: Config, uses: Config) -> Sequence[Item]:
-    """Returns the items of one split and language.
+    """Return the items of one split and language.
 
     Args:
         task: the benchmark.

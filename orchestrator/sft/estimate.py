@@ -50,7 +50,7 @@ class Speed(NamedTuple):
     seconds_per_answer: float | None = None
 
     def tokens(self, cell: Tree, computed: int) -> int:
-        """Returns the tokens of a cell: its mixture's own, or else the computed ones, corrected."""
+        """Return the tokens of a cell: its mixture's own, or else the computed ones, corrected."""
         return self.mixtures.get(tuple(cell["languages"])) or round(self.token_factor * computed)
 
 
@@ -58,7 +58,7 @@ _NOTHING = Speed()
 
 
 def speed_of(cell: Tree, measured: Measured, costs: CostsConfig) -> Speed:
-    """Returns the measurements of the cells with this one's model, task and items."""
+    """Return the measurements of the cells with this one's model, task and items."""
     return measured.once(_Speeds).of(cell, costs) if measured else _NOTHING
 
 
@@ -73,7 +73,7 @@ class _Speeds:
                 self._finished.setdefault(_key(finished.config), []).append(finished)
 
     def of(self, cell: Tree, costs: CostsConfig) -> Speed:
-        """Returns the measurements that hold for a cell."""
+        """Return the measurements that hold for a cell."""
         key = _key(cell)
         if key not in self._finished:
             return _NOTHING
@@ -119,7 +119,7 @@ RESUME_BYTES = 16
 
 
 def train(config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured) -> Estimate:
-    """Estimates full fine-tuning on the mixture.
+    """Estimate full fine-tuning on the mixture.
 
     Raises:
         UserError: no number of GPUs that may be taken can hold it.
@@ -166,7 +166,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
 def evaluate(
     config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured
 ) -> Estimate:
-    """Estimates the answers: of every epoch to validation items, of one model to test items.
+    """Estimate the answers: of every epoch to validation items, of one model to test items.
 
     Raises:
         UserError: one GPU cannot hold the model.
@@ -216,7 +216,7 @@ def _host_gib(model: Decoder, hardware: Hardware, num_gpus: int, device_gib: flo
 
 
 def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
-    """Finds GPUs and micro-batch for the cell's rows, taken to be as long as any may be.
+    """Find GPUs and micro-batch for the cell's rows, taken to be as long as any may be.
 
     Raises:
         UserError: it does not fit, with what takes the memory.
@@ -264,7 +264,7 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
 
 
 def told(terms: Mapping[str, float]) -> str:
-    """Returns the terms of memory for people, largest first."""
+    """Return the terms of memory for people, largest first."""
     parts = sorted(terms.items(), key=lambda term: -term[1])
     return " + ".join(f"{name} {gib:.1f}" for name, gib in parts if gib >= 0.05) + " GiB"
 
@@ -277,7 +277,7 @@ def cells(number: int) -> str:
 def _training_hours(
     model: Decoder, num_tokens: int, costs: CostsConfig, hardware: Hardware, speed: Speed
 ) -> tuple[float, str]:
-    """Returns device hours and how they are known: as asked, as measured, or as guessed."""
+    """Return device hours and how they are known: as asked, as measured, or as guessed."""
     if speed.seconds_per_token is not None and hardware.mfu is None:
         note = f"training speed measured on {cells(speed.num_cells)}, on the devices of those"
         return speed.seconds_per_token * num_tokens / 3600, note

@@ -128,13 +128,13 @@ def kept_files(selected: int) -> dict[str, list[str]]:
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
-    """Returns a model without its weights: what a row says of it is the same for every engine."""
+    """Return a model without its weights: what a row says of it is the same for every engine."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def num_trainable(model: PreTrainedModel) -> int:
-    """Counts the parameters that text trains, not those of a multimodal model's frozen parts."""
+    """Count the parameters that text trains, not those of a multimodal model's frozen parts."""
     named = model.named_parameters()
     return sum(weight.numel() for name, weight in named if not any(part in name for part in parallel.FROZEN))
 
@@ -142,7 +142,7 @@ def num_trainable(model: PreTrainedModel) -> int:
 def describe(
     config: Config, model: PreTrainedModel, selected: int | None, training: Mapping[str, object]
 ) -> Row:
-    """Returns the columns that all rows of a cell share."""
+    """Return the columns that all rows of a cell share."""
     return {
         "model": config.model.name,
         "family": config.model.family or model.config.model_type,

@@ -30,7 +30,7 @@ class Download(NamedTuple):
 
 
 def download(hub_id: str, revision: str) -> Download:
-    """Downloads the data files of a release, or finds them in the hub's cache.
+    """Download the data files of a release, or finds them in the hub's cache.
 
     Raises:
         UserError: the hub has no such data set or revision, or does not give it to us.
@@ -67,7 +67,7 @@ def download(hub_id: str, revision: str) -> Download:
 
 
 def data_files(names: Sequence[str]) -> list[str]:
-    """Returns the files that hold a release's rows: with item ids, else MGSM's, else Parquet, else JSON."""
+    """Return the files that hold a release's rows: with item ids, else MGSM's, else Parquet, else JSON."""
     groups = (
         [name for name in names if name.startswith("lang-id/")],
         [name for name in names if name.startswith("mgsm_") and name.endswith(".tsv")],
@@ -87,7 +87,7 @@ MCOT_NUMBERS = (10_000, 200)
 
 
 def fetch(*, task: str, recipe: Mapping[str, Any], folder: str) -> None:
-    """Fetches the releases of a recipe and writes the data set that they make; what is there stays.
+    """Fetch the releases of a recipe and writes the data set that they make; what is there stays.
 
     Args:
         task: the benchmark.
@@ -106,7 +106,7 @@ def fetch(*, task: str, recipe: Mapping[str, Any], folder: str) -> None:
 
 
 def choice_of(recipe: Mapping[str, Any]) -> Choice:
-    """Returns which items a recipe takes."""
+    """Return which items a recipe takes."""
     return Choice(
         languages=tuple(recipe["languages"]),
         num_train=recipe["num_train"],
@@ -119,7 +119,7 @@ def choice_of(recipe: Mapping[str, Any]) -> Choice:
 def make(
     task: str, sources: Sequence[Source | None], choice: Choice, out: Path, *, force: bool = False
 ) -> tuple[DatasetInfo, bool]:
-    """Builds and writes a data set; returns it, and whether it is new.
+    """Build and writes a data set; returns it, and whether it is new.
 
     Args:
         task: the benchmark.
@@ -138,7 +138,7 @@ def make(
 
 
 def from_hub(hub_id: str, revision: str, *, task: str) -> Source:
-    """Returns a release as a source.
+    """Return a release as a source.
 
     Raises:
         InfrastructureError: the hub cannot be reached.
@@ -154,7 +154,7 @@ def from_hub(hub_id: str, revision: str, *, task: str) -> Source:
 
 
 def find(word: str, task: str, revision: str | None) -> Source:
-    """Returns the source that a word names: a path, or else a hub id.
+    """Return the source that a word names: a path, or else a hub id.
 
     Raises:
         InfrastructureError: the hub cannot be reached.
@@ -182,7 +182,7 @@ def import_data(
     test_revision: str | None = None,
     force: bool = False,
 ) -> tuple[DatasetInfo, bool]:
-    """Imports data as `sweep data import` is asked to.
+    """Import data as `sweep data import` is asked to.
 
     Args:
         task: the benchmark.
@@ -219,7 +219,7 @@ KINDS = "a tokenizer.json, a folder with one, or a hub id in reach"
 
 
 def measures(names: Sequence[str]) -> dict[str, Measure]:
-    """Returns a name for people to what counts the tokens of items.
+    """Return a name for people to what counts the tokens of items.
 
     Args:
         names: each a `tokenizer.json`, a folder with a tokenizer, or a hub id.

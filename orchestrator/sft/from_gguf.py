@@ -22,7 +22,7 @@ from orchestrator.errors import UserError
 
 
 def convert(source: Path, folder: Path) -> None:
-    """Writes the weights and the tokenizer of a GGUF file as a model folder, whole or not at all.
+    """Write the weights and the tokenizer of a GGUF file as a model folder, whole or not at all.
 
     Raises:
         UserError: there is no such file, it holds no model, or the package gguf is missing.

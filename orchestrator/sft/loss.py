@@ -1,15 +1,24 @@
-"""The loss of the response tokens, computed without holding the logits of a whole batch.
+"""Cross entropy of the response tokens, computed without holding the logits of a whole batch.
 
-At a vocabulary of 262,144 the logits of 1,024 tokens, with what the loss makes of them, take 3.8 GB. So the
-head is applied to the response positions only, a chunk at a time, and once more in the backward pass.
-(`torch.nn.functional.linear_cross_entropy` chunks too, but returns a sum that is rounded to bfloat16 and
-knows nothing of what models do to their logits.) No attention mask is needed: rows are padded on the right
-and attention is causal, so no token that counts ever sees padding.
+Logits are the largest tensor of a training step. With a vocabulary of 262,144, the logits of 1,024 tokens and
+their gradients take 3.8 GB. Therefore the language-model head runs only at the positions that predict a
+response token, and only on one chunk of them at a time. The backward pass computes each chunk's logits again.
+(`torch.nn.functional.linear_cross_entropy` also works in chunks. But it returns a sum that is rounded to
+bfloat16, and it skips what models do to their logits.)
 
-Models scale, cap or shift their logits, each in its own `forward`. So the head here *is* the model's own
-`forward`, run with a decoder that returns hidden states computed before. Whether that gives the model's
-logits is verified once, on the first batch. Auxiliary losses that a model can return beside its logits, such
-as the load balancing of experts' routers, are no part of the loss.
+No attention mask is needed. Rows are padded on the right and attention is causal, so no token that counts
+ever attends to padding.
+
+Models scale, cap or shift their logits, each in its own `forward`. So this module does not call the head
+directly. It runs the model's own `forward` with a decoder that returns hidden states computed earlier::
+
+    hidden = decoder(input_ids)             # rows x tokens x width, once per batch
+    hidden = hidden[positions]              # response positions only
+    for chunk in hidden.split(chunk_tokens):
+        logits = model.forward(...)         # here decoder(...) returns `chunk`; head and caps run as usual
+
+The first batch verifies once that this gives the model's own logits. Auxiliary losses that a model can return
+with its logits, such as the load balancing of expert routers, are not part of the loss.
 """
 
 from __future__ import annotations
@@ -29,22 +38,29 @@ from orchestrator.errors import StageFailure
 from orchestrator.sft.shards import Batch
 
 PROBE_TOKENS = 32
-"""Tokens of the first batch on which the logits are compared; ours."""
+"""Tokens of the first batch whose logits are compared; our choice."""
 TOLERANCE, TOLERANCE_16_BIT = 1e-3, 1e-2
-"""Largest relative difference (Frobenius norm) of the logits; ours. The same shapes gave the same bits."""
-CAUSAL_TOLERANCE, CAUSAL_TOLERANCE_16_BIT = 1e-3, 1e-1
-"""The same for rows of another length; ours. In float32 3e-7 was measured, and 6e-2 to 1.2 without causality.
+"""Largest relative difference (Frobenius norm) of the logits; our choice.
 
+With equal shapes the measured logits were bit-identical.
+"""
+CAUSAL_TOLERANCE, CAUSAL_TOLERANCE_16_BIT = 1e-3, 1e-1
+"""Largest relative difference of the logits between rows of different length; our choice.
+
+In float32 the measured difference was 3e-7 for causal models, and 6e-2 to 1.2 for models that are not causal.
 In 16 bits a router may choose another expert for a token whose scores are close.
 """
 
 
 class ResponseLoss(nn.Module):
-    """A causal model that returns the summed loss of a batch's response tokens.
+    """Wrapper around a causal model that returns the summed loss of a batch's response tokens.
+
+    The loss is a sum, not a mean. The caller divides by the number of response tokens of the whole optimiser
+    step. A mean over each micro-batch would weight tokens by how the rows happen to be divided.
 
     Args:
         model: any causal language model of transformers.
-        chunk_tokens: response tokens whose logits exist at a time.
+        chunk_tokens: number of response tokens whose logits exist at a time.
     """
 
     def __init__(self, model: PreTrainedModel, *, chunk_tokens: int) -> None:
@@ -54,7 +70,7 @@ class ResponseLoss(nn.Module):
         self._is_verified = False
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the sum, in float32, of the cross entropies at `positions`; 0 where there are none.
+        """Return the sum, in float32, of the cross entropies at `batch.positions`; 0 if there are none.
 
         Raises:
             StageFailure: on the first batch, if the model's own logits are not reproduced (cause ``config``).
@@ -70,10 +86,12 @@ class ResponseLoss(nn.Module):
             torch.split(batch.targets, self._chunk_tokens),
             strict=True,
         )
+        # Checkpointing drops each chunk's logits after the forward pass, so only one chunk's exist at a time.
         losses = [checkpoint(self._summed, *chunk, use_reentrant=False) for chunk in chunks]
         return torch.stack(losses).sum()
 
     def _summed(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        # In float32: a sum of thousands of terms loses its small ones in 16 bits.
         return functional.cross_entropy(self._logits(hidden).float(), targets, reduction="sum")
 
     def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -85,13 +103,13 @@ class ResponseLoss(nn.Module):
         return decoder_of(self.model)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Run the model's own `forward` from the decoder's output on.
+        """Run the model's own `forward`, starting from the decoder's output.
 
         Args:
             hidden: last hidden states, positions x width.
 
         Returns:
-            positions x vocabulary.
+            Logits, positions x vocabulary.
         """
         output = _Output(last_hidden_state=hidden[None])
         head = _with_decoder_output(self.model, self._decoder, output)
@@ -99,13 +117,19 @@ class ResponseLoss(nn.Module):
 
     @torch.no_grad()
     def _verify(self, row: torch.Tensor) -> None:
-        """Compare the logits of a row's first tokens with the model's own, and with those of half as many.
+        """Compare the logits of a row's first tokens with the model's own and with those of a shorter row.
 
-        The latter differ where a token sees later ones, and so would see padding, or the answer.
+        The first comparison shows that the substituted decoder changes nothing. The second shows that the
+        model is causal. If the first tokens' logits change when later tokens are removed, a token sees later
+        tokens. Then it would also see padding, or the answer that it should predict.
+
+        Raises:
+            StageFailure: a comparison exceeds its tolerance, or the model fails (cause ``config``).
         """
         name = type(self.model).__name__
         ids = row[None, :PROBE_TOKENS]
         half = -(-ids.shape[1] // 2)
+        # Dropout and autocast would make two correct computations differ.
         with _evaluating(self.model), _full_precision(row.device):
             try:
                 hidden = self._hidden(ids)
@@ -128,10 +152,13 @@ class ResponseLoss(nn.Module):
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """Return the part of a causal model that makes hidden states of tokens; of a multimodal one that of text.
+    """Return the module of a causal model that maps tokens to hidden states.
 
-    It is what transformers names as the decoder, provided that the embeddings of tokens are in it; else the
-    child that they are in.
+    This is the decoder that transformers names, if the token embeddings are inside it. Otherwise it is the
+    child module that contains them. In a multimodal model it is the text decoder.
+
+    Raises:
+        StageFailure: no such module exists (cause ``config``).
     """
     embeddings = model.get_input_embeddings()
     parts: tuple[nn.Module, ...] = (model.get_decoder(), *model.children())
@@ -142,20 +169,26 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 class _Output(BaseModelOutputWithPast):  # type: ignore[misc]  # transformers is untyped here
-    """What a decoder returns, whatever else a model may look for in it being None."""
+    """Decoder output in which every field that was not set is None, because models may read any of them."""
 
     def __getattr__(self, name: str) -> None:
+        # Python looks up its own protocols, such as `__deepcopy__`. None would be taken for a method.
         if name.startswith("__"):
             raise AttributeError(name)
 
 
 def _with_decoder_output(model: nn.Module, decoder: nn.Module, output: _Output) -> nn.Module:
-    """Return a model that shares all with another, but whose decoder returns the given output.
+    """Return a copy of a model that shares its parameters, but whose decoder returns the given output.
 
-    So do the modules between the model and its decoder, since either may be what `forward` calls. Copies are
-    shallow and made for each call: parameters are those of the model, wherever they have been moved to.
+    For example, ``forward`` of a causal model calls ``self.model(...)`` and then ``self.lm_head(hidden)``. In
+    the copy the first call returns `output` at once, and the second runs the real head. Modules between the
+    model and its decoder return `output` too, because `forward` may call any of them.
+
+    Copies are shallow and made for each call. So parameters are always the model's current ones, even after
+    it was moved to another device or sharded.
     """
     copied: nn.Module = copy.copy(model)
+    # The shallow copy shares this dictionary. Without its own, the original model would get the stand-in.
     copied._modules = dict(copied._modules)
     for name, child in model.named_children():
         if any(module is decoder for module in child.modules()):
@@ -167,7 +200,7 @@ def _with_decoder_output(model: nn.Module, decoder: nn.Module, output: _Output) 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Leave out what only training does, such as dropout."""
+    """Switch all modules to evaluation mode, which turns off dropout; restore the mode of each on exit."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -179,12 +212,17 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
+    """Turn autocast off."""
     with torch.autocast(device.type, enabled=False):
         yield
 
 
 def _distance(ours: torch.Tensor, own: torch.Tensor) -> float:
-    """Return the relative difference of logits; what all tokens of a position share changes no loss."""
+    """Return the relative difference of two tensors of logits; infinity if their shapes differ.
+
+    The mean over the vocabulary is subtracted first. A constant added to all logits of a position changes
+    neither the softmax nor the loss.
+    """
     if ours.shape != own.shape:
         return float("inf")
     ours, own = (logits.float() - logits.float().mean(-1, keepdim=True) for logits in (ours, own))

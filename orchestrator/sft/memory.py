@@ -100,7 +100,7 @@ class Fit(NamedTuple):
 
 
 def num_parameters(architecture: Mapping[str, Any], family: str | None) -> int:
-    """Counts the parameters of a decoder, exactly for Qwen3 and Gemma3.
+    """Count the parameters of a decoder, exactly for Qwen3 and Gemma3.
 
     Both norm the queries and keys of each head. A layer of Gemma3 has four norms, of others two.
     """
@@ -116,7 +116,7 @@ def num_parameters(architecture: Mapping[str, Any], family: str | None) -> int:
 
 
 def decoder(architecture: Mapping[str, Any], family: str | None) -> Decoder:
-    """Returns the sizes of a model from `model.architecture` and `model.family` of the config."""
+    """Return the sizes of a model from `model.architecture` and `model.family` of the config."""
     sizes = {name: architecture[name] for name in Decoder._fields if name != "num_parameters"}
     return Decoder(num_parameters=num_parameters(architecture, family), **sizes)
 
@@ -125,7 +125,7 @@ def decoder(architecture: Mapping[str, Any], family: str | None) -> Decoder:
 def terms_gib(
     model: Decoder, load: Load, *, num_gpus: int, micro_batch: int, memory_gib: float
 ) -> Mapping[str, float]:
-    """Returns what one device holds at the peak of a training step, in GiB.
+    """Return what one device holds at the peak of a training step, in GiB.
 
     ``state`` is sharded over the GPUs. ``weights`` are the copies in use (ours): in bf16 of all on one
     device; with FSDP of embeddings, head and two layers, gathered in bf16 with fp32 gradients. ``layer`` is
@@ -154,7 +154,7 @@ def terms_gib(
 
 
 def reserve_gib(memory_gib: float, *, on_cpu: bool) -> float:
-    """Returns what of a device's memory no tensor can have."""
+    """Return what of a device's memory no tensor can have."""
     return HOST_GIB if on_cpu else CUDA_GIB + SPARE_SHARE * memory_gib
 
 
@@ -165,7 +165,7 @@ def _layer_values(model: Decoder) -> int:
 
 
 def micro_batches(global_batch: int, num_gpus: int) -> list[int]:
-    """Returns the micro-batches to try, largest first: the powers of two that divide a device's rows.
+    """Return the micro-batches to try, largest first: the powers of two that divide a device's rows.
 
     What the devices cannot share evenly is padded with masked rows.
     """
@@ -178,7 +178,7 @@ def micro_batches(global_batch: int, num_gpus: int) -> list[int]:
 def largest_micro_batch(
     model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, global_batch: int
 ) -> int | None:
-    """Returns the largest micro-batch that fits `num_gpus` devices; None when not even 1 does.
+    """Return the largest micro-batch that fits `num_gpus` devices; None when not even 1 does.
 
     The `train` stage calls it when `trainer.micro_batch_size` is null, with the length of its longest row in
     `load` and what its device really has. The result never depends on anything that is random.
@@ -208,7 +208,7 @@ def fit(
     micro_batch: int | None,
     num_gpus: int | None = None,
 ) -> Fit | None:
-    """Finds the fewest GPUs of one machine (1, 2, 4, ...), and with them the largest micro-batch, that fit.
+    """Find the fewest GPUs of one machine (1, 2, 4, ...), and with them the largest micro-batch, that fit.
 
     Args:
         model: from `decoder`.

@@ -22,7 +22,7 @@ FETCH = "orchestrator.sft.fetching:fetch"
 
 
 def needs(config: Config) -> list[Need]:
-    """Returns the one data set that a cell's items come from, if it is not made or given on the spot."""
+    """Return the one data set that a cell's items come from, if it is not made or given on the spot."""
     items = config["items"]
     if items["source"] != "parallel" or items["dir"] is not None:
         return []  # a local folder that is not there is an error when the cell is composed
@@ -130,7 +130,7 @@ PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (
 
 
 def of_cell(config: Config) -> list[Need]:
-    """Returns all that a cell needs."""
+    """Return all that a cell needs."""
     return [need for provider in PROVIDERS for need in provider(config)]
 
 
@@ -167,7 +167,7 @@ PROBE_S = 10.0
 
 
 def model(*, repo_id: str, revision: str) -> None:
-    """Downloads one revision of a model with its tokenizer into the hub's cache.
+    """Download one revision of a model with its tokenizer into the hub's cache.
 
     Raises:
         InfrastructureError: there is no network, no such revision, or no right to it.

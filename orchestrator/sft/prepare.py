@@ -27,7 +27,7 @@ SPLITS = ("train", "validation")
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Writes the shard of `language`, and beside it what it holds and what was left out."""
+    """Write the shard of `language`, and beside it what it holds and what was left out."""
     runtime.start(context, seed=config["items"].seed)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
     model = ModelFolder("", context_tokens=MAX_POSITIONS)
@@ -102,20 +102,20 @@ def left_out(shards: Mapping[str, Path], languages: Sequence[str]) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, item: Item, split: str) -> Example:
-    """Turns an item into tokens: prompt, response, end."""
+    """Turn an item into tokens: prompt, response, end."""
     prompt = encode_prompt(tokenizer, item.prompt)
     response = tokenizer(item.response, add_special_tokens=False).input_ids
     return Example(split, item.id, len(prompt), [*prompt, *response, tokenizer.eos_token_id])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Turns a prompt into tokens, with the BOS token if the tokenizer has the habit, and no end."""
+    """Turn a prompt into tokens, with the BOS token if the tokenizer has the habit, and no end."""
     ids: list[int] = tokenizer(prompt).input_ids
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def count(examples: Sequence[Example], fitting: Sequence[Example]) -> dict[str, int]:
-    """Counts items and tokens of a split, kept and left out."""
+    """Count items and tokens of a split, kept and left out."""
     lengths = [len(row.input_ids) for row in examples]
     return {
         "num_items": len(examples),

@@ -25,7 +25,7 @@ from orchestrator.stage import Config, Context, Inputs
 
 
 def start(context: Context, *, seed: int) -> None:
-    """Sets threads (or a resume would not be bit-identical) and seeds, and silences the libraries."""
+    """Set threads (or a resume would not be bit-identical) and seeds, and silences the libraries."""
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # where its client was imported before this module
     torch.set_num_threads(context.num_threads)
     transformers.utils.logging.set_verbosity_error()
@@ -34,7 +34,7 @@ def start(context: Context, *, seed: int) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """Returns where to compute: ``auto`` is the first GPU if there is one."""
+    """Return where to compute: ``auto`` is the first GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -162,7 +162,7 @@ _FORMER_BUFFERS = re.compile(r"(^|\.)(masked_bias|(attn|attention)\.bias|inv_fre
 
 
 def _from_cache(from_pretrained: Callable[..., Any], uses: Config, **how: Any) -> Any:
-    """Loads from a folder or the hub's cache; the hub itself is asked by `sweep prefetch` alone."""
+    """Load from a folder or the hub's cache; the hub itself is asked by `sweep prefetch` alone."""
     path, how = uses.model.path, {"revision": uses.model.revision or "main", **how}
     try:
         return from_pretrained(path, local_files_only=True, **how)

@@ -75,7 +75,7 @@ class Score(NamedTuple):
 
 
 def scores_of(predictions: Iterable[Prediction]) -> list[Score]:
-    """Counts predictions by split, step and language, in the order in which these first appear."""
+    """Count predictions by split, step and language, in the order in which these first appear."""
     groups: dict[tuple[str, int | None, str], list[Prediction]] = {}
     for one in predictions:
         groups.setdefault((one.split, one.step, one.language), []).append(one)
@@ -86,7 +86,7 @@ def scores_of(predictions: Iterable[Prediction]) -> list[Score]:
 
 
 def select(scores: Sequence[Score]) -> int:
-    """Returns the step with the highest mean accuracy over the languages; the earliest wins a tie."""
+    """Return the step with the highest mean accuracy over the languages; the earliest wins a tie."""
     by_step: dict[int, list[float]] = {}
     for score in scores:
         if score.step is not None:
@@ -95,7 +95,7 @@ def select(scores: Sequence[Score]) -> int:
 
 
 def write(predictions: Sequence[Prediction], folder: Path) -> None:
-    """Writes predictions into a folder as one Parquet file."""
+    """Write predictions into a folder as one Parquet file."""
     columns = [list(column) for column in zip(*predictions, strict=True)]
     pq.write_table(
         pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA), folder / PREDICTIONS
@@ -103,7 +103,7 @@ def write(predictions: Sequence[Prediction], folder: Path) -> None:
 
 
 def read(folder: Path) -> list[Prediction]:
-    """Reads what `write` wrote."""
+    """Read what `write` wrote."""
     return [Prediction(**row) for row in pq.read_table(folder / PREDICTIONS).to_pylist()]
 
 

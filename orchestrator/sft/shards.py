@@ -1,7 +1,9 @@
-"""Tokenised shards: their file, and the rows, order and batches that training makes of them.
+"""Tokenised shards: their file format, and the rows, order and batches that training makes of them.
 
-Micro-batches are grouped by length within an optimiser step, so they need little padding and nothing is
-packed; the set of rows of a step, and so its gradient, is the same whatever their number.
+A *step* is one optimiser step over `global_batch_size` rows. Each step is divided into *micro-batches*, one
+forward and backward pass each. Rows are grouped by length within a step, so micro-batches need little padding
+and no row is packed with another. The set of rows of a step depends on the seed, the epoch and the step
+alone. So the step's gradient is the same, up to rounding, for any micro-batch size and number of processes.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ SCHEMA = pa.schema(
 
 
 class Example(NamedTuple):
-    """One item as tokens: the prompt, then the response that the loss is on."""
+    """One item as tokens: the prompt, then the response that the loss covers."""
 
     split: str
     item_id: str
@@ -36,7 +38,7 @@ class Example(NamedTuple):
 
 
 def write_shard(examples: Sequence[Example], folder: Path) -> None:
-    """Writes the rows of one language as an Arrow file."""
+    """Write the rows of one language as an Arrow file."""
     columns = [list(column) for column in zip(*examples, strict=True)] or [[] for _ in SCHEMA]
     table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
     with pa.OSFile(str(folder / SHARD), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
@@ -44,7 +46,7 @@ def write_shard(examples: Sequence[Example], folder: Path) -> None:
 
 
 def read_shard(folder: Path) -> list[Example]:
-    """Reads the rows back, in the order in which they were written."""
+    """Read the rows of a shard, in the order in which they were written."""
     with pa.memory_map(str(folder / SHARD)) as source:
         table = pa.ipc.open_file(source).read_all()
         ids = [np.asarray(row.values).copy() for row in table["input_ids"]]
@@ -53,12 +55,15 @@ def read_shard(folder: Path) -> list[Example]:
 
 
 class Batch(NamedTuple):
-    """Rows padded on the right, and where their response tokens are predicted.
+    """Rows padded on the right, with the positions that predict their response tokens.
+
+    A model's output at position p predicts token p + 1. So for a row ``P P R R`` (two prompt tokens, two
+    response tokens), `positions` holds 1 and 2 and `targets` holds tokens 2 and 3.
 
     Attributes:
-        input_ids: rows x tokens.
-        positions: of the tokens before each response token, in the flattened `input_ids`.
-        targets: the response tokens.
+        input_ids: token ids, rows x tokens.
+        positions: index of the token before each response token, in the flattened `input_ids`.
+        targets: ids of the response tokens.
     """
 
     input_ids: torch.Tensor
@@ -66,12 +71,17 @@ class Batch(NamedTuple):
     targets: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch on a device; the copy need not be waited for."""
+        """Return the batch on a device, copied asynchronously."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class Rows:
-    """Examples as tensors, and the batches made of them; the prompt is left out of the loss."""
+    """Examples as tensors, and the batches made of them. The loss excludes the prompt.
+
+    Attributes:
+        lengths: tokens of each row.
+        num_targets: response tokens of each row.
+    """
 
     def __init__(self, examples: Sequence[Example], *, pad_token_id: int) -> None:
         self._rows = [torch.tensor(np.asarray(example.input_ids), dtype=torch.long) for example in examples]
@@ -84,11 +94,17 @@ class Rows:
         return len(self._rows)
 
     def batch(self, rows: Sequence[int], *, masked: bool = False) -> Batch:
-        """Makes a batch; a masked one has no response tokens, so that it adds nothing to any gradient."""
+        """Return a batch of rows. A masked batch has no response tokens, so it adds nothing to any gradient.
+
+        Args:
+            rows: indices of the rows.
+            masked: leave all targets out.
+        """
         input_ids = torch.nn.utils.rnn.pad_sequence(
             [self._rows[row] for row in rows], True, self._pad_token_id
         )
         width = input_ids.shape[1]
+        # Indices into the flattened, padded batch: row `number` begins at number * width.
         targets = [
             torch.arange(number * width + self._first[row], number * width + len(self._rows[row]))
             for number, row in enumerate(rows if not masked else [])
@@ -100,7 +116,14 @@ class Rows:
 class EpochOrder:
     """The rows of each optimiser step: shuffled over the epoch, then sorted by length within the step.
 
-    They depend on the seed, the epoch and the step alone, not on micro-batches or processes.
+    The order depends on the seed, the epoch and the step alone. It does not depend on micro-batches,
+    processes or a random state. So a resumed training computes the order again and skips the steps that are
+    done.
+
+    Args:
+        lengths: tokens of each row.
+        global_batch_size: rows of an optimiser step.
+        seed: of the shuffle.
     """
 
     def __init__(self, lengths: Sequence[int] | np.ndarray, *, global_batch_size: int, seed: int) -> None:
@@ -108,18 +131,19 @@ class EpochOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch; the last may have fewer rows."""
+        """Number of optimiser steps of an epoch; the last may have fewer rows."""
         return -(-len(self._lengths) // self._size)
 
     def steps(self, epoch: int) -> list[np.ndarray]:
-        """Returns the rows of each optimiser step of an epoch, the longest first."""
+        """Return the row indices of each optimiser step of an epoch, the longest row first."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._lengths))
         parts = [order[start : start + self._size] for start in range(0, len(order), self._size)]
+        # A stable sort: rows of equal length keep their shuffled order on every platform.
         return [part[np.argsort(-self._lengths[part], kind="stable")] for part in parts]
 
 
 class Part(NamedTuple):
-    """One micro-batch of one process: rows, and whether it only keeps step with the other processes."""
+    """One micro-batch of one process: row indices, and whether it is masked padding for an equal count."""
 
     rows: list[int]
     masked: bool = False
@@ -128,16 +152,23 @@ class Part(NamedTuple):
 def parts_of(
     rows: Sequence[int] | np.ndarray, *, size: int, rank: int = 0, num_processes: int = 1
 ) -> list[Part]:
-    """Deals the rows of a step out as micro-batches, as many to each process.
+    """Return one process's micro-batches of a step. Every process gets the same number.
 
-    Neighbours in length go to the processes side by side. Where the micro-batches do not come out even, a
-    process gets the step's last row once more, masked.
+    Gradient exchange is a collective operation: a process with fewer micro-batches would leave the others
+    waiting for ever. If the micro-batches do not divide evenly, some processes get the step's last row once
+    more, masked. Neighbours in length run at the same time in different processes, so no process waits long
+    for another::
+
+        rows 0 to 4 (by length), size=2, num_processes=2
+        micro-batches     [0 1]  [2 3]  [4]  [4 masked]
+        process 0         [0 1]         [4]
+        process 1                [2 3]       [4 masked]
 
     Args:
-        rows: of the step, by length.
+        rows: of the step, sorted by length.
         size: rows of a micro-batch.
         rank: of the process.
-        num_processes: among which the rows are dealt out.
+        num_processes: number of processes that share the step.
     """
     whole = [Part([int(row) for row in rows[start : start + size]]) for start in range(0, len(rows), size)]
     whole += [Part([int(rows[-1])], masked=True)] * (-len(whole) % num_processes)

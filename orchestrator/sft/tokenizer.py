@@ -21,7 +21,7 @@ SPECIAL_TOKENS = {
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Trains the tokenizer and saves it as a `PreTrainedTokenizerFast`."""
+    """Train the tokenizer and saves it as a `PreTrainedTokenizerFast`."""
     settings = config.model.tokenizer
     runtime.start(context, seed=settings.seed)
     special = SPECIAL_TOKENS[config.model.family]

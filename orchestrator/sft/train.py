@@ -1,4 +1,11 @@
-"""The `train` stage: fine-tunes a model on a mixture of shards; its product is every epoch's weights."""
+"""The `train` stage: fine-tune a model on a mixture of shards. Its product is the weights of every epoch.
+
+The loss of an optimiser step is the sum of the cross entropies of all its response tokens, divided by their
+number. So each token counts the same, whatever micro-batch and process computes it.
+
+No random state and no data position are saved. The order of rows, the learning rate and dropout are functions
+of the seed and the step. A resume needs the weights, the optimiser's moments and the number of the step.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +45,7 @@ _PROGRESS = "progress.json"
 
 
 class Progress(NamedTuple):
-    """What is known of the training so far; part of the state to go on from."""
+    """Record of the training so far, part of each checkpoint; losses are per step and per epoch."""
 
     seconds: float
     loss: list[float]
@@ -46,7 +53,7 @@ class Progress(NamedTuple):
 
 
 class Training:
-    """Trains a model on rows, from the beginning or from the checkpoint that the context offers.
+    """Training of a model on rows, from the beginning or from the checkpoint in the context.
 
     Args:
         placed: the model.
@@ -72,6 +79,7 @@ class Training:
         self._placed, self._rows, self._validation = placed, rows, validation
         self._settings, self._seed = settings.trainer, settings.seed
         self._context, self._device = context, device
+        # A micro-batch larger than a process's share of the step would leave other processes without rows.
         per_process = -(-settings.trainer.global_batch_size // world_size())
         self.micro_batch_size = min(micro_batch_size, per_process)
         self._order = EpochOrder(
@@ -82,22 +90,24 @@ class Training:
         schedule = get_cosine_schedule_with_warmup(
             self._optimizer, math.ceil(self.num_steps * settings.trainer.warmup_share), self.num_steps
         )
-        self._factor = schedule.lr_lambdas[0]  # of the step alone: there is no state to keep
+        # Only the function of the step is kept: the scheduler object has a state to save.
+        self._factor = schedule.lr_lambdas[0]
         self._start_s = time.monotonic()
         self.progress = Progress(0.0, [], [])
 
     def run(self) -> None:
-        """Trains to the end, saving as the context asks and at the end of each epoch.
+        """Train to the end. Save when a checkpoint is due and at the end of each epoch.
 
         Raises:
-            StopRequested: after a checkpoint, when a stop was asked.
-            StageFailure: the loss or the gradient is not a number (cause ``nan``).
+            StopRequested: after a checkpoint, if a stop was requested.
+            StageFailure: the loss or the gradient is not finite (cause ``nan``).
         """
         first = self._resume()
         per_epoch = self._order.steps_per_epoch
         for epoch in range(first // per_epoch, self._settings.num_epochs):
             for number, rows in enumerate(self._order.steps(epoch)):
                 step = epoch * per_epoch + number + 1
+                # These steps are in the checkpoint.
                 if step <= first:
                     continue
                 self._step(step, rows)
@@ -114,11 +124,11 @@ class Training:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole training, padding left out."""
+        """Tokens of the whole training, without padding."""
         return int(self._rows.lengths.sum()) * int(self._settings.num_epochs)
 
     def padding_share(self) -> float:
-        """Returns the share of padding, and of masked rows, in what is computed."""
+        """Return the share of padding and masked rows in the tokens that are computed."""
         lengths, computed = self._rows.lengths, 0
         for epoch in range(self._settings.num_epochs):
             for rows in self._order.steps(epoch):
@@ -128,7 +138,7 @@ class Training:
         return 1 - self.num_tokens / computed
 
     def peak_memory_gib(self) -> float:
-        """Returns the largest memory of any process so far: of its GPU, else of the process itself."""
+        """Return the peak memory of any process so far, in GiB: GPU memory, or host memory on a CPU."""
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**30
         else:  # kilobytes on Linux, bytes on macOS
@@ -139,22 +149,28 @@ class Training:
     # A step
 
     def _parts(self, rows: np.ndarray, number: int | None = None) -> list[Part]:
+        """Return the micro-batches of one process, by default of this one."""
         number = rank() if number is None else number
         return parts_of(rows, size=self.micro_batch_size, rank=number, num_processes=world_size())
 
     def _step(self, step: int, rows: np.ndarray) -> None:
+        """Run one optimiser step over its rows, and log its metrics."""
         started_s = time.monotonic()
         self._reseed(step)
+        # Of the whole step, not of this process: otherwise the loss would depend on how rows are divided.
         num_targets = max(1, int(self._rows.num_targets[rows].sum()))
         total = torch.zeros((), device=self._device)
         parts = self._parts(rows)
         for number, (chosen, masked) in enumerate(parts):
             batch = self._rows.batch(chosen, masked=masked)
             loss = self._placed.losses(batch, is_last=number + 1 == len(parts)) / num_targets
-            torch.autograd.backward(loss * world_size())  # processes share the mean of their gradients
+            # DDP and FSDP average gradients over the processes. The factor turns the mean into the sum: the
+            # loss is already divided by the response tokens of the whole step.
+            torch.autograd.backward(loss * world_size())
             total += loss.detach()
         norm = self._clip()
-        loss, grad_norm = torch.stack([reduced(total), norm]).tolist()  # the one wait for the device
+        # The only read from the device in a step: each read waits for all queued kernels.
+        loss, grad_norm = torch.stack([reduced(total), norm]).tolist()
         for name, value in (("loss", loss), ("grad_norm", grad_norm)):
             if not math.isfinite(value):
                 raise StageFailure("nan", f"{name} is {value} at step {step}")
@@ -176,15 +192,16 @@ class Training:
         )
 
     def _reseed(self, step: int) -> None:
-        """Makes dropout a function of the step, so that no random state need be kept."""
+        """Seed dropout from the seed, the step and the rank, so that no random state is saved."""
         seed = self._seed * 1_000_003 + step * 1_009 + rank()
         if self._device.type == "cuda":
             torch.cuda.manual_seed(seed)
         else:
-            torch.default_generator.manual_seed(seed)  # the plain function also queues for a GPU, and is slow
+            # `torch.manual_seed` is slow here, because it also queues a seed for each GPU.
+            torch.default_generator.manual_seed(seed)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; as usual, norms and biases do not decay: they are what has one dimension."""
+        """Return AdamW. Norms and biases, the parameters with one dimension, do not decay."""
         parameters, decay = self._placed.parameters, self._settings.weight_decay
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
@@ -195,14 +212,16 @@ class Training:
         )
 
     def _clip(self) -> torch.Tensor:
+        """Return the gradient norm over all parameters and processes, and clip gradients if configured."""
         gradients = [p.grad for p in self._placed.parameters if p.grad is not None]
+        # With sharded gradients, `whole` combines the norm's parts of all processes.
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         if self._settings.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self._placed.parameters, self._settings.max_grad_norm, norm)
         return norm
 
     def _usage(self, speed: float) -> dict[str, float]:
-        """Says how much of a GPU is used; 6 FLOPs a trained parameter and token, as the plan counts them."""
+        """Return GPU memory and utilisation; 6 FLOPs per trained parameter and token, as in plans."""
         if self._device.type != "cuda":
             return {}
         usage = {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30}
@@ -216,6 +235,7 @@ class Training:
     # Ends of epochs, and checkpoints
 
     def _end_epoch(self, step: int) -> None:
+        """Validate, log the validation loss and save the epoch's weights."""
         loss = self._validate()
         if not math.isfinite(loss):
             raise StageFailure("nan", f"validation_loss is {loss} at step {step}")
@@ -225,6 +245,7 @@ class Training:
         save_weights(self._placed, self._context.output / EPOCHS / epoch_name(step), dtype=dtype)
 
     def _validate(self) -> float:
+        """Return the mean loss of a validation response token, over all processes."""
         rows = np.argsort(-self._validation.lengths, kind="stable")
         total = torch.zeros((), device=self._device)
         with self._placed.evaluating():
@@ -233,15 +254,19 @@ class Training:
         return float(reduced(total)) / max(1, int(self._validation.num_targets.sum()))
 
     def _save(self, step: int) -> None:
+        """Save a checkpoint after a step, then end if a stop was requested."""
+        # All processes write: each saves its own part of the state into the same folder.
         with self._context.checkpoint(step) as folder:
             save_state(self._placed, self._optimizer, folder)
             if rank() == 0:
+                # The next attempt's output folder is empty: it takes these epochs from here.
                 link_weights(self._context.output, folder)
                 progress = self.progress._replace(seconds=self.seconds)
                 (folder / _PROGRESS).write_text(json.dumps(progress._asdict()), encoding="utf-8")
         self._context.stop_if_asked()
 
     def _resume(self) -> int:
+        """Load the checkpoint in the context, if there is one. Return its step, 0 without one."""
         checkpoint = self._context.resume
         if checkpoint is None:
             return 0
@@ -256,7 +281,7 @@ SUMMARY = "training.json"
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Trains here or in several processes, from the base or on from a checkpoint."""
+    """Train here or in several processes, from the base model or from a checkpoint."""
     device = runtime.device_of(context.uses.device)
     num_processes = parallel.num_processes(context.uses.trainer.num_processes, device)
     if num_processes == 1:
@@ -269,7 +294,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Trains in this process, or as one of a group, and writes a summary beside the weights."""
+    """Train in this process, alone or as one of a group, and write a summary with the weights."""
     runtime.start(context, seed=config.seed)
     device = runtime.device_of(context.uses.device)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
@@ -305,12 +330,12 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def micro_batch_size(settings: Config, uses: Config, placed: parallel.Placed, rows: Rows) -> int:
-    """Returns rows of a micro-batch: as asked, else the largest that the plan's memory terms let fit.
+    """Return the configured rows of a micro-batch, or the most that fit by the plan's memory terms.
 
-    On a CPU, where memory is no matter for the models that one trains there, 8.
+    On a CPU it is 8: the models trained there are small, so memory does not limit it.
 
     Raises:
-        StageFailure: not even one row fits (cause ``oom_gpu``), or nobody knows (``config``).
+        StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
     """
     if uses.micro_batch_size is not None:
         return int(uses.micro_batch_size)
@@ -358,7 +383,7 @@ def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str, *,
 
 
 def summary(training: Training) -> dict[str, object]:
-    """Says what was trained and how fast; the loss of every step is a product, not only a metric."""
+    """Return what was trained and how fast. It holds the loss of every step, as part of the product."""
     seconds = training.seconds
     return {
         "num_steps": training.num_steps,

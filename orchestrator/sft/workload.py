@@ -44,12 +44,12 @@ class TaskFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ValueError("tokens are of no family, or of no language")
 
     def table(self, family: str | None) -> tuple[str, dict[str, float]]:
-        """Returns the tokens by language of a family's tokenizer, or of the first family there is."""
+        """Return the tokens by language of a family's tokenizer, or of the first family there is."""
         name = family if family in self.tokens else next(iter(self.tokens))
         return str(name), self.tokens[str(name)]
 
     def of_languages(self, languages: Sequence[str], family: str | None) -> float:
-        """Returns the tokens of one item in all of the languages; the mean stands for one that is missing."""
+        """Return the tokens of one item in all of the languages; the mean stands for one that is missing."""
         table = self.table(family)[1]
         mean = sum(table.values()) / len(table)
         return sum(table.get(language, mean) for language in languages)
@@ -80,7 +80,7 @@ class CostsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError("mfu has no guess for the smallest models: {billions: 0, mfu: ...}")
 
     def mfu_of(self, num_parameters: int) -> float:
-        """Returns the guess for a model of this size."""
+        """Return the guess for a model of this size."""
         fitting = [guess for guess in self.mfu if guess.billions * 1e9 <= num_parameters]
         return max(fitting, key=lambda guess: guess.billions).mfu
 
@@ -106,7 +106,7 @@ class Answers(NamedTuple):
 
 
 def costs_of(cell: Tree) -> CostsConfig | None:
-    """Returns what a plan assumes; None for a config sealed before there was such, or without this task."""
+    """Return what a plan assumes; None for a config sealed before there was such, or without this task."""
     tree = cell.get("costs")
     if tree is None:
         return None
@@ -118,7 +118,7 @@ def costs_of(cell: Tree) -> CostsConfig | None:
 
 
 def training(cell: Tree, costs: CostsConfig) -> TrainingWork:
-    """Counts ``num_epochs * ceil(n * L / global batch)`` steps, the last of an epoch partial, and tokens."""
+    """Count ``num_epochs * ceil(n * L / global batch)`` steps, the last of an epoch partial, and tokens."""
     facts, languages = costs.tasks[cell["task"]["name"]], cell["languages"]
     num_train = cell["items"]["num_train"] or facts.num_train
     num_epochs = cell["trainer"]["num_epochs"]
@@ -139,7 +139,7 @@ def training(cell: Tree, costs: CostsConfig) -> TrainingWork:
 
 
 def answers(cell: Tree, costs: CostsConfig) -> Answers:
-    """Counts the answers: of every epoch to validation items, of the selected model to test items."""
+    """Count the answers: of every epoch to validation items, of the selected model to test items."""
     facts, items = costs.tasks[cell["task"]["name"]], cell["items"]
     languages, tested = cell["languages"], cell["evaluation"]["languages"]
     num_validation = cell["trainer"]["num_epochs"] * (items["num_validation"] or facts.num_validation)
@@ -156,14 +156,14 @@ def _is_tiny(cell: Tree, facts: TaskFacts) -> bool:
 
 
 def _item_tokens(cell: Tree, facts: TaskFacts, languages: Sequence[str]) -> float:
-    """Returns the tokens of one item in all of some languages together."""
+    """Return the tokens of one item in all of some languages together."""
     if facts.generated is not None and _is_tiny(cell, facts):
         return facts.generated * len(languages)
     return facts.of_languages(languages, cell["model"]["family"])
 
 
 def model_of(cell: Tree) -> Decoder | None:
-    """Returns the sizes of the cell's model: as the config has them, or as its local folder says."""
+    """Return the sizes of the cell's model: as the config has them, or as its local folder says."""
     model = cell["model"]
     if model["architecture"] is not None:
         return decoder(model["architecture"], model["family"])
@@ -172,7 +172,7 @@ def model_of(cell: Tree) -> Decoder | None:
 
 @functools.cache
 def _decoder_in(path: str) -> Decoder | None:
-    """Reads the sizes from a folder's config.json; None for a hub id, or a model of another kind."""
+    """Read the sizes from a folder's config.json; None for a hub id, or a model of another kind."""
     try:
         tree = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
         tree = tree.get("text_config", tree)

@@ -35,7 +35,7 @@ _SECONDARY = (ENDED, -signal.SIGTERM, -signal.SIGABRT)
 def run(
     target: str, config: Config, inputs: Inputs, context: Context, *, num_processes: int, device: str
 ) -> Any:
-    """Calls ``target(config, inputs, context)`` in `num_processes` processes.
+    """Call ``target(config, inputs, context)`` in `num_processes` processes.
 
     Inside a Slurm job of several nodes they are spread evenly over all of them.
 
@@ -78,7 +78,7 @@ def run(
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Returns what ranks on this machine inherit: nothing of the job around us that torchrun would heed."""
+    """Return what ranks on this machine inherit: nothing of the job around us that torchrun would heed."""
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     return {**loopback, **nodes.without_job(inherited), **_imports()}
 
@@ -127,7 +127,7 @@ class _Group:
             )
 
     def serve(self) -> Any:
-        """Answers until all processes have ended; returns rank 0's result."""
+        """Answer until all processes have ended; returns rank 0's result."""
         while self._process.poll() is None or self._pipes:
             self._take(timeout_s=0.2)
             if self._is_complete and list(self._pipes.values()) == [LAUNCHER]:
@@ -144,7 +144,7 @@ class _Group:
         raise self._error()
 
     def close(self) -> None:
-        """Ends what still runs and waits until it is gone; a half-saved checkpoint goes too."""
+        """End what still runs and waits until it is gone; a half-saved checkpoint goes too."""
         if self._process.poll() is None and self._num_nodes == 1:
             self._process.kill()
         for pipe, rank in self._pipes.items():
@@ -256,7 +256,7 @@ class _Group:
         self._saving.close()
 
     def _error(self) -> BaseException:
-        """Finds the first cause: peers of a rank that died only say that a connection broke."""
+        """Find the first cause: peers of a rank that died only say that a connection broke."""
         for error in self._raised.values():
             if isinstance(error, StageFailure):
                 return error

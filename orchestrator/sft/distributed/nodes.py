@@ -42,7 +42,7 @@ _FOREIGN_NAMES = {
 
 
 def count(environment: Mapping[str, str] | None = None) -> int:
-    """Returns over how many nodes ranks are spread: all of the Slurm job around us, or this machine alone."""
+    """Return over how many nodes ranks are spread: all of the Slurm job around us, or this machine alone."""
     environment = os.environ if environment is None else environment
     if "SLURM_JOB_ID" not in environment or "SLURM_JOB_NODELIST" not in environment:
         return 1
@@ -50,7 +50,7 @@ def count(environment: Mapping[str, str] | None = None) -> int:
 
 
 def without_job(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Returns an environment without what torchrun, MPI or NCCL would take for their own."""
+    """Return an environment without what torchrun, MPI or NCCL would take for their own."""
     return {
         name: value
         for name, value in inherited.items()
@@ -118,7 +118,7 @@ class Meeting:
 
 
 def join() -> Connection:
-    """Connects a rank, or a launcher, to the stage's process."""
+    """Connect a rank, or a launcher, to the stage's process."""
     where, key = os.environ[SOCKET], os.environ.get(KEY)
     if key is None:
         return Client(where, "AF_UNIX")
@@ -133,7 +133,7 @@ def hang_up(pipe: Connection) -> None:
 
 
 def free_endpoint() -> str:
-    """Returns the address of the stage's node with a port that is free at the moment."""
+    """Return the address of the stage's node with a port that is free at the moment."""
     host = os.environ[SOCKET].rpartition(":")[0]
     with socket.socket() as probe:
         probe.bind((host, 0))
@@ -141,7 +141,7 @@ def free_endpoint() -> str:
 
 
 def interface() -> str:
-    """Names this node's network interface towards the stage's; "" when it cannot be found."""
+    """Name this node's network interface towards the stage's; "" when it cannot be found."""
     ours = _address_towards(os.environ[SOCKET].rpartition(":")[0])
     with socket.socket(type=socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -168,7 +168,7 @@ def _another_node() -> str:
 
 
 def _address_towards(node: str) -> str:
-    """Returns our address on the network in which another node is; nothing is sent."""
+    """Return our address on the network in which another node is; nothing is sent."""
     try:
         with socket.socket(type=socket.SOCK_DGRAM) as probe:
             probe.connect((node, 9))
@@ -183,7 +183,7 @@ def _set_patience(guest: socket.socket, seconds: int) -> None:
 
 
 def srun(num_nodes: int, command: list[str]) -> list[str]:
-    """Returns the command that runs another once on each node of the allocation, beside what runs there."""
+    """Return the command that runs another once on each node of the allocation, beside what runs there."""
     return [
         *("srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap"),
         *("--kill-on-bad-exit=1", "--mpi=none", "--cpu-bind=none", "--mem=0", "--export=ALL"),

@@ -1,6 +1,11 @@
-"""Where a model lies: whole in one process, copied to several (DDP), or sharded over them (FSDP2).
+"""Placement of a model: whole in one process, copied to several (DDP), or sharded over them (FSDP2).
 
-It knows models and process groups; nothing of rows, optimisers or stages.
+- *Single process*: the model on one device.
+- *DDP*: each process has all weights, and gradients are averaged once per optimiser step.
+- *FSDP2*: each process has 1/W of every weight, gradient and moment. The weights of a layer are gathered just
+  before it runs and freed after it.
+
+This module handles models and process groups only, not rows, optimisers or stages.
 """
 
 from __future__ import annotations
@@ -29,10 +34,10 @@ FROZEN = ("vision_tower", "multi_modal_projector")
 
 
 def num_processes(requested: int | None, device: torch.device) -> int:
-    """Returns over how many processes to train: as many as the job has GPUs unless the config says.
+    """Return the number of processes to use: the configured one, or one per GPU of the job, or one on a CPU.
 
     Raises:
-        StageFailure: more than there are GPUs.
+        StageFailure: the configured number exceeds the GPUs (cause ``config``).
     """
     if device.type == "cpu":
         return requested or 1
@@ -43,36 +48,44 @@ def num_processes(requested: int | None, device: torch.device) -> int:
 
 
 def rank() -> int:
-    """The number of this process among those that compute together, 0 where it is alone."""
+    """Return the rank of this process in its group, 0 if it is alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes compute together."""
+    """Return the number of processes in the group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def reduced(tensor: torch.Tensor, *, largest: bool = False) -> torch.Tensor:
-    """Returns the sum, or the largest, of a tensor over the processes."""
+    """Return the sum, or the maximum, of a tensor over the processes. The tensor is changed in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
     return tensor
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor that may be sharded as an ordinary one; all processes must ask."""
+    """Return a possibly sharded tensor as an ordinary one. All processes must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Placed:
-    """A model ready to train, in one of the three places.
+    """A model ready to train, in one of the three placements.
+
+    Attributes:
+        device: where to compute.
+        is_sharded: whether FSDP shards the model.
+        model: the model in this process.
+        parameters: those that are trained.
+        num_parameters: how many elements the trained parameters have in total.
 
     Args:
-        load: returns the model, float32, on the CPU; where it is sharded only rank 0 calls it.
+        load: returns the model, in float32, on the CPU. If the model is sharded, only rank 0 calls it.
         device: where to compute.
         sharding: ``ddp``, ``fsdp`` or ``auto``: FSDP over several GPUs, DDP over several CPU processes.
-        bf16: compute in bfloat16; the weights that are trained stay float32.
-        gradient_checkpointing: keep only the inputs of layers and compute the rest again.
+        bf16: compute in bfloat16; the trained weights stay float32.
+        gradient_checkpointing: keep only the inputs of layers, and compute the rest again in the backward
+            pass.
         chunk_tokens: see `ResponseLoss`.
     """
 
@@ -89,7 +102,9 @@ class Placed:
         self.device = device
         wanted = sharding == "fsdp" or (sharding == "auto" and device.type == "cuda")
         self.is_sharded = wanted and world_size() > 1
-        self._autocast = bf16 and not self.is_sharded  # FSDP casts itself
+        # FSDP casts by its own mixed-precision policy, see `shard`.
+        self._autocast = bf16 and not self.is_sharded
+        # When sharding, a second copy of the whole model in each process could exceed the host's memory.
         source: PreTrainedModel = load() if rank() == 0 or not self.is_sharded else None
         self.model = empty(source) if self.is_sharded else source
         for name, parameter in self.model.named_parameters():
@@ -111,9 +126,14 @@ class Placed:
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
 
     def losses(self, batch: Any, *, is_last: bool = True) -> torch.Tensor:
-        """Returns the summed loss of a batch; after the backward pass of the last one gradients are shared.
+        """Return the summed loss of a batch.
 
-        Sharded gradients are shared after every batch: keeping whole ones is what does not fit.
+        With DDP, gradients are exchanged after the backward pass of the last micro-batch only. With FSDP they
+        are exchanged after each one. Accumulating unsharded gradients needs the memory that sharding saves.
+
+        Args:
+            batch: a `Batch`.
+            is_last: whether this is the step's last micro-batch.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast), self._sync(is_last):
             loss: torch.Tensor = self._loss(batch.to(self.device))
@@ -121,24 +141,30 @@ class Placed:
 
     @contextlib.contextmanager
     def _sync(self, is_last: bool) -> Iterator[None]:
+        """Suspend DDP's gradient exchange for all micro-batches but the last."""
         if isinstance(self._loss, DistributedDataParallel) and not is_last:
-            with self._loss.no_sync():  # what counts for DDP is the forward pass
+            # DDP decides in the forward pass whether the later backward pass exchanges gradients.
+            with self._loss.no_sync():
                 yield
         else:
             yield
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Leaves out gradients and what only training does."""
+        """Turn off gradients and training-only behaviour such as dropout."""
         self._loss.eval()
         with torch.no_grad():
             yield
         self._loss.train()
 
     def weights(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Returns whole weights on the CPU in rank 0, nothing elsewhere; all processes must ask.
+        """Return whole weights on the CPU in rank 0, and nothing elsewhere. All processes must call this.
 
-        One tensor at a time is gathered. Of tied weights only the first name is kept.
+        Tensors are gathered one at a time, so no GPU holds the whole model. Of tied weights only the first
+        name is kept.
+
+        Args:
+            dtype: of the returned floating-point weights.
         """
         weights: dict[str, torch.Tensor] = {}
         seen: set[int] = set()
@@ -152,19 +178,34 @@ class Placed:
 
 
 def empty(source: PreTrainedModel | None) -> PreTrainedModel:
-    """Returns rank 0's model anew in each process, its parameters without memory."""
+    """Return the architecture of rank 0's model in each process, with parameters on the meta device.
+
+    Args:
+        source: the loaded model in rank 0, None elsewhere.
+    """
     config = [source.config if source is not None else None]
     dist.broadcast_object_list(config, src=0)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config[0], dtype=torch.float32)
-    model.tie_weights()  # the line above unties them
+    # `init_empty_weights` replaces each parameter on its own, which unties shared ones.
+    model.tie_weights()
     if source is not None:
         model.generation_config = source.generation_config
     return model
 
 
 def shard(root: nn.Module, model: PreTrainedModel, *, device: torch.device, bf16: bool) -> None:
-    """Shards parameters over all processes, gathered layer by layer; the rest with the root."""
+    """Shard all parameters over the processes: each decoder layer as a unit, and the rest with the root.
+
+    FSDP gathers one unit at a time. A unit per layer keeps only about one layer's whole weights in memory.
+    Embeddings and head belong to the root, which stays gathered between its layers.
+
+    Args:
+        root: the module whose `forward` is called.
+        model: the model inside it.
+        device: where to compute.
+        bf16: gather weights in bfloat16, and reduce gradients in float32.
+    """
     mesh = init_device_mesh(device.type, (world_size(),))
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -180,7 +221,7 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return the layers of a model's decoder: its list of modules with the most parameters.
 
     Raises:
-        StageFailure: it has no such list (cause ``config``).
+        StageFailure: the decoder has no such list (cause ``config``).
     """
     lists = [module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList)]
     if not lists:
@@ -189,10 +230,18 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def fill(model: PreTrainedModel, source: PreTrainedModel | None, *, device: torch.device) -> None:
-    """Gives a sharded model memory, and the weights of rank 0's, one tensor at a time."""
+    """Allocate the parameters of a sharded model, and load rank 0's weights one tensor at a time.
+
+    Args:
+        model: the sharded model, on the meta device.
+        source: the loaded model in rank 0, None elsewhere.
+        device: where the shards go.
+    """
+    # `to_empty` discards the values of buffers too. Some, such as rotary frequencies, are in no file, so they
+    # are kept here and copied back.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to_empty(device=device)
-    for name, buffer in model.named_buffers():  # those that no file holds, such as rotary frequencies
+    for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, source.state_dict() if source is not None else {}, options=options)

@@ -84,7 +84,7 @@ class RankContext(Context):
         self._pipe, self._rank = pipe, rank
 
     def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
-        """Sends the metrics of rank 0; does not wait."""
+        """Send the metrics of rank 0; does not wait."""
         if self._rank == 0:
             self._pipe.send(("log", int(step), num_steps, {k: float(v) for k, v in metrics.items()}))
 
@@ -99,7 +99,7 @@ class RankContext(Context):
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
-        """Yields one folder to all ranks; it counts once all have left it."""
+        """Yield one folder to all ranks; it counts once all have left it."""
         import torch.distributed as dist
 
         folder = self._ask("open_checkpoint", int(step))
@@ -108,7 +108,7 @@ class RankContext(Context):
         self._ask("commit_checkpoint")
 
     def stop_if_asked(self) -> None:
-        """Ends all ranks when a stop was asked.
+        """End all ranks when a stop was asked.
 
         Raises:
             StopRequested: on all ranks alike.
@@ -132,7 +132,7 @@ class RankContext(Context):
 
 
 def as_bytes(error: BaseException) -> bytes:
-    """Makes an exception fit to be raised in another process, where it may name its cause."""
+    """Make an exception fit to be raised in another process, where it may name its cause."""
     if isinstance(error, StageFailure):
         return pickle.dumps((error.cause, str(error)))
     if isinstance(error, StopRequested):
@@ -155,7 +155,7 @@ def as_exception(data: bytes) -> BaseException:
 
 
 def heed_only(launcher: int) -> None:
-    """Ends this process when the launcher says so by SIGTERM; what others send to all is not for it.
+    """End this process when the launcher says so by SIGTERM; what others send to all is not for it.
 
     A thread waits for the signals, for Python's own handlers would not run while a collective hangs.
     """
@@ -172,7 +172,7 @@ def heed_only(launcher: int) -> None:
 
 
 def oom_kills() -> int:
-    """Returns how many processes the kernel's OOM killer ended on this machine since it started."""
+    """Return how many processes the kernel's OOM killer ended on this machine since it started."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
             if line.startswith("oom_kill "):
@@ -181,7 +181,7 @@ def oom_kills() -> int:
 
 
 def launch(num_processes: int, num_nodes: int) -> None:
-    """Runs ``torchrun`` and tells the stage's process how each rank of this node ended that failed first.
+    """Run ``torchrun`` and tells the stage's process how each rank of this node ended that failed first.
 
     Args:
         num_processes: ranks on this node.
@@ -272,7 +272,7 @@ def _join_nodes(pipe: Connection, num_nodes: int, is_over: threading.Event) -> l
 
 
 def run_rank() -> None:
-    """Joins the process group, calls the stage's function and reports how it ended."""
+    """Join the process group, calls the stage's function and reports how it ended."""
     die_with(int(os.environ[PARENT]))
     heed_only(int(os.environ[PARENT]))
     with short_paths():

@@ -19,7 +19,7 @@ def has_vllm() -> bool:
 
 
 def packages(config: Config) -> list[Need]:
-    """Returns the package that the cell's engine needs beyond those of every installation."""
+    """Return the package that the cell's engine needs beyond those of every installation."""
     if config.evaluation.engine != "vllm":
         return []
     problem = "" if has_vllm() else "not installed"

@@ -36,7 +36,7 @@ class Engine(Protocol):
     """Made from `EngineSettings`; generates greedily, whatever defaults come with a model."""
 
     def load(self, folder: Path) -> None:
-        """Takes the weights of a folder, in the place of any before; all have the same architecture.
+        """Take the weights of a folder, in the place of any before; all have the same architecture.
 
         Raises:
             StageFailure: with cause ``data`` when the folder holds no model that can be loaded.
@@ -62,7 +62,7 @@ class Engine(Protocol):
 
 
 def through_end(tokens: Sequence[int], eos_token_id: int) -> list[int]:
-    """Returns the tokens up to and including the first end token."""
+    """Return the tokens up to and including the first end token."""
     end = next((n for n, token in enumerate(tokens, start=1) if token == eos_token_id), len(tokens))
     return list(tokens[:end])
 
@@ -76,7 +76,7 @@ def in_rounds(
     round_tokens: int,
     is_over: IsOver,
 ) -> list[list[int]]:
-    """Generates a few tokens a round for engines that cannot be watched, until all rows have ended.
+    """Generate a few tokens a round for engines that cannot be watched, until all rows have ended.
 
     Args:
         extend: returns up to the given number of new tokens for each row.

@@ -38,7 +38,7 @@ class TransformersEngine:
         self._model: PreTrainedModel | None = None
 
     def load(self, folder: Path) -> None:
-        """Loads the weights; the ones before are let go first, for two models may not fit."""
+        """Load the weights; the ones before are let go first, for two models may not fit."""
         self._model = None
         model = runtime.load_model(folder, dtype=_DTYPES[self._settings.precision])
         model.generation_config = GenerationConfig()  # a model's own may hold penalties or sampling

@@ -43,7 +43,7 @@ class VllmEngine:
         self._llm: Any = None
 
     def load(self, folder: Path) -> None:
-        """Starts vLLM with the first weights; later ones go into the running one, in seconds."""
+        """Start vLLM with the first weights; later ones go into the running one, in seconds."""
         if self._llm is not None:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             self._llm.reset_prefix_cache()
@@ -65,7 +65,7 @@ class VllmEngine:
     def generate(
         self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, is_over: IsOver
     ) -> list[list[int]]:
-        """Generates in rounds; see `Engine.generate`."""
+        """Generate in rounds; see `Engine.generate`."""
         return in_rounds(
             self._extend,
             rows,
@@ -90,7 +90,7 @@ class VllmEngine:
 
 
 def own_gpu(env: Mapping[str, str]) -> dict[str, str]:
-    """Returns an environment in which vLLM is alone on one GPU: this rank's, whatever started the ranks."""
+    """Return an environment in which vLLM is alone on one GPU: this rank's, whatever started the ranks."""
     visible = [gpu for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     rank = env.get("LOCAL_RANK", "0")
     gpu = visible[int(rank)] if visible else rank

@@ -1,0 +1,58 @@
+"""Write docs/reference from the parsers and conf/; ``--check`` only compares."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["COLUMNS"] = "100"  # the width of argparse's help
+
+from orchestrator.cli.verbs import VERBS, verb_of
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs/reference"
+NOTE = "<!-- written by `python docs/reference.py`; `make check` compares -->\n"
+GROUPS = ("launcher", "cluster", "policy", "store", "tracker", "hardware")
+
+
+def cli() -> str:
+    """Return the page of the verbs: what argparse prints for each."""
+    parts = ["# The command `sweep`\n", NOTE, "| verb | |\n|---|---|"]
+    parts += [f"| [{verb}](#{verb}) | {does} |" for verb, does in VERBS.items()]
+    for verb in VERBS:
+        parts.append(f"\n## {verb}\n\n```\n{verb_of(verb)[1].format_help().strip()}\n```")
+    return "\n".join(parts) + "\n"
+
+
+def settings() -> str:
+    """Return the page of the settings: the commented files of conf/ on how a sweep is run."""
+    parts = ["# Settings\n", NOTE, "How a sweep is run: none of these is part of a stage's identity."]
+    parts += ["`sweep launch X launcher.workers=4 policy.grace_s=60`; a group's file by `launcher=slurm`.\n"]
+    for group in GROUPS:
+        parts.append(f"## {group}\n")
+        for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
+            parts.append(
+                f"`{group}={path.stem}`\n\n```yaml\n{path.read_text(encoding='utf-8').strip()}\n```\n"
+            )
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Write the pages, or with ``--check`` return 1 where one is not current."""
+    stale = []
+    for name, text in (("cli.md", cli()), ("settings.md", settings())):
+        path = FOLDER / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                FOLDER.mkdir(exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+    if stale and "--check" in sys.argv:
+        print(f"docs/reference: {', '.join(stale)} not current: python docs/reference.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
