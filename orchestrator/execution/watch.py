@@ -149,7 +149,12 @@ class Watcher:
         return vital
 
     def suspects(self, *, read_s: float, since_s: float) -> bool:
-        """Whether an attempt under observation may be dead, because it has shown no sign of life for some time."""
+        """Whether an attempt under observation may be dead: it has shown no sign of life for some time.
+
+        Args:
+            read_s: count attempts that were read at this time or later, in seconds on this watcher's clock.
+            since_s: and that have had no new heartbeat since this time.
+        """
         return any(seen.read_s >= read_s and seen.since_s <= since_s for seen in self._seen.values())
 
     def learn(self, gone: LostWorker) -> None:
