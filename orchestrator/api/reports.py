@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import FITTING, REPORTS, load, lookup
 from orchestrator.reporting import About, Offers, call, wants_facts
 from orchestrator.store import layout
+from orchestrator.store.opening import as_usual
 from orchestrator.store.table import Rows, collect_rows
 
 GENERAL = "general"
@@ -56,7 +58,8 @@ def write_sweep_reports(
     errors: list[SweepError] = []
     for name in names:
         try:
-            written.append(write_report(name, rows, folder, offers, where=view.title, notify=notify))
+            with contextlib.nullcontext() if place is None else as_usual():
+                written.append(write_report(name, rows, folder, offers, where=view.title, notify=notify))
         except SweepError as error:
             errors.append(error)
         except Exception as error:  # noqa: BLE001 - reports may be the user's own

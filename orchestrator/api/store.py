@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator.api.state import store_url
 from orchestrator.api.sweep import Sweep
 from orchestrator.store.ledger import open_ledger
+from orchestrator.store.opening import following
 
 
 class Store:
@@ -21,7 +22,9 @@ class Store:
     """
 
     def __init__(self, url: str | Path | None = None) -> None:
-        self._ledger = open_ledger(store_url(None if url is None else str(url)))
+        place = store_url(None if url is None else str(url))
+        with following(place):
+            self._ledger = open_ledger(place)
 
     @property
     def url(self) -> str:
