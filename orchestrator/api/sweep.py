@@ -6,11 +6,12 @@ own: the program that began it may end.
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from orchestrator.api.cancelling import cancel_cells
 from orchestrator.api.explanation import explain, explanation_lines
@@ -26,12 +27,13 @@ from orchestrator.api.launching import (
 )
 from orchestrator.api.planning import Plan, engine_of, hardware_of, planned
 from orchestrator.api.reports import write_sweep_reports
-from orchestrator.api.state import SweepState, open_view, rows_of, sealed_view, store_url
+from orchestrator.api.state import SweepState, open_view, rows_of, store_url
 from orchestrator.compose.axes import grammar
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.store.opening import following
 from orchestrator.store.table import arrow_table
 
 if TYPE_CHECKING:
@@ -41,6 +43,20 @@ if TYPE_CHECKING:
 POLL_S, SUBMIT_POLL_S = 0.2, 2.0
 STOP_S = 600.0
 """How long a stop waits for the launching process, whose workers save checkpoints first."""
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _in_store(method: _Method) -> _Method:
+    """Run a method of an object with a `_url` with the file modes of that store."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with following(self._url):
+            return method(self, *args, **kwargs)
+
+    return cast("_Method", wrapped)
 
 
 class CellView:
@@ -127,6 +143,7 @@ class Run:
 
     def __init__(self, checked: CheckedLaunch, view: SweepState, request: Request) -> None:
         self._view, self._request, self._checked = view, request, checked
+        self._url = view.ledger.objects.url
         self._detached: Detached | None = None
         if checked.limits is None:
             self._detached = detach(view, request)
@@ -135,6 +152,7 @@ class Run:
             submit_pass(view, self._asked, notify=lambda line: None)
         self.log = self._detached.log if self._detached else None
 
+    @_in_store
     def status(self) -> Status:
         """Return where the cells of this launch stand now."""
         return _status(self._view.fresh(), self._request.cells)
@@ -163,6 +181,7 @@ class Run:
             )
         return self.status()
 
+    @_in_store
     def stop(self) -> None:
         """Stop the cells of this launch: running stages save a checkpoint first; a later launch goes on.
 
@@ -187,6 +206,7 @@ class Run:
                     f"process {process.pid} did not stop", where=str(self.log)
                 ) from None
 
+    @_in_store
     def _is_at_work(self) -> bool:
         if self._detached is not None:
             return self._detached.process.poll() is None
@@ -199,8 +219,9 @@ class Sweep:
     """A sweep: composed from a file, or a revision that a store holds. Made by `compose` and `open`."""
 
     def __init__(self, look_up: Callable[[Sequence[str]], _Found], store: str) -> None:
-        self._look_up, self._store = look_up, store
-        self._first = look_up(())
+        self._look_up, self._url = look_up, store
+        with following(store):
+            self._first = look_up(())
 
     @classmethod
     def compose(
@@ -238,13 +259,14 @@ class Sweep:
             UserError: the store has no such sweep.
         """
         url = store_url(None if store is None else str(store))
-        view = open_view(reference, url)
+        with following(url):
+            view = open_view(reference, url)
         if not view.sealed:
             raise UserError(f"{reference} was never launched in {url}", fix=f"Sweep.compose({reference!r})")
-        number = view.number
+        name = f"{view.sweep.name}@{view.number}"
 
         def look_up(more: Sequence[str]) -> _Found:
-            return _Found(sealed_view(view.ledger, view.sweep.name, number), None, tuple(more))
+            return _Found(open_view(name, url), None, tuple(more))
 
         return cls(look_up, url)
 
@@ -254,10 +276,12 @@ class Sweep:
         return self._first.view.sweep.name
 
     @property
+    @_in_store
     def revision(self) -> int:
         """The number of its revision; the one that it would get when it was not launched yet."""
         return self._look_up(()).view.number
 
+    @_in_store
     def plan(
         self,
         *only: str,
@@ -283,6 +307,7 @@ class Sweep:
             view, view.select(only), settings, hardware, import_paths, prefetch=f"sweep prefetch {self.name}"
         )
 
+    @_in_store
     def launch(self, *overrides: str, only: str | Sequence[str] = (), **launcher: Any) -> Run:
         """Run all that is not done, and return at once.
 
@@ -312,6 +337,7 @@ class Sweep:
         )
         return _start(checked)
 
+    @_in_store
     def rerun(self, *only: str, overrides: Sequence[str] = (), **launcher: Any) -> Run | None:
         """Run failed cells again, or those that are named, and return at once; earlier attempts are kept.
 
@@ -337,6 +363,7 @@ class Sweep:
         checked = check_launch("rerun", view, cells, settings=settings, import_paths=import_paths)
         return _start(checked)
 
+    @_in_store
     def cancel(self, *only: str) -> list[str]:
         """Stop cells, and keep them from being claimed until the next launch or rerun of them.
 
@@ -352,6 +379,7 @@ class Sweep:
         view = self._sealed()
         return [cell.cell for cell in cancel_cells(view, view.select(only)).cells]
 
+    @_in_store
     def status(self, *only: str) -> Status:
         """Return where the cells stand now.
 
@@ -362,11 +390,13 @@ class Sweep:
         return _status(view, tuple(cell.cell for cell in view.select(only)))
 
     @property
+    @_in_store
     def cells(self) -> Cells:
         """The cells by id, as they stand now."""
         view = self._look_up(()).view
         return Cells(view, view.sweep.cells)
 
+    @_in_store
     def rows(self, *only: str) -> pyarrow.Table:
         """Return the result rows of finished stages, one for each row that a stage returned.
 
@@ -379,6 +409,7 @@ class Sweep:
         """
         return arrow_table(rows_of(self._look_up(()).view, list(only)))
 
+    @_in_store
     def report(self, *names: str, out: str | Path | None = None, over: Sequence[str] = ()) -> list[Path]:
         """Write the sweep's reports and return their files.
 
@@ -402,7 +433,7 @@ class Sweep:
     def _sealed(self) -> SweepState:
         view = self._look_up(()).view
         if not view.sealed:
-            raise UserError(f"{self.name} was never launched in {self._store}", fix="sweep.launch()")
+            raise UserError(f"{self.name} was never launched in {self._url}", fix="sweep.launch()")
         return view
 
     def __repr__(self) -> str:

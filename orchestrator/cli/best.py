@@ -1,4 +1,4 @@
-"""`sweep best`: the cells with the lowest or highest value of a metric, seeds taken together."""
+"""`sweep best`: rank the cells by a metric, lowest or highest first; seeds are averaged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Rank the groups of cells that have the metric."""
+    """Print the groups of cells with the best values of a metric."""
     if args.top < 0:
         raise UserError(f"--top is {args.top}", allowed="0 for all, or how many to show")
     view = open_view(args.sweep, no_overrides(args.words))
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     columns = {*known, *(name for cell in view.sweep.cells for name in cell.columns)}
     results = by_cell(rows, axes=axes, columns=columns)
     _check_metric(args.metric, results, view.title)
+    # Cells that differ only in the seed form one group, ranked by its mean.
     over = [axis for axis in axes if is_seed(axis) or axis in args.over]
     groups = spread_over([result for result in results if args.metric in result.metrics], over)
     groups.sort(key=lambda group: group.metrics[args.metric].mean, reverse=args.max)
@@ -78,6 +79,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_metric(metric: str, results: Sequence[CellResult], title: str) -> None:
+    """Raise if the metric is not exactly one column of numbers.
+
+    Args:
+        metric: the column that the user named.
+        results: of all cells.
+        title: of the revision, for the error.
+
+    Raises:
+        UserError: no column has the name, or several columns do for different stages or labels.
+    """
     names = metrics_of(results)
     if metric in names:
         return
@@ -92,10 +103,12 @@ def _check_metric(metric: str, results: Sequence[CellResult], title: str) -> Non
 
 
 def _cells(group: RepeatGroup) -> str:
+    """Return the first cell of a group, and how many more there are."""
     first = group.cells[0]
     return first if len(group.cells) == 1 else f"{first} and {len(group.cells) - 1} more"
 
 
 def _plain(rank: int, group: RepeatGroup, metric: str) -> dict[str, object]:
+    """Return one rank for scripts."""
     found = group.metrics[metric]
     return {"rank": rank, "metric": metric, **found._asdict(), "axes": dict(group.axes), "cells": group.cells}

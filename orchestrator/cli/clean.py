@@ -1,6 +1,6 @@
-"""`sweep clean`: deletes what lies in the store of stages that no revision in use names, and unused code.
+"""`sweep clean`: delete files of stages that no revision in use names, and unused code; shows them first.
 
-It says first what.
+Without ``--yes``, it only prints what it would delete.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     parser.epilog = (
         "In use is the revision of each sweep that was launched last. Records, rows, logs and metrics stay: "
         "`collect SWEEP@k` works as before, and what an old revision lacks `discard` has made again."
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what no revision in use names, and deletes it with --yes."""
+    """Print what no revision in use names; with ``--yes``, delete it."""
     ledger = open_ledger(store_url(no_overrides(args.words)))
     known = ledger.sweeps()
     for name in args.drop:
@@ -55,11 +55,13 @@ def run(args: argparse.Namespace) -> int:
     needed, others = _nodes(ledger, args.drop)
     found = leftovers(ledger, [node for digest, node in others.items() if digest not in needed])
     used = _code_in_use(ledger, args.drop)
+    # An unreadable record may name any snapshot. Then no code is deleted.
     code = [] if used is None else unused_code(ledger, used)
     if args.yes:
         _refuse_running(ledger, found)
         delete(ledger, found, by=f"clean by {provenance.user()}")
         delete_code(ledger, code)
+    # A later run finds the records of stages that an earlier one has emptied.
     found = [left for left in found if left.num_files]
     if args.json:
         print_json(_as_json(ledger, found, code, deleted=args.yes))
@@ -69,7 +71,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str, StageInstance]]:
-    """Returns the digests that revisions in use name, and all stages that any revision names."""
+    """Return the digests that revisions in use name, and all stages that any revision names.
+
+    Args:
+        ledger: the store.
+        dropped: sweeps without a revision in use.
+    """
     needed: set[str] = set()
     nodes: dict[str, StageInstance] = {}
     for sweep in ledger.sweeps():
@@ -85,7 +92,7 @@ def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str
 
 
 def _formers(ledger: Ledger, sweep: Sweep) -> Iterator[str]:
-    """Yield the digests of earlier versions' products that stages of a revision will still be made from."""
+    """Yield digests of products of earlier stage versions that a revision can still start from."""
     snapshot = EvidenceReader(ledger, sweep.nodes.values(), check_files=False, specs=sweep.specs)
     for digest in sweep.nodes:
         former = snapshot.evidence(digest).former
@@ -94,7 +101,15 @@ def _formers(ledger: Ledger, sweep: Sweep) -> Iterator[str]:
 
 
 def _code_in_use(ledger: Ledger, dropped: Collection[str]) -> set[str] | None:
-    """Return the snapshots that launches of revisions in use name; None where a record cannot be read."""
+    """Return the digests of code snapshots that launches of revisions in use name.
+
+    Args:
+        ledger: the store.
+        dropped: sweeps without a revision in use.
+
+    Returns:
+        None if a record cannot be read, because it may name any snapshot.
+    """
     digests: set[str] = set()
     problems: list[str] = []
     for sweep in ledger.sweeps():
@@ -108,10 +123,13 @@ def _code_in_use(ledger: Ledger, dropped: Collection[str]) -> set[str] | None:
 
 
 def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
-    """Refuses to delete while anything runs in the store.
+    """Refuse to delete while anything runs in the store.
+
+    A worker of any sweep may be about to read files that look unused, so all sweeps and revisions are
+    checked.
 
     Raises:
-        UserError: with what runs.
+        UserError: something may be running.
     """
     for left in found:
         if left.is_open:
@@ -121,9 +139,9 @@ def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
                 fix="wait for it, or sweep cancel",
             )
     for sweep in ledger.sweeps():
-        for number in ledger.revision_numbers(sweep):  # an older one may still be at work, or wait in a queue
+        for number in ledger.revision_numbers(sweep):  # workers or jobs of an older one may remain
             view = sealed_view(ledger, sweep, number)
-            at_work = (State.RUNNING, State.QUEUED, State.UNKNOWN)  # what cannot be told may run
+            at_work = (State.RUNNING, State.QUEUED, State.UNKNOWN)  # an unknown cell may be running
             busy = [c for c, status in view.cells.items() if status.state in at_work]
             if busy:
                 raise UserError(
@@ -135,6 +153,7 @@ def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
 def _as_json(
     ledger: Ledger, found: Collection[Leftover], code: Collection[UnusedCode], *, deleted: bool
 ) -> dict[str, Any]:
+    """Return what is deleted, or would be, for scripts."""
     return {
         "store": ledger.objects.url,
         "deleted": deleted,
@@ -156,6 +175,7 @@ def _as_json(
 def _print(
     ledger: Ledger, found: Collection[Leftover], code: Collection[UnusedCode], *, deleted: bool
 ) -> None:
+    """Print what is deleted, or would be, by stage."""
     verb = "deleted" if deleted else "would delete"
     if code:
         num_files, num_bytes = (sum(sizes) for sizes in zip(*(one[1:] for one in code), strict=True))
@@ -181,4 +201,5 @@ def _print(
 
 
 def _gib(found: Collection[Leftover]) -> str:
+    """Return the size of some leftovers in GiB."""
     return f"{sum(left.num_bytes for left in found) / 2**30:.3g}"

@@ -1,4 +1,4 @@
-"""`sweep collect`: the result rows of a sweep as one table."""
+"""`sweep collect`: write the result rows of sweeps as one table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMATS = ("parquet", "csv", "json")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     parser.add_argument(
         "sweeps",
         nargs="+",
@@ -45,11 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Collects the rows of finished stages."""
+    """Write the rows of finished stages to a file or to standard output."""
     kind = _kind(args)
     url, words = split_store(args.sweeps)
     named = [view for word in words for view in _views(word, url)]
-    views = list({(view.sweep.name, view.number): view for view in named}.values())  # each once
+    # A revision that is named twice counts once.
+    views = list({(view.sweep.name, view.number): view for view in named}.values())
     if not views:
         raise UserError("collect of which sweep?", fix="sweep collect SWEEP")
     rows = [row for view in views for row in rows_of(view, args.only)]
@@ -61,10 +62,12 @@ def run(args: argparse.Namespace) -> int:
             print_json(rows)
             return 0
         write_csv(rows, sys.stdout)
+        # Standard output is the table alone, for a pipe.
         print(f"{title}: {counted(len(rows), 'row')}", file=sys.stderr)
         return 0
     if not args.out.absolute().parent.is_dir():
         raise UserError(f"no folder {args.out.absolute().parent}", where=f"--out {args.out}")
+    # The file is the user's, not the store's: it gets the usual permissions.
     with as_usual():
         if kind == "json":
             import msgspec
@@ -77,7 +80,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _views(word: str, url: str | None) -> list[SweepState]:
-    """Open the revisions that a word names: all of a sweep for ``SWEEP@*``, else one."""
+    """Open the revisions that a word names: all of a sweep for ``SWEEP@*``, else one.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
     if not word.endswith("@*"):
         return [open_view(word, url)]
     name, ledger = parse_reference(word.removesuffix("@*")).name, open_ledger(store_url(url))
@@ -93,6 +100,11 @@ def _views(word: str, url: str | None) -> list[SweepState]:
 
 
 def _kind(args: argparse.Namespace) -> str:
+    """Return the format of the table: of ``--json``, ``--format``, the file's ending, else CSV.
+
+    Raises:
+        UserError: the ending is unknown, or Parquet is requested on standard output.
+    """
     if args.json:
         return "json"
     if args.format:

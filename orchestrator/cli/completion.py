@@ -1,4 +1,7 @@
-"""`sweep completion`: a script that lets a shell complete verbs, options, choices and names of sweeps."""
+"""`sweep completion`: print a script that lets a shell complete verbs, options, choices and sweep names.
+
+The script is generated from the parsers of all verbs, so it cannot differ from them.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,26 @@ from orchestrator.cli.verbs import VERBS, verb_of
 from orchestrator.errors import UserError
 
 SHELLS = ("bash", "zsh", "fish")
+"""Shells that there is a script for."""
 
 HOW = """How to switch it on:
   bash:  echo 'source <(sweep completion bash)' >> ~/.bashrc
   zsh:   echo 'source <(sweep completion zsh)' >> ~/.zshrc
   fish:  sweep completion fish > ~/.config/fish/completions/sweep.fish
 """
+"""The end of the verb's help."""
 
 
 class _Verb(NamedTuple):
-    """What may follow a verb: its options, and of those that take a value the choices, none for any value."""
+    """What may follow a verb on the command line.
+
+    Attributes:
+        name: of the verb.
+        does: its description.
+        options: such as ``--only``.
+        values: option to its choices, empty if any value will do; "" to the choices of the positional
+            argument.
+    """
 
     name: str
     does: str
@@ -32,7 +45,7 @@ class _Verb(NamedTuple):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HOW
     parser.add_argument("shell", nargs="?", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
@@ -40,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the script."""
+    """Print the script, or the names of sweeps for the script."""
     if args.names:
         print("\n".join(_names()))
     elif args.shell is None:
@@ -53,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verbs() -> Iterator[_Verb]:
+    """Yield each verb with its options and choices, as its parser defines them."""
     for name, does in VERBS.items():
         _, parser = verb_of(name)
         options: list[str] = []
@@ -67,12 +81,16 @@ def _verbs() -> Iterator[_Verb]:
 
 
 def _names() -> list[str]:
-    """Lists sweeps by their files and folders alone: a shell waits for this at every press of a key."""
+    """Return the names of sweeps, from file and folder names alone.
+
+    Nothing is parsed and no record is read, because a shell waits for this at every press of the tab key.
+    """
     package = Path(orchestrator.__file__).parent
     shipped = package / "sweeps" if (package / "sweeps").is_dir() else package.parent / "sweeps"
     here = Path.cwd()
     names = [path.stem for folder in (here / "sweeps", shipped) for path in _yaml(folder)]
     names += [path.name for path in _yaml(here)]
+    # A bucket would cost a request at every press of the key.
     url = store_url(None)
     if "://" not in url and (sweeps := Path(url) / "sweeps").is_dir():
         names += [entry.name for entry in os.scandir(sweeps) if entry.is_dir()]
@@ -80,6 +98,7 @@ def _names() -> list[str]:
 
 
 def _yaml(folder: Path) -> list[Path]:
+    """Return the YAML files in a folder."""
     return [*folder.glob("*.yaml"), *folder.glob("*.yml")]
 
 
@@ -113,10 +132,12 @@ _BASH = """\
 }}
 complete -o default -F _sweep sweep
 """
+"""Bash script. In `choices`, "-" means that the word before takes no value, "" that it takes a file name."""
 _ZSH_PREAMBLE = "autoload -U +X compinit && compinit -u\nautoload -U +X bashcompinit && bashcompinit\n"
 
 
 def _bash(verbs: list[_Verb], *, is_zsh: bool) -> str:
+    """Return the script for bash, or for zsh, which runs it through its bash emulation."""
     cases = [f'    {verb.name}) options="{" ".join(verb.options)}" ;;' for verb in verbs]
     values = [
         f'    "{verb.name} {option or verb.name}") choices="{" ".join(choices)}" ;;'
@@ -133,6 +154,7 @@ def _bash(verbs: list[_Verb], *, is_zsh: bool) -> str:
 
 
 def _fish(verbs: list[_Verb]) -> str:
+    """Return the script for fish: one ``complete`` command for each option."""
     lines = ["# completion of `sweep`, made by `sweep completion fish`"]
     for verb in verbs:
         lines.append(f"complete -c sweep -n __fish_use_subcommand -f -a {verb.name} -d {_quoted(verb.does)}")
@@ -148,4 +170,5 @@ def _fish(verbs: list[_Verb]) -> str:
 
 
 def _quoted(text: str) -> str:
+    """Return a text in single quotes for fish."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,4 +1,4 @@
-"""How a plan shows its costs to people: a line for each group of cells, and the totals in words."""
+"""The cost table of `sweep plan`: one line for each group of cells, and the totals as sentences."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from orchestrator.costs import DEVICES, Estimate
 from orchestrator.text import counted
 
 MAX_GROUPS, MAX_NOTES = 40, 12
+"""Lines of the table, and assumptions below it. ``--json`` holds all of them."""
 COLUMNS = ("cells", "steps", "tokens", "FLOP", "GPU-hours", "GPUs", "micro-batch", "disk GiB", "GiB a GPU")
 
 
 def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardware: HardwareSettings) -> None:
-    """Prints a table by the values of one axis, and the totals; nothing where no stage says what it costs."""
+    """Print a table of costs, grouped by the values of one axis, and the totals.
+
+    Print nothing if no stage has an estimate.
+
+    Args:
+        cells: that were selected.
+        estimates: digest of a stage to its estimate.
+        hardware: what the estimates assume.
+    """
     if not estimates:
         return
     axis = _axis(cells, estimates)
@@ -33,7 +42,12 @@ def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardwa
 
 
 def _axis(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> str | None:
-    """Returns the first axis whose value decides GPUs and memory, or else the first of all."""
+    """Return the axis to group the table by: the first one whose value determines GPUs and micro-batch.
+
+    Cells of one line then need the same hardware, and the line shows one number instead of a range. If no
+    axis does that, the first axis is used.
+    """
+    # Only training decides the hardware. A cell that just evaluates fits everywhere.
     trained = [(cell, one) for cell in cells if (one := of_cell(cell, estimates)) and one.num_steps]
     axes = list(cells[0].axes)
     for axis in axes:
@@ -46,6 +60,8 @@ def _axis(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> str | Non
 
 
 def _row(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
+    # Cells of a group share stages. Each distinct stage is paid once.
+    """Return one line of the table: sums over distinct stages, and ranges over cells."""
     digests = dict.fromkeys(digest for cell in cells for digest in cell.chain if digest in estimates)
     total = together(estimates[digest] for digest in digests)
     ones = [one for cell in cells if (one := of_cell(cell, estimates))]
@@ -64,12 +80,14 @@ def _row(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> tuple[str,
 
 
 def _memory(estimate: Estimate) -> str:
+    """Return the memory of a GPU in GiB, with its terms from the largest down."""
     terms = sorted(estimate.memory_terms_gib.items(), key=lambda term: -term[1])
     parts = " + ".join(f"{name} {gib:.2g}" for name, gib in terms if gib >= 0.005)
     return f"{estimate.memory_gib:.3g} = {parts}" if parts else f"{estimate.memory_gib:.3g}"
 
 
 def _span(values: Iterable[int]) -> str:
+    """Return the range of some numbers, such as ``1-8``; a single number if they are equal, ``-`` if none."""
     found = sorted(set(values))
     if not found:
         return "-"
@@ -77,6 +95,7 @@ def _span(values: Iterable[int]) -> str:
 
 
 def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None:
+    """Print the totals of all cells as sentences, and the assumptions behind them."""
     device = f"{hardware.device} ({DEVICES[hardware.device].memory_gib:g} GiB)"
     trained = (
         f"{amount(totals['num_tokens'])} tokens, {amount(totals['model_flops'])}FLOP"
@@ -98,7 +117,7 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
 
 
 def amount(number: float) -> str:
-    """Returns a number with three digits and a prefix: ``23.4 G``."""
+    """Return a number with three significant digits and an SI prefix, such as ``23.4 G``."""
     for size, prefix in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.3g}{prefix}"
@@ -106,15 +125,15 @@ def amount(number: float) -> str:
 
 
 def hours(number: float) -> str:
-    """Returns hours with as many digits as are worth reading."""
+    """Return a number of hours: two decimals below 10, none from there on."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
 
 
 def duration(number: float) -> str:
-    """Returns hours as hours, or minutes where there are few."""
+    """Return a number of hours as text, in minutes if it is below one hour."""
     return f"{number:,.1f} hours" if number >= 1 else f"{60 * number:.0f} minutes"
 
 
 def gib(number: float) -> str:
-    """Returns GiB with as many digits as are worth reading."""
+    """Return a number of GiB: two decimals below 10, none from there on."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"

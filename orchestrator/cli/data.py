@@ -1,4 +1,8 @@
-"""`sweep data describe|import|check`: parallel task data on disk. What data is, the science knows."""
+"""`sweep data describe|import|check`: parallel task data on disk.
+
+This module parses options and prints tables. The formats and checks come from the science packages, by the
+names in the registry.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,11 @@ _OF_IMPORT = (
     "test_revision",
     "force",
 )
+"""Options of ``import`` alone."""
 _OF_CHECK = ("task", "tokenizer", "max_length", "json")
+"""Options of ``check`` alone."""
 MAX_LENGTH = 2048
+"""Tokens above which a text counts as too long, unless ``--max-length`` is set."""
 
 USAGE = """sweep data describe TASK
        sweep data import TASK [SOURCE] [--test SOURCE] --out DIR [...]
@@ -32,13 +39,14 @@ USAGE = """sweep data describe TASK
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     parser.usage = USAGE
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument(
         "words", nargs="*", default=[], metavar="WORD", help="TASK, TASK SOURCE, or PATH; see above"
     )
     parser.add_argument("--languages", nargs="+", metavar="CODE", help="en es ... or en,es,...")
+    # No option has a default, so that `_only` can recognise options of another action.
     made = parser.add_argument_group("import")
     made.add_argument("--out", metavar="DIR", help="the data set to make")
     made.add_argument("--test", metavar="SOURCE", help="where test items come from")
@@ -61,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what is asked; 1 when a check finds problems."""
+    """Run the action, and return 1 if a check found problems."""
     match args.action:
         case "describe":
             _only(args, (), num_words=(1, 1), words="TASK")
@@ -78,6 +86,17 @@ def run(args: argparse.Namespace) -> int:
 def _only(
     args: argparse.Namespace, options: tuple[str, ...], *, num_words: tuple[int, int], words: str
 ) -> None:
+    """Validate the words and options of an action.
+
+    Args:
+        args: of the verb.
+        options: those that the action takes.
+        num_words: fewest and most words that it takes.
+        words: what these words are, for the error.
+
+    Raises:
+        UserError: there are too few or too many words, or an option of another action.
+    """
     if not num_words[0] <= len(args.words) <= num_words[1]:
         raise UserError(f"sweep data {args.action} takes {words}", fix="sweep data --help")
     for name in (*_OF_IMPORT, *_OF_CHECK, "languages"):
@@ -86,20 +105,28 @@ def _only(
 
 
 def _task(name: str) -> str:
+    """Return the name of a task.
+
+    Raises:
+        UserError: there is no such task.
+    """
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}", allowed=nearest(name, TASKS))
     return name
 
 
 def _languages(args: argparse.Namespace) -> list[str]:
+    """Return the language codes, which may be separated by spaces or commas."""
     return [code for word in args.languages or () for code in word.split(",") if code]
 
 
 def _import(args: argparse.Namespace) -> int:
+    """Import a data set and print what it holds."""
     task = _task(args.words[0])
     source = args.words[1] if len(args.words) > 1 else None
     if args.out is None:
         raise UserError("where the data set goes is not said", fix="--out DIR")
+    # Training and validation items come from SOURCE, test items from either source.
     if source is None and args.test is None:
         raise UserError(
             "a source is needed: SOURCE, --test SOURCE or both", fix=f"sweep data describe {task}"
@@ -133,6 +160,7 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    """Check a data set and print the report; return 1 if there are problems."""
     tokenizers = args.tokenizer or []
     report = load(DATA["check"])(
         Path(args.words[0]),
@@ -149,10 +177,13 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _print(report: Any) -> None:
+    """Print a report: rows, lengths, problems and notes."""
     print(f"{report.path}: {report.form} of {report.task}")
     rows = []
     for split in report.splits:
         numbers = split.num_rows
+        # Parallel data has the same number of rows in each language. One number shows that better than a
+        # list.
         same = len(set(numbers.values())) == 1
         each = (
             f"{next(iter(numbers.values())):,}"

@@ -1,4 +1,4 @@
-"""`sweep diff`: which field made it another cell or stage."""
+"""`sweep diff`: show which fields make one cell, stage or revision different from another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     parser.add_argument("first", metavar="SWEEP@K | SWEEP", help="a revision, or the sweep of two cells")
     parser.add_argument("second", metavar="SWEEP@K | CELL")
     parser.add_argument("third", nargs="?", metavar="CELL")
@@ -26,7 +26,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares two revisions, or two cells of one revision."""
+    """Compare two revisions of a sweep, or two cells of one revision."""
+    # The third word may be a cell or the store. argparse cannot decide, so the words are sorted out here.
     words = [w for w in (args.third, *args.words) if w is not None]
     url = no_overrides([w for w in words if w.startswith("store.url=")])
     rest = [w for w in words if not w.startswith("store.url=")]
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _second(args: argparse.Namespace, url: str | None) -> SweepState:
+    """Open the second revision. If there is none, the error explains both forms of the verb."""
     try:
         return open_view(args.second, url)
     except UserError as error:
@@ -48,7 +50,18 @@ def _second(args: argparse.Namespace, url: str | None) -> SweepState:
 
 
 def _stages(view: SweepState, other: SweepState, first: Cell, second: Cell) -> list[dict[str, Any]]:
-    """Tells, for each stage of two cells, whether it is the same and which of its `reads` differ."""
+    """Return, for each stage of two cells, whether it is the same and, if not, why.
+
+    A stage has the same digest only if target, version, `reads` and inputs are all equal. So a difference is
+    explained by one of these.
+
+    Args:
+        view, other: the revisions of the two cells.
+        first, second: the cells.
+
+    Returns:
+        One dict a stage: its name (``stage``), whether the digests are equal (``same``), and the ``reason``.
+    """
     mine = {view.sweep.nodes[d].name: view.sweep.nodes[d] for d in first.chain}
     its = {other.sweep.nodes[d].name: other.sweep.nodes[d] for d in second.chain}
     rows = []
@@ -72,10 +85,12 @@ def _stages(view: SweepState, other: SweepState, first: Cell, second: Cell) -> l
 
 
 def _named(view: SweepState) -> dict[str, Any]:
+    """Return the name and number of a revision, for JSON."""
     return {"sweep": view.sweep.name, "revision": view.number}
 
 
 def _print_cells(view: SweepState, first: Cell, second: Cell, as_json: bool) -> int:
+    """Print how the configs and stages of two cells differ."""
     keys, stages = changed_keys(first.config, second.config), _stages(view, view, first, second)
     if as_json:
         cells = [first.cell, second.cell]
@@ -88,6 +103,7 @@ def _print_cells(view: SweepState, first: Cell, second: Cell, as_json: bool) -> 
 
 
 def _print_keys(keys: Mapping[str, tuple[Any, Any]]) -> None:
+    """Print the keys whose values differ."""
     if keys:
         print_table(("key", "first", "second"), [(k, repr(a), repr(b)) for k, (a, b) in keys.items()])
     else:
@@ -95,6 +111,11 @@ def _print_keys(keys: Mapping[str, tuple[Any, Any]]) -> None:
 
 
 def _print_revisions(old: SweepState, new: SweepState, as_json: bool) -> int:
+    """Print how two revisions differ: cells that are the same, changed, or only in one of them.
+
+    A cell whose config changed has another id. Two cells with equal axes in both revisions count as one
+    changed cell, so that a changed default is printed as one key instead of as removed and added cells.
+    """
     before = {cell.cell: cell for cell in old.sweep.cells}
     after = {cell.cell: cell for cell in new.sweep.cells}
     removed = [cell for name, cell in before.items() if name not in after]

@@ -19,7 +19,7 @@ from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_sweep(parser, json=False)
     parser.add_argument("selector", metavar="SELECTOR", help="such as 'task=math', or a cell's id")
     parser.add_argument("--stage", required=True, help="whose products no longer count")
@@ -28,9 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Voids the products of a stage, and those made from them in any sweep of the store.
+    """Void the products of a stage, and those made from them in any sweep of the store.
 
-    Where none of the cells has one, what unfinished attempts left is discarded: the next begins anew.
+    If none of the selected cells has a product, what unfinished attempts left behind is discarded instead.
+    The next attempt then starts from nothing.
     """
     view = open_view(args.sweep, no_overrides(args.words))
     if not view.sealed:
@@ -47,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
         if view.sweep.nodes[digest].stage == args.stage
     }
     named = {digest for digest, status in stages.items() if status.state is State.DONE}
-    if not named:  # then what unfinished attempts left: checkpoints, a work folder, an output to read again
+    # Without products, discard what unfinished attempts left: checkpoints, a work folder, or an output that
+    # would be read again.
+    if not named:
         named = {d for d, status in stages.items() if status.attempts and status.state is not State.RUNNING}
     if not named:
         print(f"{view.title}: no product of {args.stage} in {counted(len(cells), 'cell')} to discard")
@@ -56,9 +59,12 @@ def run(args: argparse.Namespace) -> int:
     nodes, after = _made_from(view.ledger, named), {}
     voided = 0
     for node in nodes:
+        # Attempts up to now no longer count against the retry budgets.
         after[node.digest] = max(view.ledger.numbers(node), default=0)
         voided += _void(view, node, args.reason, named)
+    # The voids come first. If this process dies between the two, discarding again completes it.
     submit_request(view, build_request(view, "discard", cells, after=after, reason=args.reason))
+    # Cells outside the selection that share a discarded stage are made again too, so the user must see them.
     shared = sum(1 for c in view.sweep.cells if c not in cells and set(c.chain) & {n.digest for n in nodes})
     if unfinished:
         print(f"{view.title}: discarded what attempts of {counted(unfinished, 'unfinished stage')} left")
@@ -71,11 +77,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _made_from(ledger: Ledger, named: set[str]) -> list[StageInstance]:
-    """Returns the named stages and all that take them, directly or not, in any sealed revision."""
+    """Return the named stages and all that use them as inputs, directly or not, in any sealed revision.
+
+    Args:
+        ledger: the store.
+        named: digests of the stages to discard.
+    """
     found: dict[str, StageInstance] = {}
     for sweep in ledger.sweeps():
         for number in ledger.revision_numbers(sweep):
             revision = sealed_view(ledger, sweep, number).sweep
+            # Within a cell, the inputs of a stage precede it in `chain`, so that one pass finds all that
+            # follow.
             affected = set(named)
             for cell in revision.cells:
                 for digest in cell.chain:
@@ -87,7 +100,20 @@ def _made_from(ledger: Ledger, named: set[str]) -> list[StageInstance]:
 
 
 def _void(view: SweepState, node: StageInstance, reason: str, named: set[str]) -> bool:
-    """Voids the product that counts now, or the one that a running attempt is about to make."""
+    """Void the current product of a stage, or the one that a running attempt is about to make.
+
+    An attempt that runs now still uses the code before the fix. Its generation is voided in advance, so that
+    its product never counts.
+
+    Args:
+        view: the revision.
+        node: the stage.
+        reason: the user's words.
+        named: digests that the user selected; the others are made from them.
+
+    Returns:
+        Whether a product that counted was voided.
+    """
     evidence = EvidenceReader(view.ledger, [node]).evidence(node.digest)
     running = bool(evidence.attempts) and evidence.attempts[-1].end is None
     left = node.digest in named and bool(evidence.attempts)
@@ -105,6 +131,7 @@ def _void(view: SweepState, node: StageInstance, reason: str, named: set[str]) -
 
 
 def _by_stage(nodes: list[StageInstance]) -> str:
+    """Return how many of some stage instances belong to each stage, such as ``3 base, 9 train``."""
     counts: dict[str, int] = {}
     for node in nodes:
         counts[node.stage] = counts.get(node.stage, 0) + 1

@@ -1,4 +1,4 @@
-"""`sweep doctor`: checks of this machine and the store, one line each; exit 1 if one fails."""
+"""`sweep doctor`: check this machine and the store, one line for each check; exit code 1 if one fails."""
 
 from __future__ import annotations
 
@@ -38,15 +38,25 @@ PACKAGES = (
     "wandb",
     "pyarrow",
 )
+"""Packages whose versions are shown, and that must be installed."""
 RACERS = 8
+"""Writers that race to create one key."""
 HUB = ("huggingface.co", 443)
+"""Host and port of the hub that models and data come from."""
 RAY_PORT = 8265
+"""Port of a Ray cluster's dashboard, which accepts jobs."""
 SLURM_S = 10.0
-"""Of its dashboard, where jobs are handed in."""
+"""Seconds within which Slurm must answer."""
 
 
 class Check(NamedTuple):
-    """One line: `ok` is None for what is not here and not needed everywhere."""
+    """The result of one check.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it is as it should be; None for something that is absent and not needed everywhere.
+        detail: what was found.
+    """
 
     name: str
     ok: bool | None
@@ -54,13 +64,13 @@ class Check(NamedTuple):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_store(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs all checks."""
+    """Run all checks, print them, and return 1 if one failed."""
     checks = list(_checks(store_url(no_overrides(args.words))))
     if args.json:
         print_json([check._asdict() for check in checks])
@@ -72,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checks(url: str) -> Iterator[Check]:
+    """Yield the result of each check, as soon as it is there."""
     yield Check(
         "python", sys.version_info >= (3, 11), f"{platform.python_version()}, 3.11 or newer is needed"
     )
@@ -91,6 +102,7 @@ def _checks(url: str) -> Iterator[Check]:
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """Run a check; an error of the store becomes a failed check, so that the other checks still run."""
     try:
         return check()
     except (SweepError, OSError) as error:
@@ -98,6 +110,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 
 def _package(name: str) -> Check:
+    """Check that a package is installed."""
     try:
         return Check(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
@@ -105,6 +118,7 @@ def _package(name: str) -> Check:
 
 
 def _nearest_folder(objects: ObjectStore) -> Path:
+    """Return the store's folder, or its nearest parent that exists."""
     folder = Path(objects.url)
     while not folder.exists():
         folder = folder.parent
@@ -112,6 +126,7 @@ def _nearest_folder(objects: ObjectStore) -> Path:
 
 
 def _store(url: str) -> Check:
+    """Check that the store can be written, and that its disk has room."""
     objects, room, enough = open_objects(url), "", True
     if objects.in_place:
         folder = _nearest_folder(objects)
@@ -125,7 +140,7 @@ def _store(url: str) -> Check:
 
 
 def _access(url: str) -> Iterator[Check]:
-    """Who may use a folder that exists; nothing where there is nothing to say."""
+    """Yield who may write to the store's folder; nothing for a bucket or a folder that is not there."""
     objects = open_objects(url)
     if isinstance(objects, PosixStore):
         try:
@@ -143,7 +158,11 @@ def _access(url: str) -> Iterator[Check]:
 
 
 def _semantics(url: str) -> Check:
-    """Races creates of one key, in a scratch folder on the store's file system or in the bucket."""
+    """Check the guarantees that claims rely on, in a scratch folder beside the store or in the bucket.
+
+    Workers claim a stage by creating a key. If two creates of one key could both succeed, two workers would
+    run the same stage.
+    """
     objects = open_objects(url)
     if not objects.in_place:
         scratch = f"probe-{uuid.uuid4().hex}"
@@ -152,10 +171,17 @@ def _semantics(url: str) -> Check:
         finally:
             objects.delete(scratch)
     with tempfile.TemporaryDirectory(prefix=".sweep-doctor-", dir=_nearest_folder(objects)) as folder:
+        # The race needs the store's own file system: some network file systems do not create files
+        # exclusively.
         return _race([PosixStore(Path(folder))] * RACERS)
 
 
 def _race(stores: Sequence[ObjectStore]) -> Check:
+    """Let several writers create the same key, 20 times; then check replace, list and delete.
+
+    Args:
+        stores: one for each writer.
+    """
     store = stores[0]
     with ThreadPoolExecutor(RACERS) as pool:
         for number in range(20):
@@ -172,6 +198,7 @@ def _race(stores: Sequence[ObjectStore]) -> Check:
 
 
 def _slurm() -> Check:
+    """Check that Slurm is installed and its controller answers."""
     if shutil.which("sbatch") is None:
         return Check("slurm", None, "no sbatch here; only launcher=slurm needs it")
     try:
@@ -185,6 +212,7 @@ def _slurm() -> Check:
 
 
 def _ray() -> Check:
+    """Check that the dashboard of the Ray cluster in RAY_ADDRESS accepts connections."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return Check("ray cluster", None, "RAY_ADDRESS is not set; only launcher=ray needs it")
@@ -197,6 +225,7 @@ def _ray() -> Check:
 
 
 def _hub() -> Check:
+    """Check whether the hub is reachable. Without it, models come from the cache."""
     if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "ON"):
         return Check("hub", None, "HF_HUB_OFFLINE is set: models come from the cache or a local path")
     if _reaches(*HUB):
@@ -205,8 +234,9 @@ def _hub() -> Check:
 
 
 def _reaches(host: str, port: int) -> bool:
+    """Return whether a host accepts a connection within 3 seconds."""
     try:
         with socket.create_connection((host, port), timeout=3):
             return True
-    except (OSError, UnicodeError):  # the latter: no name that a host can have
+    except (OSError, UnicodeError):  # UnicodeError: the name cannot be a host name
         return False

@@ -1,4 +1,4 @@
-"""What is printed while the cells of a sweep are given to a scheduler, and the loop of `--wait`."""
+"""Output while cells are submitted to a scheduler, and the loop of ``--wait``."""
 
 from __future__ import annotations
 
@@ -19,17 +19,24 @@ from orchestrator.text import counted
 from orchestrator.trackers.mirror import mirroring
 
 WAIT_S = 2.0
+"""Shortest pause between two passes of ``--wait``, in seconds."""
 
 
 MAX_WAIT_S = 30.0
+"""Longest pause between two passes, in seconds."""
 
 
 HOLD_S = 600.0
-"""A scheduler that took no more is tried again after so long, or when a job has ended."""
+"""Seconds before a full scheduler is tried again. It is tried earlier if a job has ended."""
 
 
 def print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:
-    """Prints what would be submitted, word for word."""
+    """Print the scripts that would be submitted, word for word, and return 0.
+
+    Args:
+        given: the result of a dry run.
+        notes: remarks about the scheduler's limits.
+    """
     for note in notes:
         print(f"# note: {note}")
     for submission, text in given.scripts:
@@ -46,10 +53,19 @@ def print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:
 
 
 def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) -> int:
-    """Settles, submits what nobody holds and says so; with `wait` stays until nothing is left to do.
+    """Record jobs that ended, submit cells that no job holds, and print both.
+
+    Args:
+        view: the revision.
+        asked: the requests whose cells are submitted.
+        wait: whether to repeat this until all cells have ended.
 
     Returns:
-        0 when everything was submitted and may start, or with `wait` when all cells are done; else 1.
+        0 if everything was submitted and can start; with `wait`, 0 if all cells are done. Else 1.
+
+    Raises:
+        UserError: a cell fits nowhere, or the scheduler refuses the job for good.
+        InfrastructureError: the scheduler does not answer.
     """
     with mirroring(view.ledger, view.sweep.name, asked[-1].request):
         done = submit_pass(view, asked, notify=print)
@@ -67,12 +83,18 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
 
 
 def summary(counts: Counter[State]) -> str:
-    """Returns ``3 done, 2 queued``."""
+    """Return the number of cells in each state, such as ``3 done, 2 queued``."""
     return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
 
 
 def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
+    """Submit and report until no cell of the requests can go on, and return the exit code.
+
+    A scheduler that is at its limit is not tried at every pass, because each refusal is recorded in the
+    store. The limit holds for `HOLD_S`, or until a job of the sweep ends.
+    """
     numbers = {each.request.number for each in asked}
+    # A later launch may have taken over some cells. It decides about them, not this one.
     cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.cell) in numbers]
     pause_s, last, said = WAIT_S, "", [""]
     hold, hold_until_s = "", 0.0
@@ -82,15 +104,18 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
         start_s = time.monotonic()
         try:
             done = submit_pass(view, asked, notify=print, hold=hold if start_s < hold_until_s else "")
-        except (InfrastructureError, OSError) as error:  # a scheduler, or a store, that is away comes back
+        except (InfrastructureError, OSError) as error:  # outages pass
             print(f"  {told(error)}; trying again", flush=True)
             pause_s, view = MAX_WAIT_S, view.fresh()
             continue
+        # Restart the hold only for a new limit or after a successful submission, so that it does expire.
         if done.given.limit != hold or done.given.submitted:
             hold, hold_until_s = done.given.limit, start_s + HOLD_S
         view = done.view
         if done.lines != said:
             print_lines(said := done.lines)
+        # A pass over a large sweep is slow. The pause grows with it, so that passes take at most 5 % of the
+        # time.
         pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
     print_lines(finish_retention(view, view.policy))
     counts = Counter(view.cells[cell.cell].state for cell in cells)

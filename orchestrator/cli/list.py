@@ -1,4 +1,4 @@
-"""`sweep list`: the sweeps that exist, one line each, with their number of cells."""
+"""`sweep list`: list the sweeps that exist, one line each, with their number of cells."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from orchestrator.store.ledger import Ledger, open_ledger
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_store(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Lists one's own sweep files, the sweeps that only the store knows, and those that ship here."""
+    """List the user's sweep files, then sweeps found only in the store, then those shipped here."""
     ledger = open_ledger(store_url(no_overrides(args.words)))
     entries = find_sweeps()
     place = shipped("sweeps").resolve()
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_file(ledger: Ledger, entry: SweepEntry) -> dict[str, Any]:
+    """Return the line of a sweep file. A file with an error is listed with the error."""
     return {
         "sweep": entry.name,
         "num_cells": entry.num_cells,
@@ -57,6 +58,8 @@ def _of_file(ledger: Ledger, entry: SweepEntry) -> dict[str, Any]:
 
 
 def _of_store(ledger: Ledger, name: str) -> dict[str, Any] | None:
+    # Records of a launch that died before it sealed anything leave a name without a revision.
+    """Return the line of a sweep in the store, None if it was never sealed."""
     number = current_revision(ledger, name)
     if number is None:
         return None

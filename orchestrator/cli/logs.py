@@ -1,4 +1,4 @@
-"""`sweep logs`: the log of one attempt of one stage of a cell, by default the one that matters now."""
+"""`sweep logs`: print the log of one attempt of a stage of a cell; by default the one that matters now."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from orchestrator.store.objects import ObjectStore, open_objects
 from orchestrator.text import one_line
 
 POLL_S = 0.5
+"""Pause between two reads of ``--follow``, in seconds."""
 CHUNK, MAX_JSON = 2**20, 2**22
-"""Bytes that are read at a time, and of a log's end that fit into one JSON value."""
+"""Bytes read at a time, and bytes of a log's end in one JSON value."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_sweep(parser)
     add_cell(parser)
     parser.add_argument(
@@ -39,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a log."""
+    """Print one log."""
     if args.json and args.follow:
         raise UserError("--follow has no end, --json is one object", fix="leave out one of them")
     url = no_overrides(args.words)
@@ -66,13 +67,14 @@ def run(args: argparse.Namespace) -> int:
         _print_json(key, view, cell, node, number)
         return 0
     url = f"{view.ledger.objects.url}/{key}"
+    # Standard output is the log alone, for a pipe.
     print(f"{view.title} {cell.cell} {node.name} attempt {number}: {url}", file=sys.stderr)
     _print(key, view, node, number, follow=args.follow)
     return 0
 
 
 def _print_job(view: SweepState, cell: Cell, *, as_json: bool) -> int:
-    """Prints the log that the scheduler keeps of the cell's last job; all its starts go on in it."""
+    """Print the log of the cell's last job. All restarts of a job append to the same log."""
     job = view.jobs.of_cell(cell.cell)
     if job is None:
         raise UserError(
@@ -90,7 +92,13 @@ def _print_job(view: SweepState, cell: Cell, *, as_json: bool) -> int:
 
 
 def _of_job(view: SweepState, submission: Submission, task: int) -> tuple[str, list[tuple[ObjectStore, str]]]:
-    """Finds the logs of a job and of its workers; returns where the job's own is, and all of them."""
+    """Find the logs of a job and of its workers.
+
+    The launcher may keep them in a folder outside the store, and upload them to the store later.
+
+    Returns:
+        Where the job's own log is expected, and all logs that exist, each with its store and key.
+    """
     key, own = layout.job_logs(view.sweep.name, submission.number), f"{task}.log"
     places: list[tuple[ObjectStore, str]] = [(view.ledger.objects, f"{key}/")]
     if submission.logs:
@@ -105,7 +113,8 @@ def _of_job(view: SweepState, submission: Submission, task: int) -> tuple[str, l
 
 
 def _copy(objects: ObjectStore, key: str, start: int = 0) -> int:
-    """Prints a log from a byte on, a piece at a time; returns how many bytes there were."""
+    """Print a log from a byte on, in chunks, and return the number of bytes printed."""
+    # A chunk may end inside a character. The decoder keeps the incomplete bytes for the next one.
     decoder, position = codecs.getincrementaldecoder("utf-8")("replace"), start
     while data := objects.read_from(key, position, CHUNK):
         position += len(data)
@@ -116,13 +125,18 @@ def _copy(objects: ObjectStore, key: str, start: int = 0) -> int:
 
 
 def _end_of(objects: ObjectStore, key: str) -> tuple[str, int]:
-    """Returns the end of a log that one JSON value can hold, and how many bytes come before it."""
+    """Return the end of a log that fits into one JSON value, and the number of bytes before it."""
     folder, _, name = key.rpartition("/")
     skipped = max(0, objects.trees([folder])[folder].get(name, 0) - MAX_JSON)
     return objects.read_from(key, skipped, MAX_JSON).decode(errors="replace"), skipped
 
 
 def _named(view: SweepState, cell: Cell, name: str) -> StageInstance:
+    """Return the stage instance of a cell that a name such as ``prepare[en]`` means.
+
+    Raises:
+        UserError: the cell has no such stage.
+    """
     nodes = {view.sweep.nodes[digest].name: view.sweep.nodes[digest] for digest in cell.chain}
     if name not in nodes:
         raise UserError(f"{cell.cell} has no stage {name!r}", allowed=nearest(name, nodes))
@@ -130,6 +144,10 @@ def _named(view: SweepState, cell: Cell, name: str) -> StageInstance:
 
 
 def _interesting(view: SweepState, cell: Cell) -> StageInstance:
+    """Return the stage whose log the user most likely wants.
+
+    That is a failed stage, else a running, lost or released one, else the last that was started.
+    """
     stages = view.cells[cell.cell].stages
     for state in (State.FAILED, State.RUNNING, State.LOST, State.RELEASED):
         for digest, status in stages.items():
@@ -140,6 +158,7 @@ def _interesting(view: SweepState, cell: Cell) -> StageInstance:
 
 
 def _print_json(key: str, view: SweepState, cell: Cell, node: StageInstance, number: int) -> None:
+    """Print the end of a log as JSON."""
     text, skipped = _end_of(view.ledger.objects, key)
     print_json(
         {
@@ -156,8 +175,10 @@ def _print_json(key: str, view: SweepState, cell: Cell, node: StageInstance, num
 
 
 def _print(key: str, view: SweepState, node: StageInstance, number: int, *, follow: bool) -> None:
+    """Print a log; with `follow`, go on until the attempt ends."""
     position = 0
     while True:
+        # Read the record before the log. If the attempt has ended, the log that follows is complete.
         attempt = view.ledger.attempt(node, number)
         ended = attempt is None or attempt.end is not None
         position += _copy(view.ledger.objects, key, position)

@@ -1,4 +1,4 @@
-"""How verbs print: tables for people, JSON for scripts."""
+"""Output of verbs: tables for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from orchestrator.text import escaped, one_line
 
 GAP = "  "
 MIN_TEXT = 24
-"""Columns that a column of words keeps, at least, before the table becomes blocks."""
+"""Minimum width of a text column. Below it, a table is printed as blocks."""
 
 Style = Callable[[str, str], str]
-"""Takes a padded text and what it holds, and returns it as printed; adds escapes alone."""
+"""A function that takes a padded text and the value in it, and returns the text to print. It may add escape
+sequences, but no visible characters.
+"""
 
 
 def length(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
+    """Return the number of terminal columns that a text takes."""
     if text.isascii():
         return len(text)
-    from rich.cells import cell_len  # only where it is needed: its tables are large
+    from rich.cells import cell_len  # imported on demand, because its tables are large
 
     return cell_len(text)
 
@@ -36,15 +38,15 @@ def layout(
 ) -> list[str]:
     """Return the lines of a table.
 
-    A table that is too wide has its columns of words wrapped between words; ids and numbers are never broken.
-    Where that does not help, each row becomes a block: its id on a line of its own, the rest below it.
+    If the table is too wide, its text columns are wrapped between words; ids and numbers are never broken.
+    If that is not enough, each row becomes a block: its id on one line, the other fields below it.
 
     Args:
         columns: their names.
         rows: a text for each column.
-        width: of the terminal, None for a pipe, in which nothing is wrapped.
-        style: of a field.
-        title: of a column's name and of a block's first line.
+        width: of the terminal, in columns; None for a pipe, where nothing is wrapped.
+        style: applied to each field.
+        title: applied to a column's name, and to the first line of a block.
     """
     widths = [max(map(length, (name, *(row[i] for row in rows)))) for i, name in enumerate(columns)]
     fitted = widths if width is None else _fitted(columns, rows, widths, width)
@@ -64,7 +66,11 @@ def layout(
 def _fitted(
     columns: Sequence[str], rows: Sequence[Sequence[str]], widths: list[int], width: int
 ) -> list[int] | None:
-    """Return widths that fit in a terminal, None where columns that may not be broken leave no room."""
+    """Return column widths that fit the terminal; None if the columns that must not be broken leave no room.
+
+    The widest text column shrinks first, and again until the table fits. It never gets narrower than its
+    longest word.
+    """
     fitted = list(widths)
     while (over := sum(fitted) + len(GAP) * (len(fitted) - 1) - width) > 0:
         words = [i for i, size in enumerate(fitted) if size > MIN_TEXT and any(" " in row[i] for row in rows)]
@@ -82,6 +88,7 @@ def _fitted(
 def _blocks(
     columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, style: Style, title: Style
 ) -> list[str]:
+    """Return a table as blocks: for each row its id, and below it its other fields as ``name value``."""
     first = columns.index("cell") if "cell" in columns else 0
     lines = []
     for row in rows:
@@ -91,6 +98,7 @@ def _blocks(
             if index == first or not field:
                 continue
             text = f"{name}: {field}" if " " in name else f"{name} {field}"
+            # Fields share a line until the terminal is full.
             if line.strip() and length(line) + 2 + length(text) > width:
                 lines.append(line)
                 line = " "
@@ -104,6 +112,8 @@ def _blocks(
 
 
 def _line(fields: Sequence[str], widths: Sequence[int], style: Style) -> str:
+    # Pad after styling: escape sequences take no columns, so `ljust` would count wrongly.
+    """Return one line of a table, without trailing spaces."""
     *inner, last = (
         style(field, field) + " " * (size - length(field)) for field, size in zip(fields, widths, strict=True)
     )
@@ -111,7 +121,7 @@ def _line(fields: Sequence[str], widths: Sequence[int], style: Style) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Break a text between words; a word that is longer than the width stands on a line of its own."""
+    """Break a text between words. A word longer than the width gets a line of its own."""
     if length(text) <= width:
         return [text]
     lines = [""]
@@ -133,19 +143,20 @@ COLOURS = {
     "released": 34,
     "cancelled": 33,
 }
-"""State to the number of a colour in the terminal's escape sequences (ECMA-48, SGR)."""
+"""State to the number of its colour in the terminal's escape sequences (ECMA-48, SGR)."""
 
 BOLD = 1
+"""Number of bold text in the same escape sequences."""
 
 
 def print_json(value: Any) -> None:
-    """Prints one JSON value and nothing else."""
+    """Print one JSON value and nothing else."""
     text = msgspec.json.format(msgspec.json.encode(value), indent=2)
     sys.stdout.write(text.decode() + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print columns that fit the terminal; in a pipe nothing is wrapped, and each row is one line."""
+    """Print a table that fits the terminal. In a pipe, nothing is wrapped and each row is one line."""
     texts = [[printable(str(item)) for item in row] for row in rows]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     is_styled = styled()
@@ -160,29 +171,38 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def styled() -> bool:
-    """Tell whether escape sequences may be printed: on a terminal that knows them, without NO_COLOR."""
+    """Return whether escape sequences may be printed: to a capable terminal, unless NO_COLOR is set."""
     is_dumb = os.environ.get("TERM", "") in ("", "dumb", "unknown")
     return sys.stdout.isatty() and not is_dumb and not os.environ.get("NO_COLOR")
 
 
 def _coloured(text: str, number: int) -> str:
+    """Return a text between the escape sequences that set and reset a style."""
     return f"\x1b[{number}m{text}\x1b[0m"
 
 
 def printable(text: str) -> str:
-    """Return a text without what would move the cursor, change colours or break a line."""
+    """Return a text without characters that move the cursor, change colours or break the line."""
     return text if text.isprintable() else escaped(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class ComposeProgress:
-    """Prints on standard error, now and then, how far a large grid is composed; nothing for a small one."""
+    """The progress of composing a large grid, printed on standard error from time to time.
+
+    A small grid is composed before the first line is due, so nothing is printed.
+    """
 
     def __init__(self) -> None:
         self._is_terminal, self._has_printed = sys.stderr.isatty(), False
         self._due_s = time.monotonic() + (1.0 if self._is_terminal else 10.0)
 
     def __call__(self, number: int, of: int) -> None:
-        """Take the number of points composed so far, and of all."""
+        """Record the progress, and print it if a line is due.
+
+        Args:
+            number: points composed so far.
+            of: all points.
+        """
         if number == of and self._is_terminal and self._has_printed:
             print(" " * 60, end="\r", file=sys.stderr, flush=True)
         elif number % 64 == 0 and time.monotonic() >= self._due_s:
@@ -198,22 +218,27 @@ def to_stderr(line: str) -> None:
 
 
 def indented(line: str) -> None:
-    """Print a line below a title, at once."""
+    """Print a line below a title, and flush it."""
     print(f"  {line}", flush=True)
 
 
 def print_lines(lines: Iterable[str], *, indent: int = 0) -> None:
-    """Print lines at once, for somebody who may be watching."""
+    """Print lines, and flush each of them for a user who watches a long run.
+
+    Args:
+        lines: to print.
+        indent: spaces in front of each line.
+    """
     for line in lines:
         print(" " * indent + line, flush=True)
 
 
 def print_warnings(view: SweepState) -> None:
-    """Print what in the store of a sweep cannot be read."""
+    """Print which records of a sweep in the store cannot be read."""
     for problem in view.warnings():
         print(f"  warning: {problem}")
 
 
 def shorten(text: str, length: int) -> str:
-    """Cuts a long text for a column."""
+    """Return a text on one line, cut to a length."""
     return one_line(text, length)

@@ -1,4 +1,4 @@
-"""`sweep prefetch`: fetches, once and where there is a network, what the cells of a sweep need."""
+"""`sweep prefetch`: fetch, once and on a machine with a network, what the cells of a sweep need."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from orchestrator.text import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_composing(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetches each missing need once; what fails stops none of the others."""
+    """Fetch each missing need once. A failed fetch does not stop the others.
+
+    Raises:
+        InfrastructureError: a need is still missing in the end.
+    """
     view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     cells = view.select(args.only)
     import_paths = engine_of(view, composition, split_store(args.overrides)[1])[1]
@@ -42,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
                 problems.append("\n  ".join(filter(None, (error.what, error.where, error.allowed))))
                 fixes.append(error.fix)
                 print("  failed")
+    # Check again: a fetch without an error may still leave a need unmet.
     left = missing_of(needs_of(view, cells, import_paths))
     if problems or left:
         left_names = [told(need) for need in distinct(left)]

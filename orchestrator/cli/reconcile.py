@@ -1,4 +1,4 @@
-"""`sweep reconcile`: settle what was given to a scheduler and submit what nobody holds; needs no daemon."""
+"""`sweep reconcile`: record jobs that ended, and submit cells that no job holds; needs no daemon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.entry import outlive_the_reader
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_sweep(parser, json=False)
     parser.add_argument("--dry-run", action="store_true", help="only print what would be submitted")
     add_wait(parser)
@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes one pass, or as many as it takes."""
+    """Make one pass, or with ``--wait`` as many as it takes."""
     outlive_the_reader()
     view = open_view(args.sweep, no_overrides(args.words))
     view.check()
@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         given = SubmitResult()
         for each in asked:
+            # Each request continues the numbers of the one before, as in a real pass.
             given.add(Dispatch(view, *each).dry_run(after=len(given.scripts)))
         return print_scripts(given)
     return submit_all(view, asked, wait=args.wait)

@@ -1,6 +1,6 @@
-"""`sweep report`: tables, figures and pages from the rows that there are, of a sweep or of a table.
+"""`sweep report`: write tables, figures and pages from the rows that exist, of a sweep or of a table.
 
-What a report says is the report's own; here is only which ones, from which rows, and where they go.
+This module selects the reports, their rows and their folder. The content belongs to each report.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from orchestrator.store.table import Rows
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     parser.add_argument(
         "sweep",
         metavar="SWEEP",
@@ -59,13 +59,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the reports and says where."""
+    """Write the reports, and print where they are."""
     if args.table is not None:
         return _of_table(args)
     if args.sweep is None:
         raise UserError("a report of what?", fix="sweep report SWEEP, or sweep report --table FILE --out DIR")
     view = open_view(args.sweep, no_overrides(args.words))
     place = args.out.absolute() if args.out else None
+    # The default folder lies in the store, which does not exist before the first launch.
     if place is None and not view.sealed and not args.json:
         print(f"{view.title}: nothing is done yet, and the store has no folder for its report")
         print(f"  sweep launch {args.sweep}{view.hint}, or --out DIR for what is planned")
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     check_folder(place)
     with tempfile.TemporaryDirectory() as nowhere:
         if not view.sealed:
-            place = place or Path(nowhere)  # JSON alone: the store has no folder for it
+            place = place or Path(nowhere)  # only JSON is printed; no store folder exists yet
         reports, errors = write_sweep_reports(
             view, _names(args, view.sweep.report), place, notify=to_stderr, over=args.over
         )
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             print_warnings(view)
         if not errors or not args.json:
             print_written(written, args.json)
+    # The first error is raised below, so that it decides the exit code. The other reports were still written.
     for error in errors[1:]:
         print(f"error: {error}", file=sys.stderr)
     if errors:
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_table(args: argparse.Namespace) -> int:
+    """Write the report of a table that `sweep collect` wrote."""
     words = [word for word in [args.sweep, *args.words] if word]
     if words:
         raise UserError(f"either a sweep or a table: {words[0]!r} beside --table {args.table}")
@@ -106,7 +109,15 @@ def _of_table(args: argparse.Namespace) -> int:
 
 
 def _names(args: argparse.Namespace, named: Sequence[str]) -> Sequence[str]:
-    """Return the reports that the arguments or the sweep name; none where the columns decide."""
+    """Return the reports that the arguments or the sweep name; none if the columns decide.
+
+    Args:
+        args: of the verb.
+        named: the reports that the sweep names.
+
+    Raises:
+        UserError: ``--over`` is combined with a report that cannot use it.
+    """
     if args.report and args.over and args.report != GENERAL:
         raise UserError(f"--over is of the general report, not of {args.report}", fix=f"--report {GENERAL}")
     if args.report or args.over:

@@ -1,4 +1,4 @@
-"""`sweep show`: a cell's resolved config, its digests, and where its files are."""
+"""`sweep show`: print a cell's resolved config, its digests, and where its files are."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from orchestrator.trackers.base import history
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_sweep(parser)
     add_cell(parser)
     add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one cell."""
+    """Print one cell."""
     view = open_view(args.sweep, no_overrides(args.words))
     cell = view.cell(args.cell)
     stages: list[dict[str, Any]] = []
     for digest in cell.chain:
         node, evidence = view.sweep.nodes[digest], view.snapshot.evidence(digest)
         number = evidence.attempts[-1].number if evidence.attempts else None
+        # The last attempt need not be the one that made the product: it may have been lost after another had
+        # finished.
         if evidence.done is not None:
             number = evidence.done.attempt
         where = "" if number is None else layout.payload(node.stage, digest, number)
@@ -80,5 +82,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _last_metrics(view: SweepState, node: StageInstance, number: int | None) -> dict[str, Any]:
+    """Return the last line of metrics that an attempt logged, empty without one."""
     rows = history(view.ledger, node, number) if number is not None else []
     return rows[-1] if rows else {}

@@ -1,4 +1,9 @@
-"""`sweep upgrade`: let a store hold what later versions record; refused while anything may run in it."""
+"""`sweep upgrade`: let a store hold what later versions record; refused while anything may run in it.
+
+Workers of an earlier version read records strictly. A record with a new field would look damaged to them.
+The mark in ``store.json`` is therefore raised only when no attempt and no job of an earlier version can be
+running; from then on, earlier versions refuse the store.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +31,18 @@ from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.text import counted
 
 LOOK_S = 2.0
+"""Pause between two looks at attempts that may be running, in seconds."""
 MAX_SHOWN = 8
+"""Jobs and attempts that the error lists."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the verb's arguments."""
+    """Add the verb's arguments."""
     add_store(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raise the format in the store's mark, when nothing of an earlier version can be running in it."""
+    """Raise the format in the store's mark, if nothing of an earlier version can be running in it."""
     ledger = open_ledger(store_url(no_overrides(args.words)))
     url, data = ledger.objects.url, ledger.objects.get(layout.STORE)
     if data is None:
@@ -43,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if ledger.store_format == FORMAT:
         print(f"{url} is of format {FORMAT} already")
         return 0
+    # A store that cannot be written would fail only after the long watch below.
     ledger.prove_writable()
     if blocking := [*_blocking(ledger)]:
         more = len(blocking) - MAX_SHOWN
@@ -51,18 +59,19 @@ def run(args: argparse.Namespace) -> int:
             allowed="\n  ".join(blocking[:MAX_SHOWN] + ([f"and {more} more"] if more > 0 else [])),
             fix="wait, or end them with: sweep cancel SWEEP; sweep reconcile SWEEP settles jobs that ended",
         )
-    mark = {**json.loads(data), "format": FORMAT}  # whatever else it says stays
+    mark = {**json.loads(data), "format": FORMAT}  # keep all other fields
     ledger.objects.put(layout.STORE, json.dumps(mark, separators=(",", ":")).encode())
     print(f"{url} is of format {FORMAT} now; earlier versions of Polysweep refuse it")
     return 0
 
 
 def _blocking(ledger: Ledger) -> Iterator[str]:
-    """Name the jobs and attempts that may still run."""
+    """Yield a line for each job and attempt that may still run, and for each record that cannot be read."""
     all_jobs = []
     for sweep in ledger.sweeps():
         problems: list[str] = []
         filed = Submissions(ledger, sweep).read(problems)
+        # A submission that cannot be read may have open jobs.
         yield from problems
         jobs = Jobs(filed, ask_schedulers(filed))
         all_jobs.append(jobs)
@@ -75,7 +84,10 @@ def _blocking(ledger: Ledger) -> Iterator[str]:
 
 
 def _open_attempts(ledger: Ledger, jobs: Sequence[Jobs]) -> Iterator[tuple[StageInstance, Attempt]]:
-    """Yield the last attempt of each stage that has none that ended, unless its job is known to be over."""
+    """Yield the last attempt of each stage, if it has no recorded end and its job is not proved to be over.
+
+    All stages in the store count, not only those of current revisions: an old revision may still be running.
+    """
     for stage in ledger.listing("records").folders:
         finished = ledger.generations(layout.done_index(stage))
         for digest in ledger.listing(layout.stage_records(stage)).folders:
@@ -88,12 +100,23 @@ def _open_attempts(ledger: Ledger, jobs: Sequence[Jobs]) -> Iterator[tuple[Stage
 
 
 def _is_done(attempt: Attempt, generations: set[int]) -> bool:
-    """Whether its product exists, so that nothing but its `end` is left to write."""
+    """Return whether an attempt's product exists, so that only its `end` record is missing."""
     return attempt.claim is not None and attempt.claim.generation in generations
 
 
 def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list[str]:
-    """Watch attempts until each is gone, or one lives; name those that are not gone."""
+    """Watch attempts until all are gone or one shows a sign of life; return a line for each live one.
+
+    One look is not enough: the heartbeat of a dead worker stays in the store. Only a heartbeat that does not
+    change for a whole lease, or a proof that the process is gone, shows that an attempt has ended.
+
+    Args:
+        ledger: the store.
+        opened: attempts without a recorded end.
+
+    Raises:
+        InfrastructureError: this process cannot read its own start time.
+    """
     process = describe(os.getpid())
     if process is None:
         raise InfrastructureError("cannot read this process's start time")
@@ -112,6 +135,8 @@ def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list
                 continue
             left.append((node, attempt))
             beat = attempt.heartbeat and attempt.heartbeat.counter
+            # Alive means that the process was found on this machine. A heartbeat that has moved since the
+            # first read is a sign of life from anywhere.
             if vital.liveness is Liveness.ALIVE or beat != beats[node.digest, old.number]:
                 why = vital.reason or attempt.problem
                 living.append(f"{node.stage} {node.digest[:12]}: attempt {attempt.number}: {why}")

@@ -1,6 +1,7 @@
-"""Records by their keys: encoded for the store's format, created so that one writer wins, read leniently.
+"""Typed records under their keys: encode, create with a single winner, and decode leniently.
 
-It knows no key but that of the store's mark; what the records mean is `orchestrator.store.ledger`'s.
+The only key that this module uses itself is the store's mark, `store.json`. The meaning of all other records
+is defined in `orchestrator.store.ledger`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from orchestrator.store.objects import Listing, ObjectStore
 
 
 class RecordHeader(msgspec.Struct):
-    """Fields that some records have.
+    """The few fields that can be read from a record of any kind and any format.
 
     Attributes:
-        nonce: of the write that made it.
-        content: digest of a revision's content.
-        format: of the store.
+        nonce: Random value of the write that created the record.
+        content: Digest of a revision's content; "" for other records.
+        format: Format of the store; only in the store's mark.
     """
 
     nonce: str = ""
@@ -36,7 +37,7 @@ class RecordHeader(msgspec.Struct):
 
 
 def read_header(data: bytes) -> RecordHeader:
-    """Reads them from a record's bytes."""
+    """Decode the header fields of a record; all are empty when the bytes are not valid JSON."""
     try:
         return msgspec.json.decode(data, type=RecordHeader)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -46,11 +47,17 @@ def read_header(data: bytes) -> RecordHeader:
 R = TypeVar("R", bound=Record)
 _TRIES, _PAUSE_S = 5, 0.05
 _ANSWERS = frozenset({errno.EACCES, errno.EPERM})
-"""Errors that no second try changes."""
+"""Errors that are final answers: a retry would return the same."""
 
 
 class Prefetched(NamedTuple):
-    """What was read of a bucket at once: records, listings of one level, and sizes below prefixes."""
+    """Results of bulk reads of a bucket, all of about the same moment.
+
+    Attributes:
+        records: Key to bytes; None for a key that is absent.
+        listings: Prefix to the names directly below it.
+        sizes: Prefix to the size in bytes of each file below it, at any depth.
+    """
 
     records: Mapping[str, bytes | None] = {}
     listings: Mapping[str, Listing] = {}
@@ -58,17 +65,17 @@ class Prefetched(NamedTuple):
 
 
 def new_nonce() -> str:
-    """Returns a value that no other record carries."""
+    """Return a random value that no other record carries."""
     return uuid.uuid4().hex
 
 
 class Records:
-    """Typed records over the operations of a store.
+    """Typed records on top of the operations of a store.
 
     Args:
-        objects: the operations of the place.
-        known: what was read of it already.
-        store_format: of the store; None to read it when first needed.
+        objects: Operations of the store.
+        known: Results of earlier bulk reads, which are used instead of reading again.
+        store_format: Format of the store; None to read it on first use.
     """
 
     def __init__(
@@ -78,19 +85,25 @@ class Records:
         self._store_format = store_format
 
     def knowing(self, known: Prefetched) -> Self:
-        """Returns the same that takes these answers for the store's, for a view of one moment."""
+        """Return a copy that answers from prefetched results, as a snapshot of one moment.
+
+        Keys and prefixes that were not prefetched are still read from the store.
+        """
         return type(self)(self.objects, known, store_format=self._store_format)
 
     def having_read(self, keys: Iterable[str]) -> Self:
-        """Returns one that read some records all at once; itself where a round trip costs nothing."""
+        """Return a copy that has read these records in one bulk request.
+
+        On a shared folder, where a bulk request saves nothing, return this object itself.
+        """
         return self if self.objects.in_place else self.knowing(Prefetched(self.objects.get_many(keys)))
 
     @property
     def store_format(self) -> int:
-        """The format of the store, which is that of a new one where there is no mark yet.
+        """The format of the store; the current format when the store has no mark yet.
 
         Raises:
-            InfrastructureError: the store did not answer.
+            InfrastructureError: The store did not answer, or its mark is unreadable.
         """
         if self._store_format is None:
             mark, problem = self.read(layout.STORE, StoreMark)
@@ -102,30 +115,37 @@ class Records:
         return self._store_format
 
     def encode(self, record: msgspec.Struct) -> bytes:
-        """Return a record as this store holds it.
+        """Return the bytes of a record in the format of this store.
 
         Raises:
-            UserError: it is of an earlier format that cannot hold a setting.
+            UserError: The store has an earlier format, which cannot hold one of the record's settings.
         """
         return formats.encode(record, store_format=self.store_format)
 
     def refuse_unheld(self, *asked: msgspec.Struct) -> None:
-        """Refuse settings that a store of this format cannot hold, before anything is recorded.
+        """Refuse settings that this store's format cannot hold, before anything is recorded.
 
         Raises:
-            UserError: there is such a setting.
+            UserError: One of the values has such a setting.
         """
         for each in asked:
             formats.refuse_unheld(each, store_format=self.store_format, store=self.objects.url)
 
     def create(self, key: str, record: msgspec.Struct, nonce: str) -> bool:
-        """Creates a record; True when it is ours that stands (rule 1: *create* can lie).
+        """Create a record; return True when the record that now exists is ours.
 
-        A lost reply or a retry inside the store can make a create that worked look refused, so on a refusal
-        or an unclear error the record is read back: our nonce means won, another's lost, absent try again.
+        A create can report the wrong outcome: the reply may be lost, or a retry inside the store may find the
+        object that the first try has just written. The outcome is therefore decided by reading the record
+        back (rule 1)::
+
+            reply            record read back     result
+            created          not read             True
+            exists, error    has our nonce        True: our write succeeded and only the reply was wrong
+            exists, error    has another nonce    False: another writer won
+            exists, error    absent, no reply     try again
 
         Raises:
-            InfrastructureError: the store did not answer clearly in several tries.
+            InfrastructureError: Several tries gave no clear outcome.
         """
         data, error = self.encode(record), OSError("the store answers one thing and then another")
         for number in range(_TRIES):
@@ -135,24 +155,32 @@ class Records:
             except OSError as problem:
                 error = problem
             try:
+                # A refusal does not mean that another writer won: a retry inside the store may have found our
+                # own record.
                 found = self.objects.get(key)
             except OSError as problem:
                 error, found = problem, None
             if found is not None:
+                # Only the nonce is compared: a record of a newer format could not be decoded, and still has
+                # one.
                 return read_header(found).nonce == nonce
             time.sleep(_PAUSE_S * 2**number)
         raise InfrastructureError(f"cannot write {key}: {error}", where=self.objects.url) from error
 
     def read(self, key: str, kind: type[R], **identity: object) -> tuple[R | None, str]:
-        """Reads a record: (record, ""), (None, "") when absent, or (None, problem) when unreadable.
+        """Read a record.
 
         Args:
-            key: where it lies.
-            kind: what it should be.
-            identity: values of its fields that the key names already; another record is none of this key's.
+            key: Key of the record.
+            kind: Expected type.
+            identity: Field values that the key implies. A record with other values does not belong under this
+                key and counts as unreadable.
+
+        Returns:
+            (record, ""), or (None, "") when it is absent, or (None, problem) when it is unreadable.
 
         Raises:
-            InfrastructureError: the store did not answer; that is not "absent".
+            InfrastructureError: The store did not answer. This never counts as "absent".
         """
         error = OSError()
         for number in range(_TRIES):
@@ -160,6 +188,7 @@ class Records:
                 data = self._known.records[key] if key in self._known.records else self.objects.get(key)
             except OSError as problem:
                 error = problem
+                # Waiting does not grant a permission, so the error is reported at once.
                 if problem.errno in _ANSWERS:
                     break
                 time.sleep(_PAUSE_S * 2**number)
@@ -169,6 +198,7 @@ class Records:
             try:
                 record = formats.decode(data, kind)
                 for name, value in identity.items():
+                    # A record that was copied or restored under another key must not count there.
                     if (found := getattr(record, name)) != value:
                         return None, f"{key} is unreadable (it is of {name} {found!r})"
                 return record, ""
@@ -177,15 +207,16 @@ class Records:
         raise InfrastructureError(f"cannot read {key}: {error}", where=self.objects.url) from error
 
     def prove_writable(self) -> None:
-        """Proves that the store can be written, and that one writer wins; see `opening.prove_writable`."""
+        """Prove that the store accepts writes and lets only one writer create a key."""
         opening.prove_writable(self.objects)
 
     def listing(self, prefix: str) -> Listing:
-        """Lists one level."""
+        """Return the names directly under a prefix."""
+        # An empty listing is a result too, hence the comparison with None.
         known = self._known.listings.get(prefix)
         return self.objects.list(prefix) if known is None else known
 
     def sizes(self, prefix: str) -> Mapping[str, int]:
-        """Returns the sizes of all files under a prefix."""
+        """Return the size in bytes of each file under a prefix, by path below the prefix."""
         known = self._known.sizes.get(prefix)
         return self.objects.trees([prefix])[prefix] if known is None else known

@@ -1,4 +1,4 @@
-"""A code snapshot as one object: the same files make the same bytes, wherever they are packed."""
+"""A code snapshot as one tar archive. Equal files give equal bytes on every machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ NAME = "files.tar"
 
 
 class ArchiveMember(NamedTuple):
-    """A file of a planned snapshot, and its content (the target of a link)."""
+    """One file of a planned snapshot.
+
+    Attributes:
+        file: Path, kind, size and digest.
+        data: Content of a file; target of a link; empty for a folder.
+        mode: Permission bits.
+    """
 
     file: CodeFile
     data: bytes
@@ -26,10 +32,11 @@ class ArchiveMember(NamedTuple):
 
 
 def packed(items: Sequence[ArchiveMember]) -> bytes:
-    """Returns a tar archive of files, links and empty folders, in the given order; no times, no owners."""
+    """Return a tar archive of the given files, links and empty folders, in the given order."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for file, data, mode in items:
+            # A new TarInfo has time 0 and no owner, so that equal code gives an equal archive.
             info = tarfile.TarInfo(file.path)
             info.mode = mode & 0o777
             if file.kind == "folder":
@@ -43,15 +50,22 @@ def packed(items: Sequence[ArchiveMember]) -> bytes:
 
 
 def unpacked(data: bytes, files: Sequence[CodeFile]) -> list[ArchiveMember]:
-    """Reads the files of a snapshot, and no others, from an archive; does not judge their content.
+    """Return the listed files of a snapshot from its archive; ignore all other members.
+
+    The content is not checked here.
+
+    Args:
+        data: Bytes of the archive.
+        files: Files to extract, as recorded in the snapshot's manifest.
 
     Raises:
-        ValueError: it is no archive, or a file is not in it.
+        ValueError: The bytes are not an archive, or a listed file is missing from it.
     """
     items = []
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             members = {member.name: member for member in archive}
+            # Only recorded files are taken: a damaged archive may hold absolute paths or "..".
             for file in files:
                 member = members[file.path]
                 stream = archive.extractfile(member) if member.isreg() else None
@@ -65,18 +79,25 @@ def unpacked(data: bytes, files: Sequence[CodeFile]) -> list[ArchiveMember]:
 
 
 def keep(objects: ObjectStore, digest: str, archive: bytes) -> None:
-    """Stores an archive, unless it is there as it should be.
+    """Store an archive, unless the store already has exactly these bytes.
+
+    Args:
+        objects: The store.
+        digest: Digest of the snapshot.
+        archive: Bytes of the archive.
 
     Raises:
-        OSError: the store did not answer.
+        OSError: The store did not answer.
     """
     prefix = layout.code_archive(digest)
     found = fetched(objects, digest)
     if found == archive:
         return
     if found is not None:
-        objects.delete(prefix)  # damaged: what has the right size would not be uploaded again
+        # The upload skips files whose size matches, so a damaged archive must be deleted first.
+        objects.delete(prefix)
     folder = objects.workspace(prefix)
+    # Write and rename, so that a process that is killed leaves no half archive for the upload.
     temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
     temporary.write_bytes(archive)
     temporary.replace(folder / NAME)
@@ -85,15 +106,16 @@ def keep(objects: ObjectStore, digest: str, archive: bytes) -> None:
 
 
 def fetched(objects: ObjectStore, digest: str) -> bytes | None:
-    """Returns a snapshot's archive as the store has it, None when it is not there.
+    """Return the stored archive of a snapshot; None when there is none.
 
     Raises:
-        OSError: the store did not answer.
+        OSError: The store did not answer.
     """
     prefix = layout.code_archive(digest)
     size = objects.trees([prefix])[prefix].get(NAME)
     if size is None:
         return None
+    # The digest is left empty: the caller checks the files after it has unpacked them.
     folder = objects.fetch(prefix, [File(NAME, size, "")])
     try:
         return (folder / NAME).read_bytes()

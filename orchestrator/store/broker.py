@@ -1,11 +1,12 @@
-"""The process that talks to an object store for another: ``python -P -m orchestrator.store.broker URL``.
+"""The process that talks to a bucket for another process: ``python -P -m orchestrator.store.broker URL``.
 
-It alone imports the object-store library, whose threads do not survive a fork: workers and fork servers keep
-clear of it. It answers the calls of one process (`orchestrator.store.client`), many at a time, and ends when
-that process closes the pipe.
+The object-store library runs threads that do not survive a fork. Workers and fork servers therefore never
+import it; only the broker does. A broker serves one process (`orchestrator.store.client`), handles many calls
+concurrently, and ends when that process closes the pipe.
 
-Nothing that creates a record is tried twice here: whether a create without an answer worked is for the
-ledger to find out (rule 1). All else may be repeated without harm, and is, for a few seconds.
+A create is never retried here. A retry could find the object that the first try wrote, and report a conflict
+with itself; the ledger decides by reading the record back (rule 1). All other calls are idempotent and are
+retried for a few seconds.
 """
 
 from __future__ import annotations
@@ -42,11 +43,15 @@ from orchestrator.store.objects import TEMPORARY
 
 AT_ONCE, FILES_AT_ONCE = 64, 4
 CHUNK, MAX_PARTS = 8 * 2**20, 9_000
-"""Bytes of a part of a large file, unless it had more parts than S3 takes, which is 10,000."""
+"""Size of one part of a large file in bytes, and the maximum number of parts. S3 accepts 10,000; a larger
+file gets larger parts.
+"""
 
 TRIES, PART_S, MAX_S = 3, 120.0, 4 * 3600.0
 _CREDENTIALS = r"credential|/latest/(api/token|meta-data)|computeMetadata|169\.254\.169|JWT|OAuth"
-"""What is only asked for where the environment names no account: then the machine's own is looked for."""
+"""Error texts that mean missing credentials. Without an account in the environment, the library queries the
+machine's metadata server, and the error names that server instead of the cause.
+"""
 
 
 Store = S3Store | GCSStore
@@ -54,16 +59,17 @@ T = TypeVar("T")
 
 
 def open_store(url: str, *, stall_s: float, request_s: float, retries: int) -> Store:
-    """Opens a bucket as the environment says (endpoint, region, credentials); asks nothing yet.
+    """Open a bucket with endpoint, region and credentials from the environment. No request is sent yet.
 
     Args:
         url: ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
-        stall_s: for a pause in what one request answers.
-        request_s: for one request with its answer; what is sent may stall unnoticed until then.
-        retries: of a request without an answer, when it took no longer than one should.
+        stall_s: Longest pause within one response, in seconds.
+        request_s: Time limit for one request and its response, in seconds. A stall while sending is noticed
+            only by this limit.
+        retries: Retries of a failed request, within a total time limit.
 
     Raises:
-        ValueError: the address names no bucket.
+        ValueError: The address names no bucket.
     """
     scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")
@@ -71,7 +77,7 @@ def open_store(url: str, *, stall_s: float, request_s: float, retries: int) -> S
         "timeout": timedelta(seconds=request_s),
         "connect_timeout": timedelta(seconds=CONNECT_S),
         "read_timeout": timedelta(seconds=stall_s),
-        # read from the environment only where no options are given
+        # The library reads this variable only when no client options are passed.
         "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes"),
     }
     retry: Any = {
@@ -85,22 +91,28 @@ def open_store(url: str, *, stall_s: float, request_s: float, retries: int) -> S
 
 
 class Broker:
-    """Answers calls about one bucket.
+    """Handler of calls about one bucket.
+
+    Each ``do_<verb>`` method handles the verb of that name. Four connections differ in time limits and
+    retries: one for creates (no retries), one for all other records, one for uploads in parts, one for whole
+    downloads.
 
     Args:
-        url: of the store.
+        url: Address of the store.
     """
 
     def __init__(self, url: str) -> None:
         self._once = open_store(url, stall_s=LIMIT_S, request_s=MAX_S, retries=0)
+        # A stalled read of a record fails early enough to leave time for two retries within the limit.
         self._store = open_store(url, stall_s=LIMIT_S * 0.4, request_s=MAX_S, retries=2)
         self._parts = open_store(url, stall_s=STALL_S, request_s=PART_S, retries=2)
         self._whole = open_store(url, stall_s=STALL_S, request_s=MAX_S, retries=2)
         self._few, self._files = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(FILES_AT_ONCE)
 
     async def answer(self, call: WireRequest) -> WireReply:
-        """Does what is asked; every error becomes an answer."""
+        """Handle one call and return its reply. Errors are returned in the reply, never raised."""
         try:
+            # The verbs come from our own client, so a method is looked up by name.
             value = await getattr(self, f"do_{call.verb}")(call)
         except Exception as error:  # noqa: BLE001 - the library's and Python's own: all are data here
             return WireReply(call.number, None, *explained(error))
@@ -109,8 +121,9 @@ class Broker:
     # Records
 
     async def do_create(self, call: WireRequest) -> bool:
-        """Writes only if absent."""
+        """Write an object only if it is absent; return False when it exists."""
         try:
+            # Multipart uploads do not support the condition "only if absent".
             put = obstore.put_async(self._once, call.keys[0], call.data, mode="create", use_multipart=False)
             await _limited(put, len(call.data))
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
@@ -118,20 +131,20 @@ class Broker:
         return True
 
     async def do_put(self, call: WireRequest) -> None:
-        """Replaces."""
+        """Write or replace an object."""
         put = obstore.put_async(self._store, call.keys[0], call.data, use_multipart=False)
         await _limited(put, len(call.data))
 
     async def do_get(self, call: WireRequest) -> bytes | None:
-        """Reads one object."""
+        """Read one object; return None when it is absent."""
         return await self._get(call.keys[0])
 
     async def do_get_many(self, call: WireRequest) -> list[bytes | None]:
-        """Reads many objects."""
+        """Read many objects; None stands for one that is absent."""
         return await asyncio.gather(*(self._one_of_many(self._get(key)) for key in call.keys))
 
     async def do_read_from(self, call: WireRequest) -> bytes:
-        """Reads an object from a byte on; nothing when it has no more."""
+        """Read an object from a byte offset; return nothing when it has no more bytes."""
         try:
             some: Any = (
                 {"offset": call.start} if call.limit is None else (call.start, call.start + call.limit)
@@ -139,27 +152,29 @@ class Broker:
             asked = obstore.get_async(self._store, call.keys[0], options={"range": some})
             return await _body(await _limited(asked))
         except Exception as error:
+            # Status 416: the offset is at or beyond the end. A log that has not grown gives this.
             if " 416 " in str(error) or _is_absent(error):
                 return b""
             raise
 
     async def do_list(self, call: WireRequest) -> tuple[list[str], list[str]]:
-        """Lists the names of one level: files and folders."""
+        """Return the names directly under a prefix: files, and folders."""
         return await _limited(self._list(call.keys[0]))
 
     async def do_list_many(self, call: WireRequest) -> list[tuple[list[str], list[str]]]:
-        """Lists one level of many prefixes."""
+        """Return the names directly under each of many prefixes."""
         return await asyncio.gather(*(self._one_of_many(self._list(prefix)) for prefix in call.keys))
 
     async def do_trees(self, call: WireRequest) -> list[dict[str, int]]:
-        """Lists all that lies under many prefixes, with sizes."""
+        """Return the path and size of each object under each of many prefixes."""
         return await asyncio.gather(*(self._one_of_many(self._tree(prefix)) for prefix in call.keys))
 
     async def do_delete(self, call: WireRequest) -> None:
-        """Deletes an object and all under its name as a prefix."""
+        """Delete all objects under a prefix; when there are none, the object of that name."""
         (prefix,) = call.keys
+        # A bucket has no folders: a prefix is deleted by deleting each object under it.
         paths = [f"{prefix}/{path}" for path in await self._tree(prefix)] or [prefix]
-        with contextlib.suppress(FileNotFoundError):  # GCS misses what S3 does not
+        with contextlib.suppress(FileNotFoundError):  # GCS reports an absent object, S3 does not
             await _limited(obstore.delete_async(self._store, paths), len(paths) * SLOW_BYTES_S // 20)
 
     async def _one_of_many(self, work: Coroutine[Any, Any, T]) -> T:
@@ -180,6 +195,7 @@ class Broker:
         return files, sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
 
     async def _tree(self, prefix: str) -> dict[str, int]:
+        # Listings return whole keys; callers expect paths below the prefix.
         skip = len(prefix) + 1 if prefix else 0
         sizes: dict[str, int] = {}
         async for batch in obstore.list(self._store, prefix or None, chunk_size=1000):
@@ -189,11 +205,14 @@ class Broker:
     # Files
 
     async def do_upload(self, call: WireRequest) -> None:
-        """Uploads files; the order is arbitrary."""
+        """Upload files, in no particular order."""
         await _all(self._upload(move) for move in call.moves)
 
     async def do_download(self, call: WireRequest) -> None:
-        """Downloads files; one that is absent is left out, one with other content is what it is."""
+        """Download files. A file that is absent in the store is skipped.
+
+        Content that differs from the expected digest is kept after the last try; the caller checks the files.
+        """
         await _all(self._download(move) for move in call.moves)
 
     async def _upload(self, move: Move) -> None:
@@ -207,6 +226,7 @@ class Broker:
         async with self._files:
             for number in range(TRIES):
                 try:
+                    # A wrong digest may come from a damaged transfer, so the download is repeated.
                     if await self._receive(move) or number == TRIES - 1:
                         return
                 except Exception as error:
@@ -216,9 +236,14 @@ class Broker:
                         raise
 
     async def _receive(self, move: Move) -> bool:
-        """Downloads one file under another name and renames it; tells whether it has the right content."""
+        """Download one file under a temporary name, then rename it.
+
+        Returns:
+            Whether the content has the expected digest; True when none is given.
+        """
         final = Path(move.path)
         final.parent.mkdir(parents=True, exist_ok=True)
+        # The name holds the process and the key, so that concurrent downloads never share a file.
         temporary = final.with_name(
             f"{TEMPORARY}{os.getpid()}-{hashlib.sha256(move.key.encode()).hexdigest()}"
         )
@@ -231,6 +256,7 @@ class Broker:
                     stream.write(piece)
 
                 async for piece in _pieces(self._whole, move.key):
+                    # Hashing and writing 8 MiB would block the event loop, and with it every other call.
                     await asyncio.to_thread(take, piece)
             temporary.replace(final)
         finally:
@@ -249,11 +275,12 @@ async def _body(found: Any) -> bytes:
 
 
 async def _limited(work: Coroutine[Any, Any, T], num_bytes: int = 0) -> T:
+    """Await a coroutine with the time limit of one record, extended for the bytes it transfers."""
     return await asyncio.wait_for(work, LIMIT_S + num_bytes / SLOW_BYTES_S)
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Waits for all, so that what could be transferred is, and then raises the first error."""
+    """Await all coroutines, so that every possible transfer happens, then raise the first error."""
     results = await asyncio.gather(*works, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -269,9 +296,14 @@ def _is_bucket(text: str) -> bool:
 
 
 def explained(error: Exception) -> tuple[str, int]:
-    """Returns what went wrong in a short line, and its kind."""
+    """Return a short description of an error, and its errno; see `WireReply.errno`.
+
+    The library reports most failures as long texts without a type of their own. The status code, S3's error
+    code and the cause are therefore extracted by pattern.
+    """
     text = str(error)
-    kind = (error.errno if type(error) is OSError else None) or errno.EIO  # its own: such as a full disk here
+    # A plain OSError, such as a full disk, keeps its errno. Others become EIO unless they match below.
+    kind = (error.errno if type(error) is OSError else None) or errno.EIO
     if _is_bucket(text):
         return "there is no such bucket", errno.ENXIO
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
@@ -293,7 +325,7 @@ def explained(error: Exception) -> tuple[str, int]:
 
 
 async def serve(url: str) -> None:
-    """Answers what comes through standard input until it closes; ends the process then."""
+    """Handle the calls that arrive on standard input, and exit when it closes."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
@@ -302,6 +334,7 @@ async def serve(url: str) -> None:
     try:
         broker = Broker(url)
     except Exception as error:  # noqa: BLE001 - an address that names no bucket
+        # Number 0 belongs to no call: the client reads it as "this broker cannot serve the address".
         writer.write(frame(WireReply(0, None, *explained(error))))
         await writer.drain()
         return
@@ -316,7 +349,8 @@ async def serve(url: str) -> None:
             length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
             call = msgspec.msgpack.decode(await reader.readexactly(length), type=WireRequest)
         except (asyncio.IncompleteReadError, OSError):
-            os._exit(0)  # nobody waits for what is still on its way
+            os._exit(0)  # the client is gone, so pending calls have no receiver
+        # The event loop keeps only weak references to tasks; `running` keeps them alive.
         task = asyncio.create_task(reply(call))
         running.add(task)
         task.add_done_callback(running.discard)

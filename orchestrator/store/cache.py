@@ -1,7 +1,8 @@
-"""The node-local cache of a store at a URL: where attempts work, and what was fetched, shared by processes.
+"""The node-local cache of bucket stores: work folders of attempts and downloaded files, shared by processes.
 
-A folder of one attempt (or one code snapshot) goes as a whole, least recently used first, when there is more
-than the limit. While a process lives that uses it, it stays: the process, and what it forked, hold a lock.
+The cache evicts whole units, such as one attempt's folder or one code snapshot, least recently used first,
+when its size exceeds the limit. A unit in use is never evicted: each process that uses it holds a shared lock
+on a file, and child processes inherit that lock.
 """
 
 from __future__ import annotations
@@ -24,11 +25,20 @@ DEFAULT_ROOT, DEFAULT_GIB = "~/.cache/polysweep", 100.0
 SHRINK_S, WAIT_S = 60.0, 0.2
 _LOCKS, _TRASH = ".locks", ".trash"
 _UNITS = {"payload": 4, "code": 2}
-"""First folder of a key to the number of parts that name what goes as a whole; all else stays."""
+"""First part of a key to the number of parts that name one unit: ``payload/<stage>/<digest>/<n>`` and
+``code/<digest>``. Files under other keys are never evicted.
+"""
 
 
 class Unit(NamedTuple):
-    """What goes as a whole: how long ago it was used, its size, its folder, and its lock."""
+    """A folder that is evicted as a whole. Units sort by last use, oldest first.
+
+    Attributes:
+        used_s: Time of the last use, in seconds since 1970; 0 when unknown.
+        size: Size in bytes.
+        folder: The folder.
+        lock: File that its users lock.
+    """
 
     used_s: float
     size: int
@@ -37,18 +47,19 @@ class Unit(NamedTuple):
 
 
 class Cache:
-    """The part of the cache that belongs to one store.
+    """The part of the node's cache that belongs to one store.
 
     Args:
-        url: of the store.
-        home: of the caches of all stores; by default as the environment says.
+        url: Address of the store.
+        home: Folder of the caches of all stores; None for the one that the environment names.
 
     Raises:
-        UserError: the environment's limit is no number.
+        UserError: The size limit in the environment is not a number.
     """
 
     def __init__(self, url: str, home: Path | None = None) -> None:
         self.home = home or Path(os.environ.get(ROOT) or DEFAULT_ROOT).expanduser().absolute()
+        # Buckets of two servers may have the same name, so the server is part of the cache's name.
         server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         digest = hashlib.sha256(f"{url} {server}".encode()).hexdigest()
         self.root = self.home / f"{url.partition('://')[2].partition('/')[0]}-{digest[:12]}"
@@ -57,31 +68,37 @@ class Cache:
         self._shrunk_s = -SHRINK_S
 
     def folder(self, prefix: str) -> Path:
-        """Returns where the files under a prefix are, or would be."""
+        """Return the local folder of a prefix, which may not exist."""
         return self.root / prefix
 
     def hold(self, prefix: str) -> Path:
-        """Marks what a prefix belongs to as in use by this process until its end; returns its folder."""
+        """Mark the unit of a prefix as used by this process until `release` or exit; return the prefix's
+        folder.
+        """
         unit = _unit(prefix)
         if unit and unit not in self._held:
+            # A shared lock: any number of processes may use a unit. Eviction needs the exclusive one.
             handle = _open_lock(self._lock(unit))
-            with contextlib.suppress(OSError):  # a file system without locks: used lately, so among the last
+            # Without file locks, the recent time of use still makes this unit one of the last to be evicted.
+            with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_SH)
             self._held[unit] = handle
         if unit:
             with contextlib.suppress(OSError):
+                # The lock file's modification time is the time of last use, for the eviction order.
                 os.utime(self._lock(unit))
         return self.folder(prefix)
 
     def release(self, prefix: str) -> None:
-        """Ends the use of what a prefix belongs to."""
+        """Drop this process's hold on the unit of a prefix."""
         handle = self._held.pop(_unit(prefix), None)
         if handle is not None:
             os.close(handle)
 
     def clear(self, prefix: str) -> None:
-        """Removes what lies under a prefix here."""
+        """Remove the local files under a prefix."""
         path = self.folder(prefix)
+        # A link is removed itself; the folder that it points to may lie outside the cache.
         if path.is_dir() and not path.is_symlink():
             _remove(path, self.home)
         else:
@@ -89,11 +106,11 @@ class Cache:
 
     @contextlib.contextmanager
     def filling(self, prefix: str, pulse: Callable[[], object]) -> Iterator[None]:
-        """Lets one process at a time fetch what belongs together, so that nothing is fetched twice.
+        """Let one process at a time download a unit, so that no file is downloaded twice.
 
         Args:
-            prefix: of what is fetched.
-            pulse: called while another process fetches.
+            prefix: Prefix of the files to download.
+            pulse: Called repeatedly while another process downloads, so that the caller can send heartbeats.
         """
         handle = _open_lock(self._lock(_unit(prefix) or prefix).with_suffix(".filling"))
         try:
@@ -104,7 +121,7 @@ class Cache:
                     pulse()
                     time.sleep(WAIT_S)
                     continue
-                except OSError:  # a file system without locks: it may be fetched twice
+                except OSError:  # a file system without locks: the file may be downloaded twice
                     pass
                 break
             yield
@@ -112,11 +129,14 @@ class Cache:
             os.close(handle)
 
     def shrink(self) -> None:
-        """Removes what was not used for longest until the rest is within the limit; looks once a minute."""
+        """Evict units, least recently used first, until the cache is within its limit. Runs at most once a
+        minute.
+        """
         if time.monotonic() - self._shrunk_s < SHRINK_S:
             return
         self._shrunk_s = time.monotonic()
-        shutil.rmtree(self.home / _TRASH, ignore_errors=True)  # of a process that was killed meanwhile
+        # Processes that were killed in the middle of a removal leave folders in the trash.
+        shutil.rmtree(self.home / _TRASH, ignore_errors=True)
         units = sorted(self._units())
         left = sum(unit.size for unit in units)
         for unit in units:
@@ -126,6 +146,7 @@ class Cache:
                 left -= unit.size
 
     def _units(self) -> Iterator[Unit]:
+        # The limit applies to the caches of all stores together.
         for store in self.home.glob("*/"):
             for first, depth in _UNITS.items():
                 for folder in store.glob("/".join([first, *"*" * (depth - 1)])):
@@ -177,10 +198,14 @@ def _remove_unused(unit: Unit, home: Path) -> bool:
 
 
 def _remove(folder: Path, home: Path) -> None:
-    """Takes a folder out of the way in one step, then deletes it."""
+    """Rename a folder into the trash, then delete it.
+
+    The rename is atomic, so no process sees a folder that is half deleted.
+    """
     trash = home / _TRASH / uuid.uuid4().hex
+    # Repeated because another process may empty the trash between mkdir and rename.
     while folder.exists():
-        trash.parent.mkdir(parents=True, exist_ok=True)  # which others may have emptied just now
+        trash.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             folder.replace(trash)
     shutil.rmtree(trash, ignore_errors=True)

@@ -1,16 +1,19 @@
-"""The code that workers run where it lies, and its digest: the version of what they make.
+"""The code that local workers run in place, and its digest, which is the version of their products.
 
-It is this package, the modules of the stages, and what belongs to the projects of the import paths:
+The code of a sweep consists of this package, the modules of the stages, and files of the projects on the
+import paths:
 
-- in a git work tree all files that git tracks;
-- everywhere the sources (by their suffix) that git does not ignore, and the code and settings that a command
-  names and that were there at the launch: what it names and creates, and logs and data, are no code;
-- where all stages are our own, nothing of the projects;
-- never a store, hidden folders, environments, the sweep file, which is sealed, and what describes a project.
+- In a git work tree: all files that git tracks.
+- Everywhere: source files, by suffix, that git does not ignore.
+- Code and settings that a command names and that existed at the launch. A named file that did not exist is an
+  output of the command.
+- No project files at all when every stage is one of this package.
+- Never: the store, hidden folders, environments, sweep files (which are sealed), and files such as README.
 
-A digest is taken again before each claim, so a file is read once and then only looked at. What is large is
-not read at all: of content beyond `MAX_BYTES`, the smallest files first, size and time of change stand for
-it. A folder of more than `MAX_ENTRIES` entries is taken for data.
+Workers compute the digest before each claim, so it must be cheap. A file is read once; after that its size,
+times and inode are compared, and it is read again only when they differ. Small files come first: beyond
+`MAX_BYTES` of content in total, size and time of change stand for the content. A folder with more than
+`MAX_ENTRIES` entries counts as data.
 """
 
 from __future__ import annotations
@@ -34,10 +37,18 @@ from orchestrator.store.project import Ignored, git, is_hidden, is_installed, ro
 
 MAX_BYTES = 100_000_000
 MAX_ENTRIES, MAX_LISTED = 10_000, 50_000
-"""Of one folder, and of all folders of a project together."""
+"""Most entries of one folder, and of all folders of a project together."""
 
 SETTLED_NS = 2_000_000_000
-"""A file that changed less than that before it was read may have changed again within the clock's step."""
+"""How long before its last read a file must have changed, in nanoseconds, for its digest to be reused.
+
+File times have a coarse resolution. A file that is written again shortly after it was read can keep the same
+times, so such a file is read again::
+
+    10.000 s  write A
+    10.001 s  read, time 10.00
+    10.002 s  write B, time still 10.00
+"""
 
 _SOURCES = frozenset(
     [
@@ -87,11 +98,17 @@ _MAKES = re.compile(
     r"(?:>|\btee(?:\s+-\S+)*\s|(?:^|\s)-o[\s=]|(?:^|[\s.])(?:-{0,2}[\w-]+[_-]|--?)?(?:out|output|save|log|dump|write)"
     r"(?:[_-][\w-]+)?[\s=])\s*['\"]?$"
 )
-"""Before a word that names what a command writes: a redirection, tee, an option such as ``--out``."""
+"""Matches before a word that names an output: a redirection, ``tee``, or an option such as ``--out``."""
 
 
 class _Seen(NamedTuple):
-    """A file as it was when it was read."""
+    """A file at the time that it was read.
+
+    Attributes:
+        stamp: Size, time of modification, time of change (both in nanoseconds) and inode.
+        read_ns: Time of reading, in nanoseconds since 1970.
+        digest: sha-256 of the content, hexadecimal.
+    """
 
     stamp: tuple[int, int, int, int]
     read_ns: int
@@ -99,16 +116,16 @@ class _Seen(NamedTuple):
 
 
 class Checkout:
-    """The code of a sweep's stages, where workers import it.
+    """The code of a sweep's stages, in the place from which workers import it.
 
     Args:
-        specs: of the stages.
-        import_paths: where the user's stages are importable; the first is where commands run.
-        left_out: folders that hold no code, such as the store.
-        named: words of the commands that named code or settings at the launch; None to look now.
+        specs: Stage name to spec.
+        import_paths: Folders from which the user's stages are imported. Commands run in the first.
+        left_out: Folders that hold no code, such as the store.
+        named: Words of the commands that named code or settings at the launch; None to determine them now.
 
     Attributes:
-        named: these words.
+        named: Those words. A launch passes them to its workers, so that all of them digest the same files.
     """
 
     def __init__(
@@ -126,8 +143,10 @@ class Checkout:
         self._walker = _Walker({str(path.resolve()) for path in (package, *left_out)})
         self._paths = [Path(path).resolve() for path in import_paths if os.path.isdir(path)]  # noqa: PTH112
         self._sweeps = {str(path) for path in self._paths[:1]}
+        # Stages of this package import nothing from the user's project, so its files cannot affect them.
         is_theirs = self._commands or any(not target.startswith("orchestrator.") for target in self._targets)
-        theirs = self._paths if is_theirs else []  # else no code of the project runs
+        theirs = self._paths if is_theirs else []
+        # Installed packages are recorded with each attempt; this package is digested on its own.
         own = [p for p in theirs if not (is_installed(p) or p.is_relative_to(package))]
         self._roots = list(dict.fromkeys(_root(path) for path in own))
         self._seen: dict[str, _Seen] = {}
@@ -135,6 +154,7 @@ class Checkout:
         self._tracked = {
             root: frozenset(p for p in _tracked(root) if not self._is_sealed(p)) for root in self._roots
         }
+        # Workers get `named` from the launch: by now, a command may have created more of the files it names.
         words = self._words() if self._paths else {}
         self.named = tuple(sorted(self._named(words) if named is None else named))
         self._made = {path for word, path in words.items() if word not in self.named}
@@ -143,21 +163,22 @@ class Checkout:
     def digest(self) -> str:
         """Return the digest of the code as it is now.
 
-        It names no place: the same code elsewhere has the same digest.
+        The digest does not depend on where the code lies: equal code elsewhere has the same digest.
         """
         files = self._files()
         if self._first is None:
             self._first = files
+        # The NUL byte cannot occur in a name, so no two sets of files give the same text.
         lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items()))
         return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
     def changed(self) -> list[str]:
-        """Name the files that have changed, come or gone since the first digest was taken."""
+        """Return the files that were changed, added or removed since the first digest."""
         now, first = self._files(), self._first or {}
         return sorted(name.partition("/")[2] for name in {*now, *first} if now.get(name) != first.get(name))
 
     def _files(self) -> dict[str, str]:
-        """Return the digest of each file, by a name that begins with the number of its project."""
+        """Return the digest of each file, by a name that starts with the number of its project."""
         found: dict[str, tuple[str, os.stat_result]] = {}
         for source in self._walker.sources(self._package):
             _add(found, f"package/{source[len(str(self._package)) + 1 :]}", source)
@@ -174,7 +195,7 @@ class Checkout:
         return self._digests(found)
 
     def _is_sealed(self, path: str) -> bool:
-        """Whether a file is a sweep beside the stages: what was launched of it is sealed."""
+        """Return whether a file is a sweep file beside the stages; a launch seals its content."""
         folder, _, name = path.rpartition("/")
         if folder not in self._sweeps or not name.endswith((".yaml", ".yml")):
             return False
@@ -185,7 +206,7 @@ class Checkout:
             return False
 
     def _words(self) -> dict[str, str]:
-        """Return the paths that the words of the commands would be."""
+        """Return the words of the commands, each with the path that it would name."""
         words = (word for command in self._commands for word in _WORD.findall(command) if "{" not in word)
         return {word: os.path.normpath(self._paths[0] / word) for word in words}
 
@@ -203,13 +224,16 @@ class Checkout:
     def _digests(self, found: Mapping[str, tuple[str, os.stat_result]]) -> dict[str, str]:
         left, digests = MAX_BYTES, {}
         for name, (path, info) in sorted(found.items(), key=lambda item: (item[1][1].st_size, item[0])):
+            # Smallest first, so that one large file does not exclude all others from being read.
             left -= info.st_size
+            # An installed copy of this package may differ in modes, so those do not count there.
             kind = "exec" if info.st_mode & 0o100 and not name.startswith("package/") else "file"
             content = self._content(path, info) if left >= 0 else f"{info.st_size} {info.st_mtime_ns}"
             digests[name] = f"{kind} {content}"
         return digests
 
     def _content(self, path: str, info: os.stat_result) -> str:
+        """Return the digest of a file's content, from the cache unless the file may have changed."""
         stamp = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
         seen = self._seen.get(path)
         if seen is not None and seen.stamp == stamp and seen.read_ns - info.st_ctime_ns > SETTLED_NS:
@@ -227,7 +251,7 @@ class Checkout:
 def checkout_of(
     objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], *, named: Sequence[str] | None = None
 ) -> Checkout:
-    """Return the code of a sweep's stages; the store's own folder is none of it."""
+    """Return the code of a sweep's stages, without the store's own folder."""
     left_out = [objects.folder("")] if objects.in_place else []
     return Checkout(sweep.specs, import_paths, left_out=left_out, named=named)
 
@@ -235,12 +259,12 @@ def checkout_of(
 def _root(path: Path) -> Path:
     try:
         return root_of(path)
-    except UserError:  # git refuses to read it: the folder itself, as without git
+    except UserError:  # git refuses to read it: treat the folder as one without git
         return path
 
 
 def _tracked(root: Path) -> frozenset[str]:
-    """List what git tracks in a work tree, submodules included; nothing without git."""
+    """Return the files that git tracks in a work tree, with submodules but without README and its kind."""
     try:
         listing = git(root, "ls-files", "-z", "--cached", "--recurse-submodules")
     except UserError:
@@ -258,13 +282,21 @@ def _add(found: dict[str, tuple[str, os.stat_result]], name: str, path: str) -> 
     try:
         info = os.stat(path)  # noqa: PTH116 - many of them, before each claim
     except OSError:
-        return  # it is gone, or leads nowhere
+        return  # deleted meanwhile, or a dangling link
     if stat.S_ISREG(info.st_mode):
         found[name] = (path, info)
 
 
 class _Folder(NamedTuple):
-    """The entries of a folder that count, by path, as they were when it was listed."""
+    """The relevant entries of a folder at the time that it was listed, as paths.
+
+    Attributes:
+        stamp: Time of modification in nanoseconds, and inode.
+        read_ns: Time of listing, in nanoseconds since 1970.
+        num_entries: Number of all entries.
+        sources: Source files.
+        folders: Subfolders to visit.
+    """
 
     stamp: tuple[int, int]
     read_ns: int
@@ -274,22 +306,24 @@ class _Folder(NamedTuple):
 
 
 class _Walker:
-    """Finds sources again and again; a folder that has not changed is only looked at."""
+    """Finds source files repeatedly. A folder that has not changed is not listed again."""
 
     def __init__(self, left_out: set[str]) -> None:
         self._left_out = left_out
         self._folders: dict[str, _Folder] = {}
 
     def sources(self, root: Path) -> Iterator[str]:
-        """Yield sources, folders near the root first, through links to folders too, each folder once."""
+        """Yield source files, breadth first and through links to folders, visiting each folder once."""
         todo, num_listed = deque([str(root)]), 0
         been: set[tuple[int, int]] = set()
+        # Breadth first: when the limit is reached, the folders near the root have been visited.
         while todo and num_listed < MAX_LISTED:
             path = todo.popleft()
             try:
                 info = os.stat(path)  # noqa: PTH116
             except OSError:
                 continue
+            # Links may form a circle, or lead to one folder twice.
             if (info.st_dev, info.st_ino) in been:
                 continue
             been.add((info.st_dev, info.st_ino))
@@ -321,16 +355,17 @@ class _Walker:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle
+    except OSError:  # a circular link
         return False
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """List a folder in order; nothing of one that cannot be read, holds too much, or is no code at all."""
+    """List a folder in sorted order; empty when it is unreadable, too large, an environment, or a store."""
     entries: list[os.DirEntry[str]] = []
     try:
         with os.scandir(folder) as listing:
             for entry in listing:
+                # These files mark a virtual environment and a store.
                 if entry.name in ("pyvenv.cfg", "store.json") or len(entries) == MAX_ENTRIES:
                     return []
                 entries.append(entry)

@@ -1,8 +1,8 @@
-"""The near end of a broker: starts it when it is first needed, and waits for its answers, never for ever.
+"""The client of a broker: starts it on first use, and waits for its replies with a time limit.
 
-A process that forks must not hold the object-store library, so each process has a broker of its own: a forked
-one forgets its parent's and starts another when it needs one. A broker that dies in the middle of a call is
-an `OSError`, as a server that does not answer is; the next call starts a new one.
+A process that forks must not load the object-store library, so each process has a broker of its own. A forked
+process drops its parent's broker, and starts another when it needs one. A broker that dies in the middle of a
+call causes an `OSError`, like a server that does not answer. The next call starts a new broker.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Move(msgspec.Struct, frozen=True, array_like=True):
     """A file to upload or download.
 
     Attributes:
-        key: in the store.
-        path: on this machine.
-        size: bytes.
-        sha256: of its content, hexadecimal; only for downloads.
+        key: Key in the store.
+        path: Path on this machine.
+        size: Size in bytes.
+        sha256: Expected digest of the content, hexadecimal; only for downloads.
     """
 
     key: str
@@ -45,16 +45,16 @@ class Move(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WireRequest(msgspec.Struct, frozen=True, array_like=True):
-    """One request.
+    """One call to the broker.
 
     Attributes:
-        number: of the call; the answer carries it, and answers may come in any order.
-        verb: a method of `orchestrator.store.broker.Broker`.
-        keys: keys or prefixes.
-        data: the content to write.
-        start: the byte to read from.
-        moves: files to transfer.
-        limit: how many bytes to read, None for all.
+        number: Number of the call, which its reply repeats. Replies may arrive in any order.
+        verb: Suffix of the handler's name in `orchestrator.store.broker.Broker`: ``get`` for ``do_get``.
+        keys: Keys or prefixes.
+        data: Content to write.
+        start: Byte offset to read from.
+        moves: Files to transfer.
+        limit: Maximum number of bytes to read; None for all.
     """
 
     number: int
@@ -67,13 +67,14 @@ class WireRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WireReply(msgspec.Struct, frozen=True, array_like=True):
-    """One answer; an error has a text.
+    """The reply to one call.
 
     Attributes:
-        number: of the call.
-        value: what the verb returns.
-        error: what went wrong in a line, "" when nothing did.
-        errno: the error's kind: EACCES not allowed, ENXIO no such bucket, EINVAL no such address, else EIO.
+        number: Number of the call.
+        value: Return value of the verb.
+        error: Description of the error, "" for success.
+        errno: Kind of the error: EACCES not permitted, ENXIO no such bucket, EINVAL not a valid address, or
+            the errno of a local error; EIO for all others.
     """
 
     number: int
@@ -83,33 +84,36 @@ class WireReply(msgspec.Struct, frozen=True, array_like=True):
 
 
 def frame(message: WireRequest | WireReply) -> bytes:
-    """Returns a message as it goes through the pipe."""
+    """Return a message as sent through the pipe: its length in 4 bytes, then MessagePack."""
     body = msgspec.msgpack.encode(message)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
 LIMIT_S, STALL_S, CONNECT_S = 10.0, 30.0, 3.0
-"""Seconds for a record, for a pause in the transfer of a file, and for a connection."""
+"""Time limits in seconds: for one record, for a pause within a file transfer, and for opening a
+connection.
+"""
 
 SLOW_BYTES_S = 2**18
-"""A transfer that is slower than that is given up."""
+"""Lowest accepted transfer rate in bytes per second. A slower transfer exceeds its time limit."""
 
 PULSE_S = 0.5
-_START_S = 20.0  # for Python to start on a busy machine
+_START_S = 20.0  # covers the start of Python on a busy machine
 _DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT}
 
 
 class Connection:
-    """Calls to the broker of one store.
+    """A connection to the broker of one store.
 
     Args:
-        url: of the store.
+        url: Address of the store.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._process: subprocess.Popen[bytes] | None = None
-        self._last = 0  # never used twice, so that no call takes the answer to one of a former broker
+        # Numbers are never reused, so that a reply from an earlier broker matches no new call.
+        self._last = 0
         self._forget()
         _connections.add(self)
 
@@ -123,25 +127,25 @@ class Connection:
         moves: Sequence[Move] = (),
         pulse: Callable[[], object] = lambda: None,
     ) -> Any:
-        """Asks and waits; see `orchestrator.store.broker.Broker` for the verbs.
+        """Send a call and wait for its reply; see `orchestrator.store.broker.Broker` for the verbs.
 
         Args:
-            verb: what to do.
-            keys: keys or prefixes.
-            data: the content to write.
-            start: the byte to read from.
-            limit: how many bytes to read, None for all.
-            moves: files to transfer.
-            pulse: called every now and then while it takes long; may call in turn.
+            verb: Name of the operation.
+            keys: Keys or prefixes.
+            data: Content to write.
+            start: Byte offset to read from.
+            limit: Maximum number of bytes to read; None for all.
+            moves: Files to transfer.
+            pulse: Called about twice a second while the reply is missing. It may make calls itself.
 
         Raises:
-            OSError: the store, or the broker, did not answer, or refused.
+            OSError: The store or the broker did not answer, or refused.
         """
-        # the broker keeps to the limits of each request: this one is for a broker that does not
         num_bytes = len(data) + sum(move.size for move in moves)
         limit_s = LIMIT_S * 1.5 + num_bytes / SLOW_BYTES_S + 0.2 * len(keys)
         limit_s += 0.0 if verb in ("create", "put") else 60.0
         number = self.begin(verb, *keys, data=data, start=start, limit=limit, moves=moves)
+        # The broker limits its own requests. This longer limit covers a broker that hangs.
         deadline_s = time.monotonic() + limit_s
         while (answer := self.taken(number, wait_s=PULSE_S)) is None:
             if time.monotonic() > deadline_s:
@@ -159,10 +163,10 @@ class Connection:
         limit: int | None = None,
         moves: Sequence[Move] = (),
     ) -> int:
-        """Asks, and returns the number under which `taken` finds the answer.
+        """Send a call without waiting; return its number, with which `taken` finds the reply.
 
         Raises:
-            OSError: the broker cannot be reached.
+            OSError: The broker cannot be reached.
         """
         with self._lock:
             self._ensure()
@@ -173,10 +177,14 @@ class Connection:
             return call.number
 
     def taken(self, number: int, *, wait_s: float = 0.0) -> WireReply | None:
-        """Returns the answer to a call that was begun, None while there is none.
+        """Return the reply to a call that was begun, once; None while it has not arrived.
+
+        Args:
+            number: Number of the call, from `begin`.
+            wait_s: Longest time to wait for data, in seconds.
 
         Raises:
-            OSError: the broker died, or was started anew since.
+            OSError: The broker died, or was restarted since.
         """
         with self._lock:
             if number not in self._pending:
@@ -189,7 +197,7 @@ class Connection:
             return answer
 
     def close(self) -> None:
-        """Ends the broker, if one runs; whatever was on its way is lost."""
+        """Stop the broker if one runs. Calls in progress are lost."""
         process = self._process
         self._forget()
         if process is not None:
@@ -201,12 +209,16 @@ class Connection:
                 process.wait()
 
     def after_fork(self) -> None:
-        """Forgets a broker that is the parent's: it ends when no process holds its pipe any more."""
+        """Drop the parent's broker in a forked child.
+
+        The child also inherits the pipe. It must close its copy, because the broker ends only when the pipe
+        has no writer left.
+        """
         process = self._process
         self._forget()
         if process is not None:
             _close_pipes(process)
-            process.returncode = 0  # it is no child of this process: nobody here waits for it
+            process.returncode = 0  # not our child: waiting for it would fail
 
     def _forget(self) -> None:
         self._process, self._buffer = None, bytearray()
@@ -215,15 +227,22 @@ class Connection:
         self._lock = threading.RLock()
 
     def _ensure(self) -> None:
+        """Start a broker unless one runs, with stop signals blocked.
+
+        Ctrl-C and a scheduler's SIGTERM reach all processes of a job at once. A broker that died of one would
+        make the store unreachable just when the worker must write its last records: checkpoint, log and
+        `end`. The child inherits the blocked mask, so no signal can arrive before it is in place; the parent
+        restores its own mask.
+        """
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
         package = str(Path(orchestrator.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        # born deaf to what is sent to all processes of a terminal or a job: it must outlive the last records
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
         try:
             self._process = subprocess.Popen(
+                # With -P, a file in the working folder cannot shadow a module of the library.
                 [sys.executable, "-P", "-m", "orchestrator.store.broker", self._url],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -238,22 +257,25 @@ class Connection:
         handle, view = self._process.stdin.fileno(), memoryview(data)
         try:
             while view:
-                # its answers are read meanwhile, or two full pipes would wait for each other
+                # Read replies while writing. Otherwise both pipes could fill, and each side would wait for
+                # the other.
                 self._read(0.0)
                 _, writable, _ = select.select([], [handle], [], _START_S)
                 if not writable:
                     raise OSError(errno.ETIMEDOUT, "the store's broker takes no more")
+                # A pipe that select reports as writable takes PIPE_BUF bytes without blocking.
                 view = view[os.write(handle, view[: select.PIPE_BUF]) :]
-        except BaseException:  # half a frame: it must not be followed by another
+        except BaseException:  # after half a frame, the pipe is unusable
             self.close()
             raise
 
     def _read(self, wait_s: float) -> None:
-        """Takes what the broker has said, waiting a little for its first word."""
+        """Read the broker's replies that have arrived, waiting up to `wait_s` for the first."""
         process = self._process
         if process is None or process.stdout is None:
             raise OSError(errno.EIO, "the store's broker is gone")
         handle = process.stdout.fileno()
+        # Only the first wait blocks: after that, read what is there.
         while select.select([handle], [], [], wait_s)[0]:
             data = os.read(handle, 2**20)
             if not data:
@@ -266,13 +288,15 @@ class Connection:
     def _parse(self) -> None:
         while len(self._buffer) >= LENGTH_BYTES:
             end = LENGTH_BYTES + int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
+            # The rest of this message has not arrived yet.
             if len(self._buffer) < end:
                 return
             answer = msgspec.msgpack.decode(bytes(self._buffer[LENGTH_BYTES:end]), type=WireReply)
             del self._buffer[:end]
-            if answer.number == 0:  # it cannot serve this address
+            if answer.number == 0:  # the broker cannot serve this address
                 self.close()
                 _value(answer)
+            # The reply to a call that timed out has no receiver, and is dropped.
             if answer.number in self._pending:
                 self._answers[answer.number] = answer
 
@@ -298,4 +322,5 @@ def _after_fork() -> None:
         connection.after_fork()
 
 
+# Registered globally, so that a fork anywhere in the process is covered.
 os.register_at_fork(after_in_child=_after_fork)

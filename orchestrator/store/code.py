@@ -1,14 +1,14 @@
-"""Snapshots of the code at a launch: what workers run that start later or elsewhere.
+"""Code snapshots: the code of a launch, for workers that start later or on other machines.
 
-A snapshot holds this package, as it is imported, and the projects of the user's import paths (what belongs
-to one is said in `project`); packages in ``site-packages`` are the environment, no part of it. It is named by
-the digest of its content, so equal code is stored once, and racing launches write the same bytes. It counts
-from the moment that its record is there, which is written last; whether it is whole is judged by content
-alone. Files are read-only, so that no stage changes by accident what others run; what stages add beside
-(``__pycache__``, logs) does no harm, unless Python could import it.
+A snapshot holds this package as it was imported, and the projects of the user's import paths; `project`
+defines which files belong to one. Packages in ``site-packages`` are not included: they are the environment. A
+snapshot is named by the digest of its content, so equal code is stored once, and launches that race write the
+same bytes. It counts once its record exists, which is written last; content alone decides whether it is
+whole. Its files are read-only, so that no stage changes by accident what others run. Files that stages add
+(``__pycache__``, logs) are harmless unless Python could import them.
 
-A worker is started from it with ``PYTHONPATH=<package_path>`` by
-``python -P -m orchestrator.execution.main``, or with ``PYTHONSAFEPATH=1`` where no ``-P`` can be given.
+A worker is started from a snapshot with ``PYTHONPATH=<package_path>`` by ``python -P -m
+orchestrator.execution.main``, or with ``PYTHONSAFEPATH=1`` where ``-P`` cannot be passed.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _IMPORTABLE = (".py", ".so")
 
 
 class Plan(NamedTuple):
-    """A snapshot that could be stored: nothing is written yet, and each file was read once."""
+    """A snapshot ready to be stored: each file has been read once, and nothing has been written."""
 
     code: Code
     items: tuple[ArchiveMember, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Returns the size of all files."""
+        """Total size of all files in bytes."""
         return sum(item.file.size for item in self.items)
 
 
@@ -67,21 +67,22 @@ def plan(
     exclude: Sequence[Path] = (),
     version: str = "",
 ) -> Plan:
-    """Reads the code at the import paths; writes nothing.
+    """Read the code at the import paths into a plan; write nothing.
 
     Args:
-        objects: the store; its own folder is no code.
-        import_paths: folders from which the user's stages are imported.
-        targets: ``module:function`` of each stage; their files belong to the code even if git ignores them.
-        exclude: folders that hold no code.
-        version: digest of the checkout, see `orchestrator.store.checkout`.
+        objects: The store; its own folder is never part of the code.
+        import_paths: Folders from which the user's stages are imported.
+        targets: ``module:function`` of each stage. Their files are included even if git ignores them.
+        exclude: Folders that hold no code.
+        version: Digest of the checkout; see `orchestrator.store.checkout`.
 
     Raises:
-        UserError: there is no such folder, a file cannot be read, or there is more than code should be.
+        UserError: A folder is missing, a file is unreadable, or there is more than code should be.
     """
     package = Path(orchestrator.__file__).resolve().parent
     paths = [_existing(path) for path in import_paths]
-    own = objects.folder("") if objects.in_place else objects.folder("").parent  # the caches of all stores
+    # For a bucket, this is the parent of the store's cache: the caches of all stores.
+    own = objects.folder("") if objects.in_place else objects.folder("").parent
     left_out = [package, *(path.resolve() for path in (own, *exclude))]
     roots = {
         path: root_of(path) for path in paths if not (is_installed(path) or path.is_relative_to(package))
@@ -102,6 +103,7 @@ def plan(
             continue
         root = _innermost(path, places)
         mapped.append(PurePosixPath(places[root], path.relative_to(root).as_posix()).as_posix())
+        # An import path without files is recorded as an empty folder, so that it exists in the snapshot too.
         if mapped[-1] not in folders:
             items[mapped[-1]] = ArchiveMember(
                 CodeFile(path=mapped[-1], kind="folder", size=0, sha256=""), b"", 0
@@ -113,12 +115,15 @@ def plan(
 
 
 def version_of(code: Code, sweep: Sweep, paths: Sequence[str]) -> str:
-    """Return the version of what a snapshot's workers make, from the snapshot itself where it was not kept.
+    """Return the version of the products that a snapshot's workers make.
+
+    This is the checkout's digest, so that a product has the same version with and without a snapshot. Where
+    it was not recorded, the version is computed from the snapshot itself.
 
     Args:
-        code: the snapshot.
-        sweep: whose stages they run.
-        paths: the snapshot's import paths on this machine.
+        code: The snapshot.
+        sweep: Sweep whose stages the workers run.
+        paths: Import paths of the snapshot on this machine.
     """
     return code.version or provenance.code_digest([s.run for s in sweep.specs.values() if s.run], paths)
 
@@ -131,11 +136,11 @@ def take(
     exclude: Sequence[Path] = (),
     version: str = "",
 ) -> Code:
-    """Stores a snapshot of the code at the import paths, and says where they are in it; see `plan`.
+    """Store a snapshot of the code at the import paths, and return its digest and paths; see `plan`.
 
     Raises:
-        UserError: as of `plan`.
-        InfrastructureError: the store does not keep it.
+        UserError: See `plan`.
+        InfrastructureError: The store does not keep the snapshot.
     """
     planned = plan(objects, import_paths, targets=targets, exclude=exclude, version=version)
     store(objects, planned)
@@ -143,16 +148,17 @@ def take(
 
 
 def store(objects: ObjectStore, planned: Plan) -> None:
-    """Stores a planned snapshot, or what is missing or damaged of it; a whole one is left as it is.
+    """Store a planned snapshot, or only its missing and damaged files. A whole snapshot is left as it is.
 
     Raises:
-        InfrastructureError: the store does not keep it.
+        InfrastructureError: The store does not keep the snapshot.
     """
     digest = planned.code.digest
     items = sorted(planned.items, key=lambda item: item.file.path)
     try:
         if not objects.in_place:
             archive.keep(objects, digest, archive.packed(items))
+        # Another launch may have stored the same code already.
         if not damage(objects, digest):
             return
         if objects.in_place:
@@ -169,12 +175,13 @@ def store(objects: ObjectStore, planned: Plan) -> None:
 
 
 def damage(objects: ObjectStore, digest: str) -> str:
-    """Says what is wrong with a snapshot, "" when every file has the content that the digest names.
+    """Return what is wrong with a snapshot, "" when every file has the content that the digest names.
 
-    What is judged is the folder that code is imported from; from a bucket, it is made or mended first.
+    The check covers the local folder from which the code is imported. For a bucket, that folder is unpacked
+    or repaired from the archive first.
 
     Raises:
-        OSError: the store did not answer.
+        OSError: The store did not answer.
     """
     data = objects.get(layout.code_record(digest))
     if data is None:
@@ -183,6 +190,7 @@ def damage(objects: ObjectStore, digest: str) -> str:
         files = formats.decode(data, CodeManifest).files
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"its record is unreadable ({error})"
+    # The record is compared with the name, so that a damaged record cannot vouch for damaged files.
     if digest_of(files) != digest:
         return "its record is not the one that was written"
     root = objects.fetch(layout.code(digest), ())
@@ -203,29 +211,30 @@ def _damage(root: Path, files: Sequence[CodeFile]) -> str:
     for file in files:
         if problem := _problem(root / file.path, file):
             return problem
+    # A module that was added could shadow one of the recorded modules.
     for stray in _strays(root, {file.path for file in files}):
         return f"{stray.relative_to(root).as_posix()} is no part of it"
     return ""
 
 
 def folder(objects: ObjectStore, digest: str) -> Path:
-    """Returns the local folder of a snapshot."""
+    """Return the local folder of a snapshot."""
     return objects.folder(layout.code(digest))
 
 
 def package_path(objects: ObjectStore, digest: str) -> Path:
-    """Returns the local folder from which `orchestrator` is imported: PYTHONPATH of a worker."""
+    """Return the local folder with the `orchestrator` package, a worker's PYTHONPATH."""
     return folder(objects, digest) / layout.CODE_PACKAGE
 
 
 def import_paths(objects: ObjectStore, code: Code) -> tuple[str, ...]:
-    """Returns where the user's import paths are on this machine, absolute."""
+    """Return the user's import paths on this machine, absolute."""
     root = folder(objects, code.digest)
     return tuple(str(root / path) for path in code.import_paths)
 
 
 def digest_of(files: Iterable[CodeFile]) -> str:
-    """Returns the sha-256 over path, kind and content of all files, hexadecimal."""
+    """Return the sha-256 over path, kind and content of all files, hexadecimal."""
     lines = sorted(f"{file.path}\0{file.kind}\0{file.sha256}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -242,7 +251,7 @@ def _existing(path: str) -> Path:
 def _projects(
     roots: Sequence[Path], left_out: Sequence[Path], stage_files: Sequence[Path]
 ) -> dict[Path, list[Found]]:
-    """Lists the files of each root, in the given order; one that lies among another's files is part of it."""
+    """List the files of each root, in the given order; a root among another root's files is part of it."""
     listed: dict[Path, set[Path]] = {}
     covered: set[Path] = set()
     for root in sorted(roots, key=lambda root: len(root.parts)):
@@ -261,10 +270,11 @@ def _innermost(path: Path, roots: Iterable[Path]) -> Path:
 def _read(place: str, file: Found) -> ArchiveMember | None:
     path = f"{place}/{file.path}"
     try:
+        # The digest is over UTF-8 text, so every name must be valid UTF-8.
         path.encode()
         data = os.fsencode(file.link) if file.kind == "link" else file.source.read_bytes()
     except FileNotFoundError:
-        return None  # deleted just now
+        return None  # deleted since it was listed
     except UnicodeEncodeError:
         raise UserError(
             f"the name of {path!r} is no UTF-8", where=str(file.source.parent), fix="rename or ignore it"
@@ -281,6 +291,7 @@ def _check_size(found: Sequence[tuple[str, Found]], roots: Iterable[Path]) -> No
         return
     by_size = num_bytes > MAX_BYTES
     weights = {f"{place}/{file.path}": file.size if by_size else 1 for place, file in found}
+    # Report the folders of the user's machine instead of those within the snapshot.
     originals = {layout.code_project(number): root for number, root in enumerate(roots)}
     largest = []
     for path, weight in _largest(weights):
@@ -296,7 +307,7 @@ def _check_size(found: Sequence[tuple[str, Found]], roots: Iterable[Path]) -> No
 
 
 def _largest(weights: Mapping[str, int], limit: int = 3) -> list[tuple[PurePosixPath, int]]:
-    """Finds the files and folders that weigh most; no folder that one child alone makes heavy."""
+    """Return the largest files and folders. A folder that owes its size to one child gives way to it."""
     totals: Counter[PurePosixPath] = Counter()
     children: defaultdict[PurePosixPath, set[PurePosixPath]] = defaultdict(set)
     for name, weight in weights.items():
@@ -308,6 +319,7 @@ def _largest(weights: Mapping[str, int], limit: int = 3) -> list[tuple[PurePosix
     while True:
         top = max(chosen, key=lambda path: totals[path])
         inner = children.get(top, set())
+        # The heaviest entry is spread over several children, so it is the most useful one to name.
         if not inner or max(totals[path] for path in inner) < 0.8 * totals[top]:
             break
         chosen = (chosen - {top}) | inner
@@ -333,7 +345,7 @@ def _problem(path: Path, file: CodeFile) -> str:
 
 
 def _write_all(root: Path, items: Sequence[ArchiveMember]) -> None:
-    """Writes what is missing or damaged, and removes what is no part of it."""
+    """Write missing and damaged files, and remove files that are not part of the snapshot."""
     root.mkdir(parents=True, exist_ok=True)
     for item in items:
         _write(root, item)
@@ -342,11 +354,12 @@ def _write_all(root: Path, items: Sequence[ArchiveMember]) -> None:
 
 
 def _write(root: Path, item: ArchiveMember) -> None:
-    """Writes a file under another name and renames it, unless it is there as it should be."""
+    """Write a file under a temporary name and rename it, unless it exists with the right content."""
     path = root / item.file.path
     _make_folder(root, path if item.file.kind == "folder" else path.parent)
     if not _problem(path, item.file):
         return
+    # Renaming a file over a folder would fail.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
@@ -354,12 +367,13 @@ def _write(root: Path, item: ArchiveMember) -> None:
         temporary.symlink_to(os.fsdecode(item.data))
     else:
         temporary.write_bytes(item.data)
+        # Read-only, with the group and other bits of the folder that the store's modes prescribe.
         temporary.chmod((0o555 if item.mode & 0o100 else 0o444) & root.stat().st_mode | 0o400)
     temporary.replace(path)
 
 
 def _make_folder(root: Path, path: Path) -> None:
-    """Makes a folder; what is none, or leads elsewhere, makes room."""
+    """Create a folder, and remove a file or link in its place."""
     if path != root:
         _make_folder(root, path.parent)
         if path.is_symlink() or path.is_file():
@@ -368,7 +382,7 @@ def _make_folder(root: Path, path: Path) -> None:
 
 
 def _strays(root: Path, known: set[str]) -> Iterator[Path]:
-    """Finds files that Python could import, and that are no part of the snapshot."""
+    """Yield files that Python could import and that are not part of the snapshot."""
     for place, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in names:

@@ -1,4 +1,7 @@
-"""Reading evidence: what the store says of many stages at once. Reading never changes anything."""
+"""Read the evidence of many stages at once: products, attempts, and the liveness of their owners.
+
+A product outranks an `end` record, which outranks a heartbeat. Reading never changes the store.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +33,22 @@ from orchestrator.store.patience import is_transient, told
 def read_ahead(
     ledger: Ledger, nodes: Sequence[StageInstance], *, counted: bool, sized: bool, trusted: Collection[object]
 ) -> Ledger:
-    """Returns a ledger that knows the indexes and records of these stages, as of now.
+    """Return a ledger that holds the indexes and records of these stages, as of now.
+
+    Requests to a bucket cost money and time, so all is read in three rounds of bulk requests. Each round
+    needs the one before: listings show which records exist, and records name the files whose sizes are
+    compared.
 
     Args:
-        ledger: the store.
-        nodes: the stage instances.
-        counted: also list the attempts of stages that are done.
-        sized: also read the sizes of the products' files.
-        trusted: (digest, generation) of products whose sizes are not wanted.
+        ledger: The store.
+        nodes: Stage instances to read.
+        counted: Also list the attempts of stages that are done.
+        sized: Also read the sizes of the products' files.
+        trusted: (digest, generation) of products whose sizes are not needed.
     """
     objects, stages = ledger.objects, sorted({node.stage for node in nodes})
     prefixes = [index(stage) for stage in stages for index in (layout.done_index, layout.void_index)]
+    # Round 1: the indexes of products, and the names of what was attempted.
     prefixes += [layout.retired_index(stage, policy) for stage in stages for policy in RETIRING]
     above = [layout.stage_records(stage) for stage in stages]
     listings = objects.list_many([*prefixes, *(() if counted else above)])
@@ -49,6 +57,7 @@ def read_ahead(
     known = ledger.knowing(Prefetched({}, listings))
 
     products = _products(known, nodes)
+    # Round 2: attempts are read only of stages without a product, because a product outranks them.
     begun = [
         node
         for node in nodes
@@ -70,6 +79,7 @@ def read_ahead(
     records = objects.get_many(keys)
     known = ledger.knowing(Prefetched(records, listings))
 
+    # Round 3: file sizes, of products that have not been compared before.
     wanted = [n for n in nodes if sized and (n.digest, products.get(n.digest)) not in trusted]
     made = [(n, known.product(n, products[n.digest])[0]) for n in wanted if n.digest in products]
     outputs = [layout.output(node.stage, node.digest, done.attempt) for node, done in made if done]
@@ -77,7 +87,7 @@ def read_ahead(
 
 
 def _products(known: Ledger, nodes: Sequence[StageInstance]) -> dict[str, int]:
-    """Returns digest to generation of what may be done: what is indexed and not void."""
+    """Return the digest and generation of products that are indexed and not void."""
     stages = {node.stage for node in nodes}
     done = {stage: known.generations(layout.done_index(stage)) for stage in stages}
     void = {stage: known.generations(layout.void_index(stage)) for stage in stages}
@@ -90,7 +100,7 @@ def _products(known: Ledger, nodes: Sequence[StageInstance]) -> dict[str, int]:
 
 
 def _levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
-    """Returns the listing of each level under a prefix, from all paths below it."""
+    """Return the listing of each level under a prefix, given all paths below it."""
     files: dict[str, set[str]] = {prefix: set()}
     folders: dict[str, set[str]] = {prefix: set()}
     for path in paths:
@@ -108,7 +118,7 @@ def _levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
 
 
 class OwnerReport(NamedTuple):
-    """What an observer says of an attempt without an `end`, how it knows, and as what it counts when gone."""
+    """The liveness of an attempt without an `end`, the evidence, and the failure cause if it is gone."""
 
     liveness: Liveness
     reason: str
@@ -119,34 +129,36 @@ Observer = Callable[[StageInstance, Attempt], OwnerReport]
 
 
 def inspect_owner(node: StageInstance, attempt: Attempt) -> OwnerReport:
-    """Tells of an attempt's owner what one look can tell: a vanished process is gone, the rest is unknown.
+    """Return whether an attempt's owner is alive, vanished or unknown, from a single observation.
 
-    Only a watcher, which looks again and again, may call an owner on another machine dead.
+    This needs the owner's machine. Only a watcher, which reads repeatedly, may call an owner elsewhere dead.
     """
     if attempt.claim is None:
-        return OwnerReport(Liveness.UNKNOWN, "")  # the attempt names its problem itself
+        return OwnerReport(Liveness.UNKNOWN, "")  # reported elsewhere as unreadable
     owner, heartbeat = attempt.claim.owner, attempt.heartbeat
     processes = [owner.process] + ([heartbeat.child] if heartbeat and heartbeat.child else [])
     gone = [is_gone(process) for process in processes]
+    # Both must be gone: a child without its worker may still write for a moment.
     if all(gone):
         return OwnerReport(Liveness.GONE, f"process {owner.process.pid} on {owner.host} is gone")
     where = f"process {owner.process.pid} on {owner.host}"
     if heartbeat is None:
         return OwnerReport(Liveness.UNKNOWN, f"{where}, no heartbeat yet")
+    # None stands for a process that cannot be seen from here.
     alive = Liveness.ALIVE if gone[0] is False else Liveness.UNKNOWN
     stands = f"{heartbeat.phase}{progress(heartbeat)}"
     return OwnerReport(alive, f"{where}, {stands}, last heartbeat {age(heartbeat.at)} ago")
 
 
 def progress(heartbeat: Heartbeat) -> str:
-    """Returns how far an attempt has come, such as ``, step 3 of 40``; "" where it has not said."""
+    """Return an attempt's progress, such as ``, step 3 of 40``; "" when it has reported none."""
     if heartbeat.step is None:
         return ""
     return f", step {heartbeat.step}" + (f" of {heartbeat.num_steps}" if heartbeat.num_steps else "")
 
 
 def age(at: str) -> str:
-    """Returns how long ago a record was written, by its writer's clock: an estimate, never evidence."""
+    """Return the age of a record by its writer's clock. Clocks differ, so this is never evidence."""
     try:
         seconds = time.time() - datetime.fromisoformat(at).timestamp()
     except ValueError:
@@ -158,14 +170,14 @@ class EvidenceReader:
     """The evidence of a set of stages, read on demand and once each.
 
     Args:
-        ledger: the store.
-        nodes: the stage instances that may be asked for.
-        observer: judges attempts without an `end`.
-        check_files: also compare the sizes of each product's files with its record.
-        count_attempts: list the attempts of stages that are done, which only people want to know.
-        trusted: digests whose product's files were compared before; grows as more are.
-        specs: stage to spec, with which products of earlier versions of stages are found; none without. Then
-            `nodes` must hold the inputs of each.
+        ledger: The store.
+        nodes: Stage instances whose evidence may be requested.
+        observer: Function that judges attempts without an `end`.
+        check_files: Also compare the sizes of each product's files with its record.
+        count_attempts: List the attempts of stages that are done; needed only for display.
+        trusted: (digest, generation) of products that were compared before; grows with each comparison.
+        specs: Stage name to spec, to find products of earlier versions of a stage; None to find none. With
+            specs, `nodes` must hold the inputs of each stage instance.
     """
 
     def __init__(
@@ -206,7 +218,7 @@ class EvidenceReader:
         for stage in stages:
             try:
                 self._list(stage)
-            except OSError as error:  # of one stage's folder: the others are read
+            except OSError as error:  # only this stage's folder fails; the other stages are still read
                 self._unlisted[stage] = _unreadable(error)
         self._evidence: dict[str, Evidence] = {}
 
@@ -218,7 +230,7 @@ class EvidenceReader:
         self._attempted[stage] = frozenset(ledger.listing(layout.stage_records(stage)).folders)
 
     def evidence(self, digest: str) -> Evidence:
-        """Returns the evidence of one stage, as of the first time it was asked for."""
+        """Return the evidence of one stage, as of the first request for it."""
         if digest not in self._evidence:
             try:
                 self._evidence[digest] = self._read(self._nodes[digest])
@@ -231,14 +243,14 @@ class EvidenceReader:
             return self._unlisted[node.stage]
         product = self._product(node)
         if product.done is not None:
-            # a product outranks all else: of its attempts only their number is told
+            # A product outranks all else, so only the number of its attempts is needed.
             number = product.done.attempt
             with contextlib.suppress(OSError):
                 number = self._ledger.last_number(node, number) if self._count_attempts else number
             return product._replace(attempts=(Attempt(number),))
         attempts = self._ledger.attempts(node) if node.digest in self._attempted[node.stage] else ()
         if _just_ended(attempts) and self._ledger.product(node, product.generation)[0] is not None:
-            # its product came after the index was read
+            # The attempt finished after the index was read, and would look as if it had left no product.
             self._done[node.stage].setdefault(node.digest, set()).add(product.generation)
             product = self._product(node)
             if product.done is not None:
@@ -253,9 +265,10 @@ class EvidenceReader:
         return evidence
 
     def _former(self, node: StageInstance, generation: int) -> Former | None:
-        """Find the newest product of an earlier version of a stage, whole and made from the same inputs.
+        """Return the newest usable product of an earlier version of a stage, made from the same inputs.
 
-        None counts where this stage's own product was discarded: a user wants it made from nothing.
+        Without a usable one, return the newest with the reason. Return None after a user discarded a product
+        of today's version, because then nothing old may be reused.
         """
         found: list[Former] = []
         for former in self._formers.get(node.digest, ()):
@@ -265,6 +278,7 @@ class EvidenceReader:
             problem = product.problem
             if product.retired:
                 problem = f"it retired {describe(product.retired)}"
+            # Equal digests are not enough: an input that was discarded and made again is another product.
             given = {taken.digest: self.evidence(taken.digest).generation for taken in node.inputs}
             if product.done is not None and dict(product.done.inputs) != given:
                 problem = problem or "it was made from other products of its inputs"
@@ -274,7 +288,11 @@ class EvidenceReader:
         return next((each for each in found if not each.problem), found[0] if found else None)
 
     def _product(self, node: StageInstance) -> Evidence:
-        """Rule 2: the highest generation with a readable `done`, whole files, and no `void`."""
+        """Return a stage's product by rule 2, or the generation that the next attempt will make.
+
+        The highest generation with any record decides; a lower one never counts, even when it is intact. With
+        `done` records 1 and 2, generation 2 is the product. Once 2 is void, the next attempt makes 3.
+        """
         done = self._done[node.stage].get(node.digest, set())
         void = self._void[node.stage].get(node.digest, set())
         highest = max(done | void, default=0)
@@ -293,13 +311,15 @@ class EvidenceReader:
             return Evidence(generation=highest, problem=f"its product is damaged: {problem}", damaged=True)
         if record is not None and (problem := self._discarded_input(node, record)):
             return Evidence(generation=highest, problem=problem, damaged=True)
+        # Products never change, so a watcher that reads every few seconds compares the files only once.
         self._trusted.add((node.digest, highest))
         return Evidence(done=record, generation=highest, retired=retired)
 
     def _discarded_input(self, node: StageInstance, record: Done) -> str:
-        """What was made from a discarded product does not count either, whoever finished it meanwhile.
+        """Return why a product counts as discarded, "" when it counts.
 
-        Seen as far as the snapshot reaches: with the inputs' stages among its nodes.
+        A slow attempt may finish after its input was discarded. The inputs must be among this reader's
+        stages.
         """
         for taken in node.inputs:
             void = self._void.get(taken.stage, {}).get(taken.digest, set())
@@ -331,16 +351,20 @@ def examine(
     *,
     content: bool = True,
 ) -> tuple[str, tuple[Retired, ...]]:
-    """Compares a product's files with its record: (what is damaged or "", what is absent by decision).
+    """Compare a product's files with its record.
 
-    Files are deleted only after a record says so, so the records are read again before a file is missed.
+    Files are deleted after a `retired` record names them. So these records are read again before a file
+    counts as missing.
 
     Args:
-        ledger: the store.
-        node: the stage.
-        done: its product.
-        retired: what is known to be retired of it.
-        content: also compare digests, not sizes alone.
+        ledger: The store.
+        node: The stage instance.
+        done: Record of its product.
+        retired: The `retired` records that were read before.
+        content: Also compare digests, not only sizes.
+
+    Returns:
+        (the damage or "", the `retired` records that explain absent files).
     """
     prefix = layout.output(node.stage, node.digest, done.attempt)
     problem = _compare(ledger, prefix, remaining_files(done.files, retired), content=content)
@@ -351,16 +375,18 @@ def examine(
 
 
 def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: bool) -> str | None:
-    """Finds the first file that is not as recorded; of a bucket, sizes are listed, content is fetched."""
+    """Return the first difference between files and their record; None when there is none."""
     objects = ledger.objects
     if not files:
         return None
     if objects.in_place:
         return damage(objects.folder(prefix), files, content=content)
+    # A listing of the bucket gives all sizes at once, without downloading.
     problem = damage_by_size(ledger.sizes(prefix), files)
     if problem is not None or not content:
         return problem
     folder = objects.fetch(prefix, files, content=False)
     if damage(folder, files) is None:
         return None
-    return damage(objects.fetch(prefix, files), files)  # where only the copy was damaged, it is fetched again
+    # If only the cached copy is damaged, this fetches it again.
+    return damage(objects.fetch(prefix, files), files)

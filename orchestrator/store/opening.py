@@ -58,6 +58,23 @@ def as_usual() -> Iterator[None]:
             os.umask(followed)
 
 
+@contextlib.contextmanager
+def following(url: str) -> Iterator[None]:
+    """Create files inside the block with the modes of the store at `url`, and restore the umask after it.
+
+    A command sets the umask once, for itself and its children. A program that uses the API has files of its
+    own, so its umask must not change between two calls.
+    """
+    before = os.umask(0o077)
+    os.umask(before)
+    if "://" not in url:
+        follow_root(Path(url))
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def refused(root: Path, error: OSError) -> SweepError | None:
     """Return what to tell a user whom a folder does not let in, None for any other error."""
     if error.errno not in (errno.EACCES, errno.EPERM):

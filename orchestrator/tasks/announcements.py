@@ -1,8 +1,11 @@
-"""How outputs in each language announce an answer, and how a next question begins. Data only.
+"""Patterns for how outputs in each language announce an answer, and how they begin a next question.
 
-The first form of each language is the study's (section 3) and MGSM's; the others are ours. A *loose*
-announcement is followed by its number somewhere in the sentence (``the answer is Janet's 18``), a *tight*
-one, which also heads whole solutions (``Answer: Janet has 16 eggs``), by nothing but marks before it.
+The first form of each language is that of the study (section 3) and of MGSM. The other forms are ours.
+There are two kinds of announcements, which differ in where their number stands:
+
+- *loose*: the number follows anywhere in the sentence, as in ``the answer is Janet's 18``.
+- *tight*: only marks may stand before the number. Such words also head whole solutions, as in ``Answer:
+  Janet has 16 eggs``, where 16 is not the answer.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile(unicodedata.normalize("NFC", pattern), re.IGNORECASE | re.MULTILINE)
 
 
-_WORDS = r"(?:\s+[\w'’()]+)"  # always with an upper bound, so that no search is long
+# Base models write long, repetitive texts. Each pattern below therefore bounds how many words it skips, so
+# that no search is long.
+_WORDS = r"(?:\s+[\w'’()]+)"
 _COLON = r"(?:[\"'*_\s]*[:=→⇒>\]]|[*_ ]*[–—-](?=\s)|[*_ ]*$)"  # "answer": 18; <answer>18; a heading
 _B = r"(?<![^\W_])(?<![<\[]/)(?<!/final.)"  # the beginning of a word or of a part of one: final_answer
 
@@ -47,7 +52,7 @@ LOOSE: Mapping[str, re.Pattern[str]] = {
         "th": r"คำตอบ(?:ของ[^\s\d]{1,40}?|สุดท้าย|ที่ถูกต้อง|ที่ได้)?\s*(?:ก็|จึง)?(?:คือ|เป็น|เท่ากับ)",
     }.items()
 }
-"""Language to announcements whose number follows in the same sentence."""
+"""Map from language to announcements whose number follows somewhere in the same sentence."""
 
 TIGHT: Mapping[str, re.Pattern[str]] = {
     language: _compile(pattern)
@@ -66,18 +71,18 @@ TIGHT: Mapping[str, re.Pattern[str]] = {
         "th": r"ตอบ",
     }.items()
 }
-"""Language to announcements whose number follows at once, or alone on the next line."""
+"""Map from language to announcements whose number follows at once, or alone on the next line."""
 
 DENIED_BEFORE = _compile(
     r"(?:\b(?:not|nicht|pas|не|no\s+(?:es|son|sería|será|fue))|不是|ไม่ใช่)[\s*_$€£¥₹(\"“]*\Z"
 )
-"""What stands before a number that is announced not to be the answer: ``the answer is not 20 but 18``."""
+"""Words before a number that is announced as a wrong answer: ``the answer is not 20 but 18``."""
 
 DENIED_AFTER = _compile(r"[^\d\n,.。、।]{0,12}?(?:(?:では|じゃ)(?:な[くい]|ありません)|নয়|కాదు)")
-"""What stands after such a number: ``答えは20ではなく18です``."""
+"""Words after such a number: ``答えは20ではなく18です``."""
 
 HASHES = _compile(r"(?<!\#)\#{4}(?!\#)")
-"""GSM8K's own announcement: ``#### 18``, with nothing else on its line."""
+"""GSM8K's announcement: ``#### 18``, with nothing else on its line."""
 
 MINUS: Mapping[str, str] = {
     "en": "minus|negative",
@@ -92,13 +97,13 @@ MINUS: Mapping[str, str] = {
     "bn": "ঋণাত্মক|মাইনাস|বিয়োগ",
     "te": "మైనస్|ఋణ",
 }
-"""Language to words that stand for a minus right before an announced number."""
+"""Map from language to words that stand for a minus sign right before an announced number."""
 
 OF = (
     r"of|out\s+of|de\s+l[ao]s?|de\s+l['’]|del|des?|du|d['’]|von|vom|der|aus|от|из|ya|za|wa|cha|kati\s+ya"
     r"|的|之|の|のうち|の内の|ของ|จาก|এর|-এর|র|లో|యొక్క"
 )
-"""Words between a share and what it is a share of: ``20% of 90``."""
+"""Words between a share and its whole: ``20% of 90``."""
 
 PERCENT = (
     r"%|percent|per\s+cent|por\s*ciento|pour\s*cents?|prozent|процент\w{0,3}|パーセント|เปอร์เซ็นต์|শতাংশ|శాతం"
@@ -133,7 +138,7 @@ _REPLYING = (
 
 
 def _both(words: str) -> str:
-    """Return the words composed and decomposed, because generated text comes as either."""
+    """Return the words in composed and decomposed form, because generated text contains either."""
     forms = (unicodedata.normalize(form, words) for form in ("NFC", "NFD"))
     return "|".join(dict.fromkeys(word for form in forms for word in form.split("|")))
 
@@ -151,8 +156,8 @@ QUESTION = re.compile(
     r"|\bQuestion:[ \t*_]*$",
     _FLAGS,
 )
-"""The header of a next question: MGSM's in any language at the start of a line, as a heading of its own later
-on, the prompt's own anywhere."""
+"""The header of a next question. MGSM's header counts in any language at the start of a line. It also
+counts on a later line as a heading of its own. The prompt's own header ``Question:`` counts anywhere."""
 
 EXAMPLE = re.compile(
     rf"^[ \t\u200b\ufeff>*_#`\[【（(-]*(?:"
@@ -165,15 +170,20 @@ EXAMPLE = re.compile(
 
 
 def is_reply(header: re.Match[str]) -> bool:
-    """Whether a header of `ROLE` is one that a model may put over its own answer: ``### Response:``.
+    """Return whether a header of `ROLE` may stand over the answer itself, such as ``### Response:``.
 
-    A question and the prompt's phrase below it are another, because an answer may ask itself something first.
+    A question followed by the prompt's phrase counts as such a header too, because an answer may first pose
+    a question to itself.
     """
     return any(header[name] is not None for name in ("reply", "reply_head", "asked"))
 
 
 def begins_list(header: re.Match[str]) -> bool:
-    """Whether a header of `EXAMPLE` may as well belong to an answer: an example, or the first of several."""
+    """Return whether a header of `EXAMPLE` may belong to an answer.
+
+    It may if it is an unnumbered example, or if its number is 0 or 1. Then it can be the first entry of a
+    list.
+    """
     number = re.search(r"\d+", header[0])
     if number is None:
         return header["example"] is not None
@@ -184,10 +194,10 @@ ROLE = re.compile(
     rf"(?<=\n)[ \t\u200b\ufeff>*_#`\[【（(-]*(?:{_both(_ASKING)}|(?P<reply>{_both(_REPLYING)}))"
     rf"{_CLOSING}{_HEADER_COLON}"
     rf"|(?<=\n)[ \t]*#{{1,6}}[ \t*_]*(?:{_both(_ASKING)}|(?P<reply_head>{_both(_REPLYING)}))[ \t*_]*$"
-    r"|(?<=\n)[ \t]*(?:user|assistant|system|model)[ \t]*$"  # what is left of ChatML without its marks
+    r"|(?<=\n)[ \t]*(?:user|assistant|system|model)[ \t]*$"  # ChatML whose marks a tokenizer dropped
     rf"|(?P<asked>[?？][ \t*_]*\n\s{{0,4}}(?:{_both('|'.join(map(re.escape, THINK.values())))}))"
     r"|<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>",
     _FLAGS,
 )
-"""Who speaks next in a chat, on a later line, or a mark of a chat template (ChatML, Gemma, Llama, Mistral)
-anywhere."""
+"""The header of the next speaker in a chat, on a later line. The marks of chat templates (ChatML, Gemma,
+Llama, Mistral) count anywhere."""

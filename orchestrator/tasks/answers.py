@@ -1,7 +1,8 @@
-"""Finds the number that a generated text gives as its answer (study section 3).
+"""Extraction of the number that a generated text gives as its answer (study section 3).
 
-Owns the order in which signs of an answer are trusted: announced, boxed, last. How answers are announced is
-data of `announcements`, how numbers are read is `numbers`. Every function is total and linear in the text.
+Evidence is ranked: an announced number first, then a boxed one, then the last number of the text. The
+phrases that announce an answer are data of `announcements`; `numbers` reads numbers. Every function accepts
+any text without raising and takes time linear in its length.
 """
 
 from __future__ import annotations
@@ -33,22 +34,33 @@ from orchestrator.tasks.announcements import (
 from orchestrator.tasks.numbers import CURRENCY, Number, find, normalise
 
 MAX_SENTENCE = 400
-"""Characters between an announcement and its number, at most: more is another topic (ours)."""
+"""Maximum number of characters between a loose announcement and its number (our choice). Beyond it, the
+text has moved to another topic."""
 
 MAX_MARKS = 24
-"""Characters between a tight announcement and its number, or after it on GSM8K's line, at most (ours)."""
+"""Maximum number of characters between a tight announcement and its number (our choice). The same limit
+holds for the rest of the line after a number behind ``####``."""
 
 MAX_HEADERS = 20
-"""Headers of exercises or examples that are looked at, so that no search is long (ours)."""
+"""Maximum number of headers of each kind that `cut` examines, so that no search is long (our choice)."""
 
 MAX_BARE = 80
-"""Characters of a text that consists of a number and its unit, at most (ours)."""
+"""Maximum length in characters of a text that consists of a number and its unit (our choice)."""
 
 
 def cut(text: str) -> str:
-    """Return the text up to where it runs on: what base models write after an answer; see `run_ons`.
+    """Return the text up to the place where it continues with something other than the answer.
 
-    Where a text is cut depends only on what stands before that place, so looking early changes nothing.
+    After an answer, base models often go on with the next question, a next chat turn or a next exercise.
+    Numbers of that part must not count as the answer. A header ends the text as follows:
+
+    - A next question always ends the text.
+    - A next speaker ends it once the text has a digit. A header such as ``### Response:`` ends it only if
+      an answer stands before it, because models also put it over their own answer.
+    - A next exercise or example also ends it once the text has a digit. If a list may have begun (``Example
+      1``), an answer must stand before it.
+
+    The place of the cut depends only on the text before it. Therefore cutting early changes no verdict.
     """
     header = QUESTION.search(text)
     text = text[: header.start()] if header else text
@@ -67,14 +79,23 @@ def cut(text: str) -> str:
 
 
 def extract(text: str, language: str, *, truncated: bool = False) -> Decimal | None:
-    """Return the answer of a generated text: announced, else boxed, else its last number.
+    r"""Return the answer of a generated text: the announced number, else the boxed one, else the last one.
+
+    Later announcements win over earlier ones, because models correct themselves. A calculation counts as
+    its result. For example::
+
+        The answer is 20. Wait, the answer is 9 * 2 = 18.   -> 18
+        So it is \boxed{18}, for 3 days.                    -> 18
+        She sells 9 eggs and earns 18 dollars               -> 18
 
     Args:
-        text: as it was generated.
-        language: of the item; English announcements count in every language.
-        truncated: the text ends because of the token limit, so its last number may be a part of one.
+        text: the text as it was generated.
+        language: the language of the item. English announcements count in every language.
+        truncated: whether the text ends because of the token limit. Its last number may then be incomplete.
     """
     text = normalise(cut(text))
+    # A reasoning model's answer follows its thoughts. Without a number there, the thoughts are searched as
+    # well.
     _, thought, rest = text.rpartition("</think>")
     text = rest if thought and _DIGIT.search(rest) else text
     numbers = find(text, language)
@@ -85,6 +106,8 @@ def extract(text: str, language: str, *, truncated: bool = False) -> Decimal | N
         for start, index in _found(text, language, numbers)
     ]
     boxed = _boxed(text, numbers)
+    # Announcements are sorted from last to first. If the last number may be incomplete, the one before it
+    # is safer. A boxed number serves as well.
     if announced and _is_doubtful(text, announced, truncated=truncated):
         announced = announced[1:] if len(announced) > 1 or boxed is not None else announced
     if announced:
@@ -98,7 +121,7 @@ def extract(text: str, language: str, *, truncated: bool = False) -> Decimal | N
 
 
 def gold_number(gold: str) -> Decimal | None:
-    """Return the number that a gold answer consists of, or None when it is not one number."""
+    """Return the number that a gold answer consists of, or None if it is not exactly one number."""
     numbers = find(normalise(gold), "en")
     return numbers[0].value() if len(numbers) == 1 else None
 
@@ -107,14 +130,17 @@ _ITEM = re.compile(r"^([^\w\n]{0,6}(?:[^\W\d_]{1,12} ?)?)(\d{1,2})([.):])(?=[\s*
 
 
 def _last(text: str, numbers: list[Number]) -> Number:
-    """Return the last number that does not merely count items of a list: ``Step 3: So it is eighteen``."""
+    """Return the last number that does not merely count an entry of a list: ``Step 3: So it is eighteen``.
+
+    A number counts an entry if an earlier entry has the same head and mark and the number before it.
+    """
     seen, counts = set(), set()
     for item in _ITEM.finditer(text):
         head, count, mark = item[1], int(item[2]), item[3]
         if (head, count - 1, mark) in seen:
             counts.add(item.start(2))
         elif count > 1:
-            continue  # 18 below 17 on lines of their own are numbers
+            continue  # without an entry 1, such as 17 and 18 on two lines, these are numbers
         seen.add((head, count, mark))
     return next((number for number in reversed(numbers) if number.start not in counts), numbers[-1])
 
@@ -124,7 +150,7 @@ _BARE = re.compile(r"[^\w\n]*\d[\d.,]*[^\d\n]{0,24}")
 
 
 def _has_answer(text: str) -> bool:
-    """Whether an answer in any language is announced or boxed in a text, or the text is but a number."""
+    """Return whether a text announces or boxes an answer in any language, or is only a number."""
     bare = text.strip()
     if len(bare) <= MAX_BARE and _BARE.fullmatch(bare):
         return True
@@ -139,9 +165,9 @@ class _Announced(NamedTuple):
     """An announcement.
 
     Attributes:
-        start: where it ends, and its number may begin.
-        number: what it announces.
-        end: where the calculation ends that begins with the number.
+        start: where the announcement ends and its number may begin.
+        number: the announced number, or the result of the calculation that it begins.
+        end: the end of the calculation that begins with the number.
     """
 
     start: int
@@ -150,9 +176,10 @@ class _Announced(NamedTuple):
 
 
 def _is_doubtful(text: str, announced: Sequence[_Announced], *, truncated: bool) -> bool:
-    """Whether the last announced number may have been cut off: it ends the text and others outvote it.
+    """Return whether the last announced number may be incomplete.
 
-    Without knowing whether the text was cut, only the beginning of a number announced before is doubtful.
+    It may be only if it ends the text. If the token limit ended the text, any such number is doubtful.
+    Otherwise it is doubtful only if an earlier announced number begins with it: ``1`` after ``18``.
     """
     if text[announced[0].end :].strip():
         return False
@@ -167,7 +194,7 @@ def _is_said_negative(text: str, start: int, number: Number, language: str) -> b
 
 
 def _found(text: str, language: str, numbers: list[Number]) -> Iterator[tuple[int, int]]:
-    """Yield where an announcement ends and the index of its number, the last announcement first."""
+    """Yield the end of each announcement and the index of its number, the last announcement first."""
     found = [(match.end(), "hashes") for match in HASHES.finditer(text)]
     for code in dict.fromkeys((language, "en")):
         if code in LOOSE:
@@ -181,11 +208,14 @@ def _found(text: str, language: str, numbers: list[Number]) -> Iterator[tuple[in
         if not (_same_sentence(between) if kind == "loose" else _follows(text, start, numbers[index])):
             continue
         if _is_denied(text, numbers[index]):
+            # In "the answer is not 20 but 18" the next number is the announced one, if it is in the same
+            # sentence.
             index += 1
             if index == len(numbers) or _is_denied(text, numbers[index]):
                 continue
             if not _same_sentence(text[numbers[index - 1].end : numbers[index].start]):
                 continue
+        # ``####`` is also a heading's mark in Markdown, so its number must end the line.
         if kind != "hashes" or _ends_line(text, _evaluated(text, numbers, index)[0].end):
             yield start, index
 
@@ -194,7 +224,7 @@ _LIST_MARK = re.compile(r"[.)]\s*[^\s\W]")
 
 
 def _ends_line(text: str, end: int) -> bool:
-    """Whether hardly more than a unit follows on the line: ``#### 1. First step`` is a heading."""
+    """Return whether at most a unit follows on the line: ``#### 1. First step`` is a heading."""
     rest = text[end : end + MAX_MARKS + 1].partition("\n")[0]
     return len(rest) <= MAX_MARKS and not _DIGIT.search(rest) and not _LIST_MARK.match(rest)
 
@@ -213,7 +243,11 @@ _ALONE = re.compile(r"[^\w\n]{0,8}(?:\n|\Z)")
 
 
 def _follows(text: str, start: int, number: Number) -> bool:
-    """Whether nothing but marks stand before a number: on the line, or on a later one that it has alone."""
+    """Return whether only marks stand between an announcement and its number.
+
+    The number may also stand on a later line. Then it must have that line to itself, and the announcement
+    must look like a heading.
+    """
     between = text[start : number.start]
     if "\n" in between:
         line = text[max(0, start - MAX_BARE) : start].rpartition("\n")[2].rstrip()
@@ -235,11 +269,11 @@ def _only_marks(between: str) -> bool:
 
 
 def _boxed(text: str, numbers: list[Number]) -> int | None:
-    r"""Return the index of the first number in the last ``\boxed{}`` or after ``\boxed``, if there is one."""
+    r"""Return the index of the first number in the last ``\boxed{}`` or after ``\boxed``, or None."""
     at = text.rfind("boxed")
     before = text.rfind("boxed", 0, max(at, 0))
     if before >= 0 and "{" in text[at:] and "}" not in text[at:]:
-        at = before  # the last one was cut off
+        at = before  # the token limit cut off the last box
     if at < 0:
         return None
     start = at + len("boxed")
@@ -258,11 +292,11 @@ def _boxed(text: str, numbers: list[Number]) -> int | None:
     return index if opening or _only_marks(text[start : numbers[index].start]) else None
 
 
+# A calculation may carry units (9 eggs * 2 dollars/egg = 18 dollars), currency signs and TeX commands. The
+# patterns below match what stands between two of its numbers.
 _OPENING = re.compile(r" ?\{")
 _SIGNS = rf"[\s()%\\{re.escape(CURRENCY)}]"
-_UNITS = (  # 9 eggs * 2 dollars/egg = 18 dollars
-    r"(?:/ ?[^\W\d_]{1,15})?(?:[^\d\s=≈+*/×÷·(),.;:!?。，、；：।-]{1,20}\.? ?){0,3}"
-)
+_UNITS = r"(?:/ ?[^\W\d_]{1,15})?(?:[^\d\s=≈+*/×÷·(),.;:!?。，、；：।-]{1,20}\.? ?){0,3}"
 _OPERATION = re.compile(
     rf"{_SIGNS}{{0,4}}{_UNITS}{_SIGNS}{{0,4}}(?:[-+*/×÷·xX]|\\times|\\cdot|\\div){_SIGNS}{{0,4}}|\)?\^[{{(]?|\)?\("
 )
@@ -279,9 +313,11 @@ _MAX_GAP = 90
 
 
 def _evaluated(text: str, numbers: list[Number], index: int) -> tuple[Number, int]:
-    """Return the number, or, where a calculation begins with it (``20% of 90 = 18``), the result.
+    """Return a number, or the result of the calculation that begins with it (``20% of 90 = 18``).
 
-    The second value is where the calculation ends.
+    The second value is the end of that calculation. The gaps between successive numbers decide how far it
+    goes. An operation or a share continues it, and an equals sign makes the next number the result. Any
+    other gap ends it.
     """
     result, at = index, index
     is_share = False

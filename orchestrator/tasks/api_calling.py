@@ -1,7 +1,7 @@
 """The api_calling task: one API request for a dialogue, scored by exact match (study section 3).
 
-Owns its generated items and what `API_CALLING` offers. How a call is parsed and compared is
-`calls`, what the generated requests say is `requests`, what its files look like is `api_files`.
+This module owns the files of the task, its generated items and `API_CALLING`. It also compares translated
+rows with the English ones. `calls` parses and compares calls; `phrases` words the generated requests.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from orchestrator.tasks.phrases import APIS, ApiTemplate, request
 
 
 def prompt(instruction: str, dialogue: str) -> str:
-    """Returns an API-Bank row's prompt; it ends in the line that asks for the request."""
+    """Return the prompt of an API-Bank row. It ends with the line that requests the API call."""
     text = f"{instruction.strip()}\n{dialogue.strip()}\n"
     return unicodedata.normalize("NFC", text)
 
 
 def names(split: Split) -> Mapping[str, Sequence[str]]:
-    """Returns language to the names that its file may have, the preferred first."""
+    """Map each language to the names that its file may have, the preferred one first."""
     found = {language: [f"{language}.json"] for language in LANGUAGES}
     if split is Split.TEST:
-        found["en"].append("level-1-api.json")  # API-Bank as it is published
+        found["en"].append("level-1-api.json")  # the name of API-Bank's published file
     return found
 
 
 def line_of(row: Mapping[str, Any], *, id_: str, where: str) -> dict[str, str]:
-    """Returns a row as a line of a data set.
+    """Return a row as a line of a data set.
 
     Raises:
         UserError: the row has no instruction, input or output.
@@ -49,35 +49,36 @@ def line_of(row: Mapping[str, Any], *, id_: str, where: str) -> dict[str, str]:
 
 
 def item_of(line: Mapping[str, str], language: str) -> Item:
-    """Returns a line of a data set as an item."""
+    """Return a line of a data set as an item."""
     text = prompt(line["instruction"], line["input"])
     return Item(id=line["id"], language=language, prompt=text, response=line["output"], gold=line["output"])
 
 
 def lines(path: Path, language: str) -> Iterator[dict[str, str]]:
-    """Yields the rows of a file as lines of a data set, usable or not.
+    """Yield the rows of a file as lines of a data set, whether or not they can be used.
 
     Raises:
-        UserError: a row has not the form of such a file.
+        UserError: a row does not have the form of such a file.
     """
     numbered = json_lines(path) if path.suffix == ".jsonl" else enumerate(json_array(path))
     for number, row in numbered:
-        # API-Bank's ids count within a dialogue's file; without them the place in the file must do.
+        # API-Bank's ids count within the file of one dialogue, so they need that file's name. Rows without
+        # ids are identified by their place in this file.
         parts = [str(row[key]) for key in ("file", "id") if key in row]
         id_ = "#".join(parts) if "id" in row else str(number)
         yield line_of(row, id_=id_, where=f"{path}, row {number}")
 
 
 def problem_of(line: Mapping[str, str]) -> str:
-    """Says why a line cannot be used, or ""."""
+    """Return why a line cannot be used, or ""."""
     return f"the gold {line['output']!r} is no call" if parse_call(line["output"]) is None else ""
 
 
 def rows(path: Path, language: str) -> list[Row]:
-    """Returns the rows of a file, those that cannot be used with the reason.
+    """Return the rows of a file. Rows that cannot be used carry the reason.
 
     Raises:
-        UserError: a row has not the form of such a file.
+        UserError: a row does not have the form of such a file.
     """
     return [_row(line, language) for line in lines(path, language)]
 
@@ -88,11 +89,17 @@ def _row(line: Mapping[str, str], language: str) -> Row:
 
 
 FORMAT = "Generate an API request in the format of [ApiName(key='value', ...)].\nThe current year is 2023.\n"
-"""The head of a generated item's instruction: API-Bank's, shortened because tokens cost (ours)."""
+"""The head of a generated item's instruction. It is API-Bank's, shortened to save tokens (our choice)."""
 
 
 class ItemGroup(NamedTuple):
-    """What the items of a group have in common: the API, the value of its first parameter, the other APIs."""
+    """The common part of a group of items.
+
+    Attributes:
+        api: the API to call.
+        first: the value of its first parameter.
+        others: the other APIs, one of which is shown beside it.
+    """
 
     api: ApiTemplate
     first: str
@@ -105,16 +112,16 @@ GROUPS = tuple(
     for first in api.first.values
 )
 NUM_FORMS = 2 * (len(APIS) - 1)
-"""Wordings of a request: which other API is shown, and which of the two comes first."""
+"""Number of wordings of a request: the choice of the other API that is shown, times the order of the two."""
 
 
 class ApiCallingTask:
-    """See `orchestrator.tasks.base.Task`."""
+    """The api_calling task; see `orchestrator.tasks.base.Task`."""
 
     name = "api_calling"
 
     def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
-        """Returns short requests with two APIs to choose from; see `Task.generate`."""
+        """Return short requests with two APIs to choose from; see `Task.generate`."""
         check_language(language)
         rows = base.combinations(
             check_split(split),
@@ -126,7 +133,7 @@ class ApiCallingTask:
         return [_generated(GROUPS[row.group], row.variant, row.form, language) for row in rows]
 
     def languages_in(self, folder: Path, split: str) -> list[str]:
-        """See `Task.languages_in`."""
+        """Return the languages that a folder holds; see `Task.languages_in`."""
         return files.languages_in(folder, check_split(split), names(check_split(split)))
 
     def read(
@@ -140,19 +147,24 @@ class ApiCallingTask:
         num_validation: int | None = 0,
         seed: int = 0,
     ) -> list[Item]:
-        """Reads API-Bank's rows, or translations in its format; see `Task.read`."""
+        """Read API-Bank's rows, or translations in its format; see `Task.read`."""
         wanted = files.Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
         return files.read(folder, language, names=names(wanted.split), reader=rows, wanted=wanted)
 
     def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
-        """Return whether the first call of a generated text is the gold call; total.
+        """Return whether the first call of a generated text is the gold call.
 
-        A call that the limit cut is none, whether or not `truncated` says so.
+        No text makes this method raise. A call that the token limit cut off does not parse, so `truncated`
+        changes nothing.
         """
         return calls_match(parse_call(text), parse_call(gold))
 
     def stop(self, text: str) -> str:
-        """Cuts after the first whole labelled call: one without a label gives way to one that has it."""
+        """Return the text up to the end of the first whole call behind a label.
+
+        A text without a label is not cut. The model may still write a labelled call, which takes
+        precedence.
+        """
         found = find_call(text) if has_label(text) else None
         return text[: found.end] if found else text
 
@@ -188,7 +200,7 @@ _TRANSLATED_KEYS = ("description",)
 
 
 def problems(english: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
-    """Yields what a translated line does not keep of the English one."""
+    """Yield each property of the English line that the translated line does not keep."""
     if _turns(english["input"]) != _turns(other["input"]):
         yield "other turns or speakers than in English"
     if _apis(english) != _apis(other):
@@ -218,6 +230,8 @@ def _values(
             yield f"the protected value of {key} was changed"
         if shape(value) != shape(found):
             yield f"the list or dict in {key} has another shape"
+        # If the English user names a value word for word, a model can copy it. A translation must allow the
+        # same.
         if value and value in english["input"] and found not in other["input"]:
             yield f"the value of {key} is in the dialogue word for word in English only"
 
@@ -227,7 +241,7 @@ def _turns(dialogue: str) -> list[str]:
 
 
 def _apis(line: Mapping[str, str]) -> list[Any]:
-    """Returns the API descriptions, a JSON object a line, without what may be translated."""
+    """Return the API descriptions, one JSON object a line, without their translatable texts."""
     return [_without_texts(api) for api in _objects(line)]
 
 
@@ -272,29 +286,30 @@ _PROTECTED_VALUE = re.compile(
 
 
 def is_protected(key: str, value: str, description: str = "") -> bool:
-    """Tells whether a value must not be translated; in doubt it says no.
+    """Return whether a value must stay untranslated. In doubt the answer is no.
 
     Args:
-        key: of the argument.
-        value: in English.
-        description: of the parameter; a value that it names in quotes or brackets is one of a fixed set.
+        key: the name of the argument.
+        value: the English value.
+        description: the description of the parameter. A value that it lists in quotes or brackets is one of
+            a fixed set.
     """
     value = value.strip()
     if not any(character.isalpha() for character in value):
-        return True  # numbers, dates, times
+        return True  # numbers, dates and times
     if _PROTECTED_KEY.search(key.lower()) or _PROTECTED_VALUE.fullmatch(value):
         return True
     return any(value == word.strip() for word in re.findall(r"[^'\"\[\](),|]+", _listed(description)))
 
 
 def _listed(description: str) -> str:
-    """Returns the parts of a description that are in quotes or brackets."""
+    """Return the parts of a description that are in quotes or brackets."""
     parts: list[str] = re.findall(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)", description)
     return ",".join(parts)
 
 
 def shape(value: str) -> str:
-    """Returns the brackets and commas of a list or dict, "" for anything else."""
+    """Return the brackets, colons and commas of a list or dict, or "" for any other value."""
     value = value.strip()
     if value[:1] not in ("[", "{"):
         return ""

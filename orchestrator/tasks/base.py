@@ -1,6 +1,7 @@
-"""What every task offers, and the languages that they speak.
+"""The interface that every task implements, and the languages that tasks know.
 
-Owns `Item`, the `Task` protocol and the table of languages. Knows no benchmark, no tokenizer, no model.
+This module owns `Item`, the `Task` protocol and the table of languages. It depends on no benchmark, no
+tokenizer and no model.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from orchestrator.errors import UserError, nearest
 
 
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One example of one language.
+    """One example in one language.
 
     Attributes:
-        id: the same in every language, so that translations of one item can be found and split together.
+        id: the same in every language, so that all translations of an item can be found and put into the
+            same split.
         language: a key of `LANGUAGES`.
-        prompt: what the model is given; it ends with a newline, never with a space.
-        response: what it is trained to answer; the caller tokenises it apart from the prompt.
-        gold: what the answer is compared with.
+        prompt: the model's input. It ends with a newline, never with a space.
+        response: the text that the model is trained to write. The caller tokenises it separately from the
+            prompt.
+        gold: the reference that an answer is compared with.
     """
 
     id: str
@@ -35,7 +38,7 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Split(StrEnum):
-    """The splits; validation comes from the training data, test never does."""
+    """The splits of a data set. Validation items are taken from the training data, test items never are."""
 
     TRAIN = "train"
     VALIDATION = "validation"
@@ -43,7 +46,7 @@ class Split(StrEnum):
 
 
 class Language(msgspec.Struct, frozen=True):
-    """Facts of a language, as the study's section 1 has them.
+    """Facts about a language, as section 1 of the study gives them.
 
     Attributes:
         resource: ``high`` or ``low``.
@@ -69,26 +72,27 @@ LANGUAGES: Mapping[str, Language] = {
     "zh": Language("high", "Sino-Tibetan", "Han"),
     "th": Language("low", "Kra-Dai", "Thai"),
 }
-"""Language code to its facts, in the canonical order (study section 1)."""
+"""Map from language code to its facts, in the canonical order (study section 1)."""
 
 
 class Task(Protocol):
-    """A benchmark: its data, its prompt and its scorer. All of it is pure but for reading files."""
+    """A benchmark: its data, its prompt and its scorer. Apart from reading files, all methods are pure."""
 
     name: str
 
     def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
-        """Returns generated items, the same ids in every language.
+        """Return generated items, with the same ids in every language.
 
-        Which combinations are held out never depends on the seed, so the text of a validation or test item is
-        in no training set of any seed; the seed chooses among what its split may have, and the order.
+        The combinations that are held out never depend on the seed. Therefore the text of a validation or
+        test item is in no training set, whatever the seed. The seed chooses among the combinations of the
+        split, and it decides their order.
 
         Raises:
-            UserError: an unknown split or language, or more items than there are.
+            UserError: the split or language is unknown, or there are too few items.
         """
 
     def languages_in(self, folder: Path, split: str) -> list[str]:
-        """Returns the languages that the folder has files of, in canonical order."""
+        """Return the languages for which the folder has files, in canonical order."""
 
     def read(
         self,
@@ -101,40 +105,40 @@ class Task(Protocol):
         num_validation: int | None = 0,
         seed: int = 0,
     ) -> list[Item]:
-        """Reads the items of one language from a folder of real files.
+        """Read the items of one language from a folder of real files.
 
         Args:
             folder: a data set (see `orchestrator.tasks.dataset`), or a folder of files: the training folder
                 for the splits train and validation, the test folder for test.
             split: one of `Split`.
-            language: the language wanted.
-            languages: for train and validation, all languages in play: only ids that all of them have count,
-                so that every language gets the same items.
-            num_items: how many items, chosen by the seed and kept in file order; None for all.
-            num_validation: how many ids the seed takes for validation: of a data set's own validation split
-                (None for all), or set aside from the training items.
+            language: the language to return.
+            languages: for train and validation, all languages in use. Only ids that all of them have are
+                used, so that every language gets the same items.
+            num_items: the number of items, chosen by the seed and kept in file order; None for all.
+            num_validation: the number of ids that the seed takes for validation. They come from the data
+                set's own validation split (None for all of it), or are set aside from the training items.
             seed: chooses ids; the same in every language.
 
         Raises:
-            UserError: a folder, file or language is missing, or a row is not as it should be.
+            UserError: a folder, file or language is missing, or a row is malformed.
         """
 
     def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
-        """Return whether generated text answers right; total: no text makes it raise.
+        """Return whether a generated text gives the right answer. No text makes this method raise.
 
         Args:
-            text: as it was generated, cut by `stop`.
-            gold: of the item.
-            language: of the item.
-            truncated: the text ends because of the token limit.
+            text: the generated text, already cut by `stop`.
+            gold: the reference of the item.
+            language: the language of the item.
+            truncated: whether the text ends because of the token limit.
         """
 
     def stop(self, text: str) -> str:
-        """Returns generated text without what it ran on with; pure, and changes no verdict."""
+        """Return the generated text up to its answer's end. Pure; the cut changes no verdict."""
 
 
 def check_split(split: str) -> Split:
-    """Returns the split of that name.
+    """Return the split of that name.
 
     Raises:
         UserError: there is no such split.
@@ -146,7 +150,7 @@ def check_split(split: str) -> Split:
 
 
 def check_language(language: str) -> str:
-    """Returns the language code, if it is one.
+    """Return the language code unchanged if it is known.
 
     Raises:
         UserError: there is no such language.
@@ -157,11 +161,11 @@ def check_language(language: str) -> str:
 
 
 NUM_HELD_OUT = 2
-"""Variants of each group that go to validation, and again to test (ours)."""
+"""Number of variants of each group that go to validation, and again to test (our choice)."""
 
 
 class Combination(NamedTuple):
-    """A row to be put into words: indices of its group and variant, and the number of its wording."""
+    """The indices of a group and of its variant, and the number of the wording to use."""
 
     group: int
     variant: int
@@ -171,20 +175,28 @@ class Combination(NamedTuple):
 def combinations(
     split: Split, num_variants: Sequence[int], *, num_items: int, seed: int, num_forms: int = 1
 ) -> list[Combination]:
-    """Returns `num_items` combinations of a split, every group once before any comes again.
+    """Return `num_items` combinations of a split, taking every group once before any group repeats.
+
+    A group is for example a pair of summands, and a variant is the unit in which they are counted. Every
+    group gives variants to every split, so each split covers all groups. The first variant that is held out
+    differs from group to group. Otherwise the same units would be held out everywhere and never be trained
+    on. For 16 variants a group::
+
+        shift 0: test 0, 1    validation 2, 3    train 4 to 15
+        shift 5: test 5, 6    validation 7, 8    train 9 to 15, then 0 to 4
 
     Args:
-        split: whose combinations; the division does not depend on the seed.
-        num_variants: how many variants each group has.
-        num_items: how many to return.
+        split: the split to draw from. The division into splits does not depend on the seed.
+        num_variants: the number of variants of each group.
+        num_items: the number of combinations to return.
         seed: orders the groups, and the variants within each.
-        num_forms: in how many wordings a combination may come; all of them stay in its split.
+        num_forms: the number of wordings of a combination. All wordings stay in the combination's split.
 
     Raises:
-        UserError: the split has fewer combinations than asked for.
+        UserError: the split has fewer than `num_items` combinations.
     """
     shifts = list(range(len(num_variants)))
-    random.Random("held out").shuffle(shifts)  # fixed: see Task.generate
+    random.Random("held out").shuffle(shifts)  # a constant seed: see Task.generate
     rng = random.Random(f"{split} {seed}")
     queues = []
     for group, (shift, num) in enumerate(zip(shifts, num_variants, strict=True)):

@@ -1,9 +1,9 @@
-"""API calls as text: parsed by a scanner, compared exactly, written back (study section 3).
+"""API calls as text: parse them with a scanner, compare them exactly, and write them (study section 3).
 
-Real calls are not valid Python (``attendees='['John', 'Jane']'``), so nothing here evaluates. Delimiters may
-be full-width (``（``, ``，``, ``：``) and quotes typographic, with marks that nobody sees around them: models
-write them in texts of other languages. Values stay as they are, each character of them. Owns the grammar of
-a call; how values are compared is `values`.
+Real calls are not valid Python. For example, ``attendees='['John', 'Jane']'`` has quotes inside the same
+quotes. Therefore this module never evaluates a call. In other languages, models write full-width delimiters
+(``（``, ``，``, ``：``), typographic quotes and invisible marks, which the scanner accepts as well. It keeps
+every character of a value. This module owns the grammar of a call; `values` compares values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orchestrator.tasks.numbers import UNSEEN
 from orchestrator.tasks.values import CLOSERS, same_value
 
 LABEL = "API-Request:"
-"""What a request begins with."""
+"""The label that a request begins with."""
 
 _S = rf"[\s{UNSEEN}]"
 _OPEN, _CLOSE, _BRACKET, _UNBRACKET = "[(（﹙]", "[)）﹚]", "[\\[［【]", "[\\]］】]"
@@ -31,8 +31,8 @@ class Call(msgspec.Struct, frozen=True):
     """A call.
 
     Attributes:
-        name: the API's name.
-        args: key to value, as text without its outer quotes.
+        name: the name of the API.
+        args: map from key to value. Values are text without their outer quotes.
     """
 
     name: str
@@ -40,13 +40,17 @@ class Call(msgspec.Struct, frozen=True):
 
 
 def parse_call(text: str) -> Call | None:
-    """Returns the first call of a generated text, or None when it is none, positional or cut off; total."""
+    """Return the first call of a generated text, or None if there is none that can be parsed.
+
+    A call with positional arguments and one that is cut off do not count. No text makes this function
+    raise.
+    """
     found = find_call(text)
     return found.call if found else None
 
 
 def calls_match(predicted: Call | None, gold: Call | None) -> bool:
-    """Tells whether two calls have the same name, keys and values; the order of keys is free."""
+    """Return whether two calls have the same name, keys and values. The order of keys is free."""
     if predicted is None or gold is None or _nfc(predicted.name) != _nfc(gold.name):
         return False
     given, wanted = _normal(predicted.args), _normal(gold.args)
@@ -54,25 +58,26 @@ def calls_match(predicted: Call | None, gold: Call | None) -> bool:
 
 
 def serialise(call: Call) -> str:
-    """Returns the call as gold answers write it; quotes and backslashes are escaped only where needed."""
+    """Return a call in the form of the gold answers, with escapes only where they are needed."""
     arguments = ", ".join(f"{key}='{_escaped(value)}'" for key, value in call.args.items())
     return f"{LABEL} [{call.name}({arguments})]"
 
 
 class FoundCall(NamedTuple):
-    """A call and where it ends in the text."""
+    """A call and the position of its end in the text."""
 
     call: Call
     end: int
 
 
 def find_call(text: str) -> FoundCall | None:
-    """Returns the first call of a generated text and where it ends; see `parse_call`."""
+    """Return the first call of a generated text and the position of its end; see `parse_call`."""
     start = _start(text)
     if start is None:
         return None
     brackets = re.search(_BRACKET, start[0]) is not None
-    # First as strictly as can be: `)]` before a quote is part of a value, as in x='[f('a')]'. Then without.
+    # The strict pass treats `)]` before a quote as part of a value, as in x='[f('a')]'. Calls that end in
+    # such a way by mistake are found only by the second pass.
     for is_strict in (True, False):
         found = _Scanner(text, has_bracket=brackets, is_strict=is_strict).arguments(start.end())
         if found is not None:
@@ -90,7 +95,7 @@ def _normal(args: Mapping[str, str]) -> dict[str, str]:
 
 
 def has_label(text: str) -> bool:
-    """Return whether a text holds the label of a request."""
+    """Return whether a text contains the label of a request."""
     return _LABEL.search(text) is not None
 
 
@@ -108,6 +113,7 @@ def _start(text: str) -> re.Match[str] | None:
     if label is None:
         return _BRACKETED.search(text)
     after = label.end()
+    # After a label, a call may still follow words of the model, but only on the same line.
     line = text.find("\n", after)
     return _LABELLED.match(text, after) or _BRACKETED.search(text, after, len(text) if line < 0 else line)
 
@@ -119,9 +125,7 @@ _COMMA = re.compile(rf"{_S}*{_COMMAS}(?={_S}*{_NAME})")
 _TRAILING = rf"{_S}*{_COMMAS}(?={_S}*{_CLOSE})"
 _CLOSED = re.compile(rf"{_CLOSE}{_CODE}*(?:{_COMMAS}{_S}*)?{_UNBRACKET}")
 _QUOTES = "'\"’”‘“"
-_WRAPPER = (
-    rf"[{_QUOTES}](?=[ \t`*.;]*(?:\n|\Z))"  # a quote that closes none: the model put the call in quotes
-)
+_WRAPPER = rf"[{_QUOTES}](?=[ \t`*.;]*(?:\n|\Z))"  # a quote around the whole call, which ends no value
 _IN_A_VALUE = re.compile(rf"[ \t]*(?:(?!{_WRAPPER})[{_QUOTES}]|{_CLOSE}|{_COMMAS}{_S}*{_NAME})")
 _NEXT = rf"{_CLOSE}(?:{_S}*(?:{_COMMAS}|[;；])|[ \t{UNSEEN}]*\r?\n){_S}*{_WORD}{_S}*{_OPEN}"
 _ANOTHER = re.compile(_NEXT)
@@ -147,13 +151,20 @@ class _Value(NamedTuple):
 
 
 class _Scanner:
-    """Reads the arguments of one call."""
+    """A scanner for the arguments of one call.
+
+    A quote or a parenthesis may belong to a value, so it closes the value only if a valid continuation
+    follows. That is another ``key=``, or the end of the call. For example::
+
+        f(x='it's', y=2)    the quote in "it's" is followed by "s": part of the value
+        f(x='a', b', y=2)   the quote after "a" is followed by ", b'", which is no key: part of the value
+    """
 
     def __init__(self, text: str, *, has_bracket: bool, is_strict: bool) -> None:
         self.text, self.has_bracket, self.is_strict = text, has_bracket, is_strict
 
     def arguments(self, at: int) -> tuple[dict[str, str], int] | None:
-        """Returns the arguments and where the call ends."""
+        """Return the arguments and the position of the call's end, or None if there is no whole call."""
         args: dict[str, str] = {}
         closing = _SPACE.match(self.text, at)
         end = self._end(closing.end() if closing else at)
@@ -163,7 +174,7 @@ class _Scanner:
                 return None
             quote = self.text[key.end() : key.end() + 1]
             value = self._quoted(key.end()) if quote in CLOSERS else None
-            if value is None and quote not in CLOSERS.keys() - {"’", "”"}:  # ’90s
+            if value is None and quote not in CLOSERS.keys() - {"’", "”"}:  # ’90s: an apostrophe, not a quote
                 value = self._bare(key.end())
             if value is None:
                 return None
@@ -171,12 +182,13 @@ class _Scanner:
         return args, end
 
     def _end(self, at: int) -> int | None:
-        """Returns where the call ends, if it is closed by the parenthesis at this place."""
+        """Return the position of the call's end if the parenthesis at `at` closes the call."""
         if self.text[at : at + 1] not in _CLOSES:
             return None
-        if another := _ANOTHER.match(self.text, at):  # only the first of several calls counts
+        if another := _ANOTHER.match(self.text, at):  # several calls: only the first counts
             line = self.text.find("\n", another.end())
             return len(self.text) if line < 0 else line
+        # Without a bracket around the call, only the end of the line proves that the call is complete.
         if not self.has_bracket:
             bare = _BARE_END.match(self.text, at)
             return bare.end() if bare else None
@@ -186,7 +198,7 @@ class _Scanner:
         return closed.end()
 
     def _after(self, at: int) -> tuple[int, int | None] | None:
-        """Returns where to go on if a value may end here."""
+        """Return where to continue if a value may end at `at`, and the call's end if it was the last."""
         if comma := _COMMA.match(self.text, at):
             return comma.end(), None
         space = _TRAILED.match(self.text, at)
@@ -195,6 +207,7 @@ class _Scanner:
 
     def _quoted(self, start: int) -> _Value | None:
         text, at = self.text, start + 1
+        # Only a quote with a valid continuation closes the value; all others are part of it.
         closers = CLOSERS[text[start]]
         characters: list[str] = []
         while at < len(text):
@@ -210,6 +223,7 @@ class _Scanner:
         return None
 
     def _bare(self, start: int) -> _Value | None:
+        # Commas and parentheses inside brackets, or inside quotes within brackets, do not end a value.
         text, depth, quote, before = self.text, 0, "", "="
         for at in range(start, len(text)):
             character = text[at]

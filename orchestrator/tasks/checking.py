@@ -1,6 +1,7 @@
-"""Checks parallel task data: what is wrong, what would be left out, how long items are. Changes nothing.
+"""Check parallel task data: report what is wrong, what would be left out, and how long the items are.
 
-It works on a data set and on anything that can be imported. Tokenizers come in as functions.
+The check works on a data set and on everything that can be imported. It changes nothing. Tokenizers are
+passed in as functions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from orchestrator.tasks.sources import Source, open_source
 
 CHARACTERS = "characters"
 Measure = Callable[[Sequence[Item]], list[int]]
-"""From items to the tokens of prompt, response and end, as `prepare` counts them."""
+"""A function from items to the token counts of prompt, response and end, as `prepare` counts them."""
 
 
 class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -28,7 +29,7 @@ class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Length(_Frozen, frozen=True, kw_only=True):
-    """How long the items of a split and language are."""
+    """The lengths of the items of a split and language."""
 
     tokenizer: str
     split: str
@@ -40,7 +41,7 @@ class Length(_Frozen, frozen=True, kw_only=True):
 
 
 class SplitReport(_Frozen, frozen=True, kw_only=True):
-    """How many rows there are, and how many ids every language can use."""
+    """The number of rows by language, and the number of ids that are usable in every language."""
 
     split: str
     num_rows: dict[str, int]
@@ -48,7 +49,7 @@ class SplitReport(_Frozen, frozen=True, kw_only=True):
 
 
 class CheckReport(_Frozen, frozen=True, kw_only=True):
-    """What a check found; `problems` empty means that all is well."""
+    """The result of a check. Without `problems`, the data is in order."""
 
     path: str
     task: str
@@ -68,17 +69,20 @@ def check(
     measures: Mapping[str, Measure] | None = None,
     max_length_tokens: int = 2048,
 ) -> CheckReport:
-    """Checks a data set, or a file or folder that could be imported.
+    """Check a data set, or a file or folder that could be imported.
 
     Args:
-        path: of it.
-        task: the benchmark; None for what the data set says, or the files look like.
-        languages: that must be in every split.
-        measures: name to tokenizer; None or empty for characters.
-        max_length_tokens: beyond which `prepare` leaves an item out.
+        path: the data set, file or folder.
+        task: the benchmark. None for the one that the data set names, or that the files look like.
+        languages: languages that must be in every split.
+        measures: map from name to tokenizer; None or empty to count characters.
+        max_length_tokens: length above which `prepare` leaves an item out.
+
+    Returns:
+        The report.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the data cannot be read.
     """
     path = path.expanduser()
     info = dataset.load(path) if dataset.is_dataset(path) else None
@@ -118,10 +122,10 @@ def check(
 
 
 def guess_task(path: Path) -> str:
-    """Returns the task whose sources a file or folder looks like.
+    """Return the task whose sources a file or folder resembles.
 
     Raises:
-        UserError: it is not there, or of no task.
+        UserError: it does not exist, or it resembles no task.
     """
     for name in ("math", "api_calling"):
         try:
@@ -170,6 +174,7 @@ def _lengths(table: Table, measures: Mapping[str, Measure], limit: int) -> Itera
                         mean=round(sum(lengths) / len(lengths), 1),
                         p95=lengths[math.ceil(0.95 * len(lengths)) - 1],
                         longest=lengths[-1],
+                        # The limit counts tokens, so it cannot be compared with characters.
                         num_over_long=sum(x > limit for x in lengths) if name != CHARACTERS else 0,
                     )
 

@@ -1,6 +1,6 @@
-"""The single checks of parallel task data: each looks at rows of all languages and says what is wrong.
+"""The single checks of parallel task data. Each one compares rows of all languages and yields problems.
 
-What is checked, in which order, and how it is reported is `checking`.
+`checking` decides which checks run, in which order, and how they are reported.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from orchestrator.tasks.importing import FILES
 
 NUM_EXAMPLES = 3
 ROWS = "rows"
-"""Stands for the split of rows that do not say theirs."""
+"""Stands for the split of rows whose source names none."""
 
 
 class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Something wrong, with how often and where.
+    """A problem with its frequency and place.
 
     Attributes:
-        kind: of the problem, stable.
-        text: for people.
-        split: "" for all.
-        language: "" for all.
-        num: how often.
+        kind: a stable identifier of the kind of problem.
+        text: a description for people.
+        split: the split, or "" for all.
+        language: the language, or "" for all.
+        num: how often the problem occurs.
         examples: a few ids.
     """
 
@@ -45,7 +45,13 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class CheckedRow(msgspec.Struct, frozen=True):
-    """A line, its item if it can be used, and what is wrong with its characters."""
+    """A row of a source.
+
+    Attributes:
+        line: the row as a line of a data set.
+        item: the item, or None if the line cannot be used.
+        flaws: the kinds of bad characters in the row.
+    """
 
     line: Mapping[str, str]
     item: Item | None
@@ -53,14 +59,14 @@ class CheckedRow(msgspec.Struct, frozen=True):
 
 
 Table = dict[str, dict[str, list[CheckedRow]]]
-"""Split to language to rows."""
+"""Map from split to language to rows."""
 
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
 
 
 def flaws(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what is wrong with the characters of a row."""
+    """Yield the kinds of bad characters in a row."""
     for value in row.values():
         if isinstance(value, str):
             if not unicodedata.is_normalized("NFC", value):
@@ -70,7 +76,7 @@ def flaws(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def description(path: Path, info: dataset.DatasetInfo | None) -> Iterator[Problem]:
-    """Compares a data set's files with its description."""
+    """Yield differences between a data set's files and its description."""
     if info is None:
         return
     if what := dataset.changes(path, info):
@@ -87,9 +93,10 @@ def description(path: Path, info: dataset.DatasetInfo | None) -> Iterator[Proble
 
 
 def languages(table: Table, wanted: Sequence[str], info: dataset.DatasetInfo | None) -> Iterator[Problem]:
-    """Finds splits without a language that they should have."""
+    """Yield splits that lack a language which they should have."""
     trained = set(table.get(Split.TRAIN, {}))
     for split, rows in table.items():
+        # Checkpoints are selected on validation items, so every language that is trained on needs some.
         needed = set(wanted) | (trained if split == Split.VALIDATION else set())
         if info and split in info.splits:
             needed |= set(info.splits[split].languages)
@@ -101,7 +108,7 @@ def languages(table: Table, wanted: Sequence[str], info: dataset.DatasetInfo | N
 def single_rows(
     split: str, rows: Mapping[str, Sequence[CheckedRow]], *, is_dataset: bool
 ) -> Iterator[Problem]:
-    """Finds rows that are of no use or not alone in their file."""
+    """Yield rows that cannot be used, that repeat another, or that have bad characters."""
     for language, here in rows.items():
         ids = [row.line["id"] for row in here]
         twice = [id_ for id_, number in Counter(ids).items() if number > 1]
@@ -115,6 +122,7 @@ def single_rows(
             ("duplicate-id", "ids that come twice", twice),
             ("duplicate-text", "items with the same text as another", again),
             ("unusable", "the gold does not parse, or there is no question: left out everywhere", unusable),
+            # An import normalises texts. Only in a finished data set is another form a problem.
             ("not-nfc", "not in NFC", _with(here, "not-nfc") if is_dataset else []),
             ("control-character", "control or replacement characters", _with(here, "control-character")),
         ):
@@ -132,7 +140,7 @@ def _problem(kind: str, text: str, split: str, language: str, ids: Sequence[str]
 
 
 def parallel(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Iterator[Problem]:
-    """Finds ids that some languages lack."""
+    """Yield ids that some languages lack."""
     ids = {language: dict.fromkeys(row.line["id"] for row in here) for language, here in rows.items()}
     everywhere: dict[str, None] = {}
     for some in ids.values():
@@ -143,7 +151,7 @@ def parallel(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Iterator[P
 
 
 def golds(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Iterator[Problem]:
-    """Finds items of math whose answer depends on the language."""
+    """Yield math items whose answer depends on the language."""
     golds = {
         language: {row.item.id: gold_number(row.item.gold) for row in here if row.item}
         for language, here in rows.items()
@@ -155,7 +163,7 @@ def golds(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Iterator[Prob
 
 
 def translations(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Iterator[Problem]:
-    """Finds API calls that a translation changed."""
+    """Yield API calls that a translation changed in a way it must not."""
     english = {row.line["id"]: row.line for row in rows.get("en", ())}
     for language, here in rows.items():
         found: dict[str, list[str]] = defaultdict(list)
@@ -171,12 +179,12 @@ _SAID = re.compile(r"[\W_]+")
 
 
 def normal_text(text: str) -> str:
-    """Returns a text without case, spaces and punctuation, to find it again elsewhere."""
+    """Return a text without case, spaces and punctuation, to find the same text elsewhere."""
     return _SAID.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 def overlaps(table: Table) -> Iterator[Problem]:
-    """Finds ids and texts that are in two splits."""
+    """Yield ids and texts that are in two splits."""
     splits = [split for split in table if split != ROWS]
     for place, first in enumerate(splits):
         for second in splits[place + 1 :]:
@@ -187,6 +195,7 @@ def overlaps(table: Table) -> Iterator[Problem]:
             ]
             if both := sorted(ids[0] & ids[1]):
                 yield _problem("overlap-id", f"ids of both {first} and {second}", pair, "", both)
+            # Two sources may number the same items differently, so ids alone do not reveal an overlap.
             for language in table[first].keys() & table[second].keys():
                 texts = {normal_text(row.item.prompt) for row in table[first][language] if row.item}
                 same = [

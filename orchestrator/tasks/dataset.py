@@ -1,14 +1,14 @@
-"""The on-disk format of parallel task data: a folder with `dataset.json` and one file a split and language.
+"""The on-disk format of parallel task data: `dataset.json` and one file per split and language.
 
 ::
 
-    DIR/dataset.json                 what it is, where it came from, which ids each split has
+    DIR/dataset.json                 task, origin of the rows, and the ids of each split
     DIR/train/<language>.jsonl       one item a line, the same ids in every language
     DIR/validation/<language>.jsonl  optional; without it, validation items are set aside from train
     DIR/test/<language>.jsonl
 
-Owns the folder: reading its description, its content's fingerprint, writing it whole or not at all. What a
-line holds is the task's, see `math_files` and `api_files`.
+This module reads the description, computes a fingerprint of the content, and writes a folder as a whole or
+not at all. The fields of a line belong to the task, see `math` and `api_calling`.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SplitInfo(_Frozen, frozen=True, kw_only=True):
-    """A split: its languages, and its ids in the order of the files."""
+    """The languages of a split, and its ids in the order of the files."""
 
     languages: tuple[str, ...]
     ids: tuple[str, ...]
 
 
 class Origin(_Frozen, frozen=True, kw_only=True):
-    """Where rows came from.
+    """The origin of rows.
 
     Attributes:
-        source: the hub id, or the name of the file or folder (its path says nothing on another machine).
-        form: what it was read as: mcot, mgsm, worked, api-bank.
-        revision: of the hub, as it was asked for.
-        commit: of the hub, as it was found.
-        sha256: of local files, by name.
-        note: what a reader should know, such as how rows were aligned.
+        source: the hub id, or the name of the file or folder. A path would mean nothing on another machine.
+        form: the form that the source was read as: mcot, mgsm, worked or api-bank.
+        revision: the revision that was requested from the hub.
+        commit: the commit that the hub returned for it.
+        sha256: map from name to digest of local files.
+        note: a note for readers, such as how rows were aligned.
     """
 
     source: str
@@ -66,16 +66,16 @@ class Origin(_Frozen, frozen=True, kw_only=True):
 
 
 class DatasetInfo(_Frozen, frozen=True, kw_only=True):
-    """What `dataset.json` holds.
+    """The content of `dataset.json`.
 
     Attributes:
         task: the benchmark.
-        splits: split to its languages and ids.
-        origins: split to where its rows came from.
-        seed: what chose the ids; None when all were taken.
-        left_out: why to the number of ids that were left out for it, in all languages.
-        files: path to size and sha-256, as written.
-        format: of this file.
+        splits: map from split to its languages and ids.
+        origins: map from split to the origin of its rows.
+        seed: the seed that chose the ids; None if all were taken.
+        left_out: map from reason to the number of ids that were left out in all languages.
+        files: path, size and sha-256 of each file as written.
+        format: the version of this format.
     """
 
     task: str
@@ -97,24 +97,26 @@ class DatasetInfo(_Frozen, frozen=True, kw_only=True):
 
 
 def is_dataset(folder: Path) -> bool:
-    """Tells whether a folder is in this format."""
+    """Return whether a folder is in this format."""
     return (folder / FILE).is_file()
 
 
 def path_of(folder: Path, split: str, language: str) -> Path:
-    """Returns where the items of a split and language lie."""
+    """Return the path of the file that holds a split and language."""
     return folder / split / f"{language}.jsonl"
 
 
 def load(folder: Path) -> DatasetInfo:
-    """Returns the description of a data set.
+    """Return the description of a data set.
 
     Raises:
-        UserError: there is none, or it is not as it should be.
+        UserError: there is no description, or it is malformed.
     """
     path = folder / FILE
     try:
         stat = path.stat()
+        # A description lists every id, so parsing is slow. Time and size are part of the cache's key, so
+        # that a file that was rewritten is read again.
         return _load(path, stat.st_mtime_ns, stat.st_size)
     except FileNotFoundError:
         what = f"{folder} is no data set: it has no {FILE}" if folder.is_dir() else f"no folder {folder}"
@@ -134,7 +136,7 @@ def _load(path: Path, mtime_ns: int, size: int) -> DatasetInfo:
 
 
 def fingerprint(folder: Path, splits: Iterable[str]) -> str:
-    """Returns a digest of the content of some splits: their ids and their files, never their place.
+    """Return a digest of some splits: of their ids and the content of their files, never of their path.
 
     Raises:
         UserError: the folder is no data set or cannot be read.
@@ -159,31 +161,34 @@ def _fingerprint(folder: Path, splits: tuple[str, ...], ids: tuple[tuple[str, ..
 
 
 def changes(folder: Path, info: DatasetInfo) -> str | None:
-    """Says which file is not as it was written, or None."""
+    """Return a text that names the file which differs from what was written, or None."""
     return damage(folder, info.files)
 
 
 Rows = Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]
-"""Split to language to lines."""
+"""Map from split to language to lines."""
 
 
 def write(
     out: Path, info: DatasetInfo, rows: Rows, *, force: bool = False, verify: Callable[[Path], None]
 ) -> bool:
-    """Writes a data set beside its place, verifies it there, and moves it in with one rename.
+    """Write a data set next to its destination, verify it there, and rename it into place.
+
+    A reader therefore sees either no data set or a whole one, and a failed verification leaves nothing
+    behind.
 
     Args:
-        out: the folder; one with the same content is left as it is.
-        info: its description; `files` is filled in.
-        rows: its lines.
-        force: replace a data set with other content; nothing but a data set is ever replaced.
-        verify: reads the new folder back and raises when it is not as it should be.
+        out: the destination folder. A data set with the same content stays as it is.
+        info: the description; `files` is filled in here.
+        rows: the lines.
+        force: replace a data set with other content. Only a data set is ever replaced.
+        verify: reads the new folder back and raises if it is not as it should be.
 
     Returns:
-        whether anything was written: False when the same data set was there already.
+        Whether anything was written: False if the same data set was there already.
 
     Raises:
-        UserError: something else is there.
+        UserError: the destination holds something else.
     """
     out = out.expanduser()
     if out.exists() and not is_dataset(out) and (not out.is_dir() or any(out.iterdir())):
@@ -197,6 +202,8 @@ def write(
                 _write_lines(path_of(temporary, split, language), lines)
         whole = msgspec.structs.replace(info, files=scan(temporary))
         (temporary / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n")
+        # The rename must not become durable before the files are: a crash would leave a data set with empty
+        # files.
         fsync_tree(temporary)
         verify(temporary)
         return _move(temporary, out, force=force)
@@ -217,23 +224,24 @@ def _move(temporary: Path, out: Path, *, force: bool) -> bool:
             raise UserError(
                 f"another data set is in {out}", fix="--force replaces it, --out names another folder"
             )
+        # A folder cannot be renamed onto one that has files, so the old one moves away first.
         aside = temporary.with_name(f"{temporary.name}.old")
         out.rename(aside)
         temporary.rename(out)
         shutil.rmtree(aside, ignore_errors=True)
     else:
         try:
-            temporary.rename(out)  # onto nothing, or an empty folder
+            temporary.rename(out)  # works if the destination is absent or an empty folder
         except OSError:
             if not is_dataset(out):
                 raise
-            return _move(temporary, out, force=force)  # another process was faster
+            return _move(temporary, out, force=force)  # another process has just written one
     fsync_path(out.parent)
     return True
 
 
 def summary(info: DatasetInfo) -> list[tuple[Any, ...]]:
-    """Returns a row for each split: its name, ids, languages, and where it came from."""
+    """Return a row for each split: its name, its number of ids, its languages, and its origin."""
     rows = []
     for name in Split:
         if name in info.splits:
@@ -257,7 +265,14 @@ FORMAT_TEXT = """A data set is a folder:
 
 
 class Description(NamedTuple):
-    """What is special about a task's data."""
+    """The parts of the help text that differ between tasks.
+
+    Attributes:
+        fields: the fields of a line.
+        example: one line.
+        sources: what can be imported.
+        commands: examples of commands.
+    """
 
     fields: str
     example: Mapping[str, str]
@@ -338,7 +353,7 @@ against the English rows):
 
 
 def describe(task: str) -> str:
-    """Returns the text about a task."""
+    """Return the help text about the data of a task."""
     found = DESCRIPTIONS[task]
     example = json.dumps(found.example, ensure_ascii=False)
     return f"{FORMAT_TEXT}\n{found.fields}\n  {example}\n\n{found.sources}\nCommands:\n\n{found.commands}"

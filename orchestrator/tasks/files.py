@@ -1,7 +1,8 @@
-"""Reads parallel task data from real files: which file holds a language, and which ids a split takes.
+"""Read parallel task data from real files: find the file of each language, and choose the ids of a split.
 
-Owns the choice of ids, which is the same in every language, and the errors about files. Knows no benchmark:
-tasks say what their files are called and how a row becomes an item.
+This module owns the choice of ids, which is the same in every language, and the errors about files. It
+depends on no benchmark. Each task passes in the names of its files and a function that turns a file into
+rows.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class Row(NamedTuple):
     """A row of a file.
 
     Attributes:
-        item: the item, or None when the row cannot be used; then it is dropped in every language.
-        id: the item's id.
-        problem: why it cannot be used.
+        item: the item, or None if the row cannot be used. Its id is then dropped in every language.
+        id: the id of the item.
+        problem: why the row cannot be used.
     """
 
     item: Item | None
@@ -35,11 +36,11 @@ class Row(NamedTuple):
 
 
 Read = Callable[[Path, str], list[Row]]
-"""From a file and its language to its rows."""
+"""A function from a file and its language to its rows."""
 
 
 class Wanted(NamedTuple):
-    """Which ids of the files `read` returns; see `Task.read`."""
+    """The selection of ids that `read` returns; for the fields see `Task.read`."""
 
     split: Split
     languages: tuple[str, ...]
@@ -49,10 +50,10 @@ class Wanted(NamedTuple):
 
 
 def languages_in(folder: Path, split: Split, names: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns the languages that a data set, or a folder of files, has of a split.
+    """Return the languages that a data set, or a folder of files, has for a split.
 
     Raises:
-        UserError: there is no such folder, or its description is not as it should be.
+        UserError: there is no such folder, or its description is malformed.
     """
     if not dataset.is_dataset(folder):
         return list(locate(folder, names))
@@ -61,7 +62,7 @@ def languages_in(folder: Path, split: Split, names: Mapping[str, Sequence[str]])
 
 
 def locate(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """Returns language to its file: the first that exists of the names that it may have.
+    """Map each language to its file: the first existing one of its possible names.
 
     Raises:
         UserError: there is no such folder.
@@ -79,7 +80,7 @@ def locate(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
 def read(
     folder: Path, language: str, *, names: Mapping[str, Sequence[str]], reader: Read, wanted: Wanted
 ) -> list[Item]:
-    """Returns the items of a language with the ids that the split takes.
+    """Return the items of a language whose ids belong to the split.
 
     Raises:
         UserError: a folder or language is missing, a row is malformed, or there are too few items.
@@ -96,6 +97,8 @@ def read(
                 allowed=f"there: {', '.join(paths) or 'no language'}",
                 fix=f"wanted: {' or '.join(names[code])}",
             )
+    # Every language is read, although only one is returned. An id that is unusable in one of them is
+    # dropped in all, so that all languages get the same items.
     usable = {code: _usable(reader(paths[code], code), paths[code]) for code in languages}
     ids = set.intersection(*(set(items) for items in usable.values()))
     if not ids:
@@ -110,7 +113,7 @@ def read(
 
 
 def _home(info: dataset.DatasetInfo, split: Split) -> Split:
-    """Returns the split whose files hold another's items: validation may have to come from train."""
+    """Return the split that holds the items: train for validation, if there is no validation split."""
     return Split.TRAIN if split is Split.VALIDATION and split not in info.splits else split
 
 
@@ -139,7 +142,10 @@ def _read_dataset(folder: Path, language: str, reader: Read, wanted: Wanted) -> 
 
 
 def _choose_in(info: dataset.DatasetInfo, ids: Sequence[str], wanted: Wanted, folder: Path) -> list[str]:
-    """Chooses among ids that all languages have; with a validation split, train sets none aside."""
+    """Choose among the ids of a data set, which all its languages have.
+
+    If the data set has a validation split, no training items are set aside.
+    """
     has_own = Split.VALIDATION in info.splits
     if has_own and wanted.split is Split.VALIDATION:
         return _choose(ids, wanted._replace(num_items=wanted.num_validation), folder, sets_aside=False)
@@ -156,7 +162,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def _usable(rows: Sequence[Row], path: Path) -> dict[str, Item]:
-    """Return the items of a file by id; the log says how many rows were left out, and why."""
+    """Map ids to the items of a file. Log how many rows are left out, and why."""
     items: dict[str, Item] = {}
     problems: dict[str, list[str]] = {}
     for row in rows:
@@ -172,10 +178,12 @@ def _usable(rows: Sequence[Row], path: Path) -> dict[str, Item]:
 
 
 _QUOTED = re.compile(r"'.*'|\".*\"", re.DOTALL)
-"""What differs from row to row in a problem of one kind."""
+"""The part of a problem's text that differs from row to row."""
 
 
 def _choose(ids: Sequence[str], wanted: Wanted, folder: Path, *, sets_aside: bool) -> list[str]:
+    # Validation takes the first ids of the seed's order and training the rest. The two are disjoint, even
+    # if they are read by separate calls.
     order = shuffled(ids, wanted.seed)
     num_aside = (wanted.num_validation or 0) if sets_aside else 0
     pool = order[num_aside:]
@@ -194,42 +202,41 @@ def _choose(ids: Sequence[str], wanted: Wanted, folder: Path, *, sets_aside: boo
 
 
 def shuffled(ids: Sequence[str], seed: int) -> list[str]:
-    """Returns ids in the order in which a seed chooses them."""
+    """Return the ids in the order in which a seed chooses them."""
     return random.Random(f"ids {seed}").sample(ids, len(ids))
 
 
 def _natural(id_: str) -> tuple[int, int, str]:
-    """Orders ids that are numbers by value, and the others after them by name."""
+    """Return a sort key that orders numeric ids by value, and all others after them by name."""
     return (0, int(id_), "") if id_.isascii() and id_.isdecimal() and len(id_) < 19 else (1, 0, id_)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields the number, from 1, and the text in NFC of each line that is not blank.
+    """Yield the number, from 1, and the NFC text of each line that is not blank.
 
     Raises:
         UserError: the file is not UTF-8.
     """
     text = _text(path)
-    for number, line in enumerate(
-        text.split("\n" if "\n" in text else "\r"), start=1
-    ):  # not splitlines: texts
+    # splitlines would also split at line separators within texts, such as U+2028.
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=1):
         line = line.removesuffix("\r")
         if line.strip():
             yield number, line
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the number, from 1, and the object of each line.
+    """Yield the number, from 1, and the object of each line.
 
     Raises:
-        UserError: a line is no JSON object.
+        UserError: a line is not a JSON object.
     """
     for number, line in text_lines(path):
         yield number, _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
 
 
 def json_array(path: Path) -> list[dict[str, Any]]:
-    """Returns the objects of a file that holds one JSON array.
+    """Return the objects of a file that holds one JSON array.
 
     Raises:
         UserError: the file holds anything else.
@@ -241,14 +248,15 @@ def json_array(path: Path) -> list[dict[str, Any]]:
 
 
 def field(row: Mapping[str, Any], *keys: str, where: str) -> str:
-    """Returns the text under the first of these keys that the row has, in NFC.
+    """Return the NFC text of the first of these keys that the row has.
 
     Raises:
-        UserError: the row has none of them, or no text there.
+        UserError: the row has none of the keys, or the value is not text.
     """
     value = next((row[key] for key in keys if key in row), None)
     if not isinstance(value, str):
         raise UserError(f"no text {' or '.join(map(repr, keys))} in a row", where=where)
+    # JSON can encode half a surrogate pair, but no UTF-8 file could hold it later.
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise UserError("half a character: a surrogate without its other half", where=where)
     return unicodedata.normalize("NFC", value)

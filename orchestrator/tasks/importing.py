@@ -1,7 +1,8 @@
-"""Makes a data set of sources: only ids that every language has, chosen by seed, split by id.
+"""Build a data set from sources: take ids that every language has, choose by seed, and split by id.
 
-No translation of a validation item is ever trained on, because a split is made of ids. Two passes over a
-source: which ids it has, then the rows of those that may be chosen.
+Splits consist of ids, so no translation of a validation item is ever trained on. A source may be larger
+than memory, so it is read twice. The first pass collects the ids. The second pass loads only the rows that
+may be chosen.
 """
 
 from __future__ import annotations
@@ -22,17 +23,26 @@ from orchestrator.tasks.files import shuffled
 from orchestrator.tasks.sources import Raw, Source
 
 FILES: Mapping[str, ModuleType] = {"math": math, "api_calling": api_calling}
-"""Task to the module that knows its lines."""
+"""Map from task to the module that handles its lines."""
 
 MIN_EQUAL = 0.9
-"""Share of equal answers from which rows found by their place count as translations of each other (ours)."""
+"""Minimum share of equal answers for which rows aligned by place count as translations of each other (our
+choice)."""
 
 SPARE = 1.5
-"""Candidates looked at, for each item wanted: some turn out to be of no use."""
+"""Candidates to load for each wanted item, since some of them turn out to be unusable."""
 
 
 class Choice(NamedTuple):
-    """How many items, and which: None for all; the seed decides where there are more."""
+    """The number of items to choose.
+
+    Attributes:
+        languages: languages that the data set must have; empty for all of the source.
+        num_train: training items; None for all.
+        num_validation: validation items.
+        num_test: test items; None for all.
+        seed: chooses the items if there are more.
+    """
 
     languages: tuple[str, ...] = ()
     num_train: int | None = None
@@ -42,31 +52,39 @@ class Choice(NamedTuple):
 
 
 Lines = dict[str, dict[str, dict[str, str]]]
-"""Language to id to line."""
+"""Map from language to id to line."""
 
 
 class _Taken(NamedTuple):
-    """The ids of a split, and the lines of these and perhaps more in every language."""
+    """The items of a split.
+
+    Attributes:
+        ids: the ids.
+        lines: their lines in every language. Lines of other ids may be among them.
+    """
 
     ids: list[str]
     lines: Lines
 
 
 class Built(NamedTuple):
-    """A data set that is not yet written."""
+    """A data set that is not written yet: its description and its rows."""
 
     info: dataset.DatasetInfo
     rows: dict[str, dict[str, list[dict[str, str]]]]
 
 
 def build(task: str, source: Source | None, test: Source | None, choice: Choice) -> Built:
-    """Chooses the items of a data set.
+    """Choose the items of a data set.
 
     Args:
         task: the benchmark.
-        source: of training and validation items, and of test items where `test` is None.
-        test: of test items.
-        choice: how many items.
+        source: the source of training and validation items, and of test items if `test` is None.
+        test: the source of test items.
+        choice: the number of items.
+
+    Returns:
+        The data set.
 
     Raises:
         UserError: a row is malformed, a language is missing, or there are too few items.
@@ -94,15 +112,19 @@ def build(task: str, source: Source | None, test: Source | None, choice: Choice)
 
 
 def place_of(id_: str) -> tuple[str, int]:
-    """Orders ids by name, and by number where they end in one: ``mgsm-9`` before ``mgsm-10``."""
+    """Return a sort key by name, then by a number at the end: ``mgsm-9`` before ``mgsm-10``."""
     name = id_.rstrip("0123456789")
     return name, int(id_[len(name) :][:18] or -1)
 
 
 def origin_of(source: Source) -> dataset.Origin:
-    """Returns what `dataset.json` says of a source; a file of more than 1 GiB is not digested again."""
+    """Return the entry of `dataset.json` about a source.
+
+    A digest of all names and sizes stands for the content if a file has 1 GiB or more, or if two files have
+    one name.
+    """
     digests = {path.name: file_digest(path) for path in source.files if path.stat().st_size < 1 << 30}
-    if len(digests) < len(source.files):  # the same name in several folders, or too large
+    if len(digests) < len(source.files):  # two files have one name, or one is too large
         text = "".join(f"{path.name} {path.stat().st_size}\n" for path in source.files)
         digests = {"names and sizes": hashlib.sha256(text.encode()).hexdigest()}
     return dataset.Origin(
@@ -116,10 +138,10 @@ def origin_of(source: Source) -> dataset.Origin:
 
 
 def verify(folder: Path) -> None:
-    """Reads a data set back as the stages will.
+    """Read a data set back in the way that the stages will.
 
     Raises:
-        UserError: an item is missing, is in other order than recorded, or cannot be used.
+        UserError: an item is missing, is in another order than recorded, or cannot be used.
     """
     info = dataset.load(folder)
     for name, split in info.splits.items():
@@ -131,7 +153,11 @@ def verify(folder: Path) -> None:
 
 
 class _Part:
-    """One source, and the ids that it has of each split."""
+    """One source and the ids of each of its splits.
+
+    The first pass keeps one bit mask per id, with a bit for each language that has it. This is compact,
+    since a source may have millions of rows.
+    """
 
     def __init__(self, task: str, source: Source, *, is_test: bool) -> None:
         self.task, self.source, self._is_test = task, source, is_test
@@ -160,7 +186,15 @@ class _Part:
                 yield split, raw._replace(id=id_)
 
     def choose(self, choice: Choice, left_out: Counter[str]) -> dict[Split, _Taken]:
-        """Returns the ids and lines of each split that the source has items of."""
+        """Return the ids and lines of each split that the source has.
+
+        Args:
+            choice: the number of items.
+            left_out: counts by reason, which this method increases.
+
+        Raises:
+            UserError: there are too few items, or a language is missing.
+        """
         taken: dict[Split, _Taken] = {}
         for split in self.splits:
             num = {
@@ -188,7 +222,11 @@ class _Part:
         return split is Split.TRAIN and Split.VALIDATION not in self.splits
 
     def _take(self, split: Split, choice: Choice, wanted: int | None, left_out: Counter[str]) -> _Taken:
-        """Returns the first ids of the seed's order that are of use, and their lines in every language."""
+        """Return the first usable ids in the seed's order, and their lines in every language.
+
+        Only some more candidates than wanted are loaded at first. If too many of them are unusable, all are
+        loaded.
+        """
         have = [language for language in LANGUAGES if self._languages[split] & _bit(language)]
         languages = [language for language in LANGUAGES if language in (choice.languages or have)]
         if missing := [language for language in languages if language not in have]:
@@ -217,7 +255,7 @@ class _Part:
     def _lines(
         self, split: Split, languages: Sequence[str], wanted: set[str]
     ) -> tuple[Lines, dict[str, str]]:
-        """Returns the lines of some ids, and why some of them are of no use."""
+        """Return the lines of some ids, and map unusable ids to the reason."""
         lines: Lines = {language: {} for language in languages}
         why: dict[str, str] = {}
         for found, raw in self._rows():
@@ -230,6 +268,8 @@ class _Part:
             usable = wanted - set(why)
             golds = ((id_, {gold_number(lines[code][id_]["gold"]) for code in languages}) for id_ in usable)
             differing = [id_ for id_, values in golds if len(values) > 1]
+            # Rows without ids are aligned by their place, which is only a guess. Many different answers
+            # refute it.
             if self.source.by_place and len(differing) > (1 - MIN_EQUAL) * len(usable):
                 raise UserError(
                     f"the rows have no ids, and by their place {len(differing)} of {len(usable)} items"
@@ -245,7 +285,7 @@ _KINDS = {
     "there is no answer": "no answer in a language",
     "the question is empty": "no question in a language",
 }
-"""Problem of a line to what `left_out` calls it, where that is not that the answer cannot be read."""
+"""Map from the problem of a line to its reason in `left_out`. For all others the answer is unreadable."""
 
 
 def _bit(language: str) -> int:

@@ -1,9 +1,9 @@
-"""Words of magnitude beside a number, such as ``70 mil``, ``7万`` or ``elfu 70``. Data and its patterns.
+"""Words of magnitude beside a number, such as ``70 mil``, ``7万`` or ``elfu 70``, as patterns.
 
-The words are those of the study's eleven languages; those of English, and of scripts that one language has,
-count in all of them. What a word means depends on the language: ``billion`` is 10^9 in English and 10^12 in
-French and German. Words that count the
-items themselves (``dozen``, ``pair``) are left out, because the answer is then often the count.
+The words are those of the study's eleven languages. The words of English and Russian count in all
+languages, and so do those of the other scripts. A word may depend on the language: ``billion`` is 10^9 in
+English and 10^12 in French and German. Words that count the items themselves (``dozen``, ``pair``) are left
+out, because then the count is often the answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 _END = r"(?![A-Za-z0-9_\u00c0-\u024f\u0400-\u04ff])(?!-[^\W\d])"
-"""The end of a word in Latin or Cyrillic script; ``5 hundred-dollar bills`` are five."""
+"""The end of a word in Latin or Cyrillic script. In ``5 hundred-dollar bills`` the number is 5, not 500."""
 
 _LATIN: Mapping[str, Mapping[str, int]] = {
     "en": {
@@ -57,7 +57,7 @@ _LATIN: Mapping[str, Mapping[str, int]] = {
     },
     "sw": {r"mia": 2, r"elfu|maelfu": 3, r"laki": 5, r"milioni": 6, r"bilioni": 9, r"trilioni": 12},
 }
-"""Language to a pattern of a whole word, in any case, and the power of ten that it means."""
+"""Map from language to patterns of whole words, in any case, with their powers of ten."""
 
 _OTHER: Mapping[str, Mapping[str, int]] = {
     "zh": {
@@ -102,13 +102,13 @@ _OTHER: Mapping[str, Mapping[str, int]] = {
         r"ట్రిలియన్(?:లు|ల)?": 12,
     },
 }
-"""The same for scripts that write suffixes, counters or the next word without a space."""
+"""The same for scripts in which suffixes, counters or the next word follow without a space."""
 
 _GLUED = {r"[kKкК]": 3, r"M": 6}
-"""Letters directly after the digits: ``70k``, ``3M``; neither ``70 km`` nor ``3 m``."""
+"""Letters directly after the digits: ``70k`` and ``3M``, but neither ``70 km`` nor ``3 m``."""
 
 _PAID = {r"[mM]": 6, r"[bB]": 9, r"[tT]": 12}
-"""Letters directly after the digits of a sum with a currency sign before it: ``$3m``."""
+"""Letters directly after the digits of an amount that follows a currency sign: ``$3m``."""
 
 _EUROS = {r"[kK]": 3, r"M": 6, r"Md": 9}
 """Letters between a number and a currency sign: ``70 k€``."""
@@ -120,16 +120,18 @@ _SIGN = r"[$€£¥₹₽]"
 def _entries(language: str) -> list[tuple[str, int]]:
     words = [(rf"(?i:{word}){_END}", power) for word, power in _LATIN.get(language, {}).items()]
     words += [(word, power) for word, power in _OTHER.get(language, {}).items()]
-    # after its own: what two languages have is the text's; scripts of their own cannot be mistaken
+    # The language's own words come first, so that a word of two languages has the meaning of the text's
+    # language. Words in a script of their own cannot be confused with others.
     others = [_LATIN[code] for code in ("en", "ru") if code != language]
     words += [(rf"(?i:{word}){_END}", power) for other in others for word, power in other.items()]
-    left_out = {language, "ja"} | ({"zh"} if language == "ja" else set())  # these two share their script
+    # Chinese and Japanese share their script, so neither counts in a text of the other.
+    left_out = {language, "ja"} | ({"zh"} if language == "ja" else set())
     scripts = [_OTHER[code] for code in _OTHER if code not in left_out]
     return [*words, *((word, power) for other in scripts for word, power in other.items())]
 
 
 def _compile(entries: list[tuple[str, int]], before: str = "") -> tuple[re.Pattern[str], tuple[int, ...]]:
-    """Returns a pattern in which the number of the last group tells the power."""
+    """Return one pattern for all words, and their powers in the order of its groups."""
     text = "|".join(f"({unicodedata.normalize('NFC', word)})" for word, _ in entries)
     return re.compile(f"{before}(?:{text})"), tuple(power for _, power in entries)
 
@@ -145,20 +147,20 @@ _PREFIX_POWERS = (2, 3, 5, 6, 9)
 _PREFIX_CHARS = 12
 
 MAX_WORDS = 3
-"""Words that multiply one number, at most: ``mil millones``, ``พันล้าน``."""
+"""Maximum number of words that multiply one number: ``mil millones``, ``พันล้าน``."""
 
 
 def after(text: str, end: int, language: str, *, is_paid: bool) -> tuple[Decimal, Decimal, int] | None:
-    """Return what stands after a number's digits and multiplies it.
+    """Return the factor by which words after a number multiply it.
 
     Args:
         text: the normalised text.
-        end: where the digits end.
-        language: whose words count first.
-        is_paid: a currency sign stands before the digits.
+        end: the end of the digits.
+        language: the language whose words count first.
+        is_paid: whether a currency sign stands before the digits.
 
     Returns:
-        The factor, the factor of the last word alone, and where the words end; None without any.
+        The factor, the factor of the last word alone, and the end of the words; None without any words.
     """
     letters = (_LETTERS, _LETTERS_PAID) if is_paid else (_LETTERS,)
     for pattern, powers in (*letters, _LETTERS_EUROS):
@@ -170,6 +172,7 @@ def after(text: str, end: int, language: str, *, is_paid: bool) -> tuple[Decimal
     at = end
     for _ in range(MAX_WORDS):
         match = pattern.match(text, at)
+        # In Swahili the word may belong to the next number: ``70 elfu 30``.
         if match is None or _is_prefix(text, match.end(), language):
             break
         last = Decimal(10) ** powers[(match.lastindex or 1) - 1]
@@ -178,7 +181,10 @@ def after(text: str, end: int, language: str, *, is_paid: bool) -> tuple[Decimal
 
 
 def before(text: str, start: int, language: str) -> tuple[Decimal, int] | None:
-    """Return the factor of a word before the digits, as in Swahili ``elfu 70``, and where the word starts."""
+    """Return the factor of a word before the digits, and the start of the word.
+
+    Only Swahili writes such words before the number: ``elfu 70`` is 70,000.
+    """
     pattern = _PREFIXED.get(language)
     match = pattern.search(text, max(0, start - _PREFIX_CHARS), start) if pattern else None
     return (Decimal(10) ** _PREFIX_POWERS[(match.lastindex or 1) - 1], match.start()) if match else None
@@ -188,7 +194,7 @@ _NUMBER_NEXT = re.compile(r"[ \u00a0-]{1,2}\d")
 
 
 def _is_prefix(text: str, end: int, language: str) -> bool:
-    """Whether a word belongs to the number after it."""
+    """Return whether a word belongs to the number after it."""
     return language in _PREFIXED and bool(_NUMBER_NEXT.match(text, end))
 
 
@@ -203,20 +209,20 @@ _HALF = re.compile(
 
 
 def half(text: str, end: int) -> int | None:
-    """Return where words end that add a half to the number before them, as in ``2 and a half million``."""
+    """Return the end of words that add a half to the number before them: ``2 and a half million``."""
     match = _HALF.match(text, end)
     return match.end() if match else None
 
 
 def may_join(text: str, end: int, start: int, language: str, *, is_scaled: bool) -> bool:
-    """Whether a number goes on with a smaller one, as ``1万2000`` or ``2 lakh 50 thousand``.
+    """Return whether a smaller number may continue a number, as in ``1万2000`` or ``2 lakh 50 thousand``.
 
     Args:
         text: the normalised text.
-        end: where the first one ends, its word included.
-        start: where the second one starts.
-        language: of the text.
-        is_scaled: the second one has a word of magnitude as well.
+        end: the end of the first number, including its word.
+        start: the start of the second number.
+        language: the language of the text.
+        is_scaled: whether the second number also has a word of magnitude.
     """
     if start - end > 6:
         return False
@@ -233,14 +239,23 @@ _THOUSAND = 1000
 def total(
     first: Decimal, factor: Decimal, second: Decimal, language: str, *, is_scaled: bool, is_said: bool
 ) -> Decimal | None:
-    """Return what two numbers that stand side by side make, None when they are two.
+    """Return the sum that two adjacent numbers form, or None if they are two separate numbers.
+
+    The second number must be smaller than the last word of the first. Without a word of its own, it must
+    also be large enough to continue the first, unless a word joins the two::
+
+        2 lakh 50 thousand   -> 250,000
+        3 mil 20             -> 3,020
+        1万2                 -> 12,000, short for 1万2千
+        2 million 500        -> two numbers
 
     Args:
-        first, factor: the first one with its words, and the factor of its last word.
-        second: the second one with its words.
-        language: of the text.
-        is_scaled: the second one has a word of magnitude as well.
-        is_said: more than a space joins them, as in ``3 thousand and 20``.
+        first: the first number, including its words.
+        factor: the factor of the first number's last word.
+        second: the second number, including its words.
+        language: the language of the text.
+        is_scaled: whether the second number also has a word of magnitude.
+        is_said: whether more than a space joins the numbers, as in ``3 thousand and 20``.
     """
     if second >= factor or second < 0:
         return None
@@ -248,7 +263,7 @@ def total(
         return first + second
     if second != second.to_integral_value():
         return None
-    if language == "zh":  # 1万2 is short for 1万2千
+    if language == "zh":  # a single digit counts the next lower magnitude
         return first + (second * factor / 10 if 0 < second < 10 else second)
     is_next = second * 10 >= factor or (second >= 10 and factor <= _THOUSAND)  # 3 mil 20, not 2 million 500
     return first + second if is_said or is_next else None

@@ -1,7 +1,7 @@
-"""The math task: word problems with a worked answer, scored by the number they end in (study section 3).
+"""The math task: word problems with a worked answer, scored by the number at their end (study section 3).
 
-Owns its prompt, its generated items and what `MATH` offers. How an answer is found in a text is `answers`,
-what its files look like is `math_files`.
+This module owns the files of the task, its generated items and `MATH`. `answers` finds the answer in a
+text; `phrases` holds the prompt and the answer sentences.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from orchestrator.tasks.phrases import STEP, TOTAL, answer_sentence, prompt
 
 
 def file_names(split: Split) -> Mapping[str, Sequence[str]]:
-    """Returns language to the names that its file may have, the preferred first."""
+    """Map each language to the names that its file may have, the preferred one first."""
     files = {language: [f"{language}.jsonl"] for language in LANGUAGES}
     if split is Split.TEST:
         files = {language: [f"mgsm_{language}.tsv", *files[language]] for language in LANGUAGES}
-    files["en"].append("test.jsonl" if split is Split.TEST else "train.jsonl")  # GSM8K as it is published
+    files["en"].append("test.jsonl" if split is Split.TEST else "train.jsonl")  # GSM8K's names
     return files
 
 
 def rows(path: Path, language: str) -> list[Row]:
-    """Returns the rows of a file, those that cannot be used with the reason.
+    """Return the rows of a file. Rows that cannot be used carry the reason.
 
     Raises:
-        UserError: a row has not the form of such a file.
+        UserError: a row does not have the form of such a file.
     """
     return [_row(line, language) for line in lines(path, language)]
 
@@ -48,11 +48,16 @@ def _row(line: Mapping[str, str], language: str) -> Row:
 def line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
     """Return a row as a line of a data set.
 
-    The gold is what `gold` says, or `answer_number` (MGSM's rows on the hub, whose `answer` may be null), or
-    an `answer` that is a number, or what stands after ``####`` (GSM8K), or the number that an answer ends in.
+    Published data sets store the answer in different fields. The gold is the first of these that the row
+    has:
+
+    1. the value of `gold`, or of `answer_number` (MGSM's rows on the hub, whose `answer` may be null);
+    2. an `answer` that is only a number;
+    3. the text after ``####`` in `answer` (GSM8K);
+    4. the number that `answer` gives at its end.
 
     Raises:
-        UserError: the row has no question, or nothing that could be an answer.
+        UserError: the row has no question, or no field for an answer.
     """
     question = field(row, "question", where=where)
     gold = next((text for key in _GOLD if (text := _number_text(row.get(key)))), "")
@@ -72,6 +77,7 @@ def line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> d
         return {"id": id_, "question": question, "answer": answer, "gold": gold}
     worked, _, gold = answer.partition("####")
     first_line = gold.strip().partition("\n")[0].strip().removesuffix(".")
+    # GSM8K's annotations (``<<2*3=6>>``) are meant for a calculator, so the model should not learn them.
     worked = _ANNOTATION.sub("", worked).strip()
     if worked and gold:
         worked = f"{worked}\n{answer_sentence(first_line, language)}"
@@ -83,7 +89,7 @@ _BARE_NUMBER = re.compile(r"[\d.,\s'’$€£¥₹%+−-]*")
 
 
 def _number_text(value: Any) -> str:
-    """Return a number, or a text that may be one, as it would stand in a TSV; "" for anything else."""
+    """Return a number, or text that may be one, as a TSV file would contain it; "" for any other value."""
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value).strip()
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -92,7 +98,7 @@ def _number_text(value: Any) -> str:
 
 
 def id_of(row: Mapping[str, Any], place: str) -> str:
-    """Return the id that a row has, the same for 1, 1.0 and ``"1"``, or its place where it has none."""
+    """Return the id of a row, the same for 1, 1.0 and ``"1"``, or `place` if the row has none."""
     return _number_text(row.get("id")) or place
 
 
@@ -101,7 +107,7 @@ def _is_worked(answer: str) -> bool:
 
 
 def item_of(line: Mapping[str, str], language: str) -> Item:
-    """Returns a line of a data set as an item."""
+    """Return a line of a data set as an item."""
     return Item(
         id=line["id"],
         language=language,
@@ -112,10 +118,10 @@ def item_of(line: Mapping[str, str], language: str) -> Item:
 
 
 def lines(path: Path, language: str) -> Iterator[dict[str, str]]:
-    """Yields the rows of a file as lines of a data set, usable or not.
+    """Yield the rows of a file as lines of a data set, whether or not they can be used.
 
     Raises:
-        UserError: a row has not the form of such a file.
+        UserError: a row does not have the form of such a file.
     """
     if path.suffix == ".tsv":
         yield from _tsv(path, language)
@@ -126,16 +132,16 @@ def lines(path: Path, language: str) -> Iterator[dict[str, str]]:
 
 
 MAX_LINES = 100
-"""Lines of one quoted question, at most (ours)."""
+"""Maximum number of lines of one quoted question (our choice)."""
 
 
 def _tsv(path: Path, language: str) -> Iterator[dict[str, str]]:
-    """Yield the rows of MGSM: question and answer, as published or as a spreadsheet writes them.
+    """Yield the rows of MGSM: question and answer, as published or as a spreadsheet saves them.
 
-    A spreadsheet quotes texts, ends rows in empty cells, and may put names into the first row.
+    A spreadsheet quotes texts, may end rows with empty cells, and may put column names into the first row.
     """
     names: list[str] = []
-    skipped = 0  # lines that are no row: names, and those that a quoted text goes on in
+    skipped = 0  # lines that begin no row: the column names, and the continuations of quoted texts
     for number, text, num_lines in _logical_lines(path):
         cells = [_unquoted(cell) for cell in text.rstrip("\t ").split("\t")]
         lowered = [cell.strip().lower() for cell in cells]
@@ -155,7 +161,10 @@ def _tsv(path: Path, language: str) -> Iterator[dict[str, str]]:
 
 
 def _logical_lines(path: Path) -> Iterator[tuple[int, str, int]]:
-    """Yield number, text and number of lines of each row: a quoted text may hold line breaks."""
+    """Yield the number, the text and the number of lines of each row.
+
+    A quoted text may contain line breaks. An odd number of quotes shows that the row continues.
+    """
     lines = list(text_lines(path))
     at = 0
     while at < len(lines):
@@ -172,7 +181,7 @@ def _logical_lines(path: Path) -> Iterator[tuple[int, str, int]]:
 
 
 def _unquoted(cell: str) -> str:
-    """Return a cell without the quotes of a spreadsheet, in which its own quotes are doubled."""
+    """Return a cell without the quotes of a spreadsheet, which doubles the quotes within."""
     bare = cell.strip()
     inner = bare[1:-1]
     is_quoted = len(bare) > 1 and bare[0] == bare[-1] == '"' and '"' not in inner.replace('""', "")
@@ -183,7 +192,7 @@ _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
 def problem_of(line: Mapping[str, str]) -> str:
-    """Say why a line cannot be used, or ""."""
+    """Return why a line cannot be used, or ""."""
     if not line["gold"]:
         return "there is no answer"
     if gold_number(line["gold"]) is None:
@@ -209,36 +218,38 @@ UNITS = (
     "volume-liter",
     "digital-megabyte",
 )
-"""CLDR units of the generated items; every language has a distinct name for each."""
+"""CLDR units of the generated items. Every language has a distinct name for each."""
 
 PAIRS = tuple((a, b) for a in range(1, 10) for b in range(1, 10))
-"""The sums of generated items: small enough for a tiny model to learn (ours)."""
+"""The summands of the generated items, small enough for a tiny model to learn (our choice)."""
 
 
 def extract_answer(text: str, language: str, *, truncated: bool = False) -> Decimal | None:
-    """Return the number that a generated text gives as its answer, or None; total.
+    """Return the number that a generated text gives as its answer, or None.
+
+    No text makes this function raise.
 
     Args:
-        text: as it was generated.
-        language: of the item.
-        truncated: the text ends because of the token limit, so its last number may be a part of one.
+        text: the text as it was generated.
+        language: the language of the item.
+        truncated: whether the text ends because of the token limit. Its last number may then be incomplete.
     """
     return answers.extract(text, language, truncated=truncated)
 
 
 def is_correct(text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
-    """Return whether a generated text's number equals the gold number; total. See `extract_answer`."""
+    """Return whether the number of a generated text equals the gold number; see `extract_answer`."""
     wanted = answers.gold_number(gold)
     return wanted is not None and extract_answer(text, language, truncated=truncated) == wanted
 
 
 class MathTask:
-    """See `orchestrator.tasks.base.Task`."""
+    """The math task; see `orchestrator.tasks.base.Task`."""
 
     name = "math"
 
     def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
-        """Returns sums of 1 to 9 in units, as ``3 hours and 4 hours``; see `Task.generate`."""
+        """Return sums of two numbers from 1 to 9 in units: ``3 hours and 4 hours``; see `Task.generate`."""
         check_language(language)
         rows = base.combinations(
             check_split(split), [len(UNITS)] * len(PAIRS), num_items=num_items, seed=seed
@@ -246,7 +257,7 @@ class MathTask:
         return [_generated(*PAIRS[row.group], UNITS[row.variant], language) for row in rows]
 
     def languages_in(self, folder: Path, split: str) -> list[str]:
-        """See `Task.languages_in`."""
+        """Return the languages that a folder holds; see `Task.languages_in`."""
         return files.languages_in(folder, check_split(split), file_names(check_split(split)))
 
     def read(
@@ -260,17 +271,17 @@ class MathTask:
         num_validation: int | None = 0,
         seed: int = 0,
     ) -> list[Item]:
-        """Reads worked word problems (JSON lines) or MGSM (TSV); see `Task.read`."""
+        """Read worked word problems (JSON lines) or MGSM (TSV); see `Task.read`."""
         wanted = files.Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
         names = file_names(wanted.split)
         return files.read(folder, language, names=names, reader=rows, wanted=wanted)
 
     def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
-        """See the function of this name."""
+        """Return whether the number of a generated text equals the gold number; see `Task.is_correct`."""
         return is_correct(text, gold, language, truncated=truncated)
 
     def stop(self, text: str) -> str:
-        """Cut where the text runs on."""
+        """Return the text up to the end of its answer; see `answers.cut`."""
         return answers.cut(text)
 
 
@@ -301,22 +312,23 @@ _ANSWER = ("answer", "response", "output")
 
 
 class RowPlace(NamedTuple):
-    """The language of a row, "" when it is none of ours, and its item's id, "" when it has none."""
+    """The language of a row, or "" if it is unknown, and the id of its item, or "" if it has none."""
 
     language: str
     id: str
 
 
 def is_row(row: Mapping[str, Any]) -> bool:
-    """Tells whether a row has the fields of this form."""
+    """Return whether a row has the fields of mCoT-MATH."""
     has_language = any(key in row for key in (*_LANGUAGE, *_BOTH))
     return has_language and any(key in row for key in _QUESTION) and any(key in row for key in _ANSWER)
 
 
 def place_of(row: Mapping[str, Any]) -> RowPlace:
-    """Returns a row's language and item."""
+    """Return the language and the item's id of a row."""
     for key in _BOTH:
         if isinstance(row.get(key), str):
+            # Both orders occur: ``en-17`` and ``17-en``.
             first, _, second = row[key].partition("-")
             language, id_ = (first, second) if first in LANGUAGES else (second, first)
             if language in LANGUAGES:
@@ -327,10 +339,10 @@ def place_of(row: Mapping[str, Any]) -> RowPlace:
 
 
 def mcot_line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
-    """Returns a row as a line of a data set; its gold is the number that the answer ends in.
+    """Return a row of mCoT-MATH as a line of a data set. Its gold is the number that the answer gives.
 
     Raises:
-        UserError: the row has no question or answer.
+        UserError: the row has no question or no answer.
     """
     question = field(row, *_QUESTION, where=where)
     answer = field(row, *_ANSWER, where=where).strip()
@@ -340,7 +352,7 @@ def mcot_line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str)
 
 
 def _bare(question: str) -> str:
-    """Takes the prompt off a question that comes within it."""
+    """Return a question without the prompt that may already surround it."""
     question = question.strip()
     if question.startswith("Question:\n"):
         question = question.removeprefix("Question:\n").rpartition("\nAnswer:")[0] or question

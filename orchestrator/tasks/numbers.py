@@ -1,8 +1,9 @@
-"""Numbers as people write them in eleven languages, read exactly (study section 3).
+"""Read numbers exactly, as people write them in eleven languages (study section 3).
 
-Owns digits of every script, signs, thousands and decimal marks, powers of ten, dates, times and fractions;
-words of magnitude are `magnitudes`. Knows no benchmark and no answer phrase. Its patterns repeat over
-disjoint characters or a bounded number of times, so they are linear in the text.
+This module handles digits of every script, signs, thousands and decimal separators, powers of ten, dates,
+times and fractions. `magnitudes` handles words of magnitude. Neither depends on a benchmark or an answer
+phrase. Repetitions in the patterns run over disjoint characters or a bounded number of times, so searches
+are linear in the text.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from typing import NamedTuple
 from orchestrator.tasks import magnitudes
 
 DOT_GROUPS = frozenset({"es", "de"})
-"""Languages where one dot before three digits groups thousands, as in ``1.234`` (study section 3)."""
+"""Languages in which one dot before three digits groups thousands, as in ``1.234`` (study section 3)."""
 
 CURRENCY = "$€£¥₹฿₽৳￥＄"
-"""Signs that may stand between a minus and its number."""
+"""Signs that may stand between a minus sign and its number."""
 
 
 UNSEEN = "\u00ad\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
-"""Marks that nobody sees: zero-width spaces, marks of direction, the byte order mark; no joiners, which
-Bengali and Telugu need."""
+"""Invisible marks: zero-width spaces, direction marks and the byte order mark. Joiners are not among them,
+because Bengali and Telugu need them."""
 
 
 class Number(NamedTuple):
     """A number found in a text.
 
     Attributes:
-        magnitude: its value without a sign, words of magnitude included.
-        start: where its digits start, or the word before them that multiplies it.
-        end: where it ends, words that multiply it included.
-        sign_at: where its minus stands, or -1 when it has none.
+        magnitude: the value without its sign, words of magnitude included.
+        start: the start of the digits, or of the word before them that multiplies them.
+        end: the end of the number, words that multiply it included.
+        sign_at: the position of the minus sign, or -1 if there is none.
     """
 
     magnitude: Decimal
@@ -42,15 +43,15 @@ class Number(NamedTuple):
     sign_at: int
 
     def value(self, *, after: int = 0) -> Decimal:
-        """Return the value; a minus that stands before `after` belongs to something else."""
+        """Return the value. A minus sign before `after` belongs to something else and does not count."""
         return self.magnitude.copy_negate() if self.sign_at >= after else self.magnitude
 
 
 def normalise(text: str) -> str:
-    """Return the text in NFC, with digits, separators, minus and hyphens in ASCII, without TeX's spacing.
+    """Return the text in NFC, with ASCII digits, separators and minus signs, and without TeX's spacing.
 
-    Fractions become ``1/2``, powers of ten ``10^3``. Dashes stay: they separate (``Ответ – 18``) and are no
-    sign.
+    Hyphens become ASCII as well, fractions become ``1/2`` and powers of ten become ``10^3``. Dashes stay as
+    they are, because they separate (``Ответ – 18``) and are no signs.
     """
     text = unicodedata.normalize("NFC", _CLAUSE.sub(", ", text)).translate(_ASCII)
     text = _DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
@@ -96,11 +97,12 @@ _ASCII = {
     ord("∙"): "·",
 }
 _DIGIT = re.compile(r"\d")
-_CLAUSE = re.compile(r"(?<=[0-9])，(?=[0-9])(?![0-9]{3}(?![0-9]))")  # 答案是18，9*2=18: no decimal mark
+# In 答案是18，9*2=18 the full-width comma ends a clause; it does not begin decimals.
+_CLAUSE = re.compile(r"(?<=[0-9])，(?=[0-9])(?![0-9]{3}(?![0-9]))")
 _SPELLINGS = (
     *(("{,}", ","), ("{\\,}", "\u2009"), ("\\!", ""), ("\\$", "$"), ("\\%", "%")),  # TeX
     *((space, "\u2009") for space in ("\\,", "\\;", "\\:", "\\ ")),
-    ("\u0e4d\u0e32", "\u0e33"),  # Thai sara am in two letters, which NFC leaves apart
+    ("\u0e4d\u0e32", "\u0e33"),  # Thai sara am in two letters, which NFC does not compose
 )
 _TEX_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]{0,40})\}")
 _VULGAR = re.compile(r"(\d ?)?([¼-¾⅐-⅞↉])")
@@ -112,13 +114,16 @@ _PART = r"\d{1,15}(?:,\d{3})*(?:[.,]\d{1,15})?"
 _FRAC = re.compile(rf"(\d ?)?\\[cdt]?frac(?: ?\{{ ?(-?{_PART}) ?\}}| ?(\d))(?: ?\{{ ?({_PART}) ?\}}| ?(\d))")
 _GROUPS = re.compile(r",(?=(?:\d{3},)*\d{3}(?:\.|\Z))")
 
-_JOINED = r"*:~≈\u0e00-\u0e7f\u3040-\u9fff"  # scripts that write words without spaces: 答案是.5
-_SPACE = r"[ \u00a0\u202f\u2009\u2007'’ʼ]"  # thousands in any language: spaces of any width, apostrophes
-_NEXT = r"(?![.,]?\d)"  # no digit goes on after the number, or it is a list or a version
+_JOINED = r"*:~≈\u0e00-\u0e7f\u3040-\u9fff"  # scripts without spaces between words: 答案是.5
+_SPACE = r"[ \u00a0\u202f\u2009\u2007'’ʼ]"  # separators of thousands in any language
+_NEXT = r"(?![.,]?\d)"  # a further digit means that it is a list or a version number
 
 
 def _pattern(*, dot_groups: bool) -> re.Pattern[str]:
-    """Builds the pattern of one number; the name of the group that matched says how to read it."""
+    """Return the pattern of one number. The name of the group that matched is the kind for `_read`.
+
+    The order of the alternatives matters: ``7:30`` must match as a time before 7 matches as a plain number.
+    """
     dots = r"[1-9]\d{0,2}(?:\.\d{3})"
     mantissa = r"\d{1,15}(?:[.,]\d{1,15})?"
     return re.compile(
@@ -149,14 +154,14 @@ _PATTERNS = {dot_groups: _pattern(dot_groups=dot_groups) for dot_groups in (Fals
 
 
 def find(text: str, language: str) -> list[Number]:
-    """Return the numbers of a normalised text, in order.
+    """Return the numbers of a normalised text, in order. Times and dates are skipped.
 
     Args:
-        text: what `normalise` returned.
+        text: the result of `normalise`.
         language: decides what one dot before three digits means, and which words multiply.
     """
     found: list[Number] = []
-    open_factor: Decimal | None = None  # of the last word of the number before, while one may go on with it
+    open_factor: Decimal | None = None  # the last word's factor, while the next number may continue this one
     for match in _PATTERNS[language in DOT_GROUPS].finditer(text):
         if match.lastgroup == "time":
             open_factor = None
@@ -172,7 +177,7 @@ def find(text: str, language: str) -> list[Number]:
 
 
 def _scaled(text: str, match: re.Match[str], language: str) -> tuple[Number, Decimal | None]:
-    """Return a number with the words that multiply it, and the factor of the last of these."""
+    """Return a number including the words that multiply it, and the factor of the last word."""
     start, end = match.span()
     magnitude, last = _read(match[0], match.lastgroup), None
     is_paid = text[start - 1 : start] in _CURRENCIES
@@ -193,7 +198,7 @@ def _scaled(text: str, match: re.Match[str], language: str) -> tuple[Number, Dec
 def _joined(
     text: str, first: Number, open_factor: Decimal, second: Number, factor: Decimal | None, language: str
 ) -> Number | None:
-    """Return two numbers as the one that they make side by side, None when they are two."""
+    """Return the one number that two adjacent numbers form, or None if they are separate."""
     is_scaled = factor is not None
     if not magnitudes.may_join(text, first.end, second.start, language, is_scaled=is_scaled):
         return None
@@ -216,7 +221,7 @@ def _read(written: str, kind: str | None) -> Decimal:
     match kind:
         case "fraction":
             *whole, above, below = map(Decimal, re.findall(r"\d+", written))
-            is_mixed = whole and above < below  # 1 1/2, which an improper fraction is never part of
+            is_mixed = whole and above < below  # 1 1/2; an improper fraction is never part of a mixed number
             return above / below + (whole[0] if is_mixed else 0)
         case "power":
             mantissa = _MANTISSA.match(written)
@@ -234,11 +239,11 @@ def _read(written: str, kind: str | None) -> Decimal:
 
 _MANTISSA = re.compile(r"([\d.,]+) ?(?:[×xX*·]|\\times|\\cdot)")
 _PAID = re.compile(rf"-(?:[A-Z]{{0,3}}[{CURRENCY}]|[A-Z]{{3}}|Rs\.?) ?\Z")  # -US$18, -USD 18
-_APART = re.compile(r"[={(] ?-\Z")  # what makes a minus with a space after it a sign: x = - 3
+_APART = re.compile(r"[={(] ?-\Z")  # x = - 3: here a minus with a space after it is a sign
 
 
 def _sign(text: str, start: int) -> int:
-    """Returns where the minus of a number stands; -1 if there is none, or it subtracts or joins words."""
+    """Return the position of a number's minus sign, or -1 if it has none or the minus does not negate it."""
     at = start - 1
     if paid := _PAID.search(text, max(0, start - 7), start):
         at = paid.start()
@@ -252,6 +257,7 @@ def _sign(text: str, start: int) -> int:
     if before and (before in ")]}%" or before.isdigit()):
         return -1
     neighbour = text[at - 1 : at]
-    # COVID-19, কোভিড-19; not in Thai, Chinese and Japanese, which write words without spaces: 答えは-3です
+    # In COVID-19 and কোভিড-19 the hyphen joins words. Thai, Chinese and Japanese write words without spaces,
+    # so there a letter before the minus proves nothing: 答えは-3です
     joined = "A" <= neighbour < "\u0e00" and unicodedata.category(neighbour)[0] in "LM"
     return -1 if joined or neighbour == "-" else at

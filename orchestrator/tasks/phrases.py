@@ -1,7 +1,7 @@
-"""The math task's words in each language: what prompts and responses say.
+"""The tasks' words in each language: prompts, answer sentences and generated requests.
 
-Prompts and answer sentences are the study's (section 3), the questions of generated items are ours. How real
-outputs announce an answer is `announcements`.
+Prompts and answer sentences of math are the study's (section 3). The questions of generated items are ours.
+`announcements` lists how real outputs announce an answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from orchestrator.tasks.base import check_language
 
 
 def unit(number: int, name: str, language: str) -> str:
-    """Returns a number with its unit in words, in the right plural form, with ASCII digits.
+    """Return a number with its unit in words, in the right plural form, with ASCII digits.
 
     Args:
         number: the number.
@@ -32,8 +32,8 @@ def unit(number: int, name: str, language: str) -> str:
 def _unit(number: int, name: str, language: str) -> str:
     from babel.units import format_unit
 
-    # CLDR's long form inherits from the short one where both are the same (ja, zh, th, sw, bn); babel does
-    # not follow that alias and puts the unit's identifier instead.
+    # If both forms are the same (ja, zh, th, sw, bn), CLDR's long form is an alias of the short one. babel
+    # does not follow the alias and returns the unit's identifier instead.
     for length in ("long", "short"):
         text: str = format_unit(number, name, length=length, locale=language)
         if name not in text:
@@ -42,31 +42,31 @@ def _unit(number: int, name: str, language: str) -> str:
 
 
 def both(first: str, second: str, language: str) -> str:
-    """Returns two things joined as the language joins a list, for example ``A y B``."""
+    """Return two things joined as the language joins a list, for example ``A y B``."""
     from babel.lists import format_list
 
     return _plain(format_list([first, second], locale=language))
 
 
 def day(index: int, language: str) -> str:
-    """Returns the name of a day of the week, 0 for Monday."""
+    """Return the name of a day of the week, 0 for Monday."""
     from babel import Locale
 
     return _plain(Locale(language).days["format"]["wide"][index])
 
 
 def month(number: int, language: str) -> str:
-    """Returns the name of a month, 1 for January, as it stands alone."""
+    """Return the name of a month as it stands alone, 1 for January."""
     from babel import Locale
 
-    # Reading an alias such as stand-alone to format makes babel cache one language's names for all others, so
-    # only Russian, which alone has two forms (март, марта), is asked for the form that stands alone.
+    # babel resolves an alias from stand-alone to format once and caches that language's names for all others.
+    # So only Russian requests the stand-alone form, as only Russian has two forms (март, марта).
     context = "stand-alone" if language == "ru" else "format"
     return _plain(Locale(language).months[context]["wide"][number])
 
 
 def _plain(text: str) -> str:
-    """Normalises to NFC, with ordinary spaces for no-break ones (fr, de), as typed text has them."""
+    """Return the text in NFC with ordinary spaces instead of no-break ones (fr, de), as people type it."""
     return unicodedata.normalize("NFC", text).replace("\u00a0", " ").replace("\u202f", " ")
 
 
@@ -83,7 +83,7 @@ THINK: Mapping[str, str] = {
     "zh": "让我们一步步思考。",
     "th": "ลองคิดทีละขั้นตอน",
 }
-"""What the prompt ends with."""
+"""Map from language to the last line of the prompt."""
 
 ANSWER: Mapping[str, str] = {
     "en": "The answer is {}.",
@@ -98,10 +98,10 @@ ANSWER: Mapping[str, str] = {
     "zh": "答案是{}。",
     "th": "คำตอบคือ {}",
 }
-"""What a response ends with."""
+"""Map from language to the last sentence of a response."""
 
 STEP: Mapping[str, str] = {"ja": "{}。", "zh": "{}。", "bn": "{}। ", "th": "{} "}
-"""How a step of a worked answer is set down before the answer sentence; ``{}. `` elsewhere."""
+"""Map from language to the form of a step before the answer sentence; ``{}. `` in other languages."""
 
 TOTAL: Mapping[str, str] = {
     "en": "What is the total of {}?",
@@ -116,11 +116,11 @@ TOTAL: Mapping[str, str] = {
     "zh": "{}一共是多少？",
     "th": "{} รวมกันเป็นเท่าไร",
 }
-"""The question of a generated item, around a list such as ``3 hours and 4 hours``."""
+"""Map from language to the question of a generated item, around a list such as ``3 hours and 4 hours``."""
 
 
 def prompt(question: str, language: str) -> str:
-    """Returns the study's prompt: two English headers around the question, and the language's own phrase.
+    """Return the study's prompt: two English headers around the question, then the language's own phrase.
 
     Raises:
         UserError: there is no such language.
@@ -130,12 +130,12 @@ def prompt(question: str, language: str) -> str:
 
 
 def answer_sentence(number: str, language: str) -> str:
-    """Returns the sentence that a response of this language ends with."""
+    """Return the last sentence of a response in this language."""
     return ANSWER[language].format(number)
 
 
 Say = Callable[[str, str], str]
-"""From a value of the call and a language to what the user says."""
+"""A function from a value of the call and a language to the user's words for it."""
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 MONTHS = (
@@ -157,32 +157,38 @@ TIMES = tuple(f"{hour:02}:00" for hour in range(24))
 
 
 def say_day(value: str, language: str) -> str:
-    """Says a day of the week."""
+    """Return the user's words for a day of the week."""
     return day(DAYS.index(value), language)
 
 
 def say_month(value: str, language: str) -> str:
-    """Says a month."""
+    """Return the user's words for a month."""
     return month(MONTHS.index(value) + 1, language)
 
 
 def say_time(value: str, language: str) -> str:
-    """Says a time: as it is, in every language."""
+    """Return a time unchanged, since it is written alike in every language."""
     return value
 
 
 def say_hours(value: str, language: str) -> str:
-    """Says a duration in hours."""
+    """Return the user's words for a duration in hours."""
     return unit(int(value), "duration-hour", language)
 
 
 def say_nights(value: str, language: str) -> str:
-    """Says a number of nights."""
+    """Return the user's words for a number of nights."""
     return unit(int(value), "duration-night", language)
 
 
 class Parameter(NamedTuple):
-    """A parameter: its key, how the API describes it, its values and how a user says them."""
+    """A parameter of an API. The last field is the function that words a value as a user would.
+
+    Attributes:
+        key: its name in the call.
+        description: its description in the API.
+        values: its possible values.
+    """
 
     key: str
     description: str
@@ -191,7 +197,14 @@ class Parameter(NamedTuple):
 
 
 class ApiTemplate(NamedTuple):
-    """An API of two parameters, and the word for it in each language."""
+    """An API of two parameters.
+
+    Attributes:
+        name: the name of the API.
+        first: the first parameter.
+        second: the second parameter.
+        words: map from language to the user's word for the API.
+    """
 
     name: str
     first: Parameter
@@ -257,13 +270,13 @@ APIS = (
         },
     ),
 )
-"""The APIs of the generated items; two of them look alike, so the user's word must be read."""
+"""The APIs of the generated items. Two of them look alike, so the model must read the user's word."""
 
 COMMA: Mapping[str, str] = {"ja": "、", "zh": "，", "th": " "}
-"""What stands between the parts of a request; ``, `` elsewhere."""
+"""Map from language to the separator between the parts of a request; ``, `` in other languages."""
 
 
 def request(api: ApiTemplate, first: str, second: str, language: str) -> str:
-    """Returns what the user says, in the style of a note: ``Alarm, Monday, 07:00``."""
+    """Return the user's request, in the style of a note: ``Alarm, Monday, 07:00``."""
     parts = (api.words[language], api.first.say(first, language), api.second.say(second, language))
     return COMMA.get(language, ", ").join(parts)

@@ -1,7 +1,7 @@
-"""Local sources of task data: what rows a file or folder holds, of which split, language and item.
+"""Local sources of task data: the rows of a file or folder, each with its split, language and item.
 
-Owns how files are told apart and streamed (mCoT-MATH is one JSON array of 12 GB). Which ids are taken is
-`importing`; what lies on a hub is fetched elsewhere and comes here as files.
+This module recognises the form of files and streams them, because mCoT-MATH is one JSON array of 12 GB.
+`importing` decides which ids are taken. Data on a hub is fetched elsewhere and arrives here as files.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from orchestrator.tasks import api_calling, math
 from orchestrator.tasks.base import LANGUAGES, Split
 
 PIECE_CHARS = 1 << 22
+"""Characters to read at a time from a JSON array."""
 
 
 class Raw(NamedTuple):
     """A row as it was found.
 
     Attributes:
-        split: None where the source does not say.
-        language: a key of `LANGUAGES`.
-        id: of the item that it is, or translates; "" when it must be found by the row's place.
-        row: its fields.
-        where: file and number, for errors.
+        split: the split; None if the source does not name it.
+        language: a key of `LANGUAGES`, or "" if the row's language is unknown.
+        id: the id of the item that the row is or translates; "" if only the row's place identifies it.
+        row: the fields.
+        where: file and number, for error messages.
     """
 
     split: Split | None
@@ -37,19 +38,21 @@ class Raw(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Rows that can be read again and again, and how one becomes a line of a data set.
+    """Rows that can be read several times, and the conversion of a row to a line of a data set.
 
     Attributes:
-        form: what it was recognised as.
-        name: of the file or folder, or the hub id.
-        files: what it reads.
-        rows: reads them.
-        line: converts one.
-        note: what a reader should know.
-        equal_golds: leave out items whose answers differ between languages: translations gone wrong.
-        by_place: items are found by their place in each language, so the answers must prove it.
-        revision: of a hub, as it was asked for.
-        commit: of a hub, as it was found.
+        form: the form that was recognised.
+        name: the name of the file or folder, or the hub id.
+        files: the files to read.
+        rows: a function that reads the rows from the start.
+        line: a function that converts one row.
+        note: a note for readers of the data set.
+        equal_golds: whether to leave out items whose answers differ between languages. Such a translation
+            is wrong.
+        by_place: whether rows are aligned by their place in each language. Equal answers must then confirm
+            it.
+        revision: the revision that was requested from a hub.
+        commit: the commit that the hub returned for it.
     """
 
     form: str
@@ -71,14 +74,14 @@ _SPLITS: Mapping[str, Split | None] = {
     "level-1-api.json": Split.TEST,
     "level-2-api.json": Split.TEST,
 }
-"""Files that are English and a split by their published name."""
+"""Published English files whose name implies the split."""
 
 
 def open_source(path: Path, task: str) -> Source:
-    """Recognises a file or folder.
+    """Return a file or folder as a source, recognised by its names and rows.
 
     Raises:
-        UserError: it is not there, or nothing known is in it.
+        UserError: it does not exist, or nothing in it is recognised.
     """
     path = path.expanduser()
     if not path.exists():
@@ -99,7 +102,7 @@ class _Place(NamedTuple):
 
 
 def places(folder: Path, names: Mapping[str, Sequence[str]]) -> list[_Place]:
-    """Returns the files of a folder, and of its folders train, validation and test, by split and language."""
+    """Return the files of a folder, and of its folders train, validation and test, by split and language."""
     found = []
     for split in (None, *Split):
         inside = folder / split if split else folder
@@ -135,7 +138,10 @@ def _math(path: Path) -> Source | None:
 
 
 def of_files(paths: Sequence[Path], name: str) -> Source | None:
-    """Returns files of math as a source, by their names or else as rows of mCoT-MATH; None for neither."""
+    """Return math files as a source, recognised by their names or else by mCoT-MATH's rows.
+
+    The result is None if neither fits.
+    """
     found = [
         _Place(path, Split.TEST if known.startswith("mgsm_") else _SPLITS.get(known), language)
         for language, names in _MATH_NAMES.items()
@@ -177,7 +183,7 @@ def _of_places(
 def _math_rows(place: _Place) -> Iterator[Raw]:
     if place.path.suffix == ".tsv":
         for line in math.lines(place.path, place.language):
-            id_ = f"mgsm-{line['id']}"  # other sources count from 1 too
+            id_ = f"mgsm-{line['id']}"  # the prefix avoids the ids of other sources that count from 1
             yield Raw(place.split, place.language, id_, line, f"{place.path}:{line['id']}")
         return
     for number, row in stream(place.path):
@@ -203,7 +209,7 @@ def _api_line(raw: Raw) -> dict[str, str]:
 
 
 def mcot_source(paths: Sequence[Path], name: str) -> Source | None:
-    """Returns rows of mCoT-MATH's form, None when the first one is not; see `mcot`."""
+    """Return files as a source in mCoT-MATH's form, or None if their first row has another form."""
     if not (first := next((row for path in paths for _, row in stream(path)), None)):
         return None
     if not math.is_row(first):
@@ -227,7 +233,7 @@ def _mcot_line(raw: Raw) -> dict[str, str]:
 
 
 def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields number and fields of each row of a JSON array, of JSON lines (from 1) or of a Parquet file.
+    """Yield the number and the fields of each row of a JSON array, JSON lines (from 1) or Parquet file.
 
     Raises:
         UserError: the file is none of these.
@@ -259,7 +265,11 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _array(path: Path) -> Iterator[Any]:
-    """Yields the elements of a JSON array without holding it whole."""
+    """Yield the elements of a JSON array without holding the whole array in memory.
+
+    The standard library has no streaming parser. So this function decodes one element at a time from a
+    buffer. If the element is incomplete, it appends the next piece of the file and tries again.
+    """
     decoder, text, at = json.JSONDecoder(), "", 0
     try:
         with path.open(encoding="utf-8-sig") as file:

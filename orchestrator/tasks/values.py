@@ -1,6 +1,7 @@
-"""Compares argument values: lists and dicts by structure, everything else as exact strings (study section 3).
+"""Comparison of argument values: lists and dicts by structure, others as exact strings (section 3).
 
-Reads the Python and JSON shapes that real calls hold, with quotes inside quotes. Never evaluates anything.
+The section is that of the study. The parser reads the Python and JSON forms of real calls, including quotes
+inside the same quotes. It never evaluates anything.
 """
 
 from __future__ import annotations
@@ -32,19 +33,24 @@ CLOSERS = {
     "〝": "〞〟",
     "`": "`'",
 }
-"""A quote that opens a value to those that may close it."""
+"""Map from a quote that opens a value to the quotes that may close it."""
 
 _BLANK = " \t\n\r\f\v\u00a0\u3000" + UNSEEN
 
 MAX_DEPTH = 50
-"""Nesting beyond this is compared as a string."""
+"""Maximum depth of nesting. A deeper value is compared as a string, so that no text overflows the stack."""
 
 Structure = tuple[object, ...]
-"""A tagged value: ``("list", ...)``, ``("dict", pairs)``, ``("string", text)``, ``("number", Decimal)``."""
+"""A tagged value: ``("list", ...)``, ``("dict", pairs)``, ``("string", text)``, ``("number", Decimal)`` or
+``("constant", value)``."""
 
 
 def same_value(first: str, second: str) -> bool:
-    """Tells whether two values are the same."""
+    """Return whether two values are the same.
+
+    Values that parse as lists or dicts are equal if their structures are. So the order of a dict's keys is
+    free, and 1 equals 1.0 within a list. All other values must be equal as strings.
+    """
     if first == second:
         return True
     structure = _structure(first)
@@ -52,7 +58,7 @@ def same_value(first: str, second: str) -> bool:
 
 
 class _NotAStructure(Exception):
-    """The text is no list or dict."""
+    """Raised if a text is not a list or dict."""
 
 
 class _Read(NamedTuple):
@@ -112,7 +118,7 @@ def _dict(text: str, at: int, depth: int) -> _Read:
 
 
 def _separator(text: str, at: int, closing: str) -> int:
-    """Returns where the next value or the closing bracket is."""
+    """Return the position of the next value or of the closing bracket."""
     at = _space(text, at)
     if text[at : at + 1] in (",", "，"):
         return _space(text, at + 1)
@@ -130,6 +136,8 @@ def _string(text: str, at: int) -> _Read:
     at += 1
     while at < len(text):
         character = text[at]
+        # A quote closes the string only if a separator or bracket follows, since models write quotes
+        # unescaped.
         if character == "\\" and text[at + 1 : at + 2] in ("\\", "'", '"'):
             at += 1
             character = text[at]
@@ -146,6 +154,7 @@ _CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None"
 
 def _bare(text: str, at: int, stops: str) -> _Read:
     end = at
+    # A word without quotes ends at the first separator of its container.
     while end < len(text) and text[end] not in stops:
         end += 1
     word = text[at:end].strip(_BLANK)

@@ -54,6 +54,10 @@ def test_a_sweep_is_composed_planned_launched_and_read_as_values(
     assert "failed" in counts.status("kind=bad").to_frame()["state"].tolist()
     assert counts.report(out=sweep.folder / "out")[0].is_file()
     assert capsys.readouterr() == ("", "")
+    (sweep.folder / "mine").touch()  # the store is its maker's alone, the rest as the user's umask has it
+    assert oct((sweep.folder / "mine").stat().st_mode & 0o777) == "0o644"
+    assert oct((sweep.folder / "out/report.md").stat().st_mode & 0o777) == "0o644"
+    assert not any(path.stat().st_mode & 0o077 for path in sweep.store.rglob("*.json"))
 
 
 def test_failed_cells_run_again_and_a_store_gives_the_sweep_back(counts: Sweep, sweep: Command) -> None:
@@ -73,7 +77,7 @@ def test_failed_cells_run_again_and_a_store_gives_the_sweep_back(counts: Sweep, 
 def test_a_launch_that_is_stopped_goes_on_where_it_was(sweep: Command, counts: Sweep) -> None:
     (sweep.folder / "slow.yaml").write_text(
         COUNTS.split("axes:")[0]
-        .replace("num_steps: 3", "num_steps: 40")
+        .replace("num_steps: 3", "num_steps: 20")
         .replace("step_s: 0,", "step_s: 0.2,")
         + "axes: {seed: [0]}\nstages: [count]\n"
     )
