@@ -43,7 +43,7 @@ NUM_COMPARISONS: Mapping[str, int] = {"en": 20, "direct": 20, "transfer": 80}
 """Number of comparisons of en+x with en in each setting, per task."""
 
 NUM_TRAINED_ROWS, NUM_BASELINE_ROWS = 1_320, 60
-"""Number of rows of the whole grid, per seed, and number of baseline rows."""
+"""Number of rows of all trained cells, per seed, and number of rows of the baselines."""
 
 _ORDER = {language: place for place, language in enumerate((*CORE, *EXTRAS))}
 
@@ -115,7 +115,7 @@ LANGUAGE_NAMES = {
     "te": "Telugu",
 }
 SETTINGS = {"en": "English", "direct": "direct exposure", "transfer": "cross-lingual transfer"}
-"""The evaluation languages in which en+x is compared with en: English, the added language, or another one."""
+"""Where en+x is compared with en: in English, in the added language, or in another one."""
 
 _TASKS = {"api_calling": "API calling", "math": "Math"}
 ABSENT = "–"

@@ -19,8 +19,9 @@ def report(
     expected: Iterable[Mapping[str, Any]] | None = None,
     where: str = "the table",
 ) -> dict[str, Any]:
-    """Return every number of the study's tables and figures. A number that cannot be computed is None or
-    absent.
+    """Return every number of the study's tables and figures.
+
+    A number that cannot be computed is None or absent.
 
     Args:
         rows: the rows of `collect`, or rows from elsewhere with the columns up to `accuracy`.

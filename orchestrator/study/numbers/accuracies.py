@@ -1,6 +1,6 @@
-"""Figures 2, 3, 4, 7 and 8, Table 2 and the baselines: accuracies and the effects of training, from counts.
+"""Accuracies and the effects of training, from counts: Figures 2, 3, 4, 7 and 8, Table 2 and the baselines.
 
-Except in the comparisons of Table 2 and Figure 3, the seeds of a mixture are pooled.
+The seeds of a mixture are pooled, except in the comparisons of Table 2 and Figure 3.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fig2(read: Sequence[Result]) -> list[Entry]:
 
 
 def baselines(read: Sequence[Result]) -> list[Entry]:
-    """Return the accuracy of each pretrained model by task and evaluation language, with Wilson intervals."""
+    """Return each pretrained model's accuracy by task and evaluation language, with Wilson intervals."""
     groups = pooled((r for r in read if not r.languages), lambda r: (r.model, r.task, r.eval_language))
     return [
         {"model": model, "task": task, "eval_language": language, **interval(count)}
@@ -179,7 +179,7 @@ def _share(result: Result) -> Fraction:
 
 
 def fig4(read: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return both accuracies of each comparison, and whether zero-shot is better, the same or worse.
+    """Return direct and zero-shot accuracies, and whether zero-shot is better, the same or worse.
 
     The verdict is that of Student's two-sided t-test (pooled variance) on the zeros and ones of the items,
     with alpha = 0.05. It is not corrected for the number of tests. For English, the items of the four

@@ -141,10 +141,11 @@ def _r2(y: Array, predicted: Array) -> Array:
 def _bootstrap(design: Array, y: Array, chance: numpy.random.Generator) -> tuple[Array, Array]:
     """Return the percentile interval of each coefficient, over resamples in which all can be estimated.
 
-    Refitting each resample would be slow, so whole batches are solved by normal equations. A resample is a
-    vector of counts: how often it contains each row. These counts weight the products of a row's values,
-    which are computed once. Normal equations square the condition number of the design. Hence they are
-    solved in an orthonormal basis of its columns, and the solutions are transformed back in the end.
+    Fitting resamples one by one would be slow, so whole batches are solved by normal equations. A resample
+    is a vector of counts: how often it contains each row. Its normal equations sum the outer products of
+    the rows, which are computed once, weighted by these counts. Normal equations square the condition
+    number of the design. Hence they are solved in an orthonormal basis of its columns, and the solutions
+    are transformed back at the end.
     """
     num_rows, num_columns = design.shape
     basis, triangle = numpy.linalg.qr(design)
