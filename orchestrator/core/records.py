@@ -1,7 +1,13 @@
 """The records of the store protocol: small JSON objects with one writer each.
 
-Records that are *created* (only if absent) carry a nonce, so that a writer whose reply was lost can
-tell its own record from another's. Times are UTC, ISO 8601, for people: no decision compares clocks.
+A record that is *created* (written only if absent) carries a nonce, a random text. The reply to a create may
+get lost, and the writer then finds a record at its key. The nonce shows whether it is the writer's own:
+
+    worker A  create claim (nonce 71..)  -> no reply
+    worker A  read claim: nonce 71..     -> own record, A holds the claim
+                          nonce e4..     -> another worker was first
+
+Times are UTC in ISO 8601 and meant for people. No decision compares the clocks of two machines.
 """
 
 from __future__ import annotations
@@ -16,11 +22,11 @@ from orchestrator.manifest import File, check_inside
 
 
 class Record(Stored, frozen=True, kw_only=True):
-    """The base of all records."""
+    """Base class of all records."""
 
 
 class StoreMark(Record, frozen=True, kw_only=True):
-    """`store.json`: makes a place a store, and says of which format."""
+    """`store.json`: marks a folder or bucket as a store, and states its format."""
 
     nonce: str
     format: int = FORMAT
@@ -28,13 +34,13 @@ class StoreMark(Record, frozen=True, kw_only=True):
 
 
 class Process(Record, frozen=True, kw_only=True):
-    """A process that another on the same machine can prove to be gone.
+    """A process, identified so that another process on the same machine can prove that it is gone.
 
     Attributes:
-        boot_id: of the running kernel.
-        namespace: of process ids; two containers on one kernel do not see each other's.
+        boot_id: of the running kernel; it changes at each boot.
+        namespace: of process ids. Two containers on one kernel do not see each other's processes.
         pid: process id.
-        start: start time, in the kernel's own units; tells a reused pid.
+        start: start time in the kernel's own units. It differs if the pid was reused.
     """
 
     boot_id: str
@@ -44,10 +50,19 @@ class Process(Record, frozen=True, kw_only=True):
 
 
 class Owner(Record, frozen=True, kw_only=True):
-    """Who holds an attempt: a worker's process, and the scheduler's name for its job.
+    """The owner of an attempt: a worker's process, and the scheduler's name for its job.
 
-    The same (cluster, job, array_index, slot) with a lower `restart_count` is the same worker before its
-    scheduler started it anew: it needs no wait.
+    An owner with the same (cluster, job, array_index, slot) and a lower `restart_count` is the same worker
+    before the scheduler restarted its job. It is gone, so its attempt can be taken over without a wait.
+
+    Attributes:
+        host: name of the machine.
+        process: the worker's process.
+        cluster: name of the scheduler's cluster, ``local`` without one.
+        job: the scheduler's id of the job, "" without one.
+        array_index: of the task in its job array.
+        restart_count: how often the scheduler restarted the job.
+        slot: number of the worker in its job.
     """
 
     host: str
@@ -60,7 +75,13 @@ class Owner(Record, frozen=True, kw_only=True):
 
 
 class Supersedes(Record, frozen=True, kw_only=True):
-    """Why a claim may follow an attempt that left no `end`: the evidence, and the cause it counts as."""
+    """Why a claim may follow an attempt without an `end` record.
+
+    Attributes:
+        attempt: the number of the earlier attempt.
+        evidence: how its end was established.
+        cause: the failure cause that it counts as.
+    """
 
     attempt: int
     evidence: str
@@ -68,12 +89,18 @@ class Supersedes(Record, frozen=True, kw_only=True):
 
 
 class Claim(Record, frozen=True, kw_only=True):
-    """`claim.json`: an attempt exists, and whose it is.
+    """`claim.json`: an attempt exists, and this is its owner.
 
     Attributes:
-        lease_s: seconds without a new heartbeat after which an observer may call it dead.
-        generation: of the product that it may make, fixed here.
-        sweep, cell: on whose behalf; another sweep may share the stage.
+        nonce: identifies the writer.
+        owner: the worker that holds the attempt.
+        lease_s: seconds without a new heartbeat after which an observer may consider the attempt dead.
+        generation: of the product that the attempt may make. It is fixed at the claim, so that an attempt
+            that was superseded can never overwrite a newer product.
+        sweep: the sweep on whose behalf the stage runs; another sweep may share the stage.
+        cell: the cell on whose behalf the stage runs.
+        supersedes: the earlier attempt that left no `end`, if there was one.
+        at: time of the claim.
     """
 
     nonce: str
@@ -87,22 +114,23 @@ class Claim(Record, frozen=True, kw_only=True):
 
 
 class Parent(Record, frozen=True, kw_only=True):
-    """The checkpoint that an attempt went on from."""
+    """The checkpoint from which an attempt resumed."""
 
     attempt: int
     step: int
 
 
 class StartRecord(Record, frozen=True, kw_only=True):
-    """`start.json`: what an attempt started from. Written after the claim, before the child.
+    """`start.json`: what an attempt started from. It is written after the claim and before the child starts.
 
     Attributes:
-        parent: the checkpoint adopted, None for a start from nothing.
+        parent: the checkpoint it resumed from; None for a start from nothing.
         uses: the values of the stage's `uses` keys.
-        inputs: digest of each input to the generation of the product that is used.
         provenance: code, packages, host and command, see `orchestrator.provenance`.
-        work: the attempt whose work folder was taken over, None for an empty one.
-        unread: the attempt whose output is only read again, None where the stage runs.
+        inputs: digest of each input to the generation of the product that is used.
+        at: time of the start.
+        work: the attempt whose work folder was taken over; None for an empty folder.
+        unread: the attempt whose output is only read again; None if the stage runs.
     """
 
     parent: Parent | None
@@ -115,7 +143,18 @@ class StartRecord(Record, frozen=True, kw_only=True):
 
 
 class Heartbeat(Record, frozen=True, kw_only=True):
-    """`heartbeat.json`: put every third of the lease; only a changing counter means life."""
+    """`heartbeat.json`: replaced every third of the lease.
+
+    Only a counter that changes proves life. Times cannot, since the clocks of machines differ.
+
+    Attributes:
+        counter: increased by each heartbeat.
+        phase: what the worker or its child is doing.
+        step: the training step reached, None outside training.
+        num_steps: the number of steps in all, if known.
+        child: the process that computes.
+        at: time of the heartbeat.
+    """
 
     counter: int
     phase: str
@@ -129,15 +168,17 @@ class End(Record, frozen=True, kw_only=True):
     """`end.json`: how an attempt ended.
 
     Attributes:
-        outcome: ``released`` is no failure: the worker gave the attempt back. ``unknown`` is a word of a
-            later version, which counts as a failure of unknown cause.
+        nonce: identifies the writer.
+        outcome: ``released`` is not a failure: the worker gave the attempt back. ``unknown`` stands for a
+            value that a later version wrote; it counts as a failure of unknown cause.
         cause: of a failure.
         why: of a release: stopped, deadline, preempted, superseded, already_done, input_retired, not_kept or
             cancelled.
-        exception: class name, if one was raised.
+        exception: class name, if an exception was raised.
         message: one line.
         log_tail: the last lines of the log.
         seconds: wall time of the attempt.
+        at: time of the end.
     """
 
     nonce: str
@@ -152,15 +193,21 @@ class End(Record, frozen=True, kw_only=True):
 
 
 class Done(Record, frozen=True, kw_only=True):
-    """`done/<stage>/<digest>.<g>.json`: the fact that a stage is done, and what it left.
+    """`done/<stage>/<digest>.<g>.json`: the stage is done, and this is its product of generation g.
 
     Attributes:
-        attempt: whose output folder holds the files.
-        files: with paths relative to that folder.
+        nonce: identifies the writer.
+        stage: name in the sweep file.
+        digest: of the stage instance.
+        generation: of the product.
+        attempt: the attempt whose output folder holds the files.
+        files: the product's files, with paths relative to that folder.
         rows: the result rows that the stage returned.
+        seconds: wall time of the attempt.
         inputs: digest of each input to the generation of the product that was used.
-        retire: name of an input's stage to policy to patterns of its files that are still worth keeping.
-        code: version of the code that made it, see `orchestrator.provenance.code_version`.
+        retire: name of an input's stage to policy to patterns of the input's files that are worth keeping.
+        code: version of the code that made the product, see `orchestrator.provenance.code_version`.
+        at: time at which the product was complete.
     """
 
     nonce: str
@@ -178,7 +225,17 @@ class Done(Record, frozen=True, kw_only=True):
 
 
 class Void(Record, frozen=True, kw_only=True):
-    """`void/<stage>/<digest>.<g>.json`: generation g no longer counts."""
+    """`void/<stage>/<digest>.<g>.json`: the product of generation g no longer counts.
+
+    Attributes:
+        nonce: identifies the writer.
+        generation: of the product.
+        kind: whether a user discarded it or its files were damaged; ``unknown`` was written by a later
+            version.
+        reason: one line, for people.
+        by: who wrote the record.
+        at: time of the record.
+    """
 
     nonce: str
     generation: int
@@ -189,13 +246,17 @@ class Void(Record, frozen=True, kw_only=True):
 
 
 class Retired(Record, frozen=True, kw_only=True):
-    """`retired/<stage>/<policy>/<digest>.<g>.json`: files absent by decision, not damage.
+    """`retired/<stage>/<policy>/<digest>.<g>.json`: files deleted on purpose, so not damaged.
 
     Attributes:
-        attempt: whose output folder held the files.
-        files: what is retired; the first such record of a generation and policy stands.
-        why: what was made from the product and needs them no more.
-        by: after which stage of which cell.
+        nonce: identifies the writer.
+        generation: of the product.
+        attempt: the attempt whose output folder held the files.
+        policy: the retention policy that applied.
+        files: the deleted files. For each generation and policy, the first such record is final.
+        why: which stages were made from the product and need the files no more.
+        by: the stage and cell after which the files were deleted.
+        at: time of the record.
     """
 
     nonce: str
@@ -213,7 +274,8 @@ class CodeFile(Record, frozen=True, kw_only=True):
 
     Attributes:
         path: relative to the snapshot's folder, with ``/``.
-        kind: ``exec`` is a file with the executable bit, ``folder`` one that holds no file.
+        kind: ``exec`` is a file with the executable bit, ``folder`` an empty folder.
+        size: in bytes.
         sha256: of a file's content, or of a link's relative target.
     """
 
@@ -223,23 +285,25 @@ class CodeFile(Record, frozen=True, kw_only=True):
     sha256: str
 
     def __post_init__(self) -> None:
+        # A record may come from anyone with access to the store; it must not name files outside the folder.
         check_inside(self.path)
 
 
 class CodeManifest(Record, frozen=True, kw_only=True):
-    """`code/<digest>.json`: a code snapshot is whole. Its digest is that of its files."""
+    """`code/<digest>.json`: a code snapshot is complete. Its digest is computed from its files."""
 
     files: tuple[CodeFile, ...]
 
 
 class Code(Record, frozen=True, kw_only=True):
-    """The code at a launch, for workers that start later or elsewhere.
+    """The code at a launch, for workers that start later or on other machines.
 
     Attributes:
         digest: of the snapshot in the store.
-        import_paths: in the snapshot's folder; an absolute one is of an installed package.
-        git: the checkout's state, as in `provenance`, without the diff: a snapshot has no history of its own.
-        version: digest of the checkout, as of workers that run it where it lies; "" where it was not kept.
+        import_paths: relative to the snapshot's folder; an absolute path is that of an installed package.
+        git: the checkout's state, as in `provenance`, without the diff. A snapshot itself has no git history.
+        version: digest of the checkout, as workers record it that run the checkout itself; "" if not
+            recorded.
     """
 
     digest: str
@@ -249,16 +313,23 @@ class Code(Record, frozen=True, kw_only=True):
 
 
 class Request(Record, frozen=True, kw_only=True):
-    """`sweeps/<sweep>/requests/<n>.json`: what a user asked for; their order is their meaning.
+    """`sweeps/<sweep>/requests/<n>.json`: a user's command. Later requests take precedence over earlier ones.
 
     Attributes:
-        cells: whom it concerns; None for all cells of the revision.
-        after: digest of a stage to the attempt after which attempts count against budgets again.
-        settings: the engine settings of a launch or rerun.
-        import_paths: where the user's stages are importable on the machine that asked.
-        code: the snapshot that workers run; None when they run what lies at `import_paths`.
-        folder: the working folder.
+        nonce: identifies the writer.
+        number: position in the sequence of the sweep's requests.
+        verb: the command. ``unknown`` stands for one that a later version wrote; it has no effect.
+        revision: the revision of the sweep that is meant.
+        cells: the ids of the cells that are meant; None for all cells of the revision.
+        after: digest of a stage to attempt number; only later attempts count against budgets.
+        reason: the user's reason.
+        settings: the run settings of a launch or rerun.
+        import_paths: where the user's stages can be imported on the machine of the command.
+        code: the snapshot that workers run; None if they run what lies at `import_paths`.
+        folder: the working folder of the command.
         provenance: code, packages, host and command line.
+        by: the user.
+        at: time of the command.
     """
 
     nonce: str
@@ -278,7 +349,18 @@ class Request(Record, frozen=True, kw_only=True):
 
 
 class Revision(Record, frozen=True, kw_only=True):
-    """`sweeps/<sweep>/<k>.json`: a sealed sweep. Equal content is the same revision."""
+    """`sweeps/<sweep>/<k>.json`: a sealed sweep. Equal content is the same revision.
+
+    Attributes:
+        nonce: identifies the writer.
+        number: of the revision, from 1.
+        content: digest of `sweep`.
+        sweep: the sealed sweep.
+        source: the sweep file.
+        overrides: of the command line.
+        notes: remarks from composition, such as merged cells.
+        at: time at which it was sealed.
+    """
 
     nonce: str
     number: int

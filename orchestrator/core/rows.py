@@ -1,6 +1,7 @@
-"""What counts as a result row: a mapping with text keys to what JSON can say. Pure.
+"""Result rows: validation of what a stage returns, and the join of the rows of a cell's stages. Pure.
 
-It knows the libraries that stages compute with only by the ``.item()`` of their scalars.
+A row is a mapping from text keys to JSON values. Scalars of numpy and torch are recognised by their
+``.item()`` alone, so this module imports neither library.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from orchestrator.errors import StageFailure
 
 
 class _Refused(Exception):
-    """Why a value cannot be in a row, and where in the row it is."""
+    """Raised when a value cannot be in a row, with the place of the value in the row."""
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(why)
@@ -22,14 +23,17 @@ class _Refused(Exception):
 
 
 def checked_rows(value: object, *, cause: str = "code") -> tuple[dict[str, Any], ...]:
-    """Returns a stage's rows as plain JSON values: scalars of numpy and torch unwrapped, tuples as lists.
+    """Return a stage's rows as plain JSON values.
+
+    Scalars of numpy and torch are unwrapped, and tuples become lists.
 
     Args:
-        value: what the stage returned, or what its results file holds.
-        cause: of the failure.
+        value: what the stage returned, or what its results file contains.
+        cause: failure cause to raise with.
 
     Raises:
-        StageFailure: it is no list of mappings (or None), or a row holds what JSON cannot say; names both.
+        StageFailure: `value` is neither None nor a list of mappings, or a row contains a value that JSON
+            cannot represent. The message names the row and the key.
     """
     if value is None:
         return ()
@@ -60,9 +64,10 @@ def _mapping(path: str, mapping: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _plain(path: str, value: Any) -> Any:
-    if isinstance(value, Mapping):  # first: a mapping's attributes may be its keys
+    if isinstance(value, Mapping):  # first, since a mapping may offer its keys as attributes
         return _mapping(path, value)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        # A scalar of numpy or torch: an array without dimensions.
         value = value.item()
     match value:
         case None | bool():
@@ -83,6 +88,7 @@ def _plain(path: str, value: Any) -> Any:
 
 def _text(path: str, value: str) -> str:
     try:
+        # A lone surrogate is valid in a Python string, but not in UTF-8, and so not in a JSON record.
         value.encode()
     except UnicodeEncodeError:
         raise _Refused(path, f"{value!r} cannot be written as UTF-8") from None
@@ -97,23 +103,31 @@ def _name(value: object) -> str:
 Row = dict[str, Any]
 
 PER_STAGE: Final = ("stage", "seconds", "code")
-"""Columns of the engine that differ from stage to stage; a joined row says them of all its stages."""
+"""Columns of the engine that differ between stages. A joined row combines the values of its stages."""
 
 
 def widened(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Return rows in which those of a cell's stages are joined, in the order of the first.
+    """Return rows in which the rows of a cell's stages are joined, in the order of the first stage.
 
-    Keys are the columns that two stages have in common and that hold no fractions. Rows join when they are
-    equal, one to one or one to many: the one loss of a training joins each language of its evaluation. A
-    fraction that both stages return under one name keeps it for the first, and is ``<stage>.<name>`` for the
-    other. Rows that no key matches stay apart, and so do two stages with many rows and no key.
+    The keys of the join are the columns that all rows of both stages have and that contain no fractions. Rows
+    join if their keys are equal, one to one or one to many. For example, the single row of a training joins
+    each row of its evaluation:
+
+        train      loss=1.25                  ->   loss=1.25  language=en  score=0.5
+        evaluate   language=en  score=0.5          loss=1.25  language=sw  score=0.25
+        evaluate   language=sw  score=0.25
+
+    Fractions are results, not keys: two stages that both return ``loss`` would hardly ever match. The first
+    stage keeps such a name; the value of the other stage becomes ``<stage>.<name>``. A row without a match
+    stays a row of its own. So do all rows of two stages that could only join many to many.
 
     Args:
-        rows: as `orchestrator.store.table.collect_rows` returns them.
+        rows: as returned by `orchestrator.store.table.collect_rows`.
     """
     cells: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in rows:
         stages = cells.setdefault((row["sweep"], row["revision"], row["cell"]), {})
+        # The instances of a stage, such as prepare[en] and prepare[sw], form one table.
         stages.setdefault(str(row["stage"]).partition("[")[0], []).append(dict(row))
     wide: list[Row] = []
     for stages in cells.values():
@@ -130,7 +144,7 @@ def widened(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def _joined(rows: Sequence[Row], others: Sequence[Row], stage: str) -> list[Row] | None:
-    """Return the rows of two tables joined, those without a match after them; None if they cannot be."""
+    """Return the joined rows of two tables, then the rows without a match; None if no join is possible."""
     keys = _keys(rows, others)
     left, right = _by_key(rows, keys), _by_key(others, keys)
     shared = left.keys() & right.keys()

@@ -1,19 +1,19 @@
-"""Which settings are credentials, and how texts are written without them. Pure.
+"""Detect credentials in settings, and remove them from texts. Pure.
 
-A *setting* that is a credential is refused: what a sweep is launched with is kept in the store for all who
-read it. A *text* that may hold one (a message, a traceback, a command line, a diff) is redacted.
+A *setting* that is a credential is refused, because the store keeps all settings of a launch, readable for
+everyone with access. A *text* that may contain one (a message, traceback, command line or diff) is redacted.
 
-Two things make a credential, see `reason_of`:
+Two rules identify a credential, see `reason_of`:
 
-* its form: keys of AWS, GitHub, GitLab, Hugging Face, OpenAI, Slack and others, private key blocks, JSON web
-  tokens, and passwords in URLs. They are the forms that gitleaks and detect-secrets search for, written anew.
-* the name that it is set under, and a value that could be one. ``password``, ``secret``, ``api_key``,
-  ``hf_token`` and the like name a credential whatever the text. ``key`` and ``token`` mean many things
-  (``sort_key: loss``, ``pad_token: <pad>``): there only a value counts that is not made of words. Both rules
-  are ours.
+* Its form: keys of AWS, GitHub, GitLab, Hugging Face, OpenAI, Slack and others, private key blocks, JSON web
+  tokens, passwords in URLs. gitleaks and detect-secrets search for the same forms; these are our patterns.
+* Its name, with a value that could be a credential. Under ``password``, ``secret``, ``api_key``, ``hf_token``
+  and similar names any text counts. But ``key`` and ``token`` have many meanings (``sort_key: loss``,
+  ``pad_token: <pad>``). Under these a value counts only if it is not made of words or, for most keys, only
+  if it looks random.
 
-Numbers, paths, addresses without a password, digests, special tokens in brackets, ``$VARIABLE`` and the name
-of an environment variable are no credentials.
+Never a credential: numbers, paths, addresses without a password, digests, special tokens in brackets,
+``$VARIABLE``, and the name of an environment variable.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ _FORMS = {
         r"|(?:[\s\\]{0,9}[A-Za-z0-9+/=]{16,}){0,200})"
     ),
 }
+# One pattern for all forms is fast on long texts; the single patterns then identify the kind.
 _ANY_FORM = re.compile("|".join(_FORMS.values()))
 _BY_FORM = {kind: re.compile(form) for kind, form in _FORMS.items()}
 
@@ -128,7 +129,14 @@ _LOGIN = re.compile(r"(?P<before>\blogin\s{1,9}\S{1,100}\s{1,9}password\s{1,9})(
 
 
 class _Name(IntEnum):
-    """How much a name says: nothing, that what is random is a credential, or no words, or any text."""
+    """What a name implies about its value. At higher levels, more values count as credentials.
+
+    Attributes:
+        PLAIN: no value is a credential.
+        RANDOM: a value that looks random is one.
+        NO_WORDS: a value that is not made of words is one.
+        ANY: any text is one.
+    """
 
     PLAIN = 0
     RANDOM = 1
@@ -140,7 +148,7 @@ def reason_of(name: str, value: object) -> str:
     """Return why a setting is a credential, "" if it is none.
 
     Args:
-        name: the dotted key that it is set under.
+        name: the dotted key of the setting.
         value: of any type; only text can be a credential.
     """
     return _reason(name, value) if isinstance(value, str) else ""
@@ -156,13 +164,13 @@ def _reason(name: str, value: str) -> str:
 
 
 def _is_of_wandb(name: str) -> bool:
-    """Tell whether a name says W&B, and not that the value is a digest, which looks like a key of W&B."""
+    """Return whether a name mentions W&B and does not name a digest. W&B keys look like SHA-1 digests."""
     words = [word.lower() for word in _WORDS.findall(name)]
     return "wandb" in words and not _DIGESTS.fullmatch(words[-1])
 
 
 def form_of(text: str) -> str:
-    """Return the kind of the first credential of a known form in a text, "" without one."""
+    """Return the kind of the first credential with a known form in a text, "" if there is none."""
     if _ANY_FORM.search(text):
         return next(kind for kind, form in _BY_FORM.items() if form.search(text))
     if any(not _is_exempt(found["value"]) for found in _URL_PASSWORD.finditer(text)):
@@ -171,18 +179,18 @@ def form_of(text: str) -> str:
 
 
 def line_reason(text: str) -> str:
-    """Return why a shell line or a command holds a credential, "" if it holds none."""
+    """Return why a shell line or a command contains a credential, "" if it contains none."""
     if kind := form_of(text):
         return kind
     return next((f"the value of {name}" for name, _, _ in _settings(text)), "")
 
 
 def lines_with(text: str, *, by_name: bool) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file that hold a credential: their number, from 1, and the reason.
+    """Yield the number (from 1) of each line that contains a credential, and the reason.
 
     Args:
-        text: of the file; a megabyte takes some 0.3 s.
-        by_name: whether values also count for the name that they are set under, as in a file of settings.
+        text: of the file; a megabyte takes about 0.3 s.
+        by_name: whether values also count by their names, as in a file of settings. In code they do not.
     """
     if not by_name and not form_of(text):
         return
@@ -205,8 +213,8 @@ def found_in(
         tree: mappings, lists and scalars.
         key: the dotted key of the tree.
         known: values of credentials, see `known_values`.
-        shell: whether texts are shell lines, in which variables are set.
-        checked: a tree without any; the very objects that it shares with this one are passed over.
+        shell: whether texts are shell lines, which may set variables.
+        checked: a tree checked before. Objects that `tree` shares with it (the same object) are skipped.
     """
     if tree is checked:
         return
@@ -218,13 +226,13 @@ def found_in(
                 if kind := form_of(str(name)):
                     yield f"{key or 'the config'}, in the name of a key", kind
                 yield from found_in(value, inner, known=known, shell=shell, checked=before.get(name))
-            for name in ("name", "key"):  # {name: API_KEY, value: ...}, as containers take variables
+            for name in ("name", "key"):  # {name: API_KEY, value: ...}: variables of a container
                 if isinstance(named := tree.get(name), str) and (
                     reason := reason_of(named, tree.get("value"))
                 ):
                     yield f"{key}.value" if key else "value", reason
         case list() | tuple():
-            for option, value in pairwise(tree):  # ["--api-key", "..."], as programs take their words
+            for option, value in pairwise(tree):  # ["--api-key", "..."]: arguments of a program
                 is_named = isinstance(option, str) and isinstance(value, str) and option.startswith("--")
                 if is_named and (reason := reason_of(str(option).lstrip("-"), value)):
                     yield key, reason
@@ -239,10 +247,10 @@ def found_in(
 
 
 def known_values(environment: Mapping[str, str]) -> frozenset[str]:
-    """Return the credentials that environment variables hold, to be found wherever they turn up.
+    """Return the credentials in environment variables, so that they can be found wherever they appear.
 
     Args:
-        environment: of a process. What is short, or a plain word, is left out: it would be found everywhere.
+        environment: of a process. Short values and plain words are left out: they occur in harmless texts.
     """
     return frozenset(
         value
@@ -265,13 +273,14 @@ def redacted(text: str, known: Collection[str] = ()) -> str:
         lambda found: found[0] if _is_exempt(found["value"]) else f"{found['user']}:{MASK}@", text
     )
     text = _LOGIN.sub(rf"\g<before>{MASK}", text)
+    # From the end, so that the positions of the earlier settings stay valid.
     for _, start, end in reversed([*_settings(text)]):
         text = f"{text[:start]}{MASK}{text[end:]}"
     return text
 
 
 def masked(tree: Any, key: str = "") -> Any:
-    """Return a tree of settings in which credentials are ``***``: for configs that were recorded before."""
+    """Return a tree of settings with credentials replaced by ``***``, for configs recorded earlier."""
     match tree:
         case Mapping():
             return {
@@ -286,11 +295,11 @@ def masked(tree: Any, key: str = "") -> Any:
 
 
 def _settings(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield where a text sets credentials by name: the name, and where the value begins and ends."""
+    """Yield each setting of a text that is a credential: its name, start and end of its value."""
     position = 0
     while found := _SETTING.search(text, position):
         kind = "quoted" if found["quoted"] else "bare"
-        position = found.start(kind)  # a value may be a setting itself, as of an option --env
+        position = found.start(kind)  # a value may itself be a setting: --env NAME=...
         if _sets(found):
             yield found["name"], position, (position := found.end(kind))
 
@@ -305,7 +314,7 @@ def _sets(found: re.Match[str]) -> bool:
 
 
 def _is_argument(found: re.Match[str]) -> bool:
-    """Tell whether a program passes a variable on that is named like a credential: ``api_key=api_key``."""
+    """Return whether the value is a variable of code, named like a credential: ``api_key=api_key``."""
     is_code = not found["dashes"] and not found["name"].isupper()
     return is_code and found["bare"].isidentifier() and _level(found["bare"]) is not _Name.PLAIN
 
@@ -316,7 +325,7 @@ def _has(text: str, known: Collection[str]) -> bool:
 
 @lru_cache(maxsize=20_000)
 def _level(name: str) -> _Name:
-    """Return how much the name of a setting says, by its last words; ``api_key_env`` ends in another."""
+    """Return what a setting's name implies. The last word decides: ``api_key_env`` holds no key."""
     section, _, own = re.sub(r"/|\[.*?\]", ".", name).rstrip(".").rpartition(".")
     words = [word.lower() for word in _WORDS.findall(own)]
     if not words or "public" in words:
@@ -338,7 +347,7 @@ def _level(name: str) -> _Name:
 
 
 def _counts(level: _Name, value: str) -> bool:
-    """Tell whether a value under a name of this level is a credential."""
+    """Return whether a value is a credential under a name of this level."""
     if level is _Name.PLAIN or _is_exempt(value):
         return False
     if level is _Name.ANY:
@@ -350,13 +359,13 @@ def _counts(level: _Name, value: str) -> bool:
 
 @lru_cache(maxsize=20_000)
 def _is_exempt(value: str) -> bool:
-    """Tell whether a value cannot be a credential, whatever its name: a number, a path, a reference."""
+    """Return whether a value cannot be a credential under any name: a number, a path, a reference."""
     forms = (_EMPTY, _NUMBER, _REFERENCE, _PLACE, _VARIABLE)
     return any(form.fullmatch(value.strip()) for form in forms)
 
 
 def _is_words(value: str) -> bool:
-    """Tell whether a value is made of words: letters, short numbers, or short mixtures such as ``qwen3``."""
+    """Return whether a value is made of words: letters, short numbers, short mixtures such as ``qwen3``."""
     pieces = [piece for piece in _PIECES.split(value) if piece]
     return len(value) < 6 or all(
         (piece.isalpha() and len(piece) <= 24) or (piece.isdigit() and len(piece) <= 6) or len(piece) < 6
@@ -365,10 +374,11 @@ def _is_words(value: str) -> bool:
 
 
 def _is_random(value: str) -> bool:
-    """Tell whether a value has a long piece in which letters and digits change often, as no name has."""
+    """Return whether a long piece of the value often changes between letters and digits."""
     for piece in re.split(r"[\s_.,:;/|@#-]+", value):
         if len(piece) < 16 or not any(map(str.isdigit, piece)):
             continue
+        # Count how often the kind of character changes: a random piece changes at every few characters.
         kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" if c.isalpha() else "o" for c in piece]
         changes = sum(a != b for a, b in pairwise(kinds))
         if changes >= len(piece) / 4:

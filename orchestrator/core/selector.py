@@ -1,8 +1,12 @@
-"""The selector language: which cells a verb, an exclusion or a `skip` speaks of. Pure.
+"""The selector language: choose cells for a command, an exclusion or a stage's `skip`. Pure.
 
-Words joined by spaces are *and*, commas within a word *or*: ``model=tiny-a state=failed``,
-``mixture=en,en+sw``, ``seed!=0``, ``task=m*``. A word without ``=`` names cells by id, prefix or glob.
-Quotes keep spaces and commas: ``prompt="step by step",'a, b'``.
+Words joined by spaces mean *and*, commas within a word mean *or*:
+
+    model=tiny-a state=failed        both must hold
+    mixture=en,en+sw                 either value
+    seed!=0  task=m*                 not equal; a glob
+    tiny-a.math.en-3f                a cell by its id, its beginning or a glob
+    prompt="step by step",'a, b'     quotes keep spaces and commas
 """
 
 from __future__ import annotations
@@ -21,24 +25,25 @@ from orchestrator.errors import UserError, nearest
 _WORD = re.compile(r"(?P<key>[^=!,\s]+)(?P<op>!?=)(?P<values>.*)", re.DOTALL)
 _PIECE = re.compile(r"""(?P<space>\s+)|'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[^\s'"]+)""")
 _KEPT_COMMA = "\0"
-"""Stands for a comma in quotes until a word is split at the others."""
+"""Placeholder for a comma in quotes until the word is split at its other commas."""
 
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)([eE][+-]?\d+)?")
-"""With a leading zero, such as ``010``, it is text, as in sweep files."""
+"""The form of a number. Text with a leading zero, such as ``010``, is no number, as in sweep files."""
 
+# No axis may have these names (`check_axis`). A column may be called state or cause, and then hides the key.
 _OWN_KEYS = ("state", "cause", "cell")
 
 
 class Subject(NamedTuple):
-    """What a selector is matched against.
+    """The facts about a cell that selectors are matched against.
 
     Attributes:
         axes: axis name to label.
         columns: the sweep's columns.
         config: the cell's config.
         cell: its id, "" before it has one.
-        state: its state, None where states are not known.
-        cause: the cause of its failure, None without one.
+        state: its state, None where states are not available.
+        cause: the cause of its failure, None if there is none.
     """
 
     axes: Mapping[str, str]
@@ -49,7 +54,10 @@ class Subject(NamedTuple):
     cause: str | None = None
 
     def value(self, key: str) -> Any:
-        """Returns what a key stands for: axis, column, `state`, `cause`, `cell`, config; else MISSING."""
+        """Return the value of a key, or MISSING.
+
+        The first of these that has the key counts: axes, columns, `state`, `cause` and `cell`, the config.
+        """
         if key in self.axes:
             return self.axes[key]
         if key in self.columns:
@@ -59,7 +67,7 @@ class Subject(NamedTuple):
         return pick(self.config, key)
 
     def known(self) -> list[str]:
-        """Lists all that `value` knows."""
+        """Return all keys for which `value` finds a value."""
         return [*self.axes, *self.columns, *_OWN_KEYS, *dotted_keys(self.config)]
 
 
@@ -74,6 +82,7 @@ class _Pattern:
 
     def matches(self, value: Any) -> bool:
         if isinstance(value, list | tuple):
+            # A list matches by any of its items, or as a whole in the form of a label: en+sw.
             return any(map(self.matches, value)) or self._matches_text("+".join(map(scalar_text, value)))
         text = scalar_text(value)
         if self._matches_text(text):
@@ -86,7 +95,7 @@ class _Pattern:
 
 @dataclass(frozen=True)
 class _Word:
-    """``key=a,b``, ``key!=a``, or (with key None) ids of cells."""
+    """One word: ``key=a,b``, ``key!=a``, or (with key None) ids of cells."""
 
     key: str | None
     negated: bool
@@ -98,6 +107,7 @@ class _Word:
                 subject.cell.startswith(pattern.text) for pattern in self.patterns
             )
         value = subject.value(self.key)
+        # A missing key matches no pattern, so its negation is true.
         return self.negated != (
             not isinstance(value, Missing) and any(pattern.matches(value) for pattern in self.patterns)
         )
@@ -116,7 +126,7 @@ class Selector:
 
     @classmethod
     def parse(cls, text: str) -> Selector:
-        """Parses a selector.
+        """Parse a selector.
 
         Raises:
             UserError: it is empty, or a word is malformed.
@@ -128,11 +138,11 @@ class Selector:
 
     @property
     def keys(self) -> frozenset[str]:
-        """The keys that it asks for; ``cell`` stands for bare words."""
+        """The keys that the selector uses; ``cell`` stands for words without a key."""
         return frozenset(word.key or "cell" for word in self._words)
 
     def matches(self, subject: Subject) -> bool:
-        """Tells whether all words match; a key that this cell lacks matches nothing."""
+        """Return whether all words match. A key that the cell lacks equals no value."""
         return all(word.matches(subject) for word in self._words)
 
     def check(
@@ -142,11 +152,11 @@ class Selector:
         labels: Mapping[str, Collection[str]] | None = None,
         where: str = "",
     ) -> None:
-        """Refuses what cannot be meant: unknown keys, unknown labels, ids of no cell or of several.
+        """Refuse words that must be mistakes: unknown keys, unknown labels, ids of no or of several cells.
 
         Args:
-            subjects: all cells that it could match.
-            labels: more labels an axis may have, for example those that the command line narrowed away.
+            subjects: all cells that could match.
+            labels: further labels of an axis, such as those that the command line removed from it.
             where: what to name in an error.
 
         Raises:
@@ -163,15 +173,19 @@ _Item = TypeVar("_Item")
 
 
 def any_of(selectors: Sequence[Selector], subject: Subject) -> bool:
-    """Tells whether a cell matches one of several selectors; without any, every cell does."""
+    """Return whether a cell matches at least one selector. Without selectors every cell matches."""
     return not selectors or any(selector.matches(subject) for selector in selectors)
 
 
 def select(texts: Sequence[str], items: Iterable[tuple[_Item, Subject]]) -> list[_Item]:
-    """Returns the items whose subject matches one of the selectors (all items without any).
+    """Return the items whose subject matches one of the selectors. Without selectors return all items.
+
+    Args:
+        texts: the selectors.
+        items: pairs of an item and its subject.
 
     Raises:
-        UserError: a selector is malformed or names what does not exist.
+        UserError: a selector is malformed or names something that does not exist.
     """
     pairs = list(items)
     selectors = [Selector.parse(text) for text in texts]
@@ -182,10 +196,14 @@ def select(texts: Sequence[str], items: Iterable[tuple[_Item, Subject]]) -> list
 
 
 def refuse_impossible(texts: Iterable[str], subjects: Sequence[Subject]) -> None:
-    """Refuse selectors whose words no cell can match together, whatever its state is now.
+    """Refuse selectors whose words no cell can match together, in whatever state the cells are.
+
+    Args:
+        texts: the selectors.
+        subjects: all cells.
 
     Raises:
-        UserError: one is such, as ``seed=0 seed=1``, where ``seed=0,1`` is meant.
+        UserError: there is one, such as ``seed=0 seed=1`` where ``seed=0,1`` was meant.
     """
     for text in texts:
         words = [word for word in Selector.parse(text)._words if word.key not in ("state", "cause")]
@@ -197,7 +215,7 @@ def refuse_impossible(texts: Iterable[str], subjects: Sequence[Subject]) -> None
 
 
 def _split(text: str) -> list[str]:
-    """Splits at spaces, but for those in quotes; commas in quotes become `_KEPT_COMMA`."""
+    """Split at spaces outside quotes. Replace commas in quotes by `_KEPT_COMMA`."""
     words: list[str | None] = [None]
     position = 0
     while position < len(text):
@@ -210,6 +228,7 @@ def _split(text: str) -> list[str]:
         else:
             quoted = piece["single"] if piece["single"] is not None else piece["double"]
             part = piece["bare"] if quoted is None else quoted.replace(",", _KEPT_COMMA)
+            # A quote may stand inside a word: prompt="a b" is one word of two pieces.
             words[-1] = (words[-1] or "") + part
     return [word for word in words if word is not None]
 
@@ -259,6 +278,7 @@ def _check_word(
 ) -> None:
     values = [value for subject in subjects if (value := subject.value(key)) is not MISSING]
     if subjects and not values:
+        # Only for suggestions; a hundred cells show nearly all keys, and a sweep may have many thousands.
         known = {name for subject in subjects[:100] for name in subject.known()}
         raise UserError(f"unknown key {key!r} in a selector", where=where, allowed=nearest(key, known))
     if any(isinstance(value, Mapping) for value in values):
@@ -283,7 +303,7 @@ def _check_word(
 def _labels(
     key: str, subjects: Sequence[Subject], more: Collection[str], where: str
 ) -> Collection[str] | None:
-    """Returns all values that a key can have, or None where any value is possible."""
+    """Return all values that a key can have, or None if any value is possible."""
     if subjects and key in subjects[0].axes:
         return {*more, *(subject.axes[key] for subject in subjects)}
     if not subjects or key not in ("state", "cause") or key in subjects[0].columns:

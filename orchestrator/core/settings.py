@@ -1,4 +1,4 @@
-"""The engine's settings: how a sweep is run, never what it computes, so never part of an identity. Pure."""
+"""The engine's settings: how a sweep is run. They never change what it computes, nor any identity. Pure."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d)(?::(
 
 Retention = Literal["all", "best", "none"]
 RETIRING: tuple[Retention, ...] = ("best", "none")
-"""The policies under which files of products may be retired, in the order in which they let go more."""
+"""The retention policies under which files may be deleted, from the more careful one to the more thorough."""
 
 
 class StoreSettings(Settings, frozen=True):
     """Where the store is.
 
     Attributes:
-        url: a folder or URL; None means SWEEP_STORE, or else ``runs`` in the working folder.
-        shared: make a new store for its folder's group (mode 2770) instead of its maker alone (0700).
-        outage_s: seconds for which workers and launches wait for a shared folder that does not answer.
+        url: a folder or a URL. None means SWEEP_STORE, or else ``runs`` in the working folder.
+        shared: whether a new store is made for its folder's group (mode 2770) instead of its creator (0700).
+        outage_s: how long workers and launches wait for a shared folder that does not respond, in seconds.
     """
 
     url: str | None = None
@@ -33,11 +33,11 @@ class StoreSettings(Settings, frozen=True):
 
 
 class TrackerSettings(Settings, frozen=True):
-    """Where metrics go.
+    """Where metrics are sent.
 
     Attributes:
         name: a key of `orchestrator.registry.TRACKERS`.
-        options: the tracker's own.
+        options: options of that tracker.
     """
 
     name: str = "store"
@@ -45,17 +45,20 @@ class TrackerSettings(Settings, frozen=True):
 
 
 class Policy(Settings, frozen=True, kw_only=True):
-    """When an attempt counts as dead, what is tried again, what is kept.
+    """When an attempt counts as dead, how often it is retried, and which files are kept.
 
     Attributes:
-        lease_s: seconds without a heartbeat after which an attempt may be called dead.
+        lease_s: seconds without a heartbeat after which an attempt may be considered dead.
         retries: failure cause to the number of automatic retries.
         checkpoint_interval_s: seconds between checkpoints.
-        limits_s: stage name to seconds after which an attempt is ended as hanging; outranks the stage's own.
-        grace_s: seconds that a stage has for its checkpoint after it was asked to stop.
-        keep_checkpoints: keep the checkpoints of stages that are done, which may be links to products' files.
-        retention: which files of a product stay when all that is made from it is done: all of them, or those
-            that the stages which took it name for ``best`` or ``none``, see `Context.retire`.
+        limits_s: stage name to seconds after which an attempt counts as hanging and is ended. This takes
+            precedence over the limit of the stage itself.
+        grace_s: seconds that a stage has to write a checkpoint after a stop request.
+        keep_checkpoints: whether to keep the checkpoints of finished stages. They may be links to the files
+            of products.
+        retention: which files of a product stay when all stages made from it are done. ``all`` keeps every
+            file. ``best`` and ``none`` keep those that these stages name for the policy, see
+            `Context.retire`.
     """
 
     lease_s: float = 90.0
@@ -68,13 +71,13 @@ class Policy(Settings, frozen=True, kw_only=True):
 
 
 class HardwareSettings(Settings, frozen=True, kw_only=True):
-    """What a plan assumes that the cells run on; a launch asks its launcher instead.
+    """The hardware that a plan assumes. A launch uses the hardware that its launcher reports instead.
 
     Attributes:
         device: a key of `orchestrator.costs.DEVICES`.
-        max_gpus: that one cell may have, on one machine.
-        mfu: model FLOPs utilisation in (0, 1]; None for the stages' own guess.
-        cells_at_once: for wall time and for the peak of the disk.
+        max_gpus: the number of GPUs that one cell may use, all in one machine.
+        mfu: model FLOPs utilisation in (0, 1]; None for the estimates of the stages.
+        cells_at_once: number of cells that run at the same time, for wall time and peak disk use.
     """
 
     device: str = "a100"
@@ -84,7 +87,7 @@ class HardwareSettings(Settings, frozen=True, kw_only=True):
 
     @property
     def assumed(self) -> Hardware:
-        """The hardware that a plan is made for."""
+        """The hardware for which a plan is made."""
         device = DEVICES[self.device]
         return Hardware(
             device=self.device,
@@ -96,12 +99,12 @@ class HardwareSettings(Settings, frozen=True, kw_only=True):
 
 
 class RunSettings(Settings, frozen=True, kw_only=True):
-    """All of `conf/engine.yaml`.
+    """All settings of `conf/engine.yaml`.
 
     Attributes:
-        launcher: free-form but for ``name``: each launcher checks its own keys.
-        cluster: the profile of the cluster, which launchers that need one check.
-        tracker: where metrics go.
+        launcher: any keys beside ``name``; each launcher validates its own.
+        cluster: the profile of the cluster, validated by launchers that need one.
+        tracker: where metrics are sent.
         policy: leases, retries and checkpoints.
         store: where the store is.
         hardware: what a plan assumes.
@@ -116,11 +119,16 @@ class RunSettings(Settings, frozen=True, kw_only=True):
 
 
 def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
-    """Types the composed engine tree.
+    """Convert the composed tree of settings, and validate it.
+
+    Args:
+        tree: the resolved tree.
+        where: what to name in an error.
 
     Raises:
-        UserError: an unknown key, a wrong type, or a value that makes no sense.
+        UserError: a key is unknown, a value has the wrong type, or a value is out of range.
     """
+    # These sections have no schema here, so their times are converted before the launcher validates them.
     for section in ("launcher", "cluster"):
         if section in tree:
             tree = {**tree, section: with_hours(tree[section], section, where=where)}
@@ -147,10 +155,13 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
 
 
 def with_hours(value: Any, key: str, *, where: str = "") -> Any:
-    """Return a settings tree in which times of keys ``hours`` and ``*_hours`` are numbers of hours.
+    """Return a settings tree in which the times under ``hours`` and ``*_hours`` are numbers of hours.
 
-    A time is written as ``1:30`` (hours and minutes), ``1:30:00``, or with days before it as Slurm prints it:
-    ``2-00:00:00``, ``2-12``.
+    Times are written as hours and minutes, or as Slurm prints them, with days in front:
+
+        1:30   1:30:00   ->   1.5
+        2-00:00:00       ->   48.0
+        2-12             ->   60.0
 
     Args:
         value: the tree, or a value in it.
@@ -158,7 +169,7 @@ def with_hours(value: Any, key: str, *, where: str = "") -> Any:
         where: what to name in an error.
 
     Raises:
-        UserError: such a key has a text that is no time.
+        UserError: the value of such a key is text, but no time.
     """
     match value:
         case dict():
@@ -174,6 +185,7 @@ def with_hours(value: Any, key: str, *, where: str = "") -> Any:
 def _hours(text: str, key: str, where: str) -> float:
     match = _TIME.fullmatch(text)
     parts = [int(part or 0) for part in match.group("days", "hours", "minutes", "seconds")] if match else []
+    # A single number such as "90" is refused as text: it could mean minutes, as in Slurm, or hours.
     if not match or (match["days"] is None and match["minutes"] is None) or max(parts[2:]) > 59:
         raise UserError(f"{key} is {text!r}", where=where, allowed="hours, such as 1.5, 1:30 or 2-00:00:00")
     days, hours, minutes, seconds = parts
@@ -181,10 +193,14 @@ def _hours(text: str, key: str, where: str) -> float:
 
 
 def check_hardware(settings: HardwareSettings, *, where: str = "") -> None:
-    """Refuses hardware that there is not.
+    """Validate the hardware settings.
+
+    Args:
+        settings: the assumed hardware.
+        where: what to name in an error.
 
     Raises:
-        UserError: an unknown device, or a number that makes no sense.
+        UserError: the device is unknown, or a number is out of range.
     """
     if settings.device not in DEVICES:
         raise UserError(

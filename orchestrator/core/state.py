@@ -1,4 +1,14 @@
-"""States derived from evidence: product > end record > live heartbeat > scheduler. Nothing stores one."""
+"""States of stages and cells, derived from evidence. Nothing stores a state.
+
+Evidence is ranked: a product outranks an end record, which outranks a live heartbeat, which outranks the
+scheduler. The ranking keeps states true when processes die halfway, since files outlive their writers:
+
+    done record exists, no end record          done: the worker died between the two writes
+    end record, heartbeat still new            over: the last heartbeat came just before the end
+    no end record, heartbeat changes           running, even if the scheduler does not list the job
+
+The scheduler's evidence about jobs is added in `orchestrator.jobs`.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +23,14 @@ from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.text import one_line
 
 NOT_KEPT = "not_kept"
-"""Why an attempt was released: what an earlier version left did not suffice, and inputs were retired."""
+"""Reason of a release: inputs were retired, and the earlier version's product was not enough without them."""
 
 NOT_STARTED = "not started"
-"""The reason of a stage that was never tried."""
+"""Reason of a stage without attempts."""
 
 
 class State(StrEnum):
-    """Where a stage or a cell stands."""
+    """The state of a stage or a cell."""
 
     DONE = "done"
     RUNNING = "running"
@@ -35,15 +45,15 @@ class State(StrEnum):
 
 
 FINAL = frozenset({State.DONE, State.FAILED, State.BLOCKED, State.CANCELLED})
-"""States that no worker changes by itself."""
+"""States that workers leave as they are."""
 
 
 FAILED = frozenset({"failed", "unknown"})
-"""Outcomes that count against the budget of a cause; an unknown one is a later version's word."""
+"""Outcomes that count against a retry budget. ``unknown`` stands for an outcome of a later version."""
 
 
 class Liveness(StrEnum):
-    """What an observer can say of the owner of an attempt that has no `end`."""
+    """What an observer concludes about the owner of an attempt without an `end` record."""
 
     ALIVE = "alive"
     GONE = "gone"
@@ -51,7 +61,16 @@ class Liveness(StrEnum):
 
 
 class Attempt(NamedTuple):
-    """The records of one attempt; one that is absent or unreadable is None, the latter named in `problem`."""
+    """The records of one attempt. A record that is absent or unreadable is None.
+
+    Attributes:
+        number: of the attempt, from 1.
+        claim: who owns it.
+        start: what it started from.
+        heartbeat: the latest one.
+        end: how it ended.
+        problem: which record is unreadable and why, "" if none is.
+    """
 
     number: int
     claim: Claim | None = None
@@ -65,10 +84,10 @@ class Former(NamedTuple):
     """The product of an earlier version of a stage, made from the same inputs.
 
     Attributes:
-        node: what the stage was under that version.
-        done: the product; None where it does not count.
-        how: what the stage does with it, for people.
-        problem: why it cannot be used, "" where it can.
+        node: the stage instance under the earlier version.
+        done: the record of the product; None if the product does not count.
+        how: what the stage does with the product, for people.
+        problem: why the product cannot be used, "" if it can.
     """
 
     node: StageInstance
@@ -78,21 +97,21 @@ class Former(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What the store says of one stage.
+    """The store's records about one stage instance.
 
     Attributes:
         attempts: by number, from 1.
         done: the product that counts, if there is one.
-        generation: that of `done`, else the one that the next attempt makes.
-        problem: damage or an unreadable record, named for the user.
-        damaged: `generation` is that of a product that must be voided before the next attempt.
-        liveness: of the owner of the highest attempt, when that has no `end`.
-        liveness_reason: how that is known.
-        liveness_cause: what the attempt counts as when its owner is gone.
-        retired: what of the product's files is absent by decision.
-        unreadable: why nothing is known, as where a folder refuses to be read; outranks all else.
-        is_passing: whether that may be otherwise in a moment.
-        former: of a stage that is not done, what an earlier version of it left; None for nothing.
+        generation: of `done`, or else of the product that the next attempt makes.
+        problem: damage or an unreadable record, in words for the user.
+        damaged: whether `generation` is that of a damaged product, to be voided before the next attempt.
+        liveness: of the owner of the highest attempt, if that attempt has no `end`.
+        liveness_reason: the observation behind `liveness`.
+        liveness_cause: the cause that counts for the attempt if its owner is gone.
+        retired: the product's files that were deleted on purpose.
+        unreadable: why the records cannot be read, such as a folder without permission. It outranks all else.
+        is_passing: whether `unreadable` may pass by itself in a moment.
+        former: the product that an earlier version of an unfinished stage left; None if there is none.
     """
 
     attempts: tuple[Attempt, ...] = ()
@@ -110,12 +129,13 @@ class Evidence(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """How often each cause may be retried, and from which attempt on failures count.
+    """How often each cause may be retried, and which attempts count.
 
     Attributes:
-        retries: cause to number of retries; a cause that is not named has none.
-        after: attempts up to this number count for no cause (a rerun was asked).
-        after_chance: attempts up to this number count only for deterministic causes (a launch was asked).
+        retries: cause to number of retries; a cause that is not listed has none.
+        after: attempts up to this number count for no cause, because a rerun or discard came after them.
+        after_chance: attempts up to this number count only for deterministic causes, because a launch came
+            after them.
     """
 
     retries: Mapping[str, int]
@@ -124,12 +144,17 @@ class Budget(NamedTuple):
 
 
 class StageStatus(NamedTuple):
-    """A stage's state by itself, whatever its inputs.
+    """The state of a stage.
 
     Attributes:
-        retired: how many files of its product are gone by decision and why; who still takes it is blocked,
-            unless it can be made from `former`.
-        former: what an earlier version of the stage left; None for nothing.
+        state: from the stage's own evidence; in a `CellStatus` also from its inputs.
+        reason: one line, for people.
+        cause: of the failure, if there was one.
+        attempts: number of attempts.
+        seconds: wall time of the last attempt, or of the one that made the product.
+        retired: how many files of its product were deleted and under which policy, "" for none. Stages that
+            still take the product are blocked, unless they can be made from `former`.
+        former: the product that an earlier version of the stage left; None if there is none.
     """
 
     state: State
@@ -142,12 +167,20 @@ class StageStatus(NamedTuple):
 
     @property
     def going_on(self) -> str:
-        """What the stage does with the product of its earlier version, "" where there is none to use."""
+        """What the stage does with the product of its earlier version, "" if it cannot use one."""
         return self.former.how if self.former and not self.former.problem else ""
 
 
 class CellStatus(NamedTuple):
-    """A cell's state and that of each stage of its chain, by digest."""
+    """The state of a cell, and the states of the stages of its chain.
+
+    Attributes:
+        state: of the cell.
+        reason: one line, for people.
+        cause: of the failure, if there was one.
+        attempts: number of attempts of all its stages.
+        stages: digest to status.
+    """
 
     state: State
     reason: str
@@ -157,11 +190,17 @@ class CellStatus(NamedTuple):
 
 
 def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
-    """Yields (attempt, cause) of each attempt that failed or was lost, or whose product was.
+    """Yield (attempt, cause) for each attempt that failed or was lost, or whose product was lost.
 
-    An attempt's cause is its `end`, or else what its successor's `supersedes` says, or else, for the last
-    one, that its owner is gone. An owner that lived and gave way to its successor changes nothing: else
-    workers that take each other for dead could take over for ever.
+    Each attempt's cause comes from the first of these that exists: its `end` record, its successor's
+    `supersedes`, or, for the last attempt, the finding that its owner is gone.
+
+    An attempt also counts if its owner was alive after all and gave way to its successor. If it did not
+    count, two workers that consider each other dead could take over from each other without end:
+
+        attempt 1  (worker A)   released: superseded      counts as node_lost, from attempt 2's claim
+        attempt 2  (worker B)   released: superseded      counts as node_lost, from attempt 3's claim
+        ...                     until the budget of node_lost is spent, and the stage has failed
     """
     superseded = {
         later.claim.supersedes.attempt: later.claim.supersedes.cause
@@ -173,7 +212,7 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
             if attempt.end.outcome in FAILED:
                 yield attempt.number, attempt.end.cause or Cause.UNKNOWN
             elif attempt.end.outcome == "succeeded" and evidence.done is None:
-                yield attempt.number, Cause.STORAGE  # its product is gone
+                yield attempt.number, Cause.STORAGE  # finished, but the product no longer exists
             elif attempt.end.why == "superseded" and attempt.number in superseded:
                 yield attempt.number, superseded[attempt.number]
         elif attempt.number in superseded:
@@ -183,11 +222,16 @@ def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
 
 
 def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
-    """Returns the cause whose budget is spent and how many attempts failed by it, or None."""
+    """Return the cause whose budget is spent and the number of its attempts, or None.
+
+    Args:
+        evidence: of the stage.
+        budget: the retries, and the attempts that count.
+    """
     counts: dict[Cause, int] = {}
     for number, cause in causes(evidence):
         boundary = budget.after if cause in DETERMINISTIC else max(budget.after, budget.after_chance)
-        if number > boundary and cause is not Cause.CANCELLED:  # that speaks against its job, not the stage
+        if number > boundary and cause is not Cause.CANCELLED:  # a cancelled job is no fault of the stage
             counts[cause] = counts.get(cause, 0) + 1
     for cause, count in counts.items():
         if count > budget.retries.get(cause, 0):
@@ -196,12 +240,17 @@ def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
 
 
 def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
-    """Derives a stage's state from its evidence alone (not from its inputs)."""
+    """Derive a stage's state from its own evidence, without regard to its inputs.
+
+    Args:
+        evidence: of the stage.
+        budget: the retries, and the attempts that count.
+    """
     return _own_status(evidence, budget)._replace(former=_former(evidence, budget))
 
 
 def _former(evidence: Evidence, budget: Budget) -> Former | None:
-    """Return what is known of the earlier version's product, also by attempts that tried to use it."""
+    """Return the earlier version's product, with what attempts found that tried to use it."""
     if evidence.former is None or evidence.former.problem:
         return evidence.former
     for attempt in reversed(evidence.attempts):
@@ -213,6 +262,7 @@ def _former(evidence: Evidence, budget: Budget) -> Former | None:
 
 def _own_status(evidence: Evidence, budget: Budget) -> StageStatus:
     num_attempts = evidence.attempts[-1].number if evidence.attempts else 0
+    # The order of these tests is the ranking of evidence: unreadable, product, owner's life, budget.
     if evidence.unreadable:
         return StageStatus(State.UNKNOWN, evidence.unreadable)
     if evidence.done is not None:
@@ -233,6 +283,7 @@ def _own_status(evidence: Evidence, budget: Budget) -> StageStatus:
         tries = "" if count == 1 else f", {count} attempts"
         return StageStatus(State.FAILED, f"{message} ({cause}{tries})", cause, num_attempts, seconds)
     if evidence.problem:
+        # The next attempt repairs the damage, as long as the budget lasts.
         return StageStatus(State.PENDING, evidence.problem, None, num_attempts, seconds)
     return _between_attempts(last, evidence, num_attempts, seconds)
 
@@ -240,7 +291,7 @@ def _own_status(evidence: Evidence, budget: Budget) -> StageStatus:
 def _between_attempts(
     last: Attempt, evidence: Evidence, num_attempts: int, seconds: float | None
 ) -> StageStatus:
-    """A stage whose last attempt is over, and which may be tried again."""
+    """Return the status of a stage whose last attempt is over and which may be tried again."""
     if last.end is None:
         reason = f"attempt {last.number} was lost: {evidence.liveness_reason}"
         return StageStatus(State.LOST, reason, evidence.liveness_cause, num_attempts)
@@ -257,13 +308,20 @@ def _between_attempts(
 def _given_inputs(
     status: StageStatus, inputs: Sequence[tuple[StageInstance, StageStatus]], *, cancelled: bool, again: str
 ) -> StageStatus:
-    """A stage's state given those of the products that it takes."""
+    """Return a stage's status given those of its inputs.
+
+    Args:
+        status: from the stage's own evidence.
+        inputs: its inputs and their statuses.
+        cancelled: whether a cancel is in force for the cell.
+        again: the command that makes a stage again, without the stage's name.
+    """
     if status.state in (State.DONE, State.RUNNING):
         return status
     if cancelled and status.state is not State.FAILED:
         return status._replace(state=State.CANCELLED, reason="cancelled")
     for node, taken in inputs:
-        if taken.retired and not status.going_on:  # outranks a failure: not even a rerun could go on
+        if taken.retired and not status.going_on:  # outranks a failure, since even a rerun would fail
             reason = f"its input {node.name} retired {taken.retired}; to make it again: {again} {node.stage}"
             if status.former is not None:
                 reason += f"; the product of its earlier version cannot be used: {status.former.problem}"
@@ -281,11 +339,17 @@ def _given_inputs(
 
 
 def goes_without(status: StageStatus, inputs: Iterable[StageStatus]) -> bool:
-    """Return whether a stage will be made from what its earlier version left, for its inputs are retired."""
+    """Return whether a stage will start from its earlier version's product, because its inputs were retired.
+
+    Args:
+        status: of the stage.
+        inputs: the statuses of its inputs.
+    """
     return bool(status.going_on) and any(taken.retired for taken in inputs)
 
 
 _STUCK = frozenset({State.FAILED, State.BLOCKED})
+# The state that most needs the user's attention comes first, and becomes that of the cell.
 _PRECEDENCE = (
     State.FAILED,
     State.RUNNING,
@@ -307,17 +371,18 @@ def cell_status(
     cancelled: bool,
     sweep: str = "SWEEP",
 ) -> CellStatus:
-    """Derives a cell's state from its stages: done when all are, else the state that needs most attention.
+    """Derive a cell's state from its stages: done if all are, else the state that most needs attention.
 
     Args:
         cell: the cell.
         nodes: digest to stage instance.
-        statuses: digest to the stage's own state; must hold the cell's chain.
+        statuses: digest to the stage's own state, for at least the cell's chain.
         cancelled: whether a cancel is in force for the cell.
-        sweep: how commands that are suggested name it.
+        sweep: the sweep's name, for suggested commands.
     """
     stages: dict[str, StageStatus] = {}
     for digest in cell.chain:
+        # Inputs come before their consumers in a chain, so their statuses are complete here.
         inputs = [(nodes[taken.digest], stages[taken.digest]) for taken in nodes[digest].inputs]
         again = f"sweep discard {sweep} {cell.cell} --reason ... --stage"
         stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, again=again)

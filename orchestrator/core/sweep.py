@@ -1,4 +1,4 @@
-"""The sealed form of a sweep: cells, the stages they share, and nothing that is not decided yet."""
+"""The data types of a sweep: the file as written, and the sealed form with all decisions made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from orchestrator.stage import StageSpec
 
 
 class Input(Stored, frozen=True):
-    """A product that a stage takes: the stage's name, its instance label ("" without `each`), its digest."""
+    """A product that a stage takes as input.
+
+    Attributes:
+        stage: name of the stage that makes it.
+        label: of the stage instance, "" for a stage without `each`.
+        digest: of the stage instance.
+    """
 
     stage: str
     label: str
@@ -28,9 +34,9 @@ class StageInstance(Stored, frozen=True, kw_only=True):
 
     Attributes:
         stage: name in the sweep file.
-        label: the value of its `each` variable, "" without one.
-        digest: sha-256 of what it is, hexadecimal (see `orchestrator.core.identity.stage_digest`).
-        reads: the resolved slice of config that it is given; holds the `each` variables at top level too.
+        label: the values of its `each` variables, "" without any.
+        digest: SHA-256 of its identity in hexadecimal, see `orchestrator.core.identity.stage_digest`.
+        reads: the slice of config that it reads, resolved, and its `each` variables at top level.
         inputs: the products that it takes, in order.
     """
 
@@ -42,7 +48,7 @@ class StageInstance(Stored, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """``prepare[en]``, or just ``train``."""
+        """The readable name: ``prepare[en]``, or just ``train``."""
         return f"{self.stage}[{self.label}]" if self.label else self.stage
 
 
@@ -50,11 +56,11 @@ class Cell(Stored, frozen=True, kw_only=True):
     """One point of the grid.
 
     Attributes:
-        cell: readable unique id, such as ``tiny-qwen3-a.math.en+sw-3f9c2a71``.
+        cell: unique readable id, such as ``tiny-qwen3-a.math.en+sw-3f9c2a71``.
         axes: axis name to label.
         columns: the sweep's `columns`: name to value.
         config: the fully resolved tree.
-        chain: digests of its stages, inputs before those that take them.
+        chain: digests of its stages, inputs before the stages that take them.
     """
 
     cell: str
@@ -65,16 +71,16 @@ class Cell(Stored, frozen=True, kw_only=True):
 
 
 class Sweep(Stored, frozen=True, kw_only=True):
-    """What a revision seals. Equal content has an equal digest and is one revision.
+    """The content that a revision seals. Equal content has an equal digest and is one revision.
 
     Attributes:
         name: the sweep's name in the store.
-        description: one line.
-        specs: stage name to its spec, in the order of the sweep file.
+        description: as in the sweep file.
+        specs: stage name to spec, in the order of the sweep file.
         nodes: digest to stage instance.
         cells: in the order of the grid.
-        report: names of reports written at the end of a launch.
-        format: always 1: sweeps that were sealed before stay equal to themselves.
+        report: names of the reports written at the end of a launch.
+        format: always 1, so that sweeps sealed by earlier versions stay equal to themselves.
     """
 
     name: str
@@ -88,26 +94,32 @@ class Sweep(Stored, frozen=True, kw_only=True):
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 MAX_NAME = 128
-"""Characters of a name. Names become parts of paths, with a suffix; 255 bytes is the common limit."""
+"""Maximum length of a name, in characters.
 
+Names become parts of paths, with a suffix. File systems commonly allow 255 bytes.
+"""
+
+# Columns of every result row. An axis or column of the same name would hide them.
 _ENGINE_COLUMNS = ("cell", "sweep", "revision", "stage", "attempts", "seconds", "code")
 
 
 class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A sweep file as written, filled up from the one that it is `like`: axes and overrides key by key,
-    what else it leaves out but for the description and the number of cells.
+    """A sweep file as written, completed from the file that it names as `like`.
+
+    Axes and overrides are completed key by key. Any other key that is missing is taken over as a whole,
+    except the description and the number of cells.
 
     Attributes:
-        description: one line.
-        expect_cells: the number of cells it should have.
-        max_cells: the number of points, exclusions not counted, that its grid may have.
+        description: its first line is shown by `sweep list`.
+        expect_cells: the number of cells that it should have.
+        max_cells: the number of points that its grid may have, before exclusions.
         overrides: key to value, or a list in Hydra's grammar; applied to every cell.
         axes: name to a list of values, a list in Hydra's grammar, or label to {key: value}.
         exclude: selectors of cells to leave out.
         include: selectors; only cells that match one of them stay.
-        columns: name to config key.
-        stages: names of stages that ship here, or name to spec.
-        report: names of reports written at the end of a launch.
+        columns: column name to config key.
+        stages: names of built-in stages, or stage name to spec.
+        report: names of the reports written at the end of a launch.
         config: the primary config itself, in place of ``conf/config.yaml``.
     """
 
@@ -125,13 +137,18 @@ class SweepFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def parse(tree: Any, *, where: str) -> SweepFile:
-    """Types what YAML gave.
+    """Convert a tree read from YAML into a sweep file, and validate its names.
+
+    Args:
+        tree: what YAML gave.
+        where: the file, for messages.
 
     Raises:
-        UserError: an unknown key, a wrong type, or a name that cannot be one.
+        UserError: a key is unknown, a type is wrong, or a name is not allowed.
     """
     if isinstance(tree, Mapping) and isinstance(tree.get("axes"), Mapping):
-        _check_functions(tree["axes"], where)  # first: what is left of a torn one is of the wrong type
+        # first: the rest of a function that YAML split would be reported as a wrong type
+        _check_functions(tree["axes"], where)
     file = convert(tree, SweepFile, where=where)
     for name in file.axes:
         check_axis(name, where=where)
@@ -150,10 +167,14 @@ def parse(tree: Any, *, where: str) -> SweepFile:
 
 
 def check_axis(name: str, *, where: str = "") -> None:
-    """Refuse a name that no axis can have, or that means something else in result rows and selectors.
+    """Refuse a name that is not allowed for an axis, or has another meaning in result rows and selectors.
+
+    Args:
+        name: of the axis.
+        where: the file, for messages.
 
     Raises:
-        UserError: it is such a name.
+        UserError: the name is refused.
     """
     if not name or len(name) > MAX_NAME or not name.isprintable() or re.search(r"[\s=,!]", name):
         raise UserError(f"{_short(name)!r} cannot be the name of an axis", where=where)
@@ -167,7 +188,11 @@ def check_axis(name: str, *, where: str = "") -> None:
 
 
 def _check_functions(axes: Mapping[Any, Any], where: str) -> None:
-    """Refuse ``range(0,3)`` as an item of a list, and what a comma in braces or brackets left of it."""
+    """Refuse a function such as ``range(0,3)`` as an item of a list.
+
+    Inside braces or brackets YAML splits at the comma, so ``{seed: range(0,3)}`` sets ``seed`` to
+    ``range(0``. That remainder is refused too.
+    """
     for name, value in axes.items():
         torn = isinstance(value, str) and value.count("(") > value.count(")")
         items = value if isinstance(value, list) else [value] if torn else []
@@ -182,15 +207,20 @@ def _check_functions(axes: Mapping[Any, Any], where: str) -> None:
 
 
 def is_name(name: str) -> bool:
-    """Tell whether a sweep in a store could have this name, also one sealed under the rules of before."""
+    """Return whether a stored sweep may have this name. Earlier versions allowed more than `check_name`."""
     return len(name) < 256 and _NAME.fullmatch(name) is not None
 
 
 def check_name(name: str, *, what: str, where: str = "") -> str:
-    """Returns a name that may become part of a path.
+    """Return a name unchanged if it may become part of a path.
+
+    Args:
+        name: of a sweep or a stage.
+        what: what the name belongs to, for messages.
+        where: the file, for messages.
 
     Raises:
-        UserError: it has other characters.
+        UserError: it contains other characters, or is too long.
     """
     if not is_name(name) or name.endswith(".") or len(name) > MAX_NAME:
         raise UserError(
@@ -209,16 +239,16 @@ def _short(name: str) -> str:
 def stage_specs(
     file: SweepFile, registered: Callable[[str], StageSpec | None], *, known: list[str], where: str
 ) -> dict[str, StageSpec]:
-    """Returns the spec of each stage of a sweep, in the order of the file.
+    """Return the spec of each stage of a sweep, in the order of the file.
 
     Args:
         file: the sweep file.
-        registered: gives the spec of a stage that ships here, None for other names.
-        known: the names of stages that ship here.
+        registered: returns the spec of a built-in stage, None for other names.
+        known: the names of the built-in stages.
         where: the file, for messages.
 
     Raises:
-        UserError: an unknown stage, an unknown `after`, or a spec that contradicts itself.
+        UserError: a stage or an `after` is unknown, or a spec contradicts itself.
     """
     stages = file.stages if isinstance(file.stages, dict) else dict.fromkeys(file.stages)
     if len(stages) < len(file.stages):
@@ -258,6 +288,7 @@ def _spec(
             allowed=nearest(name, known),
             fix="a stage of one's own has either `run: module:function` or `command: ...`",
         )
+    # A built-in stage with some fields changed, such as its limit.
     if not is_whole and shipped is not None:
         changes = convert(dict(fields), StageSpec, where=where, key=key)
         return msgspec.structs.replace(shipped, **{field: getattr(changes, field) for field in fields})
@@ -270,6 +301,7 @@ def _spec(
         raise UserError(f"{key}.run is {spec.run!r}", where=where, allowed="module:function")
     check_command(name, spec, where)
     for inner in spec.neutral:
+        # A neutral key must be read: in keys that are not read it would have no effect.
         if not any(f"{inner}.".startswith(f"{read}.") for read in spec.reads):
             raise UserError(
                 f"{key}.neutral names {inner!r}, which the stage does not read",

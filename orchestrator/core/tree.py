@@ -1,4 +1,4 @@
-"""Plain config trees (mappings, lists, scalars) and the dotted keys into them. Pure."""
+"""Plain config trees (mappings, lists, scalars) and dotted keys into them. Pure."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from orchestrator.errors import UserError, nearest
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """The type of `MISSING`: there is no such key (which null would not say)."""
+    """The type of `MISSING`, which stands for an absent key. None cannot, since null is a valid value."""
 
 
 MISSING: Final = Missing()
 
 
 def pick(tree: Mapping[str, Any], key: str) -> Any:
-    """Returns the value at a dotted key, or MISSING."""
+    """Return the value at a dotted key, or MISSING."""
     value: Any = tree
     for part in key.split("."):
-        # dict first: asking the abstract class takes ten times as long, and this is called a million times
+        # `dict` first: a test against the abstract class takes ten times as long, and this is a hot path.
         if not isinstance(value, dict | Mapping) or part not in value:
             return MISSING
         value = value[part]
@@ -32,7 +32,7 @@ def pick(tree: Mapping[str, Any], key: str) -> Any:
 
 
 def place(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key in place, making the sections it lacks."""
+    """Set a dotted key in place, and create missing sections."""
     *sections, last = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
@@ -40,7 +40,7 @@ def place(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def with_value(tree: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Returns a copy with another value at a path; all that is beside the path is shared."""
+    """Return a copy with another value at a path. All subtrees beside the path are shared."""
     copy = dict(tree)
     if len(path) == 1:
         copy[path[0]] = value
@@ -50,7 +50,7 @@ def with_value(tree: Mapping[str, Any], path: Sequence[str], value: Any) -> dict
 
 
 def without_key(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Returns a copy without a dotted key; all that is beside it is shared."""
+    """Return a copy without a dotted key. All subtrees beside it are shared."""
     first, _, rest = key.partition(".")
     copy = dict(tree)
     if not rest:
@@ -61,7 +61,12 @@ def without_key(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def dotted_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yields the dotted keys of all sections and values."""
+    """Yield the dotted keys of all sections and values.
+
+    Args:
+        tree: mappings, lists and scalars.
+        prefix: put before each key.
+    """
     for name, value in tree.items():
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):
@@ -69,10 +74,20 @@ def dotted_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def share_unchanged(value: Any, before: Any) -> Any:
-    """Returns an equal tree of lists and dicts that shares with an earlier one all that did not change.
+    """Return an equal tree of lists and dicts that shares all unchanged subtrees with an earlier tree.
 
-    Ten thousand cells then hold each section a few times instead of ten thousand times. ``1``, ``1.0``
-    and ``true`` are not taken for one another.
+    The configs of a sweep's cells differ in a few keys. With sharing, ten thousand cells hold each section a
+    few times instead of ten thousand times. Two cells with other seeds share all but the root and one
+    section:
+
+        before   {model: M, training: {seed: 0, data: D}}
+        result   {model: M, training: {seed: 1, data: D}}      M and D are the same objects
+
+    ``1``, ``1.0`` and ``true`` count as different values, although Python considers them equal.
+
+    Args:
+        value: the tree.
+        before: the earlier tree, or MISSING.
     """
     if isinstance(value, dict):
         old = before if isinstance(before, dict) else {}
@@ -88,7 +103,7 @@ def share_unchanged(value: Any, before: Any) -> Any:
 
 
 def scalar_text(value: Any) -> str:
-    """Returns a value as one would write it in YAML: ``true``, ``null``, ``1e-05``, ``en+sw`` for a list."""
+    """Return a value as it would be written in YAML: ``true``, ``null``, ``1e-05``, ``en+sw`` for a list."""
     match value:
         case str():
             return value
@@ -113,16 +128,16 @@ _NAMES = {"array": "list", "object": "mapping"}
 
 
 def convert(tree: Any, to: type[_Struct], *, where: str = "", key: str = "") -> _Struct:
-    """Converts a plain tree into a struct, strictly (a number in quotes is text).
+    """Convert a plain tree into a struct, strictly: a number in quotes stays text.
 
     Args:
         tree: what YAML gave.
-        to: the struct.
-        where: the file, or the cell, for the message.
-        key: the dotted key under which the tree lies, for the message.
+        to: the struct type.
+        where: the file or cell, for messages.
+        key: the dotted key of the tree, for messages.
 
     Raises:
-        UserError: an unknown or missing key, a value of the wrong type, or a number that is not finite.
+        UserError: a key is unknown or missing, a value has the wrong type, or a number is not finite.
     """
     refuse_non_finite(tree, where=where, key=key)
     try:
@@ -132,18 +147,18 @@ def convert(tree: Any, to: type[_Struct], *, where: str = "", key: str = "") -> 
 
 
 def refuse_non_finite(tree: Any, *, where: str = "", key: str = "") -> None:
-    """Refuse infinities and NaN: no record can hold one, as JSON has no word for it.
+    """Refuse infinities and NaN. JSON has no representation for them, so no record could hold one.
 
     Args:
         tree: a plain tree.
-        where: the file, or the cell, for the message.
-        key: the dotted key under which the tree lies, for the message.
+        where: the file or cell, for messages.
+        key: the dotted key of the tree, for messages.
 
     Raises:
-        UserError: there is one; its key is named.
+        UserError: there is one; the message names its key.
     """
     try:
-        _encode(tree)  # in C, for the many trees in which there is none
+        _encode(tree)  # the encoder runs in C; only trees with such a number are walked in Python
     except ValueError:
         for found, value in _floats(tree, key):
             if not math.isfinite(value):
@@ -166,6 +181,7 @@ def _floats(tree: Any, key: str) -> Iterator[tuple[str, float]]:
 
 
 def _explained(message: str, tree: Any, to: type[Any], where: str, key: str) -> UserError:
+    # msgspec reports the place only in its message: "Expected `int`, got `str` - at `$.policy.lease_s`".
     problem, _, place = message.partition(" - at `")
     steps = re.findall(r"\[\.\.\.\]|\[\d+\]|\.[^.\[\]]+", place.rstrip("`").removeprefix("$"))
     path = "".join(steps).lstrip(".")
@@ -191,7 +207,7 @@ def _explained(message: str, tree: Any, to: type[Any], where: str, key: str) -> 
 
 
 def _fields(to: Any, steps: list[str]) -> list[str]:
-    """Lists the field names of the struct at a path."""
+    """Return the field names of the struct at a path."""
     info: Any = msgspec.inspect.type_info(to)
     for step in ["", *steps]:
         if step == "[...]":
@@ -200,6 +216,7 @@ def _fields(to: Any, steps: list[str]) -> list[str]:
             info = getattr(info, "item_type", None)
         elif step:
             info = next((f.type for f in getattr(info, "fields", ()) if f.encode_name == step[1:]), None)
+        # `Struct | None`: the fields are those of the struct.
         if isinstance(info, msgspec.inspect.UnionType):
             info = next((t for t in info.types if not isinstance(t, msgspec.inspect.NoneType)), None)
     return [field.encode_name for field in getattr(info, "fields", ())]
@@ -209,6 +226,6 @@ def _value(tree: Any, steps: list[str]) -> Any:
     try:
         for step in steps:
             tree = tree[int(step[1:-1])] if step.startswith("[") else tree[step[1:]]
-    except (KeyError, IndexError, ValueError, TypeError):  # "[...]" does not say which key
+    except (KeyError, IndexError, ValueError, TypeError):  # "[...]" stands for any key
         return None
     return tree

@@ -1,4 +1,8 @@
-"""What a child left in its attempt's folder: its outcome, and the end of its log."""
+"""Messages and records that a launcher, its workers and their children exchange.
+
+A launcher sends an `Assignment` to each worker. A worker sends an `AttemptSpec` to the child that runs the
+attempt. The two exchange `Message` objects over a pipe, and the child leaves a `ChildOutcome` in a file.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,16 @@ from orchestrator.store import layout
 
 
 class LostWorker(Stored, frozen=True, kw_only=True):
-    """A start of a scheduler's job that is over, up to this restart: what it held needs no wait.
+    """Evidence that a start of a scheduler's job is over, so that nobody waits for its leases to expire.
+
+    It covers this start and all earlier ones: every attempt of the job up to `restart_count`.
 
     Attributes:
-        slot: of one worker of the job; None for all of them.
+        cluster, job, array_index: identify the scheduler's job.
+        slot: the worker of the job; None for all its workers.
+        restart_count: the last start of the job that is over.
+        cause: what the worker's unfinished attempt counts as.
+        evidence: the reason, for people.
     """
 
     cluster: str
@@ -37,12 +47,12 @@ class LostWorker(Stored, frozen=True, kw_only=True):
 
 
 class Shortage(NamedTuple):
-    """Why a worker has to end: its node ran out of memory.
+    """Lack of memory on a node, because of which a worker has to end.
 
     Attributes:
-        cause: what its attempt counts as.
-        message: for people.
-        at_once: whether the stage holds the memory, and must let go of it without a last checkpoint.
+        cause: the failure cause of its attempt.
+        message: the reason, for people.
+        at_once: whether the stage itself holds the memory, so that it must end without a last checkpoint.
     """
 
     cause: Cause
@@ -54,12 +64,12 @@ class JobContext(Stored, frozen=True, kw_only=True):
     """The scheduler's job that a worker runs in.
 
     Attributes:
-        cluster, job, array_index, restart_count: who it is, see `orchestrator.core.records.Owner`.
+        cluster, job, array_index, restart_count: the job's identity, see `orchestrator.core.records.Owner`.
         node: the scheduler's name of this machine.
-        end_at: when the scheduler ends it, in seconds since 1970 by this machine's clock; None: not known.
-        notice_s: before that end, when stages are asked for their last checkpoint.
-        min_left_s: nothing is started with less time left.
-        before: why its former start ended; None when that is not known, or there was none.
+        end_at: the job's time limit, in seconds since 1970 on this machine's clock; None if unknown.
+        notice_s: seconds before `end_at` at which stages are requested to write their last checkpoint.
+        min_left_s: the worker starts no stage with fewer seconds left.
+        before: why the job's previous start ended; None if unknown, or if this is the first start.
         gone: earlier jobs of its cells that are over.
     """
 
@@ -76,24 +86,27 @@ class JobContext(Stored, frozen=True, kw_only=True):
 
 
 class Assignment(Stored, frozen=True, kw_only=True):
-    """A worker's assignment.
+    """The work and the settings of one worker.
 
     Attributes:
         store: URL of the store.
-        sweep, revision: what to work on.
-        cells: ids of its cells; None for any cell of the revision.
-        slot, num_slots: which of the launcher's workers it is; it starts at its own share of the cells.
-        env: environment of its children, such as CUDA_VISIBLE_DEVICES.
+        sweep, revision: the sealed sweep to work on.
+        cells: ids of the worker's cells; None for all cells of the revision.
+        settings: the run settings of the launch.
+        slot, num_slots: index of this worker and number of workers. Each starts at its own share of the
+            cells.
+        env: environment variables of its children, such as CUDA_VISIBLE_DEVICES.
         num_threads: CPU threads of a child.
-        import_paths: where the user's stages are importable; the first is the folder of the sweep file.
-        code_digest: of the code at launch; a worker that finds another refuses.
-        job: the scheduler's, None without one.
-        max_idle_s: seconds without anything to claim after which it leaves though others still work, as where
-            another is started when there is work again; None to stay until all is done.
-        code: the snapshot that the worker was started from, None when it runs the checkout. Then it takes the
-            snapshot's import paths instead of `import_paths`, and refuses a snapshot that is not whole.
-        named: words of the commands that were code or settings of the checkout at launch, None without one.
-            Another file that a command names is its own output.
+        import_paths: folders from which the user's stages are imported. The first holds the sweep file.
+        code_digest: digest of the code at launch. A worker that finds other code claims nothing.
+        job: the scheduler's job; None without a scheduler.
+        max_idle_s: seconds without a claimable stage after which the worker leaves although others still
+            work. A launcher sets it where it starts another worker as soon as there is work. None: stay until
+            the end.
+        code: the snapshot that the worker was started from; None when it runs the checkout. With a snapshot,
+            its import paths replace `import_paths`, and a damaged file makes the worker refuse to claim.
+        named: words of the commands that named code or settings in the checkout at launch; None without a
+            checkout. Any other file that a command names is output of that command.
     """
 
     store: str
@@ -114,16 +127,26 @@ class Assignment(Stored, frozen=True, kw_only=True):
 
 
 class AttemptSpec(Stored, frozen=True, kw_only=True):
-    """What a child runs, and where.
+    """The attempt that a child runs, and the folders that it uses.
 
     Attributes:
+        store: URL of the store.
+        sweep, cell: on whose behalf the attempt runs.
+        node: the stage instance.
+        spec: its stage in the sweep.
+        attempt: number of the attempt.
+        generation: generation of the product that it makes.
         folder: the attempt's payload folder.
         inputs: stage name to instance label to folder.
-        resume_step, resume_folder: the adopted checkpoint.
-        former_folder: the adopted product of an earlier version of the stage, "" for none.
-        in_job: whether a scheduler may signal all processes at once.
-        unread: the earlier attempt whose command was through, and whose output lies in this one's to be read
-            again; None to run the stage.
+        uses: the values of the config keys that the stage declares in `uses`.
+        config: the cell's resolved config.
+        resume_step, resume_folder: the adopted checkpoint; None and "" without one.
+        former_folder: the adopted product of an earlier version of the stage; "" without one.
+        settings: the run settings of the launch.
+        env, num_threads, import_paths: as in `Assignment`.
+        in_job: whether a scheduler may signal all processes of the job at once.
+        unread: the earlier attempt whose command finished, and whose output was copied here to be read again.
+            None: run the stage.
     """
 
     store: str
@@ -149,7 +172,14 @@ class AttemptSpec(Stored, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What worker and child tell each other over their pipe; a closed pipe means that the other is gone."""
+    """A message between worker and child over their pipe. A closed pipe means that the other process is gone.
+
+    Attributes:
+        stop: from the worker: why the child should stop.
+        phase: from the child: where it is ("starting", "running", "finishing").
+        step, num_steps: from the child: its progress.
+        process: from the child: its identity, by which others can prove that it is gone.
+    """
 
     stop: str = ""
     phase: str = ""
@@ -159,11 +189,17 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ChildOutcome(Stored, frozen=True, kw_only=True):
-    """`outcome.json`: the child's last words, written after its output is durable.
+    """The content of `outcome.json`: the result of a child, written after its output is durable.
 
     Attributes:
-        files: of the output; also of a command that was through, but whose results could not be read.
-        unread: such a command's attempt, this one or an earlier.
+        outcome: "succeeded", "failed" or "released".
+        cause: the failure cause; None without a failure.
+        why: the reason of a release.
+        exception, message: of a failure.
+        rows: result rows of the stage.
+        files: files of the output; also those of a finished command whose results could not be read.
+        retire: an input's stage to policy to patterns of the files that are still worth keeping.
+        unread: the attempt, this one or an earlier one, whose command finished without readable results.
     """
 
     outcome: str
@@ -178,33 +214,34 @@ class ChildOutcome(Stored, frozen=True, kw_only=True):
 
 
 def git_of(order: Assignment) -> dict[str, Any]:
-    """Returns the checkout's state: that of the launch, if the code is a snapshot of it."""
+    """Return the git state of the code that runs: for a snapshot, that of the checkout at launch."""
     if order.code is not None:
         return order.code.git
     return provenance.git_state(order.import_paths[0] if order.import_paths else ".")
 
 
 def send(pipe: Connection, message: Message) -> None:
-    """Sends a message to a child, which may be ending."""
+    """Send a message to a child. The message is dropped if the child is ending."""
     with contextlib.suppress(OSError):
         pipe.send_bytes(msgspec.json.encode(message))
 
 
 LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 8192
 LOG_END_BYTES = 65536
-"""What is read to find a traceback."""
+"""Bytes at the end of a log that are searched for a traceback."""
 
 
 def read_outcome(folder: Path) -> ChildOutcome | None:
-    """Returns a child's last words, None when it left none."""
+    """Return the outcome that a child recorded; None if it recorded none, or if the file is unreadable."""
     try:
         return formats.decode((folder / layout.OUTCOME).read_bytes(), ChildOutcome)
+    # A child that was killed leaves no file or an incomplete one. Its exit code then decides.
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
 def end_of_log(path: Path, num_bytes: int = LOG_END_BYTES) -> str:
-    """Returns the end of a log, from the beginning of a line where it is long."""
+    """Return the end of a log; of a long log, from the beginning of a line on."""
     try:
         with path.open("rb") as stream:
             start = max(0, path.stat().st_size - num_bytes)
@@ -212,9 +249,10 @@ def end_of_log(path: Path, num_bytes: int = LOG_END_BYTES) -> str:
             text = stream.read().decode(errors="replace")
     except OSError:
         return ""
+    # The read may begin inside a line, or inside a character: drop that incomplete first line.
     return text.partition("\n")[2] if start else text
 
 
 def log_tail(path: Path) -> str:
-    """Returns the last lines of a log."""
+    """Return the last lines of a log."""
     return "\n".join(end_of_log(path, LOG_TAIL_BYTES).splitlines()[-LOG_TAIL_LINES:])

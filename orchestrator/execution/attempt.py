@@ -1,4 +1,4 @@
-"""One attempt from claim to end: inputs, checkpoint, child, heartbeats, product, and the rules between."""
+"""One attempt from its claim to its end: inputs, checkpoint, child process, heartbeats and product."""
 
 from __future__ import annotations
 
@@ -52,23 +52,31 @@ INPUT_RETIRED = "input_retired"
 
 
 class AttemptRun:
-    """Runs one claimed attempt.
+    """One claimed attempt, and the supervision of its child process.
+
+    Fencing: two workers may both run a stage, because the first was wrongly taken for dead. This is safe:
+    each attempt writes only into its own folder, and `done` can be created only once per generation::
+
+        attempt 1: claim .... no heartbeat .... create done: refused, so released (superseded)
+        attempt 2:                claim ... create done: its product is the result
+
+    An attempt therefore looks for a successor at each heartbeat, and again when it fails.
 
     Args:
         ledger: the store.
-        order: the worker's own.
-        spec: of the stage.
-        cell: on whose behalf.
+        order: the worker's assignment.
+        spec: the stage in the sweep.
+        cell: on whose behalf the attempt runs.
         node: the stage instance.
-        number: of the attempt.
+        number: number of the attempt.
         claim: the claim that won.
-        inputs: stage name to label to folder, verified.
+        inputs: stage name to label to verified folder.
         input_generations: digest of each input to the generation of its product.
         context: forks children.
         stop_asked: returns why this worker should stop, "" while it should not.
-        code_now: returns the digest of the code that stages run, as it is now.
-        shortage: returns whether that is for want of memory on its node.
-        former: the product of an earlier version of the stage, with which inputs may be retired.
+        code_now: returns the current digest of the code that stages run.
+        shortage: returns the lack of memory on the node that stops the worker; None without one.
+        former: the product of an earlier version of the stage. It can stand in for retired inputs.
     """
 
     def __init__(
@@ -94,7 +102,7 @@ class AttemptRun:
         self._inputs, self._generations = inputs, input_generations
         self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
         self._shortage, self._former = shortage, former
-        self._goes_without = False  # whether inputs were retired before
+        self._goes_without = False  # whether inputs were retired before the start
         self._start_s = time.monotonic()
         self._beat, self._beat_s = 0, 0.0
         self._message = Message(phase="starting")
@@ -107,11 +115,12 @@ class AttemptRun:
         self._recorded: StartRecord | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:
-        """Runs the attempt to its end and returns the end that was recorded."""
+        """Run the attempt to its end and return the end that was recorded."""
         try:
             return self._run(earlier)
         except (OSError, InfrastructureError) as error:
             done, _ = self._ledger.product(self._node, self._claim.generation)
+            # The error may have come after `done` was created: a product that exists counts.
             if done is not None and done.attempt == self.number:
                 return self._end("succeeded")
             if self._is_superseded():
@@ -128,9 +137,10 @@ class AttemptRun:
             return self._end("released", why=INPUT_RETIRED)
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
-        end_outlived()  # or it could write on in what is taken over
+        end_outlived()  # a surviving process could still write into the folders that are taken over
         start = started(self._order, self._spec, self._cell, self._generations)
-        self._record_start(start)  # without it nobody may take from this attempt what it now takes over
+        # Without this record a successor would use nothing of an attempt that has inputs, so it comes first.
+        self._record_start(start)
         taken = inherit(
             *(self._ledger, self._node, self._spec, earlier, folder),
             former=self._former,
@@ -167,12 +177,12 @@ class AttemptRun:
 
     @property
     def was_running(self) -> bool:
-        """Whether the child came as far as calling the stage."""
+        """Whether the child got as far as calling the stage."""
         return self._message.phase not in ("", "starting")
 
     @property
     def made_progress(self) -> bool:
-        """Whether the child left a checkpoint of its own, so that another need not repeat all of it."""
+        """Whether the child left a checkpoint of its own, so that the next attempt need not start over."""
         return has_progressed(self._folder, num_adopted=1 if self._resumed else 0)
 
     # Starting
@@ -182,7 +192,7 @@ class AttemptRun:
             return
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
         if self._ledger.objects.get(spec_key) is None:
-            self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # the same whoever writes it
+            self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # all writers write the same
         self._ledger.put(self._node, self.number, layout.START, start)
         self._recorded = start
         self._heartbeat()
@@ -211,7 +221,8 @@ class AttemptRun:
             unread=taken.unread,
         )
         mine, its = self._context.Pipe(duplex=True)
-        util.register_after_fork(mine, Connection.close)  # else the child would never see our end close
+        # The forked child must not keep a copy of our end, or it would never see the pipe close.
+        util.register_after_fork(mine, Connection.close)
         process = self._context.Process(target=child.main, args=(encode(order), its))  # type: ignore[attr-defined]
         process.start()
         its.close()
@@ -225,6 +236,7 @@ class AttemptRun:
         grace_s = self._order.settings.policy.grace_s
         told = False
         while process.exitcode is None:
+            # The worker adopts the orphans of its stages: collect those that ended, or they stay as zombies.
             reap_adopted([process.pid or 0])
             ready = wait([process.sentinel, pipe], timeout=0.2) if not pipe.closed else []
             if pipe in ready:
@@ -234,7 +246,8 @@ class AttemptRun:
                 self._timed_out = True
                 return
             self._control()
-            if self._shipper is not None and self._released != "superseded":  # rule 5
+            # A fenced attempt publishes nothing more (rule 5).
+            if self._shipper is not None and self._released != "superseded":
                 self._shipper.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
@@ -248,22 +261,23 @@ class AttemptRun:
         try:
             message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
         except (EOFError, OSError, msgspec.DecodeError):
-            time.sleep(0.02)  # the child is ending: its sentinel tells
+            time.sleep(0.02)  # the child is ending: the caller's loop sees its exit code
             return
         was, self._message = self._message, message
         known = was.process, was.phase, was.step is None
-        # its process, so that another on this machine can prove the child gone as well
+        # A changed phase or process is recorded at once, a step with the next regular heartbeat. Other
+        # workers on this machine need the process to prove that the child is gone.
         if known != (message.process, message.phase, message.step is None):
             self._heartbeat()
 
     def _take_last_messages(self, pipe: Connection) -> None:
-        """How far a child came that ended before its words were read."""
+        """Read the messages that the child sent before it ended, to record how far it came."""
         with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):
             while pipe.poll():
                 self._message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
 
     def _control(self) -> None:
-        """Looks for reasons to stop, and puts heartbeats; the store's refusals are waited out."""
+        """Check the reasons to stop, and record a heartbeat when one is due."""
         if not self._released and (why := self._stop_asked()):
             self._released = why
         if self._pulse() and not self._released and self._is_superseded():
@@ -278,7 +292,7 @@ class AttemptRun:
             return False
 
     def _pulse(self) -> bool:
-        """Puts a heartbeat when one is due."""
+        """Record a heartbeat if one is due; return whether it was."""
         if time.monotonic() - self._beat_s < min(self._claim.lease_s / 3, MAX_HEARTBEAT_S):
             return False
         self._heartbeat()
@@ -310,7 +324,7 @@ class AttemptRun:
         changed = damage(folder / layout.OUTPUT, outcome.files, content=False) if outcome else None
         if outcome is not None and succeeded and changed is None:
             return self._finish(outcome)
-        if self._is_superseded():  # rule 5: so does any error of a fenced attempt
+        if self._is_superseded():  # fenced: any error may be a consequence, so it costs no retry budget
             return self._end("released", why="superseded")
         if succeeded:
             message = f"the output changed after the stage returned: {changed}"
@@ -327,6 +341,7 @@ class AttemptRun:
         if (shortage := self._shortage()) is not None:
             return self._end("failed", cause=shortage.cause, message=shortage.message, log_tail=tail)
         if outcome is not None and outcome.outcome == "released":
+            # A scheduler signals all processes at once: the child may end before the worker's signal arrives.
             if outcome.why != "stopped" or await_news(lambda: self._released or self._stop_asked()):
                 return self._end("released", why=outcome.why)
             message = "the stage's process received SIGTERM, but nobody asked for a stop"
@@ -347,7 +362,7 @@ class AttemptRun:
         return self._end("failed", cause=cause, message=message, log_tail=tail)
 
     def _finish(self, outcome: ChildOutcome) -> End:
-        """Creates `done`, which makes the product count, and then `end`."""
+        """Create `done`, which makes the product count, and then `end`."""
         if self._shipper is None:
             self._ledger.objects.upload(self._key)
         else:
@@ -366,7 +381,7 @@ class AttemptRun:
             code=provenance.code_version(self._order.code_digest, git_of(self._order), now=self._code_now()),
             at=provenance.now(),
         )
-        if self._retired_input():  # it may have seen a part of it
+        if self._retired_input():  # the stage may have read an incomplete input
             return self._end("released", why=INPUT_RETIRED)
         if self._has_discarded_input() or not self._ledger.finish(done):
             return self._end("released", why="superseded")
@@ -377,7 +392,10 @@ class AttemptRun:
         return end
 
     def _retired_input(self) -> str:
-        """Names an input that lost files by decision since it was verified, for takers of another sweep."""
+        """Return the stage of an input that was retired; "" for none, or if the attempt started without it.
+
+        Another sweep may still take a product whose files its own sweep no longer needs.
+        """
         return "" if self._goes_without else self._ledger.retired_input(self._node, self._generations)
 
     def _has_discarded_input(self) -> bool:

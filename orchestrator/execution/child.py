@@ -1,8 +1,8 @@
-"""The process that runs one attempt of one stage, and leaves its outcome in the attempt's folder.
+"""The child process: it runs one attempt of one stage, and leaves its outcome in the attempt's folder.
 
-It is forked from a server that has imported the heavy libraries. It reads a shared folder only to see whether
-another attempt took over, and a bucket not at all, for its worker uploads what it writes. It writes nowhere
-but in its own folder. When the pipe to its worker closes it ends itself and its whole process group.
+It is forked from a process that has imported the heavy libraries, and writes only into its own folder. It
+reads a shared folder only to see whether another attempt took over. It never reads a bucket, because its
+worker uploads what it writes. When the pipe to its worker closes, it kills its whole process group.
 """
 
 from __future__ import annotations
@@ -51,9 +51,15 @@ NO_OUTCOME = 74
 
 
 def main(order_json: bytes, pipe: Connection) -> None:
-    """Runs the order and exits; the exit code is 0 when the outcome was written."""
+    """Run the attempt and exit, with code 0 if the outcome was written.
+
+    Args:
+        order_json: an `AttemptSpec` as JSON.
+        pipe: this process's end of the pipe to its worker.
+    """
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the worker passes them on
+    # The worker receives these too, and sends a stop over the pipe with the right reason.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     order = formats.decode(order_json, AttemptSpec)
     folder = Path(order.folder)
@@ -65,18 +71,19 @@ def main(order_json: bytes, pipe: Connection) -> None:
     received = ReceivedSignals(on_term=lambda: stop.ask("stopped"))
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline, received)
-    if outcome.cause is Cause.STORAGE:  # half a product is of no use, and in the way on a full disk
+    if outcome.cause is Cause.STORAGE:  # half a product is useless, and takes space on a full disk
         for name in (layout.OUTPUT, "scratch"):
             shutil.rmtree(folder / name, ignore_errors=True)
     written = write_outcome(folder, outcome)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
+    # Not sys.exit: exit handlers of the stage's libraries could block, or change the exit code.
     os._exit(0 if written else NO_OUTCOME)
 
 
 class Lifeline:
-    """The pipe to the worker: brings a stop, takes progress, and ends the process group when it closes."""
+    """The pipe to the worker: receives a stop, sends progress, and ends the process group when it closes."""
 
     def __init__(self, pipe: Connection, stop: StopSignal) -> None:
         self._pipe, self._stop = pipe, stop
@@ -86,7 +93,7 @@ class Lifeline:
         threading.Thread(target=self._serve, name="lifeline", daemon=True).start()
 
     def report(self, *, phase: str = "", step: int | None = None, num_steps: int | None = None) -> None:
-        """Tells the worker where the stage stands: a new phase at once, a step when there is time."""
+        """Send the state of the stage to the worker: a new phase at once, a step with the next poll."""
         old = self._message
         self._message = Message(
             phase=phase or old.phase,
@@ -95,7 +102,7 @@ class Lifeline:
             process=old.process,
         )
         if phase:
-            with contextlib.suppress(OSError):  # the worker is gone: the thread ends the group
+            with contextlib.suppress(OSError):  # the worker is gone: the thread kills the group
                 self._send()
 
     def _send(self) -> None:
@@ -113,13 +120,13 @@ class Lifeline:
                     message = msgspec.json.decode(self._pipe.recv_bytes(), type=Message)
                     if message.stop:
                         self._stop.ask(message.stop)
-        finally:  # the worker is gone, or this thread cannot serve it: end either way
+        finally:  # The worker is gone, or this thread failed. Unsupervised work must not go on either way.
             end_started()
             os.killpg(0, signal.SIGKILL)
 
 
 def end_started() -> bool:
-    """End all that this attempt started but this process."""
+    """Kill everything that this attempt started, except this process."""
     return end_attempt(os.environ.get(MARK, ""), leader=os.getpid())
 
 
@@ -130,13 +137,13 @@ def run(
     lifeline: Lifeline,
     received: Container[int] = frozenset(),
 ) -> ChildOutcome:
-    """Runs the stage, and turns whatever happens into an outcome.
+    """Run the stage, and convert its result or exception into an outcome.
 
     Args:
-        order: what runs.
-        folder: of the attempt.
-        stop: set when it should stop.
-        lifeline: takes its progress.
+        order: the attempt to run.
+        folder: the attempt's payload folder.
+        stop: set when the stage should stop.
+        lifeline: receives its progress.
         received: the signals that this process received.
     """
     try:
@@ -190,11 +197,11 @@ def run(
 
 
 def _durable(output: Path) -> tuple[File, ...]:
-    """Makes the output the product's.
+    """Make the output durable and return its files.
 
     Raises:
-        StageFailure: it holds what can be no product's, however often it is made.
-        OSError: the file system refuses it now.
+        StageFailure: the output holds something that no retry would make acceptable.
+        OSError: the file system refuses the output now.
     """
     try:
         contain(output, linked=output.parent / layout.CHECKPOINTS)
@@ -207,8 +214,8 @@ def _durable(output: Path) -> tuple[File, ...]:
 
 
 def _unread(order: AttemptSpec, folder: Path, failure: Unread) -> ChildOutcome:
-    """Keeps what a command left that is through, so that a later attempt need only read it."""
-    if order.spec.command is None:  # what a function returned is gone; its checkpoints are not to blame
+    """Keep the output of a finished command, so that a later attempt need only read it."""
+    if order.spec.command is None:  # a function's return value is lost, so it must run again
         cause = _as_cause(failure.cause)
         return ChildOutcome(outcome="failed", cause=cause, exception=UNREAD, message=_line(failure))
     try:
@@ -238,7 +245,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
 
     def fence() -> None:
         if not ledger.objects.in_place:
-            return  # nobody sees what is written here until the worker uploads it, and that looks itself
+            return  # a bucket: only what the worker uploads is visible, and the worker checks the fence
         if ledger.is_claimed(node, order.attempt + 1) or ledger.is_done_or_void(node, order.generation):
             raise StopRequested("superseded")
 
@@ -287,7 +294,7 @@ def _call(
             )
         else:
             print(f"the command of attempt {order.unread} was through: its output is read again", flush=True)
-        end_started()  # or what it left behind could write on in what is read and listed now
+        end_started()  # its leftover processes could still change the output that is read now
         return _take(context, spec.keep, lambda: take_results(spec, context))
     function: Callable[[Config, Inputs, Context], list[Row] | None] = load(spec.run or "", where="run")
     try:
@@ -295,23 +302,25 @@ def _call(
     except (StageFailure, StopRequested):
         raise
     except BaseException as error:
+        # A stopped library often raises an error of its own; that error must not count as a failure.
         if _was_cut_off(stop, received, isinstance(error, SystemExit | KeyboardInterrupt)):
             _print_exception()
             raise StopRequested(stop.why or "stopped") from error
         raise
     if signal.SIGTERM in received and not context.saw_stop:
-        raise StopRequested(stop.why or "stopped")  # a library may have ended early and said nothing
+        raise StopRequested(stop.why or "stopped")  # a library may have left its loop early, without an error
     return _take(context, spec.keep, lambda: checked_rows(returned))
 
 
 def _take(
     context: Context, patterns: tuple[str, ...], rows: Callable[[], tuple[Row, ...]]
 ) -> tuple[Row, ...]:
-    """Puts what is kept of the work folder into the output and returns the rows; undoes the former where it
-    must fail, so that all is as the stage left it when a later attempt takes it again.
+    """Copy the files to keep from the work folder into the output, and return the rows.
+
+    If either fails, the copies are removed, so that a later attempt finds the stage's output unchanged.
 
     Raises:
-        Unread: the stage was through, but one of the two cannot be had.
+        Unread: the stage finished, but its kept files or its rows cannot be read.
     """
     kept: list[Path] = []
     open_to_owner(context.output)
@@ -324,13 +333,16 @@ def _take(
 
 
 def _was_cut_off(stop: StopSignal, received: Container[int], is_exit: bool) -> bool:
-    """Whether an exception follows from a stop: any that follows SIGTERM to this process, whose own processes
-    received it as well; of a stop by the worker alone only an exit."""
+    """Whether an exception is the consequence of a stop.
+
+    After SIGTERM any exception counts, because the stage's own processes received the signal too. After a
+    stop over the pipe only an exit counts.
+    """
     return signal.SIGTERM in received or (is_exit and stop.asked)
 
 
 def write_outcome(folder: Path, outcome: ChildOutcome) -> bool:
-    """Writes the outcome durably; a full disk is waited out for a while, then given up: False."""
+    """Write the outcome durably; return False if the disk stays full over several tries."""
     path = folder / layout.OUTCOME
     temporary = folder / f".{layout.OUTCOME}"
     for number in range(5):
@@ -358,13 +370,14 @@ def _print(text: str) -> None:
 
 
 def _limit_threads(num_threads: int) -> None:
-    """Gives the stage its share of the CPUs: by the environment for what is still to load, else by call."""
+    """Give the stage its share of the CPUs: through the environment, and by a call for a loaded torch."""
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(num_threads)
 
 
 def _redirect_output(path: Path) -> None:
+    """Append standard output and error of this process and of what it starts to the attempt's log."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for descriptor in (1, 2):
         os.dup2(handle, descriptor)

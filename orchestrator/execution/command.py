@@ -1,14 +1,17 @@
-"""Stages that are a command line: running it, passing a stop on, and judging how it ended.
+"""Stages that are a command line: run the command, pass a stop on, and judge how it ended.
 
-docs/commands.md says what a command may name in braces and what is expected of it;
-`orchestrator.execution.command_text` fills it in and reads its rows, `orchestrator.execution.sealing` makes
-its checkpoints count.
+docs/commands.md describes the names that a command may use in braces, and what is expected of it.
+`orchestrator.execution.command_text` fills them in and reads the rows; `orchestrator.execution.sealing` makes
+the checkpoints count.
 
-A stop comes as SIGTERM, and the command is killed when it takes longer than half of the policy's grace. Exit
-code 0 means done, except after a stop: libraries such as PyTorch Lightning leave their loop and exit with 0.
-Then it counts only when the file that the stage calls `finished` was created by this attempt. A scheduler
-sends its signals to all processes at once, so that the command may end before this process reads of the stop:
-its end waits for that news.
+A stop is passed on as SIGTERM. A command that takes longer than half of the policy's grace period is killed.
+
+Exit code 0 means done, except after a stop: libraries such as PyTorch Lightning leave their loop and exit
+with 0. Then the command is done only if this attempt created the file that the stage calls `finished`. A
+scheduler signals all processes at once, so the command may end before this process learns of the stop. Its
+end is therefore judged only after a short wait::
+
+    SIGTERM to all -> the command exits with 0 -> wait up to 2 s -> stop received: released, not done
 """
 
 from __future__ import annotations
@@ -39,8 +42,10 @@ from orchestrator.trackers.base import parse_metrics
 GRACE_S = 30.0
 POLL_S, PROGRESS_S = 0.05, 1.0
 RUMOUR_S = 0.2
-"""How long any end of a command may precede the news of the stop that it followed; where a stop makes it
-likely (by SIGTERM, or with code 0 in a scheduler's job), it is `HINT_S`."""
+"""Seconds to wait, after the end of any command, for news of a stop that may have caused it.
+
+Where a stop is likely (death by SIGTERM, or code 0 in a scheduler's job), the wait is `HINT_S`.
+"""
 
 SYSTEM_FOLDERS = ("/bin", "/usr/bin", "/usr/local/bin")
 _SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
@@ -48,15 +53,15 @@ _SHELL = ("bash", "-e", "-o", "pipefail", "-c")
 
 
 class Unread(StageFailure):
-    """A command that exited with code 0, but whose results cannot be taken: what it left is kept."""
+    """A command that exited with code 0, but whose results cannot be read. Its output is kept."""
 
 
 class FailedCommand(StageFailure):
     """A command that failed.
 
     Args:
-        cause, message: as of any failure of a stage.
-        exception: the class of its last exception, "" where its log shows none.
+        cause, message: as for any failure of a stage.
+        exception: the class of its last exception; "" if its log shows none.
     """
 
     def __init__(self, cause: str, message: str, exception: str) -> None:
@@ -74,17 +79,18 @@ def run_command(
     grace_s: float = GRACE_S,
     in_job: bool = False,
 ) -> None:
-    """Runs a command until it ends, and seals its checkpoints meanwhile and at its end.
+    """Run a command to its end. Its checkpoints are sealed while it runs and when it has ended.
 
     Args:
-        spec: of the stage.
-        config, inputs, context: as a function stage gets them.
-        folder: where it runs; None for the current folder.
-        grace_s: seconds that it may take to end after a stop.
-        in_job: whether a scheduler may signal all processes of this job.
+        spec: the stage.
+        config, inputs, context: what a function stage receives.
+        folder: the working directory; None for the current one.
+        grace_s: seconds that the command may take to end after a stop.
+        in_job: whether a scheduler may signal all processes of this job at once.
 
     Raises:
-        StageFailure: it ended with another code than 0, or cannot be started.
+        StageFailure: it cannot be started, ended with a code other than 0, or exited with 0 without its
+            `finished` file.
         StopRequested: it ended because of a stop, or another attempt took over.
     """
     python = _interpreter(spec.python, folder)
@@ -97,14 +103,15 @@ def run_command(
             cwd=folder,
             env=_environment(config, context, python),
             stdin=subprocess.DEVNULL,
-            process_group=0,  # scripts end their own with `kill 0`
+            process_group=0,  # `kill 0` in a script signals its group, which must not include this process
         )
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         raise StageFailure("config", f"cannot run {words[0]!r}: {error.strerror}") from error
     running = _Running(process, context, grace_s)
     code = running.wait()
     if code == 0 and marker.is_new:
-        return  # it is through, whether a stop was asked or not
+        return  # proof that it is done, with or without a stop
+    # A shell reports that its program died of SIGTERM with code 128 + 15.
     stop_is_likely = code in (-signal.SIGTERM, 128 + signal.SIGTERM) or (code == 0 and in_job)
     await_news(lambda: context.stop_asked, HINT_S if stop_is_likely else RUMOUR_S)
     context.stop_if_asked()
@@ -115,15 +122,16 @@ def run_command(
         raise FailedCommand("unknown", message, "")
     log = end_of_log(context.folder / layout.LOG)
     failed = cause_of_command(code, log, oom_killed=oom_kills() > kills)
+    # An exception locates the failure. Without one, the command line helps most.
     ran = "" if failed.exception else f" ({shlex.join(words)})"
     raise FailedCommand(failed.cause, f"the command {failed.message}{ran}", failed.exception)
 
 
 def take_results(spec: StageSpec, context: Context) -> tuple[Row, ...]:
-    """Returns the rows of a command that is through, now or in an earlier attempt.
+    """Return the rows of a command that finished, in this or in an earlier attempt.
 
     Raises:
-        Unread: they are not there or cannot be read.
+        Unread: the results file is missing or cannot be read.
     """
     try:
         return read_rows(context.output / spec.results) if spec.results else ()
@@ -137,7 +145,7 @@ def _words(spec: StageSpec, values: dict[str, list[str]]) -> list[str]:
 
 
 def _interpreter(python: str | None, folder: Path | None) -> str | None:
-    """Returns the path of the interpreter that a stage names, as it stands where there is none."""
+    """Return the path of the interpreter that a stage names; the name unchanged if it is not found."""
     if python is None:
         return None
     path = Path(python).expanduser()
@@ -146,6 +154,7 @@ def _interpreter(python: str | None, folder: Path | None) -> str | None:
 
 
 def _environment(config: Config, context: Context, python: str | None) -> dict[str, str]:
+    # Any program can read the config from this file, whatever its command line looks like.
     path = context.scratch / "config.json"
     path.write_text(
         json.dumps({"config": config.to_dict(), "uses": context.uses.to_dict()}, ensure_ascii=False)
@@ -160,19 +169,20 @@ def _environment(config: Config, context: Context, python: str | None) -> dict[s
 
 
 def search_path(python: str | None = None) -> str:
-    """Returns the PATH of a command, whose first `python` is the interpreter that it means.
+    """Return the PATH of a command, in which `python` is the interpreter that the user means.
 
-    That is the one that the stage names; else the first in the user's PATH. Only where that is none of
-    theirs, but the system's or none at all, do the active environment (VIRTUAL_ENV, CONDA_PREFIX) and then
-    the one that runs Polysweep come before it.
+    That is the stage's own interpreter, or else the first one in the user's PATH. If that one belongs to the
+    system, or there is none, the active environment (VIRTUAL_ENV, CONDA_PREFIX) comes first, or else the
+    environment that runs Polysweep.
 
     Args:
-        python: path of the stage's own interpreter.
+        python: path of the stage's own interpreter; None without one.
     """
     path = os.environ.get("PATH", os.defpath)
     if python is not None:
         return f"{Path(python).parent}{os.pathsep}{path}"
     first = shutil.which("python", path=path)
+    # The system's interpreter rarely has the libraries that a stage needs, so it is not what the user means.
     if first is not None and str(Path(first).parent) not in SYSTEM_FOLDERS:
         return path
     active = [os.environ.get(name, "") for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
@@ -181,7 +191,7 @@ def search_path(python: str | None = None) -> str:
 
 
 def command_facts(spec: StageSpec, import_paths: Sequence[str]) -> dict[str, str | None]:
-    """Returns what is recorded of a command's attempt: the interpreter that `python` means, None for none."""
+    """Return provenance of a command's attempt: the interpreter that `python` means (None if not found)."""
     if spec.command is None:
         return {}
     python = _interpreter(spec.python, Path(import_paths[0]) if import_paths else None)
@@ -189,19 +199,20 @@ def command_facts(spec: StageSpec, import_paths: Sequence[str]) -> dict[str, str
 
 
 class _Marker:
-    """The file that a stage calls `finished`: whether this attempt created it."""
+    """The file that a stage calls `finished`, compared with its state before the command ran."""
 
     def __init__(self, spec: StageSpec, context: Context) -> None:
         self._paths: list[Path] = []
         if spec.finished is not None:
             self._paths = [context.output / spec.finished]
+            # A command may write its marker into its output folder or into its work folder.
             if (context.folder / layout.WORK).is_dir():
                 self._paths.append(context.folder / layout.WORK / spec.finished)
         self._before = [_state(path) for path in self._paths]
 
     @property
     def is_new(self) -> bool:
-        """Whether it is there and was not before, or was written anew: a work folder outlasts attempts."""
+        """Whether this command created or rewrote the file; a work folder may hold an earlier attempt's."""
         now = [_state(path) for path in self._paths]
         return any(state and state != before for state, before in zip(now, self._before, strict=True))
 
@@ -224,7 +235,13 @@ class _Running:
         self._stopped_s: float | None = None
 
     def wait(self) -> int:
-        """Waits for the end of the command, after a stop also of what it left running; returns its code."""
+        """Wait for the end of the command and return its exit code.
+
+        After a stop, also wait for the processes that it left running.
+
+        Raises:
+            StopRequested: another attempt took over.
+        """
         self._sealer.start()
         while (code := self._process.poll()) is None:
             time.sleep(POLL_S)
@@ -232,6 +249,7 @@ class _Running:
             if self._stopped_s is not None:
                 if time.monotonic() - self._stopped_s > self._grace_s:
                     self._process.kill()
+            # Checkpoints of a fenced attempt no longer count: going on would only waste time.
             elif self._context.stop_asked or self._sealer.superseded:
                 self._stopped_s = time.monotonic()
                 for pid in _receivers(self._process.pid):
@@ -239,13 +257,14 @@ class _Running:
         if self._stopped_s is not None:
             self._end_rest(self._stopped_s + self._grace_s)
         self._report_progress(at_once=True)
+        # A code above 128 (or negative) is a death by signal: a folder written in place may be incomplete.
         self._sealer.finish(by_itself=0 <= code <= 128)
         if self._sealer.superseded:
             raise StopRequested(self._sealer.superseded)
         return code
 
     def _end_rest(self, until_s: float) -> None:
-        """Passes the stop on to what a command left that ended by it, as a shell does, and waits for them."""
+        """Pass the stop on to the processes that the stopped command left running, and wait for them."""
         rest = _rest_of_group(self._process.pid)
         for pid in rest:
             _send(pid, signal.SIGTERM)
@@ -254,7 +273,7 @@ class _Running:
             rest = _rest_of_group(self._process.pid)
 
     def _report_progress(self, *, at_once: bool = False) -> None:
-        """Reports the step of the last whole line of the command's metrics."""
+        """Report the step of the last complete line of the command's metrics."""
         now_s = time.monotonic()
         if now_s - self._progress_s < PROGRESS_S and not at_once:
             return
@@ -265,6 +284,7 @@ class _Running:
                 data = stream.read()
         except OSError:
             return
+        # The command may be writing a line right now: the incomplete rest is read next time.
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         rows = [row for row in parse_metrics(whole.decode(errors="replace")) if "step" in row]
@@ -276,7 +296,10 @@ class _Running:
 
 
 def _receivers(pid: int) -> list[int]:
-    """Returns who gets a stop: the command, and what it waits for if it is a shell, which passes none on."""
+    """Return the processes that receive a stop: the command, and for a shell its children.
+
+    A shell that waits for a program does not pass a signal on to it. Children come first in the list.
+    """
     try:
         name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
         children = (
@@ -290,13 +313,14 @@ def _receivers(pid: int) -> list[int]:
 
 
 def _rest_of_group(group: int) -> list[int]:
-    """Returns the processes of a command's group, which run on when the command has ended."""
+    """Return the running processes of a command's process group."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:
             continue
+        # Fields after the command name: state, parent, group. Z and X mark processes that have ended.
         if int(fields[2]) == group and fields[0] not in "ZX":
             found.append(int(path.parent.name))
     return found

@@ -1,12 +1,13 @@
-"""Result rows of commands: a file of JSON or of comma-separated values, as programs write them.
+"""The text of commands, filled in with values, and their result rows: a file of JSON or of separated values.
 
-- JSON, told by its first character: any number of values one after the other, on one line each or indented. A
-  mapping is a row, a list holds rows. So JSON lines, ``json.dump(row, indent=2)`` and a list of mappings are
-  read.
-- Else a table with a header: CSV, or TSV. A field that is a number is read as one, an empty one is null.
+- Text that begins with ``{`` or ``[`` is JSON: any number of values one after the other, each on one line or
+indented. A mapping is a row, and a list holds rows. JSON lines, ``json.dump(row, indent=2)`` and a list of
+mappings are all read.
+- Any other text is a table with a header: CSV or TSV. A field that is a number is read as one; an empty field
+is null.
 
-What says nothing at all, such as an empty file, is no way to say that there are no rows: ``[]`` is, or a
-header alone.
+An empty file is an error, since it may come from a crash. A command without rows writes ``[]``, or a header
+alone.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 def values_of(
     spec: StageSpec, config: Config, inputs: Inputs, context: Context, python: str | None = None
 ) -> dict[str, list[str]]:
-    """Returns what each name in braces stands for; all but `args` are one word.
+    """Return the values of all names in braces. All but `args` have exactly one word.
 
     Args:
-        spec: of the stage.
-        config, inputs, context: as a function stage gets them.
-        python: the stage's own interpreter, None for the one that runs Polysweep.
+        spec: the stage.
+        config, inputs, context: what a function stage receives.
+        python: the stage's own interpreter; None for the one that runs Polysweep.
     """
     plain = {
         "output": str(context.output),
@@ -58,17 +59,18 @@ def values_of(
                 plain[f"inputs.{stage}.{label}" if label else f"inputs.{stage}"] = str(folder)
     values = {name: [value] for name, value in plain.items()}
     values[ARGS] = list(arguments(config.to_dict()))
+    # Reading `context.work` creates the folder, so only commands that use it get one.
     if "{work}" in (spec.command or ""):
         values["work"] = [str(context.work)]
     return values
 
 
 def arguments(tree: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a config as ``--key value``.
+    """Yield a config as command-line arguments, ``--key value``.
 
-    A nested key is joined by dots. True is the bare ``--key``; false, null and an empty list are left out.
-    The items of a list follow its key. A value that begins with ``-`` and is no number is given as
-    ``--key=value``.
+    The parts of a nested key are joined by dots. True is the bare ``--key``; false, null and an empty list
+    are left out. The items of a list follow its key. A value that begins with ``-`` and is not a number
+    becomes ``--key=value``.
     """
     for key, value in _flat(tree):
         if value is None or value is False or value == []:
@@ -77,6 +79,7 @@ def arguments(tree: Mapping[str, Any]) -> Iterator[str]:
             yield f"--{key}"
             continue
         words = [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
+        # Parsers take a word with a leading dash for an option, except for a negative number.
         if len(words) == 1 and words[0].startswith("-") and not _NEGATIVE.fullmatch(words[0]):
             yield f"--{key}={words[0]}"
         else:
@@ -84,10 +87,11 @@ def arguments(tree: Mapping[str, Any]) -> Iterator[str]:
 
 
 def as_words(command: str, values: Mapping[str, list[str]]) -> list[str]:
-    """Splits a command line as a shell would (none runs), then fills in each word.
+    """Split a command line as a shell would (none runs), then fill in each word.
 
     Raises:
-        StageFailure: a name is not known, or a name for several words is part of one (cause ``config``).
+        StageFailure: a name is unknown, or a name for several words is only part of a word (cause
+            ``config``).
     """
     words: list[str] = []
     for word in shlex.split(command):
@@ -100,10 +104,15 @@ def as_words(command: str, values: Mapping[str, list[str]]) -> list[str]:
 
 
 def as_shell_text(command: str, values: Mapping[str, list[str]]) -> str:
-    """Fills in a text for a shell, such that each value stays what it is, inside quotes and outside.
+    r"""Fill in a text for a shell. Each value is quoted so that the shell leaves it unchanged.
+
+    The quoting depends on where the name stands: unquoted, in single quotes or in double quotes::
+
+        echo {x}    with x = a$b  ->  echo 'a$b'
+        echo "{x}"  with x = a$b  ->  echo "a\$b"
 
     Raises:
-        StageFailure: as `as_words`.
+        StageFailure: as for `as_words`.
     """
     parts, quote, end = [], "", 0
     for match in IN_A_SHELL.finditer(command):
@@ -115,6 +124,8 @@ def as_shell_text(command: str, values: Mapping[str, list[str]]) -> str:
         if quote == '"':
             parts.append(re.sub(r'([\\"$`])', r"\\\1", value))
         elif quote == "'":
+            # Nothing can be escaped inside single quotes: close them, add a quoted quote, and open them
+            # again.
             parts.append(value.replace("'", "'\"'\"'"))
         else:
             parts.append(value if several else shlex.quote(value))
@@ -131,7 +142,7 @@ def _one(match: re.Match[str], values: Mapping[str, list[str]]) -> str:
 
 
 def _flat(tree: Mapping[str, Any], root: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted keys and values; an empty section has none."""
+    """Yield dotted keys and values; an empty section yields nothing."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{root}{key}.")
@@ -150,14 +161,14 @@ _SPACE = re.compile(r"\s*")
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
-    """Reads the rows of a results file.
+    """Read the rows of a results file.
 
     Raises:
-        StageFailure: the file is missing, or holds what is no row of finite values (cause ``data``); the
-            message names the file, and the line or the row and its column.
+        StageFailure: the file is missing, or holds something other than rows of finite values (cause
+            ``data``). The message names the file, and the line or the row and its column.
     """
     try:
-        if path.exists() and not path.is_file():  # the read of a fifo or a device would never end
+        if path.exists() and not path.is_file():  # reading a fifo or a device could block forever
             raise ValueError("it is a folder" if path.is_dir() else "it is no regular file")
         text = path.read_text(encoding="utf-8-sig")
         if not text.strip():
@@ -182,7 +193,7 @@ def _others(path: Path) -> str:
 
 
 def _values(text: str) -> list[Any]:
-    """Returns the mappings in a text of JSON values, in order."""
+    """Return the mappings in a text of JSON values, in order."""
     decoder = json.JSONDecoder(object_pairs_hook=_mapping)
     rows, start = list[Any](), _end_of_space(text, 0)
     while start < len(text):
@@ -201,6 +212,7 @@ def _values(text: str) -> list[Any]:
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a mapping; raise ValueError for a repeated key, of which `json` would keep only the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -218,15 +230,16 @@ def _place(text: str, position: int) -> tuple[int, int]:
 
 
 def _table(text: str) -> list[Row]:
-    """Returns the rows of a table with a header; the delimiter is what the header has most of."""
+    """Return the rows of a table with a header; its delimiter is the commonest candidate in the header."""
     header_line = text.lstrip("\r\n").partition("\n")[0]
     delimiter = max(",\t;", key=header_line.count)
     reader = csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter, strict=True)
     names = [name.strip() for name in next(reader)]
     if len(names) > 1 and not names[0]:
-        names[0] = "index"  # as pandas writes it
+        names[0] = "index"  # pandas writes its index as a column without a name
     if len(set(names)) < len(names) or "" in names:
         raise ValueError(f"line 1: every column needs a name of its own, they are {names}")
+    # A first line of numbers is data: the header is missing.
     if all(_NUMBER.fullmatch(name) or _NOT_FINITE.fullmatch(name) for name in names):
         raise ValueError(f"line 1: a table needs a header, the names of its columns would be {names}")
     lines = []
@@ -243,12 +256,13 @@ def _table(text: str) -> list[Row]:
 
 
 def _column(fields: Sequence[str]) -> list[Any]:
-    """Types the fields of one column: they are numbers where all are, text where one is not."""
+    """Convert the fields of one column: to numbers or booleans if all are, else to text."""
     filled = [field.strip() for field in fields if field.strip()]
     is_number = [bool(_NUMBER.fullmatch(field)) for field in filled]
     if filled and all(
         known or _NOT_FINITE.fullmatch(field) for field, known in zip(filled, is_number, strict=True)
     ):
+        # A leading zero, as in 007, marks an identifier. As a number it would lose its zeros.
         is_text = any(len(field.lstrip("+-")) > 1 and re.match(r"[+-]?0[0-9]", field) for field in filled)
         return _as_text(fields) if is_text else [_number(field.strip()) for field in fields]
     if filled and all(field.lower() in ("true", "false") for field in filled):
@@ -257,7 +271,7 @@ def _column(fields: Sequence[str]) -> list[Any]:
 
 
 def _as_text(fields: Sequence[str]) -> list[str | None]:
-    """Returns fields as they stand, an empty one as null."""
+    """Return fields unchanged, except that an empty one is null."""
     return [field or None for field in fields]
 
 

@@ -1,4 +1,4 @@
-"""What a local launcher's fork server imports, and nothing else does: importing it sets the server up."""
+"""Setup of the local launcher's fork server, which imports this module for that side effect."""
 
 from __future__ import annotations
 

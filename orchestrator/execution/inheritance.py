@@ -1,7 +1,9 @@
-"""The record of what an attempt starts from: before anything is taken over, and before each thing is.
+"""What an attempt takes over from earlier ones, and the start record that describes it.
 
-It is written before each, so that whoever comes next knows where what it finds came from, whenever its
-predecessor died.
+The record is written before anything is taken over, and again before each takeover. Whenever the attempt
+dies, its successor can read where the contents of the folder came from::
+
+    start {}  ->  start {work: 2}  ->  rename attempt 2's work folder  ->  start {work: 2, parent: 1}  -> ...
 """
 
 from __future__ import annotations
@@ -29,19 +31,19 @@ from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 
 FOLDER = "former"
-"""Beneath the attempt's scratch folder."""
+"""Subfolder of the attempt's scratch folder."""
 
 
 def adopt_former(
     ledger: Ledger, former: Former | None, folder: Path, *, pulse: Callable[[], object]
 ) -> Path | None:
-    """Bring the product of an earlier version into an attempt's folder; None where it is not whole.
+    """Link the product of an earlier version into an attempt's folder; return None if it is damaged.
 
     Args:
         ledger: the store.
         former: the product; None for none.
         folder: the attempt's own payload folder.
-        pulse: called before each file.
+        pulse: called before each file, to keep the lease.
 
     Raises:
         OSError: the store did not answer.
@@ -59,7 +61,7 @@ def adopt_former(
             pulse()
             link(source / file.path, target / file.path)
     except OSError:
-        return None  # it went away
+        return None  # it was deleted meanwhile: the stage runs without it
     return target if damage(target, files) is None else None
 
 
@@ -72,19 +74,19 @@ def adopt_unread(
     pulse: Callable[[], object] = lambda: None,
     taking: Callable[[int], object] = lambda number: None,
 ) -> int | None:
-    """Brings the output of an earlier attempt whose command was through into this attempt's folder.
+    """Link the output of an earlier attempt with a finished command, but unread results, into this folder.
 
     Args:
         ledger: the store.
-        node: the stage.
+        node: the stage instance.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
-        pulse: called before each file.
-        taking: called with the number of the attempt before anything of it lies in the folder.
+        pulse: called before each file, to keep the lease.
+        taking: called with the number of the attempt before any of its files lies in the folder.
 
     Returns:
-        The number of that attempt; None when there is none, when its output was read again since and in vain,
-        or is no longer whole.
+        The number of that attempt. None if there is none, if a later attempt tried to read its output in
+            vain, or if the output is incomplete.
     """
     sound = [attempt for attempt in attempts if not is_discarded(ledger, node, attempt)]
     found = find_unread(ledger, node, sound)
@@ -99,7 +101,7 @@ def adopt_unread(
             pulse()
             link(source / file.path, target / file.path)
     except OSError:
-        pass  # it went away: seen below
+        pass  # a file was deleted meanwhile: the check below finds it missing
     if damage(target, outcome.files) is None:
         return attempt.number
     shutil.rmtree(target, ignore_errors=True)
@@ -109,16 +111,23 @@ def adopt_unread(
 def find_unread(
     ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]
 ) -> tuple[Attempt, ChildOutcome] | None:
-    """Finds the attempt whose output the next one should read, and what it left.
+    """Return the attempt whose output the next one should read, and its outcome.
+
+    Such an output is read again once. If that attempt fails too, the command runs again::
+
+        attempt 1: command finished, results unread     outcome.unread = 1
+        attempt 2: reads the output of 1, in vain       outcome.unread = 1, not 2
+        attempt 3: the newest failure is of 2, which made no output: run the command
 
     Args:
         ledger: the store.
-        node: the stage.
-        attempts: the earlier ones, without those that must not be used.
+        node: the stage instance.
+        attempts: the earlier attempts, without those that must not be used.
     """
     for attempt in reversed(attempts):
         outcome = _outcome(ledger, layout.payload(node.stage, node.digest, attempt.number))
-        if outcome is not None:  # else it read again what an earlier one left, or ran and failed
+        # Only the newest recorded failure counts: its own output, or the end of the search.
+        if outcome is not None:
             return (attempt, outcome) if outcome.unread == attempt.number else None
     return None
 
@@ -136,9 +145,9 @@ class Inherited(NamedTuple):
     """What an attempt starts with.
 
     Attributes:
-        checkpoint: to go on from, and `parent`, where it came from; None for a start from nothing.
+        checkpoint, parent: the checkpoint to resume from and its origin; None for a start from nothing.
         unread: the attempt whose output only needs to be read; None to run the stage.
-        work: the attempt whose work folder it was; None for an empty one.
+        work: the attempt whose work folder was taken over; None for an empty one.
         former: the product of an earlier version of the stage; None without one.
     """
 
@@ -160,24 +169,26 @@ def inherit(
     pulse: Callable[[], object],
     record: Callable[[Inherited], object],
 ) -> Inherited:
-    """Brings what earlier attempts left into an attempt's own folder.
+    """Bring what earlier attempts left into an attempt's own folder.
 
     Args:
         ledger: the store.
-        node: the stage.
-        spec: of the stage.
+        node: the stage instance.
+        spec: its stage in the sweep.
         earlier: all earlier attempts.
         folder: the attempt's own payload folder.
         former: the product of an earlier version of the stage; None for none.
-        pulse: called often meanwhile.
-        record: called with what is about to be taken, before it is: who dies of it is still known to have it.
+        pulse: called often meanwhile, to keep the lease.
+        record: called before each takeover with what is about to be taken, so that a crash leaves it
+            recorded.
 
     Raises:
-        OSError: the store did not answer, or a former owner still writes into its work folder.
+        OSError: the store did not answer, or an earlier owner still writes into its work folder.
     """
     kept = adopt_former(ledger, former, folder, pulse=pulse)
     if not earlier:
         return Inherited(former=kept)
+    # A work folder has moved once it is taken, so all later records must name it too.
     work = take_over(
         ledger, node, earlier, folder, pulse=pulse, taking=lambda number: record(Inherited(work=number))
     )
@@ -189,7 +200,8 @@ def inherit(
         )
         if unread is not None:
             return Inherited(unread=unread, work=work)
-    is_ours = spec.run is not None and spec.run.startswith("orchestrator.")  # writes into none of them
+    # Our own stages never write into an adopted checkpoint, so links are safe for them.
+    is_ours = spec.run is not None and spec.run.startswith("orchestrator.")
     found = adopt(
         *(ledger, node, earlier, folder),
         is_copied=not is_ours,
@@ -201,7 +213,7 @@ def inherit(
 
 
 def foresee(ledger: Ledger, node: StageInstance, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
-    """Returns what the next attempt would go on from, in words; "" for a start from nothing. Changes nothing.
+    """Return in words what the next attempt would resume from; "" for a start from nothing (read-only).
 
     The arguments are those of `inherit`.
     """
@@ -213,6 +225,7 @@ def foresee(ledger: Ledger, node: StageInstance, spec: StageSpec, earlier: Seque
         if is_whole(ledger, candidate):
             parts.append(f"step {candidate.step} of attempt {candidate.attempt}")
             break
+    # A bucket has no work folders; a folder found there is only in this node's cache.
     with_work = [a.number for a in sound if work_of(ledger, node, a).is_dir()] if sound else []
     if with_work and ledger.objects.in_place:
         parts.append(f"the work folder of attempt {with_work[-1]}")
@@ -220,7 +233,7 @@ def foresee(ledger: Ledger, node: StageInstance, spec: StageSpec, earlier: Seque
 
 
 def has_progressed(folder: Path, *, num_adopted: int) -> bool:
-    """Returns whether an attempt left something to go on from that it did not adopt itself."""
+    """Return whether an attempt left something to resume from that it did not adopt itself."""
     checkpoints = list(folder.glob(f"{layout.CHECKPOINTS}/*/{MANIFEST}"))
     return len(checkpoints) > num_adopted or any((folder / layout.WORK).glob("*"))
 
@@ -229,9 +242,9 @@ def started(order: Assignment, spec: StageSpec, cell: Cell, generations: Mapping
     """Return the record of a start from nothing.
 
     Args:
-        order: the worker's.
-        spec: of the stage.
-        cell: on whose behalf.
+        order: the worker's assignment.
+        spec: the stage.
+        cell: on whose behalf the attempt runs.
         generations: digest of each input to the generation of its product.
     """
     facts = provenance.of_attempt(order.code_digest, git_of(order))
@@ -245,5 +258,5 @@ def started(order: Assignment, spec: StageSpec, cell: Cell, generations: Mapping
 
 
 def going_on(start: StartRecord, taken: Inherited) -> StartRecord:
-    """Return the record of a start with what is taken over."""
+    """Return the start record, extended by what is taken over."""
     return replace(start, parent=taken.parent, work=taken.work, unread=taken.unread)

@@ -1,9 +1,11 @@
-"""Which signals reached this process, whoever handles them; processes that it forks take none of that along.
+"""Signals that this process received, and the keeper process that outlives its worker.
 
-Libraries such as PyTorch Lightning put a handler of their own for SIGTERM in place of ours, leave their loop
-early and return as if all were done. Python writes the number of each signal that it handles into its wake-up
-pipe (`signal.set_wakeup_fd`), whichever handler then runs. Processes that a stage forks share neither the
-pipe nor our handler: SIGTERM ends them, as `multiprocessing.Pool.terminate` relies on.
+Libraries such as PyTorch Lightning replace our SIGTERM handler, leave their loop early and return as if they
+were done. Python writes the number of every signal that it handles into its wake-up pipe
+(`signal.set_wakeup_fd`), whichever handler runs. A read of that pipe therefore shows every signal.
+
+Processes that a stage forks share neither the pipe nor our handler: SIGTERM ends them.
+`multiprocessing.Pool.terminate` relies on that.
 """
 
 from __future__ import annotations
@@ -26,22 +28,24 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def keep_worker() -> None:
-    """Return in a forked process, the worker's; wait for its end in this one, and exit as it did.
+    """Fork the worker and return in it; in this process wait for its end, and exit with its status.
 
-    The worker adopts the orphans of its attempts, and this process those of the worker: all that is left
-    behind ends before this process does. Signals that reach it go on to the worker, which may get one twice.
+    The worker adopts the orphans of its attempts, and this process adopts those of the worker. Everything
+    that is left behind is killed before this process ends. This process forwards its signals to the worker,
+    which may therefore receive one twice.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     keeper = os.getpid()
     adopt_orphans()
+    # A signal between the fork and the new handlers would kill this process and leave the worker behind.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     worker = os.fork()
     if worker == 0:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if os.getppid() != keeper:  # it was killed before we asked to hear of it
+        if os.getppid() != keeper:  # the keeper was killed before prctl could register for its death
             os._exit(1)
         adopt_orphans()
         return
@@ -55,29 +59,31 @@ def keep_worker() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _, status = os.waitpid(worker, 0)
     end_adopted(keeper, ())
+    # A worker that died of a signal: die of the same one, so that the parent process sees the true cause.
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        with contextlib.suppress(OSError, ValueError):  # the handler of SIGKILL cannot be set, nor need it be
+        with contextlib.suppress(OSError, ValueError):  # SIGKILL has no handler to reset
             signal.signal(-code, signal.SIG_DFL)
         os.kill(keeper, -code)
     os._exit(code if code >= 0 else 128 - code)
 
 
 def serve() -> None:
-    """Have a fork server adopt what its killed workers leave behind; its launcher ends that."""
+    """Make a fork server adopt the processes that killed workers leave behind; the launcher ends them."""
     adopt_orphans()
-    warnings.filterwarnings("ignore", message="forkserver: waitpid")  # it collects the adopted ones too
+    # The fork server warns of each child that it did not fork, and adopted orphans are such children.
+    warnings.filterwarnings("ignore", message="forkserver: waitpid")
 
 
 HINT_S = 2.0
-"""How long the end of what was stopped may precede the news of the stop, where a stop is likely."""
+"""Seconds to wait, after something ended, for news of the stop that probably caused it."""
 
 
 class ReceivedSignals:
-    """Remembers the signals that this process received from now on; made in its main thread.
+    """The set of signals that this process received since this object was made, in its main thread.
 
     Args:
-        on_term: called at SIGTERM, as long as no library puts a handler of its own in the place of ours.
+        on_term: called at SIGTERM, unless a library replaced our handler.
     """
 
     def __init__(self, on_term: Callable[[], None]) -> None:
@@ -94,7 +100,7 @@ class ReceivedSignals:
         )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._numbers.add(number)  # a library such as asyncio may have taken the pipe away
+        self._numbers.add(number)  # in case a library such as asyncio replaced the wake-up pipe
         self._on_term()
 
     def __contains__(self, number: object) -> bool:
@@ -107,13 +113,19 @@ class ReceivedSignals:
         return number in self._numbers
 
     def _before_fork(self) -> None:
-        """Block SIGTERM until the child has its default: one that came before would be lost there."""
+        """Block SIGTERM until the forked child has the default handler.
+
+        A SIGTERM between the fork and that moment would run our handler in the child and be lost there::
+
+            block -> fork -> child: default handler -> unblock -> a pending SIGTERM ends the child
+        """
         self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def _unblock(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
 
     def _share_nothing(self) -> None:
+        """Give a forked child no part of this object: no pipe, and the default handler."""
         with contextlib.suppress(ValueError):  # not in the main interpreter
             signal.set_wakeup_fd(-1)
             if signal.getsignal(signal.SIGTERM) == self._handle:
@@ -122,14 +134,14 @@ class ReceivedSignals:
 
 
 def await_news(is_asked: Callable[[], object], patience_s: float = HINT_S) -> bool:
-    """Give a signal that went to all processes of a job the time to arrive here too.
+    """Wait for the news of a stop that all processes of a job receive, but not at the same moment.
 
     Args:
-        is_asked: returns whether a stop is known.
+        is_asked: returns whether a stop was requested.
         patience_s: seconds to wait for it.
 
     Returns:
-        Whether it is known now.
+        Whether it was requested.
     """
     end_s = time.monotonic() + patience_s
     while not is_asked() and time.monotonic() < end_s:

@@ -1,4 +1,4 @@
-"""The worker: scans its cells, claims one stage at a time and runs it, until nothing is left."""
+"""The worker: it scans its cells, claims one stage at a time and runs it, until nothing is left."""
 
 from __future__ import annotations
 
@@ -29,34 +29,37 @@ from orchestrator.store.retention import retain
 
 IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
 BUCKET_S = 5.0
-"""Of a bucket: the pause between looks for a cancel, and at most between scans; its requests cost money."""
+"""Poll interval for bucket stores, in seconds. Requests cost money, so workers poll buckets less often."""
 
 MAX_FAILED_STARTS = 2
 
 REFUSED = 4
-"""Exit code of a worker that must not claim: no use of the store, or two attempts failed at their start."""
+"""Exit code of a worker that must not claim: the store is unusable, or two attempts failed at their start."""
 
 BROKEN_NODE, OTHER_CODE = 5, 6
-"""Exit codes of a worker that must not claim, for its node or for its code."""
+"""Exit codes of a worker that must not claim, because of its node or of its code."""
 
 RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
-"""Exit codes of a scheduler's job that ended with work left: another may go on with it, or, where no
-checkpoint was left, would come no further, or needs more host memory. 75 is EX_TEMPFAIL of sysexits.h."""
+"""Exit codes of a scheduler's job that ended with work left.
+
+After `RELEASED` another job may go on (75 is EX_TEMPFAIL of sysexits.h). After `TOO_SHORT`, without a
+checkpoint, another job would get no further. After `NO_MEMORY` another job needs more host memory.
+"""
 
 
 class Worker:
-    """Claims and runs stages of a revision's cells.
+    """A process that claims and runs stages of a revision's cells.
 
     Args:
         ledger: the store.
         revision: the sealed sweep.
-        order: what this worker is told.
-        owner: who it is.
+        order: this worker's assignment.
+        owner: this worker's identity.
         context: forks children.
         stop_asked: returns why it should stop ("stopped", "deadline", ...), "" while it should not.
-        shortage: returns whether it should stop for want of memory on its node.
-        say: takes a line for the worker's log.
-        checkout: the code that it runs where it lies; None where that cannot change, or need not be watched.
+        shortage: returns the lack of memory on its node because of which it should stop; None without one.
+        say: writes a line to the worker's log.
+        checkout: the code that it runs in place; None if that cannot change or need not be watched.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class Worker:
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
         self._failed_starts, self._replaced, self._starved = 0, False, False
-        self.num_claims, self._progressed = 0, False  # until something was done, or was worth waiting for
+        self.num_claims, self._progressed = 0, False  # whether a successor of this job could get further
         self._idle_since_s: float | None = None
         self._leaving = Leaving()
         self._scan_s = 0.0
@@ -90,7 +93,7 @@ class Worker:
         self._wishes = RequestSummary(frozenset(), {}, {})
 
     def run(self) -> int:
-        """Works until nothing is left to claim or wait for; returns the exit code."""
+        """Work until nothing is left to claim or to wait for; return the exit code."""
         idle_s = IDLE_S
         while not self._stop_asked():
             if self._replaced:
@@ -101,6 +104,7 @@ class Worker:
                 return REFUSED
             self._scan_s = time.monotonic()
             wishes = self._read_wishes(at_most_s=0.0)
+            # New evidence for each scan, read lazily. A decision from an old scan is checked again in `_try`.
             snapshot = EvidenceReader(
                 self._ledger,
                 self._sweep.nodes.values(),
@@ -127,19 +131,20 @@ class Worker:
                 if self._is_idle_for_long():
                     self._say("nothing to claim while others work: this worker leaves")
                     return 0
-                self._leaving.reset()  # it stays in any case
+                self._leaving.reset()  # others still work, so it stays whatever the unreadable stages do
                 idle_s, self._progressed = self._pause(idle_s), True
             elif self._is_worth_another_look(snapshot):
                 idle_s = self._pause(idle_s)
             else:
-                if self.num_claims == 0 and self._order.job is not None:  # or its job's log would be empty
+                # For a job's log, or it would be empty.
+                if self.num_claims == 0 and self._order.job is not None:
                     self._say("nothing was left to do")
                 self._retain(f"worker on {self._owner.host}")
                 return NO_MEMORY if self._starved else 0
         return self._released(self._stop_asked())
 
     def _has_other_code(self) -> bool:
-        """Whether the checkout is not what it was at the launch: what it makes now has another version."""
+        """Whether the checkout was edited since the launch: its products would have another version."""
         if self._checkout is None or self._checkout.digest() == self._order.code_digest:
             return False
         names = self._checkout.changed() or ["the code"]
@@ -155,17 +160,18 @@ class Worker:
         self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
         if most_s is None or now_s - self._idle_since_s < most_s:
             return False
-        # else each successor would watch that attempt anew, and none for as long as its lease
+        # An attempt that may be dead keeps this worker here. Each successor would start watching from zero,
+        # and none would watch for a whole lease.
         return not self._watcher.suspects(read_s=self._scan_s, since_s=self._idle_since_s)
 
     def _released(self, why: str) -> int:
-        """The exit code of a worker that leaves work behind; only a scheduler wants to know."""
+        """Return the exit code of a worker that leaves work behind; it matters to a scheduler only."""
         if self._order.job is None:
             return 0
         return RELEASED if self._progressed or why != "deadline" else TOO_SHORT
 
     def _short_of_time(self) -> float | None:
-        """Returns the seconds that are left of a scheduler's job, when they are too few to start a stage."""
+        """Return the seconds left of a scheduler's job, if they are too few to start a stage; else None."""
         job = self._order.job
         if job is None or job.end_at is None:
             return None
@@ -177,7 +183,7 @@ class Worker:
         return min(MAX_IDLE_S if self._ledger.objects.in_place else BUCKET_S, idle_s * 1.5)
 
     def _try_or_leave(self, claimable: Claimable, snapshot: EvidenceReader) -> bool:
-        """As `_try`; a stage of which the store's folders err is left for a while, and the others go on."""
+        """Run `_try`; if only this stage's folders fail, leave it for a while, so that others go on."""
         try:
             was_worked_on = self._try(claimable, snapshot)
         except (OSError, InfrastructureError) as error:
@@ -214,16 +220,16 @@ class Worker:
         return self._wishes
 
     def _retain(self, by: str, node: StageInstance | None = None) -> None:
-        """Retires what the stage just done was the last to need; without one, looks at all products."""
+        """Retire files that no stage needs after the one just done; without a stage, check all products."""
         policy = self._order.settings.policy
         if node is not None and policy.retention == "all":
             return
         sources = None if node is None else [taken.digest for taken in node.inputs]
         try:
             if self._read_wishes(at_most_s=0.0).revision not in (0, self._order.revision):
-                return  # the sweep moved on: stages of its newer revision may need what these do not
+                return  # a newer revision was launched: its stages may need what these do not
             news = retain(self._ledger, self._sweep, policy, by=by, sources=sources, trusted=self._trusted)
-        except (OSError, InfrastructureError) as error:  # whoever comes next goes on with it
+        except (OSError, InfrastructureError) as error:  # the next worker completes the deletion
             self._say(f"retention: {error}")
             return
         for retired in news:
@@ -232,7 +238,11 @@ class Worker:
     # Claiming
 
     def _try(self, claimable: Claimable, snapshot: EvidenceReader) -> bool:
-        """Claims and runs a stage; False when another was first or something must be mended before."""
+        """Claim and run a stage.
+
+        Returns:
+            False if another worker was first, so that a pause is due; True to scan again at once.
+        """
         node = claimable.node
         if (inputs := self._inputs(node, snapshot)) is None:
             return True  # an input was voided: scan again at once
@@ -242,9 +252,10 @@ class Worker:
             return True
         attempts = self._ledger.attempts(node)
         if attempts != evidence.attempts or self._ledger.is_done_or_void(node, evidence.generation):
-            return False  # another claimed or finished meanwhile, or an owner beat again
+            return False  # another worker claimed or finished meanwhile, or the owner sent a heartbeat
         number = (attempts[-1].number if attempts else 0) + 1
         claim = self._claim(claimable.cell, evidence, attempts)
+        # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(node, number, claim):
             return False
         self._say(f"{claimable.cell.cell} {node.name}: attempt {number}")
@@ -269,7 +280,8 @@ class Worker:
         self._release(node, snapshot)
         self._count_start(run, end)
         self._replaced = end.why == "superseded" and self._is_replaced(node)
-        if end.cause is Cause.OOM_HOST and self._order.job is not None:  # for a job that asks for more
+        # Another try in this job would run out of memory again. Its exit code requests a larger job.
+        if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._starved = True
             self._cells = tuple(cell for cell in self._cells if node.digest not in cell.chain)
         self._progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
@@ -300,7 +312,7 @@ class Worker:
         )
 
     def _is_replaced(self, node: StageInstance) -> bool:
-        """Whether a scheduler that thought this worker dead started its job anew elsewhere."""
+        """Whether a scheduler that took this worker for dead restarted its job elsewhere."""
         me = self._owner
         owners = [attempt.claim.owner for attempt in self._ledger.attempts(node) if attempt.claim]
         return bool(me.job) and any(
@@ -316,14 +328,17 @@ class Worker:
     # Inputs
 
     def _inputs(self, node: StageInstance, snapshot: EvidenceReader) -> dict[str, dict[str, str]] | None:
-        """Verifies the products that a stage takes, the first time by content; None after voiding one."""
+        """Return the verified folders of a stage's inputs; None if one does not count.
+
+        Contents are verified the first time only, later sizes alone. A damaged product is voided.
+        """
         folders: dict[str, dict[str, str]] = {}
         for taken in node.inputs:
             source, evidence = self._sweep.nodes[taken.digest], snapshot.evidence(taken.digest)
             if evidence.done is None:
                 return None
             prefix = layout.output(source.stage, source.digest, evidence.done.attempt)
-            folder = self._ledger.objects.fetch(prefix, ())  # a copy that is here stays from now on
+            folder = self._ledger.objects.fetch(prefix, ())  # keeps a cached copy from being evicted
             key = (taken.digest, evidence.generation)
             if damage(folder, remaining_files(evidence.done.files, evidence.retired), content=False):
                 self._verified.discard(key)
@@ -335,7 +350,7 @@ class Worker:
         return folders
 
     def _release(self, node: StageInstance, snapshot: EvidenceReader) -> None:
-        """Lets the copies of a stage's inputs go when there is no room for them any more."""
+        """Allow the cache to evict the copies of a stage's inputs."""
         for source in (self._sweep.nodes[taken.digest] for taken in node.inputs):
             done = snapshot.evidence(source.digest).done
             if done is not None:
@@ -343,7 +358,8 @@ class Worker:
                 self._ledger.objects.release(prefix)
 
     def _void_damaged(self, node: StageInstance, evidence: Evidence) -> None:
-        """Voids a product that is damaged also at a second look, or was made from a discarded one."""
+        """Void a product that a second check finds damaged, or that was made from a discarded one."""
+        # One failed check may be a caching effect of a network file system; voiding is permanent.
         time.sleep(IDLE_S)
         done, problem = self._ledger.product(node, evidence.generation)
         discarded = "" if done is None else self._ledger.discarded_input(node, done)
@@ -366,13 +382,13 @@ class Worker:
     # Stopping
 
     def _why_stop(self, node: StageInstance) -> str:
-        """Tells an attempt why it should stop: the worker should, or no cell wants its stage any more."""
+        """Return why an attempt should stop: the worker should, or all cells of its stage were cancelled."""
         if why := self._stop_asked():
             return why
         try:
             in_place = self._ledger.objects.in_place
             cancelled = self._read_wishes(at_most_s=CONTROL_S if in_place else BUCKET_S).cancelled
-        except (OSError, InfrastructureError):  # asked again soon: no reason to lose a running stage
+        except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""
         if not cancelled:
             return ""

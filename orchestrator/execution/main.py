@@ -1,4 +1,4 @@
-"""Starting a worker: in a launcher's fork server, or as ``python -m orchestrator.execution.main FILE``."""
+"""The start of a worker, in a launcher's fork server or by ``python -m orchestrator.execution.main FILE``."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ from orchestrator.store.patience import Outage, wait_out
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
-"""Of these, blocked in a launcher's fork server, and so in a worker until it can heed them."""
+"""The stop signals that a launcher's fork server blocks; a worker unblocks them when its handlers exist."""
 
 OUTAGE_S, OUTAGE_POLL_S = 600.0, 2.0
-"""How long a worker waits for a store at a URL that does not answer before it ends, and how often it asks."""
+"""Seconds to wait for a store at a URL that does not answer, and seconds between polls."""
 
 LATE_S = 90.0
-"""A scheduler may give its notice of the end so much too early: Slurm up to a minute."""
+"""Tolerance for a scheduler's early notice of the end, in seconds: Slurm may be up to a minute early."""
 
 
 class WorkerSummary:
-    """What is worth knowing of a worker that has ended."""
+    """Facts about a worker that has ended: the last line of its log, and how many stages it claimed."""
 
     def __init__(self) -> None:
         self.said, self.num_claims = "", 0
 
 
 def preload(sweep: Sweep) -> list[str]:
-    """Returns the modules to import once, before children are forked, for a sweep's stages."""
+    """Return the modules of a sweep's stages to import once, before children are forked."""
     return sorted({module for spec in sweep.specs.values() for module in spec.preload})
 
 
@@ -64,16 +64,16 @@ def run(
     lifeline: int | None = None,
     shortage: Callable[[], Shortage | None] = lambda: None,
 ) -> int:
-    """Runs a worker in this process until nothing is left for it; returns the exit code.
+    """Run a worker in this process until nothing is left for it; return the exit code.
 
     Args:
-        order: what it is told.
-        log: file for its own lines; None for standard output.
-        diary: takes notes of it.
-        lifeline: a pipe's end that closes when whoever started this worker is gone.
-        shortage: returns whether that is for want of memory on the node.
+        order: the worker's assignment.
+        log: file for the worker's log; None for standard output.
+        diary: filled in with facts about the worker.
+        lifeline: end of a pipe that closes when the process that started this worker is gone.
+        shortage: returns the lack of memory on the node because of which the worker should stop.
     """
-    leave_step(os.environ)  # of a job that the launch, or a Ray node, runs in
+    leave_step(os.environ)  # the launch, or a Ray node, may itself run in a step of a Slurm job
     diary = diary or WorkerSummary()
     if log is not None:
         _print_to(log)
@@ -90,14 +90,16 @@ def run(
         if order.code is not None:
             paths = import_paths(ledger.objects, order.code)
             order = formats.kept(order, msgspec.structs.replace(order, import_paths=paths))
-            os.environ.pop("PYTHONSAFEPATH", None)  # meant for us: a command imports what lies beside it
+            # It was set for this process only: a command may import modules that lie beside it.
+            os.environ.pop("PYTHONSAFEPATH", None)
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
         checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
+        # Before the first claim: a worker that cannot work must cost no attempt (rule 9).
         if problem := _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger):
             say(f"{problem.what}: this worker claims nothing")
             return problem.code
         for module in preload(revision.sweep):
-            with contextlib.suppress(ImportError):  # a stage that cannot import it will say so
+            with contextlib.suppress(ImportError):  # the stage that needs it fails with the full error
                 importlib.import_module(module)
         worker = Worker(
             ledger=ledger,
@@ -128,7 +130,7 @@ def run(
 
 
 def _print_to(log: Path) -> None:
-    with contextlib.suppress(OSError):  # it lies in the store, which may not answer now
+    with contextlib.suppress(OSError):  # the log lies in the store, which may not answer now
         log.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(handle, 1)
@@ -146,7 +148,7 @@ def _opened(order: Assignment, ending: _Ending, say: Callable[[str], None]) -> L
 
 
 def _outlast(url: str, ending: _Ending) -> None:
-    """Waits until a bucket answers again: whoever goes on in our place would end of the same at once."""
+    """Wait until a bucket answers again; a worker started in our place would fail at once in the same way."""
     objects, start_s = open_objects(url), time.monotonic()
     while not objects.in_place and not ending.why() and time.monotonic() - start_s < OUTAGE_S:
         with contextlib.suppress(OSError):
@@ -156,7 +158,13 @@ def _outlast(url: str, ending: _Ending) -> None:
 
 
 class _Ending:
-    """Why the worker should stop: a signal, its job's end, or the end of the launcher that started it."""
+    """Reasons for the worker to stop: a signal, its job's time limit, or the end of its launcher.
+
+    Stop signals are blocked from the start of the fork server until the handlers here exist. Without that, a
+    signal to the whole process group would kill a worker that is just being forked::
+
+        fork server: block SIGTERM, SIGUSR1, SIGUSR2 -> fork -> worker: install handlers -> unblock
+    """
 
     def __init__(self, order: Assignment, lifeline: int | None) -> None:
         self._job, self._asked, self._lifeline = order.job, "", lifeline
@@ -165,6 +173,8 @@ class _Ending:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
+        # In a job, SIGUSR1 is the scheduler's notice of the time limit. One that comes far too early is
+        # ignored: `why` stops the worker in time.
         if number != signal.SIGUSR1 or self._job is None:
             self._asked = self._asked or "stopped"
         else:
@@ -173,13 +183,13 @@ class _Ending:
                 self._asked = self._asked or "deadline"
 
     def _left_s(self) -> float | None:
-        """Seconds until the notice of the job's end is due."""
+        """Return the seconds until the notice of the job's end is due; None without a time limit."""
         if self._job is None or self._job.end_at is None:
             return None
         return self._job.end_at - self._job.notice_s - time.time()
 
     def why(self) -> str:
-        """Returns the reason, "" while there is none."""
+        """Return the reason, "" while there is none."""
         left_s = self._left_s()
         if not self._asked and left_s is not None and left_s <= 0:
             self._asked = "deadline"
@@ -195,7 +205,7 @@ def _revision(ledger: Ledger, order: Assignment) -> Revision:
 
 
 class _Problem(NamedTuple):
-    """Why a worker must not claim, and its exit code."""
+    """A reason why a worker must not claim, and its exit code."""
 
     what: str
     code: int
@@ -208,6 +218,7 @@ def _code_problem(ledger: Ledger, order: Assignment, sweep: Sweep, checkout: Che
         return _Problem("the code on this machine is not the code at launch", OTHER_CODE)
     if problem := damage(ledger.objects, order.code.digest):
         return _Problem(f"the snapshot in the store is damaged: {problem}", OTHER_CODE)
+    # The snapshot holds this package too: a worker of another installation would run other code.
     here, there = Path(provenance.__file__), package_path(ledger.objects, order.code.digest)
     paths = tuple(order.import_paths)
     if order.code_digest not in ("", version_of(order.code, sweep, paths)):
@@ -228,7 +239,7 @@ def _store_problem(ledger: Ledger) -> _Problem | None:
 
 
 def in_fork_server(order_json: bytes, log: str) -> None:
-    """The target of a launcher's worker process."""
+    """Run a worker as the target of a launcher's process, and exit."""
     os.setsid()
     adopt_orphans()
     code = run(formats.decode(order_json, Assignment), Path(log))
@@ -237,13 +248,13 @@ def in_fork_server(order_json: bytes, log: str) -> None:
 
 
 def _parent_is_gone() -> str:
-    """Returns why to stop when the launcher that started this worker is gone (no thread: workers fork)."""
+    """Return why to stop if the launcher is gone, else "". This needs no thread, because workers fork."""
     parent = multiprocessing.parent_process()
     return "stopped" if parent is not None and wait([parent.sentinel], timeout=0) else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the worker that a JSON file describes."""
+    """Run the worker that a JSON file describes."""
     path = Path((sys.argv[1:] if argv is None else argv)[0])
     return run(formats.decode(path.read_bytes(), Assignment))
 

@@ -1,4 +1,4 @@
-"""Who a worker is, and where among a launch's cells it begins."""
+"""The identity of a worker, and the order in which it works on a launch's cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from orchestrator.processes import describe
 
 
 def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
-    """Return the worker's cells, starting at its own share so that workers rarely race for one stage."""
+    """Return the worker's cells, rotated to start at its own share: workers then rarely compete for a stage.
+
+    Example: of 8 cells and 4 workers, worker 2 starts at cell 4, and returns to cell 0 after cell 7.
+    """
     if order.cells is not None:
         wanted = set(order.cells)
         cells = [cell for cell in cells if cell.cell in wanted]
@@ -22,7 +25,11 @@ def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
 
 
 def this_owner(order: Assignment, pid: int) -> Owner:
-    """Name the calling worker.
+    """Return the identity of the calling worker.
+
+    Args:
+        order: its assignment.
+        pid: its process id.
 
     Raises:
         InfrastructureError: the process cannot be described.

@@ -1,9 +1,16 @@
-"""Carrying what an attempt leaves from its folder on this node to a store at a URL, while its child computes.
+"""Upload of what an attempt leaves to a bucket, while its child computes.
 
-The worker does it, in the background, from its own loop: the child neither waits for an upload nor can lose
-one by dying. A checkpoint counts for others when its manifest is there, which is uploaded last. The files are
-held by links meanwhile, so that the child may rotate its own; when checkpoints come faster than they can be
-uploaded, the newest is next. Logs and metrics follow as they grow.
+The worker uploads in the background, from its own loop: the child never waits for an upload, and its death
+loses none.
+
+Why the order matters: a reader may list a checkpoint at any moment, and a bucket has no rename that makes
+many files appear at once. A checkpoint therefore counts only with its manifest, which is uploaded last::
+
+    child renames 00000200/ -> hard links in .shipping/ -> upload files -> upload manifest: it counts
+    child rotates 00000200/ meanwhile: the links keep the files until they are uploaded
+
+If checkpoints come faster than they can be uploaded, the newest one is next. Logs and metrics follow as they
+grow.
 """
 
 from __future__ import annotations
@@ -26,29 +33,30 @@ from orchestrator.store import layout
 from orchestrator.store.remote import RemoteStore, Transfer
 
 KEEP = 2
-"""Checkpoints of one attempt that stay in the store, as `Context` keeps them on the node."""
+"""Checkpoints of one attempt that stay in the store, as many as `Context` keeps on the node."""
 
 LOG_S, LOG_BYTES_S = 5.0, 2**20
-"""A log is uploaded at most so often, and a long one no faster than this."""
+"""Least seconds between two uploads of a log, and the most bytes of log per second."""
 
 LET_GO_S = 5.0
-"""How long an upload that nobody wants any more may still take before it is broken off."""
+"""Seconds that an upload which is no longer needed may take before it is aborted."""
 
 HELD = ".shipping"
-"""The folder of links to the files of the checkpoint that is under way."""
+"""Folder of hard links to the files of the checkpoint that is being uploaded."""
 
 RETRY_S, PATIENCE_S, LOG_PATIENCE_S = 3.0, 300.0, 20.0
-"""Seconds between tries, and how long a store that does not answer is waited for at the end of an attempt."""
+"""Seconds between tries, and seconds to wait at an attempt's end for a store that does not answer."""
 
 
 class BucketPublisher:
-    """Carries the checkpoints, log and metrics of one attempt.
+    """Uploads of the checkpoints, log and metrics of one attempt.
 
     Args:
         objects: the store.
-        key: of the attempt's payload.
-        adopted: the step that the attempt goes on from, which lies in another's payload; None without one.
-        complain: takes a line about what went wrong.
+        key: key of the attempt's payload.
+        adopted: step of the checkpoint that the attempt resumed from. Another attempt's payload holds it, so
+            it is not uploaded. None without one.
+        complain: writes a line about a problem to the worker's log.
     """
 
     def __init__(
@@ -59,8 +67,8 @@ class BucketPublisher:
         self._adopted = adopted
         self._shipped: list[int] = []
         self._torn: set[int] = set()
-        self._step: int | None = None  # of the checkpoint that is under way
-        self._named = False  # its files are there, its manifest is on its way
+        self._step: int | None = None  # the checkpoint that is being uploaded
+        self._named = False  # whether its files are uploaded, so that its manifest is next
         self._checkpoint: Transfer | None = None
         self._log: Transfer | None = None
         self._sizes: dict[str, int] = {}
@@ -68,7 +76,7 @@ class BucketPublisher:
         self.error: OSError | None = None
 
     def step(self) -> None:
-        """Looks at what is under way and begins what is due; waits for nothing."""
+        """Check the running uploads and start those that are due; never wait."""
         now_s = time.monotonic()
         self._log = self._looked_at(self._log, "the log")
         if self._log is None and now_s >= self._log_s:
@@ -81,12 +89,13 @@ class BucketPublisher:
                 self._failed("a checkpoint", error)
 
     def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
-        """Waits until the last checkpoint and the log are in the store; called when the child is gone.
+        """Wait until the last checkpoint and the log are in the store, after the child has ended.
 
-        What the store does not take for long is left behind, and said: the attempt's end counts without it.
+        If the store does not answer for long, the rest is given up with a line in the log. The attempt's end
+        counts without it.
 
         Args:
-            pulse: called meanwhile.
+            pulse: called meanwhile, to keep the lease.
             checkpoints: whether the checkpoints are still wanted.
         """
         self._retry_s = 0.0
@@ -103,7 +112,7 @@ class BucketPublisher:
         self._ship_rest(pulse)
 
     def _ship_rest(self, pulse: Callable[[], object]) -> None:
-        """Waits until logs and metrics are in the store, but not for long: they are not worth the attempt."""
+        """Wait a short time until logs and metrics are in the store; their loss is no reason to fail."""
         start_s, self._log_s = time.monotonic(), 0.0
         while self._log is not None or self._grown():
             self._log = self._looked_at(self._log, "the log")
@@ -115,31 +124,32 @@ class BucketPublisher:
             time.sleep(0.02)
 
     def _let_go(self, pulse: Callable[[], object]) -> None:
-        """Sees to it that no checkpoint comes to the store later, when those of the stage are deleted."""
+        """Make sure that no checkpoint arrives after this, when those of the stage may already be deleted."""
         until_s = time.monotonic() + LET_GO_S
         with contextlib.suppress(OSError):
             while self._checkpoint is not None and not self._checkpoint.is_done():
                 pulse()
                 time.sleep(0.02)
                 if time.monotonic() > until_s:
-                    self._objects.close()  # with its broker ends what is under way
+                    self._objects.close()  # ends the broker process, and all its uploads with it
         self._checkpoint, self._step = None, None
         shutil.rmtree(self._folder / HELD, ignore_errors=True)
 
     def output(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
-        """Uploads the product's files; goes on where it was interrupted when the store is there again.
+        """Upload the product's files. After an interruption it resumes when the store answers again.
 
         Args:
-            files: of the product; afterwards the store has all of them in full size.
-            pulse: called meanwhile.
+            files: files of the product. On return the store has all of them in full size.
+            pulse: called meanwhile, to keep the lease.
 
         Raises:
-            OSError: the store did not take them for long.
+            OSError: the store did not accept them for `PATIENCE_S`.
         """
         start_s, prefix = time.monotonic(), f"{self._key}/{layout.OUTPUT}"
         while True:
             try:
                 self._objects.upload(prefix, pulse=pulse)
+                # The record names these files, so the store's own listing must confirm all of them first.
                 problem = damage_by_size(self._objects.trees([prefix])[prefix], files)
                 if problem is None:
                     return self._ship_rest(pulse)
@@ -156,16 +166,16 @@ class BucketPublisher:
     def failed(
         self, outcome: ChildOutcome, number: int, pulse: Callable[[], object], *, has_read: bool
     ) -> None:
-        """Uploads what a later attempt needs to know of a failure.
+        """Upload what a later attempt needs after a failure.
 
-        Of a command whose results could not be read that is its output, and then the outcome that says so; of
-        an attempt that read such an output again the outcome, or it would be read once more, for ever. What
-        the store does not take for long is left behind.
+        After a command with unreadable results, that is its output, followed by the outcome that refers to
+        it. After an attempt that read such an output again, it is the outcome alone: without it the output
+        would be read again for ever. If the store does not answer for long, the rest is given up.
 
         Args:
-            outcome: of the attempt; nothing is done for any other than these.
-            number: of the attempt.
-            pulse: called meanwhile.
+            outcome: the attempt's outcome. Other outcomes than these two need no upload.
+            number: number of the attempt.
+            pulse: called meanwhile, to keep the lease.
             has_read: whether the attempt only read what an earlier one left.
         """
         if outcome.outcome != "failed" or not (has_read or outcome.unread == number):
@@ -179,6 +189,7 @@ class BucketPublisher:
             self._complain(f"its output is not kept: {error.strerror or error}")
 
     def _looked_at(self, transfer: Transfer | None, what: str) -> Transfer | None:
+        """Return an upload that still runs; handle the end of any other, and return None."""
         try:
             if transfer is None or not transfer.is_done():
                 return transfer
@@ -203,26 +214,27 @@ class BucketPublisher:
     # Checkpoints
 
     def _newest(self) -> int | None:
-        """Returns the newest step that is whole and not in the store yet."""
+        """Return the newest step that is complete and not yet in the store; None if there is none."""
         last = max([*self._shipped, self._adopted or 0])
         manifests = (self._folder / layout.CHECKPOINTS).glob(f"*/{MANIFEST}")
         steps = [step for path in manifests if (step := step_of(path.parent.name)) is not None]
         return max((step for step in steps if step > last and step not in self._torn), default=None)
 
     def _place(self, step: int) -> Path:
-        """Returns the folder of a checkpoint: a command names its own as it likes."""
+        """Return the folder of a checkpoint; a command may use another number format than ours."""
         places = (self._folder / layout.CHECKPOINTS).glob(f"*/{MANIFEST}")
         found = [path.parent for path in places if step_of(path.parent.name) == step]
         return found[0] if found else self._folder / layout.CHECKPOINTS / f"{step:08d}"
 
     def _go_on(self) -> None:
+        """Start the next upload of a checkpoint: its files, or after them its manifest."""
         if self._step is None:
             step = self._newest()
             if step is None or not self._link(step):
                 return
             self._step, self._named = step, False
         held, prefix = self._held(self._step), self._prefix(self._step)
-        # after an error, what had come across before is not sent again
+        # After an error, files that had arrived before are not sent again.
         there = self._objects.trees([prefix])[prefix] if self.error is not None else {}
         names = [MANIFEST] if self._named else []
         for path in held.rglob("*") if not self._named else ():
@@ -234,7 +246,7 @@ class BucketPublisher:
         self._checkpoint = self._objects.begin_upload(prefix, names, folder=held)
 
     def _link(self, step: int) -> bool:
-        """Holds a checkpoint's files; False for one that is not whole, or was rotated away just now."""
+        """Hard-link a checkpoint's files; return False if it is incomplete or was just rotated away."""
         source, held = self._place(step), self._held(step)
         shutil.rmtree(held, ignore_errors=True)
         try:
@@ -245,16 +257,17 @@ class BucketPublisher:
                 os.link(source / file.path, held / file.path)
             held.mkdir(exist_ok=True)
             (held / MANIFEST).write_bytes(data)
+            # A command may rewrite a file in place: compare sizes after linking.
             is_whole = damage(held, manifest.files, content=False) is None and manifest.step == step
         except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             is_whole = False
-        if not is_whole:  # a file that a command names like a manifest is none
+        if not is_whole:  # also when a command wrote a file of its own with the manifest's name
             shutil.rmtree(held, ignore_errors=True)
             self._torn.add(step)
         return is_whole
 
     def _landed(self) -> None:
-        """The files are there: its manifest is next; or that is there too: it counts."""
+        """Advance after a finished upload: from the files to the manifest, or to the next checkpoint."""
         assert self._step is not None
         if not self._named:
             self._named = True
@@ -263,8 +276,8 @@ class BucketPublisher:
         self._drop()
         while len(self._shipped) > KEEP:
             prefix = self._prefix(self._shipped.pop(0))
-            with contextlib.suppress(OSError):  # it is not in the way, and goes when the stage is done
-                self._objects.discard(f"{prefix}/{MANIFEST}")  # first: a half-deleted one never counts
+            with contextlib.suppress(OSError):  # harmless if it stays: retention deletes it later
+                self._objects.discard(f"{prefix}/{MANIFEST}")  # first: a partly deleted one never counts
                 self._objects.discard(prefix)
 
     def _drop(self) -> None:
@@ -281,6 +294,7 @@ class BucketPublisher:
     # Logs
 
     def _grown(self) -> dict[str, int]:
+        """Return the sizes of the log and metrics files that grew since their last upload."""
         sizes = {}
         for name in (layout.LOG, layout.METRICS):
             with contextlib.suppress(OSError):
@@ -300,6 +314,6 @@ class BucketPublisher:
 
 
 def complain(line: str) -> None:
-    """Print a line into the worker's log about what went wrong and stops nothing."""
+    """Print a line to the worker's log about a problem that stops nothing."""
     with contextlib.suppress(OSError):  # the log may lie on a full disk
         print(line, flush=True)

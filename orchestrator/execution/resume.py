@@ -1,4 +1,4 @@
-"""Finding the checkpoint to go on from, and adopting it into one's own attempt (rule 6)."""
+"""Choice of the checkpoint to resume from, and its adoption into the attempt's own folder (rule 6)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,21 @@ from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 
 UNREAD = "UnreadResults"
-"""What is recorded as the exception of a stage that was through, but whose rows cannot be taken."""
+"""Recorded exception of a stage that finished, but whose rows could not be read."""
 
+# Failures with these causes can happen whatever a checkpoint holds.
 _NOT_ITS_FAULT = frozenset({Cause.PREEMPTED, Cause.NODE_LOST, Cause.COMMUNICATION, Cause.STORAGE})
 
 
 class Candidate(NamedTuple):
-    """A checkpoint whose manifest is there; ordered by step, then attempt."""
+    """A checkpoint that has a manifest; ordered by step, then by attempt.
+
+    Attributes:
+        step: its step.
+        attempt: the attempt that saved it.
+        prefix: its key in the store.
+        manifest: content of its manifest file.
+    """
 
     step: int
     attempt: int
@@ -37,15 +45,21 @@ class Candidate(NamedTuple):
 
 
 def candidates(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]) -> list[Candidate]:
-    """Lists the checkpoints that an attempt may go on from, best first.
+    """Return the checkpoints that an attempt may resume from, best first.
 
-    One from which two attempts failed without reaching a newer one is left out, after ``nan`` already one:
-    what it holds is the likely reason. Attempts that were lost or preempted do not count against it. None is
-    taken from an attempt whose product or input was discarded: a bug's state must not come back.
+    A checkpoint may itself cause a failure, for example when its weights have diverged. Retries from it would
+    then fail for ever. So it is skipped after two failures of attempts whose newest checkpoint it was; after
+    a ``nan`` one failure is enough. Lost or preempted attempts do not count::
+
+        attempt 1: saves 100, 200, fails with nan   blame {200: 2}
+        attempt 2: resumes from 100 (200 is skipped)
+
+    Nothing is taken from an attempt whose product or input was discarded, because the state may contain the
+    bug that led to the discard.
     """
     sound = [attempt for attempt in attempts if not is_discarded(ledger, node, attempt)]
     found = _of_attempts(ledger, node, sound)
-    # what an attempt went on from is its own newest, until it saves one
+    # Until an attempt saves a checkpoint, its newest one is the checkpoint that it resumed from.
     newest = {a.number: a.start.parent.step for a in sound if a.start and a.start.parent}
     for candidate in found:
         newest[candidate.attempt] = max(candidate.step, newest.get(candidate.attempt, 0))
@@ -61,9 +75,9 @@ def candidates(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt])
 
 
 def is_discarded(ledger: Ledger, node: StageInstance, attempt: Attempt) -> bool:
-    """Returns whether what an attempt left must not be used: its product or an input of it was discarded."""
+    """Return whether an attempt's files must not be used: its product or an input of it was discarded."""
     if attempt.claim is None or (node.inputs and attempt.start is None):
-        return True  # unreadable, or not yet written when we looked: nothing says what it worked on
+        return True  # a record is missing or unreadable, so its generation or inputs are unknown
     taken = attempt.start.inputs if attempt.start else {}
     return ledger.is_discarded(node, attempt.claim.generation) or any(
         ledger.is_discarded(source, taken[source.digest]) for source in node.inputs if source.digest in taken
@@ -71,6 +85,7 @@ def is_discarded(ledger: Ledger, node: StageInstance, attempt: Attempt) -> bool:
 
 
 def _of_attempts(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]) -> list[Candidate]:
+    """Return all checkpoints with a manifest, in two requests for all attempts together."""
     numbers = {layout.checkpoints(node.stage, node.digest, a.number): a.number for a in attempts}
     steps = {
         f"{prefix}/{name}": (step, numbers[prefix])
@@ -87,7 +102,7 @@ def _of_attempts(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt
 
 
 def is_whole(ledger: Ledger, candidate: Candidate) -> bool:
-    """Returns whether a checkpoint has all the files that its manifest names, judged by their sizes."""
+    """Return whether a checkpoint has all files that its manifest names, by their sizes."""
     try:
         manifest = formats.decode(candidate.manifest, CheckpointManifest)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -106,22 +121,23 @@ def adopt(
     pulse: Callable[[], object] = lambda: None,
     taking: Callable[[Parent], object] = lambda parent: None,
 ) -> tuple[Checkpoint, Parent] | None:
-    """Brings the newest checkpoint that verifies into the attempt's folder.
+    """Bring the newest checkpoint that verifies into the attempt's folder.
 
-    The files are fetched if need be, then linked or copied, and verified there, so that an owner that rotates
-    meanwhile can only make us choose again.
+    Its owner may still live and rotate it away at any time. So the files are fetched if necessary, linked or
+    copied, and verified in the new place. If one is missing there, the next candidate is tried.
 
     Args:
         ledger: the store.
-        node: the stage.
+        node: the stage instance.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
-        is_copied: the stage may write into the checkpoint that it goes on from, which must change no other.
-        pulse: called before each file: large ones take longer than a lease.
-        taking: called with the choice before anything of it lies in the folder.
+        is_copied: whether to copy instead of link, because the stage may write into its checkpoint and must
+            not change the original.
+        pulse: called before each file, since large ones take longer than a lease.
+        taking: called with the choice before any of its files lies in the folder.
 
     Returns:
-        The checkpoint in its new place and where it came from, or None to start from nothing.
+        The checkpoint in its new place and its origin, or None to start from nothing.
 
     Raises:
         OSError: the store did not answer.
@@ -134,7 +150,7 @@ def adopt(
             continue
         if manifest.step != candidate.step:
             continue
-        # a store that does not answer is no reason to go on from an older one: its error is not caught
+        # An outage is no reason to resume from an older checkpoint, so its error is not caught.
         source = ledger.objects.fetch(candidate.prefix, manifest.files, pulse=pulse)
         parent = Parent(attempt=candidate.attempt, step=candidate.step)
         taking(parent)
@@ -149,19 +165,20 @@ def adopt(
                 if damage(target, [file]) is not None:
                     break
             else:
+                # The files must be on disk before the manifest that declares them complete.
                 fsync_tree(target)
                 (target / MANIFEST).write_bytes(candidate.manifest)
                 fsync_path(target / MANIFEST)
                 fsync_tree(target)
                 return Checkpoint(candidate.step, target), parent
         except OSError:
-            pass  # it went away or was torn: choose again
+            pass  # it was deleted or changed meanwhile: try the next candidate
         shutil.rmtree(target, ignore_errors=True)
     return None
 
 
 def link(source: Path, target: Path) -> None:
-    """Links a file that nobody writes any more, or copies it where the file system has no links."""
+    """Hard-link a file that is never written again, or copy it if the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

@@ -1,13 +1,16 @@
-"""Checkpoints that a command saves: finding those that are whole, and making them count.
+"""Checkpoints that a command saves: find those that are complete, and make them count.
 
-A command gives a finished folder its final name by renaming it, while it runs or when it is asked to stop. A
-thread looks once a second, so that the loss of all processes at once costs what was renamed in the last two
-seconds. A folder counts when two looks have found it the same. What changes or vanishes meanwhile is left for
-the next look: commands rotate theirs.
+A command announces a finished checkpoint by renaming its folder to the final name. A thread checks once a
+second for such folders, so that even the sudden loss of all processes costs only what was renamed in the last
+two seconds. A folder counts when two consecutive checks find it unchanged. One that changes or vanishes in
+between is left for the next check, because commands rotate their checkpoints.
 
-A rename sets the change time of the folder itself, after all that it holds was written. A folder that is
-written in place under its final name fails this test, and is sealed only when its command has ended by
-itself.
+Why renaming is visible: a rename sets the change time of the folder itself, later than all writes inside. A
+folder that is written in place under its final name fails this test. It is sealed only after its command has
+ended by itself::
+
+    write tmp/a, tmp/b; rename tmp -> 300    change time of 300 is later than a and b: complete
+    mkdir 300; write 300/a, 300/b            change time of 300 is earlier than b: maybe incomplete
 """
 
 from __future__ import annotations
@@ -30,10 +33,13 @@ _Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 class Sealer:
-    """Seals the checkpoints of one command.
+    """The thread that seals the checkpoints of one command.
 
     Args:
-        context: of the attempt; what it adopted is sealed already.
+        context: the attempt's context. Its adopted checkpoint is sealed already.
+
+    Attributes:
+        superseded: why nothing is sealed any more; "" while this attempt counts.
     """
 
     def __init__(self, context: Context) -> None:
@@ -49,14 +55,14 @@ class Sealer:
         """Why nothing is sealed any more; "" while this attempt counts."""
 
     def start(self) -> None:
-        """Starts looking."""
+        """Start the periodic checks."""
         self._thread.start()
 
     def finish(self, *, by_itself: bool) -> None:
-        """Seals what is left when the command has ended; waits for it.
+        """Stop the periodic checks, and seal what is left when the command has ended.
 
         Args:
-            by_itself: the command ended by itself, so that a folder that it wrote in place is whole too.
+            by_itself: whether the command ended by itself, so that a folder written in place is complete too.
         """
         self._end.set()
         self._thread.join()
@@ -69,11 +75,11 @@ class Sealer:
             self.look()
 
     def look(self, *, is_last: bool = False, by_itself: bool = False) -> None:
-        """Seals what this look and the one before have found the same.
+        """Seal the checkpoints that this check and the previous one found unchanged.
 
         Args:
-            is_last: the command has ended, so that one look is enough.
-            by_itself: it ended by itself, so that a folder that it wrote in place is whole too.
+            is_last: whether the command has ended, so that one check is enough.
+            by_itself: whether it ended by itself, so that a folder written in place is complete too.
         """
         seen, self._seen = self._seen, {}
         self._unseal_if_changed()
@@ -82,7 +88,7 @@ class Sealer:
         except OSError:
             return
         steps = [(step, path) for path in paths if (step := step_of(path.name)) is not None]
-        for step, path in sorted(steps, reverse=True):  # the newest first: time may run out
+        for step, path in sorted(steps, reverse=True):  # the newest first, because time may run out
             if self._is_sealed(path, step):
                 continue
             try:
@@ -99,14 +105,14 @@ class Sealer:
                     print(f"checkpoint {path.name} is not sealed: {error}", flush=True)
 
     def _seal(self, path: Path, step: int, stamp: _Stamp) -> None:
-        if contain(path):  # links became copies
+        if contain(path):  # links were replaced by copies, which changed the folder
             stamp = _stamp(path)
         self._context.seal(path, step)
         self._newest = path, stamp
         self._unseal_if_changed()
 
     def _unseal_if_changed(self) -> None:
-        """Takes the manifest back from the folder that was sealed last, if it is written to after all."""
+        """Remove the manifest from the folder sealed last, if the command writes to it after all."""
         if self._newest is None:
             return
         path, stamp = self._newest
@@ -120,7 +126,7 @@ class Sealer:
             (path / MANIFEST).unlink()
 
     def _name_others(self) -> None:
-        """Says once what a command saved that counts for nothing, where nothing that it saved counts."""
+        """Print one line when everything that a command saved is unusable as a checkpoint."""
         with contextlib.suppress(OSError):
             own = [path for path in self._folder.iterdir() if path != self._adopted and path.name[0] != "."]
             others = [p.name for p in own if step_of(p.name) is None or p.is_symlink() or not p.is_dir()]
@@ -131,7 +137,7 @@ class Sealer:
                 )
 
     def _is_sealed(self, path: Path, step: int) -> bool:
-        """Whether a folder has its manifest; removes one that was copied along from another checkpoint."""
+        """Whether a folder has a manifest; remove one that was copied along from another checkpoint."""
         try:
             data = (path / MANIFEST).read_bytes()
         except OSError:
@@ -144,6 +150,7 @@ class Sealer:
             if path not in self._reported:
                 self._reported.add(path)
                 print(f"checkpoint {path.name} does not count: it holds a {MANIFEST} of its own", flush=True)
+            # Not our format: the command uses this file name itself, so the folder cannot be sealed.
             return True
         if (manifest.step, manifest.attempt) == (step, self._context.attempt):
             return True
@@ -153,7 +160,7 @@ class Sealer:
 
 
 def _stamp(folder: Path, *, without: str = "") -> _Stamp:
-    """Returns what tells two states of a folder apart: each path with its inode, size and time of writing."""
+    """Return the state of a folder, to compare: each path with its inode, size and time of writing."""
     found = []
     for root, folders, names in os.walk(folder, onerror=_raise):
         for name in [*folders, *names]:
@@ -170,5 +177,5 @@ def _raise(error: OSError) -> None:
 
 
 def _was_renamed(folder: Path, stamp: _Stamp) -> bool:
-    """Whether the folder got its name after all that it holds was written."""
+    """Whether the folder got its name after everything in it was written."""
     return bool(stamp) and folder.stat().st_ctime_ns >= max(written_ns for *_, written_ns in stamp)

@@ -1,4 +1,7 @@
-"""Watching the owners of attempts: when one may be called dead (rule 4). Compares no clocks of machines."""
+"""Observation of attempts' owners, and the decision when one is dead (rule 4).
+
+It compares no clocks of different machines.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from orchestrator.store.evidence import OwnerReport, inspect_owner
 from orchestrator.store.patience import is_transient, told
 
 LEAVE_S, UNREADABLE_S = 3.0, 8.0
-"""How long a stage is left alone where the error may pass, and how long an idle worker looks again."""
+"""Seconds that a stage with a transient error is left alone, and seconds that an idle worker keeps trying."""
 
 
 class _Left(NamedTuple):
@@ -25,10 +28,11 @@ class _Left(NamedTuple):
 
 
 class Leaving:
-    """What is left alone, and since when nothing else was to be done.
+    """The stages that this worker leaves alone after errors of the store, and its patience with them.
 
-    An idle worker's patience is for one outage: it begins anew when a stage errs that did not before, and
-    after `reset`. A stage that errs again and again does not renew it.
+    When nothing else is left to do, the worker waits up to `UNREADABLE_S` for the errors to pass. This
+    patience starts again when another stage fails, and after `reset`. A stage that fails repeatedly does not
+    extend it, or the worker would never end.
 
     Args:
         clock: seconds, monotonic.
@@ -37,11 +41,11 @@ class Leaving:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._left: dict[str, _Left] = {}
-        self._erred: set[str] = set()  # since the patience began
+        self._erred: set[str] = set()  # stages that failed since the patience started
         self._idle_since_s: float | None = None
 
     def leave(self, digest: str, error: Exception) -> None:
-        """Leave a stage alone, for a while where the error may pass."""
+        """Leave a stage alone: for `LEAVE_S` if the error may pass, else for good."""
         status = StageStatus(State.UNKNOWN, f"cannot be worked on: {told(error)}")
         self._left[digest] = _Left(status, self._clock(), is_transient(error))
         if digest not in self._erred:
@@ -49,12 +53,12 @@ class Leaving:
             self._idle_since_s = None
 
     def reset(self) -> None:
-        """Begin the patience anew: a stage was worked on without an error of the store."""
+        """Start the patience again, after a stage ran without an error of the store."""
         self._erred.clear()
         self._idle_since_s = None
 
     def status(self, digest: str) -> StageStatus | None:
-        """Return the state of a stage that is left alone, None of any other."""
+        """Return the state of a stage that is left alone; None for any other."""
         left = self._left.get(digest)
         if left is not None and self._may_be_tried(left):
             del self._left[digest]
@@ -65,16 +69,16 @@ class Leaving:
         return left.is_passing and self._clock() - left.since_s >= LEAVE_S
 
     def is_worth_another_look(self, *, is_passing: bool) -> bool:
-        """Whether a worker that found nothing else to do should look again.
+        """Whether a worker that found nothing else to do should scan again.
 
         Args:
-            is_passing: a stage could not be read just now, by an error that may pass.
+            is_passing: whether a stage could not be read just now because of an error that may pass.
         """
         now_s = self._clock()
         if not is_passing and not any(left.is_passing for left in self._left.values()):
             self._idle_since_s = None
             return False
-        # a look follows, which tries these again, or no cell asks for them any more
+        # Stages whose pause is over are forgotten: the next scan tries them, if a cell still needs them.
         self._left = {digest: left for digest, left in self._left.items() if not self._may_be_tried(left)}
         self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
         return now_s - self._idle_since_s < UNREADABLE_S
@@ -92,15 +96,19 @@ class _Sighting(NamedTuple):
 
 
 class Watcher:
-    """Remembers heartbeats over time, on this process's own monotonic clock.
+    """Heartbeats over time, on this process's own monotonic clock, and the verdict on their owners.
 
-    An owner is dead when its counter has not changed over its lease in three reads or more, or when it is
-    provably gone: its process vanished from this machine, or it is this very worker before its scheduler
-    started it anew.
+    An owner is dead when its counter did not change during its lease, in three reads or more. Several reads
+    matter: one late read, after this process was suspended, would otherwise condemn a healthy owner. No lease
+    is needed when the owner is provably gone: its process vanished from this machine, its job is known to be
+    over, or it is this very worker before its scheduler restarted it::
+
+        read at 0 s: counter 7;  at 50 s: 7;  at 95 s: 7    lease 90 s, 3 reads without a change: dead
+        read at 0 s: counter 7;  at 95 s: 7                 2 reads only: wait for one more
 
     Args:
         me: the worker that watches.
-        job: the scheduler's job that it runs in, which knows of others that are over.
+        job: the scheduler's job that it runs in, with earlier jobs that are over.
         clock: seconds, monotonic.
     """
 
@@ -112,7 +120,7 @@ class Watcher:
         self._seen: dict[tuple[str, int], _Sighting] = {}
 
     def __call__(self, node: StageInstance, attempt: Attempt) -> OwnerReport:
-        """Judges an attempt that has no `end`."""
+        """Judge an attempt that has no `end`."""
         vital = inspect_owner(node, attempt)
         if vital.liveness is Liveness.GONE:
             return vital
@@ -126,10 +134,12 @@ class Watcher:
         counter = attempt.heartbeat.counter if attempt.heartbeat else 0
         key, now_s = (node.digest, attempt.number), self._clock()
         seen = self._seen.get(key)
+        # The counter alone is compared: a heartbeat's own time comes from another machine's clock.
         if seen is None or seen.counter != counter:
             self._seen[key] = _Sighting(counter, now_s, 1, now_s)
             return vital
         self._seen[key] = seen = seen._replace(reads=seen.reads + 1, read_s=now_s)
+        # An unreadable claim has no known lease; it must not hold the stage for ever either.
         lease_s = attempt.claim.lease_s if attempt.claim else UNREADABLE_LEASE_S
         silent_s = now_s - seen.since_s
         if silent_s >= lease_s and seen.reads >= MIN_READS:
@@ -139,19 +149,20 @@ class Watcher:
         return vital
 
     def suspects(self, *, read_s: float, since_s: float) -> bool:
-        """Whether an attempt that is still looked at has shown no life for some time: it may be dead.
+        """Whether an attempt under observation may be dead: it has shown no sign of life for some time.
 
         Args:
-            read_s: looked at since then, on this watcher's clock, in seconds.
-            since_s: without a new heartbeat since then.
+            read_s: count attempts that were read at this time or later, in seconds on this watcher's clock.
+            since_s: and that have had no new heartbeat since this time.
         """
         return any(seen.read_s >= read_s and seen.since_s <= since_s for seen in self._seen.values())
 
     def learn(self, gone: LostWorker) -> None:
-        """Takes note of a worker that is known to be gone."""
+        """Record a worker that is known to be gone."""
         self._gone.append(gone)
 
     def _is_former_self(self, owner: Owner) -> bool:
+        """Whether the owner is this very worker, before its scheduler restarted the job."""
         me = self._me
         same = (owner.cluster, owner.job, owner.array_index, owner.slot) == (
             me.cluster,
@@ -162,17 +173,28 @@ class Watcher:
         return bool(me.job) and same and owner.restart_count < me.restart_count
 
     def _known_gone(self, owner: Owner) -> LostWorker | None:
+        """Return the record of a lost worker that covers this owner; None without one."""
         for gone in self._gone:
             same = (gone.cluster, gone.job, gone.array_index) == (
                 owner.cluster,
                 owner.job,
                 owner.array_index,
             )
+            # A later restart of the same job may be alive, so the record covers earlier starts alone.
             if same and gone.slot in (None, owner.slot) and owner.restart_count <= gone.restart_count:
                 return gone
         return None
 
 
 def next_lease_s(base_s: float, num_lost: int, *, cap_s: float = 1800.0) -> float:
-    """Returns the lease of a new claim: doubled by each lost attempt, up to a cap (rule 4)."""
+    """Return the lease of a new claim, in seconds (rule 4).
+
+    Each lost attempt doubles it up to the cap: if leases expire because machines are slow, a longer one ends
+    the mutual takeovers.
+
+    Args:
+        base_s: lease of the first claim.
+        num_lost: how many attempts were lost.
+        cap_s: longest lease.
+    """
     return min(cap_s, base_s * 2.0**num_lost)

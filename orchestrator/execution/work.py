@@ -1,11 +1,15 @@
-"""The work folder of an attempt: taking over the former attempt's, and what of it becomes product.
+"""The work folder of an attempt: taking over the previous one, and moving results into the product.
 
-A script that knows nothing of checkpoints writes into one folder and goes on with what it finds there. Each
-attempt has such a folder of its own, so that a former owner that is still alive cannot write into it. The
-next attempt takes the newest one over: by renaming it where the former owner is provably gone, else by
-copying it. A copy shares no blocks that either side could change: it is made by reflinks or bytes, never by
-hard links. A former owner may still write while its folder is copied, so a pass over it is repeated until it
-finds nothing changed.
+A script without checkpoints writes into one folder and continues with what it finds there. Each attempt has
+such a folder of its own, because an earlier owner that still lives must not write into it. The next attempt
+takes over the newest one: by renaming it if the earlier owner is provably gone, else by copying it.
+
+A copy must not share blocks that either side could change, so it uses reflinks or bytes, never hard links.
+The earlier owner may write during the copy, so passes are repeated until one finds nothing changed::
+
+    pass 1: copies a, b      (the owner writes b meanwhile)
+    pass 2: copies b again
+    pass 3: nothing changed, the copy is complete
 """
 
 from __future__ import annotations
@@ -30,16 +34,17 @@ from orchestrator.store.evidence import inspect_owner
 from orchestrator.store.ledger import Ledger
 
 PATIENCE_S, PAUSE_S = 120.0, 0.5
-"""How long a folder that changes all the time is copied again and again, and the pause between two passes."""
+"""Seconds during which a folder that keeps changing is copied, and seconds between two passes."""
 
 FRESH_NS = 10**9
-"""A file that was written less than this ago is copied twice: a write right after may show the same time."""
+"""Age in nanoseconds below which a file is copied twice: two writes this close may show the same time."""
 
 COPYING = ".work"
+"""Folder of an unfinished copy; it is renamed when it is complete."""
 
 
 class _Entry(NamedTuple):
-    """What tells two states of a file, folder or link apart."""
+    """The state of a file, folder or link, to compare."""
 
     mode: int
     inode: int
@@ -56,21 +61,21 @@ def take_over(
     pulse: Callable[[], object] = lambda: None,
     taking: Callable[[int], object] = lambda number: None,
 ) -> int | None:
-    """Brings the newest work folder of the earlier attempts into this attempt's own folder.
+    """Bring the newest work folder of the earlier attempts into this attempt's own folder.
 
     Args:
         ledger: the store.
-        node: the stage.
+        node: the stage instance.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
-        pulse: called often meanwhile: a large copy takes longer than a lease.
+        pulse: called often meanwhile, since a large copy takes longer than a lease.
         taking: called with the number of the attempt before the folder is in its new place.
 
     Returns:
-        The number of the attempt whose folder it was, None when there is none.
+        The number of the attempt whose folder was taken over; None if there is none.
 
     Raises:
-        OSError: the folder did not stop to change, or the file system refused.
+        OSError: the folder did not stop changing, or the file system refused.
     """
     if not ledger.objects.in_place:
         return None
@@ -79,6 +84,7 @@ def take_over(
         source = work_of(ledger, node, attempt)
         if not source.is_dir() or is_discarded(ledger, node, attempt):
             continue
+        # Renaming under a live owner would let it write on in our folder through its open files.
         is_gone = attempt.end is not None or inspect_owner(node, attempt).liveness is Liveness.GONE
         try:
             if is_gone:
@@ -91,7 +97,7 @@ def take_over(
                 taking(attempt.number)
                 (folder / COPYING).rename(target)
         except FileNotFoundError:
-            continue  # another attempt took it meanwhile, and died of it or holds it
+            continue  # another attempt took it meanwhile; an older folder may still be there
         _repoint(target, source)
         fsync_path(folder)
         return attempt.number
@@ -99,17 +105,17 @@ def take_over(
 
 
 def work_of(ledger: Ledger, node: StageInstance, attempt: Attempt) -> Path:
-    """Returns where an attempt's work folder is, or would be."""
+    """Return the path of an attempt's work folder, whether or not it exists."""
     key = layout.payload(node.stage, node.digest, attempt.number)
     return ledger.objects.folder(key) / layout.WORK
 
 
 def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
-    """Copies a folder that may still be written to, until a pass finds it as the pass before left it."""
+    """Copy a folder that may still be written to, until a pass finds nothing changed since the last one."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    once: dict[str, _Entry] = {}  # all that lies in the copy
-    copied: dict[str, _Entry] = {}  # of these, what need not be copied again
+    once: dict[str, _Entry] = {}  # everything in the copy, with the state of its source
+    copied: dict[str, _Entry] = {}  # the part of it that need not be copied again
     start_s = time.monotonic()
     while True:
         seen = _entries(source)
@@ -117,6 +123,8 @@ def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
             return
         if time.monotonic() - start_s > PATIENCE_S:
             raise OSError(errno.EBUSY, f"an owner that should have ended still writes into {source}")
+        # Remove from the copy what changed or vanished; in reverse order, so that contents go before their
+        # folder.
         for name in [name for name in sorted(once, reverse=True) if seen.get(name) != once[name]]:
             if name not in seen or not (stat.S_ISDIR(seen[name].mode) and stat.S_ISDIR(once[name].mode)):
                 _remove(target / name)
@@ -129,14 +137,14 @@ def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:
                     copied[name] = seen[name]
                 once[name] = seen[name]
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                _remove(target / name)  # it went away meanwhile: the next pass sees what there is
+                _remove(target / name)  # it vanished meanwhile: the next pass sees the new state
         pulse()
         if _entries(source) != copied:
             time.sleep(PAUSE_S)
 
 
 def _entries(folder: Path) -> dict[str, _Entry]:
-    """Returns what lies under a folder, by path; what is no file, folder or link is left out."""
+    """Return the files, folders and links under a folder, by relative path. Other kinds are left out."""
     entries = {}
     for root, folders, names in os.walk(folder):
         for name in (*folders, *names):
@@ -146,9 +154,10 @@ def _entries(folder: Path) -> dict[str, _Entry]:
             except FileNotFoundError:
                 continue
             if TRANSIENT.fullmatch(name):
-                continue  # deleted, but open elsewhere
+                continue  # a network file system's name for a file that is deleted, but still open
             is_file, is_link = stat.S_ISREG(found.st_mode), stat.S_ISLNK(found.st_mode)
             if is_file or is_link or stat.S_ISDIR(found.st_mode):
+                # A folder's own size and time change with its contents, which are compared one by one.
                 size, written_ns = (found.st_size, found.st_mtime_ns) if is_file or is_link else (0, 0)
                 key = path.relative_to(folder).as_posix()
                 entries[key] = _Entry(found.st_mode, found.st_ino, size, written_ns)
@@ -175,7 +184,7 @@ def _remove(path: Path) -> None:
 
 
 def _repoint(folder: Path, old: Path) -> None:
-    """Lets absolute links into the former place, such as ``last.ckpt``, point into this one."""
+    """Make absolute links into the previous place, such as ``last.ckpt``, point into this one."""
     for name, entry in _entries(folder).items():
         if stat.S_ISLNK(entry.mode):
             link = folder / name
@@ -186,16 +195,21 @@ def _repoint(folder: Path, old: Path) -> None:
 
 
 def keep(context: Context, patterns: Sequence[str]) -> list[Path]:
-    """Puts the files of the work folder that patterns name into the output folder, under the same paths.
+    """Put the files of the work folder that match the patterns into the output, under the same paths.
 
-    Links are followed: what they name is put in their place. A folder that matches is put with all it holds.
+    Links are followed: the file that a link names takes its place. A folder that matches is put with its
+    contents.
+
+    Args:
+        context: the attempt's context.
+        patterns: glob patterns, relative to the work folder.
 
     Returns:
-        The paths that it made.
+        The paths that were made.
 
     Raises:
-        StageFailure: a pattern matches no file, or the output has such a file already (cause ``data``); then
-            the output is as it was.
+        StageFailure: a pattern matches no file, or the output already has such a file (cause ``data``). The
+            output is then unchanged.
     """
     made: list[Path] = []
     try:
@@ -217,7 +231,7 @@ def keep(context: Context, patterns: Sequence[str]) -> list[Path]:
 
 
 def undo(made: Sequence[Path]) -> None:
-    """Removes what `keep` made."""
+    """Remove what `keep` made."""
     for path in made:
         path.unlink(missing_ok=True)
 

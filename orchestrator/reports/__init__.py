@@ -1,1 +1,1 @@
-"""What reports are made of: tables, pages and figures; and the general report of any sweep."""
+"""Building blocks of reports (tables, pages and figures), and the general report of any sweep."""

@@ -1,7 +1,7 @@
-"""The `general` report of any sweep: its cells, mean and spread, plots, curves and failures on one page.
+"""The `general` report of any sweep: cells, mean and spread, plots, curves and failures on one page.
 
-It knows no metric and no axis by name, but those that repeat a cell (a seed). What it computes comes from
-`orchestrator.results`.
+It contains no metric's name and no axis's name, except those that mean a repetition (a seed). The numbers
+come from `orchestrator.results`.
 """
 
 from __future__ import annotations
@@ -40,26 +40,31 @@ from orchestrator.results import (
 )
 
 MAX_LINES = 500
-"""Lines of a table on the page; ``cells.csv`` and ``report.json`` hold all."""
+"""Lines of a table on the page. ``cells.csv`` and ``report.json`` hold all of them."""
 
 HTML, MARKDOWN, JSON, CSV = "report.html", "report.md", "report.json", "cells.csv"
+"""Names of the report's files."""
 BEST, HIGHEST, LOWEST = " ★", " ▲", " ▼"
+"""Marks beside numbers in the table of cells."""
 ABSENT = "–"
+"""What a table shows for a missing value."""
 
 
 class Numbers(msgspec.Struct, frozen=True, kw_only=True):
-    """All that ``report.json`` says.
+    """The content of ``report.json``.
 
     Attributes:
-        sweep, revision, made_at: what was read, and when (UTC); None and "" for a table from elsewhere.
+        sweep: its name; None for a table that no sweep belongs to.
+        revision: its number; None for such a table.
+        made_at: when the store was read (UTC); "" for such a table.
         states: state to number of cells.
-        axes: that vary, in the order of the sweep.
-        metrics: column to the better direction, None when its name does not tell.
-        cells: one a cell that has results: its id, axes and metrics.
-        over: the axes that `groups` are taken over.
+        axes: the axes that vary, in the order of the sweep.
+        metrics: column to the better direction; None if its name does not show it.
+        cells: one for each cell that has results: its id, axes and metrics.
+        over: the axes that `groups` average over.
         groups: mean, sample standard deviation (n - 1), range and number of cells of each metric.
-        failures: cells that are not done and no longer on their way: id, state, cause and reason.
-        notes: what the reader should know.
+        failures: cells that are neither done nor still able to finish: id, state, cause and reason.
+        notes: remarks for the reader.
     """
 
     sweep: str | None
@@ -86,20 +91,22 @@ def write(
     """Write ``report.html``, ``report.md``, ``report.json``, ``cells.csv`` and figures; return their paths.
 
     Args:
-        rows: as `collect` gives them, of any part of the sweep.
-        folder: made if it is not there; figures of an earlier report in it are removed.
-        about: of the sweep; without it the rows are a table from elsewhere.
+        rows: as `collect` returns them, of any part of the sweep.
+        folder: created if it does not exist; figures of an earlier report in it are removed.
+        about: facts about the sweep; None if the rows come from a table file.
         curves: the logged metrics.
-        over: axes to take mean and spread over, beside those that are seeds.
+        over: axes to average over, in addition to seeds.
 
     Raises:
-        UserError: `over` names no axis.
+        UserError: `over` names an unknown axis.
     """
     numbers = numbers_of(rows, about, over)
     folder.mkdir(parents=True, exist_ok=True)
     with styled():
         figures = general_figures.draw(numbers.cells, numbers.axes, numbers.over, curves)
         drawn = [path for each in (*figures.plots, *figures.curves) for path in save(each, folder)]
+    # Metrics may have changed since the last report. Its other figures would look as if they belonged to this
+    # one.
     for old in (*folder.glob("plot-*.*"), *folder.glob("curve-*.*")):
         if old not in drawn:
             old.unlink()
@@ -112,13 +119,19 @@ def write(
 
 
 def numbers_of(rows: Sequence[Row], about: About | None, over: Sequence[str] = ()) -> Numbers:
-    """Return all that the report says as data.
+    """Return the content of the report as data.
+
+    Args:
+        rows: as for `write`.
+        about: as for `write`.
+        over: as for `write`.
 
     Raises:
-        UserError: `over` names no axis of the rows.
+        UserError: `over` names an axis that the rows do not have, or a table lacks the columns of a sweep.
     """
     known = list(dict.fromkeys(axis for cell in about.cells for axis in cell.axes)) if about else []
-    if not about:  # a table from elsewhere does not say which of its columns are axes
+    # A table file does not record which of its columns are axes, so they are inferred.
+    if not about:
         if not any("cell" in row and "sweep" in row for row in rows):
             raise UserError(
                 "the table has no columns cell and sweep", fix="sweep collect SWEEP --out FILE makes one"
@@ -148,21 +161,23 @@ def numbers_of(rows: Sequence[Row], about: About | None, over: Sequence[str] = (
 
 
 def _typed(row: Row) -> dict[str, Any]:
-    """Return a row of CSV, where everything is text, with its numbers as numbers."""
+    """Return a row of CSV, where everything is text, with its numbers and booleans converted."""
     return {name: _number(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _number(text: str) -> str | int | float | bool:
+    """Return the value that a text of CSV stands for; the text itself if it is no number."""
     if text in ("true", "false"):
         return text == "true"
     if not re.fullmatch(r"-?(0|[1-9][0-9]{0,300})(\.[0-9]+)?([eE][+-]?[0-9]+)?", text):
-        return text  # also 010 and 1_000, which are labels
+        return text  # 010 and 1_000 are labels, not numbers
     with contextlib.suppress(ValueError):
         return int(text)
     return float(text)
 
 
 def _failures(about: About | None) -> list[dict[str, str]]:
+    """Return the cells that are neither done nor still able to finish."""
     going = {"done", "running", "queued", "pending"}
     return [
         {"cell": cell.cell, "state": cell.state, "cause": cell.cause, "reason": cell.reason}
@@ -175,7 +190,7 @@ def _failures(about: About | None) -> list[dict[str, str]]:
 
 
 def cells_table(numbers: Numbers) -> Table:
-    """Return a line for each cell that has results, the best of each column marked."""
+    """Return a table with one line for each cell that has results. The best values are marked."""
     marks = _marks(numbers)
     shown = numbers.cells[:MAX_LINES]
     lines = [
@@ -203,15 +218,21 @@ def cells_table(numbers: Numbers) -> Table:
 
 
 def _rest(number: int, file: str) -> str:
-    """Return what to add to a table's note where it does not hold all lines."""
+    """Return the addition to a table's note if the table is cut off."""
     return f" The first {MAX_LINES:,} of {number:,}; all are in {file}." if number > MAX_LINES else ""
 
 
 def _marks(numbers: Numbers) -> dict[tuple[str, str], str]:
+    """Return the mark of each cell and metric that has one.
+
+    If the better direction is known, the best value is marked. Otherwise, the highest and the lowest are both
+    marked, and the reader decides.
+    """
     marks: dict[tuple[str, str], str] = {}
     for name, better in numbers.metrics.items():
         values = {result.cell: result.metrics[name] for result in numbers.cells if name in result.metrics}
         low, high = min(values.values()), max(values.values())
+        # Marks on equal values would mean nothing.
         if low == high:
             continue
         for cell, value in values.items():
@@ -223,7 +244,7 @@ def _marks(numbers: Numbers) -> dict[tuple[str, str], str]:
 
 
 def groups_table(numbers: Numbers) -> Table:
-    """Return mean and spread of each metric over the repeated cells."""
+    """Return a table with the mean and spread of each metric over repeated cells."""
     rest = [axis for axis in numbers.axes if axis not in numbers.over]
     lines = [
         [
@@ -243,13 +264,14 @@ def groups_table(numbers: Numbers) -> Table:
 
 
 def failures_table(numbers: Numbers) -> Table:
-    """Return a line for each cell that ended badly or does not go on."""
+    """Return a table with one line for each cell that ended without a result or cannot go on."""
     lines = [list(each.values()) for each in numbers.failures[:MAX_LINES]]
     note = _rest(len(numbers.failures), JSON).lstrip()
     return Table("failures", "Cells without a result", ["cell", "state", "cause", "reason"], lines, note)
 
 
 def _launches_table(about: About | None) -> Table:
+    """Return a table of the launches that made the results."""
     launches = about.launches if about else ()
     lines = [[each.at, each.verb, each.by, each.code, each.command] for each in launches]
     return Table("launches", "Launches", ["at", "verb", "by", "code", "command"], lines)
@@ -259,10 +281,12 @@ def _launches_table(about: About | None) -> Table:
 
 
 def _title(about: About | None) -> str:
+    """Return the heading of the report."""
     return about.sweep if about else "Table of results"
 
 
 def _subtitle(about: About | None) -> str:
+    """Return the sentence below the heading: which revision, and as of when."""
     if about is None:
         return "From a table of results."
     made = f", as of {about.made_at}" if about.made_at else ""
@@ -271,6 +295,7 @@ def _subtitle(about: About | None) -> str:
 
 
 def _status(numbers: Numbers, about: About | None) -> list[str]:
+    """Return the paragraphs about the state of the sweep: cells by state, hosts and notes."""
     said = []
     if about is not None:
         counts = ", ".join(f"{number} {state}" for state, number in numbers.states.items())
@@ -283,6 +308,8 @@ def _status(numbers: Numbers, about: About | None) -> list[str]:
 
 
 def _page(numbers: Numbers, about: About | None, figures: general_figures.Figures, folder: Path) -> str:
+    # The SVG files are embedded, so that the page can be sent as one file.
+    """Return the report as one HTML page."""
     plots, logged = (
         [
             page.Picture(
@@ -314,6 +341,7 @@ def _page(numbers: Numbers, about: About | None, figures: general_figures.Figure
 
 
 def _markdown(numbers: Numbers, about: About | None, figures: general_figures.Figures) -> str:
+    """Return the report as Markdown, which refers to the PNG files beside it."""
     tables = [cells_table(numbers), groups_table(numbers), failures_table(numbers), _launches_table(about)]
     pictures = [(each.title, f"{each.key}.png", each.caption) for each in (*figures.plots, *figures.curves)]
     said = [_subtitle(about), *_status(numbers, about)]
@@ -322,6 +350,7 @@ def _markdown(numbers: Numbers, about: About | None, figures: general_figures.Fi
 
 
 def _write_csv(numbers: Numbers, path: Path) -> None:
+    """Write one line for each cell, with its axes and metrics at full precision."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["cell", *numbers.axes, *numbers.metrics])
@@ -329,6 +358,7 @@ def _write_csv(numbers: Numbers, path: Path) -> None:
 
 
 def _values(result: CellResult, axes: Iterable[str], metrics: Mapping[str, Any]) -> list[Any]:
+    """Return the values of a cell, in the order of the columns; "" for a missing one."""
     return [
         result.cell,
         *(result.axes.get(axis, "") for axis in axes),

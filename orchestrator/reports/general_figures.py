@@ -1,4 +1,4 @@
-"""The general report's figures: each metric against each axis, and the curves of what was logged."""
+"""The figures of the general report: each metric against each axis, and curves of logged metrics."""
 
 from __future__ import annotations
 
@@ -17,27 +17,34 @@ from orchestrator.reports import style
 from orchestrator.results import CellResult, evenly, metrics_of, spread
 
 MAX_PLOTS, MAX_CURVES = 24, 24
-"""Figures of each kind on one page."""
+"""Most figures of each kind on one page."""
 
 MAX_PLACES, MAX_NAMES = 200, 40
-"""Places of an axis in one plot: of a numeric one, and of one whose every place is named."""
+"""Most positions on the x axis of a plot: of a numeric axis, and of one whose positions are all labelled."""
 
 MAX_DOTS, MAX_DRAWN = 1_000, 200
-"""Dots of cells in a plot, and curves in a figure: more hide each other, and make files of megabytes."""
+"""Most dots in a plot, and curves in a figure. More would hide each other and make files of megabytes."""
 
 MAX_LINES = len(style.COLOURS)
-"""Lines that a legend names; more are drawn in one colour."""
+"""Most lines that a legend names. If there are more, all are drawn in one colour."""
 
 LOG_RATIO = 20
-"""Positive values whose largest is so many times the smallest are drawn on a logarithmic scale."""
+"""Positive values are drawn on a logarithmic scale from this ratio of the largest to the smallest."""
 
 
 MAX_VALUE = 1e100
-"""What a figure can show, either way; matplotlib fails where a range is no float."""
+"""Largest absolute value in a figure. matplotlib fails if the range between two values overflows a float."""
 
 
 class Figures(NamedTuple):
-    """What is drawn, and of each kind a line on what is left out, "" where nothing is."""
+    """The figures of a report.
+
+    Attributes:
+        plots: metrics against axes.
+        curves: logged metrics by step.
+        fewer_plots: a sentence on plots that were left out, "" if there are none.
+        fewer_curves: a sentence on curves that were left out, "" if there are none.
+    """
 
     plots: list[style.Drawing]
     curves: list[style.Drawing]
@@ -51,12 +58,13 @@ def draw(
     """Return the plots, those against numeric axes first, and the curves.
 
     Args:
-        cells: one result a cell.
-        axes: that vary.
+        cells: one result for each cell.
+        axes: the axes that vary.
         over: axes that repeat a cell; nothing is plotted against them.
         curves: the logged metrics.
     """
     shown = [axis for axis in axes if axis not in over]
+    # The number of plots is limited. Trends over numbers are more useful than comparisons of names.
     shown.sort(key=lambda axis: not _is_numeric(cells, axis))
     drawable = [
         cell._replace(metrics={name: y for name, y in cell.metrics.items() if abs(y) <= MAX_VALUE})
@@ -68,6 +76,7 @@ def draw(
         for metric, points in curve.points.items():
             if not any(abs(y) <= MAX_VALUE for _, y in points):
                 continue
+            # Instances of one stage, such as prepare[en] and prepare[de], share a figure.
             by_name.setdefault((curve.stage.partition("[")[0], metric), []).append(curve)
     return Figures(
         [
@@ -84,10 +93,12 @@ def draw(
 
 
 def _fewer(most: int, of: int, what: str) -> str:
+    """Return a sentence on figures that were left out, "" if there are none."""
     return "" if of <= most else f"{most:,} of {of:,} {what}."
 
 
 def _is_numeric(cells: Sequence[CellResult], axis: str) -> bool:
+    """Return whether all values of an axis are numbers. Booleans are names."""
     values = [cell.axes.get(axis) for cell in cells]
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
@@ -95,7 +106,18 @@ def _is_numeric(cells: Sequence[CellResult], axis: str) -> bool:
 def _plot(
     number: int, metric: str, axis: str, cells: Sequence[CellResult], others: Sequence[str]
 ) -> style.Drawing:
-    """Draw the cells as dots, and their mean with one standard deviation a place and line."""
+    """Draw a metric against an axis: cells as dots, and mean and standard deviation at each position.
+
+    A second axis, if one has few enough values, splits the cells into lines.
+
+    Args:
+        number: of the plot, for its file name.
+        metric: on the y axis.
+        axis: on the x axis.
+        cells: one result for each cell.
+        others: axes that may split the cells into lines.
+    """
+    # A missing metric counts as infinite, which leaves the cell out as well.
     having = [cell for cell in cells if abs(cell.metrics.get(metric, math.inf)) <= MAX_VALUE]
     num_larger = sum(metric in cell.metrics for cell in cells) - len(having)
     numeric = _is_numeric(having, axis)
@@ -109,10 +131,13 @@ def _plot(
     every = dict.fromkeys(place for line in lines.values() for place in line)
     order: list[Any] = sorted(every) if numeric else _distinct(having, axis)
     places = evenly(order, MAX_PLACES if numeric else MAX_NAMES)
+    # Numbers lie at their value. Names lie at 0, 1, 2, ...
     at = {place: place if numeric else number for number, place in enumerate(places)}
     figure, panels = style.panels(1, 1, height_in=3.2)
     panel: Axes = panels[0][0]
     for index, line in enumerate(lines.values()):
+        # Lines over names would hide each other's error bars. On a numeric axis, a shift would change the
+        # value.
         aside = 0.0 if numeric else style.dodge(index, len(lines))
         found = {at[place] + aside: line[place] for place in places if place in line}
         _line(panel, index, found, "-" if numeric else "", MAX_DOTS // len(lines))
@@ -148,7 +173,15 @@ def _plot(
 def _line(
     panel: Axes, index: int, values: Mapping[float, Sequence[float]], linestyle: str, most_dots: int
 ) -> None:
-    """Draw one line of a plot: at each place the mean, and single cells where there are several."""
+    """Draw one line of a plot: the mean at each position, and single cells if there are several.
+
+    Args:
+        panel: to draw in.
+        index: of the line, which decides its colour and marker.
+        values: position on the x axis to the metric of the cells there.
+        linestyle: of matplotlib; "" for no connecting line.
+        most_dots: largest number of single cells to draw.
+    """
     found = [spread(each) for each in values.values()]
     tint = style.colour(index)
     panel.errorbar(
@@ -167,28 +200,44 @@ def _line(
 
 
 def _spans_decades(values: Sequence[float]) -> bool:
+    """Return whether values are better shown on a logarithmic scale."""
     return min(values) > 0 and max(values) / min(values) >= LOG_RATIO
 
 
 def _by_logarithm(set_scale: Callable[[str], None], axis: Axis) -> None:
-    """Scale an axis, and label it as plain numbers: names are never read as formulas in these figures."""
+    """Set an axis to a logarithmic scale with plain numbers as labels.
+
+    The default labels are formulas (powers of ten). Formulas are switched off in these figures, because names
+    may contain dollar signs.
+    """
     set_scale("log")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def _distinct(cells: Sequence[CellResult], axis: str) -> list[str]:
+    """Return the values of an axis as text, each once, in order of first appearance."""
     return list(dict.fromkeys(str(cell.axes.get(axis)) for cell in cells))
 
 
 def _curves(number: int, stage: str, metric: str, group: Sequence[Curve]) -> style.Drawing:
-    """Draw a line a stage instance; a handful are named, more are drawn thin in one colour."""
+    """Draw a metric by step, one line for each stage instance.
+
+    A few lines get a colour and a name each. More are drawn thin and in one colour.
+
+    Args:
+        number: of the figure, for its file name.
+        stage: name of the stage.
+        metric: that it logged.
+        group: the curves of its instances.
+    """
     figure, panels = style.panels(1, 1, height_in=3.2)
     panel: Axes = panels[0][0]
     few, drawn = len(group) <= MAX_LINES, evenly(group, MAX_DRAWN)
     for index, curve in enumerate(drawn):
         points = [(x, y) for x, y in curve.points[metric] if abs(y) <= MAX_VALUE]
         xs, ys = zip(*points, strict=True)
+        # The more lines overlap, the fainter each is, so that dense regions stay readable.
         tint, alpha = (style.colour(index), 0.9) if few else (style.COLOURS[0], max(0.08, 8 / len(drawn)))
         panel.plot(xs, ys, color=tint, alpha=alpha, linewidth=1.0, marker="." if len(xs) == 1 else None)
     values = [y for curve in drawn for _, y in curve.points[metric] if abs(y) <= MAX_VALUE]
@@ -209,9 +258,11 @@ def _curves(number: int, stage: str, metric: str, group: Sequence[Curve]) -> sty
 
 
 def _name(curve: Curve) -> str:
+    """Return the name of a curve: its first cell, and how many others share the stage."""
     more = f" and {len(curve.cells) - 1} more" if len(curve.cells) > 1 else ""
     return f"{curve.cells[0]}{more}"
 
 
 def _slug(text: str) -> str:
+    """Return a text as part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]

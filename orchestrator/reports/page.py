@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs no network, no script and no other file."""
+"""Tables and pages: Markdown, and one HTML file that needs no network, no script and no other file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Table(NamedTuple):
     """A table for people.
 
     Attributes:
-        key: of its file, such as ``table2``.
+        key: name of its file, such as ``table2``.
         title: its caption.
-        columns: the headers; those that begin with ``#`` are of numbers, and are shown without it.
-        rows: texts; the first of each is the row's header.
+        columns: the headers; ``#`` in front marks a column of numbers and is not shown.
+        rows: texts; the first of each row is the row's header.
         note: what the reader must know: n, intervals, tests.
     """
 
@@ -30,20 +30,21 @@ class Table(NamedTuple):
 
     @property
     def headers(self) -> list[tuple[str, bool]]:
-        """Each header, and whether its column is of numbers."""
+        """The text of each header, and whether its column holds numbers."""
         return [(name.removeprefix("#"), name.startswith("#")) for name in self.columns]
 
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
+"""Characters with a meaning in Markdown."""
 
 
 def escaped(text: str) -> str:
-    """Returns text that Markdown shows as it is, on one line."""
+    """Return text that Markdown shows unchanged, on one line."""
     return " ".join(_SPECIAL.sub(r"\\\1", text).split())
 
 
 def table(content: Table) -> str:
-    """Returns a table with its note."""
+    """Return a table and its note as Markdown."""
     rules = ["---:" if is_number else "---" for _, is_number in content.headers]
     lines = [_line(escaped(name) for name, _ in content.headers), _line(rules)]
     lines += [_line(map(escaped, row)) for row in content.rows]
@@ -51,18 +52,23 @@ def table(content: Table) -> str:
 
 
 def section(content: Table, *, level: int = 2) -> str:
-    """Returns a table under its title."""
+    """Return a table under its title as Markdown.
+
+    Args:
+        content: the table.
+        level: of the heading, from 1.
+    """
     return f"{'#' * level} {escaped(content.title)}\n\n{table(content)}"
 
 
 def page(
     title: str, said: Sequence[str], tables: Iterable[Table], figures: Iterable[tuple[str, str, str]]
 ) -> str:
-    """Returns the whole report.
+    """Return the whole report as Markdown.
 
     Args:
         title: its heading.
-        said: paragraphs below it.
+        said: paragraphs below the heading.
         tables: in order; those without rows are left out.
         figures: title, file and caption of each.
     """
@@ -76,6 +82,7 @@ def page(
 
 
 def _line(cells: Iterable[str]) -> str:
+    """Return one line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
@@ -83,14 +90,14 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 
 class Picture(NamedTuple):
-    """A figure in the page.
+    """A figure on the page.
 
     Attributes:
-        key: unique in the page.
+        key: unique on the page.
         title: a heading.
         caption: what is shown.
-        alt: what it shows, for who cannot see it.
-        svg: the file's bytes; an image of its own, so that its names and styles stay its own.
+        alt: a description for readers who cannot see the figure.
+        svg: content of the file.
     """
 
     key: str
@@ -101,7 +108,10 @@ class Picture(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The picture itself as an address."""
+        """The picture as a ``data:`` URL.
+
+        As an image instead of inline SVG, its ids and styles cannot clash with those of other pictures.
+        """
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
 
@@ -109,7 +119,12 @@ class Section(NamedTuple):
     """A part of the page under a heading: text, then tables, then figures.
 
     Attributes:
-        empty: what is said where there is nothing else.
+        key: unique on the page.
+        title: its heading.
+        text: paragraphs.
+        tables: below the text.
+        pictures: below the tables.
+        empty: the text to show if there is nothing else.
     """
 
     key: str
@@ -121,7 +136,8 @@ class Section(NamedTuple):
 
 
 def render(title: str, *, subtitle: str, sections: Sequence[Section]) -> str:
-    """Returns the page; whatever a name holds is shown as text."""
+    """Return the page as HTML. All names and texts are escaped."""
+    # Names come from users' configs: `autoescape` keeps them from being read as markup.
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -1,4 +1,7 @@
-"""What all figures share: size, palette, markers, and files whose bytes depend on the numbers alone."""
+"""The common style of all figures: size, palette, markers, and reproducible files.
+
+Equal numbers give equal bytes: the files contain no date, no version and no random ids.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+"""Okabe and Ito's palette. Its colours differ for colour-blind readers too."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""One marker for each colour."""
 GREY, PALE = "#767676", "#e4e4e4"
+"""Colours of secondary text, and of grid lines."""
 WIDTH_IN = 7.0
-"""The width of a page's text; half of it is a column."""
+"""The width of a page's text, in inches. A column is half as wide."""
 
 DPI = 200
+"""Resolution of PNG files, in dots per inch."""
 _RC = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -37,18 +43,19 @@ _RC = {
     "lines.markersize": 4,
     "figure.facecolor": "white",
     "svg.hashsalt": "polysweep",
-    "text.parse_math": False,  # a name may hold dollar signs
+    "text.parse_math": False,  # names may contain dollar signs
 }
+"""matplotlib's settings for a report. A fixed ``svg.hashsalt`` makes ids in SVG files reproducible."""
 
 
 class Drawing(NamedTuple):
-    """A figure with what is said of it.
+    """A figure with its texts.
 
     Attributes:
-        key: of its files, such as ``figure2``.
+        key: name of its files, such as ``figure2``.
         title: a heading.
         caption: what is shown, with n, intervals and tests.
-        alt: what it shows, for who cannot see it.
+        alt: a description for readers who cannot see the figure.
         figure: not saved yet.
     """
 
@@ -61,57 +68,85 @@ class Drawing(NamedTuple):
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draws in the report's style, and leaves the process's own as it was."""
+    """Apply the report's style inside the block, and restore the previous style afterwards."""
     with matplotlib.rc_context(_RC):
         yield
 
 
 def save(drawing: Drawing, folder: Path) -> list[Path]:
-    """Writes the figure as PNG and SVG and returns their paths."""
+    """Write the figure as PNG and SVG, and return the paths."""
     paths = [folder / f"{drawing.key}.{suffix}" for suffix in ("png", "svg")]
     with styled():
         drawing.figure.savefig(paths[0], dpi=DPI, metadata={"Software": None})
-        drawing.figure.set_layout_engine("none")  # the second file has the places of the first
+        drawing.figure.set_layout_engine("none")  # keep the layout of the PNG for the SVG
         drawing.figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
     return paths
 
 
 def panels(num_rows: int, num_columns: int, *, height_in: float, **shared: Any) -> tuple[Figure, Any]:
-    """Returns a figure as wide as the page and its axes in two dimensions."""
+    """Return a figure as wide as the page, and its axes as a two-dimensional array.
+
+    Args:
+        num_rows: of panels.
+        num_columns: of panels.
+        height_in: of the figure, in inches.
+        shared: further arguments of `Figure.subplots`, such as ``sharey``.
+    """
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **shared)
 
 
 def colour(index: int) -> str:
-    """Returns the colour of the n-th line."""
+    """Return the colour of the n-th line. Colours repeat past the end of the palette."""
     return COLOURS[index % len(COLOURS)]
 
 
 def marker(index: int) -> str:
-    """Returns its marker; past the palette's end, colour and marker go out of step."""
+    """Return the marker of the n-th line.
+
+    Past the end of the palette, the markers shift by one. A line that repeats a colour gets another marker.
+    """
     return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def plain(axis: Axes, *, grid: Literal["x", "y", "both"] = "y") -> None:
-    """Takes away what carries no data."""
+    """Remove decoration that carries no data, and draw a pale grid behind the data.
+
+    Args:
+        axis: to change.
+        grid: direction of the grid lines.
+    """
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis=grid, color=PALE, linewidth=0.6)
     axis.set_axisbelow(True)
 
 
 def dodge(index: int, num: int, *, step: float = 0.09, most: float = 0.6) -> float:
-    """Returns how far the n-th of several lines is moved sideways, so that none hides another."""
+    """Return how far to move the n-th of several lines sideways, so that none hides another.
+
+    Args:
+        index: of the line, from 0.
+        num: number of lines.
+        step: distance between two lines, in units of the x axis.
+        most: largest distance between the first and the last line.
+    """
     return (index - (num - 1) / 2) * min(step, most / max(num, 1))
 
 
 def size_ticks(axis: Axes, sizes: Sequence[int]) -> None:
-    """Labels an axis of numbers of training languages."""
+    """Label an axis of numbers of training languages with exactly these numbers."""
     axis.set_xticks(list(sizes), [str(size) for size in sizes])
     axis.set_xlim(min(sizes) - 0.6, max(sizes) + 0.6)
 
 
 def model_legend(figure: Figure, models: Sequence[str], *, line: bool = True) -> None:
-    """Puts the models below the panels."""
+    """Add a legend of models below the panels.
+
+    Args:
+        figure: to add it to.
+        models: their names, in the order of their colours.
+        line: whether the entries show a line beside the marker.
+    """
     handles = [
         Line2D([], [], color=colour(i), marker=marker(i), linestyle="-" if line else "", label=name)
         for i, name in enumerate(models)
@@ -120,11 +155,19 @@ def model_legend(figure: Figure, models: Sequence[str], *, line: bool = True) ->
 
 
 def legend(figure: Figure, handles: Sequence[Any], *, longest: int, columns: int = 7) -> None:
-    """Puts handles below the panels, in as many columns as the page is wide enough for."""
+    """Add a legend below the panels, in as many columns as fit the page.
+
+    Args:
+        figure: to add it to.
+        handles: the entries.
+        longest: length of the longest label, in characters.
+        columns: most columns.
+    """
+    # About 14 characters fit into an inch; an entry's line or marker takes about 6 more.
     fitting = max(1, min(columns, len(handles), int(WIDTH_IN * 14 / (longest + 6))))
     figure.legend(handles=list(handles), loc="outside lower center", ncol=fitting, frameon=False)
 
 
 def shortened(name: str, length: int = 32) -> str:
-    """Cuts a name that would push the panels off the page."""
+    """Return a name, cut if it would push the panels off the page."""
     return name if len(name) <= length else f"{name[: length - 1]}…"
