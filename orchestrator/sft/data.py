@@ -29,7 +29,7 @@ _SIDES = {"train_fingerprint": (Split.TRAIN, Split.VALIDATION), "test_fingerprin
 
 
 def root(cache_dir: str | None) -> Path:
-    """Return the folder of fetched data sets: the setting, else ``$POLYSWEEP_DATA``, else the user's cache."""
+    """Return the folder of fetched data sets: the setting, ``$POLYSWEEP_DATA``, or the user's cache."""
     where = cache_dir or os.environ.get(VARIABLE)
     if where:
         return Path(where).expanduser()
@@ -45,7 +45,7 @@ def derived(items: ItemsConfig) -> dict[str, Any]:
         return {}
     whole = recipe(items)
     text = json.dumps(whole, sort_keys=True)
-    # Only what decides the training items: another number of test items must not train models again.
+    # Without the test release, so that another one trains no model again. Seed and numbers are hashed apart.
     train = json.dumps([whole["importer"], whole["train"], whole["languages"]], sort_keys=True)
     return {
         "cached": f"{items.train.hub_id.rpartition('/')[2]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
@@ -170,7 +170,6 @@ def _read(task: Task, split: str, language: str, settings: Config, folders: Conf
         return task.read(folder, split, language, **numbers)
     folder = Path(folders.test_dir if split == Split.TEST else folders.train_dir).expanduser()
     if split != Split.TEST:
-        numbers["languages"] = task.languages_in(
-            folder, split
-        )  # of all languages: the same ids in every mixture
+        # All languages, whatever the mixture: ids that exist in all of them are the same in every cell.
+        numbers["languages"] = task.languages_in(folder, split)
     return task.read(folder, split, language, **numbers)

@@ -1,8 +1,8 @@
-"""Check that a model has positions for every prompt of a cell and the longest answer after it. Imports no torch.
+"""Check that a model has positions for each prompt and the longest answer after it. Imports no torch.
 
-A plan runs it for every cell. The answer is exact, but most prompts are never tokenised. A token stands for
-at least one byte, so a prompt of 200 bytes has at most 200 tokens. Texts are tokenised only if their number
-of bytes exceeds the limit.
+A plan runs this for every cell. The answer is exact, but most prompts are never tokenised. Each token stands
+for at least one byte, so a prompt of 200 bytes has at most 200 tokens, and a few special ones. Texts are
+tokenised only if that bound exceeds the limit.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def problem_of(config: Config, folder: Path, context_tokens: int) -> str:
     for split in (Split.TEST, Split.VALIDATION):
         for language in languages[split]:
             prompts = _Prompts(config.task.name, str(split), language, items)
+            # The common case: the prompts fit even if every byte were a token.
             if _max_bytes(prompts) + _SPECIAL <= limit:
                 continue
             try:
@@ -67,15 +68,16 @@ def problem_of(config: Config, folder: Path, context_tokens: int) -> str:
 
 
 def _version(folder: Path) -> int:
-    """Return when the newest file of a tokenizer was changed, in ns. It makes cached counts of an old one
-    unused.
+    """Return when the newest file of a tokenizer was changed, in ns.
+
+    As part of a cache's key, it makes counts of an older tokenizer unused.
     """
     return max((path.stat().st_mtime_ns for path in folder.glob("*token*")), default=0)
 
 
 @functools.lru_cache(maxsize=1024)
 def _texts(prompts: _Prompts) -> tuple[str, ...]:
-    """Return the prompts; none if the items are not available here, which another need or the stage reports."""
+    """Return the prompts; none if the items are not here, which another need or the stage reports."""
     items = Config(json.loads(prompts.items))
     if items["source"] == "parallel":
         folder = data.folder_of(items)

@@ -93,7 +93,7 @@ def select(scores: Sequence[Score]) -> int:
     for score in scores:
         if score.step is not None:
             by_step.setdefault(score.step, []).append(score.accuracy)
-    # Rounded, because means that are equal on paper may differ in the last bit.
+    # Rounded, because means that are mathematically equal may differ in the last bit.
     return max(sorted(by_step), key=lambda step: round(sum(by_step[step]) / len(by_step[step]), 12))
 
 
@@ -117,8 +117,7 @@ _Key = tuple[str, int | None, str, str]
 
 
 class Scorer:
-    """Generator and scorer of batches. It reuses answers from a checkpoint or from an earlier version of the
-    stage.
+    """Generator and scorer of batches. It reuses answers of a checkpoint or of an earlier stage version.
 
     Args:
         config, inputs, context: of the stage.
@@ -176,6 +175,8 @@ class Scorer:
         self._scored.append((split, step, languages))
         left, num_former = [], 0
         for batch in self._batches(split, languages):
+            # All or nothing: generating only the missing items would change which prompts are computed
+            # together.
             if all(_key(split, step, item) in self._answered for item in batch):
                 self._num_done += 1
             elif self._take_former(split, step, batch):
@@ -238,12 +239,12 @@ class Scorer:
         return self._encoded[key]
 
     def _take_former(self, split: str, step: int | None, batch: Sequence[Item]) -> bool:
-        """Score again what an earlier version of the stage generated for a batch. Return False unless all of it
-        exists.
+        """Score again what an earlier version generated for a batch. Return False unless all of it exists.
 
         An earlier answer counts only if its prompt is the same.
         """
         found = [self._former.get(_key(split, step, item)) for item in batch]
+        # Another prompt under the same id, such as after a change of the template, has no kept answer.
         kept = [one for one, item in zip(found, batch, strict=True) if one and one.prompt == item.prompt]
         if len(kept) < len(batch):
             return False

@@ -69,6 +69,7 @@ _NAMES: Mapping[tuple[str, str], Any] = {
     ("torch.serialization", "_get_layout"): _Record,
     ("torch", "Size"): tuple,
     **{("torch", str(dtype).removeprefix("torch.")): str(dtype) for dtype in state_files.DTYPES},
+    # The class has two names, because Python 3.13 moved it to another module.
     **{(module, "PosixPath"): _Record for module in ("pathlib", "pathlib._local")},
 }
 
@@ -112,7 +113,7 @@ def _pieces(folder: Path) -> dict[str, list[Piece]]:
 
 
 def _load(path: Path, start: int, length: int, box: Box) -> torch.Tensor:
-    """Read one piece, which is a file of its own within the file, and return the part of it in a box."""
+    """Read one piece, which is a torch archive inside of the file. Return the part of it in a box."""
     with path.open("rb") as stream:
         stream.seek(start)
         saved = io.BytesIO(stream.read(length))
