@@ -92,7 +92,7 @@ class Dispatch:
             100 refused, 50 refused, 25 accepted, 25 refused, 12 refused, 6 refused, 3 accepted, ...
 
         A later call continues from there: if the last submission was refused, it tries as many tasks as have
-        ended since (at least 1), then 1, 2, 4, ... more, so that a scheduler that is still full refuses little.
+        ended since (at least 1), then 1, 2, 4, ... more, so that a full scheduler refuses little.
 
         Args:
             hold: a limit because of which nothing is submitted now; the cells that wait for it are still
