@@ -116,7 +116,7 @@ def _start(text: str) -> re.Match[str] | None:
     if label is None:
         return _BRACKETED.search(text)
     after = label.end()
-    # After a label, a call may still follow words of the model, but only on the same line.
+    # The model may write words between the label and the call, but only on the same line.
     line = text.find("\n", after)
     return _LABELLED.match(text, after) or _BRACKETED.search(text, after, len(text) if line < 0 else line)
 
