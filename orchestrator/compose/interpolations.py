@@ -1,4 +1,4 @@
-"""Interpolations of a config tree: which keys they read, and their values in simple cases. Pure.
+"""Interpolations of a config tree: which keys they read, and their values in simple cases.
 
 OmegaConf parses an interpolation each time that it reads one, which takes about 0.3 ms. The common forms,
 ``${a.b}`` alone or with text around it, are therefore filled in here. OmegaConf resolves all others.

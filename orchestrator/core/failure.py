@@ -38,7 +38,7 @@ class Cause(StrEnum):
 
 
 DETERMINISTIC = frozenset({Cause.CONFIG, Cause.DATA, Cause.CODE})
-"""Causes that would fail in the same way again. Only `sweep rerun` retries them."""
+"""Causes that would probably recur. A launch gives them no fresh retry budget; `sweep rerun` does."""
 
 _BY_TYPE = {
     "MemoryError": Cause.OOM_HOST,
