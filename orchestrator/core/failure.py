@@ -271,7 +271,7 @@ def _exceptions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, tu
         line = marked.removeprefix(rank)
         if line.startswith(("Traceback (most recent call last):", '  File "')) or _BOX.match(line):
             # A syntax error in the program's own file has no heading, only the line `File "..."`.
-            inside.add(rank)  # a syntax error of the program itself has no heading
+            inside.add(rank)
         elif rank in inside and line and not (line[0].isspace() or line[0] in "│╰"):
             inside.remove(rank)
             if match := _EXCEPTION.match(line):
