@@ -1,4 +1,4 @@
-"""Cancelling cells: the request that keeps them from being claimed, and the jobs that would only find it."""
+"""Cancelling cells: the request that keeps them from being claimed, and the jobs that it makes useless."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from orchestrator.text import counted
 
 
 def cells_of_the_current_revision(view: SweepState) -> set[str]:
-    """Cells of the current revision, where another one is meant: a cancel is of a cell, not of a revision."""
+    """Return the ids of the current revision's cells; none if `view` is the current revision.
+
+    A cancel applies to a cell, not to a revision. Without this check, a user who cancels an old revision
+    would stop cells that the current one has in common with it.
+    """
     current = current_revision(view.ledger, view.sweep.name)
     if current is None or current == view.number:
         return set()
@@ -28,10 +32,16 @@ def cells_of_the_current_revision(view: SweepState) -> set[str]:
 
 
 def cancel_jobs(view: SweepState, cancelled: set[str]) -> list[str]:
-    """Cancel the jobs that wait and have no other cell; those that run save a checkpoint and end.
+    """Cancel waiting jobs whose cells are all cancelled or done.
+
+    Running jobs are not cancelled here: their workers read the request, save a checkpoint and end.
+
+    Args:
+        view: the sweep state before the cancel.
+        cancelled: ids of the cancelled cells.
 
     Returns:
-        Lines on what was cancelled, and on what is not known.
+        Lines on the jobs that were cancelled, and on those whose state is unknown.
     """
     lines: list[str] = []
     waiting: list[tuple[SubmissionState, dict[int, str]]] = []
@@ -49,6 +59,7 @@ def cancel_jobs(view: SweepState, cancelled: set[str]) -> list[str]:
     for filed, names in waiting:
         try:
             scheduler(*scheduler_of(filed.submission)).cancel([*names.values()])
+        # The cancel is recorded already. A job that starts later reads it and ends at once.
         except InfrastructureError as error:
             num_unknown, problem = num_unknown + len(names), error.what
         else:
@@ -66,7 +77,7 @@ def cancel_jobs(view: SweepState, cancelled: set[str]) -> list[str]:
 
 
 def _is_for_nothing_else(view: SweepState, cells: Sequence[str], cancelled: set[str]) -> bool:
-    """Whether a job has a cancelled cell, and else only cells that are done or cancelled."""
+    """Return whether a job has a cancelled cell, and otherwise only cells that are done or cancelled."""
     states = {cell: view.cells[cell].state for cell in cells if cell in view.cells}
     return bool(cancelled & set(cells)) and all(
         cell in cancelled or states.get(cell) in (State.DONE, State.CANCELLED) for cell in cells
@@ -74,11 +85,20 @@ def _is_for_nothing_else(view: SweepState, cells: Sequence[str], cancelled: set[
 
 
 def _close(view: SweepState, filed: SubmissionState, names: dict[int, str]) -> int:
-    """Record the tasks that are over indeed, so that a launch may follow at once: one may have started."""
+    """Record the cancelled tasks that are over, and return their number.
+
+    With their end recorded, a new launch may submit the cells at once. A task may have started just before
+    the cancel, so the scheduler is queried again first.
+
+    Args:
+        view: the sweep state.
+        filed: the submission.
+        names: index of a task to the job's name.
+    """
     submission, asker = filed.submission, asker_here()
     answer = scheduler(*scheduler_of(submission)).jobs({name.rpartition("_")[0] for name in names.values()})
     found = {index: judge(filed, index, answer, asker) for index in names}
-    # the scheduler took the cancel: its own list counts, whatever its accounts still say
+    # The scheduler has accepted the cancel. Its accounting lags behind, so only its current list is used.
     listed = {index for index, each in found.items() if each.seen is not None and each.seen.listed}
     is_complete = not answer.problem and not listing_gap(submission, answer, asker)
     over = [
@@ -92,13 +112,13 @@ def _close(view: SweepState, filed: SubmissionState, names: dict[int, str]) -> i
 
 
 class Cancelled(NamedTuple):
-    """What a cancel did.
+    """The result of a cancel.
 
     Attributes:
-        cells: that are cancelled.
-        num_running: how many of them ran; they save a checkpoint and stop within seconds.
-        kept: ids of cells that go on because the current revision has them too.
-        lines: on their jobs, for people.
+        cells: that were cancelled.
+        num_running: how many of them were running; they save a checkpoint and stop within seconds.
+        kept: ids of cells that go on, because the current revision has them too.
+        lines: about their jobs, for people.
     """
 
     cells: list[Cell]
@@ -108,11 +128,11 @@ class Cancelled(NamedTuple):
 
 
 def cancel_cells(view: SweepState, chosen: Sequence[Cell]) -> Cancelled:
-    """Record that cells are not to be claimed until the next launch or rerun of them; cancel their jobs.
+    """Record that cells must not be claimed until the next launch or rerun of them, and cancel their jobs.
 
     Args:
         view: a revision that was launched.
-        chosen: cells of it; those that are done stay as they are.
+        chosen: cells of the revision; those that are done stay as they are.
 
     Raises:
         UserError: the sweep was never launched.
@@ -125,6 +145,7 @@ def cancel_cells(view: SweepState, chosen: Sequence[Cell]) -> Cancelled:
     num_running = sum(view.cells[cell.cell].state is State.RUNNING for cell in cells)
     lines: list[str] = []
     if cells:
+        # The request comes first. A worker that starts while jobs are being cancelled must find it.
         submit_request(view, build_request(view, "cancel", cells))
         lines = cancel_jobs(view, {cell.cell for cell in cells})
     return Cancelled(cells, num_running, kept, lines)

@@ -1,4 +1,4 @@
-"""What people are told of retired files: which cells need them again, and what a launch let go at its end."""
+"""Differences between the store and a launch now: changed cells, changed code, and retired files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.text import counted
 
 
 def cell_drift(view: SweepState) -> list[str]:
-    """Return a line on the cells that are new, and why, against the revision that was launched last."""
+    """Return a line on cells that the last launched revision lacks, and on what changed in them."""
     if view.sealed:
         return []
     number = current_revision(view.ledger, view.sweep.name)
@@ -32,6 +32,7 @@ def cell_drift(view: SweepState) -> list[str]:
     new = [cell for cell in view.sweep.cells if cell.cell not in old]
     if not new:
         return []
+    # A changed config gives a cell another id. Its axes show which old cell it replaces.
     by_axes = {tuple(cell.axes.items()): cell for cell in before.cells}
     changed: Counter[str] = Counter()
     for cell in new:
@@ -44,23 +45,25 @@ def cell_drift(view: SweepState) -> list[str]:
 
 
 def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
-    """Counts the products that count by the version of the code that made them."""
+    """Count the products of some cells by the version of the code that made them."""
     evidence = (view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.chain})
     return Counter(e.done.code for e in evidence if e.done is not None)
 
 
 def code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()) -> list[str]:
-    """Return a line where products were made by different code, or by other code than would run now.
+    """Return a line if products were made by different code, or by other code than would run now.
 
     Args:
         view: the revision.
-        cells: whose products.
-        import_paths: where the user's stages are importable now; without them only the products are compared.
+        cells: whose products are compared.
+        import_paths: folders from which the user's stages are imported; if empty, the products are compared
+            only with each other.
     """
     codes = code_versions(view, cells)
     if import_paths and codes:
         digest = checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
         now = provenance.code_version(digest, provenance.git_state(import_paths[0]))
+        # The part after the last dot is the digest of the code. The part before it only names the commit.
         other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}
         if other:
             made = ", ".join(f"{counted(n, 'product')} by {code}" for code, n in other.items())
@@ -72,20 +75,26 @@ def code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[s
 
 
 MAX_CELLS_NAMED = 3
+"""Most cells named in one line."""
 
 
 def told(retired: Retired) -> str:
-    """Returns a retirement in one line."""
+    """Return a retirement as one line."""
     return f"{_of(retired)} under policy {retired.policy} at {retired.at} by {retired.by}: {retired.why}"
 
 
 def _of(*retired: Retired) -> str:
+    """Return the number and size of retired files."""
     files = [file for record in retired for file in record.files]
     return f"{counted(len(files), 'file')} ({sum(file.size for file in files) / 2**30:.3g} GiB)"
 
 
 def needing_retired(view: SweepState, cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """Returns stage to ids of the cells that cannot run because files of its product were retired."""
+    """Return the cells that cannot run because files of an input were retired.
+
+    Returns:
+        Stage of the input to the ids of the cells that it blocks.
+    """
     found: dict[str, list[str]] = {}
     for cell in cells:
         stages = view.cells[cell.cell].stages
@@ -98,7 +107,7 @@ def needing_retired(view: SweepState, cells: Sequence[Cell]) -> dict[str, list[s
 
 
 def needing_retired_lines(view: SweepState, cells: Sequence[Cell]) -> list[str]:
-    """Return which cells would have to make again what was retired, and the commands that ask for it."""
+    """Return lines on cells that retired files block, with the commands that make these files again."""
     lines: list[str] = []
     sweep = f"{view.sweep.name}@{view.number}"
     for stage, ids in needing_retired(view, cells).items():
@@ -119,13 +128,14 @@ def needing_retired_lines(view: SweepState, cells: Sequence[Cell]) -> list[str]:
 
 
 def finish_retention(view: SweepState, policy: Policy) -> list[str]:
-    """Apply a launch's policy to all products of its revision, and finish what a dead worker began.
+    """Retire files under the policy of a launch, and finish deletions that a dead worker began.
 
     Returns:
-        A line on what was retired, or on why that waits for the next launch; none where nothing was to do.
+        A line on what was retired, or on why that waits for the next launch; none if there was nothing to do.
     """
     if view.wishes.revision != view.number:
-        return []  # another revision was launched meanwhile: what it needs is for its own launch to say
+        # Another revision was launched meanwhile and may need these files. Its own launch will decide.
+        return []
     try:
         news = retain(
             view.ledger, view.sweep, policy, by=f"launch by {provenance.user()}", trusted=view.trusted
@@ -138,7 +148,7 @@ def finish_retention(view: SweepState, policy: Policy) -> list[str]:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns the dotted keys of values (not sections) that differ, with both values; None where absent."""
+    """Return the dotted keys of values (not sections) that differ, each with both values; None if absent."""
     keys = sorted({*dotted_keys(old), *dotted_keys(new)})
     changed = {}
     for key in keys:
@@ -149,7 +159,15 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tu
 
 
 def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
-    """Returns the dotted keys that some stage reads and that differ between two cells."""
+    """Return the dotted keys that some stage reads and whose values differ between two cells.
+
+    Args:
+        before, after: the sweeps of the two cells.
+        old, new: the cells.
+
+    Returns:
+        A general remark if no key differs; then the stages themselves do.
+    """
     reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
     nodes = [after.nodes[digest] for digest in new.chain]
     keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
@@ -157,4 +175,5 @@ def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str
 
 
 def _plain(value: Any) -> Any:
+    """Return a value for a table; None for an absent one."""
     return None if value is MISSING else value

@@ -1,4 +1,4 @@
-"""The reports of a sweep or of a table: which ones, from which rows, and where they are written."""
+"""The reports of a sweep or of a table: which are written, from which rows, and where."""
 
 from __future__ import annotations
 
@@ -19,14 +19,24 @@ from orchestrator.store.opening import as_usual
 from orchestrator.store.table import Rows, collect_rows
 
 GENERAL = "general"
-"""The report of what no other report fits."""
+"""The report used when no other report fits."""
 
 
 NUMBERS = "report.json"
+"""File of a report that holds its numbers."""
 
 
 def fitting_report(rows: Rows, facts: About | None, table: Path | None = None) -> str:
-    """Return the first report whose columns are there, the general one where none fits."""
+    """Return the first report that fits the columns of the rows, else the general one.
+
+    Args:
+        rows: result rows.
+        facts: about the sweep; None for a table.
+        table: the table's file, for the error.
+
+    Raises:
+        UserError: no report can read the table.
+    """
     for name, fits in FITTING.items():
         if load(fits)(rows, about=facts):
             return name
@@ -36,6 +46,7 @@ def fitting_report(rows: Rows, facts: About | None, table: Path | None = None) -
             allowed="a table as `collect` writes it, or one with the columns of the study",
             fix="--report study names what that one needs",
         )
+    # The rows of every sweep fit the general report.
     return GENERAL
 
 
@@ -47,7 +58,20 @@ def write_sweep_reports(
     notify: Notify,
     over: Sequence[str] = (),
 ) -> tuple[list[list[Path]], list[SweepError]]:
-    """Write some reports of a sweep, else the one that fits; return their files, and the errors of others."""
+    """Write reports of a sweep, and return their files and the errors of those that failed.
+
+    A report that fails does not stop the others.
+
+    Args:
+        view: the revision.
+        names: of the reports; if empty, the one that fits the columns is written.
+        place: folder to write to; None for the sweep's report folder in the store.
+        notify: called with lines about reports that were not written.
+        over: axes to average over in the general report, in addition to seeds.
+
+    Returns:
+        The files of each report, and the errors.
+    """
     rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
     facts = about(view)
     names = names or (fitting_report(rows, facts),)
@@ -75,7 +99,15 @@ def write_sweep_reports(
 def write_report(
     name: str, rows: Rows, folder: Path, offers: Offers, *, where: str, notify: Notify
 ) -> list[Path]:
-    """Write one report and return its files; none where it needs rows and there are none.
+    """Write one report and return its files; none if it needs rows and there are none.
+
+    Args:
+        name: of the report.
+        rows: result rows.
+        folder: to write to.
+        offers: further arguments that the report may take, computed on demand.
+        where: what the rows belong to, for messages.
+        notify: called with a line if nothing is written.
 
     Raises:
         UserError: there is no such report, or it cannot read these rows.
@@ -88,17 +120,17 @@ def write_report(
 
 
 def _make_importable(view: SweepState) -> None:
-    """Lets a report of the user's own be found where the last launch found the stages."""
+    """Make a user's own report importable from the folders of the last launch's stages."""
     folders = next((request.import_paths for request in reversed(view.requests) if request.import_paths), ())
     sys.path[:0] = [folder for folder in folders if folder not in sys.path]
 
 
 def check_folder(folder: Path | None) -> None:
-    """Refuses what can be no folder before anything is computed, rather than after.
+    """Raise if a folder cannot be created or written, before anything is computed.
 
     Raises:
         UserError: a file is in the way.
-        InfrastructureError: nothing can be written there.
+        InfrastructureError: the folder cannot be written.
     """
     if folder is None:
         return

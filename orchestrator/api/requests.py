@@ -1,4 +1,4 @@
-"""The code of a launch as its workers will run it, and a word about credentials that lie in it."""
+"""Requests (launch, rerun, cancel, discard), and the code snapshot that the workers of a launch run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.store.objects import ObjectStore
 
 
 def submit_request(view: SweepState, request: Request) -> Request:
-    """Appends a request of the sweep and returns it with its number."""
+    """Append a request to those of the sweep, and return it with its number."""
     return view.ledger.add_request(view.sweep.name, request)
 
 
@@ -39,20 +39,21 @@ def build_request(
     import_paths: tuple[str, ...] = (),
     code: Code | None = None,
 ) -> Request:
-    """Returns a request that is not recorded yet.
+    """Return a request that is not recorded yet.
 
     Args:
-        view: the revision that it speaks of.
-        verb: what is wished.
-        cells: for whom; None for all.
-        after: digest of a stage to the attempt after which attempts count again.
+        view: the revision that it belongs to.
+        verb: the kind of request.
+        cells: the cells that it is for; None for all.
+        after: digest of a stage to the number of an attempt; only later attempts count against retry budgets.
         reason: the user's own words.
-        settings: what a launch or rerun runs under; packages and the code's diff are recorded with these.
-        import_paths: where the user's stages are importable.
-        code: the snapshot of it for workers that start later.
+        settings: of a launch or rerun; packages and the code's diff are recorded with them.
+        import_paths: folders from which the user's stages are imported.
+        code: the code snapshot, for workers that start later.
     """
     folder = import_paths[0] if import_paths else "."
-    if settings and settings.launcher.get("snapshot") is False:  # its default, which earlier versions refuse
+    # False is the default. Earlier versions refuse the key, so it is left out.
+    if settings and settings.launcher.get("snapshot") is False:
         launcher = {key: value for key, value in settings.launcher.items() if key != "snapshot"}
         settings = msgspec.structs.replace(settings, launcher=launcher)
     return Request(
@@ -74,24 +75,28 @@ def build_request(
 
 
 MAX_BYTES, MAX_SETTINGS_BYTES, MAX_TOTAL_BYTES = 1_000_000, 200_000, 10_000_000
-"""Larger files are data, and not searched; so much is searched in all, within seconds."""
+"""Limits of the search for credentials, in bytes. Larger files are data and are not searched."""
 
 MAX_SHOWN = 5
+"""Lines with credentials that are named in warnings."""
 _SETTINGS = frozenset({".cfg", ".conf", ".env", ".ini", ".json", ".sh", ".toml", ".yaml", ".yml"})
+"""Endings of settings files, where a key's name alone can mark a credential."""
 
 
 def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], notify: Notify) -> Code:
-    """Store a snapshot of the code, and warn of credentials in it: its files are kept as they are.
+    """Store a snapshot of the code, and warn about credentials in it.
+
+    Credentials are not removed, because the snapshot must be exactly what runs.
 
     Args:
         objects: the store.
         sweep: whose stages will run.
         import_paths: folders from which the user's stages are imported.
-        notify: takes the warnings.
+        notify: called with each warning.
 
     Raises:
-        UserError: the code cannot be read, or is more than code should be.
-        InfrastructureError: the store does not keep it.
+        UserError: the code cannot be read, or is larger than code should be.
+        InfrastructureError: the store did not keep it.
     """
     planned = plan_code(objects, sweep, import_paths)
     found = [*_credentials(planned.items)]
@@ -104,7 +109,13 @@ def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], n
 
 
 def plan_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> snapshots.Plan:
-    """Return what `take_code` would store."""
+    """Return what `take_code` would store.
+
+    Args:
+        objects: the store.
+        sweep: whose stages will run.
+        import_paths: folders from which the user's stages are imported.
+    """
     return snapshots.plan(
         objects,
         import_paths,
@@ -114,7 +125,7 @@ def plan_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -
 
 
 def _credentials(items: Iterable[ArchiveMember]) -> Iterator[tuple[str, str]]:
-    """Yield the lines of the user's files that hold a credential, as ``FILE:LINE``, and the reason."""
+    """Yield lines of the user's files that hold a credential, as ``FILE:LINE``, each with the reason."""
     left = MAX_TOTAL_BYTES
     for item in items:
         path, size = PurePosixPath(item.file.path), len(item.data)
@@ -123,6 +134,7 @@ def _credentials(items: Iterable[ArchiveMember]) -> Iterator[tuple[str, str]]:
         )
         if not is_text or path.is_relative_to(layout.CODE_PACKAGE):
             continue
+        # Only files that were searched count against the total.
         left -= size
         by_name = bool({path.suffix, path.name} & _SETTINGS) and size <= MAX_SETTINGS_BYTES
         for number, reason in lines_with(item.data.decode(errors="replace"), by_name=by_name):

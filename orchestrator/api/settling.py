@@ -1,4 +1,4 @@
-"""Settling what was given to a scheduler: ids that were lost, jobs that are over, jobs that vanished."""
+"""Reconciling the store with the scheduler: lost job ids, jobs that are over, and jobs that vanished."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from orchestrator.store import layout
 from orchestrator.text import counted
 
 SECOND_LOOK_S = 5.0
+"""Seconds between two listings, both of which must lack a job before it counts as vanished."""
 
 
 class Reconciled(NamedTuple):
-    """What settling found.
+    """The result of a reconciliation.
 
     Attributes:
-        view: read after it.
-        closed: tasks that were found over.
-        unanswered: submissions of which it is still not known whether the scheduler took them.
+        view: the sweep state, read afterwards.
+        closed: tasks that were found to be over, and were recorded so.
+        unanswered: submissions that the scheduler may or may not have accepted.
     """
 
     view: SweepState
@@ -37,11 +38,14 @@ class Reconciled(NamedTuple):
 
 
 def reconcile_jobs(view: SweepState, submitters: Sequence[Submitter]) -> Reconciled:
-    """Records what is known by now of the jobs of a sweep.
+    """Record in the store what is known about the jobs of a sweep.
+
+    Schedulers forget jobs, so the end of each job is recorded as soon as it is known. There are three steps:
+    find the jobs of submissions without an id, record jobs whose end is known, and record jobs that vanished.
 
     Args:
-        view: of the sweep.
-        submitters: of the launchers whose jobs may be settled; those of others are left as they are.
+        view: the sweep state.
+        submitters: of the launchers whose jobs may be reconciled; jobs of other launchers are left alone.
 
     Raises:
         InfrastructureError: a submission cannot be read, so its cells may have jobs.
@@ -52,6 +56,7 @@ def reconcile_jobs(view: SweepState, submitters: Sequence[Submitter]) -> Reconci
     if damaged:
         raise InfrastructureError(damaged[0], where="nothing is submitted: its cells may have a job")
     by_name = {submitter.name: submitter for submitter in submitters}
+    # A process that died between submitting and recording the id leaves such a submission.
     lost = [each for each in filed if each.accepted is None and each.open_tasks]
     unanswered = [each.submission for each in lost if not _answered(submissions, each.submission, by_name)]
     if lost:
@@ -60,13 +65,19 @@ def reconcile_jobs(view: SweepState, submitters: Sequence[Submitter]) -> Reconci
     for each, over in [*view.jobs.news(), *_vanished(view, by_name)]:
         logs, submitter = job_logs(view, each.submission), by_name.get(each.submission.launcher)
         told = [submitter.explain(each, one, logs) for one in over] if submitter else list(over)
+        # Closing is final. Later readers do not query the scheduler about these tasks again.
         submissions.close(each.submission.number, told, at=provenance.now())
         closed += told
     return Reconciled(view.fresh() if closed else view, closed, unanswered)
 
 
 def lines_of(view: SweepState, settled: Reconciled) -> list[str]:
-    """Says what is not known, and what is no longer wanted."""
+    """Return lines on open questions: unanswered submissions, stuck jobs, jobs of old revisions.
+
+    Args:
+        view: the sweep state.
+        settled: the result of the reconciliation.
+    """
     lines, name = [], view.sweep.name
     for submission in settled.unanswered:
         cells = counted(sum(map(len, submission.tasks)), "cell")
@@ -86,14 +97,18 @@ def lines_of(view: SweepState, settled: Reconciled) -> list[str]:
 
 
 def _answered(submissions: Submissions, submission: Submission, by_name: Mapping[str, Submitter]) -> bool:
-    """Looks for the job of an intent that has no id; one that stays unknown for long was never taken."""
+    """Find the job of a submission without an id, and return whether the question is settled.
+
+    The job is found by its unique name. A scheduler that answers, and still does not list the name after
+    `settle_s`, never accepted the submission, which is then given up.
+    """
     submitter = by_name.get(submission.launcher)
     if submitter is None:
         return False
     try:
         job = submitter.find(submission)
     except InfrastructureError:
-        return False  # nothing is known: its cells stay held
+        return False  # no answer proves nothing; its cells stay held
     if job is not None:
         submissions.accept(submission.number, job, at=provenance.now())
     elif provenance.age_s(submission.at) > submitter.settle_s:
@@ -104,7 +119,16 @@ def _answered(submissions: Submissions, submission: Submission, by_name: Mapping
 
 
 def give_up(submissions: Submissions, submission: Submission, word: str, why: str) -> None:
-    """Records that an intent never became a job."""
+    """Record that a submission never became a job.
+
+    A job that starts from it after all reads this record, and claims nothing.
+
+    Args:
+        submissions: of the sweep.
+        submission: to give up.
+        word: the kind of end, such as ``REFUSED``.
+        why: the reason, for people.
+    """
     over = [JobEnd(index=index, word=word, detail=why) for index in range(len(submission.tasks))]
     submissions.close(submission.number, over, at=provenance.now())
 
@@ -112,9 +136,23 @@ def give_up(submissions: Submissions, submission: Submission, word: str, why: st
 def _vanished(
     view: SweepState, by_name: Mapping[str, Submitter]
 ) -> list[tuple[SubmissionState, tuple[JobEnd, ...]]]:
-    """Return tasks that two complete listings lack, and of whose end nothing else is known.
+    """Return tasks missing from two consecutive scheduler listings, with no recorded end.
 
-    Slurm keeps no account of a task that was cancelled while other tasks of its array waited on.
+    A missing job is not proof of its end: a listing may be incomplete, or may be filtered by user or cluster.
+    A task counts as vanished only if all of these hold:
+
+    - both listings are complete for this job, and both lack it;
+    - nothing was heard of it for `settle_s`;
+    - its driver, if it has one, wrote nothing between the two.
+
+    Slurm, for one, keeps no account of a task that was cancelled while other tasks of its array were waiting.
+
+    Args:
+        view: the sweep state.
+        by_name: name of a launcher to its submitter.
+
+    Returns:
+        By submission, the ends of its vanished tasks.
     """
     old = {
         key: filed
@@ -124,7 +162,8 @@ def _vanished(
     }
     if not old:
         return []
-    driven = any(filed.driver for filed in old.values())  # whose silence is told by their beat, not by clocks
+    # Wait for one more beat of a driver. Its silence is then proved without comparing clocks of two machines.
+    driven = any(filed.driver for filed in old.values())
     time.sleep(SECOND_LOOK_S + BEAT_S if driven else SECOND_LOOK_S)
     jobs = view.fresh().jobs
     again = jobs.missing()
@@ -132,7 +171,8 @@ def _vanished(
     for (number, index), filed in old.items():
         if (number, index) in again and again[(number, index)][0].driver == filed.driver:
             why = f"{again[(number, index)][1]}, twice"
-            log = job_logs(view, filed.submission) / f"{index}.log"  # which the scheduler makes at a start
+            # The scheduler creates the log when the task starts.
+            log = job_logs(view, filed.submission) / f"{index}.log"
             if jobs.knows(filed) and not log.exists():
                 word, cause, detail = "CANCELLED", Cause.CANCELLED, "somebody cancelled it while it waited"
             else:
@@ -143,7 +183,7 @@ def _vanished(
 
 
 def job_logs(view: SweepState, submission: Submission) -> Path:
-    """Returns the folder of the logs of a submission's jobs."""
+    """Return the folder with the logs of a submission's jobs."""
     if submission.logs:
         return Path(submission.logs)
     return view.ledger.objects.folder(layout.job_logs(view.sweep.name, submission.number))

@@ -1,4 +1,4 @@
-"""Where the cells of a sweep stand, as one value."""
+"""The state of a sweep's cells, as one value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.core.sweep import Cell
 
 
 def notes_of(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
-    """Return what stages noted in the column `notes` of their rows, each with the number of its cells."""
+    """Return the remarks that stages returned in the column `notes`, each with the number of its cells."""
     notes: Counter[str] = Counter()
     for cell in cells:
         found = [view.snapshot.evidence(digest).done for digest in cell.chain]
@@ -22,12 +22,15 @@ def notes_of(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
 
 
 def retries_of(status: CellStatus) -> int:
-    """Return how often a stage of a cell was started again; `attempts` counts the first starts as well."""
+    """Return how often stages of a cell were started again. The first start of a stage is no retry."""
     return sum(max(0, stage.attempts - 1) for stage in status.stages.values())
 
 
 def as_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
-    """Returns the stable machine-readable form; `seconds` is the wall time of the last attempt of a stage."""
+    """Return the stable machine-readable form of the states.
+
+    `seconds` of a stage is the wall time of its last attempt.
+    """
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     rows = []
     for cell in cells:

@@ -1,4 +1,4 @@
-"""A store as a value: what sweeps it holds."""
+"""A store as a value, with the sweeps in it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from orchestrator.store.opening import following
 
 
 class Store:
-    """A store of sweeps: a folder, or a bucket.
+    """A store of sweeps: a folder or a bucket.
 
     Args:
-        url: a path, or ``s3://...`` or ``gs://...``; SWEEP_STORE without it, or else the folder ``runs``.
+        url: a path, ``s3://...`` or ``gs://...``. Without it, SWEEP_STORE is used, else the folder ``runs``.
 
     Raises:
-        UserError: there is something else at that place.
-        InfrastructureError: it does not answer.
+        UserError: the place exists and is not a store.
+        InfrastructureError: the store does not answer.
     """
 
     def __init__(self, url: str | Path | None = None) -> None:
@@ -28,7 +28,7 @@ class Store:
 
     @property
     def url(self) -> str:
-        """Where it is: an absolute path, or the URL of a bucket."""
+        """Where the store is: an absolute path, or the URL of a bucket."""
         return self._ledger.objects.url
 
     def sweeps(self) -> list[str]:
@@ -36,7 +36,10 @@ class Store:
         return sorted(self._ledger.sweeps())
 
     def open(self, sweep: str) -> Sweep:
-        """Return a sweep of the store: ``smoke``, or ``smoke@2`` for its second revision.
+        """Return a sweep of the store.
+
+        Args:
+            sweep: ``smoke`` for the revision that was launched last, or ``smoke@2`` for revision 2.
 
         Raises:
             UserError: the store has no such sweep.

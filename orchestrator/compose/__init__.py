@@ -1,6 +1,6 @@
-"""From a sweep file, config folders and overrides to a sealed `Sweep`: the one door to Hydra.
+"""Compose a sealed `Sweep` from a sweep file, config folders and overrides. Only this package uses Hydra.
 
-Everything that Hydra and OmegaConf do ends here; what comes out is plain and typed.
+No type of Hydra or OmegaConf leaves it: the results are plain and typed.
 """
 
 from orchestrator.compose.engine import engine_settings, engine_with

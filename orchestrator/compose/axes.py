@@ -1,4 +1,4 @@
-"""Axes: what a sweep file and Hydra's override grammar say of them. It knows no config."""
+"""Axes of a sweep, parsed from sweep files and from Hydra's override grammar, without any config."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from orchestrator.errors import UserError, nearest
 _FORM = "KEY=VALUE, and quotes around text with other characters: 'KEY=\"a b: c\"'"
 
 MAX_VALUES: Final = 1_000_000
-"""Values of one axis."""
+"""Maximum number of values of one axis."""
 
+# Tokens that make a value more than an unquoted word: quotes, interpolations, escaped characters.
 _NO_WORD = frozenset({OverrideLexer.QUOTED_VALUE, OverrideLexer.INTERPOLATION, OverrideLexer.ESC})
 
 
 class _Visitor(HydraOverrideVisitor):
-    """Builds values from the parse tree; unquoted words are read as in YAML files."""
+    """Builder of values from the parse tree, which reads unquoted words as YAML files do."""
 
     def visitPrimitive(self, ctx: Any) -> Any:
         """Return the value of a word, a quoted text or an interpolation."""
@@ -52,7 +53,8 @@ class _Parser(OverridesParser):
     """Hydra's parser with the visitor above."""
 
     def parse_rule(self, s: str, rule_name: str) -> Any:
-        """Parse a text by a rule of the grammar, which begins with a key."""
+        """Parse a text, which begins with a key, by a rule of the grammar."""
+        # Hydra's own method, except for the visitor: Hydra offers no argument for it.
         listener = HydraErrorListener()
         lexer = OverrideLexer(InputStream(s))
         parser = OverrideParser(CommonTokenStream(lexer))
@@ -66,7 +68,7 @@ class _Parser(OverridesParser):
 
 
 def cut(text: str) -> str:
-    """Return a text for a message, its middle left out when it is long."""
+    """Return a text for a message, with the middle left out if the text is long."""
     return text if len(text) <= 80 else f"{text[:40]} ... {text[-20:]}"
 
 
@@ -80,10 +82,14 @@ def _word(ctx: Any) -> str | int | float | bool | None:
 
 
 def parse_override(text: str, *, where: str = "") -> Override:
-    """Parses one override of Hydra's grammar.
+    """Parse one override of Hydra's grammar.
+
+    Args:
+        text: such as ``model=tiny`` or ``seed=range(0,3)``.
+        where: the file, for messages; "" for the command line.
 
     Raises:
-        UserError: it is none.
+        UserError: the text is no override.
     """
     try:
         override: Override = _Parser.create().parse_override(text)
@@ -95,21 +101,21 @@ def parse_override(text: str, *, where: str = "") -> Override:
         raise UserError(f"{cut(text)!r} is no override: {cut(reason)}", where=where, allowed=_FORM) from None
     except RecursionError:
         raise UserError(f"{cut(text)!r} nests too deeply", where=where, allowed=_FORM) from None
-    except UserError as error:  # of a number
+    except UserError as error:  # a number that is too large
         raise UserError(error.what, where=where or f"in {cut(text)!r}", fix=error.fix) from None
 
 
 def values_of(override: Override, options: Sequence[str] = ()) -> list[Any]:
-    """Lists the values of an override, one for a plain value.
+    """Return the values of an override; a plain value is a list of one.
 
     Args:
         override: parsed.
-        options: what a ``glob(...)`` chooses from.
+        options: the options from which a ``glob(...)`` chooses.
 
     Raises:
-        UserError: an interval, an endless range or a glob that matches nothing.
+        UserError: an interval, an endless range, a range that is too long, or a glob that matches nothing.
     """
-    value = override._value  # value() keeps the quotes of the values of a sweep
+    value = override._value  # the public value() keeps quotes in the values of a sweep
     text = str(override.input_line)
     try:
         match value:
@@ -118,6 +124,7 @@ def values_of(override: Override, options: Sequence[str] = ()) -> list[Any]:
             case RangeSweep():
                 if not value.step or not all(math.isfinite(x or 0) for x in (value.start, value.stop)):
                     raise UserError(f"{text!r} never ends")
+                # Check the length before the range is expanded: range(0,1e12) would fill the memory.
                 _check_length(text, value)
                 values = list(value.range())
             case Glob():
@@ -142,10 +149,13 @@ def _check_length(text: str, value: RangeSweep) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Returns a parsed value without the grammar's marks of quotation.
+    """Return a parsed value without the parser's types for quoted text.
+
+    Args:
+        value: from an `Override`.
 
     Raises:
-        UserError: a function that gives several values is one of several values, or in a list.
+        UserError: a function with several values stands among other values or in a list.
     """
     match value:
         case Sweep() | Glob():
@@ -164,7 +174,7 @@ def plain(value: Any) -> Any:
 
 
 def grammar(value: Any) -> str:
-    """Writes a value in Hydra's grammar; text is always quoted, so it stays text."""
+    """Return a value in Hydra's grammar. Text is always quoted, so that it stays text."""
     match value:
         case None:
             return "null"
@@ -187,7 +197,13 @@ def _grammar_key(key: Any) -> str:
 
 
 class KeyValue(NamedTuple):
-    """One key (a config group or a dotted key) and the value it gets; `prefix` is Hydra's ``+`` or ``++``."""
+    """A key and the value that it is set to.
+
+    Attributes:
+        key: a config group or a dotted key.
+        value: a plain value.
+        prefix: Hydra's ``+`` (add) or ``++`` (add or replace), "" to replace.
+    """
 
     key: str
     value: Any
@@ -200,7 +216,13 @@ class KeyValue(NamedTuple):
 
 
 class Label(NamedTuple):
-    """One value of an axis: its name, its part of a cell's id, and what it sets."""
+    """One value of an axis.
+
+    Attributes:
+        text: its name.
+        part: its part of a cell's id.
+        settings: what it sets.
+    """
 
     text: str
     part: str
@@ -208,7 +230,13 @@ class Label(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """An axis and its values; `is_map` when they have names of their own."""
+    """An axis and its values.
+
+    Attributes:
+        name: of the axis.
+        labels: its values.
+        is_map: whether the values have names of their own. Otherwise the name of the axis is the key it sets.
+    """
 
     name: str
     labels: tuple[Label, ...]
@@ -216,10 +244,15 @@ class Axis(NamedTuple):
 
 
 def axis_of(name: str, value: Any, *, where: str) -> Axis:
-    """Reads an axis of a sweep file: a list, a text in Hydra's grammar, or label to {key: value}.
+    """Return an axis of a sweep file.
+
+    Args:
+        name: of the axis.
+        value: a list, a text in Hydra's grammar, or label to {key: value}.
+        where: the file, for messages.
 
     Raises:
-        UserError: it is none of these, or empty.
+        UserError: the value has none of these forms, is empty, or lists a value twice.
     """
     match value:
         case str():
@@ -239,11 +272,17 @@ def axis_of(name: str, value: Any, *, where: str) -> Axis:
 
 
 def list_axis(name: str, values: Iterable[Any], *, prefix: str = "") -> Axis:
-    """Returns an axis whose name is the key that it sets."""
+    """Return an axis whose name is the key that it sets.
+
+    Args:
+        name: the key.
+        values: of the key.
+        prefix: Hydra's ``+`` or ``++``.
+    """
     labels = []
     for value in values:
         text = scalar_text(value)
-        # "seed0" says more than "0" in an id; text and lists of it speak for themselves
+        # In an id, "seed0" is clearer than "0". Text and lists of text are clear without their key.
         speaks = isinstance(value, str | list)
         part = text if speaks else f"{name.replace('/', '.').rpartition('.')[2]}{text}"
         labels.append(Label(text, part, (KeyValue(name, value, prefix),)))
@@ -251,10 +290,16 @@ def list_axis(name: str, values: Iterable[Any], *, prefix: str = "") -> Axis:
 
 
 def narrowed(axis: Axis, values: Sequence[Any]) -> Axis:
-    """Returns an axis of the file with the values given on the command line.
+    """Return an axis of the file, reduced to the values of the command line.
+
+    An axis with named values keeps what they set. Any other axis takes the new values as they are.
+
+    Args:
+        axis: of the sweep file.
+        values: from the command line.
 
     Raises:
-        UserError: a value is no label of an axis whose labels are named.
+        UserError: a value is not among the names of the axis's values.
     """
     if not axis.is_map:
         return list_axis(axis.name, values)
@@ -266,7 +311,7 @@ def narrowed(axis: Axis, values: Sequence[Any]) -> Axis:
 
 
 def leaf_keys(key: str, value: Any) -> Iterator[str]:
-    """Yield the dotted keys that a value sets: those of a section one by one."""
+    """Yield the dotted keys that a value sets. For a section, yield the keys inside it."""
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
             yield from leaf_keys(f"{key}.{name}", item)
@@ -275,7 +320,7 @@ def leaf_keys(key: str, value: Any) -> Iterator[str]:
 
 
 def cell_labels(axes: Sequence[Axis]) -> Iterator[dict[str, str]]:
-    """Yields axis name to label for each point of the grid, the last axis fastest."""
+    """Yield axis name to label for each point of the grid. The last axis varies fastest."""
     for labels in itertools.product(*(axis.labels for axis in axes)):
         yield {axis.name: label.text for axis, label in zip(axes, labels, strict=True)}
 
@@ -304,10 +349,14 @@ def _setting(key: str, value: Any) -> KeyValue:
 
 
 def checked(axis: Axis, *, where: str = "") -> Axis:
-    """Return an axis that has values, each of them once.
+    """Return the axis unchanged if it has values and each of them is given once.
+
+    Args:
+        axis: to check.
+        where: the file or override, for messages.
 
     Raises:
-        UserError: it is empty, two labels read the same, or two values of a key are equal.
+        UserError: it is empty, two labels have the same text, or two values of a key are equal.
     """
     if not axis.labels:
         raise UserError(f"axis {axis.name!r} is empty", where=where, fix="give it a value or take it out")
@@ -329,7 +378,7 @@ def checked(axis: Axis, *, where: str = "") -> Axis:
 
 
 def _comparable(value: Any) -> Any:
-    """Return a form that is equal for numbers that are, ``1`` and ``1.0``, but not for ``1`` and ``true``."""
+    """Return a form of a value that is equal for ``1`` and ``1.0``, but not for ``1`` and ``true``."""
     match value:
         case bool() | str() | None:
             return value

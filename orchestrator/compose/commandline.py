@@ -1,4 +1,4 @@
-"""Overrides, from the sweep file and the command line, sorted by whom they concern."""
+"""Overrides of sweep files and command lines, sorted into cell config, engine settings and axes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from orchestrator.core.secrets import found_in, known_values
 from orchestrator.errors import UserError
 
 ENGINE_KEYS = frozenset({"launcher", "cluster", "tracker", "policy", "store", "hardware"})
-"""First components of the keys that say how a sweep is run."""
+"""First components of the keys of engine settings."""
 
 
 def is_engine_key(key: str) -> bool:
-    """Tells whether a key belongs to the engine's config root."""
+    """Return whether a key belongs to the engine's config root."""
     return re.split(r"[./@\[]", key, maxsplit=1)[0] in ENGINE_KEYS
 
 
@@ -44,18 +44,18 @@ def refuse_secrets(
     checked: Any = None,
     known: Collection[str] | None = None,
 ) -> None:
-    """Refuse settings that hold a credential: they would be sealed for all to read.
+    """Refuse settings that contain a credential, since everyone with access to the store could read it.
 
     Args:
-        tree: of settings.
-        key: its dotted key.
-        where: the file or cell, for the message.
+        tree: settings.
+        key: the dotted key of the tree.
+        where: the file or cell, for messages.
         shell: whether texts are shell lines, see `orchestrator.core.secrets.found_in`.
-        checked: a tree that was checked before; what the two share is not checked again.
+        checked: a tree checked before; objects that both trees share are not checked again.
         known: the credentials of the environment; None to look them up.
 
     Raises:
-        UserError: it holds one; the value is not shown.
+        UserError: a setting contains a credential. The message does not show the value.
     """
     known = known_values(os.environ) if known is None else known
     for name, reason in found_in(tree, key, known=known, shell=shell, checked=checked):
@@ -70,15 +70,15 @@ def refuse_secrets(
 
 @dataclass
 class Overrides:
-    """What is set for all cells, in Hydra's grammar, later ones on top, and what became axes.
+    """The settings for all cells, in Hydra's grammar, and the axes. A later override replaces an earlier one.
 
     Attributes:
+        axes: the axes after the command line was applied.
         cell: overrides of the cells' config.
         engine: overrides of the engine's settings.
-        axes: the axes after narrowing.
-        expect_cells: as given, None if not.
-        max_cells: likewise.
-        touched: axes that the command line changed, added or took away.
+        expect_cells: the value on the command line, None if not given.
+        max_cells: the value on the command line, None if not given.
+        touched: names of axes that the command line changed, added or removed.
     """
 
     axes: dict[str, Axis]
@@ -89,11 +89,14 @@ class Overrides:
     touched: list[str] = field(default_factory=list)
 
     def fixed(self, root: Root, chosen: Collection[str]) -> list[str]:
-        """Returns the cells' overrides with one choice a group: the last, and none where an axis chooses.
+        """Return the cells' overrides with one choice for each config group.
+
+        Hydra refuses two choices for one group, so only the last choice is kept. A choice is dropped if an
+        axis chooses for the group.
 
         Args:
-            root: knows the groups.
-            chosen: the groups that the axes of a cell choose.
+            root: the config root, which distinguishes groups from keys.
+            chosen: the groups that the axes choose.
         """
         last = {_key(text): index for index, text in enumerate(self.cell)}
         return [
@@ -103,10 +106,15 @@ class Overrides:
         ]
 
     def add_file(self, overrides: Mapping[str, Any] | Sequence[str], root: Root, *, where: str) -> None:
-        """Takes the `overrides` of a sweep file.
+        """Add the `overrides` of a sweep file.
+
+        Args:
+            overrides: key to value, or a list in Hydra's grammar.
+            root: the cells' config root.
+            where: the file, for messages.
 
         Raises:
-            UserError: one is malformed, a sweep, or of the store.
+            UserError: an override is malformed, has several values, or sets the store.
         """
         texts = list(overrides)
         if isinstance(overrides, Mapping):
@@ -124,10 +132,23 @@ class Overrides:
             self._fix(override, text, root, where)
 
     def add_command_line(self, overrides: Iterable[str], root: Root) -> None:
-        """Takes the overrides of the command line: an axis is narrowed, replaced, added or taken away.
+        """Add the overrides of the command line. They can change, add and remove axes.
+
+        For a sweep file with ``axes: {model: [a, b], seed: [0, 1]}``:
+
+            model=a           narrows the axis to one value
+            seed=0,1,2        replaces the values of the axis
+            training.lr=1,2   adds an axis, since there are several values
+            ~seed             removes the axis
+            training.lr=1     sets the key in all cells
+
+        Args:
+            overrides: in Hydra's grammar.
+            root: the cells' config root.
 
         Raises:
-            UserError: one is malformed, names no label of an axis, or would sweep over an engine setting.
+            UserError: an override is malformed, names an unknown label, gives an engine setting several
+                values, or has no effect, because an axis sets its key in every cell.
         """
         fixed: list[Override] = []
         for text in overrides:
@@ -144,6 +165,7 @@ class Overrides:
                         allowed="it is the same for all cells and part of no identity",
                     )
                 self._fix(override, text, root, "")
+            # An override with a package (model@other) places the group elsewhere, so it is not the axis.
             elif key in self.axes and override.package is None and override.is_delete():
                 self.touched.append(key)
                 del self.axes[key]
@@ -164,11 +186,12 @@ class Overrides:
             else:
                 fixed.append(override)
                 self._fix(override, text, root, "")
-        for override in fixed:  # now that all axes are known
+        for override in fixed:  # only after the loop: a later override may add or remove axes
             self._refuse_shadowed(override, root)
 
     def _fix(self, override: Override, text: str, root: Root, where: str) -> None:
         key = override.key_or_group
+        # The engine never runs Hydra's launcher, so such a setting would be silently ignored.
         if key == "hydra" or override.is_hydra_override():
             raise UserError(f"{text!r}: Hydra's own settings have no meaning here", where=where)
         value = plain(override._value)
@@ -177,6 +200,7 @@ class Overrides:
         else:
             if value is not None:
                 refuse_secrets(value, key=key, where=where)
+            # Written again with quotes, since Hydra reads some unquoted words differently from `reading`.
             texts = [setting.text for setting in _flat({override.get_key_element(): value}, root)]
         if is_engine_key(key):
             self.engine.extend(texts)
@@ -186,9 +210,10 @@ class Overrides:
         self.cell.extend(texts)
 
     def _refuse_shadowed(self, override: Override, root: Root) -> None:
-        """Refuse an override of a key that every label of an axis sets, or sets a section around.
+        """Refuse an override that would have no effect, because every label of an axis sets its key.
 
-        A label that chooses an option of a group shadows no key in it: the key refines the option.
+        A label that sets a section around the key counts too. A label that chooses a group's option does not:
+        the override then refines the option.
         """
         if override.is_delete() or override.package is not None:  # model@other sets another section
             return
@@ -204,14 +229,14 @@ class Overrides:
 
 
 def _covers(setting: KeyValue, key: str, root: Root) -> bool:
-    """Tell whether a setting decides a key."""
+    """Return whether a setting determines the value of a key."""
     if root.is_group(setting.key) and not isinstance(setting.value, Mapping):
         return key == setting.key
     return any(key == name or key.startswith(f"{name}.") for name in leaf_keys(setting.key, setting.value))
 
 
 def _flat(tree: Mapping[str, Any], root: Root, prefix: str = "") -> Iterable[KeyValue]:
-    """Yields settings; a mapping under the name of a group sets keys, it does not choose an option."""
+    """Yield the settings of a tree. A mapping under the name of a group sets keys; it chooses no option."""
     for key, value in tree.items():
         full = f"{prefix}{key}"
         if isinstance(value, Mapping) and (prefix or root.is_group(full) or is_engine_key(full)):

@@ -1,4 +1,4 @@
-"""The engine's settings: composed anew, or changed on top of those that a former launch ran under."""
+"""The engine's settings: composed from scratch, or derived from the settings of an earlier launch."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ _OPEN = (
     "cluster.sbatch.",
     "launcher.environment.",
 )
-"""Mappings whose keys no config lists: Hydra is told to add them."""
+"""Mappings with free keys. Their overrides get Hydra's ``++``, since the config does not list the keys."""
 
 _WHERE = "the engine's settings"
 
 
 def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> RunSettings:
-    """Composes the engine's settings alone, for verbs that only need to find the store.
+    """Return the engine's settings, composed without a sweep. Commands that only need the store use this.
+
+    Args:
+        overrides: of engine settings, in Hydra's grammar.
+        cwd: the working folder; the current one by default.
 
     Raises:
-        UserError: an unknown key or value.
+        UserError: a key is unknown, or a value is not allowed.
     """
     url, texts = _engine_texts(
         overrides, "launcher, cluster, tracker, policy, hardware and store, such as store.url="
@@ -43,15 +47,18 @@ def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> R
 
 
 def engine_with(settings: RunSettings, overrides: Sequence[str], cwd: Path | None = None) -> RunSettings:
-    """Returns settings with some of them changed; a group choice replaces its whole section.
+    """Return settings with some of them changed. A new choice for a group replaces its whole section.
+
+    For example, ``launcher=slurm`` drops all settings of the earlier launcher, and ``launcher.workers=4``
+    changes one of them.
 
     Args:
-        settings: what a former launch ran under.
-        overrides: of the engine, in Hydra's grammar.
-        cwd: the working folder, for its config groups.
+        settings: of an earlier launch.
+        overrides: of engine settings, in Hydra's grammar.
+        cwd: the working folder, for its config groups; the current one by default.
 
     Raises:
-        UserError: an unknown key or value, or an override of the cells' config.
+        UserError: a key is unknown, or a value is not allowed.
     """
     allowed = "only engine settings may be changed here, such as launcher.workers="
     url, texts = _engine_texts(overrides, allowed)
@@ -64,29 +71,35 @@ def engine_with(settings: RunSettings, overrides: Sequence[str], cwd: Path | Non
             tree.pop(section, None)
             tree.update({section: composed[section]} if section in composed else {})
     changed = _tree(Root.inline(_escaped(tree), ()), [text for text in texts if text not in choices])
+    # Fields that a later version wrote into the settings are unknown here, and kept.
     return kept(settings, _checked(engine_from(changed, where=_WHERE), url))
 
 
 def composed_engine(overrides: Sequence[str], folders: Sequence[Path], store_url: str | None) -> RunSettings:
-    """Composes the engine's settings.
+    """Return the engine's settings, composed from config groups and overrides.
 
     Args:
-        overrides: of the engine alone.
+        overrides: of engine settings alone.
         folders: the user's folders of config groups.
-        store_url: outranks what is composed.
+        store_url: replaces the composed URL of the store, unless None.
 
     Raises:
-        UserError: an unknown key or value.
+        UserError: a key is unknown, or a value is not allowed.
     """
     settings = engine_from(_tree(_root(folders), overrides), where=_WHERE)
     return _checked(settings, store_url)
 
 
 def split_store(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes ``store.url=`` out of a command line: what follows is a place as it stands, not Hydra's grammar.
+    """Return the last ``store.url=`` of a command line, or None, and the other overrides.
+
+    Its value is taken literally, since a path may contain characters that Hydra's grammar interprets.
+
+    Args:
+        overrides: of the command line.
 
     Raises:
-        UserError: nothing follows.
+        UserError: the value is empty.
     """
     urls = [text.removeprefix(_STORE) for text in overrides if text.startswith(_STORE)]
     if not all(urls):
@@ -122,9 +135,11 @@ def _tree(root: Root, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _escaped(value: Any) -> Any:
-    """Returns resolved values such that resolving them again leaves a ``${`` in them as it is."""
+    """Return resolved values with each ``${`` escaped, so that a second resolution leaves it as it is."""
     match value:
         case str():
+            # OmegaConf halves the backslashes before "${", so they are doubled, and one more escapes the
+            # "${".
             return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
         case dict():
             return {key: _escaped(item) for key, item in value.items()}
@@ -135,7 +150,7 @@ def _escaped(value: Any) -> Any:
 
 
 def _checked(settings: RunSettings, url: str | None) -> RunSettings:
-    """Returns settings with the store at a URL, when they hold no credential."""
+    """Return settings with the store at a URL. Refuse settings that contain a credential."""
     if url is not None:
         settings = msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, url=url))
     refuse_secrets(msgspec.to_builtins(settings), where=_WHERE, shell=True)

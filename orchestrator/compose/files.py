@@ -1,4 +1,4 @@
-"""Where sweep files and config folders lie, and what sweep files say. It composes nothing."""
+"""Find and read sweep files and config folders, without composing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class SweepEntry(NamedTuple):
     """One line of `sweep list`.
 
     Attributes:
-        name: what to type.
+        name: the sweep's name on the command line.
         path: its file.
-        description: its first line.
-        num_cells: of its grid; None where only composing could tell.
-        error: what is wrong with the file, None when nothing is.
+        description: first line of its description.
+        num_cells: number of cells of its grid; None if that is unknown without composing.
+        error: what is wrong with the file, None for a valid file.
     """
 
     name: str
@@ -36,25 +36,35 @@ class SweepEntry(NamedTuple):
 
 
 def shipped(kind: str) -> Path:
-    """Returns the folder ``conf`` or ``sweeps`` that travels with the package, in a wheel or a checkout."""
+    """Return the folder ``conf`` or ``sweeps`` that comes with the package, from a wheel or a checkout."""
     package = Path(orchestrator.__file__).parent
+    # A wheel has the folder inside the package, a checkout beside it.
     inside = package / kind
     return inside if inside.is_dir() else package.parent / kind
 
 
 def config_folders(cwd: Path, sweep_folder: Path | None = None) -> list[Path]:
-    """Lists the user's folders of config groups, the nearest first; `shipped` ones come after them."""
+    """Return the user's folders of config groups, the nearest first. The built-in folder is not among them.
+
+    Args:
+        cwd: the working folder.
+        sweep_folder: the folder of the sweep file, searched before the working folder.
+    """
     places = ([sweep_folder] if sweep_folder else []) + [cwd]
     folders = dict.fromkeys((place / "conf").resolve() for place in places)
     return [folder for folder in folders if folder.is_dir()]
 
 
 def locate(sweep: str, cwd: Path) -> Path:
-    """Finds the file of a sweep by path (with a slash or .yaml) or by name.
+    """Return the file of a sweep.
+
+    Args:
+        sweep: a path (with a slash, or ending in .yaml) or a name.
+        cwd: the working folder.
 
     Raises:
         UnknownSweep: no file has this name.
-        UserError: the path leads to no file.
+        UserError: there is no file at the path.
     """
     if "/" in sweep or sweep.endswith(_SUFFIXES):
         path = (cwd / Path(sweep).expanduser()).resolve()
@@ -83,16 +93,20 @@ def _is_file(path: Path) -> bool:
 
 
 def read_sweep(path: Path, *, where: str = "") -> SweepFile:
-    """Reads and types a sweep file.
+    """Read and validate a sweep file.
+
+    Args:
+        path: the file.
+        where: how messages name the file; its path by default.
 
     Raises:
-        UserError: bad YAML, an unknown key, a wrong type.
+        UserError: the YAML is malformed, a key is unknown, or a type is wrong.
     """
     return parse(_whole(path, where or str(path), ()), where=where or str(path))
 
 
 def _whole(path: Path, where: str, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """Returns the mapping of a sweep file, filled up from the one that it is `like`."""
+    """Return the mapping of a sweep file, completed from the file that it names as `like`."""
     tree = read_yaml(path, where=where)
     if not isinstance(tree, dict):
         raise UserError("a sweep file holds a mapping", where=where)
@@ -113,20 +127,25 @@ def _whole(path: Path, where: str, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 _OWN = ("description", "expect_cells")
-"""What a sweep file never takes from the one that it is `like`."""
+"""Keys of a sweep file that are never taken from the file that it is `like`."""
 
 
 def _other(name: str, path: Path) -> Path:
-    """Finds a sweep beside a sweep file, else among those that ship here."""
+    """Return the file of another sweep: beside this file, else built in, else found by its name or path."""
+    # Later entries win, so a file beside this one hides a built-in sweep of the same name.
     beside = {file.stem: file for file in [*_files(shipped("sweeps").resolve()), *_files(path.parent)]}
     return beside[name].resolve() if name in beside else locate(name, path.parent)
 
 
 def sweep_name(path: Path, name: str | None) -> str:
-    """Returns the name under which a sweep goes: its file's stem unless another is given.
+    """Return the name of a sweep in the store: the stem of its file, unless another name is given.
+
+    Args:
+        path: the sweep file.
+        name: another name, or None.
 
     Raises:
-        UserError: it cannot be a name.
+        UserError: the name is not allowed.
     """
     if name is None:
         return check_name(path.stem, what="sweep", where=str(path))
@@ -134,7 +153,11 @@ def sweep_name(path: Path, name: str | None) -> str:
 
 
 def find_sweeps(cwd: Path | None = None) -> list[SweepEntry]:
-    """Lists the sweeps in ``sweeps/`` of the working folder, then those that ship here, without composing."""
+    """Return the sweeps in ``sweeps/`` of the working folder, then the built-in ones, without composing.
+
+    Args:
+        cwd: the working folder; the current one by default.
+    """
     entries: dict[str, SweepEntry] = {}
     for path in _all_files(cwd or Path.cwd()):
         if path.stem not in entries:
@@ -159,6 +182,7 @@ def _num_cells(file: SweepFile, axes: list[Axis]) -> int | None:
     num_points = math.prod(len(axis.labels) for axis in axes)
     if num_points > file.max_cells:
         return None
+    # Selectors of config keys need composed configs; the file's own number is the best answer here.
     if not all(selector.keys <= names for selector in (*excludes, *includes)):
         return file.expect_cells
     if not excludes and not includes:

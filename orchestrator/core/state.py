@@ -283,7 +283,7 @@ def _own_status(evidence: Evidence, budget: Budget) -> StageStatus:
         tries = "" if count == 1 else f", {count} attempts"
         return StageStatus(State.FAILED, f"{message} ({cause}{tries})", cause, num_attempts, seconds)
     if evidence.problem:
-        # A damaged product or record does not count as a failure: the next attempt repairs it.
+        # The next attempt repairs the damage, as long as the budget lasts.
         return StageStatus(State.PENDING, evidence.problem, None, num_attempts, seconds)
     return _between_attempts(last, evidence, num_attempts, seconds)
 

@@ -129,7 +129,7 @@ Observer = Callable[[StageInstance, Attempt], OwnerReport]
 
 
 def inspect_owner(node: StageInstance, attempt: Attempt) -> OwnerReport:
-    """Return what one observation proves about an attempt's owner: its processes vanished, or unknown.
+    """Return whether an attempt's owner is alive, vanished or unknown, from a single observation.
 
     This needs the owner's machine. Only a watcher, which reads repeatedly, may call an owner elsewhere dead.
     """

@@ -1,7 +1,8 @@
-"""What a stage was under earlier versions of itself, from whose products it can be made.
+"""Earlier versions of a stage, whose products can be converted instead of being made again.
 
-Raising a stage's version changes its digest, and so makes all of it again. A shipped stage may be able to
-make its product from the one of an earlier version, as `evaluate` scores again what was generated before.
+Raising a stage's version changes its digest, so all of its products would be made again. A stage of this
+package may be able to use the product of an earlier version. For example, `evaluate` scores predictions again
+that were generated before.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from orchestrator.stage import StageSpec
 
 
 def formers(spec: StageSpec, node: StageInstance) -> list[StageInstance]:
-    """Return what a stage instance was under earlier versions, the latest first.
+    """Return the stage instance under its earlier versions, the latest first.
 
-    A spec that a sweep gave another version has none: its user wants all of it made again.
+    A stage whose version the sweep file sets has none: its user wants every product to be made again.
     """
     if spec.name is None or spec.name not in FORMER or spec.version != load(STAGES[spec.name]).version:
         return []
+    # The earlier digest follows from the earlier spec and today's inputs, so nothing needs to be searched.
     found = (former_node(former, node) for former in load(FORMER[spec.name][0]))
     return [former for former in found if former is not None]
 
 
 def use_of(spec: StageSpec) -> str:
-    """Return what a stage that has `formers` does with the product of one, for people."""
+    """Return, for people, how a stage that has `formers` uses an earlier product."""
     return FORMER[spec.name or ""][1]

@@ -1,6 +1,6 @@
-"""The store protocol: typed records over `ObjectStore`, with the rules of when a write counts.
+"""The store protocol: typed records over `ObjectStore`, with the rules for when a write counts.
 
-It knows the records and their layout; it decides nothing about what should run (that is `core`).
+This module reads and writes records. What should run is decided in `core`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from orchestrator.store.patience import Outage, PatientStore, is_transient, told
 
 
 def check_mark(records: Records) -> int | None:
-    """Returns the format of a store, None of a place that is none yet.
+    """Return the format of a store; None when the place has no store yet.
 
     Raises:
-        UserError: the store is of a later format.
-        InfrastructureError: the place does not answer, or its mark cannot be trusted.
+        UserError: The store has a later format, or denies access.
+        InfrastructureError: The place does not answer, or its mark cannot be trusted.
     """
     try:
         mark, problem = records.read(layout.STORE, StoreMark)
@@ -51,6 +51,8 @@ def check_mark(records: Records) -> int | None:
         raise
     url, found = records.objects.url, mark.format if mark else None
     if problem:
+        # A later format may be unreadable as a whole, and its number still readable: then the fix is an
+        # upgrade.
         found = read_header(records.objects.get(layout.STORE) or b"").format
         if found is None or found <= FORMAT:
             raise InfrastructureError(f"the store's mark cannot be trusted: {problem}", where=url)
@@ -64,7 +66,10 @@ def check_mark(records: Records) -> int | None:
 
 
 def make_store(objects: ObjectStore, at: str, *, shared: bool = False) -> None:
-    """Makes a place a store, unless it is one, and proves at every launch that one writer wins."""
+    """Create a store unless one exists, and prove at every launch that a second create of a key is refused.
+
+    Without that proof, two workers could both win a claim.
+    """
     error = OSError("it does not keep what is written")
     try:
         data = objects.get(layout.STORE)
@@ -74,7 +79,7 @@ def make_store(objects: ObjectStore, at: str, *, shared: bool = False) -> None:
                 opening.follow_root(objects.root)
             try:
                 objects.create(layout.STORE, formats.encode(StoreMark(nonce=new_nonce(), created_at=at)))
-            except OSError as problem:  # what stands is read back: only the reply may have been lost
+            except OSError as problem:  # the write may have succeeded although its reply was lost
                 error = problem
             data = objects.get(layout.STORE)
         if data is None:
@@ -85,7 +90,7 @@ def make_store(objects: ObjectStore, at: str, *, shared: bool = False) -> None:
 
 
 class Ledger(Records):
-    """The records of one store, with the rules of when a write counts."""
+    """The records of one store, with the rules for when a write counts."""
 
     def __init__(
         self, objects: ObjectStore, known: Prefetched | None = None, *, store_format: int | None = None
@@ -95,13 +100,13 @@ class Ledger(Records):
         self._retired: dict[str, Retired] = {}
 
     def knowing(self, known: Prefetched) -> Self:
-        """Returns a ledger that takes these answers for the store's, for a view of one moment."""
+        """Return a ledger that answers from prefetched results, as a snapshot of one moment."""
         ledger = super().knowing(known)
-        ledger._done, ledger._retired = self._done, self._retired  # what never changes is shared
+        ledger._done, ledger._retired = self._done, self._retired  # records that never change can be shared
         return ledger
 
     def patient(self, outage: Outage) -> Ledger:
-        """Return a ledger that waits while a shared folder does not answer; of a bucket, itself."""
+        """Return a ledger that waits while a shared folder does not answer; this one for a bucket."""
         if not isinstance(self.objects, PosixStore):
             return self
         return Ledger(PatientStore(self.objects.root, outage), store_format=self._store_format)
@@ -109,15 +114,15 @@ class Ledger(Records):
     # Stages
 
     def numbers(self, node: StageInstance) -> list[int]:
-        """Returns the numbers of a stage's attempts that may exist, ascending."""
+        """Return the numbers of a stage's attempts in ascending order. Some may have no claim."""
         folders = self.listing(layout.attempts(node.stage, node.digest)).folders
         return sorted(int(name) for name in folders if name.isdigit())
 
     def last_number(self, node: StageInstance, number: int) -> int:
-        """Return the highest number of a stage's attempts, given one that exists.
+        """Return the highest number of a stage's attempts, given the number of one that exists.
 
-        Numbers are taken one after the other, and hardly a stage that is done was tried again: to ask for
-        the next claim costs a folder a third of what its list of attempts does.
+        Numbers are consecutive, and few finished stages were tried again. On a folder, probing for the next
+        claim takes a third of the time of listing all attempts.
         """
         if layout.attempts(node.stage, node.digest) in self._known.listings:
             return max([number, *self.numbers(node)])
@@ -126,7 +131,7 @@ class Ledger(Records):
         return number
 
     def attempts(self, node: StageInstance) -> tuple[Attempt, ...]:
-        """Reads all attempts of a stage; a folder without a claim is none."""
+        """Read all attempts of a stage; a folder without a claim is not an attempt."""
         numbers, ledger = self.numbers(node), self
         if not self._known.records:
             keys = [layout.attempt(node.stage, node.digest, n, r) for n in numbers for r in layout.RECORDS]
@@ -134,7 +139,7 @@ class Ledger(Records):
         return tuple(a for n in numbers if (a := ledger.attempt(node, n)) is not None)
 
     def attempt(self, node: StageInstance, number: int) -> Attempt | None:
-        """Reads the records of one attempt, None when it was never claimed."""
+        """Read the records of one attempt; return None when it was never claimed."""
 
         def record(name: str, kind: type[R]) -> R | None:
             found, problem = self.read(layout.attempt(node.stage, node.digest, number, name), kind)
@@ -147,40 +152,41 @@ class Ledger(Records):
         if claim is None and not problems:
             return None
         end = record(layout.END, End)
+        # An ended attempt needs no heartbeat, which saves a read for most attempts.
         heartbeat = None if end else record(layout.HEARTBEAT, Heartbeat)
         start = record(layout.START, StartRecord)
         return Attempt(number, claim, start, heartbeat, end, "; ".join(problems))
 
     def claim(self, node: StageInstance, number: int, claim: Claim) -> bool:
-        """Tries to become the owner of attempt `number`; the store lets one win."""
+        """Try to become the owner of attempt `number`; return True for the only winner."""
         return self.create(layout.attempt(node.stage, node.digest, number, layout.CLAIM), claim, claim.nonce)
 
     def is_claimed(self, node: StageInstance, number: int) -> bool:
-        """Whether attempt `number` exists."""
+        """Return whether attempt `number` exists."""
         return self.objects.get(layout.attempt(node.stage, node.digest, number, layout.CLAIM)) is not None
 
     def put(self, node: StageInstance, number: int, name: str, record: StartRecord | Heartbeat) -> None:
-        """Writes a single-writer record of one's own attempt."""
+        """Write or replace a record of one's own attempt. Only the owner may do that."""
         self.objects.put(layout.attempt(node.stage, node.digest, number, name), self.encode(record))
 
     def heartbeat(self, node: StageInstance, number: int) -> Heartbeat | None:
-        """Reads an attempt's heartbeat, None when absent or unreadable."""
+        """Read an attempt's heartbeat; return None when it is absent or unreadable."""
         return self.read(layout.attempt(node.stage, node.digest, number, layout.HEARTBEAT), Heartbeat)[0]
 
     def end(self, node: StageInstance, number: int, end: End) -> bool:
-        """Ends one's own attempt."""
+        """Record the end of one's own attempt."""
         return self.create(layout.attempt(node.stage, node.digest, number, layout.END), end, end.nonce)
 
     def finish(self, done: Done) -> bool:
-        """Creates the fact that a stage is done; False when another attempt did so first."""
+        """Record that a stage is done; return False when another attempt did so first."""
         return self.create(layout.done(done.stage, done.digest, done.generation), done, done.nonce)
 
     def void(self, node: StageInstance, void: Void) -> bool:
-        """Declares that a generation no longer counts; False when it was void already."""
+        """Record that a generation no longer counts; return False when it was void already."""
         return self.create(layout.void(node.stage, node.digest, void.generation), void, void.nonce)
 
     def generations(self, index: str) -> dict[str, set[int]]:
-        """Reads a flat index (`done/<stage>` or `void/<stage>`): digest to generations."""
+        """Read a flat index (`done/<stage>` or `void/<stage>`) as digest to generations."""
         found: dict[str, set[int]] = {}
         for name in self.listing(index).files:
             if (parsed := layout.parse_generation(name)) is not None:
@@ -188,7 +194,7 @@ class Ledger(Records):
         return found
 
     def product(self, node: StageInstance, generation: int) -> tuple[Done | None, str]:
-        """Reads a `done` record; they never change, so each is read once."""
+        """Read a `done` record. These records never change, so each is read only once."""
         key = (node.stage, node.digest, generation)
         if key not in self._done:
             done, problem = self.read(
@@ -200,35 +206,35 @@ class Ledger(Records):
         return self._done[key], ""
 
     def has_read(self, node: StageInstance, generation: int) -> bool:
-        """Whether a `done` record was read before."""
+        """Return whether a `done` record was read before."""
         return (node.stage, node.digest, generation) in self._done
 
     def is_done_or_void(self, node: StageInstance, generation: int) -> bool:
-        """Whether an attempt that makes this generation has nothing left to do."""
+        """Return whether an attempt at this generation has become pointless."""
         keys = [key(node.stage, node.digest, generation) for key in (layout.done, layout.void)]
         return any(data is not None for data in self.objects.get_many(keys).values())
 
     def is_discarded(self, stage: StageInstance | Input, generation: int) -> bool:
-        """Whether a user said that a generation must not be built on; an unreadable void may say so."""
+        """Return whether a user discarded a generation; an unreadable `void` counts as that."""
         void, problem = self.read(
             layout.void(stage.stage, stage.digest, generation), Void, generation=generation
         )
         return bool(problem) or (void is not None and void.kind != "damaged")
 
     def discarded_input(self, node: StageInstance, done: Done) -> str:
-        """Names an input of a product that was discarded, "" when there is none."""
+        """Return which input of a product was discarded, as a sentence; "" when none was."""
         for taken in node.inputs:
             if self.is_discarded(taken, done.inputs.get(taken.digest, 0)):
                 return f"it was made from a product of {taken.stage} that was discarded"
         return ""
 
     def retire(self, stage: StageInstance | Input, retired: Retired) -> bool:
-        """Records what is to be deleted of a product; False when that was decided before."""
+        """Record which files of a product will be deleted; return False when that was recorded before."""
         key = layout.retired(stage.stage, retired.policy, stage.digest, retired.generation)
         return self.create(key, retired, retired.nonce)
 
     def retired(self, stage: StageInstance | Input, generation: int) -> tuple[Retired, ...]:
-        """Reads what was retired of a product; an unreadable record excuses no missing file."""
+        """Read a product's `retired` records. An unreadable one does not excuse a missing file."""
         for policy in RETIRING:
             key = layout.retired(stage.stage, policy, stage.digest, generation)
             if key not in self._retired:
@@ -239,7 +245,7 @@ class Ledger(Records):
         return tuple(self._retired[key] for key in keys if key in self._retired)
 
     def retired_generations(self, stage: str) -> dict[str, set[int]]:
-        """Reads the flat index of a stage's retired products: digest to generations."""
+        """Read the flat indexes of a stage's retired products as digest to generations."""
         found: dict[str, set[int]] = {}
         for policy in RETIRING:
             for digest, generations in self.generations(layout.retired_index(stage, policy)).items():
@@ -247,7 +253,7 @@ class Ledger(Records):
         return found
 
     def retired_input(self, node: StageInstance, generations: Mapping[str, int]) -> str:
-        """Names an input of which files were retired, "" when all are whole."""
+        """Return the stage of an input with retired files, "" when all are whole."""
         for taken in node.inputs:
             if self.retired(taken, generations.get(taken.digest, 0)):
                 return taken.stage
@@ -256,24 +262,24 @@ class Ledger(Records):
     # Sweeps
 
     def sweeps(self) -> tuple[str, ...]:
-        """Returns the names of all sweeps that were ever sealed here."""
+        """Return the names of all sweeps that were ever sealed in this store."""
         return self.objects.list("sweeps").folders
 
     def revision_numbers(self, sweep: str) -> list[int]:
-        """Returns the numbers of a sweep's revisions, ascending."""
+        """Return the numbers of a sweep's revisions in ascending order."""
         return self.record_numbers(layout.revisions(sweep))
 
     def record_numbers(self, prefix: str) -> list[int]:
-        """Returns the numbers of ``<k>.json`` under a prefix, ascending; other names are none of ours."""
+        """Return the numbers of ``<k>.json`` under a prefix, ascending; skip other names."""
         parts = (name.partition(".") for name in self.listing(prefix).files)
         return sorted(int(stem) for stem, _, suffix in parts if suffix == "json" and stem.isdecimal())
 
     def revision(self, sweep: str, number: int) -> Revision:
-        """Reads a sealed revision.
+        """Read a sealed revision.
 
         Raises:
-            UserError: there is no such revision.
-            InfrastructureError: it is unreadable.
+            UserError: There is no such revision.
+            InfrastructureError: It is unreadable, or its content does not have the digest that it names.
         """
         key = layout.revision(sweep, number)
         revision, problem = self.read(key, Revision, number=number)
@@ -289,16 +295,16 @@ class Ledger(Records):
         return revision
 
     def _is_whole(self, key: str, revision: Revision) -> bool:
-        """Whether a revision holds what its digest names; that is compared, never believed."""
+        """Return whether a revision's content has the digest that the revision names."""
         if content_digest(revision.sweep) == revision.content:
             return True
-        tree = msgspec.json.decode(self.objects.get(key) or b"{}").get(
-            "sweep"
-        )  # as an earlier version wrote it
+        # An earlier version may have written other fields; its digest covers the tree as it was written.
+        tree = msgspec.json.decode(self.objects.get(key) or b"{}").get("sweep")
         return hashlib.sha256(formats.canonical_tree(tree, Sweep)).hexdigest() == revision.content
 
     def find_content(self, sweep: str, content: str) -> int | None:
-        """Returns the number of the revision with this content digest, None when it was never sealed."""
+        """Return the revision number of this content digest, None when it was never sealed."""
+        # Newest first: a launch usually repeats the latest revision.
         for number in reversed(self.revision_numbers(sweep)):
             key = layout.revision(sweep, number)
             data = self.objects.get(key)
@@ -309,18 +315,19 @@ class Ledger(Records):
         return None
 
     def seal(self, revision: Callable[[int], Revision], name: str, content: str) -> Revision:
-        """Seals a revision under the next free number, or returns the equal one that exists."""
+        """Seal a revision under the next free number, or return the revision with the same content."""
         while True:
             number = self.find_content(name, content)
             if number is not None:
                 return self.revision(name, number)
             number = max(self.revision_numbers(name), default=0) + 1
             record = revision(number)
+            # If another launch won this number, its content may equal ours, so the search starts again.
             if self.create(layout.revision(name, number), record, record.nonce):
                 return record
 
     def requests(self, sweep: str, problems: list[str] | None = None) -> list[Request]:
-        """Reads all requests of a sweep, oldest first; an unreadable one is named in `problems`."""
+        """Read all requests of a sweep, oldest first; describe unreadable ones in `problems`."""
         found = []
         keys = {layout.request(sweep, n): n for n in self.record_numbers(layout.requests(sweep))}
         ledger = self.having_read(keys)
@@ -328,6 +335,7 @@ class Ledger(Records):
             try:
                 request, problem = ledger.read(key, Request, number=number)
             except InfrastructureError as error:
+                # An outage must not look like a sweep without requests.
                 if is_transient(error):
                     raise
                 request, problem = None, f"{key} cannot be read: {told(error)}"
@@ -342,27 +350,28 @@ class Ledger(Records):
         return found
 
     def add_request(self, sweep: str, request: Request) -> Request:
-        """Appends a request under the next free number."""
+        """Append a request under the next free number, and return it with that number."""
         while True:
             number = max(self.record_numbers(layout.requests(sweep)), default=0) + 1
+            # The number is part of the record, so it is set again for each try.
             numbered = formats.kept(request, msgspec.structs.replace(request, number=number))
             if self.create(layout.request(sweep, number), numbered, numbered.nonce):
                 return numbered
 
 
 def content_digest(sweep: Sweep) -> str:
-    """Returns what tells two revisions apart: sha-256 of the sealed content, hexadecimal."""
+    """Return the sha-256 of a sweep's sealed content, hexadecimal; equal content is one revision."""
     return hashlib.sha256(formats.canonical(sweep)).hexdigest()
 
 
 def open_ledger(url: str, *, create: bool = False, at: str = "", shared: bool = False) -> Ledger:
-    """Opens a store; with `create`, makes it one if needed, and proves that a second create is refused.
+    """Open a store; with `create`, make it if needed, and prove that a second create of a key is refused.
 
-    What this process makes from now on takes its group and other bits from the folder of the store.
+    From then on, new files of this process take their group and other permissions from the store's folder.
 
     Raises:
-        UserError: unknown scheme, no such bucket, not writable, or of a newer format.
-        InfrastructureError: the place does not answer, or lets two writers create the same key.
+        UserError: Unknown scheme, no such bucket, not writable, or a later format.
+        InfrastructureError: The place does not answer, or lets two writers create the same key.
     """
     objects = open_objects(url)
     opening.look(objects, layout.STORE)
@@ -371,5 +380,5 @@ def open_ledger(url: str, *, create: bool = False, at: str = "", shared: bool = 
     store_format = check_mark(Records(objects))
     if create:
         make_store(objects, at, shared=shared)
-        store_format = check_mark(Records(objects))  # what stands may be another's
+        store_format = check_mark(Records(objects))  # another process may have made it first
     return Ledger(objects, store_format=store_format)

@@ -1,1 +1,1 @@
-"""Slurm: a thin submitter over sbatch, what it is asked, and the process that a job runs."""
+"""Slurm: submission with sbatch, queries with squeue and sacct, and the process that each job runs."""

@@ -1,7 +1,7 @@
 """What a job runs on its first node: ``python -m orchestrator.launchers.slurm.job STORE SWEEP SUBMISSION``.
 
-It finds its cells in the submission, works on them as any worker does, and leaves a report. A worker that was
-asked to stop with work left has its job started anew, unless Slurm is already ending it.
+It reads its cells from the submission, works on them as any worker does, and leaves an exit report. If it was
+stopped with work left, it requeues its own job, unless Slurm is already ending it.
 """
 
 from __future__ import annotations
@@ -43,16 +43,26 @@ CHECK_S = 120.0
 POLL_S = 0.2
 
 FEDERATED = 1 << 26
-"""Job ids of a federation begin here, and are unique in it: Slurm's Federated Scheduling Guide."""
+"""Lowest job id in a federation, whose ids are unique in all of its clusters (Federated Scheduling Guide)."""
 
 
 class JobPlace:
-    """Which job this is, by Slurm's environment."""
+    """The identity of this job, from Slurm's environment.
+
+    Attributes:
+        array: id of the array.
+        index: index of the task in it.
+        name: the task as Slurm's commands take it, ``12_3``.
+        restart: how often Slurm has restarted the job.
+        cluster: Slurm's name for the cluster, "" if it is not set.
+        node: name of this node.
+        end_at: when the time limit is reached, in seconds since 1970; None if it is not set.
+    """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.array = environment.get("SLURM_ARRAY_JOB_ID", "")
         self.index = int(environment.get("SLURM_ARRAY_TASK_ID", "0"))
-        # SLURM_JOB_ID of the last task is the array's: asked by that, Slurm means all of them
+        # not SLURM_JOB_ID: that of the last task is the array's, and would address all tasks
         self.name = f"{self.array}_{self.index}"
         self.restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
         self.cluster = environment.get("SLURM_CLUSTER_NAME", "")
@@ -61,13 +71,13 @@ class JobPlace:
 
 
 class SlurmJob:
-    """One start of one task.
+    """One start of one task of a submission.
 
     Args:
         ledger: the store.
         sweep: its name.
-        submission: that the task belongs to.
-        place: which task.
+        submission: the submission that the task belongs to.
+        place: the task.
     """
 
     def __init__(self, ledger: Ledger, sweep: str, submission: Submission, place: JobPlace) -> None:
@@ -80,7 +90,13 @@ class SlurmJob:
         self._diary = WorkerSummary()
 
     def run(self) -> int:
-        """Works on the task's cells; returns the exit code of the job."""
+        """Work on the task's cells, and return the exit code of the job.
+
+        A job that was stopped with work left is requeued, since an end of its own would be final. Slurm ends
+        a requeued start with SIGTERM. So SIGTERM is blocked, for this process and for scontrol, which
+        inherits the mask. After the requeue this process waits for the signal, and only then exits.
+        """
+        # other jobs may work on these cells by now
         if (over := self._submissions.is_closed(self._submission.number, self._place.index)) is not None:
             log_line(f"this task was given up ({over.word} {over.detail}): it claims nothing")
             return 0
@@ -89,16 +105,18 @@ class SlurmJob:
         if problem:
             self._diary.said = problem
             log_line(problem)
+        # from here on the exit code is final, and the report explains it
         if code != RELEASED:
             self._report(code)
             return code
-        # ours from now on, and scontrol's, which inherits it: Slurm ends this start of the job by a SIGTERM
+        # blocked before scontrol starts, so that the signal cannot end it halfway
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         if self._requeue():
             signal.sigtimedwait({signal.SIGTERM}, TIMEOUT_S)
         return code
 
     def _broken_node(self) -> str:
+        """Return why the profile's check rejects this node, "" if it passes or there is no check."""
         check = self._cluster.node_check
         if check is None:
             return ""
@@ -121,12 +139,14 @@ class SlurmJob:
     # Working
 
     def _work(self) -> int:
+        """Work in this process, or in several side by side, and return the exit code."""
         order = self._order()
         if self._slurm.workers_per_job == 1:
             return run_worker(order, diary=self._diary)
         return self._work_side_by_side(order)
 
     def _order(self) -> Assignment:
+        """Return the assignment of this job's worker."""
         submission = self._submission
         code = submission.code
         paths = snapshots.import_paths(self._ledger.objects, code) if code else ()
@@ -147,12 +167,14 @@ class SlurmJob:
         )
 
     def _job(self) -> JobContext:
+        """Return the context of this job for its workers: its identity, its end, and jobs that are over."""
         place, hours = self._place, self._submission.resources.hours
         end_at = place.end_at or _end_at(place.name) or time.time() + 3600 * hours
         limit_s = end_at - time.time()
         policy = self._settings.policy
+        # half of a short job at most: otherwise it would save its last checkpoint before it computed anything
         notice_s = min(float(self._cluster.signal_s), limit_s / 2)
-        # time for a first checkpoint, but never so much that a short job could do nothing at all
+        # enough time for a first checkpoint, but not so much that a short job could start nothing
         min_left_s = min(notice_s + policy.checkpoint_interval_s, limit_s / 2)
         return JobContext(
             cluster=place.cluster or self._submission.cluster,
@@ -168,7 +190,7 @@ class SlurmJob:
         )
 
     def _work_side_by_side(self, order: Assignment) -> int:
-        """Runs several workers, each with its part of the job's devices."""
+        """Run several workers, each with its share of the job's devices, and return the exit code."""
         workers = self._slurm.workers_per_job
         gpus = self._submission.resources.gpus_per_node // workers
         options = {
@@ -181,10 +203,11 @@ class SlurmJob:
         stops: list[int] = []
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if number != signal.SIGUSR1:  # the workers know the job's end themselves
+            if number != signal.SIGUSR1:  # SIGUSR1 announces the time limit, which workers watch themselves
                 stops.append(number)
                 pool.stop()
 
+        # stops are passed on, since the workers have sessions of their own
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, stop)
         revision = self._ledger.revision(self._sweep, order.revision)
@@ -216,7 +239,12 @@ class SlurmJob:
     # Ending
 
     def _requeue(self) -> bool:
-        """Has Slurm start the job anew; False when it will not, or is ending the job already."""
+        """Requeue the job.
+
+        Returns:
+            False if Slurm refuses, or is ending the job already.
+        """
+        # before the requeue, since nothing after it is certain to run
         self._report(RELEASED, requeued=True)
         try:
             told = slurm(
@@ -224,8 +252,8 @@ class SlurmJob:
             ).output.strip()
         except InfrastructureError:
             told = ""
-        # else it is preempted or cancelled, or was started anew elsewhere, its node seeming lost: Slurm
-        # decides, and whoever asks it will know
+        # any other state: the job is preempted or cancelled, or was restarted elsewhere because its node
+        # seemed lost. Slurm decides then, and its answer to the next query counts
         if told != f"RUNNING|{self._place.restart}|":
             return False
         try:
@@ -233,21 +261,28 @@ class SlurmJob:
             problem = said.problem if said.code != 0 else ""
         except InfrastructureError as error:
             problem = error.what
-        if problem:  # no last word: Slurm may have done it, or be about to, all the same
+        if problem:  # the report stays as it is: Slurm may have requeued the job all the same, or be about to
             log_line(
                 f"the job may not be started anew: {problem}; then `sweep reconcile` submits its cells again"
             )
         return not problem
 
     def _is_of_the_submission(self) -> bool:
-        """Return whether the number of this job is the submission's: numbers count with their cluster."""
+        """Return whether this job is the submission's, by its number and cluster.
+
+        Somebody may have submitted the script by hand. That job has another number, or the same number on
+        another cluster, and must not report for the submission.
+        """
         place, given = self._place, self._submissions.job_of(self._submission.number)
         is_here = place.cluster.casefold() in ("", self._submission.cluster.casefold())
         is_federated = place.array.isdigit() and int(place.array) >= FEDERATED
         return given in (None, place.array) and (is_here or is_federated)
 
     def _report(self, code: int, *, requeued: bool = False) -> None:
-        """Leaves the last words, without which Slurm's must do; a script submitted by hand has none."""
+        """Write the exit report of this start, unless the script was submitted by hand.
+
+        Without a report, only Slurm's record of the end counts.
+        """
         number = self._submission.number
         report = JobExitReport(
             code=code,
@@ -266,7 +301,11 @@ class SlurmJob:
 
 
 def _end_at(job: str) -> float | None:
-    """Asks Slurm when it will end the job: seconds since 1970, by this machine's clock."""
+    """Query Slurm when it will end the job.
+
+    Returns:
+        Seconds since 1970, by this machine's clock; None if Slurm does not answer.
+    """
     try:
         left = slurm("squeue", "-ah", "-j", job, "-o", "%L", timeout_s=QUERY_S).output.strip()
     except InfrastructureError:
@@ -276,7 +315,11 @@ def _end_at(job: str) -> float | None:
 
 
 def _before(place: JobPlace) -> Cause | None:
-    """Asks accounting why the former start of the job ended; None when it does not know."""
+    """Query accounting why the previous start of the job ended.
+
+    Returns:
+        None if accounting does not answer or has no earlier start.
+    """
     try:
         said = slurm("sacct", "-nPXD", "-S", SINCE, "-j", place.name, "-o", "State", timeout_s=QUERY_S)
     except InfrastructureError:
@@ -286,7 +329,7 @@ def _before(place: JobPlace) -> Cause | None:
 
 @contextlib.contextmanager
 def _scratch(job: str) -> Iterator[None]:
-    """Gives temporary files a folder of the job's own on the node, and empties it afterwards."""
+    """Provide a folder on the node for temporary files of this job, and delete it afterwards."""
     root = os.environ.pop("SWEEP_SCRATCH", "")
     if not root:
         yield
@@ -301,15 +344,16 @@ def _scratch(job: str) -> Iterator[None]:
 
 
 def log_line(line: str) -> None:
-    """Writes to the job's log."""
+    """Write a line to the job's log."""
     with contextlib.suppress(OSError):
         print(f"{provenance.now()} job: {line}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job that Slurm's environment describes; returns its exit code."""
+    """Run the job that Slurm's environment describes, and return its exit code."""
     store, sweep, number = sys.argv[1:] if argv is None else argv
     place = JobPlace(os.environ)
+    # stages would take themselves for ranks of the step that runs this worker
     leave_step(os.environ)
     log_line(f"{sweep} submission {number} task {place.index}, start {place.restart}, on {place.node}")
     try:
@@ -327,10 +371,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_line(f"error: the store does not answer: {error}")
         return InfrastructureError.exit_code
     finally:
-        for late in STOP_SIGNALS:  # one that comes while Python ends would end it as if it had failed
+        # a signal during the exit of Python would replace the exit code by a failure
+        for late in STOP_SIGNALS:
             signal.signal(late, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
+    # the worker runs in a fork; this process ends whatever the fork leaves behind
     keep_worker()
     sys.exit(main())

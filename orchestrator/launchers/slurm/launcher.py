@@ -1,4 +1,7 @@
-"""The Slurm launcher: cells to job arrays. It submits and returns; the store and Slurm tell the rest."""
+"""The Slurm launcher: it submits cells as job arrays and returns.
+
+From then on, the state of the jobs is read from the store and from Slurm.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +37,18 @@ from orchestrator.launchers.slurm.settings import (
 )
 
 MIN_FAST_FAILS = 2
+"""Early ends that it takes at least to exclude a node; one may be chance."""
 
 
 def bad_nodes(filed: Sequence[SubmissionState], recent: Collection[int], *, fast_s: float) -> tuple[str, ...]:
-    """Names nodes on which jobs ended early without claiming anything, twice or more and more often than not.
+    """Return nodes on which jobs ended early without claiming anything, too often for chance.
+
+    A node is excluded after at least `MIN_FAST_FAILS` early ends, if they outnumber its good ends.
 
     Args:
         filed: all submissions.
         recent: numbers of the submissions whose ends count; older ones have expired.
-        fast_s: an end within so many seconds is an early one.
+        fast_s: ends within this many seconds are early.
     """
     good: Counter[str] = Counter()
     bad: Counter[str] = Counter()
@@ -58,6 +64,8 @@ def bad_nodes(filed: Sequence[SubmissionState], recent: Collection[int], *, fast
 
 
 _OOM_WORDS = ("exceeded memory limit", "oom-kill", "oom_kill", "Out Of Memory", "OUT_OF_MEMORY")
+"""Phrases by which Slurm and the kernel report exhausted host memory."""
+
 _TAIL_BYTES = 4096
 
 _NO_CAUSE = re.compile(
@@ -66,20 +74,32 @@ _NO_CAUSE = re.compile(
     r"|Force Terminated)"
     r"|[\d-]+T[\d:]+Z (worker \d+: |job: \S+ submission \d+ task \d+, start)"
 )
-"""Lines that say that a job ended, and not why; and what our own jobs write of their progress."""
+"""Log lines that report the end of a job but not its cause, and the progress lines of our own jobs."""
 
 _PREFIX = re.compile(r"^((srun|slurmstepd)\S*: (error|fatal): |\S*/slurm_script: (?=line))")
+"""What Slurm's programs and bash put before a message; removed before the message is shown."""
 
 
 def explained(filed: SubmissionState, over: JobEnd, log: Path) -> JobEnd:
-    """Add to an end what the log says of it.
+    """Complete the end of a job from the job's log.
 
-    A job that Slurm without cgroups ended for its memory is FAILED or CANCELLED. A job that ended before its
-    worker could report says why in the last line that is no mere word of Slurm's that it ended.
+    Slurm's state names the cause only partly. Without cgroups, a job killed for its memory is FAILED or
+    CANCELLED. A line of `cluster.setup` that failed is named in the log. A job that failed before its worker
+    could report leaves its reason only in the log. That reason is the last line that is more than Slurm's
+    notice of the end.
+
+    Args:
+        filed: the submission of the job.
+        over: the end, as far as it is known.
+        log: the log of the job's task.
+
+    Returns:
+        The same end where the log adds nothing.
     """
     if over.word not in ("FAILED", "CANCELLED"):
         return over
     try:
+        # only the end: the log of a long job may have gigabytes
         with log.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
             lines = stream.read().decode(errors="replace").splitlines()
@@ -93,6 +113,7 @@ def explained(filed: SubmissionState, over: JobEnd, log: Path) -> JobEnd:
     if any(word in line for word in _OOM_WORDS for line in lines):
         detail = "it used more host memory than it had asked for"
         return msgspec.structs.replace(over, cause=Cause.OOM_HOST, detail=detail)
+    # the worker's own report of this start explains more than any line of the log
     report = filed.reports.get(over.index)
     if over.word != "FAILED" or (report is not None and report.restart == over.restarts and report.why):
         return over
@@ -103,21 +124,21 @@ def explained(filed: SubmissionState, over: JobEnd, log: Path) -> JobEnd:
 
 
 def partitions(names: Mapping[str, Partition | None], cluster: str = "") -> dict[str, Partition]:
-    """Fill in what the profile does not say of a partition from ``sinfo``: of its smallest node.
+    """Fill in what the profile leaves open about partitions, from ``sinfo``: what their smallest nodes have.
 
     Args:
-        names: name to what it has, None to ask Slurm.
+        names: name to what it has; None to query Slurm.
         cluster: Slurm's name for the cluster; "" for the one here.
 
     Raises:
-        UserError: Slurm does not know a partition.
-        InfrastructureError: it does not answer.
+        UserError: Slurm has no partition of that name.
+        InfrastructureError: Slurm does not answer.
     """
     if all(told is not None for told in names.values()):
         return {name: told for name, told in names.items() if told is not None}
     found: dict[str, list[list[str]]] = {}
     options = query.cluster(cluster).options if cluster else ()
-    # --all: hidden ones too
+    # -a: list hidden partitions too, which the profile may name
     for line in asked("sinfo", *options, "-ah", "-o", "%R|%G|%c|%m|%l").splitlines():
         name, *rest = line.strip().split("|")
         if len(rest) == 4:
@@ -131,6 +152,7 @@ def partitions(names: Mapping[str, Partition | None], cluster: str = "") -> dict
                 f"Slurm knows no partition {name!r}", where="cluster.partitions", allowed=nearest(name, found)
             )
         else:
+            # one row for each kind of node; a job may land on any, so the smallest counts
             rows = found[name]
             filled[name] = Partition(
                 gpus_per_node=min(_gpus(row[0]) for row in rows),
@@ -142,42 +164,45 @@ def partitions(names: Mapping[str, Partition | None], cluster: str = "") -> dict
 
 
 def _number(text: str) -> int:
+    """Return the number at the start of a text, without the ``+`` of sinfo's ranges; 0 for none."""
     match = re.match(r"\d+", text)
     return int(match[0]) if match else 0
 
 
 def _gpus(gres: str) -> int:
+    """Return how many GPUs a node has by its generic resources, such as ``gpu:a100:4(S:0-1)``."""
     return sum(int(n) for n in re.findall(r"gpu(?::[^:,()]+)*:(\d+)", gres))
 
 
 def _hours(limit: str) -> float | None:
+    """Return the hours of ``[days-]hours:minutes:seconds``, or of shorter forms; None for no limit."""
     days, _, clock = limit.rpartition("-")
     if not re.fullmatch(r"[\d:]+", clock) or (days and not days.isdigit()):
-        return None  # infinite
+        return None  # infinite, or not set
     parts = [int(part) for part in clock.split(":")]
     parts = [0] * (3 - len(parts)) + parts if len(parts) > 1 else [0, parts[0], 0]
     return int(days or 0) * 24 + parts[0] + parts[1] / 60 + parts[2] / 3600
 
 
 FAST_S = 600.0
-"""A job that ends within so many seconds without claiming anything speaks against its node."""
+"""Threshold for early ends, in seconds. Jobs that end earlier without a claim count against their node."""
 
 
 class SlurmLauncher:
-    """Submits arrays of jobs, each of which works on its cells.
+    """A launcher that submits job arrays, in which each job works on its own cells.
 
     Args:
-        settings: `launcher` in the config.
-        num_cells: how many there are.
-        cluster: `cluster` in the config.
+        settings: the config's `launcher`.
+        num_cells: number of cells.
+        cluster: the config's `cluster`.
 
     Raises:
-        UserError: settings or a profile that make no sense.
+        UserError: the settings or the profile are invalid.
     """
 
     name = "slurm"
     attached = False
-    file = "job.sh"  # `sbatch` of it by hand does the same
+    file = "job.sh"  # `sbatch job.sh` by hand has the same effect
 
     def __init__(
         self, settings: Mapping[str, Any], num_cells: int, cluster: Mapping[str, Any] | None = None
@@ -189,17 +214,17 @@ class SlurmLauncher:
         self._name = cluster_name(self._cluster)
 
     def hardware(self) -> Hardware | None:
-        """Says what one cell may have by the profile."""
+        """Return what one cell may have according to the profile."""
         return self._cluster.hardware
 
     def meet(self, store: str, mark: bytes) -> None:
-        """Asks nothing: a login node and its nodes share their folders, and each job looks for itself."""
+        """Do nothing: login and compute nodes share folders, and each job checks the store itself."""
 
     def limits(self, *, dry_run: bool = False) -> Limits:
-        """Ask the controller; a dry run goes by Slurm's defaults where it does not answer.
+        """Query the controller. A dry run uses Slurm's defaults if the controller does not answer.
 
         Raises:
-            InfrastructureError: it does not answer.
+            InfrastructureError: the controller does not answer.
         """
         notes = (*unheeded(os.environ, self._cluster), *unexpanded(self._cluster))
         try:
@@ -218,11 +243,11 @@ class SlurmLauncher:
     def resources(
         self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
     ) -> list[tuple[str, Resources]]:
-        """Says what each cell's job asks for.
+        """Return what the job of each cell requests.
 
         Raises:
             UserError: a cell fits no partition, or a selector in `launcher.resources` is wrong.
-            InfrastructureError: Slurm does not tell of its partitions.
+            InfrastructureError: Slurm does not list its partitions.
         """
         asked = {subject.cell: ResourceOverride() for subject, _, _ in cells}
         for wanted in self._settings.resources:
@@ -232,6 +257,7 @@ class SlurmLauncher:
                 told = {
                     k: v for k in ResourceOverride.__struct_fields__ if (v := getattr(wanted, k)) is not None
                 }
+                # a later entry overrides an earlier one field by field, so that two can be combined
                 before = {k: getattr(asked[name], k) for k in ResourceOverride.__struct_fields__}
                 asked[name] = ResourceOverride(**{**before, **told})
         return [
@@ -251,33 +277,34 @@ class SlurmLauncher:
         ]
 
     def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
-        """Names nodes on which jobs kept failing fast, until that has expired."""
+        """Return nodes on which jobs kept failing early, until `launcher.bad_node_hours` have passed."""
+        # an administrator may have repaired the node since, so the evidence expires
         oldest_s = time.time() - 3600 * self._settings.bad_node_hours
         recent = {f.submission.number for f in filed if _seconds(f.submission.at) >= oldest_s}
         return bad_nodes(filed, recent, fast_s=FAST_S)
 
     def text(self, submission: Submission, *, sweep: str, store: str, code: Path, logs: Path) -> str:
-        """Returns the batch script."""
+        """Return the batch script."""
         return script(submission, self._cluster, store=store, sweep=sweep, code=code, logs=logs)
 
     def logs(self, sweep: str, number: int) -> str:
-        """Returns the folder for the logs of a submission's jobs where the profile says, "" for the store."""
+        """Return the folder that the profile names for the logs of a submission's jobs, "" for the store."""
         return f"{self._cluster.logs}/{sweep}-{number:06d}" if self._cluster.logs is not None else ""
 
     def submit(self, submission: Submission, text: str) -> SubmitOutcome:
-        """Gives the script to sbatch."""
+        """Submit the script with sbatch."""
         return submit(text, submission)
 
     def find(self, submission: Submission) -> str | None:
-        """Looks for a job by its name.
+        """Return the id of a submission's job, found by the job's name; None if there is none.
 
         Raises:
-            InfrastructureError: the controller does not answer, or would not list the job to this user.
+            InfrastructureError: the controller does not answer, or hides the job from this user.
         """
         return query.find(submission)
 
     def explain(self, filed: SubmissionState, over: JobEnd, logs: Path) -> JobEnd:
-        """Add what the job's log says of its end."""
+        """Complete the end of a job from the job's log."""
         return explained(filed, over, logs / f"{over.index}.log")
 
 

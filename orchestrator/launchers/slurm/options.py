@@ -1,4 +1,4 @@
-"""The options of sbatch for a submission: ours, and what `cluster.sbatch` replaces, drops or adds. Pure."""
+"""The options of sbatch for a submission: ours, changed by `cluster.sbatch`. Pure."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ OURS: Mapping[str, str] = {
     "uid": "jobs are the user's own",
     "gid": "jobs are the user's own",
 }
-"""Options that a profile may not set, and what to set in their place."""
+"""Options that a profile may not set, and what to use instead."""
 
 VALUES: Mapping[str, str] = {"time": "cluster.hours", "signal": "cluster.signal_s"}
-"""Options that a profile may drop, but whose value is a setting."""
+"""Options that a profile may drop but not set, and the settings that hold their value."""
 
 _SHORT: Mapping[str, str] = {
     "A": "account",
@@ -58,7 +58,7 @@ _SHORT: Mapping[str, str] = {
     "workdir": "chdir",
     "cluster": "clusters",
 }
-"""Other spellings of sbatch's options, by its manual page."""
+"""Other spellings of sbatch's options, from its manual page."""
 
 _ALTERNATIVES = (
     {"mem", "mem-per-cpu", "mem-per-gpu"},
@@ -68,20 +68,21 @@ _ALTERNATIVES = (
     {"requeue", "no-requeue"},
     {"exclusive", "oversubscribe"},
 )
-"""Options of which one takes the place of another."""
+"""Groups of options of which one replaces another."""
 
 
 def long_name(option: str) -> str:
-    """Return the one spelling of an option: ``cpus_per_task`` and ``-c`` are ``cpus-per-task``."""
+    """Return the canonical spelling of an option: ``cpus_per_task`` and ``-c`` become ``cpus-per-task``."""
     bare = option.strip().lstrip("-")
     return _SHORT.get(bare, bare.replace("_", "-"))
 
 
 def users(cluster: ClusterProfile) -> dict[str, Value]:
-    """Return `cluster.sbatch` by long names; None and false drop an option.
+    """Return `cluster.sbatch` by canonical names; None and false drop an option.
 
     Raises:
-        UserError: an option is ours to set, is given twice, or its value has control characters.
+        UserError: an option is reserved or given twice, its value has control characters, or it names several
+            clusters.
     """
     found: dict[str, Value] = {}
     for given, value in cluster.sbatch.items():
@@ -108,13 +109,16 @@ def users(cluster: ClusterProfile) -> dict[str, Value]:
 
 
 def cluster_name(cluster: ClusterProfile) -> str:
-    """Return the cluster that the profile submits to, "" for the one of the machine that submits."""
+    """Return the cluster that the profile submits to, "" for the cluster of this machine."""
     named = users(cluster).get("clusters")
     return named if isinstance(named, str) else ""
 
 
 def options(submission: Submission, cluster: ClusterProfile, *, output: str) -> dict[str, Value]:
-    """Return all options of sbatch for a submission, without those that are dropped.
+    """Return all options of sbatch for a submission, without the dropped ones.
+
+    The user's options replace ours, and so does an alternative: ``gpus-per-node`` in the profile removes our
+    ``gres``. Two lists are merged instead: further generic resources and excluded nodes are added to ours.
 
     Args:
         submission: what to submit.
@@ -124,25 +128,29 @@ def options(submission: Submission, cluster: ClusterProfile, *, output: str) -> 
     ours, user = _ours(submission, cluster, output), users(cluster)
     gres = user.get("gres")
     if isinstance(gres, str) and "gres" in ours and not re.search(r"(^|,)\s*(gpu|shard|mps)\b", gres):
-        user["gres"] = f"{ours['gres']},{gres}"  # of something else: what we ask for stays
+        user["gres"] = f"{ours['gres']},{gres}"  # it requests something else, so our request for GPUs stays
     if isinstance(more := user.get("exclude"), str) and ours.get("exclude"):
         user["exclude"] = f"{ours['exclude']},{more}"
     for group in _ALTERNATIVES:
         if any(user.get(name) is not None and user.get(name) is not False for name in group):
+            # otherwise sbatch would receive two options that may contradict each other
             ours = {name: value for name, value in ours.items() if name not in group}
     merged = {**ours, **user}
     return {name: value for name, value in merged.items() if value is not None and value is not False}
 
 
 def _ours(submission: Submission, cluster: ClusterProfile, output: str) -> dict[str, Value]:
+    """Return our own options, before the profile's `sbatch` changes them."""
     asked, last = submission.resources, len(submission.tasks) - 1
     throttle = f"%{submission.max_running}" if submission.max_running else ""
     named: dict[str, Value] = {
         "array": f"0-{last}{throttle}",
         "signal": f"USR1@{cluster.signal_s}",
         "output": output,
+        # a restarted task continues its log
         "open-mode": "append",
         "chdir": submission.folder,
+        # a preempted job, or one near its time limit, continues under the same number
         "requeue": True,
         "time": minutes(asked.hours),
         "nodes": asked.num_nodes,
@@ -165,11 +173,12 @@ def _ours(submission: Submission, cluster: ClusterProfile, output: str) -> dict[
 
 
 def _gpus(asked: Resources, cluster: ClusterProfile) -> str:
+    """Return the number of GPUs for sbatch, such as ``4``, or ``a100:4`` if the profile names a type."""
     return f"{cluster.gpu_type}:{asked.gpus_per_node}" if cluster.gpu_type else str(asked.gpus_per_node)
 
 
 def minutes(hours: float) -> int:
-    """Return what sbatch's ``--time`` is given: whole minutes, at least one."""
+    """Return the value of sbatch's ``--time``: whole minutes, at least one."""
     return max(1, math.ceil(hours * 60))
 
 
@@ -200,10 +209,10 @@ _BY_VARIABLE: Mapping[str, str] = {
     "LICENSES": "licenses",
     "ARRAY_INX": "array",
     "REQ_SWITCH": "switches",
-    "DEBUG": "",
+    "DEBUG": "",  # no property of a job, so no note
     "IGNORE_PBS": "ignore-pbs",
 }
-"""What a variable that sbatch would read stands for, by its manual page."""
+"""Environment variables that sbatch reads, without their prefix, and the options that they stand for."""
 
 _SETTINGS: Mapping[str, str] = {
     "account": "cluster.account={}",
@@ -214,6 +223,8 @@ _SETTINGS: Mapping[str, str] = {
     "partition": "cluster.partitions={{{}: null}}",
     "time": "cluster.hours, launcher.resources",
 }
+"""Our settings for options of sbatch, as templates for the value."""
+
 _SWITCHES = frozenset(
     {"exclusive", "no-kill", "no-requeue", "requeue", "overcommit", "spread-job", "use-min-nodes"}
 )
@@ -222,14 +233,15 @@ _SWITCHES = frozenset(
 _FACTS = frozenset(
     {"SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_CPUS_PER_GPU", "SLURM_HINT"}
 )
+"""Variables that describe a job, rather than request something for one."""
 
 
 def unheeded(environment: Mapping[str, str], cluster: ClusterProfile) -> tuple[str, ...]:
-    """Return a note on each variable that sbatch would take for an option, and that we keep from it.
+    """Return a note on each environment variable that sbatch would read as an option, and that we remove.
 
     Args:
         environment: of this process.
-        cluster: the profile; what it says already needs no note.
+        cluster: the profile; what it sets already needs no note.
     """
     said, notes = {**users(cluster), **_profile(cluster)}, []
     for variable, value in sorted(environment.items()):
@@ -237,7 +249,8 @@ def unheeded(environment: Mapping[str, str], cluster: ClusterProfile) -> tuple[s
         option = _BY_VARIABLE.get(match["option"], "") if match else ""
         if match and match["option"] not in _BY_VARIABLE and match["program"] == "SBATCH":
             option = match["option"].lower().replace("_", "-")
-        in_job = "SLURM_JOB_ID" in environment and variable.startswith("SLURM_")  # what a job says of itself
+        # a job's description of itself, not a user's option
+        in_job = "SLURM_JOB_ID" in environment and variable.startswith("SLURM_")
         if not option or not value or in_job or variable in _FACTS or said.get(option) not in (None, False):
             continue
         ours = {**OURS, **VALUES}.get(option)
@@ -249,7 +262,7 @@ def unheeded(environment: Mapping[str, str], cluster: ClusterProfile) -> tuple[s
 
 
 def unexpanded(cluster: ClusterProfile) -> tuple[str, ...]:
-    """Return a note on each value of `cluster.environment` in which a shell would replace a variable."""
+    """Return a note on each value of `cluster.environment` in which a shell would expand a variable."""
     return tuple(
         f"cluster.environment.{name} has {match[0]}, which arrives as it is: "
         f"what the shell must expand goes into cluster.setup"
@@ -259,6 +272,7 @@ def unexpanded(cluster: ClusterProfile) -> tuple[str, ...]:
 
 
 def _profile(cluster: ClusterProfile) -> dict[str, Value]:
+    """Return the options that the profile sets through its own keys."""
     named: dict[str, Value] = {
         name: value
         for name in ("account", "qos", "reservation", "constraint", "exclusive")

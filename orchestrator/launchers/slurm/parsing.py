@@ -1,8 +1,8 @@
-"""Slurm's words: the states of a job, what they count as, and how its commands print them. Pure.
+"""The output of Slurm's commands: states of jobs, what they count as, and how they are printed. Pure.
 
-Sources: the manual pages of sacct ("JOB STATE CODES"), squeue and sbatch of Slurm 22.05. A state that
-is not known here counts as neither alive nor over; so does REVOKED: another cluster of the federation started
-the job.
+Sources: the manual pages of sacct ("JOB STATE CODES"), squeue and sbatch of Slurm 22.05. A state that is not
+listed here counts neither as alive nor as over. REVOKED is left out on purpose: it means that another cluster
+of the federation started the job.
 """
 
 from __future__ import annotations
@@ -47,25 +47,29 @@ _OVER = {
 }
 
 SACCT = "JobID,State,ExitCode,NodeList,Start,End,ElapsedRaw,Reason,Submit,JobName"
+"""Columns of sacct that `read_sacct` reads."""
+
 SQUEUE = (
     "ArrayJobID:|,ArrayTaskID:|,State:|,Reason:|,StartTime:|,NodeList:|,RestartCnt:|,TimeUsed:|,exit_code:|"
     ",SubmitTime:|,Name:"
 )
-"""The columns that are asked for; both are given with a separator, so that no width cuts them.
-The name, which people may change to anything, is the last."""
+"""Columns of squeue that `read_squeue` reads.
+
+Each has a separator, so that no width truncates it. The job's name is last, because users may change it to
+any text, even one with separators."""
 
 SINCE = "2000-01-01"
-"""The start time that accounting is asked with: without one it may tell of jobs since midnight alone."""
+"""Start of the period that sacct is queried for. Without one it may list only jobs since midnight."""
 
 REST = -1
-"""Index of what is left, without one, of an array whose waiting tasks were cancelled one by one."""
+"""Index of what is left of an array whose waiting tasks were cancelled one by one. Slurm gives it none."""
 
 _TASK = re.compile(r"(?P<job>\d+)_(?P<index>\d+)")
 _TASKS = re.compile(r"(?P<job>\d+)_\[(?P<indexes>[\d,\-:]+)(%\d+)?\]")
 
 
 def phase_of(word: str) -> Phase:
-    """Returns what a state means for us."""
+    """Return the phase that a state belongs to."""
     if word in _WAITING:
         return Phase.QUEUED
     if word in _LIVE:
@@ -76,21 +80,22 @@ def phase_of(word: str) -> Phase:
 def over_of(
     index: int, word: str, exit_code: str, *, node: str = "", restarts: int = 0, seconds: float | None = None
 ) -> JobEnd:
-    """Returns the end that a terminal state and an exit code (``4:0`` is code:signal) stand for."""
+    """Return the end of a job from its terminal state and exit code, printed as code:signal (``4:0``)."""
     code, _, number = exit_code.partition(":")
     cause, detail = _OVER[word], ""
     if word == "FAILED" and code.isdigit() and int(code) in EXITS and number in ("", "0"):
+        # a worker's own exit code is more precise than Slurm's FAILED
         cause, detail = EXITS[int(code)]
     elif word == "FAILED":
         detail = f"exit code {code}" if number in ("", "0") else f"signal {number}"
-        if number == "53":  # no signal: Slurm's own word for what failed before the script could run
+        if number == "53":  # no signal, but Slurm's code for a failure before the script ran
             detail = (
                 "Slurm could not start it (0:53): the node cannot write the job's log, or enter its folder; "
                 "the store, cluster.logs and the folder of the launch must be on file systems that it sees"
             )
     elif word == "COMPLETED":
-        detail = "exit code 0"  # whether a worker ended so is for the job's report to say
-    elif word == "CANCELLED":  # only accounting knows by whom, and it lags behind
+        detail = "exit code 0"  # the job's report shows whether its worker ended well
+    elif word == "CANCELLED":  # only accounting records by whom, and it lags behind
         detail = "cancelled by its user or an administrator"
     return JobEnd(
         index=index, word=word, cause=cause, detail=detail, node=node, restarts=restarts, seconds=seconds
@@ -98,7 +103,7 @@ def over_of(
 
 
 def indexes_of(text: str) -> Iterator[int]:
-    """Yields the indexes of ``0-3,7,10-20:5``."""
+    """Yield the indexes of ``0-3,7,10-20:5``."""
     for part in text.split(","):
         span, _, step = part.partition(":")
         first, _, last = span.partition("-")
@@ -106,7 +111,7 @@ def indexes_of(text: str) -> Iterator[int]:
 
 
 def tasks_of(name: str) -> list[tuple[str, int]]:
-    """Returns the (job, index) that a JobID of sacct names: ``12_3`` or ``12_[0-4%2]``; [] for others."""
+    """Return the (job, index) pairs of a JobID of sacct, ``12_3`` or ``12_[0-4%2]``; [] for other forms."""
     if match := _TASK.fullmatch(name):
         return [(match["job"], int(match["index"]))]
     if match := _TASKS.fullmatch(name):
@@ -115,11 +120,12 @@ def tasks_of(name: str) -> list[tuple[str, int]]:
 
 
 def read_sacct(lines: Iterable[str]) -> dict[tuple[str, int], JobObservation]:
-    """Reads ``sacct -nPXD -o SACCT``: with -D a job has a line for each of its starts, oldest first."""
+    """Parse ``sacct -nPXD -o SACCT``. With -D a job has one line for each of its starts, oldest first."""
     starts: dict[tuple[str, int], list[list[str]]] = {}
     for line in lines:
         fields = line.split("|", SACCT.count(","))
         if len(fields) == len(SACCT.split(",")):
+            # of tasks that were cancelled while they waited, one line is left, under the array's bare number
             is_rest = fields[0].isdigit() and fields[1].startswith("CANCELLED")
             for task in [(fields[0], REST)] if is_rest else tasks_of(fields[0]):
                 starts.setdefault(task, []).append(fields)
@@ -127,17 +133,19 @@ def read_sacct(lines: Iterable[str]) -> dict[tuple[str, int], JobObservation]:
 
 
 def _of_starts(index: int, lines: list[list[str]]) -> JobObservation:
-    # a line that was told before the job waited in vain is no start: only the last one may wait
+    """Return the observation of a task from the lines of all its starts."""
+    # lines of a job that waited and never ran are no starts; only the last line may be of a waiting job
     former = [
         fields
         for fields in lines[:-1]
         if fields[4] not in ("Unknown", "None") or fields[3] != "None assigned"
     ]
     _, state, exit_code, node, start, _, elapsed, reason, submitted, name = lines[-1]
-    word = state.split()[0]  # "CANCELLED by 1000"
+    word = state.split()[0]  # as in "CANCELLED by 1000"
     phase, node = phase_of(word), "" if node == "None assigned" else node
     before = former[-1][1].split()[0] if former else ""
-    if word.startswith("REQUEUE"):  # the line of a start that is over: the next has none yet
+    # the line describes the start that is over; the next start has no line yet
+    if word.startswith("REQUEUE"):
         before, start = word, ""
     over = None
     if phase is Phase.OVER:
@@ -161,6 +169,7 @@ def _of_starts(index: int, lines: list[list[str]]) -> JobObservation:
 
 
 def _cancelled(over: JobEnd, state: str) -> JobEnd:
+    """Complete the end of a cancelled job with the user who cancelled it."""
     uid = state.rpartition(" ")[2]
     try:
         who = pwd.getpwuid(int(uid)).pw_name
@@ -170,13 +179,14 @@ def _cancelled(over: JobEnd, state: str) -> JobEnd:
 
 
 def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], JobObservation]:
-    """Reads ``squeue -hr -t all -O SQUEUE``."""
+    """Parse ``squeue -hr -t all -O SQUEUE``."""
     seen: dict[tuple[str, int], JobObservation] = {}
     for line in lines:
         fields = [field.strip() for field in line.split("|", SQUEUE.count("|"))]
         if len(fields) != len(SQUEUE.split(",")):
             continue
         job, task, word, reason, start, node, restarts, used, exit_code, submitted, name = fields
+        # with -r each task has a line of its own; one without an index is the rest of a cancelled array
         if not task.isdigit() and (task, word) != ("N/A", "CANCELLED"):
             continue
         index = int(task) if task.isdigit() else REST
@@ -207,7 +217,7 @@ def read_squeue(lines: Iterable[str]) -> dict[tuple[str, int], JobObservation]:
 
 
 _MAY_RETURN = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
-"""Ends after which Slurm may start a job anew before its accounting says so."""
+"""Terminal states after which Slurm may requeue a job before accounting shows it."""
 
 _UNLISTED = (
     "by accounting alone: the controller does not list it; if that stays so, an administrator can settle it: "
@@ -218,10 +228,22 @@ _UNLISTED = (
 def agreed(
     now: Mapping[tuple[str, int], JobObservation] | None, accounts: Mapping[tuple[str, int], JobObservation]
 ) -> dict[tuple[str, int], JobObservation]:
-    """Makes one answer of the controller's (None: it did not answer) and accounting's.
+    """Combine the answers of controller and accounting about the same jobs into one.
 
-    The controller knows best what lives. What accounting calls alive and the controller does not list is
-    unknown: accounting may lag behind, or the controller may not list all that it has.
+    Neither suffices alone. The controller is current, but forgets finished jobs after minutes. Accounting
+    remembers them, but may lag behind, and may list jobs as running for ever after a crash. So the controller
+    decides what lives, and accounting decides how jobs ended:
+
+        controller            accounting              result
+        RUNNING, 1 restart    PREEMPTED, 0 restarts   RUNNING, with PREEMPTED as its previous end
+        CANCELLED             CANCELLED               CANCELLED by accounting, which records by whom
+        not listed            RUNNING                 unknown: the record may be stale
+        not listed            NODE_FAIL               over, but may return
+        no answer             NODE_FAIL               unknown: Slurm may have requeued it
+
+    Args:
+        now: the controller's answer; None if it did not answer.
+        accounts: accounting's answer.
     """
     if now is None:
         return {
@@ -237,16 +259,16 @@ def agreed(
     for task, told in now.items():
         account = accounts.get(task)
         if account is not None and account.submitted_s != told.submitted_s and account.name != told.name:
-            account = None  # of an earlier job that had this number
+            account = None  # that is an earlier job, which had the same number
         if told.over is not None and account is not None and account.over is not None:
-            seen[task] = account  # accounting tells more: who cancelled it
+            seen[task] = account  # accounting has more detail, such as who cancelled it
             continue
         seen[task] = told if account is None or told.over is not None else _with_past(told, account)
     return seen
 
 
 def _with_past(now: JobObservation, account: JobObservation) -> JobObservation:
-    """Adds to a task that lives how its former start ended, by accounting, which may lag behind."""
+    """Add to a living task how its previous start ended, by accounting, which may lag behind."""
     if now.restarts == account.restarts and account.over is None:
         return now._replace(before=account.before, before_word=account.before_word)
     restarts = max(now.restarts or 0, (account.restarts or 0) + (now.phase is Phase.QUEUED))
@@ -256,25 +278,29 @@ def _with_past(now: JobObservation, account: JobObservation) -> JobObservation:
 
 
 def previous_end(states: Sequence[str]) -> Cause | None:
-    """Returns what the end before the present start counts as, from ``sacct -D -o State``, or None."""
+    """Return the cause of the end before the present start, None if there is none.
+
+    Args:
+        states: the lines of ``sacct -D -o State``, one for each start.
+    """
     words = [state.split()[0] for state in states if state.strip()]
     return _before(words[-2]) if len(words) > 1 else None
 
 
 def _before(word: str) -> Cause | None:
-    """What an end counts as after which a job was started anew; REQUEUED is an operator's hand."""
+    """Return what the end before a restart counts as; REQUEUED, by an operator's hand, as a preemption."""
     return Cause.PREEMPTED if word == "REQUEUED" else _OVER.get(word)
 
 
 def _exit_code(status: str) -> str:
-    """From a wait status, as squeue prints it, to ``code:signal``."""
+    """Convert a wait status, as squeue prints it, to ``code:signal``."""
     if ":" in status or not status.isdigit():
         return status
     return f"{int(status) >> 8}:{int(status) & 127}"
 
 
 def _seconds_since_1970(text: str) -> float | None:
-    """Reads a time as Slurm's programs print it, in this machine's time zone."""
+    """Parse a time as Slurm's programs print it, in this machine's time zone; None if it is not one."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
@@ -282,7 +308,7 @@ def _seconds_since_1970(text: str) -> float | None:
 
 
 def seconds_of(text: str) -> float | None:
-    """Reads ``[days-][hours:]minutes:seconds``, None for anything else."""
+    """Parse ``[days-][hours:]minutes:seconds``; None for anything else."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if match is None:
         return None

@@ -1,8 +1,8 @@
-"""Asking Slurm: one batched question about many jobs, and what a cluster says of itself. Changes nothing.
+"""Queries to Slurm: many jobs in one batch, and the configuration of a cluster.
 
-A command that fails or does not answer is reported as such: that is never taken for an answer. A job's number
-counts only together with its cluster, so each question first finds out which cluster answers here, and names
-the one that is meant where it is another.
+Only `SlurmScheduler.cancel` changes anything. A command that fails or does not answer raises, and is never
+taken for an answer. A job's number is unique only within its cluster. So each query first reads which cluster
+answers here, and names the intended one with ``-M`` if it is another.
 """
 
 from __future__ import annotations
@@ -25,17 +25,29 @@ from orchestrator.launchers.slurm.parsing import SACCT, SINCE, SQUEUE, agreed, r
 
 TIMEOUT_S = 30.0
 SILENT_S = 60.0
-"""A command that did not answer in time is not asked again so soon."""
+"""How long a command that timed out is not run again, in seconds. Without this pause, each query would wait
+for its own timeout while the controller hangs."""
 
 _INPUT = re.compile(
     r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SACCTMGR|SCANCEL|SINFO|SCONTROL|SSTAT|SPRIO|SSHARE)_"
 )
+"""Prefixes of the variables that Slurm's programs read as options."""
+
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+"""Variables that locate the controller and authenticate to it."""
+
 _silent_until_s: dict[str, float] = {}
+"""By command: the monotonic time until which it is not run again."""
 
 
 class Said(NamedTuple):
-    """How a command of Slurm's ended."""
+    """The result of one of Slurm's commands.
+
+    Attributes:
+        code: its exit code.
+        output: its standard output.
+        error: its standard error.
+    """
 
     code: int
     output: str
@@ -43,18 +55,22 @@ class Said(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """Its last words on standard error, on one line."""
+        """The last line of standard error, or else the exit code."""
         lines = [line.strip() for line in self.error.splitlines() if line.strip()]
         return lines[-1] if lines else f"exit code {self.code}"
 
 
 def environment(inherited: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment for Slurm's programs: ours without the variables that they read as options.
+    """Return the environment for Slurm's programs, without the variables that they read as options.
 
-    Slurm's programs take filters and options from the environment (``SQUEUE_PARTITION``, ``SCANCEL_STATE``,
-    ``SBATCH_ACCOUNT``, ``SLURM_CLUSTERS``), and what a job that we may run in says of itself has the same
-    names. A filter that is not ours would make an answer incomplete. What says where Slurm is, and as whom to
-    speak to it, stays: SLURM_CONF, SLURM_CONF_SERVER and SLURM_JWT.
+    Slurm's programs take filters and options from the environment, such as ``SQUEUE_PARTITION``,
+    ``SCANCEL_STATE``, ``SBATCH_ACCOUNT`` or ``SLURM_CLUSTERS``. Inside of a job, Slurm sets variables of the
+    same names to describe that job. A filter that is not ours would make a listing incomplete, and missing
+    jobs would look as if they had ended. Only the variables that locate the controller, and authenticate to
+    it, stay.
+
+    Args:
+        inherited: the variables to filter; None for those of this process.
     """
     return {
         name: value
@@ -64,7 +80,12 @@ def environment(inherited: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) -> Said:
-    """Run a command of Slurm's.
+    """Run one of Slurm's commands, without a shell.
+
+    Args:
+        words: the command and its arguments.
+        text: its standard input; None for an empty one.
+        timeout_s: how long to wait for its end.
 
     Raises:
         InfrastructureError: there is no such command here, or it did not answer in time.
@@ -96,10 +117,10 @@ def slurm(*words: str, text: str | None = None, timeout_s: float = TIMEOUT_S) ->
 
 
 def asked(*words: str) -> str:
-    """Run a command whose output is needed.
+    """Return the output of a command that must succeed.
 
     Raises:
-        InfrastructureError: it did not succeed.
+        InfrastructureError: the command failed.
     """
     said = slurm(*words)
     if said.code != 0:
@@ -111,19 +132,20 @@ DEFAULT_ARRAY_SIZE = 1001
 """Slurm's own default of MaxArraySize."""
 
 MAX_IDS = 500
-"""Jobs in one question: a command line has its limits."""
+"""Most job ids in one command, because the length of a command line is limited."""
 
 _NOTHING = "Invalid job id specified"
+"""Error of squeue and scancel when none of the jobs exists any more."""
 
 
 class Cluster(NamedTuple):
-    """A cluster by its controller's configuration, and how it is reached from here.
+    """A cluster, by its controller's configuration, and how it is reached from here.
 
     Attributes:
         name: ClusterName.
         options: what each command needs to reach it: ``-M NAME`` for a cluster that is not the one here.
-        max_tasks: of one array.
-        shows_everyone: whether a user is shown the jobs of others, by PrivateData.
+        max_tasks: the most tasks of one array.
+        shows_everyone: whether users see each other's jobs, according to PrivateData.
         controller: its hosts with the port, separated by spaces.
     """
 
@@ -147,6 +169,7 @@ def cluster(name: str = "") -> Cluster:
     if name.casefold() in ("", here.name.casefold()):
         return here
     try:
+        # only for another cluster: -M needs the accounting database, which this one may lack
         there = _configuration(("-M", name))
     except InfrastructureError as error:
         raise InfrastructureError(
@@ -158,6 +181,7 @@ def cluster(name: str = "") -> Cluster:
 
 
 def _configuration(options: tuple[str, ...]) -> Cluster:
+    """Return the cluster that answers to these options."""
     text = asked("scontrol", *options, "show", "config")
     config = dict(re.findall(r"^([\w\[\]]+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
     if "ClusterName" not in config:
@@ -167,26 +191,29 @@ def _configuration(options: tuple[str, ...]) -> Cluster:
     return Cluster(
         name=config["ClusterName"],
         options=options,
-        max_tasks=max(1, int(size)) if size.isdigit() else DEFAULT_ARRAY_SIZE,  # indexes are below it
+        # MaxArraySize bounds the indexes, which begin at 0
+        max_tasks=max(1, int(size)) if size.isdigit() else DEFAULT_ARRAY_SIZE,
+        # a missing setting counts as private, so that absence proves nothing
         shows_everyone="jobs" not in re.split(r"[,\s]+", config.get("PrivateData", "jobs").lower()),
         controller=" ".join(f"{host}:{port}" for host in hosts),
     )
 
 
 def limits(name: str = "") -> Limits:
-    """Return what a controller says of its cluster.
+    """Return the limits of a cluster, from its controller.
 
     Raises:
-        InfrastructureError: it does not answer.
+        InfrastructureError: the controller does not answer.
     """
     found = cluster(name)
     return Limits(cluster=found.name, max_tasks=found.max_tasks, controller=found.controller)
 
 
 def jobs(name: str, ids: Iterable[str]) -> JobListing:
-    """Ask a cluster's controller and accounting about arrays, by job id, at the same time; never raises.
+    """Query a cluster's controller and accounting about arrays, at the same time; never raise.
 
-    The controller knows what lives, and forgets what is over; accounting remembers, but lags behind.
+    The controller has the present state of what lives, but forgets jobs that are over. Accounting remembers
+    those, but lags behind. `agreed` combines the two answers.
 
     Args:
         name: of the cluster.
@@ -225,6 +252,7 @@ def jobs(name: str, ids: Iterable[str]) -> JobListing:
 
 
 def _sacct(name: str, ids: Sequence[str]) -> dict[tuple[str, int], JobObservation]:
+    """Return what accounting records of some jobs."""
     seen: dict[tuple[str, int], JobObservation] = {}
     for part in _parts(ids):
         words = ("sacct", "-nPXD", "-M", name, "-S", SINCE, "-j", ",".join(part), "-o", SACCT)
@@ -233,7 +261,13 @@ def _sacct(name: str, ids: Sequence[str]) -> dict[tuple[str, int], JobObservatio
 
 
 class _Listed(NamedTuple):
-    """What a controller lists; `gap` says why that may not be all."""
+    """What a controller lists.
+
+    Attributes:
+        cluster: the cluster that answered.
+        seen: its tasks, by job id and index.
+        gap: why the listing may be incomplete, "" when it is complete.
+    """
 
     cluster: Cluster
     seen: dict[tuple[str, int], JobObservation]
@@ -241,10 +275,15 @@ class _Listed(NamedTuple):
 
 
 def _squeue(name: str, ids: Sequence[str]) -> _Listed:
+    """Return what the controller lists of some jobs.
+
+    Raises:
+        InfrastructureError: squeue failed, or none of its lines can be parsed.
+    """
     found, gap = cluster(name), ""
     seen: dict[tuple[str, int], JobObservation] = {}
     for part in _parts(ids):
-        # --all: those of hidden partitions, and of partitions that this user may not use
+        # -a: list jobs of hidden partitions too, and of partitions that this user may not use
         said = slurm("squeue", *found.options, "-ahr", "-t", "all", "-j", ",".join(part), "-O", SQUEUE)
         if said.code == 0:
             lines = _without_title(said.output, found)
@@ -252,22 +291,23 @@ def _squeue(name: str, ids: Sequence[str]) -> _Listed:
                 gap = f"squeue answers what is not understood here: {strange[0][:60]!r}"
             if gap and len(strange) == len([line for line in lines if line.strip()]):
                 raise InfrastructureError(gap)
-            seen.update(read_squeue(lines))  # beside the words of a site's wrapper
-        elif _NOTHING not in said.error:  # which it says when it knows none of them
+            seen.update(read_squeue(lines))  # some sites wrap squeue, and print lines of their own
+        elif _NOTHING not in said.error:  # its answer when all of these jobs are over
             raise InfrastructureError(f"squeue failed: {said.problem}")
     return _Listed(found, seen, gap)
 
 
 def _without_title(output: str, found: Cluster) -> list[str]:
-    """Return the lines without the title that a command prints for a cluster that was named."""
+    """Return the lines without the title that a command prints for a cluster named with ``-M``."""
     lines = output.splitlines()
     return lines[1:] if found.options and lines[:1] == [f"CLUSTER: {found.name}"] else lines
 
 
 def find(submission: Submission) -> str | None:
-    """Find an array by its job name: its id, or None when neither controller nor accounting knows it.
+    """Return the id of a submission's array, found by its job name; None if there is none.
 
-    Accounting is asked from the day before the submission on.
+    The controller is queried for the exact name first, and then for names that contain it. Accounting is
+    queried last. It covers jobs that the controller has forgotten already.
 
     Raises:
         InfrastructureError: the controller does not answer, or would not list the job to this user.
@@ -275,16 +315,19 @@ def find(submission: Submission) -> str | None:
     found, name = cluster(submission.cluster), submission.name
     output = asked("squeue", *found.options, "-ah", "-t", "all", f"--name={name}", "-o", "%F")
     listed = [line.strip() for line in _without_title(output, found)]
-    if not listed:  # a site may add to the names of jobs
+    if not listed:  # some sites add a prefix or suffix to the names of jobs
         words = ("squeue", *found.options, "-ah", "-t", "all", "-u", str(asker().uid), "-o", "%F|%j")
-        said = slurm(*words)  # which fails for a user whom the cluster does not know
+        said = slurm(*words)  # squeue fails for users that the cluster does not have
         lines = [line.partition("|") for line in _without_title(said.output if said.code == 0 else "", found)]
         listed = [job.strip() for job, _, named in lines if name in named]
     if not listed:
+        # a day earlier, because this is UTC and sacct takes local dates
         since = (datetime.fromisoformat(submission.at) - timedelta(days=1)).strftime("%Y-%m-%d")
         said = slurm("sacct", "-nPX", "-M", found.name, "-S", since, f"--name={name}", "-o", "JobID")
         listed = [line.partition("_")[0] for line in said.output.splitlines()] if said.code == 0 else []
+    # if several jobs have the name, the first one counts
     ids = sorted({job for job in listed if job.isdigit()}, key=int)
+    # in these two cases absence proves nothing, and a second submission could run the same cells twice
     if not ids and not same_controller(submission, found.controller):
         raise InfrastructureError(f"{found.controller} may be another cluster of the name {found.name}")
     if not ids and not found.shows_everyone and not is_own(submission, asker()):
@@ -293,11 +336,12 @@ def find(submission: Submission) -> str | None:
 
 
 def _parts(items: Sequence[str]) -> list[Sequence[str]]:
+    """Split a sequence into parts that fit on a command line."""
     return [items[start : start + MAX_IDS] for start in range(0, len(items), MAX_IDS)]
 
 
 class SlurmScheduler:
-    """What may be asked about jobs of a cluster; a `Scheduler`.
+    """Queries about the jobs of one cluster, and their cancellation; a `Scheduler`.
 
     Args:
         cluster: Slurm's name for it.
@@ -307,11 +351,14 @@ class SlurmScheduler:
         self._cluster = cluster
 
     def jobs(self, ids: Iterable[str]) -> JobListing:
-        """Ask about arrays; never raises."""
+        """Query the state of arrays; never raise."""
         return jobs(self._cluster, ids)
 
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
-        """Return the controller's reasons: accounting knows only some of them."""
+        """Return why tasks wait, from the controller; accounting has only some of the reasons.
+
+        Never raise.
+        """
         told: dict[str, str] = {}
         try:
             found = cluster(self._cluster)
@@ -323,11 +370,14 @@ class SlurmScheduler:
                     start = start.strip("|")
                     told[task] = reason + ("" if start in ("", "N/A") else f", expected to start at {start}")
         except InfrastructureError:
-            pass  # what was told before stands
+            pass  # the reasons are for display only, so what was found so far suffices
         return told
 
     def cancel(self, tasks: Sequence[str]) -> None:
-        """Cancel tasks; with ``--state=PENDING`` scancel would end all of an array of which one waits.
+        """Cancel tasks, each by its own name.
+
+        The option ``--state=PENDING`` is not used: with it, scancel ends all tasks of an array of which one
+        waits.
 
         Raises:
             InfrastructureError: scancel failed.
@@ -335,5 +385,6 @@ class SlurmScheduler:
         found = cluster(self._cluster)
         for part in _parts(tasks):
             said = slurm("scancel", *found.options, *part)
+            # a task that has ended in the meantime needs no cancellation
             if said.code != 0 and _NOTHING not in said.error:
                 raise InfrastructureError(f"scancel failed: {said.problem}")

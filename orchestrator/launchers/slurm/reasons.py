@@ -1,4 +1,4 @@
-"""Why Slurm refuses a job or keeps it waiting: for now, for good, or without saying which. Pure.
+"""Why Slurm refuses a job or keeps it waiting: for now, for good, or without naming a cause. Pure.
 
 Sources: the table of reasons in Slurm's src/common/job_state_reason.c and slurm_errno.c (22.05 to 25.05), the
 manual page "Resource Limits", and what `sbatch` printed on real clusters.
@@ -14,22 +14,27 @@ UNCLEAR = re.compile(
     r"|Slurm backup controller in standby",
     re.IGNORECASE,
 )
-"""What sbatch says when it cannot know whether the controller took the job."""
+"""Errors of sbatch after which the controller may have accepted the job or not."""
 
 UNREACHED = re.compile(
     r"Unable to contact slurm controller|connect failure|Connection refused|No route to host", re.IGNORECASE
 )
-"""What sbatch says when nothing can have reached the controller."""
+"""Errors of sbatch after which nothing can have reached the controller."""
 
 _FEWER_JOBS = re.compile(
     r"(QOS|Assoc)\w*Submit\w*|MaxSubmitJobs\w*|(QOS|Assoc)(Max|Grp)Jobs\w*|MaxJobsPer\w*|MaxJobCount"
     r"|QOSJobLimit|AssociationJobLimit|temporarily unable to accept",
     re.IGNORECASE,
 )
+"""Limits on the number of jobs. They pass when other jobs end, so they are no reason to change the
+request."""
+
 _LATER = re.compile(r"Required partition not available", re.IGNORECASE)
-"""A partition that is being drained, or is set inactive: for maintenance, as a rule."""
+"""A partition that is drained or inactive, usually for maintenance."""
 
 _POLICY = re.compile(r"violates accounting/QOS policy", re.IGNORECASE)
+"""The general message for a violated limit; a specific reason may stand beside it."""
+
 
 _HOURS = "ask for fewer hours: cluster.max_hours, or launcher.resources=[{hours: H}]"
 _MEMORY = "ask for less memory: cluster.memory_gib, or launcher.resources=[{memory_gib: M}]"
@@ -53,6 +58,7 @@ _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(QOS|Assoc)Max(Cpu|CPU)Per(Job|Node)\w*|MaxCPUsPerNode", _CPUS),
         (r"(QOS|Assoc)MaxNodePerJob\w*|Partition(Node|Max)(Limit|Nodes)", _NODES),
         (r"PartitionMinNodes|QOSMin\w+", _MORE),
+        # after the specific limits above, which have better advice
         (r"(QOS|Assoc)Max\w+Per(Job|Node)(Limit)?", _LESS),
         (r"(QOS|Association)ResourceLimit", _LESS),
         (r"InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed", _ACCESS),
@@ -73,29 +79,35 @@ _ADVICE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
     )
 )
+"""Reasons of waiting jobs that never pass by themselves, and what to change. The first match counts."""
+
 _AT_ONCE = re.compile(r"(QOS|Assoc)(Max|Grp)\w+(PerUser|PerAccount|Limit|Minutes|Mem|GRES|Node|Cpu)\w*")
-"""Limits on what runs together: sbatch names them only when one job alone is more than they allow."""
+"""Limits on what runs at the same time.
+
+For a waiting job such a limit passes when other jobs end. sbatch names it only when one job alone exceeds it,
+so a refusal with it is final."""
 
 
 def never(reason: str) -> str:
-    """Return what to change when a waiting job with this reason can never start, "" when it may.
+    """Return what to change if a waiting job with this reason can never start, "" if it may still start.
 
     Args:
-        reason: Slurm's word, such as ``QOSMaxWallDurationPerJobLimit``; its text after a comma is ignored.
+        reason: Slurm's reason, such as ``QOSMaxWallDurationPerJobLimit``; text after a comma is ignored.
     """
     word = reason.partition(",")[0].strip("() ")
     return next((advice for pattern, advice in _ADVICE if pattern.fullmatch(word)), "")
 
 
 def is_limit(said: str) -> bool:
-    """Return whether sbatch refused for now: fewer jobs than a limit allows, or later, may do."""
+    """Return whether sbatch's refusal, by its message, may pass: with fewer jobs, or later."""
     if _FEWER_JOBS.search(said) or _LATER.search(said):
         return True
     return bool(_POLICY.search(said)) and not refusal_advice(said)
 
 
 def refusal_advice(said: str) -> str:
-    """Return what to change when sbatch refused a job for good, by the reason that it names; "" for none."""
+    """Return what to change if sbatch refused a job for good, by the reason in its message; "" otherwise."""
+    # a message may hold several words, and the reason may be any of them
     for word in re.findall(r"\w+", said):
         if _FEWER_JOBS.fullmatch(word):
             return ""
@@ -129,3 +141,4 @@ _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(unrecognized|invalid|unknown) option", "cluster.sbatch: null or false drops an option"),
     )
 )
+"""Messages of sbatch that name no reason from Slurm's table, and what to change."""

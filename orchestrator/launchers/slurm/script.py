@@ -1,7 +1,8 @@
-"""The batch script of a submission: the one place that knows submitit, which writes it down.
+"""The batch script of a submission, and its submission with sbatch.
 
-Of submitit only the writing of scripts is used: no pickle, no file a task, no polling. What runs is
-``python -m orchestrator.launchers.slurm.job STORE SWEEP SUBMISSION`` as one task on the job's first node.
+This is the only module that uses submitit, and only its writing of scripts: no pickles, no file for each
+task, no polling. Each job runs ``python -m orchestrator.launchers.slurm.job STORE SWEEP SUBMISSION`` as one
+task on its first node.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ from orchestrator.launchers.slurm.settings import ClusterProfile
 
 JOB_MODULE = "orchestrator.launchers.slurm.job"
 DEAF = """trap '' TERM USR1 USR2; exec "$@\""""
-"""A signal that comes before the worker can heed it must not end it as if it had failed."""
+"""A shell command that starts the worker with stop signals ignored.
+
+Until the worker installs its handlers, a signal would kill it, and the job would count as failed. What is
+ignored stays ignored across `exec`."""
 
 SETUP_SAID = "sweep: line"
-"""How the line of the log begins that names the line of `cluster.setup`."""
+"""Start of the log line that names the failed line of `cluster.setup`."""
 
-# An ERR trap follows the rules of `set -e`: a condition, and all but the last command of `a && b`, may fail.
-# Functions do not inherit it; a sourced file, whose own commands may fail, has a deeper BASH_SOURCE.
-# An `exit 0` would end the job as if it had worked; another code is the user's own word, and stays.
+# An ERR trap follows the rules of `set -e`: conditions, and all but the last command of `a && b`, may fail.
+# Functions do not inherit the trap. Commands of a sourced file may fail too; there BASH_SOURCE is deeper.
+# `exit 0` would end the job as if it had worked, hence the EXIT trap. Other exit codes are the user's choice.
 _CHECK = f"""sweep_setup_failed() {{
   local number=$(($2 - sweep_setup_begin))
   echo "{SETUP_SAID} $number of cluster.setup failed with exit code $1: ${{sweep_setup[number - 1]:-}}" >&2
@@ -44,19 +48,21 @@ sweep_setup_ended() {{
 trap 'sweep_code=$?; [ ${{#BASH_SOURCE[@]}} -gt 1 ] || sweep_setup_failed $sweep_code $LINENO' ERR
 trap '[ $? -ne 0 ] || sweep_setup_ended "$BASH_COMMAND"' EXIT
 sweep_setup_begin=$LINENO"""
+"""Bash that runs before `cluster.setup`: traps which report the line that failed and end the job."""
+
 
 _INPUT = (
     "SLURM_EXPORT_ENV SRUN_EXPORT_ENV SLURM_STDINMODE SLURM_STDOUTMODE SLURM_STDERRMODE SLURM_LABELIO "
     "SLURM_TIMELIMIT SLURM_IMMEDIATE SLURM_EXCLUSIVE SLURM_EXACT SLURM_WAIT SLURM_TEST_EXEC SLURM_HOSTFILE "
     "SLURM_WORKING_DIR SLURM_REMOTE_CWD SLURM_CLUSTERS SLURM_DISTRIBUTION SLURM_STEP_GRES"
 )
-"""Variables that our srun would read as options, whoever set them."""
+"""Variables that our srun would read as options, whoever set them; the script unsets them."""
 
 
 def script(
     submission: Submission, cluster: ClusterProfile, *, store: str, sweep: str, code: Path, logs: Path
 ) -> str:
-    """Return the whole text that sbatch is given.
+    """Return the complete text that sbatch receives.
 
     Args:
         submission: what to submit.
@@ -64,11 +70,13 @@ def script(
         store: URL of the store.
         sweep: its name.
         code: folder of the code snapshot.
-        logs: folder of the jobs' own logs, one file a task; a task that is started anew goes on in its file.
+        logs: folder of the jobs' own logs, one file for each task; a restarted task continues its file.
 
     Raises:
-        UserError: a path has what Slurm cannot pass on, or `cluster.sbatch` sets what is ours to set.
+        UserError: a path has characters that Slurm cannot pass on, or `cluster.sbatch` sets a reserved
+            option.
     """
+    # imported here, so that other uses of this module do not load submitit
     from submitit.slurm.slurm import _make_sbatch_string
 
     python = cluster.python or sys.executable
@@ -79,12 +87,14 @@ def script(
     for what, path in (("the folder of the logs", logs), ("the folder", submission.folder)):
         if "\\" in str(path):
             raise UserError(f"{what} has a backslash: {str(path)!r}", where="Slurm takes it for an escape")
+    # the code is a folder in the store, so the store's path is at fault
     if ":" in str(code):
         raise UserError(
             f"the store's path has a colon: {str(code)!r}",
             where="jobs import the code from there, and PYTHONPATH takes a colon for the end of a path",
             fix="store.url= another folder",
         )
+    # %a is the task's index; other % of the path would be read as patterns too
     given = options(submission, cluster, output=str(logs).replace("%", "%%") + "/%a.log")
     job = [python, "-P", "-m", JOB_MODULE, store, sweep, str(submission.number)]
     command = "exec " + shlex.join([*_srun(submission, cluster, given), "sh", "-c", DEAF, "sweep", *job])
@@ -100,18 +110,20 @@ def script(
         use_srun=False,
         additional_parameters=given,
     )
+    # submitit always writes these two options, which a profile may have dropped
     unset = "|".join(re.escape(name) for name in ("signal", "open-mode") if name not in given)
     return re.sub(rf"^#SBATCH --({unset})=.*\n", "", text, flags=re.MULTILINE) if unset else text
 
 
 def _check_paths(paths: dict[str, str]) -> None:
+    """Raise `UserError` for paths with characters that no batch script can hold."""
     for what, path in paths.items():
         if not path.isprintable():
             raise UserError(f"{what} has a character that no batch script can hold: {path!r}")
 
 
 def _setup(lines: Sequence[str]) -> list[str] | None:
-    """Return the user's lines of shell, word for word, between what notices that one failed."""
+    """Return the user's shell lines, unchanged, between the traps that report a failed line."""
     if not lines:
         return None
     text = "\n".join(lines)
@@ -120,10 +132,12 @@ def _setup(lines: Sequence[str]) -> list[str] | None:
 
 
 def _srun(submission: Submission, cluster: ClusterProfile, given: dict[str, Value]) -> list[str]:
-    """One task on the first node, as a step: a bare script misses the signal at a preemption with grace.
+    """Return the srun command for one task on the job's first node.
 
-    It overlaps: a command that starts steps of its own would else wait for ours to end. It exports all: a job
-    that was submitted with ``--export=NONE`` has an environment all the same, that of this script.
+    The worker runs as a step, because Slurm signals only steps when it preempts a job with a grace time; a
+    bare script would miss it. ``--overlap`` lets a stage start steps of its own, which would otherwise wait
+    for ours to end. ``--export=ALL`` passes on the environment of this script, also when the job was
+    submitted with ``--export=NONE``.
     """
     first = ["--relative=0"] if submission.resources.num_nodes > 1 else []
     cpus = [f"--cpus-per-task={given['cpus-per-task']}"] if "cpus-per-task" in given else []
@@ -131,7 +145,8 @@ def _srun(submission: Submission, cluster: ClusterProfile, given: dict[str, Valu
 
 
 def _exports(cluster: ClusterProfile, code: Path) -> list[str]:
-    variables = [("PYTHONUTF8", "1")]  # whatever the node's locale
+    """Return the shell lines that set the environment of the workers."""
+    variables = [("PYTHONUTF8", "1")]  # independent of the node's locale
     variables += [
         (name, quoted(_text(value))) for name, value in cluster.environment.items() if value is not None
     ]
@@ -144,23 +159,23 @@ def _exports(cluster: ClusterProfile, code: Path) -> list[str]:
             ("CUDA_CACHE_PATH", "cuda"),
         ):
             variables.append((name, _expanded(f"{cluster.cache}/{folder}")))
-    # the snapshot outranks what is installed
+    # the snapshot comes first, so that it takes precedence over installed packages
     variables.append(("PYTHONPATH", shlex.quote(str(code)) + '"${PYTHONPATH:+:$PYTHONPATH}"'))
     return [f"export {name}={value}" for name, value in variables]
 
 
 def _text(value: str | int | float | bool) -> str:
-    """Return what a variable holds: text as it is, numbers and booleans as JSON writes them."""
+    """Return the value of a variable: text unchanged, numbers and booleans as in JSON."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _expanded(path: str) -> str:
-    """Quote a path in which the shell of the node replaces variables, and nothing else."""
+    """Quote a path so that the shell on the node expands variables in it, and nothing else."""
     return '"' + re.sub(r'([\\"`])', r"\\\1", path) + '"'
 
 
 def quoted(text: str) -> str:
-    """Quote text for bash, byte for byte and on one line: Slurm refuses scripts with DOS line ends."""
+    """Quote text for bash, byte for byte and on one line. Slurm refuses scripts with DOS line ends."""
     if text.isprintable():
         return shlex.quote(text)
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
@@ -169,19 +184,32 @@ def quoted(text: str) -> str:
 
 SBATCH_TIMEOUT_S = 60.0
 _LOOKS, _LOOK_S = 3, 1.0
+"""How often to search for a job of unknown id, and by how much the pause grows each time, in seconds."""
+
 _ANSWER = re.compile(r"^\s*(?P<job>[1-9]\d*)(;(?P<cluster>[\w.-]+))?\s*$", re.MULTILINE)
-"""What ``sbatch --parsable`` prints: a line of its own, beside which a site's wrapper may print others."""
+"""The job id that ``sbatch --parsable`` prints on its own line. A site's wrapper may print others beside
+it."""
 
 _SLURMS_OWN = re.compile(r"Batch job submission failed|Unable to contact slurm controller")
-"""What only sbatch says, when there is no job."""
+"""Messages that only sbatch itself prints, when there is no job."""
 
 
 def submit(text: str, submission: Submission) -> SubmitOutcome:
-    """Give a script to sbatch; where that does not know how it ended, look for a job of that name.
+    """Submit a script with sbatch; if the result is unclear, search for a job of the submission's name.
+
+    A lost reply must not lead to a second job, and a job that exists must not be overlooked. So the exit code
+    alone decides nothing:
+
+    1. Success with exactly one job id: accepted. With other lines beside it, the id found by name takes
+       precedence.
+    2. Success without exactly one id, a timeout, or an error after which the job may exist: search by name,
+       several times.
+    3. An error that is not sbatch's own, as of a site's wrapper: search by name once.
+    4. Nothing found: the message decides between unreached, a limit and a refusal.
 
     Args:
         text: the script.
-        submission: whose name no other job has, and whose cluster the job must go to.
+        submission: its name is unique among jobs, and its cluster is where the job must go.
     """
     try:
         said = slurm("sbatch", "--parsable", text=text, timeout_s=SBATCH_TIMEOUT_S)
@@ -193,12 +221,12 @@ def submit(text: str, submission: Submission) -> SubmitOutcome:
     words = " ".join(said.error.split())
     if said.code == 0 and len(answers) == 1:
         job, cluster = answers[0]["job"], answers[0]["cluster"] or ""
-        if said.output.strip() != answers[0][0].strip():  # a number among other lines may be another's
+        if said.output.strip() != answers[0][0].strip():  # a number among other lines may be something else
             job = _looked_for(submission, "").job or job
         return _accepted(submission, job, cluster)
     if said.code == 0 or answers or UNCLEAR.search(words):
         return _looked_for(submission, words or " ".join(said.output.split()))
-    if not _SLURMS_OWN.search(words):  # a site's wrapper may fail after sbatch has succeeded
+    if not _SLURMS_OWN.search(words):  # a site's wrapper may fail after sbatch succeeded
         try:
             job = find(submission)
         except InfrastructureError:
@@ -214,7 +242,7 @@ def submit(text: str, submission: Submission) -> SubmitOutcome:
 
 
 def _accepted(submission: Submission, job: str, cluster: str) -> SubmitOutcome:
-    """Take a job, but not one of another cluster: nobody would look for it there."""
+    """Accept a job, or cancel it if it went to another cluster, where no query of ours would find it."""
     if cluster.casefold() in ("", submission.cluster.casefold()):
         return SubmitOutcome(Verdict.ACCEPTED, job=job)
     try:
@@ -231,6 +259,7 @@ def _accepted(submission: Submission, job: str, cluster: str) -> SubmitOutcome:
 
 
 def _looked_for(submission: Submission, said: str) -> SubmitOutcome:
+    """Search for the job of a submission by name, a few times: the controller may be slow to list it."""
     for look in range(_LOOKS):
         time.sleep(_LOOK_S * look)
         try:
@@ -242,4 +271,5 @@ def _looked_for(submission: Submission, said: str) -> SubmitOutcome:
 
 
 def _short(words: str) -> str:
+    """Shorten a message of sbatch for display."""
     return re.sub(r"sbatch: (error: )?", "", words)[:300]

@@ -1,4 +1,4 @@
-"""What `launcher=slurm` and `cluster=NAME` say: how cells become jobs, and what a cluster wants to know."""
+"""The settings of `launcher=slurm` and `cluster=NAME`: how cells become jobs, and what a cluster has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from orchestrator.launchers.jobs import stepped
 
 
 class ResourceOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What cells that a selector names ask for, over what the plan says; None leaves it to the plan."""
+    """What the cells of a selector request, instead of what the plan computes; None keeps the plan's value.
+
+    Attributes:
+        only: the selector; "" for all cells.
+        gpus, nodes: of one cell.
+        cpus, memory_gib: of one cell, on each of its nodes.
+        hours: wall time of one cell.
+        partition: the only partition that may be used.
+    """
 
     only: str = ""
     gpus: int | None = None
@@ -33,13 +41,13 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """`conf/launcher/slurm.yaml`.
 
     Attributes:
-        max_running: jobs of the sweep that may run at once; None for as many as Slurm lets.
-        max_jobs: jobs of the sweep that may wait or run at once; the rest is held for `sweep reconcile`.
-        cells_per_job: cells that share a job.
-        workers_per_job: how many of them run side by side, each with its part of the job's GPUs and CPUs.
+        max_running: most jobs of the sweep that run at once; None for as many as Slurm allows.
+        max_jobs: most jobs of the sweep that wait or run at once; the rest is left to `sweep reconcile`.
+        cells_per_job: number of cells that share a job.
+        workers_per_job: how many of these run side by side, each with its share of the job's GPUs and CPUs.
         time_margin: factor on the plan's hours.
-        resources: what the cells of a selector ask for; a later one outranks an earlier one.
-        bad_node_hours: how long a node on which jobs fail fast is left out; 0 for never.
+        resources: what the cells of selectors request; later entries override earlier ones.
+        bad_node_hours: how long a node on which jobs end early is excluded; 0 for never.
     """
 
     name: str = "slurm"
@@ -62,29 +70,32 @@ class Partition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class ClusterProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`conf/cluster/NAME.yaml`; the comments in `conf/cluster/default.yaml` say more.
+    """`conf/cluster/NAME.yaml`; the comments in `conf/cluster/default.yaml` explain more.
 
     Attributes:
-        partitions: name to what it has, or null to ask Slurm; {} for Slurm's own default partition.
-        device: a key of `orchestrator.costs.DEVICES` that memory and hours are planned for, or ``cpu``.
-        gpus_per_node: that a cell may have of one node.
-        max_nodes: that one cell may have.
-        memory_gib: host memory of a job where the plan does not say; None for Slurm's own default.
-        hours: wall time of cells whose stages do not say what they cost.
-        min_hours, max_hours: bounds of what is asked for; a longer cell is started anew, from its checkpoint.
-        signal_s: seconds before the time limit at which a cell is asked for its checkpoint.
-        gpu_option: whether GPUs are asked for by ``--gres=gpu:N`` or ``--gpus-per-node=N``.
+        partitions: name to what its nodes have, or null to query Slurm; {} for Slurm's default partition.
+        account, qos, constraint, reservation, exclusive: the options of sbatch of these names.
+        device: the GPUs that memory and hours are planned for: a key of `orchestrator.costs.DEVICES`, or
+            ``cpu``.
+        gpus_per_node: most GPUs of one node that a cell may have.
+        max_nodes: most nodes that one cell may have.
+        cpus_per_gpu, cpus: CPUs on each node of a cell: for each of its GPUs there, or without GPUs.
+        memory_gib: host memory on each node of a cell without an estimate of it; None for Slurm's default.
+        hours: wall time of cells whose stages do not estimate it.
+        min_hours, max_hours: bounds of the requested time. A longer cell is restarted from its checkpoint.
+        signal_s: seconds before the time limit at which a cell has to save its last checkpoint.
+        gpu_option: whether GPUs are requested with ``--gres=gpu:N`` or ``--gpus-per-node=N``.
         gpu_type: such as ``a100``, for ``gpu:a100:N``.
         setup: shell lines that run on the node before the worker; the job ends when one of them fails.
         srun: further arguments of ``srun``, such as a container's.
-        environment: for the workers, byte for byte; true is ``true``, null leaves a variable alone.
+        environment: for the workers, byte for byte; true becomes ``true``, null leaves a variable alone.
         python: the interpreter on the nodes; None for the one that runs the command.
         scratch: a folder on the node for temporary files, emptied after a job.
-        cache: a folder on the node for compilers' caches, which stays.
+        cache: a folder on the node for the caches of compilers, which is kept.
         logs: folder of the jobs' own logs; None for the store.
         node_check: a shell command that must succeed before a worker claims anything.
         sbatch: options of sbatch; they replace ours, and null or false drops one.
-        settle_s: seconds after which a submission that Slurm does not know was never accepted.
+        settle_s: seconds after which a submission that Slurm does not list was never accepted.
     """
 
     partitions: dict[str, Partition | None] = {}
@@ -118,7 +129,7 @@ class ClusterProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     @property
     def hardware(self) -> Hardware | None:
-        """What one cell may have; None for a cluster of CPUs whose memory is not told."""
+        """What one cell may have; None for a CPU cluster if the profile does not set `memory_gib`."""
         if self.device != "cpu":
             known = DEVICES[self.device]
             return Hardware(
@@ -138,10 +149,10 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
-    """Types and checks `launcher`.
+    """Convert and validate the config's `launcher`.
 
     Raises:
-        UserError: an unknown key, a wrong type or a number that makes no sense.
+        UserError: an unknown key, a wrong type or an invalid number.
     """
     settings = convert(dict(tree), SlurmSettings, key="launcher")
     for name in ("max_running", "max_jobs", "cells_per_job", "workers_per_job"):
@@ -154,6 +165,7 @@ def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
             f" launcher.cells_per_job={settings.cells_per_job} cells",
             fix=f"launcher.cells_per_job={settings.workers_per_job}",
         )
+    # written so that NaN is refused too, here and below
     if not settings.time_margin >= 1:
         raise UserError(f"launcher.time_margin is {settings.time_margin}", allowed="at least 1")
     if not settings.bad_node_hours >= 0:
@@ -176,10 +188,10 @@ def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
 
 
 def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
-    """Types and checks `cluster`.
+    """Convert and validate the config's `cluster`.
 
     Raises:
-        UserError: an unknown key, a wrong type or a value that makes no sense.
+        UserError: an unknown key, a wrong type or an invalid value.
     """
     cluster = convert(dict(tree), ClusterProfile, key="cluster")
     if cluster.device != "cpu" and cluster.device not in DEVICES:
@@ -208,6 +220,7 @@ def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
                 f"cluster.{name} is {folder!r}",
                 allowed="an absolute path, or one that begins with a variable",
             )
+    # the launch makes this folder, so it cannot begin with a variable of the node
     if cluster.logs is not None and not Path(cluster.logs).is_absolute():
         raise UserError(
             f"cluster.logs is {cluster.logs!r}", allowed="an absolute path: it is made before jobs start"
@@ -216,7 +229,7 @@ def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
 
 
 START_HOURS = 0.25
-"""Ours: imports, shared stages and loading, beside what the plan counts."""
+"""Hours that are added to what the plan counts: for imports, shared stages and loading."""
 
 
 def resources_of(
@@ -229,15 +242,22 @@ def resources_of(
     num_oom: int = 0,
     cell: str = "",
 ) -> Resources:
-    """Returns what the job of a cell asks for.
+    """Return what the job of a cell requests.
+
+    The settings come first, then the cell's estimate, then the profile. Cells that run side by side in a job
+    add up their devices and memory; cells that run one after another add up their hours. With four cells in a
+    job and two workers, for example:
+
+        one cell    1 GPU,    8 CPUs,  3 h
+        their job   2 GPUs,  16 CPUs,  6 h    (two rounds of two cells)
 
     Args:
-        estimate: of the cell's unfinished stages together; None when none of them says what it costs.
-        asked: what the settings say for the cell.
-        settings: of the launcher; cells that share a job add up their hours, or side by side their devices.
+        estimate: of the cell's unfinished stages together; None if none of them has one.
+        asked: what the settings contain for the cell.
+        settings: of the launcher.
         cluster: the profile.
-        partitions: the cluster's, with what they have; {} for Slurm's default.
-        num_oom: how often its jobs were out of host memory: each doubles what is asked for.
+        partitions: the cluster's partitions and what they have; {} for Slurm's default partition.
+        num_oom: how many of the cell's jobs ran out of host memory; each doubles the request.
         cell: its id, for the message.
 
     Raises:
@@ -280,10 +300,13 @@ def _hours(
     cluster: ClusterProfile,
     rounds: int,
 ) -> float:
+    """Return the wall time of a job that works on its cells in so many rounds."""
     if asked.hours is not None:
+        # a number that the user sets is used as it is: without margin, step and bounds
         return asked.hours * rounds
     hours = cluster.hours
     if estimate is not None and estimate.wall_hours > 0:
+        # rounded up in steps from a quarter of an hour on, so that similar cells share an array
         hours = stepped(4 * (START_HOURS + settings.time_margin * estimate.wall_hours)) / 4
     hours = max(hours * rounds, cluster.min_hours)
     return hours if cluster.max_hours is None else min(hours, cluster.max_hours)
@@ -292,11 +315,14 @@ def _hours(
 def _placed(
     wanted: Resources, partitions: Mapping[str, Partition], *, named: str | None, cell: str
 ) -> Resources:
-    """Chooses the smallest partition that fits; its time limit cuts the hours: a cell goes on afterwards."""
+    """Choose the smallest partition that fits.
+
+    The partition's time limit cuts the hours: a cell that needs more continues in a restart of its job.
+    """
     if not partitions:
         return wanted
     if named is not None and named not in partitions:
-        return wanted  # the user knows better than the profile
+        return wanted  # Slurm may have partitions that the profile does not list, so it decides
     choices = dict(partitions) if named is None else {named: partitions[named]}
     fitting = {name: told for name, told in choices.items() if not _misfit(wanted, told)}
     if not fitting:
@@ -320,6 +346,7 @@ def _placed(
 
 
 def _misfit(wanted: Resources, has: Partition) -> str:
+    """Return what a partition lacks for a request, "" if it fits."""
     pairs = (
         ("GPUs a node", wanted.gpus_per_node, has.gpus_per_node),
         ("CPUs a node", wanted.cpus, has.cpus_per_node),
@@ -331,19 +358,20 @@ def _misfit(wanted: Resources, has: Partition) -> str:
 
 
 def _size(wanted: Resources, has: Partition) -> tuple[bool, float, float, float]:
-    """Orders partitions: long enough first, then the fewest GPUs, memory and hours."""
+    """Return the sort key of partitions: those with enough time first, then by GPUs, memory and hours."""
     infinite = math.inf
     hours = has.max_hours if has.max_hours is not None else infinite
     return (
         wanted.hours > hours,
         has.gpus_per_node if has.gpus_per_node is not None else infinite,
         has.memory_gib if has.memory_gib is not None else infinite,
+        # among those with enough time the shortest, among the others the longest
         hours if wanted.hours <= hours else -hours,
     )
 
 
 def describe(resources: Resources) -> str:
-    """Returns ``2 nodes x (4 GPUs, 32 CPUs, 500 GiB), 12.0 h in gpu``."""
+    """Return ``2 nodes x (4 GPUs, 32 CPUs, 500 GiB), 12.0 h in gpu``."""
     each = [f"{resources.gpus_per_node} GPUs"] if resources.gpus_per_node else []
     each.append(f"{resources.cpus} CPUs")
     if resources.memory_gib is not None:
