@@ -167,7 +167,7 @@ def is_seed(axis: str) -> bool:
 
 
 def direction(metric: str) -> Direction | None:
-    """Return whether a lower or a higher value is better, by the metric's name; None if that shows neither."""
+    """Return whether lower or higher values of a metric are better, judged by its name; None if unclear."""
     name = re.sub(r"\[.*\]$", "", metric.removesuffix(" (mean)")).lower()
     # A rate, such as tokens_per_s. This comes first, because the word "s" alone means a duration.
     if re.search(r"(_per_|/)(s|sec|second|minute|hour)$", name):
