@@ -1,4 +1,4 @@
-"""Adding up what stages would cost: by stage instance, by cell, and in total, each distinct stage once."""
+"""Needs and costs of stages: by stage instance, by cell and in total. A shared instance counts once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ from orchestrator.text import counted, one_line
 def needs_of(
     view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()
 ) -> dict[str, list[Need]]:
-    """Returns, by the id of a cell that is not done, all that it needs, with what is missing named.
+    """Return all needs of each cell that is not done; needs that are not met name the problem.
+
+    Args:
+        view: the sweep state.
+        cells: to look at.
+        import_paths: folders from which the user's hooks are imported.
+
+    Returns:
+        Id of a cell to its needs; cells without needs are left out.
 
     Raises:
         UserError: a hook cannot be loaded, or fails.
@@ -41,6 +49,7 @@ def needs_of(
                 for digest, stage in status.stages.items()
                 if stage.state is not State.DONE
             }
+            # Several stages may share a hook. It is called once for each cell.
             asked = dict(hooks[stage] for stage in hooks if stage in open_stages)
             found = [need for name, hook in asked.items() for need in call(name, hook, Config(cell.config))]
             if found:
@@ -49,26 +58,31 @@ def needs_of(
 
 
 def missing_of(needs: Mapping[str, Sequence[Need]]) -> dict[str, list[Need]]:
-    """Returns, by cell, the needs that are not met."""
+    """Return, by cell, the needs that are not met."""
     missing = {cell: [need for need in found if need.problem] for cell, found in needs.items()}
     return {cell: found for cell, found in missing.items() if found}
 
 
 def told(need: Need) -> str:
-    """Returns a missing need in one line."""
+    """Return a missing need as one line."""
     return f"{need.what}: {need.problem}" + ("" if need.fetch or not need.advice else f"; {need.advice}")
 
 
 def distinct(needs: Mapping[str, Sequence[Need]]) -> list[Need]:
-    """Returns each need once, whoever has it."""
+    """Return each need once, whichever cells have it."""
     return _distinct([need for found in needs.values() for need in found])
 
 
 def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix: str) -> None:
-    """Refuses to launch cells that could not run.
+    """Raise if a need of a cell is missing.
+
+    Args:
+        view: the sweep state.
+        missing: by cell, its missing needs.
+        fix: the command that fetches them, for the error.
 
     Raises:
-        UserError: there is one.
+        UserError: a need is missing.
     """
     if not missing:
         return
@@ -84,10 +98,17 @@ def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix:
 
 
 def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
-    """Calls a hook; what it does wrong is the fault of who named it in the sweep.
+    """Call a hook of a stage.
+
+    A hook belongs to the user's code. An error in it is reported as the user's, not as a bug in Polysweep.
+
+    Args:
+        name: of the hook, for the error.
+        hook: the function.
+        args, kwargs: its arguments.
 
     Raises:
-        UserError: the hook's own, or one that names what it raised.
+        UserError: the hook failed.
     """
     try:
         return hook(*args, **kwargs)
@@ -98,6 +119,7 @@ def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _distinct(needs: Sequence[Need]) -> list[Need]:
+    """Return needs without duplicates. Needs are equal if what they name and how it is fetched are equal."""
     return list(
         {(need.what, need.fetch, str(sorted(need.arguments.items()))): need for need in needs}.values()
     )
@@ -114,6 +136,7 @@ _ADDED = (
     "disk_gib",
     "num_generations",
 )
+"""Fields of an estimate that add up over stages."""
 
 
 def estimates_of(
@@ -125,18 +148,18 @@ def estimates_of(
     import_paths: Sequence[str] = (),
     unfinished_only: bool = False,
 ) -> dict[str, Estimate]:
-    """Returns digest to estimate, of the stages that have a hook; each digest is asked once.
+    """Return the estimate of each stage that has a hook, by digest. The hook is called once for each digest.
 
     Args:
-        view: states and measurements.
-        cells: whose stages.
-        hardware: what to estimate for.
-        retention: which large files stay, the policy's.
-        import_paths: where hooks of the user's are importable.
-        unfinished_only: leave out what is done.
+        view: states and measurements of the sweep.
+        cells: whose stages are estimated.
+        hardware: to estimate for.
+        retention: the policy that decides which large files stay.
+        import_paths: folders from which the user's hooks are imported.
+        unfinished_only: whether to leave out stages that are done.
 
     Raises:
-        UserError: a stage that is not done fits no allowed number of devices, or a hook fails.
+        UserError: an unfinished stage fits on no allowed number of devices, or a hook fails.
     """
     estimates: dict[str, Estimate] = {}
     misfits: dict[str, UserError] = {}
@@ -155,19 +178,21 @@ def estimates_of(
                 if node.stage not in hooks or digest in estimates or (is_done and unfinished_only):
                     continue
                 if goes_without(view.stages[digest], (view.stages[taken.digest] for taken in node.inputs)):
-                    continue  # what would cost much is not there to be run
+                    continue  # it reuses an earlier version's product at little cost
                 name, hook = hooks[node.stage]
                 given = {"label": node.label, "hardware": hardware, "retention": retention}
                 try:
                     estimates[digest] = call(name, hook, config, measured=measured, **given)
                 except UserError as error:
-                    if not is_done:  # what ran somewhere may be too large for what is assumed here
+                    # A stage that is done may have run on other, larger hardware.
+                    if not is_done:
                         misfits.setdefault(cell.cell, error)
     _refuse(misfits)
     return estimates
 
 
 def _refuse(misfits: Mapping[str, UserError]) -> None:
+    """Raise the error of the first cell that does not fit, with the number of other such cells."""
     if misfits:
         cell, error = next(iter(misfits.items()))
         others = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
@@ -176,7 +201,7 @@ def _refuse(misfits: Mapping[str, UserError]) -> None:
 
 
 def measured_in(view: SweepState) -> Measured:
-    """Collects what is done, of all cells of the sweep."""
+    """Return what the finished stages of the sweep measured. It replaces guesses in estimates."""
     finished: dict[str, dict[str, Finished]] = {}
     for cell in view.sweep.cells:
         for digest in cell.chain:
@@ -190,13 +215,17 @@ def measured_in(view: SweepState) -> Measured:
 
 
 def of_cell(cell: Cell, estimates: Mapping[str, Estimate]) -> Estimate | None:
-    """Adds up a cell's stages; None when none of them says anything."""
+    """Return the estimate of a cell, the sum of its stages; None if none has an estimate."""
     found = [estimates[digest] for digest in cell.chain if digest in estimates]
     return together(found) if found else None
 
 
 def together(estimates: Iterable[Estimate]) -> Estimate:
-    """Adds what adds; memory and GPUs are those of the stage that needs most."""
+    """Return the estimate of several stages that run one after another.
+
+    Costs are added. Memory and GPUs are those of the stage that needs most. The peak of the disk is what all
+    stages leave, plus the most that a single stage holds temporarily.
+    """
     found = list(estimates)
     largest = max(found, key=lambda estimate: estimate.memory_gib, default=Estimate())
     sums: dict[str, Any] = {name: sum(getattr(estimate, name) for estimate in found) for name in _ADDED}
@@ -217,14 +246,22 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
 def in_total(
     cells: Sequence[Cell], estimates: Mapping[str, Estimate], settings: HardwareSettings
 ) -> dict[str, Any]:
-    """Adds up all cells, a shared stage once.
+    """Return the totals over all cells, each shared stage once.
 
-    Wall time and the peak of the disk are for `cells_at_once`: the peak is what stays of all of them, and
-    beside it what the most demanding ones hold while they are live.
+    Wall time and peak disk assume `cells_at_once` cells in parallel. The peak is what all stages leave, plus
+    what the most demanding stages hold temporarily, one for each parallel cell:
+
+        disk_gib = 100, temporary = 30, 20, 10, cells_at_once = 2: the peak is 100 + 30 + 20
+
+    Args:
+        cells: that were selected.
+        estimates: digest to estimate.
+        settings: of the hardware.
     """
     digests = dict.fromkeys(digest for cell in cells for digest in cell.chain if digest in estimates)
     total = together(estimates[digest] for digest in digests)
     live_gib = [estimates[digest].peak_disk_gib - estimates[digest].disk_gib for digest in digests]
+    # Parallel cells cannot finish before the longest of them does.
     longest = max((one.wall_hours for cell in cells if (one := of_cell(cell, estimates))), default=0.0)
     at_once = settings.cells_at_once
     return {
@@ -240,5 +277,5 @@ def in_total(
 
 
 def as_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    """Returns a cell's estimate for scripts."""
+    """Return a cell's estimate for scripts."""
     return None if estimate is None else dict(msgspec.to_builtins(estimate))

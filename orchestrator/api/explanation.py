@@ -1,4 +1,4 @@
-"""The evidence behind a cell's state: attempts, products verified anew, jobs and requests."""
+"""The evidence for a cell's state: attempts, products (read and verified), jobs and requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.text import one_line
 
 
 def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
-    """Tells of every job that the cell was ever given to, oldest first."""
+    """Yield the evidence of each job that ever held the cell, oldest first."""
     for filed in view.jobs.filed:
         submission = filed.submission
         for index, cells in enumerate(submission.tasks):
@@ -44,12 +44,16 @@ def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
 
 
 def _is_refusal(filed: SubmissionState, index: int, last: CellJob | None) -> bool:
-    """Whether a limit kept a task from becoming a job, as often before: only the last time is told."""
+    """Return whether a limit kept a task from becoming a job, and a later submission of the cell exists.
+
+    A full scheduler may refuse a cell many times. Only the last refusal is of interest.
+    """
     is_last = last is not None and last.submission.number == filed.submission.number
     return not is_last and index in filed.over and filed.over[index].word == LIMIT
 
 
 def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, Any]:
+    """Return the evidence for the state of one stage of a cell."""
     status = view.cells[cell.cell].stages[node.digest]
     lines = []
     evidence = view.snapshot.evidence(node.digest)
@@ -57,6 +61,7 @@ def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, An
     for attempt in attempts:
         lines.extend(_of_attempt(attempt))
     if evidence.done is not None:
+        # Here the content of each file is read. Other verbs compare sizes only.
         found, retired = examine(view.ledger, node, evidence.done, evidence.retired)
         verified = (
             f"DAMAGED: {found}"
@@ -92,6 +97,7 @@ def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, An
 
 
 def _of_attempt(attempt: Attempt) -> list[str]:
+    """Return lines on one attempt: who claimed it, where it started from, its last heartbeat and its end."""
     lines = []
     if attempt.problem:
         lines.append(f"attempt {attempt.number}: {attempt.problem}")
@@ -121,10 +127,14 @@ def _of_attempt(attempt: Attempt) -> list[str]:
 
 
 def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
-    """Return the evidence behind a cell's state; files of its products are read and verified.
+    """Return the evidence for a cell's state. Files of its products are read and verified.
+
+    Args:
+        view: the sweep state.
+        cell: to explain.
 
     Returns:
-        What ``sweep why --json`` prints: state, reason, stages, jobs and requests, each with its evidence.
+        The content of ``sweep why --json``: state, reason, stages, jobs and requests, each with its evidence.
     """
     status = view.cells[cell.cell]
     return {
@@ -144,7 +154,7 @@ def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
 
 
 def explanation_lines(found: Mapping[str, Any]) -> list[str]:
-    """Return what `explain` found as lines of text."""
+    """Return the result of `explain` as lines of text."""
     lines = [f"{found['state']}: {found['reason']}"]
     for stage in found["stages"]:
         lines += ["", f"{stage['stage']}  {stage['digest'][:12]}  {stage['state']}: {stage['reason']}"]

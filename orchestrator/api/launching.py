@@ -1,4 +1,4 @@
-"""A launch or a rerun, from its checks to its recorded request: one path for both."""
+"""A launch or rerun, from its checks to its recorded request, and the passes that submit its jobs."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def check_fit(
     launcher: Launcher | Submitter,
     import_paths: Sequence[str],
 ) -> None:
-    """Refuses, before anything is recorded, cells that cannot fit what one worker of the launcher has.
+    """Raise if a cell cannot fit on what one worker of the launcher has, before anything is recorded.
 
     Raises:
-        UserError: there is such a cell.
+        UserError: a cell does not fit.
     """
     hardware = launcher.hardware()
     if hardware is not None:
@@ -57,7 +57,14 @@ def check_fit(
 
 
 def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> SweepState:
-    """Seals what was composed, or finds the revision with the same content."""
+    """Seal a composed sweep as a revision, or return the revision with the same content.
+
+    Args:
+        ledger: the store.
+        composition: what was composed.
+        overrides: the words that it was composed with, recorded with the revision.
+    """
+    # Launching an unchanged sweep again must not make a new revision.
     content = content_digest(composition.sweep)
 
     def revision(number: int) -> Revision:
@@ -77,7 +84,10 @@ def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> 
 
 
 def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
-    """Returns, for each stage that is not done, the number of its last attempt: budgets count from there."""
+    """Return the number of the last attempt of each stage that is not done, by digest.
+
+    Retry budgets start again at a launch or rerun: only attempts after these count.
+    """
     return {
         digest: status.attempts
         for cell in cells
@@ -87,21 +97,26 @@ def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
 
 
 def make_launcher(settings: RunSettings, num_cells: int) -> Any:
-    """Makes the launcher that the settings name; a wrong option of their tracker is found here too.
+    """Return the launcher that the settings name.
+
+    Args:
+        settings: of the run.
+        num_cells: number of cells to run.
 
     Raises:
         UserError: there is no such launcher or tracker, or it cannot meet the settings.
     """
+    # The mirror is only made to validate the tracker's options, before anything is recorded.
     make_mirror(settings, Path())
     made = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")
     return made(settings.launcher, num_cells, settings.cluster)
 
 
 class Detached(NamedTuple):
-    """A process in the background that runs the cells of a request.
+    """A background process that runs the cells of a request.
 
     Attributes:
-        process: leads a session of its own, so that it outlives the terminal.
+        process: the leader of a session of its own, so that it survives the terminal.
         log: file with all that it prints.
     """
 
@@ -110,7 +125,7 @@ class Detached(NamedTuple):
 
 
 def detach(view: SweepState, request: Request) -> Detached:
-    """Start a process that runs the cells of a recorded request, and return at once."""
+    """Start a background process that runs the cells of a recorded request, and return at once."""
     folder = view.ledger.objects.workspace(layout.logs(view.sweep.name))
     log = folder / f"request-{request.number}-launcher.log"
     command = [sys.executable, "-m", "orchestrator.cli.attached", view.ledger.objects.url, view.sweep.name]
@@ -127,19 +142,21 @@ def detach(view: SweepState, request: Request) -> Detached:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedLaunch:
-    """A launch or rerun that passed every check, and of which nothing is recorded yet.
+    """A launch or rerun that has passed every check, and of which nothing is recorded yet.
+
+    Call `seal`, then `record`; a dry run calls `dispatch` instead.
 
     Attributes:
-        verb: what is recorded as asked for.
+        verb: the kind of request to record.
         view: the revision, as composed or as the store holds it.
-        composition: what was composed; None for a revision of the store.
+        composition: what was composed; None for a revision from the store.
         overrides: the words that it was composed with, recorded with the revision.
         cells: to run.
-        names_cells: whether the request names these cells; else it is for all cells of the revision.
+        names_cells: whether the request lists these cells; otherwise it is for all cells of the revision.
         settings: to run under.
-        import_paths: where the user's stages are importable.
+        import_paths: folders from which the user's stages are imported.
         launcher: made from the settings.
-        limits: of its scheduler; None for a launcher without one, or where they were not asked for.
+        limits: of its scheduler; None for a launcher without a scheduler.
     """
 
     verb: Literal["launch", "rerun"]
@@ -154,19 +171,19 @@ class CheckedLaunch:
     limits: Limits | None
 
     def dispatch(self) -> Dispatch:
-        """Return what gives the cells to the scheduler, for a request that is not recorded."""
+        """Return the submission of the cells, for a request that is not recorded."""
         assert self.limits is not None
         code = plan_code(self.view.ledger.objects, self.view.sweep, self.import_paths).code
         return Dispatch(self.view, self._request(self.view, code, {}), self.launcher, self.limits)
 
     def seal(self, notify: Notify) -> SweepState:
-        """Make the store where there is none, prove that it can be written, and seal the revision.
+        """Create the store if there is none, prove that it can be written, and seal the revision.
 
         Args:
-            notify: takes lines about a store that does not answer for a while.
+            notify: called with lines about a store that does not answer for a while.
 
         Raises:
-            UserError: the store cannot be used, or the cluster runs another environment.
+            UserError: the store cannot be used, or the cluster's Python environment differs.
             InfrastructureError: the store or the cluster does not answer.
         """
         ledger = open_ledger(
@@ -178,18 +195,20 @@ class CheckedLaunch:
         return seal(ledger, self.composition, self.overrides) if self.composition else self.view
 
     def record(self, sealed: SweepState, notify: Notify) -> Request:
-        """Store the code where workers run a snapshot of it, and record the request.
+        """Store the code if workers run a snapshot of it, and record the request.
 
         Args:
-            sealed: what `seal` returned.
-            notify: takes warnings about credentials in the code.
+            sealed: the result of `seal`.
+            notify: called with warnings about credentials in the code.
         """
+        # Local workers run the checkout itself, unless they are set to run a snapshot.
         code = None
         if self.limits or self.launcher.takes_snapshot:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
         return submit_request(sealed, self._request(sealed, code, attempts_so_far(self.view, self.cells)))
 
     def _request(self, view: SweepState, code: Code | None, after: dict[str, int]) -> Request:
+        """Return the request, not recorded yet."""
         return build_request(
             view,
             self.verb,
@@ -214,17 +233,17 @@ def check_launch(
     dry_run: bool = False,
     prefetch: str = "",
 ) -> CheckedLaunch:
-    """Check all that can be checked before anything is recorded or submitted.
+    """Check everything that can be checked before anything is recorded or submitted.
 
     Args:
         verb: launch or rerun; both take this path.
         view: the revision.
         cells: to run.
         settings: to run under.
-        import_paths: where the user's stages are importable.
-        composition: what was composed; None for a revision of the store.
+        import_paths: folders from which the user's stages are imported.
+        composition: what was composed; None for a revision from the store.
         overrides: the words that it was composed with.
-        names_cells: whether the request names these cells; else it is for all cells of the revision.
+        names_cells: whether the request lists these cells; otherwise it is for all cells of the revision.
         dry_run: whether nothing will be submitted, so that the scheduler need not answer.
         prefetch: the command that fetches what cells lack, for the error.
 
@@ -255,14 +274,14 @@ def check_launch(
 
 
 def failed_cells(view: SweepState) -> list[Cell]:
-    """Return the cells that failed, and those that nobody runs any more."""
+    """Return the cells that failed, lost their worker or are blocked."""
     return [
         c for c in view.sweep.cells if view.cells[c.cell].state in (State.FAILED, State.LOST, State.BLOCKED)
     ]
 
 
 class PendingLaunch(NamedTuple):
-    """A request for jobs, the launcher that its settings make, and what its scheduler says of itself."""
+    """A request that runs as jobs, the launcher of its settings, and the limits of its scheduler."""
 
     request: Request
     submitter: Submitter
@@ -270,19 +289,26 @@ class PendingLaunch(NamedTuple):
 
 
 def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
-    """Returns the requests whose settings and code count for cells of the revision, or that have open jobs.
+    """Return the requests that matter for jobs of a revision.
 
-    A sweep may have jobs of several schedulers: those that do not answer are told, and left for later.
+    A request matters if its settings and code apply to a cell, or if it has open jobs. The newest launch or
+    rerun always does. A sweep may have jobs of several schedulers; those that do not answer are reported and
+    skipped.
+
+    Args:
+        view: the sweep state.
+        notify: called with a line for each skipped scheduler.
 
     Raises:
-        UserError: nothing was launched as jobs, or the cluster cannot be found from here.
+        UserError: nothing was launched as jobs, or the cluster cannot be found from this machine.
         InfrastructureError: no scheduler answers.
     """
     started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
     if not started:
         raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
     numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
-    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}  # to be settled
+    # Jobs of earlier requests may still be open. Their ends must be recorded too.
+    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
     asked: list[PendingLaunch] = []
     silent: list[SweepError] = []
     for request in started:
@@ -291,7 +317,7 @@ def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
             continue
         try:
             asked.append(PendingLaunch(request, submitter, submitter.limits()))
-        except SweepError as error:  # such as a cluster that is found on its own machines alone
+        except SweepError as error:  # such as a cluster that is only reachable from its own machines
             silent.append(error)
     if silent and not asked:
         raise silent[-1]
@@ -307,7 +333,9 @@ def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
 
 
 def limits_of(launcher: Launcher | Submitter, sweep: str, *, dry_run: bool = False) -> Limits | None:
-    """Asks a launcher's scheduler for its limits, before anything is recorded; None for one that has none.
+    """Return the limits of a launcher's scheduler; None if the launcher has no scheduler.
+
+    In a dry run, a scheduler that does not answer is replaced by its usual limits.
 
     Raises:
         UserError: a dry run of a launcher that submits nothing.
@@ -321,7 +349,7 @@ def limits_of(launcher: Launcher | Submitter, sweep: str, *, dry_run: bool = Fal
 
 
 class SubmitPass(NamedTuple):
-    """What one pass did, and what it says of that."""
+    """The result of one pass: the sweep state, what was submitted, and lines about both."""
 
     view: SweepState
     given: SubmitResult
@@ -331,13 +359,15 @@ class SubmitPass(NamedTuple):
 def submit_pass(
     view: SweepState, asked: Sequence[PendingLaunch], *, notify: Notify, hold: str = ""
 ) -> SubmitPass:
-    """Record what is known of the jobs of a sweep by now, and submit the cells that no job holds.
+    """Record what is known about the jobs of a sweep, and submit the cells that no job holds.
+
+    A pass may be repeated at any time, also by several launches at once.
 
     Args:
-        view: the revision; read anew.
+        view: the revision; its state is read again.
         asked: the requests whose cells are submitted.
-        notify: takes the lines on what was submitted before an error.
-        hold: a limit for which cells are submitted only where a job was found over.
+        notify: called with lines on what was submitted, if an error follows.
+        hold: a limit because of which cells are submitted only if a job was found to be over.
 
     Raises:
         UserError: a cell fits nowhere, or the scheduler refuses the job for good.
@@ -349,7 +379,7 @@ def submit_pass(
         dispatch = Dispatch(view, *each)
         try:
             given.add(dispatch.run(hold="" if settled.closed else hold))
-        except SweepError:  # what was submitted before it is
+        except SweepError:  # earlier submissions have been made, so they are reported
             given.add(SubmitResult(submitted=dispatch.given.submitted))
             for line in lines_of(view, given):
                 notify(line)
@@ -359,10 +389,11 @@ def submit_pass(
 
 
 _OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
+"""States of cells that have not ended."""
 
 
 def is_open(view: SweepState, cell: Cell) -> bool:
-    """Return whether a cell may still run for a scheduler: it has not ended, and its job can start."""
+    """Return whether a cell may still run as a job: it has not ended, and its job, if any, can start."""
     job = view.jobs.of_cell(cell.cell)
     can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
     return view.cells[cell.cell].state in _OPEN and not can_never_start

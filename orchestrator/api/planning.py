@@ -1,4 +1,4 @@
-"""What a launch would do: a sweep composed or sealed, its settings, and the next step of each stage."""
+"""What a launch would do: the sweep, composed or sealed, its settings, and the next step of each stage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas
 
 MAX_LOOKS = 200
-"""Stages in a bucket of which it is looked up what they would go on from."""
+"""Most stages in a bucket whose starting point is looked up. Each look-up costs requests."""
 
 
 def planned(
@@ -44,10 +44,19 @@ def planned(
     *,
     progress: Callable[[int, int], None] = lambda number, of: None,
 ) -> tuple[SweepState, Composition | None]:
-    """Composes a sweep and looks it up in the store; ``SWEEP@k`` is read from the store instead.
+    """Compose a sweep and find its revision in the store; ``SWEEP@k`` is read from the store instead.
+
+    Args:
+        word: a name, a path to a YAML file, or ``SWEEP@k``.
+        overrides: as on the command line.
+        name: another name for this variant.
+        progress: called with the number of composed points and of all points.
+
+    Returns:
+        The revision, and the composition; None for a revision from the store.
 
     Raises:
-        UserError: whatever is wrong with the sweep or its overrides.
+        UserError: the sweep or an override is wrong.
     """
     url, rest = split_store(overrides)
     ledger = open_ledger(store_url(url))
@@ -57,10 +66,13 @@ def planned(
         if name:
             raise UserError(f"{sweep}@{number} is sealed under its name", fix="--name goes with a sweep file")
         view = sealed_view(ledger, sweep, number)
-        engine_of(view, None, rest)  # what is sealed cannot be changed, how it is run can
+        # A sealed revision cannot be changed, but its run settings can. This call rejects all other
+        # overrides.
+        engine_of(view, None, rest)
         return view, None
     with naming_the_store(ledger):
         composition = compose(word, overrides, name=name, progress=progress)
+    # The sweep file itself may set `store.url`.
     ledger = open_ledger(store_url(composition.engine.store.url))
     return as_view(ledger, composition), composition
 
@@ -68,15 +80,15 @@ def planned(
 def engine_of(
     view: SweepState, composition: Composition | None, overrides: Sequence[str] = ()
 ) -> tuple[RunSettings, tuple[str, ...]]:
-    """Returns settings and import paths: as composed, or for a sealed revision those of its last launch.
+    """Return run settings and import paths: as composed, or for a sealed revision those of its last launch.
 
     Args:
         view: the revision.
-        composition: what was composed, None for a sealed revision.
-        overrides: of the engine, on top of those of the last launch.
+        composition: what was composed; None for a sealed revision.
+        overrides: of run settings, applied to those of the last launch.
 
     Raises:
-        UserError: an override of something else than the engine.
+        UserError: an override changes something other than run settings.
     """
     if composition is not None:
         return composition.engine, composition.import_paths
@@ -89,7 +101,7 @@ def engine_of(
 
 
 def _sealed_number(ledger: Ledger, word: str) -> int | None:
-    """Returns the revision that ``SWEEP@k`` names, or the current one of a variant without a file."""
+    """Return the revision that ``SWEEP@k`` names, else the current one if the sweep has no file."""
     reference = parse_reference(word)
     if reference.revision is None:
         try:
@@ -100,7 +112,7 @@ def _sealed_number(ledger: Ledger, word: str) -> int | None:
 
 
 def as_view(ledger: Ledger, composition: Composition) -> SweepState:
-    """Finds the revision that has the composition's content, or the number that it would get."""
+    """Return the sealed revision with this content, else an unsealed one with the next number."""
     sweep = composition.sweep
     number = ledger.find_content(sweep.name, content_digest(sweep))
     if number is not None:
@@ -109,11 +121,14 @@ def as_view(ledger: Ledger, composition: Composition) -> SweepState:
 
 
 def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
-    """Returns by cell and digest what a launch would do; of stages that were tried before, what they go on
-    from.
+    """Return what a launch would do with each stage of each cell.
 
-    Whether there is a checkpoint, a work folder or an output to read again is looked up in the store. Each
-    look costs requests in a bucket, so that beyond some number a stage's step stays as its state alone says.
+    For a stage that was tried before, the store is searched for a checkpoint, a work folder or an output to
+    go on from. Each search costs requests in a bucket. Beyond `MAX_LOOKS` stages, the step follows from the
+    state alone.
+
+    Returns:
+        By cell and digest, the step.
     """
     steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
     looked: dict[str, str] = {}
@@ -127,6 +142,8 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
                 if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
                     continue
                 looked[digest] = foresee(view.ledger, node, spec, view.attempts(node))
+            # A stage without a product to go on from may still start from that of an earlier version of
+            # itself.
             found = looked.get(digest) or status.going_on
             action, reason = Action.RESUME if found else Action.RUN, step.reason
             if not (found and reason.startswith(found)):
@@ -136,10 +153,14 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
 
 
 def hardware_of(settings: HardwareSettings, **options: str | float | None) -> HardwareSettings:
-    """Returns what the plan assumes: the engine's settings, with what the verb's own options change.
+    """Return the hardware that a plan assumes: the run settings, changed by options of the verb.
+
+    Args:
+        settings: of the run.
+        options: settings to change; None for those to keep.
 
     Raises:
-        UserError: an unknown device, or a number that makes no sense.
+        UserError: an unknown device, or a number that is out of range.
     """
     changed: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     hardware = msgspec.structs.replace(settings, **changed)
@@ -148,15 +169,16 @@ def hardware_of(settings: HardwareSettings, **options: str | float | None) -> Ha
 
 
 class Plan:
-    """What a launch would do, and what it would cost; nothing is changed.
+    """What a launch would do, and what it would cost. Making a plan changes nothing.
 
     Attributes:
         view: the revision that would be launched.
         cells: that were selected.
         steps: by cell and digest of a stage, what a launch would do with it, and why.
-        missing: by cell, what it needs and this machine lacks; it is blocked until that is fetched.
-        estimates: by digest, what the stage costs; only of stages that have a hook for it.
+        missing: by cell, the needs that this machine lacks; the cell is blocked until they are fetched.
+        estimates: by digest, what the stage costs; only of stages that have an estimate hook.
         hardware: that the estimates are for.
+        prefetch: the command that fetches what is missing.
     """
 
     def __init__(
@@ -184,11 +206,11 @@ class Plan:
 
     @property
     def totals(self) -> dict[str, Any] | None:
-        """What all cells cost together, a shared stage once; None where no stage has a hook for it."""
+        """The cost of all cells, a shared stage once; None if no stage has an estimate hook."""
         return estimates.in_total(self.cells, self.estimates, self.hardware) if self.estimates else None
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return a table with one row a cell: its axes, its state, and what its stages would do."""
+        """Return a table with one row for each cell: its axes, its state, and the action for each stage."""
         import pandas
 
         return pandas.DataFrame(
@@ -205,7 +227,7 @@ class Plan:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the stable machine-readable form; nulls where no stage says what it costs."""
+        """Return the stable machine-readable form; costs are null if no stage has an estimate hook."""
         view, cells = self.view, self.cells
         return {
             "sweep": view.sweep.name,
@@ -219,6 +241,7 @@ class Plan:
         }
 
     def _cell_json(self, cell: Cell) -> dict[str, Any]:
+        """Return the part of the plan for one cell."""
         view = self.view
         return {
             "cell": cell.cell,
@@ -240,7 +263,7 @@ class Plan:
         }
 
     def state_of(self, cell: Cell) -> State:
-        """Return the state of a cell; one that lacks what it needs is blocked."""
+        """Return the state of a cell; one that lacks a need is blocked, unless it is done or at work."""
         state = self.view.cells[cell.cell].state
         at_work = state in (State.DONE, State.RUNNING, State.QUEUED)
         return State.BLOCKED if cell.cell in self.missing and not at_work else state

@@ -1,4 +1,4 @@
-"""From a view of the store to the facts that reports are told: states, retries, launches, hosts."""
+"""Facts about a sweep for its reports: states, retries, launches, hosts and logged metrics."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from orchestrator.store import layout
 from orchestrator.trackers.base import history
 
 MAX_POINTS = 200
-"""Points of one curve; more cannot be seen in a figure as wide as a page."""
+"""Points of one curve. A figure as wide as a page cannot show more."""
 
 _NO_METRIC = frozenset({"step", "time_s"})
+"""Fields of a line of metrics that are not metrics."""
 
 
 def curves(view: SweepState) -> tuple[Curve, ...]:
-    """Read what every stage instance of the view logged, a shared one once."""
+    """Return the metrics that the stage instances of a revision logged, each shared instance once."""
     sharing: dict[str, list[str]] = {}
     for cell in view.sweep.cells:
         for digest in cell.chain:
@@ -32,6 +33,7 @@ def curves(view: SweepState) -> tuple[Curve, ...]:
     found = []
     for digest, cells in sharing.items():
         done = view.snapshot.evidence(digest).done
+        # The attempt that made the product, else the last one: earlier attempts logged the same steps.
         number = done.attempt if done is not None else view.stages[digest].attempts
         if not number:
             continue
@@ -43,9 +45,10 @@ def curves(view: SweepState) -> tuple[Curve, ...]:
 
 
 def _points(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Return metric to its points (step, value), evenly thinned to `MAX_POINTS`."""
     found: dict[str, list[tuple[int, float]]] = {}
     for number, line in enumerate(lines, start=1):
-        step = line.get("step", number)  # a command may log no step
+        step = line.get("step", number)  # a command may log no step; lines are counted instead
         for name, value in line.items():
             if name not in _NO_METRIC and isinstance(value, bool | int | float) and math.isfinite(value):
                 found.setdefault(name, []).append((step, float(value)))
@@ -53,11 +56,14 @@ def _points(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[tuple[int, fl
 
 
 PACKAGES = ("accelerate", "numpy", "polysweep", "scipy", "statsmodels", "torch", "transformers", "vllm")
-"""Whose versions a report names; a launch's record holds those of all."""
+"""Packages whose versions a report shows. The record of a launch holds those of all packages."""
 
 
 def about(view: SweepState) -> About:
-    """Reads the facts of a revision; of attempts only those of stages that took more than one."""
+    """Return the facts about a revision.
+
+    Attempts are read only for stages that took more than one, because each read costs requests in a bucket.
+    """
     sharing: dict[str, list[str]] = {}
     for cell in view.sweep.cells:
         for digest in cell.chain:
@@ -84,6 +90,7 @@ def about(view: SweepState) -> About:
 
 
 def _cells(view: SweepState) -> Iterator[CellFacts]:
+    """Yield the facts about each cell."""
     for cell in view.sweep.cells:
         status = view.cells[cell.cell]
         yield CellFacts(
@@ -99,7 +106,10 @@ def _cells(view: SweepState) -> Iterator[CellFacts]:
 
 
 def _retry(view: SweepState, node: StageInstance, cells: tuple[str, ...]) -> RetryFacts:
+    """Return the facts about a stage that took more than one attempt."""
     attempts = view.attempts(node)
+    # A lost attempt cannot record its own end. The attempt that replaced it records the evidence in its
+    # claim.
     superseded = {
         later.claim.supersedes.attempt: later.claim.supersedes
         for later in attempts
@@ -123,7 +133,7 @@ def _retry(view: SweepState, node: StageInstance, cells: tuple[str, ...]) -> Ret
 
 
 def _changed(before: StartRecord | None, now: StartRecord | None) -> dict[str, tuple[Any, Any]]:
-    """What an attempt was given otherwise than the one before: that is what a remedy does."""
+    """Return the settings that changed since the attempt before, as a remedy for its failure."""
     if before is None or now is None:
         return {}
     found = {}
@@ -135,16 +145,19 @@ def _changed(before: StartRecord | None, now: StartRecord | None) -> dict[str, t
 
 
 def _plain(value: Any) -> Any:
+    """Return a value that a report can show; None for any other."""
     return value if isinstance(value, str | int | float | bool | list | None) else None
 
 
 def _hosts(view: SweepState) -> set[str]:
+    """Return the machines that made the products."""
     hosts, keys = set(), []
     for digest, status in view.stages.items():
         done = view.snapshot.evidence(digest).done
         if status.state is State.DONE and done is not None:
             node = view.sweep.nodes[digest]
             keys.append(layout.attempt(node.stage, digest, done.attempt, layout.START))
+    # One bulk read instead of one request for each stage.
     ledger = view.ledger.having_read(keys)
     for key in keys:
         start, _ = ledger.read(key, StartRecord)
@@ -154,6 +167,7 @@ def _hosts(view: SweepState) -> set[str]:
 
 
 def _launch(request: Request) -> LaunchFacts:
+    """Return the facts about a launch or rerun."""
     known = request.provenance
     git, packages = known.get("git") or {}, known.get("packages") or {}
     commit = str(git.get("commit", ""))[:12] + ("+" if git.get("dirty") else "")

@@ -1,4 +1,4 @@
-"""What most verbs begin with: the sweep that is meant, its revision in the store, and its cells' states."""
+"""The state of a sweep: the revision that a word names, and the states of its cells, read from the store."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from orchestrator.store.patience import Outage
 from orchestrator.store.table import Rows, collect_rows
 
 DEFAULT_STORE = "runs"
+"""Folder of the store in the working folder, if no other is named."""
 
 Notify = Callable[[str], None]
-"""Takes one line of text for the user, such as a warning."""
+"""A function that shows one line of text to the user, such as a warning."""
 
 
 def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes ``store.url=URL`` out of a verb's words.
+    """Split a verb's words into the URL of ``store.url=URL`` (None without one) and the other words.
 
     Raises:
-        UserError: nothing follows.
+        UserError: ``store.url=`` names nothing.
     """
     urls = [word.partition("=")[2] for word in words if word.startswith("store.url=")]
     rest = [word for word in words if not word.startswith("store.url=")]
@@ -49,13 +50,19 @@ def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def store_url(url: str | None) -> str:
-    """Returns where the store is: as given, else SWEEP_STORE, else ``runs`` in the working folder."""
+    """Return where the store is: `url` if given, else SWEEP_STORE, else ``runs`` in the working folder."""
     url = url or os.environ.get("SWEEP_STORE") or DEFAULT_STORE
     return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 class SweepReference(NamedTuple):
-    """What SWEEP means: the name in the store, the word for composing, and the revision asked for."""
+    """What the argument SWEEP means.
+
+    Attributes:
+        name: of the sweep in the store.
+        source: the name or path to compose.
+        revision: the number after ``@``; None without one.
+    """
 
     name: str
     source: str
@@ -63,10 +70,10 @@ class SweepReference(NamedTuple):
 
 
 def parse_reference(word: str) -> SweepReference:
-    """Reads ``smoke``, ``smoke@2`` or ``path/to/x.yaml``.
+    """Parse ``smoke``, ``smoke@2`` or ``path/to/x.yaml``.
 
     Raises:
-        UserError: the revision is no number.
+        UserError: the revision is not a number.
     """
     source, at, number = word.rpartition("@")
     if not at:
@@ -78,14 +85,18 @@ def parse_reference(word: str) -> SweepReference:
 
 
 class SweepState:
-    """A revision and the states of its cells, read when first asked for.
+    """A revision and the states of its cells.
+
+    The store is read when a property is first used, and each property is read once: an instance is a
+    snapshot. `fresh` returns one that reads again.
 
     Args:
         ledger: the store.
         sweep: the sealed or composed content.
-        number: of the revision; the one it would get when it is not sealed.
-        sealed: whether the store holds it.
-        trusted: products whose files were looked at before, shared between views of one sweep.
+        number: of the revision; if it is not sealed, the number that it would get.
+        sealed: whether the store holds the revision.
+        trusted: (digest, generation) of products whose files were checked before; instances of one sweep
+            share it.
     """
 
     def __init__(
@@ -102,49 +113,52 @@ class SweepState:
         self.problems: list[str] = []
 
     def fresh(self) -> SweepState:
-        """Returns a view of the same revision that reads the store anew."""
+        """Return the state of the same revision, to be read again from the store."""
         return SweepState(self.ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
     @property
     def title(self) -> str:
-        """``smoke@2``, and for one that is not sealed in which store."""
+        """The revision for people, such as ``smoke@2``; for an unsealed one, with the store that lacks it."""
         place = "" if self.sealed else f" (not launched yet in {self.ledger.objects.url})"
         return f"{self.sweep.name}@{self.number}{place}"
 
     @property
     def hint(self) -> str:
-        """What to add to a printed next step so that it finds this store, "" when it is the usual one."""
+        """What to append to a printed command so that it uses this store; "" if it does so by default."""
         url = self.ledger.objects.url
         return "" if url == store_url(None) else f" store.url={shlex.quote(url)}"
 
     def patient(self, notify: Notify, stop_asked: Callable[[], str] = lambda: "") -> SweepState:
-        """Return a view that waits while the store does not answer, for as long as its last launch allows.
+        """Return the state of the same revision, with reads that wait while the store does not answer.
 
         Args:
-            notify: called with a line of text when the wait begins and ends.
-            stop_asked: returns why the wait is to end early, "" while it is not.
+            notify: called with a line of text when the wait begins and when it ends.
+            stop_asked: returns why the wait must end early, "" as long as it need not.
+
+        Returns:
+            A state whose reads wait for at most `store.outage_s` of the last launch.
         """
         outage_s = next((r.settings.store.outage_s for r in reversed(self.requests) if r.settings), 0.0)
         ledger = self.ledger.patient(Outage(outage_s, notify, stop_asked))
         return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
     def attempts(self, node: StageInstance) -> tuple[Attempt, ...]:
-        """Read a stage's attempts; none where they cannot be read, which the stage's state says."""
+        """Return a stage's attempts; none if they cannot be read, for which its state gives the reason."""
         try:
             return self.ledger.attempts(node)
         except (OSError, InfrastructureError):
             return ()
 
     def check(self) -> None:
-        """Refuse, before anything is recorded or run, a revision that is not what it says.
+        """Refuse a revision with a wrong stage digest, before anything is recorded or run.
 
         Raises:
-            InfrastructureError: a stage's digest is not that of what it would run.
+            InfrastructureError: the digest of a stage is not that of what the stage would run.
         """
         check_digests(self.sweep, self.title)
 
     def warnings(self) -> list[str]:
-        """Return what in the store cannot be read: it is never trusted, and never silently left out."""
+        """Return which records cannot be read. They are never trusted, and never silently left out."""
         _ = self.requests
         return self.problems
 
@@ -155,7 +169,7 @@ class SweepState:
 
     @cached_property
     def policy(self) -> Policy:
-        """That of the last launch or rerun, which ran under it."""
+        """The policy of the last launch or rerun."""
         for request in reversed(self.requests):
             if request.settings:
                 return request.settings.policy
@@ -163,20 +177,25 @@ class SweepState:
 
     @cached_property
     def wishes(self) -> RequestSummary:
-        """The requests, folded."""
+        """The combined effect of the requests."""
         return summarize_requests(self.requests, [cell.cell for cell in self.sweep.cells])
 
     @cached_property
     def jobs(self) -> Jobs:
-        """What was given to schedulers, and what these say of it; asked once, where there is need."""
+        """The submissions, and what schedulers answered about them. Each is queried once, if needed."""
         filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
         return Jobs(filed, ask_schedulers(filed), asker())
 
     def _observe(self, node: StageInstance, attempt: Attempt) -> OwnerReport:
-        """Tells of an attempt's owner what one look, or else its scheduler, can tell."""
+        """Return whether an attempt's owner is gone, as far as its processes or its scheduler prove it.
+
+        This is one observation by a reader. It never concludes death from an old heartbeat; only a watcher,
+        which reads repeatedly, may do that.
+        """
         vital = inspect_owner(node, attempt)
         if vital.liveness is Liveness.GONE or attempt.claim is None:
             return vital
+        # On another machine, the process proves nothing. The scheduler may report that its job has ended.
         over = self.jobs.fate(attempt.claim.owner)
         if over is None:
             return vital
@@ -186,7 +205,7 @@ class SweepState:
 
     @cached_property
     def snapshot(self) -> EvidenceReader:
-        """The evidence of the sweep's stages."""
+        """The evidence about the sweep's stages."""
         return EvidenceReader(
             self.ledger,
             self.sweep.nodes.values(),
@@ -197,7 +216,7 @@ class SweepState:
 
     @cached_property
     def stages(self) -> dict[str, StageStatus]:
-        """State of each stage by digest."""
+        """The state of each stage instance, by digest."""
         return {
             digest: stage_status(
                 self.snapshot.evidence(digest), self.wishes.budget(digest, self.policy.retries)
@@ -207,7 +226,7 @@ class SweepState:
 
     @cached_property
     def cells(self) -> dict[str, CellStatus]:
-        """State of each cell by id."""
+        """The state of each cell, by id."""
         found = {}
         for cell in self.sweep.cells:
             status = cell_status(
@@ -217,6 +236,7 @@ class SweepState:
                 cancelled=cell.cell in self.wishes.cancelled,
                 sweep=f"{self.sweep.name}@{self.number}",
             )
+            # Job failures before the last launch or rerun of the cell do not count against its budget.
             since = self.wishes.asked.get(cell.cell, 0)
             found[cell.cell] = with_jobs(
                 cell.cell, status, self.jobs, since_request=since, retries=self.policy.retries
@@ -224,15 +244,15 @@ class SweepState:
         return found
 
     def subject(self, cell: Cell) -> Subject:
-        """What selectors see of a cell."""
+        """Return the fields of a cell that selectors match."""
         status = self.cells[cell.cell]
         return Subject(cell.axes, cell.columns, cell.config, cell.cell, status.state, status.cause)
 
     def select(self, only: Sequence[str]) -> list[Cell]:
-        """Returns the cells that the selectors name, all without selectors.
+        """Return the cells that match all selectors; all cells if there is no selector.
 
         Raises:
-            UserError: an unknown key, value or cell.
+            UserError: a selector has an unknown key, value or cell.
         """
         if not only:
             return list(self.sweep.cells)
@@ -242,10 +262,10 @@ class SweepState:
         return chosen
 
     def cell(self, word: str) -> Cell:
-        """Returns the one cell that a word names: its id, the beginning of it, or any selector.
+        """Return the one cell that a word names: its id, the beginning of its id, or a selector.
 
         Raises:
-            UserError: there is none, or more than one.
+            UserError: no cell matches, or more than one does.
         """
         found = [cell for cell in self.sweep.cells if cell.cell == word] or self.select([word])
         if len(found) != 1:
@@ -257,7 +277,11 @@ class SweepState:
 
 
 def scheduler(launcher: str, cluster: str) -> Scheduler:
-    """Returns what may be asked about the jobs that a launcher gave to a cluster.
+    """Return the client that queries a scheduler about the jobs of a launcher on a cluster.
+
+    Args:
+        launcher: name of the launcher, such as ``slurm``.
+        cluster: name of the cluster.
 
     Raises:
         UserError: there is no such launcher.
@@ -267,9 +291,15 @@ def scheduler(launcher: str, cluster: str) -> Scheduler:
 
 
 def ask_schedulers(filed: Sequence[SubmissionState]) -> dict[tuple[str, str], JobListing]:
-    """Asks about all tasks that are not known to be over: one question for each scheduler.
+    """Query schedulers about all tasks that may not be over, with one query for each scheduler.
 
-    A job's own last word needs no question.
+    A task whose job has reported its own end needs no query, unless the job is to start again.
+
+    Args:
+        filed: the submissions of a sweep.
+
+    Returns:
+        By launcher and cluster, the scheduler's answer.
     """
     open_jobs: dict[tuple[str, str], set[str]] = {}
     for each in filed:
@@ -280,7 +310,14 @@ def ask_schedulers(filed: Sequence[SubmissionState]) -> dict[tuple[str, str], Jo
 
 
 def open_view(word: str, url: str | None = None) -> SweepState:
-    """Opens what a reading verb speaks of: the revision asked for, else the last launched, else as composed.
+    """Return the sweep state that a reading verb works on.
+
+    That is the revision that the word names, else the last launched one, else the sweep as composed from its
+    file.
+
+    Args:
+        word: ``smoke``, ``smoke@2`` or a path to a YAML file.
+        url: of the store; see `store_url`.
 
     Raises:
         UserError: the sweep is neither in the store nor in a file.
@@ -292,7 +329,7 @@ def open_view(word: str, url: str | None = None) -> SweepState:
     number = current_revision(ledger, reference.name)
     if number is not None:
         return sealed_view(ledger, reference.name, number)
-    from orchestrator.compose import compose  # only for a sweep that was never launched
+    from orchestrator.compose import compose  # slow import; only for sweeps that were never launched
 
     with naming_the_store(ledger):
         return SweepState(ledger, compose(reference.source).sweep, 1, sealed=False)
@@ -300,7 +337,7 @@ def open_view(word: str, url: str | None = None) -> SweepState:
 
 @contextlib.contextmanager
 def naming_the_store(ledger: Ledger) -> Iterator[None]:
-    """Say of an unknown sweep in which store it is not either, and which names that one has.
+    """Add the store and its sweep names to the error about an unknown sweep.
 
     Raises:
         UnknownSweep: as raised inside, with the store.
@@ -314,12 +351,13 @@ def naming_the_store(ledger: Ledger) -> Iterator[None]:
 
 
 def sealed_view(ledger: Ledger, name: str, number: int) -> SweepState:
-    """Opens a sealed revision."""
+    """Return the state of a sealed revision."""
     return SweepState(ledger, ledger.revision(name, number).sweep, number, sealed=True)
 
 
 def current_revision(ledger: Ledger, name: str) -> int | None:
-    """Returns the revision of the last launch or rerun, else the newest sealed, None when there is none."""
+    """Return the revision of the last launch or rerun, else the newest sealed one; None if there is none."""
+    # A path in place of a name must not reach the store as a key.
     if not is_name(name):
         return None
     numbers = ledger.revision_numbers(name)
@@ -330,6 +368,6 @@ def current_revision(ledger: Ledger, name: str) -> int | None:
 
 
 def rows_of(view: SweepState, only: list[str]) -> Rows:
-    """Returns the rows of the selected cells."""
+    """Return the result rows of the selected cells."""
     cells = view.select(only)
     return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)

@@ -1,7 +1,14 @@
-"""Giving cells to a scheduler: those that nobody holds, as arrays of jobs.
+"""Submission of cells to a scheduler: those that no job holds, as arrays of jobs.
 
-It may be run again at any time, also by two people at once: an intent is created under the next number before
-the scheduler is asked, and whoever loses that number decides anew.
+Two launches may submit at once, and a launch may die at any point. Still, no cell may get two jobs. So the
+intent is written before the scheduler is called:
+
+1. create the record of submission N in the store (exclusive: one launch wins the number);
+2. call the scheduler, which creates a job under a name that no other submission has;
+3. record the job's id.
+
+A launch that loses number N reads the state again and submits only what is still free. A launch that dies
+between 2 and 3 leaves a submission without an id, whose job is found by its name later.
 """
 
 from __future__ import annotations
@@ -31,18 +38,19 @@ from orchestrator.store.access import new_nonce
 from orchestrator.text import counted
 
 _WANTED = frozenset({State.PENDING, State.RELEASED, State.LOST, State.RUNNING})
+"""States of cells that need a job if none holds them."""
 
 
 @dataclass
 class SubmitResult:
-    """What was submitted, and what was not.
+    """The result of one or more submissions.
 
     Attributes:
-        submitted: submissions that the scheduler took, with their job's id.
-        scripts: what it was given, or would be.
-        behind: cells that a limit keeps back.
-        limit: that limit, in the scheduler's words or ours.
-        num_held: cells that a job holds already.
+        submitted: submissions that the scheduler accepted, each with its job's id.
+        scripts: submissions with the text that the scheduler would get; filled by a dry run.
+        behind: number of cells that a limit holds back.
+        limit: that limit, in the scheduler's words or as launcher settings.
+        num_held: number of cells that a job holds already.
     """
 
     submitted: list[tuple[Submission, str]] = field(default_factory=list)
@@ -52,7 +60,7 @@ class SubmitResult:
     num_held: int = 0
 
     def add(self, more: SubmitResult) -> None:
-        """Adds what was done for another request."""
+        """Add the result for another request."""
         self.submitted += more.submitted
         self.scripts += more.scripts
         self.behind += more.behind
@@ -61,12 +69,12 @@ class SubmitResult:
 
 
 class Dispatch:
-    """Gives the cells of one request to a scheduler.
+    """The submission of one request's cells to a scheduler.
 
     Args:
-        view: the revision, settled; read anew where it has to be.
-        request: the launch or rerun whose settings and code count, for cells that no later one names.
-        submitter: its launcher.
+        view: the sweep state after reconciliation; it is read again if another launch submits meanwhile.
+        request: the launch or rerun. Its settings and code apply to cells that no later request names.
+        submitter: the launcher of the request.
         limits: of the scheduler.
     """
 
@@ -76,13 +84,25 @@ class Dispatch:
         self.given, self._has_filed = SubmitResult(), False
 
     def run(self, *, hold: str = "") -> SubmitResult:
-        """Submits what nobody holds.
+        """Submit the cells that no job holds.
+
+        A scheduler may refuse an array because the user has too many jobs. The limit is often unknown, so the
+        size is searched for: after a refusal, half as many tasks are tried. For example, with room for 30:
+
+            100 refused, 50 refused, 25 accepted, 25 refused, 12 refused, 6 refused, 3 accepted, ...
+
+        A later call continues from there: if the last submission was refused, it tries as many tasks as have
+        ended since (at least 1), then 1, 2, 4, ... more, so that a full scheduler refuses little.
 
         Args:
-            hold: a limit for which nothing is to be submitted now, though it is counted.
+            hold: a limit because of which nothing is submitted now; the cells that wait for it are still
+                counted.
+
+        Returns:
+            What was submitted and what was held back.
 
         Raises:
-            UserError: a cell fits nowhere, or the scheduler refuses what it was given for good.
+            UserError: a cell fits nowhere, or the scheduler refuses the job for good.
             InfrastructureError: the scheduler does not answer.
         """
         groups, number = self._groups(), self._next_number()
@@ -93,8 +113,10 @@ class Dispatch:
         while groups and fits:
             piece, rest = cut(groups[0], fits)
             submission = self._submission(piece, number)
+            # Build the script before the record: a path that the scheduler cannot take must not use up a
+            # number.
             text = self._text(submission)
-            if not self._submissions.file(submission):  # another submits as well: see what is left
+            if not self._submissions.file(submission):  # another launch took the number
                 self._view = self._view.fresh()
                 groups, number = self._groups(), self._next_number()
                 continue
@@ -103,6 +125,8 @@ class Dispatch:
                 fits = len(piece.tasks) // 2
                 continue
             groups[:1] = [rest] if rest.tasks and rest.max_running != 0 else []
+            # The piece took the whole throttle. Arrays are throttled one by one, so another would exceed
+            # `max_running`.
             if rest.max_running == 0:
                 self._hold_back(sum(map(len, rest.tasks)))
             if is_refill:
@@ -112,21 +136,25 @@ class Dispatch:
 
     @property
     def view(self) -> SweepState:
-        """The revision afterwards."""
+        """The sweep state after the submission."""
         return self._view.fresh() if self._has_filed else self._view
 
     def check(self) -> None:
-        """Finds out, before anything is recorded, whether jobs fit somewhere and can be written down.
+        """Check, before anything is recorded, that jobs fit somewhere and that their script can be written.
 
         Raises:
-            UserError: one does not fit, or a path or an option is one that the scheduler cannot be given.
+            UserError: a job fits nowhere, or a path or option cannot be passed to the scheduler.
         """
         self._with_resources(self._unheld())
         for group in self._groups()[:1]:
             self._text(self._submission(group, self._next_number()))
 
     def dry_run(self, *, after: int = 0) -> SubmitResult:
-        """Says what `run` would submit, after so many other submissions, and changes nothing."""
+        """Return what `run` would submit, without changing anything.
+
+        Args:
+            after: number of submissions that other requests would make before.
+        """
         for number, group in enumerate(self._groups(), self._next_number() + after):
             submission = self._submission(group, number)
             self.given.scripts.append((submission, self._text(submission)))
@@ -135,21 +163,24 @@ class Dispatch:
     # Submitting
 
     def _hold_back(self, num_cells: int) -> None:
-        """Counts cells that our own limits keep back."""
+        """Count cells that the launcher's own limits hold back."""
         most = {"max_jobs": self._submitter.max_jobs, "max_running": self._submitter.max_running}
         self.given.behind += num_cells
         if num_cells:
             self.given.limit = " and ".join(f"launcher.{k}={v}" for k, v in most.items() if v is not None)
 
     def _next_number(self) -> int:
+        """Return the number of the next submission."""
         filed = self._view.jobs.filed
         return (filed[-1].submission.number if filed else 0) + 1
 
     def _groups(self) -> list[JobArray]:
-        """What nobody holds, as arrays; what our own limits keep back is counted."""
+        """Return the cells that no job holds, as arrays; count those that our own limits hold back."""
         filed, cells = self._view.jobs.filed, self._unheld()
         most, self.given.behind = self._submitter.max_running, 0
         if most is not None:
+            # An array that is still open may run `max_running` tasks at once, and never more than it has
+            # open.
             most -= sum(
                 min(each.submission.max_running or len(each.open_tasks), len(each.open_tasks))
                 for each in filed
@@ -166,12 +197,13 @@ class Dispatch:
         return groups
 
     def _unheld(self) -> list[Cell]:
+        """Return the cells of the request that need a job and have none; count those that have one."""
         view, wishes = self._view, self._view.wishes
         wanted, self.given.num_held = [], 0
         for cell in view.sweep.cells:
             if self._request.number:
                 is_asked = wishes.asked.get(cell.cell) == self._request.number
-            else:  # not recorded: nothing is later
+            else:  # a request that is not recorded yet is the newest
                 is_asked = self._request.cells is None or cell.cell in self._request.cells
             if not is_asked or view.cells[cell.cell].state not in (*_WANTED, State.QUEUED, State.UNKNOWN):
                 continue
@@ -183,7 +215,11 @@ class Dispatch:
         return wanted
 
     def _is_busy(self, cell: Cell) -> bool:
-        """Whether somebody works on this very cell without a job, as far as its heartbeat's age tells."""
+        """Return whether a worker without a job runs this very cell, judged by its heartbeat's age.
+
+        A local launch may run cells of the same sweep. The age compares clocks of two machines, hence the
+        factor 2.
+        """
         for digest, status in self._view.cells[cell.cell].stages.items():
             if status.state is not State.RUNNING:
                 continue
@@ -196,6 +232,7 @@ class Dispatch:
         return False
 
     def _with_resources(self, cells: Sequence[Cell]) -> list[tuple[str, Resources]]:
+        """Return each cell with the resources that its job needs, by the estimates where there are any."""
         view, hardware = self._view, self._submitter.hardware()
         settings = self._request.settings
         if not cells:
@@ -223,6 +260,7 @@ class Dispatch:
         )
 
     def _submission(self, group: JobArray, number: int) -> Submission:
+        """Return the record of a submission."""
         view, request = self._view, self._request
         nonce = new_nonce()
         return Submission(
@@ -247,6 +285,7 @@ class Dispatch:
         )
 
     def _text(self, submission: Submission) -> str:
+        """Return the script that the scheduler gets."""
         objects = self._view.ledger.objects
         code = snapshots.package_path(objects, submission.code.digest) if submission.code else Path()
         return self._submitter.text(
@@ -258,9 +297,15 @@ class Dispatch:
         )
 
     def _take(self, submission: Submission, text: str) -> bool:
-        """Gives an intent that was created to the scheduler; False when it takes no more."""
+        """Submit a recorded submission, and return False if the scheduler is at its limit.
+
+        Raises:
+            UserError: the scheduler refuses the job for good.
+            InfrastructureError: the scheduler was not reached, or its answer was lost.
+        """
         objects = self._view.ledger.objects
         key = layout.job_logs(self._view.sweep.name, submission.number)
+        # The script is kept beside the logs, so that a user can see what the scheduler got.
         (objects.workspace(key) / self._submitter.file).write_text(text, encoding="utf-8")
         objects.upload(key)
         job_logs(self._view, submission).mkdir(parents=True, exist_ok=True)
@@ -280,16 +325,19 @@ class Dispatch:
             case Verdict.UNREACHED:
                 give_up(self._submissions, submission, "REFUSED", outcome.said)
                 raise self._unreached(f"was not reached: {outcome.said}", "nothing was submitted to it")
+        # The answer was lost, so the job may exist. The submission stays open, and its cells stay held.
         raise self._unreached(
             f"did not say whether it took submission {submission.number}: {outcome.said}",
             "nothing is submitted twice: its cells are held until that is known",
         )
 
     def _unreached(self, what: str, where: str) -> InfrastructureError:
+        """Return an error with the command that tries again later."""
         later = f"sweep reconcile {self._view.sweep.name}{self._view.hint}"
         return InfrastructureError(f"{self._submitter.name} {what}", where=where, fix=f"later: {later}")
 
     def _refused(self, submission: Submission, outcome: SubmitOutcome) -> UserError:
+        """Return an error with the place of the script that was refused."""
         script = layout.job_logs(self._view.sweep.name, submission.number)
         return UserError(
             f"{self._submitter.name} refuses the job: {outcome.said}",
@@ -299,12 +347,12 @@ class Dispatch:
 
 
 def job_name(sweep: str, number: int, nonce: str) -> str:
-    """Returns the name of a submission's job: readable, and no other's, not even of a store that is gone."""
+    """Return the name of a submission's job: readable, and unique even among jobs of deleted stores."""
     return f"{sweep}.{number}.{nonce[:8]}"
 
 
 def lines_of(view: SweepState, given: SubmitResult) -> list[str]:
-    """Says it to people."""
+    """Return lines on what was submitted and what was held back."""
     lines = []
     for submission, job in given.submitted:
         cells = counted(sum(map(len, submission.tasks)), "cell")

@@ -1,7 +1,7 @@
-"""A sweep as a value: what the command does, for programs and notebooks. Nothing here prints.
+"""A sweep as a value, for programs and notebooks: everything that the command does. Nothing here prints.
 
-Each call reads the store anew, so that it may be used while workers run. A launch goes on in a process of its
-own: the program that began it may end.
+Each call reads the store again, so it may be used while workers run. A launch runs in a process of its own;
+it goes on after the program that started it has ended.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ if TYPE_CHECKING:
     import pyarrow
 
 POLL_S, SUBMIT_POLL_S = 0.2, 2.0
+"""Seconds between polls of a launching process, and between passes that submit jobs."""
 STOP_S = 600.0
-"""How long a stop waits for the launching process, whose workers save checkpoints first."""
+"""Seconds that `stop` waits for the launching process, whose workers first save checkpoints."""
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _in_store(method: _Method) -> _Method:
-    """Run a method of an object with a `_url` with the file modes of that store."""
+    """Run a method of an object with a `_url`, with the file modes of that store."""
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -60,16 +61,16 @@ def _in_store(method: _Method) -> _Method:
 
 
 class CellView:
-    """One cell and where it stands, as it was when it was looked up.
+    """One cell and its state at the time of the look-up.
 
     Attributes:
         id: such as ``tiny-qwen3.math.en-1a2b3c4d``.
         axes: axis to label.
         config: the resolved config.
-        state: where it stands.
-        cause: why it failed, one of the causes of docs/design.md; "" where it did not.
-        reason: the same in a few words.
-        num_retries: how often a stage of it was started again.
+        state: of the cell.
+        cause: of its failure, one of the causes in docs/design.md; "" if it has not failed.
+        reason: for the state, in a few words.
+        num_retries: how often stages of the cell were started again.
     """
 
     def __init__(self, view: SweepState, cell: Cell) -> None:
@@ -80,7 +81,7 @@ class CellView:
         self.num_retries = sum(max(0, stage.attempts - 1) for stage in status.stages.values())
 
     def why(self) -> str:
-        """Return the evidence behind the state as text; files of products are read and verified."""
+        """Return the evidence for the state as text. Files of products are read and verified."""
         return "\n".join(explanation_lines(explain(self._view, self._cell)))
 
     def __repr__(self) -> str:
@@ -88,7 +89,7 @@ class CellView:
 
 
 class Cells(Mapping[str, CellView]):
-    """The cells of a sweep by id; the beginning of an id, or a selector, will do where it names one cell."""
+    """The cells of a sweep by id. The beginning of an id, or a selector, works too if it matches one cell."""
 
     def __init__(self, view: SweepState, cells: Sequence[Cell]) -> None:
         self._view, self._cells = view, {cell.cell: cell for cell in cells}
@@ -97,7 +98,7 @@ class Cells(Mapping[str, CellView]):
         """Return a cell.
 
         Raises:
-            UserError: the word names no cell, or several.
+            UserError: the word matches no cell, or several.
         """
         return CellView(self._view, self._cells.get(word) or self._view.cell(word))
 
@@ -112,12 +113,12 @@ class Cells(Mapping[str, CellView]):
 
 
 class Status(NamedTuple):
-    """Where the cells of a sweep stood at one moment.
+    """The states of a sweep's cells at one moment.
 
     Attributes:
         counts: state to number of cells; states without cells are left out.
         cells: the cells themselves.
-        problems: what in the store could not be read.
+        problems: records in the store that could not be read.
     """
 
     counts: dict[str, int]
@@ -125,7 +126,7 @@ class Status(NamedTuple):
     problems: list[str]
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return a table with one row a cell."""
+        """Return a table with one row for each cell."""
         import pandas
 
         return pandas.DataFrame(
@@ -135,10 +136,10 @@ class Status(NamedTuple):
 
 
 class Run:
-    """Cells at work for one launch or rerun: in a process of their own, or as jobs of a scheduler.
+    """A launch or rerun at work: in a process of its own, or as jobs of a scheduler.
 
     Attributes:
-        log: file with what the launching process prints; None for jobs.
+        log: file with the output of the launching process; None for jobs.
     """
 
     def __init__(self, checked: CheckedLaunch, view: SweepState, request: Request) -> None:
@@ -154,16 +155,16 @@ class Run:
 
     @_in_store
     def status(self) -> Status:
-        """Return where the cells of this launch stand now."""
+        """Return the current states of this launch's cells."""
         return _status(self._view.fresh(), self._request.cells)
 
     def wait(self, timeout_s: float | None = None) -> Status:
-        """Wait until nothing is at work for this launch any more, and return where its cells stand.
+        """Wait until nothing is at work for this launch, and return the states of its cells.
 
-        Cells that a limit of the scheduler kept back are submitted while waiting.
+        Cells that a limit of the scheduler held back are submitted during the wait.
 
         Args:
-            timeout_s: wait no longer, in seconds.
+            timeout_s: longest wait, in seconds; None for no limit.
 
         Raises:
             TimeoutError: cells are still at work.
@@ -174,6 +175,7 @@ class Run:
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 raise TimeoutError(f"{self._view.title} is still at work after {timeout_s} s")
             time.sleep(POLL_S if self._detached else SUBMIT_POLL_S)
+        # Exit code 1 means that cells failed, which their states show.
         if self._detached and self._detached.process.returncode not in (0, 1):
             raise InfrastructureError(
                 f"the launch of {self._view.title} ended with exit code {self._detached.process.returncode}",
@@ -183,10 +185,10 @@ class Run:
 
     @_in_store
     def stop(self) -> None:
-        """Stop the cells of this launch: running stages save a checkpoint first; a later launch goes on.
+        """Stop the cells of this launch. Running stages save a checkpoint; a later launch continues from it.
 
-        Cells that are jobs of a scheduler are cancelled as by `Sweep.cancel`: they are not claimed again
-        until the next launch or rerun.
+        Cells that run as jobs are cancelled as by `Sweep.cancel`: they are not claimed again until the next
+        launch or rerun.
 
         Raises:
             InfrastructureError: the launching process did not end.
@@ -208,6 +210,7 @@ class Run:
 
     @_in_store
     def _is_at_work(self) -> bool:
+        """Return whether cells may still run; for jobs, submit what was held back as well."""
         if self._detached is not None:
             return self._detached.process.poll() is None
         view = submit_pass(self._view, self._asked, notify=lambda line: None).view
@@ -216,7 +219,7 @@ class Run:
 
 
 class Sweep:
-    """A sweep: composed from a file, or a revision that a store holds. Made by `compose` and `open`."""
+    """A sweep: composed from a file, or a revision in a store. Create one with `compose` or `open`."""
 
     def __init__(self, look_up: Callable[[Sequence[str]], _Found], store: str) -> None:
         self._look_up, self._url = look_up, store
@@ -233,7 +236,7 @@ class Sweep:
             source: a name, or a path to a YAML file; ``NAME@2`` is a sealed revision.
             overrides: in Hydra's grammar, as on the command line: ``"model=a,b"``, ``"lr=1e-4"``.
             store: where its results go; see `Store`.
-            name: keep this variant apart under another name.
+            name: another name, which keeps this variant apart.
 
         Raises:
             UserError: the file or an override is wrong.
@@ -249,7 +252,7 @@ class Sweep:
 
     @classmethod
     def open(cls, reference: str, store: str | Path | None = None) -> Sweep:
-        """Open a sweep that a store holds.
+        """Open a sweep in a store.
 
         Args:
             reference: ``smoke`` for the revision that was launched last, or ``smoke@2``.
@@ -278,7 +281,7 @@ class Sweep:
     @property
     @_in_store
     def revision(self) -> int:
-        """The number of its revision; the one that it would get when it was not launched yet."""
+        """The number of its revision; if it was not launched yet, the number that it would get."""
         return self._look_up(()).view.number
 
     @_in_store
@@ -292,10 +295,10 @@ class Sweep:
         """Return what a launch would do with each cell, and what it would cost.
 
         Args:
-            only: selectors that narrow it, such as ``"model=a state=failed"``.
+            only: selectors of cells, such as ``"model=a state=failed"``.
             device: what cells are assumed to run on, such as ``"h200"``.
             mfu: model FLOPs utilisation, between 0 and 1, in place of the guess by model size.
-            max_gpus: that one cell may have.
+            max_gpus: most GPUs for one cell.
 
         Raises:
             UserError: a selector or an option is wrong.
@@ -312,13 +315,14 @@ class Sweep:
         """Run all that is not done, and return at once.
 
         Args:
-            overrides: of the engine, such as ``"policy.grace_s=60"``; for a composed sweep of its config too.
+            overrides: of run settings, such as ``"policy.grace_s=60"``; for a composed sweep of its config
+                too.
             only: selectors of the cells to run.
             launcher: ``launcher="slurm"`` names one; any other keyword is a setting of it: ``workers=2``
                 is ``launcher.workers=2``.
 
         Raises:
-            UserError: whatever is wrong with the sweep, its settings or the cluster; nothing was recorded.
+            UserError: the sweep, its settings or the cluster are wrong; nothing was recorded.
             InfrastructureError: the store or the scheduler does not answer.
         """
         view, composition, words = self._look_up([*overrides, *_launcher_words(launcher)])
@@ -339,16 +343,16 @@ class Sweep:
 
     @_in_store
     def rerun(self, *only: str, overrides: Sequence[str] = (), **launcher: Any) -> Run | None:
-        """Run failed cells again, or those that are named, and return at once; earlier attempts are kept.
+        """Run failed or selected cells again, and return at once. Earlier attempts are kept.
 
         Args:
-            only: selectors, such as ``"state=failed"``; without one all cells that failed, were lost or wait
-                for those.
-            overrides: of the engine, on top of those of the last launch.
+            only: selectors, such as ``"state=failed"``; without one, all cells that failed, lost their worker
+                or are blocked.
+            overrides: of run settings, applied to those of the last launch.
             launcher: as for `launch`.
 
         Returns:
-            None where no such cell is left to run.
+            None if no such cell is left to run.
 
         Raises:
             UserError: the sweep was never launched, or as for `launch`.
@@ -381,7 +385,7 @@ class Sweep:
 
     @_in_store
     def status(self, *only: str) -> Status:
-        """Return where the cells stand now.
+        """Return the current states of the cells.
 
         Args:
             only: selectors; all cells without one.
@@ -392,7 +396,7 @@ class Sweep:
     @property
     @_in_store
     def cells(self) -> Cells:
-        """The cells by id, as they stand now."""
+        """The cells by id, with their current states."""
         view = self._look_up(()).view
         return Cells(view, view.sweep.cells)
 
@@ -405,7 +409,8 @@ class Sweep:
 
         Returns:
             The columns of ``sweep collect``: cell, axes, sweep, revision, stage, attempts, seconds, code,
-            then what the stages returned.
+                then what
+            the stages returned.
         """
         return arrow_table(rows_of(self._look_up(()).view, list(only)))
 
@@ -414,9 +419,9 @@ class Sweep:
         """Write the sweep's reports and return their files.
 
         Args:
-            names: of the reports; else those that the sweep names, else the one that its columns fit.
-            out: folder; the sweep's report folder in the store without it.
-            over: axes to take mean and spread over, as over seeds, in the general report.
+            names: of the reports; by default those that the sweep names, else the one that fits its columns.
+            out: folder; by default the sweep's report folder in the store.
+            over: axes to average over in the general report, in addition to seeds.
 
         Raises:
             SweepError: a report failed.
@@ -431,6 +436,7 @@ class Sweep:
         return [path for files in written for path in files]
 
     def _sealed(self) -> SweepState:
+        """Return the sweep state, or raise if the sweep was never launched."""
         view = self._look_up(()).view
         if not view.sealed:
             raise UserError(f"{self.name} was never launched in {self._url}", fix="sweep.launch()")
@@ -441,7 +447,13 @@ class Sweep:
 
 
 class _Found(NamedTuple):
-    """A sweep looked up: its revision, what was composed (None for a sealed one), and the overrides."""
+    """A sweep that was looked up.
+
+    Attributes:
+        view: its state.
+        composition: what was composed; None for a sealed revision.
+        words: the overrides.
+    """
 
     view: SweepState
     composition: Any
@@ -449,11 +461,13 @@ class _Found(NamedTuple):
 
 
 def _start(checked: CheckedLaunch) -> Run:
+    """Seal and record a checked launch, and start it."""
     sealed = checked.seal(lambda line: None)
     return Run(checked, sealed, checked.record(sealed, lambda line: None))
 
 
 def _status(view: SweepState, wanted: Sequence[str] | None) -> Status:
+    """Return the states of the wanted cells; of all cells for None."""
     cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in set(wanted)]
     counts: dict[str, int] = {}
     for cell in cells:
@@ -463,14 +477,17 @@ def _status(view: SweepState, wanted: Sequence[str] | None) -> Status:
 
 
 def _launcher_words(options: Mapping[str, Any]) -> list[str]:
+    """Return keyword arguments as overrides of the launcher."""
     keys = {name: name if name == "launcher" else f"launcher.{name}" for name in options}
     return [f"{keys[name]}={grammar(value)}" for name, value in options.items()]
 
 
 def _selectors(only: str | Sequence[str]) -> list[str]:
+    """Return one or several selectors as a list."""
     return [only] if isinstance(only, str) else list(only)
 
 
 def _last_line(log: Path) -> str:
+    """Return the last line of a log, which holds the error that ended the process."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else ""

@@ -46,7 +46,8 @@ def add_cell(parser: argparse.ArgumentParser) -> None:
 def add_store(parser: argparse.ArgumentParser) -> None:
     """Add ``store.url=FOLDER`` for a verb that takes no other setting.
 
-    It collects all remaining words, so it comes last. `no_overrides` checks them.
+    It collects all remaining words, so it comes last. `no_overrides` checks them. ``--store URL`` is
+    converted to this word before the verb parses its arguments.
     """
     parser.add_argument("words", nargs="*", default=[], metavar="store.url=FOLDER", help="another store")
 

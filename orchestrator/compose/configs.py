@@ -1,4 +1,4 @@
-"""The resolved config of each point of the grid: Hydra for group choices, patches for the rest."""
+"""The resolved config of each point of the grid. Hydra composes group choices; patches do the rest."""
 
 from __future__ import annotations
 
@@ -34,11 +34,16 @@ from orchestrator.core.tree import MISSING, pick, share_unchanged, with_value
 from orchestrator.errors import UserError
 
 SPECIAL = ("schema", "fingerprints")
-"""Top-level keys that speak to the engine and are no part of a cell's config."""
+"""Top-level keys that configure the engine, and are removed from a cell's config."""
 
 
 class _Reached(NamedTuple):
-    """What to make anew: paths for which OmegaConf is asked, then references in an order to fill them in."""
+    """What to resolve again after some keys changed.
+
+    Attributes:
+        asked: paths that OmegaConf resolves.
+        filled: interpolations that are filled in here, in an order in which each finds its inputs.
+    """
 
     asked: list[KeyPath]
     filled: list[Interpolation]
@@ -51,12 +56,21 @@ class _Resolved(NamedTuple):
 
 
 class Patched:
-    """One composition that cells patch in turn.
+    """One composed config, patched for one cell after another.
+
+    Hydra and OmegaConf are too slow to compose and resolve each of ten thousand cells. But cells with the
+    same group choices differ in few keys, so each is derived from the one before it:
+
+        lr: 0.1   seed: 0   name: run-${seed}   schedule: {peak: ${lr}}
+        seed 0 -> 1:  set `seed`, then fill in `name` again; `lr` and `schedule` stay the same objects
+
+    This is correct only if a setting can be undone, see `_is_simple`. All other cells patch a copy of the
+    composed config and resolve it as a whole. Both ways give the same tree as Hydra does for the cell alone.
 
     Args:
-        config: as composed, in struct mode; it is taken over.
-        also: names that an unknown key may have been meant to be.
-        fingerprints: tells from a resolved tree what to set besides.
+        config: as composed, in struct mode. It is modified.
+        also: further names that an unknown key may be a misspelling of.
+        fingerprints: returns further settings for a resolved tree.
     """
 
     def __init__(
@@ -72,6 +86,7 @@ class Patched:
         self._pristine, self._also, self._fingerprints = config, also, fingerprints
         self._config = config
         self._raw: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+        # All that the cells share is found once here: the raw tree, and where its interpolations are.
         self._references = list(references(self._raw))
         self._varying = [
             ".".join(each.path)
@@ -86,12 +101,17 @@ class Patched:
         self._simple: dict[tuple[str, ...], bool] = {}
 
     def resolved(self, settings: Sequence[KeyValue], *, where: str = "") -> dict[str, Any]:
-        """Returns the resolved plain tree with some settings, which replace those of the cell before.
+        """Return the resolved plain tree for some settings, which replace those of the previous call.
+
+        Args:
+            settings: keys and their values.
+            where: the cell, for messages.
 
         Raises:
-            UserError: an unknown key, a value that is not set, an interpolation that leads nowhere.
+            UserError: a key is unknown, a value is not set, or an interpolation refers to nothing.
         """
         tree = self._resolved([*settings, *self._prints], where)
+        # Paths are resolved values, so fingerprints need a tree first. They seldom change between cells.
         prints = tuple(self._fingerprints(tree))
         if prints != self._prints:
             self._prints = prints
@@ -99,10 +119,10 @@ class Patched:
         return tree
 
     def varying(self, sections: Sequence[str]) -> Iterator[str]:
-        """Yield the keys of the last resolved tree that another resolution gives another value.
+        """Yield the keys of the last resolved tree whose values would differ if it was resolved again.
 
         Args:
-            sections: keys; what is neither in nor above one of them is left out.
+            sections: keys to restrict the search to, with all that is in or above them.
         """
         config, plain, settings = self._last
         keys = tuple(setting.key for setting in settings)
@@ -143,13 +163,13 @@ class Patched:
     def _incremental(self, wanted: dict[str, KeyValue], where: str) -> dict[str, Any]:
         current = self._current
         changed = {key for key in {*current, *wanted} if current.get(key) is not wanted.get(key)}
-        plain, self._plain = self._plain, None
-        if plain is None:  # the first cell, or the one before ended in an error half way through
+        plain, self._plain = self._plain, None  # stays None if this cell fails
+        if plain is None:  # the first cell, or the previous one failed halfway
             self._config, current, changed = copy.deepcopy(self._pristine), {}, set(wanted)
+        # Restore keys that are no longer set, and mappings, which OmegaConf merges instead of replacing.
         for key in sorted(changed, key=len):
             raw = pick(self._raw, key)
             values = [raw, *(cell[key].value for cell in (current, wanted) if key in cell)]
-            # a leaf is replaced by the next value; what merges, or is not set any more, is first restored
             if key not in wanted or any(isinstance(value, Mapping) for value in values):
                 OmegaConf.update(self._config, key, copy.deepcopy(raw), merge=False)
         for key in changed & wanted.keys():
@@ -157,6 +177,7 @@ class Patched:
         if plain is None:
             plain = _plain(self._config)
         else:
+            # An interpolation that a setting brings along is resolved again in every cell.
             reaching = {key for key, setting in wanted.items() if has_interpolation(setting.value)}
             asked, filled = self._reached(frozenset(changed | reaching), frozenset(wanted))
             for path in asked:
@@ -170,7 +191,14 @@ class Patched:
         return plain
 
     def _reached(self, seeds: frozenset[str], patched: frozenset[str]) -> _Reached:
-        """Finds what to make anew when some keys were set; what lies inside another is left out."""
+        """Return what to resolve again after some keys changed, without paths inside other such paths.
+
+        Starting from the changed keys, add every interpolation that may read one of them, until none is left.
+
+        Args:
+            seeds: the changed keys.
+            patched: the keys of all settings in force.
+        """
         if (seeds, patched) not in self._memo:
             roots = [tuple(key.split(".")) for key in patched]
             dirty = {tuple(key.split(".")) for key in seeds}
@@ -178,7 +206,7 @@ class Patched:
             while found := [item for item in left.values() if item.path in dirty or depends(item, dirty)]:
                 for item in found:
                     del left[item.path]
-                    # a patch may have replaced the section that held the interpolation
+                    # A patch may have replaced the section with the interpolation; then resolve the section.
                     dirty.add(next((root for root in roots if item.path[: len(root)] == root), item.path))
             paths = [path for path in dirty if not any(path[:n] in dirty for n in range(1, len(path)))]
             filled = in_order(
@@ -191,7 +219,7 @@ class Patched:
         return self._memo[seeds, patched]
 
     def _is_simple(self, settings: Sequence[KeyValue]) -> bool:
-        """Tells whether each setting replaces a value of its own, so that it can be taken back."""
+        """Return whether restoring raw values can undo the settings: all keys exist, and no two overlap."""
         keys = [setting.key.split(".") for setting in settings]
         overlap = any(is_related(tuple(a), tuple(b)) for index, a in enumerate(keys) for b in keys[:index])
         plain = all(
@@ -209,7 +237,7 @@ class Patched:
 
 
 def _value(config: DictConfig, path: KeyPath) -> Any:
-    """Resolves what lies at a path."""
+    """Return the resolved value at a path."""
     value: Any = config
     for part in path:
         value = value[part]
@@ -217,7 +245,7 @@ def _value(config: DictConfig, path: KeyPath) -> Any:
 
 
 def _plain(config: Container) -> Any:
-    """Resolves a container into plain dicts and lists."""
+    """Return a container as plain dicts and lists, with all interpolations resolved."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
@@ -227,17 +255,17 @@ class _Composed(NamedTuple):
 
 
 class Configs:
-    """Composes the cells of a sweep.
+    """Composer of the configs of a sweep's cells.
 
     Args:
         root: the cells' config root.
-        overrides: what is set for all cells, and the axes.
-        cwd: what relative paths are relative to.
+        overrides: the settings for all cells, and the axes.
+        cwd: the folder to which paths are relative.
         import_paths: folders from which a schema may be imported.
         where: the sweep file.
 
     Raises:
-        UserError: an axis chooses an option that does not exist, or sets an engine key.
+        UserError: an axis chooses an unknown option, or sets an engine setting or a credential.
     """
 
     def __init__(
@@ -257,10 +285,15 @@ class Configs:
         self._overlaps = Overlaps(self._axes, lambda key: self._groups.get(key, False), where=where)
 
     def config(self, labels: Sequence[Label], *, where: str) -> dict[str, Any]:
-        """Returns the typed and resolved config of one point.
+        """Return the resolved config of one point, converted by its schema.
+
+        Args:
+            labels: one of each axis.
+            where: the cell, for messages.
 
         Raises:
-            UserError: two axes set one key, or it does not compose, resolve or fit its schema.
+            UserError: two axes set one key, the config contains a credential, or it cannot be composed,
+                resolved or converted.
         """
         self._overlaps.check(labels)
         groups: list[KeyValue] = []
@@ -278,24 +311,24 @@ class Configs:
         return tree
 
     def varying(self, sections: Sequence[str]) -> Iterator[str]:
-        """Yield the keys of the last composed point whose value is another each time it is composed.
+        """Yield the keys of the last composed point whose values differ each time it is composed.
 
         Args:
-            sections: keys; what is neither in nor above one of them is left out.
+            sections: keys to restrict the search to, with all that is in or above them.
         """
         if self._last is not None:
             yield from self._last.varying(sections)
 
     def shown(self, labels: Sequence[Label], config: Mapping[str, Any], *, where: str) -> list[Label]:
-        """Return the labels of a composed point, which say what its config has.
+        """Return the labels of a composed point, after a check that they state what its config has.
 
         Args:
             labels: one of each axis.
-            config: what `config` returned for them.
+            config: the result of `config` for them.
             where: the cell.
 
         Raises:
-            UserError: the config has another value than a label says.
+            UserError: the config has another value than a label states.
         """
         return [
             label
@@ -346,7 +379,7 @@ class Configs:
 
 
 def _choice(setting: KeyValue) -> str:
-    """Writes a group choice in Hydra's grammar; an option's name is text, even ``1``."""
+    """Return a group choice in Hydra's grammar. The name of an option is text, even ``1``."""
     value = setting.value if isinstance(setting.value, list) else str(setting.value)
     return setting._replace(value=value).text
 
@@ -357,7 +390,7 @@ def _special(config: DictConfig, key: str) -> Any:
 
 
 def _wanted(tree: Any, where: str) -> Mapping[str, Sequence[str]]:
-    """Checks the shape of `fingerprints`: key of a fingerprint to keys of paths."""
+    """Return `fingerprints` if it has the right form: key of a fingerprint to keys of paths."""
     if tree is None:
         return {}
     if not isinstance(tree, Mapping) or not all(isinstance(keys, list) for keys in tree.values()):

@@ -1,6 +1,7 @@
-"""Content fingerprints: what stands in a stage's identity for a path that may move.
+"""Content fingerprints: digests of files, which replace their paths in the identity of stages.
 
-It reads files; a path of the form ``org/name`` that is not there is a hub id, pinned by its revision.
+A path may change while the content stays, and the reverse. Stages therefore read the fingerprint, and use
+the path. A value such as ``org/name`` that is no existing path is a hub id, identified by its revision.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from orchestrator.manifest import file_digest, scan
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LOCAL_KEY = re.compile(r"(.*_)?(dir|folder|file)s?")
-"""Keys that name a folder or file; a hub id is never meant by them."""
+"""Keys that always name a local folder or file, so their values are never hub ids."""
 
 
 class Fingerprints:
-    """The fingerprints that a config asks for.
+    """The fingerprints that a config requests.
 
     Args:
-        wanted: key of a fingerprint to the keys of the paths whose content it stands for.
-        cwd: what relative paths are relative to.
+        wanted: key of a fingerprint to the keys of the paths whose content it represents.
+        cwd: the folder to which paths are relative.
         where: what to name in errors.
     """
 
@@ -36,10 +37,13 @@ class Fingerprints:
         self._known: dict[str, tuple[tuple[Any, ...], KeyValue]] = {}
 
     def __call__(self, tree: Mapping[str, Any]) -> list[KeyValue]:
-        """Returns what to set: nothing for a fingerprint whose paths are all null.
+        """Return the settings for a tree. A fingerprint whose paths are all null gets none.
+
+        Args:
+            tree: the resolved config.
 
         Raises:
-            UserError: a path that is not there.
+            UserError: a path does not exist or cannot be read.
         """
         settings = []
         for key, path_keys in self._wanted.items():
@@ -48,6 +52,8 @@ class Fingerprints:
                 (name, value, revision) for name, value, revision in values if value not in (None, MISSING)
             )
             if held:
+                # Consecutive cells mostly share their paths. The same object again means "unchanged" to
+                # `Patched`.
                 if self._known.get(key, ((), None))[0] != held:
                     self._known[key] = held, KeyValue(key, self._fingerprint(held))
                 settings.append(self._known[key][1])
@@ -74,6 +80,7 @@ class Fingerprints:
             return content_fingerprint(path)
         is_hub_id = _HUB_ID.fullmatch(value) and not _LOCAL_KEY.fullmatch(key.rpartition(".")[2])
         if is_hub_id:
+            # A branch such as main may move on under an unchanged fingerprint; a commit cannot.
             return f"hub:{value}@{revision or 'main'}"
         raise UserError(
             f"missing path {value!r}",
@@ -84,12 +91,15 @@ class Fingerprints:
 
 @functools.cache
 def content_fingerprint(path: Path) -> str:
-    """Returns a digest of a file's content, or of a folder's relative paths, sizes and contents.
+    """Return a digest of a file's content, or of the relative paths, sizes and contents of a folder's files.
 
-    Remembered for the life of the process: a plan asks for the same folder in every cell.
+    The result is cached for the life of the process, because every cell of a plan needs the same folders.
+
+    Args:
+        path: absolute.
 
     Raises:
-        UserError: it cannot be read, or a folder holds no file.
+        UserError: the path cannot be read, or a folder contains no file.
     """
     try:
         if path.is_file():

@@ -1,7 +1,7 @@
-"""Which interpolations of a raw config tree depend on which keys, and the values of the plain ones. Pure.
+"""Interpolations of a config tree: which keys they read, and their values in simple cases.
 
-OmegaConf parses an interpolation anew each time that it is read, some 0.3 ms. The common forms, ``${a.b}``
-and text around such, are therefore filled in here; for all others OmegaConf is asked.
+OmegaConf parses an interpolation each time that it reads one, which takes about 0.3 ms. The common forms,
+``${a.b}`` alone or with text around it, are therefore filled in here. OmegaConf resolves all others.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _NESTED = "\0"
 
 
 class Interpolation(NamedTuple):
-    """A value with an interpolation, or a list that holds one.
+    """A value with an interpolation, or a list that contains one.
 
     Attributes:
-        path: where it lies.
-        reads: the paths that it can read; None: any.
-        template: texts and paths in turn, beginning and ending with a text; None: ask OmegaConf.
+        path: its place in the tree.
+        reads: the paths that it can read; None if it may read any.
+        template: texts and paths in turn, with a text at both ends; None if only OmegaConf can resolve it.
     """
 
     path: KeyPath
@@ -45,10 +45,15 @@ class Interpolation(NamedTuple):
     template: tuple[str | KeyPath, ...] | None
 
     def filled(self, tree: Mapping[str, Any]) -> Any:
-        """Returns its value in a resolved tree, MISSING where OmegaConf must be asked."""
+        """Return its value in a resolved tree, or MISSING if only OmegaConf can resolve it.
+
+        Args:
+            tree: in which the paths that it reads are resolved.
+        """
         if self.template is None:
             return MISSING
         values = [pick(tree, ".".join(path)) if isinstance(path, tuple) else path for path in self.template]
+        # ${a.b} alone takes over the value with its type; with text around it, the result is text.
         if len(values) == 3 and values[0] == values[2] == "":
             return values[1]
         if all(isinstance(value, str | int | float) for value in values):
@@ -57,7 +62,12 @@ class Interpolation(NamedTuple):
 
 
 def references(raw: Mapping[str, Any], path: KeyPath = ()) -> Iterator[Interpolation]:
-    """Yields the interpolations of an unresolved tree. A list counts as one value."""
+    """Yield the interpolations of an unresolved tree. A list counts as one value.
+
+    Args:
+        raw: the tree.
+        path: of the tree in the whole config.
+    """
     for name, value in raw.items():
         here = (*path, str(name))
         if isinstance(value, Mapping):
@@ -71,25 +81,25 @@ def references(raw: Mapping[str, Any], path: KeyPath = ()) -> Iterator[Interpola
 
 
 def has_interpolation(value: Any) -> bool:
-    """Tells whether an interpolation lies in a value."""
+    """Return whether a value contains an interpolation."""
     return any("${" in text for text in _texts(value))
 
 
 def is_related(one: KeyPath, other: KeyPath) -> bool:
-    """Tells whether one path lies in the other."""
+    """Return whether one path lies in the other, or both are equal."""
     length = min(len(one), len(other))
     return one[:length] == other[:length]
 
 
 def depends(reference: Interpolation, changed: Iterable[KeyPath]) -> bool:
-    """Tells whether a reference can read, or lies in, one of some paths."""
+    """Return whether an interpolation can read one of some paths, or lies in or above one of them."""
     return reference.reads is None or any(
         is_related(read, path) for path in changed for read in (*reference.reads, reference.path)
     )
 
 
 def in_order(found: Iterable[Interpolation]) -> list[Interpolation]:
-    """Orders references so that each comes after those that it reads; those in a circle are left out."""
+    """Return interpolations ordered so that each comes after those that it reads. Omit those in a cycle."""
     order: list[Interpolation] = []
     left = list(found)
     while ready := [
@@ -113,9 +123,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _reads(text: str, path: KeyPath) -> tuple[KeyPath, ...] | None:
-    """Returns the paths that an interpolation reads, None when the text alone does not tell."""
+    """Return the paths that an interpolation reads, None if its text alone does not determine them."""
     reads = []
-    # From the inside out: ${data.${task.name}} reads task.name, and anything in data.
+    # From the inside out: ${data.${task.name}} reads task.name, and may read anything in data.
     while match := _INNER.search(text):
         key, nested, _ = match[1].strip().partition(_NESTED)
         if not (_CONSTANT.fullmatch(key) and not nested):
@@ -134,6 +144,7 @@ def _reads(text: str, path: KeyPath) -> tuple[KeyPath, ...] | None:
 def _template(text: str, path: KeyPath) -> tuple[str | KeyPath, ...] | None:
     pieces = _INNER.split(text)
     texts, keys = pieces[::2], pieces[1::2]
+    # Quotes, backslashes and nested interpolations have rules that only OmegaConf applies.
     if not all(map(_PLAIN_TEXT.fullmatch, texts)) or not all(map(_PLAIN_KEY.fullmatch, keys)):
         return None
     template: list[str | KeyPath] = [texts[0]]
@@ -152,30 +163,35 @@ _RESOLVER = re.compile(r"\$\{\s*([A-Za-z_][\w.]*)\s*:")
 _STEADY: Final = frozenset(
     {"oc.env", "oc.select", "oc.decode", "oc.create", "oc.deprecated", "oc.dict.keys", "oc.dict.values"}
 )
-"""Resolvers whose value depends on the config and the environment alone."""
+"""Resolvers whose value depends only on the config and the environment."""
 
 _ELSEWHEN: Final = tuple(
     timedelta(days=397, hours=hours, minutes=7, seconds=11, microseconds=13) for hours in (5, 17)
 )
-"""From now to two times of which no part is the same: year, month, day of the month and week, hour and so on.
-They are half a day apart, so that one of them is on the other side of noon."""
+"""Distances to two times that differ from now in every part: year, month, day, weekday, hour and so on.
+
+They are half a day apart, so that for one of them AM and PM are exchanged.
+"""
 
 
 def may_vary(text: str) -> bool:
-    """Tell whether a text asks a resolver that could return another value at the next plan."""
+    """Return whether a text uses a resolver that may return another value at the next plan."""
     return any(name not in _STEADY for name in _RESOLVER.findall(text))
 
 
 def varying(
     config: DictConfig, plain: Mapping[str, Any], paths: Sequence[Sequence[str]], value: Callable[..., Any]
 ) -> Iterator[str]:
-    """Yield the dotted keys whose value is another when the config is resolved again.
+    """Yield the dotted keys whose values change when the config is resolved again.
+
+    Resolving twice in a row would not reveal ``${now:%Y}``. The clock of ``now`` is therefore moved, to two
+    times that differ from the present in every part.
 
     Args:
-        config: unresolved; values of resolvers that it remembers are put aside for a while.
-        plain: what it was resolved to.
-        paths: where to look.
-        value: resolves what lies in a config at a path.
+        config: unresolved. Its cache of resolver results is cleared for a while and then restored.
+        plain: the result of resolving it.
+        paths: the paths to compare.
+        value: returns the resolved value at a path of a config.
     """
     remembered = OmegaConf.create()
     OmegaConf.copy_cache(config, remembered)
@@ -194,15 +210,15 @@ def varying(
 def refuse_varying(
     specs: Mapping[str, StageSpec], varying_of: Callable[[Sequence[str]], Iterator[str]], *, where: str
 ) -> None:
-    """Refuse a stage that reads such a key; one that it `uses` is given to it and enters no digest.
+    """Refuse a stage that reads a key whose value changes at every plan. A key that it `uses` may change.
 
     Args:
         specs: the stages.
-        varying_of: finds such keys in or above some keys.
+        varying_of: returns the changing keys in or above some keys.
         where: the cell.
 
     Raises:
-        UserError: stage and key are named, with the way out.
+        UserError: there is such a stage. The message names the stage, the key and a remedy.
     """
     reads = {name: (*spec.reads, *spec.each.values()) for name, spec in specs.items()}
     for key in varying_of([*itertools.chain(*reads.values())]):
@@ -219,7 +235,7 @@ def refuse_varying(
 
 
 def holds(section: str, key: str) -> bool:
-    """Tell whether one of two keys lies in the other."""
+    """Return whether one of two dotted keys lies in the other, or both are equal."""
     return f"{key}.".startswith(f"{section}.") or f"{section}.".startswith(f"{key}.")
 
 
@@ -228,17 +244,17 @@ def _different(one: Any, other: Any, key: str) -> Iterator[str]:
         for name in {**one, **other}:
             inner = f"{key}.{name}" if key else str(name)
             yield from _different(one.get(name, MISSING), other.get(name, MISSING), inner)
-    elif one != other and (one == one or other == other):  # NaN differs from itself
+    elif one != other and (one == one or other == other):  # NaN is not equal to itself
         yield key
 
 
 @contextlib.contextmanager
 def _clock_at(shift: timedelta) -> Iterator[None]:
-    """Let ``${now:...}`` be another time for a while."""
+    """Move the clock of ``${now:...}`` for a while."""
     OmegaConf.register_new_resolver(
         "now", lambda pattern: (datetime.now() + shift).strftime(pattern), replace=True
     )
     try:
         yield
     finally:
-        setup_globals()  # Hydra's own resolvers, as each of its compositions registers them
+        setup_globals()  # restores Hydra's own resolvers

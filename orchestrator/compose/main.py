@@ -1,4 +1,4 @@
-"""`compose`: a sweep file and overrides in, a sealed sweep and the engine's settings out."""
+"""The entry point `compose`: from a sweep file and overrides to a sealed sweep and the engine's settings."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from orchestrator.stage import StageSpec
 
 @dataclass(frozen=True)
 class Composition:
-    """What came of composing a sweep.
+    """The result of composing a sweep.
 
     Attributes:
         sweep: the sealed sweep.
-        engine: how to run it.
-        notes: what the user should know: merged cells, lifted checks.
+        engine: the settings for running it.
+        notes: remarks for the user: merged cells, checks that were skipped.
         source: the sweep file.
         import_paths: folders from which the user's stages are imported.
     """
@@ -51,10 +51,10 @@ class Composition:
 
 
 _NUM_WORDS = 3
-"""How many words that YAML 1.1 reads otherwise are named."""
+"""Number of notes on words that YAML 1.1 would read differently."""
 
 Progress = Callable[[int, int], None]
-"""Takes the number of points composed so far, and of all."""
+"""Callback that takes the number of points composed so far, and the number of all points."""
 
 
 def compose(
@@ -65,17 +65,17 @@ def compose(
     cwd: Path | None = None,
     progress: Progress = lambda number, of: None,
 ) -> Composition:
-    """Composes a sweep.
+    """Compose a sweep. Nothing is written.
 
     Args:
         sweep: a name, or a path to a YAML file.
-        overrides: in Hydra's grammar; for axes they narrow or replace.
-        name: keeps a variant apart in the store; the file's stem by default.
-        cwd: the working folder.
+        overrides: in Hydra's grammar. Overrides of axes narrow or replace them.
+        name: name of a variant in the store; the file's stem by default.
+        cwd: the working folder; the current one by default.
         progress: called before each point of the grid, and at the end.
 
     Raises:
-        UserError: anything wrong with the file, the config or the overrides; nothing was written.
+        UserError: there is a mistake in the file, the config or the overrides.
     """
     with noting() as words:
         composition = _composed(sweep, overrides, name, (cwd or Path.cwd()).resolve(), progress)
@@ -92,6 +92,7 @@ def _composed(
     refuse_secrets(sweep_id, key="the name")
     where = str(source.relative_to(cwd) if source.is_relative_to(cwd) else source)
     file = read_sweep(source, where=where)
+    # Stages are imported from the sweep file's folder first, then from the working folder.
     import_paths = tuple(dict.fromkeys([str(source.parent), str(cwd)]))
     file_axes = {axis: axis_of(axis, value, where=where) for axis, value in file.axes.items()}
     root = _cell_root(file, [*config_folders(cwd, source.parent)], where)
@@ -103,14 +104,17 @@ def _composed(
     specs = _specs(file, import_paths, where)
     _check_texts(file, specs, where)
     _check_reports(file.report, import_paths, where)
+    # Labels of the file, not of the command line: to exclude a label that was narrowed away is no mistake.
     selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
     grid = Grid(selectors, file.columns, specs, where=where)
+    # Check all that needs no composed cell before the grid is composed, which takes most of the time.
     engine = composed_engine(merged.engine, config_folders(cwd, source.parent), store_url)
     _check_limits(engine, specs)
     _check_work(engine, specs)
     axes = list(merged.axes.values())
     for axis in axes:
         check_axis(axis.name)
+    # Before any loop over the points: a mistyped range may give billions of them.
     _check_size(axes, file.max_cells if merged.max_cells is None else merged.max_cells, where)
     grid.check_labels(cell_labels(axes))
     _fill(grid, configs, axes, file.columns, specs, where, progress)
@@ -136,7 +140,7 @@ def _fill(
     where: str,
     progress: Progress,
 ) -> None:
-    """Compose the points of the grid that its exclusions leave, and add them."""
+    """Compose the points of the grid that its early selectors keep, and add them to the grid."""
     num_points = math.prod(len(axis.labels) for axis in axes)
     for number, labels in enumerate(itertools.product(*(axis.labels for axis in axes))):
         progress(number, num_points)
@@ -175,7 +179,7 @@ def _specs(file: SweepFile, import_paths: Sequence[str], where: str) -> dict[str
 
 
 def _check_texts(file: SweepFile, specs: Mapping[str, StageSpec], where: str) -> None:
-    """Refuses credentials in what is sealed beside the config of the cells."""
+    """Refuse credentials in texts that are sealed beside the cells' config."""
     for name, spec in specs.items():
         refuse_secrets(spec.command, key=f"stages.{name}.command", where=where)
     refuse_secrets(file.description, key="description", where=where)
@@ -190,13 +194,13 @@ def _check_reports(names: Sequence[str], import_paths: Sequence[str], where: str
 
 
 def _check_module(what: str, target: str, import_paths: Sequence[str], where: str) -> None:
-    # The top-level module only: finding a deeper one would import what may import torch.
+    # Only the top-level module: to find a deeper one, Python would import its parents, and perhaps torch.
     module = target.partition(":")[0].partition(".")[0]
     with importable(import_paths):
         importlib.invalidate_caches()
         try:
             is_there = importlib.util.find_spec(module) is not None
-        except ValueError:  # __main__, or a name that begins with a dot
+        except ValueError:  # __main__, or a leading dot
             is_there = False
     if not is_there:
         raise UserError(
@@ -228,7 +232,7 @@ def _check_limits(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
 
 
 def _check_work(engine: RunSettings, specs: Mapping[str, StageSpec]) -> None:
-    """Refuses work folders over a bucket, where the next attempt would not find them."""
+    """Refuse stages with a work folder over a bucket, where the next attempt would not find the folder."""
     url = engine.store.url or ""
     in_bucket = "://" in url and not url.startswith("file://")
     for name, spec in specs.items():
@@ -257,7 +261,7 @@ def _check_columns(
 def _check_column_name(
     column: str, key: str, value: Any, labels: Mapping[str, str], config: Mapping[str, Any], where: str
 ) -> None:
-    """Refuse a column that shows something else than an axis or a config key of its name."""
+    """Refuse a column that shows another value than the axis or config key of the same name."""
     own = labels.get(column, pick(config, column))
     text = scalar_text(value)
     if own is MISSING or isinstance(own, Mapping) or value is MISSING or scalar_text(own) == text:
@@ -276,7 +280,10 @@ def _labels(axes: Iterable[Axis]) -> Mapping[str, frozenset[str]]:
 def _check_count(
     num_cells: int, expected: int | None, merged: Overrides, sum_text: str, where: str
 ) -> list[str]:
-    """Compares the number of cells with the expected one; an axis from the command line lifts the check."""
+    """Compare the number of cells with the expected number, and return notes.
+
+    If the command line changed an axis, the number in the sweep file no longer applies.
+    """
     if merged.expect_cells is not None:
         expected = merged.expect_cells
     elif expected is not None and merged.touched:

@@ -1,8 +1,11 @@
-"""Labels that say what ran: axes that set one key are refused, and each label is compared with its cell.
+"""Checks that labels state what ran: no two axes set one key, and each label agrees with the cell's config.
 
-A config group's axis may be refined by an axis of a key in it, ``trainer: [tiny, paper]`` by
-``trainer.lr: [0.1, 0.2]``: the key is set last, and its label is the value that ran. Two axes that both name
-a key would leave one of them with a label that is false.
+If two axes set one key, the later one would win, and the label of the other would be false:
+
+    axes: {lr: [0.1], recipe: {small: {lr: 0.5}}}     the cell "lr=0.1 recipe=small" would run with 0.5
+
+An axis of a config group may be refined by an axis of a key in the group, such as ``trainer: [tiny, paper]``
+by ``trainer.lr: [0.1, 0.2]``. The key is set after the group, so both labels are true.
 """
 
 from __future__ import annotations
@@ -17,7 +20,14 @@ from orchestrator.errors import UserError
 
 
 class _Overlap(NamedTuple):
-    """Two axes, by position, and a key that each of them names, of which one lies in the other."""
+    """A key that two axes both set.
+
+    Attributes:
+        first: position of an axis.
+        first_key: the key that it sets.
+        second: position of a later axis.
+        second_key: the key that it sets: the same key, or one in or above it.
+    """
 
     first: int
     first_key: str
@@ -26,17 +36,19 @@ class _Overlap(NamedTuple):
 
 
 class Overlaps:
-    """The keys that more than one axis names.
+    """The keys that several axes set.
 
     Args:
         axes: of the sweep.
-        is_group: whether a key is a config group; a group's own keys are not named by choosing it.
+        is_group: returns whether a key is a config group. A choice of an option does not set the group's
+            keys.
         where: the sweep file.
     """
 
     def __init__(self, axes: Sequence[Axis], is_group: Callable[[str], bool], *, where: str) -> None:
         self._axes, self._where, self._is_group = axes, where, is_group
         keys = [{key for label in axis.labels for key in self._named(label)} for axis in axes]
+        # Found once, over all labels. Each point then only tests whether its own labels collide.
         self._found = [
             _Overlap(i, one, j, other)
             for j in range(len(axes))
@@ -49,11 +61,13 @@ class Overlaps:
     def check(self, labels: Sequence[Label]) -> None:
         """Refuse a point whose labels set a key twice.
 
+        Only points are refused, not pairs of axes, so that exclusions can remove the points that collide.
+
         Args:
             labels: one of each axis.
 
         Raises:
-            UserError: both axes are named, with the key.
+            UserError: two labels set one key. The message names both axes and the key.
         """
         for i, one, j, other in self._found:
             if one in self._named(labels[i]) and other in self._named(labels[j]):
@@ -82,15 +96,15 @@ class Overlaps:
 
 
 def agreed(label: Label, config: Mapping[str, Any], *, where: str) -> Label:
-    """Return the label of an axis whose name is a key, as the cell has it: an interpolation becomes a value.
+    """Return the label of an axis whose name is a key, with an interpolation replaced by the cell's value.
 
     Args:
-        label: with one setting, of a key and not of a config group.
-        config: the cell's, resolved and typed.
+        label: with one setting, of a key that is no config group.
+        config: of the cell, resolved and converted.
         where: the cell and the sweep file.
 
     Raises:
-        UserError: the config has another value than the label says.
+        UserError: the config has another value than the label states.
     """
     (setting,) = label.settings
     value = pick(config, setting.key)
@@ -107,7 +121,10 @@ def agreed(label: Label, config: Mapping[str, Any], *, where: str) -> Label:
 
 
 def _agree(said: Any, value: Any) -> bool:
-    """Tell whether a config has what a label says; a section may hold more, a schema makes 1.0 of 1."""
+    """Return whether a config's value is the one on a label.
+
+    A section may have further keys, and ``1`` equals ``1.0``, since a schema may convert it.
+    """
     match said:
         case Mapping():
             return isinstance(value, Mapping) and all(

@@ -1,7 +1,7 @@
-"""How YAML is read, by sweep files and by Hydra's config folders: one loader for both.
+"""The YAML loader for sweep files and for Hydra's config folders.
 
-The loader follows `scalars` instead of YAML 1.1, refuses keys that are given twice, and bounds what a small
-file can expand to before OmegaConf copies it.
+Unquoted words follow YAML 1.2's core schema (see `scalar`) instead of YAML 1.1, so ``no`` is text. Duplicate
+keys are refused. The size after expansion of aliases is limited before OmegaConf copies the tree.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 from orchestrator.errors import UserError
 
 FIRST_CHARACTERS: Final = "~nNtTfF.+-0123456789"
-"""What a word that is no text can begin with; an empty word is null as well."""
+"""First characters of words that are not text. The empty word is null and also no text."""
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+# A number with a leading zero, such as 010, is text. YAML 1.1 took it for octal.
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _INF_OR_NAN = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
@@ -34,7 +35,7 @@ _INF_OR_NAN = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 NO_TEXT: Final = re.compile(
     "(?:" + "|".join(p.pattern for p in (_NULL, _BOOL, _INT, _FLOAT, _INF_OR_NAN)) + r")\Z"
 )
-"""The words that are no text."""
+"""The form of words that are not text."""
 
 
 def scalar(word: str) -> str | int | float | bool | None:
@@ -44,7 +45,7 @@ def scalar(word: str) -> str | int | float | bool | None:
         word: as written, without space around it.
 
     Raises:
-        UserError: a number that cannot be held, which was perhaps meant as text.
+        UserError: the word is a number that is too large, and perhaps was meant as text.
     """
     if _NULL.fullmatch(word):
         return None
@@ -53,7 +54,7 @@ def scalar(word: str) -> str | int | float | bool | None:
     if _INT.fullmatch(word):
         try:
             return int(word, 0) if word[:2] in ("0o", "0x") else int(word)
-        except ValueError:  # Python converts no more than 4,300 digits
+        except ValueError:  # Python converts at most 4,300 digits
             raise _too_large(word) from None
     if _FLOAT.fullmatch(word):
         number = float(word)
@@ -71,13 +72,13 @@ def _too_large(word: str) -> UserError:
 
 
 SCHEME: Final = "polysweep"
-"""Of the config folders that Hydra reads by this loader: ``polysweep:///home/me/project/conf``."""
+"""URL scheme for config folders that Hydra reads with this loader: ``polysweep:///home/me/project/conf``."""
 
 MAX_DEPTH: Final = 64
-"""Levels of nesting; OmegaConf, Hydra and JSON walk trees by recursion."""
+"""Maximum number of nested levels. OmegaConf, Hydra and JSON process trees by recursion."""
 
 MAX_VALUES: Final = 1_000_000
-"""Values of one file after its aliases are expanded."""
+"""Maximum number of values in a file after its aliases are expanded."""
 
 _CORE, _MERGE = "tag:polysweep:core", "tag:yaml.org,2002:merge"
 
@@ -85,12 +86,16 @@ Names = list[str]
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """A safe loader for YAML 1.2's core schema; merge keys (``<<``) work as in YAML 1.1."""
+    """A safe loader for YAML 1.2's core schema. Merge keys (``<<``) work as in YAML 1.1."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return the root of the one document, after a look at what its aliases expand to."""
+        """Return the root of the only document, after a check of its size with aliases expanded.
+
+        In a file of ten lines, each list may contain the previous one ten times ("billion laughs"). This
+        makes billions of values. The sizes are therefore computed on the nodes, where an alias costs nothing.
+        """
         try:
             root = super().get_single_node()
             if root is not None:
@@ -100,7 +105,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Return a mapping; a key that stands there twice is an error."""
+        """Return a mapping. Refuse a key that is given twice: PyYAML would silently keep the last value."""
         first: dict[Any, yaml.Node] = {}
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != _MERGE:
@@ -129,16 +134,21 @@ _Loader.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
 _Loader.add_constructor(_CORE, _Loader.construct_core)
 
 
+# Types of YAML 1.1 whose words may be text now.
 _FORMER: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float"))
 
+# A context variable, because Hydra calls the loader and passes no argument through.
 _seen: ContextVar[list[str] | None] = ContextVar("_seen", default=None)
 
 
 @contextlib.contextmanager
 def noting() -> Iterator[list[str]]:
-    """Yield a list that gains the words of files read meanwhile that are text here and no text in YAML 1.1.
+    """Collect notes on words that are text here and were something else in YAML 1.1.
 
-    Their writer may have meant that: ``use_ema: no`` was false once, and a text is true.
+    Their author may have meant the other value: ``use_ema: no`` used to be false, and non-empty text is true.
+
+    Yields:
+        A list, to which files that are read meanwhile add their notes.
     """
     notes: list[str] = []
     token = _seen.set(notes)
@@ -153,6 +163,7 @@ def _note(node: yaml.ScalarNode) -> None:
     if notes is None or node.style is not None or node.tag != yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG:
         return
     for tag, pattern in yaml.SafeLoader.yaml_implicit_resolvers.get(node.value[:1], ()):
+        # The first pattern that matches decides, as in PyYAML itself.
         if pattern.match(node.value):
             if tag in _FORMER:
                 place = f"{Path(str(node.start_mark.name)).name}, line {node.start_mark.line + 1}"
@@ -163,21 +174,28 @@ def _note(node: yaml.ScalarNode) -> None:
 
 
 class _Size(NamedTuple):
-    """What a node expands to: values in all, and levels below it."""
+    """The size of a node with aliases expanded.
+
+    Attributes:
+        num_values: all values in it, and itself.
+        height: number of levels below it.
+    """
 
     num_values: int
     height: int
 
 
 def _measured(node: yaml.Node, known: dict[int, _Size | None]) -> _Size:
-    """Return what a node expands to; each one is visited once, however many aliases name it.
+    """Return the size of a node with aliases expanded.
+
+    Each node is visited once, however many aliases refer to it, so this is fast for every file.
 
     Args:
-        node: of the tree, in which an alias is the very node that it names.
-        known: identity of each node seen to its size; None while the node is being visited.
+        node: of a tree in which an alias is the same object as the node it refers to.
+        known: identity of a visited node to its size, or to None while the node is being visited.
 
     Raises:
-        UserError: it holds itself, nests too deeply, or expands to too much.
+        UserError: the node contains itself, is nested too deeply, or expands to too many values.
     """
     if isinstance(node, yaml.ScalarNode):
         _note(node)
@@ -200,12 +218,15 @@ def _measured(node: yaml.Node, known: dict[int, _Size | None]) -> _Size:
 
 
 def load(stream: TextIO) -> DictConfig | ListConfig:
-    """Read one YAML document, interpolations left as they are.
+    """Read one YAML document, and leave interpolations as they are.
+
+    Args:
+        stream: the text.
 
     Raises:
-        UserError: it nests too deeply, expands to too much, or holds a number that is too large.
-        yaml.YAMLError: it is no YAML.
-        OmegaConfBaseException: OmegaConf cannot hold it.
+        UserError: it is nested too deeply, expands to too many values, or contains too large a number.
+        yaml.YAMLError: it is not valid YAML.
+        OmegaConfBaseException: OmegaConf cannot represent it.
     """
     tree = yaml.load(stream, Loader=_Loader)
     if tree is not None and not isinstance(tree, dict | list):
@@ -215,14 +236,14 @@ def load(stream: TextIO) -> DictConfig | ListConfig:
 
 
 def read_yaml(path: Path, *, where: str = "") -> Any:
-    """Read a YAML file as Hydra reads its config folders here, with interpolations left as they are.
+    """Read a YAML file with the loader of the config folders, and leave interpolations as they are.
 
     Args:
         path: the file.
-        where: how to name it in errors.
+        where: how errors name the file; its path by default.
 
     Raises:
-        UserError: it cannot be read or is no YAML; file and line are named.
+        UserError: the file cannot be read or is not valid YAML. The message names file and line.
     """
     name = where or str(path)
     try:
@@ -236,7 +257,7 @@ def read_yaml(path: Path, *, where: str = "") -> Any:
 
 
 def yaml_error(error: yaml.YAMLError, file: str = "") -> UserError:
-    """Return the error for bad YAML, with its file, line and column."""
+    """Return the error for malformed YAML, with its file, line and column."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     place = file or str(getattr(mark, "name", ""))
@@ -246,24 +267,29 @@ def yaml_error(error: yaml.YAMLError, file: str = "") -> UserError:
 
 
 class CoreSource(ConfigSource):
-    """Hydra's door to a config folder: what its own source does for ``file://``, with the loader above."""
+    """Hydra's access to a config folder: like its own source for ``file://``, but with the loader above."""
 
     @staticmethod
     def scheme() -> str:
-        """Return the scheme of the search path's entries."""
+        """Return the URL scheme of this source in Hydra's search path."""
         return SCHEME
 
     def load_config(self, config_path: str) -> ConfigResult:
         """Return a config file.
 
+        Args:
+            config_path: relative to the folder.
+
         Raises:
-            UserError: it cannot be read, is no YAML, or is too large; file and line are named.
+            UserError: the file cannot be read, is not valid YAML, or is too large. The message names file and
+                line.
         """
         path = Path(self.path, self._normalize_file_name(config_path))
         if not path.is_file():
             raise ConfigLoadError(f"Config not found : {path}")
         try:
             with path.open(encoding="utf-8-sig") as stream:
+                # Hydra's directives, such as "# @package model", stand in the first lines.
                 header = self._get_header_dict(stream.read(512))
             config = _open(path)
         except UserError as error:
@@ -275,15 +301,15 @@ class CoreSource(ConfigSource):
         return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
 
     def available(self) -> bool:
-        """Tell whether the folder is there."""
+        """Return whether the folder exists."""
         return self.is_group("")
 
     def is_group(self, config_path: str) -> bool:
-        """Tell whether a path is a folder."""
+        """Return whether a path is a folder."""
         return Path(self.path, config_path).is_dir()
 
     def is_config(self, config_path: str) -> bool:
-        """Tell whether a path is a file."""
+        """Return whether a path is a file."""
         return Path(self.path, self._normalize_file_name(config_path)).is_file()
 
     def list(self, config_path: str, results_filter: Any) -> Names:
@@ -296,12 +322,12 @@ class CoreSource(ConfigSource):
 
 
 def register() -> None:
-    """Make the source known to Hydra; once is enough, twice does no harm."""
+    """Register the source with Hydra. Repeated calls have no effect."""
     Plugins.instance().register(CoreSource)
 
 
 def _open(path: Path) -> DictConfig | ListConfig:
-    with path.open(encoding="utf-8-sig") as stream:  # an editor's byte order mark is no text
+    with path.open(encoding="utf-8-sig") as stream:  # without a byte order mark
         return load(stream)
 
 

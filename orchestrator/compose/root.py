@@ -1,4 +1,4 @@
-"""One config root composed by Hydra's public API, and its errors in the words of the user."""
+"""Config roots, composed by Hydra's public API, and the translation of its errors into the user's terms."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _VERSION_BASE = "1.3"
 
 
 class Root:
-    """A primary config and the folders of groups around it.
+    """A primary config, and the folders of its config groups.
 
     Args:
         primary: the name of the primary config, for example ``config``.
-        folders: the search path; the first folder that has a file wins.
+        folders: the search path. The first folder that contains a file is used.
         where: what to name in errors.
-        also: names that an unknown key may have been meant to be, such as axes.
+        also: further names that an unknown key may be a misspelling of, such as axes.
     """
 
     def __init__(
@@ -56,22 +56,35 @@ class Root:
     def inline(
         cls, tree: dict[str, Any], folders: Sequence[Path], *, where: str = "", also: Sequence[str] = ()
     ) -> Root:
-        """Returns a root whose primary config is a tree; folders count only if it has a defaults list."""
+        """Return a root whose primary config is a tree instead of a file.
+
+        Args:
+            tree: the primary config.
+            folders: the search path, used only if the tree has a defaults list.
+            where: what to name in errors.
+            also: further names that an unknown key may be a misspelling of.
+        """
         ConfigStore.instance().store(_INLINE, OmegaConf.create(tree))
         return cls(_INLINE, folders if "defaults" in tree else (), where=where, also=also)
 
     def options(self, group: str) -> list[str]:
-        """Lists the options of a config group; none means that there is no such group."""
+        """Return the options of a config group. For a name that is no group the list is empty."""
         found = (path.stem for folder in self.folders for path in (folder / group).glob("*.yaml"))
         return sorted(set(found)) if re.fullmatch(r"[\w/-]+", group) else []
 
     def is_group(self, key: str) -> bool:
-        """Tells whether a key is a config group rather than a value."""
+        """Return whether a key is a config group, not a value."""
+        # model@teacher chooses an option of `model` for the section `teacher`.
         group = key.partition("@")[0]
         return bool(re.fullmatch(r"[\w/-]+", group)) and any((f / group).is_dir() for f in self.folders)
 
     def check_option(self, key: str, option: Any, *, where: str = "") -> None:
-        """Refuses an option that a group lacks.
+        """Refuse an option that a group does not have.
+
+        Args:
+            key: the group.
+            option: a name, or a list of names.
+            where: what to name in errors.
 
         Raises:
             UserError: with the nearest options.
@@ -84,6 +97,7 @@ class Root:
                     where=where or self.where,
                     allowed="an option of the group; ~KEY on the command line takes a group away",
                 )
+            # The option depends on other keys; Hydra checks it when it composes.
             if "${" in str(name):
                 continue
             inner, _, last = str(name).rpartition("/")
@@ -96,14 +110,17 @@ class Root:
                 )
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """Composes the config, unresolved, in struct mode.
+        """Return the composed config, unresolved, in struct mode.
+
+        Args:
+            overrides: in Hydra's grammar.
 
         Raises:
-            UserError: whatever Hydra refuses.
+            UserError: Hydra refuses the config or an override.
         """
         try:
             return self._compose(overrides)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises both
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises all three
             raise self._explained(error, overrides) from None
         except yaml.YAMLError as error:
             raise yaml_error(error) from None
@@ -119,11 +136,12 @@ class Root:
 
     def _explained(self, error: Exception, overrides: Sequence[str]) -> UserError:
         text = str(error)
+        # Hydra has no error codes, so its messages are recognised by their beginnings.
         if isinstance(error, ValueError) and text.startswith("invalid literal for int()"):
             return self._not_a_mapping(overrides)
         if match := re.search(r"Could not (?:override|delete|append)[^']*'\+?([^'@]+)", text):
             inner = re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__}")
-            if inner and inner[1].startswith(f"{match[1]}."):  # a key of a section that was given whole
+            if inner and inner[1].startswith(f"{match[1]}."):  # a key inside a section
                 return unknown_key(inner[1], self._keys(overrides), where=self.where)
             key = match[1]
             append = re.search(r"use (\+\S+)", text)
@@ -140,7 +158,7 @@ class Root:
         return UserError(first, where=self.where, allowed=" ".join(rest)[:300])
 
     def _not_a_mapping(self, overrides: Sequence[str]) -> UserError:
-        """Returns the error for a key inside a list, which OmegaConf takes for the number of an item."""
+        """Return the error for a key inside a list. OmegaConf takes the key for the number of an item."""
         choices = [text for text in overrides if self.is_group(_bare(text).partition("=")[0])]
         tree: Any = OmegaConf.to_container(self._compose(choices), resolve=False)
         pairs = [_bare(text).partition("=") for text in overrides]
@@ -164,7 +182,7 @@ class Root:
         )
 
     def _keys(self, overrides: Sequence[str]) -> Iterable[str]:
-        """Lists what an unknown key could have meant."""
+        """Return what an unknown key may be a misspelling of."""
         groups = [text for text in overrides if self.is_group(_bare(text).partition("=")[0])]
         with contextlib.suppress(HydraException, OmegaConfBaseException, yaml.YAMLError):
             return [*self.also, *known_keys(self._compose(groups))]
@@ -172,14 +190,22 @@ class Root:
 
 
 def _bare(text: str) -> str:
-    """Returns an override without the signs that add or delete."""
+    """Return an override without the signs that add or delete a key."""
     return text.lstrip("+~")
 
 
 def unknown_key(key: str, known: Iterable[str], *, where: str = "", fix: str = "") -> UserError:
-    """Returns the error for a key that a config lacks."""
-    allowed = nearest(key, (name for name in known if name != key))  # an axis may have the name of no key
-    is_near = allowed.startswith("did you mean")  # then it is a slip, and adding the key is no help
+    """Return the error for a key that a config does not have.
+
+    Args:
+        key: the unknown key.
+        known: keys that it may be a misspelling of.
+        where: what to name in the error.
+        fix: how to add the key. It is not shown if a similar key exists, since the key then is a slip.
+    """
+    # an axis may be named like an unknown key
+    allowed = nearest(key, (name for name in known if name != key))
+    is_near = allowed.startswith("did you mean")  # then it is a slip
     return UserError(f"unknown key {key!r}", where=where, allowed=allowed, fix="" if is_near else fix)
 
 
@@ -189,13 +215,13 @@ def _not_set(key: str, where: str) -> UserError:
 
 
 def known_keys(config: DictConfig) -> list[str]:
-    """Lists the dotted keys of a composed config."""
+    """Return the dotted keys of a composed config."""
     tree: Any = OmegaConf.to_container(config, resolve=False)
     return [*dotted_keys(tree)]
 
 
 class _SearchPath(SearchPathPlugin):
-    """Hydra's way to search several folders, the primary config included."""
+    """Hydra plugin that adds the folders to the search path. Hydra has no public argument for several."""
 
     folders: tuple[Path, ...] = ()
 
@@ -206,17 +232,16 @@ class _SearchPath(SearchPathPlugin):
 
 @contextlib.contextmanager
 def _searching(folders: tuple[Path, ...]) -> Iterator[None]:
-    """Sets a search path, and aside the Hydra application that may be running in this process."""
+    """Set Hydra's search path, and put aside a Hydra application that may be running in this process."""
     Plugins.instance().register(_SearchPath)
     register()
     state = GlobalHydra.instance()
+    # Hydra allows one initialisation in a process, and a user's program may already have its own.
     before, state.hydra = state.hydra, None
     _SearchPath.folders = folders
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of deprecated styles in the user's files; errors speak for themselves
+            warnings.simplefilter("ignore")  # warnings about deprecated styles in the user's files
             yield
     finally:
         GlobalHydra.instance().hydra = before
@@ -225,10 +250,13 @@ def _searching(folders: tuple[Path, ...]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translated(where: str = "") -> Iterator[None]:
-    """Turns what OmegaConf raises on resolving and patching into errors of the user.
+    """Translate OmegaConf's errors while resolving and patching into errors for the user.
+
+    Args:
+        where: what to name in errors.
 
     Raises:
-        UserError: a value is not set, an interpolation leads nowhere, a key is unknown.
+        UserError: a value is not set, an interpolation refers to nothing, or a key is unknown.
     """
     try:
         yield

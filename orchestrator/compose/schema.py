@@ -1,4 +1,4 @@
-"""The schema that a config names: types, defaults and checks beyond what YAML can say."""
+"""The schema that a config names: types, defaults and checks beyond those that YAML can express."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from orchestrator.registry import load
 
 
 class Schema:
-    """Turns a resolved tree into what a schema makes of it.
+    """A converter that applies a schema to resolved trees.
 
     Args:
-        target: ``module:Struct``.
-        import_paths: folders from which it may be imported besides `sys.path`.
+        target: ``module:Struct``, a `msgspec.Struct`.
+        import_paths: folders from which it may be imported, besides `sys.path`.
         where: what to name in errors.
 
     Raises:
@@ -35,10 +35,14 @@ class Schema:
             raise UserError(f"schema {target!r} is no msgspec.Struct", where=where)
 
     def __call__(self, tree: dict[str, Any], *, where: str = "") -> dict[str, Any]:
-        """Returns the tree with coerced values and defaults.
+        """Return the tree with converted values and defaults.
+
+        Args:
+            tree: the resolved config.
+            where: the cell, for messages.
 
         Raises:
-            UserError: an unknown key, a wrong type, or what the struct's own `check` refuses.
+            UserError: a key is unknown, a type is wrong, or the struct's own `check` refuses the config.
         """
         config = convert(tree, self._struct, where=where)
         check = getattr(config, "check", None)
@@ -49,13 +53,14 @@ class Schema:
                 raise UserError(
                     error.what, where=error.where or where, allowed=error.allowed, fix=error.fix
                 ) from None
+        # Identities are digests of plain trees, so the struct itself is not kept.
         plain: dict[str, Any] = msgspec.to_builtins(config)
         return plain
 
 
 @contextlib.contextmanager
 def importable(folders: Sequence[str]) -> Iterator[None]:
-    """Puts folders at the front of `sys.path` for a while."""
+    """Put folders at the front of `sys.path` for a while."""
     before = list(sys.path)
     sys.path[:0] = [folder for folder in folders if folder not in before]
     try:

@@ -1,6 +1,6 @@
-"""The `base` stage: a tiny Qwen3 or Gemma3, pretrained for a moment on text without any answer.
+"""The `base` stage: a tiny Qwen3 or Gemma3, pretrained for some seconds on text without any answer.
 
-It is shared by all cells of its model; what a task is, it has never seen.
+All cells of the model share it. It has seen prompts of all tasks, but never a response.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks.base import LANGUAGES, Task
 
 NUM_LISTS, NAMES_IN_LIST = 50, 8
-"""Lists of names of each language in the generic text, and how long they are."""
+"""Lists of names of each language in the generic text, and the length of each list."""
 
 
 def item_texts(num_items: int, seed: int) -> list[str]:
-    """Return prompts and responses of all tasks in all languages: what a tokenizer is trained on."""
+    """Return prompts and responses of all tasks in all languages: the training text of a tokenizer."""
     return [
         item.prompt + item.response
         for task in _tasks()
@@ -56,6 +56,7 @@ def generic_texts(num_items: int, seed: int) -> list[str]:
 
 
 def _tasks() -> list[Task]:
+    # Sorted, so that the text, and with it the tokenizer, does not depend on the registry's order.
     return [lookup(TASKS, name, kind="task") for name in sorted(TASKS)]
 
 
@@ -70,7 +71,7 @@ def _locale_texts(language: str, rng: random.Random) -> list[str]:
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Build the model, pretrains it and saves it; a stop begins it anew, for it takes seconds."""
+    """Build the model, pretrain it and save it. It saves no checkpoint: starting again takes seconds."""
     settings = config.model.pretraining
     runtime.start(context, seed=settings.seed)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
@@ -83,7 +84,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def build(family: str, architecture: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return a model of a family with random weights, its vocabulary that of the tokenizer."""
+    """Return a model of a family with random weights and the tokenizer's vocabulary."""
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": architecture.hidden_size,
@@ -107,10 +108,11 @@ def build(family: str, architecture: Config, tokenizer: PreTrainedTokenizerBase)
 
 
 def balance(model: PreTrainedModel) -> None:
-    """Give attention a voice in a residual stream without norms after its layers, as Gemma3 has them.
+    """Scale a tiny Qwen3's weights so that attention matters in its residual stream.
 
-    An average over a hundred tokens is small beside an MLP's output. With these factors (measured) a tiny
-    model learns to copy a value from its prompt within the few hundred steps of a smoke sweep.
+    Attention returns an average over about a hundred tokens, which is small compared with an MLP's output.
+    Gemma3 corrects this by norms after its layers. With these measured factors, a tiny Qwen3 learns to copy a
+    value from its prompt within a few hundred steps.
     """
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(0.5)
@@ -122,7 +124,14 @@ def balance(model: PreTrainedModel) -> None:
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int) -> torch.Tensor:
-    """Join texts, an end token after each, and cuts them into rows of equal length."""
+    """Join texts, with an end token after each, and cut them into rows of equal length.
+
+    Returns:
+        Token ids, rows x block_tokens. Tokens that fill no whole row are left out.
+
+    Raises:
+        StageFailure: the texts do not fill one row (cause ``config``).
+    """
     ids = [token for text in texts for token in (*tokenizer(text).input_ids, tokenizer.eos_token_id)]
     num_blocks = len(ids) // block_tokens
     if not num_blocks:
@@ -131,9 +140,15 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int
 
 
 def pretrain(model: PreTrainedModel, blocks: torch.Tensor, settings: Config, context: Context) -> None:
-    """Run a few steps of language modelling over blocks drawn at random."""
+    """Run a few steps of language modelling over blocks drawn at random.
+
+    Raises:
+        StageFailure: the loss is not finite (cause ``nan``).
+        StopRequested: a stop was requested.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.num_steps // 20, settings.num_steps)
+    # A generator of its own, so that nothing else that draws random numbers changes the blocks.
     generator = torch.Generator().manual_seed(settings.seed)
     model.train()
     for step in range(1, settings.num_steps + 1):

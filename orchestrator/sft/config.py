@@ -1,7 +1,7 @@
 """The schema of a cell's config: types, ranges and the checks that need no torch.
 
-The engine coerces a resolved Hydra tree into `CellConfig` before anything is hashed, then calls
-`check`, which may look at the file system. It knows no store and no sweep.
+The engine converts a resolved Hydra tree to `CellConfig` before it hashes anything. Then it calls `check`,
+which may read the file system. The module does not depend on the store or on sweeps.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Immutable settings that refuse unknown keys."""
+
     pass
 
 
 class Architecture(_Frozen, frozen=True, kw_only=True):
-    """Sizes of a decoder; they build a tiny model and let a planner estimate a real one."""
+    """Sizes of a decoder. They build a tiny model, and let a plan estimate the cost of a real one."""
 
     num_layers: Positive
     hidden_size: Positive
@@ -50,7 +52,7 @@ class Architecture(_Frozen, frozen=True, kw_only=True):
 
 
 class TokenizerConfig(_Frozen, frozen=True, kw_only=True):
-    """What a tiny tokenizer is trained on: `num_items` generated items a task and language."""
+    """Training data of a tiny tokenizer: `num_items` generated items per task and language."""
 
     num_items: Positive
     seed: int
@@ -68,11 +70,11 @@ class Pretraining(_Frozen, frozen=True, kw_only=True):
 
 
 class ModelConfig(_Frozen, frozen=True, kw_only=True):
-    """A tiny model to build, or with `path` a model of a hub or folder to load.
+    """A tiny model to build or, with `path`, a model to load from a hub or a folder.
 
     Attributes:
-        name: what tables call it; by default the last part of `path`.
-        fingerprint: what stands for `path` in identities: its content, or a hub id and revision.
+        name: the model's name in tables; by default the last part of `path`.
+        fingerprint: what stands for `path` in identities: a digest of the content, or a hub id and revision.
     """
 
     name: str | None = None
@@ -91,11 +93,12 @@ class ModelConfig(_Frozen, frozen=True, kw_only=True):
                 needed = ", ".join(missing) or f"a model.family: {' or '.join(FAMILIES)}"
                 raise ValueError(f"model.name={self.name} has no model.path, so it needs {needed}")
         elif self.name is None:
+            # The struct is frozen, but `__post_init__` may still complete it.
             force_setattr(self, "name", Path(self.path).name)
 
 
 FAMILIES = ("qwen3", "gemma3")
-"""Architectures that a tiny model can be built in."""
+"""Architectures in which a tiny model can be built."""
 
 
 class TaskConfig(_Frozen, frozen=True, kw_only=True):
@@ -109,13 +112,14 @@ class TaskConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class TrainerConfig(_Frozen, frozen=True, kw_only=True):
-    """Optimisation. `global_batch_size` rows make one step whatever the micro-batch and the processes.
+    """Optimisation settings. A step has `global_batch_size` rows, however they are divided.
 
     Attributes:
         micro_batch_size: rows of one forward pass; None for the largest that fits.
-        num_processes: of one node; None for as many as there are GPUs, one on a CPU.
-        sharding: of the model over processes: copies, shards, or shards on GPUs alone.
-        loss_chunk_tokens: response tokens whose logits exist at a time.
+        num_processes: in total, over all nodes of the job; None for one per GPU, or one on a CPU.
+        sharding: of the model over processes: copies, shards, or (``auto``) shards on GPUs and copies on
+            CPUs.
+        loss_chunk_tokens: number of response tokens whose logits exist at a time.
     """
 
     learning_rate: Rate
@@ -148,18 +152,20 @@ class Release(_Frozen, frozen=True, kw_only=True):
 
 
 class ItemsConfig(_Frozen, frozen=True, kw_only=True):
-    """Where the items of one task come from, and how many a language; None for all that there are.
+    """The source of one task's items, and their number per language; None for all that exist.
 
     Attributes:
-        source: made by the task, read from two folders of files, or from a data set (`sweep data describe`).
-        dir: the data set's folder; without it, what was fetched of the releases is looked for in `cache_dir`.
-        train: the release that train and validation items come from, where there is no `dir`.
-        test: the release that test items come from.
-        languages: of a data set made of releases: only ids that all of them have are taken.
-        cache_dir: where fetched data sets lie; None for the default of `orchestrator.sft.data`.
-        cached: the name of the fetched data set in there; derived.
-        train_fingerprint: what stands for train and validation items in identities; for a data set derived.
-        max_new_tokens: how long an answer to them may be, unless `evaluation` says otherwise.
+        source: generated by the task, read from two folders of files, or from a data set (`sweep data
+            describe`).
+        dir: folder of the data set. Without it, the data set fetched from the releases is used, in
+            `cache_dir`.
+        train: the release of train and validation items, if there is no `dir`.
+        test: the release of test items.
+        languages: of a data set made of releases; only items that exist in all of them are taken.
+        cache_dir: folder of fetched data sets; None for the default of `orchestrator.sft.data`.
+        cached: name of the fetched data set in that folder; derived from other settings.
+        train_fingerprint: what stands for train and validation items in identities; derived for a data set.
+        max_new_tokens: limit of an answer's length, unless `evaluation` sets another.
     """
 
     source: Literal["generated", "files", "parallel"]
@@ -182,6 +188,7 @@ class ItemsConfig(_Frozen, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         force_setattr(self, "languages", in_study_order(self.languages, key="items.languages"))
         if self.source == "parallel":
+            # Derived here, before anything is hashed, so that equal data has equal digests on every machine.
             for key, value in data.derived(self).items():
                 force_setattr(self, key, value)
         elif self.num_validation is None:
@@ -193,7 +200,7 @@ class ItemsConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class DataConfig(_Frozen, frozen=True, kw_only=True):
-    """Items of all tasks, so that one sweep can mix sources; `CellConfig.items` is its task's."""
+    """Items of all tasks, so that one sweep can mix sources. `CellConfig.items` is of the cell's task."""
 
     train_dir: str | None = None
     test_dir: str | None = None
@@ -210,18 +217,20 @@ class DataConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
-    """What is tested, in which languages, how long an answer may be, and what generates it.
+    """What is tested, in which languages, the limit of an answer's length, and what generates the answers.
 
-    Engine, precision and batch size are part of the identity, for each gives slightly other texts: none is
-    ever chosen by what a machine happens to have. The same batches give the same texts on the same hardware
-    and library versions, whatever the number of processes and however often the work was interrupted.
+    Engine, precision and batch size are part of the identity, because each changes some texts. A sum of the
+    same numbers in another order may round to another value, and then another token may be the most likely
+    one. So none of them is ever chosen by the hardware that a machine has. The same batches give the same
+    texts on the same hardware and library versions. Neither the number of processes nor an interruption
+    changes a text.
 
     Attributes:
-        engine: a key of `orchestrator.registry.ENGINES`.
-        precision: of weights and activations while generating.
-        batch_size: prompts that are computed together; never made smaller, so a device with too little memory
-            fails with cause ``oom_gpu``. vLLM, with its batch-invariant kernels, decides for itself.
-        num_processes: that share the work; None for one a visible GPU, or one on a CPU.
+        engine: a key of `orchestrator.registry.GENERATORS`.
+        precision: of weights and activations during generation.
+        batch_size: prompts that are computed together. It is never made smaller, so a device with too little
+            memory fails with cause ``oom_gpu``. vLLM has batch-invariant kernels and forms its own batches.
+        num_processes: that share the work; None for one per visible GPU, or one on a CPU.
     """
 
     languages: tuple[str, ...]
@@ -240,7 +249,7 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
 
 
 class CellConfig(_Frozen, frozen=True, kw_only=True):
-    """The whole config of a cell; an empty mixture is the untrained baseline.
+    """The whole config of a cell. An empty mixture is the untrained baseline.
 
     Attributes:
         extras: languages that a sweep's mixtures may refer to; no stage reads them.
@@ -262,7 +271,7 @@ class CellConfig(_Frozen, frozen=True, kw_only=True):
         force_setattr(self, "languages", in_study_order(self.languages, key="languages"))
 
     def check(self) -> None:
-        """Check what only the file system knows: the model's folder, and a file for each language.
+        """Check what depends on the file system: the model's folder, and a file for each language.
 
         Raises:
             UserError: something is missing.
@@ -272,12 +281,12 @@ class CellConfig(_Frozen, frozen=True, kw_only=True):
 
 
 def is_hub_id(path: str) -> bool:
-    """Tells a hub id, ``owner/name``, from a local path."""
+    """Return whether a model's path is a hub id, ``owner/name``, and not a local path."""
     return bool(_HUB_ID.fullmatch(path)) and not Path(path).exists()
 
 
 def in_study_order(languages: tuple[str, ...], *, key: str) -> tuple[str, ...]:
-    """Return a set of languages in the study's order, so that equal sets are equal cells.
+    """Return languages in the study's order, so that equal sets give equal cells and digests.
 
     Raises:
         ValueError: a language is unknown or given twice.
@@ -285,6 +294,7 @@ def in_study_order(languages: tuple[str, ...], *, key: str) -> tuple[str, ...]:
     for language in languages:
         if language not in LANGUAGES:
             raise ValueError(f"unknown language {language!r} in {key}; {nearest(language, LANGUAGES)}")
+        # Not dropped silently: a language that is meant to count twice would count once.
         if languages.count(language) > 1:
             raise ValueError(f"language {language!r} is twice in {key}")
     return tuple(language for language in LANGUAGES if language in languages)
@@ -293,6 +303,7 @@ def in_study_order(languages: tuple[str, ...], *, key: str) -> tuple[str, ...]:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
+# Cached: a sweep of thousands of cells names few folders.
 @functools.cache
 def _check_model(path: str | None) -> None:
     if path is None or is_hub_id(path):
@@ -313,6 +324,8 @@ def _check_model(path: str | None) -> None:
 def _check_items(
     task_name: str, items: ItemsConfig, training: tuple[str, ...], tested: tuple[str, ...]
 ) -> None:
+    # Generated items need no files. Data sets of releases are checked as a need, since `prefetch` may fetch
+    # them.
     if items.source == "generated" or (items.source == "parallel" and items.dir is None):
         return
     if items.dir is not None:

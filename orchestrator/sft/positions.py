@@ -1,6 +1,8 @@
-"""Whether a model has positions for every prompt of a cell and the longest answer after it. Imports no torch.
+"""Check that a model has positions for each prompt and the longest answer after it. Imports no torch.
 
-A plan asks: the answer is exact, yet texts are only tokenised where the number of their bytes leaves a doubt.
+A plan runs this for every cell. The answer is exact, but most prompts are never tokenised. Each token stands
+for at least one byte, so a prompt of 200 bytes has at most 200 tokens, and a few special ones. Texts are
+tokenised only if that bound exceeds the limit.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from orchestrator.tasks import dataset
 from orchestrator.tasks.base import Split
 
 MAX_POSITIONS = 4096
-"""Of the tiny models that are made here."""
+"""Positions of the tiny models that the `base` stage makes."""
 _SPECIAL = 8
-"""More special tokens than a tokenizer puts around a prompt. All others stand for at least a byte."""
+"""More special tokens than any tokenizer adds to a prompt. All other tokens stand for a byte or more."""
 
 
 class _Prompts(NamedTuple):
-    """The prompts of one split and language; equal ones are the same for the caches."""
+    """Key for the prompts of one split and language. Cells with equal keys share the cached results."""
 
     task: str
     split: str
@@ -34,10 +36,10 @@ class _Prompts(NamedTuple):
 
 
 def problem_of(config: Config, folder: Path, context_tokens: int) -> str:
-    """Say which prompt leaves no room for an answer, "" when none is known to.
+    """Return which prompt leaves no room for an answer, "" if none is known to.
 
     Args:
-        config: of a cell: its validation items are in the languages of the mixture, its test items in those
+        config: of a cell. Its validation items are in the languages of the mixture, its test items in those
             of the evaluation.
         folder: of the model, with its tokenizer.
         context_tokens: positions of the model.
@@ -48,6 +50,7 @@ def problem_of(config: Config, folder: Path, context_tokens: int) -> str:
     for split in (Split.TEST, Split.VALIDATION):
         for language in languages[split]:
             prompts = _Prompts(config.task.name, str(split), language, items)
+            # The common case: the prompts fit even if every byte were a token.
             if _max_bytes(prompts) + _SPECIAL <= limit:
                 continue
             try:
@@ -65,13 +68,16 @@ def problem_of(config: Config, folder: Path, context_tokens: int) -> str:
 
 
 def _version(folder: Path) -> int:
-    """Return when the newest file of a tokenizer was changed, in ns."""
+    """Return when the newest file of a tokenizer was changed, in ns.
+
+    As part of a cache's key, it makes counts of an older tokenizer unused.
+    """
     return max((path.stat().st_mtime_ns for path in folder.glob("*token*")), default=0)
 
 
 @functools.lru_cache(maxsize=1024)
 def _texts(prompts: _Prompts) -> tuple[str, ...]:
-    """Return the prompts, none where the items cannot be had here: another need, or the stage, says why."""
+    """Return the prompts; none if the items are not here, which another need or the stage reports."""
     items = Config(json.loads(prompts.items))
     if items["source"] == "parallel":
         folder = data.folder_of(items)
@@ -87,9 +93,11 @@ def _texts(prompts: _Prompts) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _max_bytes(prompts: _Prompts) -> int:
+    """Return the bytes of the longest prompt, an upper bound of its tokens."""
     return max((len(text.encode()) for text in _texts(prompts)), default=0)
 
 
 @functools.lru_cache(maxsize=1024)
 def _max_tokens(prompts: _Prompts, folder: Path, version: int) -> int:
+    """Return the tokens of the longest prompt. `version` is part of the cache's key only."""
     return fetching.longest_prompt(folder, _texts(prompts))

@@ -1,4 +1,4 @@
-"""Imported once by the fork server, so that a child starts in a tenth of a second instead of six.
+"""Module that the fork server imports once, so that a child starts in 0.1 seconds instead of six.
 
-Importing it runs no tensor operation and opens no GPU: a fork after either may hang.
+Its import runs no tensor operation and opens no GPU, because a process forked after either may hang.
 """

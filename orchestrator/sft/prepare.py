@@ -1,7 +1,8 @@
-"""The `prepare` stage: tokenises one language of a task once, for all mixtures that hold it.
+"""The `prepare` stage: tokenise one language of a task once, for all mixtures that contain it.
 
-Prompt and response are tokenised apart, as at generation, so that no token spans the boundary. Nothing is
-cut: an item that is too long is left out and counted.
+Prompt and response are tokenised apart. At generation the model also gets a prompt without its answer. So a
+token that spans the boundary would be one that generation never sees. Nothing is truncated: an item that is
+too long is left out and counted.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SPLITS = ("train", "validation")
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Write the shard of `language`, and beside it what it holds and what was left out."""
+    """Write the shard of `language`, with a count of what it contains and what was left out."""
     runtime.start(context, seed=config["items"].seed)
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
     model = ModelFolder("", context_tokens=MAX_POSITIONS)
@@ -36,6 +37,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         model = inspect(folder)
         if model.problem:
             raise StageFailure("data", f"{folder}: {model.problem}")
+        # Weights that do not fit fail here, on a CPU, and not later when a GPU waits.
         runtime.check_weights(folder)
     task = lookup(TASKS, config.task.name, kind="task")
     kept, counts = [], {}
@@ -60,7 +62,7 @@ def check_rows(rows: Sequence[Example], model: ModelFolder, *, pad_token_id: int
     """Check that a model has a position and an embedding for each token of its rows, padding included.
 
     Raises:
-        StageFailure: it has not (cause ``data``).
+        StageFailure: it does not (cause ``data``).
     """
     longest = max(len(row.input_ids) for row in rows)
     if model.context_tokens is not None and longest > model.context_tokens:
@@ -78,7 +80,7 @@ def check_rows(rows: Sequence[Example], model: ModelFolder, *, pad_token_id: int
 
 
 def none_kept(language: str, count: Mapping[str, int], limit: int) -> str:
-    """Say that a language would be in a mixture by name only."""
+    """Return the message for a language without a training row, which would be in a mixture by name only."""
     return (
         f"all {count['num_items']} training rows of {language} are over trainer.max_length_tokens={limit}:"
         f" the longest has {count['longest_tokens']} tokens"
@@ -86,7 +88,7 @@ def none_kept(language: str, count: Mapping[str, int], limit: int) -> str:
 
 
 def left_out(shards: Mapping[str, Path], languages: Sequence[str]) -> str:
-    """Return, for people, how many rows of each language were too long, "" where none was.
+    """Return a text on how many rows of each language were too long, "" if none was.
 
     Args:
         shards: products of this stage by language.
@@ -102,20 +104,21 @@ def left_out(shards: Mapping[str, Path], languages: Sequence[str]) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, item: Item, split: str) -> Example:
-    """Turn an item into tokens: prompt, response, end."""
+    """Return an item as tokens: prompt, response, end token."""
     prompt = encode_prompt(tokenizer, item.prompt)
     response = tokenizer(item.response, add_special_tokens=False).input_ids
     return Example(split, item.id, len(prompt), [*prompt, *response, tokenizer.eos_token_id])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Turn a prompt into tokens, with the BOS token if the tokenizer has the habit, and no end."""
+    """Return a prompt as tokens: with a BOS token if the tokenizer adds one, and without an end token."""
     ids: list[int] = tokenizer(prompt).input_ids
+    # Some tokenizers also add an end token, after which a model would not answer.
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def count(examples: Sequence[Example], fitting: Sequence[Example]) -> dict[str, int]:
-    """Count items and tokens of a split, kept and left out."""
+    """Return the counts of items and tokens of a split, kept and left out."""
     lengths = [len(row.input_ids) for row in examples]
     return {
         "num_items": len(examples),

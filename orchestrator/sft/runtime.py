@@ -1,6 +1,7 @@
-"""What every fine-tuning stage does first, and where models and tokenizers come from.
+"""The first steps of every fine-tuning stage, and the loading of models and tokenizers.
 
-It knows the inputs named `tokenizer` and `base`, and the hub's cache; nothing of tasks.
+Models come from the inputs `tokenizer` and `base`, from a folder or from the hub's cache. The module does not
+depend on tasks.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it would warn, or hang, in forked children
-os.environ["HF_HUB_OFFLINE"] = "1"  # a compute node never downloads: that is `sweep prefetch`, once
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads warn, or hang, in forked children
+os.environ["HF_HUB_OFFLINE"] = "1"  # only `sweep prefetch` downloads
 
 import huggingface_hub
 import torch
@@ -25,8 +26,12 @@ from orchestrator.stage import Config, Context, Inputs
 
 
 def start(context: Context, *, seed: int) -> None:
-    """Set threads (or a resume would not be bit-identical) and seeds, and silences the libraries."""
-    huggingface_hub.constants.HF_HUB_OFFLINE = True  # where its client was imported before this module
+    """Set the number of threads and the seeds, and silence the libraries.
+
+    The number of threads changes the order of sums on a CPU. A resume with another number would not be
+    bit-identical.
+    """
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # if its client was imported before this module
     torch.set_num_threads(context.num_threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -34,7 +39,11 @@ def start(context: Context, *, seed: int) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """Return where to compute: ``auto`` is the first GPU if there is one."""
+    """Return the device to compute on. ``auto`` is the first GPU if there is one, else the CPU.
+
+    Raises:
+        StageFailure: ``cuda`` without a GPU (cause ``config``).
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -43,21 +52,21 @@ def device_of(name: str) -> torch.device:
 
 
 def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:
-    """Load the tiny tokenizer, or the one beside the model at `model.path`.
+    """Load the tiny tokenizer, or the one in the folder of `model.path`.
 
     Raises:
-        StageFailure: there is none, or none that can mark the end of an answer (cause ``data``).
+        StageFailure: there is none, or it has no token for the end of an answer (cause ``data``).
     """
     if "tokenizer" in inputs:
         return AutoTokenizer.from_pretrained(inputs["tokenizer"], local_files_only=True)
     tokenizer = _from_cache(AutoTokenizer.from_pretrained, uses, trust_remote_code=False)
     try:
         probe = tokenizer("1 + 1", add_special_tokens=False)["input_ids"]
-    except Exception as error:  # what `tokenizers` raises is of no narrower class
+    except Exception as error:  # `tokenizers` raises no narrower class
         name = type(tokenizer).__name__
         raise StageFailure("data", f"model.path={uses.model.path}: {name}: {_first_line(error)}") from error
     if not probe:
-        # without its files transformers makes an empty one, silently
+        # Without tokenizer files, transformers silently makes an empty one.
         raise StageFailure("data", f"model.path={uses.model.path} has no tokenizer")
     if tokenizer.eos_token_id is None:
         raise StageFailure(
@@ -68,7 +77,7 @@ def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that fills short rows: the end token where there is none for it."""
+    """Return the token that fills short rows: the padding token, or the end token if there is none."""
     pad = tokenizer.pad_token_id
     return int(pad if pad is not None else tokenizer.eos_token_id)
 
@@ -81,7 +90,7 @@ def load_base(inputs: Inputs, uses: Config) -> PreTrainedModel:
 
 
 def base_folder(inputs: Inputs, uses: Config) -> Path:
-    """Return the folder of the model to fine-tune: a product, a local path, or a snapshot of the hub's."""
+    """Return the folder of the model to fine-tune: a product, a local path, or a snapshot of the hub."""
     if "base" in inputs:
         return inputs["base"]
     if Path(uses.model.path).is_dir():
@@ -95,7 +104,7 @@ def load_weights(folder: Path) -> PreTrainedModel:
 
 
 def check_weights(folder: Path) -> None:
-    """Check that the weights of a folder are those of its architecture; only their headers are read.
+    """Check that the weights of a folder fit its architecture. Only their headers are read.
 
     Raises:
         StageFailure: as `load_model` does.
@@ -104,7 +113,9 @@ def check_weights(folder: Path) -> None:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedModel:
-    """Load a causal model, all of whose weights its folder holds: transformers alone would invent some.
+    """Load a causal model whose folder holds all of its weights.
+
+    Transformers alone would fill in random weights for missing ones, and only log a warning.
 
     Args:
         folder: as `save_pretrained` writes it, with safetensors; a pickle is never read.
@@ -112,8 +123,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedMod
         how: more arguments of `from_pretrained`.
 
     Raises:
-        StageFailure: it cannot be loaded, or weights are missing, of another shape, not finite, or of no use
-            to the architecture (cause ``data``). Tied weights and buffers may be missing or left over.
+        StageFailure: it cannot be loaded, or weights are missing, of another shape, not finite, or unused by
+            the architecture (cause ``data``). Tied weights and computed buffers may be missing or left over.
     """
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -122,7 +133,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedMod
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # to name them all
+            ignore_mismatched_sizes=True,  # reported below, all of them
             output_loading_info=True,
             **how,
         )
@@ -148,7 +159,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedMod
     if wild:
         raise StageFailure("data", f"weights in {folder} are not finite: {', '.join(wild[:3])}")
     is_tied = model.config.get_text_config().tie_word_embeddings and model._tied_weights_keys
-    if is_tied and not model.all_tied_weights_keys:  # transformers leaves them apart, other libraries do not
+    # Transformers leaves such weights untied, other libraries tie them: the same folder would be two models.
+    if is_tied and not model.all_tied_weights_keys:
         raise StageFailure(
             "data",
             f"{folder}/config.json has tie_word_embeddings, but input and output embeddings differ:"
@@ -158,11 +170,15 @@ def load_model(folder: Path, *, dtype: torch.dtype, **how: Any) -> PreTrainedMod
 
 
 _FORMER_BUFFERS = re.compile(r"(^|\.)(masked_bias|(attn|attention)\.bias|inv_freq|position_ids)$")
-"""Weights that older versions of transformers saved, and that this one computes."""
+"""Weights that older versions of transformers saved, and that the installed one computes."""
 
 
 def _from_cache(from_pretrained: Callable[..., Any], uses: Config, **how: Any) -> Any:
-    """Load from a folder or the hub's cache; the hub itself is asked by `sweep prefetch` alone."""
+    """Load from a folder or the hub's cache, never from the hub. Only `sweep prefetch` downloads.
+
+    Raises:
+        StageFailure: it is not there or cannot be loaded (cause ``data``).
+    """
     path, how = uses.model.path, {"revision": uses.model.revision or "main", **how}
     try:
         return from_pretrained(path, local_files_only=True, **how)

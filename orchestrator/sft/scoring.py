@@ -1,7 +1,9 @@
-"""Answers to the items of a cell, generated in fixed batches or kept from before, and their scores.
+"""Answers to the items of a cell, generated in fixed batches or kept from earlier work, and their scores.
 
-A batch is generated whole or not at all: which items it holds depends on the items, their languages and
-`evaluation.batch_size` alone, so neither a resume nor the number of processes changes a text.
+A batch is generated whole or not at all. Its items depend on the items, their languages and
+`evaluation.batch_size` alone. After an interruption, batches whose answers are all in the checkpoint are
+skipped, and every other batch is generated again in full. So neither a resume nor the number of processes
+changes a text.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ SCHEMA = pa.schema(
 
 
 class Prediction(NamedTuple):
-    """One answer to one item; `step` is None for the untrained base. The fields are those of `SCHEMA`."""
+    """One answer to one item, with the fields of `SCHEMA`. `step` is None for the untrained base."""
 
     split: str
     step: int | None
@@ -59,7 +61,7 @@ class Prediction(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Right answers of one split and language; `step` is None for the untrained base."""
+    """Number of correct answers of one split and language. `step` is None for the untrained base."""
 
     split: str
     step: int | None
@@ -70,7 +72,7 @@ class Score(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share of right answers."""
+        """Share of correct answers."""
         return self.num_correct / self.num_items
 
 
@@ -86,11 +88,12 @@ def scores_of(predictions: Iterable[Prediction]) -> list[Score]:
 
 
 def select(scores: Sequence[Score]) -> int:
-    """Return the step with the highest mean accuracy over the languages; the earliest wins a tie."""
+    """Return the step with the highest mean accuracy over the languages. The earliest wins a tie."""
     by_step: dict[int, list[float]] = {}
     for score in scores:
         if score.step is not None:
             by_step.setdefault(score.step, []).append(score.accuracy)
+    # Rounded, because means that are mathematically equal may differ in the last bit.
     return max(sorted(by_step), key=lambda step: round(sum(by_step[step]) / len(by_step[step]), 12))
 
 
@@ -103,22 +106,22 @@ def write(predictions: Sequence[Prediction], folder: Path) -> None:
 
 
 def read(folder: Path) -> list[Prediction]:
-    """Read what `write` wrote."""
+    """Return the predictions that `write` wrote."""
     return [Prediction(**row) for row in pq.read_table(folder / PREDICTIONS).to_pylist()]
 
 
 _BATCHES_A_ROUND = 8
-"""Batches of a process between two chances to checkpoint, where an engine takes more than one at a time."""
+"""Batches per process between two checkpoint opportunities, for engines that take several at a time."""
 
 _Key = tuple[str, int | None, str, str]
 
 
 class Scorer:
-    """Generates and scores batch by batch; what a checkpoint or an earlier version left is used again.
+    """Generator and scorer of batches. It reuses answers of a checkpoint or of an earlier stage version.
 
     Args:
         config, inputs, context: of the stage.
-        is_dry: generate and report nothing, and raise `NotKept` where that would be needed.
+        is_dry: generate and report nothing; raise `NotKept` where generation would be needed.
     """
 
     def __init__(self, config: Config, inputs: Inputs, context: Context, *, is_dry: bool = False) -> None:
@@ -132,6 +135,7 @@ class Scorer:
         self._loaded: Path | None = None
         self._items: dict[tuple[str, str], Sequence[Item]] = {}
         self._encoded: dict[tuple[str, str], list[int]] = {}
+        # Answers from the checkpoint are final. Those of an earlier version are scored again first.
         self._answered = _by_key(read(context.resume.folder) if context.resume else [])
         self._former = _by_key(read(context.former) if context.former else [])
         self._scored: list[tuple[str, int | None, Sequence[str]]] = []
@@ -139,7 +143,7 @@ class Scorer:
 
     @property
     def kept_steps(self) -> set[int]:
-        """The steps of which an earlier version of the stage kept predictions."""
+        """Steps of which an earlier version of the stage kept predictions."""
         return {step for _, step, *_ in self._former if step is not None}
 
     @property
@@ -148,7 +152,7 @@ class Scorer:
         return self._context.uses
 
     def plan(self, splits: Sequence[str]) -> None:
-        """Count the batches of all splits that will be scored: what progress is measured in."""
+        """Count the batches of all splits that will be scored, as the total for progress reports."""
         self._num_batches = sum(len(self._batches(split, self._languages(split))) for split in splits)
 
     def scores(self) -> list[Score]:
@@ -156,10 +160,23 @@ class Scorer:
         return scores_of(self._predictions())
 
     def score(self, split: str, step: int | None, folder: Path, languages: Sequence[str]) -> None:
-        """Score the weights of a folder on the languages of a split; what was answered before stays."""
+        """Score the weights of a folder on the languages of a split. Existing answers are kept.
+
+        Args:
+            split: validation or test.
+            step: of the weights; None for the untrained base.
+            folder: of the weights.
+            languages: of the items.
+
+        Raises:
+            NotKept: in a dry run, if existing answers do not suffice.
+            StopRequested: after a checkpoint, if a stop was requested.
+        """
         self._scored.append((split, step, languages))
         left, num_former = [], 0
         for batch in self._batches(split, languages):
+            # All or nothing: generating only the missing items would change which prompts are computed
+            # together.
             if all(_key(split, step, item) in self._answered for item in batch):
                 self._num_done += 1
             elif self._take_former(split, step, batch):
@@ -173,6 +190,7 @@ class Scorer:
         if num_former and not self._is_dry:
             self._report(split, step, languages, {}, is_last=not left)
         while left:
+            # A round: each process gets one batch, or several, then all processes exchange their answers.
             size = self._share.size * (1 if self._open(folder).is_batched else _BATCHES_A_ROUND)
             now, left = left[:size], left[size:]
             metrics = self._generate(split, step, now)
@@ -180,7 +198,7 @@ class Scorer:
             self._report(split, step, languages, metrics, is_last=not left)
 
     def items(self, split: str, language: str) -> Sequence[Item]:
-        """Return the items of a split and language, made or read once."""
+        """Return the items of a split and language. They are made or read once."""
         if (split, language) not in self._items:
             self._items[split, language] = load_items(
                 self._task, split, language, self._config["items"], self._context.uses
@@ -188,12 +206,12 @@ class Scorer:
         return self._items[split, language]
 
     def write(self, folder: Path) -> None:
-        """Write all predictions so far; of several processes one does."""
+        """Write all predictions so far. Only rank 0 writes."""
         if self._share.rank == 0:
             write(self._predictions(), folder)
 
     def _predictions(self) -> list[Prediction]:
-        """Return the predictions in the order of what was scored, whatever the order of the work."""
+        """Return the predictions in the order of the items, whatever the order of the work was."""
         keys = (
             _key(split, step, item)
             for split, step, languages in self._scored
@@ -203,12 +221,14 @@ class Scorer:
         return [self._answered[key] for key in keys if key in self._answered]
 
     def _languages(self, split: str) -> Sequence[str]:
+        """Return the languages of a split: validation items are in those of the mixture."""
         languages: Sequence[str] = (
             self._config.evaluation.languages if split == "test" else self._config.languages
         )
         return languages
 
     def _batches(self, split: str, languages: Sequence[str]) -> list[list[Item]]:
+        """Return the fixed batches of a split's items."""
         items = {language: self.items(split, language) for language in languages}
         return batches(items, self._config.evaluation.batch_size, lambda item: len(self._tokens(item)))
 
@@ -219,8 +239,12 @@ class Scorer:
         return self._encoded[key]
 
     def _take_former(self, split: str, step: int | None, batch: Sequence[Item]) -> bool:
-        """Score what an earlier version of the stage generated for a batch; False without all of it."""
+        """Score again what an earlier version generated for a batch. Return False unless all of it exists.
+
+        An earlier answer counts only if its prompt is the same.
+        """
         found = [self._former.get(_key(split, step, item)) for item in batch]
+        # Another prompt under the same id, such as after a change of the template, has no kept answer.
         kept = [one for one, item in zip(found, batch, strict=True) if one and one.prompt == item.prompt]
         if len(kept) < len(batch):
             return False
@@ -231,7 +255,8 @@ class Scorer:
         return True
 
     def _open(self, folder: Path) -> Engine:
-        """Return the engine with the weights of a folder."""
+        """Return the engine with the weights of a folder loaded."""
+        # Opened at the first batch to generate: scoring kept answers needs no GPU memory.
         if self._engine is None:
             tokenizer, evaluation = self._tokenizer, self._config.evaluation
             pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -248,6 +273,7 @@ class Scorer:
         return self._engine
 
     def _generate(self, split: str, step: int | None, work: Sequence[Sequence[Item]]) -> dict[str, float]:
+        """Generate and score some batches. Return the metrics of their speed."""
         assert self._loaded is not None, "the engine is open"
         start_s = time.monotonic()
         answers = generate(
@@ -270,6 +296,7 @@ class Scorer:
         }
 
     def _keep(self, split: str, step: int | None, item: Item, answer: GeneratedText) -> None:
+        """Score one answer and keep it as a prediction."""
         is_correct = self._task.is_correct(answer.text, item.gold, item.language, truncated=answer.truncated)
         self._answered[_key(split, step, item)] = Prediction(
             split=split,
@@ -293,6 +320,7 @@ class Scorer:
         *,
         is_last: bool,
     ) -> None:
+        """Log progress and metrics, and save a checkpoint if one is due."""
         metrics = dict(metrics)
         if split == "validation" and is_last:
             scores = [score for score in self.scores() if (score.split, score.step) == (split, step)]

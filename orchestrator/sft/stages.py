@@ -1,7 +1,8 @@
-"""The five fine-tuning stages as the engine sees them: what each reads, uses and waits for.
+"""Specs of the five fine-tuning stages: what each reads, uses and waits for.
 
-Literal constants only, so that planning imports neither torch nor transformers. A key in `reads` is
-part of a stage's identity; one in `uses` says where or how to compute and leaves the result the same.
+The module has literal constants only, so that planning imports neither torch nor transformers. A key in
+`reads` is part of a stage's identity. A key in `uses` states where or how to compute, and does not change the
+meaning of the result.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TOKENIZER = StageSpec(
     skip="model.path!=null",
     preload=_PRELOAD,
 )
-"""A byte-level BPE tokenizer, one a family; only for tiny models."""
+"""A byte-level BPE tokenizer, one per family; for tiny models only."""
 
 BASE = StageSpec(
     run="orchestrator.sft.base:main",
@@ -50,7 +51,7 @@ PREPARE = StageSpec(
     preload=_PRELOAD,
     needs="orchestrator.sft.needs:of_cell",
 )
-"""One tokenised shard of one language, shared by all mixtures that hold it."""
+"""One tokenised shard of one language, shared by all mixtures that contain it."""
 
 TRAIN = StageSpec(
     run="orchestrator.sft.train:main",
@@ -69,6 +70,7 @@ TRAIN = StageSpec(
         "model.fingerprint",
     ),
     uses=(
+        # These divide the same step differently. Its gradient is the same up to rounding, so none is hashed.
         "trainer.micro_batch_size",
         "trainer.gradient_checkpointing",
         "trainer.num_processes",
@@ -103,6 +105,7 @@ EVALUATE = StageSpec(
         "evaluation.max_new_tokens",
         "evaluation.engine",
         "evaluation.precision",
+        # Hashed, unlike training's micro-batch: in bf16 it may decide which token is the most likely one.
         "evaluation.batch_size",
     ),
     uses=(
@@ -113,13 +116,14 @@ EVALUATE = StageSpec(
         "device",
         *_MODEL_PATH,
     ),
+    # These settings came later. At these values they leave earlier digests as they were.
     neutral={"evaluation.engine": "transformers", "evaluation.precision": "fp32"},
     after=("tokenizer", "base", "train"),
     preload=_PRELOAD,
     estimate="orchestrator.sft.estimate:evaluate",
     needs="orchestrator.sft.needs:of_cell",
 )
-"""Generation and scoring: selects an epoch by validation accuracy, then tests it."""
+"""Generation and scoring: select an epoch by validation accuracy, then test it."""
 
 EVALUATE_BEFORE = (
     StageSpec(

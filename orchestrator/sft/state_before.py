@@ -1,8 +1,9 @@
-"""Training state as the version before saved it: torch's distributed checkpoints, whose index is a pickle.
+"""Reader of training state in the previous format: torch's distributed checkpoints, whose index is a pickle.
 
-It is only read, so that a training that was interrupted under that version goes on. A pickle may name any
-function to be called. The index is read by an unpickler that knows twelve names, each of which stands for a
-plain record here, and the tensors by torch's own restricted one.
+It only reads, so that a training that was interrupted under the previous version can resume. A pickle may
+name any function for the reader to call, so loading one from a shared folder could run foreign code. Two
+restricted unpicklers prevent that. The index is read by one that accepts a fixed list of names, and replaces
+classes by a plain record. Tensors are read by torch's own (``weights_only``).
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ _FILE = re.compile(r"__\d+_\d+\.distcp")
 
 
 def is_before(folder: Path) -> bool:
-    """Tell whether a folder holds state of the version before."""
+    """Return whether a folder holds state in the previous format."""
     return (folder / INDEX).is_file()
 
 
 def read(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Fill tensors, in place, with what any number of processes of the version before have written.
+    """Fill tensors, in place, with state that any number of processes wrote in the previous format.
 
     Raises:
-        StageFailure: the index or a tensor names what has no place in a state (cause ``data``), or as for
-            `state_files.read`.
+        StageFailure: the index or a tensor names something that a state does not need (cause ``data``), or as
+            for `state_files.read`.
     """
     try:
         found = _pieces(folder)
@@ -46,7 +47,7 @@ def read(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
 
 
 class _Record:
-    """Stands for each class in an index: holds what the class would have been given, and does nothing."""
+    """Stand-in for each class in an index. It keeps the class's arguments and state, and runs no code."""
 
     def __init__(self, *arguments: object) -> None:
         self.state: Any = arguments
@@ -68,18 +69,19 @@ _NAMES: Mapping[tuple[str, str], Any] = {
     ("torch.serialization", "_get_layout"): _Record,
     ("torch", "Size"): tuple,
     **{("torch", str(dtype).removeprefix("torch.")): str(dtype) for dtype in state_files.DTYPES},
+    # The class has two names, because Python 3.13 moved it to another module.
     **{(module, "PosixPath"): _Record for module in ("pathlib", "pathlib._local")},
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names in `_NAMES`, and calls nothing but what they stand for."""
+    """Unpickler that accepts only the names in `_NAMES`, and calls only their stand-ins."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a name stands for.
+        """Return the stand-in for a name.
 
         Raises:
-            UnpicklingError: it has no place in an index.
+            UnpicklingError: the name has no place in an index.
         """
         if (module, name) not in _NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -87,6 +89,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _pieces(folder: Path) -> dict[str, list[Piece]]:
+    """Return the saved pieces of each tensor, from the index.
+
+    Raises:
+        ValueError: a piece is in a file that a state does not have, such as one outside of the folder.
+    """
     index = _Unpickler(io.BytesIO((folder / INDEX).read_bytes())).load().state
     shapes = {
         (name, tuple(chunk.state["offsets"])): tuple(chunk.state["sizes"])
@@ -97,6 +104,7 @@ def _pieces(folder: Path) -> dict[str, list[Piece]]:
     for place, info in index["storage_data"].items():
         name, offsets = place.state["fqn"], tuple(place.state.get("offset") or ())
         path, start, length = (info.state[key] for key in ("relative_path", "offset", "length"))
+        # The index is untrusted: a path such as ``../../x`` must not be opened.
         if not _FILE.fullmatch(path) or info.state.get("transform_descriptors"):
             raise ValueError(f"{name} is in {path!r}")
         load = functools.partial(_load, folder / path, int(start), int(length))
@@ -105,6 +113,7 @@ def _pieces(folder: Path) -> dict[str, list[Piece]]:
 
 
 def _load(path: Path, start: int, length: int, box: Box) -> torch.Tensor:
+    """Read one piece, which is a torch archive inside of the file. Return the part of it in a box."""
     with path.open("rb") as stream:
         stream.seek(start)
         saved = io.BytesIO(stream.read(length))

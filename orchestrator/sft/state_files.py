@@ -1,14 +1,20 @@
-"""Files of training state: safetensors alone, written and read by any number of processes.
+"""Files of training state: safetensors only, written and read by any number of processes.
 
-Each process writes one file with its pieces of tensors. Where a piece lies in its tensor is in the header::
+Each process writes one file with its pieces of tensors. The header records where a piece lies in its tensor::
 
     state/00000-of-00002.safetensors     {"__metadata__": {"offsets": "{\\"model.norm.weight\\": [0]}"},
     state/00001-of-00002.safetensors      "model.norm.weight": {"dtype": "F32", "shape": [16], ...}, ...}
 
-A reader takes from all files what overlaps with its own pieces. Nothing in them is code, and nothing needs
-unpickling. The format is that of safetensors (https://huggingface.co/docs/safetensors); the key `offsets` is
-ours. Tensors are written a block at a time and read from a mapped file, so that no copy of the state is held
-in memory (`torch.distributed.checkpoint.HuggingFaceStorageWriter` holds two).
+A reader takes from all files what overlaps with its own pieces. So the number of processes may change between
+writing and reading. With 32 rows of a weight, two writers and three readers::
+
+    written    process 0: rows 0-15      process 1: rows 16-31
+    read       process 0: rows 0-10      process 1: rows 11-21 (from both files)      process 2: rows 22-31
+
+Nothing in the files is code, and nothing needs unpickling. The format is that of safetensors
+(https://huggingface.co/docs/safetensors); only the key `offsets` is ours. Tensors are written a block at a
+time and read from a mapped file, so memory never holds a second copy of the state
+(`torch.distributed.checkpoint.HuggingFaceStorageWriter` holds two).
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from orchestrator.sft.distributed.parallel import rank, world_size
 
 BLOCK_BYTES = 64 * 2**20
 NUM_THREADS = 4
-"""Blocks that are copied at a time; ours."""
+"""Number of blocks that are copied at a time; our choice."""
 
 DTYPES = {
     torch.float64: "F64",
@@ -41,7 +47,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What safetensors calls the types of elements."""
+"""Names of element types in safetensors."""
 Box = tuple[slice, ...]
 
 
@@ -49,9 +55,9 @@ class Piece(NamedTuple):
     """A saved part of a tensor.
 
     Attributes:
-        offsets: of its first element in the tensor, one a dimension.
+        offsets: of its first element in the tensor, one per dimension.
         shape: of the piece.
-        read: returns the part of the piece in a box, one slice a dimension.
+        read: returns the part of the piece in a box, which has one slice per dimension.
     """
 
     offsets: Sequence[int]
@@ -60,20 +66,21 @@ class Piece(NamedTuple):
 
 
 def write(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write this process's pieces of tensors, of which all processes have the same names.
+    """Write this process's pieces of tensors. All processes have tensors of the same names.
 
-    Sharded tensors are written where they lie; of the others each process writes its share.
+    A sharded tensor is written by the processes that hold its shards. A tensor that all processes hold is
+    written by one of them, so that each writes about the same amount.
 
     Args:
         tensors: by name, on any device.
-        folder: is made if need be.
+        folder: created if needed.
 
     Raises:
         OSError: the file system refused.
     """
     folder.mkdir(exist_ok=True)
     pieces = dict(_own_pieces(tensors))
-    # the largest elements first, so that each tensor is aligned to its own
+    # The largest elements first, so that each tensor begins at a multiple of its element size.
     order = sorted(pieces, key=lambda name: -pieces[name][1].element_size())
     header: dict[str, object] = {
         "__metadata__": {"offsets": json.dumps({name: list(pieces[name][0]) for name in order})}
@@ -94,6 +101,7 @@ def write(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     with path.open("wb") as stream, ThreadPoolExecutor(NUM_THREADS) as pool:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.flush()
+        # Sets the file's size, so that threads can write blocks at any place and in any order.
         os.truncate(stream.fileno(), first + end)
         jobs = [
             pool.submit(_write_block, stream.fileno(), block, first + starts[name] + offset)
@@ -105,7 +113,7 @@ def write(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
 
 
 def read(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Fill tensors, in place, with what any number of processes have written.
+    """Fill tensors, in place, with what any number of processes wrote.
 
     Raises:
         StageFailure: a tensor, or a part of it, is in no file, or a file is damaged (cause ``storage``).
@@ -118,12 +126,12 @@ def read(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
 
 
 def fill(tensors: Mapping[str, torch.Tensor], saved: Mapping[str, Sequence[Piece]], *, where: Path) -> None:
-    """Fill tensors, in place, from saved pieces; of sharded ones the part in this process.
+    """Fill tensors, in place, from saved pieces. Of sharded tensors, fill the part in this process.
 
     Args:
         tensors: by name.
         saved: pieces by name of the tensor.
-        where: what to name in errors.
+        where: folder to name in errors.
 
     Raises:
         StageFailure: as for `read`.
@@ -141,13 +149,18 @@ def fill(tensors: Mapping[str, torch.Tensor], saved: Mapping[str, Sequence[Piece
 
 
 def _fill_one(local: torch.Tensor, offsets: Sequence[int], saved: Iterable[Piece]) -> int:
-    """Return how many elements were in no piece."""
+    """Copy the overlap of each saved piece with a local part. Return how many elements no piece covered.
+
+    In one dimension, a local part of rows 11 to 21 and a saved piece of rows 0 to 15 overlap in rows 11 to
+    15. That is rows 0 to 4 of the local part, and rows 11 to 15 of the piece.
+    """
     missing = local.numel()
     for piece in saved:
         ours, theirs = [], []
         for start, size, saved_start, saved_size in zip(
             offsets, local.shape, piece.offsets, piece.shape, strict=True
         ):
+            # Without an overlap `high` is below `low`: the slice below is then empty.
             low, high = max(start, saved_start), min(start + size, saved_start + saved_size)
             ours.append(slice(low - start, max(low, high) - start))
             theirs.append(slice(low - saved_start, max(low, high) - saved_start))
@@ -159,17 +172,26 @@ def _fill_one(local: torch.Tensor, offsets: Sequence[int], saved: Iterable[Piece
 
 
 def _pieces_in(path: Path) -> list[tuple[str, Piece]]:
+    """Return the pieces in a file. No values are read yet.
+
+    Raises:
+        StageFailure: the file is not a state file (cause ``storage``).
+    """
     try:
         file: Any = safe_open(path, framework="pt")
         offsets = json.loads(file.metadata()["offsets"])
-        views = {name: file.get_tensor(name) for name in offsets}  # of the file: nothing is read yet
+        views = {name: file.get_tensor(name) for name in offsets}  # views of the mapped file
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise StageFailure("storage", f"{path} holds no state: {error}") from error
     return [(name, Piece(offsets[name], values.shape, values.__getitem__)) for name, values in views.items()]
 
 
 def _local_pieces(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[Sequence[int], torch.Tensor]]:
-    """Return offsets and values of the part in this process; of tied tensors only those of the first name."""
+    """Return offsets and values of the part of each tensor in this process.
+
+    Tied tensors share their memory, so only the first name is returned. Parts without elements are left out:
+    FSDP gives some processes nothing of a small tensor.
+    """
     pieces: dict[str, tuple[Sequence[int], torch.Tensor]] = {}
     seen: set[tuple[int, ...]] = set()
     for name, tensor in tensors.items():
@@ -183,10 +205,11 @@ def _local_pieces(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[Sequen
 
 
 def _offsets(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return where the part in this process begins in the whole tensor, one offset per dimension."""
     if not isinstance(tensor, DTensor):
         return (0,) * tensor.ndim
     whole: Any = tensor
-    (chunk,) = whole.__create_chunk_list__()  # what torch's own checkpoints are made by
+    (chunk,) = whole.__create_chunk_list__()  # as torch's own checkpoints do
     return tuple(chunk.offsets)
 
 
@@ -200,6 +223,8 @@ def _own_pieces(
     for name, (offsets, local) in pieces.items():
         writer = rank()
         if name in shared:
+            # Tensors in order, divided by bytes: process r writes those that begin in the r-th part of the
+            # total.
             writer = before * world_size() // total
             before += local.nbytes
         if writer == rank():
@@ -207,13 +232,14 @@ def _own_pieces(
 
 
 def _blocks(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the bytes of a tensor, block by block, each with where it begins."""
+    """Yield the bytes of a tensor in blocks, each with its first byte's position in the tensor."""
     values = tensor.contiguous().view(-1).view(torch.uint8)
     for start in range(0, len(values), BLOCK_BYTES):
         yield start, values[start : start + BLOCK_BYTES]
 
 
 def _write_block(handle: int, block: torch.Tensor, offset: int) -> None:
+    """Write a block at a position of a file. `pwrite` may write less than it is given."""
     data = memoryview(block.cpu().numpy().data)
     while data:
         written = os.pwrite(handle, data, offset)

@@ -1,7 +1,7 @@
 """The `tokenizer` stage: a byte-level BPE tokenizer for a family of tiny models.
 
-It is trained on generated items of all tasks in all languages, so that it is the same for every cell
-of its family. Each digit is a token of its own, or a tiny model could not learn to count.
+It is trained on generated items of all tasks in all languages, so it is the same for every cell of its
+family. Each digit is a token of its own. Otherwise a tiny model could not learn to count.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ SPECIAL_TOKENS = {
     "qwen3": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
     "gemma3": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
 }
-"""What each family calls its special tokens; a family with a BOS token starts every prompt with it."""
+"""Special tokens of each family. A family with a BOS token starts every prompt with it."""
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Train the tokenizer and saves it as a `PreTrainedTokenizerFast`."""
+    """Train the tokenizer and save it as a `PreTrainedTokenizerFast`."""
     settings = config.model.tokenizer
     runtime.start(context, seed=settings.seed)
     special = SPECIAL_TOKENS[config.model.family]
@@ -32,7 +32,9 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.model.architecture.vocab_size,
+        # Sorted, because a set has another order in each process, and the order decides the tokens' ids.
         special_tokens=sorted(set(special.values())),
+        # All 256 bytes, so that any text can be encoded without an unknown token.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -1,7 +1,7 @@
-"""The operations that the protocol needs of a shared place, and their form for a shared folder.
+"""The operations that the protocol needs of a shared place, and their implementation for a shared folder.
 
-It knows keys and bytes, never what they mean. On POSIX every record is durable (file and folder synced)
-before an operation returns; the object library we would otherwise use does not sync.
+This level handles keys and bytes, never their meaning. In a folder, a record is durable (file and folder
+synced) before an operation returns. The object-store library that serves buckets does not sync files.
 """
 
 from __future__ import annotations
@@ -22,60 +22,62 @@ from orchestrator.manifest import File, fsync_path, fsync_tree
 
 
 class Listing(NamedTuple):
-    """What lies directly under a prefix: names, not keys."""
+    """The names directly under a prefix, without the prefix."""
 
     files: tuple[str, ...]
     folders: tuple[str, ...]
 
 
 def idle() -> None:
-    """What is called in between where nothing needs to be."""
+    """Do nothing: the default of a callback that runs during long operations."""
 
 
 class ObjectStore(Protocol):
     """A shared place for small records and payload folders. Keys use ``/``.
 
-    Each operation raises `OSError` when the place did not answer; "absent" is an answer, not an error.
+    Each operation raises `OSError` when the place did not answer. "Absent" is an answer, not an error.
     """
 
     url: str
     min_lease_s: float
-    """A shorter lease would prove nothing here: others see changes only after a while."""
+    """Shortest useful lease in seconds: others may see a change only after that time."""
     in_place: bool
-    """Payload is written in the shared place itself: others see it as it grows, and none is fetched."""
+    """Whether payload is written directly in the shared place. Others then see it grow, and nothing is
+    downloaded.
+    """
 
     def create(self, key: str, data: bytes) -> bool:
-        """Writes only if absent, atomically and durably; False when the key exists."""
+        """Write only if absent, atomically and durably; return False when the key exists."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Replaces atomically: a reader sees the old or the new bytes."""
+        """Write or replace atomically: a reader sees the old or the new bytes, never a mix."""
 
     def get(self, key: str) -> bytes | None:
-        """Returns the bytes, or None when there is no such key."""
+        """Return the bytes, or None when there is no such key."""
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
-        """Returns what `get` would for each key, in a few round trips."""
+        """Return what `get` returns for each key, in few round trips."""
 
     def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
-        """Returns the bytes from `start` on, at most so many; none when there are no more, or no key."""
+        """Return the bytes from `start` on, up to `limit`; empty at the end or without a key."""
 
     def list(self, prefix: str) -> Listing:
-        """Lists one level; an absent prefix is empty."""
+        """List one level; an absent prefix is empty."""
 
     def list_many(self, prefixes: Iterable[str]) -> dict[str, Listing]:
-        """Returns what `list` would for each prefix, in a few round trips."""
+        """Return what `list` returns for each prefix, in few round trips."""
 
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Returns for each prefix all files under it, at any depth: path below it to size in bytes."""
+        """Return, for each prefix, the path and size in bytes of each file under it, at any depth."""
 
     def folder(self, prefix: str) -> Path:
-        """Returns the local folder in which the files under `prefix` are, or would be; fetches nothing."""
+        """Return the local folder of the files under `prefix`, without downloading or creating it."""
 
     def workspace(self, prefix: str) -> Path:
-        """Returns a local folder in which this process prepares the payload under `prefix`."""
+        """Return a local folder in which this process prepares the payload under `prefix`."""
 
     def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
-        """Makes what is in `workspace(prefix)` durable and visible to others; `pulse` is called meanwhile."""
+        """Make the files in `workspace(prefix)` durable and visible; call `pulse` meanwhile."""
 
     def fetch(
         self,
@@ -85,22 +87,22 @@ class ObjectStore(Protocol):
         content: bool = True,
         pulse: Callable[[], object] = idle,
     ) -> Path:
-        """Brings files to this machine and returns their folder, to be read only.
+        """Make files available on this machine, and return their folder, which must only be read.
 
-        It does not judge: a file that is absent or damaged in the store is so in the folder.
+        The files are not judged: one that is absent or damaged in the store is so in the folder.
 
         Args:
-            prefix: where they lie.
-            files: as recorded.
-            content: compare the content of what is here already, not sizes alone.
-            pulse: called meanwhile.
+            prefix: Prefix of the files.
+            files: Files as recorded.
+            content: Compare the content of local copies with the record, not only their sizes.
+            pulse: Called repeatedly during the download.
         """
 
     def release(self, prefix: str) -> None:
-        """Says that this process no longer uses what `workspace` or `fetch` gave it, so that it may go."""
+        """Declare that this process no longer uses a folder of `workspace` or `fetch`."""
 
     def delete(self, prefix: str) -> None:
-        """Removes payload, for retention alone; an absent prefix is no error."""
+        """Delete payload, for retention only; an absent prefix is not an error."""
 
 
 TEMPORARY = ".tmp-"
@@ -119,16 +121,18 @@ NETWORK_TYPES = (
     "afs",
 )
 NETWORK_LEASE_S = 180.0
-"""NFS clients cache attributes for up to a minute; three reads must see three states."""
+"""Shortest lease on a network file system, in seconds. NFS clients cache attributes for up to a minute, and a
+dead owner is declared only after three reads, each of which must be able to see a change.
+"""
 
 
 class PosixStore:
     """A folder on a local or network file system that several machines may mount.
 
     Args:
-        root: the folder; made on the first write.
-        at_step: a seam for the kill tests, called with a name after each system call that changes
-            something; does nothing in production.
+        root: The folder; created by the first write.
+        at_step: Called with a name after each system call that changes something. Tests use it to kill the
+            process at every such point; in production it does nothing.
     """
 
     in_place = True
@@ -139,21 +143,26 @@ class PosixStore:
         self.min_lease_s = NETWORK_LEASE_S if is_network(root) else 0.0
 
     def path(self, key: str) -> Path:
-        """Returns where a key lies, which is always below the root.
+        """Return the path of a key, always below the root.
 
         Raises:
-            OSError: a record names what lies elsewhere.
+            OSError: The key leads out of the store, as one taken from a damaged record may.
         """
         return Path(self._at(key))
 
     def _at(self, key: str) -> str:
-        """As `path`, as text: a status reads tens of thousands of records."""
+        """Return `path` as text. A status reads tens of thousands of records, and `Path` is slow."""
+        # The first test is cheap, and settles nearly every key.
         if ".." in key and ".." in key.split("/"):
             raise OSError(errno.EINVAL, f"{key!r} leads out of the store")
         return f"{self.root}/{key}" if key else str(self.root)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Links a synced temporary file to its name: the link is the atomic step."""
+        """Write a temporary file, sync it, and link it to its name. The link is the atomic step.
+
+        A rename would replace an existing file, and an exclusive open would show others a file that is still
+        empty.
+        """
         path = self.path(key)
         temporary = self._write_temporary(path.parent, data)
         try:
@@ -169,7 +178,7 @@ class PosixStore:
         return True
 
     def put(self, key: str, data: bytes) -> None:
-        """Renames a synced temporary file over the name."""
+        """Write a temporary file, sync it, and rename it over the name."""
         path = self.path(key)
         temporary = self._write_temporary(path.parent, data)
         temporary.replace(path)
@@ -177,26 +186,27 @@ class PosixStore:
         fsync_path(path.parent)
 
     def get(self, key: str) -> bytes | None:
-        """Reads a whole file."""
+        """Read a whole file."""
         path = self._at(key)
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        try:  # a stream with its buffer would take twice the time
+        try:  # a buffered stream takes twice the time
             data = os.read(handle, _RECORD_BYTES)
             return data if len(data) < _RECORD_BYTES else data + b"".join(_rest(handle))
         except OSError as error:
+            # An error of os.read has no file name, and its message would not show which record failed.
             raise OSError(error.errno, error.strerror, path) from None
         finally:
             os.close(handle)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
-        """Reads one after the other: a folder has no round trips to save."""
+        """Read one file after the other, since a folder has no round trips to save."""
         return {key: self.get(key) for key in keys}
 
     def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
-        """Reads the rest of a file, or the next bytes of it."""
+        """Read a file from an offset."""
         try:
             with self.path(key).open("rb") as stream:
                 stream.seek(start)
@@ -205,12 +215,13 @@ class PosixStore:
             return b""
 
     def list(self, prefix: str) -> Listing:
-        """Scans one folder; temporary files are not listed."""
+        """Scan one folder, without temporary files."""
         files: list[str] = []
         folders: list[str] = []
         try:
             with os.scandir(self._at(prefix)) as entries:
                 for entry in entries:
+                    # Hidden names are temporary files, and files that NFS keeps for deleted ones.
                     if not entry.name.startswith("."):
                         (folders if entry.is_dir() else files).append(entry.name)
         except (FileNotFoundError, NotADirectoryError):
@@ -218,11 +229,11 @@ class PosixStore:
         return Listing(tuple(sorted(files)), tuple(sorted(folders)))
 
     def list_many(self, prefixes: Iterable[str]) -> dict[str, Listing]:
-        """Scans one folder after the other."""
+        """Scan one folder after the other."""
         return {prefix: self.list(prefix) for prefix in prefixes}
 
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Walks the folders."""
+        """Walk the folders."""
         return {prefix: self._tree(prefix) for prefix in prefixes}
 
     def _tree(self, prefix: str) -> dict[str, int]:
@@ -234,17 +245,17 @@ class PosixStore:
         return sizes
 
     def folder(self, prefix: str) -> Path:
-        """The folder itself."""
+        """Return the path itself."""
         return self.path(prefix)
 
     def workspace(self, prefix: str) -> Path:
-        """The folder itself: payload is written in place."""
+        """Create and return the folder itself: payload is written in place."""
         path = self.path(prefix)
         self._make_folders(path)
         return path
 
     def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
-        """Syncs what was written in place."""
+        """Sync the files that were written in place."""
         fsync_tree(self.path(prefix))
 
     def fetch(
@@ -255,14 +266,14 @@ class PosixStore:
         content: bool = True,
         pulse: Callable[[], object] = idle,
     ) -> Path:
-        """The folder itself."""
+        """Return the folder itself."""
         return self.path(prefix)
 
     def release(self, prefix: str) -> None:
-        """Nothing: there are no copies."""
+        """Do nothing, because there are no copies."""
 
     def delete(self, prefix: str) -> None:
-        """Removes a payload folder or file."""
+        """Delete a payload folder or file."""
         path = self.path(prefix)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -274,6 +285,7 @@ class PosixStore:
         self._make_folders(folder)
         path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
+            # Synced before it gets its name: after a crash, a name must never point to a partial record.
             with path.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
@@ -286,7 +298,7 @@ class PosixStore:
         return path
 
     def _make_folders(self, folder: Path) -> None:
-        """Makes missing folders durable, each by syncing its parent."""
+        """Create missing folders durably, by syncing the parent of each."""
         if folder.is_dir():
             return
         if folder != self.root:
@@ -300,26 +312,27 @@ class PosixStore:
 
 
 def is_network(path: Path, mounts: str = "/proc/mounts") -> bool:
-    """Tells whether a folder lies on a network file system; False where mounts cannot be read.
+    """Return whether a folder lies on a network file system; False where mounts cannot be read.
 
     Args:
-        path: absolute; need not exist.
-        mounts: a file in the form of Linux's /proc/mounts.
+        path: Absolute path, which need not exist.
+        mounts: File in the format of Linux's /proc/mounts.
     """
     try:
         lines = [line.split() for line in Path(mounts).read_text(encoding="utf-8").splitlines()]
     except OSError:
         return False
     holding = [(len(f[1]), f[2]) for f in lines if len(f) > 2 and path.is_relative_to(_unescaped(f[1]))]
+    # The longest mount point above the path is the one that holds it.
     return bool(holding) and max(holding)[1].startswith(NETWORK_TYPES)
 
 
 def _unescaped(mount: str) -> str:
-    return mount.replace("\\040", " ")  # how /proc/mounts writes a space
+    return mount.replace("\\040", " ")  # /proc/mounts writes a space as \040
 
 
 _RECORD_BYTES = 1 << 16
-"""What one call reads of a record; few are longer."""
+"""Bytes per read of a record. Few records are longer."""
 
 
 def _rest(handle: int) -> Iterator[bytes]:
@@ -328,14 +341,14 @@ def _rest(handle: int) -> Iterator[bytes]:
 
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]")
-"""Names of buckets, as S3 and GCS take them."""
+"""Bucket names that S3 and GCS accept."""
 
 
 def open_objects(url: str) -> ObjectStore:
-    """Returns the store operations for a URL or path; touches nothing.
+    """Return the store operations for a URL or path, without any access to it.
 
     Raises:
-        UserError: the scheme is not known, or the address names no bucket.
+        UserError: The scheme is unknown, or the address names no bucket.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -365,6 +378,7 @@ def open_objects(url: str) -> ObjectStore:
             "environment",
             fix=f"store.url={scheme}://my-bucket/runs",
         )
-    from orchestrator.store.remote import RemoteStore  # only where it is needed: it may start a process
+    # Imported here, because a store in a folder needs neither the cache nor the broker.
+    from orchestrator.store.remote import RemoteStore
 
     return RemoteStore(f"{scheme}://{'/'.join([bucket, *parts])}")

@@ -1,4 +1,7 @@
-"""Whether a place can be a store: it answers, it can be written, and it lets one writer create a key."""
+"""Checks that a place can be a store: it answers, accepts writes, and lets only one writer create a key.
+
+This module also defines the permissions of what the project creates in a store.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +23,32 @@ _SAMPLED = 200
 
 
 def make_root(root: Path, *, shared: bool) -> None:
-    """Make a store's folder with the mode that its files follow; one that is there is left as it is.
+    """Create a store's folder, whose mode its files will follow. An existing folder keeps its mode.
+
+    Args:
+        root: The folder.
+        shared: Whether its group may write.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: The folder cannot be created.
     """
     if root.is_dir():
         return
     root.mkdir(parents=True)
+    # Set explicitly, because mkdir applies the umask.
     root.chmod(SHARED if shared else PRIVATE)
 
 
 def follow_root(root: Path) -> None:
-    """Let all that this process and its children make take group and other bits from the store's root.
+    """Set the umask so that new files get the group and other permissions of the store's folder.
 
-    The umask of a colleague would else lock the others out, or let everybody in.
+    Otherwise the umask of whoever writes would decide, and could lock colleagues out or let everyone in.
+    Child processes inherit the umask. Nothing changes while the folder does not exist.
     """
     try:
         mode = root.stat().st_mode
     except OSError:
-        return  # not made yet
+        return  # the folder does not exist yet
     before = os.umask(~mode & 0o077)
     _usual.append(before)
 
@@ -49,7 +58,7 @@ _usual: list[int] = []
 
 @contextlib.contextmanager
 def as_usual() -> Iterator[None]:
-    """Let what is made meanwhile have the modes that the user's umask says: files outside the store."""
+    """Create files inside the block with the user's own umask; meant for files outside the store."""
     followed = os.umask(_usual[0]) if _usual else None
     try:
         yield
@@ -76,7 +85,7 @@ def following(url: str) -> Iterator[None]:
 
 
 def refused(root: Path, error: OSError) -> SweepError | None:
-    """Return what to tell a user whom a folder does not let in, None for any other error."""
+    """Return the error to show when a folder denies access, None for any other error."""
     if error.errno not in (errno.EACCES, errno.EPERM):
         return None
     return UserError(
@@ -88,13 +97,18 @@ def refused(root: Path, error: OSError) -> SweepError | None:
 
 
 def problems(root: Path) -> Iterator[str]:
-    """Name what locks this user out, or would lock out colleagues of a store that its group may write."""
+    """Yield what locks this user out, or would lock out colleagues in a store that its group may write.
+
+    At least the first `_SAMPLED` folders are examined, which is enough to see a wrong umask.
+    """
     mode = root.stat().st_mode
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         yield f"{root} does not let us in: {_who(root)}; {FIX.format(root)}"
         return
+    # A private store has no colleagues to lock out.
     if not mode & stat.S_IWGRP:
         return
+    # With the set-group-id bit, new files belong to the folder's group, so that colleagues can use them.
     if not mode & stat.S_ISGID:
         yield f"its group may write, but files in it get their writer's own group: chmod g+s {root}"
     closed, seen = 0, 0
@@ -109,6 +123,7 @@ def problems(root: Path) -> Iterator[str]:
 
 
 def _who(root: Path) -> str:
+    """Return owner, group and mode of a folder, for people."""
     try:
         found = root.stat()
     except OSError:
@@ -124,15 +139,16 @@ _ENVIRONMENT = {
 
 
 def look(objects: ObjectStore, key: str) -> None:
-    """Finds out, within seconds, whether a bucket answers: that a key is absent may mean that all is.
+    """Check within seconds that a bucket answers. For a folder, do nothing.
 
     Raises:
-        UserError: there is no such bucket, or these credentials are not accepted.
-        InfrastructureError: it does not answer.
+        UserError: There is no such bucket, or the credentials are not accepted.
+        InfrastructureError: The bucket does not answer.
     """
     if objects.in_place:
         return
     try:
+        # Some servers report a missing bucket like a missing key. Only a listing distinguishes the two.
         if objects.get(key) is None:
             objects.list("")
     except OSError as error:
@@ -140,21 +156,22 @@ def look(objects: ObjectStore, key: str) -> None:
 
 
 def prove_exclusive(objects: ObjectStore, key: str, data: bytes) -> None:
-    """Proves that what exists cannot be created; a place without that would let two workers win one claim.
+    """Prove that an existing key cannot be created again. Otherwise two workers could win one claim.
 
     Args:
-        objects: the place.
-        key: of an object that exists.
-        data: what it holds already, so that nothing is lost where the second create is let through.
+        objects: The store.
+        key: Key of an object that exists.
+        data: Current content of that object. If the create succeeds by mistake, nothing is lost.
 
     Raises:
-        InfrastructureError: it could be created again.
-        OSError: the place does not answer.
+        InfrastructureError: The key could be created again.
+        OSError: The store does not answer.
     """
     for number in range(_TRIES):
         try:
             created = objects.create(key, data)
         except OSError:
+            # An unclear error proves nothing in either direction, so the create is repeated.
             if number == _TRIES - 1:
                 raise
             time.sleep(_PAUSE_S * 2**number)
@@ -168,11 +185,11 @@ def prove_exclusive(objects: ObjectStore, key: str, data: bytes) -> None:
 
 
 def prove_writable(objects: ObjectStore) -> None:
-    """Writes and deletes a probe; it has content, because a full disk still takes an empty file.
+    """Write and delete a probe object. It has content, because a full disk still accepts empty files.
 
     Raises:
-        UserError: the store cannot be written.
-        InfrastructureError: it lets two writers create the same key.
+        UserError: The store cannot be written.
+        InfrastructureError: The store lets two writers create the same key.
     """
     key, data = f"probe-{uuid.uuid4().hex}", bytes(4096)
     try:
@@ -186,7 +203,7 @@ def prove_writable(objects: ObjectStore) -> None:
 
 
 def not_writable(objects: ObjectStore, error: OSError) -> SweepError:
-    """Returns what to tell the user of a store that refused a write."""
+    """Return the error to show when a store refused a write."""
     if not objects.in_place:
         return refusal(objects.url, error)
     return refused(Path(objects.url), error) or UserError(
@@ -196,7 +213,7 @@ def not_writable(objects: ObjectStore, error: OSError) -> SweepError:
 
 
 def refusal(url: str, error: OSError) -> SweepError:
-    """Returns what to tell the user of a bucket that refused, or did not answer."""
+    """Return the error to show when a bucket refused a request or did not answer."""
     scheme = url.partition("://")[0]
     said, names = error.strerror or str(error), _ENVIRONMENT.get(scheme, "")
     if error.errno == errno.ENXIO:

@@ -1,7 +1,7 @@
-"""Waiting for a shared folder that does not answer for a while, as a network file system may.
+"""Waiting while a shared folder does not answer, as happens on a network file system.
 
-Only errors that pass by themselves are waited out. A full disk, a quota, a read-only mount and a missing
-permission are answers: somebody has to do something.
+Only errors that pass by themselves are waited out. A full disk, a quota, a read-only mount or a missing
+permission needs a person, so these errors are raised at once.
 """
 
 from __future__ import annotations
@@ -39,19 +39,21 @@ TRANSIENT = frozenset(
         errno.ESHUTDOWN,
     }
 )
-"""Errors of a server, a connection or a mount that may be well again in a moment."""
+"""Errors of a server, a connection or a mount that may recover without help."""
 
 AGAIN_S, POLL_S, SAY_S = 0.1, 0.5, 2.0
-"""Pause before the second try, between looks during an outage, and how long one lasts before it is named."""
+"""Pause before the second try, poll interval during an outage, and the time after which an outage is
+reported; in seconds.
+"""
 
 
 class Outage(NamedTuple):
-    """How an outage is waited out.
+    """Settings for waiting out an outage.
 
     Attributes:
-        limit_s: seconds after which the error is raised.
-        say: takes a line when an outage begins and when it is over.
-        stop_asked: returns why waiting should end, "" while it should not.
+        limit_s: Time after which the error is raised, in seconds.
+        say: Receives one line when an outage begins and one when it ends.
+        stop_asked: Returns the reason to stop waiting, "" to go on.
     """
 
     limit_s: float
@@ -60,7 +62,7 @@ class Outage(NamedTuple):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error, or the one that caused it, may pass by itself."""
+    """Return whether an error, or the one that caused it, may pass by itself."""
     cause = error if isinstance(error, OSError) else error.__cause__
     return isinstance(cause, OSError) and cause.errno in TRANSIENT
 
@@ -75,18 +77,19 @@ def told(error: BaseException) -> str:
 
 
 def wait_out(act: Callable[[], T], answers: Callable[[], object], outage: Outage) -> T:
-    """Do something to the store; when all of the store does not answer, wait until it does and try again.
+    """Run an operation; while the whole store does not answer, wait and try again.
 
-    Where one folder errs while the rest of the store answers, a second try is all: others can go on.
+    An error of a single folder, while the rest of the store answers, is retried only once. The caller can
+    then go on with other stages instead of waiting for one.
 
     Args:
-        act: what to do.
-        answers: raises when the store as a whole does not answer.
-        outage: how long, and what to say.
+        act: The operation.
+        answers: Probe that raises when the store as a whole does not answer.
+        outage: Limit, messages and stop condition.
 
     Raises:
-        OSError: the error does not pass, is of one folder alone, or lasted longer than the limit.
-        InfrastructureError: likewise.
+        OSError: The error is not transient, concerns one folder only, or lasted longer than the limit.
+        InfrastructureError: The same, as raised by an operation that retries itself.
     """
     start_s, said, again = time.monotonic(), False, False
     while True:
@@ -98,11 +101,13 @@ def wait_out(act: Callable[[], T], answers: Callable[[], object], outage: Outage
                 raise
             if _fails(answers):
                 again = False
+                # Short hiccups are common on network file systems, and are not reported.
                 if not said and waited_s >= SAY_S:
                     outage.say(
                         f"the store does not answer ({told(error)}): waiting for up to {outage.limit_s:.0f} s"
                     )
                     said = True
+            # The store answers, so the error belongs to one folder. Two in a row are final.
             elif again:
                 raise
             else:
@@ -123,11 +128,11 @@ def _fails(answers: Callable[[], object]) -> bool:
 
 
 class PatientStore(PosixStore):
-    """A folder whose outages are waited out, for processes that would lose work by ending.
+    """A folder whose outages are waited out, for processes that would lose work by exiting.
 
     Args:
-        root: the folder.
-        outage: how long, and what to say.
+        root: The folder.
+        outage: Limit, messages and stop condition.
     """
 
     def __init__(self, root: Path, outage: Outage) -> None:
@@ -135,7 +140,9 @@ class PatientStore(PosixStore):
         self._outage, self._gave_up = outage, False
 
     def _patiently(self, act: Callable[[], T]) -> T:
-        if self._gave_up:  # once is enough, until it answers again
+        # After one full wait, fail at once until the store answers again. Otherwise each further operation of
+        # a worker that is shutting down would wait for the whole limit.
+        if self._gave_up:
             result = act()
             self._gave_up = False
             return result
@@ -143,41 +150,44 @@ class PatientStore(PosixStore):
         try:
             return wait_out(act, self._look, self._outage)
         except (OSError, InfrastructureError):
+            # An error that was raised early, by a stop or as permanent, does not count as giving up.
             self._gave_up = time.monotonic() - start_s > self._outage.limit_s
             raise
 
     def _look(self) -> None:
+        # The mark always exists, so an error here is one of the whole store.
         self.path(layout.STORE).open("rb").close()
 
     def create(self, key: str, data: bytes) -> bool:
-        """As of a folder."""
+        """Create as in a folder, waiting out outages."""
         return self._patiently(lambda: super(PatientStore, self).create(key, data))
 
     def put(self, key: str, data: bytes) -> None:
-        """As of a folder."""
+        """Write as in a folder, waiting out outages."""
         self._patiently(lambda: super(PatientStore, self).put(key, data))
 
     def get(self, key: str) -> bytes | None:
-        """As of a folder."""
+        """Read as in a folder, waiting out outages."""
         return self._patiently(lambda: super(PatientStore, self).get(key))
 
     def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
-        """As of a folder."""
+        """Read as in a folder, waiting out outages."""
         return self._patiently(lambda: super(PatientStore, self).read_from(key, start, limit))
 
     def list(self, prefix: str) -> Listing:
-        """As of a folder."""
+        """List as in a folder, waiting out outages."""
         return self._patiently(lambda: super(PatientStore, self).list(prefix))
 
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
-        """As of a folder."""
+        """Walk as in a folder, waiting out outages."""
+        # An iterator would be empty at the second try.
         wanted = [*prefixes]
         return self._patiently(lambda: super(PatientStore, self).trees(wanted))
 
     def workspace(self, prefix: str) -> Path:
-        """As of a folder."""
+        """Create the folder as in a folder store, waiting out outages."""
         return self._patiently(lambda: super(PatientStore, self).workspace(prefix))
 
     def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
-        """As of a folder."""
+        """Sync as in a folder, waiting out outages."""
         self._patiently(lambda: super(PatientStore, self).upload(prefix, pulse=pulse))

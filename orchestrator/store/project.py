@@ -1,11 +1,11 @@
-"""Which files are a project's code: what git tracks or would, or else what lies in the folder.
+"""The files of a project's code: what git tracks or would track, or else the content of the folder.
 
-- In a git work tree: tracked files that are there, and untracked ones that are not ignored. Nested
-  repositories and submodules that are initialised are listed by their own git.
-- Elsewhere: everything but hidden folders, ``node_modules`` and virtual environments.
-- Never ``__pycache__``: Python rewrites what is in it.
-- A symbolic link stays one, relative, when its target is in the list too. Else the content of a file takes
-  its place; a folder outside is left out: it is data.
+- In a git work tree: tracked files that exist, and untracked files that are not ignored. Nested repositories
+  and initialised submodules are listed by their own git.
+- Elsewhere: all files except hidden folders, ``node_modules`` and virtual environments.
+- Never ``__pycache__``, which Python rewrites.
+- A symbolic link stays a link, made relative, when its target is listed too. Otherwise the content of the
+  target file takes its place. A link to a folder outside is left out, because such folders hold data.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from orchestrator.errors import UserError
 from orchestrator.provenance import git_environment
 
 MAX_LISTED = 200_000
-"""Enough to name what is too much; a home folder may hold millions of files."""
+"""Most files to list. A home folder may hold millions, and an error message needs only the largest."""
 
 
 class Found(NamedTuple):
     """A file or link of a project.
 
     Attributes:
-        path: relative to the project's root, with ``/``.
-        source: where its content is read.
-        link: target of a link, relative to the link's own folder; "" of a file.
-        mode: permissions.
+        path: Path relative to the project's root, with ``/``.
+        kind: File, executable file, or link.
+        source: Path from which the content is read.
+        size: Size in bytes; of a link, the length of its target.
+        mode: Permission bits.
+        link: Target of a link, relative to the link's folder; "" for a file.
     """
 
     path: str
@@ -46,41 +48,48 @@ class Found(NamedTuple):
 
 
 def root_of(folder: Path) -> Path:
-    """Returns the top of the git work tree that lists a folder, or else the folder itself.
+    """Return the top of the git work tree that contains a folder, or the folder itself.
+
+    The folder itself is also returned when git ignores it, because then its files would not be listed.
 
     Args:
-        folder: absolute and resolved.
+        folder: Absolute and resolved path.
 
     Raises:
-        UserError: git refuses to read the work tree.
+        UserError: Git refuses to read the work tree.
     """
     top = git(folder, "rev-parse", "--show-toplevel")
     if not top:
         return folder
     root = Path(os.fsdecode(top.removesuffix(b"\n")))
+    # Example: a scratch folder inside a repository, listed in its .gitignore.
     if folder != root and git(root, "check-ignore", "--quiet", "--", str(folder)) is not None:
         return folder
     return root
 
 
 def paths_in(root: Path, left_out: Sequence[Path] = ()) -> set[Path]:
-    """Lists the files and links of a project, `MAX_LISTED` at most.
+    """List the files and links of a project, at most `MAX_LISTED`.
 
     Args:
-        root: absolute and resolved.
-        left_out: folders of which nothing is listed.
+        root: Absolute and resolved path.
+        left_out: Folders whose files are not listed.
 
     Raises:
-        UserError: git refuses to read a work tree.
+        UserError: Git refuses to read a work tree.
     """
     return set(islice(_listed(root, left_out), MAX_LISTED))
 
 
 def files_of(root: Path, paths: Iterable[Path]) -> list[Found]:
-    """Describes the files of a project, sorted by path; those that are gone are left out.
+    """Describe the files of a project, sorted by path. Files that no longer exist are left out.
+
+    Args:
+        root: The project's root.
+        paths: Files and links below it.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: A file cannot be read.
     """
     links: list[Path] = []
     found: dict[str, Found] = {}
@@ -88,7 +97,7 @@ def files_of(root: Path, paths: Iterable[Path]) -> list[Found]:
         try:
             info = path.lstat()
         except (FileNotFoundError, NotADirectoryError):
-            continue  # git tracks it, and it was deleted
+            continue  # tracked by git, but deleted
         except OSError as error:
             raise unreadable(path, error) from error
         if stat.S_ISLNK(info.st_mode):
@@ -98,25 +107,26 @@ def files_of(root: Path, paths: Iterable[Path]) -> list[Found]:
     listed = {*found, *(parent.as_posix() for name in found for parent in Path(name).parents)}
     kept = {file.path: file for link in links if (file := _link(link, root, listed)) is not None}
     for name in list(found):
+        # A link to a folder covers the files below it; they are listed under their real path.
         if any(parent.as_posix() in kept for parent in Path(name).parents):
-            del found[name]  # it was named through a link
+            del found[name]
     return [file for _, file in sorted({**found, **kept}.items())]
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """Returns the error for a file that cannot be read."""
+    """Return the error for a file that cannot be read."""
     return UserError(f"cannot read {path}: {error.strerror}", fix="mend it, or list it in .gitignore")
 
 
 def everything_in(root: Path) -> list[Found]:
-    """Lists a package's files, whatever git says of them, without compiled and hidden ones."""
+    """List a package's files without compiled and hidden ones, whether or not git ignores them."""
     paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
     shown = [path for path in paths if not any(is_hidden(p) for p in path.relative_to(root).parts)]
     return sorted(_file(p, root, p, p.stat()) for p in shown if p.suffix != ".pyc" and p.is_file())
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a name is of what a listing does not show, or what Python rewrites."""
+    """Return whether a name is hidden, or a folder that Python rewrites."""
     return name.startswith(".") or name == "__pycache__"
 
 
@@ -126,25 +136,28 @@ def _file(path: Path, root: Path, source: Path, info: os.stat_result) -> Found:
 
 
 def _link(path: Path, root: Path, listed: set[str]) -> Found | None:
+    """Describe a link, or the file that it leads to; return None when there is nothing to include."""
     try:
         target = path.resolve(strict=True)
         info = target.stat()
-    except (OSError, RuntimeError):  # it leads nowhere, or in a circle
+    except (OSError, RuntimeError):  # dangling or circular
         return None
     if target.is_relative_to(root) and target.relative_to(root).as_posix() in listed:
+        # Relative, so that the link leads to the file in the snapshot, not to the original.
         text = os.path.relpath(target, path.parent)
         return Found(path.relative_to(root).as_posix(), "link", path, len(os.fsencode(text)), link=text)
     return _file(path, root, target, info) if stat.S_ISREG(info.st_mode) else None
 
 
 def _listed(folder: Path, left_out: Sequence[Path]) -> Iterator[Path]:
+    """Yield the files of a folder, including those of submodules and nested repositories."""
     by_git = _list_by_git(folder, left_out) if (folder / ".git").exists() else None
     outside = tuple(str(path) for path in left_out)
     for path in _walk(folder, left_out) if by_git is None else by_git:
         text = str(path)
         if "/__pycache__/" in text or any(text == out or text.startswith(f"{out}/") for out in outside):
             continue
-        if _is_folder(path):  # a submodule or another repository
+        if _is_folder(path):  # a submodule or a nested repository
             yield from _listed(path, left_out)
         else:
             yield path
@@ -158,9 +171,12 @@ def _is_folder(path: Path) -> bool:
 
 
 def _list_by_git(folder: Path, left_out: Sequence[Path]) -> list[Path] | None:
+    """Return the files that git lists; None when git cannot be used here."""
     inside = [path.relative_to(folder).as_posix() for path in left_out if path.is_relative_to(folder)]
+    # Escape characters that are special in git's patterns.
     patterns = [re.sub(r"([^/\w.-])", r"\\\1", name) for name in inside if name != "."]
-    excluded = [f"--exclude=/{pattern}" for pattern in patterns]  # a store may hold millions of files
+    # Excluded already by git, because a store may hold millions of files.
+    excluded = [f"--exclude=/{pattern}" for pattern in patterns]
     listing = git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard", *excluded)
     if listing is None:
         return None
@@ -169,10 +185,10 @@ def _list_by_git(folder: Path, left_out: Sequence[Path]) -> list[Path] | None:
 
 
 def _walk(folder: Path, left_out: Sequence[Path]) -> Iterator[Path]:
-    """Yields files, and folders that are git work trees of their own."""
+    """Yield files, and folders that are git work trees of their own."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except (FileNotFoundError, PermissionError):  # nothing there that could be imported
+    except (FileNotFoundError, PermissionError):  # a folder that cannot be read cannot be imported either
         return
     for entry in entries:
         path = Path(entry.path)
@@ -187,12 +203,21 @@ def _walk(folder: Path, left_out: Sequence[Path]) -> Iterator[Path]:
 
 
 def is_installed(path: Path) -> bool:
-    """Tell whether a folder is of an environment, which is recorded apart."""
+    """Return whether a folder belongs to an environment, whose packages are recorded separately."""
     return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
 
 def git(folder: Path, *words: str, given: bytes = b"") -> bytes | None:
-    """Return what git says; None when it says no, when it is not installed, or outside of a work tree."""
+    """Return the output of a git command; None when it reports "no", is not installed, or finds no work tree.
+
+    Args:
+        folder: Folder in which git runs.
+        words: Arguments of git.
+        given: Standard input.
+
+    Raises:
+        UserError: Git failed for another reason, such as a work tree that belongs to another user.
+    """
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words],
@@ -203,6 +228,7 @@ def git(folder: Path, *words: str, given: bytes = b"") -> bytes | None:
         )
     except FileNotFoundError:
         return None
+    # Exit code 1 is an answer: "not ignored", or "nothing found".
     if done.returncode in (0, 1):
         return done.stdout if done.returncode == 0 else None
     says = done.stderr.decode(errors="replace").strip()
@@ -216,12 +242,13 @@ def git(folder: Path, *words: str, given: bytes = b"") -> bytes | None:
 
 
 class _WorkTree(NamedTuple):
-    """Where a folder really lies.
+    """The real location of a folder.
 
     Attributes:
-        folder: without symbolic links.
-        tree: the top of its git work tree, "" without one.
-        doors: work trees, and paths in them that lead here: links to folders, and work trees inside.
+        folder: Path without symbolic links.
+        tree: Top of its git work tree, "" without one.
+        doors: Pairs of a work tree and a path in it through which the folder is reached: a link to a folder,
+            or a nested work tree. If git ignores one of them, it ignores the folder.
     """
 
     folder: str
@@ -230,12 +257,17 @@ class _WorkTree(NamedTuple):
 
 
 class Ignored:
-    """What git ignores below a folder, beyond symbolic links and in work trees inside too.
+    """The files that git ignores below a folder, also beyond symbolic links and in nested work trees.
 
-    Git answers for no path beyond a link, nor for one in a submodule. Answers are kept.
+    Git answers neither for a path beyond a link nor for one in a submodule. Each path is therefore translated
+    into queries to the work trees that it passes through, and is ignored when any of them ignores it::
+
+        project/link/x.py, link -> /data/repo/sub     queries: "link" in project, "sub/x.py" in /data/repo
+
+    Results are cached.
 
     Args:
-        root: absolute and resolved.
+        root: Absolute and resolved path.
     """
 
     def __init__(self, root: Path) -> None:
@@ -247,8 +279,8 @@ class Ignored:
         """Return the paths that git does not ignore.
 
         Args:
-            paths: of files below the root.
-            known: paths of which git need not be asked, since it tracks them.
+            paths: Files below the root.
+            known: Paths that git tracks, which need no query.
         """
         paths = list(paths)
         asked = {
@@ -258,6 +290,7 @@ class Ignored:
         for tree, path in (question for questions in asked.values() for question in questions):
             if (tree, path) not in self._answers:
                 missing[tree].add(path)
+        # One git process per work tree, for all paths at once.
         for tree, names in missing.items():
             ignored = _ignored(tree, sorted(names))
             self._answers.update({(tree, name): name in ignored for name in names})
@@ -266,11 +299,13 @@ class Ignored:
         return [path for path in paths if not self._files.get(path)]
 
     def _questions(self, path: str) -> list[tuple[str, str]]:
+        """Return the queries, as (work tree, path), that decide about one file."""
         folder, name = os.path.split(path)
         place = self._place(folder)
         return [*place.doors, *_question(place, name)]
 
     def _place(self, folder: str) -> _WorkTree:
+        """Return where a folder really lies; derived from its parent, and cached."""
         if folder not in self._places:
             parent, name = self._place(os.path.dirname(folder)), os.path.basename(folder)  # noqa: PTH119, PTH120
             real = os.path.realpath(os.path.join(parent.folder, name))  # noqa: PTH118
@@ -287,22 +322,27 @@ def _question(place: _WorkTree, name: str) -> tuple[tuple[str, str], ...]:
 
 
 def _is_tree(folder: str) -> bool:
-    """Tell whether a folder is the top of a work tree that git reads."""
+    """Return whether a folder is the top of a work tree that git can read."""
     if not os.path.lexists(os.path.join(folder, ".git")):  # noqa: PTH118
         return False
     try:
         top = git(Path(folder), "rev-parse", "--show-toplevel")
-    except UserError:  # as without git
+    except UserError:  # git refuses to read it: treat it as a plain folder
         return False
     return top is not None and os.fsdecode(top.removesuffix(b"\n")) == folder
 
 
 def _tree_of(folder: str) -> str:
+    """Return the innermost work tree that contains a folder, "" when there is none."""
     return next((str(path) for path in (Path(folder), *Path(folder).parents) if _is_tree(str(path))), "")
 
 
 def _ignored(tree: str, names: Sequence[str]) -> set[str]:
-    """Return which paths git ignores; one that it refuses hides no answer to the others."""
+    """Return the paths that git ignores.
+
+    Git fails as a whole when it rejects one path. The list is then halved until the rejected path is alone,
+    so that all others get their answer.
+    """
     asked = b"\0".join(os.fsencode(name) for name in names)
     try:
         listing = git(Path(tree), "check-ignore", "-z", "--stdin", given=asked)

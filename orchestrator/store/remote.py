@@ -1,4 +1,4 @@
-"""A store in a bucket: records are objects, payload is prepared and fetched through a node-local cache."""
+"""A store in a bucket. Records are objects; payload is prepared in, and downloaded to, a node-local cache."""
 
 from __future__ import annotations
 
@@ -13,23 +13,32 @@ from orchestrator.store.client import Connection, Move
 from orchestrator.store.objects import TEMPORARY, Listing, idle
 
 LEASE_S = 120.0
-"""At least: a live worker may be silent for one heartbeat's interval and limit, and a record that it reads in
-five tries of 10 s each; a bucket shows each write at once, so nothing is added for caches of others."""
+"""Shortest lease in seconds. A live worker may be silent for a heartbeat interval and its time limit (20 s),
+plus one record that it reads in five tries of 10 s each. A bucket shows a write at once, so no time is added
+for caches.
+"""
 
 _WRITTEN_ONCE = ("payload/", "code/")
 
 
 class Transfer(NamedTuple):
-    """An upload on its way."""
+    """An upload in progress.
+
+    Attributes:
+        connection: Connection that performs it.
+        number: Number of the call.
+    """
 
     connection: Connection
     number: int
 
     def is_done(self) -> bool:
-        """Tells whether it is over; asks nobody and waits for nothing.
+        """Return whether the upload has finished, without waiting.
+
+        After it has returned True, it must not be called again: the reply can be taken only once.
 
         Raises:
-            OSError: it failed, or the broker was lost.
+            OSError: The upload failed, or the broker was lost.
         """
         answer = self.connection.taken(self.number)
         if answer is not None and answer.error:
@@ -41,11 +50,11 @@ class RemoteStore:
     """A bucket, or a prefix in one, at ``s3://`` or ``gs://``.
 
     Args:
-        url: the address, normalised.
-        home: of the caches; by default as the environment says.
+        url: The address, normalised.
+        home: Folder of the caches; None for the one that the environment names.
 
     Raises:
-        UserError: the environment's limit of the cache is no number.
+        UserError: The cache limit in the environment is not a number.
     """
 
     in_place = False
@@ -55,44 +64,45 @@ class RemoteStore:
         self.url = url
         self.cache = Cache(url, home)
         self._connection = Connection(url)
+        # Payload prefixes that this process has prepared.
         self._own: set[str] = set()
 
     def close(self) -> None:
-        """Ends the broker; the next operation starts another."""
+        """Stop the broker; the next operation starts another."""
         self._connection.close()
 
     # Records
 
     def create(self, key: str, data: bytes) -> bool:
-        """Puts under the condition that there is no such key; never tried twice."""
+        """Create an object on the condition that it is absent, without a retry."""
         return bool(self._connection.call("create", key, data=data))
 
     def put(self, key: str, data: bytes) -> None:
-        """Puts; an object is replaced as a whole."""
+        """Write an object as a whole."""
         self._connection.call("put", key, data=data)
 
     def get(self, key: str) -> bytes | None:
-        """Reads an object."""
+        """Read an object."""
         data: bytes | None = self._connection.call("get", key)
         return data
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes | None]:
-        """Reads many objects at a time."""
+        """Read many objects concurrently."""
         asked = list(keys)
         return dict(zip(asked, self._connection.call("get_many", *asked), strict=True)) if asked else {}
 
     def read_from(self, key: str, start: int, limit: int | None = None) -> bytes:
-        """Reads the rest of an object, or the next bytes of it."""
+        """Read an object from a byte offset."""
         data: bytes = self._connection.call("read_from", key, start=start, limit=limit)
         return data
 
     def list(self, prefix: str) -> Listing:
-        """Lists one level."""
+        """List one level."""
         files, folders = self._connection.call("list", prefix)
         return Listing(_shown(files), _shown(folders))
 
     def list_many(self, prefixes: Iterable[str]) -> dict[str, Listing]:
-        """Lists one level of many prefixes at a time."""
+        """List one level of many prefixes concurrently."""
         asked = list(prefixes)
         found = self._connection.call("list_many", *asked) if asked else []
         return {
@@ -101,20 +111,20 @@ class RemoteStore:
         }
 
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Lists all under many prefixes at a time; a bucket says the sizes with the names."""
+        """List all objects under many prefixes; a bucket lists sizes together with names."""
         asked = list(prefixes)
         return dict(zip(asked, self._connection.call("trees", *asked), strict=True)) if asked else {}
 
     # Payload
 
     def folder(self, prefix: str) -> Path:
-        """Where it is, or would be, in the cache."""
+        """Return the place in the cache."""
         return self.cache.folder(prefix)
 
     def workspace(self, prefix: str) -> Path:
-        """A folder in the cache; of a payload it is empty at first, since nobody else has prepared it."""
+        """Return a folder in the cache; for payload, it is empty at first use."""
         if prefix.startswith("payload/") and prefix not in self._own:
-            self.cache.clear(prefix)  # of a store that was at this address before
+            self.cache.clear(prefix)  # left by an earlier store at this address
             self._own.add(prefix)
         path = self.cache.hold(prefix)
         path.mkdir(parents=True, exist_ok=True)
@@ -122,10 +132,11 @@ class RemoteStore:
         return path
 
     def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
-        """Uploads what is not there yet; what is written once is there when its size is right."""
+        """Upload new and changed files. Under keys that are written once, an equal size is enough."""
         root = self.folder(prefix)
         paths = [Path(place, name) for place, _, names in os.walk(root) for name in names]
         files = [p for p in paths if p.is_file() and not p.name.startswith(TEMPORARY)]
+        # These files never change, so an upload that was interrupted can continue where it stopped.
         there = self.trees([prefix])[prefix] if prefix.startswith(_WRITTEN_ONCE) else {}
         moves = [self._move(prefix, path.relative_to(root).as_posix()) for path in files]
         skip = len(prefix) + 1
@@ -134,21 +145,21 @@ class RemoteStore:
             self._connection.call("upload", moves=moves, pulse=pulse)
 
     def begin_upload(self, prefix: str, paths: Iterable[str], *, folder: Path | None = None) -> Transfer:
-        """Begins to upload some files, and returns at once.
+        """Start an upload of some files, and return at once.
 
         Args:
-            prefix: where to.
-            paths: relative to the prefix.
-            folder: where they are instead of in the cache's own place.
+            prefix: Destination.
+            paths: Paths relative to the prefix.
+            folder: Folder with the files, if it is not the prefix's place in the cache.
 
         Raises:
-            OSError: a file is gone, or the broker cannot be reached.
+            OSError: A file is missing, or the broker cannot be reached.
         """
         moves = [self._move(prefix, path, folder) for path in paths]
         return Transfer(self._connection, self._connection.begin("upload", moves=moves))
 
     def discard(self, prefix: str) -> None:
-        """Deletes objects, and leaves what lies here to who wrote it."""
+        """Delete objects, but keep the local files, which belong to their writer."""
         self._connection.call("delete", prefix)
 
     def _move(self, prefix: str, path: str, folder: Path | None = None) -> Move:
@@ -163,8 +174,9 @@ class RemoteStore:
         content: bool = True,
         pulse: Callable[[], object] = idle,
     ) -> Path:
-        """Downloads what is not in the cache as recorded; the content of what is there is compared first."""
+        """Download files that the cache does not hold as recorded."""
         folder = self.cache.hold(prefix)
+        # The common case needs no lock.
         if all(_is_there(folder, file) for file in files) and not content:
             return folder
         with self.cache.filling(prefix, pulse):
@@ -177,22 +189,25 @@ class RemoteStore:
                     )
             if missing:
                 for move in missing:
-                    Path(move.path).unlink(missing_ok=True)  # a copy, whose links elsewhere stay
+                    # The download skips absent objects, and a stale copy must not stand in for one. Hard
+                    # links elsewhere stay.
+                    Path(move.path).unlink(missing_ok=True)
                 self.cache.shrink()
                 self._connection.call("download", moves=missing, pulse=pulse)
         return folder
 
     def release(self, prefix: str) -> None:
-        """The cache may remove it from now on."""
+        """Allow the cache to evict the folder."""
         self.cache.release(prefix)
 
     def delete(self, prefix: str) -> None:
-        """Deletes all objects under a prefix, and their copies here."""
+        """Delete all objects under a prefix, and their local copies."""
         self._connection.call("delete", prefix)
         self.cache.clear(prefix)
 
 
 def _shown(names: Sequence[str]) -> tuple[str, ...]:
+    # Hidden names are skipped as in a folder store.
     return tuple(name for name in names if not name.startswith("."))
 
 

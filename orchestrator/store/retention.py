@@ -1,7 +1,13 @@
-"""Retention (rule 7): files that nobody needs any more are recorded as retired, durably, and then deleted.
+"""Retention (rule 7): record durably which files nobody needs any more, then delete them.
 
-It deletes payload only, of stages that are done, and knows no more of the files than what the stages that
-took them said. Every step may be repeated: whoever comes next finishes what another began.
+Only payload of finished stages is deleted. Which files go is decided by the stages that took a product: each
+of them recorded what it keeps. The record comes first, so that an absent file is never mistaken for damage.
+Every step is idempotent, so any process can finish a deletion that another one began::
+
+    1. product of `train`: model.safetensors, optimizer.safetensors
+    2. `evaluate` is done, and keeps model.safetensors under policy "best"
+    3. write retired/train/best/<digest>.1.json: optimizer.safetensors
+    4. delete the file; after a crash here, a later process repeats this step
 """
 
 from __future__ import annotations
@@ -21,17 +27,17 @@ from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
 
 _PAYLOAD = (layout.OUTPUT, layout.CHECKPOINTS, layout.SCRATCH, layout.WORK)
-"""What is deleted of an attempt; its log and metrics stay."""
+"""Folders of an attempt that may be deleted. Its log and metrics stay."""
 
 
 class Leftover(NamedTuple):
-    """A stage of which there is payload to delete.
+    """A stage with payload to delete, or with an attempt that may still be running.
 
     Attributes:
-        node: the stage.
-        evidence: what the store says of it.
-        num_files: that would be deleted.
-        num_bytes: of these files.
+        node: The stage instance.
+        evidence: Its evidence in the store.
+        num_files: Number of files that would be deleted.
+        num_bytes: Their size in bytes.
     """
 
     node: StageInstance
@@ -41,14 +47,20 @@ class Leftover(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether an attempt of it may still be at work."""
+        """Whether an attempt of the stage may still be running."""
         attempts = self.evidence.attempts
         is_ended = self.evidence.done is not None or not attempts or attempts[-1].end is not None
         return not is_ended and self.evidence.liveness is not Liveness.GONE
 
 
 class UnusedCode(NamedTuple):
-    """A code snapshot, or what a launch that died left of one, that nothing in use names."""
+    """A code snapshot that nothing in use names, or the remains of one whose launch died.
+
+    Attributes:
+        digest: Digest of the snapshot.
+        num_files: Number of its files.
+        num_bytes: Their size in bytes.
+    """
 
     digest: str
     num_files: int
@@ -56,7 +68,7 @@ class UnusedCode(NamedTuple):
 
 
 def unused_code(ledger: Ledger, used: Collection[str]) -> list[UnusedCode]:
-    """Return the code snapshots in a store but for those whose digests are given."""
+    """Return the code snapshots in a store, except those with the given digests."""
     listing = ledger.objects.list(layout.CODE)
     names = {name.partition(".")[0] for name in (*listing.files, *listing.folders)}
     digests = sorted(names - set(used))
@@ -69,7 +81,11 @@ def unused_code(ledger: Ledger, used: Collection[str]) -> list[UnusedCode]:
 
 
 def delete_code(ledger: Ledger, found: Iterable[UnusedCode]) -> None:
-    """Delete code snapshots, first what makes one count: a launch that needs it meanwhile stores it anew."""
+    """Delete code snapshots, each record first.
+
+    Without the record, a snapshot does not count. A launch that needs the same code meanwhile then stores it
+    again, instead of relying on files that are about to be deleted.
+    """
     for code in found:
         for key in (layout.code_record(code.digest), *_places(code.digest)):
             ledger.objects.delete(key)
@@ -80,7 +96,7 @@ def _places(digest: str) -> tuple[str, str]:
 
 
 def leftovers(ledger: Ledger, nodes: Sequence[StageInstance]) -> list[Leftover]:
-    """Return the stages, of some, that have payload to delete."""
+    """Return those of the given stages that have payload to delete or may still be running."""
     prefixes = {node.digest: f"payload/{node.stage}/{node.digest}" for node in nodes}
     trees = ledger.objects.trees(prefixes.values())
     found = []
@@ -93,30 +109,39 @@ def leftovers(ledger: Ledger, nodes: Sequence[StageInstance]) -> list[Leftover]:
         ]
         evidence = snapshot.evidence(node.digest)
         left = Leftover(node, evidence, len(sizes), sum(sizes))
+        # A running attempt is returned even without files, so that the caller can refuse.
         if sizes or left.is_open:
             found.append(left)
     return found
 
 
 def delete(ledger: Ledger, found: Iterable[Leftover], *, by: str) -> None:
-    """Delete the payload of stages none of which has an attempt at work.
+    """Delete the payload of stages. None of them may have a running attempt.
 
     Args:
-        ledger: the store.
-        found: what `leftovers` returned.
-        by: who asks, for the record.
+        ledger: The store.
+        found: Result of `leftovers`.
+        by: User who requested it, for the record.
     """
     for node, evidence, _, _ in found:
         kept: set[int] = set()
         if evidence.done is not None and not _retired(ledger, node, evidence.done, evidence.retired, by):
             kept.add(evidence.done.attempt)
         for number in ledger.numbers(node):
+            # A product that could not be retired keeps its output, and loses only the rest.
             for name in _PAYLOAD if number not in kept else _PAYLOAD[1:]:
                 ledger.objects.delete(f"{layout.payload(node.stage, node.digest, number)}/{name}")
 
 
 def _retired(ledger: Ledger, node: StageInstance, done: Done, before: tuple[Retired, ...], by: str) -> bool:
-    """Record that all files of a product are absent by decision; False when no record is left for it."""
+    """Record that all files of a product are absent on purpose.
+
+    A record exists once per policy and is never changed. If the first policy's record is taken, the next one
+    is used.
+
+    Returns:
+        Whether the files may be deleted; False when every policy has a record that does not cover them.
+    """
     files = remaining_files(done.files, before)
     if not files:
         return True
@@ -148,20 +173,21 @@ def retain(
     sources: Collection[str] | None = None,
     trusted: set[tuple[str, int]] | None = None,
 ) -> list[Retired]:
-    """Retires what the policy lets go of products whose takers in the sweep are all done.
+    """Retire files of products whose consumers in the sweep are all done, as the policy allows.
 
-    Deletions that another recorded and did not finish are finished, whatever the policy.
+    Deletions that were recorded earlier and not finished are finished, whatever the policy is now.
 
     Args:
-        ledger: the store.
-        sweep: whose stages may still need a product; another sweep that does is told by its own evidence.
-        policy: what is kept.
-        by: who asks, for the record.
-        sources: digests of the products to look at; None for all that are taken by a stage.
-        trusted: products whose files were compared before.
+        ledger: The store.
+        sweep: Sweep whose stages may still need a product. Another sweep that takes the product sees the
+            `retired` record.
+        policy: Which files to keep.
+        by: User or worker on whose behalf this runs, for the record.
+        sources: Digests of the products to consider; None for all that another stage takes.
+        trusted: (digest, generation) of products whose files were compared before.
 
     Returns:
-        What this call was the first to retire.
+        The records that this call was the first to write.
     """
     takers: dict[str, list[StageInstance]] = {}
     for node in sweep.nodes.values():
@@ -169,6 +195,7 @@ def retain(
             takers.setdefault(taken.digest, []).append(node)
     snapshot = EvidenceReader(ledger, sweep.nodes.values(), count_attempts=False, trusted=trusted)
     news = []
+    # Products that no stage takes are results, and are always kept.
     for digest in takers if sources is None else sources:
         source, evidence = sweep.nodes[digest], snapshot.evidence(digest)
         if evidence.done is None:
@@ -176,9 +203,10 @@ def retain(
         retired = evidence.retired
         decided = _decide(snapshot, source, evidence.done, takers[digest], policy, retired=retired, by=by)
         if decided is not None:
+            # Another process may win this record; its list of files then applies.
             if ledger.retire(source, decided):
                 news.append(decided)
-            retired = ledger.retired(source, evidence.generation)  # what stands, whoever wrote it
+            retired = ledger.retired(source, evidence.generation)  # the record that exists, whoever wrote it
         for record in retired:
             _delete(ledger, source, record, keep_checkpoints=policy.keep_checkpoints)
     return news
@@ -194,7 +222,7 @@ def _decide(
     retired: tuple[Retired, ...],
     by: str,
 ) -> Retired | None:
-    """Returns the record to make, None while a taker is not done or wants to keep what there is."""
+    """Return the record to write; None while a consumer is not done, or nothing may be deleted."""
     if policy.retention == "all" or any(record.policy == policy.retention for record in retired):
         return None
     made: list[Done] = []
@@ -220,10 +248,11 @@ def _decide(
 
 
 def _delete(ledger: Ledger, source: StageInstance, retired: Retired, *, keep_checkpoints: bool) -> None:
-    """Deletes what a record names, in its order: when the last file is gone, so are the others."""
+    """Delete the files that a record names, in its order; the last one marks the deletion as unfinished."""
     if not retired.files:
         return
     output = layout.output(source.stage, source.digest, retired.attempt)
+    # The last file is deleted last. Once it is absent, the deletion was completed, and one listing shows it.
     folder, _, name = f"{output}/{retired.files[-1].path}".rpartition("/")
     if name not in ledger.objects.list(folder).files:
         return
@@ -234,24 +263,26 @@ def _delete(ledger: Ledger, source: StageInstance, retired: Retired, *, keep_che
 
 
 def drop_work(ledger: Ledger, node: StageInstance, attempts: Iterable[Attempt], *, generation: int) -> None:
-    """Deletes what attempts of a finished stage left that is no product: checkpoints, scratch, work, half
+    """Delete what attempts of a finished stage left besides the product: checkpoints, scratch, work, partial
     outputs.
 
-    These may be hard links to the product's files: while they stay, deleting those would free nothing.
+    These files may be hard links to the product's files. While they exist, deleting the product's files frees
+    no space.
 
     Args:
-        ledger: the store.
-        node: the stage, which is done.
-        attempts: of the stage; those that make a later generation are left alone.
-        generation: of its product.
+        ledger: The store.
+        node: The stage instance, which is done.
+        attempts: Its attempts. Those that make a later generation are left alone.
+        generation: Generation of its product.
     """
     named = set()
     for earlier in range(1, generation + 1):
         done, problem = ledger.product(node, earlier)
         if problem:
-            return  # unreadable: any output may be what it names
+            return  # with an unreadable record, any output may belong to a product
         named.update([done.attempt] if done else [])
     for attempt in attempts:
+        # A later generation is being made by an attempt that may still run.
         if attempt.claim is None or attempt.claim.generation > generation:
             continue
         key = layout.payload(node.stage, node.digest, attempt.number)

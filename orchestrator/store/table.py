@@ -1,4 +1,6 @@
-"""The result rows of a sweep as one flat table: the engine's columns, then what the stages returned."""
+"""The result rows of a sweep as one flat table: columns of the engine, then the values that stages
+returned.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,23 @@ def collect_rows(
     statuses: dict[str, CellStatus],
     snapshot: EvidenceReader,
 ) -> Rows:
-    """Returns one row for each row of each finished stage of the cells.
+    """Return one row for each result row of each finished stage of the cells.
 
-    The columns: cell, one per axis, the sweep's `columns` (lists joined by commas), sweep, revision, stage,
-    attempts (of the cell), seconds (wall time of the stage), code (of the attempt that made the product),
-    then what the stage returned. Of one of `columns` that the stage returns too, the stage's value is
-    shown. What it returns under the name of an axis, if it is another value, or of another column of the
-    engine, is kept as ``row_<name>``: a label says what ran.
+    The columns are: cell, one per axis, the sweep's `columns` (lists joined by commas), sweep, revision,
+    stage, attempts (of the cell), seconds (wall time of the stage), code (version that made the product), and
+    then the values that the stage returned.
+
+    A stage may return a value under a name that is already taken. For one of the sweep's `columns`, the
+    returned value replaces the configured one. Under the name of an axis, or of a column of the engine, it is
+    kept as ``row_<name>``, because a label describes what ran. It is dropped when it equals the label of the
+    axis.
+
+    Args:
+        sweep: The sweep.
+        revision: Number of its revision.
+        cells: Cells whose rows are wanted.
+        statuses: Cell id to status.
+        snapshot: Evidence of the sweep's stages.
     """
     rows: Rows = []
     for cell in cells:
@@ -58,6 +70,7 @@ def collect_rows(
 def _row(
     engine: Mapping[str, Any], axes: Mapping[str, Any], labels: Mapping[str, Any], returned: Mapping[str, Any]
 ) -> dict[str, Any]:
+    # Names that a stage cannot overwrite. A returned value that only repeats its axis is no conflict.
     own = {*engine, *(axis for axis in axes if axis in returned and not _same(returned[axis], axes[axis]))}
     named = {**labels, **returned}
     first = {name: labels[name] if name in own else named[name] for name in labels if name not in engine}
@@ -66,6 +79,7 @@ def _row(
     for name in [*engine, *(axis for axis in axes if axis in own and axis not in engine)]:
         if name in named:
             other = f"row_{name}"
+            # A stage may itself return a value named row_<name>.
             while other in row:
                 other = f"row_{other}"
             row[other] = named[name]
@@ -73,14 +87,15 @@ def _row(
 
 
 def _same(value: Any, label: Any) -> bool:
-    """Tell whether a returned value says the same as the label of an axis."""
+    """Return whether a returned value means the same as the label of an axis."""
+    # In Python, True equals 1; as values of an axis they differ.
     return (value == label and isinstance(value, bool) == isinstance(label, bool)) or _text(value) == _text(
         label
     )
 
 
 def _typed(cell: Cell, axis: str, label: str) -> Any:
-    """Returns the number, truth value or null that a label is the text of, else the label."""
+    """Return a label as the number, boolean or null that it was made from, else as text."""
     value = pick(cell.config, axis)
     is_scalar = value is None or isinstance(value, bool | int | float)
     return value if is_scalar and scalar_text(value) == label else label
@@ -91,7 +106,7 @@ def _flat(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Returns a value as a field of CSV: lists joined by commas, what is nested as JSON, null empty."""
+    """Return a value as a CSV field: lists joined by commas, nested values as JSON, null as empty."""
     match value:
         case None:
             return ""
@@ -102,7 +117,7 @@ def _text(value: Any) -> str:
 
 
 def write_table(rows: Rows, path: Path, kind: str) -> None:
-    """Writes rows as Parquet or CSV; absent values are null."""
+    """Write rows as Parquet or CSV; absent values are null."""
     if kind == "parquet":
         _write_parquet(rows, path)
     else:
@@ -111,7 +126,7 @@ def write_table(rows: Rows, path: Path, kind: str) -> None:
 
 
 def write_csv(rows: Rows, stream: TextIO) -> None:
-    """Writes rows as CSV with a header; nothing at all without rows."""
+    """Write rows as CSV with a header; write nothing when there are no rows."""
     columns = _columns(rows)
     if columns:
         writer = csv.writer(stream, lineterminator="\n")
@@ -120,7 +135,7 @@ def write_csv(rows: Rows, stream: TextIO) -> None:
 
 
 def arrow_table(rows: Rows) -> pyarrow.Table:
-    """Return rows as an Arrow table; a column of several types becomes text, absent values are null."""
+    """Return rows as an Arrow table. Columns of mixed types become text; absent values are null."""
     import pyarrow
 
     arrays = {}
@@ -128,7 +143,7 @@ def arrow_table(rows: Rows) -> pyarrow.Table:
         values = [_unnested(row.get(name)) for row in rows]
         try:
             arrays[name] = pyarrow.array(values)
-        except (pyarrow.ArrowException, OverflowError):  # of several types, or no integer of 64 bits
+        except (pyarrow.ArrowException, OverflowError):  # mixed types, or an integer beyond 64 bits
             arrays[name] = pyarrow.array([None if value is None else _text(value) for value in values])
     return pyarrow.table(arrays)
 
@@ -140,7 +155,7 @@ def _write_parquet(rows: Rows, path: Path) -> None:
 
 
 def _unnested(value: Any) -> Any:
-    """Returns mappings, and lists with lists or mappings in them, as JSON: each row may have other keys."""
+    """Return a nested value as JSON, because each row may have other keys; others unchanged."""
     nested = isinstance(value, list | tuple) and any(isinstance(v, list | tuple | Mapping) for v in value)
     return json.dumps(value, ensure_ascii=False) if nested or isinstance(value, Mapping) else value
 

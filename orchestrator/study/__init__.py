@@ -1,1 +1,1 @@
-"""From result rows to tables and figures."""
+"""The tables and figures of the study, computed from result rows."""

@@ -1,4 +1,8 @@
-"""What is there of what was asked for: cells by state, and the missing ones named in few lines."""
+"""Coverage of the expected cells: how many are in each state, and which are missing.
+
+Missing cells with the same state, cause, model and task form one group, so that a report names them in few
+lines.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,17 @@ from orchestrator.study import paper
 from orchestrator.study.tables.results import Result, languages_of
 
 ABSENT, PARTIAL = "no rows", "rows of some languages"
+"""States of cells that lack rows, beside the states of a sweep."""
+
 _MOST_REASONS = 4
 Entry = Mapping[str, Any]
 
 
 def expected(about: About | None) -> list[dict[str, Any]] | None:
-    """Returns the cells that the rows should hold, as the numbers want them; None where nobody knows.
+    """Return the cells that the rows should contain, in the form that `missing` takes.
 
-    A sweep whose cells have no model, task or languages is not the study's, and expects nothing.
+    The result is None if the expected cells are unknown. This is so without facts of a sweep, and for a
+    sweep with a cell that has no model or no task. Such a sweep is not the study's.
     """
     if about is None:
         return None
@@ -27,7 +34,7 @@ def expected(about: About | None) -> list[dict[str, Any]] | None:
 
 
 def _named(cell: CellFacts) -> dict[str, Any]:
-    """What the rows of a cell will say: the config's own names, else the axes' labels."""
+    """Return the columns that a cell's rows will have: the config's names, else the axes' labels."""
     named = {**cell.columns, **cell.axes}
     found: dict[str, Any] = {"cell": cell.cell, "languages": cell.config.get("languages")}
     for key in ("model", "task"):
@@ -38,7 +45,12 @@ def _named(cell: CellFacts) -> dict[str, Any]:
 
 
 def status(numbers: Mapping[str, Any], about: About | None) -> dict[str, Any]:
-    """Returns the cells by state, and groups of missing cells: one a state, cause, model and task."""
+    """Return the number of cells in each state, and the missing cells both in groups and one by one.
+
+    Args:
+        numbers: the report so far.
+        about: facts of the sweep. Without them, only absent rows show that a cell is missing.
+    """
     lacking: Sequence[Entry] = numbers["missing"]
     num_tested = len({entry["eval_language"] for entry in (*numbers["fig8"], *numbers["baselines"])})
     if about is None:
@@ -49,6 +61,8 @@ def status(numbers: Mapping[str, Any], about: About | None) -> dict[str, Any]:
     else:
         states = dict(Counter(cell.state for cell in about.cells))
         num_cells = len(about.cells)
+        # A cell that is not done needs no further reason. Only a done cell can lack rows that it should
+        # have.
         entries = [_of_cell(cell) for cell in about.cells if cell.state != "done"]
         done = {cell.cell for cell in about.cells if cell.state == "done"}
         entries += [_of_table(entry, num_tested) for entry in lacking if entry["cell"] in done]
@@ -63,6 +77,7 @@ def status(numbers: Mapping[str, Any], about: About | None) -> dict[str, Any]:
 
 
 def _of_cell(cell: CellFacts) -> dict[str, Any]:
+    """Return the entry of a cell that the sweep reports as not done."""
     named = _named(cell)
     other = [
         f"{axis}={label}" for axis, label in cell.axes.items() if axis not in ("model", "task", "mixture")
@@ -82,6 +97,7 @@ def _of_cell(cell: CellFacts) -> dict[str, Any]:
 
 
 def _of_table(entry: Entry, num_tested: int) -> dict[str, Any]:
+    """Return the entry of a cell whose rows are missing, in whole or for some languages."""
     languages = entry["eval_languages"]
     is_absent = len(languages) >= num_tested
     return {
@@ -96,6 +112,7 @@ def _of_table(entry: Entry, num_tested: int) -> dict[str, Any]:
 
 
 def _groups(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return the entries by state, cause, model and task, failed cells first."""
     groups: dict[tuple[str, str, str, str], list[Entry]] = {}
     for entry in entries:
         key = (entry["state"], entry["cause"], entry["model"], entry["task"])
@@ -120,21 +137,23 @@ def _reasons(entries: Sequence[Entry]) -> list[tuple[str, int]]:
 
 
 Cell = tuple[str, str, tuple[str, ...], str | None]
-"""Model, task, languages, and the seed where it is known."""
+"""Model, task, languages, and the seed if it is known."""
 
 
 def missing(
     read: Sequence[Result], expected: Iterable[Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """Names the expected cells without rows, and the evaluation languages that those with rows lack.
+    """Return the expected cells without rows, and the evaluation languages that other cells lack.
 
     Args:
-        read: what there is.
-        expected: what there should be; by default every mixture for every model and task of the rows: the
-            study's 22 and the baseline if the rows have one of four languages or more, else those that occur.
+        read: the results.
+        expected: the cells that there should be. By default every model and task of the rows is expected
+            with every mixture. If the rows have a mixture of four languages or more, these are the study's
+            22 and the baseline. Otherwise they are the mixtures that occur.
     """
     have: dict[Cell, set[str]] = {}
     for result in read:
+        # An expected cell without a seed is present if any seed has rows.
         for seed in (result.seed, None):
             have.setdefault((result.model, result.task, result.languages, seed), set()).add(
                 result.eval_language
@@ -142,6 +161,7 @@ def missing(
     tested = paper.in_order(sorted({result.eval_language for result in read})) or paper.EVAL_LANGUAGES
     entries = []
     for cell, name in _expected(read, expected).items():
+        # A table from elsewhere may have no column for the seed, which then reads as an empty text.
         found = have.get(cell) or have.get((*cell[:3], ""), set())
         lacking = [language for language in tested if language not in found]
         if lacking:
@@ -175,9 +195,12 @@ def _expected(read: Sequence[Result], given: Iterable[Mapping[str, Any]] | None)
 
 
 def _derived(read: Sequence[Result]) -> list[Cell]:
+    """Return the cells that a table should contain, judged by the mixtures that occur in it."""
     occurring = {result.languages for result in read}
     mixtures: list[tuple[str, ...]] = sorted(occurring, key=lambda names: (len(names), names))
     if any(len(names) >= min(paper.ZERO_SHOT_SIZES) for names in occurring):
+        # The paper does not name the two extras of the mixtures of six, so they are taken from the rows if
+        # possible.
         six = next((names for names in mixtures if len(names) == 6 and paper.left_out(names)), None)
         extras = [name for name in six if name not in paper.CORE] if six else paper.TWO_EXTRAS
         mixtures = paper.mixtures(extras)

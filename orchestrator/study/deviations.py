@@ -1,6 +1,6 @@
-"""The deviation ledger: what the paper leaves open and what we took, and where cells differ from the paper.
+"""The deviation ledger: our choices where the paper is silent, and the cells that differ from the paper.
 
-The paper is arXiv 2604.13286, sections 3 and 4. A key is that of a cell's config.
+The paper is arXiv 2604.13286, sections 3 and 4. A key names an entry of a cell's config.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ _NONE = object()
 
 
 class Setting(NamedTuple):
-    """A setting of a cell, and what it should be.
+    """A setting of a cell, and the value that it should have.
 
     Attributes:
-        what: for people.
-        key: in the config, "" for what no setting changes.
-        value: the paper's, or ours where the paper is silent; by task where the two have different ones.
-        why: where the value comes from.
-        trained_only: whether it means nothing to an untrained baseline.
+        what: a description for people.
+        key: the key in the config.
+        value: the paper's value, or ours if the paper gives none. A map from task to value if the tasks
+            differ.
+        why: the origin of the value.
+        trained_only: whether the setting has no meaning for an untrained baseline.
     """
 
     what: str
@@ -54,7 +55,7 @@ PAPER = (
     Setting("test items a language", "items.num_test", {"math": 250, "api_calling": 399}, "section 3", False),
     Setting("evaluation languages", "evaluation.languages", list(paper.EVAL_LANGUAGES), "section 3", False),
 )  # fmt: skip
-"""What the paper says."""
+"""The settings that the paper gives."""
 
 OURS = (
     Setting("the two extras of the mixtures of six", "extras", list(paper.TWO_EXTRAS),
@@ -76,7 +77,7 @@ OURS = (
     Setting("where items come from", "items.source", _NONE,
             "no release of the translated API-calling data was found", False),
 )  # fmt: skip
-"""Where the paper is silent and we have a setting."""
+"""The settings that the paper does not give."""
 
 FIXED = (
     ("checkpoints", "one an epoch"),
@@ -86,13 +87,13 @@ FIXED = (
     ("decoding", "greedy, zero-shot, for the pretrained baselines too"),
     ("vision tower of Gemma-3-4B", "unused and frozen"),
 )
-"""Where the paper is silent and the code has one answer."""
+"""The choices that the paper does not give and that the code fixes without a setting."""
 
 
 def ledger(about: About | None) -> dict[str, Any]:
-    """Returns `ours` and `differs`, with the values of the sweep's cells and how many cells have each.
+    """Return the entries `ours` and `differs`, each with the sweep's values and their frequency.
 
-    Without facts of a sweep the configs are unknown: the values are then null, and `differs` is empty.
+    Without facts of a sweep the configs are unknown. Then the values are null, and `differs` is empty.
     """
     cells = about.cells if about is not None else ()
     ours = [entry for setting in OURS if _is_told(entry := _entry(setting, cells), cells)]
@@ -106,20 +107,23 @@ def ledger(about: About | None) -> dict[str, Any]:
 
 
 def _is_told(entry: Mapping[str, Any], cells: Sequence[CellFacts]) -> bool:
-    """Leaves out a setting without a value of ours that no cell has either."""
+    """Return whether to list an entry. Without a default, it is listed only if a cell has a value."""
     return entry["default"] is not None or entry["values"] is not None or not cells
 
 
 def _entry(setting: Setting, cells: Sequence[CellFacts]) -> dict[str, Any]:
+    """Return the ledger's entry for a setting, with its values in the cells and whether any differs."""
     counts: Counter[str] = Counter()
     differs = False
     for cell in cells:
+        # A baseline has no training languages, and its config's training settings were never used.
         if setting.trained_only and not _languages(cell):
             continue
         value = _extras(cell) if setting.key == "extras" else _pick(cell.config, setting.key)
         if value is _NONE:
             continue
         counts[_text(value)] += 1
+        # Compare as JSON, so that a list in a config equals the tuple of a default.
         wanted = _wanted(setting, cell)
         differs = differs or (wanted is not _NONE and _text(value) != _text(wanted))
     default = None if setting.value is _NONE else setting.value
@@ -135,7 +139,7 @@ def _entry(setting: Setting, cells: Sequence[CellFacts]) -> dict[str, Any]:
 
 
 def _grid(cells: Sequence[CellFacts]) -> list[dict[str, Any]]:
-    """Compares what was swept: models, tasks and mixtures."""
+    """Return entries for models, tasks and mixtures if the sweep has others than the study."""
     if not cells:
         return []
     wanted: tuple[tuple[str, str, list[str], Callable[[CellFacts], str | None]], ...] = (
@@ -166,6 +170,7 @@ def _grid(cells: Sequence[CellFacts]) -> list[dict[str, Any]]:
 
 
 def _model(cell: CellFacts) -> str:
+    # The path names the model itself, while a config may give it any name.
     name = _pick(cell.config, "model.path")
     if not isinstance(name, str):
         name = _known(_pick(cell.config, "model.name"))
@@ -174,6 +179,7 @@ def _model(cell: CellFacts) -> str:
 
 def _extras(cell: CellFacts) -> Any:
     languages = _languages(cell)
+    # Only the mixtures of six contain the two extras; other mixtures have nothing to compare.
     is_six = len(languages) == 6 and paper.left_out(languages) is not None
     return [name for name in languages if name not in paper.CORE] if is_six else _NONE
 
@@ -206,7 +212,7 @@ def _text(value: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Returns a setting's value as people write it."""
+    """Return the value of a setting as people write it."""
     if isinstance(value, Mapping):
         return "; ".join(f"{name}: {value_text(part)}" for name, part in value.items())
     if isinstance(value, list | tuple):
@@ -217,7 +223,7 @@ def value_text(value: Any) -> str:
 
 
 def values_text(values: Sequence[Mapping[str, Any]] | None) -> str:
-    """Returns the values of a sweep's cells, with how many cells have each when they differ."""
+    """Return the values in a sweep's cells. If they differ, add the number of cells with each."""
     if values is None:
         return ""
     if len(values) == 1:

@@ -1,4 +1,4 @@
-"""How the report writes the names of tasks, languages and settings, and its numbers."""
+"""The study's design (its models, languages and mixtures), and how reports write names and numbers."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from typing import Any
 
 HIGH, LOW = "high", "low"
 CORE = ("en", "es", "ja", "bn", "sw")
+"""The core languages, which the mixtures of the study are built from."""
+
 OTHERS = CORE[1:]
 """The core languages that are added to English in the mixtures of two."""
 
 EXTRAS = ("fr", "de", "ru", "zh", "th")
+"""The extra languages, which only larger mixtures have."""
+
 EVAL_LANGUAGES = ("en", "es", "ja", "bn", "sw", "te")
 RESOURCE: Mapping[str, str] = {
     **dict.fromkeys(("en", "es", "ja", "fr", "de", "ru", "zh"), HIGH),
     **dict.fromkeys(("bn", "sw", "te", "th"), LOW),
 }
 ZERO_SHOT_SIZES = (4, 6, 9)
-"""Numbers of languages of the mixtures that leave one core language out."""
+"""Numbers of languages of the mixtures that leave out one core language."""
 
 TASKS: Mapping[str, int] = {"math": 250, "api_calling": 399}
-"""The tasks, with their test items a language."""
+"""Map from task to its number of test items per language."""
 
 PARAMETERS: Mapping[str, int] = {
     "qwen3-0.6b": 596_049_920,
@@ -30,45 +34,49 @@ PARAMETERS: Mapping[str, int] = {
     "gemma3-1b": 999_885_952,
     "gemma3-4b": 3_880_263_168,
 }
-"""The study's models, with their parameters (Gemma-3-4B's without the vision tower)."""
+"""Map from the study's models to their numbers of parameters (Gemma-3-4B without its vision tower)."""
 
 TWO_EXTRAS = ("fr", "th")
-"""Those of the mixtures of six; which they are is only in a figure of the paper, so this is ours."""
+"""The two extras of the mixtures of six. The paper names them only in a figure, so this is our choice."""
 
 NUM_COMPARISONS: Mapping[str, int] = {"en": 20, "direct": 20, "transfer": 80}
-"""How often en+x is compared with en in each setting, a task."""
+"""Number of comparisons of en+x with en in each setting, per task."""
 
 NUM_TRAINED_ROWS, NUM_BASELINE_ROWS = 1_320, 60
+"""Number of rows of all trained cells, per seed, and number of rows of the baselines."""
+
+# The order of columns and mixtures in tables and figures.
 _ORDER = {language: place for place, language in enumerate((*CORE, *EXTRAS))}
 
 
 def canonical_model(name: str) -> str:
-    """Returns the study's short name of a model: of ``google/gemma-3-1b-pt`` it is ``gemma3-1b``."""
+    """Return the study's short name of a model: ``gemma3-1b`` for ``google/gemma-3-1b-pt``."""
     short = name.rsplit("/", 1)[-1].lower()
     short = re.sub(r"^(qwen|gemma)[-_]?3[-_]", r"\g<1>3-", short)
     return re.sub(r"[-_](base|pt)$", "", short)
 
 
 def in_order(languages: Sequence[str]) -> tuple[str, ...]:
-    """Returns languages in the study's order, those it does not have last."""
+    """Return languages in the study's order, with all others at the end."""
     return tuple(sorted(languages, key=lambda name: (_ORDER.get(name, len(_ORDER)), name)))
 
 
 def partner(languages: Sequence[str]) -> str | None:
-    """Returns the x of a mixture that is English and one other core language."""
+    """Return the x of a mixture that consists of English and one other core language, else None."""
     if len(languages) == 2 and "en" in languages:
         return next((x for x in languages if x in OTHERS), None)
     return None
 
 
 def left_out(languages: Sequence[str]) -> str | None:
-    """Returns the x of a mixture that is the core without x, with or without extras."""
+    """Return the x of a mixture that is the core without x, with or without extras, else None."""
     missing = [x for x in CORE if x not in languages]
     return missing[0] if len(missing) == 1 and len(languages) in ZERO_SHOT_SIZES else None
 
 
 def label_of(languages: Sequence[str]) -> str:
-    """Returns the name of a mixture in the study's sweep file."""
+    """Return the name that a mixture has in the study's sweep file."""
+    # Without one core language four remain, so all further languages are extras.
     added = len(languages) - len(CORE) + 1
     if not languages:
         return "none"
@@ -82,10 +90,10 @@ def label_of(languages: Sequence[str]) -> str:
 
 
 def mixtures(two_extras: Sequence[str] = TWO_EXTRAS) -> list[tuple[str, ...]]:
-    """Returns the languages of the baseline (none) and of the 22 mixtures.
+    """Return the languages of the baseline (none) and of the 22 mixtures.
 
     Args:
-        two_extras: which two extra languages the mixtures of six have.
+        two_extras: the two extra languages of the mixtures of six.
     """
     without = [tuple(other for other in CORE if other != x) for x in CORE]
     return [
@@ -109,7 +117,7 @@ LANGUAGE_NAMES = {
     "te": "Telugu",
 }
 SETTINGS = {"en": "English", "direct": "direct exposure", "transfer": "cross-lingual transfer"}
-"""What en+x is compared with en in: `en`, the added language itself, or another."""
+"""Where en+x is compared with en: in English, in the added language, or in another one."""
 
 _TASKS = {"api_calling": "API calling", "math": "Math"}
 ABSENT = "–"
@@ -117,54 +125,55 @@ MINUS = "\u2212"
 
 
 def task_name(task: str) -> str:
-    """Returns ``API calling`` for ``api_calling``."""
+    """Return the name of a task for people: ``API calling`` for ``api_calling``."""
     return _TASKS.get(task, task.replace("_", " "))
 
 
 def language_name(language: str) -> str:
-    """Returns ``Telugu (te)`` for ``te``."""
+    """Return the name of a language for people: ``Telugu (te)`` for ``te``."""
     name = LANGUAGE_NAMES.get(language)
     return f"{name} ({language})" if name else language
 
 
 def number(value: float | None, *, digits: int = 1, sign: bool = False) -> str:
-    """Returns a number with a real minus sign; a dash for none."""
+    """Return a number with a real minus sign, or a dash for None."""
     if value is None:
         return ABSENT
     text = f"{value:{'+' if sign else ''},.{digits}f}"
+    # A value that rounds to zero has no sign, so that no table shows −0.0.
     if not text.strip("+-0.,"):
         text = text.lstrip("+-")
     return text.replace("-", MINUS)
 
 
 def percent(share: float | None, *, digits: int = 1) -> str:
-    """Returns a share as a percentage without its sign."""
+    """Return a share as a percentage, without the percent sign."""
     return number(None if share is None else 100 * share, digits=digits)
 
 
 def interval(low: float | None, high: float | None, *, digits: int = 1, scale: float = 1.0) -> str:
-    """Returns ``[59.8, 85.8]``, "" without one."""
+    """Return an interval as ``[59.8, 85.8]``, or "" without one."""
     if low is None or high is None:
         return ""
     return f"[{number(scale * low, digits=digits)}, {number(scale * high, digits=digits)}]"
 
 
 def distinct(entries: Any, key: str) -> list[Any]:
-    """Lists the values of a key in the order in which they come."""
+    """Return the distinct values of a key in order of first appearance."""
     return list(dict.fromkeys(entry[key] for entry in entries))
 
 
 def counted(num: int, noun: str) -> str:
-    """Returns ``1 cell`` or ``2 cells``."""
+    """Return a number with its noun: ``1 cell`` or ``2 cells``."""
     return f"{num:,} {noun}{'' if num == 1 else 's'}"
 
 
 def listed(names: Any) -> str:
-    """Returns ``a, b and c``."""
+    """Return names as a list in a sentence: ``a, b and c``."""
     texts = [str(name) for name in names]
     return texts[0] if len(texts) == 1 else " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
 def models_of(numbers: Mapping[str, Any]) -> list[str]:
-    """Lists the models of all figures, so that one has the same colour and marker in each."""
+    """Return the models of all figures, so that each has the same colour and marker in all of them."""
     return sorted({entry["model"] for key in ("fig2", "fig4", "fig7", "fig8") for entry in numbers[key]})

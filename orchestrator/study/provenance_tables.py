@@ -1,4 +1,4 @@
-"""What the cells cost and with what code they were made, as far as the rows say."""
+"""Tables about how the results came to be: coverage, deviations, attempts, cost, code and launches."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from orchestrator.study.paper import ABSENT, counted, number, task_name
 from orchestrator.study.published import DEVIATES, MATCH, NOISE, NOT_COMPARABLE
 
 Report = Mapping[str, Any]
+"""The content of ``report.json``."""
+
+# A stage that many cells share would otherwise fill a page with their names.
 _MOST_CELLS = 6
 _VERBS = {
     MATCH: "match",
@@ -27,7 +30,7 @@ _STATES = {ABSENT_STATE: "have no rows", PARTIAL: "have rows of some languages o
 
 
 def missing(report: Report) -> Table:
-    """Returns the missing cells, a row a state, model and task."""
+    """Return the table of missing cells, with a row for each group of equal state, cause, model and task."""
     rows = [
         (
             " ".join(filter(None, [group["state"], f"({group['cause']})" if group["cause"] else ""])),
@@ -46,7 +49,8 @@ def missing(report: Report) -> Table:
 
 
 def ours(report: Report) -> Table:
-    """Returns the settings that the paper does not give."""
+    """Return the table of the settings that the paper does not give."""
+    # Without facts of a sweep, nothing shows how its cells were configured.
     known = report["ledger"]["known"]
     rows = []
     for entry in report["ledger"]["ours"]:
@@ -68,7 +72,7 @@ def ours(report: Report) -> Table:
 
 
 def differs(report: Report) -> Table:
-    """Returns where the cells differ from what the paper says."""
+    """Return the table of the settings in which cells differ from the paper."""
     return Table(
         "deviations-paper",
         "Different from the paper",
@@ -81,7 +85,7 @@ def differs(report: Report) -> Table:
 
 
 def retries(report: Report) -> Table:
-    """Returns the stages that were tried more than once, and what was changed."""
+    """Return the table of stages with several attempts, and of the settings that changed between them."""
     rows = []
     for retry in report["retries"]:
         cells = retry["cells"]
@@ -111,7 +115,7 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
 
 
 def hours(report: Report) -> Table:
-    """Returns training time by model."""
+    """Return the table of training time by model."""
     spent = report["gpu_hours"]
     rows = [
         (e["model"], f"{e['num_cells']:,}", number(e["hours"], digits=2), f"{e['num_tokens']:,}")
@@ -135,7 +139,7 @@ def hours(report: Report) -> Table:
 
 
 def codes(report: Report) -> Table:
-    """Returns the versions of the code that made the results."""
+    """Return the table of code versions that produced the results."""
     return Table(
         "code",
         "Versions of the code that made the results",
@@ -145,7 +149,7 @@ def codes(report: Report) -> Table:
 
 
 def launches(report: Report) -> Table:
-    """Returns what was typed, when and by whom."""
+    """Return the table of launches: what was typed, when and by whom."""
     rows = [
         (
             str(entry["number"]),
@@ -166,7 +170,7 @@ def _packages(entry: Mapping[str, Any]) -> str:
 
 
 def headline(report: Report) -> list[str]:
-    """Says in a few sentences what was run and where it stands."""
+    """Return a few sentences about what was run and how far it is."""
     state, sweep = report["status"], report["sweep"]
     said = []
     if sweep["description"]:
@@ -198,7 +202,7 @@ def _are(num: int) -> str:
 
 
 def grid(report: Report) -> Table:
-    """Returns what the results are of: models, tasks, mixtures, languages."""
+    """Return the table of the models, tasks, mixtures and languages of the results."""
     swept: Mapping[str, Sequence[str]] = report["swept"]
     names = {
         "models": "models",
@@ -219,15 +223,20 @@ def grid(report: Report) -> Table:
 
 Row = Mapping[str, Any]
 _DEVICES = ("num_gpus", "num_devices", "num_processes", "world_size")
-"""Columns that may say on how many devices a cell was trained; one without them."""
+"""Columns that may hold the number of devices of a cell's training. Without them, 1 is assumed."""
 
 
 def gpu_hours(rows: Sequence[Row]) -> dict[str, Any]:
-    """Returns hours of training times devices, in total and by model; null where no row says how long."""
+    """Return training hours times devices, in total and by model.
+
+    The total is None if no row has a training time.
+    """
     cells: dict[tuple[str, ...], Row] = {}
     for row in rows:
         if _number(row.get("train_seconds")):
             key = ("cell", "model", "task", "languages", "seed")
+            # A cell has a row for each evaluation language, all with the same training time, which must
+            # count once.
             cells[tuple(str(row.get(name)) for name in key)] = row
     by_model: dict[str, dict[str, float]] = {}
     is_counted = False
@@ -249,7 +258,8 @@ def gpu_hours(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def provenance(rows: Sequence[Row], about: About | None) -> dict[str, Any]:
-    """Returns code versions with the cells that each made, and from the facts launches and hosts."""
+    """Return code versions with the number of cells of each, and the sweep's launches and hosts if known."""
+    # As a set, because a cell has a row for each evaluation language.
     made = {(str(row.get("cell", "")), str(row["code"])) for row in rows if row.get("code")}
     codes = Counter(code for _, code in made)
     found: dict[str, Any] = {
@@ -267,7 +277,7 @@ def provenance(rows: Sequence[Row], about: About | None) -> dict[str, Any]:
 
 
 def num_retries(about: About | None) -> list[dict[str, Any]]:
-    """Returns the stages that took more than one attempt, with what was changed from one to the next."""
+    """Return the stages with more than one attempt, and the settings that changed between attempts."""
     return [
         {
             "stage": retry.stage,
@@ -288,7 +298,7 @@ def num_retries(about: About | None) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> float | None:
-    """Returns a number from a cell of any table, None for an empty one."""
+    """Return a number from a cell of any table, or None if it holds no finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError):

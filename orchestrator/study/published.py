@@ -1,4 +1,4 @@
-"""The published numbers (arXiv 2604.13286), and how ours compare. It computes nothing anew."""
+"""The published numbers (arXiv 2604.13286), and their comparison with ours. It computes no statistics."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from orchestrator.study import paper
 from orchestrator.study.tables.results import Result
 
 MATCH, NOISE, DEVIATES, NOT_COMPARABLE = "match", "within noise", "deviates", "not comparable"
+"""The verdicts; see `verdicts`."""
 
 
 class Published(NamedTuple):
-    """One published number.
+    """A published number.
 
     Attributes:
-        name: how the report calls it.
+        name: its name in the report.
         unit: `rate` (a share), `points` (percentage points), `coefficient` or `r2`.
-        value: as printed.
-        decimals: how many of it are printed.
-        path: where ours is in the report, with its interval and size.
-        low, high: its published 95 % interval, where there is one.
+        value: the value as printed.
+        decimals: the number of printed decimals.
+        path: the keys under which the report has our number, with its interval and size.
+        low: lower end of the published 95 % interval, if there is one.
+        high: upper end of the published 95 % interval, if there is one.
     """
 
     name: str
@@ -64,7 +66,7 @@ PUBLISHED: tuple[Published, ...] = (
     ),
     Published("Table 3: R2 on held-out rows", "r2", 0.805, 3, ("table3",)),
 )
-"""All that section 4 of the study's text gives; Table 3's intercept is not among them."""
+"""All numbers in the text of the study's section 4. Table 3's intercept is not among them."""
 
 _KEYS = {
     "rate": ("rate", "low", "high"),
@@ -72,16 +74,18 @@ _KEYS = {
     "coefficient": ("value", "low", "high"),
     "r2": ("r2", "r2_low", "r2_high"),
 }
+"""Map from unit to the keys of our value and of the ends of its interval."""
 
 
 def verdicts(numbers: Mapping[str, Any], read: Sequence[Result]) -> list[dict[str, Any]]:
-    """Returns each published number with ours and a verdict.
+    """Return each published number with ours and a verdict.
 
-    - *not comparable*: the rows are of other models or other test sets than the study's, or not of the whole
-      grid behind this number; the reason is given.
-    - *match*: ours is the published number when rounded to the decimals of the paper.
-    - *within noise*: the published number lies in our 95 % interval, or ours in the published one. (That the
-      intervals overlap would be too little: two win rates of 40 pairs overlap up to 28 points apart.)
+    - *not comparable*: the rows have other models or test sets than the study, or only a part of the grid
+      behind this number. The reason is given.
+    - *match*: our number, rounded to the decimals of the paper, is the published one.
+    - *within noise*: the published number lies in our 95 % interval, or ours in the published one.
+      Overlapping intervals would be too weak a criterion: those of two win rates of 40 pairs overlap up to
+      28 points apart.
     - *deviates*: none of these.
 
     Args:
@@ -89,6 +93,7 @@ def verdicts(numbers: Mapping[str, Any], read: Sequence[Result]) -> list[dict[st
         read: the results that it was computed from.
     """
     foreign = _foreign(read)
+    # With several seeds the grid is as many times larger. The baselines are not trained and have one seed.
     num_seeds = max(1, len({result.seed for result in read if result.languages}))
     return [_verdict(published, numbers, foreign, num_seeds) for published in PUBLISHED]
 
@@ -96,6 +101,7 @@ def verdicts(numbers: Mapping[str, Any], read: Sequence[Result]) -> list[dict[st
 def _verdict(
     published: Published, numbers: Mapping[str, Any], foreign: str | None, num_seeds: int
 ) -> dict[str, Any]:
+    """Return one published number with ours, a verdict, and a reason if they are not comparable."""
     found: Any = numbers
     for key in published.path:
         found = found.get(key, {})
@@ -130,7 +136,7 @@ def _inside(value: float, low: float | None, high: float | None) -> bool:
 
 
 def _foreign(read: Sequence[Result]) -> str | None:
-    """Says what is not the study's about the rows, or returns None."""
+    """Return in what the rows differ from the study, or None if they do not."""
     models = sorted({r.model for r in read if paper.canonical_model(r.model) not in paper.PARAMETERS})
     tasks = sorted({r.task for r in read} - set(paper.TASKS))
     sizes = sorted({(r.task, r.num_items) for r in read if r.num_items != paper.TASKS.get(r.task)})
@@ -144,10 +150,11 @@ def _foreign(read: Sequence[Result]) -> str | None:
 
 
 def _incomplete(published: Published, numbers: Mapping[str, Any], num_seeds: int) -> str | None:
-    """Says how much of the grid behind a number is there, or returns None for all of it."""
+    """Return how much of the grid behind a number has results, or None if all of it has."""
     kind, *rest = published.path
     if kind == "table3":
         size, whole, what = numbers[kind]["num_rows"], paper.NUM_TRAINED_ROWS * num_seeds, "rows"
+        # Baselines do not depend on the seed, so they are not multiplied.
         whole += paper.NUM_BASELINE_ROWS
     else:
         found: Any = numbers[kind]

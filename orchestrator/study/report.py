@@ -1,6 +1,7 @@
-"""The `study` report: the paper's tables and figures from whatever rows there are, and one page of it all.
+"""The `study` report: the paper's tables and figures from all existing rows, and a page with all of them.
 
-It asks for the numbers, adds how they came to be, and writes the files. It computes no statistics itself.
+This module collects the numbers, adds how they came to be, and writes the files. It computes no statistics
+itself.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ TITLE = "Multilinguality in post-training: a replication of arXiv 2604.13286"
 
 
 def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> list[Path]:
-    """Writes ``report.html``, ``report.md``, ``report.json``, tables and figures; returns their paths.
+    """Write ``report.html``, ``report.md``, ``report.json``, tables and figures, and return their paths.
 
     Args:
-        rows: as `collect` gives them, of any part of the sweep.
-        folder: made if it is not there; files of an earlier report in it are replaced.
-        about: of the sweep; without it the rows are a table from elsewhere.
+        rows: the rows of `collect`, of any part of the sweep.
+        folder: the destination, which is created if needed. Files of an earlier report in it are replaced.
+        about: facts of the sweep. Without them, the rows are a table from elsewhere.
+
+    Returns:
+        The paths of all files.
 
     Raises:
-        UserError: the rows are no such table.
+        UserError: the rows are not such a table.
     """
     report = numbers_of(rows, about)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,6 +47,7 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
     pictures, drawn = [], []
     for drawing in drawings:
         drawn += save(drawing, folder)
+        # The page embeds the drawing, so that the HTML file is complete by itself.
         svg = drawn[-1].read_bytes()
         pictures.append(page.Picture(drawing.key, drawing.title, drawing.caption, drawing.alt, svg))
     paths = [folder / name for name in (HTML, MARKDOWN, JSON)]
@@ -61,7 +66,7 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
 
 
 def numbers_of(rows: Sequence[Row], about: About | None = None) -> dict[str, Any]:
-    """Returns all that ``report.json`` says: the study's numbers, and how they came to be."""
+    """Return the content of ``report.json``: the study's numbers, and how they came to be."""
     where = f"{about.sweep}@{about.revision}" if about else "the table"
     found = numbers.report(rows, expected=coverage.expected(about), where=where)
     return {
@@ -85,7 +90,7 @@ def _identity(about: About | None, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _swept(rows: Sequence[Row], found: Mapping[str, Any], about: About | None) -> dict[str, list[str]]:
-    """Names what was run: of a sweep its whole grid, of a table what occurs in it."""
+    """Return what was run: the whole grid of a sweep, or what occurs in a table."""
     shown = [*found["fig8"], *found["baselines"]]
     swept = {"models": distinct(shown, "model"), "tasks": distinct(shown, "task")}
     cells = coverage.expected(about)
@@ -100,7 +105,7 @@ def _swept(rows: Sequence[Row], found: Mapping[str, Any], about: About | None) -
 
 
 def _place(languages: Sequence[str]) -> tuple[int, list[int]]:
-    """Small mixtures first, then in the order of the study's languages."""
+    """Return a sort key: small mixtures first, then in the order of the study's languages."""
     known = (*paper.CORE, *paper.EXTRAS)
     return len(languages), [known.index(name) if name in known else len(known) for name in languages]
 
@@ -115,6 +120,7 @@ def _subtitle(report: Mapping[str, Any]) -> str:
 
 
 def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> Iterator[page.Section]:
+    """Yield the sections of the page."""
     said = [*provenance_tables.headline(report), *report["sweep"]["notes"]]
     yield page.Section("status", "What was run, and where it stands", said,
                        [provenance_tables.grid(report), provenance_tables.missing(report)])  # fmt: skip
@@ -150,6 +156,7 @@ def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> It
 
 
 def _accounts(report: Mapping[str, Any]) -> list[Table]:
+    """Return the tables that are also written to files of their own, beside those of results."""
     makers = (
         provenance_tables.missing,
         model.verdicts,
@@ -182,7 +189,10 @@ def _markdown(report: Mapping[str, Any], drawings: Sequence[Drawing]) -> str:
 
 
 def _remove_stale(folder: Path, written: Sequence[Path]) -> None:
-    """Removes files of an earlier report that this one has no rows for: they would be taken for its own."""
+    """Remove files of an earlier report for which this one has no rows.
+
+    Readers would take them for a part of this report. Only names that a report can write are removed.
+    """
     keys = ("figure2", "figure3", "figure4", "figure7", "figure8", "figure9")
     owned = [f"{key}.{suffix}" for key in keys for suffix in ("png", "svg", "md")]
     owned += [

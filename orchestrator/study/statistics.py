@@ -1,7 +1,7 @@
 """Intervals and tests over counts and small samples, by scipy and statsmodels.
 
-It knows no models, languages or figures. What is random is seeded, and takes the values sorted, so that the
-order of rows changes nothing.
+This module depends on no models, languages or figures. Random methods take a seed and sort their values
+first, so that the order of rows changes nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,17 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 NUM_RESAMPLES = 9_999
+"""Number of bootstrap resamples of a median."""
+
 ALPHA = 0.05
+"""Level of significance of all tests; 1 minus it is the level of all intervals."""
 
 
 class Count(NamedTuple):
-    """Right answers among items: a sample of zeros and ones that is never written out."""
+    """The number of right answers among items.
+
+    It stands for a sample of zeros and ones that is never written out.
+    """
 
     num_correct: int
     num_items: int
@@ -36,19 +42,19 @@ class Count(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The sample's standard deviation, with one degree of freedom given up; 0 of a single item."""
+        """The sample standard deviation with n - 1 degrees of freedom; 0 for a single item."""
         wrong = self.num_items - self.num_correct
         return math.sqrt(self.num_correct * wrong / (self.num_items * max(1, self.num_items - 1)))
 
 
 def pool(counts: Iterable[tuple[int, int]]) -> Count:
-    """Adds counts up."""
+    """Return the sum of the counts."""
     listed = list(counts)
     return Count(sum(right for right, _ in listed), sum(num for _, num in listed))
 
 
 def wilson(num_correct: float, num_items: float) -> tuple[float, float]:
-    """Returns the 95 % Wilson score interval of a share; (0, 1) when nothing was tried.
+    """Return the 95 % Wilson score interval of a share; (0, 1) without items.
 
     Brown, Cai and DasGupta (2001), "Interval estimation for a binomial proportion"; statsmodels'
     `proportion_confint`, with z = 1.96.
@@ -56,14 +62,16 @@ def wilson(num_correct: float, num_items: float) -> tuple[float, float]:
     if num_items == 0:
         return 0.0, 1.0
     low, high = proportion_confint(num_correct, num_items, alpha=ALPHA, method="wilson")
+    # Rounding can put an end slightly outside of [0, 1].
     return max(0.0, float(low)), min(1.0, float(high))
 
 
 def median_interval(values: Iterable[float], *, seed: int) -> tuple[float, float] | None:
-    """Returns the 95 % percentile bootstrap interval of a median; None of fewer than two values.
+    """Return the 95 % percentile bootstrap interval of a median; None for fewer than two values.
 
     Efron and Tibshirani (1993), chapter 13; scipy's `stats.bootstrap`.
     """
+    # The resamples pick by position, so the order of the values must not depend on that of the rows.
     sample = sorted(values)
     if len(sample) < 2:
         return None
@@ -79,10 +87,11 @@ def median_interval(values: Iterable[float], *, seed: int) -> tuple[float, float
 
 
 def t_test(first: Count, second: Count) -> float:
-    """Returns the p-value of Student's two-sided t-test (pooled variance) of two samples of zeros and ones.
+    """Return the p-value of Student's two-sided t-test of two samples of zeros and ones.
 
-    In closed form from the counts, by scipy's `stats.ttest_ind_from_stats`. Where neither sample varies, t is
-    0/0 or infinite: then 1 for equal means and 0 for others; two single items tell nothing, 1.
+    The test pools the variances. It is computed in closed form from the counts, by scipy's
+    `stats.ttest_ind_from_stats`. If neither sample varies, t is 0/0 or infinite. Then the p-value is 1 for
+    equal means and 0 for different ones. Two single items are no evidence, so their p-value is 1.
     """
     if first.deviation == second.deviation == 0:
         lonely = first.num_items == second.num_items == 1

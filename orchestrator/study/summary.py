@@ -1,8 +1,8 @@
-"""The `accuracy` report: a Markdown table and a figure of accuracy against training languages.
+"""The `accuracy` report: a Markdown table, and a figure of accuracy against training languages.
 
-It takes the rows of `collect` and knows nothing of how they came to be; cells that are not done are
-simply not there. Cells that repeat each other (seeds in the table, mixtures of one size in the figure) answer
-the same items: their mean is shown with the interval of the items of one of them, and with their spread.
+This module uses only the rows of `collect`; cells that are not done have none. Some cells answer the same
+items: seeds in the table, mixtures of one size in the figure. Their mean is shown with their spread. Its
+interval is that of the items of one cell, because repeated answers to an item are not independent.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from orchestrator.results import axes_of, axes_of_table, is_seed, labelled, note
 from orchestrator.study.statistics import pool, wilson
 from orchestrator.study.tables.results import languages_of
 
+# Reports are often made on machines without a display.
 matplotlib.use("Agg")
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Markers of the models, in the order of their colours."""
+
 _TRAINED = {True: "languages of the mixture", False: "other languages"}
 _SPREAD, _WIDEST = 0.07, 0.6
-"""How far apart the intervals of one place lie, each and all together; 1 is the next place."""
+"""Distance between the intervals at one place, for two neighbours and for all; 1 is the next place."""
 
 
 class Point(Protocol):
@@ -45,11 +48,11 @@ class Point(Protocol):
 
 
 Lines = Mapping[tuple[str, bool], Mapping[int, Point]]
-"""(Model, whether the evaluation language was trained on) to number of languages to accuracy."""
+"""Map from (model, whether the evaluation language was trained on) to number of languages to accuracy."""
 
 
 def draw(panels: Mapping[str, Lines], path: Path) -> None:
-    """Draws a panel for each task and saves the figure."""
+    """Draw a panel for each task, and save the figure."""
     models = list(dict.fromkeys(model for lines in panels.values() for model, _ in lines))
     num_places = max(len({x for points in lines.values() for x in points}) for lines in panels.values())
     width_in = max(4.6, 0.95 * num_places) * len(panels) + 0.6
@@ -74,7 +77,9 @@ def draw(panels: Mapping[str, Lines], path: Path) -> None:
 
 
 def _panel(axis: Axes, lines: Lines, models: list[str]) -> None:
+    # Sizes are spaced evenly, because most of them are small and would lie close together to scale.
     places = sorted({x for points in lines.values() for x in points})
+    # Lines of one model stay next to each other, so that their intervals can be compared.
     ordered = sorted(lines.items(), key=lambda line: (models.index(line[0][0]), line[0][1]))
     for number, ((model, trained), points) in enumerate(ordered):
         index = models.index(model)
@@ -122,7 +127,7 @@ def _style(trained: bool) -> str:
 Row = Mapping[str, Any]
 _NEEDED = ("task", "model", "split", "eval_language", "languages", "num_correct", "num_items")
 _SHOWN = frozenset({"task", "model", "mixture", "languages"})
-"""Axes that the table and the figure show by themselves."""
+"""Axes that the table and the figure show in any case."""
 
 
 class Mean(NamedTuple):
@@ -130,8 +135,8 @@ class Mean(NamedTuple):
 
     Attributes:
         share: the mean of the cells' accuracies.
-        num_items: of one cell, on average.
-        deviation: sample standard deviation over the cells, None of a single one.
+        num_items: the number of items of one cell, on average.
+        deviation: the sample standard deviation over the cells; None for a single one.
     """
 
     share: float
@@ -147,12 +152,13 @@ class Mean(NamedTuple):
 def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> list[Path]:
     """Write ``accuracy.md`` and ``accuracy.png`` from the test rows, and return their paths.
 
-    Rows of other reports are passed over; without any test row nothing is written.
+    Rows of other reports are ignored. Without test rows nothing is written.
 
     Args:
-        rows: as `collect` gives them.
-        folder: made if it is not there.
-        about: of the sweep: each axis of it that varies has a column in the table, and lines in the figure.
+        rows: the rows of `collect`.
+        folder: the destination, which is created if needed.
+        about: facts of the sweep. Each of its axes that varies gets a column in the table and lines in the
+            figure.
     """
     tests = [row for row in rows if all(key in row for key in _NEEDED) and row["split"] == "test"]
     if not tests:
@@ -167,14 +173,17 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
 
 
 def varying(rows: Sequence[Row], about: About | None) -> list[str]:
-    """Return the axes that set cells apart, but those that are shown anyway and seeds."""
+    """Return the axes that distinguish cells, without seeds and axes that are shown in any case."""
     known = dict.fromkeys(axis for cell in (about.cells if about else ()) for axis in cell.axes)
     known = known if about else dict.fromkeys(axes_of_table(rows))
     return [axis for axis in axes_of(rows, known) if axis not in _SHOWN and not is_seed(axis)]
 
 
 def markdown(rows: Sequence[Row], axes: Sequence[str] = ()) -> str:
-    """Return a table for each task: a line a model, mixture and value of `axes`, the baseline first."""
+    """Return a table for each task, with the baseline first.
+
+    A line stands for a model, a mixture and a value of each of `axes`.
+    """
     languages = list(dict.fromkeys(str(row["eval_language"]) for row in rows))
     lines = ["# Test accuracy, %", ""]
     lines += [
@@ -198,6 +207,7 @@ def markdown(rows: Sequence[Row], axes: Sequence[str] = ()) -> str:
 
 
 def _cells(rows: Sequence[Row], languages: Sequence[str]) -> list[str]:
+    """Return a line's cells: its number of languages, its two means, and its accuracy in each language."""
     mixture = _mixture(rows[0])
     cells = [str(len(mixture))]
     for inside in (True, False):
@@ -217,9 +227,10 @@ def _cells(rows: Sequence[Row], languages: Sequence[str]) -> list[str]:
 def series(
     rows: Sequence[Row], axes: Sequence[str] = ()
 ) -> dict[str, dict[tuple[str, bool], dict[int, Mean]]]:
-    """Return task to (line, whether trained on the evaluation language) to number of languages to mean.
+    """Return accuracies as nested maps: by task, by line, and by number of languages.
 
-    A line is a model, and the values of `axes` where there are any.
+    A line is a model, with the values of `axes` if there are any, and whether the evaluation language was
+    trained on.
     """
     found: dict[str, dict[tuple[str, bool], dict[int, list[Row]]]] = {}
     for row in rows:
@@ -237,7 +248,7 @@ def series(
 
 
 def mean(rows: Sequence[Row]) -> Mean | None:
-    """Return the mean over the cells of some rows, None where no item was tried."""
+    """Return the mean over the cells of some rows, or None if there are no items."""
     counts = [pool((int(r["num_correct"]), int(r["num_items"])) for r in cell) for cell in _cells_of(rows)]
     tried = [count for count in counts if count.num_items]
     if not tried:
@@ -247,10 +258,14 @@ def mean(rows: Sequence[Row]) -> Mean | None:
 
 
 def _cells_of(rows: Iterable[Row]) -> list[list[Row]]:
-    """Part rows by the cell that they are of; a table without cells may name the seed."""
+    """Return the rows grouped by cell.
+
+    A table without cells may have seeds, which then distinguish repetitions.
+    """
     cells: dict[tuple[Any, Any], list[Row]] = {}
-    seen: set[tuple[Any, ...]] = set()  # revisions that share a cell share its product
+    seen: set[tuple[Any, ...]] = set()
     for row in rows:
+        # One cell may be in several revisions of a sweep, and then its rows come several times.
         what = tuple(row.get(name) for name in ("cell", "seed", "stage", "task", "eval_language"))
         if row.get("cell") is not None and row.get("stage") is not None and what in seen:
             continue
@@ -260,7 +275,7 @@ def _cells_of(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def _groups(rows: Sequence[Row], axes: Sequence[str]) -> list[tuple[tuple[str, ...], list[Row]]]:
-    """Group rows by model, mixture and `axes`, small mixtures first."""
+    """Return the rows grouped by model, mixture and `axes`, small mixtures first."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         label = str(row.get("mixture") or "+".join(_mixture(row)) or "none")

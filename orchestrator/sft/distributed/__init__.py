@@ -1,1 +1,1 @@
-"""A stage in several processes, on one machine or over the nodes of a Slurm job."""
+"""Stages that run in several processes, on one machine or over the nodes of a Slurm job."""

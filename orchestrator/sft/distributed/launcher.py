@@ -1,9 +1,14 @@
-"""Runs a stage's function in several processes of this machine or of a Slurm job's, through ``torchrun``.
+"""Run a stage's function in several processes of one machine or of a Slurm job, through ``torchrun``.
 
-The function is written like a stage, ``function(config, inputs, context)``: the same one runs alone in the
-stage's process, or here once a rank, with a `RankContext` that stands for the stage's `Context`. No process
-outlives the stage: each asks the kernel to be killed when its parent is, and on another node a launcher ends
-when the stage's process no longer holds the line.
+The function has the form of a stage, ``function(config, inputs, context)``. The same function runs either
+alone in the stage's process, or here once per rank. A rank gets a `RankContext` in place of the stage's
+`Context`. Processes start and communicate like this::
+
+    stage's process --(Popen, or srun to each node)--> launcher (torchrun) --> rank 0, rank 1, ...
+          ^------- one socket per launcher and per rank: log, done, raised, exits, ... -------'
+
+No process outlives the stage. Each one has the kernel kill it when its parent dies. A launcher on another
+node ends when the connection to the stage's process closes.
 """
 
 from __future__ import annotations
@@ -26,10 +31,14 @@ from orchestrator.sft.distributed.worker import ENDED, LAUNCHER, SENT_TO_ALL, Or
 from orchestrator.stage import Config, Context, Inputs
 
 _PATIENCE_S, _NEIGHBOURS_S, _SILENT_S = 10.0, 0.5, 60.0
-"""How long we wait for the end of all after one has failed; when a node has reported how its ranks ended; and
-while a rank has ended without a word whose node has not."""
+"""Waiting times after the first failure, in seconds.
+
+`_PATIENCE_S` is the time for all processes to end. `_NEIGHBOURS_S` replaces it in a job of several nodes as
+soon as a node has reported its ranks' exits. `_SILENT_S` replaces both while a rank has ended without a
+message and its node has not yet reported how.
+"""
 _SECONDARY = (ENDED, -signal.SIGTERM, -signal.SIGABRT)
-"""How ranks end because another one failed."""
+"""Exit codes of ranks that ended because another rank failed."""
 
 
 def run(
@@ -37,20 +46,20 @@ def run(
 ) -> Any:
     """Call ``target(config, inputs, context)`` in `num_processes` processes.
 
-    Inside a Slurm job of several nodes they are spread evenly over all of them.
+    In a Slurm job of several nodes the processes are spread evenly over all nodes.
 
     Args:
         target: ``module:function``; all ranks must make the same calls on their context.
         config, inputs, context: of the stage.
-        num_processes: how many in all; on GPUs one each.
-        device: ``cpu`` or ``cuda``: each rank's process group and current device are set before the call.
+        num_processes: number of processes in total; on GPUs, one per GPU.
+        device: ``cpu`` or ``cuda``. Each rank's process group and current device are set before the call.
 
     Returns:
         What rank 0 returned; it must be picklable.
 
     Raises:
-        StopRequested: a stop was asked, and the function heeded it.
-        StageFailure: a rank raised one, or died; or the number is no multiple of that of the nodes.
+        StopRequested: a stop was requested, and the function ended because of it.
+        StageFailure: a rank raised one, or died; or the processes cannot be spread evenly over the nodes.
         BaseException: what the first rank to fail raised.
     """
     num_nodes = nodes.count()
@@ -78,28 +87,34 @@ def run(
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return what ranks on this machine inherit: nothing of the job around us that torchrun would heed."""
+    """Return the environment of ranks on this machine, without the variables of a surrounding job.
+
+    Otherwise torchrun would take over settings that were made for another launcher, such as ``MASTER_ADDR``.
+    """
+    # On one machine gloo would otherwise resolve the host name, which need not have an address.
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     return {**loopback, **nodes.without_job(inherited), **_imports()}
 
 
 def _imports() -> dict[str, str]:
+    """Return the variables that give a new interpreter the import paths of this one."""
     here = str(Path.cwd())
     paths = [path or here for path in sys.path]
     return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 class _Group:
-    """The launchers, their ranks and what they said; answers their questions to the context."""
+    """The launchers and ranks of one call, their messages, and the server that answers their requests."""
 
     def __init__(self, order: Order, context: Context, num_processes: int, num_nodes: int) -> None:
         self._order, self._context = order, context
         self._num_processes, self._num_nodes = num_processes, num_nodes
         self._pipes: dict[Connection, int | None] = {}
         self._done: dict[int, Any] = {}
-        self._raised: dict[int, BaseException] = {}  # in the order in which they came
+        # In order of arrival: the first exception is closest to the cause.
+        self._raised: dict[int, BaseException] = {}
         self._exits: list[tuple[int, int, bool]] = []
-        self._silent: list[int] = []  # ranks that ended without a word, in that order
+        self._silent: list[int] = []  # ended without a message, in that order
         self._endpoint, self._is_complete = "", False
         self._saving = ExitStack()
         self._failed_s: float | None = None
@@ -108,17 +123,19 @@ class _Group:
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        """Start torchrun here, or one torchrun on each node through ``srun``."""
         per_node = self._num_processes // self._num_nodes
         module = (sys.executable, "-m", "orchestrator.sft.distributed.worker")
         command = [*module, "launch", str(per_node), str(self._num_nodes)]
         inherited = environment(os.environ)
-        if self._num_nodes > 1:  # `srun` needs what the ranks must not see: the launchers drop it
+        if self._num_nodes > 1:
             command = [
                 sys.executable,
                 "-m",
                 "orchestrator.sft.distributed.nodes",
                 *nodes.srun(self._num_nodes, command),
             ]
+            # `srun` needs the job's variables. The launchers remove them before they start ranks.
             inherited = {**os.environ, **_imports()}
         mine = {"OMP_NUM_THREADS": str(self._order.num_threads), nodes.PARENT: str(os.getpid())}
         with _deaf():
@@ -127,41 +144,56 @@ class _Group:
             )
 
     def serve(self) -> Any:
-        """Answer until all processes have ended; returns rank 0's result."""
+        """Answer messages until all processes have ended. Return rank 0's result."""
         while self._process.poll() is None or self._pipes:
             self._take(timeout_s=0.2)
             if self._is_complete and list(self._pipes.values()) == [LAUNCHER]:
-                nodes.hang_up(next(iter(self._pipes)))  # the last to leave, for the others to meet at
-            is_known = self._num_nodes > 1 and self._exits  # and Slurm would take its time to end the others
+                # Only node 0's launcher is left. It holds torchrun's rendezvous store, and may end after all
+                # others.
+                nodes.hang_up(next(iter(self._pipes)))
+            # A cause is reported, so the other nodes need not be waited for: Slurm ends them slowly.
+            is_known = self._num_nodes > 1 and self._exits
             patience_s = _NEIGHBOURS_S if is_known else _PATIENCE_S
             patience_s = _SILENT_S if self._unexplained else patience_s
             if self._failed_s is not None and time.monotonic() - self._failed_s > patience_s:
-                break  # a rank that hangs in a collective: `close` ends it
+                break  # a rank hangs in a collective operation: `close` ends it
             if self._num_nodes > 1 and len(self._done) == self._num_processes and not self._pipes:
-                break  # what is left is `srun`, which may wait for its controller
+                break  # only `srun` is left, which may wait for its controller
         if len(self._done) == self._num_processes and not self._raised:
             return self._done[0]
         raise self._error()
 
     def close(self) -> None:
-        """End what still runs and waits until it is gone; a half-saved checkpoint goes too."""
+        """End what still runs, wait until it is gone, and discard a half-saved checkpoint.
+
+        On one machine, killing torchrun is enough: the kernel then kills the ranks. On several nodes the
+        launchers get an end of file, on which they kill their ranks. `srun` is killed last, if it does not
+        end by itself.
+        """
         if self._process.poll() is None and self._num_nodes == 1:
             self._process.kill()
         for pipe, rank in self._pipes.items():
             if rank == LAUNCHER:
                 nodes.hang_up(pipe)
         end_s = time.monotonic() + _PATIENCE_S
-        while self._pipes and time.monotonic() < end_s:  # a rank's pipe closes with its end
+        # The kernel closes a rank's pipe when the rank ends, so a closed pipe proves the end.
+        while self._pipes and time.monotonic() < end_s:
             self._take(timeout_s=0.2, answer=False)
         self._meeting.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE_S)
-        self._process.kill()  # an `srun` that is killed has a helper that ends the step
+        self._process.kill()  # `srun` has a helper, which then ends the job step
         self._process.wait()
         with contextlib.suppress(_Abandoned):
             self._saving.__exit__(_Abandoned, _Abandoned(), None)
 
     def _take(self, *, timeout_s: float, answer: bool = True) -> None:
+        """Accept connections and process messages that arrive within a time.
+
+        Args:
+            timeout_s: how long to wait for the first of them.
+            answer: process the messages; otherwise only note which pipes closed.
+        """
         listening = [self._server] if self._server.fileno() >= 0 else []
         for ready in wait([*self._pipes, *listening], timeout=timeout_s):
             if ready is self._server:
@@ -178,6 +210,7 @@ class _Group:
                 self._heed(ready, message)
 
     def _lose(self, pipe: Connection) -> None:
+        """Close a pipe whose other end is gone, and note whether a rank ended without a result."""
         pipe.close()
         rank = self._pipes.pop(pipe)
         if rank is None or (rank != LAUNCHER and rank not in self._done):
@@ -187,9 +220,10 @@ class _Group:
 
     @property
     def _unexplained(self) -> list[int]:
-        """The ranks that ended without a word, of nodes whose launcher has not yet reported how.
+        """The ranks that ended without a message, on nodes whose launcher has not yet reported how.
 
-        What their peers raise, such as a reset connection, only follows from it.
+        Errors of other ranks, such as a reset connection, only follow from such an end. So they are not the
+        cause.
         """
         per_node = self._num_processes // self._num_nodes
         reported = {rank // per_node for rank, _, _ in self._exits}
@@ -197,8 +231,9 @@ class _Group:
         return [rank for rank in self._silent if rank // per_node not in reported] if is_any_left else []
 
     def _heed(self, pipe: Connection, message: Any) -> None:
+        """Process one message of a rank or launcher."""
         rank = self._pipes[pipe]
-        if rank is None:  # its first word is who it is
+        if rank is None:  # the first message is the sender's rank
             self._pipes[pipe] = message
             if message != LAUNCHER:
                 pipe.send(self._order)
@@ -226,20 +261,23 @@ class _Group:
                 with contextlib.suppress(OSError):  # it died while it waited
                     launcher.send(self._endpoint)
         elif verb == "stop":
-            is_over = self._failed_s is not None  # then it is how `srun` ends what is left
+            is_over = self._failed_s is not None  # then `srun` sent it, to end the other nodes
             if not is_over and callable(signal.getsignal(signal.SIGTERM)):
-                signal.raise_signal(signal.SIGTERM)  # it was sent to the launchers' step alone: hear it too
+                # The scheduler sent it to the launchers' job step alone. Here it requests a stop.
+                signal.raise_signal(signal.SIGTERM)
         else:
             with contextlib.suppress(OSError):  # it died while it waited
                 pipe.send(self._answer(verb, arguments))
 
     def _answer(self, verb: str, arguments: list[Any]) -> tuple[Any, bytes | None]:
+        """Run one call of the context for the ranks. Return its value, or its error as bytes."""
         try:
             return getattr(self, f"_{verb}")(*arguments), None
-        except BaseException as error:  # noqa: BLE001 - the ranks raise it, and so it comes back to us
+        except BaseException as error:  # noqa: BLE001 - the ranks raise it, so it returns as a message
             return None, as_bytes(error)
 
     def _why_stop(self) -> str:
+        """Return the reason for a requested stop, "" if none was requested."""
         try:
             self._context.stop_if_asked()
         except StopRequested as stopped:
@@ -256,13 +294,23 @@ class _Group:
         self._saving.close()
 
     def _error(self) -> BaseException:
-        """Find the first cause: peers of a rank that died only say that a connection broke."""
+        """Return the most likely first cause of a failure.
+
+        One rank's end makes its peers fail too, often earlier in the order of messages. So a peer's
+        "connection reset" must not hide the rank that the kernel killed. In order of preference:
+
+        1. a `StageFailure` that a rank raised, since it names a cause;
+        2. on several nodes, a requested stop, on which `srun` kills all ranks;
+        3. the exit of a rank that raised nothing, other than those that a launcher ended;
+        4. a rank that ended without a message or a report;
+        5. the first exception that a rank raised.
+        """
         for error in self._raised.values():
             if isinstance(error, StageFailure):
                 return error
         if self._num_nodes > 1 and not self._raised and self._context.stop_asked:
-            return StopRequested(self._why_stop())  # `srun` takes SIGTERM for an order to kill all ranks
-        for rank, code, is_out_of_memory in self._exits:  # those that failed first come first
+            return StopRequested(self._why_stop())  # on SIGTERM `srun` kills all ranks
+        for rank, code, is_out_of_memory in self._exits:  # in the order of failure
             if rank not in self._raised and code not in _SECONDARY:
                 cause = "oom_host" if is_out_of_memory and code == -signal.SIGKILL else "unknown"
                 how = (
@@ -279,12 +327,15 @@ class _Group:
 
 
 class _Abandoned(Exception):
-    """Leaves a checkpoint that will not be finished."""
+    """Raised inside a checkpoint's context manager to discard an unfinished checkpoint."""
 
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Has a process that is started here not heed `SENT_TO_ALL` from its first moment on."""
+    """Start processes with the signals in `SENT_TO_ALL` blocked.
+
+    A new process inherits the signal mask. So there is no moment in its start at which such a signal ends it.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
     try:
         yield

@@ -1,9 +1,11 @@
-"""Where ranks meet the stage's process, and how they come to run on every node of a Slurm allocation.
+"""Sockets between ranks and the stage's process, and the start of ranks on each node of a Slurm allocation.
 
-On one machine they meet at a socket in a folder of the user's own. Between nodes it is TCP, at an address
-that the other nodes can reach, and both sides prove that they know a random key, which travels in the
-environment alone. A launcher is started on each node by one ``srun``; the module, as a command, is what
-becomes that ``srun``, so that it cannot outlive the stage. It knows nothing of torch.
+On one machine processes connect to a Unix socket in a private folder. Between nodes they use TCP, at an
+address that the other nodes can reach. There both sides prove that they have a random key. The key travels in
+the environment only, so other users of the cluster cannot connect.
+
+One ``srun`` starts a launcher on each node. Run as a command, this module sets up that ``srun`` so that the
+kernel kills it when the stage's process dies, and then becomes it. It imports no torch.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from orchestrator.entry import socket_folder
 from orchestrator.errors import StageFailure
 
 SOCKET, KEY, PARENT = "SWEEP_RANKS_SOCKET", "SWEEP_RANKS_KEY", "SWEEP_RANKS_PARENT"
-"""Environment variables: where to meet, the key there, and the process that must outlive this one."""
+"""Environment variables: the address to connect to, the key for it, and the pid of the parent process."""
 
 _HANDSHAKE_S = 5
-"""How long a stranger may keep us waiting for a proof."""
+"""How long an unknown connection may take for each part of its proof, in seconds."""
 
 _FOREIGN = ("SLURM_", "PMI_", "PMIX_", "OMPI_", "TORCHELASTIC_", "PET_", "MASTER_", "ACCELERATE_")
+"""Prefixes of variables by which other launchers configure a process."""
 _FOREIGN_NAMES = {
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "NODE_RANK"),
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS"),
@@ -42,7 +45,7 @@ _FOREIGN_NAMES = {
 
 
 def count(environment: Mapping[str, str] | None = None) -> int:
-    """Return over how many nodes ranks are spread: all of the Slurm job around us, or this machine alone."""
+    """Return the number of nodes for the ranks: all of the surrounding Slurm job, or this machine alone."""
     environment = os.environ if environment is None else environment
     if "SLURM_JOB_ID" not in environment or "SLURM_JOB_NODELIST" not in environment:
         return 1
@@ -50,7 +53,7 @@ def count(environment: Mapping[str, str] | None = None) -> int:
 
 
 def without_job(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what torchrun, MPI or NCCL would take for their own."""
+    """Return an environment without the variables that torchrun, MPI or NCCL would read as their own."""
     return {
         name: value
         for name, value in inherited.items()
@@ -59,22 +62,27 @@ def without_job(inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent dies, even by SIGKILL."""
+    """Have the kernel kill this process when its parent dies, even if SIGKILL ends the parent.
+
+    Args:
+        parent: pid that the parent must have. If it has changed, the parent is dead already, and this process
+            ends.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # it died before the line above
         os._exit(1)
 
 
 class Meeting:
-    """The stage's end: a server that lets in those who should come.
+    """Server in the stage's process, to which the launchers and ranks connect.
 
     Args:
-        num_nodes: on how many nodes they run.
-        num_guests: how many will come.
+        num_nodes: number of nodes they run on.
+        num_guests: number of connections to expect.
 
     Raises:
-        StageFailure: this node has no address towards the others.
+        StageFailure: this node has no address that the other nodes can reach.
     """
 
     def __init__(self, num_nodes: int, num_guests: int) -> None:
@@ -88,13 +96,14 @@ class Meeting:
         else:
             self._key = secrets.token_bytes(32)
             self.server = socket.socket(socket.AF_INET)
+            # A cluster's node often has several networks. This picks the one in which the other nodes are.
             self.server.bind((_address_towards(_another_node()), 0))
             host, port = self.server.getsockname()
             self.environment = {SOCKET: f"{host}:{port}", KEY: self._key.hex()}
         self.server.listen(num_guests)
 
     def accept(self) -> Connection | None:
-        """Lets the next one in; None when it cannot prove that it should."""
+        """Accept one connection. Return None if the other side cannot prove that it has the key."""
         guest, _ = self.server.accept()
         with guest:
             pipe = Connection(os.dup(guest.fileno()))
@@ -111,7 +120,7 @@ class Meeting:
         return pipe
 
     def close(self) -> None:
-        """Lets nobody in any more."""
+        """Stop accepting connections, and remove the socket's folder."""
         self.server.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -127,7 +136,7 @@ def join() -> Connection:
 
 
 def hang_up(pipe: Connection) -> None:
-    """Lets the other end know that nothing more will come; what it says is still heard."""
+    """Close one direction of a pipe: the other side reads an end of file, but its messages still arrive."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(pipe.fileno())) as ours:
         ours.shutdown(socket.SHUT_WR)
 
@@ -141,7 +150,7 @@ def free_endpoint() -> str:
 
 
 def interface() -> str:
-    """Name this node's network interface towards the stage's; "" when it cannot be found."""
+    """Return the name of the network interface towards the stage's node, "" if it cannot be found."""
     ours = _address_towards(os.environ[SOCKET].rpartition(":")[0])
     with socket.socket(type=socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -153,6 +162,11 @@ def interface() -> str:
 
 
 def _another_node() -> str:
+    """Return the name of one other node of the Slurm job.
+
+    Raises:
+        StageFailure: ``scontrol`` cannot list the nodes (cause ``config``).
+    """
     nodes = os.environ["SLURM_JOB_NODELIST"]
     try:
         listed = subprocess.run(
@@ -168,7 +182,13 @@ def _another_node() -> str:
 
 
 def _address_towards(node: str) -> str:
-    """Return our address on the network in which another node is; nothing is sent."""
+    """Return this node's address in the network that leads to another node.
+
+    Connecting a UDP socket chooses a route but sends no packet, so nothing needs to listen there.
+
+    Raises:
+        StageFailure: there is no route (cause ``communication``).
+    """
     try:
         with socket.socket(type=socket.SOCK_DGRAM) as probe:
             probe.connect((node, 9))
@@ -178,12 +198,15 @@ def _address_towards(node: str) -> str:
 
 
 def _set_patience(guest: socket.socket, seconds: int) -> None:
-    """Bounds how long the kernel lets us wait for a peer's words; 0 for no bound."""
+    """Limit how long the kernel blocks a read from a peer, in seconds; 0 for no limit."""
     guest.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
 
 
 def srun(num_nodes: int, command: list[str]) -> list[str]:
-    """Return the command that runs another once on each node of the allocation, beside what runs there."""
+    """Return the command that runs another command once on each node of the allocation.
+
+    It shares the resources of the job steps that run already (``--overlap``), such as the worker.
+    """
     return [
         *("srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap"),
         *("--kill-on-bad-exit=1", "--mpi=none", "--cpu-bind=none", "--mem=0", "--export=ALL"),

@@ -197,7 +197,7 @@ def empty(source: PreTrainedModel | None) -> PreTrainedModel:
 def shard(root: nn.Module, model: PreTrainedModel, *, device: torch.device, bf16: bool) -> None:
     """Shard all parameters over the processes: each decoder layer as a unit, and the rest with the root.
 
-    FSDP gathers one unit at a time. A unit per layer keeps only about one layer's whole weights in memory.
+    FSDP gathers one unit at a time. With a unit per layer, one or two layers are whole at a time.
     Embeddings and head belong to the root, which stays gathered between its layers.
 
     Args:

@@ -1,9 +1,14 @@
-"""One process of several that run a stage together, as `orchestrator.sft.distributed.launcher` starts them.
+"""The processes that `orchestrator.sft.distributed.launcher` starts: launchers and ranks.
 
-`RankContext` is the stage's `Context` seen from such a process: the real one lives in the stage's own
-process, asked by rank 0 through a socket; what rank 0 is told, all ranks are told. It knows nothing of
-what they compute. The module is its own command line: ``launch N M`` is a stock ``torchrun`` that cannot
-outlive the stage, one of M that each start ``rank`` N times on their node.
+A rank's `RankContext` stands for the stage's `Context`, which exists in the stage's own process only. Rank 0
+sends each call there through a socket and broadcasts the reply. So all ranks get the same answer and take the
+same decision::
+
+    rank 0   checkpoint_due(120) --socket--> stage's process --> True --broadcast--> rank 0, 1, 2, ...
+
+The module does not depend on what ranks compute. It is also a command. ``launch N M`` runs an unmodified
+``torchrun`` that cannot outlive the stage. It is one of M launchers, each of which starts ``rank`` N times on
+its node.
 """
 
 from __future__ import annotations
@@ -30,29 +35,42 @@ from orchestrator.sft.distributed.nodes import PARENT, die_with, free_endpoint, 
 from orchestrator.stage import Checkpoint, Config, Context, Inputs
 
 LAUNCHER = -1
-"""What the launcher calls itself where the others give their rank."""
+"""What a launcher sends where ranks send their rank."""
 
 SENT_TO_ALL = (
     {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
     if hasattr(signal, "sigwaitinfo")
     else set[signal.Signals]()
 )
-"""What a scheduler sends to every process of a job; the stage's process heeds it for all, at its next step.
+"""Signals that a scheduler sends to every process of a job. They are blocked in launchers and ranks.
 
-These are blocked from before the launcher starts, so that no moment of a start is open to them, and so in
-what ranks start.
+A scheduler sends them to announce a preemption or a time limit. If they ended ranks at once, no checkpoint
+could be saved. So only the stage's process handles them, as a request to stop. Its ranks learn of it at the
+next step, save together and end.
+
+A process inherits the mask of blocked signals. They are blocked before the launcher starts, so none of them
+can end a launcher or rank in its first moments. Processes that ranks start have them blocked too.
 """
 
+# The launcher with this argument holds torchrun's rendezvous store.
 _FIRST = "--node-rank=0"
 ENDED = 128 + signal.SIGTERM
-"""Exit code of a rank that the launcher ended because another failed."""
+"""Exit code of a rank that its launcher ended because another rank failed."""
 
 _TIMEOUT = timedelta(minutes=30)
-"""How long ranks wait for one that writes to a slow file system; one that died is noticed at once."""
+"""Longest wait in a collective, for a rank on a slow file system. A rank that died is noticed at once."""
 
 
 class Order(NamedTuple):
-    """What every rank is told: the function, its arguments, and the facts of the context."""
+    """What each rank receives from the stage's process.
+
+    Attributes:
+        target: ``module:function`` to call.
+        config, inputs: arguments of the call.
+        device: ``cpu`` or ``cuda``.
+        folder, uses, resume, former, attempt: of the stage's context.
+        num_threads: CPU threads of each rank.
+    """
 
     target: str
     config: Config
@@ -67,9 +85,10 @@ class Order(NamedTuple):
 
 
 class RankContext(Context):
-    """The stage's context in one of its processes; all of them make the same calls in the same order.
+    """The stage's context in one of its ranks. All ranks must make the same calls in the same order.
 
-    Only `log` is for rank 0 alone: what the others log is dropped.
+    Each call is a collective operation, so a rank that skips one leaves the others waiting. The exception is
+    `log`: only rank 0's metrics are sent, and those of other ranks are dropped.
     """
 
     def __init__(self, order: Order, pipe: Connection, *, rank: int) -> None:
@@ -84,7 +103,7 @@ class RankContext(Context):
         self._pipe, self._rank = pipe, rank
 
     def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
-        """Send the metrics of rank 0; does not wait."""
+        """Send the metrics of rank 0, without waiting for an answer."""
         if self._rank == 0:
             self._pipe.send(("log", int(step), num_steps, {k: float(v) for k, v in metrics.items()}))
 
@@ -94,30 +113,38 @@ class RankContext(Context):
         return bool(self._ask("why_stop"))
 
     def checkpoint_due(self, step: int) -> bool:
-        """Tells all ranks the same."""
+        """Return whether to save now; the answer is the same in all ranks.
+
+        Each rank's own clock could give another answer, and then some ranks would save and others would not.
+        """
         return bool(self._ask("checkpoint_due", int(step)))
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
-        """Yield one folder to all ranks; it counts once all have left it."""
+        """Yield the same folder to all ranks. The checkpoint counts once all ranks have left the context."""
         import torch.distributed as dist
 
         folder = self._ask("open_checkpoint", int(step))
         yield Path(folder)
         dist.barrier()
+        # The manifest, which makes it count, may only be written after every rank's files.
         self._ask("commit_checkpoint")
 
     def stop_if_asked(self) -> None:
-        """End all ranks when a stop was asked.
+        """End all ranks if a stop was requested.
 
         Raises:
-            StopRequested: on all ranks alike.
+            StopRequested: in all ranks alike.
         """
         if why := self._ask("why_stop"):
             raise StopRequested(str(why))
 
     def _ask(self, *question: object) -> Any:
-        """Rank 0 asks the stage's process; all ranks get the answer, or raise the error that it was."""
+        """Send a call from rank 0 to the stage's process. Return the answer in all ranks.
+
+        Raises:
+            BaseException: what the call raised in the stage's process, in all ranks.
+        """
         import torch.distributed as dist
 
         answer: list[Any] = [None]
@@ -132,12 +159,16 @@ class RankContext(Context):
 
 
 def as_bytes(error: BaseException) -> bytes:
-    """Make an exception fit to be raised in another process, where it may name its cause."""
+    """Return an exception as bytes from which `as_exception` makes it again in another process.
+
+    An exception that cannot be pickled becomes a `StageFailure` with its name and message.
+    """
     if isinstance(error, StageFailure):
         return pickle.dumps((error.cause, str(error)))
     if isinstance(error, StopRequested):
         return pickle.dumps((None, error.why))
-    with contextlib.suppress(Exception):  # any class may fail to be pickled in its own way
+    # Pickling runs code of the exception's class, which may raise anything.
+    with contextlib.suppress(Exception):
         data = pickle.dumps(error)
         if type(pickle.loads(data)) is type(error):
             return data
@@ -145,7 +176,7 @@ def as_bytes(error: BaseException) -> bytes:
 
 
 def as_exception(data: bytes) -> BaseException:
-    """Undoes `as_bytes`."""
+    """Return the exception that `as_bytes` encoded."""
     error = pickle.loads(data)
     if isinstance(error, tuple):
         cause, message = error
@@ -155,9 +186,15 @@ def as_exception(data: bytes) -> BaseException:
 
 
 def heed_only(launcher: int) -> None:
-    """End this process when the launcher says so by SIGTERM; what others send to all is not for it.
+    """End this process on SIGTERM from its launcher, and ignore all other signals in `SENT_TO_ALL`.
 
-    A thread waits for the signals, for Python's own handlers would not run while a collective hangs.
+    Torchrun ends the remaining ranks by SIGTERM when one fails. A scheduler sends the same signal to all
+    processes, and ranks must survive that one. `sigwaitinfo` returns the pid of the sender, which
+    distinguishes the two. A thread waits, because Python's signal handlers do not run while the main
+    thread hangs in a collective.
+
+    Args:
+        launcher: pid of the launcher.
     """
 
     def wait() -> None:
@@ -172,7 +209,7 @@ def heed_only(launcher: int) -> None:
 
 
 def oom_kills() -> int:
-    """Return how many processes the kernel's OOM killer ended on this machine since it started."""
+    """Return how many processes the kernel's OOM killer has ended on this machine since boot."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
             if line.startswith("oom_kill "):
@@ -181,22 +218,24 @@ def oom_kills() -> int:
 
 
 def launch(num_processes: int, num_nodes: int) -> None:
-    """Run ``torchrun`` and tells the stage's process how each rank of this node ended that failed first.
+    """Run ``torchrun``, and report to the stage's process how the ranks of this node that failed first ended.
 
     Args:
         num_processes: ranks on this node.
-        num_nodes: how many launchers there are; with more than one this is a task of a Slurm step.
+        num_nodes: number of launchers; with more than one, this process is a task of a Slurm step.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
     if num_nodes == 1:
         die_with(int(os.environ[PARENT]))
     pipe = join()
     pipe.send(LAUNCHER)
-    where = ["--standalone", "--local-addr=127.0.0.1"]  # a node's own name need not resolve
+    # By default torchrun resolves the node's own name, which may fail.
+    where = ["--standalone", "--local-addr=127.0.0.1"]
     is_over = threading.Event()
     if num_nodes > 1:
         where = _join_nodes(pipe, num_nodes, is_over)
     os.environ[PARENT] = str(os.getpid())
+    # Compared after a failure: a SIGKILL and a higher count mean that memory ran out.
     kills = oom_kills()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
@@ -206,38 +245,55 @@ def launch(num_processes: int, num_nodes: int) -> None:
             [
                 *where,
                 f"--nproc-per-node={num_processes}",
-                "--max-restarts=0",  # the engine starts the next attempt
+                "--max-restarts=0",  # a worker starts the next attempt
                 "--module",
                 "orchestrator.sft.distributed.worker",
                 "rank",
             ]
         )
         is_over.set()
-        if _FIRST in where:  # it holds the store that the other launchers leave by
+        if _FIRST in where:  # other launchers leave through its rendezvous store
             threading.Event().wait()
     except ChildFailedError as error:
         exits = [(rank, failure.exitcode) for rank, failure in error.failures.items()]
         pipe.send(("exits", exits, oom_kills() > kills))
-        for failure in error.failures.values():  # what ranks started is as deaf as they are to being ended
+        # What ranks started has SIGTERM blocked too. Each rank leads a process group, which SIGKILL ends
+        # whole.
+        for failure in error.failures.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(failure.pid, signal.SIGKILL)
-        if num_nodes > 1:  # or `srun` would kill the other launchers before they have reported
-            threading.Event().wait()  # until the stage's process hangs up
+        # The first launcher to exit with an error has `srun` kill the others. So it waits until the stage's
+        # process closes the connection, which it does when it has their reports.
+        if num_nodes > 1:
+            threading.Event().wait()
         os._exit(1)
 
 
 def _kill_ranks() -> None:
-    """Kills the groups of our children: ranks, and what they started and the kernel would spare."""
+    """Kill the process groups of this process's children.
+
+    These are the ranks, and what ranks started: the kernel's parent-death signal covers the ranks alone.
+    """
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended just now, or leads no group
+        with contextlib.suppress(OSError):  # it has just ended, or leads no group
+            # The program's name, in brackets, may hold spaces. The second field after it is the parent's pid.
             if int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) == os.getpid():
                 os.killpg(int(path.parent.name), signal.SIGKILL)
 
 
 def _join_nodes(pipe: Connection, num_nodes: int, is_over: threading.Event) -> list[str]:
-    """Meets the other nodes' launchers by way of the stage's process; returns what torchrun needs to know.
+    """Exchange the rendezvous address with the other nodes' launchers through the stage's process.
 
-    From then on this process ends when the stage's does, or hangs up.
+    From then on this process ends when the stage's process ends or closes the connection. A stop signal is
+    forwarded there, because a scheduler may send it to this job step alone.
+
+    Args:
+        pipe: to the stage's process.
+        num_nodes: number of launchers.
+        is_over: set once all ranks of this node have ended well.
+
+    Returns:
+        Arguments for torchrun.
     """
     node = int(os.environ["SLURM_NODEID"])
     inherited = {**without_job(os.environ), "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
@@ -272,11 +328,12 @@ def _join_nodes(pipe: Connection, num_nodes: int, is_over: threading.Event) -> l
 
 
 def run_rank() -> None:
-    """Join the process group, calls the stage's function and reports how it ended."""
+    """Join the process group, call the stage's function and report how it ended."""
     die_with(int(os.environ[PARENT]))
     heed_only(int(os.environ[PARENT]))
     with short_paths():
-        util.get_temp_dir()  # where the sockets of data loaders will be
+        # Sockets of data loaders will be in this folder, and their paths are limited to about 100 bytes.
+        util.get_temp_dir()
     pipe = join()
     rank = int(os.environ["RANK"])
     pipe.send(rank)
@@ -285,19 +342,20 @@ def run_rank() -> None:
     try:
         result = _call(order, pipe, rank)
         pipe.send(("done", result))
-    except StopRequested as stopped:  # no failure: torchrun must not end the others for it
+    except StopRequested as stopped:  # exit code 0: otherwise torchrun would end the other ranks
         pipe.send(("raised", as_bytes(stopped)))
-    except BaseException as error:  # noqa: BLE001 - the process's edge: every exception becomes data
+    except BaseException as error:  # noqa: BLE001 - last frame of the process: exceptions become messages
         traceback.print_exc()
         with contextlib.suppress(OSError):
             pipe.send(("raised", as_bytes(error)))
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # no teardown that could hang on a peer that is gone
+    os._exit(code)  # skip teardown, which could hang on a lost peer
 
 
 def _call(order: Order, pipe: Connection, rank: int) -> Any:
+    """Join the process group, call the stage's function, wait for other ranks. Rank 0 returns a result."""
     import torch
     import torch.distributed as dist
 
@@ -309,7 +367,7 @@ def _call(order: Order, pipe: Connection, rank: int) -> Any:
         result = load(order.target)(order.config, order.inputs, RankContext(order, pipe, rank=rank))
         dist.barrier()
     except StopRequested:
-        dist.barrier()  # or the first to leave would look like a lost peer
+        dist.barrier()  # otherwise the first to leave would look like a lost peer
         raise
     dist.destroy_process_group()
     return result if rank == 0 else None

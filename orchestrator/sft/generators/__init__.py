@@ -1,6 +1,6 @@
-"""Engines that generate answers, by their names in `orchestrator.registry.ENGINES`.
+"""Engines that generate answers, by their names in `orchestrator.registry.GENERATORS`.
 
-Importing this imports no torch, so that a plan can ask what a cell needs.
+Importing this package imports no torch, so a plan can list what a cell needs.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ INSTALL_VLLM = "pip install 'polysweep[vllm]'"
 
 
 def has_vllm() -> bool:
-    """Tells whether vLLM is installed, without importing it."""
+    """Return whether vLLM is installed, without importing it."""
     return importlib.util.find_spec("vllm") is not None
 
 
 def packages(config: Config) -> list[Need]:
-    """Return the package that the cell's engine needs beyond those of every installation."""
+    """Return the package that the cell's engine needs in addition to a standard installation."""
+    # The other engine uses transformers, which every installation has.
     if config.evaluation.engine != "vllm":
         return []
     problem = "" if has_vllm() else "not installed"

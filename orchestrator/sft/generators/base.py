@@ -1,7 +1,7 @@
-"""What an engine is: greedy tokens for rows of tokens, from one set of weights after another.
+"""The interface of an engine: greedy tokens for rows of tokens, from one set of weights after another.
 
-An engine knows no text, no task and no item. Prompts are encoded, and texts decoded and cut, by
-`orchestrator.sft.generate`, the same way for all engines.
+An engine handles tokens only. `orchestrator.sft.generate` encodes prompts, and decodes and cuts texts, in the
+same way for all engines.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import NamedTuple, Protocol
 import torch
 
 IsOver = Callable[[int, Sequence[int]], bool]
-"""Told a row and all its new tokens so far, says whether more cannot matter; asked now and then."""
+"""Callback with a row's index and all its new tokens so far; returns whether more tokens cannot matter.
+
+Engines call it now and then, so a row may get some tokens more.
+"""
 
 
 class GeneratorSettings(NamedTuple):
-    """What every engine is made from.
+    """Settings of every engine.
 
     Attributes:
         device: where to compute.
@@ -33,13 +36,13 @@ class GeneratorSettings(NamedTuple):
 
 
 class Engine(Protocol):
-    """Made from `EngineSettings`; generates greedily, whatever defaults come with a model."""
+    """A generator made from `GeneratorSettings`. It is greedy, whatever defaults a model's files contain."""
 
     def load(self, folder: Path) -> None:
-        """Take the weights of a folder, in the place of any before; all have the same architecture.
+        """Load the weights of a folder in place of the previous ones. All have the same architecture.
 
         Raises:
-            StageFailure: with cause ``data`` when the folder holds no model that can be loaded.
+            StageFailure: the folder holds no model that can be loaded (cause ``data``).
         """
 
     def generate(
@@ -47,17 +50,17 @@ class Engine(Protocol):
     ) -> list[list[int]]:
         """Return the new tokens of each row, in the order of the rows, the end token included.
 
-        A row ends with the end token, at `max_new_tokens`, or some time after `is_over` holds.
+        A row ends with the end token, at `max_new_tokens`, or some time after `is_over` is true for it.
 
         Raises:
-            StageFailure: with cause ``oom_gpu`` when memory does not suffice for the rows of one batch.
+            StageFailure: memory does not suffice for the rows of one batch (cause ``oom_gpu``).
         """
 
     @property
     def is_batched(self) -> bool:
-        """Whether all rows of a call are computed together, so that what they are may change each text.
+        """Whether all rows of a call are computed together, so that rows may influence each other's texts.
 
-        Otherwise a row's tokens do not depend on others, and a call may bring any number of rows.
+        Otherwise a row's tokens do not depend on other rows, and a call may have any number of rows.
         """
 
 
@@ -76,13 +79,16 @@ def in_rounds(
     round_tokens: int,
     is_over: IsOver,
 ) -> list[list[int]]:
-    """Generate a few tokens a round for engines that cannot be watched, until all rows have ended.
+    """Generate a few tokens per round, until all rows have ended.
+
+    This is for engines that cannot be observed while they generate. After each round, rows that are over
+    leave.
 
     Args:
         extend: returns up to the given number of new tokens for each row.
         rows: the prompts.
         eos_token_id, max_new_tokens, is_over: as for `Engine.generate`.
-        round_tokens: tokens between two questions to `is_over`.
+        round_tokens: tokens between two calls of `is_over`.
     """
     new: list[list[int]] = [[] for _ in rows]
     live = list(range(len(rows)))
@@ -93,6 +99,7 @@ def in_rounds(
         for index, tokens in zip(live, found, strict=True):
             more = through_end(tokens, eos_token_id)
             new[index] += more
+            # A row with fewer tokens than it could have has ended, whatever ended it.
             whole = len(more) == num_tokens and more[-1] != eos_token_id
             if whole and not is_over(index, new[index]):
                 still.append(index)

@@ -1,12 +1,13 @@
-"""The engine for GPUs: vLLM, the optional extra ``polysweep[vllm]``, one instance a process.
+"""The engine for GPUs: vLLM, the optional extra ``polysweep[vllm]``, one instance per process.
 
-Written against vLLM 0.30. It is given tokens and gives tokens: no tokenizer, chat template or sampling
-default of its own comes into play. vLLM cannot be watched while it generates, so it does so in rounds; the
-prefix cache makes going on cheap.
+Written against vLLM 0.30. It receives and returns tokens, so no tokenizer, chat template or sampling default
+of its own applies. vLLM cannot be observed while it generates, so it generates in rounds. The prefix cache
+makes it cheap to continue a row in the next round.
 
-vLLM decides for itself what it computes together, by memory and by what has ended, so its batch-invariant
-kernels are always asked for (``VLLM_BATCH_INVARIANT``; https://docs.vllm.ai/en/stable/features/batch_invariance/).
-They need a GPU of compute capability 8.0 or more.
+vLLM chooses by itself what it computes together, by free memory and by which rows have ended. So its
+batch-invariant kernels are always turned on (``VLLM_BATCH_INVARIANT``). They give a row the same tokens in
+any batch (https://docs.vllm.ai/en/stable/features/batch_invariance/), and need compute capability 8.0 or
+more.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from orchestrator.sft.generators import INSTALL_VLLM, has_vllm
 from orchestrator.sft.generators.base import GeneratorSettings, IsOver, in_rounds
 
 ROUND_TOKENS = 64
-"""New tokens between two looks at whether a row is over."""
+"""New tokens between two checks whether a row is over."""
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -43,9 +44,10 @@ class VllmEngine:
         self._llm: Any = None
 
     def load(self, folder: Path) -> None:
-        """Start vLLM with the first weights; later ones go into the running one, in seconds."""
+        """Start vLLM with the first weights. Later ones replace them in the running instance, in seconds."""
         if self._llm is not None:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            # Its entries were computed with the previous weights.
             self._llm.reset_prefix_cache()
             return
         from vllm import LLM
@@ -56,7 +58,7 @@ class VllmEngine:
                 model=str(folder),
                 skip_tokenizer_init=True,
                 dtype=_DTYPES[self._settings.precision],
-                limit_mm_per_prompt={"image": 0},  # of Gemma3 4B, the text part
+                limit_mm_per_prompt={"image": 0},  # the text part of Gemma3 4B only
                 enable_prefix_caching=True,
                 gpu_memory_utilization=0.85,
                 seed=0,
@@ -90,7 +92,10 @@ class VllmEngine:
 
 
 def own_gpu(env: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which vLLM is alone on one GPU: this rank's, whatever started the ranks."""
+    """Return an environment in which vLLM has this rank's GPU alone, and no variables of torchrun.
+
+    vLLM starts processes of its own. With the rank's variables they would join the wrong process group.
+    """
     visible = [gpu for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     rank = env.get("LOCAL_RANK", "0")
     gpu = visible[int(rank)] if visible else rank
@@ -104,6 +109,7 @@ def own_gpu(env: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def _environment_of(env: os._Environ[str]) -> Iterator[None]:
+    """Give vLLM its environment while it starts, and restore this process's own on exit."""
     before = dict(env)
     own = own_gpu(before)
     for name in before.keys() - own.keys():

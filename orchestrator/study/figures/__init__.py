@@ -1,4 +1,4 @@
-"""The paper's figures, each drawn from its part of the report's numbers alone."""
+"""The paper's figures. Each is drawn only from its own part of the report's numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DRAWERS = (
 
 
 def draw(numbers: Mapping[str, Any]) -> Iterator[Drawing]:
-    """Yields the figures that there are numbers for, in the paper's order."""
+    """Yield the figures for which there are numbers, in the paper's order."""
     with styled():
         for drawer in _DRAWERS:
             drawing = drawer(numbers)

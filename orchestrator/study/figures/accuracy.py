@@ -1,4 +1,4 @@
-"""Figure 2: accuracy against the number of training languages, a panel a task and resource group."""
+"""Figure 2: accuracy by number of training languages, with a panel per task and resource group."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from orchestrator.reports import style
 from orchestrator.study.paper import distinct, listed, models_of, task_name
 
 GROUPS = {"high": "high-resource (en, es, ja)", "low": "low-resource (bn, sw, te)"}
+"""Map from resource group to its title."""
 
 
 def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
-    """Draws a line a model with Wilson intervals."""
+    """Draw a line with Wilson intervals for each model, or return None without numbers."""
     entries = numbers["fig2"]
     if not entries:
         return None
@@ -31,6 +32,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
         axes[row][0].set_ylabel("accuracy (%)")
     for axis in axes[-1]:
         axis.set_xlabel("training languages")
+    # A limit of exactly 0 would cut the markers of models that answer nothing right.
     axes[0][0].set_ylim(bottom=-3)
     style.model_legend(figure, [style.shortened(str(model)) for model in models])
     items = sorted({entry["num_items"] for entry in entries})
@@ -57,11 +59,15 @@ def _panel(
         )
         if not line:
             continue
+        # All models have points at the same sizes, so each model is shifted sideways to keep its interval
+        # visible.
         shift = style.dodge(index, len(models))
         axis.errorbar(
             [entry["num_languages"] + shift for entry in line],
             [100 * entry["accuracy"] for entry in line],
             yerr=[
+                # Rounding can put an end of the interval on the wrong side, and matplotlib refuses negative
+                # lengths.
                 [100 * max(0.0, entry["accuracy"] - entry["low"]) for entry in line],
                 [100 * max(0.0, entry["high"] - entry["accuracy"]) for entry in line],
             ],

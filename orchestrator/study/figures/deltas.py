@@ -1,4 +1,4 @@
-"""Figure 3: what one more language changes, as medians with bootstrap intervals."""
+"""Figure 3: the effect of one more training language, as medians with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from orchestrator.study.paper import SETTINGS, interval, listed, number, task_na
 from orchestrator.study.published import NOT_COMPARABLE, PUBLISHED
 
 Medians = Mapping[str, Mapping[str, Any]]
+"""Map from setting to its entry in the numbers."""
 
 
 def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
-    """Draws a panel a task and a row a setting, with the published medians where these can be compared."""
+    """Draw a panel for each task with a row for each setting, or return None without numbers.
+
+    A published median is shown beside ours only if the two are comparable.
+    """
     tasks = {
         task: {key: entry for key, entry in by_setting.items() if entry.get("median_points") is not None}
         for task, by_setting in numbers["fig3"].items()
@@ -54,7 +58,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
 
 
 def _published(numbers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Returns the published medians that may stand beside ours, by task and setting."""
+    """Return the published medians that are comparable with ours, by task and setting."""
     found: dict[str, dict[str, float]] = {}
     for published, entry in zip(PUBLISHED, numbers["verdicts"], strict=True):
         if published.path[0] == "fig3" and entry["verdict"] != NOT_COMPARABLE:
@@ -64,6 +68,7 @@ def _published(numbers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 def _panel(axis: Axes, medians: Medians, published: Mapping[str, float]) -> None:
     settings = [key for key in SETTINGS if key in medians]
+    # The y axis points up, so descending places put the first setting at the top.
     places = range(len(settings) - 1, -1, -1)
     axis.axvline(0, color=style.GREY, linewidth=0.8)
     for place, key in zip(places, settings, strict=True):
@@ -78,6 +83,7 @@ def _panel(axis: Axes, medians: Medians, published: Mapping[str, float]) -> None
         places, [f"{_split(SETTINGS[key])}\n(n = {medians[key]['num_cells']})" for key in settings]
     )
     axis.set_ylim(-0.6, len(settings) - 0.4)
+    # The numbers stand at the right edge, where they cannot cover a point or an interval.
     right = axis.secondary_yaxis("right")
     right.set_yticks(places, [_written(medians[key]) for key in settings])
     right.tick_params(length=0)

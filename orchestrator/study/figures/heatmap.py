@@ -1,4 +1,4 @@
-"""Figure 7: what fine-tuning changes against the pretrained model, for English and one more language."""
+"""Figure 7: fine-tuned against pretrained accuracy, for English and one more language."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from orchestrator.study.paper import MINUS, distinct, listed, number, task_name
 
 _COLOURS = "RdBu"
 _DARK = 0.62
-"""Beyond this share of the scale a cell is dark and its number white."""
+"""Share of the scale beyond which a cell is dark and its number is white."""
 
 
 def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
-    """Draws a heat map a model and task on one scale, with the number in each cell."""
+    """Draw a heat map for each model and task, or return None without numbers.
+
+    Each cell shows its number. All maps have the same scale, so that colours can be compared between them.
+    """
     entries = numbers["fig7"]
     if not entries:
         return None
     tasks, models = distinct(entries, "task"), distinct(entries, "model")
     mixtures = sorted(distinct(entries, "mixture"), key=_place)
     languages = paper.in_order(distinct(entries, "eval_language"))
+    # The scale is symmetric, so that 0 is neutral. It spans at least a point, so that noise does not look
+    # like an effect.
     most = max(1.0, *(abs(entry["delta_points"]) for entry in entries))
     panel_in = 0.32 + 0.2 * len(mixtures)
     figure, axes = style.panels(len(models), len(tasks), height_in=0.9 + max(1.0, panel_in * len(models)))
@@ -64,7 +69,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
 
 
 def _place(mixture: str) -> tuple[int, int]:
-    """English first, then en+x in the order of the study's languages."""
+    """Return a sort key: English first, then en+x in the order of the study's languages."""
     names = mixture.split("+")
     last = names[-1]
     return len(names), paper.CORE.index(last) if last in paper.CORE else len(paper.CORE)

@@ -1,4 +1,4 @@
-"""Figure 8: each evaluation language by itself, the mean at each size and the mixtures as dots."""
+"""Figure 8: accuracy in each evaluation language, as means of each size with the mixtures as dots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLUMNS = 3
 
 
 def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
-    """Draws a panel a task and evaluation language."""
+    """Draw a panel for each task and evaluation language, or return None without numbers."""
     entries = numbers["fig8"]
     if not entries:
         return None
@@ -31,6 +31,7 @@ def draw(numbers: Mapping[str, Any]) -> style.Drawing | None:
         task = tasks[number // (rows_a_task * columns)]
         index = number % (rows_a_task * columns)
         if index >= len(languages):
+            # The languages of a task may not fill their last row of panels.
             axis.set_visible(False)
             continue
         chosen = [e for e in entries if e["task"] == task and e["eval_language"] == languages[index]]

@@ -1,4 +1,4 @@
-"""Figures 4 and 9: direct exposure to a language against reaching it from others, by size and by model."""
+"""Figures 4 and 9: direct exposure to a language against zero-shot transfer, by size and by model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ OUTCOMES = {
     "same": ("#8a8a8a", "no difference"),
     "worse": ("#D55E00", "zero-shot worse"),
 }
+"""Map from outcome to its colour and its label."""
+
 _MOST_COLUMNS = 5
 _ABOUT = (
     "Each point is a model, task, language x and size L: up, the accuracy in x of the core languages without"
@@ -25,10 +27,11 @@ _ABOUT = (
     " outcomes, alpha 0.05"
 )
 Entries = Sequence[Mapping[str, Any]]
+"""The entries of Figure 4 in the numbers."""
 
 
 def draw_by_size(numbers: Mapping[str, Any]) -> style.Drawing | None:
-    """Draws Figure 4: a panel a task and number of training languages, models together."""
+    """Draw Figure 4: a panel for each task and number of training languages, with all models together."""
     entries = numbers["fig4"]
     if not entries:
         return None
@@ -53,7 +56,7 @@ def draw_by_size(numbers: Mapping[str, Any]) -> style.Drawing | None:
 
 
 def draw_by_model(numbers: Mapping[str, Any]) -> style.Drawing | None:
-    """Draws Figure 9: the points of Figure 4, a panel a task and model."""
+    """Draw Figure 9: the points of Figure 4, with a panel for each task and model."""
     entries = numbers["fig4"]
     if not entries:
         return None
@@ -63,6 +66,7 @@ def draw_by_model(numbers: Mapping[str, Any]) -> style.Drawing | None:
     num_rows = rows_a_task * len(tasks)
     panel_in = min(2.5, style.WIDTH_IN / columns + 0.3)
     figure, axes = style.panels(num_rows, columns, height_in=0.7 + panel_in * num_rows)
+    # Each task fills whole rows of panels, so a model's panel number follows from its place in the rows.
     for number, axis in enumerate(axes.flat):
         task = tasks[number // (rows_a_task * columns)]
         index = number % (rows_a_task * columns)
@@ -70,6 +74,7 @@ def draw_by_model(numbers: Mapping[str, Any]) -> style.Drawing | None:
             axis.set_visible(False)
             continue
         chosen = [e for e in entries if e["task"] == task and e["model"] == models[index]]
+        # Models differ widely in accuracy, and on a common scale the points of a weak one would coincide.
         limits = _limits([e for e in entries if e["model"] == models[index]])
         _panel(axis, chosen, _languages(entries), limits)
         axis.set_title(f"{style.shortened(str(models[index]), 80 // columns)}\n{task_name(task)}", fontsize=8)
@@ -98,6 +103,7 @@ def _sizes(entries: Entries) -> list[int]:
 def _limits(entries: Entries) -> tuple[float, float]:
     values = [100 * entry[key] for entry in entries for key in ("direct", "zero_shot")]
     low, high = min(values), max(values)
+    # Both axes share these limits, so that the diagonal means equal accuracies.
     pad = max(3.0, 0.06 * (high - low))
     return max(-4.0, low - pad), min(104.0, high + pad)
 
@@ -118,6 +124,7 @@ def _panel(axis: Axes, entries: Entries, languages: Sequence[str], limits: tuple
     axis.set_xlim(limits)
     axis.set_ylim(limits)
     axis.set_aspect("equal")
+    # Setting ticks may widen the limits, so the limits are set once more afterwards.
     axis.locator_params(nbins=4)
     axis.set_yticks(axis.get_xticks())
     axis.set_xlim(limits)

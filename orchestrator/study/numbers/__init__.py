@@ -1,4 +1,4 @@
-"""All numbers of the report, from result rows to one plain dict that JSON can say; no figure, no text."""
+"""All numbers of the report, computed from result rows into one plain dict that JSON can represent."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ def report(
     expected: Iterable[Mapping[str, Any]] | None = None,
     where: str = "the table",
 ) -> dict[str, Any]:
-    """Returns every number of the study's tables and figures; what cannot be computed is None or absent.
+    """Return every number of the study's tables and figures.
+
+    A number that cannot be computed is None or absent.
 
     Args:
-        rows: as `collect` gives them, or from elsewhere with the columns up to `accuracy`.
-        seed: of the bootstraps and of the split of Table 3.
-        expected: the cells that there should be, each with `model`, `task` and `languages`, and perhaps
-            `cell` and `seed`; by default they are derived from the rows.
-        where: what to call the rows in an error.
+        rows: the rows of `collect`, or rows from elsewhere with the columns up to `accuracy`.
+        seed: the seed of the bootstraps and of the split of Table 3.
+        expected: the cells that there should be, each with `model`, `task` and `languages`, and optionally
+            `cell` and `seed`. By default they are derived from the rows.
+        where: the name of the rows in error messages.
 
     Raises:
-        UserError: the rows are no such table.
+        UserError: the rows are not such a table.
     """
     read = results(rows, where=where)
     found = comparisons(read)
@@ -47,5 +49,6 @@ def report(
         "fig8": fig8(read),
         "baselines": baselines(read),
     }
+    # Verdicts compare the numbers above with the published ones, so they come last.
     numbers["verdicts"] = verdicts(numbers, read)
     return numbers

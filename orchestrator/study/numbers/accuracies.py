@@ -1,6 +1,6 @@
-"""Figures 2, 7 and 8, and the baselines: accuracies and what training changed, by counts.
+"""Accuracies and the effects of training, from counts: Figures 2, 3, 4, 7 and 8, Table 2 and the baselines.
 
-Several seeds of a mixture are pooled.
+The seeds of a mixture are pooled, except in the comparisons of Table 2 and Figure 3.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Entry = dict[str, Any]
 
 
 def pooled(read: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, Count]:
-    """Adds up the counts of the results with the same key, in order of first appearance."""
+    """Return the summed counts of the results by key, in order of first appearance."""
     groups: dict[Key, list[tuple[int, int]]] = {}
     for result in read:
         groups.setdefault(key(result), []).append(result.count)
@@ -27,7 +27,10 @@ def pooled(read: Iterable[Result], key: Callable[[Result], Key]) -> dict[Key, Co
 
 
 def fig2(read: Sequence[Result]) -> list[Entry]:
-    """Returns accuracy by model, task, resource group and number of languages; trained cells, 95 % Wilson."""
+    """Return accuracy by model, task, resource group and number of languages, with 95 % Wilson intervals.
+
+    Only trained cells count.
+    """
     shown = [result for result in read if result.languages and result.eval_language in paper.RESOURCE]
     groups = pooled(shown, lambda r: (r.model, r.task, paper.RESOURCE[r.eval_language], r.num_languages))
     return [
@@ -38,7 +41,7 @@ def fig2(read: Sequence[Result]) -> list[Entry]:
 
 
 def baselines(read: Sequence[Result]) -> list[Entry]:
-    """Returns the accuracy of each pretrained model by task and evaluation language, 95 % Wilson."""
+    """Return each pretrained model's accuracy by task and evaluation language, with Wilson intervals."""
     groups = pooled((r for r in read if not r.languages), lambda r: (r.model, r.task, r.eval_language))
     return [
         {"model": model, "task": task, "eval_language": language, **interval(count)}
@@ -47,8 +50,9 @@ def baselines(read: Sequence[Result]) -> list[Entry]:
 
 
 def fig7(read: Sequence[Result]) -> list[Entry]:
-    """Returns what training on en and on en+x added to the pretrained model, in points."""
+    """Return the change in points from the pretrained model to training on en and on en+x."""
     before = pooled((r for r in read if not r.languages), lambda r: (r.model, r.task, r.eval_language))
+    # The paper's figure has rows for English alone and for the mixtures of two.
     bilingual = [r for r in read if r.languages == ("en",) or paper.partner(r.languages)]
     after = pooled(bilingual, lambda r: (r.model, r.task, r.languages, r.eval_language))
     return [
@@ -65,7 +69,7 @@ def fig7(read: Sequence[Result]) -> list[Entry]:
 
 
 def fig8(read: Sequence[Result]) -> list[Entry]:
-    """Returns the mean over the mixtures of each size, and each mixture's accuracy; trained cells."""
+    """Return the mean over the mixtures of each size, and each mixture's accuracy, for trained cells."""
     mixtures = pooled(
         (r for r in read if r.languages),
         lambda r: (r.model, r.task, r.eval_language, r.num_languages, r.languages),
@@ -87,7 +91,7 @@ def fig8(read: Sequence[Result]) -> list[Entry]:
 
 
 def interval(count: Count) -> Mapping[str, Any]:
-    """Returns a count as the columns of a table, with its interval."""
+    """Return a count as the columns of a table, with its 95 % Wilson interval."""
     low, high = count.interval
     return {**count._asdict(), "accuracy": count.share, "low": low, "high": high}
 
@@ -96,7 +100,13 @@ SETTINGS = ("en", "direct", "transfer")
 
 
 class Comparison(NamedTuple):
-    """How much better en+x is than en, exactly."""
+    """The gain from en to en+x in one evaluation language.
+
+    Attributes:
+        task: the task.
+        setting: the relation of the evaluation language to en+x; see `paper.SETTINGS`.
+        gain: the difference of the accuracies. It is exact, so that a tie is never counted as a win.
+    """
 
     task: str
     setting: str
@@ -104,7 +114,7 @@ class Comparison(NamedTuple):
 
 
 def comparisons(read: Iterable[Result]) -> list[Comparison]:
-    """Returns the comparisons of which both cells are there."""
+    """Return the comparisons whose two cells both have results."""
     alone: dict[tuple[str, ...], Result] = {}
     pairs: list[tuple[str, Result]] = []
     for result in read:
@@ -124,7 +134,10 @@ def comparisons(read: Iterable[Result]) -> list[Comparison]:
 
 
 def table2(found: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
-    """Returns the share of wins for each setting: strictly better, by exact counts; 95 % Wilson."""
+    """Return the share of wins in each setting, with 95 % Wilson intervals.
+
+    A win is a strictly higher accuracy, by exact counts.
+    """
     table = {}
     for setting in SETTINGS:
         gains = [comparison.gain for comparison in found if comparison.setting == setting]
@@ -138,7 +151,7 @@ def table2(found: Sequence[Comparison]) -> dict[str, dict[str, Any]]:
 def fig3(
     found: Sequence[Comparison], tasks: Iterable[str], *, seed: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns for each task and setting the median gain in points, with its percentile bootstrap interval."""
+    """Return the median gain in points by task and setting, with percentile bootstrap intervals."""
     return {task: {setting: _median(found, task, setting, seed) for setting in SETTINGS} for task in tasks}
 
 
@@ -154,10 +167,12 @@ def _median(found: Sequence[Comparison], task: str, setting: str, seed: int) -> 
 
 
 def _setting(x: str, eval_language: str) -> str:
+    """Return how the evaluation language relates to en+x."""
     return "en" if eval_language == "en" else "direct" if eval_language == x else "transfer"
 
 
 def _key(result: Result) -> tuple[str, ...]:
+    # Cells are compared within one seed, so that only the mixture differs.
     return result.model, result.task, result.seed, result.eval_language
 
 
@@ -166,16 +181,17 @@ def _share(result: Result) -> Fraction:
 
 
 def fig4(read: Sequence[Result]) -> list[dict[str, Any]]:
-    """Returns both accuracies and whether zero-shot is better, the same or worse.
+    """Return direct and zero-shot accuracies, and whether zero-shot is better, the same or worse.
 
-    By Student's two-sided t-test (pooled variance) on the items' zeros and ones, alpha = 0.05, not corrected
-    for the number of tests. For English the items of the four en+x are one sample; of a sweep that is half
-    finished, those of the four that there are.
+    The verdict is that of Student's two-sided t-test (pooled variance) on the zeros and ones of the items,
+    with alpha = 0.05. It is not corrected for the number of tests. For English, the items of the four
+    mixtures en+x form one sample. While a sweep is unfinished, these are the mixtures with results.
     """
     direct = pooled(
         (r for r in read if (x := paper.partner(r.languages)) and r.eval_language in ("en", x)),
         lambda r: (r.model, r.task, r.eval_language),
     )
+    # The mixture without x is evaluated in x itself, which it reaches only by transfer.
     zero_shot = pooled(
         (r for r in read if paper.left_out(r.languages) == r.eval_language),
         lambda r: (r.model, r.task, r.eval_language, r.num_languages),

@@ -1,4 +1,4 @@
-"""Table 3: a linear model of accuracy over all rows, baselines included."""
+"""Table 3: a linear model of accuracy over all rows, including the baselines."""
 
 from __future__ import annotations
 
@@ -24,22 +24,27 @@ COEFFICIENTS = (
     "language_in_training",
     "sqrt_languages",
 )
+"""Names of the columns of the design matrix, in order."""
+
 TRAIN_SHARE = 0.7
 NUM_RESAMPLES = 2_000
 _BATCH = 250
-"""Resamples at a time, to bound memory."""
+"""Number of resamples to solve at a time, to bound memory."""
 
 _TOLERANCE = 1e-9
+"""Threshold below which a singular value, an eigenvalue or a range counts as zero."""
 
 
 def table3(read: Sequence[Result], *, seed: int) -> dict[str, Any]:
-    """Returns the coefficients with 95 % bootstrap intervals, and the R2 on rows that were held out.
+    """Return the coefficients with 95 % bootstrap intervals, and R2 on rows that were held out.
 
-    Ordinary least squares by statsmodels. The coefficients are of all rows, so that they do not depend on the
-    seed; R2 is of a model fitted to a random 70 % of the rows, on the other 30 %. The bootstraps resample
-    rows, for R2 the held-out ones, and take percentiles (Efron and Tibshirani 1993, chapter 13); the rows of
-    one cell are not independent, so these intervals are narrow. A regressor that the others explain (one
-    model, one task) is left out and named under `dropped`.
+    The fit is ordinary least squares by statsmodels. The coefficients are fitted to all rows, so that they
+    do not depend on the seed. R2 is that of a model fitted to a random 70 % of the rows, evaluated on the
+    other 30 %.
+
+    The bootstraps resample rows, and for R2 the held-out rows, and take percentiles (Efron and Tibshirani
+    1993, chapter 13). The rows of one cell are not independent, so these intervals are narrow. A regressor
+    that the others explain (one model, one task) is left out and named under `dropped`.
     """
     unknown = sorted({result.model for result in read if result.num_parameters is None})
     if unknown:
@@ -78,6 +83,7 @@ def _nothing(reason: str) -> dict[str, Any]:
 
 
 def _design(read: Sequence[Result]) -> Array:
+    """Return the design matrix: a row for each result, with the columns of `COEFFICIENTS`."""
     return numpy.array(
         [
             (
@@ -96,9 +102,10 @@ def _design(read: Sequence[Result]) -> Array:
 
 
 def _independent(design: Array) -> list[int]:
-    """Returns the columns that those before them do not explain."""
+    """Return the columns that are not linear combinations of the kept columns before them."""
     kept: list[int] = []
     for column in range(design.shape[1]):
+        # Columns of unit length make the rank independent of the units of the regressors.
         scaled = design[:, [*kept, column]] / numpy.linalg.norm(design[:, [*kept, column]], axis=0).clip(
             1e-300
         )
@@ -110,13 +117,15 @@ def _independent(design: Array) -> list[int]:
 def _held_out_r2(
     design: Array, y: Array, chance: numpy.random.Generator
 ) -> tuple[float | None, float | None, float | None]:
+    """Return R2 on the held-out rows with its interval; None if their accuracies do not vary."""
     order = chance.permutation(len(y))
     num_train = round(TRAIN_SHARE * len(y))
     train, test = order[:num_train], order[num_train:]
-    with warnings.catch_warnings(action="ignore"):  # of few rows a regressor may be constant in the 70 %
+    with warnings.catch_warnings(action="ignore"):  # with few rows, a regressor may be constant
         predicted = OLS(y[train], design[train]).fit().predict(design[test])
     if numpy.ptp(y[test]) < _TOLERANCE:
         return None, None, None
+    # A resample may consist of equal accuracies. Its R2 is not finite, and it is left out.
     again = chance.integers(len(test), size=(NUM_RESAMPLES, len(test)))
     shares = _r2(y[test][again], predicted[again])
     low, high = numpy.quantile(shares[numpy.isfinite(shares)], [ALPHA / 2, 1 - ALPHA / 2])
@@ -124,7 +133,7 @@ def _held_out_r2(
 
 
 def _r2(y: Array, predicted: Array) -> Array:
-    """Returns the explained share of the variance, of each sample along the last axis."""
+    """Return the explained share of the variance of each sample along the last axis."""
     spread = ((y - y.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1)
     residual = ((y - predicted) ** 2).sum(axis=-1)
     with numpy.errstate(invalid="ignore", divide="ignore"):
@@ -132,10 +141,13 @@ def _r2(y: Array, predicted: Array) -> Array:
 
 
 def _bootstrap(design: Array, y: Array, chance: numpy.random.Generator) -> tuple[Array, Array]:
-    """Returns the percentile interval of each coefficient, over resamples that tell all of them apart.
+    """Return the percentile interval of each coefficient, over resamples in which all can be estimated.
 
-    A resample is how often it has each row. It is solved in an orthonormal basis of the design's columns,
-    where its normal equations are well conditioned.
+    Fitting resamples one by one would be slow, so whole batches are solved by normal equations. A resample
+    is a vector of counts: how often it contains each row. Its normal equations sum the outer products of
+    the rows, which are computed once, weighted by these counts. Normal equations square the condition
+    number of the design. Hence they are solved in an orthonormal basis of its columns, and the solutions
+    are transformed back at the end.
     """
     num_rows, num_columns = design.shape
     basis, triangle = numpy.linalg.qr(design)
@@ -145,6 +157,8 @@ def _bootstrap(design: Array, y: Array, chance: numpy.random.Generator) -> tuple
         times = chance.multinomial(num_rows, numpy.full(num_rows, 1 / num_rows), size=_BATCH).astype(float)
         grams = (times @ products).reshape(-1, num_columns, num_columns)
         sides = (times * y) @ basis
+        # A resample without, for example, any baseline cannot estimate every coefficient, so it is left
+        # out.
         whole = numpy.linalg.eigvalsh(grams)[:, 0] > _TOLERANCE
         found.append(numpy.linalg.solve(grams[whole], sides[whole][..., None])[..., 0])
     solved = numpy.linalg.solve(triangle, numpy.concatenate(found).T)

@@ -1,1 +1,1 @@
-"""The tables of the study: the rows that they read, and the text that they show."""
+"""The tables of the study: reading result rows, and formatting results."""

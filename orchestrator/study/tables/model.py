@@ -1,4 +1,4 @@
-"""The report's tables, from its numbers to text in cells; each for the page and for Markdown alike."""
+"""The report's tables of results: its numbers as text, for the page and for Markdown alike."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from orchestrator.study.paper import ABSENT, SETTINGS, counted, distinct, interv
 from orchestrator.study.published import PUBLISHED
 
 Numbers = Mapping[str, Any]
+"""The numbers of the report; see `orchestrator.study.numbers`."""
+
 _COEFFICIENTS = {
     "intercept": "intercept",
     "log10_parameters": "log10(parameters)",
@@ -23,7 +25,7 @@ _COEFFICIENTS = {
 
 
 def verdicts(numbers: Numbers) -> Table:
-    """Returns each published number beside ours."""
+    """Return the table of each published number beside ours."""
     rows = [
         (
             entry["name"],
@@ -48,6 +50,7 @@ def verdicts(numbers: Numbers) -> Table:
 def _value(value: float | None, entry: Mapping[str, Any], *, low: str, high: str) -> str:
     if value is None:
         return ABSENT
+    # Rates are shares in the numbers and percentages in the table; medians are in points already.
     scale, digits = {"rate": (100, 1), "points": (1, 2)}.get(entry["unit"], (1, 3))
     ends = (entry[low], entry[high])
     sign = entry["unit"] == "points"
@@ -56,7 +59,7 @@ def _value(value: float | None, entry: Mapping[str, Any], *, low: str, high: str
 
 
 def table2(numbers: Numbers) -> Table:
-    """Returns the share of comparisons that en+x wins."""
+    """Return Table 2: the share of comparisons that en+x wins."""
     rows = []
     for key, name in SETTINGS.items():
         entry = numbers["table2"][key]
@@ -80,7 +83,7 @@ def table2(numbers: Numbers) -> Table:
 
 
 def medians(numbers: Numbers) -> Table:
-    """Returns the numbers of Figure 3."""
+    """Return the table of the numbers in Figure 3."""
     rows = [
         (
             task_name(task),
@@ -102,7 +105,7 @@ def medians(numbers: Numbers) -> Table:
 
 
 def outcomes(numbers: Numbers) -> Table:
-    """Returns the counts behind Figures 4 and 9."""
+    """Return the table of the counts behind Figures 4 and 9."""
     entries = numbers["fig4"]
     rows = []
     for task in distinct(entries, "task"):
@@ -127,7 +130,7 @@ def outcomes(numbers: Numbers) -> Table:
 
 
 def table3(numbers: Numbers) -> Table:
-    """Returns the regression beside the published coefficients."""
+    """Return Table 3: the regression beside the published coefficients."""
     found = numbers["table3"]
     theirs = {entry.path[-1]: entry.value for entry in PUBLISHED if entry.unit == "coefficient"}
     r2 = next(entry.value for entry in PUBLISHED if entry.unit == "r2")
@@ -144,6 +147,7 @@ def table3(numbers: Numbers) -> Table:
         )
     held_out = interval(found["r2_low"], found["r2_high"], digits=3) or ABSENT
     rows.append(("R² on held-out rows", number(found["r2"], digits=3), held_out, number(r2, digits=3)))
+    # A dash without an explanation would look like a failure, so the table names each reason.
     left_out = [f"{_COEFFICIENTS[name]} ({why})" for name, why in found["dropped"].items()]
     notes = [f"Left out: {'; '.join(left_out)}."] if left_out else []
     notes += [f"Not computed: {found['reason']}."] if found["reason"] else []
@@ -159,7 +163,7 @@ def table3(numbers: Numbers) -> Table:
 
 
 def baselines(numbers: Numbers) -> Table:
-    """Returns the pretrained models' accuracies."""
+    """Return the table of the pretrained models' accuracies."""
     entries = numbers["baselines"]
     languages = paper.in_order(distinct(entries, "eval_language"))
     found = {(e["model"], e["task"], e["eval_language"]): e for e in entries}
@@ -180,13 +184,13 @@ def baselines(numbers: Numbers) -> Table:
 
 
 def results(numbers: Numbers) -> list[Table]:
-    """Returns the tables of results that have rows."""
+    """Return the tables of results that have rows."""
     makers = (table2, medians, outcomes, table3, baselines) if numbers["num_rows"] else ()
     return [table for make in makers if (table := make(numbers)).rows]
 
 
 def accuracies(numbers: Numbers) -> Table:
-    """Returns the numbers of Figure 2."""
+    """Return the table of the numbers in Figure 2."""
     entries: Sequence[Mapping[str, Any]] = numbers["fig2"]
     return Table(
         "figure2",

@@ -1,7 +1,7 @@
-"""Reading result rows: from a file or from `collect`, checked, one `Result` a cell and evaluation language.
+"""Read and check result rows from a file or from `collect`: one `Result` per cell and evaluation language.
 
-It is lenient about columns that can be done without, and strict about what would make a number wrong. It
-knows no statistics.
+Missing columns are filled in where this is safe. Anything that would make a number wrong is an error. This
+module computes no statistics.
 """
 
 from __future__ import annotations
@@ -21,13 +21,32 @@ from orchestrator.study import paper
 
 Row = Mapping[str, Any]
 NEEDED = ("model", "task", "languages", "eval_language", "num_items")
+"""Columns that rows must have."""
+
 _BASELINE = frozenset({"", "none", "null", "nan", "na"})
+"""Texts in the column `languages` that mean a baseline."""
+
 _ROUNDED = 0.005
-"""How far an `accuracy` may lie from the counts beside it, or else one item: it may be rounded, or they."""
+"""Tolerance between an `accuracy` and the counts beside it. Either may be rounded, so a difference of one
+item is accepted as well."""
 
 
 class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True):
-    """What one cell got on the test items of one language."""
+    """The result of one cell on the test items of one language.
+
+    Attributes:
+        model: the model.
+        task: the task.
+        languages: the training languages in the study's order; empty for the baseline.
+        eval_language: the language of the test items.
+        seed: the seed as text, "" if it is not given.
+        num_correct: the number of right answers.
+        num_items: the number of items.
+        accuracy: the share of right answers, from 0 to 1.
+        label: the name of the mixture.
+        family: the family of the model, such as ``qwen``.
+        num_parameters: the number of parameters, None if it is unknown.
+    """
 
     model: str
     task: str
@@ -43,17 +62,17 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True
 
     @property
     def count(self) -> tuple[int, int]:
-        """The right answers and the items."""
+        """The number of right answers and the number of items."""
         return self.num_correct, self.num_items
 
     @property
     def num_languages(self) -> int:
-        """How many languages the cell was trained on; 0 is the pretrained baseline."""
+        """The number of training languages; 0 for the pretrained baseline."""
         return len(self.languages)
 
 
 def fits(rows: Sequence[Row], *, about: About | None = None) -> bool:
-    """Return whether the study's report is the one for some rows, or for a sweep that has none yet."""
+    """Return whether the study's report fits some rows, or a sweep that has none yet."""
     if rows:
         return any(all(name in row for name in NEEDED) for row in rows)
     cells = about.cells if about else ()
@@ -61,10 +80,10 @@ def fits(rows: Sequence[Row], *, about: About | None = None) -> bool:
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Reads the rows of a Parquet, CSV or JSON file, as `collect` writes them.
+    """Read the rows of a Parquet, CSV or JSON file, as `collect` writes them.
 
     Raises:
-        UserError: there is no such file, it cannot be read as what its name says, or it has no rows.
+        UserError: there is no such file, it does not match its suffix, or it has no rows.
     """
     if not path.is_file():
         raise UserError(f"no file {path}", fix="sweep collect SWEEP --out rows.parquet makes one")
@@ -73,12 +92,13 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} has none of the known endings", allowed=", ".join(_READERS))
     try:
         rows = _READERS[suffix](path)
+    # The errors of pyarrow and msgspec are subclasses of these. A broken file is the user's to repair.
     except (
         OSError,
         ValueError,
         NotImplementedError,
         csv.Error,
-    ) as error:  # also pyarrow's, msgspec's
+    ) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as {suffix[1:]}: {first}") from error
     if not rows:
@@ -97,6 +117,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream, strict=True))
     for number, row in enumerate(rows, start=1):
+        # DictReader collects surplus fields under the key None.
         if None in row:
             raise ValueError(f"row {number} has more fields than the header")
     return rows
@@ -114,20 +135,21 @@ _READERS: Mapping[str, Callable[[Path], list[dict[str, Any]]]] = {
 
 
 def results(rows: Sequence[Row], *, where: str = "the table") -> list[Result]:
-    """Returns the test results among rows, sorted, so that the order of rows changes nothing.
+    """Return the test results among rows, sorted, so that the order of rows changes nothing.
 
-    Rows that are no results (of other stages) are passed over, and rows of other splits. Missing columns are
-    filled in: `num_correct` from `accuracy`, and the reverse; the parameters from the study's models; the
-    family from the model's name.
+    Rows of other stages and of other splits are ignored. Missing columns are filled in: `num_correct` from
+    `accuracy` and the reverse, the parameters from the study's models, and the family from the model's
+    name.
 
     Raises:
-        UserError: a needed column is missing, a value is no such value, or two rows are of the same cell
-            and language; it names the row.
+        UserError: a needed column is missing, a value is invalid, or two rows are of the same cell and
+            language. The error names the row.
     """
     _check_columns(rows, where)
     found: dict[tuple[object, ...], int] = {}
     read: list[Result] = []
     for number, row in enumerate(rows, start=1):
+        # Rows of other stages have neither an evaluation language nor a result.
         if _absent(row.get("eval_language")) and all(
             _absent(row.get(k)) for k in ("num_correct", "accuracy")
         ):
@@ -149,7 +171,10 @@ def results(rows: Sequence[Row], *, where: str = "the table") -> list[Result]:
 
 
 def languages_of(value: Any) -> tuple[str, ...]:
-    """Returns a mixture's languages, from a list or from text such as ``en,es``; empty means the baseline."""
+    """Return a mixture's languages, from a list or from text such as ``en,es``.
+
+    An empty value means the baseline.
+    """
     if _absent(value):
         return ()
     if not isinstance(value, str):
@@ -180,7 +205,7 @@ def _absent(value: Any) -> bool:
 
 
 class _RowReader:
-    """Takes values out of one row, and says where one is wrong."""
+    """A reader of the values of one row. Its errors name the row and the column."""
 
     def __init__(self, row: Row, where: str) -> None:
         self._row, self._where = row, where
@@ -218,6 +243,7 @@ class _RowReader:
         return languages
 
     def _num_correct(self, num_items: int, accuracy: float | None) -> int:
+        """Return the number of right answers, which must agree with the accuracy if both are given."""
         if _absent(self._row.get("num_correct")):
             if accuracy is None:
                 raise self._error("num_correct", "neither it nor accuracy is given")
@@ -245,6 +271,7 @@ class _RowReader:
         if _absent(seed):
             return ""
         text = str(seed)
+        # A table with empty cells may have its seeds as floats.
         return text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else text
 
     def _text(self, name: str) -> str:
