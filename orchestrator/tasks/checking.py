@@ -29,7 +29,17 @@ class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Length(_Frozen, frozen=True, kw_only=True):
-    """The lengths of the items of a split and language."""
+    """The lengths of the items of a split and language, in tokens of `tokenizer` or in characters.
+
+    Attributes:
+        tokenizer: the name of the tokenizer, or `CHARACTERS`.
+        split: the split.
+        language: the language.
+        mean: the mean length.
+        p95: the 95th percentile.
+        longest: the greatest length.
+        num_over_long: the number of items above the limit; 0 if characters are counted.
+    """
 
     tokenizer: str
     split: str

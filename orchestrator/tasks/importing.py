@@ -39,7 +39,7 @@ class Choice(NamedTuple):
     Attributes:
         languages: languages that the data set must have; empty for all of the source.
         num_train: training items; None for all.
-        num_validation: validation items.
+        num_validation: validation items. 0 takes the source's whole validation split, if it has one.
         num_test: test items; None for all.
         seed: chooses the items if there are more.
     """
