@@ -1,4 +1,4 @@
-"""Polysweep: a sweep composed once, run anywhere, collected from one store.
+"""Polysweep: compose a sweep once, run it anywhere, and collect its results from one store.
 
 ::
 
@@ -44,7 +44,7 @@ _HOME: Final = {
     **dict.fromkeys(("Checkpoint", "Config", "Context", "StageSpec"), "stage"),
     **dict.fromkeys(("InfrastructureError", "StageFailure", "SweepError", "UserError"), "errors"),
 }
-"""Public name to its module, imported when the name is first used: workers import this package too."""
+"""Public name to its module, which is imported at the first use: workers import this package too."""
 
 
 def __getattr__(name: str) -> Any:

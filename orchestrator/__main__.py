@@ -1,4 +1,4 @@
-"""`python -m orchestrator` is `sweep`."""
+"""Run `sweep` as `python -m orchestrator`."""
 
 import sys
 

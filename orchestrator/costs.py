@@ -1,15 +1,17 @@
-"""What a stage's hooks tell the planner before anything runs: what it would cost, and what it needs.
+"""The hooks of a stage that the planner calls before anything runs: expected costs, and requirements.
 
-A stage names its hooks in `StageSpec`; they are plain functions that import no torch::
+A stage names its hooks in `StageSpec`. They are plain functions that import no torch::
 
     def estimate(config: Config, *, label: str, hardware: Hardware, retention: str,
                  measured: Measured) -> Estimate
     def needs(config: Config) -> list[Need]
 
-`config` is the whole config of the cell; `label` the instance's, "" without `each`; `retention` the policy of
-that name: ``all``, ``best`` or ``none`` of a product's large files are kept in the end. An `estimate` raises
-`UserError` for what can never fit on the hardware. A hook is asked once for each distinct stage, ten thousand
-times for a large sweep: a tenth of a millisecond is a good time for it.
+`config` is the whole config of the cell. `label` is the label of the instance, "" without `each`. `retention`
+is the policy (``all``, ``best`` or ``none``) that decides which large files of a product are kept in the end.
+An `estimate` raises `UserError` for a stage that can never fit on the hardware.
+
+A hook is called once for each distinct stage, ten thousand times in a large sweep. It should take about a
+tenth of a millisecond.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import msgspec
 
 
 class Device(NamedTuple):
-    """Facts of an accelerator: memory in GiB, dense bf16 peak in TFLOP/s (the makers' data sheets).
+    """Properties of an accelerator, from the makers' data sheets.
 
-    Memory is what CUDA says there is, a little less than the size that a device is sold by: that is what the
-    `train` stage finds, and a plan must not promise what it then refuses.
+    Attributes:
+        memory_gib: memory in GiB, as CUDA reports it. That is a little less than the nominal size, and it is
+            the value that the `train` stage finds, so a plan does not promise what that stage refuses.
+        peak_tflops: dense bf16 peak, in TFLOP/s.
     """
 
     memory_gib: float
@@ -40,18 +44,18 @@ DEVICES: Mapping[str, Device] = {
     "l40s": Device(44.3, 362),
     "a10g": Device(22.0, 125),
 }
-"""The devices that a plan may be made for; the first is the study's."""
+"""The devices for which a plan can be made; the first is the study's."""
 
 
 class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the cells of a plan would run on.
+    """The hardware on which the cells of a plan would run.
 
     Attributes:
         device: a key of `DEVICES`, or ``cpu``.
-        memory_gib: of one device; for ``cpu`` that of the host.
+        memory_gib: memory of one device; for ``cpu`` that of the host.
         peak_tflops: dense bf16 peak of one device, in TFLOP/s.
-        max_gpus: that one cell may have; for ``cpu`` the processes.
-        mfu: model FLOPs utilisation in (0, 1]; None for the stage's own guess by model size.
+        max_gpus: greatest number of devices for one cell; for ``cpu`` of processes.
+        mfu: model FLOPs utilisation in (0, 1]; None for the stage's own estimate by model size.
     """
 
     device: str
@@ -62,7 +66,13 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Finished(NamedTuple):
-    """A stage that is done, as a hook sees it: its cell's config, its rows, its wall time."""
+    """A stage that is done, as a hook receives it.
+
+    Attributes:
+        config: its cell's config.
+        rows: its result rows.
+        seconds: its wall time.
+    """
 
     config: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
@@ -73,10 +83,10 @@ _Summary = TypeVar("_Summary")
 
 
 class Measured(Mapping[str, Sequence[Finished]]):
-    """Stage name to what is done of it in the same sweep: measurements, instead of guesses.
+    """Stage name to the finished instances of that stage in the same sweep: measurements instead of guesses.
 
     Args:
-        finished: none of a stage's is the same as no key.
+        finished: stage name to its finished instances. An empty sequence means the same as a missing key.
     """
 
     def __init__(self, finished: Mapping[str, Sequence[Finished]] | None = None) -> None:
@@ -84,7 +94,8 @@ class Measured(Mapping[str, Sequence[Finished]]):
         self._once: dict[Callable[..., Any], Any] = {}
 
     def once(self, summarise: Callable[[Measured], _Summary]) -> _Summary:
-        """Returns what a function makes of all this; it is called once, however many stages ask."""
+        """Return the result of a function of this object; call it once, however many stages request it."""
+        # Each hook would otherwise walk through all finished stages again, thousands of times.
         if summarise not in self._once:
             self._once[summarise] = summarise(self)
         return cast(_Summary, self._once[summarise])
@@ -100,24 +111,25 @@ class Measured(Mapping[str, Sequence[Finished]]):
 
 
 class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one stage instance would cost; zeros where it costs nothing worth planning.
+    """The cost of one stage instance; zeros where it is not worth planning.
 
     Attributes:
         num_steps: optimiser steps.
-        num_tokens: training tokens, padding left out.
-        model_flops: of forward and backward passes, without recomputation.
-        hardware_flops: with recomputation.
+        num_tokens: training tokens, without padding.
+        model_flops: forward and backward passes, without recomputation.
+        hardware_flops: the same with recomputation.
         gpu_hours: device hours of training.
-        generation_gpu_hours: device hours of generating answers; kept apart, a rough guess beside a good one.
-        wall_hours: of the whole stage.
-        num_gpus: that it needs.
-        micro_batch: rows a device and pass; None where there is none.
-        memory_gib: the peak of one device.
-        memory_terms_gib: what that is made of.
-        host_memory_gib: of the host, all processes together; 0 where it does not matter or is not known.
-        disk_gib: of its product, as long as it is kept.
-        peak_disk_gib: while it is live, with checkpoints to resume from.
-        num_generations: answers to be generated.
+        generation_gpu_hours: device hours of generating answers. It is separate, because it is a rough guess
+            and `gpu_hours` a good one.
+        wall_hours: wall time of the whole stage.
+        num_gpus: devices that it needs.
+        micro_batch: rows per device and pass; None if there is none.
+        memory_gib: peak memory of one device.
+        memory_terms_gib: the parts of that peak.
+        host_memory_gib: host memory of all processes together; 0 if unimportant or unknown.
+        disk_gib: size of its product while it is kept.
+        peak_disk_gib: greatest size while it runs, with checkpoints to resume from.
+        num_generations: answers to generate.
         assumptions: what was assumed or measured, for people.
         measured: whether speed and memory come from cells that have run.
     """
@@ -142,14 +154,14 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Need(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Something that must be on this machine before a cell can run, such as a model of a hub.
+    """Something that must be on this machine before a cell can run, such as a model from a hub.
 
     Attributes:
-        what: for people: ``model Qwen/Qwen3-8B-Base``.
-        problem: why it is not there, "" when it is.
-        fetch: ``module:function`` that fetches it, called with `arguments`; "" when nothing can.
-        arguments: JSON values for `fetch`; equal needs are fetched once.
-        advice: what to do where `fetch` is "".
+        what: its name for people, such as ``model Qwen/Qwen3-8B-Base``.
+        problem: why it is missing; "" if it is there.
+        fetch: ``module:function`` that fetches it, called with `arguments`; "" if nothing can.
+        arguments: JSON values for `fetch`. Equal needs are fetched once.
+        advice: what to do if `fetch` is "".
     """
 
     what: str

@@ -1,7 +1,7 @@
-"""A stage that only counts: steps, checkpoints, metrics and scripted failures, for trying the engine.
+"""A stage that only counts, for trying the engine: steps, checkpoints, metrics and scripted failures.
 
-It imports nothing heavy. Its product, ``count.txt``, is a chain of digests over all steps, so a resume that
-repeated or skipped a step would show.
+It imports nothing heavy. Its product, ``count.txt``, is a chain of digests over all steps, so that a resume
+that repeats or skips a step changes it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ COUNT = StageSpec(
     reads=("count", "seed"),
     uses=("count.step_s", "count.fail"),
 )
-"""Config: ``seed`` and ``count: {num_steps, checkpoint_every, step_s, fail}``; seconds a step are not hashed,
-nor is `fail`: null or ``{how, step, attempts}`` with `how` one of raise, data, nan, memory, exit, kill, hang,
-and `attempts` the number of first attempts that fail."""
+"""The stage's declaration.
+
+Config: ``seed`` and ``count: {num_steps, checkpoint_every, step_s, fail}``. `step_s` (seconds per step) and
+`fail` are not hashed. `fail` is null or ``{how, step, attempts}``: `how` is one of raise, data, nan, config,
+memory, chance, exit, kill and hang; `attempts` is how many of the first attempts fail.
+"""
 
 
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
-    """Counts to ``count.num_steps``.
+    """Count to ``count.num_steps``.
 
     Returns:
         One row with the number of steps and the final digest.
 
     Raises:
-        Exception: whatever `fail` scripts.
+        Exception: the failure that `fail` scripts.
     """
     num_steps, every = config.count.num_steps, config.count.checkpoint_every
     start, state = 0, str(config.seed)
@@ -46,6 +49,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         if (every and step % every == 0) or context.checkpoint_due(step):
             with context.checkpoint(step) as folder:
                 (folder / "state").write_text(state, encoding="utf-8")
+            # Right after a checkpoint, so that a stop loses no step.
             context.stop_if_asked()
     (context.output / "count.txt").write_text(f"{num_steps} {state}\n", encoding="utf-8")
     return [{"num_steps": num_steps, "digest": state}]

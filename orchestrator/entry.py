@@ -1,8 +1,9 @@
-"""The edge of every command: its standard streams, whatever they are, and UTF-8 inside whatever the locale.
+"""The entry of every command: standard streams in any condition, and UTF-8 inside under any locale.
 
-A stream that is closed, full or limited to some characters never changes what a command does. What it cannot
-show is replaced. A command that runs things goes on when nobody reads its output any more; one that only
-reads ends, with exit code 0, when its reader leaves, and with an error when its output cannot be written.
+A stream that is closed, full or limited to some characters never changes what a command does. Characters that
+it cannot show are replaced. A command that runs things continues when its output is no longer read. A command
+that only reads ends with exit code 0 when its reader leaves, and with an error when its output cannot be
+written.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 MARK = "SWEEP_ATTEMPT"
-"""Environment variable of all that an attempt starts, see `orchestrator.processes`."""
+"""Environment variable of everything that an attempt starts, see `orchestrator.processes`."""
 
 _TERMINAL = "SWEEP_TERMINAL_ENCODING"
-"""What the terminal takes, for a process that was started anew with UTF-8 inside."""
+"""Environment variable with the terminal's encoding, for a process that restarted itself with UTF-8."""
 
 
 class ReaderLeft(Exception):
-    """Nobody reads standard output any more, as when `head` has seen enough.
+    """Signal that nobody reads standard output any more, for example after `head` has read enough.
 
-    It is no `OSError`: libraries that print end the process by that in ways of their own.
+    It is not an `OSError`, because libraries that print handle that by ending the process in their own ways.
     """
 
 
@@ -33,8 +34,8 @@ class Stream:
     """Standard output or error.
 
     Args:
-        stream: where it leads.
-        is_silent: whether what cannot be written is dropped without an error.
+        stream: the underlying stream.
+        is_silent: whether output that cannot be written is dropped without an error.
     """
 
     def __init__(self, stream: TextIO, *, is_silent: bool) -> None:
@@ -42,7 +43,12 @@ class Stream:
         self._failure: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write a text."""
+        """Write a text.
+
+        Raises:
+            ReaderLeft: nobody reads the stream any more.
+            OSError: the stream cannot be written.
+        """
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -50,7 +56,12 @@ class Stream:
             return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered, or fail as an earlier write did, which a library may have ignored."""
+        """Write what is buffered, or raise an earlier write's error again, which a library may have hidden.
+
+        Raises:
+            ReaderLeft: nobody reads the stream any more.
+            OSError: the stream cannot be written, now or earlier.
+        """
         try:
             if self._failure is not None and not self.is_silent:
                 raise self._failure
@@ -59,7 +70,7 @@ class Stream:
             self._give_up(error)
 
     def _silence(self) -> None:
-        """Drop all that is written from now on, and what is still buffered."""
+        """Drop everything that is written from now on, and what is still buffered."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -69,6 +80,7 @@ class Stream:
         self._silence()
         if self.is_silent:
             return
+        # The stream leads to /dev/null by now, so that the flush at exit cannot fail a second time.
         if isinstance(error, BrokenPipeError):
             raise ReaderLeft from None
         self._failure = error
@@ -79,18 +91,18 @@ class Stream:
 
 
 def prepare() -> None:
-    """Make standard streams that can be written, and UTF-8 the encoding of all else.
+    """Make the standard streams writable, and UTF-8 the encoding of everything else.
 
-    Who starts us may ignore SIGCHLD, which is inherited: then the kernel keeps no exit codes, and all that we
-    start would seem to end with 0.
-
-    Where the locale has another encoding, names of files could not be had: the process starts itself anew.
+    Three things may be inherited wrongly from the process that started this one: an ignored SIGCHLD, closed
+    streams, and a locale without UTF-8. While SIGCHLD is ignored, the kernel keeps no exit codes, and every
+    program that we start would seem to end with 0. Under a locale without UTF-8, some file names could not be
+    decoded, so the process restarts itself with UTF-8.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file to be opened would take its place
+        except OSError:  # closed: the next opened file would get this number, and our output
             opened = os.open(os.devnull, mode)
             os.dup2(opened, number)
             if opened == number:
@@ -101,8 +113,8 @@ def prepare() -> None:
         encoding = getattr(sys.stdout, "encoding", None) or "ascii"
         environment = {**os.environ, "PYTHONUTF8": "1", _TERMINAL: encoding}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-    os.environ.pop("PYTHONIOENCODING", None)  # of the streams here: those of stages lead into logs
-    os.environ.pop(MARK, None)  # what a stage submits or detaches by us is no part of its attempt
+    os.environ.pop("PYTHONIOENCODING", None)  # meant for the streams here, not for the stages' logs
+    os.environ.pop(MARK, None)  # what a stage launches through this command is not part of its attempt
     encoding = os.environ.pop(_TERMINAL, "")
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = cast(TextIO, Stream(_writable(sys.stdout, 1, encoding), is_silent=False))
@@ -110,7 +122,7 @@ def prepare() -> None:
 
 
 def _writable(stream: TextIO | None, number: int, encoding: str) -> TextIO:
-    """Return a stream that replaces what its encoding cannot say."""
+    """Return a stream that replaces characters that its encoding lacks."""
     if stream is None:
         return open(number, "w", encoding="utf-8", errors="replace", closefd=False)
     if hasattr(stream, "reconfigure"):
@@ -119,7 +131,7 @@ def _writable(stream: TextIO | None, number: int, encoding: str) -> TextIO:
 
 
 def socket_folder() -> str:
-    """Return a folder for sockets, whose whole paths have room for 107 bytes only (unix(7))."""
+    """Return a folder for sockets with a short path: a socket's path has at most 107 bytes (unix(7))."""
     usual = tempfile.gettempdir()
     if len(os.fsencode(usual)) < 60:
         return usual
@@ -129,7 +141,7 @@ def socket_folder() -> str:
 
 @contextlib.contextmanager
 def short_paths() -> Iterator[None]:
-    """Have temporary files, among them the sockets of libraries, lie where their paths are short."""
+    """Place temporary files, such as the sockets of libraries, in a folder with a short path."""
     before, tempfile.tempdir = tempfile.tempdir, socket_folder()
     try:
         yield
@@ -138,7 +150,7 @@ def short_paths() -> Iterator[None]:
 
 
 def outlive_the_reader() -> None:
-    """Have a command that runs things go on when its output cannot be written any more."""
+    """Let a command that runs things continue when its output can no longer be written."""
     if isinstance(sys.stdout, Stream):
         sys.stdout.is_silent = True
     else:

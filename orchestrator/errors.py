@@ -1,12 +1,12 @@
-"""The tree of errors, and how each ends the command. It knows nothing of sweeps or stores.
+"""The tree of errors, and the exit code of each.
 
 ::
 
     SweepError
     ├── UserError            exit 2: the user's mistake; nothing was started
-    ├── InfrastructureError  exit 3: a file system, a scheduler or a hub did not do its part
-    └── StageFailure         raised inside a stage to name the cause; becomes data, never an exit
-    StopRequested            (a BaseException) unwinds a stage that was asked to stop
+    └── InfrastructureError  exit 3: a file system, a scheduler or a hub failed
+    StageFailure             (an Exception) is raised inside a stage to name the cause; it becomes a record
+    StopRequested            (a BaseException) unwinds a stage that must stop
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.text import escaped
 
 
 class SweepError(Exception):
-    """Anything that Polysweep raises on purpose.
+    """Any error that Polysweep raises on purpose.
 
     Args:
         what: what is wrong, with the value, in one line.
@@ -41,7 +41,7 @@ class SweepError(Exception):
 
 
 class UserError(SweepError):
-    """The user's mistake: exit 2, nothing submitted, nothing lost."""
+    """The user's mistake: exit code 2, nothing submitted, nothing lost."""
 
     exit_code = 2
 
@@ -50,9 +50,9 @@ class UnknownSweep(UserError):
     """No sweep file has this name.
 
     Args:
-        name: as asked for, for the message.
-        known: the names that files have.
-        where: where else was looked.
+        name: the name, for the message.
+        known: the names of the existing files.
+        where: the folders that were searched.
         fix: what to type next.
     """
 
@@ -62,13 +62,13 @@ class UnknownSweep(UserError):
 
 
 class InfrastructureError(SweepError):
-    """The store, a scheduler or the machine failed: exit 3."""
+    """A failure of the store, a scheduler or the machine: exit code 3."""
 
     exit_code = 3
 
 
 class StageFailure(Exception):
-    """Raised by a stage that knows why it cannot finish.
+    """The failure of a stage that can name the cause itself.
 
     Args:
         cause: one of `orchestrator.core.failure.Cause`, for example ``"data"``.
@@ -81,16 +81,19 @@ class StageFailure(Exception):
 
 
 class NotKept(StageFailure):
-    """Raised by a stage for which the product of its earlier version does not suffice.
+    """The failure of a stage for which the product of its earlier version does not suffice.
 
-    Where files of an input are retired, the stage is blocked then until the input is made again.
+    If files of an input are retired, the stage is then blocked until the input is made again.
     """
 
 
 class StopRequested(BaseException):
-    """Unwinds a stage after its checkpoint, because the worker was asked to stop.
+    """The exception that unwinds a stage after its checkpoint, because the worker requested a stop.
 
-    It is no `Exception`, so that a broad ``except`` in a stage does not swallow it.
+    It is not an `Exception`, so that a broad ``except`` in a stage does not swallow it.
+
+    Args:
+        why: the reason of the stop.
     """
 
     def __init__(self, why: str) -> None:
@@ -99,8 +102,9 @@ class StopRequested(BaseException):
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
-    """Says which known names are near, or lists them, for the `allowed` line of an error."""
+    """Return the known names that are similar, or else a list of them, for the `allowed` part of an error."""
     names = sorted(set(known))
+    # Compare without case: a wrong capital is a common mistake, and costs as much as any other letter.
     by_lower: dict[str, list[str]] = {}
     for each in names:
         by_lower.setdefault(each.lower(), []).append(each)

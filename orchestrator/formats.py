@@ -1,16 +1,17 @@
 """The store formats: how records evolve, and how they are read and written across versions.
 
-Format 1 was read strictly: a field or a word that a reader did not know made the record unreadable. In a
-store of format 2 records may gain optional fields and words. A store keeps the format that it was made with.
+Format 1 was read strictly: an unknown field or word made the record unreadable. In a store of format 2,
+records may gain optional fields and words. A store keeps the format that it was made with.
 
 - A field that came with format 2 has a default and is marked: ``name: Annotated[str, SINCE_2] = ""``.
-- A marked field at its default is never written, so that equal content stays equal content.
-- A store of an earlier format cannot hold it: information is left out, a setting (`Settings`) is refused.
-- A reader ignores fields that it does not know, and keeps them where it writes the record again.
-- A word that it does not know reads as ``unknown``, or else as the field's default.
+- A marked field at its default is never written, so that equal content has equal bytes.
+- A store of an earlier format cannot hold a marked field. Information is left out; a setting (`Settings`) is
+refused.
+- A reader ignores unknown fields, and keeps them if it writes the record again.
+- An unknown word reads as ``unknown``, or else as the field's default.
 
-Structs stay strict (`forbid_unknown_fields`): what users type is converted strictly, see `core.typed`. Only
-`decode` is lenient.
+Structs stay strict (`forbid_unknown_fields`), because what users type is converted strictly, see `core.tree`.
+Only `decode` is lenient.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from msgspec import inspect
 from orchestrator.errors import UserError
 
 FORMAT = 2
-"""The format of new stores; a store of a later one is refused. A change of meaning raises it."""
+"""The format of new stores. A store of a later format is refused. A change of meaning raises it."""
 
 SINCE_2 = msgspec.Meta(extra={"since": 2})
-"""Marks a field that only stores of format 2 or later hold: ``Annotated[str | None, SINCE_2] = None``."""
+"""Mark of a field that only stores of format 2 or later hold: ``Annotated[str | None, SINCE_2] = None``."""
 
 _LATER = "_later"
 _UNKNOWN = "unknown"
@@ -38,66 +39,68 @@ T = TypeVar("T")
 
 
 class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """The base of what is written into a store. Its instances keep what `decode` did not know of them."""
+    """The base of records in a store. An instance keeps the fields that `decode` could not place."""
 
 
 class Settings(Stored, frozen=True):
-    """The base of what a user asks for: a setting that a store cannot hold is refused, never lost."""
+    """The base of settings that users choose. A setting that a store cannot hold is refused, not dropped."""
 
 
 def encode(record: msgspec.Struct, *, store_format: int = FORMAT) -> bytes:
-    """Return a record as JSON for a store of a format; mappings keep their order, which people see again.
+    """Return a record as JSON for a store of a format. Mappings keep their order, because people read them.
 
     Raises:
         UserError: the store cannot hold a setting.
         ValueError: the record holds an infinity or NaN, which JSON would turn into null.
     """
     data = msgspec.json.encode(_written(record, store_format))
+    # The text search is cheap, and rules out almost all records before the walk through all values.
     if b"null" in data and not _is_finite(record):
         raise ValueError(f"a {type(record).__name__} holds a number that is not finite")
     return data
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """Read a record leniently: a later version may have written it.
+    """Read a record leniently, because a later version may have written it.
 
     Raises:
-        msgspec.DecodeError: it is no such record.
-        UnicodeDecodeError: it is no text.
+        msgspec.DecodeError: the data is no such record.
+        UnicodeDecodeError: the data is not text.
     """
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError:
+        # The strict way above is fast, and fits all records of this version. This one walks the tree.
         value = _Reader().read(msgspec.json.decode(data), inspect.type_info(kind))
         return msgspec.convert(value, kind)
 
 
 def canonical(record: msgspec.Struct) -> bytes:
-    """Return JSON that equal content shares, whichever version wrote it: for digests of content.
+    """Return the JSON of a record for content digests: equal content gives equal bytes in every version.
 
-    Fields of format 1 come first in their order, then all later ones that are set, by name.
+    Fields of format 1 come first in their order, then all later fields that are set, by name.
     """
     return msgspec.json.encode(_canonical(record))
 
 
 def canonical_tree(tree: Any, kind: type[msgspec.Struct]) -> bytes:
-    """Return what `canonical` would of a record that was written as this tree, and not one field more.
+    """Return what `canonical` returns for the record that was written as this tree, without added defaults.
 
-    An earlier version wrote no field that came after it, whatever its default.
+    An earlier version could not write later fields, so their defaults must not enter its digest.
     """
     return msgspec.json.encode(_sealed_tree(tree, inspect.type_info(kind)))
 
 
 def refuse_unheld(value: msgspec.Struct, *, store_format: int, store: str) -> None:
-    """Refuse settings that a store cannot hold, before anything is recorded.
+    """Raise if a store cannot hold some settings, before anything is recorded.
 
     Args:
-        value: the settings, or what holds some.
-        store_format: of the store.
+        value: the settings, or a struct that holds some.
+        store_format: format of the store.
         store: its address, for the message.
 
     Raises:
-        UserError: there is such a setting.
+        UserError: the store cannot hold a setting.
     """
     try:
         _written(value, store_format)
@@ -106,7 +109,7 @@ def refuse_unheld(value: msgspec.Struct, *, store_format: int, store: str) -> No
 
 
 def kept(old: T, new: T) -> T:
-    """Return `new`, made from `old`, with the fields of `old` that this version does not know."""
+    """Return `new`, made from `old`, after copying to it the fields of `old` that this version lacks."""
     if isinstance(old, Stored) and isinstance(new, Stored) and _LATER in old.__dict__:
         new.__dict__[_LATER] = old.__dict__[_LATER]
         for name in old.__struct_fields__:
@@ -115,7 +118,7 @@ def kept(old: T, new: T) -> T:
 
 
 class _Reader:
-    """Turns a plain tree into structs, and notes on them what they have no field for."""
+    """The conversion of a plain tree into structs; fields without a place are attached to the struct."""
 
     def __init__(self) -> None:
         self._found = 0
@@ -145,7 +148,8 @@ class _Reader:
             words = _words(_bare(fields[name].type))
             if isinstance(value, str) and read[name] != value:
                 later[name] = value
-            elif words and value not in words and not fields[name].required:  # no word for "unknown"
+            # An unknown word in a type without the word "unknown": drop it, so that the default applies.
+            elif words and value not in words and not fields[name].required:
                 later[name] = value
                 del read[name]
         self._found += len(later)
@@ -174,7 +178,7 @@ def _bare(info: inspect.Type) -> inspect.Type:
 
 
 def _chosen(tree: Any, union: inspect.UnionType) -> inspect.Type:
-    """Return the member of a union that a value may be meant for."""
+    """Return the member of a union that a value is probably meant for."""
     kinds: tuple[type[Any], ...] = (inspect.EnumType, inspect.LiteralType, inspect.StrType)
     if isinstance(tree, dict):
         kinds = (inspect.StructType, inspect.DictType)
@@ -191,7 +195,7 @@ def _words(info: inspect.Type) -> tuple[Any, ...]:
 
 
 def _written(value: Any, store_format: int) -> Any:
-    """Return a tree without the fields that are not to be written; what needs no change is left as it is."""
+    """Return a tree without the fields that must not be written; parts without changes stay as they are."""
     return _reduced(value, lambda item: _written(item, store_format), lambda item: item, store_format)
 
 
@@ -228,7 +232,18 @@ def _reduced(
     *,
     later_last: bool = False,
 ) -> Any:
-    """Return a struct as a mapping of the fields to write, a container of what `inner` makes of its items."""
+    """Return a struct as a mapping of the fields to write, and a container with its items converted.
+
+    Args:
+        value: a struct, a container or a plain value.
+        inner: converts a field or an item.
+        whole: converts a value that needs no change.
+        store_format: format of the store.
+        later_last: whether fields later than format 1 follow the others, sorted by name.
+
+    Raises:
+        UserError: the store cannot hold a setting.
+    """
     if isinstance(value, dict):
         return {key: inner(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -241,6 +256,7 @@ def _reduced(
     tree, added = {}, dict(later or {})
     for name, since, default in _fields(type(value)):
         item = getattr(value, name)
+        # `added` also holds words that this version could not read: their original text is written back.
         if since == 1 and name not in added:
             tree[name] = inner(item)
         elif since == 1 or item == default():
@@ -264,7 +280,7 @@ def _sorted(value: Any) -> msgspec.Raw:
 
 @cache
 def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, int, Callable[[], Any]], ...]:
-    """Return of each field of a struct its name, the format it came with, and what makes its default."""
+    """Return of each field of a struct: its name, its first format, and a function that makes its default."""
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
     return tuple((field.name, _since(field.type), _default(field)) for field in info.fields)

@@ -1,6 +1,6 @@
-"""Files with their sizes and digests: listing, making durable and verifying a folder.
+"""Files with their sizes and digests: listing a folder, making it durable and verifying it.
 
-It knows folders of a local file system only: no store, no stage.
+This module handles folders of a local file system only; it uses no store and no stage.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from orchestrator.formats import Stored
 from orchestrator.text import escaped
 
 TRANSIENT = re.compile(r"\.(nfs|fuse_hidden|panfs|smb|__afs)[0-9A-Fa-f.]{4,}")
-"""Names under which network file systems keep a deleted file for as long as it is open."""
+"""Names under which network file systems keep a deleted file while it is still open."""
 
 
 _FICLONE = 0x40049409
-"""The request of Linux that makes a file share the blocks of another until one of them is written:
-linux/fs.h."""
+"""Linux ioctl that makes a file share the blocks of another until one is written (linux/fs.h)."""
 
 _CHUNK_BYTES = 2**24
 
@@ -48,7 +47,7 @@ class File(Stored, frozen=True):
 
 
 def check_inside(path: str) -> None:
-    """Refuse a path that would lead out of the folder that it is relative to.
+    """Raise if a path would lead out of the folder that it is relative to.
 
     Raises:
         ValueError: it would.
@@ -58,16 +57,16 @@ def check_inside(path: str) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Returns the sha-256 of a file's content, hexadecimal."""
+    """Return the sha-256 of a file's content, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def scan(folder: Path) -> tuple[File, ...]:
-    """Lists all regular files under a folder with size (bytes) and digest, sorted by path.
+    """Return all regular files under a folder with size (bytes) and digest, sorted by path.
 
-    Left out are files of a moment: what NFS keeps of a deleted file that is still open somewhere, and what
-    vanishes while it is read.
+    Temporary files are left out: those that vanish during the scan, and names that NFS gives to deleted files
+    that are still open.
     """
     found = []
     for root, _, names in os.walk(folder, onerror=_raise_unless_gone):
@@ -87,21 +86,22 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 def contain(folder: Path, *, linked: Path | None = None) -> bool:
-    """Put what links lead to outside of a folder into it: what is deleted there must not be missed here.
+    """Replace links that lead out of a folder by copies, so that deletions elsewhere cannot damage it.
 
-    The folder itself may have become such a link. What its owner may not read or change is opened to him.
+    The folder itself may be such a link. Files and folders that their owner may not read or change get the
+    missing permissions.
 
-    A link that leads nowhere, in a circle or to a device stays as it is: it is no file of the folder.
+    A link that is broken, circular or leads to a device stays, because it is not a file of the folder.
 
     Args:
-        folder: of a product or a checkpoint.
-        linked: a folder whose files are never written again: hard links to them do.
+        folder: a product or a checkpoint.
+        linked: a folder whose files are never written again, so that hard links to them suffice.
 
     Returns:
         Whether there was such a link.
 
     Raises:
-        ValueError: a name is no UTF-8 text, which no record can hold.
+        ValueError: a name is not UTF-8 text, so no record can hold it.
         OSError: there is no room for a copy.
     """
     is_changed = folder.is_symlink()
@@ -116,6 +116,7 @@ def contain(folder: Path, *, linked: Path | None = None) -> bool:
                     f"the name of {escaped(path.relative_to(folder).as_posix())} is no UTF-8 text"
                 )
             target = _target(path) if path.is_symlink() else None
+            # A link to a folder above would copy the folder into itself without end.
             if target is None or target.is_relative_to(real) or real.is_relative_to(target):
                 continue
             is_changed |= _replace(path, target, linked, frozenset({real}))
@@ -123,7 +124,8 @@ def contain(folder: Path, *, linked: Path | None = None) -> bool:
 
 
 def _replace(link: Path, target: Path, linked: Path | None, above: frozenset[Path]) -> bool:
-    """Put a copy of what a link leads to in its place; False when that is not possible."""
+    """Put a copy of a link's target in its place; return False if that is not possible."""
+    # Copied beside the link first: if the copy fails, the link is still there.
     copy = link.with_name(f".{uuid.uuid4().hex}")
     if not _copy(target, copy, linked, above):
         return False
@@ -133,7 +135,7 @@ def _replace(link: Path, target: Path, linked: Path | None, above: frozenset[Pat
 
 
 def open_to_owner(folder: Path) -> None:
-    """Let the owner read all files of a folder, and change its folders, as far as they are ours."""
+    """Let the owner read all files of a folder and change its folders, if they belong to this user."""
     _add_mode(folder, 0o700)
     for place, folders, names in os.walk(folder):
         for name in folders:
@@ -160,12 +162,12 @@ def _is_text(name: str) -> bool:
 def _target(link: Path) -> Path | None:
     try:
         return link.resolve(strict=True)
-    except (OSError, RuntimeError):  # it leads nowhere, or in a circle
+    except (OSError, RuntimeError):  # the link is broken or circular
         return None
 
 
 def _copy(source: Path, target: Path, linked: Path | None, above: frozenset[Path]) -> bool:
-    """Copy a file or folder, links as what they lead to; False when it is neither, or holds itself."""
+    """Copy a file or folder, with links followed; return False if it is neither, or contains itself."""
     if source.is_dir():
         real = source.resolve()
         if any(folder.is_relative_to(real) for folder in above):
@@ -183,12 +185,12 @@ def _copy(source: Path, target: Path, linked: Path | None, above: frozenset[Path
 
 
 def copy_file(source: Path, target: Path, pulse: Callable[[], object] = lambda: None) -> None:
-    """Copy a file's content into a new file, by a reflink where the file system can.
+    """Copy a file's content into a new file, by a reflink if the file system supports it.
 
     Args:
         source: an existing file.
-        target: where none is yet.
-        pulse: called often meanwhile.
+        target: a path where no file exists.
+        pulse: called often meanwhile, to keep the lease.
     """
     with source.open("rb") as reader, target.open("xb") as writer:
         try:
@@ -202,7 +204,7 @@ def copy_file(source: Path, target: Path, pulse: Callable[[], object] = lambda: 
 
 
 def fsync_path(path: Path) -> None:
-    """Makes a file's content, or a folder's entries, durable."""
+    """Make a file's content, or a folder's entries, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -211,26 +213,27 @@ def fsync_path(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Makes every file and folder under `folder` durable, deepest first."""
+    """Make every file and folder under `folder` durable, deepest first."""
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             path = Path(root, name)
             if path.is_file() and not path.is_symlink():
                 with contextlib.suppress(FileNotFoundError):  # it vanished just now
                     fsync_path(path)
+        # An inner folder may vanish meanwhile; if the top one does, that is an error.
         with contextlib.suppress(*([] if Path(root) == folder else [FileNotFoundError])):
             fsync_path(Path(root))
 
 
 def damage_by_size(sizes: Mapping[str, int], files: Iterable[File]) -> str | None:
-    """Finds the first file that is missing or has another size.
+    """Return the first difference between a listing and the recorded files, by presence and size.
 
     Args:
-        sizes: of the files that there are, by path.
-        files: what was recorded.
+        sizes: sizes of the files that exist, by path.
+        files: the recorded files.
 
     Returns:
-        A phrase as of `damage`, or None when all is well.
+        A phrase as from `damage`, or None if there is no difference.
     """
     for file in files:
         if (size := sizes.get(file.path)) != file.size:
@@ -245,25 +248,26 @@ def _other_size(file: File, size: int | None) -> str:
 
 
 _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
-"""Errors that say that there is no such file, not that it cannot be read."""
+"""Errors that mean that there is no such file. All others only mean that it cannot be read now."""
 
 
 def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str | None:
-    """Finds the first file that is not what the manifest says.
+    """Return the first difference between a folder and the recorded files.
 
     Args:
         folder: where the files should be.
-        files: what was recorded.
+        files: the recorded files.
         content: also compare digests, not sizes alone.
 
     Returns:
-        A phrase for the user, such as ``weights.bin is missing``, or None when all is well.
+        A phrase for the user, such as ``weights.bin is missing``, or None if there is no difference.
 
     Raises:
-        OSError: a file cannot be read, which says nothing of what it holds.
+        OSError: a file cannot be read, which is no evidence of damage.
     """
     for file in files:
-        path = folder / file.path  # the folder's own: it need not be one of this machine's file system
+        # Made by the folder's own operator: it need not be a path of this machine's file system.
+        path = folder / file.path
         try:
             size = path.stat().st_size
             if size != file.size:
@@ -282,11 +286,11 @@ _STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORD}[0-9]{{1,18}}[-_])*{_STEP_WORD})?([
 
 
 def step_of(name: str) -> int | None:
-    """Returns the step that a checkpoint folder's name says, None for a name that says none.
+    """Return the step in a checkpoint folder's name; None if the name has none.
 
-    It is a number alone (``00000120``), or follows a word as in ``checkpoint-120``, ``ckpt_120``,
-    ``step=120``, ``global_step120``, ``iter-120`` and ``epoch=3-step=120``, where the last number is the
-    step.
+    The name is a number alone (``00000120``), or a word and a number, as in ``checkpoint-120``, ``ckpt_120``,
+    ``step=120``, ``global_step120`` and ``iter-120``. With several pairs, as in ``epoch=3-step=120``, the
+    last number is the step.
     """
     match = _STEP_NAME.fullmatch(name)
     return int(match.group(1)) if match else None

@@ -1,9 +1,12 @@
-"""Processes of this machine: one is named so that another can prove it gone, and an attempt's are ended.
+"""Processes of this machine: naming one so that others can prove it gone, and ending an attempt's processes.
 
-What an attempt started is found by ancestry and by a mark in its environment. A process that leaves its
-session (``setsid``, ``nohup``, a double fork) is handed to the nearest ancestor that adopts orphans: the
-worker for its attempt, and whoever started the worker for the worker. Where none of them is left, the mark
-still says whose it was.
+Why two ways to find what an attempt started: ancestry alone is not enough. A process that leaves its session
+(``setsid``, ``nohup``, a double fork) loses its parent. The kernel hands it to the nearest ancestor that
+adopts orphans: the worker for its attempt, and the process that started the worker for the worker. If none of
+them is left, a mark in the environment still shows the attempt::
+
+    worker (adopts) -> child -> sh -> nohup server &      sh ends: the worker is server's parent now
+    worker and child are killed                           the mark in server's environment remains
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ class Entry(NamedTuple):
 
     Attributes:
         state: one letter.
-        start: in the kernel's own units.
+        parent, group, session: process ids.
+        start: start time, in the kernel's own units.
     """
 
     state: str
@@ -47,22 +51,22 @@ class Entry(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        """Whether it does; one that only waits to be reaped does not."""
+        """Whether it runs, and does not merely wait to be reaped."""
         return self.state not in "ZX"
 
 
 @cache
 def boot_id() -> str:
-    """Return what changes when this machine starts anew."""
+    """Return an id that changes when this machine restarts."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:  # no Linux: the machine's address stands in, and a reboot is noticed by the lease
+    except OSError:  # not Linux: use the machine's address; after a reboot the lease must expire instead
         return f"{uuid.getnode():x}"
 
 
 @cache
 def pid_namespace() -> str:
-    """Return which processes this one can see; the same in two processes means that they see each other."""
+    """Return the id of this process's pid namespace: two processes with the same id can see each other."""
     try:
         return Path("/proc/self/ns/pid").readlink().name
     except OSError:
@@ -70,9 +74,9 @@ def pid_namespace() -> str:
 
 
 def _entry(pid: int) -> Entry | None:
-    """Read what the kernel shows of a process; None when it shows nothing: it is gone, or hidden from us."""
+    """Return what the kernel shows of a process; None if it is gone, or hidden from this user."""
     try:
-        # the name, field 2, may hold spaces and parentheses: split after its end
+        # Field 2, the name, may contain spaces and parentheses, so split after its end.
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         fields = text.rpartition(")")[2].split()
         return Entry(fields[0], int(fields[1]), int(fields[2]), int(fields[3]), fields[19])
@@ -81,7 +85,7 @@ def _entry(pid: int) -> Entry | None:
 
 
 def start_of(pid: int) -> str | None:
-    """Return a process's start time in the kernel's own units, None when it is gone, a zombie or hidden."""
+    """Return a process's start time in the kernel's own units; None if it is gone, a zombie or hidden."""
     if _PROC.joinpath("self/stat").exists():
         entry = _entry(pid)
         return entry.start if entry is not None and entry.runs else None
@@ -93,7 +97,10 @@ def start_of(pid: int) -> str | None:
 
 
 def describe(pid: int) -> Process | None:
-    """Name a running process, None when it is gone."""
+    """Return the identity of a running process; None if it is gone.
+
+    A process id alone is reused. Together with the boot, the namespace and the start time it is unique.
+    """
     start = start_of(pid)
     return (
         None if start is None else Process(boot_id=boot_id(), namespace=pid_namespace(), pid=pid, start=start)
@@ -101,19 +108,19 @@ def describe(pid: int) -> Process | None:
 
 
 def is_gone(process: Process) -> bool | None:
-    """Tell whether a process is provably gone; None when it lives, or lived, where we cannot see.
+    """Return whether a process is provably gone; None if that cannot be decided from here.
 
-    A system may hide the processes of other users (``hidepid``): what cannot be read may live all the same.
-    Sending signal 0 tells: only "no such process" is proof.
+    A system may hide the processes of other users (``hidepid``), so an unreadable process may still be alive.
+    Only "no such process", as the answer to signal 0, is proof.
     """
     if (process.boot_id, process.namespace) != (boot_id(), pid_namespace()):
         return None
     if sys.platform == "linux" and not process.namespace:
-        return None  # no /proc, here as there: nothing says that both see the same processes
+        return None  # without /proc on both sides, it is unknown whether they see the same processes
     if start_of(process.pid) == process.start:
         return False
     if _entry(process.pid) is not None:
-        return True  # it waits to be reaped, or its number is another process's
+        return True  # it waits to be reaped, or its number belongs to another process now
     try:
         os.kill(process.pid, 0)
     except ProcessLookupError:
@@ -127,10 +134,10 @@ def is_gone(process: Process) -> bool | None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of all descendants whose own parents end (prctl(2): a child subreaper).
+    """Make this process the new parent of descendants whose parents end (prctl(2): a child subreaper).
 
-    It keeps their exit codes, also where it was started with SIGCHLD ignored: the kernel would drop them, and
-    Python then takes 0 for them.
+    It also restores the default for SIGCHLD. While that is ignored, the kernel drops exit codes, and Python
+    then reports 0 for them.
     """
     global _adopting_pid
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -141,23 +148,27 @@ def adopt_orphans() -> None:
 def mark_of(nonce: str) -> str:
     """Return the mark of an attempt that this process, its worker, is about to start.
 
-    It names the worker, so that anyone on this machine can see whether the attempt has been outlived, and the
-    scheduler's job, since what is submitted from a stage takes its environment into a job of its own.
+    It names the worker, so that any process on this machine can see whether the worker is gone. It also names
+    the scheduler's job: a stage may submit a job of its own, which inherits the environment but does not
+    belong to the attempt.
+
+    Args:
+        nonce: nonce of the attempt's claim.
     """
     start, job = start_of(os.getpid()), os.environ.get("SLURM_JOB_ID", "")
     return "/".join((pid_namespace(), str(os.getpid()), start or "", job, nonce))
 
 
 def end_attempt(mark: str, *, leader: int) -> bool:
-    """Kill all that an attempt started and wait until none of it runs.
+    """Kill everything that an attempt started, and wait until none of it runs.
 
     Args:
-        mark: of the attempt, see `mark_of`; "" for none.
-        leader: process id and session of the attempt's child. Where it is the caller's own, its exit code
+        mark: the attempt's mark, see `mark_of`; "" for none.
+        leader: process id and session of the attempt's child. If it is the caller's own child, its exit code
             is left for the caller to wait for.
 
     Returns:
-        False when some still run after `PATIENCE_S`, or may not be ended by this user.
+        False if some processes still run after `PATIENCE_S`, or this user may not kill them.
     """
 
     def find(table: dict[int, Entry]) -> set[int]:
@@ -169,7 +180,7 @@ def end_attempt(mark: str, *, leader: int) -> bool:
 
 
 def end_outlived() -> None:
-    """Kill what attempts on this machine have left behind whose workers are gone."""
+    """Kill the processes on this machine that attempts left behind and whose workers are gone."""
 
     def find(table: dict[int, Entry]) -> set[int]:
         return {pid for pid in table if (mark := _mark(pid)) and _is_outlived(mark)}
@@ -181,17 +192,17 @@ def end_adopted(parent: int, keep: Collection[int]) -> None:
     """Kill the children of a process that adopts orphans, and their descendants.
 
     Args:
-        parent: the process.
-        keep: children of its own, which are spared.
+        parent: the adopting process.
+        keep: its own children, which are spared.
     """
     if children(parent) - set(keep):
         _end_all(lambda table: {pid for pid, entry in table.items() if entry.parent == parent}, keep)
 
 
 def reap_adopted(keep: Collection[int]) -> None:
-    """Collect the adopted orphans that have ended, each by its own id.
+    """Reap the adopted orphans that have ended, each by its own id.
 
-    A wait for any child would also take the exit codes that others wait for.
+    A wait for any child would also take exit codes that others wait for.
 
     Args:
         keep: children that others wait for.
@@ -204,7 +215,7 @@ def reap_adopted(keep: Collection[int]) -> None:
 
 
 def children(parent: int) -> set[int]:
-    """Return the process ids of a process's children, those included that wait to be reaped."""
+    """Return the process ids of a process's children, including those that wait to be reaped."""
     try:
         texts = [
             path.read_text(encoding="ascii") for path in (_PROC / str(parent) / "task").glob("*/children")
@@ -213,13 +224,15 @@ def children(parent: int) -> set[int]:
         texts = []
     if texts:
         return {int(word) for text in texts for word in text.split()}
-    return {pid for pid, entry in _table().items() if entry.parent == parent}  # a kernel without such lists
+    # This kernel has no lists of children: search all processes.
+    return {pid for pid, entry in _table().items() if entry.parent == parent}
 
 
 def _adopted(table: dict[int, Entry], keep: Collection[int]) -> set[int]:
-    """Find the adopted orphans of this process, or of the worker that forked it.
+    """Return the adopted orphans of this process, or of the worker that forked it.
 
-    An attempt has a session of its own, and what a worker starts itself has the worker's.
+    They are the children in another session: an attempt has its own session, while a process that the worker
+    itself starts shares the worker's.
     """
     adopter = _adopting_pid
     if adopter not in (os.getpid(), os.getppid()):
@@ -234,21 +247,24 @@ def _table() -> dict[int, Entry]:
 
 
 def _mark(pid: int) -> str:
-    """Return a process's mark, "" when it has none or is not ours to look at."""
+    """Return a process's mark; "" if it has none, or belongs to another user."""
     try:
         data = (_PROC / str(pid) / "environ").read_bytes()
     except OSError:
         return ""
+    # Cheap test first: this runs for every process of the machine.
     if f"{MARK}=".encode() not in data:
         return ""
     pairs = (entry.partition(b"=") for entry in data.split(b"\0"))
     environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
     mark = environment.get(MARK, "")
+    # A job that the stage submitted carries the mark into another job: it is not part of the attempt.
     job = environment.get("SLURM_JOB_ID", "")
     return mark if not job or mark.split("/")[3:4] == [job] else ""
 
 
 def _is_outlived(mark: str) -> bool:
+    """Whether the worker named in a mark is gone; False if it lived in another pid namespace."""
     words = mark.split("/")
     if len(words) != 5 or not words[1].isdigit() or words[0] != pid_namespace():
         return False
@@ -258,15 +274,19 @@ def _is_outlived(mark: str) -> bool:
 def _end_all(
     find: Callable[[dict[int, Entry]], set[int]], keep: Collection[int] = (), *, waited: Collection[int] = ()
 ) -> bool:
-    """Kill what `find` names in the table of processes, and its descendants, until none of them runs.
+    """Kill the processes that `find` returns, with their descendants, until none of them runs.
 
     Args:
-        find: returns process ids.
-        keep: spared.
-        waited: killed as the others are, but not reaped: the caller waits for their exit codes.
+        find: returns process ids from the table of processes.
+        keep: processes to spare.
+        waited: processes to kill but not to reap, because the caller waits for their exit codes.
+
+    Returns:
+        False if some still run after `PATIENCE_S`, or this user may not kill them.
     """
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
+        # Each round reads the table again, because a process may fork while it is being killed.
         table = _table()
         roots = find(table) - set(keep)
         running = {pid for pid in _with_descendants(roots, table) if table[pid].runs} - {os.getpid(), *keep}
@@ -301,7 +321,7 @@ def _with_descendants(roots: Collection[int], table: dict[int, Entry]) -> set[in
 
 
 def oom_kills() -> int:
-    """Return how many processes the kernel's OOM killer ended on this machine since it started."""
+    """Return how many processes the kernel's OOM killer has ended on this machine since it started."""
     try:
         for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
             if line.startswith("oom_kill "):
@@ -316,13 +336,17 @@ _STEP = re.compile(
     r"|CPU_BIND\w*|MEM_BIND\w*|MPI_TYPE|PMI\w*|EXPORT_ENV|UMASK|PRIO_PROCESS|TOPOLOGY\w*|LABELIO|STDIO\w*|OVERLAP)"
     r"|PMI_\w+|PMI2_\w+|PMIX_\w+|PALS_\w+|SRUN_EXPORT_ENV"
 )
+"""Variables by which srun and MPI describe a step and its tasks."""
 
 
 def leave_step(environment: MutableMapping[str, str]) -> None:
-    """Remove what srun says of a step and its tasks: stages are no tasks of it, whoever starts workers.
+    """Remove the variables of srun's step and task, because a stage is not a task of that step.
 
-    Frameworks that find a task's variables take themselves for one rank of an MPI job. The job's id, nodes,
-    tasks a node, CPUs, memory and GPUs stay: `srun` and `mpirun` in a stage need them.
+    Frameworks that find them would act as one rank of an MPI job. The job's id, nodes, tasks per node, CPUs,
+    memory and GPUs stay, because `srun` and `mpirun` in a stage need them.
+
+    Args:
+        environment: changed in place.
     """
     for name in [name for name in environment if _STEP.fullmatch(name)]:
         del environment[name]

@@ -1,4 +1,4 @@
-"""What ran where, for records: code, packages, host and command line, and never a secret."""
+"""Provenance for records: code, packages, host and command line, without secrets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENVIRONMENT = (
     "SLURM_NODELIST",
     "SLURM_RESTART_COUNT",
 )
-"""The only environment variables that are ever recorded."""
+"""The only environment variables that are recorded."""
 
 _ELSEWHERE = (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"),
@@ -40,18 +40,22 @@ _ELSEWHERE = (
         "GIT_GRAFT_FILE",
     ),
 )
-"""Variables that name another repository than that of a folder, such as those that git sets for its hooks."""
+"""Variables that point git to another repository than a folder's own; git sets them for its hooks."""
 
 MAX_DIFF_BYTES = 1_000_000
+"""Length at which a recorded diff is cut."""
 
 
 def now() -> str:
-    """Returns the time for people: UTC, ISO 8601, to the second."""
+    """Return the time for people: UTC, ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def age_s(at: str) -> float:
-    """Returns how long ago a record was written, by this machine's clock and its writer's: an estimate."""
+    """Return the seconds since a record was written; an estimate, since two machines' clocks are compared.
+
+    An unreadable time counts as now, 0.0.
+    """
     try:
         return time.time() - datetime.fromisoformat(at).timestamp()
     except ValueError:
@@ -59,18 +63,18 @@ def age_s(at: str) -> float:
 
 
 def user() -> str:
-    """Returns who asks, as ``name@host``."""
+    """Return the current user as ``name@host``."""
     import getpass
 
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
-        name = str(os.getuid())
+        name = str(os.getuid())  # a container may run under an id without a name
     return f"{name}@{platform.node()}"
 
 
 def without_secrets(text: str) -> str:
-    """Return a text with the credentials in it, and those that this process's environment holds, redacted."""
+    """Return a text with its credentials, and those of this process's environment, redacted."""
     return redacted(text, known_values(os.environ))
 
 
@@ -80,12 +84,12 @@ def command_line(argv: Sequence[str]) -> str:
 
 
 def stage_files(targets: Iterable[str], import_paths: Sequence[str]) -> list[Path]:
-    """Returns the files of the user's stage modules, as `code_digest` takes them."""
+    """Return the files of the user's stage modules, in the order in which `code_digest` hashes them."""
     files: list[Path] = []
     for top in sorted({target.partition(":")[0].partition(".")[0] for target in targets if target}):
         for folder in import_paths:
             module, package = Path(folder, f"{top}.py"), Path(folder, top)
-            if os.path.isfile(module):  # noqa: PTH113 - False for what can be no name
+            if os.path.isfile(module):  # noqa: PTH113 - False for an impossible name, where Path raises
                 files.append(module)
                 break
             if top != "orchestrator" and os.path.isdir(package):  # noqa: PTH112
@@ -95,11 +99,11 @@ def stage_files(targets: Iterable[str], import_paths: Sequence[str]) -> list[Pat
 
 
 def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
-    """Returns a digest of the code that workers import: this package, and the user's stage modules.
+    """Return a digest of the code that workers import: this package, and the user's stage modules.
 
     Args:
         targets: ``module:function`` of each stage.
-        import_paths: folders of the user's modules; a module found elsewhere is an installed package.
+        import_paths: folders of the user's modules. A module found elsewhere is an installed package.
     """
     files = [*sorted(Path(__file__).parent.rglob("*.py")), *stage_files(targets, import_paths)]
     digest = hashlib.sha256()
@@ -110,8 +114,9 @@ def code_digest(targets: Iterable[str], import_paths: Sequence[str]) -> str:
 
 @cache
 def packages() -> dict[str, str]:
-    """Returns the version of every installed package."""
-    import importlib.metadata  # only where it is needed: it takes a quarter of the imports of `sweep status`
+    """Return the version of every installed package."""
+    # Imported here only: it would take a quarter of the import time of `sweep status`.
+    import importlib.metadata
 
     found = ((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())
     return dict(sorted((name, version) for name, version in found if name))
@@ -119,19 +124,22 @@ def packages() -> dict[str, str]:
 
 @cache
 def packages_digest() -> str:
-    """Returns a short digest of `packages`, to show drift."""
+    """Return a short digest of `packages`, to detect drift."""
     return hashlib.sha256(repr(packages()).encode()).hexdigest()[:16]
 
 
 def git_environment() -> dict[str, str]:
-    """Return the environment in which git answers for the folder that it is asked about, in English."""
+    """Return the environment in which git uses the given folder's repository, and English messages."""
     kept = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     return {**kept, "LC_ALL": "C"}
 
 
 @cache
 def git_state(folder: str) -> dict[str, Any]:
-    """Returns commit, branch and uncommitted diff of the checkout that holds `folder`, {} without one."""
+    """Return commit and uncommitted diff of the checkout that holds `folder`; {} without one.
+
+    The digest of the diff covers all of it, also where the text is cut.
+    """
 
     def git(*words: str) -> str | None:
         try:
@@ -161,38 +169,41 @@ def git_state(folder: str) -> dict[str, Any]:
 
 
 def code_version(digest: str, git: Mapping[str, Any], *, now: str = "") -> str:
-    """Returns ``COMMIT+.DIGEST``: of the git checkout (``+`` when there are changes), and of the code itself.
+    """Return the version of the code, ``COMMIT+.DIGEST``; without git, the digest alone.
 
-    The digest tells two uncommitted states apart, and is there without git too. ``~DIGEST`` follows where the
-    code was edited meanwhile: nobody knows which of the two was read.
+    ``+`` marks uncommitted changes. The digest of the code distinguishes two uncommitted states. ``~DIGEST``
+    follows if the code was edited during the attempt, since either version may have been read::
+
+        1a2b3c4d.99887766    1a2b3c4d+.55443322    1a2b3c4d+.55443322~66778899
 
     Args:
-        digest: of the code at the beginning.
-        git: the checkout's state, {} without one.
-        now: digest at the end, "" where the code cannot change.
+        digest: digest of the code at the start.
+        git: state of the checkout; {} without one.
+        now: digest at the end; "" if the code cannot change.
     """
     commit = git["commit"][:8] + ("+" if git["dirty"] else "") + "." if git else ""
     return commit + digest[:8] + (f"~{now[:8]}" if now not in ("", digest) else "")
 
 
 def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:
-    """Returns what is recorded with a launch: everything that a rerun elsewhere would need to know."""
+    """Return the provenance of a launch: everything that a rerun elsewhere needs."""
     git = git_state(folder)
     return {
         **of_attempt("", {}),
-        "git": {**git, "diff": without_secrets(git["diff"])} if git else {},  # its digest is of the whole
+        # The diff's digest was taken before secrets were removed and the text was cut.
+        "git": {**git, "diff": without_secrets(git["diff"])} if git else {},
         "packages": packages(),
         "command": command_line(argv),
     }
 
 
 def without_diff(git: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a `git_state` in which the diff is left as a digest only."""
+    """Return a `git_state` with the digest of the diff, but without its text."""
     return {key: value for key, value in git.items() if key != "diff"}
 
 
 def of_attempt(digest: str, git: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what is recorded with each attempt; the packages and the diff only as digests."""
+    """Return the provenance of an attempt, with packages and diff as digests only."""
     from orchestrator import __version__
 
     return {

@@ -1,7 +1,7 @@
-"""The literal tables from a name in a sweep file to what it names, and the loading of such a name.
+"""The literal tables from names in a sweep file to objects, and the import of such an object.
 
-To add a stage, task, launcher, tracker or report: write its module and add one line here. Nothing is
-imported before it is asked for.
+To add a stage, task, launcher, tracker or report, write its module and add one line here. A module is
+imported when its name is first used.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ STAGES: Mapping[str, str] = {
 FORMER: Mapping[str, tuple[str, str]] = {
     "evaluate": ("orchestrator.sft.stages:EVALUATE_BEFORE", "scored again from kept predictions"),
 }
-"""Name of a stage to the `StageSpec`s of its earlier versions, the latest first, from whose products it can
-be made, and what is done with them; see `orchestrator.stage.Context`."""
+"""Name of a stage to the `StageSpec`s of its earlier versions, the latest first, and a phrase.
+
+The stage's product can be made from theirs, see `orchestrator.stage.Context`; the phrase describes how.
+"""
 
 TASKS: Mapping[str, str] = {
     "math": "orchestrator.tasks.math:MATH",
@@ -41,7 +43,7 @@ DATA: Mapping[str, str] = {
     "measures": "orchestrator.sft.fetching:measures",
     "summary": "orchestrator.tasks.dataset:summary",
 }
-"""What `sweep data` does to what does it."""
+"""Verb of `sweep data` to the function that does it."""
 
 GENERATORS: Mapping[str, str] = {
     "transformers": "orchestrator.sft.generators.transformers:TransformersEngine",
@@ -60,13 +62,13 @@ SCHEDULERS: Mapping[str, str] = {
     "slurm": "orchestrator.launchers.slurm.query:SlurmScheduler",
     "ray": "orchestrator.launchers.ray.scheduler:RayScheduler",
 }
-"""`Submission.launcher` to a class that is a `Scheduler`: what anybody may ask about its jobs."""
+"""`Submission.launcher` to a class that is a `Scheduler`, which answers queries about its jobs."""
 
 TRACKERS: Mapping[str, str] = {
     "store": "orchestrator.trackers.base:StoreTracker",
     "wandb": "orchestrator.trackers.wandb_mirror:WandbMirror",
 }
-"""`tracker.name` to a class that is a `Tracker`, or a mirror, which follows the store and not a stage."""
+"""`tracker.name` to a class that is a `Tracker`, or a mirror, which follows the store instead of a stage."""
 
 REPORTS: Mapping[str, str] = {
     "accuracy": "orchestrator.study.summary:write",
@@ -76,17 +78,21 @@ REPORTS: Mapping[str, str] = {
 """`report` of a sweep to a function ``(rows, folder) -> list[Path]``; see `orchestrator.reporting`."""
 
 FITTING: Mapping[str, str] = {"study": "orchestrator.study.tables.results:fits"}
-"""Report to a function ``(rows, *, about) -> bool``: whether it is the one for rows that name none."""
+"""Report to a function ``(rows, *, about) -> bool``: whether it suits rows of sweeps that name no report."""
 
 TABLE_READER = "orchestrator.study.tables.results:read_table"
-"""A function ``(path) -> rows`` that reads a table from elsewhere."""
+"""A function ``(path) -> rows`` that reads a table made elsewhere."""
 
 
 def load(target: str, *, where: str = "") -> Any:
-    """Imports ``module:object``.
+    """Import ``module:object``.
+
+    Args:
+        target: the object's path.
+        where: where the path was found, for the message.
 
     Raises:
-        UserError: the target is malformed, or there is no such module or object.
+        UserError: the target is malformed, or the module or object does not exist.
     """
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
@@ -94,6 +100,7 @@ def load(target: str, *, where: str = "") -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        # An error about another module is one inside the found module: its own traceback helps more.
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise UserError(f"no module {module_name!r} can be imported", where=where) from error
         raise
@@ -107,11 +114,17 @@ def load(target: str, *, where: str = "") -> Any:
 
 
 def lookup(table: Mapping[str, str], name: str, *, kind: str) -> Any:
-    """Loads what a name stands for; a ``module:object`` that is in no table is loaded as it is.
+    """Load the object that a name stands for; a ``module:object`` outside the table is loaded directly.
+
+    Args:
+        table: names to targets.
+        name: the name.
+        kind: what it names, for the message.
 
     Raises:
-        UserError: the name is in no table and names no object.
+        UserError: the name is not in the table and is not a ``module:object``.
     """
+    # A name of ours comes first. A colon marks an object of the user's, which needs no entry.
     if name in table:
         return load(table[name])
     if ":" in name:

@@ -1,13 +1,14 @@
-"""What a report is told beside its rows: what was asked for, how it went, and with which code.
+"""What a report receives beside its rows: the cells, how they ended, and the code that made them.
 
 A report is a plain function that writes files and returns their paths::
 
     def write(rows: Sequence[Row], folder: Path) -> list[Path]
     def write(rows: Sequence[Row], folder: Path, *, about: About | None) -> list[Path]
 
-The second kind gets the facts that no row holds, such as the cells that have none; they are None for a
-table from elsewhere. A parameter `curves` brings the logged metrics as a tuple of `Curve`, and `over` the
-axes that the user wants mean and spread over. This module knows neither the store nor what the rows mean.
+The second kind receives the facts that no row holds, such as the cells without rows. They are None for a
+table from elsewhere. A parameter `curves` receives the logged metrics as a tuple of `Curve`, and `over` the
+axes over which the user wants mean and spread. This module does not depend on the store or on the meaning of
+the rows.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ import msgspec
 
 
 class CellFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A cell that a report may expect, whether it has rows or not.
+    """A cell of the sweep, whether it has rows or not.
 
     Attributes:
         cell: its id.
         axes: axis name to label.
         columns: the sweep's `columns`: name to value.
-        config: the fully resolved tree.
+        config: the fully resolved config.
         state: such as ``done`` or ``failed``.
-        cause: of a failure, "" without one.
-        reason: of the state, for people.
-        num_attempts: of all its stages.
+        cause: the failure cause; "" without a failure.
+        reason: the reason of the state, for people.
+        num_attempts: number of attempts of all its stages.
     """
 
     cell: str
@@ -45,14 +46,15 @@ class CellFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class AttemptFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How one attempt ended.
+    """The end of one attempt.
 
     Attributes:
         number: from 1.
         outcome: ``succeeded``, ``failed``, ``released``, ``lost`` or ``open``.
         why: the cause of a failure or the reason of a release.
         message: one line.
-        changed: settings that differ from those of the attempt before: key to (before, now); the remedies.
+        changed: settings that differ from the previous attempt's, as key to (before, now); these are the
+            remedies.
     """
 
     number: int
@@ -67,8 +69,8 @@ class RetryFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         stage: its name and label, such as ``prepare[en]``.
-        cells: that share it.
-        attempts: all of them, in order.
+        cells: the cells that share it.
+        attempts: all attempts, in order.
     """
 
     stage: str
@@ -82,12 +84,12 @@ class LaunchFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Attributes:
         number: of the request.
         verb: ``launch`` or ``rerun``.
-        command: as it was typed.
-        by: who, as ``name@host``.
-        at: when, UTC.
+        command: the command line.
+        by: the user, as ``name@host``.
+        at: the time, UTC.
         code: the commit, with ``+`` for uncommitted changes, and the version of the package.
-        packages: name to version of some that matter, as installed at that time.
-        python: its version.
+        packages: name to version of the packages that matter, as installed at that time.
+        python: version of Python.
     """
 
     number: int
@@ -101,20 +103,20 @@ class LaunchFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a report is told beside the rows.
+    """The facts about a sweep that a report receives beside the rows.
 
     Attributes:
         sweep: its name.
-        revision: of the sealed content.
-        sealed: whether that was launched; a sweep that was only composed has no evidence.
+        revision: number of the sealed revision.
+        sealed: whether the revision was launched. A sweep that was only composed has no evidence.
         description: one line.
         stages: names, in the order of the sweep file.
-        cells: all of them, in the order of the grid.
+        cells: all cells, in the order of the grid.
         retries: stages with more than one attempt.
         launches: oldest first.
-        hosts: where attempts that count were made.
-        made_at: when these facts were read, UTC; "" keeps it out of a report.
-        notes: what the reader should know, such as records that cannot be read.
+        hosts: the machines on which attempts that count were made.
+        made_at: when these facts were read, UTC; "" keeps the time out of a report.
+        notes: notes for the reader, such as records that cannot be read.
     """
 
     sweep: str
@@ -131,12 +133,12 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The metrics that one stage logged, of the attempt that made its product, or else of its last.
+    """The metrics that one stage logged: of the attempt that made its product, or else of its last attempt.
 
     Attributes:
         stage: its name and label, such as ``train`` or ``prepare[en]``.
-        cells: that share it.
-        points: metric to (step, value), by rising step, thinned out to at most some hundreds.
+        cells: the cells that share it.
+        points: metric to (step, value), by rising step, thinned out to some hundreds at most.
     """
 
     stage: str
@@ -145,23 +147,34 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 Offers = Mapping[str, Callable[[], Any]]
-"""What a report may take by a parameter of that name (`about`, `curves`, `over`); read only where it does."""
+"""Parameter name (`about`, `curves`, `over`) to a function that reads its value, called only if needed."""
 
 
 def call(
     report: Callable[..., list[Path]], rows: Sequence[Mapping[str, Any]], folder: Path, offers: Offers
 ) -> list[Path]:
-    """Call a report with its rows, its folder, and those of the offers that it has a parameter for."""
+    """Call a report with its rows, its folder, and the offers for which it has a parameter.
+
+    Args:
+        report: the report.
+        rows: result rows.
+        folder: where it writes files.
+        offers: the optional arguments.
+
+    Returns:
+        The paths of its files.
+    """
+    # Reading curves takes time, so an offer is read only for a report that has its parameter.
     return report(rows, folder, **{name: offers[name]() for name in offers if name in _parameters(report)})
 
 
 def wants_facts(report: Callable[..., Any]) -> bool:
-    """Return whether a report takes the facts, and so has something to say without any row."""
+    """Return whether a report takes the facts, so that it is useful even without rows."""
     return "about" in _parameters(report)
 
 
 def _parameters(report: Callable[..., Any]) -> frozenset[str]:
     try:
         return frozenset(inspect.signature(report).parameters)
-    except (TypeError, ValueError):  # a callable without a signature
+    except (TypeError, ValueError):  # some callables, such as those of C extensions, have no signature
         return frozenset()

@@ -1,7 +1,7 @@
-"""From result rows to one line a cell, and to mean and spread over cells that repeat each other. Pure.
+"""Result rows, combined to one line per cell, and to mean and spread over repeated cells. Pure.
 
-Both `sweep best` and the general report stand on it, so that they never disagree. It knows neither the store
-nor what a metric means.
+`sweep best` and the general report both use it, so that they always agree. It depends neither on the store
+nor on the meaning of a metric.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Row = Mapping[str, Any]
 Direction = Literal["min", "max"]
 
 ENGINE_COLUMNS = frozenset({"cell", "sweep", "revision", "stage", "attempts", "seconds", "code"})
-"""The columns of `collect` that are no result."""
+"""The columns of `collect` that are not results."""
 
 NOTES = "notes"
-"""A text column of what the reader should know of a row; it tells no rows apart."""
+"""A text column with notes for the reader. It does not distinguish rows from each other."""
 
 MAX_VARIANTS = 8
-"""Of how many rows of a cell, told apart by their text, a metric becomes a column each; of more the mean."""
+"""Up to this many rows of a cell, each becomes a column of its own; of more, only the mean is shown."""
 
 _LOWER = frozenset(
     [
@@ -54,6 +54,7 @@ _LOWER = frozenset(
         "kl",
     ]
 )
+"""Words of metrics of which a lower value is better."""
 _HIGHER = frozenset(
     [
         "accuracy",
@@ -84,6 +85,7 @@ _HIGHER = frozenset(
         "wins",
     ]
 )
+"""Words of metrics of which a higher value is better."""
 
 _NEITHER = frozenset(
     [
@@ -110,11 +112,11 @@ _NEITHER = frozenset(
         "threshold",
     ]
 )
-"""Words of metrics that are about another one: its spread, its bounds, its parts."""
+"""Words of metrics that describe another metric: its spread, its bounds or its parts."""
 
 
 class CellResult(NamedTuple):
-    """What one cell returned.
+    """The results of one cell.
 
     Attributes:
         cell: its id.
@@ -133,7 +135,7 @@ class Spread(NamedTuple):
     Attributes:
         n: number of cells.
         mean: arithmetic mean.
-        sd: sample standard deviation (n - 1), None of a single cell.
+        sd: sample standard deviation (n - 1); None for a single cell.
         low: smallest value.
         high: largest value.
     """
@@ -146,7 +148,13 @@ class Spread(NamedTuple):
 
 
 class RepeatGroup(NamedTuple):
-    """Cells that agree in all axes but those that the spread is taken over."""
+    """Cells that agree in all axes, except in those over which the spread is taken.
+
+    Attributes:
+        axes: the common axes and values.
+        cells: ids of the cells.
+        metrics: column to its spread.
+    """
 
     axes: Mapping[str, Any]
     cells: tuple[str, ...]
@@ -159,11 +167,13 @@ def is_seed(axis: str) -> bool:
 
 
 def direction(metric: str) -> Direction | None:
-    """Return whether a lower or a higher value is better, by its name; None when that shows neither."""
+    """Return whether lower or higher values of a metric are better, judged by its name; None if unclear."""
     name = re.sub(r"\[.*\]$", "", metric.removesuffix(" (mean)")).lower()
+    # A rate, such as tokens_per_s. This comes first, because the word "s" alone means a duration.
     if re.search(r"(_per_|/)(s|sec|second|minute|hour)$", name):
         return "max"
     words = re.split(r"[^a-z0-9]+", name)
+    # Before the others: accuracy_std contains "accuracy", but more of it is not better.
     if _NEITHER & set(words):
         return None
     if _LOWER & set(words):
@@ -185,10 +195,12 @@ def axes_of_table(rows: Sequence[Row]) -> list[str]:
 
 
 def labelled(rows: Sequence[Row], labels: Mapping[str, Mapping[str, str]]) -> Sequence[Row]:
-    """Return rows whose axes are the cells' own: a stage may return a column with the name of an axis.
+    """Return rows with the cells' own labels in the axis columns.
+
+    A stage may return a column with the name of an axis, whose value would otherwise replace the label.
 
     Args:
-        rows: as `collect` gives them.
+        rows: rows of `collect`.
         labels: cell to axis to label, as text.
     """
     return [
@@ -205,6 +217,7 @@ def labelled(rows: Sequence[Row], labels: Mapping[str, Mapping[str, str]]) -> Se
 
 
 def _is_labelled(value: Any, label: str) -> bool:
+    """Whether a value is the one that a label shows, so that it can keep its type."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             return float(label) == value
@@ -212,17 +225,17 @@ def _is_labelled(value: Any, label: str) -> bool:
 
 
 def by_cell(rows: Sequence[Row], *, axes: Sequence[str], columns: Iterable[str] = ()) -> list[CellResult]:
-    """Return one result a cell, in the order of the rows.
+    """Return one result per cell, in the order of the rows.
 
-    Rows of one stage and cell that differ in a text column (a split, a language) give a column each, named
-    ``accuracy[split=test]``; rows that nothing tells apart, such as one an epoch, count by their last. A
-    metric that several stages return is named after each: ``fit.loss``. Numbers in a nested result are
-    columns too: ``eval.acc``.
+    Rows of one stage and cell may differ in a text column, such as a split or a language. Each then gives a
+    column of its own, named ``accuracy[split=test]``. Of rows that differ in no text column, such as one per
+    epoch, the last one counts. A metric that several stages return gets the stage's name: ``fit.loss``.
+    Numbers in a nested result become columns too: ``eval.acc``.
 
     Args:
-        rows: as `collect` gives them.
+        rows: rows of `collect`.
         axes: names of the sweep's axes.
-        columns: names of the sweep's other columns, which are no results.
+        columns: names of the sweep's other columns, which are not results.
     """
     skipped = ENGINE_COLUMNS | {NOTES} | set(axes) | set(columns)
     owners: dict[str, set[str]] = {}
@@ -251,7 +264,7 @@ def _stage(row: Row) -> tuple[str, str]:
 
 
 def _numbers(row: Row, skipped: frozenset[str] | set[str]) -> dict[str, float]:
-    """Return the numbers of a row by column; those in a mapping are ``eval.acc``."""
+    """Return the numbers of a row by column; those in a mapping have dotted names, such as ``eval.acc``."""
     found: dict[str, float] = {}
     for name, value in row.items():
         if name in skipped:
@@ -259,7 +272,7 @@ def _numbers(row: Row, skipped: frozenset[str] | set[str]) -> dict[str, float]:
         if isinstance(value, Mapping):
             found |= _numbers({f"{name}.{inner}": item for inner, item in value.items()}, skipped)
         elif isinstance(value, bool | int | float):
-            with contextlib.suppress(OverflowError):  # an integer that no float can hold
+            with contextlib.suppress(OverflowError):  # an integer too large for a float
                 if math.isfinite(value):
                     found[name] = float(value)
     return found
@@ -277,6 +290,7 @@ def _pivoted(rows: Sequence[Row], skipped: frozenset[str] | set[str]) -> dict[st
     labels = [
         ",".join(filter(None, [_stage(row)[1], *(f"{key}={row.get(key)}" for key in keys)])) for row in rows
     ]
+    # The label of a row is built from the columns that are text in all rows and differ between them.
     many = len(set(labels)) > MAX_VARIANTS
     lists: dict[str, list[float]] = {}
     found: dict[str, float] = {}
@@ -302,7 +316,12 @@ def metrics_of(results: Iterable[CellResult]) -> list[str]:
 
 
 def spread_over(results: Sequence[CellResult], over: Sequence[str]) -> list[RepeatGroup]:
-    """Return mean and spread of each metric over the cells that agree in all other axes."""
+    """Return mean and spread of each metric over the cells that agree in all other axes.
+
+    Args:
+        results: the results of cells.
+        over: the axes over which the spread is taken.
+    """
     groups: dict[tuple[tuple[str, Any], ...], list[CellResult]] = {}
     for result in results:
         rest = tuple((axis, value) for axis, value in result.axes.items() if axis not in over)
@@ -323,7 +342,7 @@ def _spreads(group: Sequence[CellResult]) -> dict[str, Spread]:
 def spread(values: Sequence[float]) -> Spread:
     """Return mean and spread of at least one value."""
     sd = None
-    with contextlib.suppress(OverflowError):  # a spread that no float can hold
+    with contextlib.suppress(OverflowError):  # a spread too large for a float
         sd = statistics.stdev(values) if len(values) > 1 else None
     return Spread(len(values), _mean(values), sd, min(values), max(values))
 
@@ -331,12 +350,12 @@ def spread(values: Sequence[float]) -> Spread:
 def _mean(values: Sequence[float]) -> float:
     try:
         return statistics.fmean(values)
-    except OverflowError:  # of the sum alone
+    except OverflowError:  # only the sum is too large for a float; the slower exact mean is not
         return statistics.mean(values)
 
 
 def evenly(items: Sequence[T], most: int) -> Sequence[T]:
-    """Return at most so many items: the first, the last, and evenly many between."""
+    """Return at most `most` items: the first, the last, and others at even distances between them."""
     if len(items) <= most:
         return items
     last = len(items) - 1
@@ -344,14 +363,14 @@ def evenly(items: Sequence[T], most: int) -> Sequence[T]:
 
 
 def number_text(value: float) -> str:
-    """Return a number with four significant digits; whole numbers up to a million as they are."""
+    """Return a number with four significant digits; whole numbers below a million are written in full."""
     if float(value).is_integer() and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.4g}"
 
 
 def spread_text(found: Spread) -> str:
-    """Return ``0.421 ± 0.012 (n=3)``; without a spread of a single cell."""
+    """Return ``0.421 ± 0.012 (n=3)``; for a single cell its value alone."""
     if found.sd is None:
         return number_text(found.mean)
     return f"{number_text(found.mean)} ± {found.sd:.2g} (n={found.n})"

@@ -1,7 +1,7 @@
-"""The stage API: all that a stage sees of Polysweep, and all that both towers share.
+"""The stage API: everything that a stage uses of Polysweep, shared by the engine and the science.
 
-A stage is a function ``main(config, inputs, context) -> list[Row]``. It knows no store, no sweep and
-no launcher; `Context` hides checkpoints, metrics and stopping behind a few calls.
+A stage is a function ``main(config, inputs, context) -> list[Row]``. It needs no store, sweep or launcher:
+`Context` offers checkpoints, metrics and stopping in a few calls.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from orchestrator.formats import SINCE_2, Settings, Stored
 from orchestrator.manifest import File, contain, fsync_path, fsync_tree, scan
 
 Row = dict[str, Any]
-"""One result row: column name to a JSON scalar."""
+"""A result row: column name to a JSON scalar."""
 
 MANIFEST = "manifest.json"
-"""The file, written last, that makes a checkpoint folder count."""
+"""The file whose presence makes a checkpoint folder count; it is written last."""
 
 
 class StageSpec(Settings, frozen=True, kw_only=True):
-    """What a sweep says of one stage: what runs, what it reads and what it waits for.
+    """One stage in a sweep file: what runs, what it reads and what it waits for.
 
     Attributes:
         run: ``module:function`` of the stage; exactly one of `run` and `command` is set.
         command: a command line with ``{inputs.NAME}``, ``{output}``, ``{config.KEY}`` and ``{uses.KEY}``.
         name: a fixed name that stands for the target in the digest (for the stages that ship here).
         version: raised by hand when the stage's meaning changes.
-        reads: config keys that the stage is given and that enter its digest.
-        uses: config keys that it is given but that never enter the digest (paths, micro-batch).
+        reads: config keys that the stage receives and that enter its digest.
+        uses: config keys that it receives but that never enter the digest (paths, micro-batch).
         after: the stages whose products it takes as inputs.
         each: variable to config key of a list: one instance of the stage for each of its values.
-        skip: a selector; cells that match have no such stage.
-        results: for commands: a file of JSON or CSV in the output folder, the result rows.
-        neutral: config keys that leave the digest as it was while they have this value.
+        skip: a selector; cells that match it do not have this stage.
+        results: for commands: a file of JSON or CSV in the output folder, with the result rows.
+        neutral: config keys to values at which the key is left out of the digest.
         preload: modules that the fork server imports before it forks children.
-        limit_s: seconds after which an attempt is ended as hanging; None for no limit.
-        estimate: ``module:function`` that says what an instance would cost, see `orchestrator.costs`.
-        needs: ``module:function`` that lists what must be there before it can run, likewise.
-        finished: for commands: a file in the output folder, or else in the work folder, that the command
-            creates when it is through; after a stop, exit code 0 counts as done only with it.
+        limit_s: seconds after which an attempt is stopped as hanging; None for no limit.
+        estimate: ``module:function`` that returns the cost of an instance, see `orchestrator.costs`.
+        needs: ``module:function`` that lists what must exist before it can run, see `orchestrator.costs`.
+        finished: for commands: a file that the command creates when it is done, in the output or work folder.
+            After a stop, exit code 0 counts as done only with this file.
         keep: patterns of files in the work folder that become part of the product.
-        shell: for commands: ``bash`` runs the line, with ``-e`` and ``pipefail``; part of the identity when
+        shell: for commands: ``bash`` runs the line, with ``-e`` and ``pipefail``. Part of the identity if
             true.
         python: for commands: the interpreter that ``python`` and ``{python}`` mean.
     """
@@ -79,8 +79,8 @@ class StageSpec(Settings, frozen=True, kw_only=True):
 class Config(Mapping[str, Any]):
     """A frozen slice of a cell's config, by attribute (``config.trainer.seed``) or by item.
 
-    Reading a key that the stage declared neither in `reads` nor in `uses` fails the stage with cause
-    ``config``: identity has no holes.
+    A read of a key that the stage declared neither in `reads` nor in `uses` fails the stage with cause
+    ``config``. Otherwise a stage could depend on a value that is not part of its digest.
     """
 
     def __init__(self, tree: Mapping[str, Any], *, path: str = "", declared: str = "reads") -> None:
@@ -96,6 +96,7 @@ class Config(Mapping[str, Any]):
         return tuple(value) if isinstance(value, list) else value
 
     def __getattr__(self, key: str) -> Any:
+        # Copying and pickling look for special methods; those are never config keys.
         if key.startswith("__"):
             raise AttributeError(key)
         return self[key]
@@ -113,13 +114,13 @@ class Config(Mapping[str, Any]):
         return f"Config({self._tree!r})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a deep plain copy, ready for a schema."""
+        """Return a deep copy in plain types, ready for a schema."""
         copy: dict[str, Any] = json.loads(json.dumps(self._tree))
         return copy
 
 
 def plain(config: Config) -> Mapping[str, Any]:
-    """Returns the tree that a config wraps, for hooks that are asked often; not to be changed."""
+    """Return the tree that a config wraps, for hooks that are called often. It must not be changed."""
     return config._tree
 
 
@@ -137,7 +138,7 @@ class Inputs:
         return stage in self._folders
 
     def __getitem__(self, stage: str) -> Path:
-        """Returns the one product folder of a stage without `each`."""
+        """Return the one product folder of a stage without `each`."""
         folders = self.each(stage)
         if set(folders) != {""}:
             raise StageFailure(
@@ -146,21 +147,21 @@ class Inputs:
         return folders[""]
 
     def each(self, stage: str) -> Mapping[str, Path]:
-        """Returns instance label to product folder, in the order of the config's list."""
+        """Return instance label to product folder, in the order of the config's list."""
         if stage not in self._folders:
             raise StageFailure("code", f"no input {stage!r}: name it in the stage's `after`")
         return self._folders[stage]
 
 
 class Checkpoint(NamedTuple):
-    """A verified checkpoint: the step it was taken after, and its folder (read only)."""
+    """A verified checkpoint: the step after which it was saved, and its folder (read only)."""
 
     step: int
     folder: Path
 
 
 class CheckpointManifest(Stored, frozen=True):
-    """What `manifest.json` of a checkpoint holds; written last, so its presence means a whole save."""
+    """A checkpoint's `manifest.json`. It is written last, so its presence means a complete save."""
 
     step: int
     attempt: int
@@ -168,48 +169,48 @@ class CheckpointManifest(Stored, frozen=True):
 
 
 class Tracker(Protocol):
-    """Where metrics go. A tracker never raises and never blocks the stage."""
+    """A destination of metrics. A tracker never raises and never blocks the stage."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of one step."""
+        """Record the metrics of one step."""
 
     def close(self) -> None:
-        """Flushes what is buffered."""
+        """Flush what is buffered."""
 
 
 class StopSignal:
-    """Set once, from another thread or a signal handler, when the stage should stop.
+    """A flag that another thread or a signal handler sets once, when the stage should stop.
 
-    A plain flag: with a lock, a signal that interrupts the handler of another would wait for it for ever.
+    It has no lock: a signal that interrupts the handler of another would wait for that lock for ever.
     """
 
     def __init__(self) -> None:
         self.asked, self.why = False, ""
 
     def ask(self, why: str) -> None:
-        """Asks the stage to stop; the first reason stands."""
+        """Request a stop of the stage; the first reason is kept."""
         if not self.asked:
-            self.why = why
+            self.why = why  # before the flag: a reader that sees the flag must find the reason
             self.asked = True
 
 
 class Context:
-    """What a running stage may do besides computing.
+    """The services for a running stage.
 
     Args:
         folder: the attempt's own folder; `output`, `scratch` and checkpoints lie in it.
         uses: the config keys that the stage `uses`.
-        resume: the checkpoint to go on from, already verified and copied into this attempt.
-        former: the product of an earlier version of this stage, made from the same inputs, if there is one
-            (read only); only for stages that ship here, see `orchestrator.registry.FORMER`.
+        resume: the checkpoint to resume from, already verified and copied into this attempt.
+        former: the product of an earlier version of this stage, made from the same inputs (read only); None
+            without one. Only for stages that ship here, see `orchestrator.registry.FORMER`.
         attempt: the number of this attempt, from 1.
         num_threads: CPU threads that the stage may use.
-        checkpoint_interval_s: seconds between the checkpoints that `checkpoint_due` asks for.
-        trackers: where `log` sends metrics.
-        stop: tells that a stop was asked.
+        checkpoint_interval_s: seconds between the checkpoints that `checkpoint_due` suggests.
+        trackers: the destinations of metrics.
+        stop: set when a stop is requested.
         fence: called before each checkpoint; raises `StopRequested` when another attempt took over.
-        report_progress: told (step, number of steps) for the heartbeat.
-        keep: number of this attempt's own checkpoints kept, at least 2.
+        report_progress: called with (step, number of steps) for the heartbeat.
+        keep: number of this attempt's own checkpoints to keep, at least 2.
         keeps_work: whether the next attempt could find what is in `work`.
     """
 
@@ -242,22 +243,22 @@ class Context:
         self._last_checkpoint_s = time.monotonic()
         self._keeps_work = keeps_work
         self.saw_stop = False
-        """Whether the stage has read that a stop was asked."""
+        """Whether the stage has read that a stop was requested."""
         for path in (self.output, self.scratch, self._checkpoints):
             path.mkdir(parents=True, exist_ok=True)
 
     def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
-        """Records metrics of a step (counted from 1) and reports progress; never raises, never blocks."""
-        number = int(step)  # a step may come as a library's own integer
+        """Record metrics of a step (counted from 1) and report progress; never raise, never block."""
+        number = int(step)  # the step may be an integer type of a library, which JSON cannot hold
         self.report(number, num_steps=num_steps)
         for tracker in self._trackers:
             tracker.log(number, metrics)
 
     @property
     def work(self) -> Path:
-        """A folder that the next attempt goes on with, whatever is in it; made at the first use.
+        """The work folder, whose contents the next attempt finds again; made at the first use.
 
-        What is to become part of the product is copied into `output`, or named by the stage's `keep`.
+        To make files part of the product, copy them into `output`, or name them in the stage's `keep`.
 
         Raises:
             StageFailure: the store is a bucket, which has no such folders.
@@ -269,7 +270,7 @@ class Context:
         return path
 
     def report(self, step: int, *, num_steps: int | None = None) -> None:
-        """Reports progress alone, without metrics."""
+        """Report progress alone, without metrics."""
         self._report(int(step), None if num_steps is None else int(num_steps))
 
     @property
@@ -279,42 +280,43 @@ class Context:
         return self._stop.asked
 
     def checkpoint_due(self, step: int) -> bool:
-        """Tells whether to checkpoint now: the interval is over, or a stop was asked."""
+        """Return whether to save a checkpoint now: the interval is over, or a stop was requested."""
         return self.stop_asked or time.monotonic() - self._last_checkpoint_s >= self._interval_s
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
-        """Yields an empty folder to save into; on leaving, makes it durable and writes its manifest last.
+        """Yield an empty folder to save into; afterwards make it durable and write its manifest last.
 
         Raises:
-            StopRequested: before anything is written, when a later attempt or a product exists.
-            OSError: the file system refused; an unfinished folder is never taken for a checkpoint.
+            StopRequested: a later attempt or a product exists; raised before anything is written.
+            OSError: the file system refused. An unfinished folder never counts as a checkpoint.
         """
         self._fence()
         final = self._checkpoints / f"{step:08d}"
-        if (final / MANIFEST).exists():  # adopted, or saved just before: the same step holds the same state
+        # Adopted, or saved just before: the same step holds the same state, so this save is not needed.
+        if (final / MANIFEST).exists():
             unused = self.scratch / f"discarded-{step:08d}"
             unused.mkdir(parents=True, exist_ok=True)
             yield unused
             shutil.rmtree(unused, ignore_errors=True)
         else:
-            shutil.rmtree(final, ignore_errors=True)  # a torn one of our own
+            shutil.rmtree(final, ignore_errors=True)  # an incomplete save of this attempt
             final.mkdir()
             try:
                 yield final
                 write_checkpoint_manifest(final, step=step, attempt=self.attempt)
             except BaseException:
-                shutil.rmtree(final, ignore_errors=True)  # of no use, and in the way on a full disk
+                shutil.rmtree(final, ignore_errors=True)  # useless, and takes space on a full disk
                 raise
             fsync_path(self._checkpoints)
             self._rotate()
         self._last_checkpoint_s = time.monotonic()
 
     def seal(self, folder: Path, step: int) -> None:
-        """Makes a whole checkpoint count that another program saved, by the name of its step.
+        """Make a checkpoint folder count that another program saved completely under the name of its step.
 
         Raises:
-            StopRequested: before anything is written, when a later attempt or a product exists.
+            StopRequested: a later attempt or a product exists; raised before anything is written.
             OSError: a file changed or vanished meanwhile, or the file system refused.
         """
         self._fence()
@@ -324,27 +326,32 @@ class Context:
     def _rotate(self) -> None:
         folders = (path.parent for path in self._checkpoints.glob(f"[0-9]*/{MANIFEST}"))
         whole = sorted(folders, key=lambda folder: int(folder.name))
+        # A successor may be reading these files, so they are deleted only while this attempt is the newest.
         if len(whole) > self._keep:
             self._fence()
         for old in whole[: -self._keep]:
-            (old / MANIFEST).unlink()  # first, so that a half-deleted folder never counts
+            (old / MANIFEST).unlink()  # first, so that a partly deleted folder never counts
             shutil.rmtree(old, ignore_errors=True)
 
     def retire(
         self, stage: str, *, best: Sequence[str] | None = None, none: Sequence[str] | None = None
     ) -> None:
-        """Says which files of an input are still worth keeping once this stage is done; deletes nothing.
+        """Declare which files of an input are worth keeping once this stage is done; delete nothing.
 
-        The sweep's ``policy.retention`` decides. Under ``all``, which is the default, every file stays. Under
-        the others a file goes when every stage of the sweep that takes the product is done and lets it go.
+        Only the stages that read a product can decide what is still of use, so each declares it, and the
+        sweep's ``policy.retention`` selects. Under ``all``, the default, every file stays. Under ``best`` or
+        ``none``, a file is deleted when all stages that take the product are done and none of them keeps it::
+
+            context.retire("train", best=["metrics.json", "best/*"], none=["metrics.json"])
 
         Args:
-            stage: the input, all its instances.
-            best: patterns of what to keep under ``best``, where ``*`` also matches ``/``; None for all files.
-            none: the same under ``none``, for example of a small summary, or ``[]``.
+            stage: the input stage, with all its instances.
+            best: patterns of files to keep under ``best``, where ``*`` also matches ``/``; None for all
+                files.
+            none: the same under ``none``, for example a small summary, or ``[]``.
 
         Raises:
-            StageFailure: a pattern is no text, or a text stands where a list should.
+            StageFailure: a pattern is not text, or a text stands where a list should.
         """
         for policy, patterns in (("best", best), ("none", none)):
             if isinstance(patterns, str) or not all(isinstance(p, str) for p in patterns or ()):
@@ -353,22 +360,22 @@ class Context:
         self.retirements[stage] = {p: tuple(keep) for p, keep in named.items() if keep is not None}
 
     def stop_if_asked(self) -> None:
-        """Ends the attempt as `released` when a stop was asked; call it right after a checkpoint.
+        """End the attempt as `released` if a stop was requested; call it right after a checkpoint.
 
         Raises:
-            StopRequested: always, when a stop was asked.
+            StopRequested: a stop was requested.
         """
         if self.stop_asked:
             raise StopRequested(self._stop.why)
 
     def close(self) -> None:
-        """Flushes the trackers."""
+        """Flush the trackers."""
         for tracker in self._trackers:
             tracker.close()
 
 
 def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
-    """Makes a checkpoint folder durable, then writes its manifest atomically, which makes it count.
+    """Make a checkpoint folder durable, then write its manifest atomically, which makes it count.
 
     Raises:
         StageFailure: the stage saved a file under the manifest's own name.
@@ -378,6 +385,7 @@ def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
     contain(folder)
     fsync_tree(folder)
     manifest = CheckpointManifest(step=step, attempt=attempt, files=scan(folder))
+    # Written outside and renamed into place: a reader finds a complete manifest or none.
     temporary = folder.parent / f".{folder.name}.{MANIFEST}"
     with temporary.open("wb") as stream:
         stream.write(msgspec.json.encode(manifest))

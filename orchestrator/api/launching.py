@@ -274,7 +274,7 @@ def check_launch(
 
 
 def failed_cells(view: SweepState) -> list[Cell]:
-    """Return the cells that failed, that lost their worker, or that are blocked by such a cell."""
+    """Return the cells that failed, lost their worker or are blocked."""
     return [
         c for c in view.sweep.cells if view.cells[c.cell].state in (State.FAILED, State.LOST, State.BLOCKED)
     ]

@@ -46,7 +46,7 @@ def fitting_report(rows: Rows, facts: About | None, table: Path | None = None) -
             allowed="a table as `collect` writes it, or one with the columns of the study",
             fix="--report study names what that one needs",
         )
-    # The general report needs only a column of cells.
+    # The rows of every sweep fit the general report.
     return GENERAL
 
 

@@ -195,7 +195,7 @@ class SweepState:
         vital = inspect_owner(node, attempt)
         if vital.liveness is Liveness.GONE or attempt.claim is None:
             return vital
-        # On another machine, the process proves nothing. The scheduler may know that its job has ended.
+        # On another machine, the process proves nothing. The scheduler may report that its job has ended.
         over = self.jobs.fate(attempt.claim.owner)
         if over is None:
             return vital

@@ -126,7 +126,7 @@ def _import(args: argparse.Namespace) -> int:
     source = args.words[1] if len(args.words) > 1 else None
     if args.out is None:
         raise UserError("where the data set goes is not said", fix="--out DIR")
-    # Training and validation items come from SOURCE, test items from either source.
+    # SOURCE gives training and validation items, and test items unless --test names another source.
     if source is None and args.test is None:
         raise UserError(
             "a source is needed: SOURCE, --test SOURCE or both", fix=f"sweep data describe {task}"

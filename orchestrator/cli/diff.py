@@ -114,7 +114,7 @@ def _print_revisions(old: SweepState, new: SweepState, as_json: bool) -> int:
     """Print how two revisions differ: cells that are the same, changed, or only in one of them.
 
     A cell whose config changed has another id. Two cells with equal axes in both revisions count as one
-    changed cell, so that a changed default is printed as one key instead of as removed and added cells.
+    changed cell. So a changed default is printed as one key, not as many removed and added cells.
     """
     before = {cell.cell: cell for cell in old.sweep.cells}
     after = {cell.cell: cell for cell in new.sweep.cells}

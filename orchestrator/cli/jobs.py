@@ -104,7 +104,8 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
         start_s = time.monotonic()
         try:
             done = submit_pass(view, asked, notify=print, hold=hold if start_s < hold_until_s else "")
-        except (InfrastructureError, OSError) as error:  # outages pass
+        # An outage of the scheduler or of the store may pass, so go on.
+        except (InfrastructureError, OSError) as error:
             print(f"  {told(error)}; trying again", flush=True)
             pause_s, view = MAX_WAIT_S, view.fresh()
             continue

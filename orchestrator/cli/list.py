@@ -58,8 +58,8 @@ def _of_file(ledger: Ledger, entry: SweepEntry) -> dict[str, Any]:
 
 
 def _of_store(ledger: Ledger, name: str) -> dict[str, Any] | None:
-    # Records of a launch that died before it sealed anything leave a name without a revision.
     """Return the line of a sweep in the store, None if it was never sealed."""
+    # Records of a launch that died before it sealed anything leave a name without a revision.
     number = current_revision(ledger, name)
     if number is None:
         return None

@@ -94,7 +94,7 @@ def _print_job(view: SweepState, cell: Cell, *, as_json: bool) -> int:
 def _of_job(view: SweepState, submission: Submission, task: int) -> tuple[str, list[tuple[ObjectStore, str]]]:
     """Find the logs of a job and of its workers.
 
-    The launcher may keep them in a folder outside the store, and upload them to the store later.
+    A submission may name a folder outside the store for its logs. It is searched before the store.
 
     Returns:
         Where the job's own log is expected, and all logs that exist, each with its store and key.

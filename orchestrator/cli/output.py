@@ -112,8 +112,8 @@ def _blocks(
 
 
 def _line(fields: Sequence[str], widths: Sequence[int], style: Style) -> str:
-    # Pad after styling: escape sequences take no columns, so `ljust` would count wrongly.
     """Return one line of a table, without trailing spaces."""
+    # Pad after styling: escape sequences take no columns, so `ljust` would count wrongly.
     *inner, last = (
         style(field, field) + " " * (size - length(field)) for field, size in zip(fields, widths, strict=True)
     )

@@ -107,8 +107,8 @@ def _is_done(attempt: Attempt, generations: set[int]) -> bool:
 def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list[str]:
     """Watch attempts until all are gone or one shows a sign of life; return a line for each live one.
 
-    One look is not enough: the heartbeat of a dead worker stays in the store. Only a heartbeat that does not
-    change for a whole lease, or a proof that the process is gone, shows that an attempt has ended.
+    One look is not enough: the heartbeat of a dead worker stays in the store. An attempt has ended only if
+    its heartbeat does not change for a whole lease, or if its process is proved to be gone.
 
     Args:
         ledger: the store.

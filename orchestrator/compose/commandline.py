@@ -95,7 +95,7 @@ class Overrides:
         axis chooses for the group.
 
         Args:
-            root: the config root, which can tell groups from keys.
+            root: the config root, which distinguishes groups from keys.
             chosen: the groups that the axes choose.
         """
         last = {_key(text): index for index, text in enumerate(self.cell)}
@@ -147,8 +147,8 @@ class Overrides:
             root: the cells' config root.
 
         Raises:
-            UserError: an override is malformed, names an unknown label of an axis, gives an engine setting
-                several values, or sets a key that an axis sets in every cell.
+            UserError: an override is malformed, names an unknown label, gives an engine setting several
+                values, or has no effect, because an axis sets its key in every cell.
         """
         fixed: list[Override] = []
         for text in overrides:
@@ -200,6 +200,7 @@ class Overrides:
         else:
             if value is not None:
                 refuse_secrets(value, key=key, where=where)
+            # Written again with quotes, since Hydra reads some unquoted words differently from `reading`.
             texts = [setting.text for setting in _flat({override.get_key_element(): value}, root)]
         if is_engine_key(key):
             self.engine.extend(texts)

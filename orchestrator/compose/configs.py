@@ -111,8 +111,7 @@ class Patched:
             UserError: a key is unknown, a value is not set, or an interpolation refers to nothing.
         """
         tree = self._resolved([*settings, *self._prints], where)
-        # The paths are resolved values, so fingerprints need a tree first. Most cells have those of the cell
-        # before.
+        # Paths are resolved values, so fingerprints need a tree first. They seldom change between cells.
         prints = tuple(self._fingerprints(tree))
         if prints != self._prints:
             self._prints = prints
@@ -164,10 +163,10 @@ class Patched:
     def _incremental(self, wanted: dict[str, KeyValue], where: str) -> dict[str, Any]:
         current = self._current
         changed = {key for key in {*current, *wanted} if current.get(key) is not wanted.get(key)}
-        plain, self._plain = self._plain, None
+        plain, self._plain = self._plain, None  # stays None if this cell fails
         if plain is None:  # the first cell, or the previous one failed halfway
             self._config, current, changed = copy.deepcopy(self._pristine), {}, set(wanted)
-        # A value is replaced by the next value. A mapping is merged instead, so its key is restored first.
+        # Restore keys that are no longer set, and mappings, which OmegaConf merges instead of replacing.
         for key in sorted(changed, key=len):
             raw = pick(self._raw, key)
             values = [raw, *(cell[key].value for cell in (current, wanted) if key in cell)]
@@ -178,6 +177,7 @@ class Patched:
         if plain is None:
             plain = _plain(self._config)
         else:
+            # An interpolation that a setting brings along is resolved again in every cell.
             reaching = {key for key, setting in wanted.items() if has_interpolation(setting.value)}
             asked, filled = self._reached(frozenset(changed | reaching), frozenset(wanted))
             for path in asked:
@@ -206,7 +206,7 @@ class Patched:
             while found := [item for item in left.values() if item.path in dirty or depends(item, dirty)]:
                 for item in found:
                     del left[item.path]
-                    # A patch may have replaced the section that contained the interpolation.
+                    # A patch may have replaced the section with the interpolation; then resolve the section.
                     dirty.add(next((root for root in roots if item.path[: len(root)] == root), item.path))
             paths = [path for path in dirty if not any(path[:n] in dirty for n in range(1, len(path)))]
             filled = in_order(

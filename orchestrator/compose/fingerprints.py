@@ -80,6 +80,7 @@ class Fingerprints:
             return content_fingerprint(path)
         is_hub_id = _HUB_ID.fullmatch(value) and not _LOCAL_KEY.fullmatch(key.rpartition(".")[2])
         if is_hub_id:
+            # A branch such as main may move on under an unchanged fingerprint; a commit cannot.
             return f"hub:{value}@{revision or 'main'}"
         raise UserError(
             f"missing path {value!r}",

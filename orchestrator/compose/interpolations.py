@@ -1,4 +1,4 @@
-"""Interpolations of a config tree: which keys they read, and their values in simple cases. Pure.
+"""Interpolations of a config tree: which keys they read, and their values in simple cases.
 
 OmegaConf parses an interpolation each time that it reads one, which takes about 0.3 ms. The common forms,
 ``${a.b}`` alone or with text around it, are therefore filled in here. OmegaConf resolves all others.
@@ -144,6 +144,7 @@ def _reads(text: str, path: KeyPath) -> tuple[KeyPath, ...] | None:
 def _template(text: str, path: KeyPath) -> tuple[str | KeyPath, ...] | None:
     pieces = _INNER.split(text)
     texts, keys = pieces[::2], pieces[1::2]
+    # Quotes, backslashes and nested interpolations have rules that only OmegaConf applies.
     if not all(map(_PLAIN_TEXT.fullmatch, texts)) or not all(map(_PLAIN_KEY.fullmatch, keys)):
         return None
     template: list[str | KeyPath] = [texts[0]]

@@ -104,8 +104,10 @@ def _composed(
     specs = _specs(file, import_paths, where)
     _check_texts(file, specs, where)
     _check_reports(file.report, import_paths, where)
+    # Labels of the file, not of the command line: to exclude a label that was narrowed away is no mistake.
     selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
     grid = Grid(selectors, file.columns, specs, where=where)
+    # Check all that needs no composed cell before the grid is composed, which takes most of the time.
     engine = composed_engine(merged.engine, config_folders(cwd, source.parent), store_url)
     _check_limits(engine, specs)
     _check_work(engine, specs)

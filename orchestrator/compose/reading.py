@@ -93,9 +93,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     def get_single_node(self) -> yaml.Node | None:
         """Return the root of the only document, after a check of its size with aliases expanded.
 
-        A file of ten lines can expand to billions of values, because each list may contain the previous one
-        ten times ("billion laughs"). The sizes are therefore computed on the nodes, where an alias costs
-        nothing.
+        In a file of ten lines, each list may contain the previous one ten times ("billion laughs"). This
+        makes billions of values. The sizes are therefore computed on the nodes, where an alias costs nothing.
         """
         try:
             root = super().get_single_node()
@@ -135,8 +134,10 @@ _Loader.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])
 _Loader.add_constructor(_CORE, _Loader.construct_core)
 
 
+# Types of YAML 1.1 whose words may be text now.
 _FORMER: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float"))
 
+# A context variable, because Hydra calls the loader and passes no argument through.
 _seen: ContextVar[list[str] | None] = ContextVar("_seen", default=None)
 
 

@@ -120,7 +120,7 @@ def _check_words(name: str, spec: StageSpec, where: str) -> None:
 def quoted_placeholders(command: str) -> Iterator[tuple[str, str]]:
     """Yield each placeholder of a shell command with the quote that is open at that place, or "".
 
-    A worker quotes the value to fit: inside ``"..."`` other characters are special than outside.
+    A worker quotes the value to fit: other characters are special inside ``"..."`` than outside.
     """
     quote, end = "", 0
     for match in IN_A_SHELL.finditer(command):

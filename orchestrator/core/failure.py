@@ -38,7 +38,7 @@ class Cause(StrEnum):
 
 
 DETERMINISTIC = frozenset({Cause.CONFIG, Cause.DATA, Cause.CODE})
-"""Causes that would fail in the same way again. Only `sweep rerun` retries them."""
+"""Causes that would probably recur. A launch gives them no fresh retry budget; `sweep rerun` does."""
 
 _BY_TYPE = {
     "MemoryError": Cause.OOM_HOST,
@@ -271,7 +271,7 @@ def _exceptions(lines: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str, tu
         line = marked.removeprefix(rank)
         if line.startswith(("Traceback (most recent call last):", '  File "')) or _BOX.match(line):
             # A syntax error in the program's own file has no heading, only the line `File "..."`.
-            inside.add(rank)  # a syntax error of the program itself has no heading
+            inside.add(rank)
         elif rank in inside and line and not (line[0].isspace() or line[0] in "│╰"):
             inside.remove(rank)
             if match := _EXCEPTION.match(line):

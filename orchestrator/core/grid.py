@@ -97,8 +97,8 @@ class Grid:
         """Separate the selectors that need only axis labels, and check these against all points.
 
         Such selectors decide before a point is composed. This saves time, and a point that cannot be composed
-        can be excluded. For an include this is possible only if all includes need labels alone, because a
-        point stays if it matches any one of them:
+        can be excluded. Includes decide early only if all of them need labels alone. A point stays if it
+        matches any include, so a late one could still keep it.
 
             exclude: model=big seed=1        decided early: both are axes
             exclude: training.steps=10       decided late: the key exists only in a composed config
@@ -109,6 +109,7 @@ class Grid:
         Raises:
             UserError: a selector names an unknown label.
         """
+        # Without columns and config, a selector can match by axis labels alone.
         subjects = [Subject(labels, {}, {}) for labels in cells]
         names = frozenset(subjects[0].axes) if subjects else frozenset()
         exclude, include, labels = self._selectors

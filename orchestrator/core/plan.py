@@ -93,7 +93,7 @@ def next_stage(
     """Return the first stage that may be claimed.
 
     A stage is claimable if it is not done, has no live attempt, and has budget left. Its inputs must be done
-    and have their files; a stage that starts from its earlier version's product needs no files of inputs.
+    and have their files. A stage that starts from its earlier version's product needs no files of inputs.
 
     Args:
         cells: in the order in which this worker tries them.
@@ -216,6 +216,7 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
                 cancelled.difference_update(named)
                 _raise(after, request.after)
             case "discard":
+                # A discard revokes no cancel: a cell stays cancelled until its next launch or rerun.
                 _raise(after, request.after)
     return RequestSummary(frozenset(cancelled), after, after_chance, revision, asked)
 

@@ -52,8 +52,8 @@ class Process(Record, frozen=True, kw_only=True):
 class Owner(Record, frozen=True, kw_only=True):
     """The owner of an attempt: a worker's process, and the scheduler's name for its job.
 
-    An owner with the same (cluster, job, array_index, slot) and a lower `restart_count` is the same worker
-    before the scheduler restarted its job. It is gone, so its attempt can be taken over without a wait.
+    The same (cluster, job, array_index, slot) with a lower `restart_count` is the same worker before its job
+    was restarted. That owner is gone, so its attempt can be taken over without a wait.
 
     Attributes:
         host: name of the machine.
@@ -325,7 +325,7 @@ class Request(Record, frozen=True, kw_only=True):
         reason: the user's reason.
         settings: the run settings of a launch or rerun.
         import_paths: where the user's stages can be imported on the machine of the command.
-        code: the snapshot that workers run; None if they run what lies at `import_paths`.
+        code: the snapshot that workers run; None if they run the code at `import_paths`.
         folder: the working folder of the command.
         provenance: code, packages, host and command line.
         by: the user.

@@ -36,6 +36,7 @@ def removable_files(product: Done, takers: Collection[Done], policy: Retention) 
         patterns = taker.retire.get(product.stage, {}).get(policy)
         if patterns is None or taker.inputs.get(product.digest) != product.generation:
             return ()
+        # In these patterns "*" also matches "/", on every platform.
         kept.update(file.path for file in product.files if any(fnmatchcase(file.path, p) for p in patterns))
     return tuple(file for file in product.files if file.path not in kept)
 

@@ -71,12 +71,15 @@ _FORMS = {
 _ANY_FORM = re.compile("|".join(_FORMS.values()))
 _BY_FORM = {kind: re.compile(form) for kind, form in _FORMS.items()}
 
+# After the colon, a port (host:8080) and a variable ($PASS) are no passwords; nor is a tag before @sha256:.
 _URL_PASSWORD = re.compile(
     r"(?<=://)(?P<user>[^\s/:@'\"\[\]]{0,100}):(?!\d{1,5}(?:[/?#]|$))(?!\$\w+[/?#])"
     r"(?P<value>[^\s'\"]{1,300})@(?!sha\d+:)"
 )
 
+# The words of a name, also of one in camel case: hfApiToken -> hf, Api, Token.
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+# Words of names, by what they imply about the value; `_level` combines them.
 _ALWAYS = re.compile(
     r"secrets?|passwords?|passwd|passphrase|credentials?|(?:api|auth|access|secret|private)keys?"
     r"|(?:api|auth|access|bearer|refresh)tokens?"
@@ -95,6 +98,7 @@ _SECTIONS = re.compile(_PROVIDERS.pattern + r"|api|auth|credentials?|login|secre
 _VOCABULARY = re.compile(
     r"audio|begin|bos|cls|end|eos|image|mask|max|min|new|num|pad|sep|special|start|stop|unk|video|vocab"
 )
+# Values that are no credentials under any name, up to `_VARIABLE`; `_is_exempt` combines them.
 _EMPTY = re.compile(
     r"|anon|anonymous|auto|default|dummy|empty|env|environment|false|n/a|no-key|none|not-needed|null|prompt"
     r"|redacted|true|unused",
@@ -124,6 +128,7 @@ _SETTING = re.compile(  # name: value, "name": "value", NAME=value, --name value
     r"(?:[bBfFrRuU]{0,2}\\?(?P<quote>[\"'])(?P<quoted>[^\"'\n]{1,400})\\?(?P=quote)"
     r"|(?P<bare>[^\s\"',;&|)}\]]{1,400}+)(?!\s*=\s))"
 )
+# Code that computes a value, by a call, an index or an attribute, does not contain the value.
 _EXPRESSION = re.compile(r"[A-Za-z_][\w.]*[(\[].*|(?:self|args|config|cfg|os)\.[\w.]+")
 _LOGIN = re.compile(r"(?P<before>\blogin\s{1,9}\S{1,100}\s{1,9}password\s{1,9})(?P<value>\S{1,300})")
 

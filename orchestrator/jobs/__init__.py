@@ -1,1 +1,1 @@
-"""Jobs of schedulers: their records, the evidence of their ends, and the states that follow."""
+"""Jobs of schedulers: their records, the evidence of their ends, and the states that follow from it."""

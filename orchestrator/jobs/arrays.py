@@ -1,4 +1,11 @@
-"""How cells become arrays of jobs, and how many of these to give to a scheduler at a time. Pure."""
+"""How cells become job arrays, and how many tasks a scheduler gets at a time. Pure functions.
+
+An array is a scheduler's unit of submission: tasks with the same resources. Cells are split in three steps::
+
+    cells by resources       a b c d e (1 GPU)          f (4 GPUs)
+    tasks of 2 cells         [a b] [c d] [e]            [f]
+    arrays of 2 tasks        [[a b] [c d]]  [[e]]       [[f]]
+"""
 
 from __future__ import annotations
 
@@ -11,7 +18,13 @@ from orchestrator.jobs.states import LIMIT
 
 
 class JobArray(NamedTuple):
-    """Cells that ask for the same, as the tasks of one array."""
+    """Cells that need the same resources, as the tasks of one array.
+
+    Attributes:
+        resources: Resources of each task.
+        tasks: Cell ids of each task.
+        max_running: How many tasks may run at once; None for no limit.
+    """
 
     resources: Resources
     tasks: tuple[tuple[str, ...], ...]
@@ -27,15 +40,18 @@ def grouped(
     held: int = 0,
     max_jobs: int | None = None,
 ) -> tuple[list[JobArray], int]:
-    """Groups cells by resources into arrays; returns them and how many cells stay behind.
+    """Group cells by resources into arrays.
 
     Args:
-        wanted: cells in order, with what each asks for.
-        cells_per_job: how many cells a task works on.
-        max_array_size: most tasks an array may have.
-        max_running: most tasks that may run at once, shared out among the arrays; None for no limit.
-        held: tasks of the sweep that wait or run already.
-        max_jobs: most tasks that may wait or run at once; None for no limit.
+        wanted: Cells in order, each with the resources that it needs.
+        cells_per_job: Number of cells that one task works on.
+        max_array_size: Maximum number of tasks in one array.
+        max_running: Maximum number of tasks that run at once, shared among the arrays; None for no limit.
+        held: Number of the sweep's tasks that already wait or run.
+        max_jobs: Maximum number of tasks that wait or run at once; None for no limit.
+
+    Returns:
+        The arrays, and the number of cells that are not submitted now because of a limit.
     """
     by_resources: dict[Resources, list[str]] = {}
     for cell, resources in wanted:
@@ -45,6 +61,7 @@ def grouped(
     for resources, cells in by_resources.items():
         tasks = [tuple(cells[start : start + cells_per_job]) for start in range(0, len(cells), cells_per_job)]
         if left is not None:
+            # `left` is negative when a user lowered the limit while jobs were waiting.
             behind += sum(map(len, tasks[max(0, left) :]))
             tasks = tasks[: max(0, left)]
             left -= len(tasks)
@@ -57,14 +74,23 @@ def grouped(
 
 
 def _throttled(arrays: list[JobArray], max_running: int | None) -> tuple[list[JobArray], int]:
-    """Shares the throttle out in proportion, one at least; returns also how many cells got no share."""
+    """Divide `max_running` among arrays in proportion to their tasks, giving each at least one.
+
+    A scheduler limits each array separately, so the limit of the sweep must be divided. With 10 in total,
+    arrays of 30, 9 and 1 tasks may run 7, 2 and 1 at once. Beyond `max_running` arrays, the rest gets nothing
+    and waits.
+
+    Returns:
+        The arrays with their limits, and the number of cells in arrays that got nothing.
+    """
     if max_running is None:
         return arrays, 0
     most = max(0, max_running)
     arrays, rest = arrays[:most], arrays[most:]
     total = sum(len(group.tasks) for group in arrays)
+    # Rounding down never exceeds the limit; only the minimum of one does.
     shares = [max(1, most * len(group.tasks) // total) for group in arrays]
-    while sum(shares) > most:  # those that were rounded up took it from the largest
+    while sum(shares) > most:  # take back from the largest what the minimum of one added
         shares[shares.index(max(shares))] -= 1
     throttled = [
         group._replace(max_running=min(share, len(group.tasks)))
@@ -74,10 +100,14 @@ def _throttled(arrays: list[JobArray], max_running: int | None) -> tuple[list[Jo
 
 
 def cut(group: JobArray, most: int) -> tuple[JobArray, JobArray]:
-    """Cuts an array in two, of which the first has so many tasks at most; they share its throttle."""
+    """Split an array in two, the first with at most `most` tasks.
+
+    The two divide `max_running` between them. A second part with a `max_running` of 0 has to wait.
+    """
     tasks, running = group.tasks[:most], group.max_running
     if running is None:
         return group._replace(tasks=tasks), group._replace(tasks=group.tasks[most:])
+    # The first part is submitted now, so it gets its share first.
     first = min(running, len(tasks))
     return (
         group._replace(tasks=tasks, max_running=first),
@@ -86,19 +116,21 @@ def cut(group: JobArray, most: int) -> tuple[JobArray, JobArray]:
 
 
 def first_try(filed: Sequence[SubmissionState], most: int) -> tuple[int, bool]:
-    """Returns how many tasks to give to the scheduler first, and whether it is at its limit.
+    """Return how many tasks to submit first, and whether the scheduler was at a limit last time.
 
-    Where it last refused for a limit it can take, as far as we know, as many as have ended since; to ask for
-    more each time would fill the store with refusals. One more is tried.
+    A scheduler that refused a submission for a limit has room for about as many tasks as have ended since.
+    Each refusal is recorded in the store, so larger tries would fill it with refusals. Without any end, one
+    task is tried, since limits may change.
 
     Args:
-        filed: all submissions, oldest first.
-        most: tasks of one submission.
+        filed: All submissions, oldest first.
+        most: Maximum number of tasks of one submission.
     """
     last = filed[-1] if filed else None
     if last is None or all(over.word != LIMIT for over in last.over.values()):
         return most, False
     ended = sum(
+        # Tasks that never became jobs have freed no room.
         at >= last.submission.at and each.over[index].word not in (LIMIT, "REFUSED")
         for each in filed
         for index, at in each.closed_at.items()

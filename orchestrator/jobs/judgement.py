@@ -1,10 +1,11 @@
-"""What is known of one task that was given to a scheduler: the evidence, and the one decision over it. Pure.
+"""The decision whether a task of a scheduler is waiting, running, over or unknown. Pure functions.
 
-A task is over only by a positive statement: a closing in the store, a terminal state that the controller or
-accounting gives to this very job of this very cluster, or the job's own last words. That a scheduler does not
-list a job says nothing by itself: the question may have had a filter, another cluster may have answered, or
-the jobs of other users may be hidden. Absence counts only where the answer is complete for this job; then the
-reason is kept with the end.
+A task is over only by a positive statement. This is a recorded end in the store, a final state that the
+controller or accounting reports for this very job of this very cluster, or the job's own exit report. A job
+that is missing from a listing is not over for that reason: the query may have used a filter, another cluster
+may have replied, or the jobs of other users may be hidden. Treating it as over would give its cells a second
+set of jobs. Absence counts only where the listing is complete for this job, and the reason is then recorded
+with the end.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from orchestrator.core.failure import Cause
 from orchestrator.jobs.records import Accepted, DriverStatus, JobEnd, JobExitReport, Submission
 
 SKEW_S = 2.0
-"""How much the clocks of a cluster may differ: less than the restart of a controller takes."""
+"""Accepted clock difference within a cluster, in seconds; shorter than a restart of a controller."""
 
 _OUR_NAMES = re.compile(r".+\.\d+\.\w{8}")
-"""What submissions are named: the sweep, a number, and eight characters that no other has."""
+"""Pattern of submission names: the sweep, a number, and eight random characters."""
 
 
 class Phase(StrEnum):
-    """Where a task stands."""
+    """The phase of a task."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -37,23 +38,25 @@ class Phase(StrEnum):
 
 
 class JobObservation(NamedTuple):
-    """What a scheduler says of a task now.
+    """A scheduler's current report about one task.
 
     Attributes:
-        phase: whether it waits, runs or is over.
-        word: the scheduler's own, such as ``PENDING``.
-        name: of the job; "" when the answer does not tell.
-        submitted_s: when it was submitted, or started anew, in seconds since 1970 by the scheduler's clock.
-        reason: why it waits.
-        start: when it may start, or did, for people.
-        node: where it runs or ran.
-        restarts: how often it was started anew; None when the answer does not tell.
-        before: the cause of the last end before a restart, None when there was none.
-        before_word: that end in the scheduler's word.
-        over: the end, where `phase` says so.
-        listed: whether the scheduler lists it among what it has now; else only its accounts tell of it.
-        may_return: whether the scheduler may start it anew after `over`, unless it lists all that lives.
-        stuck: what to change when it can never start as it is, "" for a job that may.
+        phase: Whether the task waits, runs or is over.
+        word: The scheduler's own name of the state, such as ``PENDING``.
+        name: Name of the job; "" when it was not reported.
+        submitted_s: Time of submission, or of the last requeue, in seconds since 1970 by the scheduler's
+            clock.
+        reason: Why the task waits.
+        start: Expected or actual start, for people.
+        node: Machine on which it runs or ran.
+        restarts: Number of restarts; None when it was not reported.
+        before: Cause of the end before the last restart; None when there was none.
+        before_word: The scheduler's name of that end.
+        over: The end, if `phase` is OVER.
+        listed: Whether the task is in the scheduler's current listing; otherwise only accounting reports it.
+        may_return: Whether the scheduler may restart the task after `over`. A complete listing rules that
+            out.
+        stuck: What to change when the task can never start as it is, "" when it may start.
     """
 
     phase: Phase
@@ -73,16 +76,17 @@ class JobObservation(NamedTuple):
 
 
 class JobListing(NamedTuple):
-    """A scheduler's answer to one question about many jobs.
+    """A scheduler's reply to one query about many jobs.
 
     Attributes:
-        seen: what is known by (job, index); what is absent is not known.
-        problem: why there is no answer, "" when there is one.
-        complete: whether it lists all living jobs of the user who asks: what is absent is over, or never was.
-        gap: why it does not, "" when it does.
-        everyone: whether it lists the jobs of other users as well.
-        scope: which scheduler answered, for the record of an end that is known by absence alone.
-        controller: where it was reached; see `Submission`.
+        seen: Observations by (job, index). A missing entry means unknown.
+        problem: Why there is no reply, "" when there is one.
+        complete: Whether it lists all live jobs of the user who queries. A missing job is then over, or never
+            was.
+        gap: Why it is not complete, "" when it is.
+        everyone: Whether it also lists the jobs of other users.
+        scope: Which scheduler replied, for the record of an end that follows from absence alone.
+        controller: Address of the controller; see `Submission`.
     """
 
     seen: Mapping[tuple[str, int], JobObservation] = {}
@@ -95,11 +99,11 @@ class JobListing(NamedTuple):
 
 
 class Asker(NamedTuple):
-    """Who asks a scheduler: the effective user of the process.
+    """The user who queries a scheduler: the effective user of the process.
 
     Attributes:
-        uid: the user's number; -1 for one that is not known.
-        name: by the system's user database; the number where it has none.
+        uid: Number of the user; -1 when unknown.
+        name: Name in the system's user database; the number when it has none.
     """
 
     uid: int = -1
@@ -107,7 +111,16 @@ class Asker(NamedTuple):
 
 
 class SubmissionState(NamedTuple):
-    """A submission with all that the store says of it; `closed_at` is when each task was found over."""
+    """A submission with all of its records in the store.
+
+    Attributes:
+        submission: The intent.
+        accepted: The scheduler's id; None before it is recorded.
+        over: Recorded ends by task index.
+        reports: The last exit report of each task without a recorded end.
+        closed_at: Time at which each end was recorded.
+        driver: The last status of a driver, None without one.
+    """
 
     submission: Submission
     accepted: Accepted | None = None
@@ -118,29 +131,29 @@ class SubmissionState(NamedTuple):
 
     @property
     def heard_at(self) -> str:
-        """When the scheduler, or the job itself, last said that there is such a job; "" for never."""
+        """Time of the last proof that the job exists, from the scheduler or the driver; "" for none."""
         told = [self.accepted.at] if self.accepted else []
         return max([*told, *([self.driver.at] if self.driver else [])], default="")
 
     @property
     def open_tasks(self) -> list[int]:
-        """Indexes of the tasks that are not known to be over."""
+        """Indexes of the tasks without a recorded end."""
         return [index for index in range(len(self.submission.tasks)) if index not in self.over]
 
     def name(self, index: int) -> str:
-        """Return what people and the scheduler call a task: ``1234_5``, "" before it has an id."""
+        """Return a task's name for people and the scheduler: ``1234_5``, "" before it has an id."""
         return f"{self.accepted.job}_{index}" if self.accepted else ""
 
 
 class Judgement(NamedTuple):
-    """What is known of one task.
+    """The decision about one task.
 
     Attributes:
-        phase: where it stands.
-        reason: the evidence, for people.
-        seen: what the scheduler says of it, None when it says nothing.
-        over: the end, where `phase` is OVER.
-        absence: why it counts that the scheduler does not list the task, "" where it does not count.
+        phase: The phase.
+        reason: The evidence, for people.
+        seen: The scheduler's observation; None when there is none.
+        over: The end, if `phase` is OVER.
+        absence: Why the task's absence from the listing counts, "" when it does not.
     """
 
     phase: Phase
@@ -151,23 +164,27 @@ class Judgement(NamedTuple):
 
 
 def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) -> Judgement:
-    """Decide where a task stands, by all the evidence there is. The first rule that applies counts.
+    """Decide the phase of a task from all evidence. The first rule that applies decides.
 
-    1. The store holds its closing: over.
-    2. It has no id yet: unknown, and held.
-    3. The scheduler lists it: what that says. An end after which the scheduler may start the job anew counts
-       only where the answer lists all that lives. Life that only accounting reports ends by the job's report.
-    4. The scheduler lists its number for another job, in an answer that is complete: it was forgotten. A name
-       alone does not make it another job: people rename jobs (`is_ours`).
-    5. The job left its last words and did not ask to be started anew: over.
-    6. Anything else: unknown, and held. Where the answer is complete for this job, its absence counts, but
-       only after a while and a second look (`orchestrator.api.settling`).
+    A task that is wrongly called over costs a second set of jobs; one that is wrongly held costs only time.
+    Doubt therefore always gives "unknown", which holds the task's cells.
+
+    1. The store has its recorded end: over.
+    2. It has no id yet: unknown.
+    3. The scheduler lists it: the reported phase. An end after which the scheduler may restart the job counts
+       only if the listing is complete. A running state that only accounting reports is overruled by the exit
+       report.
+    4. A complete listing shows its number for another job: the scheduler has lost it, so it is over. A
+       different name alone does not prove that, because people rename jobs (`is_ours`).
+    5. The job wrote an exit report and requested no restart: over.
+    6. Otherwise: unknown. If the listing is complete for this job, its absence counts, but only after a while
+       and a second query (`orchestrator.api.settling`).
 
     Args:
-        filed: the submission.
-        index: of the task.
-        answer: of its scheduler.
-        asker: who asked.
+        filed: The submission.
+        index: Index of the task.
+        answer: Reply of its scheduler.
+        asker: User who queried.
     """
     accepted, name = filed.accepted, filed.name(index)
     if (closed := filed.over.get(index)) is not None:
@@ -176,20 +193,24 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
         submission = filed.submission
         waits = f"submission {submission.number} of {submission.at} was not answered by the scheduler"
         return Judgement(Phase.UNKNOWN, f"{waits}; `sweep reconcile` settles it")
+    # From here on, an empty `gap` means: the listing is complete for this job.
     gap = answer.problem or listing_gap(filed.submission, answer, asker)
     seen = None if answer.problem else answer.seen.get((accepted.job, index))
     report = filed.reports.get(index)
     if seen is not None and seen.name not in ("", filed.submission.name):
         ours = None if gap else is_ours(filed, seen)
+        # Accounting keeps earlier jobs of the same number, so only a current listing proves the loss.
         if ours is False and not gap and seen.listed:
             lost = f"the scheduler lost it, and gave its number to {seen.name}"
             return _ended(name, JobEnd(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost))
         if ours is None and not gap and seen.over is None:
             why = f"job {name} is {seen.word} under the name {seen.name}: it was renamed, or is another job"
             return Judgement(Phase.UNKNOWN, why, seen._replace(phase=Phase.UNKNOWN))
+        # An observation that may be another job's is ignored.
         seen = None if gap or not ours else seen
     if seen is not None and seen.over is not None and not (seen.may_return and gap):
         return _ended(name, _completed(seen.over, filed, report), seen)
+    # Accounting may show a job as running for ever, for example after a controller's loss of data.
     last_words = report is not None and not report.requeued
     if seen is not None and not (seen.phase in (Phase.UNKNOWN, Phase.OVER) and last_words):
         if seen.over is not None:
@@ -210,7 +231,7 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
 
 
 def listing_gap(submission: Submission, answer: JobListing, asker: Asker) -> str:
-    """Return why a job that is missing from an answer may live all the same, "" when its absence counts."""
+    """Return why a job that is missing from a listing may still live, "" when its absence counts."""
     if not answer.complete:
         return answer.gap or "the scheduler does not list it"
     if not same_controller(submission, answer.controller):
@@ -222,21 +243,27 @@ def listing_gap(submission: Submission, answer: JobListing, asker: Asker) -> str
 
 
 def is_ours(filed: SubmissionState, seen: JobObservation) -> bool | None:
-    """Return whether the job that a scheduler lists under a submission's number is the submission's.
+    """Return whether a listed job with a submission's number is that submission's job.
 
-    A controller that lost its last seconds gives numbers out again, and people rename jobs. Numbers are
-    unique at a time: what had this one when its acceptance was recorded is ours under any name.
+    A controller that lost its last seconds may assign a number again, and people rename jobs. Numbers are
+    unique at any one time. A job that had the number when our acceptance was recorded is therefore ours,
+    whatever its name::
+
+        accepted at 10:00, listed "renamed", submitted 09:59     ours: renamed
+        accepted at 10:00, listed "other",   submitted 10:05     not ours: the number was assigned again
+        the same after a restart, which renews its time          None: undecided
 
     Args:
-        filed: the submission, with its number.
-        seen: what has that number.
+        filed: The submission, with its number.
+        seen: The job that has this number.
 
     Returns:
-        None where nothing tells: a job under another name that was started anew, which renews its time.
+        None when nothing decides: a job under another name that was restarted.
     """
-    if not seen.name or filed.submission.name in seen.name:  # as it is, or with what a site adds
+    if not seen.name or filed.submission.name in seen.name:  # sites may add a prefix or suffix
         return True
-    if filed.accepted is None or _OUR_NAMES.fullmatch(seen.name):  # nobody renames a job to another of ours
+    # A name of our form belongs to another submission: nobody renames a job to one.
+    if filed.accepted is None or _OUR_NAMES.fullmatch(seen.name):
         return False
     if seen.submitted_s is not None and filed.accepted.at:
         accepted_s = datetime.fromisoformat(filed.accepted.at).timestamp()
@@ -246,19 +273,24 @@ def is_ours(filed: SubmissionState, seen: JobObservation) -> bool | None:
 
 
 def same_controller(submission: Submission, controller: str) -> bool:
-    """Return whether a controller is the submission's, as far as is known: a name may be given twice."""
+    """Return whether a controller may be the submission's.
+
+    Two clusters can have the same name, so addresses are compared where both are recorded.
+    """
     before, now = set(submission.controller.split()), set(controller.split())
     return not before or not now or bool(before & now)
 
 
 def is_own(submission: Submission, asker: Asker) -> bool:
-    """Return whether a submission's jobs belong to the user who asks."""
+    """Return whether a submission's jobs belong to the user who queries."""
+    # The number decides where it was recorded: a name in the environment survives `su`.
     if submission.uid is not None:
         return submission.uid == asker.uid
     return bool(asker.name) and _user(submission) == asker.name
 
 
 def _user(submission: Submission) -> str:
+    """Return the name of the user who submitted, for people and older records without a number."""
     return submission.by.rpartition("@")[0] or submission.by or "its user"
 
 
@@ -267,15 +299,17 @@ def _ended(name: str, over: JobEnd, seen: JobObservation | None = None) -> Judge
 
 
 def _completed(over: JobEnd, filed: SubmissionState, report: JobExitReport | None) -> JobEnd:
-    """Add to an end that the scheduler gives what the driver counted and what the job itself said."""
-    if filed.driver is not None:  # a driver counts its starts itself
+    """Complete a scheduler's end with the driver's restart count and the job's own exit report."""
+    if filed.driver is not None:
         over = msgspec.structs.replace(over, restarts=filed.driver.restart)
+    # The report of an earlier start does not explain this end.
     if report is None or report.requeued or report.restart != over.restarts:
         return over
     return msgspec.structs.replace(over, detail=report.why or over.detail, idle=not report.claimed)
 
 
 def _reported(index: int, report: JobExitReport) -> JobEnd:
+    """Return the end of a task from its exit report alone."""
     return JobEnd(
         index=index,
         word="EXITED",
@@ -289,7 +323,7 @@ def _reported(index: int, report: JobExitReport) -> JobEnd:
 
 
 def ending(name: str, over: JobEnd) -> str:
-    """Say how a job ended."""
+    """Return a sentence about how a job ended."""
     parts = [f"job {name} ended {over.word}" if name else "it was never a job"]
     if over.node:
         parts[0] += f" on {over.node}"

@@ -1,8 +1,8 @@
-"""The records of what was given to a scheduler, and what is known of the jobs that came of it.
+"""Records of submissions to schedulers, and of the ends of the resulting jobs.
 
-A *submission* is one array of a scheduler; each of its *tasks* is a job that works on a few cells. The intent
-is created before the scheduler is asked and the job's id after it, so that a job whose id was lost is found
-again by its name. What a scheduler said of a job that is over is kept as a *closing*: schedulers forget.
+A *submission* is one array of a scheduler. Each of its *tasks* is a job that works on a few cells. The intent
+is recorded before the scheduler is called, and the job's id afterwards. If the process dies in between, the
+job is found again by its unique name. The end of a job is recorded as a *closing*, because schedulers forget.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from orchestrator.formats import SINCE_2, Stored
 
 
 class Resources(Stored, frozen=True, kw_only=True):
-    """What one job asks for.
+    """The resources of one job.
 
     Attributes:
-        num_nodes: nodes of the job.
-        gpus_per_node: GPUs on each of them; Ray also takes a fraction of one.
-        cpus: CPUs on each of them.
-        memory_gib: host memory on each of them; None for the scheduler's own default.
-        hours: wall time.
-        partition: "" for the scheduler's default.
-        accelerator: the type of the GPUs in Ray's words, such as ``H100``; "" for any.
-        custom: Ray's custom resources, by name.
+        num_nodes: Number of machines.
+        gpus_per_node: GPUs on each machine; Ray also accepts a fraction.
+        cpus: CPUs on each machine.
+        memory_gib: Host memory on each machine in GiB; None for the scheduler's default.
+        hours: Limit on wall time, in hours.
+        partition: Partition of the scheduler; "" for its default.
+        accelerator: Type of the GPUs as Ray names it, such as ``H100``; "" for any.
+        custom: Ray's custom resources by name.
     """
 
     num_nodes: int = 1
@@ -39,22 +39,28 @@ class Resources(Stored, frozen=True, kw_only=True):
 
 
 class Submission(Record, frozen=True, kw_only=True):
-    """`sweeps/<sweep>/submissions/<n>.json`: the intent to give cells to a scheduler.
+    """`sweeps/<sweep>/submissions/<n>.json`: the intent to submit cells to a scheduler.
 
     Attributes:
-        request: the launch or rerun that asked, whose settings and cells count.
-        launcher: a key of `orchestrator.registry.LAUNCHERS`.
-        cluster: the scheduler's name for itself, or where it is reached.
-        name: of the job, unique for the store and the number: what it is found by.
-        tasks: the cells of each task, by index from 0.
-        max_running: how many tasks may run at once; None for all.
-        exclude: nodes that must not be used.
-        code: the snapshot that its workers import.
-        folder: the working folder of its workers.
-        logs: folder of the jobs' own logs, "" for the one in the store.
-        by: who submitted it, as ``name@host``.
-        uid: that user's number, None where it was not recorded.
-        controller: where the scheduler is reached, as words of which any is the same one; "" where not known.
+        nonce: Random value of the write.
+        number: Number of the submission, from 1.
+        revision: Revision of the sweep.
+        request: Number of the launch or rerun behind it, whose settings and cells apply.
+        launcher: Key of `orchestrator.registry.LAUNCHERS`.
+        cluster: Name or address of the scheduler.
+        name: Name of the job, unique for the store and the number, by which a lost job is found.
+        tasks: Cell ids of each task, by index from 0.
+        resources: Resources of each task.
+        max_running: How many tasks may run at once; None for all.
+        exclude: Machines that must not be used.
+        code: Code snapshot that its workers import.
+        folder: Working folder of its workers.
+        logs: Folder of the jobs' own logs, "" for the one in the store.
+        by: User who submitted it, as ``name@host``.
+        at: Time of the intent.
+        uid: Number of that user; None in older records.
+        controller: Addresses of the scheduler's controllers, separated by spaces; "" when unknown. One common
+            address identifies the scheduler.
     """
 
     nonce: str
@@ -73,12 +79,19 @@ class Submission(Record, frozen=True, kw_only=True):
     logs: str = ""
     by: str = ""
     at: str = ""
+    # Left out in a store of format 1, whose readers reject unknown fields.
     uid: Annotated[int | None, SINCE_2] = None
     controller: Annotated[str, SINCE_2] = ""
 
 
 class Accepted(Record, frozen=True, kw_only=True):
-    """`sweeps/<sweep>/submissions/<n>/job.json`: the scheduler took it, under this id."""
+    """`sweeps/<sweep>/submissions/<n>/job.json`: the scheduler accepted the submission, under this id.
+
+    Attributes:
+        nonce: Random value of the write.
+        job: The scheduler's id.
+        at: Time of the record.
+    """
 
     nonce: str
     job: str
@@ -86,17 +99,18 @@ class Accepted(Record, frozen=True, kw_only=True):
 
 
 class JobEnd(Stored, frozen=True, kw_only=True):
-    """A task that will not run any more, and how that is known.
+    """A task that will not run any more, with the evidence.
 
     Attributes:
-        index: of the task.
-        word: the scheduler's own, such as ``NODE_FAIL``; ``REFUSED`` or ``LIMIT`` when it never was a job.
-        cause: what it counts as; None when nothing went wrong.
-        detail: for people.
-        node: where it ran, "" when it did not.
-        restarts: how often the scheduler had started it anew.
-        seconds: wall time of its last start.
-        idle: whether it ended without having claimed anything, which speaks against its node.
+        index: Index of the task.
+        word: The scheduler's word, such as ``NODE_FAIL``; ``REFUSED`` or ``LIMIT`` when it never became a
+            job.
+        cause: Failure cause that counts against a budget; None when nothing went wrong.
+        detail: Explanation for people.
+        node: Machine on which it ran, "" when it did not run.
+        restarts: How often the scheduler had restarted it.
+        seconds: Wall time of its last start, in seconds.
+        idle: Whether it ended without claiming anything, which suggests a bad machine.
     """
 
     index: int
@@ -113,10 +127,10 @@ class LostSlot(Stored, frozen=True, kw_only=True):
     """A worker that a driver had started and that is gone.
 
     Attributes:
-        slot: its number; None for all that a former start of the driver had started.
-        restart: of the driver that had started it.
-        cause: what its end counts as.
-        why: for people.
+        slot: Number of the worker; None for all workers of an earlier start of the driver.
+        restart: Restart count of the driver that had started it.
+        cause: Failure cause that its end counts as.
+        why: Explanation for people.
     """
 
     slot: int | None
@@ -126,13 +140,14 @@ class LostSlot(Stored, frozen=True, kw_only=True):
 
 
 class DriverStatus(Record, frozen=True, kw_only=True):
-    """`sweeps/<sweep>/submissions/<n>/driver.json`: what a job that starts workers itself sees now.
+    """`sweeps/<sweep>/submissions/<n>/driver.json`: the current view of a job that starts workers itself.
 
     Attributes:
-        restart: how often the driver was started anew.
-        beat: counts up while it lives.
-        text: what its workers do, and what they wait for, for people.
-        lost: the workers that are gone, by which their attempts need no wait.
+        restart: How often the driver was restarted.
+        beat: Counter that increases while the driver lives.
+        text: Activity of its workers, or what they wait for, for people.
+        lost: Workers that are gone. Their attempts are over without waiting for a lease.
+        at: Time of the record.
     """
 
     restart: int
@@ -143,7 +158,14 @@ class DriverStatus(Record, frozen=True, kw_only=True):
 
 
 class JobEndBatch(Record, frozen=True, kw_only=True):
-    """`sweeps/<sweep>/submissions/<n>/closings/<k>.json`: tasks found over; the first word stands."""
+    """`sweeps/<sweep>/submissions/<n>/closings/<k>.json`: tasks found over. The first end of a task counts.
+
+    Attributes:
+        nonce: Random value of the write.
+        number: Number of the batch, from 1.
+        over: The ends.
+        at: Time of the record.
+    """
 
     nonce: str
     number: int
@@ -152,17 +174,18 @@ class JobEndBatch(Record, frozen=True, kw_only=True):
 
 
 class JobExitReport(Record, frozen=True, kw_only=True):
-    """`sweeps/<sweep>/submissions/<n>/reports/<index>.<restart>.json`: a job's own last words.
+    """`sweeps/<sweep>/submissions/<n>/reports/<index>.<restart>.json`: a job's own report about its exit.
 
     Attributes:
-        code: exit code of its worker.
-        cause: of its end, None when nothing went wrong.
-        why: what the worker said last.
-        claimed: whether it claimed anything.
-        requeued: whether it asked the scheduler to start it anew.
-        restart: how often the scheduler had started it anew.
-        node: where it ran.
-        seconds: since its start.
+        code: Exit code of its worker.
+        cause: Failure cause; None when nothing went wrong.
+        why: The worker's last message.
+        claimed: Whether it claimed anything.
+        requeued: Whether it requested a restart from the scheduler.
+        restart: How often the scheduler had restarted it.
+        node: Machine on which it ran.
+        seconds: Wall time since its start, in seconds.
+        at: Time of the record.
     """
 
     code: int

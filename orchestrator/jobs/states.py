@@ -1,8 +1,7 @@
-"""Which cells to give to a scheduler, and what its jobs say of their states. Pure.
+"""Which cells a scheduler holds, and how its jobs change the states of cells. Pure functions.
 
-It knows submissions, closings and what a scheduler answered. It never calls a cell failed because a scheduler
-was silent, and never lets two jobs hold one cell: a cell is held from the intent on, until it is known that
-its task is over.
+Two mistakes must not happen: calling a cell failed because a scheduler was silent, and giving one cell to two
+jobs. A cell is therefore *held* from the recorded intent until its task is proved to be over.
 """
 
 from __future__ import annotations
@@ -30,17 +29,19 @@ from orchestrator.jobs.records import JobEnd, Submission
 NOBODY = Asker()
 
 LIMIT = "LIMIT"
-"""The word for the end of a task that a limit on jobs kept from becoming one."""
+"""The word for the end of a task that never became a job because of a limit on jobs."""
 
 
 MAX_FRUITLESS = 3
-"""How many jobs of a cell may end well since it was asked for, and leave it undone. Ours."""
+"""How many jobs of a cell may end without error and leave the cell undone, counted since it was last
+requested.
+"""
 
 _ENDED_WELL = frozenset({"COMPLETED", "EXITED", "SUCCEEDED"})
 
 
 def scheduler_of(submission: Submission) -> tuple[str, str]:
-    """Returns which scheduler to ask about a submission: its launcher, and its cluster."""
+    """Return which scheduler a submission belongs to: its launcher and its cluster."""
     return submission.launcher, submission.cluster
 
 
@@ -48,11 +49,16 @@ _NOT_ASKED = JobListing(problem="the scheduler was not asked")
 
 
 class CellJob(NamedTuple):
-    """What is known of the last task that a cell was given to.
+    """The last task that worked on a cell, with the decision about it.
 
     Attributes:
-        task: index of the task.
-        name: for people and for the scheduler: ``1234_5``, "" before it has an id.
+        submission: Submission of the task.
+        task: Index of the task.
+        name: Name for people and the scheduler: ``1234_5``, "" before it has an id.
+        phase: Phase of the task.
+        reason: The evidence, for people.
+        seen: The scheduler's observation; None when there is none.
+        over: The end, None while it is not proved.
     """
 
     submission: Submission
@@ -65,12 +71,12 @@ class CellJob(NamedTuple):
 
 
 class Jobs:
-    """The jobs of a sweep. A cell that two revisions share, by its id, is one cell: a job of either holds it.
+    """The jobs of a sweep. A cell that two revisions share by its id is one cell, held by a job of either.
 
     Args:
-        filed: all its submissions, oldest first.
-        answer: about their open tasks, of the one scheduler that they were given to, or of each.
-        asker: who asked: an answer may hide the jobs of other users.
+        filed: All submissions of the sweep, oldest first.
+        answer: Reply about their open tasks: of their only scheduler, or by launcher and cluster.
+        asker: User who queried, because a reply may hide the jobs of other users.
     """
 
     def __init__(
@@ -90,20 +96,23 @@ class Jobs:
             submission = each.submission
             for index, cells in enumerate(submission.tasks):
                 if each.accepted is not None:
+                    # Job numbers are unique only within a cluster.
                     self._owners[(submission.cluster, each.accepted.job, index)] = (each, index)
                 over = self._over(each, index)
                 for cell in cells:
+                    # Submissions are in order, so the last assignment is the cell's latest task.
                     self._last[cell] = (each, index)
                     if over is not None:
                         self._ends.setdefault(cell, []).append((submission.request, over))
 
     def _answer(self, filed: SubmissionState) -> JobListing:
-        """What the scheduler said that a submission was given to."""
+        """Return the reply of the scheduler that a submission belongs to."""
         if isinstance(self._answers, JobListing):
             return self._answers
         return self._answers.get(scheduler_of(filed.submission), JobListing())
 
     def _judge(self, filed: SubmissionState, index: int) -> Judgement:
+        # By identity: a submission is not hashable, and lives as long as this object.
         key = (id(filed), index)
         if key not in self._judgements:
             self._judgements[key] = judge(filed, index, self._answer(filed), self._asker)
@@ -113,7 +122,7 @@ class Jobs:
         return self._judge(filed, index).over
 
     def news(self) -> list[tuple[SubmissionState, tuple[JobEnd, ...]]]:
-        """Returns, by submission, the tasks that are over and not closed yet."""
+        """Return, by submission, the tasks that are over and have no recorded end yet."""
         found = []
         for each in self.filed:
             over = [o for index in each.open_tasks if (o := self._over(each, index)) is not None]
@@ -122,7 +131,7 @@ class Jobs:
         return found
 
     def older(self, revision: int, cells: Collection[str]) -> Counter[int]:
-        """Counts open tasks by the earlier revision that they are of, but not those with one of `cells`."""
+        """Count open tasks by earlier revision, except tasks that hold one of `cells`."""
         return Counter(
             each.submission.revision
             for each in self.filed
@@ -132,7 +141,7 @@ class Jobs:
         )
 
     def missing(self) -> dict[tuple[int, int], tuple[SubmissionState, str]]:
-        """Return, by submission and index, the tasks whose absence from an answer counts, and why."""
+        """Return, by submission and index, the tasks whose absence from a listing counts, and why."""
         return {
             (each.submission.number, index): (each, judgement.absence)
             for each in self.filed
@@ -141,7 +150,7 @@ class Jobs:
         }
 
     def stuck(self) -> list[tuple[str, JobObservation]]:
-        """Returns the waiting jobs that can never start as they are, by name, with what to change."""
+        """Return the waiting jobs that can never start as they are, with their names."""
         return [
             (each.name(index), seen)
             for each in self.filed
@@ -150,7 +159,7 @@ class Jobs:
         ]
 
     def knows(self, filed: SubmissionState) -> bool:
-        """Whether the scheduler tells of any task of a submission, or of what was left of it."""
+        """Return whether the scheduler lists any task of a submission."""
         return filed.accepted is not None and any(
             job == filed.accepted.job and is_ours(filed, seen) is not False
             for (job, _), seen in self._answer(filed).seen.items()
@@ -158,26 +167,28 @@ class Jobs:
 
     @property
     def problem(self) -> str:
-        """Why the scheduler's answer is missing, "" when it is there or nothing was to be asked."""
+        """Why a scheduler's reply is missing; "" when there is one or none was needed."""
         problems = [self._answer(each).problem for each in self.filed if each.open_tasks]
         return next((problem for problem in problems if problem), "")
 
     def of_cell(self, cell: str) -> CellJob | None:
-        """Returns the last job of a cell, None when it was never given to a scheduler."""
+        """Return the last job of a cell; None when it was never submitted."""
         found = self._last.get(cell)
         return None if found is None else self.job(*found)
 
     def job(self, filed: SubmissionState, index: int) -> CellJob:
-        """Says what is known of one task."""
+        """Return the decision about one task."""
         found = self._judge(filed, index)
         return CellJob(
             filed.submission, index, filed.name(index), found.phase, found.reason, found.seen, found.over
         )
 
     def fate(self, owner: Owner) -> JobEnd | None:
-        """Returns the end of an attempt's owner when the scheduler proves it, None when it proves nothing.
+        """Return the end of an attempt's owner when it is proved; the attempt then needs no lease.
 
-        Proof is a terminal state of that very restart, or a later restart of the same job.
+        An owner is one *start* of a job, so restart counts are compared. An end after restart 2 proves the
+        end of the owners of restarts 0 to 2, and nothing about restart 3. Proof is the end of that start, a
+        driver's report that its worker is lost, or a later start of the same job.
         """
         found = self._owners.get((owner.cluster, owner.job, owner.array_index)) if owner.job else None
         if found is None:
@@ -186,11 +197,13 @@ class Jobs:
         if (over := self._over(filed, index)) is not None:
             return over if owner.restart_count <= over.restarts else None
         for lost in filed.driver.lost if filed.driver else ():
+            # A driver starts workers itself, so it can prove the end of one while its job runs on.
             if lost.slot in (None, owner.slot) and owner.restart_count <= lost.restart:
                 return JobEnd(index=index, word="LOST", cause=lost.cause, detail=lost.why)
         seen = self._judge(filed, index).seen
         if seen is None:
             return None
+        # The job has been restarted since: the owner of an earlier start is gone.
         if seen.restarts is not None and owner.restart_count < seen.restarts:
             word = seen.before_word or "REQUEUED"
             return JobEnd(
@@ -204,15 +217,20 @@ class Jobs:
     def spent(
         self, cell: str, since_request: int, retries: Mapping[str, int]
     ) -> tuple[Cause, int, JobEnd] | None:
-        """Returns by what a cell's jobs ended more often than is retried: (cause, count, last end).
+        """Return the failure cause whose budget a cell's jobs have used up.
 
-        Jobs that end well and leave the cell undone count too, lest they be submitted for ever.
+        Jobs that end without error and leave the cell undone count too. Otherwise they would be submitted for
+        ever.
 
         Args:
-            cell: its id.
-            since_request: ends of jobs that an earlier request asked for do not count.
-            retries: cause to number of retries.
+            cell: Id of the cell.
+            since_request: Number of the last request that named the cell; ends of earlier jobs do not count.
+            retries: Failure cause to number of retries.
+
+        Returns:
+            (cause, count, last end); None while every budget suffices.
         """
+        # A new launch or rerun gives the cell a fresh budget.
         recent = [over for request, over in self._ends.get(cell, ()) if request >= since_request]
         fruitless = [over for over in recent if over.cause is None and over.word in _ENDED_WELL]
         if len(fruitless) > MAX_FRUITLESS:
@@ -224,7 +242,7 @@ class Jobs:
         return None
 
     def count(self, cell: str, cause: Cause) -> int:
-        """Counts how often a cell's jobs ended by a cause, ever."""
+        """Return how often a cell's jobs ever ended by a cause."""
         return sum(over.cause is cause for _, over in self._ends.get(cell, ()))
 
 
@@ -234,22 +252,26 @@ _SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED})
 def with_jobs(
     cell: str, status: CellStatus, jobs: Jobs, *, since_request: int, retries: Mapping[str, int]
 ) -> CellStatus:
-    """Adds to a cell's state what its job tells, which ranks below product, end and heartbeat.
+    """Combine a cell's state in the store with the evidence of its job.
+
+    The job ranks lowest: product, end record and heartbeat outrank it.
 
     Args:
-        cell: its id.
-        status: by the store alone.
-        jobs: of its revision.
-        since_request: the last launch or rerun that named the cell.
-        retries: cause to number of retries.
+        cell: Id of the cell.
+        status: Its status from the store alone.
+        jobs: Jobs of its revision.
+        since_request: Number of the last launch or rerun that named the cell.
+        retries: Failure cause to number of retries.
     """
     job = jobs.of_cell(cell)
+    # States that follow from stronger evidence in the store stay as they are.
     if job is None or status.state in _SETTLED or status.state is State.RUNNING:
         return status
     if job.phase is Phase.UNKNOWN:
         return status._replace(state=State.UNKNOWN, reason=job.reason)
     if job.phase is Phase.QUEUED:
         return status._replace(state=State.QUEUED, reason=job.reason)
+    # The job runs, but its worker has not claimed this cell, so the cell still waits.
     if job.phase is Phase.RUNNING:
         return status._replace(state=State.QUEUED, reason=f"{job.reason}; {status.reason}")
     if (gone := jobs.spent(cell, since_request, retries)) is not None:

@@ -1,4 +1,4 @@
-"""The records of what a sweep gave to schedulers: reading them together, and adding each in its order."""
+"""Reading and writing the records of a sweep's submissions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ class Submissions:
     """The submissions of one sweep.
 
     Args:
-        ledger: the store.
-        sweep: its name.
+        ledger: The store.
+        sweep: Name of the sweep.
     """
 
     def __init__(self, ledger: Ledger, sweep: str) -> None:
         self._ledger, self._sweep = ledger, sweep
 
     def read(self, problems: list[str] | None = None) -> list[SubmissionState]:
-        """Reads all submissions, oldest first; what is unreadable is named in `problems`.
+        """Read all submissions with their records, oldest first.
+
+        Args:
+            problems: Receives a line for each unreadable submission; None to ignore these.
 
         Raises:
-            InfrastructureError: the store did not answer.
+            InfrastructureError: The store did not answer.
         """
         found = []
         for number in self._ledger.record_numbers(layout.submissions(self._sweep)):
@@ -41,6 +44,7 @@ class Submissions:
         return found
 
     def _filed(self, submission: Submission) -> SubmissionState:
+        """Read the other records of a submission."""
         number = submission.number
         accepted, _ = self._ledger.read(layout.accepted(self._sweep, number), Accepted)
         over: dict[int, JobEnd] = {}
@@ -48,20 +52,23 @@ class Submissions:
         for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
             closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), JobEndBatch, number=k)
             for each in closing.over if closing else ():
+                # Two processes may record the end of one task; the first record counts.
                 if over.setdefault(each.index, each) is each and closing is not None:
                     closed_at[each.index] = closing.at
+        # Most submissions are finished, and need neither reports nor a driver's status.
         if len(over) == len(submission.tasks):
             return SubmissionState(submission, accepted, over, {}, closed_at)
         driver, _ = self._ledger.read(layout.driver(self._sweep, number), DriverStatus)
         return SubmissionState(submission, accepted, over, self._reports(number, over), closed_at, driver)
 
     def _reports(self, number: int, over: dict[int, JobEnd]) -> dict[int, JobExitReport]:
-        """The last report of each task that is not closed."""
+        """Return the last exit report of each task without a recorded end."""
         last: dict[int, int] = {}
         for name in self._ledger.objects.list(layout.job_reports(self._sweep, number)).files:
             index, _, rest = name.partition(".")
             restart, _, suffix = rest.partition(".")
             if suffix == "json" and index.isdigit() and restart.isdigit() and int(index) not in over:
+                # A job that was restarted has one report per start, and only the last one matters.
                 last[int(index)] = max(int(restart), last.get(int(index), 0))
         found = {}
         for task, start in last.items():
@@ -71,16 +78,16 @@ class Submissions:
         return found
 
     def submission(self, number: int) -> Submission | None:
-        """Reads one intent, None when it is absent or unreadable."""
+        """Read one intent; return None when it is absent or unreadable."""
         return self._ledger.read(layout.submission(self._sweep, number), Submission, number=number)[0]
 
     def job_of(self, number: int) -> str | None:
-        """Returns the id that the scheduler gave to a submission, None when it is not known."""
+        """Return the scheduler's id of a submission; None when it is not recorded."""
         accepted, _ = self._ledger.read(layout.accepted(self._sweep, number), Accepted)
         return accepted.job if accepted else None
 
     def is_closed(self, number: int, index: int) -> JobEnd | None:
-        """Returns how a task was found over, None when it was not."""
+        """Return the recorded end of a task; None when there is none."""
         for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
             closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), JobEndBatch, number=k)
             for each in closing.over if closing else ():
@@ -89,18 +96,23 @@ class Submissions:
         return None
 
     def file(self, submission: Submission) -> bool:
-        """Creates an intent under its number; False when another has that number: decide anew."""
+        """Record an intent under its number.
+
+        Returns:
+            False when another process has used this number. The caller must then read everything again and
+            decide again, because that process may have submitted the same cells.
+        """
         return self._ledger.create(
             layout.submission(self._sweep, submission.number), submission, submission.nonce
         )
 
     def accept(self, number: int, job: str, *, at: str) -> None:
-        """Records the id that the scheduler gave."""
+        """Record the scheduler's id of a submission."""
         record = Accepted(nonce=new_nonce(), job=job, at=at)
         self._ledger.create(layout.accepted(self._sweep, number), record, record.nonce)
 
     def close(self, number: int, over: Sequence[JobEnd], *, at: str) -> None:
-        """Records tasks that are over."""
+        """Record the ends of tasks."""
         while True:
             k = max(self._ledger.record_numbers(layout.closings(self._sweep, number)), default=0) + 1
             record = JobEndBatch(nonce=new_nonce(), number=k, over=tuple(over), at=at)
@@ -108,22 +120,23 @@ class Submissions:
                 return
 
     def driver(self, number: int) -> DriverStatus | None:
-        """Reads what a driver last saw, None when there is none or it cannot be read."""
+        """Read a driver's status; return None when it is absent or unreadable."""
         return self._ledger.read(layout.driver(self._sweep, number), DriverStatus)[0]
 
     def drive(self, number: int, driver: DriverStatus) -> None:
-        """Puts what the driver of a submission sees; it alone writes it."""
+        """Write the status of a submission's driver. Only the driver itself does that."""
         self._ledger.objects.put(layout.driver(self._sweep, number), self._ledger.encode(driver))
 
     def report(self, number: int, index: int, restart: int, report: JobExitReport) -> None:
-        """Puts the last words of a job's start; it alone writes them."""
+        """Write the exit report of one start of a job. Only that start does that."""
         self._ledger.objects.put(
             layout.job_report(self._sweep, number, index, restart), self._ledger.encode(report)
         )
 
 
 def asker() -> Asker:
-    """Return the effective user of this process by the system's word, whatever LOGNAME or USER hold."""
+    """Return the effective user of this process from the system, ignoring LOGNAME and USER."""
+    # The module exists on Unix only, and few commands need it.
     import pwd
 
     uid = os.geteuid()

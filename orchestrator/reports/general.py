@@ -308,8 +308,8 @@ def _status(numbers: Numbers, about: About | None) -> list[str]:
 
 
 def _page(numbers: Numbers, about: About | None, figures: general_figures.Figures, folder: Path) -> str:
-    # The SVG files are embedded, so that the page can be sent as one file.
     """Return the report as one HTML page."""
+    # The SVG files are embedded, so that the page can be sent as one file.
     plots, logged = (
         [
             page.Picture(

@@ -77,6 +77,7 @@ def status(numbers: Mapping[str, Any], about: About | None) -> dict[str, Any]:
 
 
 def _of_cell(cell: CellFacts) -> dict[str, Any]:
+    """Return the entry of a cell that the sweep reports as not done."""
     named = _named(cell)
     other = [
         f"{axis}={label}" for axis, label in cell.axes.items() if axis not in ("model", "task", "mixture")
@@ -96,6 +97,7 @@ def _of_cell(cell: CellFacts) -> dict[str, Any]:
 
 
 def _of_table(entry: Entry, num_tested: int) -> dict[str, Any]:
+    """Return the entry of a cell whose rows are missing, in whole or for some languages."""
     languages = entry["eval_languages"]
     is_absent = len(languages) >= num_tested
     return {
@@ -110,6 +112,7 @@ def _of_table(entry: Entry, num_tested: int) -> dict[str, Any]:
 
 
 def _groups(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return the entries by state, cause, model and task, failed cells first."""
     groups: dict[tuple[str, str, str, str], list[Entry]] = {}
     for entry in entries:
         key = (entry["state"], entry["cause"], entry["model"], entry["task"])
@@ -192,6 +195,7 @@ def _expected(read: Sequence[Result], given: Iterable[Mapping[str, Any]] | None)
 
 
 def _derived(read: Sequence[Result]) -> list[Cell]:
+    """Return the cells that a table should contain, judged by the mixtures that occur in it."""
     occurring = {result.languages for result in read}
     mixtures: list[tuple[str, ...]] = sorted(occurring, key=lambda names: (len(names), names))
     if any(len(names) >= min(paper.ZERO_SHOT_SIZES) for names in occurring):

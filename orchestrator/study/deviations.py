@@ -112,9 +112,11 @@ def _is_told(entry: Mapping[str, Any], cells: Sequence[CellFacts]) -> bool:
 
 
 def _entry(setting: Setting, cells: Sequence[CellFacts]) -> dict[str, Any]:
+    """Return the ledger's entry for a setting, with its values in the cells and whether any differs."""
     counts: Counter[str] = Counter()
     differs = False
     for cell in cells:
+        # A baseline has no training languages, and its config's training settings were never used.
         if setting.trained_only and not _languages(cell):
             continue
         value = _extras(cell) if setting.key == "extras" else _pick(cell.config, setting.key)

@@ -45,6 +45,7 @@ NUM_COMPARISONS: Mapping[str, int] = {"en": 20, "direct": 20, "transfer": 80}
 NUM_TRAINED_ROWS, NUM_BASELINE_ROWS = 1_320, 60
 """Number of rows of all trained cells, per seed, and number of rows of the baselines."""
 
+# The order of columns and mixtures in tables and figures.
 _ORDER = {language: place for place, language in enumerate((*CORE, *EXTRAS))}
 
 
@@ -75,6 +76,7 @@ def left_out(languages: Sequence[str]) -> str | None:
 
 def label_of(languages: Sequence[str]) -> str:
     """Return the name that a mixture has in the study's sweep file."""
+    # Without one core language four remain, so all further languages are extras.
     added = len(languages) - len(CORE) + 1
     if not languages:
         return "none"

@@ -18,6 +18,7 @@ from orchestrator.study.published import DEVIATES, MATCH, NOISE, NOT_COMPARABLE
 Report = Mapping[str, Any]
 """The content of ``report.json``."""
 
+# A stage that many cells share would otherwise fill a page with their names.
 _MOST_CELLS = 6
 _VERBS = {
     MATCH: "match",
@@ -49,6 +50,7 @@ def missing(report: Report) -> Table:
 
 def ours(report: Report) -> Table:
     """Return the table of the settings that the paper does not give."""
+    # Without facts of a sweep, nothing shows how its cells were configured.
     known = report["ledger"]["known"]
     rows = []
     for entry in report["ledger"]["ours"]:

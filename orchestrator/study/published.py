@@ -80,8 +80,8 @@ _KEYS = {
 def verdicts(numbers: Mapping[str, Any], read: Sequence[Result]) -> list[dict[str, Any]]:
     """Return each published number with ours and a verdict.
 
-    - *not comparable*: the rows are of other models or other test sets than the study's, or do not cover
-      the whole grid behind this number. The reason is given.
+    - *not comparable*: the rows have other models or test sets than the study, or only a part of the grid
+      behind this number. The reason is given.
     - *match*: our number, rounded to the decimals of the paper, is the published one.
     - *within noise*: the published number lies in our 95 % interval, or ours in the published one.
       Overlapping intervals would be too weak a criterion: those of two win rates of 40 pairs overlap up to
@@ -101,6 +101,7 @@ def verdicts(numbers: Mapping[str, Any], read: Sequence[Result]) -> list[dict[st
 def _verdict(
     published: Published, numbers: Mapping[str, Any], foreign: str | None, num_seeds: int
 ) -> dict[str, Any]:
+    """Return one published number with ours, a verdict, and a reason if they are not comparable."""
     found: Any = numbers
     for key in published.path:
         found = found.get(key, {})

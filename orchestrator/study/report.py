@@ -120,6 +120,7 @@ def _subtitle(report: Mapping[str, Any]) -> str:
 
 
 def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> Iterator[page.Section]:
+    """Yield the sections of the page."""
     said = [*provenance_tables.headline(report), *report["sweep"]["notes"]]
     yield page.Section("status", "What was run, and where it stands", said,
                        [provenance_tables.grid(report), provenance_tables.missing(report)])  # fmt: skip
@@ -155,6 +156,7 @@ def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> It
 
 
 def _accounts(report: Mapping[str, Any]) -> list[Table]:
+    """Return the tables that are also written to files of their own, beside those of results."""
     makers = (
         provenance_tables.missing,
         model.verdicts,

@@ -62,6 +62,7 @@ def wilson(num_correct: float, num_items: float) -> tuple[float, float]:
     if num_items == 0:
         return 0.0, 1.0
     low, high = proportion_confint(num_correct, num_items, alpha=ALPHA, method="wilson")
+    # Rounding can put an end slightly outside of [0, 1].
     return max(0.0, float(low)), min(1.0, float(high))
 
 
@@ -70,6 +71,7 @@ def median_interval(values: Iterable[float], *, seed: int) -> tuple[float, float
 
     Efron and Tibshirani (1993), chapter 13; scipy's `stats.bootstrap`.
     """
+    # The resamples pick by position, so the order of the values must not depend on that of the rows.
     sample = sorted(values)
     if len(sample) < 2:
         return None

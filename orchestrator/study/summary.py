@@ -21,6 +21,7 @@ from orchestrator.results import axes_of, axes_of_table, is_seed, labelled, note
 from orchestrator.study.statistics import pool, wilson
 from orchestrator.study.tables.results import languages_of
 
+# Reports are often made on machines without a display.
 matplotlib.use("Agg")
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -78,6 +79,7 @@ def draw(panels: Mapping[str, Lines], path: Path) -> None:
 def _panel(axis: Axes, lines: Lines, models: list[str]) -> None:
     # Sizes are spaced evenly, because most of them are small and would lie close together to scale.
     places = sorted({x for points in lines.values() for x in points})
+    # Lines of one model stay next to each other, so that their intervals can be compared.
     ordered = sorted(lines.items(), key=lambda line: (models.index(line[0][0]), line[0][1]))
     for number, ((model, trained), points) in enumerate(ordered):
         index = models.index(model)
@@ -205,6 +207,7 @@ def markdown(rows: Sequence[Row], axes: Sequence[str] = ()) -> str:
 
 
 def _cells(rows: Sequence[Row], languages: Sequence[str]) -> list[str]:
+    """Return a line's cells: its number of languages, its two means, and its accuracy in each language."""
     mixture = _mixture(rows[0])
     cells = [str(len(mixture))]
     for inside in (True, False):
@@ -260,8 +263,9 @@ def _cells_of(rows: Iterable[Row]) -> list[list[Row]]:
     A table without cells may have seeds, which then distinguish repetitions.
     """
     cells: dict[tuple[Any, Any], list[Row]] = {}
-    seen: set[tuple[Any, ...]] = set()  # revisions that share a cell repeat its rows
+    seen: set[tuple[Any, ...]] = set()
     for row in rows:
+        # One cell may be in several revisions of a sweep, and then its rows come several times.
         what = tuple(row.get(name) for name in ("cell", "seed", "stage", "task", "eval_language"))
         if row.get("cell") is not None and row.get("stage") is not None and what in seen:
             continue

@@ -172,8 +172,8 @@ EXAMPLE = re.compile(
 def is_reply(header: re.Match[str]) -> bool:
     """Return whether a header of `ROLE` may stand over the answer itself, such as ``### Response:``.
 
-    A question followed by the prompt's phrase counts as such a header too, because an answer may first pose
-    a question to itself.
+    A question followed by the prompt's phrase counts as such a header too. An answer may begin with a
+    question to itself.
     """
     return any(header[name] is not None for name in ("reply", "reply_head", "asked"))
 

@@ -51,12 +51,12 @@ MAX_BARE = 80
 def cut(text: str) -> str:
     """Return the text up to the place where it continues with something other than the answer.
 
-    After an answer, base models often go on with the next question, a next chat turn or a next exercise.
+    After an answer, base models often continue with the next question, a next chat turn or a next exercise.
     Numbers of that part must not count as the answer. A header ends the text as follows:
 
     - A next question always ends the text.
-    - A next speaker ends it once the text has a digit. A header such as ``### Response:`` ends it only if
-      an answer stands before it, because models also put it over their own answer.
+    - A next speaker ends it once the text has a digit. Models also put headers such as ``### Response:``
+      over their own answer. Such a header ends the text only if an answer stands before it.
     - A next exercise or example also ends it once the text has a digit. If a list may have begun (``Example
       1``), an answer must stand before it.
 
@@ -188,6 +188,7 @@ def _is_doubtful(text: str, announced: Sequence[_Announced], *, truncated: bool)
 
 
 def _is_said_negative(text: str, start: int, number: Number, language: str) -> bool:
+    """Return whether a word for minus stands between an announcement and its number."""
     words = "|".join(dict.fromkeys((MINUS.get(language, MINUS["en"]), MINUS["en"])))
     between = text[start : number.start][:MAX_MARKS]
     return bool(re.fullmatch(rf"[\s:：*_$€£¥₹(]*(?:{words})[\s$€£¥₹(]*", between, re.IGNORECASE))
@@ -234,6 +235,7 @@ _TEX_COMMAND = re.compile(r"\\[A-Za-z]+")
 
 
 def _same_sentence(between: str) -> bool:
+    """Return whether a text is short and contains no end of a sentence."""
     return len(between) <= MAX_SENTENCE and not _SENTENCE_END.search(between)
 
 
@@ -258,11 +260,13 @@ def _follows(text: str, start: int, number: Number) -> bool:
 
 
 def _is_denied(text: str, number: Number) -> bool:
+    """Return whether the words around a number deny that it is the answer."""
     before = text[max(0, number.start - MAX_MARKS) : number.start]
     return DENIED_BEFORE.search(before) is not None or DENIED_AFTER.match(text, number.end) is not None
 
 
 def _only_marks(between: str) -> bool:
+    """Return whether a text is short, on one line, and without letters. TeX commands are no letters."""
     if len(between) > MAX_MARKS or "\n" in between:
         return False
     return not any(unicodedata.category(mark)[0] in "LM" for mark in _TEX_COMMAND.sub("", between))

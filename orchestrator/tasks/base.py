@@ -1,7 +1,7 @@
-"""The interface that every task implements, and the languages that tasks know.
+"""The interface that every task implements, and the table of languages.
 
-This module owns `Item`, the `Task` protocol and the table of languages. It depends on no benchmark, no
-tokenizer and no model.
+This module owns `Item`, the `Task` protocol and `LANGUAGES`. It depends on no benchmark, no tokenizer and
+no model.
 """
 
 from __future__ import annotations
@@ -217,6 +217,7 @@ def combinations(
         )
     rows: list[Combination] = []
     while len(rows) < num_items:
+        # Each round takes one combination of every group, in a new random order.
         turn = [queue.pop(0) for queue in queues if queue]
         rng.shuffle(turn)
         rows += turn

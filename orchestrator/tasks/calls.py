@@ -22,6 +22,7 @@ LABEL = "API-Request:"
 """The label that a request begins with."""
 
 _S = rf"[\s{UNSEEN}]"
+# Delimiters in ASCII and in the forms that Chinese and Japanese texts use.
 _OPEN, _CLOSE, _BRACKET, _UNBRACKET = "[(（﹙]", "[)）﹚]", "[\\[［【]", "[\\]］】]"
 _COMMAS, _EQUAL = "[,，﹐､、]", "[=＝﹦]"
 _LABEL = re.compile(rf"API[-‐‑－]{_S}*Request{_S}*[:：﹕]")
@@ -101,6 +102,8 @@ def has_label(text: str) -> bool:
 
 _WORD = r"[^\W\d][\w.-]*"
 _CODE = rf"[\s`{UNSEEN}]"
+# Gold calls have the form ``[Name(``. After the label, a model may also omit the bracket, or put the call
+# into quotes or a code fence.
 _BRACKETED = re.compile(rf"{_BRACKET}{_CODE}*(?P<name>{_WORD}){_S}*{_OPEN}")
 _LABELLED = re.compile(
     rf"(?:{_S}|[`*'\"‘’“”])*(?:(?<=```)[a-z]{{1,12}}\s{_S}*)?(?:{_BRACKET}{_CODE}*)?(?P<name>{_WORD}){_S}*{_OPEN}"
@@ -113,12 +116,15 @@ def _start(text: str) -> re.Match[str] | None:
     if label is None:
         return _BRACKETED.search(text)
     after = label.end()
-    # After a label, a call may still follow words of the model, but only on the same line.
+    # The model may write words between the label and the call, but only on the same line.
     line = text.find("\n", after)
     return _LABELLED.match(text, after) or _BRACKETED.search(text, after, len(text) if line < 0 else line)
 
 
 _SPACE = re.compile(rf"{_S}*")
+# A comma or a closing parenthesis may belong to a value. The patterns below therefore include what follows:
+# a comma separates arguments only before ``key=``, and a call ends only before its bracket, the next call,
+# or the end of the line.
 _NAME = rf"[^\W\d][\w.-]*{_S}*{_EQUAL}(?!=)"
 _KEY = re.compile(rf"{_S}*(?P<key>[^\W\d][\w.-]*){_S}*{_EQUAL}(?!=){_S}*")
 _COMMA = re.compile(rf"{_S}*{_COMMAS}(?={_S}*{_NAME})")
@@ -145,9 +151,17 @@ _TRAILED = re.compile(rf"(?:{_TRAILING})?{_S}*")
 
 
 class _Value(NamedTuple):
+    """A value and what follows it.
+
+    Attributes:
+        text: the value.
+        at: the position after the comma, if another argument follows.
+        end: the end of the call, if this was the last argument.
+    """
+
     text: str
-    at: int  # after the comma, when another argument follows
-    end: int | None  # after the call, when this was the last argument
+    at: int
+    end: int | None
 
 
 class _Scanner:
@@ -206,6 +220,7 @@ class _Scanner:
         return None if end is None else (end, end)
 
     def _quoted(self, start: int) -> _Value | None:
+        """Return the value whose opening quote is at `start`, or None if it is never closed."""
         text, at = self.text, start + 1
         # Only a quote with a valid continuation closes the value; all others are part of it.
         closers = CLOSERS[text[start]]
@@ -224,6 +239,7 @@ class _Scanner:
 
     def _bare(self, start: int) -> _Value | None:
         # Commas and parentheses inside brackets, or inside quotes within brackets, do not end a value.
+        """Return the value without quotes that begins at `start`, or None if it never ends."""
         text, depth, quote, before = self.text, 0, "", "="
         for at in range(start, len(text)):
             character = text[at]
@@ -250,4 +266,5 @@ _CLOSING_QUOTE = re.compile(
 
 
 def _escaped(value: str) -> str:
+    """Return a value with a backslash before each character that would otherwise end it or escape."""
     return _CLOSING_QUOTE.sub(r"\\\g<0>", _BACKSLASH.sub(r"\\\\", value))

@@ -29,7 +29,17 @@ class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Length(_Frozen, frozen=True, kw_only=True):
-    """The lengths of the items of a split and language."""
+    """The lengths of the items of a split and language, in tokens of `tokenizer` or in characters.
+
+    Attributes:
+        tokenizer: the name of the tokenizer, or `CHARACTERS`.
+        split: the split.
+        language: the language.
+        mean: the mean length.
+        p95: the 95th percentile.
+        longest: the greatest length.
+        num_over_long: the number of items above the limit; 0 if characters are counted.
+    """
 
     tokenizer: str
     split: str
@@ -127,6 +137,7 @@ def guess_task(path: Path) -> str:
     Raises:
         UserError: it does not exist, or it resembles no task.
     """
+    # The first row decides. Both tasks open JSON files, but only rows of math have a question.
     for name in ("math", "api_calling"):
         try:
             first = next(open_source(path, name).rows(), None)
@@ -142,6 +153,7 @@ def guess_task(path: Path) -> str:
 def _read(source: Source, task: str) -> Table:
     table: Table = {}
     for raw in source.rows():
+        # mCoT-MATH also has languages that the study does not use.
         if raw.language:
             line = source.line(raw)
             row = CheckedRow(line, _item(line, raw.language, task), tuple(checks.flaws(raw.row)))
@@ -189,6 +201,7 @@ def _split_report(split: str, rows: Mapping[str, Sequence[CheckedRow]]) -> Split
 
 
 def _notes(table: Table, info: dataset.DatasetInfo | None) -> Iterator[str]:
+    """Yield remarks that are no problems, such as languages that have no test items."""
     trained, tested = table.get(Split.TRAIN, {}), table.get(Split.TEST, {})
     if trained and tested and (untested := [code for code in trained if code not in tested]):
         yield f"no test items in {', '.join(untested)}: these languages can be trained on, not tested"

@@ -148,6 +148,7 @@ def fingerprint(folder: Path, splits: Iterable[str]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _fingerprint(folder: Path, splits: tuple[str, ...], ids: tuple[tuple[str, ...], ...]) -> str:
+    """Return the digest, cached because it reads every file."""
     try:
         files = [
             (f"{split}/{file.path}", file.size, file.sha256)
@@ -217,6 +218,11 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
 
 
 def _move(temporary: Path, out: Path, *, force: bool) -> bool:
+    """Rename a new data set into place, and return whether it was needed.
+
+    Raises:
+        UserError: another data set is there, and `force` is False.
+    """
     if is_dataset(out):
         if file_digest(out / FILE) == file_digest(temporary / FILE) and not changes(out, load(temporary)):
             return False

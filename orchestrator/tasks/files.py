@@ -118,6 +118,7 @@ def _home(info: dataset.DatasetInfo, split: Split) -> Split:
 
 
 def _read_dataset(folder: Path, language: str, reader: Read, wanted: Wanted) -> list[Item]:
+    """Return the items of a language from a data set, whose description lists the ids."""
     info = dataset.load(folder)
     home = _home(info, wanted.split)
     found = info.splits.get(home)
@@ -184,6 +185,17 @@ _QUOTED = re.compile(r"'.*'|\".*\"", re.DOTALL)
 def _choose(ids: Sequence[str], wanted: Wanted, folder: Path, *, sets_aside: bool) -> list[str]:
     # Validation takes the first ids of the seed's order and training the rest. The two are disjoint, even
     # if they are read by separate calls.
+    """Return the ids of the wanted split, in their original order.
+
+    Args:
+        ids: the usable ids.
+        wanted: the selection.
+        folder: the folder, for errors.
+        sets_aside: whether validation and training items come from the same ids.
+
+    Raises:
+        UserError: there are too few ids.
+    """
     order = shuffled(ids, wanted.seed)
     num_aside = (wanted.num_validation or 0) if sets_aside else 0
     pool = order[num_aside:]

@@ -39,7 +39,7 @@ class Choice(NamedTuple):
     Attributes:
         languages: languages that the data set must have; empty for all of the source.
         num_train: training items; None for all.
-        num_validation: validation items.
+        num_validation: validation items. 0 takes the source's whole validation split, if it has one.
         num_test: test items; None for all.
         seed: chooses the items if there are more.
     """
@@ -173,6 +173,7 @@ class _Part:
             self._languages[split] = self._languages.get(split, 0) | bit
 
     def _rows(self) -> Iterator[tuple[Split, Raw]]:
+        """Yield the rows with their split, and with ids by place where the source has none."""
         places: Counter[str] = Counter()
         for raw in self.source.rows():
             if not raw.language:
@@ -219,6 +220,7 @@ class _Part:
         return taken
 
     def _sets_aside(self, split: Split) -> bool:
+        """Return whether validation items are taken from the training items."""
         return split is Split.TRAIN and Split.VALIDATION not in self.splits
 
     def _take(self, split: Split, choice: Choice, wanted: int | None, left_out: Counter[str]) -> _Taken:
@@ -238,6 +240,7 @@ class _Part:
         mask, twice = sum(map(_bit, languages)), self._twice.get(split, set())
         whole = [id_ for id_, bits in self.splits[split].items() if bits & mask == mask]
         order = shuffled(sorted((id_ for id_ in whole if id_ not in twice), key=place_of), choice.seed)
+        # A large source has far more ids than are wanted. Loading them all would take memory for nothing.
         limit = len(order) if wanted is None else int(wanted * SPARE) + 100
         while True:
             lines, why = self._lines(split, languages, set(order[:limit]))

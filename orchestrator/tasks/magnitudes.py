@@ -118,13 +118,14 @@ _SIGN = r"[$€£¥₹₽]"
 
 
 def _entries(language: str) -> list[tuple[str, int]]:
+    """Return the patterns of words that count in a language, and their powers of ten."""
     words = [(rf"(?i:{word}){_END}", power) for word, power in _LATIN.get(language, {}).items()]
     words += [(word, power) for word, power in _OTHER.get(language, {}).items()]
     # The language's own words come first, so that a word of two languages has the meaning of the text's
     # language. Words in a script of their own cannot be confused with others.
     others = [_LATIN[code] for code in ("en", "ru") if code != language]
     words += [(rf"(?i:{word}){_END}", power) for other in others for word, power in other.items()]
-    # Chinese and Japanese share their script, so neither counts in a text of the other.
+    # Chinese and Japanese share their script. Its words count as Japanese in Japanese texts only.
     left_out = {language, "ja"} | ({"zh"} if language == "ja" else set())
     scripts = [_OTHER[code] for code in _OTHER if code not in left_out]
     return [*words, *((word, power) for other in scripts for word, power in other.items())]

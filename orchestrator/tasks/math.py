@@ -51,7 +51,7 @@ def line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> d
     Published data sets store the answer in different fields. The gold is the first of these that the row
     has:
 
-    1. the value of `gold`, or of `answer_number` (MGSM's rows on the hub, whose `answer` may be null);
+    1. `gold`, or `answer_number` of MGSM's rows on the hub, whose `answer` may be null;
     2. an `answer` that is only a number;
     3. the text after ``####`` in `answer` (GSM8K);
     4. the number that `answer` gives at its end.
@@ -103,6 +103,7 @@ def id_of(row: Mapping[str, Any], place: str) -> str:
 
 
 def _is_worked(answer: str) -> bool:
+    """Return whether an answer is more than a number."""
     return not _BARE_NUMBER.fullmatch(answer)
 
 
@@ -312,7 +313,12 @@ _ANSWER = ("answer", "response", "output")
 
 
 class RowPlace(NamedTuple):
-    """The language of a row, or "" if it is unknown, and the id of its item, or "" if it has none."""
+    """The language and the item of a row.
+
+    Attributes:
+        language: the language, or "" if it is not one of ours.
+        id: the id of the item, or "" if the row has none.
+    """
 
     language: str
     id: str

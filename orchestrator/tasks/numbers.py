@@ -187,6 +187,8 @@ def _scaled(text: str, match: re.Match[str], language: str) -> tuple[Number, Dec
     else:
         half = magnitudes.half(text, end)
         magnitude, end = (magnitude + _HALF, half) if half else (magnitude, end)
+        # A half may stand before the word of magnitude (2 and a half million) or after it (2 million and a
+        # half).
         if (words := magnitudes.after(text, end, language, is_paid=is_paid)) is not None:
             factor, last, end = words
             magnitude = _EXACT.multiply(magnitude, factor)
@@ -218,6 +220,7 @@ _CURRENCIES = frozenset(CURRENCY)
 
 
 def _read(written: str, kind: str | None) -> Decimal:
+    """Return the value of a written number, given the group of `_pattern` that matched."""
     match kind:
         case "fraction":
             *whole, above, below = map(Decimal, re.findall(r"\d+", written))

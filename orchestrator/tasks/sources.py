@@ -171,6 +171,8 @@ _Rows = Callable[[_Place], Iterator[Raw]]
 def _of_places(
     name: str, found: Sequence[_Place], read: _Rows, line: Callable[[Raw], dict[str, str]]
 ) -> Source:
+    """Return files with known splits and languages as a source."""
+
     def rows() -> Iterator[Raw]:
         for place in found:
             yield from read(place)
@@ -254,6 +256,7 @@ def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
+        # Only a line feed ends a row. By default, a lone carriage return within a text would end it too.
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -273,6 +276,7 @@ def _array(path: Path) -> Iterator[Any]:
     decoder, text, at = json.JSONDecoder(), "", 0
     try:
         with path.open(encoding="utf-8-sig") as file:
+            # Position 1 is after the opening bracket.
             text, at, is_over = file.read(PIECE_CHARS).lstrip(), 1, False
             while True:
                 while text[at : at + 1] in (" ", "\n", "\r", "\t", ","):

@@ -67,6 +67,7 @@ class _Read(NamedTuple):
 
 
 def _structure(text: str) -> Structure | None:
+    """Return a text as a structure, or None if it is not a list or dict."""
     text = text.strip()
     if text[:1] not in ("[", "{", "［", "｛", "【"):
         return None
@@ -78,6 +79,7 @@ def _structure(text: str) -> Structure | None:
 
 
 def _value(text: str, at: int, stops: str, depth: int) -> _Read:
+    """Return the value at a position. Without quotes, it ends at one of the characters `stops`."""
     at = _space(text, at)
     match text[at : at + 1]:
         case "":
@@ -131,6 +133,7 @@ _CLOSES = re.compile(rf"[\s{UNSEEN}]*[,:\]}}，：］｝】]")
 
 
 def _string(text: str, at: int) -> _Read:
+    """Return the quoted string at a position."""
     quotes = CLOSERS[text[at]] if text[at] not in "'\"" else text[at]
     characters: list[str] = []
     at += 1
@@ -153,6 +156,7 @@ _CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None"
 
 
 def _bare(text: str, at: int, stops: str) -> _Read:
+    """Return the constant, number or unquoted string at a position."""
     end = at
     # A word without quotes ends at the first separator of its container.
     while end < len(text) and text[end] not in stops:

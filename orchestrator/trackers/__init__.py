@@ -1,1 +1,1 @@
-"""Where the metrics of a running stage go."""
+"""Trackers, which store the metrics of running stages, and mirrors, which copy them to other systems."""

@@ -1,4 +1,4 @@
-"""What a tracker is told of the stage whose metrics it carries, and opening the ones that a sweep names."""
+"""Trackers inside a stage's process: opening them, the store's own tracker, and reading its metrics back."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 class Tracked(NamedTuple):
-    """One attempt of one stage, as a tracker sees it.
+    """One attempt of one stage, as its trackers see it.
 
     Attributes:
         folder: the attempt's own folder.
-        name: ``train`` or ``prepare[en]``.
-        settings: the options of the tracker from the config.
+        sweep, cell: on whose behalf the attempt runs.
+        name: the stage, such as ``train`` or ``prepare[en]``.
+        attempt: its number.
+        config: the cell's resolved config.
+        settings: the `tracker` section of the config.
     """
 
     folder: Path
@@ -42,12 +45,12 @@ class Tracked(NamedTuple):
 
 
 def open_trackers(names: Sequence[str], tracked: Tracked) -> list[Tracker]:
-    """Opens trackers by name, the store's always first; one that cannot open is left out and logged."""
+    """Open trackers by name, the store's always first; log and leave out one that fails to open."""
     trackers: list[Tracker] = []
     for name in dict.fromkeys(("store", *names)):
         try:
             kind = lookup(TRACKERS, name, kind="tracker")
-            if not getattr(kind, "follows_store", False):  # a mirror is the launch's
+            if not getattr(kind, "follows_store", False):  # a mirror runs in a process of the launch
                 trackers.append(kind(tracked))
         except Exception:
             logger.exception("tracker %s cannot be used", name)
@@ -55,13 +58,18 @@ def open_trackers(names: Sequence[str], tracked: Tracked) -> list[Tracker]:
 
 
 FLUSH_S = 1.0
+"""Seconds between writes. Fewer and larger writes spare a network file system."""
 
 
 class StoreTracker:
-    """Buffers metrics and appends them to ``metrics.jsonl`` once a second; a full disk drops them.
+    """A tracker that buffers metrics and appends them to ``metrics.jsonl`` once a second.
 
-    A line is ``{"step": 12, "time_s": 3.4, "loss": 0.7}``: `step` counts from 1, `time_s` from the
-    start of the attempt. What is not finite is written as null, what is no JSON as its text.
+    A line is ``{"step": 12, "time_s": 3.4, "loss": 0.7}``. `step` counts from 1, `time_s` from the start of
+    the attempt. A number that is not finite is written as null, and a value that JSON cannot hold as its
+    text. Metrics are dropped while the disk is full.
+
+    Args:
+        tracked: the attempt.
     """
 
     def __init__(self, tracked: Tracked) -> None:
@@ -72,12 +80,12 @@ class StoreTracker:
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of one step; returns at once."""
-        with contextlib.suppress(Exception):  # a metric is never worth the attempt
+        """Queue the metrics of one step and return at once."""
+        with contextlib.suppress(Exception):  # no metric is worth losing the attempt
             self._queue.put({"step": step, "time_s": round(time.monotonic() - self._start_s, 3), **metrics})
 
     def close(self) -> None:
-        """Writes what is buffered."""
+        """Write the buffered metrics and end the thread."""
         self._queue.put(None)
         self._thread.join(timeout=10.0)
 
@@ -85,6 +93,7 @@ class StoreTracker:
         last = False
         while not last:
             lines = [self._queue.get()]
+            # The first line opens a batch. It ends after `FLUSH_S`, or with None, which `close` sends.
             until_s = time.monotonic() + FLUSH_S
             while lines[-1] is not None and (left_s := until_s - time.monotonic()) > 0:
                 with contextlib.suppress(queue.Empty):
@@ -99,7 +108,7 @@ class StoreTracker:
 
 
 def _encoded(line: Mapping[str, Any]) -> str:
-    """Returns one line, or nothing: what a metric's own methods raise must not end the thread."""
+    """Return one line of JSON, or "" if a metric's own methods raise, which must not end the thread."""
     try:
         return json.dumps({key: _finite(value) for key, value in line.items()}, default=str) + "\n"
     except Exception as error:  # noqa: BLE001 - a metric may be any object of the user's
@@ -109,7 +118,7 @@ def _encoded(line: Mapping[str, Any]) -> str:
 
 def _finite(value: Any) -> Any:
     if hasattr(value, "item"):
-        with contextlib.suppress(Exception):  # an array: its text is written
+        with contextlib.suppress(Exception):  # an array of several items has no single value: write its text
             value = value.item()
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
@@ -117,12 +126,17 @@ def _finite(value: Any) -> Any:
 
 
 def history(ledger: Ledger, node: StageInstance, number: int) -> list[dict[str, Any]]:
-    """Reads the metrics that lead to an attempt: of its parents up to where it went on, then its own.
+    """Return the metrics that lead to an attempt: its own, and those of its predecessors up to the resume.
+
+    Steps that a predecessor took after its last checkpoint are left out, because the successor repeats them::
+
+        attempt 1: steps 1 to 250, checkpoint at 200     kept: 1 to 200
+        attempt 2: resumes from step 200                 kept: 201 on
 
     Args:
         ledger: the store.
-        node: the stage.
-        number: of the attempt.
+        node: the stage instance.
+        number: number of the attempt.
     """
     rows: list[dict[str, Any]] = []
     until: int | None = None
@@ -139,19 +153,20 @@ def history(ledger: Ledger, node: StageInstance, number: int) -> list[dict[str, 
 
 
 def _former(start: StartRecord | None, own: Sequence[Mapping[str, Any]]) -> tuple[int | None, int | None]:
-    """Returns the attempt that another went on from, and its last step that counts; None for all of them."""
+    """Return the attempt that this one continues, and its last step that counts (None: all of its steps)."""
     if start is None:
         return None, None
     if start.parent is not None:
         return start.parent.attempt, start.parent.step
     if start.unread is not None:
         return start.unread, None
+    # A work folder has no recorded step: the successor's first own step shows where it continued.
     steps = [row["step"] for row in own if "step" in row]
     return start.work, min(steps) - 1 if steps else None
 
 
 def parse_metrics(text: str) -> list[dict[str, Any]]:
-    """Reads lines of metrics; a torn last one, and what is no object with a numbered step, are left out."""
+    """Return the rows of a metrics file, without incomplete lines and rows whose step is no integer."""
     rows = []
     for line in text.split("\n"):
         try:

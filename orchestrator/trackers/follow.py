@@ -1,8 +1,8 @@
-"""Following a sweep's cells in the store, and handing what is new to a mirror: metrics, rows, and the end.
+"""Follow a sweep's cells in the store, and send what is new to a mirror: metrics, rows and the end.
 
-It reads the store as `sweep status` does, and knows no mirror's library. What a mirrored cell was given is
-remembered when its run was closed whole, in one small file beside the mirror's own: a mirror that is killed
-gives the same lines again, never too few.
+It reads the store as `sweep status` does, and imports no mirror's library. A small file beside the mirror's
+own records how much each cell's run was sent. The file is updated when a run is closed in order, so a mirror
+that is killed sends some lines twice but never loses one.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from orchestrator.store.ledger import Ledger
 from orchestrator.trackers.base import parse_metrics
 
 MAX_ID = 100
-"""Characters of a run id before its digest; W&B takes 128 in all."""
+"""Characters of a run id before its digest; W&B allows 128 in all."""
 MAX_FAILURES = 3
-"""Passes in a row that may fail for a cell before it is left to the next launch."""
+"""Consecutive failed passes after which a cell is left to the next launch."""
 
 
 class MirroredRun(Protocol):
-    """One cell's run on the other side.
+    """The run of one cell in the other system.
 
     Attributes:
-        id: another than it was opened with, where it takes the place of one that is gone there.
+        id: its id there. It differs from the requested id if that run was deleted and this one replaces it.
     """
 
     id: str
 
     def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
-        """Takes the metrics of one step of a stage."""
+        """Record the metrics of one step of a stage."""
 
     def results(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Takes the rows of a stage that is done."""
+        """Record the rows of a stage that is done."""
 
     def close(self, *, done: bool) -> None:
-        """Ends the run, or leaves off until the cell goes on."""
+        """End the run, or pause it until the cell continues."""
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True):
-    """What a mirror is told of a cell when its run is opened."""
+    """A cell, as described to the mirror when its run is opened."""
 
     id: str
     cell: str
@@ -65,9 +65,12 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MirrorProgress(msgspec.Struct, kw_only=True):
-    """What a cell's run was given: bytes of each attempt's metrics, and the products whose rows it has.
+    """How much a cell's run was sent so far.
 
-    `id` is that of the run which took the place of the first one, "" while there is none.
+    Attributes:
+        bytes: key of each attempt's payload to the bytes of its metrics that were sent.
+        products: the products whose rows were sent, as ``DIGEST.GENERATION``.
+        id: id of the run that replaced a deleted first one; "" while there is none.
     """
 
     bytes: dict[str, int] = {}
@@ -76,22 +79,22 @@ class MirrorProgress(msgspec.Struct, kw_only=True):
 
 
 class _Anew(Exception):
-    """The run that was opened is another than the one that was given something before."""
+    """Signal that a new run replaced the one that was sent something before: send everything again."""
 
 
 class Follower:
-    """Mirrors the cells of a revision, pass by pass.
+    """The mirroring of a revision's cells, in passes.
 
-    A cell's run shows every stage of its chain, shared with other cells or not, but for the instances of
-    `each`, which belong to no cell. It is opened when a stage of the cell's own has begun, or the whole
-    chain is done.
+    A cell's run shows every stage of its chain, shared with other cells or not. Instances of `each` are left
+    out, because they belong to no single cell. The run is opened when a stage that is the cell's own has
+    started, or when the whole chain is done.
 
     Args:
         ledger: the store.
         revision: the sealed sweep.
-        cells: the ids of those to mirror; None for all.
-        memory: the file that remembers.
-        open_run: makes a run on the other side.
+        cells: ids of the cells to mirror; None for all.
+        memory: the file that records the progress.
+        open_run: makes a run in the other system.
     """
 
     def __init__(
@@ -116,16 +119,17 @@ class Follower:
         self._failures: Counter[str] = Counter()
 
     def follow(self) -> None:
-        """One pass: gives every open run what is new, opens those that began, closes those that are done."""
+        """Make one pass: open runs of started cells, send what is new, close runs of finished cells."""
         nodes = {digest: self._sweep.nodes[digest] for cell in self._cells for digest in cell.chain}
         snapshot = EvidenceReader(self._ledger, nodes.values(), check_files=False, count_attempts=False)
         for cell in list(self._cells):
             done = all(snapshot.evidence(digest).done is not None for digest in cell.chain)
+            # A shared stage starts for many cells at once: it alone must not open a run for each of them.
             if done or any(snapshot.evidence(d).attempts for d in cell.chain if d not in self._shared):
                 self._mirror(cell, snapshot, done=done)
 
     def close(self) -> None:
-        """Closes what is still open: cells that failed, or were stopped."""
+        """Close the runs that are still open, of cells that failed or were stopped."""
         for cell in self._cells:
             try:
                 self._close(cell, done=False)
@@ -135,11 +139,11 @@ class Follower:
 
     @property
     def num_lost(self) -> int:
-        """How many cells were not given all that is new."""
+        """The number of cells whose run did not receive everything."""
         return len(self._failures)
 
     def _mirror(self, cell: Cell, snapshot: EvidenceReader, *, done: bool) -> None:
-        """Gives one cell what is new; one that cannot be given it costs no other cell its own."""
+        """Send one cell's run what is new. Its failure affects no other cell."""
         try:
             self._give(cell, snapshot)
             if done:
@@ -149,12 +153,14 @@ class Follower:
         except Exception:  # noqa: BLE001 - whatever the other side raises
             _print_exception()
             self._failures[cell.cell] += 1
+            # The other system may refuse this one run for good. The other cells' passes must not wait for it.
             if self._failures[cell.cell] == MAX_FAILURES:
                 self._cells.remove(cell)
 
     def _give(self, cell: Cell, snapshot: EvidenceReader) -> None:
         try:
             self._give_news(cell, snapshot)
+        # The replacing run is empty, and its progress was reset: one more pass sends everything.
         except _Anew:
             self._give_news(cell, snapshot)
 
@@ -179,6 +185,7 @@ class Follower:
         for row in parse_metrics(text):
             metrics = {name: value for name, value in row.items() if name != "step"}
             self._run(cell).log(node.name, row.get("step", 0), {**metrics, "attempt": number})
+        # Only complete lines were sent; the next pass reads on from here.
         if text:
             given.bytes[key] = end
 
@@ -210,8 +217,9 @@ class Follower:
             self._remember(self._id(cell))
 
     def _remember(self, id: str) -> None:
-        """Writes down what one run has for sure, beside what was known of the others before."""
+        """Record the progress of one closed run, and keep the entries of all others."""
         known = {**_recalled(self._memory), id: self._given[id]}
+        # Replaced as a whole: a crash while writing must not lose the progress of all cells.
         temporary = self._memory.with_suffix(".tmp")
         temporary.write_bytes(msgspec.json.encode(known))
         temporary.replace(self._memory)
@@ -221,25 +229,25 @@ class Follower:
 
 
 def run_id(store: str, sweep: str, cell: Cell) -> str:
-    """Returns the same id for the same cell of the same sweep in the same store, whatever retries it took.
+    """Return the id of a cell's run: the same for all retries of one cell in one sweep and store.
 
-    A cell whose stages became others (another revision of the sweep) has another id.
+    If a new revision of the sweep changes the cell's stages, its id changes too.
 
     Args:
-        store: what tells stores apart.
-        sweep: its name.
-        cell: of the sweep.
+        store: nonce of the store.
+        sweep: name of the sweep.
+        cell: a cell of the sweep.
     """
     digest = hashlib.sha256(json.dumps([store, sweep, cell.cell, *cell.chain]).encode()).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', f'{sweep}-{cell.cell}')[:MAX_ID]}-{digest[:8]}"
 
 
 def whole_lines(data: bytes, start: int) -> tuple[str, int]:
-    """Returns the lines that are written whole, and the byte after them.
+    """Return the complete lines, and the offset of the byte after them.
 
     Args:
-        data: read from a byte on.
-        start: that byte.
+        data: bytes of a file, read from an offset on.
+        start: that offset.
     """
     data = data[: data.rfind(b"\n") + 1]
     return data.decode(errors="replace"), start + len(data)

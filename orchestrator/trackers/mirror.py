@@ -1,8 +1,8 @@
-"""The one process a launch that mirrors a sweep elsewhere: started by the launch, fed by the store.
+"""The mirror process: one for each launch, it copies what the store shows of a sweep to another system.
 
-No stage knows of it, so it can neither fail nor slow one. It lives as long as the launch, whose end it sees
-by its closed standard input; then it has `FINISH_S` for what is left, and ends whatever hangs.
-``python -m orchestrator.trackers.mirror STORE SWEEP REQUEST < /dev/null`` catches up by hand.
+The launch starts it, and no stage communicates with it, so it can neither fail nor slow a stage. Its standard
+input closes when the launch ends. It then has `FINISH_S` for the rest, and exits in any case. ``python -m
+orchestrator.trackers.mirror STORE SWEEP REQUEST < /dev/null`` catches up by hand.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.trackers.follow import Follower
 
 POLL_S, MAX_POLL_S = 3.0, 60.0
+"""Least and greatest seconds between two passes."""
 FINISH_S = 60.0
-"""Seconds for a mirror to upload what is left after the launch is over."""
+"""Seconds for a mirror to upload what is left after the launch has ended."""
 MAX_FAILURES = 20
-"""Passes that may fail in a row before a mirror gives up."""
+"""Consecutive failed passes after which a mirror gives up."""
 
 
 def make_mirror(settings: RunSettings, folder: Path) -> Any:
-    """Makes the mirror that the settings name, None when their tracker is none: those live in the stages.
+    """Return the mirror that the settings name; None if their tracker runs inside the stages instead.
 
     Args:
-        settings: of a launch.
-        folder: where its files may go.
+        settings: the settings of a launch.
+        folder: where the mirror may write files.
 
     Raises:
         UserError: its options are wrong.
     """
     name = settings.tracker.name
-    if ":" in name:  # the user's own, for stages: imported there
+    if ":" in name:  # a user's own tracker, which only stages may import
         return None
     kind: Any = lookup(TRACKERS, name, kind="tracker")
     return kind(settings.tracker.options, folder) if getattr(kind, "follows_store", False) else None
@@ -53,7 +54,7 @@ def make_mirror(settings: RunSettings, folder: Path) -> Any:
 
 @contextlib.contextmanager
 def mirroring(ledger: Ledger, sweep: str, request: Request) -> Iterator[None]:
-    """Runs the mirror of a launch beside it, and waits for its end for at most `FINISH_S`."""
+    """Run the mirror of a launch beside it; at the end wait for it for at most `FINISH_S`."""
     if request.settings is None or make_mirror(request.settings, Path()) is None:
         yield
         return
@@ -79,12 +80,12 @@ def _start(url: str, sweep: str, number: int, log: Path) -> subprocess.Popen[byt
             stdin=subprocess.PIPE,
             stdout=stream,
             stderr=stream,
-            start_new_session=True,  # Ctrl-C is for the cells; this one ends after them
+            start_new_session=True,  # Ctrl-C stops the cells; the mirror must outlive them to send their end
         )
 
 
 def _end(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Tells the mirror that the launch is over, and prints its last words."""
+    """Signal the end of the launch to the mirror, and print the last line of its log."""
     if process.stdin is not None:
         process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -103,10 +104,16 @@ def _end(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
-    """Mirrors the cells of a request until the launch is over; returns what to say at the end.
+    """Mirror the cells of a request until the launch is over; return a summary for the user.
+
+    Args:
+        url: the store.
+        sweep: name of the sweep.
+        number: number of the request.
+        over: set when the launch has ended.
 
     Raises:
-        Exception: whatever went wrong `MAX_FAILURES` times in a row, or at the end.
+        Exception: the error of the `MAX_FAILURES`th failed pass in a row, or of the last pass.
     """
     ledger = open_ledger(url)
     request = next(request for request in ledger.requests(sweep) if request.number == number)
@@ -116,7 +123,7 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
     memory, key = own / "mirrored.json", f"{layout.mirror(sweep)}/mirrored.json"
     with _alone(own / "lock", over):
         if not ledger.objects.in_place and (data := ledger.objects.get(key)) is not None:
-            memory.write_bytes(data)  # of a launch on another machine, perhaps
+            memory.write_bytes(data)  # an earlier launch may have run on another machine
         follower = Follower(
             ledger,
             ledger.revision(sweep, request.revision),
@@ -126,7 +133,7 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
         )
         num_failures = 0
         while num_failures < MAX_FAILURES:
-            last = over.is_set()  # before the pass, so that the last one sees all that the launch left
+            last = over.is_set()  # read before the pass, so that the last pass sees everything of the launch
             start_s = time.process_time()
             try:
                 follower.follow()
@@ -139,7 +146,7 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
             if last:
                 break
             cost_s = time.process_time() - start_s
-            over.wait(min(MAX_POLL_S, max(POLL_S, 20 * cost_s)))  # 5 % of a core, mostly
+            over.wait(min(MAX_POLL_S, max(POLL_S, 20 * cost_s)))  # use about 5 % of one core at most
         follower.close()
         if not ledger.objects.in_place and memory.exists():
             ledger.objects.put(key, memory.read_bytes())
@@ -149,7 +156,7 @@ def run(url: str, sweep: str, number: int, over: threading.Event) -> str:
 
 @contextlib.contextmanager
 def _alone(path: Path, over: threading.Event) -> Iterator[None]:
-    """Waits until no other mirror writes the runs of this sweep."""
+    """Wait until no other mirror writes the runs of this sweep."""
     with path.open("w", encoding="utf-8") as stream:
         while True:
             try:
@@ -157,14 +164,14 @@ def _alone(path: Path, over: threading.Event) -> Iterator[None]:
             except BlockingIOError:
                 over.wait(POLL_S) if not over.is_set() else time.sleep(POLL_S)
                 continue
-            except OSError:  # a file system without locks: two launches at once would write lines twice
+            except OSError:  # no locks on this file system: two launches at once may send lines twice
                 pass
             break
         yield
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Mirrors until standard input closes, and a little longer."""
+    """Mirror until standard input closes, and a little longer."""
     url, sweep, number = sys.argv[1:] if argv is None else argv
     over = threading.Event()
 
@@ -177,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         os._exit(1)
 
     threading.Thread(target=wait_for_the_end, name="launch", daemon=True).start()
-    os.nice(10)  # cells come first
+    os.nice(10)  # the cells' processes have priority
     try:
         said = run(url, sweep, int(number), over)
     except SweepError as error:

@@ -1,6 +1,6 @@
-"""Cells as runs in Weights & Biases: where they go, how a metric and a row are named there.
+"""Cells as runs in Weights & Biases: where they go, and how metrics and rows are named there.
 
-It knows no store. The library is imported when the first run is opened, never by a stage's process.
+It does not read the store. The library is imported when the first run is opened, never by a stage's process.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from orchestrator.errors import UserError
 from orchestrator.trackers.follow import Described
 
 INIT_S = 20.0
-"""How long the server may take to answer; then runs are kept on this machine, for ``wandb sync``."""
+"""Seconds to wait for the server. After that, runs are stored on this machine, for ``wandb sync``."""
 
 
 RETRY_S = 300.0
-"""How long runs are offline ones before the server is tried again, after it took none."""
+"""Seconds during which runs are stored offline before the server is tried again."""
 
 MAX_IDS = 3
 """Ids to try for a cell whose run was deleted."""
@@ -36,10 +36,10 @@ class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """`tracker.options` of `conf/tracker/wandb.yaml`.
 
     Attributes:
-        project: in W&B.
-        entity: the team or user; None for the default one of the key.
-        mode: online or offline; None for what WANDB_MODE says, else online where a key is found.
-        dir: where its files go; None for WANDB_DIR, else the sweep's folder in the store.
+        project: the project in W&B.
+        entity: the team or user; None for the default of the API key.
+        mode: online or offline; None for the value of WANDB_MODE, else online if a key is found.
+        dir: folder for its files; None for WANDB_DIR, else the sweep's folder in the store.
     """
 
     project: str = "polysweep"
@@ -49,14 +49,14 @@ class WandbOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class WandbMirror:
-    """Opens runs; while the server takes none, they are offline ones.
+    """The mirror that opens runs in W&B. While the server is unavailable, it opens offline runs.
 
     Args:
         options: `tracker.options`.
-        folder: where files go unless the options or the environment say otherwise.
+        folder: folder for its files, unless the options or the environment name one.
 
     Raises:
-        UserError: an unknown option or a wrong type.
+        UserError: an option is unknown or has a wrong type.
     """
 
     follows_store = True
@@ -70,11 +70,11 @@ class WandbMirror:
         self.folder = Path(self.options.dir or os.environ.get("WANDB_DIR") or folder).expanduser().absolute()
         self.mode = self.options.mode or mode_of(os.environ)
         self._online = self._replaced = self._kept = 0
-        self._open = 0  # runs kept here that are not closed: a teardown would end them
+        self._open = 0  # offline runs that are not closed: a teardown would end them too
         self._retry_s = 0.0
 
     def open(self, cell: Described) -> WandbRun:
-        """Open the run of a cell, or go on with it; under another id where it was deleted in W&B."""
+        """Open or resume the run of a cell; use another id if that run was deleted in W&B."""
         import wandb
 
         if self.mode != "online" or self._open or time.monotonic() < self._retry_s:
@@ -89,10 +89,10 @@ class WandbMirror:
                         f"{cell.cell}: its run {id} was deleted in W&B, another takes its place", flush=True
                     )
                     continue
-                if self._online:  # a server that answered once may answer again
+                if self._online:  # the server worked before, so the next pass tries again
                     raise
                 self._retry_s = time.monotonic() + RETRY_S
-                wandb.teardown()  # else its service still holds the run's id
+                wandb.teardown()  # its service would otherwise still hold the run's id
                 print(f"W&B takes no runs, they are kept here: {type(error).__name__}: {error}", flush=True)
                 return self._offline(wandb, cell)
             self._online += 1
@@ -110,7 +110,7 @@ class WandbMirror:
 
     def _init(self, wandb: Any, cell: Described, id: str, mode: str) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.folder, os.W_OK):  # the library would quietly use a temporary folder
+        if not os.access(self.folder, os.W_OK):  # the library would silently use a temporary folder
             raise PermissionError(f"{self.folder} is not writable")
         settings = wandb.Settings(
             silent=True,
@@ -118,7 +118,7 @@ class WandbMirror:
             init_timeout=INIT_S,
             disable_git=True,
             save_code=False,
-            x_disable_meta=True,  # of this machine, which is not where the cell ran
+            x_disable_meta=True,  # facts about this machine, where the cell did not run
             x_disable_stats=True,
         )
         run = wandb.init(
@@ -134,13 +134,14 @@ class WandbMirror:
             reinit="create_new",
             settings=settings,
         )
-        for stage in cell.stages:  # a retried stage logs steps again: its own axis, not W&B's growing one
+        # W&B's own step may only grow, but a retried stage logs steps again: give each stage its own axis.
+        for stage in cell.stages:
             run.define_metric(f"{stage}/step")
             run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         return run
 
     def farewell(self) -> str:
-        """Say in one line what was done, and what is left to do."""
+        """Return one line about what was done, and what is left to do."""
         parts = []
         if self._online:
             anew = f", {self._replaced} anew for such as were deleted there" if self._replaced else ""
@@ -156,18 +157,18 @@ def _runs(number: int) -> str:
 
 
 def was_deleted(error: Exception) -> bool:
-    """Tell whether W&B refuses an id because the run of that id was deleted: it is never given out again.
+    """Return whether W&B refuses an id because its run was deleted: such an id is never available again.
 
-    The server answers 409, which the library passes on in its words alone (wandb 0.25 to 0.31).
+    The server answers 409, which the library passes on only in the text of its error (wandb 0.25 to 0.31).
     """
     return re.search(r"\bHTTP 409\b|previously created and deleted", str(error)) is not None
 
 
 class WandbRun:
-    """One cell's run in W&B, under an id there.
+    """One cell's run in W&B.
 
     Args:
-        run: the library's own.
+        run: the library's run.
         id: its id in W&B.
         closed: called once it has ended.
     """
@@ -176,16 +177,16 @@ class WandbRun:
         self._run, self.id, self._closed = run, id, closed
 
     def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
-        """Logs ``train/loss`` against ``train/step``; what is no number is left out."""
+        """Log ``train/loss`` against ``train/step``; leave out what is not a number."""
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self._run.log({f"{stage}/{name}": value for name, value in {**numbers, "step": step}.items()})
 
     def results(self, stage: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Puts rows into the run's summary."""
+        """Put rows into the run's summary."""
         self._run.summary.update(summary_of(stage, rows))
 
     def close(self, *, done: bool) -> None:
-        """Ends the run, with exit code 0 when the cell is done."""
+        """End the run, with exit code 0 if the cell is done."""
         try:
             self._run.finish(exit_code=0 if done else 1)
         finally:
@@ -193,7 +194,7 @@ class WandbRun:
 
 
 def summary_of(stage: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Names every number of the rows: by stage and column, and by the texts in which the rows differ.
+    """Return every number of the rows under a name: stage, column, and the texts in which the rows differ.
 
     Six rows with ``eval_language`` and ``accuracy`` become ``evaluate/accuracy/en`` and so on. A column that
     is the same in all rows keeps its plain name, as do all columns of a single row.
@@ -213,7 +214,7 @@ def summary_of(stage: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def mode_of(environment: Mapping[str, str]) -> str:
-    """Returns ``offline`` where W&B has no key to use, unless WANDB_MODE says otherwise."""
+    """Return ``online`` or ``offline``: as WANDB_MODE demands, else by whether W&B has a key to use."""
     said = environment.get("WANDB_MODE", "").strip().lower()
     if said in ("online", "offline"):
         return said

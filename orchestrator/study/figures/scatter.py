@@ -66,6 +66,7 @@ def draw_by_model(numbers: Mapping[str, Any]) -> style.Drawing | None:
     num_rows = rows_a_task * len(tasks)
     panel_in = min(2.5, style.WIDTH_IN / columns + 0.3)
     figure, axes = style.panels(num_rows, columns, height_in=0.7 + panel_in * num_rows)
+    # Each task fills whole rows of panels, so a model's panel number follows from its place in the rows.
     for number, axis in enumerate(axes.flat):
         task = tasks[number // (rows_a_task * columns)]
         index = number % (rows_a_task * columns)

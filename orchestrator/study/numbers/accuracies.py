@@ -52,6 +52,7 @@ def baselines(read: Sequence[Result]) -> list[Entry]:
 def fig7(read: Sequence[Result]) -> list[Entry]:
     """Return the change in points from the pretrained model to training on en and on en+x."""
     before = pooled((r for r in read if not r.languages), lambda r: (r.model, r.task, r.eval_language))
+    # The paper's figure has rows for English alone and for the mixtures of two.
     bilingual = [r for r in read if r.languages == ("en",) or paper.partner(r.languages)]
     after = pooled(bilingual, lambda r: (r.model, r.task, r.languages, r.eval_language))
     return [
@@ -166,6 +167,7 @@ def _median(found: Sequence[Comparison], task: str, setting: str, seed: int) -> 
 
 
 def _setting(x: str, eval_language: str) -> str:
+    """Return how the evaluation language relates to en+x."""
     return "en" if eval_language == "en" else "direct" if eval_language == x else "transfer"
 
 
@@ -189,6 +191,7 @@ def fig4(read: Sequence[Result]) -> list[dict[str, Any]]:
         (r for r in read if (x := paper.partner(r.languages)) and r.eval_language in ("en", x)),
         lambda r: (r.model, r.task, r.eval_language),
     )
+    # The mixture without x is evaluated in x itself, which it reaches only by transfer.
     zero_shot = pooled(
         (r for r in read if paper.left_out(r.languages) == r.eval_language),
         lambda r: (r.model, r.task, r.eval_language, r.num_languages),

@@ -83,6 +83,7 @@ def _nothing(reason: str) -> dict[str, Any]:
 
 
 def _design(read: Sequence[Result]) -> Array:
+    """Return the design matrix: a row for each result, with the columns of `COEFFICIENTS`."""
     return numpy.array(
         [
             (
@@ -116,6 +117,7 @@ def _independent(design: Array) -> list[int]:
 def _held_out_r2(
     design: Array, y: Array, chance: numpy.random.Generator
 ) -> tuple[float | None, float | None, float | None]:
+    """Return R2 on the held-out rows with its interval; None if their accuracies do not vary."""
     order = chance.permutation(len(y))
     num_train = round(TRAIN_SHARE * len(y))
     train, test = order[:num_train], order[num_train:]

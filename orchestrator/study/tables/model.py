@@ -147,6 +147,7 @@ def table3(numbers: Numbers) -> Table:
         )
     held_out = interval(found["r2_low"], found["r2_high"], digits=3) or ABSENT
     rows.append(("R² on held-out rows", number(found["r2"], digits=3), held_out, number(r2, digits=3)))
+    # A dash without an explanation would look like a failure, so the table names each reason.
     left_out = [f"{_COEFFICIENTS[name]} ({why})" for name, why in found["dropped"].items()]
     notes = [f"Left out: {'; '.join(left_out)}."] if left_out else []
     notes += [f"Not computed: {found['reason']}."] if found["reason"] else []

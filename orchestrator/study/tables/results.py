@@ -92,7 +92,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} has none of the known endings", allowed=", ".join(_READERS))
     try:
         rows = _READERS[suffix](path)
-    # The errors of pyarrow and msgspec are subclasses of these.
+    # The errors of pyarrow and msgspec are subclasses of these. A broken file is the user's to repair.
     except (
         OSError,
         ValueError,
@@ -117,6 +117,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream, strict=True))
     for number, row in enumerate(rows, start=1):
+        # DictReader collects surplus fields under the key None.
         if None in row:
             raise ValueError(f"row {number} has more fields than the header")
     return rows
@@ -148,6 +149,7 @@ def results(rows: Sequence[Row], *, where: str = "the table") -> list[Result]:
     found: dict[tuple[object, ...], int] = {}
     read: list[Result] = []
     for number, row in enumerate(rows, start=1):
+        # Rows of other stages have neither an evaluation language nor a result.
         if _absent(row.get("eval_language")) and all(
             _absent(row.get(k)) for k in ("num_correct", "accuracy")
         ):
@@ -241,6 +243,7 @@ class _RowReader:
         return languages
 
     def _num_correct(self, num_items: int, accuracy: float | None) -> int:
+        """Return the number of right answers, which must agree with the accuracy if both are given."""
         if _absent(self._row.get("num_correct")):
             if accuracy is None:
                 raise self._error("num_correct", "neither it nor accuracy is given")
