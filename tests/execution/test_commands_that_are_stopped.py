@@ -27,7 +27,11 @@ for _ in range(400):
         sys.exit(0)
 Path(sys.argv[1], "finished").touch()
 """
-SAVES_AND_FINISHES = AS_LIGHTNING.replace("        sys.exit(0)", "        break")
+SAVES_AND_FINISHES = AS_LIGHTNING.replace(
+    "        sys.exit(0)",
+    "        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the worker passes its own on: it may come last\n"
+    "        break",
+)
 
 
 def bash(script: str) -> StageSpec:
@@ -182,9 +186,14 @@ def test_processes_that_a_function_forks_die_of_sigterm_and_do_not_stop_it(
     (store.parent / "fit_pool.py").write_text(
         "import multiprocessing, threading, time\n"
         "forks, codes = multiprocessing.get_context('fork'), []\n"
+        "busy = forks.Semaphore(0)\n"
+        "def hold(seconds):\n"
+        "    busy.release()\n"
+        "    time.sleep(seconds)\n"
         "def pools():\n"
         "    pool = forks.Pool(2)\n"
-        "    pool.map_async(time.sleep, [60, 60])\n"
+        "    pool.map_async(hold, [60, 60], chunksize=1)\n"
+        "    busy.acquire(); busy.acquire()  # one that has no task yet ends by itself\n"
         "    child = forks.Process(target=time.sleep, args=(60,))\n"
         "    child.start(); child.terminate(); child.join()\n"
         "    pool.terminate(); pool.join()\n"
