@@ -189,6 +189,7 @@ def _chosen(tree: Any, union: inspect.UnionType) -> inspect.Type:
 
 
 def _words(info: inspect.Type) -> tuple[Any, ...]:
+    """Return the words that an enumeration or a literal type allows; none for other types."""
     if isinstance(info, inspect.EnumType):
         return tuple(member.value for member in info.cls)
     return tuple(info.values) if isinstance(info, inspect.LiteralType) else ()
@@ -200,6 +201,7 @@ def _written(value: Any, store_format: int) -> Any:
 
 
 def _sealed_tree(tree: Any, info: inspect.Type) -> Any:
+    """Return a tree for `canonical_tree`, ordered like the records of the given type."""
     info = _bare(info)
     if isinstance(info, inspect.UnionType):
         info = _chosen(tree, info)
@@ -219,6 +221,7 @@ def _sealed(value: Any) -> msgspec.Raw:
 
 
 def _canonical(value: Any) -> Any:
+    """Return a tree for `canonical`: mappings sorted, and later fields last."""
     if isinstance(value, dict):
         return {key: _canonical(value[key]) for key in sorted(value)}
     return _reduced(value, _canonical, _sealed, FORMAT, later_last=True)
@@ -287,6 +290,7 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, int, Callable[[], An
 
 
 def _since(info: inspect.Type) -> int:
+    """Return the format with which a field came."""
     if isinstance(info, inspect.Metadata):
         return int((info.extra or {}).get("since", 1))
     return 1

@@ -47,7 +47,7 @@ class LostWorker(Stored, frozen=True, kw_only=True):
 
 
 class Shortage(NamedTuple):
-    """Lack of memory on a node, because of which a worker has to end.
+    """Lack of memory on a node, which forces a worker to end.
 
     Attributes:
         cause: the failure cause of its attempt.
