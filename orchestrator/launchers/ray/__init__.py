@@ -1,6 +1,7 @@
-"""Ray: a sweep's cells as workers of a Ray cluster, started by a driver that is a job of the cluster's.
+"""Ray: the cells of a sweep as workers of a Ray cluster, started by a driver that is a job of the cluster.
 
-`launcher` submits the driver, from anywhere, by the Jobs API (`api`); `driver` runs on the cluster and keeps
-as many workers as there is work; `losses` knows which of them are gone; `pool` is the one door to the library
-`ray`; `slot` is what runs on a node, and starts `worker`, which is a worker like any other.
+`launcher` submits the driver, from anywhere, through the Jobs API (`api`). `driver` runs on the cluster and
+keeps as many workers as there is work for; `lost_workers` records which of them are gone. `actors` is the
+only module that imports the library `ray`. `actor` runs on a node, where it starts `worker`, which claims
+stages like any other worker.
 """

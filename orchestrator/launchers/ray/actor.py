@@ -1,6 +1,7 @@
-"""What runs on a node as a Ray actor: it starts a worker's process and ends it.
+"""The Ray actor that starts a worker's process on a node, and ends it.
 
-Sent by value, so it may import nothing but the standard library: the node need not have this package.
+Ray sends this module to the node by value. It may import only the standard library, because the node need not
+have this package.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from pathlib import Path
 from typing import IO, Any
 
 TAIL_BYTES = 4096
+"""How much of the end of a worker's output is returned."""
 
-# Ray kills an actor's children with it, but a worker is to save a checkpoint first: so it is a grandchild,
-# kept by a process that tells its pid and its exit code. It adopts what a killed worker leaves behind, and
-# ends that before (as `orchestrator.processes` does, which the node need not have).
+
+# Ray kills an actor together with its children, but a worker must be able to save a checkpoint first. So the
+# worker is no child of the actor: a keeper starts it, which has detached itself with a fork and a new
+# session. The keeper reports the worker's process id and exit code. It also adopts what a killed worker
+# leaves behind, and ends that before it reports the exit code (as `orchestrator.processes` does, which the
+# node need not have).
 _KEEPER = """
 import ctypes, glob, os, subprocess, sys, time
 told = int(sys.argv[1])
@@ -49,7 +54,12 @@ os.write(told, b"%d\\n" % code)
 class Slot:
     """One worker's place on a node.
 
-    The worker sees that this actor is gone by its standard input, which then ends.
+    The worker's standard input is a pipe whose other end only this actor holds. When the actor is gone,
+    however that happened, the input ends, and the worker saves a checkpoint and exits::
+
+        actor (Slot)  --lifeline-->  standard input of the worker
+        keeper        --pid, code->  actor
+        keeper        -- parent of the worker, detached from the actor
     """
 
     def __init__(self) -> None:
@@ -57,19 +67,30 @@ class Slot:
         self._asked = False
 
     def where(self) -> tuple[str, str]:
-        """Returns the node's id and its address."""
+        """Return the id and the address of this node."""
         import ray
 
         return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
 
     def run(self, argv: list[str], environment: dict[str, str], folder: str) -> dict[str, Any]:
-        """Runs the worker to its end: its exit code, None when that is not known, and its last words."""
+        """Run a worker to its end.
+
+        Args:
+            argv: what to run, after the interpreter.
+            environment: variables added to those of the node.
+            folder: the working folder, if the node has it.
+
+        Returns:
+            The exit code, None if it is not known, and the end of the worker's output.
+        """
+        # this actor keeps the writing end, which no child inherits
         lifeline, mine = os.pipe()
         with tempfile.TemporaryFile() as log:
             told = _start(argv, {**os.environ, **environment}, folder, lifeline, log)
             os.close(lifeline)
             try:
                 self._pid = int(told.readline())
+                # a stop can arrive before the worker has a process id
                 if self._asked:
                     self.stop()
                 code = told.readline()
@@ -81,7 +102,7 @@ class Slot:
         return {"code": int(code) if code else None, "said": said}
 
     def stop(self) -> None:
-        """Asks the worker to save a checkpoint and to end."""
+        """Stop the worker: it saves a checkpoint and ends."""
         self._asked = True
         if self._pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -91,9 +112,10 @@ class Slot:
 def _start(
     argv: list[str], environment: dict[str, str], folder: str, lifeline: int, log: IO[bytes]
 ) -> IO[bytes]:
-    """Starts a worker; returns the stream that tells its pid and then its exit code."""
+    """Start a worker through a keeper, and return the stream of its process id and its exit code."""
     read, write = os.pipe()
     command = [sys.executable, "-c", _KEEPER, str(write), sys.executable, *argv]
+    # a node need not have the folder of the launch
     where = folder if Path(folder).is_dir() else tempfile.gettempdir()
     subprocess.run(
         command,

@@ -1,4 +1,4 @@
-"""The one door to `ray`: a driver's connection to its cluster, and its workers there as actors."""
+"""The only module that imports `ray`: a driver's connection to its cluster, and its workers as actors."""
 
 from __future__ import annotations
 
@@ -22,37 +22,42 @@ from orchestrator.launchers.ray import actor as slots
 from orchestrator.launchers.ray import causes
 from orchestrator.launchers.ray.demand import NodeResources, fits
 
+# nodes need not have this package, so the actor's class is sent as code
 cloudpickle.register_pickle_by_value(slots)
 
 CONNECT_S = 5.0
+"""Timeout of a connection to the cluster's address, in seconds."""
+
 MONITOR = ("memory_usage_threshold", "memory_monitor_refresh_ms")
+"""Settings of Ray's memory monitor that workers need, to judge whether it ended their actor."""
+
 DRAIN_S = 2.0
-"""How often to ask which nodes are about to go."""
+"""Poll interval for nodes that are about to go, in seconds."""
 
 
 class Ended(NamedTuple):
-    """A worker that is no more.
+    """A worker that has ended or was lost.
 
     Attributes:
         slot: its number.
-        node: the id of its node, "" when it never had one.
+        node: the id of its node, "" if it never had one.
         address: of the node.
-        code: of the process; None when the actor or its node was lost.
-        said: its last words, or why it was lost.
-        told: whether this driver had asked it to end.
-        cause: what an attempt counts as that it held.
+        code: exit code of the process; None if the actor or its node was lost.
+        cause: what an attempt that it held counts as.
     """
 
     slot: int
     node: str
     address: str
     code: int | None
-    said: str
-    told: bool = False
+    said: str  # the end of its output, or the error by which it was lost
+    told: bool = False  # whether this driver had stopped it
     cause: Cause = Cause.NODE_LOST
 
 
 class _Worker:
+    """A worker of this driver, as an actor that waits for a node or has one."""
+
     def __init__(self, slot: int, actor: Any, run: Any) -> None:
         self.slot, self.actor, self.run = slot, actor, run
         self.where_ref = actor.where.remote()
@@ -69,7 +74,8 @@ class Pool:
     """
 
     def __init__(self, address: str, resources: Resources) -> None:
-        os.environ.setdefault("RAY_TMPDIR", socket_folder())  # else TMPDIR: its sockets need short paths
+        # Ray's sockets need short paths, shorter than TMPDIR may be
+        os.environ.setdefault("RAY_TMPDIR", socket_folder())
         ray.init(
             address=address,
             include_dashboard=False if address == "local" else None,
@@ -91,16 +97,17 @@ class Pool:
         *,
         avoid: Collection[str],
     ) -> None:
-        """Asks Ray for a worker; it waits until there are resources for it.
+        """Request a worker from Ray, which starts it once there are resources for it.
 
         Args:
-            slot: its number, which no other of this driver had.
+            slot: its number, which no other worker of this driver had.
             argv: what it runs, after the interpreter.
-            environment: over that of the node.
+            environment: variables added to those of the node.
             folder: its working folder, if the node has it.
-            avoid: ids of nodes on which none should run, if another is large enough.
+            avoid: ids of nodes that should not run it, if another node is large enough.
         """
         if not any(node not in avoid and fits(self._resources, has) for node, has in self._totals().items()):
+            # a worker on a bad node may work; one that fits nowhere waits for ever
             avoid = ()
         actor = ray.remote(slots.Slot).options(**options(self._resources, avoid)).remote()
         run = actor.run.remote(argv, dict(environment), folder)
@@ -108,20 +115,24 @@ class Pool:
 
     @property
     def pending(self) -> list[int]:
-        """The workers that wait for resources."""
+        """Slots of the workers that wait for resources."""
         return [worker.slot for worker in self._workers.values() if not worker.node]
 
     @property
     def running(self) -> dict[int, str]:
-        """The workers that have a node, each with the node's address."""
+        """Slots of the workers that have a node, each with the node's address."""
         return {worker.slot: worker.address for worker in self._workers.values() if worker.node}
 
     def drop(self, slot: int) -> None:
-        """Ends a worker at once, as it waits or where it is."""
+        """End a worker at once, whether it waits or runs."""
         ray.kill(self._workers.pop(slot).actor)
 
     def stop(self, chosen: Callable[[str], bool] = lambda node: True) -> None:
-        """Asks the workers on some nodes to save a checkpoint and to end; those that wait are dropped."""
+        """Stop the workers on some nodes: they save a checkpoint and end. Those that wait are dropped.
+
+        Args:
+            chosen: whether a node, by its id, is one of them.
+        """
         for worker in list(self._workers.values()):
             if not worker.node:
                 self.drop(worker.slot)
@@ -130,14 +141,14 @@ class Pool:
                 worker.actor.stop.remote()
 
     def wait(self, timeout_s: float) -> Iterator[Ended]:
-        """Waits until something happens; yields the workers that have ended."""
+        """Wait until something happens, and yield the workers that have ended."""
         refs = {worker.run: worker for worker in self._workers.values()}
         refs |= {worker.where_ref: worker for worker in self._workers.values() if not worker.node}
         if not refs:
             time.sleep(timeout_s)
             return
         ready, _ = ray.wait(list(refs), num_returns=1, timeout=timeout_s)
-        if ready:  # and whatever else has happened by now
+        if ready:  # `wait` returned at the first event; collect all others that are ready
             ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
         for ref in ready:
             worker = refs[ref]
@@ -145,16 +156,17 @@ class Pool:
                 try:
                     worker.node, worker.address = ray.get(ref)
                 except RayError:
-                    continue  # its run tells why
+                    continue  # the result of `run` has the reason
             elif worker.slot in self._workers:
                 yield self._ended(worker)
 
     def _ended(self, worker: _Worker) -> Ended:
+        """Forget a worker that has ended, and return how it did."""
         del self._workers[worker.slot]
         try:
             told = ray.get(worker.run, timeout=10)
         except (RayError, GetTimeoutError) as error:
-            ray.kill(worker.actor)  # it may only be out of reach
+            ray.kill(worker.actor)  # the actor may live and only be out of reach
             why = " ".join(str(error).split())
             return Ended(
                 worker.slot,
@@ -170,7 +182,7 @@ class Pool:
         )
 
     def leave_draining(self) -> list[str]:
-        """Stops the workers on nodes that are about to go; returns the addresses of such that had any."""
+        """Stop the workers on nodes that are about to go, and return the addresses of these nodes."""
         now_s = time.monotonic()
         if now_s - self._drained_s < DRAIN_S:
             return []
@@ -183,32 +195,32 @@ class Pool:
         return leaving
 
     def _totals(self) -> dict[str, dict[str, float]]:
-        """What each node that lives has, by its id."""
+        """Return what each live node has, by its id."""
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
     def monitor(self) -> dict[str, str]:
-        """Returns what the cluster's configuration says of the nodes' memory monitor, as variables of Ray's.
+        """Return the cluster's settings of the memory monitor, as Ray's variables for workers.
 
-        Nodes know it too, but do not hand it on; Ray has no public name for it.
+        Nodes have these settings too, but do not pass them on to workers. Ray has no public name for them.
         """
         try:
             config = ray._private.state.state.get_system_config()
-        except Exception:  # noqa: BLE001 - a private call: without an answer the variables of the nodes count
+        except Exception:  # noqa: BLE001 - private API: if it fails, workers use the variables of their nodes
             return {}
         return {f"RAY_{name}": str(config[name]) for name in MONITOR if name in config}
 
     def lives(self, node: str) -> bool:
-        """Whether a node does."""
+        """Return whether a node is alive."""
         return node in self._totals()
 
     def nodes(self) -> dict[str, NodeResources]:
-        """Returns the nodes that live, by a name for people; {} if Ray does not tell.
+        """Return the live nodes, by a readable name; {} if Ray does not return them.
 
-        Ray has a public name for what the whole cluster has free, and none for that of a node.
+        Ray has a public name for the free resources of the whole cluster, but none for those of a node.
         """
         try:
             free = ray._private.state.available_resources_per_node()
-        except Exception:  # noqa: BLE001 - a private call, and for a message only
+        except Exception:  # noqa: BLE001 - private API, used for a message only
             return {}
         return {
             f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": NodeResources(
@@ -219,17 +231,21 @@ class Pool:
         }
 
     def close(self) -> None:
-        """Leaves the cluster; what still runs of this driver's is ended by Ray."""
+        """Leave the cluster. Ray ends the actors of this driver that still run."""
         ray.shutdown()
 
 
 def options(resources: Resources, avoid: Collection[str]) -> dict[str, Any]:
-    """Returns the options of an actor; Ray never starts one again: the store decides what is run."""
+    """Return the options of an actor.
+
+    Ray never restarts one: only the records in the store decide what runs next.
+    """
     found: dict[str, Any] = {
         "num_cpus": resources.cpus,
         "num_gpus": resources.gpus_per_node,
         "max_restarts": 0,
         "max_task_retries": 0,
+        # so that `where` and `stop` are answered while `run` is in progress
         "max_concurrency": 3,
     }
     if resources.memory_gib is not None:
@@ -244,29 +260,31 @@ def options(resources: Resources, avoid: Collection[str]) -> dict[str, Any]:
 
 
 def dashboard_here() -> str:
-    """Returns the address of the dashboard of the cluster that this machine is a node of.
+    """Return the address of the dashboard of the cluster that this machine belongs to.
 
     Raises:
-        Exception: whatever Ray's services do where there is none.
+        Exception: whatever Ray's services raise if there is none.
     """
     address = services.canonicalize_bootstrap_address_or_die("auto")
     host, _, port = address.rpartition(":")
-    socket.create_connection((host, int(port)), timeout=CONNECT_S).close()  # else Ray tries for 40 s
+    # fail early: Ray itself would try for 40 s
+    socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     return str(ray_address_to_api_server_url(address))
 
 
 def draining() -> frozenset[str]:
-    """Returns the ids of the nodes that are about to go; none if unknown.
+    """Return the ids of the nodes that are about to go; none if Ray does not return them.
 
-    Ray has no public name for it; its own Train and Serve ask in the same way.
+    Ray has no public name for this; its own Train and Serve use the same call.
     """
     try:
         told = ray._private.worker.global_worker.gcs_client.get_draining_nodes()
-    except Exception:  # noqa: BLE001 - a private call: without an answer nodes go without notice
+    except Exception:  # noqa: BLE001 - private API: if it fails, nodes go without notice
         return frozenset()
     return frozenset(node if isinstance(node, str) else node.hex() for node in told)
 
 
 def _cause(error: Exception, going: Collection[str], node: str) -> Cause:
+    """Return what the loss of an actor counts as."""
     types = tuple(base.__name__ for base in type(error).__mro__)
     return causes.of_error(types, str(error), drained=node in going or getattr(error, "preempted", False))

@@ -1,6 +1,7 @@
-"""The Jobs API of a Ray cluster, over HTTP: never Ray Client, and without importing `ray`.
+"""The Jobs API of a Ray cluster, over HTTP: never through Ray Client, and without importing `ray`.
 
-Source: docs.ray.io, "Ray Jobs REST API", and the state API of the dashboard, both of Ray 2.60.
+A laptop that submits needs neither Ray nor the cluster's version of it. Source: docs.ray.io, "Ray Jobs REST
+API", and the state API of the dashboard, both of Ray 2.60.
 """
 
 from __future__ import annotations
@@ -26,27 +27,29 @@ from orchestrator.errors import InfrastructureError, UserError
 
 TIMEOUT_S = 15.0
 MAX_BYTES = 64 * 2**20
-"""Of an answer: the nodes of a large cluster take some 20 MB."""
+"""Largest answer that is read. The nodes of a large cluster take some 20 MB."""
 
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "RAY_TLS_CA_CERT")
-"""Variables that name certificates to trust, a file or a folder, as Ray's own client reads them. The first
-counts, beside SSL_CERT_FILE and SSL_CERT_DIR."""
+"""Variables that name trusted certificates, a file or a folder, as in Ray's own client. The first one that is
+set counts, beside SSL_CERT_FILE and SSL_CERT_DIR."""
 
 LOGIN = (
     "RAY_AUTH_TOKEN, or ~/.ray/auth_token as on the cluster; RAY_JOB_HEADERS='{...}' for a proxy before it"
 )
+"""Where users can put credentials; part of error messages."""
+
 T = TypeVar("T")
 
 
 class Reply(NamedTuple):
-    """What the server said; `data` is the parsed JSON, or else its text."""
+    """The server's answer; `data` is the parsed JSON, or else the text."""
 
     status: int
     data: Any
 
 
 class JobDetails(msgspec.Struct, frozen=True):
-    """What is read of a job (`JobDetails` in Ray's schema); times are in ms since 1970."""
+    """The fields that are read of a job (`JobDetails` in Ray's schema); times are in ms since 1970."""
 
     submission_id: str | None = None
     status: str | None = None
@@ -58,7 +61,7 @@ class JobDetails(msgspec.Struct, frozen=True):
 
 
 class Stopped(msgspec.Struct, frozen=True):
-    """The answer to a stop: whether the job was still to be stopped."""
+    """The answer to a stop: whether the job still had to be stopped."""
 
     stopped: bool
 
@@ -89,31 +92,31 @@ class _Nodes(msgspec.Struct, frozen=True):
 
 
 class Unreached(Exception):
-    """No connection was made: the server knows of nothing."""
+    """No connection was made, so the server cannot have received the request."""
 
 
 class Unanswered(Exception):
-    """A request may have arrived, and there was no answer."""
+    """The server may have received the request, but did not answer it."""
 
 
 class Redirected(UserError):
-    """The server wants to be asked at another address; nothing was done."""
+    """The server redirects to another address; the request had no effect."""
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: urllib would make a GET of a POST, and give our token to another server."""
+    """Follows no redirect: urllib would turn a POST into a GET, and send our token elsewhere."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Return no request, so that the answer is the redirect itself."""
+        """Return no request, so that the redirect itself is the answer."""
 
 
 class Api:
     """A cluster's dashboard.
 
     Args:
-        address: ``http://HOST:8265``, perhaps with a path, as behind a proxy; RAY_API_SERVER_ADDRESS outranks
-            it, as where the same cluster is reached in another way.
-        timeout_s: for a whole answer.
+        address: ``http://HOST:8265``, perhaps with a path, as behind a proxy. RAY_API_SERVER_ADDRESS takes
+            precedence, for a cluster that is reached in another way from here.
+        timeout_s: for a complete answer.
 
     Raises:
         UserError: the address, RAY_JOB_HEADERS or a file of certificates cannot be used.
@@ -123,6 +126,7 @@ class Api:
         self.address = checked_address(os.environ.get("RAY_API_SERVER_ADDRESS") or address)
         self._timeout_s = timeout_s
         self._headers = {"Content-Type": "application/json", "Accept": "application/json", **job_headers()}
+        # a header that the user sets takes precedence over the token
         if "authorization" not in map(str.lower, self._headers) and (token := auth_token()):
             self._headers["Authorization"] = f"Bearer {token}"
         handlers: list[urllib.request.BaseHandler] = [_Stay()]
@@ -133,14 +137,17 @@ class Api:
     def send(self, method: str, path: str, body: Any = None) -> Reply:
         """Send one request.
 
+        The errors separate what the caller must know: whether the request may have had an effect. After
+        `Unreached` it is safe to repeat a submission; after `Unanswered` the job may exist.
+
         Raises:
             Unreached: there is nothing at the address.
-            Unanswered: the connection broke, or there was no whole answer in time.
-            Redirected: it is to be asked elsewhere.
+            Unanswered: the connection broke, or there was no complete answer in time.
+            Redirected: the server redirects to another address.
         """
         try:
             reply, location = self._sent(method, path, body)
-        except ValueError as error:  # of an address or a token that no request can have
+        except ValueError as error:  # the address or the token is not valid in a request
             raise Unreached(f"{self.address}: {error}") from error
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
@@ -156,20 +163,23 @@ class Api:
         return reply
 
     def _sent(self, method: str, path: str, body: Any) -> tuple[Reply, str]:
+        """Send a request, and return the answer and the target of a redirect."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, self._headers, method=method)
         deadline_s = time.monotonic() + self._timeout_s
         try:
             answer = self._opener.open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
-            answer = error
+            answer = error  # 4xx and 5xx are answers, too
         with answer:
             data, headers = _read(answer, deadline_s), answer.headers
             if headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip"):
+                # some proxies compress answers that were not requested so; the limit is on the unpacked data
                 data = _bounded(gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1))
             return Reply(answer.status or 0, _parsed(data)), headers.get("Location", "")
 
     def _redirected(self, path: str, status: int, location: str) -> Redirected:
+        """Return the error for a redirect, with the address to use instead."""
         asked = self.address + path
         target = urllib.parse.urljoin(asked, location)
         plain = target.partition("?")[0].rstrip("/")
@@ -184,11 +194,11 @@ class Api:
         )
 
     def get(self, path: str, kind: type[T]) -> T:
-        """Ask for something that must be there, and of that kind.
+        """Return something that must exist, converted to its type.
 
         Raises:
-            InfrastructureError: it does not answer, not with success, or with something else.
-            Redirected: it is to be asked elsewhere.
+            InfrastructureError: the server does not answer, or not with success, or with something else.
+            Redirected: the server redirects to another address.
         """
         return self.expected(self._asked(path), path, kind)
 
@@ -199,10 +209,10 @@ class Api:
             raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
 
     def expected(self, reply: Reply, path: str, kind: type[T]) -> T:
-        """Return what an answer of success holds.
+        """Return the content of a successful answer, converted to its type.
 
         Raises:
-            InfrastructureError: it is none, or holds something else, as the page of a login does.
+            InfrastructureError: it is no success, or something else, such as a login page.
         """
         said = f"{reply.status} {' '.join(str(reply.data).split())[:200]}"
         if reply.status == 200:
@@ -210,12 +220,13 @@ class Api:
                 return msgspec.convert(reply.data, kind)
             except msgspec.ValidationError as error:
                 said = f"{error}: {said}"
+        # a proxy may answer with the page of a login, and with success
         is_login = reply.status in (401, 403) or (reply.status == 200 and isinstance(reply.data, str))
         fix = LOGIN if is_login else ""
         raise InfrastructureError(f"{self.address}{path} is no Ray dashboard for us: {said}", fix=fix)
 
     def version(self) -> str:
-        """Ask for the cluster's Ray.
+        """Return the version of the cluster's Ray.
 
         Raises:
             InfrastructureError: the cluster does not answer.
@@ -223,15 +234,16 @@ class Api:
         return self.get("/api/version", _Version).ray_version
 
     def job(self, name: str) -> JobDetails | None:
-        """Ask for one job; None when the cluster says that it knows none of the name.
+        """Return one job; None if the cluster has none of that name.
 
-        A list of all jobs would hold those of months: 130 kB each, as Ray keeps the environment with it.
+        A list of all jobs would contain those of months, each with its environment: 130 kB a job.
 
         Raises:
-            InfrastructureError: the cluster does not answer, or somebody else in its place.
+            InfrastructureError: the cluster does not answer, or another server does.
         """
         path = f"/api/jobs/{urllib.parse.quote(name, safe='')}"
         reply = self._asked(path)
+        # only Ray's own sentence counts: a proxy may answer 404 as well
         if reply.status == 404 and reply.data == f"Job {name} does not exist":
             return None
         job = self.expected(reply, path, JobDetails)
@@ -242,15 +254,15 @@ class Api:
         return job
 
     def submit(self, request: dict[str, Any]) -> Reply:
-        """Submit a job; whether it was taken is for `is_taken` to say.
+        """Submit a job; `is_taken` interprets the answer.
 
         Raises:
-            Unreached, Unanswered, Redirected: as of `send`.
+            Unreached, Unanswered, Redirected: as in `send`.
         """
         return self.send("POST", "/api/jobs/", request)
 
     def log(self, name: str) -> str:
-        """Ask for what a job has printed.
+        """Return what a job has printed.
 
         Raises:
             InfrastructureError: the cluster does not answer.
@@ -258,7 +270,7 @@ class Api:
         return self.get(f"/api/jobs/{name}/logs", _Logs).logs or ""
 
     def nodes(self) -> list[dict[str, float]]:
-        """Ask what the nodes that live have, in Ray's names and units.
+        """Return what each live node has, in Ray's names and units.
 
         Raises:
             InfrastructureError: the cluster does not answer.
@@ -269,7 +281,10 @@ class Api:
 
 
 def is_taken(reply: Reply, name: str) -> bool:
-    """Tell whether the answer to a submission says that there is a job of this name now, or was before."""
+    """Return whether the answer to a submission shows that a job of this name exists, from now or before.
+
+    Names are unique, so "already exists" means that an earlier try got through although its reply was lost.
+    """
     if reply.status == 200:
         return isinstance(reply.data, dict) and name in (
             reply.data.get("submission_id"),
@@ -279,10 +294,10 @@ def is_taken(reply: Reply, name: str) -> bool:
 
 
 def checked_address(address: str) -> str:
-    """Return the address of a dashboard without a slash at its end.
+    """Return the address of a dashboard, without a slash at its end.
 
     Raises:
-        UserError: it is no HTTP address, or holds a password, which would be kept with each job.
+        UserError: it is no HTTP address, or contains a password, which would be stored with each job.
     """
     parts = urllib.parse.urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -301,7 +316,7 @@ def checked_address(address: str) -> str:
 
 
 def job_headers() -> dict[str, str]:
-    """Return the headers of RAY_JOB_HEADERS, as Ray's own client reads it: a JSON object.
+    """Return the headers in RAY_JOB_HEADERS, a JSON object, as Ray's own client reads it.
 
     Raises:
         UserError: it is something else; its value is not shown.
@@ -318,7 +333,7 @@ def job_headers() -> dict[str, str]:
 
 
 def auth_token() -> str:
-    """Return the token where Ray looks for it (docs.ray.io, "Ray token authentication"), "" for none."""
+    """Return the token from where Ray reads it (docs.ray.io, "Ray token authentication"), "" for none."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -329,6 +344,7 @@ def auth_token() -> str:
 
 
 def _certificates() -> ssl.SSLContext:
+    """Return a context that trusts the system's certificates, and those that a variable names."""
     context = ssl.create_default_context()
     for variable in CERTIFICATES:
         if place := os.environ.get(variable):
@@ -342,12 +358,13 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _read(answer: Any, deadline_s: float) -> bytes:
-    """Read a whole answer, within the time and the size that one may have.
+    """Read a complete answer, within the limits on time and size.
 
     Raises:
-        OSError, IncompleteRead: it has more, or less than it announced.
+        OSError, IncompleteRead: it is longer than that, or shorter than announced.
     """
     parts, size = [], 0
+    # in parts, because the socket's timeout restarts with every byte that arrives
     while part := answer.read1(2**16):
         parts.append(part)
         size += len(part)
@@ -361,12 +378,14 @@ def _read(answer: Any, deadline_s: float) -> bytes:
 
 
 def _bounded(data: bytes) -> bytes:
+    """Return data that is no larger than the limit."""
     if len(data) > MAX_BYTES:
         raise OSError(f"its answer has more than {MAX_BYTES // 2**20} MiB")
     return data
 
 
 def _parsed(data: bytes) -> Any:
+    """Return the parsed JSON, or else the text."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

@@ -1,8 +1,11 @@
-"""How a node comes to the code of a launch: what the driver and the workers are started with.
+"""How a node gets the code of a launch: the commands that start the driver and the workers.
 
-In a folder that all nodes mount the snapshot is imported where it lies. From a bucket it is fetched first, by
-a few lines that need no more of the node than Python and `obstore`; what they fetched then makes the node's
-copy whole (``python -m orchestrator.launchers.ray.boot STORE DIGEST MODULE ...``), and runs from that.
+In a folder that all nodes mount, the snapshot is imported where it lies. From a bucket it takes two steps,
+because a node need not have this package:
+
+1. A few lines, passed on the command line, fetch the package. They need only Python and `obstore`.
+2. The fetched package completes the node's copy of the snapshot, and runs the module from that copy: ``python
+   -m orchestrator.launchers.ray.boot STORE DIGEST MODULE ...``.
 """
 
 from __future__ import annotations
@@ -41,17 +44,25 @@ if not place.is_dir():
 os.environ["PYTHONPATH"] = str(place / "{layout.CODE_PACKAGE}")
 os.execv(sys.executable, [sys.executable, "-P", "-m", "orchestrator.launchers.ray.boot", *sys.argv[1:]])
 """
+"""The first step. A node's processes may run it at the same time: the folder appears by one atomic rename."""
 
 
 class StartCommand(NamedTuple):
-    """A command but for its interpreter, and the environment that it needs."""
+    """A command without its interpreter, and the environment that it needs."""
 
     argv: tuple[str, ...]
     environment: dict[str, str]
 
 
 def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> StartCommand:
-    """Returns what runs a module of the snapshot with this digest, on any node that reaches the store."""
+    """Return the command that runs a module of a snapshot, on any node that reaches the store.
+
+    Args:
+        objects: the store.
+        digest: of the snapshot.
+        module: what to run.
+        args: its arguments.
+    """
     if not objects.in_place:
         return StartCommand(("-c", _FETCH, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
     package = snapshots.package_path(objects, digest)
@@ -59,14 +70,15 @@ def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> Star
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Makes the node's copy of a snapshot whole and runs a module of it, in this process's place.
+    """Complete the node's copy of a snapshot, and replace this process by a module of it.
 
     Returns:
-        An exit code, only when that cannot be done.
+        An exit code, only if that fails.
     """
     url, digest, module, *args = sys.argv[1:] if argv is None else argv
     try:
         objects = open_ledger(url).objects
+        # verifies the node's copy, and repairs it from the archive
         if problem := snapshots.damage(objects, digest):
             raise InfrastructureError(f"the code in the store is damaged: {problem}", where=url)
         os.environ["PYTHONPATH"] = str(snapshots.package_path(objects, digest))
@@ -76,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: the store does not answer: {error}", file=sys.stderr)
         return InfrastructureError.exit_code
+    # -P: otherwise a file in the working folder could take the place of a module
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *args])
 
 

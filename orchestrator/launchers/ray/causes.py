@@ -1,7 +1,7 @@
-"""What Ray's errors mean, by their type and by the sentences of Ray 2.40 to 2.60 that name them. Pure.
+"""What Ray's errors count as, by their type and by the sentences of Ray 2.40 to 2.60. Pure.
 
-A cause is never taken from a word that another cause's message may hold: that of a dead node lists "out of
-memory" among what may have happened, and that of the memory monitor names the node.
+Single words prove nothing, so whole sentences are matched. For example, the message of a dead node lists "out
+of memory" among what may have happened, and the message of the memory monitor names the node.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ from orchestrator.core.failure import Cause
 _MEMORY = re.compile(
     r"(?:(?P<number>\d+) worker\(s\) were|Task was) killed due to the node running low on memory"
 )
+"""The memory monitor ended one or more workers."""
+
 _PREEMPTED = re.compile(
     r"the actor's node was preempted:|\bDRAIN_NODE_REASON_PREEMPTION\b|forcibly preempted"
 )
+"""A node was taken away on purpose."""
+
 _NODE = re.compile(
     r"The actor died because its node has died|the actor's node was terminated"
     r"|^Job supervisor actor died|^(?:The )?[Nn]ode \S+ (?:has )?died"
 )
+"""A node died."""
+
 _BY_TYPE = {
     "ObjectStoreFullError": Cause.STORAGE,
     "OutOfDiskError": Cause.STORAGE,
@@ -28,18 +34,19 @@ _BY_TYPE = {
     "RayActorError": Cause.NODE_LOST,
     "NodeDiedError": Cause.NODE_LOST,
 }
+"""What an error counts as by its class, if its message decides nothing."""
 
 
 def of_error(types: tuple[str, ...], message: str, *, drained: bool = False) -> Cause:
     """Return what the loss of an actor counts as.
 
     Args:
-        types: the names of the error's class and its bases, nearest first.
+        types: names of the error's class and its bases, nearest first.
         message: of the error.
         drained: whether its node was about to go.
     """
     if found := _MEMORY.search(message):
-        # of several at once at most one is at fault: the monitor ends as many as it takes
+        # the monitor ends as many workers as it takes; of several, at most one is at fault
         return Cause.OOM_HOST if found["number"] in (None, "1") else Cause.PREEMPTED
     if drained or _PREEMPTED.search(message):
         return Cause.PREEMPTED
@@ -47,14 +54,14 @@ def of_error(types: tuple[str, ...], message: str, *, drained: bool = False) -> 
 
 
 def of_job(message: str, error_type: str) -> Cause:
-    """Return what the end of a job counts as that has no exit code: its supervisor was lost, or never was.
+    """Return what the end of a job without an exit code counts as: its supervisor was lost, or never started.
 
     Args:
-        message: the job's, of the Jobs API.
-        error_type: a name of Ray's `JobErrorType`; "" where the server has none.
+        message: of the job, from the Jobs API.
+        error_type: a name of Ray's `JobErrorType`; "" if the server has none.
     """
     if _MEMORY.search(message) or _PREEMPTED.search(message):
-        return Cause.PREEMPTED  # a driver needs little memory: another is at fault
+        return Cause.PREEMPTED  # a driver needs little memory, so another process is at fault
     if error_type == "JOB_SUPERVISOR_ACTOR_DIED" or _NODE.search(message):
         return Cause.NODE_LOST
     return Cause.UNKNOWN

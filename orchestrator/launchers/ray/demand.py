@@ -1,4 +1,4 @@
-"""What a driver says of its workers, for people. Pure."""
+"""How many workers a driver has and what they wait for, as text for users. Pure."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class NodeResources(NamedTuple):
 
 
 def demand(num_running: int, num_pending: int) -> str:
-    """Returns ``3 workers run, 2 wait``."""
+    """Return text such as ``3 workers run, 2 wait``."""
     runs = f"{num_running} worker{'' if num_running == 1 else 's'} {'runs' if num_running == 1 else 'run'}"
     return f"{runs}, {num_pending} wait{'s' if num_pending == 1 else ''}" if num_pending else runs
 
 
 def amounts(resources: Resources) -> dict[str, float]:
-    """Returns what a worker asks for, in Ray's names and units."""
+    """Return what a worker requests, in Ray's names and units."""
     asked: dict[str, float] = {"GPU": resources.gpus_per_node, "CPU": resources.cpus}
     if resources.memory_gib is not None:
         asked["memory"] = resources.memory_gib * GIB
     if resources.accelerator:
-        asked[f"accelerator_type:{resources.accelerator}"] = 0.001
+        asked[f"accelerator_type:{resources.accelerator}"] = 0.001  # as Ray itself requests it
     asked |= dict(resources.custom)
     return {name: amount for name, amount in asked.items() if amount}
 
 
 def described(amounts: Mapping[str, float]) -> str:
-    """Returns ``4 GPU, 16 CPU, 64 GiB``."""
+    """Return text such as ``4 GPU, 16 CPU, 64 GiB``."""
     parts = []
     for name, amount in amounts.items():
         if name == "memory":
@@ -48,11 +48,12 @@ def described(amounts: Mapping[str, float]) -> str:
 
 
 def waits_for(resources: Resources, nodes: Mapping[str, NodeResources]) -> str:
-    """Says what workers wait for: what is asked, what the largest free node has, and if none could ever do.
+    """Return what workers wait for: their request, the largest free node, and whether any node could ever
+    fit.
 
     Args:
         resources: of one worker.
-        nodes: the nodes that live, by a name for people.
+        nodes: the live nodes, by a readable name.
     """
     asked = amounts(resources)
     text = f" for {described(asked)}"
@@ -61,16 +62,20 @@ def waits_for(resources: Resources, nodes: Mapping[str, NodeResources]) -> str:
     name, best = max(nodes.items(), key=lambda item: _shares(asked, item[1].free))
     told = described({key: round(best.free.get(key, 0.0), 4) for key in asked})
     text += f"; the largest free node is {name} with {told}"
+    # waiting is in vain then, unless an autoscaler adds larger nodes
     if not any(fits(resources, node.total) for node in nodes.values()):
         text += "; no node is large enough, busy or not"
     return text
 
 
 def fits(resources: Resources, has: Mapping[str, float]) -> bool:
-    """Whether a worker could run on a node that has so much, were it free."""
+    """Return whether a worker would fit on a node, if all of that node were free."""
     return all(has.get(key, 0.0) >= amount for key, amount in amounts(resources).items())
 
 
 def _shares(asked: Mapping[str, float], has: Mapping[str, float]) -> list[float]:
-    """How much a node has of each resource that is asked for, the one that it has least of first."""
+    """Return what a node has of each requested resource, as a sorted list of shares.
+
+    The scarcest resource comes first, so that comparing two lists compares the nodes by their bottleneck.
+    """
     return sorted(min(1.0, has.get(key, 0.0) / amount) for key, amount in asked.items())

@@ -1,8 +1,7 @@
 """The driver, a job of the cluster: ``... ray.driver STORE SWEEP SUBMISSION NAME``.
 
-It starts as many workers as there are stages to claim, a few waiting at a time, and takes note of those that
-are lost, so that nobody waits for them. Workers find their stages in the store: it hands out none, and when
-it is killed nothing but its place is lost.
+It starts as many workers as there are stages to claim, a few waiting at a time. It records which workers are
+lost, so that no other worker waits for their leases. It hands out no stages: workers find them in the store.
 """
 
 from __future__ import annotations
@@ -44,20 +43,23 @@ from orchestrator.store.ledger import Ledger, open_ledger
 
 WORKER = "orchestrator.launchers.ray.worker"
 POLL_S, SCAN_S, SCAN_SHARE, TELL_S = 0.5, 2.0, 20, 2.0
+"""Intervals of polls of Ray, scans of the store (at most 1/SCAN_SHARE of the time) and status records."""
+
 MAX_PAUSE_S, MARGIN_S = 60.0, 30.0
-"""Between starts after bad ends, and over `policy.grace_s` for a worker that was asked to end."""
+"""Longest pause after failures, and time beyond `policy.grace_s` in which stopped workers must end."""
 
 MAX_FRUITLESS = 4
-"""Workers in a row that may end badly and without a claim, before a driver of which none works gives up."""
+"""Workers in a row that may fail without a claim, before the driver gives up if none of its workers works."""
 
 MAX_BAD = 2
-"""Such workers on one node, more than good ones, after which none is started there."""
+"""Such failures on one node, if they outnumber its good ends, after which workers avoid it."""
 
 _WELL = frozenset({0, RELEASED, NO_MEMORY})
+"""Exit codes of workers that ended as they should."""
 
 
 class Work(NamedTuple):
-    """What there is to do: stages to claim, whether more may follow, and which slots have one."""
+    """What there is to do: the stages to claim, whether more may follow, and the slots that hold one."""
 
     num_claimable: int
     waiting: bool
@@ -71,7 +73,7 @@ class RayDriver:
         ledger: the store.
         sweep: its name.
         submission: whose cells are to be worked on.
-        restart: how often the driver was started before.
+        restart: how often the driver was restarted.
         log: a file for its own lines.
     """
 
@@ -102,7 +104,7 @@ class RayDriver:
         self._pool: Pool
         self._slots, self._fruitless, self._given_up = 0, 0, ""
         self._claimed: set[int] = set()
-        self._unaware: set[int] = set()  # of the last losses: they began before
+        self._unaware: set[int] = set()  # began before the last losses
         self._not_before_s, self._start_s = 0.0, time.monotonic()
         self._good: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
@@ -111,7 +113,7 @@ class RayDriver:
         self._stopping, self._parent, self._end_s = False, os.getppid(), 0.0
 
     def run(self) -> int:
-        """Drives until nothing is left to do; returns the exit code."""
+        """Drive workers until nothing is left to do, and return the exit code."""
         number = self._submission.number
         if (over := self._submissions.is_closed(number, 0)) is not None:
             self._say(f"this submission was given up ({over.word} {over.detail}): it starts nothing")
@@ -119,7 +121,7 @@ class RayDriver:
         signal.signal(signal.SIGTERM, self._stop)
         try:
             self._pool = Pool(LOCAL if self._settings.address == LOCAL else AUTO, self._submission.resources)
-        except (OSError, RuntimeError, ValueError) as error:  # as Ray raises where there is no cluster
+        except (OSError, RuntimeError, ValueError) as error:  # what Ray raises if there is no cluster
             raise InfrastructureError(
                 f"Ray cannot be reached: {' '.join(str(error).split())[:300]}"
             ) from error
@@ -127,7 +129,7 @@ class RayDriver:
             code = self._drive()
         finally:
             self._pool.close()
-        if self._stopping:  # the cluster's own word tells by whom
+        if self._stopping:  # no report: the cluster records who stopped it
             return RELEASED
         self._report(code)
         return code
@@ -139,10 +141,10 @@ class RayDriver:
         scan_s = answered_s = time.monotonic()
         happened: list[Ended] = []
         troubled = False
-        self._tell(force=True)  # which start this is, before it has workers
+        self._tell(force=True)  # the store has to show this start before its workers
         while True:
             happened += self._pool.wait(POLL_S)
-            if os.getppid() != self._parent:  # the job counts as over, so another may be submitted
+            if os.getppid() != self._parent:  # Ray calls the job over, so another may run
                 self._stopping = True
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
@@ -152,6 +154,7 @@ class RayDriver:
                     return REFUSED
                 continue
             now_s = time.monotonic()
+            # scan early if a worker has ended, but not while the store fails
             if now_s < scan_s and (troubled or not happened):
                 continue
             try:
@@ -159,15 +162,16 @@ class RayDriver:
                     self._say("nothing is left to do")
                     return 0
                 answered_s, troubled = time.monotonic(), False
-            except (OSError, InfrastructureError) as error:  # its workers wait for the store too
+            except (OSError, InfrastructureError) as error:  # workers wait for the store as well
                 if now_s - answered_s > OUTAGE_S:
                     raise
                 troubled = True
                 self._say(f"the store does not answer: {error}")
+            # a slow store is scanned less often
             scan_s = now_s + max(SCAN_S, SCAN_SHARE * (time.monotonic() - now_s))
 
     def _is_empty(self) -> bool:
-        """Asks all workers to end, those that do not in time at once; returns whether none is left."""
+        """Stop all workers, drop those that take too long, and return whether none is left."""
         self._pool.stop()
         now_s = time.monotonic()
         self._end_s = self._end_s or now_s + self._engine.policy.grace_s + MARGIN_S
@@ -176,10 +180,10 @@ class RayDriver:
         return not self._pool.running
 
     def _round(self, happened: list[Ended]) -> bool:
-        """Looks what there is to do, and sees to it; returns whether nothing is left.
+        """Scan the store, and adjust the workers to it; return whether nothing is left to do.
 
         Args:
-            happened: workers that have ended; they are taken out when they were seen to.
+            happened: workers that have ended; each is removed once it is handled.
 
         Raises:
             OSError, InfrastructureError: the store did not answer.
@@ -193,13 +197,11 @@ class RayDriver:
             self._take(happened.pop(0), work.busy)
         self._losses.settle(work.busy, self._pool.lives)
         if len(self._losses.known) > num_lost:
-            self._tell(force=True)  # before a successor starts, which reads it
+            self._tell(force=True)  # before the start of successors, which read it
             self._unaware = set(self._pool.running)
             work = self._look()
         self._adjust(work)
         return not work.waiting and not self._pool.running and not self._pool.pending
-
-    # What there is to do
 
     def _look(self) -> Work:
         sweep = self._revision.sweep
@@ -230,8 +232,9 @@ class RayDriver:
         return Work(claimable, waiting, frozenset(busy))
 
     def _adjust(self, work: Work) -> None:
-        """Starts workers that there is work for, and drops such as wait for resources without need."""
+        """Start workers that there is work for, and drop superfluous ones that wait for resources."""
         num_running, pending = len(self._pool.running), self._pool.pending
+        # a worker without a stage takes one; but those from before the last losses may wait for a lease
         needed = work.num_claimable - len(self._pool.running.keys() - work.busy - self._unaware)
         for slot in sorted(pending)[max(0, needed) :]:
             self._pool.drop(slot)
@@ -264,15 +267,13 @@ class RayDriver:
             avoid=avoid,
         )
 
-    # What happens
-
     def _take(self, ended: Ended, busy: Collection[int]) -> None:
-        """Takes note of a worker that has ended; `busy` are the slots whose attempts have no end."""
+        """Record how a worker ended; `busy` are the slots whose attempts have no end."""
         said, num_claims = _last_words(ended)
         if num_claims:
             self._claimed.add(ended.slot)
         claimed, name = ended.slot in self._claimed, f"worker {ended.slot} on {ended.address or 'no node'}"
-        if ended.code in _WELL or (ended.told and not claimed):  # or asked to end before it could heed it
+        if ended.code in _WELL or (ended.told and not claimed):  # stopped before it could work
             self._fruitless, self._good[ended.node] = 0, self._good[ended.node] + 1
             return
         if ended.code is None:
@@ -286,6 +287,7 @@ class RayDriver:
         if claimed:
             self._fruitless = 0
             self._say(why)
+        # the end of a node is no failure of its workers
         elif not ended.node or self._pool.lives(ended.node):
             self._bad[ended.node] += 1
             self._count_fruitless(why, gives_up=not busy)
@@ -293,19 +295,19 @@ class RayDriver:
     def _count_fruitless(self, why: str, *, gives_up: bool) -> None:
         self._say(why)
         self._fruitless += 1
+        # exponential backoff: a broken environment fails every worker at once
         self._not_before_s = time.monotonic() + min(MAX_PAUSE_S, 2.0**self._fruitless)
-        if self._fruitless >= MAX_FRUITLESS and gives_up:  # those that work are left to it
+        if self._fruitless >= MAX_FRUITLESS and gives_up:  # workers that work are not given up
             self._given_up = f"{self._fruitless} workers in a row claimed nothing; the last: {why}"
 
-    # Telling
-
     def _tell(self, *, force: bool = False) -> None:
-        """Leaves in the store what is seen now, when it changes and from time to time."""
+        """Write the status record when it has changed, and otherwise every `BEAT_S` seconds."""
         now_s = time.monotonic()
         if not force and now_s - self._told_s < TELL_S:
             return
         pending = len(self._pool.pending)
         text = demand(len(self._pool.running), pending)
+        # only then, because the list of nodes is a costly query
         if pending:
             text += waits_for(self._submission.resources, self._pool.nodes())
         if not force and text == self._told and now_s - self._told_s < BEAT_S:
@@ -325,7 +327,7 @@ class RayDriver:
             self._say(f"the store does not take what is seen: {error}")
 
     def _show_log(self) -> None:
-        """Lets others see the log, where they do not as it grows."""
+        """Upload the log to a bucket, where others cannot see it as it grows."""
         if not self._ledger.objects.in_place:
             name = self._revision.sweep.name
             self._ledger.objects.upload(layout.job_logs(name, self._submission.number))
@@ -351,7 +353,7 @@ class RayDriver:
 
 
 def _last_words(ended: Ended) -> tuple[str, int]:
-    """Returns what a worker said last, or else its log's end, and how many stages it claimed."""
+    """Return a worker's last message and the number of its claims; without JSON, its last line and 0."""
     lines = ended.said.strip().splitlines() or [""]
     with contextlib.suppress(ValueError, TypeError, KeyError):
         told = json.loads(lines[-1])
@@ -360,7 +362,7 @@ def _last_words(ended: Ended) -> tuple[str, int]:
 
 
 def log_line(line: str, log: Path | None = None) -> None:
-    """Writes to the job's log, which the cluster keeps, and to the one in the store."""
+    """Write a line to the job's log, which the cluster keeps, and to the log in the store."""
     line = f"{provenance.now()} driver: {provenance.without_secrets(line)}\n"
     with contextlib.suppress(OSError):
         sys.stdout.write(line)
@@ -371,7 +373,7 @@ def log_line(line: str, log: Path | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the driver of a submission; returns its exit code."""
+    """Run the driver of a submission, and return its exit code."""
     store, sweep, number, name = sys.argv[1:] if argv is None else argv
     restart = int(os.environ.get("SWEEP_DRIVER_RESTART", "0"))
     log: Path | None = None

@@ -1,4 +1,4 @@
-"""The version check of a cluster, before anything is queued: a small job there says what it has."""
+"""The check of a cluster's environment before anything is submitted, by a small job that runs there."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ from orchestrator.launchers.ray.settings import RaySettings
 
 DISTRIBUTION = "polysweep"
 PROBE, PROBE_S = "polysweep-probe-", 90.0
+"""Start of the names of such jobs, and how long to wait for one, in seconds."""
+
 NUM_NAMES, KEEP_S = 3, 60.0
+"""How many names each user has for such jobs, and how long one that has ended is kept, in seconds."""
+
 OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+"""Ray's states of jobs that are over."""
+
 POLL_S = 0.3
 MARK = "polysweep-probe:"
+"""Start of the line that such a job prints, before the nonce."""
 
-# It must run on whatever Python is there, and prints what it could find out.
+
+# any version of Python must be able to run it, and it prints as much as it can find out
 _PROBE = """
 import importlib.metadata as m, json, platform, sys
 names, store, nonce = json.loads(sys.argv[1])
@@ -49,13 +57,16 @@ print("MARK" + nonce + json.dumps(dict(python=platform.python_version(), package
 
 
 def check(api: Api, settings: RaySettings, store: str, mark: bytes | None) -> None:
-    """Compares what the cluster has with what is here.
+    """Compare the cluster's environment with the one here.
+
+    A difference would appear only hours later, in the first worker that gets resources. So the check runs
+    before anything is recorded.
 
     Args:
         api: of the cluster.
         settings: of the launcher.
         store: its URL, which the cluster must reach too.
-        mark: the content of the store's mark; None when there is no store yet.
+        mark: the content of the store's mark; None if there is no store yet.
 
     Raises:
         UserError: Python, Ray or a package differs, or the cluster does not see the store.
@@ -81,10 +92,10 @@ def check(api: Api, settings: RaySettings, store: str, mark: bytes | None) -> No
 
 
 def our_packages() -> dict[str, str]:
-    """Returns the versions of what this package requires, Ray among them."""
+    """Return the versions of what this package requires, Ray among them."""
     try:
         required = importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    except importlib.metadata.PackageNotFoundError:  # this checkout is not installed
         required = ["ray", "msgspec"]
     names = [re.split(r"[\s\[<>=!~;(]", text)[0] for text in required if "extra ==" not in text]
     found = {}
@@ -97,7 +108,7 @@ def our_packages() -> dict[str, str]:
 
 
 def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: Collection[str]) -> list[str]:
-    """Says what differs: Python in its minor version, packages in their version but for a local suffix."""
+    """Return what differs: Python's minor version, and versions of packages but for a local suffix."""
     here, there = platform.python_version(), theirs["python"]
     found = []
     if here.split(".")[:2] != there.split(".")[:2]:
@@ -108,13 +119,20 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: C
             continue
         if other is None:
             found.append(f"no {name} (here {version})")
+        # builds for other devices differ in the suffix only, as in 2.9.0+cu128
         elif other.partition("+")[0] != version.partition("+")[0]:
             found.append(f"{name} {other} (here {version})")
     return found
 
 
 def _ask(api: Api, settings: RaySettings, questions: list[Any]) -> dict[str, Any]:
-    nonce = uuid.uuid4().hex  # Ray keeps a deleted job's log, and a new job of that name writes to its end
+    """Run the small job on the cluster, and return what it prints.
+
+    Raises:
+        InfrastructureError: the cluster does not answer, or did not run the job.
+    """
+    # Ray keeps the log of a deleted job, and appends to it for a new job of that name
+    nonce = uuid.uuid4().hex
     name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, json.dumps([*questions, nonce])]))
     deadline_s = time.monotonic() + PROBE_S
     job: JobDetails | None = None
@@ -146,7 +164,7 @@ def _submitted(api: Api, entrypoint: str) -> str:
     for name in (
         _free_name(api),
         f"{PROBE}{uuid.uuid4().hex[:12]}",
-    ):  # the first may be another launch's by now
+    ):  # another launch may have taken the first name by now
         try:
             reply = api.submit({"entrypoint": entrypoint, "submission_id": name})
         except (Unreached, Unanswered) as error:
@@ -157,10 +175,11 @@ def _submitted(api: Api, entrypoint: str) -> str:
 
 
 def _free_name(api: Api) -> str:
-    """Return a name for a small job, and delete those that this user left here some time ago.
+    """Return a name for a small job, and delete earlier ones of this user.
 
-    One that has just ended is kept: Ray would say of it that it failed. They are asked for by their names, of
-    which each user has a few, and never listed: a cluster may know tens of thousands of jobs.
+    Each user has only a few names, which are queried one by one. A list of all jobs may hold tens of
+    thousands of them. A job that has only just ended is kept: if it were deleted, Ray would mark it as
+    failed.
     """
     who = hashlib.sha256(provenance.user().encode()).hexdigest()[:12]
     free = ""

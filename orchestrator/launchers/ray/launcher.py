@@ -1,4 +1,4 @@
-"""The Ray launcher: cells to a driver, which is a job of the cluster's. It submits and returns."""
+"""The Ray launcher: it submits a driver, which is a job of the cluster, and returns."""
 
 from __future__ import annotations
 
@@ -31,18 +31,23 @@ from orchestrator.launchers.ray.settings import AUTO, LOCAL, RaySettings, Worker
 from orchestrator.store.objects import open_objects
 
 DRIVER = "orchestrator.launchers.ray.driver"
+"""The module that the job runs."""
+
 MAX_RESTARTS = 5
-"""How often a driver that a signal ended is started anew in its job."""
+"""How often a driver that a signal ended is restarted within its job."""
 
 ALL = 1_000_000
+"""More cells than any sweep has, because a driver takes any number."""
+
 
 LOOPBACK_SINCE = (2, 60)
-"""The first version of Ray that was seen to keep all its ports on loopback under `ALONE`."""
+"""The first version of Ray that was observed to keep all its ports on loopback under `ALONE`."""
 
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 """Variables of a Ray that no other machine joins; the first is read when `ray` is imported."""
 
-# Started anew by its own job when it is killed: Ray itself would call the job failed.
+# The job itself restarts a driver that was killed, because Ray would only mark the job as failed. Codes from
+# 128 on mean that a signal ended the driver.
 _LOOP = (
     'n=0; while :; do SWEEP_DRIVER_RESTART=$n "$@"; code=$?; '
     f"if [ $code -lt 128 ] || [ $n -ge {MAX_RESTARTS} ]; then exit $code; fi; n=$((n+1)); done"
@@ -50,20 +55,20 @@ _LOOP = (
 
 
 class RayLauncher:
-    """Submits a driver for the cells that ask for the same.
+    """A launcher that submits one driver for all cells with the same request.
 
     Args:
-        settings: `launcher` in the config.
-        num_cells: how many there are.
-        cluster: for launchers that have a profile.
+        settings: the config's `launcher`.
+        num_cells: number of cells.
+        cluster: ignored; only launchers with a cluster profile use it.
 
     Raises:
-        UserError: settings that make no sense.
+        UserError: invalid settings.
     """
 
     name = "ray"
     file = "job.json"
-    cells_per_job = ALL  # workers share them out among themselves
+    cells_per_job = ALL  # workers share the cells among themselves
     max_running: int | None = None
     max_jobs: int | None = None
 
@@ -76,18 +81,18 @@ class RayLauncher:
 
     @cached_property
     def _cluster(self) -> str:
-        """Where the cluster is reached, or which process of this machine it is embedded in."""
+        """The address of the cluster, or the process of this machine in which it is embedded."""
         if self._settings.address == LOCAL:
             return this_machine()
         return found_here() if self._settings.address == AUTO else checked_address(self._settings.address)
 
     @cached_property
     def _nodes(self) -> list[dict[str, float]]:
-        """What each node of the cluster has; of one that is yet to be started nothing is known."""
+        """What each node of the cluster has; empty for a Ray that is yet to be started."""
         return [] if self._settings.address == LOCAL else Api(self._cluster).nodes()
 
     def hardware(self) -> Hardware | None:
-        """Says what one cell may have: by the settings, or else of the cluster's largest node.
+        """Return what one cell may have: by the settings, or else by the cluster's largest node.
 
         Raises:
             InfrastructureError: the cluster does not answer.
@@ -103,6 +108,7 @@ class RayLauncher:
                 if memory
                 else None
             )
+        # a type of GPU without known figures: nothing can be planned for it
         if device not in DEVICES:
             return None
         known = DEVICES[device]
@@ -113,7 +119,7 @@ class RayLauncher:
 
     @cached_property
     def _device(self) -> str:
-        """What the nodes call their GPUs, ``cpu`` where there is none, "" for one that is not known here."""
+        """The nodes' type of GPU: ``cpu`` if there is none, "" if it is unknown here."""
         if not any(node.get("GPU") for node in self._nodes):
             return "cpu"
         kinds = {
@@ -125,21 +131,21 @@ class RayLauncher:
         return next((device for device in DEVICES if device in kinds), "")
 
     def meet(self, store: str, mark: bytes) -> None:
-        """Compares the cluster's Python, Ray and packages with those here, and looks for the store there.
+        """Compare the cluster's Python, Ray and packages with those here, and check that it sees the store.
 
         Raises:
-            UserError: they differ, or it cannot be seen.
+            UserError: they differ, or the cluster does not see the store.
             InfrastructureError: the cluster does not answer.
         """
         if self._settings.address != LOCAL:
             environment_check.check(Api(self._cluster), self._settings, store, mark)
 
     def limits(self, *, dry_run: bool = False) -> Limits:
-        """Ask whether the cluster is there; a job may have any number of cells.
+        """Check that the cluster answers; a job may have any number of cells.
 
         Raises:
-            UserError: a Ray of this launch's own would listen to the network.
-            InfrastructureError: it does not answer.
+            UserError: a Ray for this launch alone would listen on the network.
+            InfrastructureError: the cluster does not answer.
         """
         if self._settings.address == LOCAL:
             check_version(importlib.metadata.version("ray"))
@@ -150,7 +156,7 @@ class RayLauncher:
     def resources(
         self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
     ) -> list[tuple[str, Resources]]:
-        """Says what a worker of each cell asks for.
+        """Return what a worker of each cell requests.
 
         Raises:
             UserError: a selector in `launcher.resources` is wrong.
@@ -172,15 +178,15 @@ class RayLauncher:
         ]
 
     def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
-        """Names none: a driver leaves out bad nodes itself."""
+        """Return none: a driver avoids bad nodes itself."""
         return ()
 
     def logs(self, sweep: str, number: int) -> str:
-        """Returns "": logs lie in the store."""
+        """Return "": logs lie in the store."""
         return ""
 
     def text(self, submission: Submission, *, sweep: str, store: str, code: Path, logs: Path) -> str:
-        """Returns what the Jobs API is given, as JSON."""
+        """Return the request to the Jobs API, as JSON."""
         digest = submission.code.digest if submission.code else ""
         args = (store, sweep, str(submission.number), submission.name)
         start = start_of(open_objects(store), digest, DRIVER, *args)
@@ -194,7 +200,7 @@ class RayLauncher:
         return json.dumps(request, indent=2)
 
     def submit(self, submission: Submission, text: str) -> SubmitOutcome:
-        """Gives the driver to the cluster, under the submission's name: a lost reply does no harm."""
+        """Submit the driver under the submission's unique name, so that a lost reply does no harm."""
         if self._settings.address == LOCAL:
             return _start_here(submission, text)
         try:
@@ -208,11 +214,12 @@ class RayLauncher:
         said = " ".join(str(reply.data).split())[-300:]
         if is_taken(reply, submission.name):
             return SubmitOutcome(Verdict.ACCEPTED, job=submission.name)
+        # after a server error, such as 502 from a proxy, the job may exist
         is_clear = 400 <= reply.status < 500
         return SubmitOutcome(Verdict.REFUSED if is_clear else Verdict.UNCLEAR, said=f"{reply.status} {said}")
 
     def find(self, submission: Submission) -> str | None:
-        """Looks for a driver by its name.
+        """Return the name of a submission's driver if the cluster has it, None otherwise.
 
         Raises:
             InfrastructureError: the cluster does not answer.
@@ -221,11 +228,12 @@ class RayLauncher:
         if answer.problem:
             raise InfrastructureError(answer.problem)
         seen = answer.seen.get((submission.name, 0))
+        # an embedded driver is found by its process alone: one that is over may never have started
         lives = seen is not None and not (seen.over and submission.cluster.startswith(EMBEDDED))
         return submission.name if lives else None
 
     def explain(self, filed: SubmissionState, over: JobEnd, logs: Path) -> JobEnd:
-        """Adds nothing: a driver reports its end itself."""
+        """Add nothing: a driver reports its end itself."""
         return over
 
 
@@ -236,11 +244,11 @@ def resources_of(
     *,
     has_gpus: bool,
 ) -> Resources:
-    """Returns what a worker asks for.
+    """Return what a worker requests.
 
     Args:
-        estimate: of the cell's unfinished stages together; None when none of them says what it costs.
-        asked: what the settings say for the cell; a later one outranks an earlier one.
+        estimate: of the cell's unfinished stages together; None if none of them has one.
+        asked: what the settings contain for the cell; later ones override earlier ones.
         settings: of the launcher.
         has_gpus: whether the nodes have any.
     """
@@ -268,14 +276,14 @@ def resources_of(
 
 
 def found_here() -> str:
-    """Returns the address of the dashboard of the cluster that this machine is a node of.
+    """Return the address of the dashboard of the cluster that this machine belongs to.
 
     Raises:
         UserError: there is none.
     """
     if told := os.environ.get("RAY_API_SERVER_ADDRESS"):
         return checked_address(told)
-    from orchestrator.launchers.ray.actors import dashboard_here  # imports Ray, and is needed only here
+    from orchestrator.launchers.ray.actors import dashboard_here  # imports Ray, so only where it is needed
 
     try:
         return dashboard_here().rstrip("/")
@@ -289,10 +297,10 @@ def found_here() -> str:
 
 
 def check_version(version: str) -> None:
-    """Refuse a Ray of one's own that cannot be kept to this machine.
+    """Raise unless a Ray for one launch can be kept to this machine.
 
     Raises:
-        UserError: it is of an earlier version than `LOOPBACK_SINCE`.
+        UserError: it is older than `LOOPBACK_SINCE`.
     """
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LOOPBACK_SINCE:
         least = ".".join(map(str, LOOPBACK_SINCE))
@@ -304,9 +312,9 @@ def check_version(version: str) -> None:
 
 
 def _start_here(submission: Submission, text: str) -> SubmitOutcome:
-    """Start the driver as a process of this machine, in a session of its own, with a Ray of its own.
+    """Start the driver as a process of this machine, in its own session, with its own Ray.
 
-    That Ray is for this launch alone: it listens on loopback, and asks for a token that nobody else has.
+    That Ray serves this launch alone: it listens on loopback, and requires a token that no other process has.
     """
     folder = submission.folder if Path(submission.folder).is_dir() else None
     words = shlex.split(json.loads(text)["entrypoint"])
@@ -317,6 +325,7 @@ def _start_here(submission: Submission, text: str) -> SubmitOutcome:
         stderr=subprocess.DEVNULL,
         cwd=folder,
         env={**os.environ, **ALONE, "RAY_AUTH_TOKEN": secrets.token_hex(32)},
+        # the driver outlives this command, and a Ctrl-C in its terminal
         start_new_session=True,
     )
     return SubmitOutcome(Verdict.ACCEPTED, job=submission.name)

@@ -1,4 +1,11 @@
-"""Which workers of a driver are gone: nobody waits for what they held, but each may save a checkpoint."""
+"""Which workers of a driver are gone, so that their attempts can be taken over without waiting for a lease.
+
+The three cases differ in how long a worker may still live, and save a checkpoint:
+
+- Its process has ended: it is gone at once.
+- Its actor is gone: it may live without it. It is gone with its node, or after the grace time.
+- An earlier start of the driver had started it: it is gone after the grace time of this start.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +23,8 @@ from orchestrator.provenance import without_secrets
 
 
 class _Doubt(NamedTuple):
+    """A worker whose actor is gone, and which may live until a time."""
+
     slot: int
     node: str
     cause: Cause
@@ -24,15 +33,18 @@ class _Doubt(NamedTuple):
 
 
 class Losses:
-    """What one start of a driver knows of workers that are gone; what it learns, its watcher does too.
+    """The workers that one start of a driver has found to be gone; it shares them with its watcher.
 
     Args:
         submissions: of the sweep.
         submission: the driver's.
         job: its id.
-        restart: how often the driver was started before.
+        restart: how often the driver was restarted.
         watcher: judges the attempts of workers.
-        grace_s: how long a worker may go on to save a checkpoint when whoever started it is gone.
+        grace_s: how long a worker may take to save a checkpoint after its actor or driver is gone.
+
+    Attributes:
+        known: the workers that are gone, for the driver's status record.
     """
 
     def __init__(
@@ -57,27 +69,28 @@ class Losses:
             watcher.learn(gone)
 
     def add(self, slot: int | None, cause: Cause, why: str, *, restart: int | None = None) -> None:
-        """Takes note of a worker that is gone; without a slot, of all those of a start of the driver."""
+        """Record that a worker is gone; without a slot, all workers of one start of the driver."""
         restart = self._restart if restart is None else restart
         lost = LostSlot(slot=slot, restart=restart, cause=cause, why=without_secrets(why)[:300])
         self.known.append(lost)
         self._learn(lost)
 
     def doubt(self, slot: int, node: str, cause: Cause, why: str) -> None:
-        """Takes note of a worker whose actor is gone: unless its node is, it saves a checkpoint and ends."""
+        """Record that the actor of a worker is gone; the worker itself may still save a checkpoint."""
         self._doubts.append(_Doubt(slot, node, cause, why, time.monotonic() + self._grace_s))
 
     def settle(self, busy: Collection[int], lives: Callable[[str], bool]) -> None:
-        """Decides what can be decided by now.
+        """Decide which doubtful workers are gone by now.
 
         Args:
             busy: the slots whose attempts have no end.
-            lives: whether a node does, by its id.
+            lives: whether a node, by its id, is alive.
         """
         now_s = time.monotonic()
         open_doubts = []
         for doubt in self._doubts:
             if doubt.slot not in busy:
+                # its attempt has an end, so nothing is left to take over
                 continue
             if not lives(doubt.node):
                 self.add(doubt.slot, doubt.cause, f"the node of worker {doubt.slot} is gone: {doubt.why}")
@@ -91,7 +104,7 @@ class Losses:
             self._forget_former()
 
     def _forget_former(self) -> None:
-        """Calls gone whoever was started before this driver, and had the time to end since."""
+        """Record all workers of earlier starts as gone; they had the grace time to end."""
         for gone in gone_of(self._submissions.read()):
             self._watcher.learn(gone)
         if self._restart:
@@ -99,6 +112,7 @@ class Losses:
             self.add(None, Cause.NODE_LOST, why, restart=self._restart - 1)
 
     def _learn(self, lost: LostSlot) -> None:
+        """Pass a loss on to the watcher."""
         self._watcher.learn(
             LostWorker(
                 cluster=self._cluster,

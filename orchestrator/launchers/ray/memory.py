@@ -1,12 +1,15 @@
 """Whether Ray's memory monitor ended the actor of this worker, and whether this worker was at fault.
 
-Once a node uses more memory than a threshold, the monitor kills actors, the newest first, until as much as is
-needed should be free. What our actors start does not count as theirs, so it kills all of them. The workers
-outlive their actors: the largest one on the machine ends its stage at once, as out of memory, and the others
-save a checkpoint and go on elsewhere.
+When a node uses more memory than a threshold, the monitor kills actors, the newest first, until enough memory
+should be free. Ray does not count what our actors start as theirs. So killing one frees nothing, and the
+monitor kills all of them. The workers outlive their actors, and judge for themselves:
 
-Used and total memory are those of Ray 2.60 (src/ray/common/monitors/memory_monitor_utils.cc): of the cgroup
-where that has a limit, without its file pages; else of the machine.
+    worker   holds    largest   judgement
+    A        60 GiB   60 GiB    at fault: its stage ends at once, as out of memory
+    B         8 GiB   60 GiB    not at fault: it saves a checkpoint, and goes on elsewhere
+
+Used and total memory are computed as in Ray 2.60 (src/ray/common/monitors/memory_monitor_utils.cc): for the
+cgroup if it has a limit, without its file pages, or else for the machine.
 """
 
 from __future__ import annotations
@@ -25,16 +28,20 @@ from orchestrator.core.failure import Cause
 from orchestrator.execution.assignment import Shortage
 
 WORKER = b"orchestrator.launchers.ray.worker"
+"""The module by which workers are found among the processes."""
+
 VARIABLE, THRESHOLD = "RAY_memory_usage_threshold", 0.95
-"""The variable of Ray's that sets the threshold, and its default."""
+"""Ray's variable for the threshold, and its default."""
 
 MARGIN = 0.02
-"""Share of the memory that may have been freed between the monitor's look and ours."""
+"""Share of the memory that may have been freed since the monitor measured it."""
 
 AT_FAULT = 0.8
-"""A worker is at fault that holds at least so much of what the largest one holds."""
+"""A worker is at fault if it holds at least this share of what the largest one holds."""
 
 RECENT_S = 15.0
+"""How long the last worker at fault counts as the largest, in seconds, although its memory is free by now."""
+
 GIB = 2**30
 
 
@@ -46,11 +53,11 @@ class Usage(NamedTuple):
 
 
 class Monitor:
-    """Judges once, when the worker's actor is gone.
+    """The judgement of one worker, made once, when its actor is gone.
 
     Args:
-        lifeline: the descriptor that is at its end when the actor is gone.
-        environment: of the worker, which has its node's variables of Ray.
+        lifeline: the descriptor that reaches its end when the actor is gone.
+        environment: of the worker, with the Ray variables of its node.
     """
 
     def __init__(self, lifeline: int, environment: Mapping[str, str]) -> None:
@@ -60,7 +67,7 @@ class Monitor:
         self._is_on = _number(environment.get("RAY_memory_monitor_refresh_ms"), 1.0) > 0
 
     def __call__(self) -> Shortage | None:
-        """Return what became of this worker; None when its actor lives, or was not ended for memory."""
+        """Return why this worker has to end; None unless its actor was ended for memory."""
         if not self._judged and self._is_on and select.select([self._lifeline], [], [], 0)[0]:
             self._judged = True
             with contextlib.suppress(OSError, ValueError):
@@ -68,13 +75,15 @@ class Monitor:
         return self._shortage
 
     def _judge(self) -> Shortage | None:
+        """Return the judgement by the present use of memory."""
         usage = node_memory()
         if usage.used < (self._threshold - MARGIN) * usage.total:
             return None
         path = Path(tempfile.gettempdir()) / f"polysweep-memory-{os.getuid()}"
         ledger = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(ledger, fcntl.LOCK_EX)  # or the next would be the largest once the largest is gone
+            # one at a time, or the second largest would judge after the largest has ended
+            fcntl.flock(ledger, fcntl.LOCK_EX)
             trees = worker_memory()
             mine = trees.get(os.getpid(), 0)
             largest = max([*trees.values(), _last_fault(ledger)])
@@ -107,6 +116,7 @@ def node_memory(root: Path = Path("/")) -> Usage:
     meminfo = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}
     total = meminfo["MemTotal"]
     groups = root / "sys/fs/cgroup"
+    # cgroup version 2 first, then version 1
     for limit, used, stat, prefix in (
         (groups / "memory.max", groups / "memory.current", groups / "memory.stat", ""),
         (
@@ -116,7 +126,7 @@ def node_memory(root: Path = Path("/")) -> Usage:
             "total_",
         ),
     ):
-        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+        with contextlib.suppress(OSError, ValueError):  # no such cgroup, or "max" for no limit
             most = int(limit.read_text(encoding="utf-8"))
             if most < total:
                 counts = dict(line.split() for line in stat.read_text(encoding="utf-8").splitlines())
@@ -126,7 +136,7 @@ def node_memory(root: Path = Path("/")) -> Usage:
 
 
 def worker_memory() -> dict[int, int]:
-    """Return what each of Ray's workers on this machine and what it started hold, in bytes, by its pid."""
+    """Return the bytes that each of Ray's workers here holds with its descendants, by process id."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
@@ -134,10 +144,12 @@ def worker_memory() -> dict[int, int]:
                 path.read_text(encoding="utf-8").rpartition(")")[2].split()[1]
             )
     workers = {pid for pid in parents if _runs_worker(pid)}
-    mains = {pid for pid in workers if parents[pid] not in workers}  # their forks have the same command line
+    # forks of a worker have the same command line
+    mains = {pid for pid in workers if parents[pid] not in workers}
     found = dict.fromkeys(mains, 0)
     for pid in parents:
         above = pid
+        # bounded, because the processes were read one after another, and ids may be reused
         for _ in range(64):
             if above in mains:
                 found[above] += _held(pid)
@@ -147,13 +159,14 @@ def worker_memory() -> dict[int, int]:
 
 
 def _runs_worker(pid: int) -> bool:
+    """Return whether a process runs the worker's module."""
     with contextlib.suppress(OSError):
         return WORKER in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:4]
     return False
 
 
 def _held(pid: int) -> int:
-    """Return the memory that a process holds and no file backs, in bytes."""
+    """Return the memory of a process that no file backs, in bytes."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
         return sum(
@@ -163,7 +176,7 @@ def _held(pid: int) -> int:
 
 
 def _last_fault(ledger: int) -> int:
-    """Return what the worker held that was at fault just before, 0 when there was none."""
+    """Return what the last worker at fault held, 0 if there was none recently."""
     with contextlib.suppress(ValueError):
         at_s, held = os.pread(ledger, 100, 0).split()
         if 0 <= time.monotonic() - float(at_s) < RECENT_S:
@@ -172,6 +185,7 @@ def _last_fault(ledger: int) -> int:
 
 
 def _number(text: str | None, otherwise: float) -> float:
+    """Return the number in a text, or else a default."""
     try:
         return float(text) if text else otherwise
     except ValueError:

@@ -1,4 +1,4 @@
-"""What may be asked about drivers: of a cluster by its Jobs API, of an embedded Ray by processes here."""
+"""Queries about drivers: to a cluster by its Jobs API, or to this machine for an embedded Ray."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from orchestrator.processes import boot_id, pid_namespace
 from orchestrator.provenance import without_secrets
 
 EMBEDDED = "embedded"
-"""How the name of a cluster begins that is a Ray of its driver's own."""
+"""Start of a cluster's name that stands for a driver with a Ray of its own."""
 
 
 def this_machine() -> str:
-    """Returns the name of a cluster that is embedded in a process of this machine."""
+    """Return the name of a cluster that is embedded in a process of this machine."""
     return f"{EMBEDDED} {platform.node()} {boot_id()} {pid_namespace()}"
 
 
 class RayScheduler:
-    """Tells of the drivers of a cluster; a `Scheduler`.
+    """Queries about the drivers of a cluster, and their cancellation; a `Scheduler`.
 
     Args:
-        cluster: the address of its dashboard, or what `this_machine` said.
+        cluster: the address of its dashboard, or the result of `this_machine`.
     """
 
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
 
     def jobs(self, ids: Iterable[str]) -> JobListing:
-        """Asks for each of some jobs by its name; never raises."""
+        """Query each job by its name; never raise."""
         if self._cluster.startswith(EMBEDDED):
             return _embedded(self._cluster, ids)
         try:
@@ -45,18 +45,19 @@ class RayScheduler:
             found = {name: api.job(name) for name in dict.fromkeys(ids)}
         except SweepError as error:
             return JobListing(problem=error.what)
+        # a driver is a submission's only task, so its index is 0
         seen = {(name, 0): seen_of(job) for name, job in found.items() if job is not None}
         return JobListing(seen, complete=True)
 
     def waiting(self, tasks: Sequence[str]) -> dict[str, str]:
-        """Returns nothing: what a driver waits for is in its message already."""
+        """Return nothing: the driver's status contains what its workers wait for."""
         return {}
 
     def cancel(self, tasks: Sequence[str]) -> None:
-        """Stops drivers that wait; one that is embedded never does.
+        """Stop drivers that wait; an embedded one never waits.
 
         Raises:
-            InfrastructureError: the cluster did not do it.
+            InfrastructureError: the cluster did not stop them.
         """
         for task in tasks:
             name = task.rpartition("_")[0]
@@ -65,12 +66,13 @@ class RayScheduler:
                 reply = api.send("POST", path)
             except (Unreached, Unanswered) as error:
                 raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
+            # 404: there is no such job any more
             if reply.status != 404:
                 api.expected(reply, path, Stopped)
 
 
 def seen_of(job: JobDetails) -> JobObservation:
-    """Says what one job's details mean."""
+    """Return what the details of one job mean."""
     word, message, code = job.status or "no status", (job.message or "").strip(), job.driver_exit_code
     match word:
         case "PENDING":
@@ -84,10 +86,10 @@ def seen_of(job: JobDetails) -> JobObservation:
                 index=0, word=word, cause=Cause.CANCELLED, detail="stopped by its user or an administrator"
             )
         case "FAILED":
-            if code is None:  # of its supervisor: it did not come to an end of its own
+            if code is None:  # no exit code: the driver's supervisor was lost, or never started
                 cause = causes.of_job(message, job.error_type or "")
                 over = JobEnd(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
-            else:  # Ray adds the log's end
+            else:  # Ray appends the end of the log, so the last line is the driver's own
                 said = f"its driver ended with exit code {code}: {_short(message.rpartition(chr(10))[2])}"
                 known = EXITS.get(code, (Cause.UNKNOWN, said))
                 over = JobEnd(index=0, word=word, cause=known[0], detail=known[1])
@@ -97,17 +99,21 @@ def seen_of(job: JobDetails) -> JobObservation:
 
 
 def _short(text: str) -> str:
+    """Shorten a text for a record, without credentials."""
     return without_secrets(" ".join(text.split()))[:300]
 
 
 def _when(milliseconds: float | None) -> str:
+    """Format a time of Ray's for people, in this machine's time zone."""
     if milliseconds is None:
         return ""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(milliseconds / 1000))
 
 
 def _embedded(cluster: str, ids: Iterable[str]) -> JobListing:
+    """Return the state of drivers with a Ray of their own, by the processes of this machine."""
     _, host, boot, namespace = f"{cluster}   ".split(" ")[:4]
+    # absence proves something only where this process would see the driver
     if host != platform.node() or (boot == boot_id() and namespace != pid_namespace()):
         return JobListing(
             problem=f"its Ray is embedded in a process of {host}, which cannot be seen from here"
@@ -121,7 +127,7 @@ def _embedded(cluster: str, ids: Iterable[str]) -> JobListing:
 
 
 def _processes(name: str) -> list[int]:
-    """Finds the processes of this machine that have a job's name among their arguments, as drivers have."""
+    """Return the processes of this machine with a job's name among their arguments, as drivers have it."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

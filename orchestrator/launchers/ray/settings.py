@@ -1,4 +1,4 @@
-"""What `launcher=ray` says."""
+"""The settings of `launcher=ray`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from orchestrator.costs import DEVICES
 from orchestrator.errors import UserError, nearest
 
 AUTO, LOCAL = "auto", "local"
+"""Addresses with a meaning of their own: the cluster of this machine, and a Ray for this launch alone."""
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class WorkerOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What workers of the cells of a selector ask for, over what the plan says; None leaves it to the plan.
+    """What workers of a selector's cells request, instead of what the plan computes; None keeps the plan's
+    value.
 
     Attributes:
+        only: the selector; "" for all cells.
         gpus: may be a fraction, for small cells that share one.
-        accelerator: the type of GPU, in Ray's words.
+        cpus: number of CPUs.
+        memory_gib: host memory.
+        accelerator: the type of GPU, by Ray's name.
         custom: custom resources of the cluster, by name.
     """
 
@@ -34,21 +40,23 @@ class WorkerOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`conf/launcher/ray.yaml`, whose comments say more.
+    """`conf/launcher/ray.yaml`, whose comments explain more.
 
     Attributes:
         address: ``http://HOST:8265``, ``auto`` or ``local``.
-        max_workers: that may live at once; None for as many as there is work for and the cluster takes.
-        max_pending: workers that may wait for resources at once: what the autoscaler sees.
-        idle_s: a worker that finds nothing to claim for so long leaves.
-        cpus, cpus_per_gpu: of a worker without and with GPUs.
-        memory_gib: host memory of a worker where the plan does not say; None to ask for none.
-        device, gpus_per_node: what the nodes have; None to ask the cluster.
-        resources: what the cells of a selector ask for; a later one outranks an earlier one.
+        max_workers: most workers that live at once; None for as many as there is work for and the cluster
+            takes.
+        max_pending: most workers that wait for resources at once, which is the demand that the autoscaler
+            sees.
+        idle_s: a worker that finds nothing to claim for this long leaves.
+        cpus, cpus_per_gpu: of a worker without GPUs, and for each GPU of others.
+        memory_gib: host memory of a worker whose cell has no estimate of it; None to request none.
+        device, gpus_per_node: what the nodes have; None to query the cluster.
+        resources: what workers of selected cells request; later entries override earlier ones.
         environment: for the workers.
         python: the interpreter of the driver, on the head node.
         accept: packages whose version may differ between here and the cluster.
-        settle_s: seconds of silence after which a job that the cluster does not know is over.
+        settle_s: seconds of silence after which a job that the cluster does not list is over.
     """
 
     name: str = "ray"
@@ -74,10 +82,10 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 def ray_settings(tree: Mapping[str, Any]) -> RaySettings:
-    """Types and checks `launcher`.
+    """Convert and validate the config's `launcher`.
 
     Raises:
-        UserError: an unknown key, a wrong type or a value that makes no sense.
+        UserError: an unknown key, a wrong type or an invalid value.
     """
     settings = convert(dict(tree), RaySettings, key="launcher")
     _check_address(settings.address)
@@ -86,6 +94,7 @@ def ray_settings(tree: Mapping[str, Any]) -> RaySettings:
         if value is not None and value < 1:
             raise UserError(f"launcher.{name} is {value}", allowed="at least 1")
     for name in ("idle_s", "settle_s"):
+        # written so that NaN is refused too
         if not getattr(settings, name) >= 0:
             raise UserError(f"launcher.{name} is {getattr(settings, name)}", allowed="at least 0")
     if settings.device is not None and settings.device not in (*DEVICES, "cpu"):
@@ -102,6 +111,7 @@ def ray_settings(tree: Mapping[str, Any]) -> RaySettings:
 
 
 def _check_address(address: str) -> None:
+    """Raise `UserError` for an address that is no dashboard's."""
     allowed = "http://HOST:8265 (the dashboard's), auto (on the cluster) or local (a Ray of its own)"
     if address.startswith("ray://"):
         raise UserError(
@@ -114,6 +124,7 @@ def _check_address(address: str) -> None:
 
 
 def _check_asked(asked: WorkerOverride) -> None:
+    """Raise `UserError` for amounts that Ray would refuse."""
     of = f"of {asked.only!r}" if asked.only else "of all cells"
     for name, least in (("gpus", 0), ("cpus", 1)):
         value = getattr(asked, name)
@@ -128,6 +139,7 @@ def _check_asked(asked: WorkerOverride) -> None:
     for name, amount in asked.custom.items():
         if not amount > 0:
             raise UserError(f"launcher.resources: custom.{name} {of} is {amount}", allowed="more than 0")
+        # Ray's own resources have settings of their own, which this would contradict
         if name in ("CPU", "GPU", "memory"):
             raise UserError(
                 f"launcher.resources: custom.{name} {of}", allowed="cpus, gpus or memory_gib for it"

@@ -1,6 +1,7 @@
-"""What a slot runs: ``python -m orchestrator.launchers.ray.worker STORE SWEEP SUBMISSION SLOT RESTART``.
+"""What an actor runs: ``python -m orchestrator.launchers.ray.worker STORE SWEEP SUBMISSION SLOT RESTART``.
 
-It works on the cells of its submission as any worker does, and its last line says how it ended.
+It works on the cells of its submission as any worker does. Its last line is JSON, for the driver: the
+worker's last message and the number of its claims.
 """
 
 from __future__ import annotations
@@ -29,15 +30,24 @@ from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 
 STDIN = 0
+"""The pipe that ends when the actor is gone; see `orchestrator.launchers.ray.actor`."""
+
 SHARES = 8
-"""At so many places among the cells workers begin, so that they rarely race for one stage."""
+"""Number of places among the cells at which workers begin, so that they rarely race for one stage."""
 
 
 def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, restart: int) -> Assignment:
-    """Returns what a worker of a submission is told.
+    """Return the assignment of one worker of a submission.
+
+    Args:
+        ledger: the store.
+        sweep: its name.
+        submission: whose cells the worker gets.
+        slot: the worker's number.
+        restart: how often its driver was restarted.
 
     Raises:
-        InfrastructureError: the records that it is told from cannot be read.
+        InfrastructureError: a record that the assignment needs cannot be read.
     """
     request = request_of(ledger, sweep, submission.request)
     settings, code = settings_of(request), submission.code
@@ -68,8 +78,9 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a worker; returns its exit code."""
+    """Run a worker, and return its exit code."""
     store, sweep, number, slot, restart = sys.argv[1:] if argv is None else argv
+    # the worker redirects descriptor 1 to its log, but the driver reads the last line from here
     stdout, diary = os.dup(1), WorkerSummary()
     try:
         ledger = open_ledger(store)
@@ -81,14 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run_worker(
             order, logs / f"worker-{slot}.{restart}.log", diary, STDIN, Monitor(STDIN, os.environ)
         )
-        with contextlib.suppress(OSError):  # a log is not worth the worker
+        with contextlib.suppress(OSError):  # the worker's result counts, not its log
             ledger.objects.upload(layout.job_logs(sweep, int(number)))
     except SweepError as error:
         code, diary.said = error.exit_code, f"error: {error}"
     except OSError as error:
         code, diary.said = InfrastructureError.exit_code, f"error: the store does not answer: {error}"
     finally:
-        for late in STOP_SIGNALS:  # one that comes while Python ends would end it as if it had failed
+        # a signal during the exit of Python would replace the exit code by a failure
+        for late in STOP_SIGNALS:
             signal.signal(late, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.write(stdout, f"{json.dumps({'said': diary.said, 'claims': diary.num_claims})}\n".encode())
