@@ -124,6 +124,7 @@ class _Reader:
         self._found = 0
 
     def read(self, tree: Any, info: inspect.Type) -> Any:
+        """Return a tree in which structs, containers and words are read leniently."""
         info = _bare(info)
         if isinstance(info, inspect.UnionType):
             info = _chosen(tree, info)
@@ -137,6 +138,7 @@ class _Reader:
         return _UNKNOWN if words and tree not in words and _UNKNOWN in words else tree
 
     def _struct(self, tree: dict[str, Any], info: inspect.StructType) -> Any:
+        """Return a struct made from a mapping; unknown fields and words are kept on it."""
         before = self._found
         fields = {field.encode_name: field for field in info.fields}
         later = {name: value for name, value in tree.items() if name not in fields}
@@ -160,6 +162,7 @@ class _Reader:
 
 
 def _is_finite(value: Any) -> bool:
+    """Whether a value holds no infinity or NaN at any depth."""
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, dict):

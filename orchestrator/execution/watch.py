@@ -91,7 +91,7 @@ UNREADABLE_LEASE_S = 90.0
 
 
 class _Sighting(NamedTuple):
-    """The observation of one owner: its counter, when it was first seen, the number of reads, the last read."""
+    """The observation of one owner: its counter, since when it is unchanged, number of reads, last read."""
 
     counter: int
     since_s: float
