@@ -199,8 +199,7 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
     report = filed.reports.get(index)
     if seen is not None and seen.name not in ("", filed.submission.name):
         ours = None if gap else is_ours(filed, seen)
-        # Accounting keeps the ends of earlier jobs with the same number, so only a current listing proves the
-        # loss.
+        # Accounting keeps earlier jobs of the same number, so only a current listing proves the loss.
         if ours is False and not gap and seen.listed:
             lost = f"the scheduler lost it, and gave its number to {seen.name}"
             return _ended(name, JobEnd(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost))

@@ -79,6 +79,7 @@ class Submission(Record, frozen=True, kw_only=True):
     logs: str = ""
     by: str = ""
     at: str = ""
+    # Left out in a store of format 1, whose readers reject unknown fields.
     uid: Annotated[int | None, SINCE_2] = None
     controller: Annotated[str, SINCE_2] = ""
 

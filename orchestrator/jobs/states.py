@@ -184,8 +184,7 @@ class Jobs:
         )
 
     def fate(self, owner: Owner) -> JobEnd | None:
-        """Return the end of an attempt's owner when it is proved, so that the attempt need not wait for its
-        lease.
+        """Return the end of an attempt's owner when it is proved; the attempt then needs no lease.
 
         An owner is one *start* of a job, so restart counts are compared. An end after restart 2 proves the
         end of the owners of restarts 0 to 2, and nothing about restart 3. Proof is the end of that start, a
@@ -218,8 +217,7 @@ class Jobs:
     def spent(
         self, cell: str, since_request: int, retries: Mapping[str, int]
     ) -> tuple[Cause, int, JobEnd] | None:
-        """Return the failure cause whose budget a cell's jobs have used up: (cause, count, last end); None
-        for none.
+        """Return the failure cause whose budget a cell's jobs have used up.
 
         Jobs that end without error and leave the cell undone count too. Otherwise they would be submitted for
         ever.
@@ -228,6 +226,9 @@ class Jobs:
             cell: Id of the cell.
             since_request: Number of the last request that named the cell; ends of earlier jobs do not count.
             retries: Failure cause to number of retries.
+
+        Returns:
+            (cause, count, last end); None while every budget suffices.
         """
         # A new launch or rerun gives the cell a fresh budget.
         recent = [over for request, over in self._ends.get(cell, ()) if request >= since_request]
@@ -251,8 +252,9 @@ _SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED})
 def with_jobs(
     cell: str, status: CellStatus, jobs: Jobs, *, since_request: int, retries: Mapping[str, int]
 ) -> CellStatus:
-    """Combine a cell's state in the store with its job, whose evidence ranks below product, end and
-    heartbeat.
+    """Combine a cell's state in the store with the evidence of its job.
+
+    The job ranks lowest: product, end record and heartbeat outrank it.
 
     Args:
         cell: Id of the cell.

@@ -1,8 +1,9 @@
-"""What `train` and `evaluate` would cost: the hooks that a plan asks. Imports no torch and touches no store.
+"""Cost of `train` and `evaluate`: the estimate hooks for plans. Imports no torch and does not use the store.
 
-Steps are exact. Tokens come from facts in the config, FLOPs from the sizes of the model (6 a parameter and
-token for forward and backward pass, 2 for a forward pass: Kaplan et al. 2020, arXiv 2001.08361, section 2.1),
-hours from an assumed share of the device's peak, until cells have run.
+The number of steps is exact. Tokens come from facts in the config. FLOPs come from the sizes of the model: 6
+per parameter and token for forward and backward pass, 2 for a forward pass (Kaplan et al. 2020, arXiv
+2001.08361, section 2.1). Hours come from an assumed share of the device's peak. When cells have run, their
+measurements replace the assumptions.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ class Speed(NamedTuple):
     """Measurements of the cells of one model and task; None where there are none.
 
     Attributes:
-        num_cells: trained cells that were measured.
-        mixtures: languages to the tokens that training on them took.
-        token_factor: measured tokens over those from facts.
+        num_cells: number of trained cells that were measured.
+        mixtures: languages to the number of tokens that training on them had.
+        token_factor: measured tokens divided by those computed from facts.
         seconds_per_token: of one device.
         peak_memory_gib: of one device, the largest.
-        num_evaluations: cells whose evaluation was measured.
-        seconds_per_answer: wall time of `evaluate` over its answers, loading and scoring included.
+        num_evaluations: number of cells whose evaluation was measured.
+        seconds_per_answer: wall time of `evaluate` divided by its answers, loading and scoring included.
     """
 
     num_cells: int = 0
@@ -50,7 +51,7 @@ class Speed(NamedTuple):
     seconds_per_answer: float | None = None
 
     def tokens(self, cell: Tree, computed: int) -> int:
-        """Return the tokens of a cell: its mixture's own, or else the computed ones, corrected."""
+        """Return the tokens of a cell: those measured for its mixture, or the computed ones, corrected."""
         return self.mixtures.get(tuple(cell["languages"])) or round(self.token_factor * computed)
 
 
@@ -58,12 +59,12 @@ _NOTHING = Speed()
 
 
 def speed_of(cell: Tree, measured: Measured, costs: CostsConfig) -> Speed:
-    """Return the measurements of the cells with this one's model, task and items."""
+    """Return the measurements of cells with this cell's model, task and items."""
     return measured.once(_Speeds).of(cell, costs) if measured else _NOTHING
 
 
 class _Speeds:
-    """All measurements of a plan, by what tokens and speed depend on."""
+    """All measurements of a plan, by everything that tokens and speed depend on."""
 
     def __init__(self, measured: Measured) -> None:
         self._finished: dict[Hashable, list[Finished]] = {}
@@ -73,22 +74,25 @@ class _Speeds:
                 self._finished.setdefault(_key(finished.config), []).append(finished)
 
     def of(self, cell: Tree, costs: CostsConfig) -> Speed:
-        """Return the measurements that hold for a cell."""
+        """Return the measurements that apply to a cell."""
         key = _key(cell)
         if key not in self._finished:
             return _NOTHING
+        # Computed once per key: a plan of thousands of cells has few of them.
         if key not in self._speeds:
             self._speeds[key] = _summary(self._finished[key], costs)
         return self._speeds[key]
 
 
 def _key(cell: Tree) -> Hashable:
+    """Return what tokens and speed depend on. Cells with equal keys share their measurements."""
     items, trainer = cell["items"], cell["trainer"]
     names = (cell["model"]["name"], cell["task"]["name"], items["source"])
     return (*names, items["num_train"], trainer["num_epochs"], trainer["max_length_tokens"])
 
 
 def _summary(finished: list[Finished], costs: CostsConfig) -> Speed:
+    """Return the measurements of finished cells as one `Speed`. Medians ignore single slow machines."""
     rows: list[tuple[Tree, Mapping[str, Any]]] = [
         (one.config, one.rows[0]) for one in finished if one.rows[0].get("train_tokens")
     ]
@@ -97,6 +101,7 @@ def _summary(finished: list[Finished], costs: CostsConfig) -> Speed:
         for _, row in rows
         if row.get("tokens_per_second")
     ]
+    # Corrects the computed tokens of mixtures that no cell has measured.
     factors = [row["train_tokens"] / max(1, training(cell, costs).num_tokens) for cell, row in rows]
     return Speed(
         num_cells=len(rows),
@@ -115,14 +120,14 @@ def _summary(finished: list[Finished], costs: CostsConfig) -> Speed:
 
 KEPT_RESUME_STATES = 2
 RESUME_BYTES = 16
-"""A parameter, in a state to resume from: as much as the state itself."""
+"""Bytes per parameter in a resume checkpoint: as much as the state itself."""
 
 
 def train(config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured) -> Estimate:
     """Estimate full fine-tuning on the mixture.
 
     Raises:
-        UserError: no number of GPUs that may be taken can hold it.
+        UserError: no allowed number of GPUs can hold it.
     """
     cell = plain(config)
     costs = costs_of(cell)
@@ -141,6 +146,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     if speed.peak_memory_gib is not None:
         notes.append(f"peak memory measured on {cells(speed.num_cells)}; its terms are computed")
     flops = 6.0 * model.num_parameters * num_tokens
+    # Gradient checkpointing computes the forward pass of the layers twice.
     again = 2.0 * (model.num_parameters - model.num_embeddings) * num_tokens
     num_epochs, weights_gib = cell["trainer"]["num_epochs"], _weight_bytes(cell) * model.num_parameters / GIB
     return Estimate(
@@ -166,7 +172,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
 def evaluate(
     config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured
 ) -> Estimate:
-    """Estimate the answers: of every epoch to validation items, of one model to test items.
+    """Estimate the answers: of every epoch to validation items, and of one model to test items.
 
     Raises:
         UserError: one GPU cannot hold the model.
@@ -210,16 +216,19 @@ def evaluate(
 
 
 def _host_gib(model: Decoder, hardware: Hardware, num_gpus: int, device_gib: float) -> float:
+    """Return the host memory that a cell needs, in GiB."""
     if hardware.device == "cpu":
         return device_gib
     return HOST_BYTES * model.num_parameters / GIB + GPU_HOST_GIB * num_gpus
 
 
 def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
-    """Find GPUs and micro-batch for the cell's rows, taken to be as long as any may be.
+    """Return the GPUs and the micro-batch for the cell's rows.
+
+    All rows are assumed to have the maximal length, because a plan has not tokenised them.
 
     Raises:
-        UserError: it does not fit, with what takes the memory.
+        UserError: it does not fit; the message names what takes the memory.
     """
     trainer = cell["trainer"]
     load = Load(
@@ -247,6 +256,7 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
             f"trainer.num_processes={trainer['num_processes']}, but a cell may have {hardware.max_gpus} GPUs",
             fix="--max-gpus, or launcher.gpus_per_worker",
         )
+    # Nothing fits. The message describes the attempt with the most GPUs and the smallest micro-batch.
     most = 2 ** (hardware.max_gpus.bit_length() - 1)
     num_gpus = 1 if load.on_cpu else trainer.get("num_processes") or most
     size = min(asked or 1, max(1, trainer["global_batch_size"] // num_gpus))
@@ -264,20 +274,24 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
 
 
 def told(terms: Mapping[str, float]) -> str:
-    """Return the terms of memory for people, largest first."""
+    """Return the terms of memory as a text, the largest first."""
     parts = sorted(terms.items(), key=lambda term: -term[1])
     return " + ".join(f"{name} {gib:.1f}" for name, gib in parts if gib >= 0.05) + " GiB"
 
 
 def cells(number: int) -> str:
-    """Says on how many cells something was measured."""
+    """Return a text on how many cells something was measured."""
     return f"{number} {'cell' if number == 1 else 'cells'} of the same model and task"
 
 
 def _training_hours(
     model: Decoder, num_tokens: int, costs: CostsConfig, hardware: Hardware, speed: Speed
 ) -> tuple[float, str]:
-    """Return device hours and how they are known: as asked, as measured, or as guessed."""
+    """Return device hours, and a note on their source.
+
+    The source is the utilisation that the user gave, else measurements, else an assumed utilisation.
+    """
+    # A utilisation that the user gives overrides measurements.
     if speed.seconds_per_token is not None and hardware.mfu is None:
         note = f"training speed measured on {cells(speed.num_cells)}, on the devices of those"
         return speed.seconds_per_token * num_tokens / 3600, note
@@ -288,13 +302,17 @@ def _training_hours(
 
 
 def _flops_an_hour(hardware: Hardware, mfu: float) -> float:
+    """Return the FLOPs of one device in an hour, at a model FLOPs utilisation."""
     return hardware.peak_tflops * 1e12 * mfu * 3600
 
 
 def _generation_terms(
     cell: Tree, model: Decoder, hardware: Hardware, *, item_tokens: float
 ) -> dict[str, float]:
-    """Weights, and keys and values of a batch of items with answers as long as they may become."""
+    """Return the memory of generation in GiB, by term: weights, and the cache of keys and values of a batch.
+
+    Each row of the batch is a mean item with an answer as long as it may become.
+    """
     evaluation = cell["evaluation"]
     value_bytes = 2 if evaluation["precision"] == "bf16" else 4
     tokens = evaluation["batch_size"] * (item_tokens + evaluation["max_new_tokens"])
@@ -307,4 +325,5 @@ def _generation_terms(
 
 
 def _weight_bytes(cell: Tree) -> int:
+    """Return the bytes per parameter of saved weights."""
     return 2 if cell["trainer"]["precision"] == "bf16" else 4

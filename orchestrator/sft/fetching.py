@@ -1,4 +1,7 @@
-"""Counts the tokens of items as `prepare` does: prompt (with BOS where it is the habit), response, end."""
+"""Fetch and import data sets, and count the tokens of items as `prepare` does.
+
+Tokens of an item are those of its prompt (with BOS if the tokenizer adds it), its response and an end token.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,17 @@ TIMEOUT_S = 10.0
 
 
 class Download(NamedTuple):
-    """The files of a release, and the commit that they are of."""
+    """The files of a release, and the commit that they belong to."""
 
     paths: tuple[Path, ...]
     commit: str
 
 
 def download(hub_id: str, revision: str) -> Download:
-    """Download the data files of a release, or finds them in the hub's cache.
+    """Download the data files of a release, or find them in the hub's cache.
 
     Raises:
-        UserError: the hub has no such data set or revision, or does not give it to us.
+        UserError: the hub has no such data set or revision, or denies access to it.
         InfrastructureError: the hub cannot be reached.
     """
     from huggingface_hub import HfApi, hf_hub_download
@@ -47,6 +50,7 @@ def download(hub_id: str, revision: str) -> Download:
     where = f"{hub_id}@{revision}"
     try:
         info = HfApi().dataset_info(hub_id, revision=revision, timeout=TIMEOUT_S)
+        # All files are taken from one commit, even if the branch moves during the download.
         commit = str(info.sha)
         names = data_files([entry.rfilename for entry in info.siblings or ()])
         paths = tuple(
@@ -56,7 +60,7 @@ def download(hub_id: str, revision: str) -> Download:
         raise UserError(
             f"the hub does not give {where}: {_line(error)}", fix="check id, revision, HF_TOKEN"
         ) from None
-    except Exception as error:  # noqa: BLE001 - the hub's client has changed its HTTP library, and its errors, before
+    except Exception as error:  # noqa: BLE001 - the client's HTTP errors change between versions
         raise InfrastructureError(
             f"the hub cannot be reached for {where}: {_line(error)}",
             fix="on a machine with network: sweep data import TASK SOURCE --out DIR; then data.TASK_dir=DIR",
@@ -67,7 +71,10 @@ def download(hub_id: str, revision: str) -> Download:
 
 
 def data_files(names: Sequence[str]) -> list[str]:
-    """Return the files that hold a release's rows: with item ids, else MGSM's, else Parquet, else JSON."""
+    """Return the files that hold a release's rows.
+
+    The first kind that exists counts: files with item ids, MGSM's files, Parquet files, JSON files.
+    """
     groups = (
         [name for name in names if name.startswith("lang-id/")],
         [name for name in names if name.startswith("mgsm_") and name.endswith(".tsv")],
@@ -83,20 +90,20 @@ def _line(error: Exception) -> str:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 MCOT_NUMBERS = (10_000, 200)
-"""Training and validation items of mCoT-MATH where no number is given: the study's."""
+"""Training and validation items of mCoT-MATH if no number is given: those of the study."""
 
 
 def fetch(*, task: str, recipe: Mapping[str, Any], folder: str) -> None:
-    """Fetch the releases of a recipe and writes the data set that they make; what is there stays.
+    """Fetch the releases of a recipe and write the data set made of them. An existing one is kept.
 
     Args:
         task: the benchmark.
-        recipe: see `data_cache.recipe`.
+        recipe: see `orchestrator.sft.data.recipe`.
         folder: where the data set goes.
 
     Raises:
         InfrastructureError: the hub cannot be reached.
-        UserError: what the hub gave is not as it should be.
+        UserError: the hub's data is malformed.
     """
     out = Path(folder)
     if dataset.is_dataset(out):
@@ -119,17 +126,20 @@ def choice_of(recipe: Mapping[str, Any]) -> Choice:
 def make(
     task: str, sources: Sequence[Source | None], choice: Choice, out: Path, *, force: bool = False
 ) -> tuple[DatasetInfo, bool]:
-    """Build and writes a data set; returns it, and whether it is new.
+    """Build and write a data set.
 
     Args:
         task: the benchmark.
-        sources: of training, and of test items.
-        choice: which items.
+        sources: of training items, and of test items.
+        choice: which items to take.
         out: the folder.
         force: replace another data set there.
 
+    Returns:
+        The data set's description, and whether it is new.
+
     Raises:
-        UserError: a source, or what is in `out`, is not as it should be.
+        UserError: a source, or the content of `out`, is not valid.
     """
     source, test = sources
     built = importing.build(task, source, test, choice)
@@ -142,7 +152,7 @@ def from_hub(hub_id: str, revision: str, *, task: str) -> Source:
 
     Raises:
         InfrastructureError: the hub cannot be reached.
-        UserError: there is no such release, or nothing known is in it.
+        UserError: there is no such release, or it has no file of a known form.
     """
     if task != "math":
         raise UserError(f"no release of {task} is known", fix=f"sweep data describe {task}")
@@ -154,11 +164,11 @@ def from_hub(hub_id: str, revision: str, *, task: str) -> Source:
 
 
 def find(word: str, task: str, revision: str | None) -> Source:
-    """Return the source that a word names: a path, or else a hub id.
+    """Return the source with a name: an existing path, or else a hub id.
 
     Raises:
         InfrastructureError: the hub cannot be reached.
-        UserError: there is no such thing.
+        UserError: there is no such source.
     """
     if not Path(word).expanduser().exists() and _HUB_ID.fullmatch(word):
         return from_hub(word, revision or "main", task=task)
@@ -182,25 +192,25 @@ def import_data(
     test_revision: str | None = None,
     force: bool = False,
 ) -> tuple[DatasetInfo, bool]:
-    """Import data as `sweep data import` is asked to.
+    """Import data as the arguments of `sweep data import` describe.
 
     Args:
         task: the benchmark.
         source: path or hub id of training items, or of all; None for test items alone.
         test: path or hub id of test items.
         out: the folder to make.
-        languages: wanted ones; () for all that a source has.
-        num_train: how many, None for the study's of mCoT-MATH, and all of anything else.
-        num_validation: likewise.
-        num_test: None for all.
-        seed: chooses items where there are more.
+        languages: to import; () for all that a source has.
+        num_train: number of items; None for the study's of mCoT-MATH, and all of anything else.
+        num_validation: likewise; None for the study's of mCoT-MATH, and none of anything else.
+        num_test: number of items; None for all.
+        seed: chooses items if there are more.
         revision: of `source`, if that is a hub id.
         test_revision: of `test`.
         force: replace another data set in `out`.
 
     Raises:
         InfrastructureError: the hub cannot be reached.
-        UserError: whatever is wrong with a source or a number.
+        UserError: a source or a number is not valid.
     """
     first = find(source, task, revision) if source else None
     second = find(test, task, test_revision) if test else None
@@ -219,7 +229,7 @@ KINDS = "a tokenizer.json, a folder with one, or a hub id in reach"
 
 
 def measures(names: Sequence[str]) -> dict[str, Measure]:
-    """Return a name for people to what counts the tokens of items.
+    """Return short name to token counter of some tokenizers.
 
     Args:
         names: each a `tokenizer.json`, a folder with a tokenizer, or a hub id.
@@ -229,34 +239,37 @@ def measures(names: Sequence[str]) -> dict[str, Measure]:
     """
     short = [_short(name) for name in names]
     return {
+        # Two folders may have the same last part: then each is listed by its full name.
         name if short.count(label) > 1 else label: _measure(name)
         for name, label in zip(names, short, strict=True)
     }
 
 
 def _short(name: str) -> str:
+    """Return the last part of a tokenizer's name, or the folder of a `tokenizer.json`."""
     path = Path(name)
     return path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.name
 
 
 def _hub_answers() -> bool:
+    """Return whether the hub can be reached, within a few seconds."""
     import huggingface_hub
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=TIMEOUT_S)
-    except Exception:  # noqa: BLE001 - whatever its client raises, there is no hub
+    except Exception:  # noqa: BLE001 - any error means that there is no hub
         return False
     return True
 
 
 def longest_prompt(folder: Path, prompts: Sequence[str]) -> int:
-    """Return the tokens of the longest of some prompts, as `evaluate` counts them.
+    """Return the tokens of the longest of some prompts, as `evaluate` counts them; 0 for no prompts.
 
     Args:
         folder: of a model with its tokenizer.
-        prompts: any number; 0 tokens for none.
+        prompts: texts of the prompts.
 
     Raises:
         UserError: there is no tokenizer.
@@ -267,6 +280,11 @@ def longest_prompt(folder: Path, prompts: Sequence[str]) -> int:
 
 
 def _tokenizer(name: str) -> tokenizers.Tokenizer:
+    """Return a tokenizer that neither truncates nor pads.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
     import tokenizers
 
     path = Path(name).expanduser()
@@ -276,14 +294,14 @@ def _tokenizer(name: str) -> tokenizers.Tokenizer:
         if path.is_file():
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         else:
-            import transformers  # slow to import, and a file needs none of it
+            import transformers  # slow to import, and not needed for a file
 
-            cached = not path.exists() and not _hub_answers()  # the client itself would try for 30 s
+            cached = not path.exists() and not _hub_answers()  # the client would retry for 30 s
             loaded = transformers.AutoTokenizer.from_pretrained(
                 name, local_files_only=cached, trust_remote_code=False
             )
             tokenizer = loaded.backend_tokenizer
-    except Exception as error:  # noqa: BLE001 - the libraries raise whatever they met
+    except Exception as error:  # noqa: BLE001 - the libraries raise errors of many classes
         said = str(error).strip().split("\n")[0]
         raise UserError(
             f"no tokenizer {name!r}: {said}",
@@ -295,12 +313,14 @@ def _tokenizer(name: str) -> tokenizers.Tokenizer:
 
 
 def _measure(name: str) -> Measure:
+    """Return a function that counts the tokens of items."""
     tokenizer = _tokenizer(name)
     special = tokenizer.num_special_tokens_to_add(False)
 
     def measure(items: Sequence[Item]) -> list[int]:
         prompts = tokenizer.encode_batch([item.prompt for item in items], add_special_tokens=False)
         responses = tokenizer.encode_batch([item.response for item in items], add_special_tokens=False)
+        # Special tokens of a prompt, such as BOS, and one end token after the response.
         return [len(p.ids) + len(r.ids) + special + 1 for p, r in zip(prompts, responses, strict=True)]
 
     return measure

@@ -1,7 +1,8 @@
-"""What full fine-tuning takes of a device's memory: parameters, state, activations, logits, and what fits.
+"""Memory of full fine-tuning on one device: parameters, state, activations and logits, and what fits.
 
-Arithmetic alone: it knows no config, no plan and no torch. A planner asks it before anything runs, and the
-`train` stage asks the same functions for its micro-batch. Study, section 5, unless marked ours.
+The module is arithmetic alone, without config, plan or torch. A plan calls it before anything runs. The
+`train` stage calls the same functions to choose its micro-batch. So a plan and a run use the same
+arithmetic. The formulas follow section 5 of the study, unless marked as ours.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from typing import Any, NamedTuple
 
 GIB = 2**30
 STATE_BYTES = 16
-"""A parameter: master weight, gradient and Adam's two moments, all in fp32."""
+"""Bytes per parameter: master weight, gradient and Adam's two moments, all in fp32."""
 LOGIT_BYTES = 14
-"""A logit: in bf16 and as fp32, and the gradients of both with the softmax's own."""
+"""Bytes per logit: the value in bf16 and fp32, and the gradients of both, that of the softmax included."""
 MAX_MICRO_BATCH = 64
 CUDA_GIB, SPARE_SHARE = 2.0, 0.10
-"""Ours: what CUDA and NCCL take, and the share of a device that fragmentation makes useless."""
+"""Ours: memory that CUDA and NCCL take, and the share of a device that is lost to fragmentation."""
 HOST_GIB = 0.5
-"""Ours: the libraries of one process on a CPU."""
+"""Ours: memory of the libraries of one process on a CPU."""
 HOST_BYTES, GPU_HOST_GIB = 4, 4.0
-"""Ours: host memory beside GPUs: the weights in fp32 while they are read or saved, and each process."""
+"""Ours: host memory of a GPU job: bytes per parameter while weights are read or saved, and GiB per process.
+"""
 
 
 SIZES = {
@@ -34,11 +36,11 @@ SIZES = {
     "vocab_size": "vocab_size",
     "tied": "tie_word_embeddings",
 }
-"""What `model.architecture` calls the sizes of a decoder, and what a transformers config does."""
+"""Sizes of a decoder: their names in `model.architecture`, and in a transformers config."""
 
 
 class Decoder(NamedTuple):
-    """The sizes of a decoder that its cost depends on."""
+    """Sizes of a decoder on which its cost depends."""
 
     num_parameters: int
     num_layers: int
@@ -52,12 +54,12 @@ class Decoder(NamedTuple):
 
     @property
     def num_embeddings(self) -> int:
-        """Parameters of the input embeddings, which no checkpointed layer computes again."""
+        """Parameters of the input embeddings. Gradient checkpointing never computes them again."""
         return self.vocab_size * self.hidden_size
 
     @property
     def num_unlayered(self) -> int:
-        """Parameters outside the layers, embeddings and head above all: FSDP gathers them as one."""
+        """Parameters outside the layers, mostly embeddings and head. FSDP gathers them as one unit."""
         return self.num_embeddings * (1 if self.tied else 2)
 
     @property
@@ -70,12 +72,12 @@ class Load(NamedTuple):
     """How a model is trained, as far as memory depends on it.
 
     Attributes:
-        row_tokens: of the longest row.
+        row_tokens: tokens of the longest row.
         checkpointing: whether layers are computed again in the backward pass.
-        value_bytes: of an activation: 2 in bf16, 4 in fp32.
-        loss_chunk_tokens: of whose logits are held at once; None for all of a micro-batch.
+        value_bytes: bytes of an activation: 2 in bf16, 4 in fp32.
+        loss_chunk_tokens: number of tokens whose logits exist at a time; None for all of a micro-batch.
         sharded: whether several GPUs share the state (FSDP), or each holds all of it (DDP).
-        on_cpu: with the memory of a host: no CUDA, and processes that do not share their state.
+        on_cpu: whether host memory is used: no CUDA, and processes that do not share their state.
     """
 
     row_tokens: int
@@ -87,7 +89,7 @@ class Load(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """GPUs and micro-batch that fit, with what they take."""
+    """Number of GPUs and micro-batch that fit, with the memory that they take."""
 
     num_gpus: int
     micro_batch: int
@@ -95,14 +97,14 @@ class Fit(NamedTuple):
 
     @property
     def memory_gib(self) -> float:
-        """The peak of one device."""
+        """Peak memory of one device."""
         return sum(self.terms_gib.values())
 
 
 def num_parameters(architecture: Mapping[str, Any], family: str | None) -> int:
-    """Count the parameters of a decoder, exactly for Qwen3 and Gemma3.
+    """Return the number of parameters of a decoder, exact for Qwen3 and Gemma3.
 
-    Both norm the queries and keys of each head. A layer of Gemma3 has four norms, of others two.
+    Both normalise the queries and keys of each head. A layer of Gemma3 has four norms, other layers have two.
     """
     hidden, head = architecture["hidden_size"], architecture["head_dim"]
     is_gemma3, is_qwen3 = (str(family).startswith(name) for name in ("gemma3", "qwen3"))
@@ -125,15 +127,22 @@ def decoder(architecture: Mapping[str, Any], family: str | None) -> Decoder:
 def terms_gib(
     model: Decoder, load: Load, *, num_gpus: int, micro_batch: int, memory_gib: float
 ) -> Mapping[str, float]:
-    """Return what one device holds at the peak of a training step, in GiB.
+    """Return what one device holds at the peak of a training step, in GiB, by term.
 
-    ``state`` is sharded over the GPUs. ``weights`` are the copies in use (ours): in bf16 of all on one
-    device; with FSDP of embeddings, head and two layers, gathered in bf16 with fp32 gradients. ``layer`` is
-    the working set of the one layer that is computed (ours); without checkpointing all layers keep theirs.
+    - ``state``: weights, gradients and moments, divided by the GPUs if sharded.
+    - ``weights``: the copies in use (ours). Unsharded with bf16, all weights in bf16. With FSDP,
+      embeddings, head and two layers: gathered in bf16, with fp32 gradients.
+    - ``activations``: the input of each layer; without checkpointing, all values of each layer.
+    - ``layer``: values and gradients of the one layer that is being computed (ours).
+    - ``logits``: of one chunk of the loss.
+    - ``reserve``: what no tensor can use.
+
+    For example, a model of 1 billion parameters has 14.9 GiB of state on one GPU, and 3.7 GiB on each of 4.
     """
     tokens = micro_batch * load.row_tokens
     sharded = num_gpus > 1 and load.sharded and not load.on_cpu
     if sharded:
+        # 2 bytes of a gathered bf16 weight, and 4 of its fp32 gradient before it is reduced.
         copies = 6 * (model.num_unlayered + 2 * model.num_layer)
     else:
         copies = 2 * model.num_parameters if load.value_bytes == 2 else 0
@@ -154,20 +163,23 @@ def terms_gib(
 
 
 def reserve_gib(memory_gib: float, *, on_cpu: bool) -> float:
-    """Return what of a device's memory no tensor can have."""
+    """Return the part of a device's memory that no tensor can use, in GiB."""
     return HOST_GIB if on_cpu else CUDA_GIB + SPARE_SHARE * memory_gib
 
 
 def _layer_values(model: Decoder) -> int:
-    """Values that one layer holds a token: the MLP's products and input, queries, keys, values and norms."""
+    """Return how many values a layer holds per token.
+
+    These are the MLP's input and products, queries, keys, values and norms.
+    """
     attention = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
     return 4 * model.intermediate_size + attention + 8 * model.hidden_size
 
 
 def micro_batches(global_batch: int, num_gpus: int) -> list[int]:
-    """Return the micro-batches to try, largest first: the powers of two that divide a device's rows.
+    """Return the micro-batches to try, the largest first: the powers of two that divide a device's rows.
 
-    What the devices cannot share evenly is padded with masked rows.
+    Rows that the devices cannot share evenly are padded with masked rows.
     """
     rows, sizes = max(1, global_batch // num_gpus), [1]
     while sizes[-1] < MAX_MICRO_BATCH and rows % (2 * sizes[-1]) == 0:
@@ -178,15 +190,16 @@ def micro_batches(global_batch: int, num_gpus: int) -> list[int]:
 def largest_micro_batch(
     model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, global_batch: int
 ) -> int | None:
-    """Return the largest micro-batch that fits `num_gpus` devices; None when not even 1 does.
+    """Return the largest micro-batch that fits `num_gpus` devices; None if not even 1 does.
 
-    The `train` stage calls it when `trainer.micro_batch_size` is null, with the length of its longest row in
-    `load` and what its device really has. The result never depends on anything that is random.
+    The `train` stage calls it if `trainer.micro_batch_size` is null, with the length of its longest row and
+    the memory that its device really has. The result is a function of the arguments. A search by trial and
+    error would depend on what else uses the GPU at that moment.
 
     Args:
         model: from `decoder`.
         load: how it is trained.
-        num_gpus: over which the state is sharded; the processes of the job.
+        num_gpus: number of processes over which the state is sharded.
         memory_gib: of one device.
         global_batch: rows of an optimiser step, over all devices.
     """
@@ -208,18 +221,22 @@ def fit(
     micro_batch: int | None,
     num_gpus: int | None = None,
 ) -> Fit | None:
-    """Find the fewest GPUs of one machine (1, 2, 4, ...), and with them the largest micro-batch, that fit.
+    """Return the fewest GPUs of one machine (1, 2, 4, ...) that fit, with the largest micro-batch on them.
 
     Args:
         model: from `decoder`.
         load: how it is trained.
-        max_gpus: that may be taken.
+        max_gpus: number of GPUs that may be taken.
         memory_gib: of one device.
         global_batch: rows of an optimiser step.
         micro_batch: the only one to try; None for any.
         num_gpus: the only number to try; None for any.
+
+    Returns:
+        None if nothing fits.
     """
     numbers = [num_gpus] if num_gpus else [2**power for power in range(max_gpus.bit_length())]
+    # On a CPU all processes share the host's memory, so only the first number is tried.
     for number in numbers[:1] if load.on_cpu else numbers:
         size = micro_batch and min(micro_batch, max(1, global_batch // number))
         if size is None:

@@ -1,7 +1,7 @@
-"""What the files of a model folder say, and what is wrong with them, from headers and JSON alone.
+"""Checks of a model folder from its JSON files and weight headers alone.
 
-`plan` asks for every cell, so nothing is imported and no weight is read; what was found is remembered until a
-file of the folder changes. What it takes transformers to know is checked by the `prepare` stage: see
+A plan runs them for every cell, so they import no library and read no weights. Results are cached until a
+file of the folder changes. Checks that need transformers are in the `prepare` stage, see
 `orchestrator.sft.runtime.check_weights`.
 """
 
@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 LFS = b"version https://git-lfs.github.com/spec/"
-"""How a git-lfs pointer begins: what a clone without git-lfs has in the place of a large file."""
+"""First bytes of a git-lfs pointer, which a clone without git-lfs has in place of a large file."""
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER = "tokenizer.json"
 _PREFIXES = ("_orig_mod.", "module.")
-"""What torch.compile and DDP put before the names of weights that were saved through them."""
+"""Prefixes of weight names that were saved through the wrappers of torch.compile and DDP."""
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
@@ -38,18 +38,18 @@ _CONTEXT = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length"),
     *("max_target_positions", "max_sequence_length", "max_seq_length", "n_ctx"),
 )
-"""What architectures call the number of their positions, most used first."""
+"""Names that architectures use for their number of positions, the most common first."""
 _EXTENDED = ("llama3", "longrope", "su", "mrope", "default", "proportional")
-"""Kinds of rotary embeddings whose `max_position_embeddings` is what they reach, as vLLM takes it too."""
+"""Kinds of rotary embeddings whose `max_position_embeddings` is the extended length, as in vLLM."""
 
 
 class ModelFolder(NamedTuple):
-    """What was found.
+    """Result of the checks.
 
     Attributes:
-        problem: the first thing that is wrong, with its file; "" when nothing is.
-        context_tokens: positions that the model has, None where the config does not say.
-        num_embeddings: tokens that the model has an embedding of, None where neither config nor weights say.
+        problem: the first thing that is wrong, with its file; "" if nothing is.
+        context_tokens: positions of the model; None if the config does not state them.
+        num_embeddings: tokens that have an embedding; None if neither config nor weights state it.
     """
 
     problem: str
@@ -58,17 +58,17 @@ class ModelFolder(NamedTuple):
 
 
 class _Wrong(Exception):
-    """Names a file and what is wrong with it."""
+    """Raised with the name of a file and what is wrong with it."""
 
 
 def inspect(folder: Path) -> ModelFolder:
-    """Return what the files of a model folder say; looked at again only when one of them has changed."""
+    """Check the files of a model folder. Checks run again only when one of the files has changed."""
     paths = [path for path in folder.iterdir() if _RELEVANT.fullmatch(path.name)]
     return _inspect(folder, _state_of(folder, paths))
 
 
 def lfs_pointers(folder: Path) -> list[str]:
-    """Return the files in a folder of data that are git-lfs pointers, by their paths in it."""
+    """Return the files in a data folder that are git-lfs pointers, by their paths in it."""
     paths = [path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.parts[-3:])]
     return _lfs_pointers(folder, _state_of(folder, paths))
 
@@ -77,7 +77,7 @@ _State = tuple[tuple[str, int, int], ...]
 
 
 def _state_of(folder: Path, paths: Iterable[Path]) -> _State:
-    """Return path, size and time of change of the files among some paths."""
+    """Return path, size and modification time of the regular files among some paths."""
     found = []
     for path in sorted(paths):
         with contextlib.suppress(OSError):  # a dangling link
@@ -130,16 +130,17 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a model's config that is about text: all of it, but for a multimodal model."""
+    """Return the part of a model's config that describes text: a section in multimodal models, else all."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config
 
 
 def context_tokens(text: Mapping[str, Any]) -> int | None:
-    """Return the positions that a model has, those that scaled rotary embeddings add included.
+    """Return the positions of a model, including those that scaled rotary embeddings add.
 
-    Linear, dynamic and YaRN scaling multiply the length before it (``original_max_position_embeddings``, else
-    the config's own); the other kinds state what they reach.
+    Linear, dynamic and YaRN scaling multiply the original length (``original_max_position_embeddings``, else
+    the config's own). Other kinds state the extended length. With YaRN, a factor of 4 and an original length
+    of 32,768, a model has 131,072 positions.
     """
     named = (text.get(key) for key in _CONTEXT)
     found = next((value for value in named if isinstance(value, int)), 0)
@@ -147,7 +148,7 @@ def context_tokens(text: Mapping[str, Any]) -> int | None:
         return None
     scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if not isinstance(scaling, dict) or str(text.get("model_type", "")).startswith("gemma3"):
-        return found  # gemma3 states what it reaches, for all its kinds of layers
+        return found  # gemma3 states the extended length for all kinds of layers
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     factor = scaling.get("factor")
     if kind in _EXTENDED or not isinstance(factor, int | float):
@@ -160,12 +161,14 @@ def context_tokens(text: Mapping[str, Any]) -> int | None:
 
 
 def _check_architecture(config: Mapping[str, Any], text: Mapping[str, Any], names: set[str]) -> None:
+    """Check that the installed transformers can fine-tune this kind of model."""
     model_type = config.get("model_type")
     known, causal = _architectures()
     if "adapter_config.json" in names:
         raise _Wrong("adapter_config.json: an adapter beside the weights; merge it into them first")
     if config.get("quantization_config") or text.get("quantization_config"):
         raise _Wrong("config.json: quantization_config; full fine-tuning takes unquantised weights")
+    # Without its source, as in a zip archive, nothing is known and no model is refused here.
     if known and model_type not in known:
         if "auto_map" in config:
             raise _Wrong(
@@ -178,7 +181,10 @@ def _check_architecture(config: Mapping[str, Any], text: Mapping[str, Any], name
 
 @functools.cache
 def _architectures() -> tuple[frozenset[str], frozenset[str]]:
-    """Return the model types that transformers knows, and the causal ones; its source is not imported."""
+    """Return all model types of the installed transformers, and those with a causal language model.
+
+    They are read from its source, because importing it takes seconds.
+    """
     spec = importlib.util.find_spec("transformers")
     auto = Path(spec.origin).parent / "models" / "auto" if spec and spec.origin else None
     known: set[str] = set()
@@ -191,7 +197,7 @@ def _architectures() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _keys_of(path: Path, name: str) -> Iterator[str]:
-    """Yield the keys of an ordered dictionary in a source file: ``NAME = OrderedDict([(key, ...), ...])``."""
+    """Yield the keys of a dictionary in a source file: ``NAME = OrderedDict([(key, ...), ...])``."""
     source = path.read_text(encoding="utf-8") if path.is_file() else ""
     for start in re.finditer(rf"^{name}(?: = OrderedDict|\.update)\($", source, re.MULTILINE):
         end = source.find("\n)", start.end())
@@ -199,7 +205,7 @@ def _keys_of(path: Path, name: str) -> Iterator[str]:
         try:
             literal = ast.literal_eval(body)
         except (ValueError, SyntaxError):
-            continue  # it is computed: then nothing is said about it
+            continue  # a computed dictionary: its types stay unknown
         yield from (pair[0] for pair in (literal.items() if isinstance(literal, dict) else literal))
 
 
@@ -237,6 +243,7 @@ def _weights(folder: Path, names: set[str]) -> dict[str, _Tensor]:
 
 
 def _header(path: Path) -> dict[str, _Tensor]:
+    """Return the tensors in a safetensors file, after a check that the file is as long as they need."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -250,13 +257,14 @@ def _header(path: Path) -> dict[str, _Tensor]:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _Wrong(f"{path.name} is no safetensors file: {error}") from None
     end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
+    # A download that was cut off leaves a whole header and too few bytes after it.
     if 8 + length + end != size:
         raise _Wrong(f"{path.name} is truncated or damaged: {size:,} bytes instead of {8 + length + end:,}")
     return tensors
 
 
 def _check_weights(weights: Mapping[str, _Tensor], text: Mapping[str, Any]) -> int | None:
-    """Check names and shapes as far as architectures have them alike; return the rows of the embedding."""
+    """Check names, types and layers, as far as architectures share them. Return the embedding's rows."""
     for prefix in _PREFIXES:
         if weights and all(name.startswith(prefix) for name in weights):
             first = min(weights)
@@ -285,6 +293,7 @@ def _check_weights(weights: Mapping[str, _Tensor], text: Mapping[str, Any]) -> i
 
 
 def _check_embedding(weights: Mapping[str, _Tensor], text: Mapping[str, Any]) -> int | None:
+    """Check that the embedding has a row per token of the vocabulary. Return the number of rows."""
     named = [
         (name, tensor.shape)
         for name, tensor in weights.items()
@@ -320,8 +329,8 @@ def _check_tokenizer(
 ) -> None:
     """Check special tokens and vocabulary against the rows of the embedding.
 
-    Tokens that were added to a vocabulary may lie outside, as in gemma-3-1b-pt, whose image token has no row:
-    they only come up where a text spells them out, which `prepare` sees.
+    Tokens added to a vocabulary may have no row, such as the image token of gemma-3-1b-pt. They occur only if
+    a text spells them out, which `prepare` checks.
     """
     settings: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -354,7 +363,7 @@ def _check_tokenizer(
     known = {*ids, *(token.get("content") for token in (settings.get("added_tokens_decoder") or {}).values())}
     if ids and end and end not in known:
         raise _Wrong(f"tokenizer_config.json: eos_token {end!r} is no token of {_TOKENIZER}")
-    is_generic = settings.get("tokenizer_class") in _GENERIC  # other classes have an end token of their own
+    is_generic = settings.get("tokenizer_class") in _GENERIC  # other classes have a default end token
     if settings.get("eos_token") is None and ("eos_token" in settings or is_generic):
         raise _Wrong("tokenizer_config.json: no eos_token, so no answer would end")
     for key in ("pad_token_id", "eos_token_id"):

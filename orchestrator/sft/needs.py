@@ -1,6 +1,6 @@
-"""What must lie on this machine before a cell can run, and what fetches it: the `needs` hook of the stages.
+"""Files and packages that a cell needs here, and how to fetch them: the `needs` hook of the stages.
 
-Looking costs a few file look-ups and asks no network. Imports no torch.
+A check costs a few file look-ups and uses no network. The module imports no torch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ FETCH = "orchestrator.sft.fetching:fetch"
 
 
 def needs(config: Config) -> list[Need]:
-    """Return the one data set that a cell's items come from, if it is not made or given on the spot."""
+    """Return the data set of a cell's items, unless items are generated or given as a folder."""
     items = config["items"]
     if items["source"] != "parallel" or items["dir"] is not None:
-        return []  # a local folder that is not there is an error when the cell is composed
+        return []  # `CellConfig.check` reports a missing folder
     task = config["task"]["name"]
     folder = data.folder_of(items)
     if folder is None:
@@ -57,7 +57,11 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json"
 
 
 def models(config: Config) -> list[Need]:
-    """Return the model with its tokenizer: of a hub, one snapshot; of a folder, only what is wrong there."""
+    """Return the model with its tokenizer as a need.
+
+    A model of a hub is one snapshot, which can be fetched. A local folder or a tiny model is a need only if
+    something is wrong with it.
+    """
     path = config.model.path
     if path is None:
         problem = _too_short(positions.MAX_POSITIONS, config.evaluation.max_new_tokens)
@@ -77,7 +81,7 @@ def models(config: Config) -> list[Need]:
 
 
 def _problem(config: Config, folder: Path) -> str:
-    """Say what is wrong with the files of a cell's model, or with their fit to its prompts."""
+    """Return what is wrong with the files of a cell's model, or with their fit to its prompts."""
     if problem := problem_of(folder, config.evaluation.max_new_tokens):
         return problem
     context_tokens = model_folder.inspect(folder).context_tokens
@@ -85,11 +89,11 @@ def _problem(config: Config, folder: Path) -> str:
 
 
 def problem_of(folder: Path, max_new_tokens: int) -> str:
-    """Say what is wrong with the files of a model, "" when nothing is.
+    """Return what is wrong with the files of a model, "" if nothing is.
 
     Args:
         folder: of the model.
-        max_new_tokens: `evaluation.max_new_tokens`: the model must have positions for more.
+        max_new_tokens: `evaluation.max_new_tokens`; the model must have positions for more.
     """
     if not folder.is_dir():
         return "no such folder"
@@ -101,13 +105,14 @@ def problem_of(folder: Path, max_new_tokens: int) -> str:
 
 
 def _too_short(context_tokens: int, max_new_tokens: int) -> str:
+    """Return the message for a context that cannot hold one token of a prompt and the longest answer."""
     if max_new_tokens < context_tokens:
         return ""
     return f"{context_tokens} positions are no more than evaluation.max_new_tokens={max_new_tokens}"
 
 
 def data_files(config: Config) -> list[Need]:
-    """Return the folders of data that hold pointers of git-lfs in the place of files."""
+    """Return the data folders that contain git-lfs pointers instead of files."""
     items = config["items"]
     folders = dict.fromkeys(items[key] for key in ("dir", "train_dir", "test_dir") if items[key])
     return [
@@ -126,16 +131,16 @@ PROVIDERS: tuple[Callable[[Config], list[Need]], ...] = (
     needs,
     generators.packages,
 )
-"""Each says what a cell needs of one kind."""
+"""Functions that each return a cell's needs of one kind."""
 
 
 def of_cell(config: Config) -> list[Need]:
-    """Return all that a cell needs."""
+    """Return all needs of a cell."""
     return [need for provider in PROVIDERS for need in provider(config)]
 
 
 def missing_files(repo_id: str, revision: str) -> str:
-    """Says what the hub's cache lacks of a model, "" when it holds config, tokenizer and all weights."""
+    """Return what the hub's cache lacks of a model, "" if it holds config, tokenizer and all weights."""
     config = _cached(repo_id, "config.json", revision)
     if config is None:
         return "not in the cache"
@@ -145,6 +150,7 @@ def missing_files(repo_id: str, revision: str) -> str:
     if (folder / _WEIGHTS).exists():
         return ""
     try:
+        # An interrupted download leaves some of the files: the index lists all of them.
         index = json.loads((folder / f"{_WEIGHTS}.index.json").read_text(encoding="utf-8"))
         shards = set(index["weight_map"].values())
     except (OSError, ValueError, KeyError):
@@ -154,29 +160,30 @@ def missing_files(repo_id: str, revision: str) -> str:
 
 
 def _cached(repo_id: str, name: str, revision: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache  # only for a model of a hub: 0.1 s
+    """Return the path of a file in the hub's cache, None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache  # takes 0.1 s, so only for a model of a hub
 
     path = try_to_load_from_cache(repo_id, name, revision=revision)
     return Path(path) if isinstance(path, str) else None
 
 
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges.txt", "*.jinja")
-"""Weights in one format, configs and tokenizer; no weights of other frameworks."""
+"""Files to download: weights in one format, configs and tokenizer; no weights of other frameworks."""
 PROBE_S = 10.0
-"""How long to wait for the hub's first answer."""
+"""How long to wait for the hub's first answer, in seconds."""
 
 
 def model(*, repo_id: str, revision: str) -> None:
     """Download one revision of a model with its tokenizer into the hub's cache.
 
     Raises:
-        InfrastructureError: there is no network, no such revision, or no right to it.
+        InfrastructureError: there is no network, no such revision, or no access to it.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        if not huggingface_hub.constants.HF_HUB_OFFLINE:  # the client itself would try for 24 s, each time
+        if not huggingface_hub.constants.HF_HUB_OFFLINE:  # the client would retry for 24 s
             huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_S)
         huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(PATTERNS))
     except errors.GatedRepoError as error:

@@ -1,6 +1,7 @@
-"""What a cell goes through, from its config alone: rows, steps, tokens, answers, and the sizes of its model.
+"""Amount of work in a cell, from its config alone: rows, steps, tokens, answers, and the sizes of its model.
 
-It knows no hardware, no store and no torch. Configs come as plain trees here: a plan asks ten thousand times.
+The module uses no hardware, store or torch. Configs are plain trees here and not schema objects, because a
+plan may process ten thousand of them.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ Utilisation = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class TaskFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Facts of one task's items.
+    """Facts on one task's items.
 
     Attributes:
-        num_train: items a language where `items.num_train` is null.
+        num_train: items per language if `items.num_train` is null.
         num_validation: likewise.
         num_test: likewise.
         generated: tokens of a generated item; None for as many as real ones have.
-        tokens: family of tokenizer to language to tokens of prompt and response.
-        train_length_factor: how much longer training items are.
+        tokens: family of tokenizer to language to the tokens of prompt and response together.
+        train_length_factor: length of training items relative to the counted ones.
     """
 
     num_train: Annotated[int, msgspec.Meta(ge=1)]
@@ -44,31 +45,31 @@ class TaskFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ValueError("tokens are of no family, or of no language")
 
     def table(self, family: str | None) -> tuple[str, dict[str, float]]:
-        """Return the tokens by language of a family's tokenizer, or of the first family there is."""
+        """Return a family and its tokens by language; the first family if this one is not listed."""
         name = family if family in self.tokens else next(iter(self.tokens))
         return str(name), self.tokens[str(name)]
 
     def of_languages(self, languages: Sequence[str], family: str | None) -> float:
-        """Return the tokens of one item in all of the languages; the mean stands for one that is missing."""
+        """Return the tokens of one item in all of the languages. A missing language counts as the mean."""
         table = self.table(family)[1]
         mean = sum(table.values()) / len(table)
         return sum(table.get(language, mean) for language in languages)
 
 
 class Guess(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The utilisation of models of at least so many parameters."""
+    """Assumed utilisation of models with at least this many parameters."""
 
     billions: Annotated[float, msgspec.Meta(ge=0)]
     mfu: Utilisation
 
 
 class CostsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`costs` of a cell's config.
+    """The section `costs` of a cell's config.
 
     Attributes:
         tasks: name of a task to its facts.
-        mfu: of training, by size.
-        generation_mfu: of generating answers.
+        mfu: model FLOPs utilisation of training, by size.
+        generation_mfu: utilisation while generating answers.
     """
 
     tasks: dict[str, TaskFacts]
@@ -80,7 +81,7 @@ class CostsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError("mfu has no guess for the smallest models: {billions: 0, mfu: ...}")
 
     def mfu_of(self, num_parameters: int) -> float:
-        """Return the guess for a model of this size."""
+        """Return the assumed utilisation for a model of this size."""
         fitting = [guess for guess in self.mfu if guess.billions * 1e9 <= num_parameters]
         return max(fitting, key=lambda guess: guess.billions).mfu
 
@@ -91,7 +92,7 @@ _converted: dict[int, tuple[Any, CostsConfig]] = {}
 
 
 class TrainingWork(NamedTuple):
-    """All epochs of training on a mixture, and where its numbers come from."""
+    """Steps and tokens of all epochs of training on a mixture, and notes on their source."""
 
     num_steps: int
     num_tokens: int
@@ -99,18 +100,23 @@ class TrainingWork(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What `evaluate` generates, and the tokens of prompts and answers together."""
+    """Number of answers that `evaluate` generates, and the tokens of prompts and answers together."""
 
     number: int
     num_tokens: float
 
 
 def costs_of(cell: Tree) -> CostsConfig | None:
-    """Return what a plan assumes; None for a config sealed before there was such, or without this task."""
+    """Return the assumptions of a plan.
+
+    None for a config sealed before this section existed, and for one without facts on the cell's task.
+    """
     tree = cell.get("costs")
     if tree is None:
         return None
-    known = _converted.get(id(tree))  # cells share the sections that do not differ
+    # Cells share sections that do not differ, so each is converted once. The tree is kept, so its id stays
+    # taken.
+    known = _converted.get(id(tree))
     if known is None or known[0] is not tree:
         known = tree, msgspec.convert(tree, CostsConfig)
         _converted[id(tree)] = known
@@ -118,7 +124,11 @@ def costs_of(cell: Tree) -> CostsConfig | None:
 
 
 def training(cell: Tree, costs: CostsConfig) -> TrainingWork:
-    """Count ``num_epochs * ceil(n * L / global batch)`` steps, the last of an epoch partial, and tokens."""
+    """Return the steps and tokens of training.
+
+    There are ``num_epochs * ceil(n * L / global batch)`` steps, for n items in each of L languages. The last
+    step of an epoch may have fewer rows.
+    """
     facts, languages = costs.tasks[cell["task"]["name"]], cell["languages"]
     num_train = cell["items"]["num_train"] or facts.num_train
     num_epochs = cell["trainer"]["num_epochs"]
@@ -139,7 +149,7 @@ def training(cell: Tree, costs: CostsConfig) -> TrainingWork:
 
 
 def answers(cell: Tree, costs: CostsConfig) -> Answers:
-    """Count the answers: of every epoch to validation items, of the selected model to test items."""
+    """Return the number of answers: of each epoch to validation items, of one model to test items."""
     facts, items = costs.tasks[cell["task"]["name"]], cell["items"]
     languages, tested = cell["languages"], cell["evaluation"]["languages"]
     num_validation = cell["trainer"]["num_epochs"] * (items["num_validation"] or facts.num_validation)
@@ -151,7 +161,7 @@ def answers(cell: Tree, costs: CostsConfig) -> Answers:
 
 
 def _is_tiny(cell: Tree, facts: TaskFacts) -> bool:
-    """Whether items are the generated ones, whose tokens were measured in a tiny vocabulary."""
+    """Return whether items are generated ones, whose tokens were counted with a tiny vocabulary."""
     return cell["items"]["source"] == "generated" and facts.generated is not None
 
 
@@ -163,7 +173,7 @@ def _item_tokens(cell: Tree, facts: TaskFacts, languages: Sequence[str]) -> floa
 
 
 def model_of(cell: Tree) -> Decoder | None:
-    """Return the sizes of the cell's model: as the config has them, or as its local folder says."""
+    """Return the sizes of the cell's model, from the config or from its local folder; None if unknown."""
     model = cell["model"]
     if model["architecture"] is not None:
         return decoder(model["architecture"], model["family"])
@@ -175,6 +185,7 @@ def _decoder_in(path: str) -> Decoder | None:
     """Read the sizes from a folder's config.json; None for a hub id, or a model of another kind."""
     try:
         tree = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
+        # A multimodal model has the sizes of its text decoder in a section of its own.
         tree = tree.get("text_config", tree)
         heads = tree["num_attention_heads"]
         sizes = {
@@ -182,6 +193,7 @@ def _decoder_in(path: str) -> Decoder | None:
             "head_dim": tree["hidden_size"] // heads,
             "tie_word_embeddings": True,
         }
+        # What the config states replaces the defaults above; many configs state null.
         sizes.update((key, value) for key, value in tree.items() if value is not None)
         return decoder({name: sizes[key] for name, key in SIZES.items()}, tree.get("model_type"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):

@@ -155,14 +155,12 @@ class Records:
             except OSError as problem:
                 error = problem
             try:
-                # A refusal does not mean that another writer won: a retry inside the store may have found our
-                # own record.
+                # A refusal may come from a retry that found our own record, so the record decides.
                 found = self.objects.get(key)
             except OSError as problem:
                 error, found = problem, None
             if found is not None:
-                # Only the nonce is compared: a record of a newer format could not be decoded, and still has
-                # one.
+                # Only the nonce is compared, because the rest of a later format may not be decodable.
                 return read_header(found).nonce == nonce
             time.sleep(_PAUSE_S * 2**number)
         raise InfrastructureError(f"cannot write {key}: {error}", where=self.objects.url) from error

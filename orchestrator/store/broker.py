@@ -103,7 +103,7 @@ class Broker:
 
     def __init__(self, url: str) -> None:
         self._once = open_store(url, stall_s=LIMIT_S, request_s=MAX_S, retries=0)
-        # A stalled read of a record fails early enough to leave time for two retries within the limit.
+        # A read that stalls fails early enough to be retried within the limit for a record.
         self._store = open_store(url, stall_s=LIMIT_S * 0.4, request_s=MAX_S, retries=2)
         self._parts = open_store(url, stall_s=STALL_S, request_s=PART_S, retries=2)
         self._whole = open_store(url, stall_s=STALL_S, request_s=MAX_S, retries=2)
@@ -114,7 +114,7 @@ class Broker:
         try:
             # The verbs come from our own client, so a method is looked up by name.
             value = await getattr(self, f"do_{call.verb}")(call)
-        except Exception as error:  # noqa: BLE001 - the library's and Python's own: all are data here
+        except Exception as error:  # noqa: BLE001 - every error is sent back to the client
             return WireReply(call.number, None, *explained(error))
         return WireReply(call.number, value)
 
@@ -333,7 +333,7 @@ async def serve(url: str) -> None:
     writer = asyncio.StreamWriter(transport, protocol, None, loop)
     try:
         broker = Broker(url)
-    except Exception as error:  # noqa: BLE001 - an address that names no bucket
+    except Exception as error:  # noqa: BLE001 - reported to the client below
         # Number 0 belongs to no call: the client reads it as "this broker cannot serve the address".
         writer.write(frame(WireReply(0, None, *explained(error))))
         await writer.drain()

@@ -72,8 +72,9 @@ class Cache:
         return self.root / prefix
 
     def hold(self, prefix: str) -> Path:
-        """Mark the unit of a prefix as used by this process until `release` or exit; return the prefix's
-        folder.
+        """Mark the unit of a prefix as in use by this process, and return the prefix's folder.
+
+        The mark lasts until `release`, or until the process and all children that inherited it have exited.
         """
         unit = _unit(prefix)
         if unit and unit not in self._held:
@@ -129,9 +130,7 @@ class Cache:
             os.close(handle)
 
     def shrink(self) -> None:
-        """Evict units, least recently used first, until the cache is within its limit. Runs at most once a
-        minute.
-        """
+        """Evict the least recently used units until the cache fits its limit; at most once a minute."""
         if time.monotonic() - self._shrunk_s < SHRINK_S:
             return
         self._shrunk_s = time.monotonic()

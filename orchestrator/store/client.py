@@ -257,8 +257,7 @@ class Connection:
         handle, view = self._process.stdin.fileno(), memoryview(data)
         try:
             while view:
-                # Read replies while writing. Otherwise both pipes could fill, and each side would wait for
-                # the other.
+                # Read replies while writing. Otherwise both pipes could fill, and neither side could go on.
                 self._read(0.0)
                 _, writable, _ = select.select([], [handle], [], _START_S)
                 if not writable:

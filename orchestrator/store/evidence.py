@@ -57,7 +57,7 @@ def read_ahead(
     known = ledger.knowing(Prefetched({}, listings))
 
     products = _products(known, nodes)
-    # Round 2: attempts are read only of stages without a product, because a product outranks them.
+    # Round 2: `done` records, and the attempts of stages without a product.
     begun = [
         node
         for node in nodes

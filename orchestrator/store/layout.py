@@ -169,6 +169,7 @@ def retired(stage: str, policy: str, digest: str, generation: int) -> str:
 
 def payload(stage: str, digest: str, number: int) -> str:
     """Return the folder that an attempt writes to."""
+    # Apart from the records of attempts, which are never deleted, so that numbers are never reused.
     return f"payload/{stage}/{digest}/{number}"
 
 
@@ -179,7 +180,6 @@ def output(stage: str, digest: str, number: int) -> str:
 
 def log(stage: str, digest: str, number: int) -> str:
     """Return the key of an attempt's log of standard output and error."""
-    # Payload and records are kept apart, because only payload may ever be deleted.
     return f"{payload(stage, digest, number)}/{LOG}"
 
 

@@ -51,8 +51,7 @@ def check_mark(records: Records) -> int | None:
         raise
     url, found = records.objects.url, mark.format if mark else None
     if problem:
-        # A later format may be unreadable as a whole, and its number still readable: then the fix is an
-        # upgrade.
+        # The mark of a later format may be unreadable except for its number. Then the fix is an upgrade.
         found = read_header(records.objects.get(layout.STORE) or b"").format
         if found is None or found <= FORMAT:
             raise InfrastructureError(f"the store's mark cannot be trusted: {problem}", where=url)

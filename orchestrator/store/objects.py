@@ -40,7 +40,7 @@ class ObjectStore(Protocol):
 
     url: str
     min_lease_s: float
-    """Shortest useful lease in seconds: others may see a change only after that time."""
+    """Shortest useful lease in seconds. Others see changes only after a delay."""
     in_place: bool
     """Whether payload is written directly in the shared place. Others then see it grow, and nothing is
     downloaded.
@@ -240,6 +240,7 @@ class PosixStore:
         root, sizes = self.path(prefix), {}
         for place, _, names in os.walk(root):
             for path in (Path(place, name) for name in names):
+                # The owner of a running attempt may delete files while they are listed.
                 with contextlib.suppress(FileNotFoundError):
                     sizes[path.relative_to(root).as_posix()] = path.stat().st_size
         return sizes
@@ -283,6 +284,7 @@ class PosixStore:
 
     def _write_temporary(self, folder: Path, data: bytes) -> Path:
         self._make_folders(folder)
+        # In the same folder as the final name, since links and renames cannot cross file systems.
         path = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
             # Synced before it gets its name: after a crash, a name must never point to a partial record.
@@ -303,6 +305,7 @@ class PosixStore:
             return
         if folder != self.root:
             self._make_folders(folder.parent)
+            # Another process may have created it meanwhile.
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()
         else:

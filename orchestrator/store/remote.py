@@ -189,8 +189,8 @@ class RemoteStore:
                     )
             if missing:
                 for move in missing:
-                    # The download skips absent objects, and a stale copy must not stand in for one. Hard
-                    # links elsewhere stay.
+                    # The download skips absent objects, whose stale copies must not stay. Hard links
+                    # elsewhere do.
                     Path(move.path).unlink(missing_ok=True)
                 self.cache.shrink()
                 self._connection.call("download", moves=missing, pulse=pulse)

@@ -263,11 +263,10 @@ def _delete(ledger: Ledger, source: StageInstance, retired: Retired, *, keep_che
 
 
 def drop_work(ledger: Ledger, node: StageInstance, attempts: Iterable[Attempt], *, generation: int) -> None:
-    """Delete what attempts of a finished stage left besides the product: checkpoints, scratch, work, partial
-    outputs.
+    """Delete what attempts of a finished stage left besides the product.
 
-    These files may be hard links to the product's files. While they exist, deleting the product's files frees
-    no space.
+    These are checkpoints, scratch and work folders, and partial outputs. They may be hard links to the
+    product's files. While they exist, deleting the product's files frees no space.
 
     Args:
         ledger: The store.

@@ -1,6 +1,4 @@
-"""The result rows of a sweep as one flat table: columns of the engine, then the values that stages
-returned.
-"""
+"""The result rows of a sweep as one flat table: the engine's columns, then the stages' values."""
 
 from __future__ import annotations
 
