@@ -214,6 +214,7 @@ class Worker:
         return stage_status(snapshot.evidence(digest), budget)
 
     def _read_wishes(self, *, at_most_s: float) -> RequestSummary:
+        """Return the summary of all requests, read again if it is older than `at_most_s` seconds."""
         if time.monotonic() - self._wishes_s >= at_most_s:
             self._wishes = summarize_requests(self._ledger.requests(self._order.sweep), self._all_ids)
             self._wishes_s = time.monotonic()
@@ -292,6 +293,7 @@ class Worker:
         return True
 
     def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
+        """Return the claim for the next attempt; it records why the previous one is taken for dead."""
         supersedes, num_lost = None, 0
         if attempts and attempts[-1].end is None:
             supersedes = Supersedes(

@@ -207,6 +207,7 @@ class BucketPublisher:
         return None
 
     def _failed(self, what: str, error: OSError) -> None:
+        """Record a failed upload, and when to retry; log only the first failure in a row."""
         if self.error is None:
             self._complain(f"{what} was not uploaded, again in {RETRY_S:.0f} s: {error.strerror or error}")
         self.error, self._retry_s = error, time.monotonic() + RETRY_S
@@ -302,6 +303,7 @@ class BucketPublisher:
         return {name: size for name, size in sizes.items() if self._sizes.get(name) != size}
 
     def _ship_logs(self, now_s: float) -> None:
+        """Start an upload of the grown logs, and set the time of the next one by their size."""
         grown = self._grown()
         if not grown:
             return

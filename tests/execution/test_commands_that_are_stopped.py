@@ -29,7 +29,7 @@ Path(sys.argv[1], "finished").touch()
 """
 SAVES_AND_FINISHES = AS_LIGHTNING.replace(
     "        sys.exit(0)",
-    "        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the worker passes its own on: it may come last\n"
+    "        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of the worker, which may come last\n"
     "        break",
 )
 
