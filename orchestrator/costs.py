@@ -26,8 +26,8 @@ class Device(NamedTuple):
     """Properties of an accelerator, from the makers' data sheets.
 
     Attributes:
-        memory_gib: memory in GiB, as CUDA reports it. That is a little less than the nominal size, and it is
-            the value that the `train` stage finds, so a plan does not promise what that stage refuses.
+        memory_gib: memory in GiB, as CUDA reports it, a little less than the nominal size. The `train` stage
+            finds this value, so a plan with it promises nothing that the stage would refuse.
         peak_tflops: dense bf16 peak, in TFLOP/s.
     """
 
@@ -54,7 +54,7 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         device: a key of `DEVICES`, or ``cpu``.
         memory_gib: memory of one device; for ``cpu`` that of the host.
         peak_tflops: dense bf16 peak of one device, in TFLOP/s.
-        max_gpus: greatest number of devices for one cell; for ``cpu`` of processes.
+        max_gpus: greatest number of devices for one cell; for ``cpu`` the number of processes.
         mfu: model FLOPs utilisation in (0, 1]; None for the stage's own estimate by model size.
     """
 

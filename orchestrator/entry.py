@@ -77,6 +77,7 @@ class Stream:
             os.close(nowhere)
 
     def _give_up(self, error: OSError) -> None:
+        """Silence the stream after a failed write, and raise unless the stream is silent by choice."""
         self._silence()
         if self.is_silent:
             return

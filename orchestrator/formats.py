@@ -124,6 +124,7 @@ class _Reader:
         self._found = 0
 
     def read(self, tree: Any, info: inspect.Type) -> Any:
+        """Return a tree in which structs, containers and words are read leniently."""
         info = _bare(info)
         if isinstance(info, inspect.UnionType):
             info = _chosen(tree, info)
@@ -137,6 +138,7 @@ class _Reader:
         return _UNKNOWN if words and tree not in words and _UNKNOWN in words else tree
 
     def _struct(self, tree: dict[str, Any], info: inspect.StructType) -> Any:
+        """Return a struct made from a mapping; unknown fields and words are kept on it."""
         before = self._found
         fields = {field.encode_name: field for field in info.fields}
         later = {name: value for name, value in tree.items() if name not in fields}
@@ -160,6 +162,7 @@ class _Reader:
 
 
 def _is_finite(value: Any) -> bool:
+    """Whether a value holds no infinity or NaN at any depth."""
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, dict):
@@ -189,6 +192,7 @@ def _chosen(tree: Any, union: inspect.UnionType) -> inspect.Type:
 
 
 def _words(info: inspect.Type) -> tuple[Any, ...]:
+    """Return the words that an enumeration or a literal type allows; none for other types."""
     if isinstance(info, inspect.EnumType):
         return tuple(member.value for member in info.cls)
     return tuple(info.values) if isinstance(info, inspect.LiteralType) else ()
@@ -200,6 +204,7 @@ def _written(value: Any, store_format: int) -> Any:
 
 
 def _sealed_tree(tree: Any, info: inspect.Type) -> Any:
+    """Return a tree for `canonical_tree`, ordered like the records of the given type."""
     info = _bare(info)
     if isinstance(info, inspect.UnionType):
         info = _chosen(tree, info)
@@ -219,6 +224,7 @@ def _sealed(value: Any) -> msgspec.Raw:
 
 
 def _canonical(value: Any) -> Any:
+    """Return a tree for `canonical`: mappings sorted, and later fields last."""
     if isinstance(value, dict):
         return {key: _canonical(value[key]) for key in sorted(value)}
     return _reduced(value, _canonical, _sealed, FORMAT, later_last=True)
@@ -287,6 +293,7 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, int, Callable[[], An
 
 
 def _since(info: inspect.Type) -> int:
+    """Return the format with which a field came."""
     if isinstance(info, inspect.Metadata):
         return int((info.extra or {}).get("since", 1))
     return 1

@@ -307,6 +307,7 @@ def _end_all(
 
 
 def _with_descendants(roots: Collection[int], table: dict[int, Entry]) -> set[int]:
+    """Return process ids with those of all descendants."""
     below: dict[int, list[int]] = {}
     for pid, entry in table.items():
         below.setdefault(entry.parent, []).append(pid)

@@ -47,7 +47,7 @@ class LostWorker(Stored, frozen=True, kw_only=True):
 
 
 class Shortage(NamedTuple):
-    """Lack of memory on a node, because of which a worker has to end.
+    """Lack of memory on a node, which forces a worker to end.
 
     Attributes:
         cause: the failure cause of its attempt.
@@ -222,10 +222,12 @@ def git_of(order: Assignment) -> dict[str, Any]:
 
 def send(pipe: Connection, message: Message) -> None:
     """Send a message to a child. The message is dropped if the child is ending."""
+    # The child's end is noticed by its exit code; a failed message needs no other reaction.
     with contextlib.suppress(OSError):
         pipe.send_bytes(msgspec.json.encode(message))
 
 
+# A record holds the tail of a log, so it must stay small.
 LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 8192
 LOG_END_BYTES = 65536
 """Bytes at the end of a log that are searched for a traceback."""

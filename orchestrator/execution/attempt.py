@@ -130,6 +130,7 @@ class AttemptRun:
             self._ledger.objects.release(self._key)
 
     def _run(self, earlier: Sequence[Attempt]) -> End:
+        """Take over what earlier attempts left, run the child, and conclude."""
         if self._ledger.is_done_or_void(self._node, self._claim.generation):
             return self._end("released", why="already_done")
         self._goes_without = self._retired_input() != ""
@@ -188,6 +189,7 @@ class AttemptRun:
     # Starting
 
     def _record_start(self, start: StartRecord) -> None:
+        """Record the start, unless it is recorded already in this form."""
         if start == self._recorded:
             return
         spec_key = layout.stage_spec(self._node.stage, self._node.digest)
@@ -198,6 +200,7 @@ class AttemptRun:
         self._heartbeat()
 
     def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:
+        """Start the child, and return its process and this side's end of the pipe."""
         order = AttemptSpec(
             store=self._order.store,
             sweep=self._order.sweep,
@@ -231,6 +234,7 @@ class AttemptRun:
     # While it runs
 
     def _supervise(self, process: BaseProcess, pipe: Connection) -> None:
+        """Watch the child until it ends or must be killed: time limit, grace period after a stop, memory."""
         limits = self._order.settings.policy.limits_s
         limit_s = limits.get(self._node.stage, self._spec.limit_s)
         grace_s = self._order.settings.policy.grace_s
@@ -246,7 +250,7 @@ class AttemptRun:
                 self._timed_out = True
                 return
             self._control()
-            # A fenced attempt publishes nothing more (rule 5).
+            # A fenced attempt publishes nothing more: its files could only mislead a reader.
             if self._shipper is not None and self._released != "superseded":
                 self._shipper.step()
             if self._released and not told:
@@ -319,6 +323,21 @@ class AttemptRun:
     def _conclude(
         self, outcome: ChildOutcome | None, exit_code: int, folder: Path, *, oom_killed: bool
     ) -> End:
+        """Decide how the attempt ended, and record it.
+
+        Several things can be true at once: a stage may fail because its input was deleted, while its worker
+        is being stopped. The order of the tests ranks them. Causes outside the stage come before the stage's
+        own error, so that they do not spend its retry budget::
+
+            product > superseded > changed output > retired input > time limit > memory > outcome > stop >
+                exit code
+
+        Args:
+            outcome: what the child recorded; None if it died without an outcome.
+            exit_code: of the child.
+            folder: the attempt's payload folder.
+            oom_killed: whether the kernel's OOM killer was active on this machine meanwhile.
+        """
         tail = log_tail(folder / layout.LOG)
         succeeded = outcome is not None and outcome.outcome == "succeeded"
         changed = damage(folder / layout.OUTPUT, outcome.files, content=False) if outcome else None
@@ -414,6 +433,7 @@ class AttemptRun:
         message: str = "",
         log_tail: str = "",
     ) -> End:
+        """Record the end of the attempt and return it; texts are cut, escaped and redacted."""
         end = msgspec.convert(
             {
                 "nonce": new_nonce(),

@@ -240,6 +240,7 @@ def _unread(order: AttemptSpec, folder: Path, failure: Unread) -> ChildOutcome:
 
 
 def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Context:
+    """Return the services of the stage, connected to the store's fence and to the worker."""
     outage = Outage(order.settings.store.outage_s, print, lambda: stop.why if stop.asked else "")
     ledger, node = Ledger(open_objects(order.store)).patient(outage), order.node
 
@@ -277,6 +278,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
 def _call(
     order: AttemptSpec, context: Context, stop: StopSignal, received: Container[int]
 ) -> tuple[Row, ...]:
+    """Run the stage's command or function, and return its rows."""
     spec = order.spec
     config = Config(order.node.reads)
     folders = {s: {label: Path(p) for label, p in each.items()} for s, each in order.inputs.items()}

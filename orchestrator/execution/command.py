@@ -140,6 +140,7 @@ def take_results(spec: StageSpec, context: Context) -> tuple[Row, ...]:
 
 
 def _words(spec: StageSpec, values: dict[str, list[str]]) -> list[str]:
+    """Return the argument list of a stage's command."""
     command = spec.command or ""
     return [*_SHELL, as_shell_text(command, values)] if spec.shell else as_words(command, values)
 
@@ -154,6 +155,7 @@ def _interpreter(python: str | None, folder: Path | None) -> str | None:
 
 
 def _environment(config: Config, context: Context, python: str | None) -> dict[str, str]:
+    """Return the environment of a command, and write the config file to which it points."""
     # Any program can read the config from this file, whatever its command line looks like.
     path = context.scratch / "config.json"
     path.write_text(
@@ -218,6 +220,7 @@ class _Marker:
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
+    """Return what identifies a file's state; None if it does not exist."""
     try:
         stat = path.stat()
     except OSError:

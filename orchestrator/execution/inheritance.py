@@ -133,6 +133,7 @@ def find_unread(
 
 
 def _outcome(ledger: Ledger, key: str) -> ChildOutcome | None:
+    """Return the recorded outcome of a failed attempt; None for any other."""
     data = ledger.objects.get(f"{key}/{layout.OUTCOME}")
     try:
         outcome = None if data is None else formats.decode(data, ChildOutcome)

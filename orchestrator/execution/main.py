@@ -94,7 +94,7 @@ def run(
             os.environ.pop("PYTHONSAFEPATH", None)
         sys.path[:0] = [path for path in order.import_paths if path not in sys.path]
         checkout = checkout_of(ledger.objects, revision.sweep, order.import_paths, named=order.named)
-        # Before the first claim: a worker that cannot work must cost no attempt (rule 9).
+        # Before the first claim: a worker that cannot work must cost no attempt.
         if problem := _code_problem(ledger, order, revision.sweep, checkout) or _store_problem(ledger):
             say(f"{problem.what}: this worker claims nothing")
             return problem.code
@@ -138,6 +138,7 @@ def _print_to(log: Path) -> None:
 
 
 def _opened(order: Assignment, ending: _Ending, say: Callable[[str], None]) -> Ledger:
+    """Return the store's ledger. For a shared folder, wait until it answers, here and in later operations."""
     outage = Outage(order.settings.store.outage_s, say, ending.why)
     objects = open_objects(order.store)
     if not objects.in_place:
@@ -199,6 +200,7 @@ class _Ending:
 
 
 def _revision(ledger: Ledger, order: Assignment) -> Revision:
+    """Return the sealed sweep, after a check that its stages have the digests that it names."""
     revision = ledger.revision(order.sweep, order.revision)
     check_digests(revision.sweep, f"{order.sweep}@{order.revision}")
     return revision
@@ -212,6 +214,7 @@ class _Problem(NamedTuple):
 
 
 def _code_problem(ledger: Ledger, order: Assignment, sweep: Sweep, checkout: Checkout) -> _Problem | None:
+    """Return why this worker's code is not the code of the launch; None if it is."""
     if order.code is None:
         if not order.code_digest or checkout.digest() == order.code_digest:
             return None
@@ -231,6 +234,7 @@ def _code_problem(ledger: Ledger, order: Assignment, sweep: Sweep, checkout: Che
 
 
 def _store_problem(ledger: Ledger) -> _Problem | None:
+    """Return why the store cannot be used safely; None if it can."""
     try:
         ledger.prove_writable()
     except UserError as error:

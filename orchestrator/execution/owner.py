@@ -35,6 +35,8 @@ def this_owner(order: Assignment, pid: int) -> Owner:
         InfrastructureError: the process cannot be described.
     """
     process = describe(pid)
+    # Without the start time nobody could prove this worker gone, and each of its claims would block others
+    # for a whole lease.
     if process is None:
         raise InfrastructureError(f"cannot read this process's start time (pid {pid})")
     job = order.job

@@ -6,8 +6,8 @@ loses none.
 Why the order matters: a reader may list a checkpoint at any moment, and a bucket has no rename that makes
 many files appear at once. A checkpoint therefore counts only with its manifest, which is uploaded last::
 
-    child renames 00000200/ -> hard links in .shipping/ -> upload files -> upload manifest: it counts
-    child rotates 00000200/ meanwhile: the links keep the files until they are uploaded
+    child saves 00000200/ -> hard links in .shipping/ -> upload files -> upload manifest: it counts
+    child deletes 00000200/ meanwhile: the links keep the files until they are uploaded
 
 If checkpoints come faster than they can be uploaded, the newest one is next. Logs and metrics follow as they
 grow.
@@ -207,6 +207,7 @@ class BucketPublisher:
         return None
 
     def _failed(self, what: str, error: OSError) -> None:
+        """Record a failed upload, and when to retry; log only the first failure in a row."""
         if self.error is None:
             self._complain(f"{what} was not uploaded, again in {RETRY_S:.0f} s: {error.strerror or error}")
         self.error, self._retry_s = error, time.monotonic() + RETRY_S
@@ -302,6 +303,7 @@ class BucketPublisher:
         return {name: size for name, size in sizes.items() if self._sizes.get(name) != size}
 
     def _ship_logs(self, now_s: float) -> None:
+        """Start an upload of the grown logs, and set the time of the next one by their size."""
         grown = self._grown()
         if not grown:
             return

@@ -1,4 +1,7 @@
-"""Choice of the checkpoint to resume from, and its adoption into the attempt's own folder (rule 6)."""
+"""Choice of the checkpoint to resume from, and its adoption into the attempt's own folder.
+
+This is rule 6 of the store protocol in docs/design.md.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Observation of attempts' owners, and the decision when one is dead (rule 4).
+"""Observation of attempts' owners, and the decision when one is dead.
 
-It compares no clocks of different machines.
+This is rule 4 of the store protocol in docs/design.md. It compares no clocks of different machines.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ LEAVE_S, UNREADABLE_S = 3.0, 8.0
 
 
 class _Left(NamedTuple):
+    """A stage that is left alone: its status, since when, and whether its error may pass."""
+
     status: StageStatus
     since_s: float
     is_passing: bool
@@ -89,6 +91,8 @@ UNREADABLE_LEASE_S = 90.0
 
 
 class _Sighting(NamedTuple):
+    """The observation of one owner: its counter, since when it is unchanged, number of reads, last read."""
+
     counter: int
     since_s: float
     reads: int
@@ -180,14 +184,14 @@ class Watcher:
                 owner.job,
                 owner.array_index,
             )
-            # A later restart of the same job may be alive, so the record covers earlier starts alone.
+            # A later start of the same job may be alive, so the record covers none after its own.
             if same and gone.slot in (None, owner.slot) and owner.restart_count <= gone.restart_count:
                 return gone
         return None
 
 
 def next_lease_s(base_s: float, num_lost: int, *, cap_s: float = 1800.0) -> float:
-    """Return the lease of a new claim, in seconds (rule 4).
+    """Return the lease of a new claim, in seconds.
 
     Each lost attempt doubles it up to the cap: if leases expire because machines are slow, a longer one ends
     the mutual takeovers.

@@ -237,12 +237,14 @@ def undo(made: Sequence[Path]) -> None:
 
 
 def _files(path: Path) -> list[Path]:
+    """Return the files of a path: the file itself, or all files of a folder."""
     if not path.is_dir():
         return [] if path.name.startswith(".nfs") else [path]
     return [file for child in sorted(path.iterdir()) if child.exists() for file in _files(child)]
 
 
 def _put(file: Path, target: Path) -> None:
+    """Place a file into the output, as a hard link if possible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source = file.resolve()
     try:

@@ -40,7 +40,7 @@ _STARTED: set[int] = set()
 adopted."""
 
 _LEAVING = (0, TOO_SHORT, RELEASED, NO_MEMORY)
-"""Exit codes of workers that left work behind in a scheduler's job, from least to most important."""
+"""Exit codes after which a worker is not replaced. Of several, the last in this list decides for the job."""
 
 
 class LocalSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,6 +108,7 @@ class LocalLauncher:
             self.stop()
 
     def _start_worker(self, slot: int) -> None:
+        """Fork a worker for a slot."""
         launch = self._launch
         order = Assignment(
             store=launch.store,

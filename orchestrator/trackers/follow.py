@@ -165,6 +165,7 @@ class Follower:
             self._give_news(cell, snapshot)
 
     def _give_news(self, cell: Cell, snapshot: EvidenceReader) -> None:
+        """Send metrics and rows that the cell's run does not have yet."""
         given = self._given.setdefault(self._id(cell), MirrorProgress())
         for node in (self._sweep.nodes[digest] for digest in cell.chain):
             if node.label:
@@ -178,6 +179,7 @@ class Follower:
                 given.products.append(product)
 
     def _give_metrics(self, cell: Cell, node: StageInstance, number: int, given: MirrorProgress) -> None:
+        """Send the complete new lines of one attempt's metrics."""
         key = layout.payload(node.stage, node.digest, number)
         start = given.bytes.get(key, 0)
         path = layout.metrics(node.stage, node.digest, number)
@@ -190,6 +192,11 @@ class Follower:
             given.bytes[key] = end
 
     def _run(self, cell: Cell) -> MirroredRun:
+        """Return the open run of a cell; open it if necessary.
+
+        Raises:
+            _Anew: another run took the place of the one that has the recorded progress.
+        """
         if cell.cell not in self._runs:
             stages = dict.fromkeys(node.name for d in cell.chain if not (node := self._sweep.nodes[d]).label)
             given = self._given.setdefault(self._id(cell), MirrorProgress())

@@ -109,6 +109,12 @@ class WandbMirror:
         self._open -= 1
 
     def _init(self, wandb: Any, cell: Described, id: str, mode: str) -> Any:
+        """Start a run of the library.
+
+        Raises:
+            PermissionError: the folder for its files is not writable.
+            Exception: whatever the library raises.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):  # the library would silently use a temporary folder
             raise PermissionError(f"{self.folder} is not writable")

@@ -184,6 +184,7 @@ class Api:
         target = urllib.parse.urljoin(asked, location)
         plain = target.partition("?")[0].rstrip("/")
         base = plain.removesuffix(path.partition("?")[0].rstrip("/"))
+        # the target may contain credentials, as in the link of a login
         to = redacted(base if base != plain else target)
         return Redirected(
             f"{self.address} redirects to {to}: use that"
@@ -368,6 +369,7 @@ def _read(answer: Any, deadline_s: float) -> bytes:
     while part := answer.read1(2**16):
         parts.append(part)
         size += len(part)
+        # stop reading early; `_bounded` raises below
         if size > MAX_BYTES:
             break
         if time.monotonic() > deadline_s:

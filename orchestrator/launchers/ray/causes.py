@@ -1,7 +1,7 @@
 """What Ray's errors count as, by their type and by the sentences of Ray 2.40 to 2.60. Pure.
 
 Single words prove nothing, so whole sentences are matched. For example, the message of a dead node lists "out
-of memory" among what may have happened, and the message of the memory monitor names the node.
+of memory" among what may have happened. The message of the memory monitor names the node.
 """
 
 from __future__ import annotations

@@ -54,8 +54,7 @@ MAX_FRUITLESS = 4
 MAX_BAD = 2
 """Such failures on one node, if they outnumber its good ends, after which workers avoid it."""
 
-_WELL = frozenset({0, RELEASED, NO_MEMORY})
-"""Exit codes of workers that ended as they should."""
+_WELL = frozenset({0, RELEASED, NO_MEMORY})  # exit codes of workers that ended as they should
 
 
 class Work(NamedTuple):
@@ -138,6 +137,7 @@ class RayDriver:
         self._stopping = True
 
     def _drive(self) -> int:
+        """Poll Ray and the store until there is an exit code, through short outages of the store."""
         scan_s = answered_s = time.monotonic()
         happened: list[Ended] = []
         troubled = False
@@ -204,6 +204,7 @@ class RayDriver:
         return not work.waiting and not self._pool.running and not self._pool.pending
 
     def _look(self) -> Work:
+        """Return what there is to do, from the store."""
         sweep = self._revision.sweep
         requests = self._ledger.requests(sweep.name)
         wishes = summarize_requests(requests, [cell.cell for cell in sweep.cells])

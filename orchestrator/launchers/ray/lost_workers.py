@@ -60,11 +60,13 @@ class Losses:
         self._submissions, self._cluster, self._job = submissions, submission.cluster, job
         self._restart, self._watcher, self._grace_s = restart, watcher, grace_s
         self._doubts: list[_Doubt] = []
+        # earlier starts cannot be observed any more, so their workers get the whole grace time from now on
         self._former_until_s: float | None = time.monotonic() + grace_s
         before = submissions.driver(submission.number)
         self.known: list[LostSlot] = list(before.lost) if before else []
         for lost in self.known:
             self._learn(lost)
+        # jobs of other submissions may have held stages of the same cells
         for gone in gone_of(submissions.read(), grace_s=grace_s):
             watcher.learn(gone)
 
@@ -94,6 +96,7 @@ class Losses:
                 continue
             if not lives(doubt.node):
                 self.add(doubt.slot, doubt.cause, f"the node of worker {doubt.slot} is gone: {doubt.why}")
+            # the node lives, so the worker may have saved a checkpoint; by now its grace time is over
             elif now_s >= doubt.until_s:
                 self.add(doubt.slot, doubt.cause, doubt.why)
             else:
@@ -108,6 +111,7 @@ class Losses:
         for gone in gone_of(self._submissions.read()):
             self._watcher.learn(gone)
         if self._restart:
+            # one record is enough: it matches this restart and all earlier ones
             why = "the driver that had started it was killed"
             self.add(None, Cause.NODE_LOST, why, restart=self._restart - 1)
 

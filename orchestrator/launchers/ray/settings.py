@@ -113,6 +113,7 @@ def ray_settings(tree: Mapping[str, Any]) -> RaySettings:
 def _check_address(address: str) -> None:
     """Raise `UserError` for an address that is no dashboard's."""
     allowed = "http://HOST:8265 (the dashboard's), auto (on the cluster) or local (a Ray of its own)"
+    # a common mistake, so it gets its own explanation
     if address.startswith("ray://"):
         raise UserError(
             f"launcher.address={address} is a Ray Client's",
@@ -130,6 +131,7 @@ def _check_asked(asked: WorkerOverride) -> None:
         value = getattr(asked, name)
         if value is not None and not value >= least:
             raise UserError(f"launcher.resources: {name} {of} is {value}", allowed=f"at least {least}")
+    # Ray shares a GPU among workers, but gives no worker one and a half
     if asked.gpus is not None and asked.gpus > 1 and asked.gpus != int(asked.gpus):
         raise UserError(
             f"launcher.resources: gpus {of} is {asked.gpus:g}", allowed="a fraction of one, or a whole number"

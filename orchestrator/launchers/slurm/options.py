@@ -132,6 +132,7 @@ def options(submission: Submission, cluster: ClusterProfile, *, output: str) -> 
     if isinstance(more := user.get("exclude"), str) and ours.get("exclude"):
         user["exclude"] = f"{ours['exclude']},{more}"
     for group in _ALTERNATIVES:
+        # an option that is merely dropped replaces nothing
         if any(user.get(name) is not None and user.get(name) is not False for name in group):
             # otherwise sbatch would receive two options that may contradict each other
             ours = {name: value for name, value in ours.items() if name not in group}
@@ -248,6 +249,7 @@ def unheeded(environment: Mapping[str, str], cluster: ClusterProfile) -> tuple[s
         match = _IGNORED.fullmatch(variable)
         option = _BY_VARIABLE.get(match["option"], "") if match else ""
         if match and match["option"] not in _BY_VARIABLE and match["program"] == "SBATCH":
+            # any other SBATCH_ variable stands for the option of the same name
             option = match["option"].lower().replace("_", "-")
         # a job's description of itself, not a user's option
         in_job = "SLURM_JOB_ID" in environment and variable.startswith("SLURM_")

@@ -102,6 +102,7 @@ def is_limit(said: str) -> bool:
     """Return whether sbatch's refusal, by its message, may pass: with fewer jobs, or later."""
     if _FEWER_JOBS.search(said) or _LATER.search(said):
         return True
+    # the general message alone may mean that other jobs use up the limit now
     return bool(_POLICY.search(said)) and not refusal_advice(said)
 
 
@@ -109,6 +110,7 @@ def refusal_advice(said: str) -> str:
     """Return what to change if sbatch refused a job for good, by the reason in its message; "" otherwise."""
     # a message may hold several words, and the reason may be any of them
     for word in re.findall(r"\w+", said):
+        # not final, see `is_limit`
         if _FEWER_JOBS.fullmatch(word):
             return ""
         if advice := never(word):

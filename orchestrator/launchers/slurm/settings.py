@@ -159,6 +159,7 @@ def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"launcher.{name} is {value}", allowed="at least 1")
+    # a worker without a cell would leave its share of the devices idle
     if settings.workers_per_job > settings.cells_per_job:
         raise UserError(
             f"launcher.workers_per_job={settings.workers_per_job} workers would share"
@@ -271,7 +272,9 @@ def resources_of(
         else 0
     )
     per_node = max(1, cluster.gpus_per_node)
+    # with fewer GPUs than a node has, one node
     nodes = asked.nodes or max(1, math.ceil(gpus / per_node))
+    # cells side by side each need all that one cell needs
     side = settings.workers_per_job
     gpus_per_node = math.ceil(gpus / nodes) * side
     cpus = (asked.cpus or (cluster.cpus_per_gpu * math.ceil(gpus / nodes) if gpus else cluster.cpus)) * side
@@ -280,6 +283,7 @@ def resources_of(
         memory_gib = stepped(estimate.host_memory_gib / nodes)
     memory_gib = memory_gib if memory_gib is not None else cluster.memory_gib
     if memory_gib is not None:
+        # the need is unknown after a failure, so the request doubles until it suffices
         memory_gib = memory_gib * side * 2.0**num_oom
     rounds = math.ceil(settings.cells_per_job / side)
     wanted = Resources(
