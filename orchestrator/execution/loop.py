@@ -136,7 +136,7 @@ class Worker:
             elif self._is_worth_another_look(snapshot):
                 idle_s = self._pause(idle_s)
             else:
-                # For a job's log, or it would be empty.
+                # Otherwise the log of a scheduler's job would be empty.
                 if self.num_claims == 0 and self._order.job is not None:
                     self._say("nothing was left to do")
                 self._retain(f"worker on {self._owner.host}")
@@ -281,7 +281,7 @@ class Worker:
         self._release(node, snapshot)
         self._count_start(run, end)
         self._replaced = end.why == "superseded" and self._is_replaced(node)
-        # Another try in this job would run out of memory again. Its exit code requests a larger job.
+        # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._starved = True
             self._cells = tuple(cell for cell in self._cells if node.digest not in cell.chain)

@@ -6,8 +6,8 @@ loses none.
 Why the order matters: a reader may list a checkpoint at any moment, and a bucket has no rename that makes
 many files appear at once. A checkpoint therefore counts only with its manifest, which is uploaded last::
 
-    child renames 00000200/ -> hard links in .shipping/ -> upload files -> upload manifest: it counts
-    child rotates 00000200/ meanwhile: the links keep the files until they are uploaded
+    child saves 00000200/ -> hard links in .shipping/ -> upload files -> upload manifest: it counts
+    child deletes 00000200/ meanwhile: the links keep the files until they are uploaded
 
 If checkpoints come faster than they can be uploaded, the newest one is next. Logs and metrics follow as they
 grow.

@@ -220,10 +220,9 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
     """What is tested, in which languages, the limit of an answer's length, and what generates the answers.
 
     Engine, precision and batch size are part of the identity, because each changes some texts. A sum of the
-    same numbers in another order may round to another value, and then another token may be the most likely
-    one. So none of them is ever chosen by the hardware that a machine has. The same batches give the same
-    texts on the same hardware and library versions. Neither the number of processes nor an interruption
-    changes a text.
+    same numbers in another order may round to another value. Then another token may be the most likely one.
+    So a machine's hardware never chooses any of them. The same batches give the same texts on the same
+    hardware and library versions. Neither the number of processes nor an interruption changes a text.
 
     Attributes:
         engine: a key of `orchestrator.registry.GENERATORS`.

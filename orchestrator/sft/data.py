@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 
 VARIABLE = "POLYSWEEP_DATA"
+"""Environment variable with the folder of fetched data sets."""
 IMPORTER = 1
 """Version of the import. Raised when the data made from a release changes; part of its identity."""
 
 _SIDES = {"train_fingerprint": (Split.TRAIN, Split.VALIDATION), "test_fingerprint": (Split.TEST,)}
+"""Name of a fingerprint to the splits that it covers."""
 
 
 def root(cache_dir: str | None) -> Path:

@@ -119,6 +119,7 @@ def _summary(finished: list[Finished], costs: CostsConfig) -> Speed:
 
 
 KEPT_RESUME_STATES = 2
+"""Number of resume checkpoints that lie on the disk at a time."""
 RESUME_BYTES = 16
 """Bytes per parameter in a resume checkpoint: as much as the state itself."""
 

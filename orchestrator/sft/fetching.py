@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 TIMEOUT_S = 10.0
+"""How long to wait for an answer of the hub, in seconds."""
 
 
 class Download(NamedTuple):
@@ -226,6 +227,7 @@ def import_data(
 
 
 KINDS = "a tokenizer.json, a folder with one, or a hub id in reach"
+"""What may name a tokenizer, for messages."""
 
 
 def measures(names: Sequence[str]) -> dict[str, Measure]:

@@ -1,8 +1,8 @@
 """Cross entropy of the response tokens, computed without holding the logits of a whole batch.
 
 Logits are the largest tensor of a training step. With a vocabulary of 262,144, the logits of 1,024 tokens and
-their gradients take 3.8 GB. Therefore the language-model head runs only at the positions that predict a
-response token, and only on one chunk of them at a time. The backward pass computes each chunk's logits again.
+their gradients take 3.8 GB. So the language-model head runs only at positions that predict a response
+token, one chunk of them at a time. The backward pass computes each chunk's logits again.
 (`torch.nn.functional.linear_cross_entropy` also works in chunks. But it returns a sum that is rounded to
 bfloat16, and it skips what models do to their logits.)
 
@@ -17,8 +17,8 @@ directly. It runs the model's own `forward` with a decoder that returns hidden s
     for chunk in hidden.split(chunk_tokens):
         logits = model.forward(...)         # here decoder(...) returns `chunk`; head and caps run as usual
 
-The first batch verifies once that this gives the model's own logits. Auxiliary losses that a model can return
-with its logits, such as the load balancing of expert routers, are not part of the loss.
+The first batch verifies once that this gives the model's own logits. Auxiliary losses of a model, such as the
+load balancing of expert routers, are not part of the loss.
 """
 
 from __future__ import annotations

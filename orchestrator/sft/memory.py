@@ -17,13 +17,13 @@ STATE_BYTES = 16
 LOGIT_BYTES = 14
 """Bytes per logit: the value in bf16 and fp32, and the gradients of both, that of the softmax included."""
 MAX_MICRO_BATCH = 64
+"""Largest micro-batch to try."""
 CUDA_GIB, SPARE_SHARE = 2.0, 0.10
 """Ours: memory that CUDA and NCCL take, and the share of a device that is lost to fragmentation."""
 HOST_GIB = 0.5
 """Ours: memory of the libraries of one process on a CPU."""
 HOST_BYTES, GPU_HOST_GIB = 4, 4.0
-"""Ours: host memory of a GPU job: bytes per parameter while weights are read or saved, and GiB per process.
-"""
+"""Ours: host memory of a GPU job: bytes per parameter during loading and saving, and GiB per process."""
 
 
 SIZES = {
@@ -137,7 +137,7 @@ def terms_gib(
     - ``logits``: of one chunk of the loss.
     - ``reserve``: what no tensor can use.
 
-    For example, a model of 1 billion parameters has 14.9 GiB of state on one GPU, and 3.7 GiB on each of 4.
+    For example, the state of 1 billion parameters takes 14.9 GiB on one GPU, or 3.7 GiB on each of four.
     """
     tokens = micro_batch * load.row_tokens
     sharded = num_gpus > 1 and load.sharded and not load.on_cpu
@@ -192,9 +192,9 @@ def largest_micro_batch(
 ) -> int | None:
     """Return the largest micro-batch that fits `num_gpus` devices; None if not even 1 does.
 
-    The `train` stage calls it if `trainer.micro_batch_size` is null, with the length of its longest row and
-    the memory that its device really has. The result is a function of the arguments. A search by trial and
-    error would depend on what else uses the GPU at that moment.
+    The `train` stage calls it if `trainer.micro_batch_size` is null. It passes the length of its longest row
+    and its device's actual memory. The result is a function of the arguments. A search by trial and error
+    would depend on what else uses the GPU at that moment.
 
     Args:
         model: from `decoder`.

@@ -26,14 +26,21 @@ _TOKENIZER = "tokenizer.json"
 _PREFIXES = ("_orig_mod.", "module.")
 """Prefixes of weight names that were saved through the wrappers of torch.compile and DDP."""
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""Element types of weights that are not quantised."""
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Tokenizer classes without a default end token."""
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
+"""Names of the token embedding in different architectures."""
 _LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.")
+"""Name of a weight in a layer: the path of the stack of layers, and the layer's number."""
 _OTHER_TOWERS = re.compile(r"vision|visual|audio|image|speech|encoder|mtp|experts")
+"""Parts of a model, such as a vision tower, that the config's numbers on text do not describe."""
 _RELEVANT = re.compile(r".*\.(json|safetensors|model|txt|bin|pt|pth|gguf|h5|msgpack)")
+"""Files on which the result of the checks depends."""
 _NEEDED = re.compile(
     r"model[^/]*\.safetensors(\.index\.json)?|[^/]*config\.json|tokenizer.*|vocab.*|merges\.txt"
 )
+"""Files that must be there themselves, and not as git-lfs pointers."""
 _CONTEXT = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length"),
     *("max_target_positions", "max_sequence_length", "max_seq_length", "n_ctx"),

@@ -1,7 +1,7 @@
 """Check that a model has positions for each prompt and the longest answer after it. Imports no torch.
 
-A plan runs this for every cell. The answer is exact, but most prompts are never tokenised. Each token stands
-for at least one byte, so a prompt of 200 bytes has at most 200 tokens, and a few special ones. Texts are
+A plan runs this for every cell. The answer is exact, but most prompts are never tokenised. Each token but
+special ones stands for at least one byte, so a prompt of 200 bytes has at most 200 of them. Texts are
 tokenised only if that bound exceeds the limit.
 """
 

@@ -114,6 +114,7 @@ _BATCHES_A_ROUND = 8
 """Batches per process between two checkpoint opportunities, for engines that take several at a time."""
 
 _Key = tuple[str, int | None, str, str]
+"""Split, step, language and item id: what identifies a prediction."""
 
 
 class Scorer:

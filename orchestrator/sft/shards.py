@@ -3,7 +3,7 @@
 A *step* is one optimiser step over `global_batch_size` rows. Each step is divided into *micro-batches*, one
 forward and backward pass each. Rows are grouped by length within a step, so micro-batches need little padding
 and no row is packed with another. The set of rows of a step depends on the seed, the epoch and the step
-alone. So the step's gradient is the same, up to rounding, for any micro-batch size and number of processes.
+alone. So any micro-batch size and number of processes gives the same gradient, up to rounding and dropout.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
     ]
 )
+"""Columns of a shard's file: the fields of `Example`."""
 
 
 class Example(NamedTuple):
@@ -57,8 +58,8 @@ def read_shard(folder: Path) -> list[Example]:
 class Batch(NamedTuple):
     """Rows padded on the right, with the positions that predict their response tokens.
 
-    A model's output at position p predicts token p + 1. So for a row ``P P R R`` (two prompt tokens, two
-    response tokens), `positions` holds 1 and 2 and `targets` holds tokens 2 and 3.
+    A model's output at position p predicts token p + 1. For a row ``P P R R`` of two prompt tokens and
+    two response tokens, `positions` holds 1 and 2, and `targets` holds the tokens at 2 and 3.
 
     Attributes:
         input_ids: token ids, rows x tokens.
@@ -155,7 +156,7 @@ def parts_of(
     """Return one process's micro-batches of a step. Every process gets the same number.
 
     Gradient exchange is a collective operation: a process with fewer micro-batches would leave the others
-    waiting for ever. If the micro-batches do not divide evenly, some processes get the step's last row once
+    waiting forever. If the micro-batches do not divide evenly, some processes get the step's last row once
     more, masked. Neighbours in length run at the same time in different processes, so no process waits long
     for another::
 

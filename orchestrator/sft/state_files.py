@@ -13,8 +13,8 @@ writing and reading. With 32 rows of a weight, two writers and three readers::
 
 Nothing in the files is code, and nothing needs unpickling. The format is that of safetensors
 (https://huggingface.co/docs/safetensors); only the key `offsets` is ours. Tensors are written a block at a
-time and read from a mapped file, so memory never holds a second copy of the state
-(`torch.distributed.checkpoint.HuggingFaceStorageWriter` holds two).
+time and read from a mapped file, so memory holds no copy of the whole state.
+(`torch.distributed.checkpoint.HuggingFaceStorageWriter` holds two.)
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from orchestrator.errors import StageFailure
 from orchestrator.sft.distributed.parallel import rank, world_size
 
 BLOCK_BYTES = 64 * 2**20
+"""Bytes that are copied at a time; our choice."""
 NUM_THREADS = 4
 """Number of blocks that are copied at a time; our choice."""
 
@@ -49,6 +50,7 @@ DTYPES = {
 }
 """Names of element types in safetensors."""
 Box = tuple[slice, ...]
+"""One slice per dimension of a tensor."""
 
 
 class Piece(NamedTuple):
@@ -151,8 +153,8 @@ def fill(tensors: Mapping[str, torch.Tensor], saved: Mapping[str, Sequence[Piece
 def _fill_one(local: torch.Tensor, offsets: Sequence[int], saved: Iterable[Piece]) -> int:
     """Copy the overlap of each saved piece with a local part. Return how many elements no piece covered.
 
-    In one dimension, a local part of rows 11 to 21 and a saved piece of rows 0 to 15 overlap in rows 11 to
-    15. That is rows 0 to 4 of the local part, and rows 11 to 15 of the piece.
+    In one dimension, let the local part be rows 11 to 21 and a saved piece rows 0 to 15. The overlap is rows
+    11 to 15. That is rows 0 to 4 of the local part, and rows 11 to 15 of the piece.
     """
     missing = local.numel()
     for piece in saved:

@@ -4,7 +4,7 @@ The loss of an optimiser step is the sum of the cross entropies of all its respo
 number. So each token counts the same, whatever micro-batch and process computes it.
 
 No random state and no data position are saved. The order of rows, the learning rate and dropout are functions
-of the seed and the step. A resume needs the weights, the optimiser's moments and the number of the step.
+of the config, the step and the rank. So a resume needs the weights, the optimiser's moments and the step.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Training:
         for epoch in range(first // per_epoch, self._settings.num_epochs):
             for number, rows in enumerate(self._order.steps(epoch)):
                 step = epoch * per_epoch + number + 1
-                # These steps are in the checkpoint.
+                # These steps are part of the checkpoint.
                 if step <= first:
                     continue
                 self._step(step, rows)

@@ -87,6 +87,7 @@ class CostsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 Tree = Mapping[str, Any]
+"""A cell's config as a plain tree."""
 
 _converted: dict[int, tuple[Any, CostsConfig]] = {}
 

@@ -4,8 +4,9 @@ On one machine processes connect to a Unix socket in a private folder. Between n
 address that the other nodes can reach. There both sides prove that they have a random key. The key travels in
 the environment only, so other users of the cluster cannot connect.
 
-One ``srun`` starts a launcher on each node. Run as a command, this module sets up that ``srun`` so that the
-kernel kills it when the stage's process dies, and then becomes it. It imports no torch.
+One ``srun`` starts a launcher on each node. Run as a command, this module replaces itself by that ``srun``.
+Before that it has the kernel kill it when the stage's process dies, which also holds for the ``srun``. It
+imports no torch.
 """
 
 from __future__ import annotations

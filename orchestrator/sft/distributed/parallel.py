@@ -198,7 +198,7 @@ def shard(root: nn.Module, model: PreTrainedModel, *, device: torch.device, bf16
     """Shard all parameters over the processes: each decoder layer as a unit, and the rest with the root.
 
     FSDP gathers one unit at a time. With a unit per layer, one or two layers are whole at a time.
-    Embeddings and head belong to the root, which stays gathered between its layers.
+    Embeddings and head belong to the root, which stays gathered until the backward pass ends.
 
     Args:
         root: the module whose `forward` is called.
