@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.api.drift import code_versions
+from orchestrator.api.explanation import explain, explanation_lines
 from orchestrator.api.state import SweepState
 from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def notes_of(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
@@ -67,3 +72,89 @@ def as_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
         "problems": view.problems,
         "cells": rows,
     }
+
+
+class CellView:
+    """One cell and its state at the time of the look-up.
+
+    Attributes:
+        id: such as ``tiny-qwen3.math.en-1a2b3c4d``.
+        axes: axis to label.
+        config: the resolved config.
+        state: of the cell.
+        cause: of its failure, one of the causes in docs/design.md; "" if it has not failed.
+        reason: for the state, in a few words.
+        num_retries: how often stages of the cell were started again.
+    """
+
+    def __init__(self, view: SweepState, cell: Cell) -> None:
+        status = view.cells[cell.cell]
+        self._view, self._cell = view, cell
+        self.id, self.axes, self.config = cell.cell, dict(cell.axes), cell.config
+        self.state, self.cause, self.reason = status.state, str(status.cause or ""), status.reason
+        self.num_retries = sum(max(0, stage.attempts - 1) for stage in status.stages.values())
+
+    def why(self) -> str:
+        """Return the evidence for the state as text. Files of products are read and verified."""
+        return "\n".join(explanation_lines(explain(self._view, self._cell)))
+
+    def __repr__(self) -> str:
+        return f"<{self.id}: {self.state}>"
+
+
+class Cells(Mapping[str, CellView]):
+    """The cells of a sweep by id. The beginning of an id, or a selector, works too if it matches one cell."""
+
+    def __init__(self, view: SweepState, cells: Sequence[Cell]) -> None:
+        self._view, self._cells = view, {cell.cell: cell for cell in cells}
+
+    def __getitem__(self, word: str) -> CellView:
+        """Return a cell.
+
+        Raises:
+            UserError: the word matches no cell, or several.
+        """
+        return CellView(self._view, self._cells.get(word) or self._view.cell(word))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._cells
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+
+class Status(NamedTuple):
+    """The states of a sweep's cells at one moment.
+
+    Attributes:
+        counts: state to number of cells; states without cells are left out.
+        cells: the cells themselves.
+        problems: records in the store that could not be read.
+    """
+
+    counts: dict[str, int]
+    cells: Cells
+    problems: list[str]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a table with one row for each cell."""
+        import pandas
+
+        return pandas.DataFrame(
+            {**c.axes, "cell": c.id, "state": str(c.state), "retries": c.num_retries, "reason": c.reason}
+            for c in self.cells.values()
+        )
+
+
+def status_of(view: SweepState, wanted: Sequence[str] | None) -> Status:
+    """Return the states of the wanted cells; of all cells for None."""
+    chosen = None if wanted is None else set(wanted)
+    cells = [cell for cell in view.sweep.cells if chosen is None or cell.cell in chosen]
+    counts: dict[str, int] = {}
+    for cell in cells:
+        state = str(view.cells[cell.cell].state)
+        counts[state] = counts.get(state, 0) + 1
+    return Status(counts, Cells(view, cells), view.warnings())
