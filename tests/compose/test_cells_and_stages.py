@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from orchestrator.compose import find_sweeps, shipped
+from orchestrator.compose.root import Root
 from orchestrator.errors import UserError
 
 CHAIN = """
@@ -208,3 +209,8 @@ def test_planning_imports_neither_torch_nor_transformers(project):
         "assert not {'torch', 'transformers', 'ray', 'submitit', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=project.folder)
+
+
+def test_two_configs_inside_sweep_files_are_composed_in_turn():
+    first, second = Root.inline({"x": 1}, ()), Root.inline({"y": 2}, ())
+    assert (first.compose(["x=3"]), second.compose([]), first.compose([])) == ({"x": 3}, {"y": 2}, {"x": 1})
