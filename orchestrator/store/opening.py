@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -58,6 +59,8 @@ def follow_root(root: Path) -> None:
 _usual: int | None = None
 """The user's own umask, while that of a store is set."""
 
+_FOLLOWING = threading.RLock()
+
 
 @contextlib.contextmanager
 def as_usual() -> Iterator[None]:
@@ -75,18 +78,20 @@ def following(url: str) -> Iterator[None]:
     """Create files inside the block with the modes of the store at `url`, and restore the umask after it.
 
     A command sets the umask once, for itself and its children. A program that uses the API has files of its
-    own, so its umask must not change between two calls.
+    own, so its umask must not change between two calls. One thread at a time follows a store, because the
+    umask is that of the whole process: two could restore each other's.
     """
     global _usual
-    before, usual = os.umask(0o077), _usual
-    os.umask(before)
-    try:
-        if "://" not in url:
-            follow_root(Path(url))
-        yield
-    finally:
+    with _FOLLOWING:
+        before, usual = os.umask(0o077), _usual
         os.umask(before)
-        _usual = usual
+        try:
+            if "://" not in url:
+                follow_root(Path(url))
+            yield
+        finally:
+            os.umask(before)
+            _usual = usual
 
 
 def refused(root: Path, error: OSError) -> SweepError | None:
