@@ -45,21 +45,24 @@ def follow_root(root: Path) -> None:
     Otherwise the umask of whoever writes would decide, and could lock colleagues out or let everyone in.
     Child processes inherit the umask. Nothing changes while the folder does not exist.
     """
+    global _usual
     try:
         mode = root.stat().st_mode
     except OSError:
         return  # the folder does not exist yet
     before = os.umask(~mode & 0o077)
-    _usual.append(before)
+    # A later call finds the umask of an earlier one, not the user's.
+    _usual = before if _usual is None else _usual
 
 
-_usual: list[int] = []
+_usual: int | None = None
+"""The user's own umask, while that of a store is set."""
 
 
 @contextlib.contextmanager
 def as_usual() -> Iterator[None]:
     """Create files inside the block with the user's own umask; meant for files outside the store."""
-    followed = os.umask(_usual[0]) if _usual else None
+    followed = None if _usual is None else os.umask(_usual)
     try:
         yield
     finally:
@@ -74,14 +77,16 @@ def following(url: str) -> Iterator[None]:
     A command sets the umask once, for itself and its children. A program that uses the API has files of its
     own, so its umask must not change between two calls.
     """
-    before = os.umask(0o077)
+    global _usual
+    before, usual = os.umask(0o077), _usual
     os.umask(before)
-    if "://" not in url:
-        follow_root(Path(url))
     try:
+        if "://" not in url:
+            follow_root(Path(url))
         yield
     finally:
         os.umask(before)
+        _usual = usual
 
 
 def refused(root: Path, error: OSError) -> SweepError | None:
