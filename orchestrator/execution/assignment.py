@@ -7,6 +7,7 @@ attempt. The two exchange `Message` objects over a pipe, and the child leaves a 
 from __future__ import annotations
 
 import contextlib
+import functools
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -217,7 +218,13 @@ def git_of(order: Assignment) -> dict[str, Any]:
     """Return the git state of the code that runs: for a snapshot, that of the checkout at launch."""
     if order.code is not None:
         return order.code.git
-    return provenance.git_state(order.import_paths[0] if order.import_paths else ".")
+    return _git_at_start(order.import_paths[0] if order.import_paths else ".")
+
+
+@functools.cache
+def _git_at_start(folder: str) -> dict[str, Any]:
+    """Return the git state as the worker first found it, so that attempts do not wait for git."""
+    return provenance.git_state(folder)
 
 
 def send(pipe: Connection, message: Message) -> None:
