@@ -265,3 +265,19 @@ def end_of_log(path: Path, num_bytes: int = LOG_END_BYTES) -> str:
 def log_tail(path: Path) -> str:
     """Return the last lines of a log."""
     return "\n".join(end_of_log(path, LOG_TAIL_BYTES).splitlines()[-LOG_TAIL_LINES:])
+
+
+REFUSED = 4
+"""Exit code of a worker that must not claim: the store is unusable, or two attempts failed at their start."""
+
+
+BROKEN_NODE, OTHER_CODE = 5, 6
+"""Exit codes of a worker that must not claim, because of its node or of its code."""
+
+
+RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
+"""Exit codes of a scheduler's job that ended with work left.
+
+After `RELEASED` another job may go on (75 is EX_TEMPFAIL of sysexits.h). After `TOO_SHORT`, without a
+checkpoint, another job would get no further. After `NO_MEMORY` another job needs more host memory.
+"""

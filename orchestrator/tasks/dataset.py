@@ -120,9 +120,7 @@ def load(folder: Path) -> DatasetInfo:
         return _load(path, stat.st_mtime_ns, stat.st_size)
     except FileNotFoundError:
         what = f"{folder} is no data set: it has no {FILE}" if folder.is_dir() else f"no folder {folder}"
-        raise UserError(
-            what, fix="sweep data describe says what one is, sweep data import makes one"
-        ) from None
+        raise UserError(what, fix="sweep data describe describes one, sweep data import makes one") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
