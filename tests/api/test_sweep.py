@@ -137,7 +137,9 @@ def test_a_notebook_uses_two_sweeps_in_turn_and_stays_as_it_was(
 
 
 def test_threads_of_a_notebook_do_not_disturb_each_other(sweep: Command, counts: Sweep) -> None:
-    (sweep.folder / "two.yaml").write_text(TWO.split("stages:")[0] + 'stages: {fit: {command: "true"}}')
+    (sweep.folder / "two.yaml").write_text(
+        TWO.replace('run: "stages:fit"', 'command: "true"').partition("report:")[0]
+    )
     (sweep.folder / "data").write_text("3")
     before = process_state()
     with ThreadPoolExecutor(4) as threads:
