@@ -76,6 +76,7 @@ _BY_MESSAGE = tuple(
         (r"DataLoader worker .*out of shared memory", Cause.OOM_HOST),
         (r"(\[[^\]]*\]:? ?)*(NCCL|nccl[A-Z]\w+|Watchdog caught collective)\b", Cause.COMMUNICATION),
         (r"(\[[^\]]*\]:? ?|[\w .()/-]+: )*Connection (reset|closed) by peer", Cause.COMMUNICATION),
+        (r"\[\S*/gloo/transport/\S+\] ", Cause.COMMUNICATION),
         (r"([^:]+: )*(No space left on device|Disk quota exceeded)", Cause.STORAGE),
         (r"PytorchStreamWriter failed writing", Cause.STORAGE),
         (r"((training|train|validation|eval\w*) )?(loss|gradients?|grad_norm|perplexity)( value)?"

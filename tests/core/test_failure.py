@@ -24,6 +24,8 @@ Failures:
 """
 PEER = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"
 
+RESET = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:537] Read error [::1]:61099: Connection reset by peer"
+
 
 def of_rank(rank: int, error: str) -> str:
     return "".join(f"[rank{rank}]: {line}\n" for line in f"{TRACEBACK}{error}".splitlines())
@@ -121,6 +123,8 @@ def test_an_exceptions_class_decides_before_the_beginning_of_its_message(
         (1, of_rank(1, "ValueError: bad row") + of_rank(0, PEER), Cause.CODE, "bad row"),
         (1, of_rank(0, PEER) + of_rank(1, "ValueError: bad row"), Cause.CODE, "bad row"),
         (1, of_rank(0, PEER) + of_rank(1, PEER), Cause.COMMUNICATION, "Connection closed by peer"),
+        (1, of_rank(1, "ValueError: bad row") + of_rank(0, RESET), Cause.CODE, "bad row"),
+        (1, of_rank(0, RESET), Cause.COMMUNICATION, "Connection reset by peer"),
         (1, f"{TRACEBACK}ValueError: handled\nagain\n{TRACEBACK}{PEER}\n", Cause.COMMUNICATION, "closed"),
         (1, interleaved("ValueError: bad row", PEER), Cause.CODE, "bad row"),
         # words in lines that are no reason
