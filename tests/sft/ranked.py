@@ -60,6 +60,8 @@ def fail(config: Config, inputs: Inputs, context: Context) -> None:
             raise FileNotFoundError(2, "no such file", "/data")
         if config.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if config.how == "abort":
+            os.kill(os.getpid(), signal.SIGABRT)
         if config.how == "exit":
             os._exit(3)
         if config.how == "meet":

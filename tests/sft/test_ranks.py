@@ -79,6 +79,7 @@ def test_all_ranks_share_one_context_and_know_nothing_of_the_job_around_them(
         ("kill", 1, StageFailure, "unknown", "rank 1 was killed by SIGKILL"),
         pytest.param("kill", 0, StageFailure, "unknown", "rank 0 was killed", marks=pytest.mark.long),
         pytest.param("half", 1, StageFailure, "unknown", "rank 1 was killed", marks=pytest.mark.long),
+        pytest.param("abort", 1, StageFailure, "unknown", "killed by SIGABRT", marks=pytest.mark.long),
         pytest.param("exit", 1, StageFailure, "unknown", "rank 1 exited with code 3", marks=pytest.mark.long),
         pytest.param("exception", 0, FileNotFoundError, None, "/data", marks=pytest.mark.long),
     ],

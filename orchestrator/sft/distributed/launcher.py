@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -37,8 +38,14 @@ _PATIENCE_S, _NEIGHBOURS_S, _SILENT_S = 10.0, 0.5, 60.0
 soon as a node has reported its ranks' exits. `_SILENT_S` replaces both while a rank has ended without a
 message and its node has not yet reported how.
 """
-_SECONDARY = (ENDED, -signal.SIGTERM, -signal.SIGABRT)
+_SECONDARY = (ENDED, -signal.SIGTERM)
 """Exit codes of ranks that ended because another rank failed."""
+
+_EITHER = (-signal.SIGABRT,)
+"""Exit codes of ranks that failed by themselves, or because another rank did: NCCL aborts in both cases."""
+
+_LOST = re.compile(r"/gloo/transport/|\bNCCL\b|Connection (reset|closed) by peer")
+"""Words of an error that follows from the loss of another rank; torch raises it as a `RuntimeError`."""
 
 
 def run(
@@ -303,27 +310,43 @@ class _Group:
         2. on several nodes, a requested stop, on which `srun` kills all ranks;
         3. the exit of a rank that raised nothing, other than those that a launcher ended;
         4. a rank that ended without a message or a report;
-        5. the first exception that a rank raised.
+        5. a rank that aborted, if all that its peers raised is a lost connection;
+        6. the first exception that a rank raised.
         """
         for error in self._raised.values():
             if isinstance(error, StageFailure):
                 return error
         if self._num_nodes > 1 and not self._raised and self._context.stop_asked:
             return StopRequested(self._why_stop())  # on SIGTERM `srun` kills all ranks
-        for rank, code, is_out_of_memory in self._exits:  # in the order of failure
-            if rank not in self._raised and code not in _SECONDARY:
-                cause = "oom_host" if is_out_of_memory and code == -signal.SIGKILL else "unknown"
-                how = (
-                    f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-                )
-                return StageFailure(cause, f"rank {rank} {how}")
+        if (exited := self._exit(lambda code: code not in (*_SECONDARY, *_EITHER))) is not None:
+            return exited
         if self._unexplained:
             return StageFailure("unknown", f"rank {self._unexplained[0]} ended without a word")
+        aborted = self._exit(lambda code: code in _EITHER)
+        if aborted is not None and all(map(_is_lost_connection, self._raised.values())):
+            return aborted
         if self._raised:
             return next(iter(self._raised.values()))
         return StageFailure(
             "communication", f"torchrun did not bring {self._num_processes} processes to an end"
         )
+
+    def _exit(self, is_wanted: Callable[[int], bool]) -> StageFailure | None:
+        """Return the first exit of a rank that raised nothing, with such an exit code; None without one."""
+        for rank, code, is_out_of_memory in self._exits:  # in the order of failure
+            if rank not in self._raised and is_wanted(code):
+                cause = "oom_host" if is_out_of_memory and code == -signal.SIGKILL else "unknown"
+                how = (
+                    f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+                )
+                return StageFailure(cause, f"rank {rank} {how}")
+        return None
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Return whether a rank raised only that it lost another one."""
+    is_of_torch = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return is_of_torch or isinstance(error, ConnectionError) or bool(_LOST.search(str(error)))
 
 
 class _Abandoned(Exception):
