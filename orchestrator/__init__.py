@@ -12,14 +12,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from orchestrator.api.store import Store
-    from orchestrator.api.sweep import Sweep
-    from orchestrator.core.state import State
-    from orchestrator.errors import InfrastructureError, StageFailure, SweepError, UserError
-    from orchestrator.stage import Checkpoint, Config, Context, StageSpec
+from typing import Any, Final
 
 __version__ = "0.1.0"
 

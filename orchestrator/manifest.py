@@ -13,8 +13,9 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from orchestrator.formats import Stored
 from orchestrator.text import escaped
@@ -69,15 +70,54 @@ def scan(folder: Path) -> tuple[File, ...]:
     that are still open.
     """
     found = []
-    for root, _, names in os.walk(folder, onerror=_raise_unless_gone):
-        for path in (Path(root, name) for name in names if not TRANSIENT.fullmatch(name)):
-            try:
-                if path.is_file():
-                    name = path.relative_to(folder).as_posix()
-                    found.append(File(name, path.stat().st_size, file_digest(path)))
-            except FileNotFoundError:
-                continue
+    for path in _files_under(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                name = path.relative_to(folder).as_posix()
+                found.append(File(name, path.stat().st_size, file_digest(path)))
     return tuple(sorted(found, key=lambda file: file.path.split("/")))
+
+
+class Stamp(NamedTuple):
+    """What changes when a file changes, without reading it.
+
+    A writer may restore the modification time, as ``cp -p`` does, but not the time of the last change of the
+    inode (``ctime``).
+
+    Attributes:
+        path: of the file.
+        inode: its number.
+        size: bytes.
+        mtime_ns, ctime_ns: nanoseconds since the epoch.
+    """
+
+    path: str
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def stamps(place: Path) -> tuple[Stamp, ...]:
+    """Return the stamps of a file, or of all regular files under a folder, sorted by path.
+
+    They are the key under which a process may cache what it read: equal stamps mean the same content.
+
+    Raises:
+        OSError: a folder or file cannot be read.
+    """
+    found = []
+    for path in _files_under(place) if place.is_dir() else (place,):
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISREG((now := path.stat()).st_mode):
+                found.append(Stamp(str(path), now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns))
+    return tuple(sorted(found))
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    """Yield the paths of all entries under a folder that are no folders and not `TRANSIENT`."""
+    for root, _, names in os.walk(folder, onerror=_raise_unless_gone):
+        yield from (Path(root, name) for name in names if not TRANSIENT.fullmatch(name))
 
 
 def _raise_unless_gone(error: OSError) -> None:

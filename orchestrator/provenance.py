@@ -134,9 +134,8 @@ def git_environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C"}
 
 
-@cache
 def git_state(folder: str) -> dict[str, Any]:
-    """Return commit and uncommitted diff of the checkout that holds `folder`; {} without one.
+    """Return commit and uncommitted diff now of the checkout that holds `folder`; {} without one.
 
     The digest of the diff covers all of it, also where the text is cut.
     """

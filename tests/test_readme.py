@@ -28,6 +28,18 @@ def commands_of(page: str) -> list[str]:
 FILES, COMMANDS = files_of(TUTORIAL), commands_of(TUTORIAL)
 
 
+def readme_console() -> list[tuple[str, str]]:
+    """The commands of README's own sweep, without `sweep`, each with the output that README shows."""
+    console = PAGES["README.md"].partition("```console\n$ cd curve\n")[2].partition("```")[0]
+    blocks = re.split(r"^\$ sweep ", console, flags=re.MULTILINE)[1:]
+    return [(command, shown) for command, _, shown in (block.partition("\n") for block in blocks)]
+
+
+def shown_by_readme() -> list[str]:
+    """The commands of README that a test here runs."""
+    return ["cd curve", *(f"sweep {command}" for command, _ in readme_console())]
+
+
 def write_files(folder: Path) -> None:
     for name, text in FILES.items():
         path = folder / name
@@ -81,9 +93,7 @@ def test_readmes_sweep_in_two_files_prints_what_readme_shows(tmp_path):
     for name, text in files_of(page).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    console = page.partition("```console\n$ cd curve\n")[2].partition("```")[0]
-    for block in re.split(r"^\$ sweep ", console, flags=re.MULTILINE)[1:]:
-        command, _, shown = block.partition("\n")
+    for command, shown in readme_console():
         done = subprocess.run(
             [sys.executable, "-m", "orchestrator", *shlex.split(command)],
             cwd=tmp_path / "curve",

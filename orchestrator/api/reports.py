@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.api.report_facts import about, curves
 from orchestrator.api.state import Notify, SweepState
+from orchestrator.compose.schema import importable
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import FITTING, REPORTS, load, lookup
 from orchestrator.reporting import About, Offers, call, wants_facts
@@ -77,12 +77,12 @@ def write_sweep_reports(
     names = names or (fitting_report(rows, facts),)
     offers = {"about": lambda: facts, "curves": lambda: curves(view), "over": lambda: tuple(over)}
     folder = place or view.ledger.objects.workspace(layout.report(view.sweep.name))
-    _make_importable(view)
     written: list[list[Path]] = []
     errors: list[SweepError] = []
     for name in names:
         try:
-            with contextlib.nullcontext() if place is None else as_usual():
+            outside = contextlib.nullcontext() if place is None else as_usual()
+            with importable(_import_paths(view)), outside:
                 written.append(write_report(name, rows, folder, offers, where=view.title, notify=notify))
         except SweepError as error:
             errors.append(error)
@@ -116,13 +116,13 @@ def write_report(
     if not rows and not wants_facts(report):
         notify(f"{where}: no rows yet, so nothing for the report {name}")
         return []
+    folder.mkdir(parents=True, exist_ok=True)
     return call(report, rows, folder, offers)
 
 
-def _make_importable(view: SweepState) -> None:
-    """Make a user's own report importable from the folders of the last launch's stages."""
-    folders = next((request.import_paths for request in reversed(view.requests) if request.import_paths), ())
-    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+def _import_paths(view: SweepState) -> Sequence[str]:
+    """Return the folders of the last launch's stages, from which a user's own report is imported."""
+    return next((request.import_paths for request in reversed(view.requests) if request.import_paths), ())
 
 
 def check_folder(folder: Path | None) -> None:

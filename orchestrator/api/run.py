@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import subprocess
 import time
@@ -29,11 +30,16 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def in_store(method: _Method) -> _Method:
-    """Run a method of an object with a `_url`, with the file modes of that store."""
+    """Run a method with the file modes of the store at `_url`, in the working folder `_folder`.
+
+    The working folder is the one in which the object was made: relative paths of a sweep keep their meaning
+    when a notebook changes its folder. A folder that is gone is not entered.
+    """
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with following(self._url):
+        is_there = self._folder.is_dir()
+        with following(self._url), contextlib.chdir(self._folder) if is_there else contextlib.nullcontext():
             return method(self, *args, **kwargs)
 
     return cast("_Method", wrapped)
@@ -48,7 +54,7 @@ class Run:
 
     def __init__(self, checked: CheckedLaunch, view: SweepState, request: Request) -> None:
         self._view, self._request, self._checked = view, request, checked
-        self._url = view.ledger.objects.url
+        self._url, self._folder = view.ledger.objects.url, Path.cwd()
         self._detached: Detached | None = None
         if checked.limits is None:
             self._detached = detach(view, request)
@@ -87,7 +93,6 @@ class Run:
             )
         return self.status()
 
-    @in_store
     def stop(self) -> None:
         """Stop the cells of this launch. Running stages save a checkpoint; a later launch continues from it.
 
@@ -98,9 +103,7 @@ class Run:
             InfrastructureError: the launching process did not end.
         """
         if self._detached is None:
-            view = self._view.fresh()
-            wanted = self._request.cells
-            cancel_cells(view, [c for c in view.sweep.cells if wanted is None or c.cell in wanted])
+            self._cancel()
             return
         process = self._detached.process
         if process.poll() is None:
@@ -111,6 +114,11 @@ class Run:
                 raise InfrastructureError(
                     f"process {process.pid} did not stop", where=str(self.log)
                 ) from None
+
+    @in_store
+    def _cancel(self) -> None:
+        view, wanted = self._view.fresh(), self._request.cells
+        cancel_cells(view, [c for c in view.sweep.cells if wanted is None or c.cell in wanted])
 
     @in_store
     def _is_at_work(self) -> bool:

@@ -31,11 +31,15 @@ if TYPE_CHECKING:
 
 
 class Sweep:
-    """A sweep: composed from a file, or a revision in a store. Create one with `compose` or `open`."""
+    """A sweep: composed from a file, or a revision in a store. Create one with `compose` or `open`.
+
+    Relative paths, of its file or in overrides, are relative to the working folder in which it was created.
+    """
 
     def __init__(self, look_up: Callable[[Sequence[str]], _Found], store: str) -> None:
         self._look_up, self._url = look_up, store
         with following(store):
+            self._folder = Path.cwd()
             self._first = look_up(())
 
     @classmethod
@@ -226,7 +230,6 @@ class Sweep:
         """
         return arrow_table(rows_of(self._look_up(()).view, list(only)))
 
-    @in_store
     def report(self, *names: str, out: str | Path | None = None, over: Sequence[str] = ()) -> list[Path]:
         """Write the sweep's reports and return their files.
 
@@ -238,8 +241,12 @@ class Sweep:
         Raises:
             SweepError: a report failed.
         """
-        view = self._sealed() if out is None else self._look_up(()).view
-        place = None if out is None else Path(out).absolute()
+        # The caller's path, so it is relative to the caller's folder.
+        return self._report(names, None if out is None else Path(out).absolute(), over)
+
+    @in_store
+    def _report(self, names: Sequence[str], place: Path | None, over: Sequence[str]) -> list[Path]:
+        view = self._sealed() if place is None else self._look_up(()).view
         written, errors = write_sweep_reports(
             view, names or view.sweep.report, place, notify=lambda line: None, over=over
         )

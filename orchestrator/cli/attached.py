@@ -23,10 +23,9 @@ from orchestrator.cli.jobs import submit_all
 from orchestrator.cli.output import indented, print_lines, styled
 from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell
+from orchestrator.core.sweep import Cell, preload
 from orchestrator.entry import outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.execution.main import preload
 from orchestrator.launchers.base import Launch, Launcher
 from orchestrator.launchers.jobs import settings_of
 from orchestrator.store import code as snapshots

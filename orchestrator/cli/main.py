@@ -26,7 +26,8 @@ HELP = """usage: sweep VERB ...
 {verbs}
 
 SWEEP is a name or a path to a YAML file, with @k for an older revision.
-`sweep help VERB` tells more. The store is ./runs, or SWEEP_STORE, or --store URL: a folder, s3://... or gs://...
+`sweep help VERB` shows the options of a verb.
+The store is ./runs, or SWEEP_STORE, or --store URL: a folder, s3://... or gs://...
 """
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.compose.axes import KeyValue
 from orchestrator.core.tree import MISSING, pick
 from orchestrator.errors import UserError
-from orchestrator.manifest import file_digest, scan
+from orchestrator.manifest import Stamp, file_digest, scan, stamps
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LOCAL_KEY = re.compile(r"(.*_)?(dir|folder|file)s?")
@@ -34,7 +34,7 @@ class Fingerprints:
 
     def __init__(self, wanted: Mapping[str, Sequence[str]], *, cwd: Path, where: str = "") -> None:
         self._wanted, self._cwd, self._where = wanted, cwd, where
-        self._known: dict[str, tuple[tuple[Any, ...], KeyValue]] = {}
+        self._known: dict[tuple[str, tuple[Any, ...]], KeyValue] = {}
 
     def __call__(self, tree: Mapping[str, Any]) -> list[KeyValue]:
         """Return the settings for a tree. A fingerprint whose paths are all null gets none.
@@ -52,11 +52,11 @@ class Fingerprints:
                 (name, value, revision) for name, value, revision in values if value not in (None, MISSING)
             )
             if held:
-                # Consecutive cells mostly share their paths. The same object again means "unchanged" to
-                # `Patched`.
-                if self._known.get(key, ((), None))[0] != held:
-                    self._known[key] = held, KeyValue(key, self._fingerprint(held))
-                settings.append(self._known[key][1])
+                # All cells of a composition see the same content, even if a file is edited meanwhile. The
+                # same object again means "unchanged" to `Patched`.
+                if (key, held) not in self._known:
+                    self._known[key, held] = KeyValue(key, self._fingerprint(held))
+                settings.append(self._known[key, held])
         return settings
 
     @staticmethod
@@ -89,11 +89,10 @@ class Fingerprints:
         )
 
 
-@functools.cache
 def content_fingerprint(path: Path) -> str:
     """Return a digest of a file's content, or of the relative paths, sizes and contents of a folder's files.
 
-    The result is cached for the life of the process, because every cell of a plan needs the same folders.
+    The result is cached until a file changes, because many compositions of a process need the same folders.
 
     Args:
         path: absolute.
@@ -102,11 +101,17 @@ def content_fingerprint(path: Path) -> str:
         UserError: the path cannot be read, or a folder contains no file.
     """
     try:
-        if path.is_file():
-            return f"sha256:{file_digest(path)}"
-        files = scan(path)
+        return _content_fingerprint(path, stamps(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _content_fingerprint(path: Path, stamped: tuple[Stamp, ...]) -> str:
+    """Return the digest; `stamped` is part of the cache's key only."""
+    if path.is_file():
+        return f"sha256:{file_digest(path)}"
+    files = scan(path)
     if not files:
         raise UserError(f"{path} holds no file")
     lines = "".join(f"{file.path}\0{file.size}\0{file.sha256}\n" for file in files)

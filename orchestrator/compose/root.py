@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from orchestrator.errors import UserError, nearest
 
 _INLINE = "polysweep_inline_config"
 _VERSION_BASE = "1.3"
+_COMPOSING = threading.Lock()
 
 
 class Root:
@@ -51,6 +53,7 @@ class Root:
         self, primary: str, folders: Sequence[Path], *, where: str = "", also: Sequence[str] = ()
     ) -> None:
         self.primary, self.folders, self.where, self.also = primary, tuple(folders), where, tuple(also)
+        self._tree: DictConfig | None = None
 
     @classmethod
     def inline(
@@ -64,8 +67,9 @@ class Root:
             where: what to name in errors.
             also: further names that an unknown key may be a misspelling of.
         """
-        ConfigStore.instance().store(_INLINE, OmegaConf.create(tree))
-        return cls(_INLINE, folders if "defaults" in tree else (), where=where, also=also)
+        root = cls(_INLINE, folders if "defaults" in tree else (), where=where, also=also)
+        root._tree = OmegaConf.create(tree)
+        return root
 
     def options(self, group: str) -> list[str]:
         """Return the options of a config group. For a name that is no group the list is empty."""
@@ -132,6 +136,9 @@ class Root:
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         with _searching(self.folders), initialize(config_path=None, version_base=_VERSION_BASE):
+            if self._tree is not None:
+                # The name is one of the whole process, and another root may have used it since.
+                ConfigStore.instance().store(_INLINE, self._tree)
             return hydra_compose(self.primary, list(overrides))
 
     def _explained(self, error: Exception, overrides: Sequence[str]) -> UserError:
@@ -232,20 +239,24 @@ class _SearchPath(SearchPathPlugin):
 
 @contextlib.contextmanager
 def _searching(folders: tuple[Path, ...]) -> Iterator[None]:
-    """Set Hydra's search path, and put aside a Hydra application that may be running in this process."""
-    Plugins.instance().register(_SearchPath)
-    register()
-    state = GlobalHydra.instance()
-    # Hydra allows one initialisation in a process, and a user's program may already have its own.
-    before, state.hydra = state.hydra, None
-    _SearchPath.folders = folders
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about deprecated styles in the user's files
-            yield
-    finally:
-        GlobalHydra.instance().hydra = before
-        _SearchPath.folders = ()
+    """Set Hydra's search path, and put aside a Hydra application that may be running in this process.
+
+    One thread at a time composes, because Hydra's state is that of the whole process.
+    """
+    with _COMPOSING:
+        Plugins.instance().register(_SearchPath)
+        register()
+        state = GlobalHydra.instance()
+        # Hydra allows one initialisation in a process, and a user's program may already have its own.
+        before, state.hydra = state.hydra, None
+        _SearchPath.folders = folders
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # warnings about deprecated styles in the user's files
+                yield
+        finally:
+            GlobalHydra.instance().hydra = before
+            _SearchPath.folders = ()
 
 
 @contextlib.contextmanager

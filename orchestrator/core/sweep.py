@@ -309,3 +309,8 @@ def _spec(
                 allowed=nearest(inner, spec.reads),
             )
     return spec
+
+
+def preload(sweep: Sweep) -> list[str]:
+    """Return the modules of a sweep's stages to import once, before children are forked."""
+    return sorted({module for spec in sweep.specs.values() for module in spec.preload})

@@ -7,6 +7,7 @@ attempt. The two exchange `Message` objects over a pipe, and the child leaves a 
 from __future__ import annotations
 
 import contextlib
+import functools
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -221,7 +222,13 @@ def git_of(order: Assignment) -> dict[str, Any]:
     """Return the git state of the code that runs: for a snapshot, that of the checkout at launch."""
     if order.code is not None:
         return order.code.git
-    return provenance.git_state(order.import_paths[0] if order.import_paths else ".")
+    return _git_at_start(order.import_paths[0] if order.import_paths else ".")
+
+
+@functools.cache
+def _git_at_start(folder: str) -> dict[str, Any]:
+    """Return the git state as the worker first found it, so that attempts do not wait for git."""
+    return provenance.git_state(folder)
 
 
 def send(pipe: Connection, message: Message) -> None:
@@ -262,3 +269,19 @@ def end_of_log(path: Path, num_bytes: int = LOG_END_BYTES) -> str:
 def log_tail(path: Path) -> str:
     """Return the last lines of a log."""
     return "\n".join(end_of_log(path, LOG_TAIL_BYTES).splitlines()[-LOG_TAIL_LINES:])
+
+
+REFUSED = 4
+"""Exit code of a worker that must not claim: the store is unusable, or two attempts failed at their start."""
+
+
+BROKEN_NODE, OTHER_CODE = 5, 6
+"""Exit codes of a worker that must not claim, because of its node or of its code."""
+
+
+RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
+"""Exit codes of a scheduler's job that ended with work left.
+
+After `RELEASED` another job may go on (75 is EX_TEMPFAIL of sysexits.h). After `TOO_SHORT`, without a
+checkpoint, another job would get no further. After `NO_MEMORY` another job needs more host memory.
+"""

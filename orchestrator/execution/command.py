@@ -20,18 +20,16 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.core.failure import cause_of_command
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import end_of_log
 from orchestrator.execution.command_text import as_shell_text, as_words, read_rows, values_of
+from orchestrator.execution.interpreter import interpreter_of, search_path
 from orchestrator.execution.keeper import HINT_S, await_news
 from orchestrator.execution.sealing import Sealer
 from orchestrator.processes import oom_kills
@@ -47,7 +45,6 @@ RUMOUR_S = 0.2
 Where a stop is likely (death by SIGTERM, or code 0 in a scheduler's job), the wait is `HINT_S`.
 """
 
-SYSTEM_FOLDERS = ("/bin", "/usr/bin", "/usr/local/bin")
 _SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
 _SHELL = ("bash", "-e", "-o", "pipefail", "-c")
 
@@ -93,7 +90,7 @@ def run_command(
             `finished` file.
         StopRequested: it ended because of a stop, or another attempt took over.
     """
-    python = _interpreter(spec.python, folder)
+    python = interpreter_of(spec.python, folder)
     words = _words(spec, values_of(spec, config, inputs, context, python))
     marker = _Marker(spec, context)
     kills = oom_kills()
@@ -145,15 +142,6 @@ def _words(spec: StageSpec, values: dict[str, list[str]]) -> list[str]:
     return [*_SHELL, as_shell_text(command, values)] if spec.shell else as_words(command, values)
 
 
-def _interpreter(python: str | None, folder: Path | None) -> str | None:
-    """Return the path of the interpreter that a stage names; the name unchanged if it is not found."""
-    if python is None:
-        return None
-    path = Path(python).expanduser()
-    found = shutil.which((folder or Path.cwd()) / path if len(path.parts) > 1 else path)
-    return str(found or path)
-
-
 def _environment(config: Config, context: Context, python: str | None) -> dict[str, str]:
     """Return the environment of a command, and write the config file to which it points."""
     # Any program can read the config from this file, whatever its command line looks like.
@@ -168,36 +156,6 @@ def _environment(config: Config, context: Context, python: str | None) -> dict[s
         "SWEEP_OUTPUT": str(context.output),
         "SWEEP_METRICS": str(context.folder / layout.METRICS),
     }
-
-
-def search_path(python: str | None = None) -> str:
-    """Return the PATH of a command, in which `python` is the interpreter that the user means.
-
-    That is the stage's own interpreter, or else the first one in the user's PATH. If that one belongs to the
-    system, or there is none, the active environment (VIRTUAL_ENV, CONDA_PREFIX) comes first, or else the
-    environment that runs Polysweep.
-
-    Args:
-        python: path of the stage's own interpreter; None without one.
-    """
-    path = os.environ.get("PATH", os.defpath)
-    if python is not None:
-        return f"{Path(python).parent}{os.pathsep}{path}"
-    first = shutil.which("python", path=path)
-    # The system's interpreter rarely has the libraries that a stage needs, so it is not what the user means.
-    if first is not None and str(Path(first).parent) not in SYSTEM_FOLDERS:
-        return path
-    active = [os.environ.get(name, "") for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
-    folders = [Path(prefix, "bin") for prefix in active if prefix and Path(prefix, "bin", "python").exists()]
-    return os.pathsep.join([str((folders or [Path(sys.executable).parent])[0]), path])
-
-
-def command_facts(spec: StageSpec, import_paths: Sequence[str]) -> dict[str, str | None]:
-    """Return provenance of a command's attempt: the interpreter that `python` means (None if not found)."""
-    if spec.command is None:
-        return {}
-    python = _interpreter(spec.python, Path(import_paths[0]) if import_paths else None)
-    return {"command_python": python or shutil.which("python", path=search_path())}
 
 
 class _Marker:

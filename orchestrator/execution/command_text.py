@@ -172,7 +172,7 @@ def read_rows(path: Path) -> tuple[Row, ...]:
             raise ValueError("it is a folder" if path.is_dir() else "it is no regular file")
         text = path.read_text(encoding="utf-8-sig")
         if not text.strip():
-            raise ValueError("it is empty; [] says that there are no rows")
+            raise ValueError("it is empty; [] stands for no rows")
         is_table = text.lstrip()[:1] not in ("", "{", "[") and path.suffix not in (".json", ".jsonl")
         return checked_rows(_table(text) if is_table else _values(text), cause="data")
     except FileNotFoundError:

@@ -14,7 +14,15 @@ from orchestrator.core.retention import remaining_files
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
-from orchestrator.execution.assignment import Assignment, Shortage
+from orchestrator.execution.assignment import (
+    NO_MEMORY,
+    OTHER_CODE,
+    REFUSED,
+    RELEASED,
+    TOO_SHORT,
+    Assignment,
+    Shortage,
+)
 from orchestrator.execution.attempt import AttemptRun
 from orchestrator.execution.owner import share
 from orchestrator.execution.watch import Leaving, Watcher, next_lease_s
@@ -32,19 +40,6 @@ BUCKET_S = 5.0
 """Poll interval for bucket stores, in seconds. Requests cost money, so workers poll buckets less often."""
 
 MAX_FAILED_STARTS = 2
-
-REFUSED = 4
-"""Exit code of a worker that must not claim: the store is unusable, or two attempts failed at their start."""
-
-BROKEN_NODE, OTHER_CODE = 5, 6
-"""Exit codes of a worker that must not claim, because of its node or of its code."""
-
-RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
-"""Exit codes of a scheduler's job that ended with work left.
-
-After `RELEASED` another job may go on (75 is EX_TEMPFAIL of sysexits.h). After `TOO_SHORT`, without a
-checkpoint, another job would get no further. After `NO_MEMORY` another job needs more host memory.
-"""
 
 
 class Worker:

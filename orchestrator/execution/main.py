@@ -21,10 +21,10 @@ import msgspec
 from orchestrator import formats, provenance
 from orchestrator.core.cell import check_digests
 from orchestrator.core.records import Revision
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import Sweep, preload
 from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.execution.assignment import Assignment, Shortage
-from orchestrator.execution.loop import OTHER_CODE, REFUSED, Worker
+from orchestrator.execution.assignment import OTHER_CODE, REFUSED, Assignment, Shortage
+from orchestrator.execution.loop import Worker
 from orchestrator.execution.owner import this_owner
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
@@ -50,11 +50,6 @@ class WorkerSummary:
 
     def __init__(self) -> None:
         self.said, self.num_claims = "", 0
-
-
-def preload(sweep: Sweep) -> list[str]:
-    """Return the modules of a sweep's stages to import once, before children are forked."""
-    return sorted({module for spec in sweep.specs.values() for module in spec.preload})
 
 
 def run(

@@ -47,6 +47,8 @@ HELD = ".shipping"
 RETRY_S, PATIENCE_S, LOG_PATIENCE_S = 3.0, 300.0, 20.0
 """Seconds between tries, and seconds to wait at an attempt's end for a store that does not answer."""
 
+_LOG, _CHECKPOINT = "the log", "a checkpoint"
+
 
 class BucketPublisher:
     """Uploads of the checkpoints, log and metrics of one attempt.
@@ -73,20 +75,20 @@ class BucketPublisher:
         self._log: Transfer | None = None
         self._sizes: dict[str, int] = {}
         self._log_s = self._retry_s = 0.0
-        self.error: OSError | None = None
+        self._errors: dict[str, OSError] = {}  # by what could not be uploaded, until it could
 
     def step(self) -> None:
         """Check the running uploads and start those that are due; never wait."""
         now_s = time.monotonic()
-        self._log = self._looked_at(self._log, "the log")
+        self._log = self._looked_at(self._log, _LOG)
         if self._log is None and now_s >= self._log_s:
             self._ship_logs(now_s)
-        self._checkpoint = self._looked_at(self._checkpoint, "a checkpoint")
+        self._checkpoint = self._looked_at(self._checkpoint, _CHECKPOINT)
         if self._checkpoint is None and now_s >= self._retry_s:
             try:
                 self._go_on()
             except OSError as error:
-                self._failed("a checkpoint", error)
+                self._failed(_CHECKPOINT, error)
 
     def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
         """Wait until the last checkpoint and the log are in the store, after the child has ended.
@@ -103,7 +105,7 @@ class BucketPublisher:
         while checkpoints and (self._step is not None or self._newest() is not None):
             self.step()
             pulse()
-            is_failing = self._checkpoint is None and self.error is not None
+            is_failing = self._checkpoint is None and _CHECKPOINT in self._errors
             if is_failing and time.monotonic() - start_s > PATIENCE_S:
                 self._complain("its last checkpoint is given up")
                 break
@@ -115,7 +117,7 @@ class BucketPublisher:
         """Wait a short time until logs and metrics are in the store; their loss is no reason to fail."""
         start_s, self._log_s = time.monotonic(), 0.0
         while self._log is not None or self._grown():
-            self._log = self._looked_at(self._log, "the log")
+            self._log = self._looked_at(self._log, _LOG)
             if self._log is None and time.monotonic() >= self._log_s:
                 self._ship_logs(time.monotonic())
             pulse()
@@ -195,22 +197,26 @@ class BucketPublisher:
                 return transfer
         except OSError as error:
             self._failed(what, error)
-            if what == "the log":
+            if what == _LOG:
                 self._sizes.clear()
-                self._log_s = time.monotonic() + RETRY_S
             else:
                 self._drop()
             return None
-        self.error = None
-        if what != "the log":
+        self._errors.pop(what, None)
+        if what == _CHECKPOINT:
             self._landed()
         return None
 
     def _failed(self, what: str, error: OSError) -> None:
         """Record a failed upload, and when to retry; log only the first failure in a row."""
-        if self.error is None:
+        if what not in self._errors:
             self._complain(f"{what} was not uploaded, again in {RETRY_S:.0f} s: {error.strerror or error}")
-        self.error, self._retry_s = error, time.monotonic() + RETRY_S
+        self._errors[what], retry_s = error, time.monotonic() + RETRY_S
+        # One may fail where the other does not, such as an object that is too large for the store.
+        if what == _LOG:
+            self._log_s = retry_s
+        else:
+            self._retry_s = retry_s
 
     # Checkpoints
 
@@ -236,7 +242,7 @@ class BucketPublisher:
             self._step, self._named = step, False
         held, prefix = self._held(self._step), self._prefix(self._step)
         # After an error, files that had arrived before are not sent again.
-        there = self._objects.trees([prefix])[prefix] if self.error is not None else {}
+        there = self._objects.trees([prefix])[prefix] if _CHECKPOINT in self._errors else {}
         names = [MANIFEST] if self._named else []
         for path in held.rglob("*") if not self._named else ():
             name = path.relative_to(held).as_posix()
@@ -312,7 +318,7 @@ class BucketPublisher:
             self._log = self._objects.begin_upload(self._key, grown)
             self._sizes |= grown
         except OSError as error:
-            self._failed("the log", error)
+            self._failed(_LOG, error)
 
 
 def complain(line: str) -> None:

@@ -9,8 +9,15 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.settings import RunSettings
 from orchestrator.errors import InfrastructureError
-from orchestrator.execution.assignment import LostWorker
-from orchestrator.execution.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.execution.assignment import (
+    BROKEN_NODE,
+    NO_MEMORY,
+    OTHER_CODE,
+    REFUSED,
+    RELEASED,
+    TOO_SHORT,
+    LostWorker,
+)
 from orchestrator.jobs.judgement import SubmissionState, ending
 from orchestrator.provenance import age_s
 from orchestrator.store import layout

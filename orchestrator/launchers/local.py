@@ -23,8 +23,16 @@ from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.entry import short_paths
 from orchestrator.errors import UserError
-from orchestrator.execution.assignment import Assignment, log_tail
-from orchestrator.execution.loop import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.execution.assignment import (
+    BROKEN_NODE,
+    NO_MEMORY,
+    OTHER_CODE,
+    REFUSED,
+    RELEASED,
+    TOO_SHORT,
+    Assignment,
+    log_tail,
+)
 from orchestrator.execution.main import HELD_SIGNALS, in_fork_server
 from orchestrator.formats import encode
 from orchestrator.launchers.base import Launch
@@ -150,18 +158,20 @@ class LocalLauncher:
         alive = 0
         for slot, process in list(self._processes.items()):
             code = process.exitcode
-            if code:  # end what it left behind, before its successor starts
-                _end_left_behind()
             if code is None:
                 alive += 1
-            elif code in _LEAVING:
+                continue
+            del self._processes[slot]  # its end counts once
+            if code:  # end what it left behind, before its successor starts
+                _end_left_behind()
+            if code in _LEAVING:
                 # one worker out of memory must decide for the job, however well the others ended
                 self.released = max(self.released, code, key=_LEAVING.index)
             elif code == OTHER_CODE:
                 self._refused = f"{self._last_line(slot)} (worker {slot} in {self._launch.log_folder})"
             elif code in (REFUSED, BROKEN_NODE):
                 self._refused = f"worker {slot} refused to work, see {self._launch.log_folder}"
-            elif code != 0 and not self._stopping:
+            elif not self._stopping:
                 self._restarts[slot] = self._restarts.get(slot, 0) + 1
                 if self._restarts[slot] <= MAX_RESTARTS:
                     self._start_worker(slot)

@@ -6,7 +6,6 @@ which may read the file system. The module does not depend on the store or on sw
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -302,8 +301,6 @@ def in_study_order(languages: tuple[str, ...], *, key: str) -> tuple[str, ...]:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
-# Cached: a sweep of thousands of cells names few folders.
-@functools.cache
 def _check_model(path: str | None) -> None:
     if path is None or is_hub_id(path):
         return
@@ -343,7 +340,6 @@ def _check_items(
                 )
 
 
-@functools.cache
 def _languages_in(task_name: str, folder: str, split: str) -> tuple[str, ...]:
     path = Path(folder).expanduser()
     if not path.is_dir():

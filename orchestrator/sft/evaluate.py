@@ -34,7 +34,9 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     rows = rescored(config, inputs, context)
     if rows is None:
         device = runtime.device_of(context.uses.device)
-        num_processes = parallel.num_processes(context.uses.evaluation.num_processes, device)
+        num_processes = parallel.num_processes(
+            context.uses.evaluation.num_processes, device, section="evaluation"
+        )
         if num_processes == 1:
             rows = evaluate(config, inputs, context)
         else:

@@ -33,7 +33,7 @@ def needs(config: Config) -> list[Need]:
             Need(
                 what=f"data of {task}",
                 problem=f"data.{task}_dir is not set, and no release is known",
-                advice=f"data.{task}_dir=FOLDER; sweep data describe {task} says what it holds",
+                advice=f"data.{task}_dir=FOLDER; sweep data describe {task} describes it",
             )
         ]
     settings = msgspec.convert(items.to_dict(), ItemsConfig)

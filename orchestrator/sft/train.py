@@ -283,7 +283,7 @@ SUMMARY = "training.json"
 def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Train here or in several processes, from the base model or from a checkpoint."""
     device = runtime.device_of(context.uses.device)
-    num_processes = parallel.num_processes(context.uses.trainer.num_processes, device)
+    num_processes = parallel.num_processes(context.uses.trainer.num_processes, device, section="trainer")
     if num_processes == 1:
         return train(config, inputs, context)
     target = f"{__name__}:{train.__name__}"

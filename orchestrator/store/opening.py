@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -45,21 +46,26 @@ def follow_root(root: Path) -> None:
     Otherwise the umask of whoever writes would decide, and could lock colleagues out or let everyone in.
     Child processes inherit the umask. Nothing changes while the folder does not exist.
     """
+    global _usual
     try:
         mode = root.stat().st_mode
     except OSError:
         return  # the folder does not exist yet
     before = os.umask(~mode & 0o077)
-    _usual.append(before)
+    # A later call finds the umask of an earlier one, not the user's.
+    _usual = before if _usual is None else _usual
 
 
-_usual: list[int] = []
+_usual: int | None = None
+"""The user's own umask, while that of a store is set."""
+
+_FOLLOWING = threading.RLock()
 
 
 @contextlib.contextmanager
 def as_usual() -> Iterator[None]:
     """Create files inside the block with the user's own umask; meant for files outside the store."""
-    followed = os.umask(_usual[0]) if _usual else None
+    followed = None if _usual is None else os.umask(_usual)
     try:
         yield
     finally:
@@ -72,16 +78,20 @@ def following(url: str) -> Iterator[None]:
     """Create files inside the block with the modes of the store at `url`, and restore the umask after it.
 
     A command sets the umask once, for itself and its children. A program that uses the API has files of its
-    own, so its umask must not change between two calls.
+    own, so its umask must not change between two calls. One thread at a time follows a store, because the
+    umask is that of the whole process: two could restore each other's.
     """
-    before = os.umask(0o077)
-    os.umask(before)
-    if "://" not in url:
-        follow_root(Path(url))
-    try:
-        yield
-    finally:
+    global _usual
+    with _FOLLOWING:
+        before, usual = os.umask(0o077), _usual
         os.umask(before)
+        try:
+            if "://" not in url:
+                follow_root(Path(url))
+            yield
+        finally:
+            os.umask(before)
+            _usual = usual
 
 
 def refused(root: Path, error: OSError) -> SweepError | None:

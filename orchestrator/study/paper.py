@@ -71,7 +71,8 @@ def partner(languages: Sequence[str]) -> str | None:
 def left_out(languages: Sequence[str]) -> str | None:
     """Return the x of a mixture that is the core without x, with or without extras, else None."""
     missing = [x for x in CORE if x not in languages]
-    return missing[0] if len(missing) == 1 and len(languages) in ZERO_SHOT_SIZES else None
+    is_known = {*languages} <= {*CORE, *EXTRAS}
+    return missing[0] if len(missing) == 1 and is_known and len(languages) in ZERO_SHOT_SIZES else None
 
 
 def label_of(languages: Sequence[str]) -> str:

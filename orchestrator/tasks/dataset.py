@@ -27,7 +27,7 @@ import msgspec
 
 from orchestrator.errors import UserError
 from orchestrator.manifest import File as ManifestFile
-from orchestrator.manifest import damage, file_digest, fsync_path, fsync_tree, scan
+from orchestrator.manifest import Stamp, damage, file_digest, fsync_path, fsync_tree, scan, stamps
 from orchestrator.tasks.base import LANGUAGES, Split
 
 FILE = "dataset.json"
@@ -120,9 +120,7 @@ def load(folder: Path) -> DatasetInfo:
         return _load(path, stat.st_mtime_ns, stat.st_size)
     except FileNotFoundError:
         what = f"{folder} is no data set: it has no {FILE}" if folder.is_dir() else f"no folder {folder}"
-        raise UserError(
-            what, fix="sweep data describe says what one is, sweep data import makes one"
-        ) from None
+        raise UserError(what, fix="sweep data describe describes one, sweep data import makes one") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -143,20 +141,27 @@ def fingerprint(folder: Path, splits: Iterable[str]) -> str:
     """
     info = load(folder)
     wanted = tuple(split for split in Split if split in tuple(splits) and split in info.splits)
-    return _fingerprint(folder.resolve(), wanted, tuple(info.splits[split].ids for split in wanted))
+    ids = tuple(info.splits[split].ids for split in wanted)
+    there = folder.resolve()
+    try:
+        return _fingerprint(there, wanted, ids, tuple(stamps(there / split) for split in wanted))
+    except OSError as error:
+        raise UserError(f"{there} cannot be read: {error.strerror}") from None
 
 
 @functools.lru_cache(maxsize=64)
-def _fingerprint(folder: Path, splits: tuple[str, ...], ids: tuple[tuple[str, ...], ...]) -> str:
-    """Return the digest, cached because it reads every file."""
-    try:
-        files = [
-            (f"{split}/{file.path}", file.size, file.sha256)
-            for split in splits
-            for file in (scan(folder / split) if (folder / split).is_dir() else ())
-        ]
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+def _fingerprint(
+    folder: Path,
+    splits: tuple[str, ...],
+    ids: tuple[tuple[str, ...], ...],
+    stamped: tuple[tuple[Stamp, ...], ...],
+) -> str:
+    """Return the digest. It is cached because it reads every file; `stamped` is part of the key only."""
+    files = [
+        (f"{split}/{file.path}", file.size, file.sha256)
+        for split in splits
+        for file in (scan(folder / split) if (folder / split).is_dir() else ())
+    ]
     text = json.dumps([splits, ids, files], ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 import orchestrator
 from orchestrator import State, Store, Sweep, UserError
@@ -23,6 +26,24 @@ axes:
   kind: {good: {count.fail: null, count.num_steps: 3}, bad: {count.fail: data, count.num_steps: 4}}
 exclude: ["kind=bad seed=1,2"]
 stages: [count]
+"""
+TWO = """
+description: two
+expect_cells: 2
+config: {fingerprints: {digest: [file]}, file: data, digest: null, factor: 1}
+axes: {factor: [1, 2]}
+stages: {fit: {run: "stages:fit", reads: [digest, factor], uses: [file]}}
+report: ["stages:report"]
+"""
+STAGES = """
+from pathlib import Path
+
+def fit(config, inputs, context):
+    return [{"three": int(Path(context.uses.file).read_text()) * config.factor}]
+
+def report(rows, folder):
+    (folder / "mine").touch()
+    return [folder / "mine"]
 """
 
 
@@ -91,6 +112,52 @@ def test_a_launch_that_is_stopped_goes_on_where_it_was(sweep: Command, counts: S
     assert run.status().counts == {"released": 1}
     ended = slow.launch(workers=1).wait(60)
     assert ended.counts == {"done": 1} and "went on from step" in slow.cells["seed=0"].why()
+
+
+def test_a_notebook_uses_two_sweeps_in_turn_and_stays_as_it_was(
+    sweep: Command, counts: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sweep.folder / "other"
+    other.mkdir()
+    (other / "two.yaml").write_text(TWO)
+    (other / "data").write_text("3")
+    (other / "stages.py").write_text(STAGES)
+    monkeypatch.chdir(other)
+    two = Sweep.compose("two.yaml", store="runs")  # beside it, while `counts` is of another folder and store
+    monkeypatch.chdir("/")
+    before = process_state()
+    assert [len(each.plan().cells) for each in (counts, two, counts)] == [4, 2, 4]
+    assert process_state() == before
+    assert two.launch(workers=1).wait(60).counts == {"done": 2}
+    assert sorted(two.rows()["three"].to_pylist()) == [3, 6]
+    monkeypatch.chdir(sweep.folder)
+    assert two.report(out="out") == [sweep.folder / "out/mine"] and (sweep.folder / "out/mine").is_file()
+    monkeypatch.chdir("/")
+    assert process_state() == before and counts.revision == 1 and not sweep.store.exists()
+
+
+def test_threads_of_a_notebook_do_not_disturb_each_other(sweep: Command, counts: Sweep) -> None:
+    (sweep.folder / "two.yaml").write_text(
+        TWO.replace('run: "stages:fit"', 'command: "true"').partition("report:")[0]
+    )
+    (sweep.folder / "data").write_text("3")
+    before = process_state()
+    with ThreadPoolExecutor(4) as threads:
+        made = threads.map(
+            lambda number: len(
+                Sweep.compose(f"{('counts', 'two')[number % 2]}.yaml", store=sweep.store).cells
+            ),
+            range(8),
+        )
+        assert [*made] == [4, 2] * 4
+    assert process_state() == before
+
+
+def process_state() -> tuple[object, ...]:
+    """What calls may change for a while only."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return [*sys.path], Path.cwd(), umask, GlobalHydra.instance().hydra, dict(os.environ)
 
 
 def test_mistakes_are_errors_of_the_package_and_record_nothing(counts: Sweep, sweep: Command) -> None:

@@ -107,6 +107,9 @@ def test_a_fingerprint_follows_content_and_not_the_path(project):
     }
     assert digests["one"] == digests["two/deeper"]
     assert len(set(digests.values())) == 3
+    # A notebook composes again after it has edited its data.
+    project.write("one/a.txt", "y")
+    assert fit(project.sweep(PATHS, f"data.train_dir={project.folder}/one")).digest == digests["three"]
 
 
 def test_a_fingerprint_is_set_before_interpolations_are_resolved(project):

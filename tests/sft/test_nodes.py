@@ -37,11 +37,11 @@ def test_without_a_number_there_is_a_process_for_each_gpu_of_the_job(
     job: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert parallel.num_processes(None, torch.device("cuda")) == 8
-    assert parallel.num_processes(6, torch.device("cuda")) == 6
-    assert parallel.num_processes(None, torch.device("cpu")) == 1
-    with pytest.raises(StageFailure, match="but 8 GPUs are visible"):
-        parallel.num_processes(9, torch.device("cuda"))
+    assert parallel.num_processes(None, torch.device("cuda"), section="trainer") == 8
+    assert parallel.num_processes(6, torch.device("cuda"), section="trainer") == 6
+    assert parallel.num_processes(None, torch.device("cpu"), section="trainer") == 1
+    with pytest.raises(StageFailure, match=r"evaluation\.num_processes=9, but 8 GPUs are visible"):
+        parallel.num_processes(9, torch.device("cuda"), section="evaluation")
 
 
 def test_a_number_that_does_not_divide_is_refused(job: None, tmp_path: Path) -> None:

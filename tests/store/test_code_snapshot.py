@@ -225,6 +225,8 @@ def test_the_state_of_git_comes_along_without_the_diff(tmp_path: Path, objects: 
     (folder / "stage.py").write_text("2")
     git_state = snapshots.plan(objects, [str(folder)]).code.git
     assert len(git_state["commit"]) == 40 and git_state["dirty"] and "diff" not in git_state
+    (folder / "stage.py").write_text("1")  # edited between two launches of one process
+    assert not snapshots.plan(objects, [str(folder)]).code.git["dirty"]
 
 
 # What is refused

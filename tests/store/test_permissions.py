@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.store import opening
 from tests.conftest import Sweep
 from tests.store.users import OtherUser, other_user
 
@@ -97,3 +98,21 @@ def test_a_table_outside_the_store_has_the_modes_of_its_users_umask(
     ann("launch", "counts.yaml", "launcher.workers=1")
     ann("collect", "counts", "--out", "table.csv")
     assert stat.S_IMODE((open_to_all.folder / "table.csv").stat().st_mode) == 0o644
+
+
+def test_files_outside_the_store_follow_the_umask_that_the_program_has_now(tmp_path: Path) -> None:
+    opening.make_root(tmp_path / "store", shared=True)
+    before = os.umask(0o022)
+    try:
+        for umask in (0o022, 0o027):
+            os.umask(umask)
+            with opening.following(str(tmp_path / "store")):
+                opening.follow_root(tmp_path / "store")  # as each opening of the store does
+                with opening.as_usual():
+                    (tmp_path / f"{umask:o}").mkdir()
+                (tmp_path / "store" / f"{umask:o}").mkdir()
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+        assert modes == {"store": 0o2770, "22": 0o755, "27": 0o750}
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / "store").iterdir()} == {0o770}
+    finally:
+        os.umask(before)

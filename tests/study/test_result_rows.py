@@ -90,6 +90,8 @@ def test_the_mixtures_have_the_labels_of_the_sweep_file() -> None:
         label: set(names) for label, names in study_mixtures().items()
     }
     assert [set(names) for names in paper.mixtures()] == [set(names) for names in study_mixtures().values()]
+    assert paper.left_out(("en", "es", "ja", "bn", "fr", "th")) == "sw"
+    assert paper.left_out(("en", "es", "ja", "bn", "te", "xx")) is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -159,6 +160,18 @@ def test_the_fingerprint_is_of_the_content_of_a_side_and_not_of_its_place(tmp_pa
     shutil.copytree(first, tmp_path / "d")
     (tmp_path / "d" / "validation" / "sw.jsonl").open("a").write("\n")
     assert dataset.fingerprint(tmp_path / "d", ("train", "validation")) != train
+
+
+def test_a_file_that_is_edited_within_one_process_gives_another_fingerprint(tmp_path: Path) -> None:
+    folder = made(tmp_path / "a", source(rows(range(20))), Choice(num_validation=4))
+    file = folder / "train" / "sw.jsonl"
+    first, before = dataset.fingerprint(folder, ("train",)), file.stat()
+    text = file.read_text()
+    file.write_text(text.replace("so 7", "so 8"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copy that keeps times
+    assert file.stat().st_size == before.st_size and dataset.fingerprint(folder, ("train",)) != first
+    file.write_text(text)
+    assert dataset.fingerprint(folder, ("train",)) == first
 
 
 def test_validation_items_come_from_their_own_split_when_there_is_one(tmp_path: Path) -> None:

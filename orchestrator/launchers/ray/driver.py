@@ -24,7 +24,7 @@ from orchestrator.core.plan import num_claimable, summarize_requests
 from orchestrator.core.records import Owner
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.execution.loop import NO_MEMORY, REFUSED, RELEASED
+from orchestrator.execution.assignment import NO_MEMORY, REFUSED, RELEASED
 from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.watch import Watcher
 from orchestrator.jobs.records import DriverStatus as Seen

@@ -19,11 +19,19 @@ from types import FrameType
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
+from orchestrator.core.sweep import preload
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.execution.assignment import Assignment, JobContext
+from orchestrator.execution.assignment import (
+    BROKEN_NODE,
+    NO_MEMORY,
+    REFUSED,
+    RELEASED,
+    TOO_SHORT,
+    Assignment,
+    JobContext,
+)
 from orchestrator.execution.keeper import keep_worker
-from orchestrator.execution.loop import BROKEN_NODE, NO_MEMORY, REFUSED, RELEASED, TOO_SHORT
-from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary, preload
+from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
 from orchestrator.execution.main import run as run_worker
 from orchestrator.jobs.records import JobExitReport, Submission
 from orchestrator.jobs.submissions import Submissions

@@ -33,8 +33,13 @@ FROZEN = ("vision_tower", "multi_modal_projector")
 """Parts of a multimodal model that text alone does not train."""
 
 
-def num_processes(requested: int | None, device: torch.device) -> int:
+def num_processes(requested: int | None, device: torch.device, *, section: str) -> int:
     """Return the number of processes to use: the configured one, or one per GPU of the job, or one on a CPU.
+
+    Args:
+        requested: the configured number; None if it is not set.
+        device: where to compute.
+        section: of the config that holds the number, for the error.
 
     Raises:
         StageFailure: the configured number exceeds the GPUs (cause ``config``).
@@ -43,7 +48,7 @@ def num_processes(requested: int | None, device: torch.device) -> int:
         return requested or 1
     there = torch.cuda.device_count() * nodes.count()
     if requested is not None and requested > there:
-        raise StageFailure("config", f"trainer.num_processes={requested}, but {there} GPUs are visible")
+        raise StageFailure("config", f"{section}.num_processes={requested}, but {there} GPUs are visible")
     return requested or there
 
 
