@@ -189,6 +189,10 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     process: Process | None = None
 
 
+NO_OUTCOME = 74
+"""Exit code of a child that could not write its outcome; EX_IOERR of sysexits.h."""
+
+
 class ChildOutcome(Stored, frozen=True, kw_only=True):
     """The content of `outcome.json`: the result of a child, written after its output is durable.
 

@@ -12,15 +12,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.cell import uses_of
-from orchestrator.core.failure import Cause, cause_of_exit
-from orchestrator.core.records import Claim, Done, End, Heartbeat, StartRecord
+from orchestrator.core.records import Claim, Done, End, StartRecord
 from orchestrator.core.state import NOT_KEPT, Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.entry import MARK
-from orchestrator.errors import InfrastructureError, NotKept
+from orchestrator.errors import InfrastructureError
 from orchestrator.execution import child
 from orchestrator.execution.assignment import (
     Assignment,
@@ -33,6 +33,17 @@ from orchestrator.execution.assignment import (
     read_outcome,
     send,
 )
+from orchestrator.execution.conclude import (
+    INPUT_RETIRED,
+    NO_RECORD,
+    SUPERSEDED,
+    Conclusion,
+    Fact,
+    Facts,
+    conclude,
+)
+from orchestrator.execution.fence import Fence
+from orchestrator.execution.heartbeat import HeartbeatWriter
 from orchestrator.execution.inheritance import Inherited, going_on, has_progressed, inherit, started
 from orchestrator.execution.keeper import await_news
 from orchestrator.execution.publishing import BucketPublisher, complain
@@ -47,20 +58,11 @@ from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.text import MAX_LINE, escaped, one_line
 
-MAX_HEARTBEAT_S = 10.0
-INPUT_RETIRED = "input_retired"
-
 
 class AttemptRun:
     """One claimed attempt, and the supervision of its child process.
 
-    Fencing: two workers may both run a stage, because the first was wrongly taken for dead. This is safe:
-    each attempt writes only into its own folder, and `done` can be created only once per generation::
-
-        attempt 1: claim .... no heartbeat .... create done: refused, so released (superseded)
-        attempt 2:                claim ... create done: its product is the result
-
-    An attempt therefore looks for a successor at each heartbeat, and again when it fails.
+    It collects the facts of its end, and acts on what `orchestrator.execution.conclude` decides from them.
 
     Args:
         ledger: the store.
@@ -104,8 +106,10 @@ class AttemptRun:
         self._shortage, self._former = shortage, former
         self._goes_without = False  # whether inputs were retired before the start
         self._start_s = time.monotonic()
-        self._beat, self._beat_s = 0, 0.0
-        self._message = Message(phase="starting")
+        self._heartbeats = HeartbeatWriter(ledger, node, number, lease_s=claim.lease_s)
+        self._fence = Fence(
+            ledger, node, number=number, generation=claim.generation, inputs=input_generations
+        )
         self._released, self._stopping_s = "", 0.0
         self._timed_out, self._resumed = False, False
         self._key = layout.payload(node.stage, node.digest, number)
@@ -119,23 +123,17 @@ class AttemptRun:
         try:
             return self._run(earlier)
         except (OSError, InfrastructureError) as error:
-            done, _ = self._ledger.product(self._node, self._claim.generation)
-            # The error may have come after `done` was created: a product that exists counts.
-            if done is not None and done.attempt == self.number:
-                return self._end("succeeded")
-            if self._is_superseded():
-                return self._end("released", why="superseded")
-            return self._end("failed", cause=Cause.STORAGE, message=f"{type(error).__name__}: {error}")
+            return self._conclude(Facts(error=f"{type(error).__name__}: {error}"))
         finally:
             self._ledger.objects.release(self._key)
 
     def _run(self, earlier: Sequence[Attempt]) -> End:
         """Take over what earlier attempts left, run the child, and conclude."""
-        if self._ledger.is_done_or_void(self._node, self._claim.generation):
-            return self._end("released", why="already_done")
-        self._goes_without = self._retired_input() != ""
+        if self._fence.is_pointless():
+            return self._end(Conclusion("released", why="already_done"))
+        self._goes_without = self._fence.retired_input() != ""
         if self._goes_without and self._former is None:
-            return self._end("released", why=INPUT_RETIRED)
+            return self._end(Conclusion("released", why=INPUT_RETIRED))
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(self._key)
         end_outlived()  # a surviving process could still write into the folders that are taken over
@@ -145,12 +143,12 @@ class AttemptRun:
         taken = inherit(
             *(self._ledger, self._node, self._spec, earlier, folder),
             former=self._former,
-            pulse=self._pulse,
+            pulse=self._heartbeats.pulse,
             record=lambda taken: self._record_start(going_on(start, taken)),
         )
         self._record_start(going_on(start, taken))
         if self._goes_without and taken.former is None:
-            return self._end("released", why=NOT_KEPT, message="it is not whole")
+            return self._end(Conclusion("released", why=NOT_KEPT, message="it is not whole"))
         self._resumed = taken.checkpoint is not None
         if isinstance(objects, RemoteStore):
             step = taken.checkpoint.step if taken.checkpoint else None
@@ -171,15 +169,29 @@ class AttemptRun:
         if self._shipper is not None:
             succeeded = outcome is not None and outcome.outcome == "succeeded"
             wanted = self._order.settings.policy.keep_checkpoints or not succeeded
-            self._shipper.finish(self._pulse, checkpoints=wanted and self._released != "superseded")
-            if outcome is not None and self._released != "superseded":
-                self._shipper.failed(outcome, self.number, self._pulse, has_read=taken.unread is not None)
-        return self._conclude(outcome, process.exitcode or 0, folder, oom_killed=oom_kills() > kills)
+            self._shipper.finish(self._heartbeats.pulse, checkpoints=wanted and self._released != SUPERSEDED)
+            if outcome is not None and self._released != SUPERSEDED:
+                self._shipper.failed(
+                    outcome, self.number, self._heartbeats.pulse, has_read=taken.unread is not None
+                )
+        changed = damage(folder / layout.OUTPUT, outcome.files, content=False) if outcome else None
+        return self._conclude(
+            Facts(
+                child=outcome or NO_RECORD,
+                changed=changed or "",
+                goes_without=self._goes_without,
+                timed_out=self._timed_out,
+                seconds=self._seconds,
+                stop=self._released,
+                exit_code=process.exitcode or 0,
+                oom_killed=oom_kills() > kills,
+            )
+        )
 
     @property
     def was_running(self) -> bool:
         """Whether the child got as far as calling the stage."""
-        return self._message.phase not in ("", "starting")
+        return self._heartbeats.progress.phase not in ("", "starting")
 
     @property
     def made_progress(self) -> bool:
@@ -197,7 +209,7 @@ class AttemptRun:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # all writers write the same
         self._ledger.put(self._node, self.number, layout.START, start)
         self._recorded = start
-        self._heartbeat()
+        self._heartbeats.write()
 
     def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:
         """Start the child, and return its process and this side's end of the pipe."""
@@ -251,7 +263,7 @@ class AttemptRun:
                 return
             self._control()
             # A fenced attempt publishes nothing more: its files could only mislead a reader.
-            if self._shipper is not None and self._released != "superseded":
+            if self._shipper is not None and self._released != SUPERSEDED:
                 self._shipper.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
@@ -267,125 +279,47 @@ class AttemptRun:
         except (EOFError, OSError, msgspec.DecodeError):
             time.sleep(0.02)  # the child is ending: the caller's loop sees its exit code
             return
-        was, self._message = self._message, message
-        known = was.process, was.phase, was.step is None
-        # A changed phase or process is recorded at once, a step with the next regular heartbeat. Other
-        # workers on this machine need the process to prove that the child is gone.
-        if known != (message.process, message.phase, message.step is None):
-            self._heartbeat()
+        self._heartbeats.receive(message)
 
     def _take_last_messages(self, pipe: Connection) -> None:
         """Read the messages that the child sent before it ended, to record how far it came."""
         with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):
             while pipe.poll():
-                self._message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
+                self._heartbeats.progress = msgspec.json.decode(pipe.recv_bytes(), type=Message)
 
     def _control(self) -> None:
         """Check the reasons to stop, and record a heartbeat when one is due."""
         if not self._released and (why := self._stop_asked()):
             self._released = why
-        if self._pulse() and not self._released and self._is_superseded():
-            self._released = "superseded"
-
-    def _is_superseded(self) -> bool:
-        try:
-            return self._ledger.is_claimed(self._node, self.number + 1) or self._ledger.is_done_or_void(
-                self._node, self._claim.generation
-            )
-        except OSError:
-            return False
-
-    def _pulse(self) -> bool:
-        """Record a heartbeat if one is due; return whether it was."""
-        if time.monotonic() - self._beat_s < min(self._claim.lease_s / 3, MAX_HEARTBEAT_S):
-            return False
-        self._heartbeat()
-        return True
-
-    def _heartbeat(self) -> None:
-        self._beat, self._beat_s = self._beat + 1, time.monotonic()
-        message = self._message
-        beat = Heartbeat(
-            counter=self._beat,
-            phase=message.phase,
-            step=message.step,
-            num_steps=message.num_steps,
-            child=message.process,
-            at=provenance.now(),
-        )
-        try:
-            self._ledger.put(self._node, self.number, layout.HEARTBEAT, beat)
-        except OSError as error:
-            complain(f"heartbeat of {self._node.name} attempt {self.number} failed: {error}")
+        if self._heartbeats.pulse() and not self._released and self._fence.is_superseded():
+            self._released = SUPERSEDED
 
     # Ending
 
-    def _conclude(
-        self, outcome: ChildOutcome | None, exit_code: int, folder: Path, *, oom_killed: bool
-    ) -> End:
-        """Decide how the attempt ended, and record it.
+    def _conclude(self, facts: Facts) -> End:
+        """Establish the facts on which the decision depends, record the end, and return it."""
+        establish: dict[Fact, Callable[[], object]] = {
+            Fact.RECORDED: self._fence.is_recorded,
+            Fact.REFUSAL: lambda: self._publish(facts.child),
+            Fact.SUPERSEDED: self._fence.is_superseded,
+            Fact.RETIRED_INPUT: self._fence.retired_input,
+            Fact.SHORTAGE: self._shortage,
+            Fact.STOP_CONFIRMED: lambda: await_news(lambda: self._released or self._stop_asked()),
+        }
+        while isinstance(decision := conclude(facts), Fact):
+            facts = replace(facts, **{decision: establish[decision]()})
+        end = self._end(decision)
+        if facts.refusal == "" and not self._order.settings.policy.keep_checkpoints:
+            attempts = [a for a in self._ledger.attempts(self._node) if a.number <= self.number]
+            drop_work(self._ledger, self._node, attempts, generation=self._claim.generation)
+        return end
 
-        Several things can be true at once: a stage may fail because its input was deleted, while its worker
-        is being stopped. The order of the tests ranks them. Causes outside the stage come before the stage's
-        own error, so that they do not spend its retry budget::
-
-            product > superseded > changed output > retired input > time limit > memory > outcome > stop >
-                exit code
-
-        Args:
-            outcome: what the child recorded; None if it died without an outcome.
-            exit_code: of the child.
-            folder: the attempt's payload folder.
-            oom_killed: whether the kernel's OOM killer was active on this machine meanwhile.
-        """
-        tail = log_tail(folder / layout.LOG)
-        succeeded = outcome is not None and outcome.outcome == "succeeded"
-        changed = damage(folder / layout.OUTPUT, outcome.files, content=False) if outcome else None
-        if outcome is not None and succeeded and changed is None:
-            return self._finish(outcome)
-        if self._is_superseded():  # fenced: any error may be a consequence, so it costs no retry budget
-            return self._end("released", why="superseded")
-        if succeeded:
-            message = f"the output changed after the stage returned: {changed}"
-            return self._end("failed", cause=Cause.CODE, message=message, log_tail=tail)
-        if self._goes_without and outcome is not None and outcome.exception == NotKept.__name__:
-            return self._end("released", why=NOT_KEPT, message=outcome.message, log_tail=tail)
-        if (outcome is None or outcome.outcome == "failed") and (stage := self._retired_input()):
-            message = f"files of its input {stage} were retired meanwhile"
-            message += f": {outcome.message}" if outcome else ""
-            return self._end("released", why=INPUT_RETIRED, message=message, log_tail=tail)
-        if self._timed_out:
-            message = f"no end after its limit of {time.monotonic() - self._start_s:.0f} s"
-            return self._end("failed", cause=Cause.TIMEOUT, message=message, log_tail=tail)
-        if (shortage := self._shortage()) is not None:
-            return self._end("failed", cause=shortage.cause, message=shortage.message, log_tail=tail)
-        if outcome is not None and outcome.outcome == "released":
-            # A scheduler signals all processes at once: the child may end before the worker's signal arrives.
-            if outcome.why != "stopped" or await_news(lambda: self._released or self._stop_asked()):
-                return self._end("released", why=outcome.why)
-            message = "the stage's process received SIGTERM, but nobody asked for a stop"
-            return self._end("failed", cause=Cause.UNKNOWN, message=message, log_tail=tail)
-        if outcome is not None:
-            return self._end(
-                "failed",
-                cause=outcome.cause,
-                exception=outcome.exception,
-                message=outcome.message,
-                log_tail=tail,
-            )
-        if self._released:
-            return self._end("released", why=self._released)
-        cause, message = cause_of_exit(exit_code, oom_killed=oom_killed)
-        if exit_code == child.NO_OUTCOME:
-            cause, message = Cause.STORAGE, "the stage's process could not write its outcome to the store"
-        return self._end("failed", cause=cause, message=message, log_tail=tail)
-
-    def _finish(self, outcome: ChildOutcome) -> End:
-        """Create `done`, which makes the product count, and then `end`."""
+    def _publish(self, outcome: ChildOutcome) -> str:
+        """Create `done`, which makes the product count; return why that is refused, "" if it is not."""
         if self._shipper is None:
             self._ledger.objects.upload(self._key)
         else:
-            self._shipper.output(outcome.files, self._pulse)
+            self._shipper.output(outcome.files, self._heartbeats.pulse)
         done = Done(
             nonce=new_nonce(),
             stage=self._node.stage,
@@ -394,59 +328,37 @@ class AttemptRun:
             attempt=self.number,
             files=outcome.files,
             rows=outcome.rows,
-            seconds=round(time.monotonic() - self._start_s, 3),
+            seconds=self._seconds,
             inputs=self._generations,
             retire=outcome.retire,
             code=provenance.code_version(self._order.code_digest, git_of(self._order), now=self._code_now()),
             at=provenance.now(),
         )
-        if self._retired_input():  # the stage may have read an incomplete input
-            return self._end("released", why=INPUT_RETIRED)
-        if self._has_discarded_input() or not self._ledger.finish(done):
-            return self._end("released", why="superseded")
-        end = self._end("succeeded")
-        if not self._order.settings.policy.keep_checkpoints:
-            attempts = [a for a in self._ledger.attempts(self._node) if a.number <= self.number]
-            drop_work(self._ledger, self._node, attempts, generation=self._claim.generation)
-        return end
+        # The stage may have read an incomplete input.
+        if not self._goes_without and self._fence.retired_input():
+            return INPUT_RETIRED
+        if self._fence.has_discarded_input() or not self._ledger.finish(done):
+            return SUPERSEDED
+        return ""
 
-    def _retired_input(self) -> str:
-        """Return the stage of an input that was retired; "" for none, or if the attempt started without it.
+    @property
+    def _seconds(self) -> float:
+        """Wall time of the attempt so far."""
+        return round(time.monotonic() - self._start_s, 3)
 
-        Another sweep may still take a product whose files its own sweep no longer needs.
-        """
-        return "" if self._goes_without else self._ledger.retired_input(self._node, self._generations)
-
-    def _has_discarded_input(self) -> bool:
-        """Whether an input was discarded while the attempt ran: what was made from it must not count."""
-        return any(
-            self._ledger.is_discarded(taken, self._generations[taken.digest]) for taken in self._node.inputs
-        )
-
-    def _end(
-        self,
-        outcome: str,
-        *,
-        why: str = "",
-        cause: Cause | None = None,
-        exception: str = "",
-        message: str = "",
-        log_tail: str = "",
-    ) -> End:
+    def _end(self, conclusion: Conclusion) -> End:
         """Record the end of the attempt and return it; texts are cut, escaped and redacted."""
-        end = msgspec.convert(
-            {
-                "nonce": new_nonce(),
-                "outcome": outcome,
-                "cause": cause,
-                "why": why,
-                "exception": one_line(exception),
-                "message": one_line(provenance.without_secrets(message[: 8 * MAX_LINE])),
-                "log_tail": escaped(provenance.without_secrets(log_tail)),
-                "seconds": round(time.monotonic() - self._start_s, 3),
-                "at": provenance.now(),
-            },
-            End,
+        tail = log_tail(self._folder / layout.LOG) if conclusion.with_log else ""
+        end = End(
+            nonce=new_nonce(),
+            outcome=conclusion.outcome,
+            cause=conclusion.cause,
+            why=conclusion.why,
+            exception=one_line(conclusion.exception),
+            message=one_line(provenance.without_secrets(conclusion.message[: 8 * MAX_LINE])),
+            log_tail=escaped(provenance.without_secrets(tail)),
+            seconds=self._seconds,
+            at=provenance.now(),
         )
         self._ledger.end(self._node, self.number, end)
         return end

@@ -28,7 +28,7 @@ from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.rows import checked_rows
 from orchestrator.entry import MARK
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.execution.assignment import AttemptSpec, ChildOutcome, Message
+from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message
 from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.execution.keeper import ReceivedSignals
 from orchestrator.execution.resume import UNREAD
@@ -46,8 +46,6 @@ from orchestrator.text import MAX_LINE, one_line, words_of
 from orchestrator.trackers.base import Tracked, open_trackers
 
 POLL_S = 0.25
-NO_OUTCOME = 74
-"""Exit code of a child that could not write its outcome; EX_IOERR of sysexits.h."""
 
 
 def main(order_json: bytes, pipe: Connection) -> None:

@@ -90,7 +90,7 @@ def work(before: Path, store: Path, folder: Path, name: str) -> subprocess.Compl
     )
     (folder / "order.json").write_bytes(encode(order, store_format=1))
     return subprocess.run(
-        [sys.executable, "-m", "orchestrator.execution.main", "order.json"],
+        [sys.executable, "-m", "orchestrator.worker.main", "order.json"],  # its name in that version
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(before)},
         capture_output=True,

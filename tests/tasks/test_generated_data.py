@@ -153,13 +153,13 @@ def test_the_worked_answer_ends_in_the_language_s_answer_sentence() -> None:
 
 SCRIPT = """
 import json, sys
-from orchestrator.tasks import locale_data, math, requests
+from orchestrator.tasks import math, phrases
 language = sys.argv[1]
 names = (*math.UNITS, "duration-night")
-units = [locale_data.unit(n, unit, language) for unit in names for n in range(1, 10)]
-days = [locale_data.day(index, language) for index in range(7)]
-months = [locale_data.month(number, language) for number in range(1, 13)]
-print(json.dumps([units, days, months, locale_data.both("A", "B", language)]))
+units = [phrases.unit(n, unit, language) for unit in names for n in range(1, 10)]
+days = [phrases.day(index, language) for index in range(7)]
+months = [phrases.month(number, language) for number in range(1, 13)]
+print(json.dumps([units, days, months, phrases.both("A", "B", language)]))
 """
 
 
