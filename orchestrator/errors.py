@@ -5,6 +5,7 @@
     SweepError
     ├── UserError            exit 2: the user's mistake; nothing was started
     └── InfrastructureError  exit 3: a file system, a scheduler or a hub failed
+        └── DamagedRecord    it does not pass by itself
     StageFailure             (an Exception) is raised inside a stage to name the cause; it becomes a record
     StopRequested            (a BaseException) unwinds a stage that must stop
 """
@@ -65,6 +66,10 @@ class InfrastructureError(SweepError):
     """A failure of the store, a scheduler or the machine: exit code 3."""
 
     exit_code = 3
+
+
+class DamagedRecord(InfrastructureError):
+    """A record in the store that is there and malformed. Waiting does not help."""
 
 
 class StageFailure(Exception):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from orchestrator import provenance
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import DamagedRecord, InfrastructureError
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import JobEnd, Submission
 from orchestrator.jobs.submissions import Submissions
@@ -48,13 +48,13 @@ def reconcile_jobs(view: SweepState, submitters: Sequence[Submitter]) -> Reconci
         submitters: of the launchers whose jobs may be reconciled; jobs of other launchers are left alone.
 
     Raises:
-        InfrastructureError: a submission cannot be read, so its cells may have jobs.
+        DamagedRecord: a submission cannot be read, so its cells may have jobs.
     """
     submissions = Submissions(view.ledger, view.sweep.name)
     damaged: list[str] = []
     filed = submissions.read(damaged)
     if damaged:
-        raise InfrastructureError(damaged[0], where="nothing is submitted: its cells may have a job")
+        raise DamagedRecord(damaged[0], where="nothing is submitted: its cells may have a job")
     by_name = {submitter.name: submitter for submitter in submitters}
     # A process that died between submitting and recording the id leaves such a submission.
     lost = [each for each in filed if each.accepted is None and each.open_tasks]

@@ -13,7 +13,7 @@ from orchestrator.api.submission import SubmitResult
 from orchestrator.cli.ending import print_failures, print_progress, write_reports
 from orchestrator.cli.output import print_lines
 from orchestrator.core.state import State
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import DamagedRecord, InfrastructureError
 from orchestrator.store.patience import told
 from orchestrator.text import counted
 from orchestrator.trackers.mirror import mirroring
@@ -96,7 +96,7 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
     numbers = {each.request.number for each in asked}
     # A later launch may have taken over some cells. It decides about them, not this one.
     cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.cell) in numbers]
-    pause_s, last, said = WAIT_S, "", [""]
+    pause_s, last, said, problem = WAIT_S, "", [""], ""
     hold, hold_until_s = "", 0.0
     while any(is_open(view, cell) for cell in cells):
         last = print_progress(view, cells, last)
@@ -104,11 +104,15 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
         start_s = time.monotonic()
         try:
             done = submit_pass(view, asked, notify=print, hold=hold if start_s < hold_until_s else "")
+        except DamagedRecord:
+            raise
         # An outage of the scheduler or of the store may pass, so go on.
         except (InfrastructureError, OSError) as error:
-            print(f"  {told(error)}; trying again", flush=True)
-            pause_s, view = MAX_WAIT_S, view.fresh()
+            if (line := f"  {told(error)}; trying again") != problem:
+                print(line, flush=True)
+            problem, pause_s, view = line, MAX_WAIT_S, view.fresh()
             continue
+        problem = ""
         # Restart the hold only for a new limit or after a successful submission, so that it does expire.
         if done.given.limit != hold or done.given.submitted:
             hold, hold_until_s = done.given.limit, start_s + HOLD_S

@@ -40,6 +40,13 @@ def assert_done_once(jobs: OnSlurm, cells: int) -> None:
     assert len(records(jobs.store, "claim.json")) == cells
 
 
+def test_a_wait_ends_at_a_submission_that_cannot_be_read(jobs):
+    record = jobs.store / "sweeps/jobs/submissions/000001.json"
+    jobs.wrap("sbatch", f'$real "$@"; if test -f {record}; then echo x >{record}; fi')
+    said = jobs.launch(jobs.write(cells=1), HELD, "--wait", code=3)
+    assert "000001.json" in said and "its cells may have a job" in said and "trying again" not in said
+
+
 # Replies that are lost
 
 
