@@ -34,10 +34,26 @@ stages: {{fit: {{command: "true", reads: [inner, languages, limit]}}}}
 
 
 @pytest.fixture
-def typed_sweep(project, request):
-    module = f"schema_of_{abs(hash(request.node.name))}"  # a module is imported once a process
-    project.write(f"{module}.py", SCHEMA)
-    return SWEEP.format(module=module)
+def typed_sweep(project):
+    project.write("typed_schema.py", SCHEMA)
+    return SWEEP.format(module="typed_schema")
+
+
+def test_a_schema_is_that_of_its_own_folder_as_its_file_is_now(project, typed_sweep):
+    for folder, limit in (("one", 1.0), ("two", 2.0)):
+        project.write(f"{folder}/sweep.yaml", typed_sweep)
+        project.write(
+            f"{folder}/typed_schema.py", f"from shared import LIMIT\n{SCHEMA}".replace("= None", "= LIMIT")
+        )
+        project.write(f"{folder}/shared.py", f"LIMIT = {limit}")
+
+    def limits():
+        made = (project.compose(f"{folder}/sweep.yaml") for folder in ("one", "two", "one"))
+        return [each.sweep.cells[0].config["limit"] for each in made]
+
+    assert limits() == [1, 2, 1]
+    project.write("one/shared.py", "LIMIT = 30.0  # edited in a notebook's process")
+    assert limits() == [30, 2, 30]
 
 
 def test_a_schema_coerces_fills_in_defaults_and_canonicalises(project, typed_sweep):
