@@ -6,7 +6,6 @@ plan may process ten thousand of them.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -181,7 +180,6 @@ def model_of(cell: Tree) -> Decoder | None:
     return _decoder_in(model["path"]) if model["path"] else None
 
 
-@functools.cache
 def _decoder_in(path: str) -> Decoder | None:
     """Read the sizes from a folder's config.json; None for a hub id, or a model of another kind."""
     try:
