@@ -85,6 +85,7 @@ def following(url: str) -> Iterator[None]:
     with _FOLLOWING:
         before, usual = os.umask(0o077), _usual
         os.umask(before)
+        _usual = None  # inside the block the program's own umask is that of now
         try:
             if "://" not in url:
                 follow_root(Path(url))

@@ -209,4 +209,4 @@ def test_the_script_of_the_docs_runs_as_it_is_printed(sweep: Command) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert (sweep.folder / "steps.png").stat().st_size > 5_000 and "{'done': 12}" in done.stdout
+    assert (sweep.folder / "steps.png").stat().st_size > 5_000 and "{'done': 3}" in done.stdout

@@ -257,6 +257,10 @@ def test_what_a_killed_worker_and_its_child_leave_behind_is_gone_before_the_next
 
 
 def test_two_ctrl_c_leave_no_process_that_has_left_its_session(leaving, background):
+    waits = LEAVES.replace(
+        "    time.sleep(60)", "    import signal; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    )
+    (leaving.folder / "leaves.py").write_text(waits)  # else the first Ctrl-C may end all before the second
     launch = background("launch", "leave.yaml", "policy.grace_s=600")
     daemon = left_behind(leaving.store, 1)
     launch.interrupt()
