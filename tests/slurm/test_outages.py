@@ -92,7 +92,13 @@ KILLED = {
 }
 
 
-@pytest.mark.parametrize("when", KILLED)
+@pytest.mark.parametrize(
+    "when",
+    [
+        "after sbatch",
+        *(pytest.param(when, marks=pytest.mark.long) for when in KILLED if when != "after sbatch"),
+    ],
+)
 def test_a_launch_that_was_killed_leaves_an_honest_status_and_no_duplicate(jobs, when):
     name, settle = jobs.write(cells=3), "cluster.settle_s=4"
     job = jobs.store / "sweeps/jobs/submissions/000001/job.json"

@@ -136,7 +136,7 @@ def test_nothing_is_submitted_while_a_submission_cannot_be_read(jobs):
 # Several commands at once
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.long), False])
 def test_four_commands_at_once_give_no_cell_two_jobs(jobs, first):
     name = jobs.write(cells=5)
     if not first:  # five jobs that died before they worked

@@ -218,6 +218,7 @@ def test_a_killed_rank_is_named_though_its_node_reports_it_long_after_its_peer_h
     until(lambda: not job.steps(), timeout_s=5)
 
 
+@pytest.mark.long  # the ranks of one node have a test of it that is not
 def test_nobody_outlives_a_stage_that_is_killed(tmp_path: Path, submit: Submit) -> None:
     job = submit(function="fail", **waits(tmp_path, 2))
     pids = job.pids(2)
