@@ -225,4 +225,4 @@ def test_after_the_head_was_lost_a_launch_is_enough(jobs, soon):
     assert len(jobs.submissions()) == 2
     (over,) = jobs.closings()[:1]
     assert (over["word"], over["cause"]) == ("VANISHED", "node_lost")
-    assert "does not list it" in jobs.why()
+    assert "lists all jobs" in jobs.why() and "and not this one, twice" in jobs.why()
