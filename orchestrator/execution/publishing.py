@@ -59,12 +59,19 @@ class BucketPublisher:
         adopted: step of the checkpoint that the attempt resumed from. Another attempt's payload holds it, so
             it is not uploaded. None without one.
         complain: writes a line about a problem to the worker's log.
+        retry_s: pause before a failed upload is retried, in seconds.
     """
 
     def __init__(
-        self, objects: RemoteStore, key: str, *, adopted: int | None, complain: Callable[[str], None]
+        self,
+        objects: RemoteStore,
+        key: str,
+        *,
+        adopted: int | None,
+        complain: Callable[[str], None],
+        retry_s: float = RETRY_S,
     ) -> None:
-        self._objects, self._key, self._complain = objects, key, complain
+        self._objects, self._key, self._complain, self._pause_s = objects, key, complain, retry_s
         self._folder = objects.folder(key)
         self._adopted = adopted
         self._shipped: list[int] = []
@@ -160,7 +167,7 @@ class BucketPublisher:
                 if time.monotonic() - start_s > PATIENCE_S:
                     raise
                 self._failed("the output", error)
-            wait_until_s = time.monotonic() + RETRY_S
+            wait_until_s = time.monotonic() + self._pause_s
             while time.monotonic() < wait_until_s:
                 pulse()
                 time.sleep(0.1)
@@ -210,8 +217,10 @@ class BucketPublisher:
     def _failed(self, what: str, error: OSError) -> None:
         """Record a failed upload, and when to retry; log only the first failure in a row."""
         if what not in self._errors:
-            self._complain(f"{what} was not uploaded, again in {RETRY_S:.0f} s: {error.strerror or error}")
-        self._errors[what], retry_s = error, time.monotonic() + RETRY_S
+            self._complain(
+                f"{what} was not uploaded, again in {self._pause_s:.0f} s: {error.strerror or error}"
+            )
+        self._errors[what], retry_s = error, time.monotonic() + self._pause_s
         # One may fail where the other does not, such as an object that is too large for the store.
         if what == _LOG:
             self._log_s = retry_s

@@ -62,17 +62,17 @@ def section(content: Table, *, level: int = 2) -> str:
 
 
 def page(
-    title: str, said: Sequence[str], tables: Iterable[Table], figures: Iterable[tuple[str, str, str]]
+    title: str, paragraphs: Sequence[str], tables: Iterable[Table], figures: Iterable[tuple[str, str, str]]
 ) -> str:
     """Return the whole report as Markdown.
 
     Args:
         title: its heading.
-        said: paragraphs below the heading.
+        paragraphs: below the heading.
         tables: in order; those without rows are left out.
         figures: title, file and caption of each.
     """
-    parts = [f"# {escaped(title)}\n", *(f"{escaped(text)}\n" for text in said)]
+    parts = [f"# {escaped(title)}\n", *(f"{escaped(text)}\n" for text in paragraphs)]
     parts += [section(content) for content in tables if content.rows]
     parts += [
         f"## {escaped(name)}\n\n![{escaped(name)}]({file})\n\n{escaped(text)}\n"

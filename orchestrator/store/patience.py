@@ -52,12 +52,12 @@ class Outage(NamedTuple):
 
     Attributes:
         limit_s: Time after which the error is raised, in seconds.
-        say: Receives one line when an outage begins and one when it ends.
+        notify: Receives one line when an outage begins and one when it ends.
         stop_asked: Returns the reason to stop waiting, "" to go on.
     """
 
     limit_s: float
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
     stop_asked: Callable[[], str] = lambda: ""
 
 
@@ -103,7 +103,7 @@ def wait_out(act: Callable[[], T], answers: Callable[[], object], outage: Outage
                 again = False
                 # Short hiccups are common on network file systems, and are not reported.
                 if not said and waited_s >= SAY_S:
-                    outage.say(
+                    outage.notify(
                         f"the store does not answer ({told(error)}): waiting for up to {outage.limit_s:.0f} s"
                     )
                     said = True
@@ -115,7 +115,7 @@ def wait_out(act: Callable[[], T], answers: Callable[[], object], outage: Outage
             time.sleep(AGAIN_S if waited_s < SAY_S else POLL_S)
             continue
         if said:
-            outage.say(f"the store answers again after {time.monotonic() - start_s:.0f} s")
+            outage.notify(f"the store answers again after {time.monotonic() - start_s:.0f} s")
         return result
 
 

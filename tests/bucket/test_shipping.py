@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.execution import publishing
 from orchestrator.execution.publishing import BucketPublisher
 from orchestrator.stage import MANIFEST, write_checkpoint_manifest
 from orchestrator.store import layout
@@ -73,15 +72,12 @@ def test_a_log_that_arrives_does_not_have_a_checkpoint_sent_twice(bucket: Bucket
     assert sorted(sent) == [MANIFEST, "x", "y", "y"] and len(said) == 1
 
 
-def test_a_log_that_the_store_refuses_delays_no_checkpoint(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publishing, "RETRY_S", 600)
+def test_a_log_that_the_store_refuses_delays_no_checkpoint(bucket: Bucket) -> None:
     objects, said = bucket.open(), []
     folder = objects.workspace(KEY)
     (folder / layout.LOG).write_text("line")
     bucket.proxy.fail("403", "PUT", layout.LOG)
-    shipper = BucketPublisher(objects, KEY, adopted=None, complain=said.append)
+    shipper = BucketPublisher(objects, KEY, adopted=None, complain=said.append, retry_s=600)
     until(lambda: said, shipper)
     save(folder)
     until(lambda: bucket.proxy.has_seen("PUT", f"00000001/{MANIFEST}"), shipper)
