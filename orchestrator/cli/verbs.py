@@ -28,7 +28,7 @@ VERBS: Final = {
     "collect": "the result rows as one table",
     "report": "tables, figures and a page from the rows that there are",
     "best": "the cells with the lowest or highest value of a metric",
-    "data": "describe, import and check parallel task data",
+    "data": "describe, import, check and translate parallel task data",
     "completion": "a script for the shell: completes verbs, options and names of sweeps",
     "clean": "list what no current revision names; --yes deletes it",
     "doctor": "check this machine and the store",
