@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.cell import check_digests
 from orchestrator.core.failure import Cause
+from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from orchestrator.core.tree import dotted_keys, pick
 from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
@@ -212,3 +214,7 @@ def _refuse_of_functions(name: str, spec: StageSpec, where: str) -> None:
                 where=where,
                 allowed=f"stage {name!r} runs the function {spec.run}",
             )
+
+
+def _value_keys(tree: Mapping[str, Any]) -> list[str]:
+    return [key for key in dotted_keys(tree) if not isinstance(pick(tree, key), Mapping)]

@@ -17,8 +17,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord
-from orchestrator.core.retention import describe
+from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord, describe
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.text import one_line
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.cell import uses_of
+from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Claim, Done, End, StartRecord
 from orchestrator.core.state import NOT_KEPT, Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance

@@ -25,7 +25,7 @@ import msgspec
 
 from orchestrator import formats
 from orchestrator.core.failure import Cause, cause_of_exception
-from orchestrator.core.rows import checked_rows
+from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote
-from orchestrator.core.rows import checked_rows
+from orchestrator.core.tree import checked_rows
 from orchestrator.errors import StageFailure, nearest
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout

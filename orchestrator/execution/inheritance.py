@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator import formats, provenance
-from orchestrator.core.cell import uses_of
+from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Parent, StartRecord
 from orchestrator.core.state import Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance

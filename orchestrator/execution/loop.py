@@ -9,8 +9,7 @@ from multiprocessing.context import BaseContext
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import Claimable, RequestSummary, next_stage, summarize_requests
-from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void
-from orchestrator.core.retention import remaining_files
+from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void, remaining_files
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError

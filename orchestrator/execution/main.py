@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator import formats, provenance
-from orchestrator.core.cell import check_digests
+from orchestrator.core.identity import check_digests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep, preload
 from orchestrator.errors import InfrastructureError, SweepError, UserError

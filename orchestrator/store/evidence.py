@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Done, Heartbeat, Retired, Void
-from orchestrator.core.retention import describe, remaining_files
+from orchestrator.core.identity import formers, use_of
+from orchestrator.core.records import Done, Heartbeat, Retired, Void, describe, remaining_files
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt, Evidence, Former, Liveness
 from orchestrator.core.sweep import StageInstance
@@ -24,7 +24,6 @@ from orchestrator.processes import is_gone
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched
-from orchestrator.store.former import formers, use_of
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import Listing
 from orchestrator.store.patience import is_transient, told

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from orchestrator.manifest import File, file_digest
 from orchestrator.store.cache import Cache
-from orchestrator.store.client import Connection, Move
+from orchestrator.store.client import Connection, Move, Transfer
 from orchestrator.store.objects import TEMPORARY, Listing, idle
 
 LEASE_S = 120.0
@@ -19,31 +18,6 @@ for caches.
 """
 
 _WRITTEN_ONCE = ("payload/", "code/")
-
-
-class Transfer(NamedTuple):
-    """An upload in progress.
-
-    Attributes:
-        connection: Connection that performs it.
-        number: Number of the call.
-    """
-
-    connection: Connection
-    number: int
-
-    def is_done(self) -> bool:
-        """Return whether the upload has finished, without waiting.
-
-        After it has returned True, it must not be called again: the reply can be taken only once.
-
-        Raises:
-            OSError: The upload failed, or the broker was lost.
-        """
-        answer = self.connection.taken(self.number)
-        if answer is not None and answer.error:
-            raise OSError(answer.errno, answer.error)
-        return answer is not None
 
 
 class RemoteStore:

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.records import Done, Retired
-from orchestrator.core.retention import describe, remaining_files, removable_files
+from orchestrator.core.plan import removable_files
+from orchestrator.core.records import Done, Retired, describe, remaining_files
 from orchestrator.manifest import File
 
 PATHS = ("training.json", "tokenizer/a.json", "checkpoints/000004/w", "checkpoints/000008/w", "checkpoints/x")
