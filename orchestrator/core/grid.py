@@ -12,8 +12,8 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.core.commandspec import _value_keys, placeholders
-from orchestrator.core.identity import _target, cell_ids, hashed_of, reads_of, stage_digest, uses_of
+from orchestrator.core.commandspec import check_filled, placeholders
+from orchestrator.core.identity import cell_ids, hashed_of, reads_of, stage_digest, target_of, uses_of
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweep import Cell, Input, StageInstance
 from orchestrator.core.tree import MISSING, dotted_keys, pick, refuse_non_finite, scalar_text
@@ -228,6 +228,14 @@ def _notes(merged: Sequence[tuple[_Point, _Point]]) -> list[str]:
 class Chains:
     """Builder of the chains of a sweep's cells, which keeps each stage instance once.
 
+    The digest of a stage instance covers its target, its version, the config it reads and the digests of its
+    inputs. Two cells that agree on all of these share the instance, so it runs once:
+
+        cell 1: model=a, seed=0    tokenizer 3f.. -> train 8c.. -> evaluate 51..
+        cell 2: model=a, seed=1    tokenizer 3f.. -> train e0.. -> evaluate 9d..
+
+    Here ``tokenizer`` does not read ``seed``. Both chains therefore name the same instance, ``3f..``.
+
     Args:
         specs: stage name to spec, in the order of the sweep file.
         where: the sweep file, for messages.
@@ -293,7 +301,7 @@ class Chains:
             given = dict(zip(spec.each, values, strict=True))
             label = ".".join(map(scalar_text, values))
             inputs = self._inputs(name, label, mine)
-            digest = stage_digest(_target(spec), spec.version, {**hashed, **given}, inputs, where=where)
+            digest = stage_digest(target_of(spec), spec.version, {**hashed, **given}, inputs, where=where)
             node = self.nodes.get(digest)
             if node is None:
                 node = StageInstance(
@@ -304,28 +312,11 @@ class Chains:
             if node.stage != name:
                 raise UserError(f"stages {node.stage!r} and {name!r} are one and the same", where=where)
             if self._asked[name]:
-                self._check_command(node, uses, where)
+                taken = [".".join(filter(None, ("inputs", item.stage, item.label))) for item in inputs]
+                slices = {"config": node.reads, "uses": uses}
+                check_filled(name, self._asked[name], slices, taken, where=where)
             nodes.append(node)
         return nodes
-
-    def _check_command(self, node: StageInstance, uses: Mapping[str, Any], where: str) -> None:
-        """Refuse a command with a placeholder that a worker could not fill in for this instance."""
-        slices = {"config": node.reads, "uses": uses}
-        inputs = [".".join(filter(None, ("inputs", item.stage, item.label))) for item in node.inputs]
-        for asked in self._asked[node.stage]:
-            root, _, key = asked.partition(".")
-            if root in slices:
-                value = pick(slices[root], key)
-                is_known = value is not MISSING and not isinstance(value, Mapping)
-            else:
-                is_known = root != "inputs" or asked in inputs
-            if not is_known:
-                known = [f"{name}.{key}" for name, tree in slices.items() for key in _value_keys(tree)]
-                raise UserError(
-                    f"the command of stage {node.stage!r} asks for {{{asked}}}, no single value here",
-                    where=where,
-                    allowed=nearest(asked, [*known, *inputs]),
-                )
 
     def _inputs(self, name: str, label: str, mine: Mapping[str, list[StageInstance]]) -> tuple[Input, ...]:
         spec = self.specs[name]

@@ -1,4 +1,4 @@
-"""Identity: canonical JSON, the digests computed from it, and the readable ids of cells. Pure.
+"""Identity: canonical JSON, the digests of stage instances, and the readable ids of cells. Pure.
 
 A digest must be the same on every machine and after every restart. Values without a stable identity (NaN,
 objects, absolute paths) are refused here, with the name of their key.
@@ -232,7 +232,9 @@ def former_node(former: StageSpec, node: StageInstance) -> StageInstance | None:
     except UserError:
         return None
     given = {name: node.reads[name] for name in former.each if name in node.reads}
-    digest = stage_digest(_target(former), former.version, {**hashed_of(former, reads), **given}, node.inputs)
+    digest = stage_digest(
+        target_of(former), former.version, {**hashed_of(former, reads), **given}, node.inputs
+    )
     return StageInstance(
         stage=node.stage, label=node.label, digest=digest, reads={**reads, **given}, inputs=node.inputs
     )
@@ -285,7 +287,7 @@ def _misnamed(sweep: Sweep) -> str:
         given = {key: value for key, value in node.reads.items() if key in spec.each}
         hashed = hashed_of(spec, reads)
         try:
-            found = stage_digest(_target(spec), spec.version, {**hashed, **given}, node.inputs)
+            found = stage_digest(target_of(spec), spec.version, {**hashed, **given}, node.inputs)
         except UserError as error:
             return f"{node.name}: {error.what}"
         if not digest == node.digest == found:
@@ -293,7 +295,8 @@ def _misnamed(sweep: Sweep) -> str:
     return ""
 
 
-def _target(spec: StageSpec) -> str:
+def target_of(spec: StageSpec) -> str:
+    """Return what a stage runs, as its digest covers it."""
     if spec.name:
         return f"polysweep:{spec.name}"
     # A shell interprets the command, so the same text is other work; the mark makes the digest another.
@@ -302,6 +305,10 @@ def _target(spec: StageSpec) -> str:
 
 def formers(spec: StageSpec, node: StageInstance) -> list[StageInstance]:
     """Return the stage instance under its earlier versions, the latest first.
+
+    Raising a stage's version changes its digest, so all of its products would be made again. A stage of this
+    package may be able to use the product of an earlier version. For example, `evaluate` scores predictions
+    again that were generated before.
 
     A stage whose version the sweep file sets has none: its user wants every product to be made again.
     """

@@ -384,7 +384,7 @@ def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[
     return tuple(file for file in files if file.path not in gone)
 
 
-def describe(retired: Iterable[Retired]) -> str:
+def describe_retired(retired: Iterable[Retired]) -> str:
     """Return a phrase such as ``5 files under policy best``, "" for no records."""
     parts = []
     for record in retired:
