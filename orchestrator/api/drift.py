@@ -4,44 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from orchestrator import provenance
-from orchestrator.api.state import SweepState, current_revision
+from orchestrator.api.state import SweepState
 from orchestrator.core.records import Retired
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell, Sweep
-from orchestrator.core.tree import MISSING, dotted_keys, pick
+from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.retention import retain
 from orchestrator.text import counted
-
-
-def cell_drift(view: SweepState) -> list[str]:
-    """Return a line on cells that the last launched revision lacks, and on what changed in them."""
-    if view.sealed:
-        return []
-    number = current_revision(view.ledger, view.sweep.name)
-    if number is None:
-        return []
-    before = view.ledger.revision(view.sweep.name, number).sweep
-    old = {cell.cell for cell in before.cells}
-    new = [cell for cell in view.sweep.cells if cell.cell not in old]
-    if not new:
-        return []
-    # A changed config gives a cell another id. Its axes show which old cell it replaces.
-    by_axes = {tuple(cell.axes.items()): cell for cell in before.cells}
-    changed: Counter[str] = Counter()
-    for cell in new:
-        former = by_axes.get(tuple(cell.axes.items()))
-        changed.update(
-            changed_reads(before, view.sweep, former, cell) if former else ["another place in the grid"]
-        )
-    why = ", ".join(f"{key} ({counted(n, 'cell')})" for key, n in changed.most_common(5))
-    return [f"{counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}"]
 
 
 def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
@@ -145,35 +119,3 @@ def finish_retention(view: SweepState, policy: Policy) -> list[str]:
     if news:
         return [f"retired {_of(*news)} of {counted(len(news), 'product')} under policy {policy.retention}"]
     return []
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys of values (not sections) that differ, each with both values; None if absent."""
-    keys = sorted({*dotted_keys(old), *dotted_keys(new)})
-    changed = {}
-    for key in keys:
-        pair = (pick(old, key), pick(new, key))
-        if pair[0] != pair[1] and not any(isinstance(value, Mapping) for value in pair):
-            changed[key] = (_plain(pair[0]), _plain(pair[1]))
-    return changed
-
-
-def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
-    """Return the dotted keys that some stage reads and whose values differ between two cells.
-
-    Args:
-        before, after: the sweeps of the two cells.
-        old, new: the cells.
-
-    Returns:
-        A general remark if no key differs; then the stages themselves do.
-    """
-    reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
-    nodes = [after.nodes[digest] for digest in new.chain]
-    keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
-    return list(dict.fromkeys(keys)) or ["the stages themselves"]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value for a table; None for an absent one."""
-    return None if value is MISSING else value

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from orchestrator.api.cancelling import cancel_cells
-from orchestrator.api.launching import CheckedLaunch, Detached, PendingLaunch, detach, is_open, submit_pass
+from orchestrator.api.launching import CheckedLaunch, Detached, detach
+from orchestrator.api.settling import PendingLaunch, is_open, submit_pass
 from orchestrator.api.state import SweepState
 from orchestrator.api.status import Status, status_of
 from orchestrator.core.records import Request

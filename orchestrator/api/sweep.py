@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from orchestrator.api.cancelling import cancel_cells
 from orchestrator.api.launching import (
     check_launch,
+    engine_of,
     failed_cells,
+    planned,
 )
-from orchestrator.api.planning import Plan, engine_of, hardware_of, planned
+from orchestrator.api.planning import Plan, hardware_of
 from orchestrator.api.reports import write_sweep_reports
 from orchestrator.api.run import Run, in_store, start
 from orchestrator.api.state import SweepState, open_view, rows_of, store_url

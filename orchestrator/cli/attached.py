@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator.api.drift import finish_retention, needing_retired_lines
-from orchestrator.api.launching import CheckedLaunch, PendingLaunch, detach, make_launcher
+from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
+from orchestrator.api.settling import PendingLaunch
 from orchestrator.api.state import SweepState, sealed_view
 from orchestrator.cli.ending import _numbers, print_failures, write_reports
 from orchestrator.cli.jobs import submit_all
@@ -26,8 +27,8 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, preload
 from orchestrator.entry import outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import Launch, Launcher
-from orchestrator.launchers.jobs import settings_of
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.checkout import checkout_of

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from orchestrator.api.drift import finish_retention
-from orchestrator.api.launching import PendingLaunch, is_open, submit_pass
+from orchestrator.api.settling import PendingLaunch, is_open, submit_pass
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import SubmitResult
 from orchestrator.cli.ending import print_failures, print_progress, write_reports

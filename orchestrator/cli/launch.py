@@ -7,8 +7,9 @@ import argparse
 from orchestrator.api.drift import code_drift
 from orchestrator.api.launching import (
     check_launch,
+    engine_of,
+    planned,
 )
-from orchestrator.api.planning import engine_of, planned
 from orchestrator.api.state import split_store
 from orchestrator.cli.arguments import add_composing, add_wait, again
 from orchestrator.cli.attached import follow

@@ -6,9 +6,10 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 
-from orchestrator.api.drift import cell_drift, code_drift, needing_retired_lines
+from orchestrator.api.drift import code_drift, needing_retired_lines
 from orchestrator.api.estimates import distinct, told
-from orchestrator.api.planning import Plan, engine_of, hardware_of, planned
+from orchestrator.api.launching import engine_of, planned
+from orchestrator.api.planning import Plan, cell_drift, hardware_of
 from orchestrator.api.state import (
     SweepState,
     split_store,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator.api.launching import requests_of
+from orchestrator.api.settling import requests_of
 from orchestrator.api.state import open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.arguments import add_store, add_sweep, add_wait, no_overrides
