@@ -1,4 +1,4 @@
-"""A launch or rerun, from its checks to its recorded request, and the passes that submit its jobs."""
+"""A launch or rerun, from the composed or sealed sweep through all checks to the recorded request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a launch would do: the sweep, composed or sealed, its settings, and the next step of each stage."""
+"""What a launch would do: the next step of each stage, what it costs, and what changed since the last one."""
 
 from __future__ import annotations
 

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from orchestrator.api.drift import finish_retention, needing_retired_lines
 from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
-from orchestrator.api.settling import PendingLaunch
+from orchestrator.api.reconciling import PendingLaunch
+from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
-from orchestrator.cli.ending import _numbers, print_failures, write_reports
-from orchestrator.cli.jobs import submit_all
 from orchestrator.cli.output import indented, print_lines, styled
+from orchestrator.cli.progress import count_stages, print_failures, submit_all, write_reports
 from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, preload
@@ -229,7 +228,7 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
             now_s = time.monotonic()
             if now_s >= next_s or not alive:
                 try:
-                    done, total, text = _numbers(view.fresh(), cells)
+                    done, total, text = count_stages(view.fresh(), cells)
                 except (OSError, InfrastructureError) as error:
                     # Reads of a folder have already waited for `store.outage_s`. Over a bucket, the workers
                     # wait and go on, so this process does too.

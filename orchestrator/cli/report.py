@@ -21,8 +21,8 @@ from orchestrator.api.reports import (
 )
 from orchestrator.api.state import open_view
 from orchestrator.cli.arguments import add_store, no_overrides
-from orchestrator.cli.ending import print_written
 from orchestrator.cli.output import print_warnings, to_stderr
+from orchestrator.cli.progress import print_written
 from orchestrator.errors import UserError
 from orchestrator.registry import TABLE_READER, load
 from orchestrator.store.table import Rows

@@ -1,4 +1,4 @@
-"""Reconciling the store with the scheduler: lost job ids, jobs that are over, and jobs that vanished."""
+"""Passes over the jobs of a sweep: record in the store what the scheduler reports, then submit free cells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from orchestrator import provenance
 from orchestrator.api.launching import make_launcher
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs
+from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs, submission_lines
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
