@@ -31,11 +31,10 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter
-from orchestrator.registry import LAUNCHERS, lookup
+from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
-from orchestrator.trackers.mirror import make_mirror
 
 
 def check_fit(
@@ -112,10 +111,21 @@ def make_launcher(settings: RunSettings, num_cells: int) -> Any:
     Raises:
         UserError: there is no such launcher or tracker, or it cannot meet the settings.
     """
-    # The mirror is only made to validate the tracker's options, before anything is recorded.
-    make_mirror(settings, Path())
+    has_mirror(settings)  # wrong options are an error before anything is recorded
     made = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")
     return made(settings.launcher, num_cells, settings.cluster)
+
+
+def has_mirror(settings: RunSettings) -> bool:
+    """Check the options of a launch's tracker, and return whether it follows the store in its own process.
+
+    Raises:
+        UserError: there is no such tracker, or its options are wrong.
+    """
+    if ":" in settings.tracker.name:  # a user's own tracker, which only stages may import
+        return False
+    kind: Any = lookup(TRACKERS, settings.tracker.name, kind="tracker")
+    return getattr(kind, "follows_store", False) and bool(kind(settings.tracker.options, Path()))
 
 
 class Detached(NamedTuple):

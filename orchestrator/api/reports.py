@@ -18,7 +18,7 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import changed_keys
 from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.registry import FITTING, REPORTS, load, lookup
+from orchestrator.registry import FITTING, GENERAL, REPORTS, load, lookup
 from orchestrator.reporting import (
     About,
     AttemptFacts,
@@ -35,13 +35,6 @@ from orchestrator.store import layout
 from orchestrator.store.opening import as_usual
 from orchestrator.store.table import Rows, collect_rows
 from orchestrator.trackers.base import history
-
-GENERAL = "general"
-"""The report used when no other report fits."""
-
-
-NUMBERS = "report.json"
-"""File of a report that holds its numbers."""
 
 
 def fitting_report(rows: Rows, facts: About | None, table: Path | None = None) -> str:

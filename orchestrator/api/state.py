@@ -27,7 +27,6 @@ from orchestrator.registry import SCHEDULERS, lookup
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.table import Rows, collect_rows
 
 DEFAULT_STORE = "runs"
 """Folder of the store in the working folder, if no other is named."""
@@ -365,9 +364,3 @@ def current_revision(ledger: Ledger, name: str) -> int | None:
         if request.verb in ("launch", "rerun") and request.revision in numbers:
             return request.revision
     return max(numbers, default=None)
-
-
-def rows_of(view: SweepState, only: list[str]) -> Rows:
-    """Return the result rows of the selected cells."""
-    cells = view.select(only)
-    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)

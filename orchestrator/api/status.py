@@ -15,6 +15,7 @@ from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.jobs.judgement import Phase, SubmissionState
 from orchestrator.jobs.states import LIMIT, CellJob, scheduler_of
 from orchestrator.store.evidence import examine, progress
+from orchestrator.store.table import Rows, collect_rows
 from orchestrator.text import one_line
 
 if TYPE_CHECKING:
@@ -319,3 +320,9 @@ def explanation_lines(found: Mapping[str, Any]) -> list[str]:
             f"request {request['number']}: {request['verb']} by {request['by']} at {request['at']}{why}",
         ]
     return lines
+
+
+def rows_of(view: SweepState, only: list[str]) -> Rows:
+    """Return the result rows of the selected cells."""
+    cells = view.select(only)
+    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)

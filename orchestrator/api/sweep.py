@@ -14,8 +14,8 @@ from orchestrator.api.launching import check_launch, engine_of, failed_cells, pl
 from orchestrator.api.planning import Plan, hardware_of
 from orchestrator.api.reports import write_sweep_reports
 from orchestrator.api.run import Run, cancel_cells, in_store, start
-from orchestrator.api.state import SweepState, open_view, rows_of, store_url
-from orchestrator.api.status import Cells, Status, status_of
+from orchestrator.api.state import SweepState, open_view, store_url
+from orchestrator.api.status import Cells, Status, rows_of, status_of
 from orchestrator.compose.axes import grammar
 from orchestrator.core.state import State
 from orchestrator.errors import UserError

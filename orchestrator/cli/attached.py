@@ -20,7 +20,7 @@ from orchestrator.api.reconciling import PendingLaunch
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
 from orchestrator.cli.output import indented, print_lines, styled
-from orchestrator.cli.progress import count_stages, print_failures, submit_all, write_reports
+from orchestrator.cli.progress import count_stages, mirroring, print_failures, submit_all, write_reports
 from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, preload
@@ -33,7 +33,6 @@ from orchestrator.store import layout
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.ledger import open_ledger
 from orchestrator.text import counted
-from orchestrator.trackers.mirror import mirroring
 
 POLL_S, REFRESH_S, LINE_S, LAST_LOOKS = 0.1, 1.0, 10.0, 5
 """Seconds between polls of the launcher, refreshes of the progress, and lines in a log; then the number of

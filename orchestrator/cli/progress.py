@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.api.launching import has_mirror
 from orchestrator.api.reconciling import PendingLaunch, is_open, submit_pass
-from orchestrator.api.reports import GENERAL, NUMBERS, write_sweep_reports
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import SubmitResult
-from orchestrator.cli.output import print_lines, to_stderr
+from orchestrator.cli.output import NUMBERS, print_lines, print_written, to_stderr
+from orchestrator.core.records import Request
+from orchestrator.core.settings import MIRROR_FINISH_S
 from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import DamagedRecord, InfrastructureError, UserError
+from orchestrator.errors import DamagedRecord, InfrastructureError
+from orchestrator.registry import REPORT_WRITER, load
+from orchestrator.store import layout
 from orchestrator.store.access import told
+from orchestrator.store.ledger import Ledger
 from orchestrator.text import counted
-from orchestrator.trackers.mirror import mirroring
-
-MOST_PATHS, MAIN_PATHS = 6, 3
-"""Up to `MOST_PATHS` files are all listed. Of more files, only the first `MAIN_PATHS` are."""
 
 
 def write_reports(view: SweepState) -> None:
@@ -33,7 +36,7 @@ def write_reports(view: SweepState) -> None:
     """
     if not view.sweep.report:
         return
-    reports, errors = write_sweep_reports(view, view.sweep.report, None, notify=to_stderr)
+    reports, errors = load(REPORT_WRITER)(view, view.sweep.report, None, notify=to_stderr)
     for written in reports:
         for path in written:
             if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
@@ -44,29 +47,6 @@ def write_reports(view: SweepState) -> None:
             print_written(written, as_json=False)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
-
-
-def print_written(written: Sequence[Path], as_json: bool) -> None:
-    """Print the paths of the written files, or the content of ``report.json``.
-
-    Args:
-        written: the files of all reports.
-        as_json: whether to print ``report.json`` instead of paths.
-
-    Raises:
-        UserError: JSON is requested and no report wrote any.
-    """
-    if not as_json:
-        shown = written if len(written) <= MOST_PATHS else written[:MAIN_PATHS]
-        for path in shown:
-            print(path)
-        if len(shown) < len(written):
-            print(f"and {counted(len(written) - len(shown), 'more file')} in {shown[0].parent}")
-        return
-    numbers = [path for path in written if path.name == NUMBERS]
-    if not numbers:
-        raise UserError(f"none of the sweep's reports writes {NUMBERS}", fix=f"--report {GENERAL}")
-    sys.stdout.write(numbers[0].read_text(encoding="utf-8").rstrip() + "\n")
 
 
 MAX_JOBS_SHOWN = 5
@@ -259,3 +239,54 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
     if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     return 0 if counts[State.DONE] == len(cells) else 1
+
+
+@contextlib.contextmanager
+def mirroring(ledger: Ledger, sweep: str, request: Request) -> Iterator[None]:
+    """Run the mirror of a launch beside it; at the end wait for it for at most `MIRROR_FINISH_S`."""
+    if request.settings is None or not has_mirror(request.settings):
+        yield
+        return
+    log = Path(f"request-{request.number}-mirror.log")
+    process = None
+    try:
+        log = ledger.objects.workspace(layout.logs(sweep)) / log
+        process = _start_mirror(ledger.objects.url, sweep, request.number, log)
+    except OSError as error:
+        print(f"the mirror cannot be started, no cell is the worse for it: {error}", file=sys.stderr)
+    try:
+        yield
+    finally:
+        if process is not None:
+            with contextlib.suppress(OSError):
+                _end_mirror(process, log)
+
+
+def _start_mirror(url: str, sweep: str, number: int, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.trackers.mirror", url, sweep, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,  # Ctrl-C stops the cells; the mirror must outlive them to send their end
+        )
+
+
+def _end_mirror(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Signal the end of the launch to the mirror, and print the last line of its log."""
+    if process.stdin is not None:
+        process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5.0)
+    if process.poll() is None:
+        print(f"waiting for the mirror to finish, at most {MIRROR_FINISH_S:.0f} s: {log}", flush=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=MIRROR_FINISH_S + 5.0)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    if process.returncode == 0:
+        print("\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]))
+    else:
+        print(f"the mirror ended early, no cell is the worse for it: {log}", file=sys.stderr)
