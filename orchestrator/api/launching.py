@@ -16,7 +16,7 @@ from orchestrator.api.settling import lines_of as unsettled
 from orchestrator.api.settling import reconcile_jobs
 from orchestrator.api.state import Notify, SweepState, sealed_view
 from orchestrator.api.submission import Dispatch, SubmitResult, lines_of
-from orchestrator.compose import Composition
+from orchestrator.compose.main import Composition
 from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.state import State

@@ -19,8 +19,9 @@ from orchestrator.api.state import (
     split_store,
     store_url,
 )
-from orchestrator.compose import Composition, compose, engine_settings, engine_with
 from orchestrator.compose.files import locate
+from orchestrator.compose.main import Composition, compose
+from orchestrator.compose.overrides import engine_settings, engine_with
 from orchestrator.core.plan import Action, Step, decide
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import State
