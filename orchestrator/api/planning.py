@@ -28,7 +28,7 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Need
 from orchestrator.errors import UserError
-from orchestrator.execution.inheritance import foresee
+from orchestrator.execution.checkpoints import foresee
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
 
 if TYPE_CHECKING:
