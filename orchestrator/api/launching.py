@@ -23,8 +23,9 @@ from orchestrator.api.state import (
     store_url,
 )
 from orchestrator.api.submission import Dispatch
-from orchestrator.compose import Composition, compose, engine_settings, engine_with
 from orchestrator.compose.files import locate
+from orchestrator.compose.main import Composition, compose
+from orchestrator.compose.overrides import engine_settings, engine_with
 from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.state import State

@@ -20,7 +20,7 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, Sweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
-from orchestrator.execution.inheritance import foresee
+from orchestrator.execution.checkpoints import foresee
 from orchestrator.text import counted
 
 if TYPE_CHECKING:

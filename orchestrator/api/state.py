@@ -328,7 +328,7 @@ def open_view(word: str, url: str | None = None) -> SweepState:
     number = current_revision(ledger, reference.name)
     if number is not None:
         return sealed_view(ledger, reference.name, number)
-    from orchestrator.compose import compose  # slow import; only for sweeps that were never launched
+    from orchestrator.compose.main import compose  # slow import; only for sweeps that were never launched
 
     with naming_the_store(ledger):
         return SweepState(ledger, compose(reference.source).sweep, 1, sealed=False)
