@@ -9,8 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orchestrator.api.exporting import export_product, refuse_existing
-from orchestrator.api.launching import check_launch
-from orchestrator.api.planning import engine_of, planned
+from orchestrator.api.launching import check_launch, engine_of, planned
 from orchestrator.api.state import split_store
 from orchestrator.cli.attached import follow
 from orchestrator.cli.output import ComposeProgress, print_lines, print_table, print_warnings

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import logging
 import os
 import random
 import time
@@ -27,12 +28,14 @@ from orchestrator.translation.prompts import Messages
 from orchestrator.translation.rows import Conversation, Progress
 from orchestrator.translation.verdicts import Reply
 
+logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs the address of each request
+
 AGAIN = frozenset({408, 409, 425, 429})
 """Statuses below 500 that may pass by themselves."""
 FIRST_PAUSE_S = 0.5
 """The first pause before a try, in seconds. Each further pause is twice as long."""
-LIMITED_TRIES = 30
-"""Tries of one request that meet a rate limit, 429. It is no sign that anything is wrong."""
+LIMITED_TRIES = 5
+"""Tries that meet a rate limit, 429, for each try that may meet an error. A limit is no sign of a mistake."""
 MAX_BODY_BYTES = 1 << 23
 """A longer reply is an error."""
 MIN_GIVEN_UP = 4
@@ -208,7 +211,8 @@ class Endpoint:
             StageFailure: no request can succeed, for example because the key is refused.
         """
         num_errors, num_limited = 0, 0
-        while num_errors < self._settings["max_tries"] and num_limited < LIMITED_TRIES:
+        max_tries = self._settings["max_tries"]
+        while num_errors < max_tries and num_limited < LIMITED_TRIES * max_tries:
             if number := num_errors + num_limited:
                 pause_s = FIRST_PAUSE_S * 2 ** min(number - 1, 10) * random.uniform(0.75, 1.25)
                 await asyncio.sleep(min(pause_s, self._settings["max_wait_s"]))

@@ -17,6 +17,7 @@ the choice of what is kept; `orchestrator.tasks.api_calling.is_protected` is the
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,6 +98,13 @@ def template_of(line: Mapping[str, str]) -> Template:
 
     Every part of the line that cannot be read, such as a call that does not parse, stays as it is.
     """
+    return _template(*(line[field] for field in FIELDS))
+
+
+@functools.lru_cache(maxsize=4096)
+def _template(*fields: str) -> Template:
+    """Return the template of a row. It is cached, because every language and every stage needs it again."""
+    line = dict(zip(FIELDS, fields, strict=True))
     builder = _Builder(line)
     parts = {
         "instruction": tuple(builder.lines(line["instruction"], has_turns=False)),
@@ -371,6 +379,7 @@ _KEPT = (
     r"\[\[\d+\]\]",  # a text of the source that looks like a placeholder
     r"https?://\S+|www\.\S+",
     r"[^\s@'\"(),]+@[^\s@'\"(),]+\.\w+",
+    r"\b(?:Dr|Mr|Mrs|Ms|Prof)\.? [A-Z][\w-]*(?: [A-Z][\w-]*)*",
     r"%[A-Za-z](?:[^\w\s%]?[ ]?%[A-Za-z])*",  # %Y-%m-%d %H:%M:%S
     r"\b[\w-]+\.(?:pdf|txt|docx?|xlsx?|pptx?|csv|json|png|jpe?g|gif|mp[34]|wav|zip|html?|py)\b",
     r"\b[A-Za-z]+(?:_[A-Za-z0-9]+)+\b",  # snake_case

@@ -159,6 +159,8 @@ def _tree(text: str) -> dict[str, str] | None:
 
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufffd\u2028\u2029\ud800-\udfff]")
+_CALL = re.compile(r"API-Request|\w\(\s*\w+\s*=|['\"]\s*,\s*\w+\s*=")
+"""What is part of a call, and of no other text."""
 _MIN_WORDS, _MIN_LETTERS, _LONG_CHARS = 4, 15, 40
 """Sizes of texts from which words, scripts and lengths are compared."""
 _MIN_SHARE_OF_TEXT, _MIN_SHARE_OF_ROW, _USUAL_SHARE = 0.3, 0.6, 0.85
@@ -175,6 +177,8 @@ def _of_text(text: Text, translated: str, language: str) -> Iterator[Fault]:
     if _CONTROL.search(translated):
         yield Fault("control-character", f"text {text.key} has a line break or control character", text.key)
     yield from _of_placeholders(text, translated)
+    if _CALL.search(translated) and not _CALL.search(text.text):
+        yield Fault("other-call", f"text {text.key} holds a call, which English does not", text.key)
     if text.kind != PROSE:
         return
     source, target = PLACEHOLDER.sub(" ", text.text), PLACEHOLDER.sub(" ", translated)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from orchestrator.compose import find_sweeps, shipped
+from orchestrator.compose.files import find_sweeps, shipped
 from orchestrator.compose.root import Root
 from orchestrator.errors import UserError
 
@@ -175,7 +176,11 @@ def test_sweeps_are_found_with_their_number_of_cells_and_their_errors(project):
     assert entries["smoke"].description == "mine"
 
 
-NEEDS_FOLDERS = {"smollm": ["model.path=org/model", "data=generated"]}
+ROW = Path(__file__).parents[1] / "translation" / "en.json"
+NEEDS_FOLDERS = {
+    "smollm": ["model.path=org/model", "data=generated"],
+    "translate_api_calling": [f"source.path={ROW}", "model.name=some-model"],
+}
 """Sweeps that read folders of the user's, and what stands in for these here."""
 
 
@@ -205,7 +210,7 @@ def test_a_sweep_that_ships_here_composes_and_has_the_cells_it_expects(project, 
 
 def test_planning_imports_neither_torch_nor_transformers(project):
     code = (
-        "import sys; from orchestrator.compose import compose; compose('smoke');"
+        "import sys; from orchestrator.compose.main import compose; compose('smoke');"
         "assert not {'torch', 'transformers', 'ray', 'submitit', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=project.folder)
