@@ -15,8 +15,9 @@ from typing import Any
 
 from orchestrator.compose.axes import KeyValue
 from orchestrator.core.tree import MISSING, pick
+from orchestrator.digests import file_digest
 from orchestrator.errors import UserError
-from orchestrator.manifest import Stamp, file_digest, scan, stamps
+from orchestrator.manifest import Stamp, scan, stamps
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LOCAL_KEY = re.compile(r"(.*_)?(dir|folder|file)s?")

@@ -26,7 +26,8 @@ from orchestrator.execution.interpreter import command_facts
 from orchestrator.execution.resume import adopt, candidates, is_discarded, is_whole, link
 from orchestrator.execution.work import take_over, work_of
 from orchestrator.manifest import damage
-from orchestrator.stage import MANIFEST, Checkpoint, StageSpec
+from orchestrator.saving import MANIFEST
+from orchestrator.stage import Checkpoint, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 

@@ -20,7 +20,8 @@ from orchestrator.core.records import Parent
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.manifest import copy_file, damage, damage_by_size, fsync_path, fsync_tree, step_of
-from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest
+from orchestrator.saving import MANIFEST, CheckpointManifest
+from orchestrator.stage import Checkpoint
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 

@@ -25,7 +25,8 @@ import msgspec
 from orchestrator import formats
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.manifest import contain, step_of
-from orchestrator.stage import MANIFEST, CheckpointManifest, Context
+from orchestrator.saving import MANIFEST, CheckpointManifest
+from orchestrator.stage import Context
 from orchestrator.store import layout
 
 LOOK_S = 1.0

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.manifest import File, file_digest
+from orchestrator.digests import file_digest
+from orchestrator.manifest import File
 from orchestrator.store.cache import Cache
 from orchestrator.store.client import Connection, Move
 from orchestrator.store.objects import TEMPORARY, Listing, idle
