@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from orchestrator.api.estimates import call, distinct, missing_of, needs_of, told
-from orchestrator.api.planning import engine_of, planned
+from orchestrator.api.launching import engine_of, planned
 from orchestrator.api.state import split_store
 from orchestrator.cli.arguments import add_composing, again
 from orchestrator.cli.output import ComposeProgress
-from orchestrator.compose.schema import importable
+from orchestrator.compose.declarations import importable
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import load
 from orchestrator.text import counted

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.core.records import Claim, End
 from orchestrator.core.sweep import Sweep
-from orchestrator.execution.assignment import JobContext as SchedulersJob
+from orchestrator.jobs.records import JobContext as SchedulersJob
 from orchestrator.saving import MANIFEST
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout

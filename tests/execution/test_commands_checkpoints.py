@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StageFailure
+from orchestrator.execution.checkpoints import Sealer
 from orchestrator.execution.command import run_command
-from orchestrator.execution.sealing import Sealer
 from orchestrator.manifest import step_of
 from orchestrator.saving import MANIFEST
 from orchestrator.stage import Config, Context, Inputs, StageSpec
