@@ -24,7 +24,7 @@ CHUNK, MAX_JSON = 2**20, 2**22
 """Bytes read at a time, and bytes of a log's end in one JSON value."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_logs(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_sweep(parser)
     add_cell(parser)
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_logs(args: argparse.Namespace) -> int:
     """Print one log."""
     if args.json and args.follow:
         raise UserError("--follow has no end, --json is one object", fix="leave out one of them")
