@@ -120,6 +120,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # useless, and takes space on a full disk
             raise
+        self._rotate()
         self._last_s = time.monotonic()
         self._write_s = self._held_s = self._last_s - started_s
 
@@ -179,23 +180,29 @@ class Checkpoints:
         """Write and seal a copied state; an error is kept for `raise_error`."""
         started_s = time.monotonic()
         try:
-            write()
-            self._seal(folder, step)
+            try:
+                write()
+                self._seal(folder, step)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            self._rotate()
+        except SaveAbandoned:
+            pass
         except BaseException as error:  # noqa: BLE001 - raised in the stage's own thread
-            shutil.rmtree(folder, ignore_errors=True)
-            self._error = None if isinstance(error, SaveAbandoned) else error
+            self._error = error
         self._write_s = time.monotonic() - started_s
 
     def _seal(self, folder: Path, step: int) -> None:
-        """Make a folder durable, write its manifest and remove old checkpoints."""
+        """Make a folder count, or remove it if it is not needed."""
         if folder.parent != self._folder:
             shutil.rmtree(folder, ignore_errors=True)
             return
         write_checkpoint_manifest(folder, step=step, attempt=self._attempt)
         fsync_path(self._folder)
-        self._rotate()
 
     def _rotate(self) -> None:
+        """Remove the oldest checkpoints of this attempt."""
         folders = (path.parent for path in self._folder.glob(f"[0-9]*/{MANIFEST}"))
         whole = sorted(folders, key=lambda folder: int(folder.name))
         # A successor may be reading these files, so they are deleted only while this attempt is the newest.
