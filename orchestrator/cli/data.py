@@ -43,7 +43,7 @@ USAGE = """sweep data describe TASK
        sweep data translate api_calling SOURCE --to CODE,... --model MODEL --out DIR [...] [KEY=VALUE ...]"""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_data(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.usage = USAGE
     parser.add_argument("action", choices=ACTIONS)
@@ -80,7 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     checked.add_argument("--json", action="store_true", default=None, help="print JSON alone")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_data(args: argparse.Namespace) -> int:
     """Run the action, and return 1 if a check found problems."""
     match args.action:
         case "describe":

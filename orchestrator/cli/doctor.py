@@ -63,13 +63,13 @@ class Check(NamedTuple):
     detail: str
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_doctor(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_store(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_doctor(args: argparse.Namespace) -> int:
     """Run all checks, print them, and return 1 if one failed."""
     checks = list(_checks(store_url(no_overrides(args.words))))
     if args.json:

@@ -21,6 +21,8 @@ from orchestrator.translation.scripts import NAMES
 from orchestrator.translation.template import PLACEHOLDER, VALUE, Template, template_of
 from orchestrator.translation.verdicts import KINDS
 
+MAX_NOTES = 6
+"""Reasons and flags of a row that are shown."""
 _TEMPLATE = Path(__file__).with_name("review.html")
 RIGHT_TO_LEFT = frozenset({"ar", "fa", "he", "ur"})
 """Languages written from right to left. The study has none; the page can show them."""
@@ -111,6 +113,8 @@ def _row(row: SourceRow, one: Judged, is_corrected: bool) -> ShownRow:
     ]
     state = "refused" if one.faults else "corrected" if is_corrected else "flagged" if one.flags else ACCEPTED
     notes = [*(fault.text for fault in one.faults), *one.flags]
+    if len(notes) > MAX_NOTES:
+        notes[MAX_NOTES:] = [f"and {len(notes) - MAX_NOTES} more"]
     return ShownRow(one.id, row.digest, state, notes, texts, row.line["output"])
 
 

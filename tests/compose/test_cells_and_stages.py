@@ -192,6 +192,7 @@ IDENTITIES = {
     "one_model": "7421c8223004f124",
     "smoke": "3c8d3836f2050ad1",
     "smollm": "3139648231a043d9",
+    "translate_api_calling": "a23d9f0a3783972f",
 }
 """Sweep to a digest of the identities of its cells and stages: changed on purpose only, with a version."""
 
