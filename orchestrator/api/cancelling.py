@@ -28,7 +28,7 @@ def cells_of_the_current_revision(view: SweepState) -> set[str]:
     current = current_revision(view.ledger, view.sweep.name)
     if current is None or current == view.number:
         return set()
-    return {cell.cell for cell in sealed_view(view.ledger, view.sweep.name, current).sweep.cells}
+    return {cell.id for cell in sealed_view(view.ledger, view.sweep.name, current).sweep.cells}
 
 
 def cancel_jobs(view: SweepState, cancelled: set[str]) -> list[str]:
@@ -139,13 +139,13 @@ def cancel_cells(view: SweepState, chosen: Sequence[Cell]) -> Cancelled:
     """
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
-    kept = cells_of_the_current_revision(view) & {cell.cell for cell in cells}
-    cells = [cell for cell in cells if cell.cell not in kept]
-    num_running = sum(view.cells[cell.cell].state is State.RUNNING for cell in cells)
+    cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
+    kept = cells_of_the_current_revision(view) & {cell.id for cell in cells}
+    cells = [cell for cell in cells if cell.id not in kept]
+    num_running = sum(view.cells[cell.id].state is State.RUNNING for cell in cells)
     lines: list[str] = []
     if cells:
         # The request comes first. A worker that starts while jobs are being cancelled must find it.
         submit_request(view, build_request(view, "cancel", cells))
-        lines = cancel_jobs(view, {cell.cell for cell in cells})
+        lines = cancel_jobs(view, {cell.id for cell in cells})
     return Cancelled(cells, num_running, kept, lines)

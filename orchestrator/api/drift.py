@@ -28,8 +28,8 @@ def cell_drift(view: SweepState) -> list[str]:
     if number is None:
         return []
     before = view.ledger.revision(view.sweep.name, number).sweep
-    old = {cell.cell for cell in before.cells}
-    new = [cell for cell in view.sweep.cells if cell.cell not in old]
+    old = {cell.id for cell in before.cells}
+    new = [cell for cell in view.sweep.cells if cell.id not in old]
     if not new:
         return []
     # A changed config gives a cell another id. Its axes show which old cell it replaces.
@@ -46,7 +46,9 @@ def cell_drift(view: SweepState) -> list[str]:
 
 def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     """Count the products of some cells by the version of the code that made them."""
-    evidence = (view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.chain})
+    evidence = (
+        view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.stage_digests}
+    )
     return Counter(e.done.code for e in evidence if e.done is not None)
 
 
@@ -97,12 +99,12 @@ def needing_retired(view: SweepState, cells: Sequence[Cell]) -> dict[str, list[s
     """
     found: dict[str, list[str]] = {}
     for cell in cells:
-        stages = view.cells[cell.cell].stages
+        stages = view.cells[cell.id].stages
         for digest, status in stages.items():
-            inputs = view.sweep.nodes[digest].inputs if status.state is State.BLOCKED else ()
+            inputs = view.sweep.stages[digest].inputs if status.state is State.BLOCKED else ()
             for stage in dict.fromkeys(i.stage for i in inputs if stages[i.digest].retired):
-                if cell.cell not in found.setdefault(stage, []):
-                    found[stage].append(cell.cell)
+                if cell.id not in found.setdefault(stage, []):
+                    found[stage].append(cell.id)
     return found
 
 
@@ -168,8 +170,8 @@ def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str
     Returns:
         A general remark if no key differs; then the stages themselves do.
     """
-    reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
-    nodes = [after.nodes[digest] for digest in new.chain]
+    reads = {before.stages[digest].name: before.stages[digest].reads for digest in old.stage_digests}
+    nodes = [after.stages[digest] for digest in new.stage_digests]
     keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
     return list(dict.fromkeys(keys)) or ["the stages themselves"]
 

@@ -22,7 +22,7 @@ def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
     for filed in view.jobs.filed:
         submission = filed.submission
         for index, cells in enumerate(submission.tasks):
-            if cell.cell not in cells or _is_refusal(filed, index, view.jobs.of_cell(cell.cell)):
+            if cell.id not in cells or _is_refusal(filed, index, view.jobs.of_cell(cell.id)):
                 continue
             job = view.jobs.job(filed, index)
             lines = [
@@ -54,7 +54,7 @@ def _is_refusal(filed: SubmissionState, index: int, last: CellJob | None) -> boo
 
 def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, Any]:
     """Return the evidence for the state of one stage of a cell."""
-    status = view.cells[cell.cell].stages[node.digest]
+    status = view.cells[cell.id].stages[node.digest]
     lines = []
     evidence = view.snapshot.evidence(node.digest)
     attempts = view.attempts(node)
@@ -83,8 +83,8 @@ def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, An
         version = f"the product of an earlier version, {former.node.digest[:12]}"
         lines.append(f"{version}: {former.problem or former.how}")
     for taken in node.inputs:
-        state = view.cells[cell.cell].stages[taken.digest].state
-        lines.append(f"input {view.sweep.nodes[taken.digest].name}: {state}")
+        state = view.cells[cell.id].stages[taken.digest].state
+        lines.append(f"input {view.sweep.stages[taken.digest].name}: {state}")
     return {
         "stage": node.name,
         "digest": node.digest,
@@ -136,19 +136,19 @@ def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
     Returns:
         The content of ``sweep why --json``: state, reason, stages, jobs and requests, each with its evidence.
     """
-    status = view.cells[cell.cell]
+    status = view.cells[cell.id]
     return {
         "sweep": view.sweep.name,
         "revision": view.number,
-        "cell": cell.cell,
+        "cell": cell.id,
         "state": status.state,
         "reason": status.reason,
-        "stages": [_evidence(view, cell, view.sweep.nodes[digest]) for digest in cell.chain],
+        "stages": [_evidence(view, cell, view.sweep.stages[digest]) for digest in cell.stage_digests],
         "jobs": list(_jobs(view, cell)),
         "requests": [
             {"number": r.number, "verb": r.verb, "by": r.by, "at": r.at, "reason": r.reason}
             for r in view.requests
-            if r.cells is None or cell.cell in r.cells
+            if r.cells is None or cell.id in r.cells
         ],
     }
 

@@ -90,7 +90,7 @@ def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
     return {
         digest: status.attempts
         for cell in cells
-        for digest, status in view.cells[cell.cell].stages.items()
+        for digest, status in view.cells[cell.id].stages.items()
         if status.state is not State.DONE and status.attempts
     }
 
@@ -275,7 +275,7 @@ def check_launch(
 def failed_cells(view: SweepState) -> list[Cell]:
     """Return the cells that failed, lost their worker or are blocked."""
     return [
-        c for c in view.sweep.cells if view.cells[c.cell].state in (State.FAILED, State.LOST, State.BLOCKED)
+        c for c in view.sweep.cells if view.cells[c.id].state in (State.FAILED, State.LOST, State.BLOCKED)
     ]
 
 
@@ -305,7 +305,7 @@ def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
     started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
     if not started:
         raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
+    numbers = {view.wishes.asked.get(cell.id) for cell in view.sweep.cells}
     # Jobs of earlier requests may still be open. Their ends must be recorded too.
     numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
     asked: list[PendingLaunch] = []
@@ -393,6 +393,6 @@ _OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, St
 
 def is_open(view: SweepState, cell: Cell) -> bool:
     """Return whether a cell may still run as a job: it has not ended, and its job, if any, can start."""
-    job = view.jobs.of_cell(cell.cell)
+    job = view.jobs.of_cell(cell.id)
     can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
-    return view.cells[cell.cell].state in _OPEN and not can_never_start
+    return view.cells[cell.id].state in _OPEN and not can_never_start

@@ -131,11 +131,11 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
     Returns:
         By cell and digest, the step.
     """
-    steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
+    steps = {cell.id: decide(cell, view.cells[cell.id]) for cell in cells}
     looked: dict[str, str] = {}
     for cell in cells:
-        for digest, step in [*steps[cell.cell].items()]:
-            status, node = view.cells[cell.cell].stages[digest], view.sweep.nodes[digest]
+        for digest, step in [*steps[cell.id].items()]:
+            status, node = view.cells[cell.id].stages[digest], view.sweep.stages[digest]
             spec = view.sweep.specs[node.stage]
             if step.action not in (Action.RUN, Action.RESUME) or not (status.attempts or status.going_on):
                 continue
@@ -149,7 +149,7 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
             action, reason = Action.RESUME if found else Action.RUN, step.reason
             if not (found and reason.startswith(found)):
                 reason = f"{found or 'starts from nothing'}: {reason}"
-            steps[cell.cell][digest] = Step(action, reason)
+            steps[cell.id][digest] = Step(action, reason)
     return steps
 
 
@@ -217,11 +217,11 @@ class Plan:
         return pandas.DataFrame(
             {
                 **cell.axes,
-                "cell": cell.cell,
+                "cell": cell.id,
                 "state": str(self.state_of(cell)),
                 **{
-                    self.view.sweep.nodes[d].name: str(step.action)
-                    for d, step in self.steps[cell.cell].items()
+                    self.view.sweep.stages[d].name: str(step.action)
+                    for d, step in self.steps[cell.id].items()
                 },
             }
             for cell in self.cells
@@ -245,26 +245,26 @@ class Plan:
         """Return the part of the plan for one cell."""
         view = self.view
         return {
-            "cell": cell.cell,
+            "cell": cell.id,
             "axes": cell.axes,
             "columns": cell.columns,
             "state": self.state_of(cell),
-            "blocked": [told(need) for need in self.missing.get(cell.cell, ())],
+            "blocked": [told(need) for need in self.missing.get(cell.id, ())],
             "estimate": estimates.as_json(estimates.of_cell(cell, self.estimates)),
             "stages": [
                 {
-                    "stage": view.sweep.nodes[digest].name,
+                    "stage": view.sweep.stages[digest].name,
                     "digest": digest,
-                    "state": view.cells[cell.cell].stages[digest].state,
+                    "state": view.cells[cell.id].stages[digest].state,
                     "action": step.action,
                     "reason": step.reason,
                 }
-                for digest, step in self.steps[cell.cell].items()
+                for digest, step in self.steps[cell.id].items()
             ],
         }
 
     def state_of(self, cell: Cell) -> State:
         """Return the state of a cell; one that lacks a need is blocked, unless it is done or at work."""
-        state = self.view.cells[cell.cell].state
+        state = self.view.cells[cell.id].state
         at_work = state in (State.DONE, State.RUNNING, State.QUEUED)
-        return State.BLOCKED if cell.cell in self.missing and not at_work else state
+        return State.BLOCKED if cell.id in self.missing and not at_work else state

@@ -61,7 +61,7 @@ def build_request(
         number=0,
         verb=verb,
         revision=view.number,
-        cells=None if cells is None else tuple(cell.cell for cell in cells),
+        cells=None if cells is None else tuple(cell.id for cell in cells),
         after=dict(after or {}),
         reason=provenance.without_secrets(reason),
         settings=settings,

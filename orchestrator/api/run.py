@@ -118,7 +118,7 @@ class Run:
     @in_store
     def _cancel(self) -> None:
         view, wanted = self._view.fresh(), self._request.cells
-        cancel_cells(view, [c for c in view.sweep.cells if wanted is None or c.cell in wanted])
+        cancel_cells(view, [c for c in view.sweep.cells if wanted is None or c.id in wanted])
 
     @in_store
     def _is_at_work(self) -> bool:
@@ -127,7 +127,7 @@ class Run:
             return self._detached.process.poll() is None
         view = submit_pass(self._view, self._asked, notify=lambda line: None).view
         wanted = self._request.cells
-        return any(is_open(view, c) for c in view.sweep.cells if wanted is None or c.cell in wanted)
+        return any(is_open(view, c) for c in view.sweep.cells if wanted is None or c.id in wanted)
 
 
 def start(checked: CheckedLaunch) -> Run:

@@ -89,7 +89,7 @@ def lines_of(view: SweepState, settled: Reconciled) -> list[str]:
     for (reason, advice), number in waits.items():
         lines.append(f"  {counted(number, 'job')} can never start so: {reason}: {advice}")
         lines.append(f"    then: sweep cancel {name}{view.hint}, and launch again")
-    older = settled.view.jobs.older(view.number, {cell.cell for cell in view.sweep.cells})
+    older = settled.view.jobs.older(view.number, {cell.id for cell in view.sweep.cells})
     for revision, number in sorted(older.items()):
         lines.append(f"  {counted(number, 'job')} of {name}@{revision} not over yet")
         lines.append(f"    no longer wanted? sweep cancel {name}@{revision}{view.hint}")

@@ -20,7 +20,7 @@ def notes_of(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     """Return the remarks that stages returned in the column `notes`, each with the number of its cells."""
     notes: Counter[str] = Counter()
     for cell in cells:
-        found = [view.snapshot.evidence(digest).done for digest in cell.chain]
+        found = [view.snapshot.evidence(digest).done for digest in cell.stage_digests]
         rows = [row for done in found if done is not None for row in done.rows]
         notes.update({note for row in rows if isinstance(note := row.get("notes"), str) and note})
     return notes
@@ -36,13 +36,13 @@ def as_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
 
     `seconds` of a stage is the wall time of its last attempt.
     """
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    counts = Counter(view.cells[cell.id].state for cell in cells)
     rows = []
     for cell in cells:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         stages = [
             {
-                "stage": view.sweep.nodes[digest].name,
+                "stage": view.sweep.stages[digest].name,
                 "digest": digest,
                 "state": stage.state,
                 "cause": stage.cause,
@@ -54,7 +54,7 @@ def as_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
         ]
         rows.append(
             {
-                "cell": cell.cell,
+                "cell": cell.id,
                 "axes": cell.axes,
                 "state": status.state,
                 "cause": status.cause,
@@ -88,9 +88,9 @@ class CellView:
     """
 
     def __init__(self, view: SweepState, cell: Cell) -> None:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         self._view, self._cell = view, cell
-        self.id, self.axes, self.config = cell.cell, dict(cell.axes), cell.config
+        self.id, self.axes, self.config = cell.id, dict(cell.axes), cell.config
         self.state, self.cause, self.reason = status.state, str(status.cause or ""), status.reason
         self.num_retries = sum(max(0, stage.attempts - 1) for stage in status.stages.values())
 
@@ -106,7 +106,7 @@ class Cells(Mapping[str, CellView]):
     """The cells of a sweep by id. The beginning of an id, or a selector, works too if it matches one cell."""
 
     def __init__(self, view: SweepState, cells: Sequence[Cell]) -> None:
-        self._view, self._cells = view, {cell.cell: cell for cell in cells}
+        self._view, self._cells = view, {cell.id: cell for cell in cells}
 
     def __getitem__(self, word: str) -> CellView:
         """Return a cell.
@@ -152,9 +152,9 @@ class Status(NamedTuple):
 def status_of(view: SweepState, wanted: Sequence[str] | None) -> Status:
     """Return the states of the wanted cells; of all cells for None."""
     chosen = None if wanted is None else set(wanted)
-    cells = [cell for cell in view.sweep.cells if chosen is None or cell.cell in chosen]
+    cells = [cell for cell in view.sweep.cells if chosen is None or cell.id in chosen]
     counts: dict[str, int] = {}
     for cell in cells:
-        state = str(view.cells[cell.cell].state)
+        state = str(view.cells[cell.id].state)
         counts[state] = counts.get(state, 0) + 1
     return Status(counts, Cells(view, cells), view.warnings())

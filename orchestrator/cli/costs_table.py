@@ -62,7 +62,7 @@ def _axis(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> str | Non
 def _row(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
     """Return one line of the table: sums over distinct stages, and ranges over cells."""
     # Cells of a group share stages. Each distinct stage is paid once.
-    digests = dict.fromkeys(digest for cell in cells for digest in cell.chain if digest in estimates)
+    digests = dict.fromkeys(digest for cell in cells for digest in cell.stage_digests if digest in estimates)
     total = together(estimates[digest] for digest in digests)
     ones = [one for cell in cells if (one := of_cell(cell, estimates))]
     trained = [one for one in ones if one.num_steps] or ones

@@ -73,7 +73,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
         print_lines(done.lines)
         if wait:
             return _stay(view, asked)
-    counts = Counter(view.cells[cell.cell].state for cell in view.sweep.cells)
+    counts = Counter(view.cells[cell.id].state for cell in view.sweep.cells)
     print(f"{view.title}: {counted(len(view.sweep.cells), 'cell')}: {summary(counts)}")
     print_failures(view, list(view.sweep.cells))
     if counts[State.DONE]:
@@ -95,7 +95,7 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
     """
     numbers = {each.request.number for each in asked}
     # A later launch may have taken over some cells. It decides about them, not this one.
-    cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.cell) in numbers]
+    cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.id) in numbers]
     pause_s, last, said, problem = WAIT_S, "", [""], ""
     hold, hold_until_s = "", 0.0
     while any(is_open(view, cell) for cell in cells):
@@ -123,9 +123,9 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
         # time.
         pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
     print_lines(finish_retention(view, view.policy))
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    counts = Counter(view.cells[cell.id].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")
     print_failures(view, cells)
-    if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
+    if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     return 0 if counts[State.DONE] == len(cells) else 1

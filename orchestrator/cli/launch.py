@@ -61,6 +61,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"  note: {note}")
     print_warnings(sealed)
     print_lines(code_drift(sealed, cells, import_paths), indent=2)
-    num_done = sum(view.cells[cell.cell].state is State.DONE for cell in cells)
+    num_done = sum(view.cells[cell.id].state is State.DONE for cell in cells)
     print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {sealed.ledger.objects.url}")
     return follow(checked, sealed, wait=args.wait, is_detached=args.detach)

@@ -73,12 +73,12 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
     """
     actions: dict[str, Action] = {}
     for cell in cells:
-        for digest, step in steps[cell.cell].items():
+        for digest, step in steps[cell.id].items():
             # A shared stage has the same step in each of its cells.
             actions[digest] = step.action
     counts: dict[str, Counter[Action]] = {stage: Counter() for stage in view.sweep.specs}
     for digest, action in actions.items():
-        counts[view.sweep.nodes[digest].stage][action] += 1
+        counts[view.sweep.stages[digest].stage][action] += 1
     print(
         f"{counted(len(cells), 'cell')}, {counted(len(actions), 'stage')}; a stage that cells share runs once"
     )
@@ -93,7 +93,7 @@ def _print(plan: Plan) -> None:
     print_costs(cells, plan.estimates, plan.hardware)
     columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
     print()
-    print_table(columns, [[*cell.axes.values(), cell.cell, _summary(plan, cell)] for cell in cells])
+    print_table(columns, [[*cell.axes.values(), cell.id, _summary(plan, cell)] for cell in cells])
     print_lines(needing_retired_lines(view, cells))
     if plan.missing:
         missing = distinct(plan.missing)
@@ -108,17 +108,17 @@ def _print(plan: Plan) -> None:
 
 def _summary(plan: Plan, cell: Cell) -> str:
     """Return what would run in a cell, and the first reason."""
-    view, steps = plan.view, plan.steps[cell.cell]
-    status = view.cells[cell.cell]
+    view, steps = plan.view, plan.steps[cell.id]
+    status = view.cells[cell.id]
     if status.state in (State.QUEUED, State.UNKNOWN):
         return shorten(f"wait ({status.reason})", 100)
-    if plan.state_of(cell) is State.BLOCKED and cell.cell in plan.missing:
-        return shorten(f"blocked by {', '.join(need.what for need in plan.missing[cell.cell])}", 100)
+    if plan.state_of(cell) is State.BLOCKED and cell.id in plan.missing:
+        return shorten(f"blocked by {', '.join(need.what for need in plan.missing[cell.id])}", 100)
     if all(step.action is Action.REUSE for step in steps.values()):
         return "nothing: done"
     parts = []
     for action in Action:
-        names = [view.sweep.nodes[digest].name for digest, step in steps.items() if step.action is action]
+        names = [view.sweep.stages[digest].name for digest, step in steps.items() if step.action is action]
         if names and action is not Action.REUSE:
             parts.append(f"{action} {' '.join(names)}")
     # "Not started" is the reason of every first run and explains nothing.

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     settings, import_paths = engine_of(view, None, rest)
     chosen = view.select(args.only) if args.only else failed_cells(view)
     # A done cell stays done; `sweep discard` makes it run again.
-    cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
+    cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
     if not cells:
         done = f"{counted(len(chosen), 'cell')} named, all done" if args.only else "no failed cells"
         print(f"{view.title}: {done}, nothing to rerun")
@@ -72,11 +72,11 @@ def _print_cells(view: SweepState, cells: list[Cell]) -> None:
     print(f"{view.title}: rerun {counted(len(cells), 'cell')}; what is done stays, checkpoints are used")
     rows = []
     for cell in cells:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         stages = [
-            view.sweep.nodes[d].name
+            view.sweep.stages[d].name
             for d, s in status.stages.items()
             if s.state not in (State.DONE, State.RUNNING)
         ]
-        rows.append((cell.cell, status.state, status.attempts, " ".join(stages), shorten(status.reason, 80)))
+        rows.append((cell.id, status.state, status.attempts, " ".join(stages), shorten(status.reason, 80)))
     print_table(("cell", "state", "attempts", "stages to run", "reason"), rows)

@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     view = open_view(args.sweep, no_overrides(args.words))
     cell = view.cell(args.cell)
     stages: list[dict[str, Any]] = []
-    for digest in cell.chain:
-        node, evidence = view.sweep.nodes[digest], view.snapshot.evidence(digest)
+    for digest in cell.stage_digests:
+        node, evidence = view.sweep.stages[digest], view.snapshot.evidence(digest)
         number = evidence.attempts[-1].number if evidence.attempts else None
         # The last attempt need not be the one that made the product: it may have been lost after another had
         # finished.
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 "stage": node.name,
                 "digest": digest,
-                "state": view.cells[cell.cell].stages[digest].state,
+                "state": view.cells[cell.id].stages[digest].state,
                 "folder": f"{view.ledger.objects.url}/{where}" if where else None,
                 "files": [f.path for f in remaining_files(evidence.done.files, evidence.retired)]
                 if evidence.done
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
                 "retired": evidence.retired,
                 "reads": node.reads,
                 "metrics": _last_metrics(view, node, number),
-                "inputs": [view.sweep.nodes[i.digest].name for i in node.inputs],
+                "inputs": [view.sweep.stages[i.digest].name for i in node.inputs],
             }
         )
     if args.json:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 "sweep": view.sweep.name,
                 "revision": view.number,
-                "cell": cell.cell,
+                "cell": cell.id,
                 "axes": cell.axes,
                 "columns": cell.columns,
                 "config": cell.config,
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    print(f"{view.title} {cell.cell}")
+    print(f"{view.title} {cell.id}")
     print(msgspec.yaml.encode(cell.config).decode())
     for stage in stages:
         if stage["metrics"]:

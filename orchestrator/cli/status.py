@@ -27,14 +27,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(as_json(view, cells))
         return 0
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    counts = Counter(view.cells[cell.id].state for cell in cells)
     summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary}")
     print_warnings(view)
     print_lines(code_drift(view, cells), indent=2)
     rows = []
     for cell in cells:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         stages = status.stages.values()
         num_done = sum(s.state is State.DONE for s in stages)
         seconds = sum(s.seconds or 0.0 for s in stages)
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         reason = "" if status.state is State.DONE else shorten(status.reason, 100)
         rows.append(
             (
-                cell.cell,
+                cell.id,
                 status.state,
                 f"{num_done}/{len(stages)}",
                 retries_of(status),

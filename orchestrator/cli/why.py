@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(found)
         return 0
     state, *lines = explanation_lines(found)
-    print(f"{view.title} {cell.cell}\n{state}")
+    print(f"{view.title} {cell.id}\n{state}")
     print_warnings(view)
     print_lines(lines)
     return 0
