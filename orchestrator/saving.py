@@ -76,6 +76,7 @@ class Checkpoints:
         self._fence = fence
         self._discarded = discarded
         self._last_s = time.monotonic()
+        self._last_step_s = self._last_s
         self._held_s = 0.0
         self._write_s = 0.0
         self._thread: threading.Thread | None = None
@@ -96,6 +97,12 @@ class Checkpoints:
     def save_s(self) -> float:
         """Seconds that the last checkpoint took until it was complete; 0 before the first one."""
         return max(self._held_s, self._write_s)
+
+    def step_s(self) -> float:
+        """Return the seconds since the last call, or since the start. A stage calls this once a step."""
+        now_s = time.monotonic()
+        since_s, self._last_step_s = now_s - self._last_step_s, now_s
+        return since_s
 
     @property
     def is_saving(self) -> bool:

@@ -7,7 +7,6 @@ A stage is a function ``main(config, inputs, context) -> list[Row]``. It needs n
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -171,12 +170,21 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked, self.why = False, ""
+        self.seen = False
+        """Whether the stage has read that a stop was requested."""
 
     def ask(self, why: str) -> None:
         """Request a stop of the stage; the first reason is kept."""
         if not self.asked:
             self.why = why  # before the flag: a reader that sees the flag must find the reason
             self.asked = True
+
+
+class _Reports(NamedTuple):
+    """The calls by which a stage reports to its worker: its progress, and the seconds that a stop takes."""
+
+    progress: Callable[[int, int | None], None]
+    stop: Callable[[float], None]
 
 
 class Context:
@@ -218,14 +226,16 @@ class Context:
         keeps_work: bool = True,
         report_stop: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        self.folder, self.attempt, self.num_threads = folder, attempt, num_threads
+        self.folder = folder
+        self.attempt = attempt
+        self.num_threads = num_threads
         self.uses = uses if uses is not None else Config({}, declared="uses")
         self.resume = resume
         self.former = former
         self.retirements: dict[str, dict[str, tuple[str, ...]]] = {}
-        self.output, self.scratch = folder / "output", folder / "scratch"
-        self._trackers, self._stop = tuple(trackers), stop or StopSignal()
-        self._report, self._report_stop = report_progress, report_stop
+        self._trackers = tuple(trackers)
+        self._stop = stop or StopSignal()
+        self._reports = _Reports(report_progress, report_stop)
         self.saves = Checkpoints(
             folder / "checkpoints",
             attempt=attempt,
@@ -234,12 +244,19 @@ class Context:
             fence=fence,
             discarded=self.scratch,
         )
-        self._last_step_s = time.monotonic()
         self._keeps_work = keeps_work
-        self.saw_stop = False
-        """Whether the stage has read that a stop was requested."""
         for path in (self.output, self.scratch, folder / "checkpoints"):
             path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def output(self) -> Path:
+        """The folder of the product."""
+        return self.folder / "output"
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for temporary files, which is deleted after the attempt."""
+        return self.folder / "scratch"
 
     def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
         """Record metrics of a step (counted from 1) and report progress; never raise, never block."""
@@ -265,12 +282,12 @@ class Context:
 
     def report(self, step: int, *, num_steps: int | None = None) -> None:
         """Report progress alone, without metrics."""
-        self._report(int(step), None if num_steps is None else int(num_steps))
+        self._reports.progress(int(step), None if num_steps is None else int(num_steps))
 
     @property
     def stop_asked(self) -> bool:
         """Whether the stage should save a checkpoint and end."""
-        self.saw_stop |= self._stop.asked
+        self._stop.seen |= self._stop.asked
         return self._stop.asked
 
     def checkpoint_due(self, step: int) -> bool:
@@ -283,20 +300,18 @@ class Context:
             BaseException: what stopped the last `checkpoint_later`.
         """
         self.saves.raise_error()
-        now_s = time.monotonic()
+        step_s = self.saves.step_s()
         # A stop is noticed at the next step, waits for a save that is being written, and saves once more.
         if self.saves.save_s:
-            self.expect_stop(now_s - self._last_step_s + 2 * self.saves.save_s)
-        is_due = self.stop_asked or self.saves.is_due()
-        self._last_step_s = now_s
-        return is_due
+            self.expect_stop(step_s + 2 * self.saves.save_s)
+        return self.stop_asked or self.saves.is_due()
 
     def expect_stop(self, seconds: float) -> None:
         """State how long the stage needs to save and end after a stop. It is given at least that long.
 
         Once checkpoints have been saved, `checkpoint_due` states what was measured.
         """
-        self._report_stop(seconds)
+        self._reports.stop(seconds)
 
     def checkpoint(self, step: int) -> AbstractContextManager[Path]:
         """Yield an empty folder to save into; afterwards make it durable and write its manifest last.

@@ -80,7 +80,7 @@ def _print_job(view: SweepState, cell: Cell, *, as_json: bool) -> int:
         raise UserError(
             f"{cell.cell} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.cell}"
         )
-    where, logs = _of_job(view, job.submission, job.task)
+    where, logs = _of_job(view, job.filed.submission, job.task)
     if as_json:
         text = "".join(_end_of(objects, key)[0] for objects, key in logs)
         print_json({"cell": cell.cell, "job": job.name, "path": where, "text": text})

@@ -27,9 +27,9 @@ from orchestrator.core.sweep import StageInstance, Sweep
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher
 from orchestrator.formats import FORMAT
+from orchestrator.jobs.cells import Jobs
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import Submission
-from orchestrator.jobs.states import Jobs
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.processes import describe
 from orchestrator.store import layout

@@ -307,7 +307,7 @@ def _call(
             _print_exception()
             raise StopRequested(stop.why or "stopped") from error
         raise
-    if signal.SIGTERM in received and not context.saw_stop:
+    if signal.SIGTERM in received and not stop.seen:
         raise StopRequested(stop.why or "stopped")  # a library may have left its loop early, without an error
     return _take(context, spec.keep, lambda: checked_rows(returned))
 
