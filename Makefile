@@ -81,6 +81,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
+	$(BIN)/pytest -q tests/test_limits.py
 
 fix: setup
 	$(BIN)/ruff format .
