@@ -16,7 +16,8 @@ import orchestrator
 from orchestrator import provenance
 from orchestrator.core.records import Code, Done
 from orchestrator.count import COUNT
-from orchestrator.execution.assignment import OTHER_CODE, Assignment
+from orchestrator.execution.assignment import Assignment
+from orchestrator.jobs.records import OTHER_CODE
 from orchestrator.stage import StageSpec
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
