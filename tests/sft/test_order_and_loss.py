@@ -17,7 +17,7 @@ from orchestrator.sft import runtime
 from orchestrator.sft.checkpoints import save_weights
 from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.loss import ResponseLoss
-from orchestrator.sft.shards import EpochOrder, Example, Rows, parts_of
+from orchestrator.sft.shards import EpochOrder, Example, Rows
 from tests.sft.conftest import Ground
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share

@@ -11,7 +11,7 @@ This module handles models and process groups only, not rows, optimisers or stag
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from orchestrator.errors import StageFailure
 from orchestrator.sft.distributed import nodes
 from orchestrator.sft.loss import ResponseLoss, decoder_of
+from orchestrator.sft.shards import Batch
 
 FROZEN = ("vision_tower", "multi_modal_projector")
 """Parts of a multimodal model that text alone does not train."""
@@ -115,7 +116,7 @@ class Placed:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not any(part in name for part in FROZEN))
         if gradient_checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            self.recompute()
         self._loss: nn.Module = ResponseLoss(self.model, chunk_tokens=chunk_tokens)
         if self.is_sharded:
             shard(self._loss, self.model, device=device, bf16=bf16)
@@ -130,6 +131,10 @@ class Placed:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
 
+    def recompute(self) -> None:
+        """Keep only the inputs of layers, and compute the rest again in the backward pass."""
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
+
     def losses(self, batch: Any, *, is_last: bool = True) -> torch.Tensor:
         """Return the summed loss of a batch.
 
@@ -143,6 +148,29 @@ class Placed:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast), self._sync(is_last):
             loss: torch.Tensor = self._loss(batch.to(self.device))
             return loss
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The part of the model that maps tokens to hidden states."""
+        return decoder_of(self.model)
+
+    def packing_differences(self, pack: Batch, alone: Sequence[Batch]) -> tuple[float, float]:
+        """Return how much rows depend on being packed: compared with alone, and with other rows in front.
+
+        All processes must call this together; they get the same result.
+
+        Args:
+            pack: at least two rows in a pack.
+            alone: the same rows, each on its own.
+
+        Returns:
+            Relative differences of the hidden states, in the precision of training.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast), torch.no_grad():
+            moved = [row.to(self.device) for row in alone]
+            found = self._loss(pack.to(self.device), alone=moved)
+        found = reduced(torch.nan_to_num(found, nan=float("inf"), posinf=float("inf")), largest=True)
+        return float(found[0]), float(found[1])
 
     @contextlib.contextmanager
     def _sync(self, is_last: bool) -> Iterator[None]:

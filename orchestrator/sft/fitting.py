@@ -1,0 +1,117 @@
+"""Choices of the `train` stage that depend on its model, its rows and its device, but change no result.
+
+They are the size of micro-batches, whether rows can be packed, what the backward pass computes again, and
+whether layers are compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from orchestrator.errors import StageFailure
+from orchestrator.sft import attention
+from orchestrator.sft.batches import MicroBatches
+from orchestrator.sft.distributed.parallel import Placed, world_size
+from orchestrator.sft.memory import BUSY_TOKENS, SIZES, Load, decided, decoder, widest_pack
+from orchestrator.sft.shards import Rows, Segments
+from orchestrator.stage import Config
+
+CPU_ROWS = 8
+"""Rows of a micro-batch on a CPU. The models trained there are small, so memory does not limit it."""
+TOLERANCE, TOLERANCE_16_BIT = 1e-3, 5e-2
+"""Largest relative difference between the hidden states of a row in a pack and alone; our choice.
+
+In float32 the measured difference was 2e-6 for models that can be packed, and 5e-2 or more for others.
+"""
+SEPARATE = 1e-3
+"""Largest relative difference of a row's hidden states when another row of its pack changes; our choice.
+
+It is 0 where shapes are equal. Only a router's choice for another row may change the shape of a product.
+"""
+
+
+class Packing(NamedTuple):
+    """Whether rows are packed, and the differences that decided it; see `Placed.packing_differences`."""
+
+    packed: bool
+    difference: float | None = None
+    leak: float | None = None
+
+
+def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:
+    """Compare rows in a pack with rows alone. If they agree, let the model compute packs from now on.
+
+    The rows are a short one, the longest and one of middle length, so every sliding window is in use.
+    """
+    order = np.argsort(rows.lengths, kind="stable")
+    chosen = [int(order[place]) for place in dict.fromkeys((0, len(order) - 1, len(order) // 2))]
+    # A pack of one row proves nothing; twice the same row is enough to see one through the other.
+    chosen = chosen if len(chosen) > 1 else 2 * chosen
+    longest = int(rows.lengths.max())
+    width = int(rows.lengths[chosen].sum()) + 1
+    segments = Segments(longest, len(chosen) + 2) if by_kernel(placed, bf16=bf16) else None
+    with placed.evaluating():
+        difference, leak = placed.packing_differences(
+            rows.pack(chosen, width=width, segments=segments), [rows.batch([row]) for row in chosen]
+        )
+    packed = difference <= (TOLERANCE_16_BIT if bf16 else TOLERANCE) and leak <= SEPARATE
+    if packed:
+        attention.enable(placed.decoder)
+    return Packing(packed, difference, leak)
+
+
+def by_kernel(placed: Placed, *, bf16: bool) -> bool:
+    """Return whether torch's kernel computes the attention of packs."""
+    windows = attention.has_windows(placed.decoder)
+    return attention.has_kernel(placed.device, bf16=bf16, windows=windows)
+
+
+def micro_batches(settings: Config, uses: Config, placed: Placed, rows: Rows) -> tuple[MicroBatches, bool]:
+    """Return the configured micro-batch, or the widest that fits, and whether the backward pass recomputes.
+
+    Raises:
+        StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
+    """
+    size, tokens, recompute = uses.micro_batch_size, uses.micro_batch_tokens, uses.gradient_checkpointing
+    if placed.device.type == "cpu":
+        size = CPU_ROWS if size is None and tokens is None else size
+        return MicroBatches(size, tokens or 0), recompute is True
+    if recompute != "auto" and (size is not None or tokens is not None):
+        return MicroBatches(size, tokens or 0), recompute
+    model = sizes_of(placed)
+    load = Load(
+        row_tokens=int(rows.lengths.max()),
+        checkpointing=None if recompute == "auto" else recompute,
+        value_bytes=2 if settings.precision == "bf16" else 4,
+        loss_chunk_tokens=uses.loss_chunk_tokens,
+        sharded=placed.is_sharded,
+    )
+    share = -(-settings.global_batch_size * int(rows.lengths.mean()) // world_size())
+    needed = tokens or (size * load.row_tokens if size is not None else min(BUSY_TOKENS, share))
+    memory: dict[str, Any] = {
+        "num_gpus": world_size() if placed.is_sharded else 1,
+        "memory_gib": torch.cuda.get_device_properties(placed.device).total_memory / 2**30,
+    }
+    load = decided(model, load, needed_tokens=needed, **memory)
+    if size is None and tokens is None:
+        tokens = widest_pack(model, load, **memory)
+        if tokens is None:
+            raise StageFailure("oom_gpu", "not even a micro-batch of one row fits: more GPUs are needed")
+    return MicroBatches(size, tokens or 0), bool(load.checkpointing)
+
+
+def sizes_of(placed: Placed) -> Any:
+    """Return the sizes of a placed model.
+
+    Raises:
+        StageFailure: its config lacks one (cause ``config``).
+    """
+    text = placed.model.config.get_text_config()
+    sizes = {ours: getattr(text, theirs, None) for ours, theirs in SIZES.items()}
+    if unknown := [SIZES[name] for name, size in sizes.items() if size is None]:
+        what = f"config.json of a {text.model_type} has no {', '.join(unknown)} to reckon memory with"
+        raise StageFailure("config", f"{what}: set trainer.micro_batch_tokens")
+    return decoder(sizes, text.model_type)
