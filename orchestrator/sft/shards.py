@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 SHARD = "shard.arrow"
@@ -38,21 +39,37 @@ class Example(NamedTuple):
     input_ids: Sequence[int]
 
 
+def table_of(examples: Sequence[Example]) -> pa.Table:
+    """Return rows as a table with the columns of a shard."""
+    columns = [list(column) for column in zip(*examples, strict=True)] or [[] for _ in SCHEMA]
+    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+
+
 def write_shard(examples: Sequence[Example], folder: Path) -> None:
     """Write the rows of one language as an Arrow file."""
-    columns = [list(column) for column in zip(*examples, strict=True)] or [[] for _ in SCHEMA]
-    table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
     with pa.OSFile(str(folder / SHARD), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(table)
+        writer.write_table(table_of(examples))
+
+
+def open_shard(folder: Path, split: str | None = None) -> pa.Table:
+    """Return the rows of a shard, of all splits or one, in the order in which they were written.
+
+    The table is mapped into memory and not read. So the processes of a machine share its tokens, and a token
+    is read from the disk when a batch first holds its row.
+    """
+    table = pa.ipc.open_file(pa.memory_map(str(folder / SHARD))).read_all()
+    if split is None:
+        return table
+    chosen = pc.equal(table["split"], split)
+    start, number = pc.index(chosen, True).as_py(), pc.sum(chosen).as_py() or 0
+    part = table.slice(max(start, 0), number)
+    # `prepare` writes one split after the other. A slice stays mapped; `filter` would copy the rows.
+    return part if pc.all(pc.equal(part["split"], split)).as_py() is not False else table.filter(chosen)
 
 
 def read_shard(folder: Path) -> list[Example]:
-    """Read the rows of a shard, in the order in which they were written."""
-    with pa.memory_map(str(folder / SHARD)) as source:
-        table = pa.ipc.open_file(source).read_all()
-        ids = [np.asarray(row.values).copy() for row in table["input_ids"]]
-        columns = (table[name].to_pylist() for name in SCHEMA.names[:3])
-        return [Example(*row) for row in zip(*columns, ids, strict=True)]
+    """Return a copy of the rows of a shard, in the order in which they were written."""
+    return [Example(**row) for row in open_shard(folder).to_pylist()]
 
 
 class Segments(NamedTuple):
@@ -110,22 +127,41 @@ class Batch(NamedTuple):
 
 
 class Rows:
-    """Examples as tensors, and the batches made of them. The loss excludes the prompt.
+    """Rows of tokens, and the batches made of them. The loss excludes the prompt.
+
+    The tokens stay where they are, one flat array for each chunk of the table: those of mapped shards stay on
+    disk until a batch holds them.
+
+    Args:
+        rows: examples, or a table with the columns of a shard.
+        pad_token_id: fills the end of shorter rows.
 
     Attributes:
         lengths: tokens of each row.
+        first_targets: place of the first response token of each row, at least 1: nothing predicts token 0.
         num_targets: response tokens of each row.
     """
 
-    def __init__(self, examples: Sequence[Example], *, pad_token_id: int) -> None:
-        self._rows = [torch.tensor(np.asarray(example.input_ids), dtype=torch.long) for example in examples]
-        self._first = [max(1, example.num_prompt_tokens) for example in examples]  # nothing predicts token 0
+    def __init__(self, rows: Sequence[Example] | pa.Table, *, pad_token_id: int) -> None:
+        table = rows if isinstance(rows, pa.Table) else table_of(rows)
+        chunks = table["input_ids"].chunks
         self._pad_token_id = pad_token_id
-        self.lengths = np.array([len(row) for row in self._rows])
-        self.num_targets = np.maximum(self.lengths - np.array(self._first), 0)
+        self._flat: list[np.ndarray] = [chunk.values.to_numpy() for chunk in chunks]
+        offsets = [chunk.offsets.to_numpy() for chunk in chunks]
+        self._chunk_of = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
+        self._starts = np.concatenate([np.empty(0, np.int64), *(places[:-1] for places in offsets)])
+        self.lengths = np.concatenate([np.empty(0, np.int64), *(np.diff(places) for places in offsets)])
+        self.first_targets = np.maximum(table["num_prompt_tokens"].to_numpy(), 1)
+        self.num_targets = np.maximum(self.lengths - self.first_targets, 0)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.lengths)
+
+    def tokens(self, row: int) -> np.ndarray:
+        """Return the token ids of a row (int32), without a copy."""
+        start = self._starts[row]
+        found: np.ndarray = self._flat[self._chunk_of[row]][start : start + self.lengths[row]]
+        return found
 
     def batch(self, rows: Sequence[int], *, masked: bool = False) -> Batch:
         """Return a batch of rows. A masked batch has no response tokens, so it adds nothing to any gradient.
@@ -134,17 +170,18 @@ class Rows:
             rows: indices of the rows.
             masked: leave all targets out.
         """
-        input_ids = torch.nn.utils.rnn.pad_sequence(
-            [self._rows[row] for row in rows], True, self._pad_token_id
-        )
-        width = input_ids.shape[1]
+        width = int(self.lengths[rows].max())
+        input_ids = np.full((len(rows), width), self._pad_token_id, np.int64)
         # Indices into the flattened, padded batch: row `number` begins at number * width.
-        targets = [
-            torch.arange(number * width + self._first[row], number * width + len(self._rows[row]))
-            for number, row in enumerate(rows if not masked else [])
-        ]
-        places = torch.cat(targets) if targets else torch.empty(0, dtype=torch.long)
-        return Batch(input_ids, places - 1, input_ids.flatten()[places])
+        places = [np.empty(0, np.int64)]
+        for number, row in enumerate(rows):
+            length = self.lengths[row]
+            input_ids[number, :length] = self.tokens(row)
+            if not masked:
+                places.append(np.arange(number * width + self.first_targets[row], number * width + length))
+        targets = torch.from_numpy(np.concatenate(places))
+        tokens = torch.from_numpy(input_ids)
+        return Batch(tokens, targets - 1, tokens.flatten()[targets])
 
 
     def pack(self, rows: Sequence[int], *, width: int, segments: Segments | None = None) -> Batch:

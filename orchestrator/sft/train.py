@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
@@ -38,7 +39,7 @@ from orchestrator.sft.distributed import launcher, parallel
 from orchestrator.sft.distributed.parallel import Placed, rank, reduced, whole, world_size
 from orchestrator.sft.memory import SIZES, Load, decoder, largest_micro_batch
 from orchestrator.sft.prepare import left_out
-from orchestrator.sft.shards import EpochOrder, Example, Part, Rows, parts_of, read_shard
+from orchestrator.sft.shards import EpochOrder, Part, Rows, open_shard, parts_of
 from orchestrator.stage import Config, Context, Inputs, Row
 
 _PROGRESS = "progress.json"
@@ -369,17 +370,16 @@ def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str, *,
     Raises:
         StageFailure: a language has no training row, or none has a validation row (cause ``data``).
     """
-    examples: list[Example] = []
+    tables = []
     for language in languages:
-        of_language = [example for example in read_shard(shards[language]) if example.split == split]
-        if split == "train" and not of_language:
-            raise StageFailure(
-                "data", f"no {split} row of {language} is left: trainer.max_length_tokens is too low"
-            )
-        examples += of_language
-    if not examples:
+        of_language = open_shard(shards[language], split)
+        if split == "train" and not len(of_language):
+            what = f"no {split} row of {language} is left: trainer.max_length_tokens is too low"
+            raise StageFailure("data", what)
+        tables.append(of_language)
+    if not len(table := pa.concat_tables(tables)):
         raise StageFailure("data", f"no {split} row is left of {', '.join(languages)}")
-    return Rows(examples, pad_token_id=pad_token_id)
+    return Rows(table, pad_token_id=pad_token_id)
 
 
 def summary(training: Training) -> dict[str, object]:

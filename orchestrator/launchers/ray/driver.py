@@ -25,17 +25,16 @@ from orchestrator.core.records import Owner
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.assignment import NO_MEMORY, REFUSED, RELEASED
+from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
-from orchestrator.execution.watch import Watcher
 from orchestrator.jobs.records import DriverStatus as Seen
 from orchestrator.jobs.records import JobExitReport, Submission
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.launchers.jobs import BEAT_S, EXITS, cause_of_code, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
-from orchestrator.launchers.ray.demand import demand, waits_for
 from orchestrator.launchers.ray.lost_workers import Losses
-from orchestrator.launchers.ray.settings import AUTO, LOCAL, ray_settings
+from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, ray_settings, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
