@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from orchestrator.sft.batches import MicroBatches
 from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.shards import Example, Rows
 from orchestrator.sft.train import Training
@@ -141,7 +142,7 @@ class Check:
             validation=rows,
             settings=Config({"seed": 0, "trainer": TRAINER}),
             context=Context(Path(tempfile.mkdtemp())),
-            micro_batch_size=micro_batch_size,
+            micro=MicroBatches(micro_batch_size),
             device=self.device,
         )
 
@@ -160,6 +161,6 @@ class Check:
             step_s=round(took_s, 2),
             tokens_per_s=round(tokens / took_s),
             mfu=mfu,
-            padding=round(training.padding_share(), 3),
+            padding=round(training.batches.shares()[1], 3),
             peak_gib=self.peak_gib(),
         )

@@ -3,9 +3,9 @@
 Transformers' models look up their attention function by a name in their config. `enable` puts the name of
 `_attend` there. Where rows begin comes with each call, in the keywords that transformers has for it.
 
-On CUDA in 16 bits the kernel is `torch.nn.attention.varlen.varlen_attn`, which reads the rows' boundaries from a
-tensor. So its shapes are the same for every pack of a width. Anywhere else, each row is computed on its own
-by `scaled_dot_product_attention`: no position is wasted, and a CPU needs no fixed shapes.
+On CUDA in 16 bits the kernel is `torch.nn.attention.varlen.varlen_attn`, which reads the rows' boundaries
+from a tensor. So its shapes are the same for every pack of a width. Anywhere else, each row is computed on
+its own by `scaled_dot_product_attention`: no position is wasted, and a CPU needs no fixed shapes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from transformers import AttentionInterface
 NAME = "packed_rows"
 """Name of this attention in a model's config. Only configs in memory ever hold it."""
 
+varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn
+
+    _PARAMETERS = tuple(inspect.signature(varlen_attn).parameters)
 except ImportError:  # torch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
-_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
-"""What the installed kernel can do: ``window_size`` for sliding windows, ``enable_gqa`` for fewer key heads."""
+    varlen_attn, _PARAMETERS = None, ()
+_OPTIONS = frozenset(_PARAMETERS)
+"""What the installed kernel can do: `window_size`: sliding windows; `enable_gqa`: fewer key heads."""
 
 
 def has_kernel(device: torch.device, *, bf16: bool, windows: bool) -> bool:
@@ -72,7 +75,9 @@ def has_windows(decoder: nn.Module) -> bool:
 
 def _configs(decoder: nn.Module) -> list[Any]:
     """Return the configs in which the layers of a decoder look up their attention."""
-    found = {id(config): config for module in decoder.modules() if (config := getattr(module, "config", None))}
+    found = {
+        id(config): config for module in decoder.modules() if (config := getattr(module, "config", None))
+    }
     return [config for config in found.values() if hasattr(config, "_attn_implementation")]
 
 
@@ -113,7 +118,9 @@ def _attend(
     by_row = functools.partial(_causal, dropout=dropout, scaling=scaling, window=window)
     if row_lengths is None:
         return by_row(query, key, value).transpose(1, 2).contiguous(), None
-    rows = zip(*(tensor.split(row_lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    rows = zip(
+        *(torch.split(tensor, list(row_lengths), dim=2) for tensor in (query, key, value)), strict=True
+    )
     return torch.cat([by_row(*row).transpose(1, 2) for row in rows], dim=1), None
 
 
@@ -127,22 +134,21 @@ def _by_kernel(
     window: int | None,
 ) -> torch.Tensor:
     """Return the attention of one pack by torch's kernel for sequences of different lengths."""
-    groups, options = query.shape[1] // key.shape[1], {}
+    groups = query.shape[1] // key.shape[1]
+    options: dict[str, Any] = {}
     if groups > 1 and "enable_gqa" in _OPTIONS:
         options["enable_gqa"] = True
     elif groups > 1:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     if "window_size" in _OPTIONS:
-        # The kernel counts how many tokens it sees before a token, models count the token itself too.
+        # The kernel counts the tokens before a token that it sees, models count the token itself too.
         options["window_size"] = (window - 1 if window else -1, 0)
     else:
         options["is_causal"] = True
     # The kernel does not take part in autocast, and norms before it may have returned 32 bits.
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
-    query, key, value = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
-    result: torch.Tensor = varlen_attn(
-        query, key, value, ends, ends, longest, longest, scale=scaling, **options
-    )
+    flat = [tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value)]
+    result: torch.Tensor = varlen_attn(*flat, ends, ends, longest, longest, scale=scaling, **options)
     return result[None]
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from orchestrator.sft.packing import Division, Packs, PaddedTokens, Part, RowsAtATime, plan_widths, useful_share
+from orchestrator.sft.packing import (
+    Division,
+    Packs,
+    PaddedTokens,
+    Part,
+    RowsAtATime,
+    plan_widths,
+    useful_share,
+)
 from orchestrator.sft.shards import Batch, EpochOrder, Rows, Segments
 
 _SEGMENTS = 64
@@ -141,6 +149,17 @@ class Batches:
             slowest, total = self._num_processes * positions.max(1), int(positions.sum())
         tokens = sum(int(self._rows.lengths[rows].sum()) for rows in self._steps)
         return useful_share(self._rows.lengths, self._steps, slowest), 1 - tokens / total
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the product records of the micro-batches."""
+        useful, padding = self.shares()
+        return {
+            "micro_batch_size": self.micro.rows,
+            "micro_batch_tokens": self.micro.tokens or None,
+            "widths": list(self.widths),
+            "padding_share": round(padding, 4),
+            "useful_share": round(useful, 4),
+        }
 
 
 def _batch(rows: Rows, part: Part, segments: Segments | None) -> Batch:

@@ -6,15 +6,16 @@ whether layers are compiled.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from orchestrator.errors import StageFailure
-from orchestrator.sft import attention
+from orchestrator.sft import attention, kernels
 from orchestrator.sft.batches import MicroBatches
-from orchestrator.sft.distributed.parallel import Placed, world_size
+from orchestrator.sft.distributed.parallel import Placed, layers_of, world_size
 from orchestrator.sft.memory import BUSY_TOKENS, SIZES, Load, decided, decoder, widest_pack
 from orchestrator.sft.shards import Rows, Segments
 from orchestrator.stage import Config
@@ -33,12 +34,82 @@ It is 0 where shapes are equal. Only a router's choice for another row may chang
 """
 
 
+def setting(uses: Config, name: str, default: Any) -> Any:
+    """Return a setting, or its default for sweeps that were sealed before the setting existed."""
+    return uses[name] if name in uses else default
+
+
 class Packing(NamedTuple):
     """Whether rows are packed, and the differences that decided it; see `Placed.packing_differences`."""
 
     packed: bool
     difference: float | None = None
     leak: float | None = None
+
+
+class Choice(NamedTuple):
+    """All that was chosen for a training.
+
+    Attributes:
+        micro: the largest micro-batch.
+        recompute: whether the backward pass computes layers again.
+        compiled: whether layers are compiled.
+        packing: whether rows could be packed; None if it was not tried.
+        num_fused_norms: norms that compute by torch's kernel.
+    """
+
+    micro: MicroBatches
+    recompute: bool
+    compiled: bool
+    packing: Packing | None
+    num_fused_norms: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the product records of the choice."""
+        packing = None
+        if self.packing is not None:
+            values = {name: _number(value) for name, value in self.packing._asdict().items()}
+            packing = {**values, "by_kernel": self.micro.by_kernel}
+        return {
+            "gradient_checkpointing": self.recompute,
+            "compiled": self.compiled,
+            "num_fused_norms": self.num_fused_norms,
+            "packing": packing,
+            "torch": torch.__version__,
+        }
+
+
+def _number(value: float) -> float | str:
+    """Return a number as JSON holds it: infinity is none there."""
+    return value if isinstance(value, bool) or math.isfinite(value) else str(value)
+
+
+def choose(settings: Config, uses: Config, placed: Placed, rows: Rows) -> Choice:
+    """Choose for a placed model, and change its layers accordingly.
+
+    Args:
+        settings: the section `trainer` of what the stage reads.
+        uses: the section `trainer` of what the stage uses.
+        placed: the model.
+        rows: the training rows.
+
+    Raises:
+        StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
+    """
+    bf16 = settings.precision == "bf16"
+    micro, recompute = micro_batches(settings, uses, placed, rows)
+    num_fused = kernels.fuse_norms(placed.model) if placed.device.type == "cuda" else 0
+    packing = can_pack(placed, rows, bf16=bf16) if micro.rows is None else None
+    if packing is not None and packing.packed:
+        micro = micro._replace(packed=True, by_kernel=by_kernel(placed, bf16=bf16))
+    if recompute:
+        placed.recompute()
+    num_tokens = int(rows.lengths.sum()) * settings.num_epochs
+    # Rows padded side by side have too many shapes to compile each.
+    compiled = micro.packed and should_compile(uses, placed, num_tokens)
+    if compiled:
+        kernels.compile_layers(layers_of(placed.model))
+    return Choice(micro, recompute, compiled, packing, num_fused)
 
 
 def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:
@@ -75,7 +146,8 @@ def micro_batches(settings: Config, uses: Config, placed: Placed, rows: Rows) ->
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
     """
-    size, tokens, recompute = uses.micro_batch_size, uses.micro_batch_tokens, uses.gradient_checkpointing
+    size, recompute = uses.micro_batch_size, uses.gradient_checkpointing
+    tokens = setting(uses, "micro_batch_tokens", None)
     if placed.device.type == "cpu":
         size = CPU_ROWS if size is None and tokens is None else size
         return MicroBatches(size, tokens or 0), recompute is True
@@ -101,6 +173,27 @@ def micro_batches(settings: Config, uses: Config, placed: Placed, rows: Rows) ->
         if tokens is None:
             raise StageFailure("oom_gpu", "not even a micro-batch of one row fits: more GPUs are needed")
     return MicroBatches(size, tokens or 0), bool(load.checkpointing)
+
+
+COMPILE_S, COMPILED_SPEED = 120, 1.4
+"""Seconds to compile layers for all widths, and how much faster they are, both as measured (docs/gpu.md)."""
+_TFLOPS = 250
+"""Ours: what a GPU computes a second in training, for the decision whether compiling is worth it."""
+
+
+def should_compile(uses: Config, placed: Placed, num_tokens: int) -> bool:
+    """Return whether layers are compiled: as configured, or if that saves more seconds than it takes.
+
+    Args:
+        uses: the section `trainer`.
+        placed: the model.
+        num_tokens: tokens of the whole training.
+    """
+    wanted = setting(uses, "compile", "auto")
+    if wanted != "auto":
+        return bool(wanted)
+    planned_s = 6 * placed.num_parameters * num_tokens / (_TFLOPS * 1e12 * world_size())
+    return placed.device.type == "cuda" and planned_s * (1 - 1 / COMPILED_SPEED) > COMPILE_S
 
 
 def sizes_of(placed: Placed) -> Any:

@@ -159,7 +159,6 @@ class ResponseLoss(nn.Module):
             message = f"{name} is not causal: with later tokens the logits of earlier ones differ by"
             raise StageFailure("config", f"{message} {difference:.2g}, relative")
 
-
     def _packing_differences(self, pack: Batch, alone: Sequence[Batch]) -> torch.Tensor:
         """Return two largest relative differences of the hidden states of a row; infinity if a pack fails.
 
@@ -183,11 +182,15 @@ class ResponseLoss(nn.Module):
             except Exception:  # each architecture refuses arguments and shapes in its own way
                 return torch.full((2,), float("inf"), device=pack.input_ids.device)
         lengths = [len(row) for row in own]
-        packed, changed = (hidden[: sum(lengths)].split(lengths) for hidden in (packed, changed))
-        pairs = (zip(packed, own, strict=True), zip(packed[1:], changed[1:], strict=True))
-        return torch.stack(
-            [torch.stack([(a.float() - b.float()).norm() / b.float().norm() for a, b in p]).max() for p in pairs]
-        )
+        rows, others = (torch.split(hidden[: sum(lengths)], lengths) for hidden in (packed, changed))
+        pairs = (zip(rows, own, strict=True), zip(rows[1:], others[1:], strict=True))
+        return torch.stack([torch.stack([_relative(*pair) for pair in both]).max() for both in pairs])
+
+
+def _relative(ours: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Return the relative difference of two tensors (Frobenius norm)."""
+    relative: torch.Tensor = (ours.float() - own.float()).norm() / own.float().norm()
+    return relative
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

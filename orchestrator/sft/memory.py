@@ -83,7 +83,7 @@ class Load(NamedTuple):
         checkpointing: whether layers are computed again in the backward pass; None for what `decided` finds.
         value_bytes: bytes of an activation: 2 in bf16, 4 in fp32.
         loss_chunk_tokens: number of tokens whose logits exist at a time; None for all of a micro-batch.
-        sharded: whether several GPUs share the state (FSDP), or each holds all of it (DDP).
+        sharded: whether GPUs share the state (FSDP, also of one GPU), or each holds all of it (DDP).
         on_cpu: whether host memory is used: no CUDA, and processes that do not share their state.
     """
 
@@ -157,7 +157,7 @@ def terms_gib(
     For example, the state of 1 billion parameters takes 14.9 GiB on one GPU, or 3.7 GiB on each of four.
     """
     tokens = micro_batch * load.row_tokens
-    sharded = num_gpus > 1 and load.sharded and not load.on_cpu
+    sharded = load.sharded and not load.on_cpu
     if sharded:
         # 2 bytes of a gathered bf16 weight, and 4 of its fp32 gradient before it is reduced.
         copies = 6 * (model.num_unlayered + 2 * model.num_layer)
@@ -198,8 +198,8 @@ def widest_pack(
 ) -> int | None:
     """Return the tokens of the widest micro-batch that fits; None if the longest row does not.
 
-    The `train` stage calls it with its longest row and its device's actual memory. The result is a function of
-    the arguments. A search by trial and error would depend on what else uses the GPU at that moment.
+    The `train` stage calls it with its longest row and its device's actual memory. The result is a function
+    of the arguments. A search by trial and error would depend on what else uses the GPU at that moment.
 
     Args:
         model: from `decoder`.
@@ -258,6 +258,7 @@ def fit(
     global_batch: int,
     micro_batch: int | None,
     num_gpus: int | None = None,
+    micro_batch_tokens: int | None = None,
 ) -> Fit | None:
     """Return the fewest GPUs of one machine (1, 2, 4, ...) that fit, with the widest micro-batch on them.
 
@@ -269,6 +270,7 @@ def fit(
         global_batch: rows of an optimiser step.
         micro_batch: rows of the only one to try; None for any number of tokens.
         num_gpus: the only number to try; None for any.
+        micro_batch_tokens: tokens of the only micro-batch to try, if its rows are not given; None for any.
 
     Returns:
         None if nothing fits.
@@ -278,9 +280,13 @@ def fit(
     for number in numbers[:1] if load.on_cpu else numbers:
         share = max(1, global_batch // number)
         most = load.row_tokens * (min(micro_batch, share) if micro_batch else share)
-        needed = most if micro_batch else min(BUSY_TOKENS, most)
+        is_given = bool(micro_batch or micro_batch_tokens)
+        if micro_batch_tokens and not micro_batch:
+            # A row is never split.
+            most = min(most, max(micro_batch_tokens, load.row_tokens))
+        needed = most if is_given else min(BUSY_TOKENS, most)
         one = decided(model, load, num_gpus=number, memory_gib=memory_gib, needed_tokens=needed)
-        if micro_batch:
+        if is_given:
             tokens: int | None = most
         else:
             most = min(MAX_PACK_TOKENS, most)

@@ -81,9 +81,8 @@ class RowsAtATime:
             process 0         [0 1]         [4]
             process 1                [2 3]       [4 masked]
         """
-        size = min(self.size, -(-len(rows) // num_processes))
-        starts = range(0, len(rows), size)
-        return _dealt([rows[start : start + size] for start in starts], rank, num_processes)
+        starts = range(0, len(rows), self.size)
+        return _dealt([rows[start : start + self.size] for start in starts], rank, num_processes)
 
 
 class PaddedTokens:
@@ -153,7 +152,9 @@ class Packs:
 
     def __init__(self, lengths: np.ndarray, *, widths: Sequence[int]) -> None:
         self._lengths = lengths
-        self.widths = tuple(sorted({*widths, *([longest] if (longest := int(lengths.max())) > max(widths) else [])}))
+        self.widths = tuple(
+            sorted({*widths, *([longest] if (longest := int(lengths.max())) > max(widths) else [])})
+        )
 
     def parts(self, rows: np.ndarray, *, rank: int = 0, num_processes: int = 1) -> list[Part]:
         """Return one process's packs of a step. One without rows is masked."""
@@ -166,7 +167,8 @@ class Packs:
     def computed(self, steps: Sequence[np.ndarray], *, num_processes: int = 1) -> np.ndarray:
         """Return the positions of each step that all processes compute together."""
         chosen = self._choice(steps, num_processes)
-        return chosen.widths * chosen.num_packs * num_processes
+        computed: np.ndarray = chosen.widths * chosen.num_packs * num_processes
+        return computed
 
     def max_rows(self, steps: Sequence[np.ndarray], *, num_processes: int = 1) -> int:
         """Return the largest number of rows of a pack."""
@@ -229,7 +231,7 @@ def _ladders(needs: np.ndarray, weights: np.ndarray) -> list[tuple[float, list[i
     total = np.concatenate([[0.0], np.cumsum(weights)])
     # cost[j]: positions that the j smallest needs compute; ladders[j]: the widths for them.
     cost = np.full(len(needs) + 1, np.inf)
-    cost[0], ladders = 0.0, [[] for _ in range(len(needs) + 1)]
+    cost[0], ladders = 0.0, [list[int]() for _ in range(len(needs) + 1)]
     found = []
     for _ in range(min(MAX_WIDTHS, len(needs))):
         longer, lists = np.full_like(cost, np.inf), [list[int]() for _ in cost]
@@ -261,7 +263,8 @@ def _choice(table: np.ndarray, num_processes: int, widths: np.ndarray) -> _Choic
     """
     ideal = table.sum(1) / num_processes
     least = np.maximum(1, np.ceil(ideal / widths[-1])).astype(np.int64)
-    best = _Choice(*(np.zeros(len(table), dtype=np.int64) for _ in range(3)), np.zeros_like(table))
+    none = np.zeros(len(table), dtype=np.int64)
+    best = _Choice(none, none.copy(), none.copy(), np.zeros_like(table))
     open_, more = np.arange(len(table)), 0
     while len(open_):
         for number in np.unique(least[open_] + more):

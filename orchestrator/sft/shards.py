@@ -110,8 +110,10 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device, copied asynchronously."""
-        moved = (v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for v in self)
-        return Batch(*moved)
+        fields: dict[str, Any] = self._asdict()
+        tensors = {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}
+        moved: Any = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return self._replace(**moved)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -183,7 +185,6 @@ class Rows:
         tokens = torch.from_numpy(input_ids)
         return Batch(tokens, targets - 1, tokens.flatten()[targets])
 
-
     def pack(self, rows: Sequence[int], *, width: int, segments: Segments | None = None) -> Batch:
         """Return a batch of rows one after another, with padding at the end. Without rows it is all padding.
 
@@ -192,29 +193,25 @@ class Rows:
             width: tokens of the pack.
             segments: sizes for the kernel; None to divide the pack by `Batch.row_lengths`.
         """
-        tokens = [self._rows[row] for row in rows]
-        starts = np.cumsum([0, *(len(row) for row in tokens)])
-        padding = width - int(starts[-1])
-        input_ids = torch.cat([*tokens, torch.full((padding,), self._pad_token_id)])
-        places = torch.cat([*(torch.arange(len(row)) for row in tokens), torch.zeros(padding, dtype=torch.long)])
-        targets = [
-            torch.arange(start + self._first[row], start + len(self._rows[row]))
-            for start, row in zip(starts, rows, strict=False)
-        ]
-        chosen = torch.cat(targets) if targets else torch.empty(0, dtype=torch.long)
-        longest = segments.longest if segments is not None else int(self.lengths.max())
+        lengths, longest = [int(self.lengths[row]) for row in rows], int(self.lengths.max())
+        input_ids, places = np.full(width, self._pad_token_id, np.int64), np.zeros(width, np.int64)
+        targets, end = [np.empty(0, np.int64)], 0
+        for row, length in zip(rows, lengths, strict=True):
+            start, end = end, end + length
+            input_ids[start:end] = self.tokens(row)
+            places[start:end] = np.arange(length)
+            targets.append(np.arange(start + self.first_targets[row], end))
+        if segments is not None:
+            longest = segments.longest
         # Padding is rows of its own, no longer than others, so that no position is left uncomputed.
-        pieces = [longest] * (padding // longest) + [padding % longest] * (padding % longest > 0)
-        lengths = (*(len(row) for row in tokens), *pieces)
-        return Batch(
-            input_ids[None],
-            chosen - 1,
-            input_ids[chosen],
-            places[None],
-            lengths if segments is None else (),
-            None if segments is None else _ends(lengths, segments.number),
-            longest,
+        lengths += [min(longest, width - piece) for piece in range(end, width, longest)]
+        chosen, tokens = torch.from_numpy(np.concatenate(targets)), torch.from_numpy(input_ids)
+        pack = Batch(
+            tokens[None], chosen - 1, tokens[chosen], torch.from_numpy(places)[None], longest=longest
         )
+        if segments is None:
+            return pack._replace(row_lengths=tuple(lengths))
+        return pack._replace(ends=_ends(lengths, segments.number))
 
 
 def _ends(lengths: Sequence[int], number: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 - *Single process*: the model on one device.
 - *DDP*: each process has all weights, and gradients are averaged once per optimiser step.
 - *FSDP2*: each process has 1/W of every weight, gradient and moment. The weights of a layer are gathered just
-  before it runs and freed after it.
+  before it runs and freed after it. On a GPU it also serves one process, for its mixed precision.
 
 This module handles models and process groups only, not rows, optimisers or stages.
 """
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -75,6 +76,29 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def is_sharded(sharding: str, device: torch.device) -> bool:
+    """Return whether FSDP shards the model: if configured (``fsdp``), and with ``auto`` on GPUs."""
+    return sharding == "fsdp" or (sharding == "auto" and device.type == "cuda")
+
+
+@contextlib.contextmanager
+def group_of_one(sharding: str, device: torch.device) -> Iterator[None]:
+    """Make a process group of this process alone, if the model is to be sharded and there is no group.
+
+    FSDP of one process computes in the same precision as FSDP of several. Autocast would keep norms and the
+    sums of layers in 32 bits.
+    """
+    if dist.is_initialized() or not is_sharded(sharding, device):
+        yield
+        return
+    backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backends, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 class Placed:
     """A model ready to train, in one of the three placements.
 
@@ -88,7 +112,7 @@ class Placed:
     Args:
         load: returns the model, in float32, on the CPU. If the model is sharded, only rank 0 calls it.
         device: where to compute.
-        sharding: ``ddp``, ``fsdp`` or ``auto``: FSDP over several GPUs, DDP over several CPU processes.
+        sharding: see `is_sharded`. Without a process group (see `group_of_one`) the model is not sharded.
         bf16: compute in bfloat16; the trained weights stay float32.
         gradient_checkpointing: keep only the inputs of layers, and compute the rest again in the backward
             pass.
@@ -106,8 +130,7 @@ class Placed:
         chunk_tokens: int,
     ) -> None:
         self.device = device
-        wanted = sharding == "fsdp" or (sharding == "auto" and device.type == "cuda")
-        self.is_sharded = wanted and world_size() > 1
+        self.is_sharded = is_sharded(sharding, device) and dist.is_initialized()
         # FSDP casts by its own mixed-precision policy, see `shard`.
         self._autocast = bf16 and not self.is_sharded
         # When sharding, a second copy of the whole model in each process could exceed the host's memory.
