@@ -1,19 +1,196 @@
-"""Faster kernels for a model on a GPU: one kernel for a norm, and compiled layers.
+"""Kernels for a model in training: attention over packed rows, fused norms and compiled layers.
 
-Neither changes what is computed, only how it is rounded. Both are chosen before the first step.
+Packed rows are several rows in one sequence, none of which sees another. Transformers' models look up their
+attention function by a name in their config. `enable` puts the name of `_attend` there. Where rows begin
+comes with each call, in the keywords that transformers has for it.
+
+On CUDA in 16 bits the kernel is `torch.nn.attention.varlen.varlen_attn`, which reads the rows' boundaries
+from a tensor. So its shapes are the same for every pack of a width. Anywhere else, each row is computed on
+its own by `scaled_dot_product_attention`: no position is wasted, and a CPU needs no fixed shapes.
+
+Fused norms and compiled layers change how numbers are rounded, not what is computed. They are for GPUs.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import AttentionInterface
+
+NAME = "packed_rows"
+"""Name of this attention in a model's config. Only configs in memory ever hold it."""
+
+varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    _PARAMETERS = tuple(inspect.signature(varlen_attn).parameters)
+except ImportError:  # torch before 2.10
+    varlen_attn, _PARAMETERS = None, ()
+_OPTIONS = frozenset(_PARAMETERS)
+"""What the installed kernel can do: `window_size`: sliding windows; `enable_gqa`: fewer key heads."""
+
+
+def has_kernel(device: torch.device, *, bf16: bool, windows: bool) -> bool:
+    """Return whether the installed kernel can compute packed rows.
+
+    Args:
+        device: where to compute.
+        bf16: whether in 16 bits.
+        windows: whether a layer has a sliding window.
+    """
+    can = varlen_attn is not None and ("window_size" in _OPTIONS or not windows)
+    return device.type == "cuda" and bf16 and can
+
+
+@contextmanager
+def enabled(decoder: nn.Module) -> Iterator[None]:
+    """Use this attention within a context; see `enable`."""
+    before = [(config, config._attn_implementation) for config in _configs(decoder)]
+    enable(decoder)
+    try:
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
+def enable(decoder: nn.Module) -> None:
+    """Let all layers of a decoder compute attention by this module.
+
+    Transformers makes no masks for it: `_attend` makes what it needs from lengths and windows.
+    """
+    for config in _configs(decoder):
+        config._attn_implementation = NAME
+
+
+def has_windows(decoder: nn.Module) -> bool:
+    """Return whether a layer may have a sliding window."""
+    return any(getattr(config, "sliding_window", None) for config in _configs(decoder))
+
+
+def _configs(decoder: nn.Module) -> list[Any]:
+    """Return the configs in which the layers of a decoder look up their attention."""
+    found = {
+        id(config): config for module in decoder.modules() if (config := getattr(module, "config", None))
+    }
+    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    row_lengths: tuple[int, ...] | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return the attention of packed rows, or of rows side by side; transformers defines the signature.
+
+    Args:
+        module: the attention layer.
+        query: batch x heads x tokens x head size; `key` and `value` may have fewer heads.
+        attention_mask: None, because `enable` prevents masks.
+        dropout: share of dropped probabilities.
+        scaling: factor of the scores.
+        sliding_window: how many tokens a token sees, itself included; None for all earlier ones.
+        cu_seq_lens_q: where each row begins, then the width of the pack; None if the kernel is not used.
+        max_length_q: most tokens of a row.
+        row_lengths: tokens of each row of the pack, padding included, if the kernel is not used.
+        others: what other attention functions may need.
+
+    Returns:
+        The result, batch x tokens x heads x head size, and no probabilities.
+    """
+    window = sliding_window if sliding_window is not None and sliding_window > 0 else None
+    if cu_seq_lens_q is not None and max_length_q is not None:
+        return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
+    by_row = functools.partial(_causal, dropout=dropout, scaling=scaling, window=window)
+    if row_lengths is None:
+        return by_row(query, key, value).transpose(1, 2).contiguous(), None
+    rows = zip(
+        *(torch.split(tensor, list(row_lengths), dim=2) for tensor in (query, key, value)), strict=True
+    )
+    return torch.cat([by_row(*row).transpose(1, 2) for row in rows], dim=1), None
+
+
+def _by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the attention of one pack by torch's kernel for sequences of different lengths."""
+    groups = query.shape[1] // key.shape[1]
+    options: dict[str, Any] = {}
+    if groups > 1 and "enable_gqa" in _OPTIONS:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    if "window_size" in _OPTIONS:
+        # The kernel counts the tokens before a token that it sees, models count the token itself too.
+        options["window_size"] = (window - 1 if window else -1, 0)
+    else:
+        options["is_causal"] = True
+    # The kernel does not take part in autocast, and norms before it may have returned 32 bits.
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    flat = [tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value)]
+    result: torch.Tensor = varlen_attn(*flat, ends, ends, longest, longest, scale=scaling, **options)
+    return result[None]
+
+
+def _causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the causal attention of rows of one length, batch x heads x tokens x head size."""
+    tokens = query.shape[2]
+    has_window = window is not None and window < tokens
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=_band(tokens, window, query.device) if has_window else None,
+        dropout_p=dropout,
+        is_causal=not has_window and tokens > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _band(tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return which tokens each token sees: itself and those before it within the window."""
+    place = torch.arange(tokens, device=device)
+    distance = place[:, None] - place[None]
+    return (distance >= 0) & (distance < (window or tokens))
+
+
+AttentionInterface.register(NAME, _attend)
+
 
 _EPS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 """Names that models give to the small number in a norm."""

@@ -7,7 +7,7 @@ token, one chunk of them at a time. The backward pass computes each chunk's logi
 bfloat16, and it skips what models do to their logits.)
 
 No attention mask is needed. Rows are padded on the right and attention is causal, so no token that counts
-ever attends to padding. In a pack `orchestrator.sft.attention` keeps the rows apart.
+ever attends to padding. In a pack `orchestrator.sft.kernels` keeps the rows apart.
 
 Models scale, cap or shift their logits, each in its own `forward`. So this module does not call the head
 directly. It runs the model's own `forward` with a decoder that returns hidden states computed earlier::
@@ -36,7 +36,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from orchestrator.errors import StageFailure
-from orchestrator.sft import attention
+from orchestrator.sft import kernels
 from orchestrator.sft.shards import Batch
 
 PROBE_TOKENS = 32
@@ -173,7 +173,7 @@ class ResponseLoss(nn.Module):
         with _evaluating(self.model):
             own = [self._hidden(**row.inputs)[0] for row in alone]
             try:
-                with attention.enabled(self._decoder):
+                with kernels.enabled(self._decoder):
                     packed, changed = (
                         self._hidden(**batch.inputs)[0] for batch in (pack, pack._replace(input_ids=other))
                     )

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.sft import attention, fitting
-from orchestrator.sft.batches import Batches, MicroBatches
+from orchestrator.sft import kernels
+from orchestrator.sft.batches import Batches, MicroBatches, can_pack
 from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.loss import ResponseLoss
 from orchestrator.sft.packing import MAX_WIDTHS, Packs, PaddedTokens, plan_widths, useful_share
@@ -111,7 +111,7 @@ def test_loss_and_gradients_of_packs_are_those_of_rows_side_by_side(model_type: 
     own = module(rows.batch(range(len(lengths))))
     own.backward()
     expected = gradients(model)
-    attention.enable(module._decoder)
+    kernels.enable(module._decoder)
     loss = module(rows.pack([4, 0, 2], width=64)) + module(rows.pack([5, 1, 3, 6], width=64))
     loss = loss + module(rows.pack([], width=64))
     loss.backward()
@@ -138,12 +138,12 @@ def test_a_model_packs_rows_only_if_none_sees_another(model_type: str, packed: b
     rows = rows_of([12, 9, 30])
     with placed.evaluating():
         before = placed.losses(rows.batch([0, 1, 2])).item()
-    found = fitting.can_pack(placed, rows, bf16=False)
+    found = can_pack(placed, rows, bf16=False)
     assert found.packed == packed
     with placed.evaluating():
         assert placed.losses(rows.batch([0, 1, 2])).item() == pytest.approx(before, rel=1e-6)
-    names = {config._attn_implementation for config in attention._configs(placed.decoder)}
-    assert (attention.NAME in names) == packed
+    names = {config._attn_implementation for config in kernels._configs(placed.decoder)}
+    assert (kernels.NAME in names) == packed
 
 
 def test_boundaries_for_the_kernel_cover_every_position_in_a_tensor_of_fixed_size() -> None:
