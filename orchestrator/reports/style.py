@@ -96,6 +96,23 @@ def panels(num_rows: int, num_columns: int, *, height_in: float, **shared: Any) 
     return figure, figure.subplots(num_rows, num_columns, squeeze=False, **shared)
 
 
+def panels_by_task(axes: Any, tasks: Sequence[str], names: Sequence[str]) -> Iterator[tuple[Axes, str, str]]:
+    """Yield each panel with its task and name, a task in whole rows; panels that are left over are hidden.
+
+    Args:
+        axes: the panels, as `panels` returns them.
+        tasks: from top to bottom.
+        names: what each task has a panel for, from left to right.
+    """
+    left_over = [""] * (-len(names) % axes.shape[1])
+    places = [(task, name) for task in tasks for name in (*names, *left_over)]
+    for axis, (task, name) in zip(axes.flat, places, strict=True):
+        if name:
+            yield axis, task, name
+        else:
+            axis.set_visible(False)
+
+
 def colour(index: int) -> str:
     """Return the colour of the n-th line. Colours repeat past the end of the palette."""
     return COLOURS[index % len(COLOURS)]

@@ -9,11 +9,10 @@ from typing import Any
 
 from orchestrator.reporting import About
 from orchestrator.reports.page import Table
+from orchestrator.study.comparison import DEVIATES, MATCH, NOISE, NOT_COMPARABLE, value_text, values_text
 from orchestrator.study.coverage import ABSENT as ABSENT_STATE
 from orchestrator.study.coverage import PARTIAL
-from orchestrator.study.deviations import value_text, values_text
 from orchestrator.study.paper import ABSENT, counted, number, task_name
-from orchestrator.study.published import DEVIATES, MATCH, NOISE, NOT_COMPARABLE
 
 Report = Mapping[str, Any]
 """The content of ``report.json``."""

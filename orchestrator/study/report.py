@@ -15,16 +15,25 @@ import msgspec
 from orchestrator.reporting import About
 from orchestrator.reports import page
 from orchestrator.reports.page import Table
-from orchestrator.reports.style import Drawing, save
+from orchestrator.reports.style import Drawing, save, styled
 from orchestrator.results import notes_of
-from orchestrator.study import coverage, figures, numbers, paper, provenance_tables
-from orchestrator.study.deviations import ledger
+from orchestrator.study import accuracy_figures, coverage, effect_figures, numbers, paper, provenance_tables
+from orchestrator.study.comparison import ledger
 from orchestrator.study.paper import distinct
 from orchestrator.study.tables import model
 from orchestrator.study.tables.results import Row, languages_of
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 TITLE = "Multilinguality in post-training: a replication of arXiv 2604.13286"
+FIGURES = (
+    accuracy_figures.figure2,
+    effect_figures.figure3,
+    effect_figures.figure4,
+    accuracy_figures.figure7,
+    accuracy_figures.figure8,
+    effect_figures.figure9,
+)
+"""The paper's figures, in its order. Each returns None if it has no numbers."""
 
 
 def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> list[Path]:
@@ -43,7 +52,8 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
     """
     report = numbers_of(rows, about)
     folder.mkdir(parents=True, exist_ok=True)
-    drawings = list(figures.draw(report))
+    with styled():
+        drawings = [drawing for draw in FIGURES if (drawing := draw(report)) is not None]
     pictures, drawn = [], []
     for drawing in drawings:
         drawn += save(drawing, folder)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.failure import Cause
-from orchestrator.launchers.ray import memory
-from orchestrator.launchers.ray.memory import Monitor, Usage, node_memory, worker_memory
+from orchestrator.launchers.ray import worker
+from orchestrator.launchers.ray.worker import Monitor, Usage, node_memory, worker_memory
 
 MEMINFO = "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable:    400 kB\nHugePages_Total:       0\n"
 
@@ -64,7 +64,7 @@ child.wait()
 
 
 def test_a_worker_holds_what_it_and_all_that_it_started_hold() -> None:
-    words = [sys.executable, "-c", HOLD, memory.WORKER.decode(), "30", "50"]
+    words = [sys.executable, "-c", HOLD, worker.WORKER.decode(), "30", "50"]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -78,10 +78,10 @@ def test_a_worker_holds_what_it_and_all_that_it_started_hold() -> None:
 
 def test_a_worker_whose_actor_lives_or_whose_node_has_memory_is_not_short_of_it(tmp_path: Path) -> None:
     lifeline, other = os.pipe()
-    short = {memory.VARIABLE: "0.01"}
+    short = {worker.VARIABLE: "0.01"}
     assert Monitor(lifeline, short)() is None
     os.close(other)  # as when the actor is gone
-    assert Monitor(lifeline, {memory.VARIABLE: "1.5"})() is None
+    assert Monitor(lifeline, {worker.VARIABLE: "1.5"})() is None
     assert Monitor(lifeline, {**short, "RAY_memory_monitor_refresh_ms": "0"})() is None
     shortage = Monitor(lifeline, short)()
     assert shortage is not None and shortage.cause is Cause.PREEMPTED  # this process is no worker

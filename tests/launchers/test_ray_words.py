@@ -16,13 +16,20 @@ from orchestrator.errors import UserError
 from orchestrator.jobs.judgement import Phase, SubmissionState
 from orchestrator.jobs.records import Accepted, JobEnd, Resources, Submission
 from orchestrator.launchers.jobs import gone_of
-from orchestrator.launchers.ray import causes
+from orchestrator.launchers.ray import lost_workers
 from orchestrator.launchers.ray.api import JobDetails
-from orchestrator.launchers.ray.demand import NodeResources, demand, fits, waits_for
-from orchestrator.launchers.ray.environment_check import differences
-from orchestrator.launchers.ray.launcher import check_version, resources_of
+from orchestrator.launchers.ray.boot import differences
+from orchestrator.launchers.ray.launcher import check_version
 from orchestrator.launchers.ray.scheduler import RayScheduler, seen_of
-from orchestrator.launchers.ray.settings import WorkerOverride, ray_settings
+from orchestrator.launchers.ray.settings import (
+    NodeResources,
+    WorkerOverride,
+    demand,
+    fits,
+    ray_settings,
+    resources_of,
+    waits_for,
+)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +127,7 @@ OUT_OF_MEMORY, DIED = ("OutOfMemoryError", "RayError"), ("ActorDiedError", "RayA
     ],
 )
 def test_the_cause_of_a_lost_worker_is_that_of_its_error_and_of_no_word_in_it(types, message, drained, cause):
-    assert causes.of_error(types, message, drained=drained) is cause
+    assert lost_workers.cause_of_error(types, message, drained=drained) is cause
 
 
 @pytest.mark.parametrize(

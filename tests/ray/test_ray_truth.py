@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launchers.ray.environment_check import PROBE
+from orchestrator.launchers.ray.boot import PROBE
 from tests.commands.launches import records, wait_for
 from tests.ray.proxy import losing
 from tests.ray.sweeps import OnRay

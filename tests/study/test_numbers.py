@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from scipy import stats
 
+from orchestrator.study.comparison import PUBLISHED
 from orchestrator.study.numbers import report
-from orchestrator.study.published import PUBLISHED
 from tests.study.tables import (
     CORE,
     EVAL_LANGUAGES,

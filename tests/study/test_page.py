@@ -14,7 +14,7 @@ import pytest
 from orchestrator.reporting import About, AttemptFacts, CellFacts, LaunchFacts, RetryFacts, call
 from orchestrator.reports import page
 from orchestrator.reports.page import Table
-from orchestrator.study import deviations, paper, provenance_tables
+from orchestrator.study import comparison, paper, provenance_tables
 from orchestrator.study.report import numbers_of, write
 from tests.study.tables import EVAL_LANGUAGES, minimal, study_mixtures, study_rows
 
@@ -201,7 +201,7 @@ def test_a_done_cell_that_lacks_a_language_is_named() -> None:
 
 
 def test_the_ledger_of_the_study_itself_has_no_difference_from_the_paper() -> None:
-    found = deviations.ledger(whole_study())
+    found = comparison.ledger(whole_study())
     assert found["known"] and found["differs"] == []
     settings = {entry["key"]: entry for entry in found["ours"] if entry["key"]}
     assert settings["trainer.max_length_tokens"]["values"] == [{"value": 2048, "num_cells": 220}]
@@ -217,17 +217,17 @@ def test_the_ledger_names_each_setting_that_is_not_the_paper_s_and_in_how_many_c
     ]
     cells.append(study_cell("tiny", "math", "none", num_epochs=1))  # a baseline: it trains nothing
     cells.append(study_cell("qwen3-8b", "math", "core", max_grad_norm=0.5))
-    found = deviations.ledger(About(sweep="s", revision=1, cells=tuple(cells)))
+    found = comparison.ledger(About(sweep="s", revision=1, cells=tuple(cells)))
     differs = {entry["key"]: entry for entry in found["differs"]}
     assert set(differs) == {"trainer.learning_rate", "model", "task.name", "languages"}
     values = differs["trainer.learning_rate"]["values"]
     assert values == [{"value": 1e-5, "num_cells": 2}, {"value": 3e-4, "num_cells": 1}]
     assert [entry["key"] for entry in found["ours"] if entry["differs"]] == ["trainer.max_grad_norm"]
-    assert deviations.values_text(values) == "1e-05 (2 cells); 0.0003 (1 cell)"
+    assert comparison.values_text(values) == "1e-05 (2 cells); 0.0003 (1 cell)"
 
 
 def test_the_ledger_of_a_table_says_that_nobody_knows() -> None:
-    found = deviations.ledger(None)
+    found = comparison.ledger(None)
     assert not found["known"] and all(entry["values"] is None for entry in found["ours"])
     assert {row[3] for row in provenance_tables.ours({"ledger": found}).rows} == {"unknown"}
 

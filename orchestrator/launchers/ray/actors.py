@@ -19,8 +19,8 @@ from orchestrator.core.failure import Cause
 from orchestrator.entry import socket_folder
 from orchestrator.jobs.records import Resources
 from orchestrator.launchers.ray import actor as slots
-from orchestrator.launchers.ray import causes
-from orchestrator.launchers.ray.demand import NodeResources, fits
+from orchestrator.launchers.ray import lost_workers
+from orchestrator.launchers.ray.settings import NodeResources, fits
 
 # nodes need not have this package, so the actor's class is sent as code
 cloudpickle.register_pickle_by_value(slots)
@@ -287,4 +287,6 @@ def draining() -> frozenset[str]:
 def _cause(error: Exception, going: Collection[str], node: str) -> Cause:
     """Return what the loss of an actor counts as."""
     types = tuple(base.__name__ for base in type(error).__mro__)
-    return causes.of_error(types, str(error), drained=node in going or getattr(error, "preempted", False))
+    return lost_workers.cause_of_error(
+        types, str(error), drained=node in going or getattr(error, "preempted", False)
+    )

@@ -1,7 +1,8 @@
-"""How a node gets the code of a launch: the commands that start the driver and the workers.
+"""What a cluster must have before a launch, and how its nodes get the code of one.
 
-In a folder that all nodes mount, the snapshot is imported where it lies. From a bucket it takes two steps,
-because a node need not have this package:
+Before anything is submitted, a small job compares the cluster's environment with the one here. The snapshot
+of the code is imported where it lies, if it is in a folder that all nodes mount. From a bucket it takes two
+steps, because a node need not have this package:
 
 1. A few lines, passed on the command line, fetch the package. They need only Python and `obstore`.
 2. The fetched package completes the node's copy of the snapshot, and runs the module from that copy: ``python
@@ -10,16 +11,203 @@ because a node need not have this package:
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.metadata
+import json
 import os
+import platform
+import re
+import shlex
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from orchestrator.errors import InfrastructureError, SweepError
+import msgspec
+
+from orchestrator import provenance
+from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
+from orchestrator.launchers.ray.settings import RaySettings
 from orchestrator.store import archive, layout
 from orchestrator.store import code as snapshots
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.objects import ObjectStore
+
+DISTRIBUTION = "polysweep"
+PROBE, PROBE_S = "polysweep-probe-", 90.0
+"""Start of the names of such jobs, and how long to wait for one, in seconds."""
+
+NUM_NAMES, KEEP_S = 3, 60.0
+"""How many names each user has for such jobs, and how long one that has ended is kept, in seconds."""
+
+OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+"""Ray's states of jobs that are over."""
+
+POLL_S = 0.3
+MARK = "polysweep-probe:"
+"""Start of the line that such a job prints, before the nonce."""
+
+
+# any version of Python must be able to run it, and it prints as much as it can find out
+_PROBE = """
+import importlib.metadata as m, json, platform, sys
+names, store, nonce = json.loads(sys.argv[1])
+found = {}
+for name in names:
+    try: found[name] = m.version(name)
+    except m.PackageNotFoundError: found[name] = None
+problem = mark = ""
+try:
+    if "://" in store:
+        import obstore, obstore.store
+        mark = bytes(obstore.get(obstore.store.from_url(store), "store.json").bytes()).decode()
+    else: mark = open(store + "/store.json").read()
+except Exception as error: problem = type(error).__name__ + ": " + str(error)[:200]
+print("MARK" + nonce + json.dumps(dict(python=platform.python_version(), packages=found, store=mark,
+    problem=problem, executable=sys.executable)))
+""".replace("MARK", MARK)
+
+
+def check_environment(api: Api, settings: RaySettings, store: str, mark: bytes | None) -> None:
+    """Compare the cluster's environment with the one here.
+
+    A difference would appear only hours later, in the first worker that gets resources. So the check runs
+    before anything is recorded.
+
+    Args:
+        api: of the cluster.
+        settings: of the launcher.
+        store: its URL, which the cluster must reach too.
+        mark: the content of the store's mark; None if there is no store yet.
+
+    Raises:
+        UserError: Python, Ray or a package differs, or the cluster does not see the store.
+        InfrastructureError: the cluster does not answer.
+    """
+    ours = our_packages()
+    theirs = _ask(api, settings, [sorted(ours), store])
+    problems = differences(ours, theirs, accept=settings.accept)
+    if problems:
+        raise UserError(
+            f"the Ray cluster at {api.address} has another environment: {'; '.join(problems)}",
+            where=f"{theirs['executable']} there, Python {platform.python_version()} here",
+            fix="install the same versions there, or launcher.python=PATH of the right one, "
+            "or launcher.accept=[NAME, ...] for packages that may differ",
+        )
+    if mark is not None and theirs["store"].encode() != mark:
+        raise UserError(
+            f"the Ray cluster does not see the store {store}",
+            where=theirs["problem"] or "there is another store at that place",
+            allowed="a folder that all nodes mount at the same place, or s3:// or gs:// with credentials",
+            fix="store.url=s3://BUCKET/PREFIX",
+        )
+
+
+def our_packages() -> dict[str, str]:
+    """Return the versions of what this package requires, Ray among them."""
+    try:
+        required = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:  # this checkout is not installed
+        required = ["ray", "msgspec"]
+    names = [re.split(r"[\s\[<>=!~;(]", text)[0] for text in required if "extra ==" not in text]
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differences(ours: Mapping[str, str], theirs: Mapping[str, Any], *, accept: Collection[str]) -> list[str]:
+    """Return what differs: Python's minor version, and versions of packages but for a local suffix."""
+    here, there = platform.python_version(), theirs["python"]
+    found = []
+    if here.split(".")[:2] != there.split(".")[:2]:
+        found.append(f"Python {there} (here {here})")
+    for name, version in sorted(ours.items()):
+        other = theirs["packages"].get(name)
+        if name in accept:
+            continue
+        if other is None:
+            found.append(f"no {name} (here {version})")
+        # builds for other devices differ in the suffix only, as in 2.9.0+cu128
+        elif other.partition("+")[0] != version.partition("+")[0]:
+            found.append(f"{name} {other} (here {version})")
+    return found
+
+
+def _ask(api: Api, settings: RaySettings, questions: list[Any]) -> dict[str, Any]:
+    """Run the small job on the cluster, and return what it prints.
+
+    Raises:
+        InfrastructureError: the cluster does not answer, or did not run the job.
+    """
+    # Ray keeps the log of a deleted job, and appends to it for a new job of that name
+    nonce = uuid.uuid4().hex
+    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, json.dumps([*questions, nonce])]))
+    deadline_s = time.monotonic() + PROBE_S
+    job: JobDetails | None = None
+    while time.monotonic() < deadline_s:
+        job = api.job(name)
+        if job is None or job.status in OVER:
+            break
+        time.sleep(POLL_S)
+    logs = api.log(name) if job is not None else ""
+    mark = MARK + nonce
+    lines = [line.removeprefix(mark) for line in logs.splitlines() if line.startswith(mark)]
+    if not lines:
+        job = job or JobDetails()
+        raise InfrastructureError(
+            f"the Ray cluster did not run a small job of {settings.python!r} ({job.status or 'unknown'})",
+            where=" ".join(f"{job.message or ''} {logs[-300:]}".split()),
+            fix="launcher.python=PATH of the interpreter on the head node",
+        )
+    said: dict[str, Any] = json.loads(lines[-1])
+    return said
+
+
+class _Accepted(msgspec.Struct, frozen=True):
+    submission_id: str
+
+
+def _submitted(api: Api, entrypoint: str) -> str:
+    """Submit a small job and return its name."""
+    for name in (
+        _free_name(api),
+        f"{PROBE}{uuid.uuid4().hex[:12]}",
+    ):  # another launch may have taken the first name by now
+        try:
+            reply = api.submit({"entrypoint": entrypoint, "submission_id": name})
+        except (Unreached, Unanswered) as error:
+            raise InfrastructureError(f"the Ray cluster does not answer: {error}") from error
+        if reply.status == 200 or not is_taken(reply, name):
+            break
+    return api.expected(reply, "/api/jobs/", _Accepted).submission_id
+
+
+def _free_name(api: Api) -> str:
+    """Return a name for a small job, and delete earlier ones of this user.
+
+    Each user has only a few names, which are queried one by one. A list of all jobs may hold tens of
+    thousands of them. A job that has only just ended is kept: if it were deleted, Ray would mark it as
+    failed.
+    """
+    who = hashlib.sha256(provenance.user().encode()).hexdigest()[:12]
+    free = ""
+    for number in range(NUM_NAMES):
+        name = f"{PROBE}{who}-{number}"
+        job = api.job(name)
+        if job is not None and job.end_time and job.end_time / 1000 < time.time() - KEEP_S:
+            with contextlib.suppress(Unreached, Unanswered):
+                job = None if api.send("DELETE", f"/api/jobs/{name}").status == 200 else job
+        if job is None:
+            free = free or name
+    return free or f"{PROBE}{uuid.uuid4().hex[:12]}"
+
 
 _FETCH = f"""
 import io, os, shutil, sys, tarfile, tempfile

@@ -33,9 +33,8 @@ from orchestrator.jobs.submissions import Submissions
 from orchestrator.launchers.jobs import BEAT_S, EXITS, cause_of_code, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
-from orchestrator.launchers.ray.demand import demand, waits_for
 from orchestrator.launchers.ray.lost_workers import Losses
-from orchestrator.launchers.ray.settings import AUTO, LOCAL, ray_settings
+from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, ray_settings, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader

@@ -21,13 +21,18 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import JobEnd, Resources, Submission
 from orchestrator.launchers.base import Limits, SubmitOutcome, Verdict
-from orchestrator.launchers.jobs import stepped
 from orchestrator.launchers.local import host_hardware
-from orchestrator.launchers.ray import environment_check
+from orchestrator.launchers.ray import boot
 from orchestrator.launchers.ray.api import Api, Redirected, Unanswered, Unreached, checked_address, is_taken
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.scheduler import EMBEDDED, RayScheduler, this_machine
-from orchestrator.launchers.ray.settings import AUTO, LOCAL, RaySettings, WorkerOverride, ray_settings
+from orchestrator.launchers.ray.settings import (
+    AUTO,
+    LOCAL,
+    WorkerOverride,
+    ray_settings,
+    resources_of,
+)
 from orchestrator.store.objects import open_objects
 
 DRIVER = "orchestrator.launchers.ray.driver"
@@ -138,7 +143,7 @@ class RayLauncher:
             InfrastructureError: the cluster does not answer.
         """
         if self._settings.address != LOCAL:
-            environment_check.check(Api(self._cluster), self._settings, store, mark)
+            boot.check_environment(Api(self._cluster), self._settings, store, mark)
 
     def limits(self, *, dry_run: bool = False) -> Limits:
         """Check that the cluster answers; a job may have any number of cells.
@@ -235,44 +240,6 @@ class RayLauncher:
     def explain(self, filed: SubmissionState, over: JobEnd, logs: Path) -> JobEnd:
         """Add nothing: a driver reports its end itself."""
         return over
-
-
-def resources_of(
-    estimate: Estimate | None,
-    asked: Sequence[WorkerOverride],
-    settings: RaySettings,
-    *,
-    has_gpus: bool,
-) -> Resources:
-    """Return what a worker requests.
-
-    Args:
-        estimate: of the cell's unfinished stages together; None if none of them has one.
-        asked: what the settings contain for the cell; later ones override earlier ones.
-        settings: of the launcher.
-        has_gpus: whether the nodes have any.
-    """
-    told: dict[str, Any] = {}
-    custom: dict[str, float] = {}
-    for one in asked:
-        told |= {
-            name: value
-            for name in ("gpus", "cpus", "memory_gib", "accelerator")
-            if (value := getattr(one, name)) is not None
-        }
-        custom |= one.custom
-    gpus = told.get("gpus", estimate.num_gpus if estimate and has_gpus else 0)
-    memory_gib = told.get("memory_gib")
-    if memory_gib is None and estimate is not None and estimate.host_memory_gib:
-        memory_gib = stepped(estimate.host_memory_gib)
-    memory_gib = settings.memory_gib if memory_gib is None else memory_gib
-    return Resources(
-        gpus_per_node=int(gpus) if gpus == int(gpus) else gpus,
-        cpus=told.get("cpus") or (settings.cpus_per_gpu * max(1, int(gpus)) if gpus else settings.cpus),
-        memory_gib=memory_gib,
-        accelerator=told.get("accelerator", ""),
-        custom=tuple(sorted(custom.items())),
-    )
 
 
 def found_here() -> str:

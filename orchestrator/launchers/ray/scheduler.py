@@ -12,7 +12,7 @@ from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.jobs.judgement import JobListing, JobObservation, Phase
 from orchestrator.jobs.records import JobEnd
 from orchestrator.launchers.jobs import EXITS
-from orchestrator.launchers.ray import causes
+from orchestrator.launchers.ray import lost_workers
 from orchestrator.launchers.ray.api import Api, JobDetails, Stopped, Unanswered, Unreached
 from orchestrator.processes import boot_id, pid_namespace
 from orchestrator.provenance import without_secrets
@@ -87,7 +87,7 @@ def seen_of(job: JobDetails) -> JobObservation:
             )
         case "FAILED":
             if code is None:  # no exit code: the driver's supervisor was lost, or never started
-                cause = causes.of_job(message, job.error_type or "")
+                cause = lost_workers.cause_of_job(message, job.error_type or "")
                 over = JobEnd(index=0, word=word, cause=cause, detail=_short(message) or "Ray says no more")
             else:  # Ray appends the end of the log, so the last line is the driver's own
                 said = f"its driver ended with exit code {code}: {_short(message.rpartition(chr(10))[2])}"

@@ -1,16 +1,18 @@
-"""The settings of `launcher=ray`."""
+"""The settings of `launcher=ray`, and what workers request by them, for Ray and as text for users."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from orchestrator.core.tree import convert
-from orchestrator.costs import DEVICES
+from orchestrator.costs import DEVICES, Estimate
 from orchestrator.errors import UserError, nearest
+from orchestrator.jobs.records import Resources
+from orchestrator.launchers.jobs import stepped
 
 AUTO, LOCAL = "auto", "local"
 """Addresses with a meaning of their own: the cluster of this machine, and a Ray for this launch alone."""
@@ -146,3 +148,115 @@ def _check_asked(asked: WorkerOverride) -> None:
             raise UserError(
                 f"launcher.resources: custom.{name} {of}", allowed="cpus, gpus or memory_gib for it"
             )
+
+
+GIB = 2**30
+
+
+class NodeResources(NamedTuple):
+    """A node of the cluster: what is free on it, and what it has, in Ray's names and units."""
+
+    free: Mapping[str, float]
+    total: Mapping[str, float]
+
+
+def demand(num_running: int, num_pending: int) -> str:
+    """Return text such as ``3 workers run, 2 wait``."""
+    runs = f"{num_running} worker{'' if num_running == 1 else 's'} {'runs' if num_running == 1 else 'run'}"
+    return f"{runs}, {num_pending} wait{'s' if num_pending == 1 else ''}" if num_pending else runs
+
+
+def amounts(resources: Resources) -> dict[str, float]:
+    """Return what a worker requests, in Ray's names and units."""
+    asked: dict[str, float] = {"GPU": resources.gpus_per_node, "CPU": resources.cpus}
+    if resources.memory_gib is not None:
+        asked["memory"] = resources.memory_gib * GIB
+    if resources.accelerator:
+        asked[f"accelerator_type:{resources.accelerator}"] = 0.001  # as Ray itself requests it
+    asked |= dict(resources.custom)
+    return {name: amount for name, amount in asked.items() if amount}
+
+
+def described(amounts: Mapping[str, float]) -> str:
+    """Return text such as ``4 GPU, 16 CPU, 64 GiB``."""
+    parts = []
+    for name, amount in amounts.items():
+        if name == "memory":
+            parts.append(f"{amount / GIB:.3g} GiB")
+        elif name.startswith("accelerator_type:"):
+            parts.append(f"{'' if amount else 'no '}{name.partition(':')[2]}")
+        else:
+            parts.append(f"{amount:g} {name}")
+    return ", ".join(parts)
+
+
+def waits_for(resources: Resources, nodes: Mapping[str, NodeResources]) -> str:
+    """Return what workers wait for: their request, the largest free node, and whether any node could ever
+    fit.
+
+    Args:
+        resources: of one worker.
+        nodes: the live nodes, by a readable name.
+    """
+    asked = amounts(resources)
+    text = f" for {described(asked)}"
+    if not nodes:
+        return text
+    name, best = max(nodes.items(), key=lambda item: _shares(asked, item[1].free))
+    told = described({key: round(best.free.get(key, 0.0), 4) for key in asked})
+    text += f"; the largest free node is {name} with {told}"
+    # waiting is in vain then, unless an autoscaler adds larger nodes
+    if not any(fits(resources, node.total) for node in nodes.values()):
+        text += "; no node is large enough, busy or not"
+    return text
+
+
+def fits(resources: Resources, has: Mapping[str, float]) -> bool:
+    """Return whether a worker would fit on a node, if all of that node were free."""
+    return all(has.get(key, 0.0) >= amount for key, amount in amounts(resources).items())
+
+
+def _shares(asked: Mapping[str, float], has: Mapping[str, float]) -> list[float]:
+    """Return what a node has of each requested resource, as a sorted list of shares.
+
+    The scarcest resource comes first, so that comparing two lists compares the nodes by their bottleneck.
+    """
+    return sorted(min(1.0, has.get(key, 0.0) / amount) for key, amount in asked.items())
+
+
+def resources_of(
+    estimate: Estimate | None,
+    asked: Sequence[WorkerOverride],
+    settings: RaySettings,
+    *,
+    has_gpus: bool,
+) -> Resources:
+    """Return what a worker requests.
+
+    Args:
+        estimate: of the cell's unfinished stages together; None if none of them has one.
+        asked: what the settings contain for the cell; later ones override earlier ones.
+        settings: of the launcher.
+        has_gpus: whether the nodes have any.
+    """
+    told: dict[str, Any] = {}
+    custom: dict[str, float] = {}
+    for one in asked:
+        told |= {
+            name: value
+            for name in ("gpus", "cpus", "memory_gib", "accelerator")
+            if (value := getattr(one, name)) is not None
+        }
+        custom |= one.custom
+    gpus = told.get("gpus", estimate.num_gpus if estimate and has_gpus else 0)
+    memory_gib = told.get("memory_gib")
+    if memory_gib is None and estimate is not None and estimate.host_memory_gib:
+        memory_gib = stepped(estimate.host_memory_gib)
+    memory_gib = settings.memory_gib if memory_gib is None else memory_gib
+    return Resources(
+        gpus_per_node=int(gpus) if gpus == int(gpus) else gpus,
+        cpus=told.get("cpus") or (settings.cpus_per_gpu * max(1, int(gpus)) if gpus else settings.cpus),
+        memory_gib=memory_gib,
+        accelerator=told.get("accelerator", ""),
+        custom=tuple(sorted(custom.items())),
+    )

@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.reports.page import Table
 from orchestrator.study import paper
+from orchestrator.study.comparison import PUBLISHED
 from orchestrator.study.paper import ABSENT, SETTINGS, counted, distinct, interval, number, percent, task_name
-from orchestrator.study.published import PUBLISHED
 
 Numbers = Mapping[str, Any]
 """The numbers of the report; see `orchestrator.study.numbers`."""
