@@ -64,7 +64,7 @@ def by_hydra(cells: list[dict[str, str]]) -> list[dict[str, Any]]:
 def main() -> int:
     """Times both ways and compares the configs."""
     from orchestrator.compose import compose
-    from orchestrator.compose.schema import Schema
+    from orchestrator.compose.declarations import Schema
 
     with tempfile.TemporaryDirectory() as name:
         path = write_sweep(Path(name))

@@ -26,9 +26,8 @@ from orchestrator.launchers.base import Launcher, Limits, Submitter
 from orchestrator.launchers.jobs import settings_of
 from orchestrator.registry import LAUNCHERS, lookup
 from orchestrator.store import layout
-from orchestrator.store.access import new_nonce
+from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
-from orchestrator.store.patience import Outage
 from orchestrator.trackers.mirror import make_mirror
 
 

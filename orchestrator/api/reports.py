@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.api.report_facts import about, curves
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.compose.schema import importable
+from orchestrator.compose.declarations import importable
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import FITTING, REPORTS, load, lookup
 from orchestrator.reporting import About, Offers, call, wants_facts

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.cell import check_digests
 from orchestrator.core.failure import Cause
+from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
@@ -24,9 +24,9 @@ from orchestrator.jobs.states import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Scheduler
 from orchestrator.registry import SCHEDULERS, lookup
+from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.patience import Outage
 from orchestrator.store.table import Rows, collect_rows
 
 DEFAULT_STORE = "runs"

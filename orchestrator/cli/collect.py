@@ -17,11 +17,10 @@ from orchestrator.api.state import (
 )
 from orchestrator.cli.arguments import add_only
 from orchestrator.cli.output import print_json
-from orchestrator.core.rows import widened
 from orchestrator.errors import UserError, nearest
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.opening import as_usual
-from orchestrator.store.table import write_csv, write_table
+from orchestrator.store.table import widened, write_csv, write_table
 from orchestrator.text import counted
 
 FORMATS = ("parquet", "csv", "json")

@@ -14,7 +14,7 @@ from orchestrator.cli.ending import print_failures, print_progress, write_report
 from orchestrator.cli.output import print_lines
 from orchestrator.core.state import State
 from orchestrator.errors import DamagedRecord, InfrastructureError
-from orchestrator.store.patience import told
+from orchestrator.store.access import told
 from orchestrator.text import counted
 from orchestrator.trackers.mirror import mirroring
 

@@ -9,7 +9,7 @@ from orchestrator.api.planning import engine_of, planned
 from orchestrator.api.state import split_store
 from orchestrator.cli.arguments import add_composing, again
 from orchestrator.cli.output import ComposeProgress
-from orchestrator.compose.schema import importable
+from orchestrator.compose.declarations import importable
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import load
 from orchestrator.text import counted

@@ -11,7 +11,7 @@ from orchestrator.api.drift import told
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_json, print_table
-from orchestrator.core.retention import remaining_files
+from orchestrator.core.records import remaining_files
 from orchestrator.core.sweep import StageInstance
 from orchestrator.store import layout
 from orchestrator.trackers.base import history

@@ -20,7 +20,7 @@ from orchestrator.core.records import Owner
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.execution.watch import UNREADABLE_LEASE_S, Watcher
+from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher
 from orchestrator.formats import FORMAT
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.states import Jobs

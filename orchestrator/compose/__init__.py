@@ -3,9 +3,9 @@
 No type of Hydra or OmegaConf leaves it: the results are plain and typed.
 """
 
-from orchestrator.compose.engine import engine_settings, engine_with
 from orchestrator.compose.files import SweepEntry, find_sweeps, shipped
 from orchestrator.compose.main import Composition, compose
+from orchestrator.compose.overrides import engine_settings, engine_with
 
 __all__ = [
     "Composition",

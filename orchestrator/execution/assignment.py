@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import platform
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -16,11 +18,13 @@ import msgspec
 
 from orchestrator import formats, provenance
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Code, Process
+from orchestrator.core.records import Code, Owner, Process
 from orchestrator.core.settings import RunSettings
-from orchestrator.core.sweep import StageInstance
+from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.errors import InfrastructureError
 from orchestrator.formats import SINCE_2, Stored
 from orchestrator.manifest import File
+from orchestrator.processes import describe
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 
@@ -285,3 +289,44 @@ RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
 After `RELEASED` another job may go on (75 is EX_TEMPFAIL of sysexits.h). After `TOO_SHORT`, without a
 checkpoint, another job would get no further. After `NO_MEMORY` another job needs more host memory.
 """
+
+
+def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
+    """Return the worker's cells, rotated to start at its own share: workers then rarely compete for a stage.
+
+    Example: of 8 cells and 4 workers, worker 2 starts at cell 4, and returns to cell 0 after cell 7.
+    """
+    if order.cells is not None:
+        wanted = set(order.cells)
+        cells = [cell for cell in cells if cell.cell in wanted]
+    start = len(cells) * order.slot // max(1, order.num_slots) % max(1, len(cells))
+    return (*cells[start:], *cells[:start])
+
+
+def this_owner(order: Assignment, pid: int) -> Owner:
+    """Return the identity of the calling worker.
+
+    Args:
+        order: its assignment.
+        pid: its process id.
+
+    Raises:
+        InfrastructureError: the process cannot be described.
+    """
+    process = describe(pid)
+    # Without the start time nobody could prove this worker gone, and each of its claims would block others
+    # for a whole lease.
+    if process is None:
+        raise InfrastructureError(f"cannot read this process's start time (pid {pid})")
+    job = order.job
+    if job is None:
+        return Owner(host=platform.node(), process=process, slot=order.slot)
+    return Owner(
+        host=job.node or platform.node(),
+        process=process,
+        cluster=job.cluster,
+        job=job.job,
+        array_index=job.array_index,
+        restart_count=job.restart_count,
+        slot=order.slot,
+    )

@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.cell import uses_of
+from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Claim, Done, End, StartRecord
 from orchestrator.core.state import NOT_KEPT, Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance
@@ -42,10 +42,9 @@ from orchestrator.execution.conclude import (
     Facts,
     conclude,
 )
-from orchestrator.execution.fence import Fence
-from orchestrator.execution.heartbeat import HeartbeatWriter
 from orchestrator.execution.inheritance import Inherited, going_on, has_progressed, inherit, started
 from orchestrator.execution.keeper import await_news
+from orchestrator.execution.liveness import Fence, HeartbeatWriter
 from orchestrator.execution.publishing import BucketPublisher, complain
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
@@ -53,8 +52,8 @@ from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
+from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.text import MAX_LINE, escaped, one_line
 

@@ -25,13 +25,13 @@ import msgspec
 
 from orchestrator import formats
 from orchestrator.core.failure import Cause, cause_of_exception
-from orchestrator.core.rows import checked_rows
+from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message
+from orchestrator.execution.checkpoints import UNREAD
 from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.execution.keeper import ReceivedSignals
-from orchestrator.execution.resume import UNREAD
 from orchestrator.execution.work import keep, undo
 from orchestrator.manifest import File, contain, fsync_path, fsync_tree, open_to_owner, scan
 from orchestrator.processes import describe, end_attempt
@@ -39,9 +39,9 @@ from orchestrator.provenance import without_secrets
 from orchestrator.registry import load
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
 from orchestrator.store import layout
+from orchestrator.store.access import Outage
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_objects
-from orchestrator.store.patience import Outage
 from orchestrator.text import MAX_LINE, one_line, words_of
 from orchestrator.trackers.base import Tracked, open_trackers
 

@@ -17,13 +17,13 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator import formats, provenance
-from orchestrator.core.cell import uses_of
+from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Parent, StartRecord
 from orchestrator.core.state import Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.execution.assignment import Assignment, ChildOutcome, git_of
-from orchestrator.execution.interpreter import command_facts
-from orchestrator.execution.resume import adopt, candidates, is_discarded, is_whole, link
+from orchestrator.execution.checkpoints import adopt, candidates, is_discarded, is_whole, link
+from orchestrator.execution.command_text import command_facts
 from orchestrator.execution.work import take_over, work_of
 from orchestrator.manifest import damage
 from orchestrator.stage import MANIFEST, Checkpoint, StageSpec

@@ -9,8 +9,7 @@ from multiprocessing.context import BaseContext
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import Claimable, RequestSummary, next_stage, summarize_requests
-from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void
-from orchestrator.core.retention import remaining_files
+from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void, remaining_files
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
@@ -22,17 +21,16 @@ from orchestrator.execution.assignment import (
     TOO_SHORT,
     Assignment,
     Shortage,
+    share,
 )
 from orchestrator.execution.attempt import AttemptRun
-from orchestrator.execution.owner import share
-from orchestrator.execution.watch import Leaving, Watcher, next_lease_s
+from orchestrator.execution.liveness import Leaving, Watcher, next_lease_s
 from orchestrator.manifest import damage
 from orchestrator.store import layout
-from orchestrator.store.access import new_nonce
+from orchestrator.store.access import new_nonce, told
 from orchestrator.store.checkout import Checkout
 from orchestrator.store.evidence import EvidenceReader, examine
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.patience import told
 from orchestrator.store.retention import retain
 
 IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0

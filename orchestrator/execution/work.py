@@ -26,7 +26,7 @@ from typing import NamedTuple
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import StageFailure
-from orchestrator.execution.resume import is_discarded
+from orchestrator.execution.checkpoints import is_discarded
 from orchestrator.manifest import TRANSIENT, copy_file, fsync_path, fsync_tree
 from orchestrator.stage import Context
 from orchestrator.store import layout

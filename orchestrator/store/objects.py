@@ -382,6 +382,6 @@ def open_objects(url: str) -> ObjectStore:
             fix=f"store.url={scheme}://my-bucket/runs",
         )
     # Imported here, because a store in a folder needs neither the cache nor the broker.
-    from orchestrator.store.remote import RemoteStore
+    from orchestrator.store.bucket import RemoteStore
 
     return RemoteStore(f"{scheme}://{'/'.join([bucket, *parts])}")

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from orchestrator.manifest import scan
+from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.objects import Listing
-from orchestrator.store.remote import RemoteStore
 from tests.bucket.buckets import Bucket
 
 ODD = ("a b.txt", "é#%~*.txt", "x%20y", "[1].json", "q?&=+.t", "deep/er/file")

@@ -13,7 +13,7 @@ from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.count import COUNT
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.execution.resume import adopt
+from orchestrator.execution.checkpoints import adopt
 from orchestrator.stage import MANIFEST, Context, StageSpec, write_checkpoint_manifest
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger

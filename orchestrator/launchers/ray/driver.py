@@ -25,8 +25,8 @@ from orchestrator.core.records import Owner
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.assignment import NO_MEMORY, REFUSED, RELEASED
+from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
-from orchestrator.execution.watch import Watcher
 from orchestrator.jobs.records import DriverStatus as Seen
 from orchestrator.jobs.records import JobExitReport, Submission
 from orchestrator.jobs.submissions import Submissions

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
 from orchestrator.execution.assignment import LostWorker
-from orchestrator.execution.watch import Watcher
+from orchestrator.execution.liveness import Watcher
 from orchestrator.jobs.records import LostSlot, Submission
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.launchers.jobs import gone_of

@@ -1,4 +1,4 @@
-"""Observation of attempts' owners, and the decision when one is dead.
+"""Signs of life: the heartbeats and fences of an attempt, and the observation of other attempts' owners.
 
 This is rule 4 of the store protocol in docs/design.md. It compares no clocks of different machines.
 """
@@ -6,16 +6,146 @@ This is rule 4 of the store protocol in docs/design.md. It compares no clocks of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from orchestrator import provenance
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Owner
+from orchestrator.core.records import Heartbeat, Owner
 from orchestrator.core.state import Attempt, Liveness, StageStatus, State
 from orchestrator.core.sweep import StageInstance
-from orchestrator.execution.assignment import JobContext, LostWorker
+from orchestrator.execution.assignment import JobContext, LostWorker, Message
+from orchestrator.execution.publishing import complain
+from orchestrator.store import layout
+from orchestrator.store.access import is_transient, told
 from orchestrator.store.evidence import OwnerReport, inspect_owner
-from orchestrator.store.patience import is_transient, told
+from orchestrator.store.ledger import Ledger
+
+MAX_HEARTBEAT_S = 10.0
+
+
+class HeartbeatWriter:
+    """The writer of one attempt's heartbeats.
+
+    Args:
+        ledger: the store.
+        node: the stage instance.
+        number: number of the attempt.
+        lease_s: seconds without a heartbeat after which others may take the attempt for dead.
+
+    Attributes:
+        progress: the child's last message.
+    """
+
+    def __init__(self, ledger: Ledger, node: StageInstance, number: int, *, lease_s: float) -> None:
+        self._ledger = ledger
+        self._node = node
+        self._number = number
+        # Three heartbeats in a lease: a late one, or one that fails, does not cost the lease.
+        self._interval_s = min(lease_s / 3, MAX_HEARTBEAT_S)
+        self._counter = 0
+        self._last_s = 0.0
+        self.progress = Message(phase="starting")
+
+    def receive(self, message: Message) -> None:
+        """Take a message of the child into the next heartbeat.
+
+        A changed phase or process is recorded at once, a step with the next regular heartbeat. Other workers
+        on this machine need the process to prove that the child is gone.
+        """
+        was, self.progress = self.progress, message
+        known = was.process, was.phase, was.step is None
+        if known != (message.process, message.phase, message.step is None):
+            self.write()
+
+    def pulse(self) -> bool:
+        """Record a heartbeat if one is due; return whether it was."""
+        if time.monotonic() - self._last_s < self._interval_s:
+            return False
+        self.write()
+        return True
+
+    def write(self) -> None:
+        """Record a heartbeat now. A failure is only logged: the next one is due soon."""
+        self._counter += 1
+        self._last_s = time.monotonic()
+        beat = Heartbeat(
+            counter=self._counter,
+            phase=self.progress.phase,
+            step=self.progress.step,
+            num_steps=self.progress.num_steps,
+            child=self.progress.process,
+            at=provenance.now(),
+        )
+        try:
+            self._ledger.put(self._node, self._number, layout.HEARTBEAT, beat)
+        except OSError as error:
+            complain(f"heartbeat of {self._node.name} attempt {self._number} failed: {error}")
+
+
+class Fence:
+    """The store's records by which an attempt sees whether what it makes may still count.
+
+    Two workers may both run a stage, because the first was wrongly taken for dead. This is safe: each attempt
+    writes only into its own folder, and `done` can be created only once per generation::
+
+        attempt 1: claim .... no heartbeat .... create done: refused, so released (superseded)
+        attempt 2:                claim ... create done: its product is the result
+
+    An attempt therefore looks for a successor at each heartbeat, and again when it fails.
+
+    Args:
+        ledger: the store.
+        node: the stage instance.
+        number: number of the attempt.
+        generation: generation of the product that it makes.
+        inputs: digest of each input to the generation of its product.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        node: StageInstance,
+        *,
+        number: int,
+        generation: int,
+        inputs: Mapping[str, int],
+    ) -> None:
+        self._ledger = ledger
+        self._node = node
+        self._number = number
+        self._generation = generation
+        self._inputs = inputs
+
+    def is_pointless(self) -> bool:
+        """Return whether a product exists already, or the generation is void."""
+        return self._ledger.is_done_or_void(self._node, self._generation)
+
+    def is_recorded(self) -> bool:
+        """Return whether the stage's product is the one of this attempt."""
+        done, _ = self._ledger.product(self._node, self._generation)
+        return done is not None and done.attempt == self._number
+
+    def is_superseded(self) -> bool:
+        """Return whether a later attempt or a product exists; False while the store does not answer."""
+        try:
+            return self._ledger.is_claimed(self._node, self._number + 1) or self.is_pointless()
+        except OSError:
+            return False
+
+    def retired_input(self) -> str:
+        """Return the stage of an input with retired files, "" for none.
+
+        Another sweep may still take a product whose files its own sweep no longer needs.
+        """
+        return self._ledger.retired_input(self._node, self._inputs)
+
+    def has_discarded_input(self) -> bool:
+        """Return whether an input was discarded meanwhile: what was made from it must not count."""
+        return any(
+            self._ledger.is_discarded(taken, self._inputs[taken.digest]) for taken in self._node.inputs
+        )
+
 
 LEAVE_S, UNREADABLE_S = 3.0, 8.0
 """Seconds that a stage with a transient error is left alone, and seconds that an idle worker keeps trying."""
