@@ -22,9 +22,8 @@ NUM_FRAMES = 3
 LENGTH = 10
 """Hexadecimal digits of a fingerprint: 40 bits, so that a thousand differ with near certainty."""
 
-_PLACES = re.compile(
-    r"(?P<quote>['\"])(?:[A-Za-z]:)?[^'\"\s]*[/\\][^'\"]*(?P=quote)|(?<![\w.~+@-])(?:[A-Za-z]:)?[\w.~+@-]*[/\\][\w./\\~+@=,-]+"
-)
+_QUOTED = re.compile(r"(['\"])([^'\"]*)\1")
+_PATH = re.compile(r"(?<![\w.~+@-])(?:[A-Za-z]:)?[\w.~+@-]*[/\\][\w./\\~+@=,-]*")
 _IDS = re.compile(
     r"\b(?:0x[0-9a-fA-F]+|(?=[0-9a-f]*\d)[0-9a-f]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\b"
 )
@@ -69,8 +68,9 @@ def fingerprint(stage: str, end: End) -> Fingerprint:
 
 def without_particulars(message: str) -> str:
     """Return a message with paths, ids and numbers replaced by signs."""
-    found = _PLACES.sub("<path>", message)
-    found = _IDS.sub("<id>", found)
+    # A path in quotes may hold spaces.
+    found = _QUOTED.sub(lambda quoted: "<path>" if re.search(r"[/\\]", quoted[2]) else quoted[0], message)
+    found = _IDS.sub("<id>", _PATH.sub("<path>", found))
     return " ".join(_NUMBERS.sub("#", found).split())
 
 
