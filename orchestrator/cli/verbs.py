@@ -17,6 +17,7 @@ VERBS: Final = {
     "prefetch": "fetch the models and data that its cells need",
     "launch": "run everything that is not done",
     "status": "where each cell stands, also while it runs",
+    "failures": "what failed, failures that look alike as one",
     "why": "the evidence behind a cell's state",
     "show": "a cell's resolved config, digests and files",
     "diff": "which field made it another cell or stage",

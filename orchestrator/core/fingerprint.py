@@ -22,7 +22,7 @@ NUM_FRAMES = 3
 LENGTH = 10
 """Hexadecimal digits of a fingerprint: 40 bits, so that a thousand differ with near certainty."""
 
-_QUOTED = re.compile(r"(['\"])([^'\"]*)\1")
+_QUOTED = re.compile(r"(?<!\w)(['\"])([^'\"]*)\1")
 _PATH = re.compile(r"(?<![\w.~+@-])(?:[A-Za-z]:)?[\w.~+@-]*[/\\][\w./\\~+@=,-]*")
 _IDS = re.compile(
     r"\b(?:0x[0-9a-fA-F]+|(?=[0-9a-f]*\d)[0-9a-f]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\b"
@@ -60,7 +60,10 @@ def fingerprint(stage: str, end: End) -> Fingerprint:
         end: record of the attempt's end.
     """
     cause = str(end.cause or "unknown")
-    message, frames = without_particulars(end.message), own_frames(end.log_tail)
+    message, frames = (
+        without_particulars(end.message.removeprefix(f"{end.exception}: ")),
+        own_frames(end.log_tail),
+    )
     parts = "\0".join((stage, cause, end.exception, message, *frames))
     digest = hashlib.sha256(parts.encode()).hexdigest()[:LENGTH]
     return Fingerprint(digest, stage, cause, end.exception, message, frames)
