@@ -51,6 +51,9 @@ GENERATORS: Mapping[str, str] = {
 }
 """`evaluation.engine` to a class that is an `Engine`."""
 
+BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.bucket:RemoteStore")
+"""Scheme of a store's address to a class that is an `ObjectStore` over a bucket."""
+
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
     "slurm": "orchestrator.launchers.slurm.launcher:SlurmLauncher",
@@ -79,6 +82,12 @@ REPORTS: Mapping[str, str] = {
 
 FITTING: Mapping[str, str] = {"study": "orchestrator.study.tables.results:fits"}
 """Report to a function ``(rows, *, about) -> bool``: whether it suits rows of sweeps that name no report."""
+
+GENERAL = "general"
+"""The report used when no other report fits."""
+
+REPORT_WRITER = "orchestrator.api.reports:write_sweep_reports"
+"""The function that writes the reports of a sweep. A launch imports it, and what it needs, at its end."""
 
 TABLE_READER = "orchestrator.study.tables.results:read_table"
 """A function ``(path) -> rows`` that reads a table made elsewhere."""

@@ -36,7 +36,6 @@ from orchestrator.registry import SCHEDULERS, lookup
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.table import Rows, collect_rows
 
 DEFAULT_STORE = "runs"
 """Folder of the store in the working folder, if no other is named."""
@@ -352,7 +351,7 @@ def open_view(word: str, url: str | None = None) -> SweepState:
     number = current_revision(ledger, reference.name)
     if number is not None:
         return sealed_view(ledger, reference.name, number)
-    from orchestrator.compose import compose  # slow import; only for sweeps that were never launched
+    from orchestrator.compose.main import compose  # slow import; only for sweeps that were never launched
 
     with naming_the_store(ledger):
         return SweepState(ledger, compose(reference.source).sweep, 1, sealed=False)
@@ -388,9 +387,3 @@ def current_revision(ledger: Ledger, name: str) -> int | None:
         if request.verb in ("launch", "rerun") and request.revision in numbers:
             return request.revision
     return max(numbers, default=None)
-
-
-def rows_of(view: SweepState, only: list[str]) -> Rows:
-    """Return the result rows of the selected cells."""
-    cells = view.select(only)
-    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)

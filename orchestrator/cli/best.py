@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from orchestrator.api.state import open_view, rows_of
+from orchestrator.api.state import open_view
+from orchestrator.api.status import rows_of
 from orchestrator.cli.arguments import add_only, add_store, no_overrides
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.errors import UserError, nearest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator.api.cancelling import cancel_cells
+from orchestrator.api.run import cancel_cells
 from orchestrator.api.state import open_view
 from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_lines

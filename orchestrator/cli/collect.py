@@ -6,15 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from orchestrator.api.state import (
-    SweepState,
-    open_view,
-    parse_reference,
-    rows_of,
-    sealed_view,
-    split_store,
-    store_url,
-)
+from orchestrator.api.state import SweepState, open_view, parse_reference, sealed_view, split_store, store_url
+from orchestrator.api.status import rows_of
 from orchestrator.cli.arguments import add_only
 from orchestrator.cli.output import print_json
 from orchestrator.errors import UserError, nearest

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import orchestrator
 from orchestrator.api.state import store_url
-from orchestrator.cli.verbs import VERBS, verb_of
+from orchestrator.cli.main import VERBS, verb_of
 from orchestrator.errors import UserError
 
 SHELLS = ("bash", "zsh", "fish")

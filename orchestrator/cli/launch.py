@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator.api.drift import code_drift
 from orchestrator.api.launching import (
     check_launch,
+    engine_of,
+    planned,
 )
-from orchestrator.api.planning import engine_of, planned
+from orchestrator.api.requests import code_drift
 from orchestrator.api.state import split_store
 from orchestrator.cli.arguments import add_composing, add_wait, again
 from orchestrator.cli.attached import follow
-from orchestrator.cli.jobs import print_scripts
 from orchestrator.cli.output import ComposeProgress, print_lines, print_warnings
+from orchestrator.cli.progress import print_scripts
 from orchestrator.core.state import State
 from orchestrator.entry import outlive_the_reader
 from orchestrator.text import counted

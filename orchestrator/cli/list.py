@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.api.state import current_revision, store_url
 from orchestrator.cli.arguments import add_store, no_overrides
 from orchestrator.cli.output import print_json, print_table
-from orchestrator.compose import SweepEntry, find_sweeps, shipped
+from orchestrator.compose.files import SweepEntry, find_sweeps, shipped
 from orchestrator.store.ledger import Ledger, open_ledger
 
 

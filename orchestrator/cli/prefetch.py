@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from orchestrator.api.estimates import call, distinct, missing_of, needs_of, told
-from orchestrator.api.planning import engine_of, planned
+from orchestrator.api.launching import engine_of, planned
 from orchestrator.api.state import split_store
 from orchestrator.cli.arguments import add_composing, again
 from orchestrator.cli.output import ComposeProgress

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator.api.launching import requests_of
+from orchestrator.api.reconciling import requests_of
 from orchestrator.api.state import open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.arguments import add_store, add_sweep, add_wait, no_overrides
-from orchestrator.cli.jobs import print_scripts, submit_all
 from orchestrator.cli.output import indented
+from orchestrator.cli.progress import print_scripts, submit_all
 from orchestrator.entry import outlive_the_reader
 
 

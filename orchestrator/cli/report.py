@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.api.reports import (
-    GENERAL,
-    NUMBERS,
     check_folder,
     fitting_report,
     write_report,
@@ -21,10 +19,9 @@ from orchestrator.api.reports import (
 )
 from orchestrator.api.state import open_view
 from orchestrator.cli.arguments import add_store, no_overrides
-from orchestrator.cli.ending import print_written
-from orchestrator.cli.output import print_warnings, to_stderr
+from orchestrator.cli.output import NUMBERS, print_warnings, print_written, to_stderr
 from orchestrator.errors import UserError
-from orchestrator.registry import TABLE_READER, load
+from orchestrator.registry import GENERAL, TABLE_READER, load
 from orchestrator.store.table import Rows
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.api.launching import check_launch, failed_cells
-from orchestrator.api.planning import engine_of
+from orchestrator.api.launching import check_launch, engine_of, failed_cells
 from orchestrator.api.state import SweepState, open_view, split_store
 from orchestrator.cli.arguments import add_sweep, add_wait
 from orchestrator.cli.attached import follow

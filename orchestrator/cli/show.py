@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.api.drift import told
+from orchestrator.api.requests import retired_line
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_json, print_table
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for stage in stages:
         for retired in stage["retired"]:
-            print(f"retired of {stage['stage']}: {told(retired)}")
+            print(f"retired of {stage['stage']}: {retired_line(retired)}")
     return 0
 
 

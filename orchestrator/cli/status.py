@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from orchestrator.api.drift import code_drift
+from orchestrator.api.requests import code_drift
 from orchestrator.api.state import open_view
-from orchestrator.api.status import as_json, notes_of, retries_of
+from orchestrator.api.status import notes_of, retries_of, status_json
 from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings, shorten
 from orchestrator.core.state import State
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     view = open_view(args.sweep, no_overrides(args.words))
     cells = view.select(args.only)
     if args.json:
-        print_json(as_json(view, cells))
+        print_json(status_json(view, cells))
         return 0
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])

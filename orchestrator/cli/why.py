@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from orchestrator.api.explanation import explain, explanation_lines
 from orchestrator.api.state import open_view
+from orchestrator.api.status import explain, explanation_lines
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_json, print_lines, print_warnings
 

@@ -13,18 +13,10 @@ from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, V
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
-from orchestrator.execution.assignment import (
-    NO_MEMORY,
-    OTHER_CODE,
-    REFUSED,
-    RELEASED,
-    TOO_SHORT,
-    Assignment,
-    Shortage,
-    share,
-)
+from orchestrator.execution.assignment import Assignment, Shortage, share
 from orchestrator.execution.attempt import AttemptRun
 from orchestrator.execution.liveness import Leaving, Watcher, next_lease_s
+from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.manifest import damage
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce, told

@@ -178,7 +178,7 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
        different name alone does not prove that, because people rename jobs (`is_ours`).
     5. The job wrote an exit report and requested no restart: over.
     6. Otherwise: unknown. If the listing is complete for this job, its absence counts, but only after a while
-       and a second query (`orchestrator.api.settling`).
+       and a second query (`orchestrator.api.reconciling`).
 
     Args:
         filed: The submission.

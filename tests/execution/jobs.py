@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.core.records import Claim, End
 from orchestrator.core.sweep import Sweep
-from orchestrator.execution.assignment import JobContext as SchedulersJob
+from orchestrator.jobs.records import JobContext as SchedulersJob
 from orchestrator.stage import MANIFEST, StageSpec
 from orchestrator.store import layout
 from tests.execution.faults import order_for

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Heartbeat
 from orchestrator.execution import main as worker_main
-from orchestrator.execution.assignment import OTHER_CODE, REFUSED
+from orchestrator.jobs.records import OTHER_CODE, REFUSED
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger

@@ -24,13 +24,20 @@ from orchestrator.core.plan import num_claimable, summarize_requests
 from orchestrator.core.records import Owner
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.execution.assignment import NO_MEMORY, REFUSED, RELEASED
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
+from orchestrator.jobs.records import (
+    BEAT_S,
+    EXITS,
+    NO_MEMORY,
+    REFUSED,
+    RELEASED,
+    JobExitReport,
+    Submission,
+    cause_of_code,
+)
 from orchestrator.jobs.records import DriverStatus as Seen
-from orchestrator.jobs.records import JobExitReport, Submission
-from orchestrator.jobs.submissions import Submissions
-from orchestrator.launchers.jobs import BEAT_S, EXITS, cause_of_code, request_of, settings_of
+from orchestrator.jobs.submissions import Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.lost_workers import Losses

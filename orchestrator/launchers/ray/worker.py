@@ -34,12 +34,11 @@ from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.execution.assignment import Assignment, JobContext, Shortage
+from orchestrator.execution.assignment import Assignment, Shortage
 from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
 from orchestrator.execution.main import run as run_worker
-from orchestrator.jobs.records import Submission
-from orchestrator.jobs.submissions import Submissions
-from orchestrator.launchers.jobs import gone_of, request_of, settings_of
+from orchestrator.jobs.records import JobContext, Submission
+from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.settings import ray_settings
 from orchestrator.processes import adopt_orphans
