@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ["COLUMNS"] = "100"  # the width of argparse's help
 
-from orchestrator.cli.verbs import VERBS, verb_of
+from orchestrator.cli.main import VERBS, verb_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/reference"
