@@ -19,7 +19,7 @@ GROUPS = ("launcher", "cluster", "policy", "store", "tracker", "hardware")
 def cli() -> str:
     """Return the page of the verbs: what argparse prints for each."""
     parts = ["# The command `sweep`\n", NOTE, "| verb | |\n|---|---|"]
-    parts += [f"| [{verb}](#{verb}) | {does} |" for verb, does in VERBS.items()]
+    parts += [f"| [{verb}](#{verb}) | {does} |" for verb, (_, does) in VERBS.items()]
     for verb in VERBS:
         parts.append(f"\n## {verb}\n\n```\n{verb_of(verb)[1].format_help().strip()}\n```")
     return "\n".join(parts) + "\n"

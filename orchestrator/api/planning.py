@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator.api import estimates
-from orchestrator.api.estimates import missing_of, needs_of, told
+from orchestrator.api.estimates import missing_of, need_line, needs_of
 from orchestrator.api.state import (
     SweepState,
     current_revision,
@@ -158,7 +158,7 @@ class Plan:
             "axes": cell.axes,
             "columns": cell.columns,
             "state": self.state_of(cell),
-            "blocked": [told(need) for need in self.missing.get(cell.cell, ())],
+            "blocked": [need_line(need) for need in self.missing.get(cell.cell, ())],
             "estimate": estimates.as_json(estimates.of_cell(cell, self.estimates)),
             "stages": [
                 {

@@ -12,13 +12,12 @@ from typing import Any
 
 from orchestrator import provenance
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.compose.declarations import importable
 from orchestrator.core.records import Request, StartRecord
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import changed_keys
 from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.registry import FITTING, GENERAL, REPORTS, load, lookup
+from orchestrator.registry import FITTING, GENERAL, REPORTS, importable, load, lookup
 from orchestrator.reporting import (
     About,
     AttemptFacts,

@@ -114,7 +114,7 @@ def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], n
     return planned.code
 
 
-def plan_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> snapshots.Plan:
+def plan_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> snapshots.SnapshotPlan:
     """Return what `take_code` would store.
 
     Args:

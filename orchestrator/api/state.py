@@ -28,8 +28,8 @@ from orchestrator.core.state import (
 )
 from orchestrator.core.sweep import Cell, StageInstance, Sweep, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
+from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.judgement import JobListing, SubmissionState, ending
-from orchestrator.jobs.states import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Scheduler
 from orchestrator.registry import SCHEDULERS, lookup

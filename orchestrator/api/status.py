@@ -12,8 +12,8 @@ from orchestrator.api.requests import code_versions, retired_line
 from orchestrator.api.state import SweepState, scheduler
 from orchestrator.core.state import Attempt, CellStatus
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.jobs.judgement import Phase, SubmissionState
-from orchestrator.jobs.states import LIMIT, CellJob, scheduler_of
+from orchestrator.jobs.cells import LIMIT, scheduler_of
+from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
 from orchestrator.store.evidence import examine, progress
 from orchestrator.store.table import Rows, collect_rows
 from orchestrator.text import one_line
@@ -192,12 +192,12 @@ def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
             yield {"job": job.name, "phase": job.phase, "reason": job.reason, "evidence": lines}
 
 
-def _is_refusal(filed: SubmissionState, index: int, last: CellJob | None) -> bool:
+def _is_refusal(filed: SubmissionState, index: int, last: Judgement | None) -> bool:
     """Return whether a limit kept a task from becoming a job, and a later submission of the cell exists.
 
     A full scheduler may refuse a cell many times. Only the last refusal is of interest.
     """
-    is_last = last is not None and last.submission.number == filed.submission.number
+    is_last = last is not None and last.filed.submission.number == filed.submission.number
     return not is_last and index in filed.over and filed.over[index].word == LIMIT
 
 

@@ -25,10 +25,9 @@ from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.jobs.arrays import JobArray, cut, first_try, grouped
+from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import JobEnd, Resources, Submission
-from orchestrator.jobs.states import LIMIT
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdict
 from orchestrator.store import code as snapshots

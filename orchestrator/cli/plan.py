@@ -1,4 +1,4 @@
-"""`sweep plan`: show the cells, their stages, and what a launch would do and why (read-only)."""
+"""`sweep list`, `plan` and `prefetch`: which sweeps there are, what a launch would do, and what it needs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.api.estimates import distinct, in_total, of_cell, together, told
+from orchestrator.api.estimates import (
+    call,
+    distinct,
+    in_total,
+    missing_of,
+    need_line,
+    needs_of,
+    of_cell,
+    together,
+)
 from orchestrator.api.launching import engine_of, planned
 from orchestrator.api.planning import Plan, cell_drift, hardware_of
 from orchestrator.api.requests import code_drift, needing_retired_lines
-from orchestrator.api.state import SweepState, split_store
-from orchestrator.cli.arguments import add_composing, again
+from orchestrator.api.state import SweepState, current_revision, split_store, store_url
+from orchestrator.cli.arguments import add_composing, add_store, again, no_overrides
 from orchestrator.cli.output import (
     ComposeProgress,
     print_json,
@@ -21,18 +30,22 @@ from orchestrator.cli.output import (
     print_warnings,
     shorten,
 )
+from orchestrator.compose.files import SweepEntry, find_sweeps, shipped
 from orchestrator.core.plan import Action, Step
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import DEVICES, Estimate
+from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.registry import importable, load
+from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.text import counted
 
 MAX_GROUP_SHOWN = 8
 """Missing needs that are listed; ``--json`` lists all of them."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_plan(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_composing(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
@@ -43,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-gpus", type=int, metavar="N", help="that one cell may have")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_plan(args: argparse.Namespace) -> int:
     """Print the plan."""
     view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
@@ -59,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     print_warnings(view)
     print_lines(cell_drift(view), indent=2)
     print_lines(code_drift(view, cells, composition.import_paths if composition else ()), indent=2)
-    _print(plan)
+    _print_plan(plan)
     return 0
 
 
@@ -86,7 +99,7 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
     print_table(("stage", *Action), rows)
 
 
-def _print(plan: Plan) -> None:
+def _print_plan(plan: Plan) -> None:
     """Print stages, costs, cells and missing needs of a plan."""
     view, cells = plan.view, plan.cells
     print_stages(view, cells, plan.steps)
@@ -99,7 +112,7 @@ def _print(plan: Plan) -> None:
         missing = distinct(plan.missing)
         print(f"\n{counted(len(plan.missing), 'cell')} blocked:")
         for need in missing[:MAX_GROUP_SHOWN]:
-            print(f"  {told(need)}")
+            print(f"  {need_line(need)}")
         if len(missing) > MAX_GROUP_SHOWN:
             print(f"  and {len(missing) - MAX_GROUP_SHOWN} more")
         if any(need.fetch for need in missing):
@@ -251,3 +264,108 @@ def duration(number: float) -> str:
 def gib(number: float) -> str:
     """Return a number of GiB: two decimals below 10, none from there on."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
+
+
+def configure_prefetch(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_composing(parser)
+
+
+def run_prefetch(args: argparse.Namespace) -> int:
+    """Fetch each missing need once. A failed fetch does not stop the others.
+
+    Raises:
+        InfrastructureError: a need is still missing in the end.
+    """
+    view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    cells = view.select(args.only)
+    import_paths = engine_of(view, composition, split_store(args.overrides)[1])[1]
+    needs = needs_of(view, cells, import_paths)
+    missing = distinct(missing_of(needs))
+    print(f"{view.title}: {counted(len(distinct(needs)), 'need')}, {len(missing)} missing")
+    problems: list[str] = []
+    fixes: list[str] = []
+    with importable(import_paths):
+        for number, need in enumerate(missing, start=1):
+            print(f"[{number}/{len(missing)}] {need_line(need)}", flush=True)
+            try:
+                if not need.fetch:
+                    raise UserError(f"{need.what}: {need.advice or 'nothing can fetch it'}")
+                call(need.fetch, load(need.fetch, where=need.what), **need.arguments)
+                print("  there")
+            except SweepError as error:
+                problems.append("\n  ".join(filter(None, (error.what, error.where, error.allowed))))
+                fixes.append(error.fix)
+                print("  failed")
+    # Check again: a fetch without an error may still leave a need unmet.
+    left = missing_of(needs_of(view, cells, import_paths))
+    if problems or left:
+        left_names = [need_line(need) for need in distinct(left)]
+        raise InfrastructureError(
+            f"{counted(len(left_names), 'need')} of {view.sweep.name} could not be fetched",
+            where="\n  ".join(problems or left_names),
+            fix="; ".join(filter(None, dict.fromkeys(fixes))),
+        )
+    print(f"{counted(len(cells), 'cell')} can run here: {again('launch', args)}")
+    return 0
+
+
+def configure_list(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_store(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """List the user's sweep files, then sweeps found only in the store, then those shipped here."""
+    ledger = open_ledger(store_url(no_overrides(args.words)))
+    entries = find_sweeps()
+    place = shipped("sweeps").resolve()
+    own = [entry for entry in entries if entry.path.parent != place]
+    alone = sorted(set(ledger.sweeps()) - {entry.name for entry in entries})
+    rows = [
+        *(_of_file(ledger, entry) for entry in own),
+        *(row for name in alone if (row := _of_store(ledger, name)) is not None),
+        *(_of_file(ledger, entry) for entry in entries if entry not in own),
+    ]
+    if args.json:
+        print_json(rows)
+        return 0
+    shown = [
+        (
+            r["sweep"],
+            "?" if r["num_cells"] is None else r["num_cells"],
+            r["revision"] or "-",
+            r["description"],
+        )
+        for r in rows
+    ]
+    print_table(("sweep", "cells", "revision", "description"), shown)
+    return 0
+
+
+def _of_file(ledger: Ledger, entry: SweepEntry) -> dict[str, Any]:
+    """Return the line of a sweep file. A file with an error is listed with the error."""
+    return {
+        "sweep": entry.name,
+        "num_cells": entry.num_cells,
+        "revision": current_revision(ledger, entry.name),
+        "description": entry.description if not entry.error else f"error: {entry.error}",
+        "path": str(entry.path),
+    }
+
+
+def _of_store(ledger: Ledger, name: str) -> dict[str, Any] | None:
+    """Return the line of a sweep in the store, None if it was never sealed."""
+    # Records of a launch that died before it sealed anything leave a name without a revision.
+    number = current_revision(ledger, name)
+    if number is None:
+        return None
+    sweep = ledger.revision(name, number).sweep
+    return {
+        "sweep": name,
+        "num_cells": len(sweep.cells),
+        "revision": number,
+        "description": sweep.description,
+        "path": "",
+    }

@@ -22,7 +22,8 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import ChildOutcome
 from orchestrator.manifest import contain, damage_by_size, step_of
-from orchestrator.stage import MANIFEST, CheckpointManifest, Context, StageSpec
+from orchestrator.saving import MANIFEST, CheckpointManifest
+from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 

@@ -26,7 +26,8 @@ from orchestrator.execution.checkpoints import candidates, find_unread, is_disca
 from orchestrator.execution.command_text import command_facts
 from orchestrator.execution.work import take_over
 from orchestrator.manifest import File, copy_file, damage, fsync_path, fsync_tree
-from orchestrator.stage import MANIFEST, Checkpoint, StageSpec
+from orchestrator.saving import MANIFEST
+from orchestrator.stage import Checkpoint, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 

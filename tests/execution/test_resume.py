@@ -14,7 +14,8 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.count import COUNT
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.inheritance import adopt_checkpoint
-from orchestrator.stage import MANIFEST, Context, StageSpec, write_checkpoint_manifest
+from orchestrator.saving import MANIFEST, write_checkpoint_manifest
+from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from tests.store.builders import claim, end, ledger_at, node_of, sweep_of, void

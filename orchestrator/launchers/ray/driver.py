@@ -32,11 +32,11 @@ from orchestrator.jobs.records import (
     NO_MEMORY,
     REFUSED,
     RELEASED,
+    DriverStatus,
     JobExitReport,
     Submission,
     cause_of_code,
 )
-from orchestrator.jobs.records import DriverStatus as Seen
 from orchestrator.jobs.submissions import Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
@@ -320,15 +320,10 @@ class RayDriver:
         if not force and text == self._told and now_s - self._told_s < BEAT_S:
             return
         self._beat, self._told, self._told_s = self._beat + 1, text, now_s
-        seen = Seen(
-            restart=self._restart,
-            beat=self._beat,
-            text=text,
-            lost=tuple(self._losses.known),
-            at=provenance.now(),
-        )
+        lost, at = tuple(self._losses.known), provenance.now()
+        status = DriverStatus(restart=self._restart, beat=self._beat, text=text, lost=lost, at=at)
         try:
-            self._submissions.drive(self._submission.number, seen)
+            self._submissions.drive(self._submission.number, status)
             self._show_log()
         except OSError as error:
             self._say(f"the store does not take what is seen: {error}")
