@@ -1,4 +1,4 @@
-"""`sweep logs` and `failures`: the log of one attempt, and what failed with failures that look alike as one."""
+"""`sweep logs` and `failures`: the log of one attempt, and what failed, alike failures as one group."""
 
 from __future__ import annotations
 
