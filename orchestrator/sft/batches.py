@@ -196,7 +196,9 @@ It is 0 where shapes are equal. Only a router's choice for another row may chang
 
 def setting(uses: Config, name: str, default: Any) -> Any:
     """Return a setting, or its default for sweeps that were sealed before the setting existed."""
-    return uses[name] if name in uses else default
+    if name not in uses:
+        return default
+    return uses[name]
 
 
 class Packing(NamedTuple):

@@ -264,14 +264,14 @@ def _offset(module: nn.Module, eps: float) -> int | None:
     probe._parameters = {"weight": nn.Parameter(weight)}
     try:
         result = probe(x)
-    except Exception:  # other arguments, or other buffers: not a plain norm
+    except Exception:  # noqa: BLE001 - other arguments, or other buffers: not a plain norm
         return None
-    for offset in (0, 1):
-        expected = functional.rms_norm(x, (width,), weight + offset, eps)
-        if isinstance(result, torch.Tensor) and result.shape == x.shape:
-            if torch.allclose(result, expected, rtol=1e-4, atol=1e-5):
-                return offset
-    return None
+    if not isinstance(result, torch.Tensor) or result.shape != x.shape:
+        return None
+    expected = {offset: functional.rms_norm(x, (width,), weight + offset, eps) for offset in (0, 1)}
+    return next(
+        (n for n, norm in expected.items() if torch.allclose(result, norm, rtol=1e-4, atol=1e-5)), None
+    )
 
 
 def compile_layers(layers: nn.ModuleList, *, backend: str = "inductor") -> None:
