@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.api.launching import check_launch, engine_of, failed_cells, planned
+from orchestrator.api.launching import CheckedLaunch, engine_of, failed_cells, planned
 from orchestrator.api.reconciling import requests_of
 from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view, split_store
@@ -48,10 +48,10 @@ def run_launch(args: argparse.Namespace) -> int:
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     # All checks come before the first write, so a refused launch leaves no trace in the store.
-    checked = check_launch(
-        "launch",
-        view,
-        cells,
+    checked = CheckedLaunch(
+        verb="launch",
+        view=view,
+        cells=cells,
         settings=settings,
         import_paths=import_paths,
         composition=composition,
@@ -112,7 +112,9 @@ def run_rerun(args: argparse.Namespace) -> int:
         return 0
     fix = f"sweep prefetch {view.sweep.name}@{view.number}{view.hint}"
     # The checks come before the question, so that a user does not confirm what is then refused.
-    checked = check_launch("rerun", view, cells, settings=settings, import_paths=import_paths, prefetch=fix)
+    checked = CheckedLaunch(
+        verb="rerun", view=view, cells=cells, settings=settings, import_paths=import_paths, prefetch=fix
+    )
     _print_rerun(view, cells)
     if (
         not args.yes
