@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from orchestrator import provenance
 from orchestrator.api.estimates import estimates_of, missing_of, needs_of, refuse_blocked
-from orchestrator.api.requests import build_request, plan_code, submit_request, take_code
+from orchestrator.api.requests import build_request, plan_code, take_code
 from orchestrator.api.state import (
     Notify,
     SweepState,
@@ -227,7 +227,8 @@ class CheckedLaunch:
         code = None
         if self.limits or self.launcher.takes_snapshot:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
-        return submit_request(sealed, self._request(sealed, code, attempts_so_far(self.view, self.cells)))
+        request = self._request(sealed, code, attempts_so_far(self.view, self.cells))
+        return sealed.ledger.add_request(sealed.sweep.name, request)
 
     def _request(self, view: SweepState, code: Code | None, after: dict[str, int]) -> Request:
         """Return the request, not recorded yet."""

@@ -18,14 +18,13 @@ from orchestrator.cli.output import (
     print_lines,
     print_table,
     print_warnings,
-    shorten,
 )
 from orchestrator.cli.progress import print_scripts, submit_all
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
 from orchestrator.errors import UserError
-from orchestrator.text import counted
+from orchestrator.text import counted, one_line
 
 
 def configure_launch(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +136,7 @@ def _print_rerun(view: SweepState, cells: list[Cell]) -> None:
             for d, s in status.stages.items()
             if s.state not in (State.DONE, State.RUNNING)
         ]
-        rows.append((cell.cell, status.state, status.attempts, " ".join(stages), shorten(status.reason, 80)))
+        rows.append((cell.cell, status.state, status.attempts, " ".join(stages), one_line(status.reason, 80)))
     print_table(("cell", "state", "attempts", "stages to run", "reason"), rows)
 
 
