@@ -138,6 +138,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         phase: from the child: where it is ("starting", "running", "finishing").
         step, num_steps: from the child: its progress.
         process: from the child: its identity, by which others can prove that it is gone.
+        stop_s: from the child: seconds that it needs to save and end after a stop; 0 while it is unknown.
     """
 
     stop: str = ""
@@ -145,6 +146,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     step: int | None = None
     num_steps: int | None = None
     process: Process | None = None
+    stop_s: float = 0.0
 
 
 NO_OUTCOME = 74
@@ -236,7 +238,7 @@ def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
     """
     if order.cells is not None:
         wanted = set(order.cells)
-        cells = [cell for cell in cells if cell.cell in wanted]
+        cells = [cell for cell in cells if cell.id in wanted]
     start = len(cells) * order.slot // max(1, order.num_slots) % max(1, len(cells))
     return (*cells[start:], *cells[:start])
 

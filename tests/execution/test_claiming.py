@@ -14,6 +14,7 @@ from orchestrator.jobs.records import OTHER_CODE, REFUSED
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
+from tests.execution import stages
 from tests.execution.faults import order_for
 from tests.execution.here import work
 from tests.store.builders import (
@@ -100,22 +101,22 @@ def test_stages_that_fail_at_once_do_not_look_like_a_worker_that_cannot_start_an
     """Rule 9 is about attempts that fail before the stage is called, not about a stage that fails quickly."""
     bad = sweep_of(4, fail={"how": "data", "step": 1, "attempts": 99})
     good = sweep_of(2, first_seed=10)
-    sweep = msgspec.structs.replace(bad, nodes={**bad.nodes, **good.nodes}, cells=bad.cells + good.cells)
+    sweep = msgspec.structs.replace(bad, stages={**bad.stages, **good.stages}, cells=bad.cells + good.cells)
     worked = work(ledger_at(store), seal(store, sweep), order_for(store, sweep.name))
     assert worked.code == 0, worked.lines
     done = ledger_at(store).generations(layout.done_index("count"))
-    assert sorted(done) == sorted(cell.chain[0] for cell in good.cells)
+    assert sorted(done) == sorted(cell.stage_digests[0] for cell in good.cells)
 
 
 def test_stages_that_die_at_once_do_not_look_like_a_worker_that_cannot_start_any(store: Path) -> None:
     bad = sweep_of(4, fail={"how": "exit", "step": 1, "attempts": 99})
     good = sweep_of(2, first_seed=10)
-    sweep = msgspec.structs.replace(bad, nodes={**bad.nodes, **good.nodes}, cells=bad.cells + good.cells)
+    sweep = msgspec.structs.replace(bad, stages={**bad.stages, **good.stages}, cells=bad.cells + good.cells)
     order = order_for(store, sweep.name, policy={"retries": {}})
     worked = work(ledger_at(store), seal(store, sweep), order)
     assert worked.code == 0, worked.lines
     done = ledger_at(store).generations(layout.done_index("count"))
-    assert sorted(done) == sorted(cell.chain[0] for cell in good.cells)
+    assert sorted(done) == sorted(cell.stage_digests[0] for cell in good.cells)
 
 
 def test_a_worker_stops_claiming_after_two_attempts_that_failed_before_their_stage_was_called(
@@ -131,6 +132,19 @@ def test_a_worker_stops_claiming_after_two_attempts_that_failed_before_their_sta
     worked = work(ledger_at(store), revision, order)
     assert worked.code == REFUSED, worked.lines
     assert [len(ledger_at(store).numbers(node_of(sweep, cell))) for cell in range(3)] == [1, 1, 0]
+
+
+def test_a_worker_on_a_bad_node_claims_no_more_and_the_stage_is_left_to_others(store: Path) -> None:
+    sweep = sweep_of(2, {"count": stages.spec("blind")})
+    revision = seal(store, sweep)
+    order = order_for(store, sweep.name, policy={"retries": {"bad_node": 1}})
+    worked = work(ledger_at(store), revision, order)
+    assert worked.code == REFUSED, worked.lines
+    assert [ledger_at(store).numbers(node_of(sweep, cell)) for cell in range(2)] == [[1], []]
+    assert work(ledger_at(store), revision, order).code == REFUSED  # a worker elsewhere
+    assert [ledger_at(store).numbers(node_of(sweep, cell)) for cell in range(2)] == [[1, 2], []]
+    assert work(ledger_at(store), revision, order).code == REFUSED
+    assert [ledger_at(store).numbers(node_of(sweep, cell)) for cell in range(2)] == [[1, 2], [1]]
 
 
 def test_a_worker_whose_code_is_not_that_of_the_launch_claims_nothing(store: Path, tmp_path: Path) -> None:

@@ -49,8 +49,12 @@ def know(config: Config, inputs: Inputs, context: Context) -> list[Any]:
 
 
 def fail(config: Config, inputs: Inputs, context: Context) -> None:
-    """Fails in one rank while the other waits for it; each has started a process of its own."""
-    helper = subprocess.Popen(["sleep", "20"])
+    """Fails in one rank while the other waits for it; each has started a process of its own.
+
+    Where none fails, these are in a session, or in a process group, of their own.
+    """
+    apart = {"start_new_session": True} if dist.get_rank() == 0 else {"process_group": 0}
+    helper = subprocess.Popen(["sleep", "20"], **(apart if config.how == "wait" else {}))  # type: ignore[call-overload]
     Path(config.folder, f"helper-{dist.get_rank()}").write_text(str(helper.pid))
     Path(config.folder, str(dist.get_rank())).write_text(str(os.getpid()))
     dist.barrier()  # both are known before one fails

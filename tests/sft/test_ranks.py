@@ -124,7 +124,7 @@ def in_process(folder: Path) -> None:
     run("fail", Context(folder), how="wait", rank=0, folder=str(folder / "pids"))
 
 
-def test_no_rank_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
+def test_no_rank_and_nothing_that_ranks_started_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     pids.mkdir()
     stage = multiprocessing.get_context("fork").Process(target=in_process, args=(tmp_path,))
@@ -132,7 +132,8 @@ def test_no_rank_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: len([path for path in pids.glob("[01]") if path.read_text()]) == 2)
     os.kill(stage.pid or 0, signal.SIGKILL)
     stage.join()
-    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.glob("[01]")), timeout_s=10)
+    assert len(list(pids.iterdir())) == 4
+    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
 
 
 @pytest.mark.long

@@ -32,11 +32,11 @@ from orchestrator.jobs.records import (
     NO_MEMORY,
     REFUSED,
     RELEASED,
+    DriverStatus,
     JobExitReport,
     Submission,
     cause_of_code,
 )
-from orchestrator.jobs.records import DriverStatus as Seen
 from orchestrator.jobs.submissions import Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
@@ -105,7 +105,7 @@ class RayDriver:
         )
         self._trusted: set[tuple[str, int]] = set()
         wanted = set(submission.tasks[0])
-        self._cells = [cell for cell in self._revision.sweep.cells if cell.cell in wanted]
+        self._cells = [cell for cell in self._revision.sweep.cells if cell.id in wanted]
         self._pool: Pool
         self._slots, self._fruitless, self._given_up = 0, 0, ""
         self._claimed: set[int] = set()
@@ -213,10 +213,10 @@ class RayDriver:
         """Return what there is to do, from the store."""
         sweep = self._revision.sweep
         requests = self._ledger.requests(sweep.name)
-        wishes = summarize_requests(requests, [cell.cell for cell in sweep.cells])
+        wishes = summarize_requests(requests, [cell.id for cell in sweep.cells])
         snapshot = EvidenceReader(
             self._ledger,
-            sweep.nodes.values(),
+            sweep.stages.values(),
             observer=self._watcher,
             count_attempts=False,
             trusted=self._trusted,
@@ -235,7 +235,7 @@ class RayDriver:
                     self._claimed.add(owner.slot)
             return stage_status(evidence, wishes.budget(digest, retries))
 
-        claimable, waiting = num_claimable(self._cells, sweep.nodes, status, cancelled=wishes.cancelled)
+        claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=wishes.cancelled)
         return Work(claimable, waiting, frozenset(busy))
 
     def _adjust(self, work: Work) -> None:
@@ -320,15 +320,10 @@ class RayDriver:
         if not force and text == self._told and now_s - self._told_s < BEAT_S:
             return
         self._beat, self._told, self._told_s = self._beat + 1, text, now_s
-        seen = Seen(
-            restart=self._restart,
-            beat=self._beat,
-            text=text,
-            lost=tuple(self._losses.known),
-            at=provenance.now(),
-        )
+        lost, at = tuple(self._losses.known), provenance.now()
+        status = DriverStatus(restart=self._restart, beat=self._beat, text=text, lost=lost, at=at)
         try:
-            self._submissions.drive(self._submission.number, seen)
+            self._submissions.drive(self._submission.number, status)
             self._show_log()
         except OSError as error:
             self._say(f"the store does not take what is seen: {error}")

@@ -233,6 +233,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
     """
     request = request_of(ledger, sweep, submission.request)
     settings, code = settings_of(request), submission.code
+    own = ray_settings(settings.launcher)
     submissions = Submissions(ledger, sweep)
     paths = snapshots.import_paths(ledger.objects, code) if code else request.import_paths
     revision = ledger.revision(sweep, submission.revision)
@@ -248,7 +249,9 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
         import_paths=paths,
         code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
         code=code,
-        max_idle_s=ray_settings(settings.launcher).idle_s,
+        max_idle_s=own.idle_s,
+        # Ray names GPUs to an actor that requested some, also those that a test bed only claims to have.
+        env={"CUDA_VISIBLE_DEVICES": ""} if own.device == "cpu" else {},
         job=JobContext(
             cluster=submission.cluster,
             job=submissions.job_of(submission.number) or submission.name,

@@ -222,7 +222,7 @@ class _Group:
                 self._lose(ready)
                 continue
             if answer:
-                self._heed(ready, message)
+                self._receive(ready, message)
 
     def _lose(self, pipe: Connection) -> None:
         """Close a pipe whose other end is gone, and note whether a rank ended without a result."""
@@ -245,19 +245,11 @@ class _Group:
         is_any_left = LAUNCHER in self._pipes.values()
         return [rank for rank in self._silent if rank // per_node not in reported] if is_any_left else []
 
-    def _heed(self, pipe: Connection, message: Any) -> None:
+    def _receive(self, pipe: Connection, message: Any) -> None:
         """Process one message of a rank or launcher."""
         rank = self._pipes[pipe]
-        if rank is None:  # the first message is the sender's rank
-            self._pipes[pipe] = message
-            if message != LAUNCHER:
-                pipe.send(self._order)
-            elif self._endpoint:
-                pipe.send(self._endpoint)
-            complete = self._num_processes + self._num_nodes
-            if len(self._pipes) == complete and None not in self._pipes.values():
-                self._is_complete = True
-                self._meeting.close()
+        if rank is None:
+            self._admit(pipe, message)
             return
         verb, *arguments = message
         if verb == "log":
@@ -289,6 +281,18 @@ class _Group:
         else:
             with contextlib.suppress(OSError):  # it died while it waited
                 pipe.send(self._answer(verb, arguments))
+
+    def _admit(self, pipe: Connection, rank: int) -> None:
+        """Send the order to a new rank, or the known endpoint to a new launcher."""
+        self._pipes[pipe] = rank
+        if rank != LAUNCHER:
+            pipe.send(self._order)
+        elif self._endpoint:
+            pipe.send(self._endpoint)
+        complete = self._num_processes + self._num_nodes
+        if len(self._pipes) == complete and None not in self._pipes.values():
+            self._is_complete = True
+            self._meeting.close()
 
     def _answer(self, verb: str, arguments: list[Any]) -> tuple[Any, bytes | None]:
         """Run one call of the context for the ranks. Return its value, or its error as bytes."""

@@ -24,6 +24,7 @@ from orchestrator.errors import StopRequested
 from orchestrator.registry import load
 from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
 from orchestrator.sft.distributed.nodes import PARENT, die_with, free_endpoint, interface, join, without_job
+from orchestrator.sft.distributed.watcher import watch
 
 LAUNCHER = -1
 """What a launcher sends where ranks send their rank."""
@@ -92,6 +93,7 @@ def launch(num_processes: int, num_nodes: int) -> None:
         num_nodes: number of launchers; with more than one, this process is a task of a Slurm step.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
+    watch()
     if num_nodes == 1:
         die_with(int(os.environ[PARENT]))
     pipe = join()
