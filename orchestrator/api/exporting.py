@@ -45,7 +45,7 @@ def export_product(view: SweepState, stage: str, out: Path, *, rename: Callable[
     Raises:
         InfrastructureError: the product is not there or damaged.
     """
-    (node,) = (node for node in view.sweep.nodes.values() if node.stage == stage)
+    (node,) = (node for node in view.sweep.stages.values() if node.stage == stage)
     done = view.snapshot.evidence(node.digest).done
     if view.stages[node.digest].state is not State.DONE or done is None:
         raise InfrastructureError(f"the product of {stage} in {view.title} is not there")

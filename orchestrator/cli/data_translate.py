@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orchestrator.api.exporting import export_product, refuse_existing
-from orchestrator.api.launching import check_launch, engine_of, planned
+from orchestrator.api.launching import CheckedLaunch, engine_of, planned
 from orchestrator.api.state import split_store
 from orchestrator.cli.attached import follow
 from orchestrator.cli.output import ComposeProgress, print_lines, print_table, print_warnings
@@ -52,10 +52,10 @@ def translate(args: argparse.Namespace, task: str, source: str, overrides: Seque
     if config["engine"] == ENDPOINT:
         endpoint = config["endpoint"]
         notes = load(DATA["endpoint"])(endpoint["url_env"], endpoint["key_env"], config["model"]["name"])
-    checked = check_launch(
-        "launch",
-        view,
-        cells,
+    checked = CheckedLaunch(
+        verb="launch",
+        view=view,
+        cells=cells,
         settings=settings,
         import_paths=import_paths,
         composition=composition,
