@@ -134,6 +134,9 @@ _ADDED = (
     "wall_hours",
     "disk_gib",
     "num_generations",
+    "num_requests",
+    "prompt_tokens",
+    "completion_tokens",
 )
 """Fields of an estimate that add up over stages."""
 

@@ -155,6 +155,10 @@ def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardwa
     """
     if not estimates:
         return
+    totals = in_total(cells, estimates, hardware)
+    if totals["num_requests"]:
+        _print_requests(totals)
+        return
     axis = _cost_axis(cells, estimates)
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -164,7 +168,16 @@ def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardwa
     print_table((axis or "", *COLUMNS), [(label, *_cost_row(group, estimates)) for label, group in shown])
     if len(groups) > len(shown):
         print(f"and {len(groups) - len(shown)} more values of {axis}")
-    _print_totals(in_total(cells, estimates, hardware), hardware)
+    _print_totals(totals, hardware)
+
+
+def _print_requests(totals: Mapping[str, Any]) -> None:
+    """Print the totals of a sweep that requests replies of a model, and trains none."""
+    print(
+        f"in total: {counted(totals['num_requests'], 'request')}, {amount(totals['prompt_tokens'])} tokens of"
+        f" prompts and {amount(totals['completion_tokens'])} tokens of replies"
+    )
+    _print_assumptions(totals["assumptions"][:-1])  # the last one is about wall time, which is unknown
 
 
 def _cost_axis(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> str | None:
@@ -235,7 +248,11 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
         f"  about {duration(totals['wall_hours'])}; disk {rounded(totals['disk_gib'])} GiB in the end,"
         f" {rounded(totals['peak_disk_gib'])} GiB at the peak"
     )
-    notes = totals["assumptions"]
+    _print_assumptions(totals["assumptions"])
+
+
+def _print_assumptions(notes: Sequence[str]) -> None:
+    """Print the assumptions of an estimate, and how many more there are."""
     for note in notes[:MAX_NOTES]:
         print(f"  assumed: {note}" if "measured" not in note else f"  {note}")
     if len(notes) > MAX_NOTES:

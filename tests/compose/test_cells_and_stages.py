@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -175,7 +176,11 @@ def test_sweeps_are_found_with_their_number_of_cells_and_their_errors(project):
     assert entries["smoke"].description == "mine"
 
 
-NEEDS_FOLDERS = {"smollm": ["model.path=org/model", "data=generated"]}
+ROW = Path(__file__).parents[1] / "translation" / "en.json"
+NEEDS_FOLDERS = {
+    "smollm": ["model.path=org/model", "data=generated"],
+    "translate_api_calling": [f"source.path={ROW}", "model.name=some-model"],
+}
 """Sweeps that read folders of the user's, and what stands in for these here."""
 
 
@@ -187,6 +192,7 @@ IDENTITIES = {
     "one_model": "7421c8223004f124",
     "smoke": "3c8d3836f2050ad1",
     "smollm": "3139648231a043d9",
+    "translate_api_calling": "a23d9f0a3783972f",
 }
 """Sweep to a digest of the identities of its cells and stages: changed on purpose only, with a version."""
 
