@@ -10,6 +10,7 @@ checkpoint as the newest one. So the files may be written in a thread while the 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -243,3 +244,20 @@ def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
         os.fsync(stream.fileno())
     temporary.replace(folder / MANIFEST)
     fsync_path(folder)
+
+
+_STEP_WORD = r"(?:checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_=]?"
+
+
+_STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORD}[0-9]{{1,18}}[-_])*{_STEP_WORD})?([0-9]{{1,18}})")
+
+
+def step_of(name: str) -> int | None:
+    """Return the step in a checkpoint folder's name; None if the name has none.
+
+    The name is a number alone (``00000120``), or a word and a number, as in ``checkpoint-120``, ``ckpt_120``,
+    ``step=120``, ``global_step120`` and ``iter-120``. With several pairs, as in ``epoch=3-step=120``, the
+    last number is the step.
+    """
+    match = _STEP_NAME.fullmatch(name)
+    return int(match.group(1)) if match else None

@@ -29,11 +29,6 @@ from orchestrator.store.retention import retain
 from orchestrator.text import counted
 
 
-def submit_request(view: SweepState, request: Request) -> Request:
-    """Append a request to those of the sweep, and return it with its number."""
-    return view.ledger.add_request(view.sweep.name, request)
-
-
 def build_request(
     view: SweepState,
     verb: Literal["launch", "rerun", "cancel", "discard"],

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from orchestrator import provenance
 from orchestrator.api.launching import CheckedLaunch, Detached, detach
 from orchestrator.api.reconciling import PendingLaunch, is_open, submit_pass
-from orchestrator.api.requests import build_request, submit_request
+from orchestrator.api.requests import build_request
 from orchestrator.api.state import SweepState, current_revision, scheduler, sealed_view
 from orchestrator.api.status import Status, status_of
 from orchestrator.core.records import Request
@@ -279,6 +279,6 @@ def cancel_cells(view: SweepState, chosen: Sequence[Cell]) -> Cancelled:
     lines: list[str] = []
     if cells:
         # The request comes first. A worker that starts while jobs are being cancelled must find it.
-        submit_request(view, build_request(view, "cancel", cells))
+        view.ledger.add_request(view.sweep.name, build_request(view, "cancel", cells))
         lines = cancel_jobs(view, {cell.cell for cell in cells})
     return Cancelled(cells, num_running, kept, lines)

@@ -98,7 +98,7 @@ class CellView:
         self._view, self._cell = view, cell
         self.id, self.axes, self.config = cell.cell, dict(cell.axes), cell.config
         self.state, self.cause, self.reason = status.state, str(status.cause or ""), status.reason
-        self.num_retries = sum(max(0, stage.attempts - 1) for stage in status.stages.values())
+        self.num_retries = retries_of(status)
 
     def why(self) -> str:
         """Return the evidence for the state as text. Files of products are read and verified."""
@@ -159,11 +159,8 @@ def status_of(view: SweepState, wanted: Sequence[str] | None) -> Status:
     """Return the states of the wanted cells; of all cells for None."""
     chosen = None if wanted is None else set(wanted)
     cells = [cell for cell in view.sweep.cells if chosen is None or cell.cell in chosen]
-    counts: dict[str, int] = {}
-    for cell in cells:
-        state = str(view.cells[cell.cell].state)
-        counts[state] = counts.get(state, 0) + 1
-    return Status(counts, Cells(view, cells), view.warnings())
+    counts = Counter(str(view.cells[cell.cell].state) for cell in cells)
+    return Status(dict(counts), Cells(view, cells), view.warnings())
 
 
 def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.api.launching import check_launch, engine_of, failed_cells, planned
+from orchestrator.api.launching import CheckedLaunch, engine_of, failed_cells, planned
 from orchestrator.api.planning import Plan, hardware_of
 from orchestrator.api.reports import write_sweep_reports
 from orchestrator.api.run import Run, cancel_cells, in_store, start
@@ -141,10 +141,10 @@ class Sweep:
         view, composition, words = self._look_up([*overrides, *_launcher_words(launcher)])
         selectors = _selectors(only)
         settings, import_paths = engine_of(view, composition, () if composition else words)
-        checked = check_launch(
-            "launch",
-            view,
-            view.select(selectors),
+        checked = CheckedLaunch(
+            verb="launch",
+            view=view,
+            cells=view.select(selectors),
             settings=settings,
             import_paths=import_paths,
             composition=composition,
@@ -177,7 +177,9 @@ class Sweep:
         cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
         if not cells:
             return None
-        checked = check_launch("rerun", view, cells, settings=settings, import_paths=import_paths)
+        checked = CheckedLaunch(
+            verb="rerun", view=view, cells=cells, settings=settings, import_paths=import_paths
+        )
         return start(checked)
 
     @in_store

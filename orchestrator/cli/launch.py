@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.api.launching import check_launch, engine_of, failed_cells, planned
+from orchestrator.api.launching import CheckedLaunch, engine_of, failed_cells, planned
 from orchestrator.api.reconciling import requests_of
 from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view, split_store
@@ -18,14 +18,13 @@ from orchestrator.cli.output import (
     print_lines,
     print_table,
     print_warnings,
-    shorten,
 )
 from orchestrator.cli.progress import print_scripts, submit_all
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
 from orchestrator.errors import UserError
-from orchestrator.text import counted
+from orchestrator.text import counted, one_line
 
 
 def configure_launch(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +47,10 @@ def run_launch(args: argparse.Namespace) -> int:
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     # All checks come before the first write, so a refused launch leaves no trace in the store.
-    checked = check_launch(
-        "launch",
-        view,
-        cells,
+    checked = CheckedLaunch(
+        verb="launch",
+        view=view,
+        cells=cells,
         settings=settings,
         import_paths=import_paths,
         composition=composition,
@@ -112,7 +111,9 @@ def run_rerun(args: argparse.Namespace) -> int:
         return 0
     fix = f"sweep prefetch {view.sweep.name}@{view.number}{view.hint}"
     # The checks come before the question, so that a user does not confirm what is then refused.
-    checked = check_launch("rerun", view, cells, settings=settings, import_paths=import_paths, prefetch=fix)
+    checked = CheckedLaunch(
+        verb="rerun", view=view, cells=cells, settings=settings, import_paths=import_paths, prefetch=fix
+    )
     _print_rerun(view, cells)
     if (
         not args.yes
@@ -135,7 +136,7 @@ def _print_rerun(view: SweepState, cells: list[Cell]) -> None:
             for d, s in status.stages.items()
             if s.state not in (State.DONE, State.RUNNING)
         ]
-        rows.append((cell.cell, status.state, status.attempts, " ".join(stages), shorten(status.reason, 80)))
+        rows.append((cell.cell, status.state, status.attempts, " ".join(stages), one_line(status.reason, 80)))
     print_table(("cell", "state", "attempts", "stages to run", "reason"), rows)
 
 

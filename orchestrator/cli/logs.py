@@ -1,4 +1,4 @@
-"""`sweep logs`: print the log of one attempt of a stage of a cell; by default the one that matters now."""
+"""`sweep logs` and `failures`: the log of one attempt, and what failed, alike failures as one group."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import codecs
 import sys
 import time
 
+from orchestrator.api.failures import failure_lines, failures_of
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_lines, print_warnings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import UserError, nearest
@@ -190,3 +191,24 @@ def _print(key: str, view: SweepState, node: StageInstance, number: int, *, foll
         if ended or not follow:
             return
         time.sleep(POLL_S)
+
+
+def configure_failures(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_sweep(parser, only=True)
+    add_store(parser)
+
+
+def run_failures(args: argparse.Namespace) -> int:
+    """Print the groups of failures, that with the most cells first."""
+    view = open_view(args.sweep, no_overrides(args.words))
+    groups = failures_of(view, view.select(args.only))
+    if args.json:
+        print_json({"sweep": view.sweep.name, "revision": view.number, "failures": groups})
+        return 0
+    print_warnings(view)
+    if not groups:
+        print(f"{view.title}: nothing failed")
+    for group in groups:
+        print_lines(failure_lines(group))
+    return 0

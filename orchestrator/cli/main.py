@@ -131,6 +131,7 @@ VERBS: Final = {
     "prefetch": Verb("plan", "fetch the models and data that its cells need"),
     "launch": Verb("launch", "run everything that is not done"),
     "status": Verb("status", "where each cell stands, also while it runs"),
+    "failures": Verb("logs", "what failed, failures that look alike as one"),
     "why": Verb("status", "the evidence behind a cell's state"),
     "show": Verb("status", "a cell's resolved config, digests and files"),
     "diff": Verb("diff", "which field made it another cell or stage"),

@@ -28,7 +28,6 @@ from orchestrator.cli.output import (
     print_lines,
     print_table,
     print_warnings,
-    shorten,
 )
 from orchestrator.compose.files import SweepEntry, find_sweeps, shipped
 from orchestrator.core.plan import Action, Step
@@ -39,7 +38,7 @@ from orchestrator.costs import DEVICES, Estimate
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import importable, load
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.text import counted
+from orchestrator.text import counted, one_line
 
 MAX_GROUP_SHOWN = 8
 """Missing needs that are listed; ``--json`` lists all of them."""
@@ -124,9 +123,9 @@ def _summary(plan: Plan, cell: Cell) -> str:
     view, steps = plan.view, plan.steps[cell.cell]
     status = view.cells[cell.cell]
     if status.state in (State.QUEUED, State.UNKNOWN):
-        return shorten(f"wait ({status.reason})", 100)
+        return one_line(f"wait ({status.reason})", 100)
     if plan.state_of(cell) is State.BLOCKED and cell.cell in plan.missing:
-        return shorten(f"blocked by {', '.join(need.what for need in plan.missing[cell.cell])}", 100)
+        return one_line(f"blocked by {', '.join(need.what for need in plan.missing[cell.cell])}", 100)
     if all(step.action is Action.REUSE for step in steps.values()):
         return "nothing: done"
     parts = []
@@ -136,7 +135,7 @@ def _summary(plan: Plan, cell: Cell) -> str:
             parts.append(f"{action} {' '.join(names)}")
     # "Not started" is the reason of every first run and explains nothing.
     told = [s.reason for s in steps.values() if s.action is not Action.REUSE and s.reason != NOT_STARTED]
-    return "; ".join(parts) + (f" ({shorten(told[0], 90)})" if told else "")
+    return "; ".join(parts) + (f" ({one_line(told[0], 90)})" if told else "")
 
 
 MAX_GROUPS, MAX_NOTES = 40, 12
@@ -198,10 +197,10 @@ def _cost_row(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> tuple
         _span(one.num_steps for one in trained),
         amount(total.num_tokens),
         amount(total.model_flops),
-        hours(total.gpu_hours),
+        rounded(total.gpu_hours),
         _span(one.num_gpus for one in trained),
         _span(one.micro_batch for one in trained if one.micro_batch),
-        gib(total.disk_gib),
+        rounded(total.disk_gib),
         _memory(max(trained, key=lambda one: one.memory_gib, default=Estimate())),
     )
 
@@ -227,14 +226,14 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
     trained = (
         f"{amount(totals['num_tokens'])} tokens, {amount(totals['model_flops'])}FLOP"
         f" ({amount(totals['hardware_flops'])}FLOP with recomputation),"
-        f" {hours(totals['gpu_hours'])} GPU-hours of training and "
+        f" {rounded(totals['gpu_hours'])} GPU-hours of training and "
     )
-    generated = f"{hours(totals['generation_gpu_hours'])} of generating"
+    generated = f"{rounded(totals['generation_gpu_hours'])} of generating"
     answers = counted(totals["num_generations"], "answer")
     print(f"in total: {trained if totals['num_steps'] else ''}{generated} {answers}, on {device}")
     print(
-        f"  about {duration(totals['wall_hours'])}; disk {gib(totals['disk_gib'])} GiB in the end,"
-        f" {gib(totals['peak_disk_gib'])} GiB at the peak"
+        f"  about {duration(totals['wall_hours'])}; disk {rounded(totals['disk_gib'])} GiB in the end,"
+        f" {rounded(totals['peak_disk_gib'])} GiB at the peak"
     )
     if totals["lost_s"]:
         share = (
@@ -259,19 +258,14 @@ def amount(number: float) -> str:
     return f"{number:g}"
 
 
-def hours(number: float) -> str:
-    """Return a number of hours: two decimals below 10, none from there on."""
+def rounded(number: float) -> str:
+    """Return a number of hours or GiB: two decimals below 10, none from there on."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
 
 
 def duration(number: float) -> str:
     """Return a number of hours as text, in minutes if it is below one hour."""
     return f"{number:,.1f} hours" if number >= 1 else f"{60 * number:.0f} minutes"
-
-
-def gib(number: float) -> str:
-    """Return a number of GiB: two decimals below 10, none from there on."""
-    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
 
 
 def configure_prefetch(parser: argparse.ArgumentParser) -> None:

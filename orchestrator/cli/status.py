@@ -12,12 +12,12 @@ from orchestrator.api.requests import code_drift, retired_line
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings, shorten
+from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings
 from orchestrator.core.records import remaining_files
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.store import layout
-from orchestrator.text import counted
+from orchestrator.text import counted, one_line
 from orchestrator.trackers.base import history
 
 
@@ -46,7 +46,7 @@ def run_status(args: argparse.Namespace) -> int:
         num_done = sum(s.state is State.DONE for s in stages)
         seconds = sum(s.seconds or 0.0 for s in stages)
         # The table has room for one line per cell. `sweep why` prints the whole reason.
-        reason = "" if status.state is State.DONE else shorten(status.reason, 100)
+        reason = "" if status.state is State.DONE else one_line(status.reason, 100)
         rows.append(
             (
                 cell.cell,

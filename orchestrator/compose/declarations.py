@@ -19,9 +19,8 @@ import msgspec
 
 from orchestrator.compose.axes import KeyValue
 from orchestrator.core.tree import MISSING, convert, pick
-from orchestrator.digests import file_digest
 from orchestrator.errors import UserError
-from orchestrator.manifest import Stamp, scan, stamps
+from orchestrator.manifest import Stamp, file_digest, scan, stamps
 from orchestrator.registry import importable, load
 
 

@@ -28,8 +28,8 @@ import orchestrator
 from orchestrator import formats, provenance
 from orchestrator.core.records import Code, CodeFile, CodeManifest
 from orchestrator.core.sweep import Sweep
-from orchestrator.digests import file_digest
 from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.manifest import file_digest
 from orchestrator.store import archive, layout
 from orchestrator.store.archive import ArchiveMember
 from orchestrator.store.objects import TEMPORARY, ObjectStore

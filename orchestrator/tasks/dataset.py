@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from orchestrator.digests import file_digest
 from orchestrator.errors import UserError
 from orchestrator.manifest import File as ManifestFile
-from orchestrator.manifest import Stamp, damage, fsync_path, fsync_tree, scan, stamps
+from orchestrator.manifest import Stamp, damage, file_digest, fsync_path, fsync_tree, scan, stamps
 from orchestrator.tasks.base import LANGUAGES, Split
 
 FILE = "dataset.json"

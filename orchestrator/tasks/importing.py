@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from orchestrator.digests import file_digest
 from orchestrator.errors import UserError
+from orchestrator.manifest import file_digest
 from orchestrator.tasks import api_calling, dataset, math
 from orchestrator.tasks.answers import gold_number
 from orchestrator.tasks.base import LANGUAGES, Split, check_language

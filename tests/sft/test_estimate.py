@@ -10,7 +10,7 @@ from orchestrator.core.settings import HardwareSettings
 from orchestrator.costs import Finished, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.estimate import evaluate, train
-from orchestrator.sft.memory import Load, decoder, largest_micro_batch
+from orchestrator.sft.memory import Load, decoder, widest_pack
 from orchestrator.sft.save_costs import save_costs
 from orchestrator.sft.speed import mfu
 from orchestrator.sft.workload import model_of
@@ -70,10 +70,11 @@ def test_flops_and_hours_follow_from_parameters_and_tokens() -> None:
     assert one.gpu_hours == pytest.approx(one.model_flops / (312e12 * 0.4 * 3600))
     assert one.wall_hours == pytest.approx(one.gpu_hours / 4)
     without = trained(cell("qwen3-0.6b", "math", 1, "trainer.gradient_checkpointing=false"))
-    assert without.hardware_flops == without.model_flops
+    assert without.hardware_flops == without.model_flops and without.recomputes is False
+    assert without.micro_batch_tokens and "keeps all activations" in " ".join(without.assumptions)
 
 
-def test_the_guess_of_utilisation_grows_with_the_model_and_is_said() -> None:
+def test_the_utilisation_follows_from_the_sizes_of_model_and_device_and_is_said() -> None:
     guesses = {}
     for model in ("gemma3-1b", "qwen3-1.7b", "gemma3-4b", "qwen3-8b"):
         one = trained(cell(model), HardwareSettings().assumed)
@@ -81,7 +82,7 @@ def test_the_guess_of_utilisation_grows_with_the_model_and_is_said() -> None:
         guesses[model] = one.model_flops / (312e12 * 3600 * positions)
         said = f"MFU {guesses[model]:.0%} and 95% of the positions useful (ours, by model and device)"
         assert said in one.assumptions
-    assert guesses["qwen3-8b"] == max(guesses.values())
+    assert all(0.3 < guess < 0.5 for guess in guesses.values())
 
 
 @pytest.mark.parametrize(
@@ -173,12 +174,11 @@ def test_what_is_planned_fits_what_cuda_says_there_is(model: str, device: str, t
     planned = trained(cell(model), hardware)
     sizes = model_of(cell(model))
     assert sizes is not None and hardware.memory_gib <= torch_bytes / 2**30
-    assert largest_micro_batch(
+    assert widest_pack(
         sizes,
         Load(row_tokens=2048, loss_chunk_tokens=1024),
         num_gpus=planned.num_gpus,
         memory_gib=torch_bytes / 2**30,
-        global_batch=512,
     )
 
 
@@ -266,7 +266,9 @@ def test_all_220_cells_come_to_what_the_study_says(study: list[dict[str, Any]]) 
         if config["model"]["name"] == "qwen3-8b"
     )
     assert eflop == pytest.approx(440, rel=0.01)
-    assert sum(one.hardware_flops for one in everything) / 1e18 == pytest.approx(567, rel=0.01)
+    again = [{**one, "trainer": {**one["trainer"], "gradient_checkpointing": True}} for one in study]
+    flops = sum(trained(config).hardware_flops for config in again)
+    assert flops / 1e18 == pytest.approx(567, rel=0.01)
     assert sum(one.gpu_hours for one in everything) == pytest.approx(980, rel=0.01)
     assert sum(one.num_tokens for one in everything) / 1e9 == pytest.approx(24, rel=0.03)
     assert of_8b / 1e18 / eflop == pytest.approx(0.54, abs=0.03)

@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.digests import REMEMBERED, FileKey
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.manifest import REMEMBERED, FileKey
 from orchestrator.saving import Begin
 from orchestrator.stage import Checkpoint, Config, Context, Inputs
 
