@@ -135,6 +135,8 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         disk_gib: size of its product while it is kept.
         peak_disk_gib: greatest size while it runs, with checkpoints to resume from.
         num_generations: answers to generate.
+        num_requests: requests to a model that is not trained here, such as an endpoint.
+        prompt_tokens, completion_tokens: of these requests and of their replies.
         assumptions: what was assumed or measured, for people.
         measured: whether speed and memory come from cells that have run.
         useful_share: share of the computed positions that are real tokens; 0 if it is not known.
@@ -160,6 +162,9 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     disk_gib: float = 0.0
     peak_disk_gib: float = 0.0
     num_generations: int = 0
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     assumptions: tuple[str, ...] = ()
     measured: bool = False
     useful_share: float = 0.0

@@ -73,7 +73,7 @@ def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
     return {
         digest: status.attempts
         for cell in cells
-        for digest, status in view.cells[cell.cell].stages.items()
+        for digest, status in view.cells[cell.id].stages.items()
         if status.state is not State.DONE and status.attempts
     }
 
@@ -246,7 +246,7 @@ class CheckedLaunch:
 def failed_cells(view: SweepState) -> list[Cell]:
     """Return the cells that failed, lost their worker or are blocked."""
     return [
-        c for c in view.sweep.cells if view.cells[c.cell].state in (State.FAILED, State.LOST, State.BLOCKED)
+        c for c in view.sweep.cells if view.cells[c.id].state in (State.FAILED, State.LOST, State.BLOCKED)
     ]
 
 

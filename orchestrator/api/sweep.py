@@ -174,7 +174,7 @@ class Sweep:
         view = self._sealed()
         settings, import_paths = engine_of(view, None, [*overrides, *_launcher_words(launcher)])
         chosen = view.select(only) if only else failed_cells(view)
-        cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
+        cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
         if not cells:
             return None
         checked = CheckedLaunch(
@@ -196,7 +196,7 @@ class Sweep:
             UserError: the sweep was never launched.
         """
         view = self._sealed()
-        return [cell.cell for cell in cancel_cells(view, view.select(only)).cells]
+        return [cell.id for cell in cancel_cells(view, view.select(only)).cells]
 
     @in_store
     def status(self, *only: str) -> Status:
@@ -206,7 +206,7 @@ class Sweep:
             only: selectors; all cells without one.
         """
         view = self._look_up(()).view
-        return status_of(view, tuple(cell.cell for cell in view.select(only)))
+        return status_of(view, tuple(cell.id for cell in view.select(only)))
 
     @property
     @in_store

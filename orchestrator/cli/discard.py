@@ -47,8 +47,8 @@ def run_discard(args: argparse.Namespace) -> int:
     stages = {
         digest: view.stages[digest]
         for cell in cells
-        for digest in cell.chain
-        if view.sweep.nodes[digest].stage == args.stage
+        for digest in cell.stage_digests
+        if view.sweep.stages[digest].stage == args.stage
     }
     named = {digest for digest, status in stages.items() if status.state is State.DONE}
     # Without products, discard what unfinished attempts left: checkpoints, a work folder, or an output that
@@ -69,7 +69,9 @@ def run_discard(args: argparse.Namespace) -> int:
     request = build_request(view, "discard", cells, after=after, reason=args.reason)
     view.ledger.add_request(view.sweep.name, request)
     # Cells outside the selection that share a discarded stage are made again too, so the user must see them.
-    shared = sum(1 for c in view.sweep.cells if c not in cells and set(c.chain) & {n.digest for n in nodes})
+    shared = sum(
+        1 for c in view.sweep.cells if c not in cells and set(c.stage_digests) & {n.digest for n in nodes}
+    )
     if unfinished:
         print(f"{view.title}: discarded what attempts of {counted(unfinished, 'unfinished stage')} left")
     else:
@@ -95,8 +97,8 @@ def _made_from(ledger: Ledger, named: set[str]) -> list[StageInstance]:
             # follow.
             affected = set(named)
             for cell in revision.cells:
-                for digest in cell.chain:
-                    node = revision.nodes[digest]
+                for digest in cell.stage_digests:
+                    node = revision.stages[digest]
                     if digest in affected or any(taken.digest in affected for taken in node.inputs):
                         affected.add(digest)
                         found[digest] = node

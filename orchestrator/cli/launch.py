@@ -69,7 +69,7 @@ def run_launch(args: argparse.Namespace) -> int:
         print(f"  note: {note}")
     print_warnings(sealed)
     print_lines(code_drift(sealed, cells, import_paths), indent=2)
-    num_done = sum(view.cells[cell.cell].state is State.DONE for cell in cells)
+    num_done = sum(view.cells[cell.id].state is State.DONE for cell in cells)
     print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {sealed.ledger.objects.url}")
     return follow(checked, sealed, wait=args.wait, is_detached=args.detach)
 
@@ -101,7 +101,7 @@ def run_rerun(args: argparse.Namespace) -> int:
     settings, import_paths = engine_of(view, None, rest)
     chosen = view.select(args.only) if args.only else failed_cells(view)
     # A done cell stays done; `sweep discard` makes it run again.
-    cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
+    cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
     if not cells:
         done = f"{counted(len(chosen), 'cell')} named, all done" if args.only else "no failed cells"
         print(f"{view.title}: {done}, nothing to rerun")
@@ -130,13 +130,13 @@ def _print_rerun(view: SweepState, cells: list[Cell]) -> None:
     print(f"{view.title}: rerun {counted(len(cells), 'cell')}; what is done stays, checkpoints are used")
     rows = []
     for cell in cells:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         stages = [
-            view.sweep.nodes[d].name
+            view.sweep.stages[d].name
             for d, s in status.stages.items()
             if s.state not in (State.DONE, State.RUNNING)
         ]
-        rows.append((cell.cell, status.state, status.attempts, " ".join(stages), one_line(status.reason, 80)))
+        rows.append((cell.id, status.state, status.attempts, " ".join(stages), one_line(status.reason, 80)))
     print_table(("cell", "state", "attempts", "stages to run", "reason"), rows)
 
 

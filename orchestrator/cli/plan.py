@@ -85,12 +85,12 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
     """
     actions: dict[str, Action] = {}
     for cell in cells:
-        for digest, step in steps[cell.cell].items():
+        for digest, step in steps[cell.id].items():
             # A shared stage has the same step in each of its cells.
             actions[digest] = step.action
     counts: dict[str, Counter[Action]] = {stage: Counter() for stage in view.sweep.specs}
     for digest, action in actions.items():
-        counts[view.sweep.nodes[digest].stage][action] += 1
+        counts[view.sweep.stages[digest].stage][action] += 1
     print(
         f"{counted(len(cells), 'cell')}, {counted(len(actions), 'stage')}; a stage that cells share runs once"
     )
@@ -105,7 +105,7 @@ def _print_plan(plan: Plan) -> None:
     print_costs(cells, plan.estimates, plan.hardware)
     columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
     print()
-    print_table(columns, [[*cell.axes.values(), cell.cell, _summary(plan, cell)] for cell in cells])
+    print_table(columns, [[*cell.axes.values(), cell.id, _summary(plan, cell)] for cell in cells])
     print_lines(needing_retired_lines(view, cells))
     if plan.missing:
         missing = distinct(plan.missing)
@@ -120,17 +120,17 @@ def _print_plan(plan: Plan) -> None:
 
 def _summary(plan: Plan, cell: Cell) -> str:
     """Return what would run in a cell, and the first reason."""
-    view, steps = plan.view, plan.steps[cell.cell]
-    status = view.cells[cell.cell]
+    view, steps = plan.view, plan.steps[cell.id]
+    status = view.cells[cell.id]
     if status.state in (State.QUEUED, State.UNKNOWN):
         return one_line(f"wait ({status.reason})", 100)
-    if plan.state_of(cell) is State.BLOCKED and cell.cell in plan.missing:
-        return one_line(f"blocked by {', '.join(need.what for need in plan.missing[cell.cell])}", 100)
+    if plan.state_of(cell) is State.BLOCKED and cell.id in plan.missing:
+        return one_line(f"blocked by {', '.join(need.what for need in plan.missing[cell.id])}", 100)
     if all(step.action is Action.REUSE for step in steps.values()):
         return "nothing: done"
     parts = []
     for action in Action:
-        names = [view.sweep.nodes[digest].name for digest, step in steps.items() if step.action is action]
+        names = [view.sweep.stages[digest].name for digest, step in steps.items() if step.action is action]
         if names and action is not Action.REUSE:
             parts.append(f"{action} {' '.join(names)}")
     # "Not started" is the reason of every first run and explains nothing.
@@ -155,6 +155,10 @@ def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardwa
     """
     if not estimates:
         return
+    totals = in_total(cells, estimates, hardware)
+    if totals["num_requests"]:
+        _print_requests(totals)
+        return
     axis = _cost_axis(cells, estimates)
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -164,7 +168,16 @@ def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardwa
     print_table((axis or "", *COLUMNS), [(label, *_cost_row(group, estimates)) for label, group in shown])
     if len(groups) > len(shown):
         print(f"and {len(groups) - len(shown)} more values of {axis}")
-    _print_totals(in_total(cells, estimates, hardware), hardware)
+    _print_totals(totals, hardware)
+
+
+def _print_requests(totals: Mapping[str, Any]) -> None:
+    """Print the totals of a sweep that requests replies of a model, and trains none."""
+    print(
+        f"in total: {counted(totals['num_requests'], 'request')}, {amount(totals['prompt_tokens'])} tokens of"
+        f" prompts and {amount(totals['completion_tokens'])} tokens of replies"
+    )
+    _print_assumptions(totals["assumptions"][:-1])  # the last one is about wall time, which is unknown
 
 
 def _cost_axis(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> str | None:
@@ -188,7 +201,7 @@ def _cost_axis(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> str 
 def _cost_row(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
     """Return one line of the table: sums over distinct stages, and ranges over cells."""
     # Cells of a group share stages. Each distinct stage is paid once.
-    digests = dict.fromkeys(digest for cell in cells for digest in cell.chain if digest in estimates)
+    digests = dict.fromkeys(digest for cell in cells for digest in cell.stage_digests if digest in estimates)
     total = together(estimates[digest] for digest in digests)
     ones = [one for cell in cells if (one := of_cell(cell, estimates))]
     trained = [one for one in ones if one.num_steps] or ones
@@ -243,7 +256,11 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
             f"  {totals['checkpoint_share']:.1%} of the time waits for checkpoints, and a killed attempt may"
             f" lose up to {duration(totals['lost_s'] / 3600)}{share}"
         )
-    notes = totals["assumptions"]
+    _print_assumptions(totals["assumptions"])
+
+
+def _print_assumptions(notes: Sequence[str]) -> None:
+    """Print the assumptions of an estimate, and how many more there are."""
     for note in notes[:MAX_NOTES]:
         print(f"  assumed: {note}" if "measured" not in note else f"  {note}")
     if len(notes) > MAX_NOTES:
