@@ -39,6 +39,7 @@ KINDS = {
     "rate limit": "unanswered",
     "error": "unanswered",
     "hang": "unanswered",
+    "filter": "refused-request",
 }
 """How a row's replies err, always, to why it is refused."""
 WORDS = {fault: fault.replace(" ", "")[::-1] + "ness" for fault in FAULTS}
