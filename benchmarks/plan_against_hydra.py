@@ -84,7 +84,7 @@ def main() -> int:
         del config["fingerprints"]
         config["model"]["fingerprint"] = cell.config["model"]["fingerprint"]
         if _without_tuples(schema(config)) != cell.config:
-            print(f"{cell.cell} differs from what Hydra composes", file=sys.stderr)
+            print(f"{cell.id} differs from what Hydra composes", file=sys.stderr)
             return 1
     print(
         f"plan: {len(cells)} cells in {ours_s:.2f} s ({ours_wall_s:.2f} s of wall with imports), "

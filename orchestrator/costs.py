@@ -123,13 +123,18 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             and `gpu_hours` a good one.
         wall_hours: wall time of the whole stage.
         num_gpus: devices that it needs.
-        micro_batch: rows per device and pass; None if there is none.
+        micro_batch: rows of the maximal length per device and pass; None if there is none. A pack of the same
+            tokens has more rows of usual length.
+        micro_batch_tokens: tokens per device and pass.
+        recomputes: whether the backward pass computes layers again.
         memory_gib: peak memory of one device.
         memory_terms_gib: the parts of that peak.
         host_memory_gib: host memory of all processes together; 0 if unimportant or unknown.
         disk_gib: size of its product while it is kept.
         peak_disk_gib: greatest size while it runs, with checkpoints to resume from.
         num_generations: answers to generate.
+        num_requests: requests to a model that is not trained here, such as an endpoint.
+        prompt_tokens, completion_tokens: of these requests and of their replies.
         assumptions: what was assumed or measured, for people.
         measured: whether speed and memory come from cells that have run.
     """
@@ -143,12 +148,17 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     wall_hours: float = 0.0
     num_gpus: int = 0
     micro_batch: int | None = None
+    micro_batch_tokens: int | None = None
+    recomputes: bool | None = None
     memory_gib: float = 0.0
     memory_terms_gib: dict[str, float] = {}
     host_memory_gib: float = 0.0
     disk_gib: float = 0.0
     peak_disk_gib: float = 0.0
     num_generations: int = 0
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     assumptions: tuple[str, ...] = ()
     measured: bool = False
 

@@ -42,9 +42,9 @@ def needs_of(
             if spec.needs
         }
         for cell in cells if hooks else ():
-            status = view.cells[cell.cell]
+            status = view.cells[cell.id]
             open_stages = {
-                view.sweep.nodes[digest].stage
+                view.sweep.stages[digest].stage
                 for digest, stage in status.stages.items()
                 if stage.state is not State.DONE
             }
@@ -52,7 +52,7 @@ def needs_of(
             asked = dict(hooks[stage] for stage in hooks if stage in open_stages)
             found = [need for name, hook in asked.items() for need in call(name, hook, Config(cell.config))]
             if found:
-                needs[cell.cell] = _distinct(found)
+                needs[cell.id] = _distinct(found)
     return needs
 
 
@@ -134,6 +134,9 @@ _ADDED = (
     "wall_hours",
     "disk_gib",
     "num_generations",
+    "num_requests",
+    "prompt_tokens",
+    "completion_tokens",
 )
 """Fields of an estimate that add up over stages."""
 
@@ -162,7 +165,7 @@ def estimates_of(
     """
     estimates: dict[str, Estimate] = {}
     misfits: dict[str, UserError] = {}
-    nodes, specs = view.sweep.nodes, view.sweep.specs
+    nodes, specs = view.sweep.stages, view.sweep.specs
     with importable(import_paths):
         hooks = {
             stage: (spec.estimate, load(spec.estimate, where=f"the estimate of stage {stage!r}"))
@@ -172,7 +175,7 @@ def estimates_of(
         measured = measured_in(view) if hooks else Measured()
         for cell in cells if hooks else ():
             config = Config(cell.config)
-            for digest in cell.chain:
+            for digest in cell.stage_digests:
                 node, is_done = nodes[digest], view.stages[digest].state is State.DONE
                 if node.stage not in hooks or digest in estimates or (is_done and unfinished_only):
                     continue
@@ -185,7 +188,7 @@ def estimates_of(
                 except UserError as error:
                     # A stage that is done may have run on other, larger hardware.
                     if not is_done:
-                        misfits.setdefault(cell.cell, error)
+                        misfits.setdefault(cell.id, error)
     _refuse(misfits)
     return estimates
 
@@ -203,8 +206,8 @@ def measured_in(view: SweepState) -> Measured:
     """Return what the finished stages of the sweep measured. It replaces guesses in estimates."""
     finished: dict[str, dict[str, Finished]] = {}
     for cell in view.sweep.cells:
-        for digest in cell.chain:
-            node = view.sweep.nodes[digest]
+        for digest in cell.stage_digests:
+            node = view.sweep.stages[digest]
             if view.stages[digest].state is State.DONE and digest not in finished.get(node.stage, ()):
                 done = view.snapshot.evidence(digest).done
                 if done is not None:
@@ -215,7 +218,7 @@ def measured_in(view: SweepState) -> Measured:
 
 def of_cell(cell: Cell, estimates: Mapping[str, Estimate]) -> Estimate | None:
     """Return the estimate of a cell, the sum of its stages; None if none has an estimate."""
-    found = [estimates[digest] for digest in cell.chain if digest in estimates]
+    found = [estimates[digest] for digest in cell.stage_digests if digest in estimates]
     return together(found) if found else None
 
 
@@ -233,6 +236,10 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
         **sums,
         num_gpus=max((estimate.num_gpus for estimate in found), default=0),
         micro_batch=next((e.micro_batch for e in found if e.micro_batch is not None), None),
+        micro_batch_tokens=next(
+            (e.micro_batch_tokens for e in found if e.micro_batch_tokens is not None), None
+        ),
+        recomputes=next((e.recomputes for e in found if e.recomputes is not None), None),
         memory_gib=largest.memory_gib,
         memory_terms_gib=largest.memory_terms_gib,
         host_memory_gib=max((estimate.host_memory_gib for estimate in found), default=0.0),
@@ -257,7 +264,7 @@ def in_total(
         estimates: digest to estimate.
         settings: of the hardware.
     """
-    digests = dict.fromkeys(digest for cell in cells for digest in cell.chain if digest in estimates)
+    digests = dict.fromkeys(digest for cell in cells for digest in cell.stage_digests if digest in estimates)
     total = together(estimates[digest] for digest in digests)
     live_gib = [estimates[digest].peak_disk_gib - estimates[digest].disk_gib for digest in digests]
     # Parallel cells cannot finish before the longest of them does.

@@ -47,7 +47,7 @@ def decide(cell: Cell, status: CellStatus) -> dict[str, Step]:
         status: its state and those of its stages.
     """
     steps: dict[str, Step] = {}
-    for digest in cell.chain:
+    for digest in cell.stage_digests:
         stage = status.stages[digest]
         match stage.state:
             case State.DONE:
@@ -143,9 +143,9 @@ def _look(
     seen: dict[str, StageStatus] = {}
     waiting = False
     for cell in cells:
-        if cell.cell in cancelled:
+        if cell.id in cancelled:
             continue
-        for digest in cell.chain:
+        for digest in cell.stage_digests:
             # Reading a state costs file or network access, and cells share stages.
             if digest not in seen:
                 seen[digest] = status_of(digest)

@@ -238,7 +238,7 @@ def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
     """
     if order.cells is not None:
         wanted = set(order.cells)
-        cells = [cell for cell in cells if cell.cell in wanted]
+        cells = [cell for cell in cells if cell.id in wanted]
     start = len(cells) * order.slot // max(1, order.num_slots) % max(1, len(cells))
     return (*cells[start:], *cells[:start])
 

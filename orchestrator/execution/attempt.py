@@ -218,7 +218,7 @@ class AttemptRun:
         order = AttemptSpec(
             store=self._order.store,
             sweep=self._order.sweep,
-            cell=self._cell.cell,
+            cell=self._cell.id,
             node=self._node,
             spec=self._spec,
             attempt=self.number,

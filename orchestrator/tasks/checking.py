@@ -208,6 +208,9 @@ def _notes(table: Table, info: dataset.DatasetInfo | None) -> Iterator[str]:
     if info is not None:
         for reason, number in info.left_out.items():
             yield f"left out at the import, {reason}: {number:,} ids"
+        for split, rows in table.items():
+            if again := checks.repeats(rows):
+                yield f"{len(again)} {split} items repeat another in full in every language, as in the source"
     else:
         flawed = sum(
             "not-nfc" in row.flaws for rows in table.values() for here in rows.values() for row in here

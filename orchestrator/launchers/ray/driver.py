@@ -105,7 +105,7 @@ class RayDriver:
         )
         self._trusted: set[tuple[str, int]] = set()
         wanted = set(submission.tasks[0])
-        self._cells = [cell for cell in self._revision.sweep.cells if cell.cell in wanted]
+        self._cells = [cell for cell in self._revision.sweep.cells if cell.id in wanted]
         self._pool: Pool
         self._slots, self._fruitless, self._given_up = 0, 0, ""
         self._claimed: set[int] = set()
@@ -213,10 +213,10 @@ class RayDriver:
         """Return what there is to do, from the store."""
         sweep = self._revision.sweep
         requests = self._ledger.requests(sweep.name)
-        wishes = summarize_requests(requests, [cell.cell for cell in sweep.cells])
+        wishes = summarize_requests(requests, [cell.id for cell in sweep.cells])
         snapshot = EvidenceReader(
             self._ledger,
-            sweep.nodes.values(),
+            sweep.stages.values(),
             observer=self._watcher,
             count_attempts=False,
             trusted=self._trusted,
@@ -235,7 +235,7 @@ class RayDriver:
                     self._claimed.add(owner.slot)
             return stage_status(evidence, wishes.budget(digest, retries))
 
-        claimable, waiting = num_claimable(self._cells, sweep.nodes, status, cancelled=wishes.cancelled)
+        claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=wishes.cancelled)
         return Work(claimable, waiting, frozenset(busy))
 
     def _adjust(self, work: Work) -> None:
