@@ -45,7 +45,7 @@ def run(one: Pass, section: Callable[[Pass], None], needs_s: float) -> bool:
         return False
     try:
         # A section that hangs must not cost the others their seconds.
-        with one.limited(600.0 if one.small else max(min(one.left_s, 3 * needs_s), 1.0)):
+        with one.limited(600.0 if one.small else max(min(one.left_s, 4 * needs_s), 1.0)):
             section(one)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]

@@ -1,9 +1,9 @@
 """Tokens a second of the training stage's loop against TRL's SFTTrainer, on the device that is there.
 
 Both train the same random weights on the same rows of the study's lengths, with the loss on the response
-alone, one optimiser step over all rows at a time. TRL packs them (`bfd`) and computes layers again, its default;
-our loop does what the plan chooses. The first step is not counted, and its losses must agree. On a GPU it is
-Qwen3-1.7B in bfloat16, on a CPU a tiny model in float32 on one thread.
+alone, one optimiser step over all rows at a time. TRL packs them (`bfd`) and computes layers again, its
+default; our loop does what the plan chooses. The first step is not counted, and its losses must agree. On a
+GPU it is Qwen3-1.7B in bfloat16, on a CPU a tiny model in float32 on one thread.
 
     python benchmarks/loop_against_trl.py [--rows 512] [--steps 3] [--liger] [--no-compile]
 """

@@ -244,9 +244,20 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
         memory_terms_gib=largest.memory_terms_gib,
         host_memory_gib=max((estimate.host_memory_gib for estimate in found), default=0.0),
         peak_disk_gib=sums["disk_gib"] + max(0.0, live_gib),
+        useful_share=next((e.useful_share for e in found if e.useful_share), 0.0),
+        checkpoint_share=_waiting_share(found),
+        lost_s=max((e.lost_s for e in found), default=0.0),
+        stop_s=max((e.stop_s for e in found), default=0.0),
         assumptions=tuple(dict.fromkeys(note for e in found for note in e.assumptions)),
         measured=any(estimate.measured for estimate in found),
     )
+
+
+def _waiting_share(estimates: Sequence[Estimate]) -> float:
+    """Return the share of wall time that stages wait for what they save, of those that save anything."""
+    saving = [one for one in estimates if one.checkpoint_share]
+    hours = sum(one.wall_hours for one in saving)
+    return sum(one.checkpoint_share * one.wall_hours for one in saving) / hours if hours else 0.0
 
 
 def in_total(
@@ -274,6 +285,7 @@ def in_total(
         **{name: getattr(total, name) for name in _ADDED},
         "wall_hours": max(longest, total.wall_hours / at_once),
         "peak_disk_gib": total.disk_gib + sum(sorted(live_gib, reverse=True)[:at_once]),
+        **{name: getattr(total, name) for name in ("useful_share", "checkpoint_share", "lost_s", "stop_s")},
         "num_measured": sum(estimates[digest].measured for digest in digests),
         "assumptions": [
             *dict.fromkeys(note for digest in digests for note in estimates[digest].assumptions),

@@ -248,6 +248,14 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
         f"  about {duration(totals['wall_hours'])}; disk {rounded(totals['disk_gib'])} GiB in the end,"
         f" {rounded(totals['peak_disk_gib'])} GiB at the peak"
     )
+    if totals["lost_s"]:
+        share = (
+            f"; {totals['useful_share']:.0%} of the positions are useful" if totals["useful_share"] else ""
+        )
+        print(
+            f"  {totals['checkpoint_share']:.1%} of the time waits for checkpoints, and a killed attempt may"
+            f" lose up to {duration(totals['lost_s'] / 3600)}{share}"
+        )
     _print_assumptions(totals["assumptions"])
 
 
