@@ -10,11 +10,13 @@ import msgspec
 
 from orchestrator.api import estimates
 from orchestrator.api.estimates import missing_of, need_line, needs_of
+from orchestrator.api.ordering import makespan_of
 from orchestrator.api.state import (
     SweepState,
     current_revision,
 )
 from orchestrator.core.plan import Action, Step, decide
+from orchestrator.core.schedule import Makespan
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, Sweep
@@ -118,6 +120,18 @@ class Plan:
     def totals(self) -> dict[str, Any] | None:
         """The cost of all cells, a shared stage once; None if no stage has an estimate hook."""
         return estimates.in_total(self.cells, self.estimates, self.hardware) if self.estimates else None
+
+    def makespan(self, num_gpus: int, *, gpus_per_node: int = 8) -> Makespan:
+        """Return how long what is not done takes on a cluster, the longest chain of stages first.
+
+        Args:
+            num_gpus: of the cluster.
+            gpus_per_node: of one node. A cell runs within one.
+
+        Raises:
+            UserError: a number is out of range, or a cell needs more GPUs than a node has.
+        """
+        return makespan_of(self.view, self.cells, self.estimates, num_gpus, gpus_per_node=gpus_per_node)
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with one row for each cell: its axes, its state, and the action for each stage."""

@@ -254,17 +254,22 @@ def makespan_hours(
     ends: list[tuple[float, int, str, int]] = []
     now = 0.0
     while True:
-        while (best := _first_that_fits(ready, nodes)) is not None:
+        # A stage that takes no time is over before others start: of the cells that it makes ready at this
+        # moment, the longest must come first.
+        while ends and ends[0][0] <= now:
+            _, _, key, node = heapq.heappop(ends)
+            nodes.free(node, work[key].num_gpus)
+            for taker in takers[key]:
+                missing[taker] -= 1
+                if not missing[taker]:
+                    heapq.heappush(ready[work[taker].num_gpus], (-order[taker], position[taker], taker))
+        if (best := _first_that_fits(ready, nodes)) is not None:
             _, place, key = heapq.heappop(ready[best])
             heapq.heappush(ends, (now + work[key].hours, place, key, nodes.take(best)))
-        if not ends:
+        elif ends:
+            now = ends[0][0]
+        else:
             return now
-        now, _, key, node = heapq.heappop(ends)
-        nodes.free(node, work[key].num_gpus)
-        for taker in takers[key]:
-            missing[taker] -= 1
-            if not missing[taker]:
-                heapq.heappush(ready[work[taker].num_gpus], (-order[taker], position[taker], taker))
 
 
 class _Nodes:
@@ -304,6 +309,8 @@ class _Nodes:
 
 def _first_that_fits(ready: Mapping[int, list[tuple[float, int, str]]], nodes: _Nodes) -> int | None:
     """Return the number of GPUs of the first ready stage for which GPUs are free; None if there is none."""
+    if ready.get(0):
+        return 0
     fitting = [(heap[0], num_gpus) for num_gpus, heap in ready.items() if heap and nodes.fits(num_gpus)]
     return min(fitting)[1] if fitting else None
 

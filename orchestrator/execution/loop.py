@@ -8,9 +8,9 @@ from multiprocessing.context import BaseContext
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
-from orchestrator.core.plan import Claimable, RequestSummary, next_stage, summarize_requests
+from orchestrator.core.plan import Claimable, RequestSummary, Scan, next_stage, summarize_requests
 from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void, remaining_files
-from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
+from orchestrator.core.state import Attempt, Evidence, StageStatus, State, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, Shortage, share
@@ -68,6 +68,7 @@ class Worker:
         self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
         self._watcher = Watcher(owner, job=order.job)
         self._trusted: set[tuple[str, int]] = set()
+        self._seen_done: set[str] = set()
         self._verified: set[tuple[str, int]] = set()
         self._failed_starts, self._replaced, self._starved = 0, False, False
         self._is_late, self._is_on_bad_node = False, False
@@ -102,12 +103,7 @@ class Worker:
                 trusted=self._trusted,
                 specs=self._sweep.specs,
             )
-            scan = next_stage(
-                self._cells,
-                self._sweep.nodes,
-                lambda digest, s=snapshot, w=wishes: self._status(s, w, digest),  # type: ignore[misc]
-                cancelled=wishes.cancelled,
-            )
+            scan = self._scan(snapshot, wishes)
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.node.name}")
                 return self._released("deadline")
@@ -131,6 +127,26 @@ class Worker:
                 self._retain(f"worker on {self._owner.host}")
                 return NO_MEMORY if self._starved else 0
         return self._released(self._stop_asked())
+
+    def _scan(self, snapshot: EvidenceReader, wishes: RequestSummary) -> Scan:
+        """Return the next stage that may be claimed. Cells that were done at an earlier scan are tried last.
+
+        They lie at the front once the longest cells have run, and reading them again costs time, in a bucket
+        requests. A product that was voided since is noticed when nothing else is left to claim.
+        """
+        for cells in ([cell for cell in self._cells if cell.cell not in self._seen_done], self._cells):
+            found: dict[str, StageStatus] = {}
+
+            def status_of(digest: str, found: dict[str, StageStatus] = found) -> StageStatus:
+                found[digest] = self._status(snapshot, wishes, digest)
+                return found[digest]
+
+            scan = next_stage(cells, self._sweep.nodes, status_of, cancelled=wishes.cancelled)
+            done = {digest for digest, status in found.items() if status.state is State.DONE}
+            self._seen_done |= {cell.cell for cell in cells if done.issuperset(cell.chain)}
+            if scan.claimable is not None or not self._seen_done:
+                break
+        return scan
 
     def _has_other_code(self) -> bool:
         """Whether the checkout was edited since the launch: its products would have another version."""
