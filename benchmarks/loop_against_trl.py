@@ -26,7 +26,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from gpu.models import Size, placed, rows_of, training
+from gpu.models import Size, choose, placed, rows_of, training
 from gpu.one_pass import Pass
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -41,10 +41,18 @@ TOLERANCE = 0.02
 
 def by_loop(one: Pass, size: Size, examples: Sequence[Example], args: argparse.Namespace) -> dict[str, Any]:
     """Return the speed, the first loss and the memory of our loop."""
-    model, rows = placed(one, size, bf16=one.cuda), Rows(examples, pad_token_id=0)
-    loop = training(
-        one, model, rows, micro_batch_size=args.micro_batch, precision="bf16" if one.cuda else "fp32"
+    model, rows = placed(one, size, bf16=one.cuda, recompute=False), Rows(examples, pad_token_id=0)
+    precision = "bf16" if one.cuda else "fp32"
+    tokens = args.micro_batch_tokens or (PACKS * PACK_TOKENS if one.cuda else 2048)
+    chosen = choose(
+        model,
+        rows,
+        precision=precision,
+        num_epochs=1_000,
+        micro_batch_tokens=tokens,
+        gradient_checkpointing=not args.keep,
     )
+    loop = training(one, model, rows, micro=chosen.micro, precision=precision)
     order = np.argsort(-rows.lengths, kind="stable")
     one.clean()
     loop._step(1, order)
@@ -131,7 +139,8 @@ def parsed() -> argparse.Namespace:
         "--model", default="qwen3-1.7b", help="file in conf/model/; on a CPU its tiny stand-in"
     )
     parser.add_argument("--rows", type=int, default=512, help="rows of an optimiser step")
-    parser.add_argument("--micro-batch", type=int, default=16, help="rows that our loop computes at once")
+    parser.add_argument("--micro-batch-tokens", type=int, help="tokens that our loop computes at once")
+    parser.add_argument("--keep", action="store_true", help="do not compute layers again (our loop)")
     parser.add_argument("--steps", type=int, default=3, help="optimiser steps, of which the first warms up")
     parser.add_argument("--liger", action="store_true", help="let TRL use liger-kernel")
     parser.add_argument("--small", action="store_true", help="a tiny model on the CPU, also where a GPU is")

@@ -123,7 +123,10 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             and `gpu_hours` a good one.
         wall_hours: wall time of the whole stage.
         num_gpus: devices that it needs.
-        micro_batch: rows per device and pass; None if there is none.
+        micro_batch: rows of the maximal length per device and pass; None if there is none. A pack of the same
+            tokens has more rows of usual length.
+        micro_batch_tokens: tokens per device and pass.
+        recomputes: whether the backward pass computes layers again.
         memory_gib: peak memory of one device.
         memory_terms_gib: the parts of that peak.
         host_memory_gib: host memory of all processes together; 0 if unimportant or unknown.
@@ -143,6 +146,8 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     wall_hours: float = 0.0
     num_gpus: int = 0
     micro_batch: int | None = None
+    micro_batch_tokens: int | None = None
+    recomputes: bool | None = None
     memory_gib: float = 0.0
     memory_terms_gib: dict[str, float] = {}
     host_memory_gib: float = 0.0

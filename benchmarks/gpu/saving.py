@@ -10,6 +10,7 @@ import torch
 
 from gpu.models import Size, placed, rows_of, training
 from gpu.one_pass import Pass
+from orchestrator.sft.batches import MicroBatches
 from orchestrator.sft.checkpoints import load_state, save_state, save_weights
 from orchestrator.sft.estimate import RESUME_BYTES
 from orchestrator.sft.shards import Rows
@@ -19,7 +20,7 @@ def checkpoints(one: Pass) -> None:
     """Save, seal, load and export the state of the 0.6B: gigabytes a second hold for larger models."""
     size = Size("qwen3-0.6b", small=one.small)
     model, rows = placed(one, size), Rows(rows_of(size, 16, small=one.small), pad_token_id=0)
-    loop = training(one, model, rows, micro_batch_size=16)
+    loop = training(one, model, rows, micro=MicroBatches(16))
     loop._step(1, np.arange(16))
     context = loop._context
     try:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
-from gpu.models import LONGEST_TOKENS, Size, costs, placed, rows_of, training
+from gpu.models import LONGEST_TOKENS, Size, choose, costs, placed, rows_of, training
 from gpu.one_pass import Pass
-from orchestrator.sft.distributed.parallel import Placed
-from orchestrator.sft.memory import Load, largest_micro_batch, terms_gib
+from orchestrator.sft.batches import MicroBatches
+from orchestrator.sft.distributed.parallel import group_of_one
+from orchestrator.sft.memory import Load, terms_gib
 from orchestrator.sft.shards import Rows
 
 
@@ -46,17 +49,20 @@ def numerics(one: Pass) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One way to train: settings of `placed`, and rows of a micro-batch; None for what the plan takes."""
+    """One way to train: how the model is placed, and settings of `trainer`."""
 
     what: str
-    recompute: bool = True
-    micro_batch: int | None = None
+    uses: Mapping[str, Any]
+    sharding: str = "ddp"
 
 
+RECOMPUTE = {"gradient_checkpointing": True, "compile": False}
 CASES = (
-    Case("as it is"),
-    Case("as it is", micro_batch=16),
-    Case("without recomputation", recompute=False),
+    Case("16 rows side by side", RECOMPUTE | {"micro_batch_size": 16}),
+    Case("packs", RECOMPUTE),
+    Case("packs, compiled", RECOMPUTE | {"compile": True, "micro_batch_tokens": 16_384}),
+    Case("as planned, autocast", {"gradient_checkpointing": "auto", "compile": True}),
+    Case("as planned", {"gradient_checkpointing": "auto", "compile": True}, sharding="auto"),
 )
 """What `speed` compares."""
 
@@ -66,10 +72,7 @@ def speed(one: Pass) -> None:
     size = Size("qwen3-1.7b", small=one.small)
     rows = Rows(rows_of(size, 512 if one.cuda else 16, small=one.small), pad_token_id=0)
     for case in CASES:
-        model = placed(one, size, recompute=case.recompute)
-        micro = case.micro_batch or _planned(one, size, rows, recompute=case.recompute)
-        timed_step(one, f"1.7B {case.what}", size, model, rows, micro)
-        del model
+        timed_step(one, f"1.7B {case.what}", size, rows, case)
         one.clean()
 
 
@@ -77,38 +80,27 @@ def eight_billion(one: Pass) -> None:
     """The 8B's width with 6 of its 36 layers: time and memory a layer."""
     size = Size("qwen3-8b", small=one.small, layers=6)
     rows = Rows(rows_of(size, 128 if one.cuda else 8, small=one.small), pad_token_id=0)
-    timed_step(one, "8B's width, 6 layers", size, placed(one, size), rows, 16 if one.cuda else 4)
+    for again in (True, False):
+        uses = {"gradient_checkpointing": again, "compile": True, "micro_batch_tokens": 16_384}
+        how = "" if again else ", without recomputation"
+        timed_step(one, f"8B's width, 6 layers{how}", size, rows, Case("", uses, sharding="auto"))
+        one.clean()
 
 
-def _planned(one: Pass, size: Size, rows: Rows, *, recompute: bool) -> int:
-    """Return the rows of a micro-batch that the plan's memory terms allow."""
-    if not one.cuda:
-        return 4
-    load = Load(row_tokens=int(rows.lengths.max()), checkpointing=recompute, loss_chunk_tokens=1024)
-    memory_gib = torch.cuda.get_device_properties(one.device).total_memory / 2**30
-    found = largest_micro_batch(size.decoder, load, num_gpus=1, memory_gib=memory_gib, global_batch=len(rows))
-    return found or 1
-
-
-def timed_step(one: Pass, what: str, size: Size, model: Placed, rows: Rows, micro_batch: int) -> None:
-    """Record time, tokens a second and memory of a step; with half the rows where memory is out."""
+def timed_step(one: Pass, what: str, size: Size, rows: Rows, case: Case) -> None:
+    """Record time, tokens a second and memory of a step in one way to train."""
     order = np.argsort(-rows.lengths, kind="stable")
     one.clean()
-    while True:
-        try:
-            loop = training(one, model, rows, micro_batch_size=micro_batch)
-            start_s = time.perf_counter()
-            loop._step(1, order[::4])
-            warm_s = time.perf_counter() - start_s
-            took_s = one.seconds(functools.partial(loop._step, 2, order))
-            break
-        except torch.OutOfMemoryError:
-            one.record(f"{what}: out of memory", rows=micro_batch)
-            if micro_batch == 1:
-                return
-        model.model.zero_grad()
-        micro_batch //= 2
-        one.clean()
+    with group_of_one(case.sharding, one.device):
+        model = placed(one, size, recompute=False, sharding=case.sharding)
+        # Compiling for a CPU takes longer than the whole pass.
+        uses = dict(case.uses) if one.cuda else dict(case.uses) | {"compile": False}
+        chosen = choose(model, rows, **uses)
+        loop = training(one, model, rows, micro=chosen.micro)
+        start_s = time.perf_counter()
+        loop._step(1, order)
+        warm_s = time.perf_counter() - start_s
+        took_s = one.seconds(functools.partial(loop._step, 2, order))
     tokens, flops = int(rows.lengths.sum()), 6 * model.num_parameters
     predicted = None
     mfu = None
@@ -117,14 +109,18 @@ def timed_step(one: Pass, what: str, size: Size, model: Placed, rows: Rows, micr
         mfu = round(tokens / took_s / rate, 3)
         assumed = costs().mfu_of(size.decoder.num_parameters)
         predicted = {"step_s": round(tokens / (rate * assumed), 2), "mfu": assumed}
+    facts = loop.batches.facts()
     one.record(
         what,
         predicted=predicted,
-        rows=micro_batch,
+        **{key: facts[key] for key in ("micro_batch_size", "micro_batch_tokens", "widths", "useful_share")},
+        recomputes=chosen.recompute,
+        packing_difference=chosen.packing and chosen.packing.difference,
+        by_kernel=chosen.micro.by_kernel,
+        fused_norms=chosen.num_fused_norms,
         step_s=round(took_s, 2),
         tokens_per_s=round(tokens / took_s),
         mfu=mfu,
-        useful_share=round(1 - loop.padding_share(), 3),
         first_step_s=round(warm_s, 1),
         **one.memory(),
     )
@@ -137,12 +133,12 @@ def memory(one: Pass) -> None:
         model = placed(one, size, recompute=recompute)
         for number in sizes if one.cuda else (2,):
             rows = Rows(rows_of(size, number, small=one.small, width=width), pad_token_id=0)
-            loop = training(one, model, rows, micro_batch_size=number)
+            loop = training(one, model, rows, micro=MicroBatches(number))
             one.clean()
             for step in (1, 2):
                 loop._step(step, np.arange(number))
             one.wait()
-            load = Load(row_tokens=width, checkpointing=recompute, loss_chunk_tokens=1024)
+            load = Load(row_tokens=width, checkpointing=recompute, loss_chunk_tokens=1024, sharded=False)
             terms = terms_gib(size.decoder, load, num_gpus=1, micro_batch=number, memory_gib=1.0)
             one.record(
                 f"1.7B, memory of a step{'' if recompute else ' without recomputation'}",

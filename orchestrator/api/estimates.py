@@ -233,6 +233,10 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
         **sums,
         num_gpus=max((estimate.num_gpus for estimate in found), default=0),
         micro_batch=next((e.micro_batch for e in found if e.micro_batch is not None), None),
+        micro_batch_tokens=next(
+            (e.micro_batch_tokens for e in found if e.micro_batch_tokens is not None), None
+        ),
+        recomputes=next((e.recomputes for e in found if e.recomputes is not None), None),
         memory_gib=largest.memory_gib,
         memory_terms_gib=largest.memory_terms_gib,
         host_memory_gib=max((estimate.host_memory_gib for estimate in found), default=0.0),

@@ -114,7 +114,11 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
     """Optimisation settings. A step has `global_batch_size` rows, however they are divided.
 
     Attributes:
-        micro_batch_size: rows of one forward pass; None for the largest that fits.
+        micro_batch_size: rows of one forward pass, padded side by side; None to count tokens.
+        micro_batch_tokens: tokens of one forward pass, if rows are not counted; None for the most that fit.
+            Rows are packed one after another where the model allows it.
+        gradient_checkpointing: compute layers again in the backward pass; ``auto`` where the memory needs it.
+        compile: compile the layers; ``auto`` on GPUs, if the training is long enough to repay that.
         num_processes: in total, over all nodes of the job; None for one per GPU, or one on a CPU.
         sharding: of the model over processes: copies, shards, or (``auto``) shards on GPUs and copies on
             CPUs.
@@ -130,12 +134,16 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
     max_grad_norm: Rate
     max_length_tokens: Positive
     precision: Literal["fp32", "bf16"]
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["auto"]
     num_processes: Positive | None = None
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
     loss_chunk_tokens: Positive = 1024
+    micro_batch_tokens: Positive | None = None
+    compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        if self.micro_batch_size is not None and self.micro_batch_tokens is not None:
+            raise ValueError("trainer.micro_batch_size and trainer.micro_batch_tokens: only one can be set")
         if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"trainer.global_batch_size={self.global_batch_size} is not divisible by"

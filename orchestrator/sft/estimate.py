@@ -143,7 +143,9 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     num_tokens = speed.tokens(cell, work.num_tokens)
     gpu_hours, how = _training_hours(model, num_tokens, costs, hardware, speed)
     notes = [f"tokens measured on {cells(speed.num_cells)}"] if speed.num_cells else [*work.notes]
-    notes += [how, f"memory for rows of trainer.max_length_tokens={cell['trainer']['max_length_tokens']:,}"]
+    again_or_kept = "computes layers again" if placed.checkpointing else "keeps all activations"
+    notes += [how, f"a micro-batch of {placed.tokens:,} tokens {again_or_kept}"]
+    notes += [f"memory for rows of trainer.max_length_tokens={cell['trainer']['max_length_tokens']:,}"]
     if speed.peak_memory_gib is not None:
         notes.append(f"peak memory measured on {cells(speed.num_cells)}; its terms are computed")
     flops = 6.0 * model.num_parameters * num_tokens
@@ -154,11 +156,13 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         num_steps=work.num_steps,
         num_tokens=num_tokens,
         model_flops=flops,
-        hardware_flops=flops + (again if cell["trainer"]["gradient_checkpointing"] else 0.0),
+        hardware_flops=flops + (again if placed.checkpointing else 0.0),
         gpu_hours=gpu_hours,
         wall_hours=gpu_hours / placed.num_gpus,
         num_gpus=placed.num_gpus,
         micro_batch=placed.micro_batch,
+        micro_batch_tokens=placed.tokens,
+        recomputes=placed.checkpointing,
         memory_gib=speed.peak_memory_gib or placed.memory_gib,
         memory_terms_gib=dict(placed.terms_gib),
         host_memory_gib=_host_gib(model, hardware, placed.num_gpus, placed.memory_gib),
@@ -234,13 +238,13 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
     trainer = cell["trainer"]
     load = Load(
         row_tokens=trainer["max_length_tokens"],
-        checkpointing=trainer["gradient_checkpointing"],
+        checkpointing=None if (how := trainer["gradient_checkpointing"]) == "auto" else how,
         value_bytes=2 if trainer["precision"] == "bf16" else 4,
         loss_chunk_tokens=trainer.get("loss_chunk_tokens"),
         sharded=trainer.get("sharding") != "ddp",
         on_cpu=hardware.device == "cpu",
     )
-    asked = trainer["micro_batch_size"]
+    asked, tokens = trainer["micro_batch_size"], trainer.get("micro_batch_tokens")
     found = fit(
         model,
         load,
@@ -248,6 +252,7 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
         memory_gib=hardware.memory_gib,
         global_batch=trainer["global_batch_size"],
         micro_batch=asked,
+        micro_batch_tokens=tokens,
         num_gpus=None if load.on_cpu else trainer.get("num_processes"),
     )
     if found is not None:
@@ -260,11 +265,14 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
     # Nothing fits. The message describes the attempt with the most GPUs and the smallest micro-batch.
     most = 2 ** (hardware.max_gpus.bit_length() - 1)
     num_gpus = 1 if load.on_cpu else trainer.get("num_processes") or most
-    size = min(asked or 1, max(1, trainer["global_batch_size"] // num_gpus))
+    size = min(
+        asked or -(-(tokens or 1) // load.row_tokens), max(1, trainer["global_batch_size"] // num_gpus)
+    )
     terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=hardware.memory_gib)
     total_gib = sum(terms.values())
     place = "this host" if load.on_cpu else f"{num_gpus} x {hardware.device}"
-    smaller = "trainer.micro_batch_size=null, or " if size > 1 else ""
+    key = "micro_batch_size" if asked else "micro_batch_tokens"
+    smaller = f"trainer.{key}=null, or " if size > 1 else ""
     raise UserError(
         f"{cell['model']['name']} does not fit on {place}: {total_gib:.1f} GiB are needed,"
         f" {hardware.memory_gib:.1f} GiB are there" + ("" if load.on_cpu else " on each"),

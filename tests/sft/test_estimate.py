@@ -10,7 +10,7 @@ from orchestrator.core.settings import HardwareSettings
 from orchestrator.costs import Finished, Hardware, Measured
 from orchestrator.errors import UserError
 from orchestrator.sft.estimate import evaluate, train
-from orchestrator.sft.memory import Load, largest_micro_batch
+from orchestrator.sft.memory import Load, widest_pack
 from orchestrator.sft.workload import model_of
 from orchestrator.stage import Config
 from tests.sft import chain
@@ -68,7 +68,8 @@ def test_flops_and_hours_follow_from_parameters_and_tokens() -> None:
     assert one.gpu_hours == pytest.approx(one.model_flops / (312e12 * 0.4 * 3600))
     assert one.wall_hours == pytest.approx(one.gpu_hours / 4)
     without = trained(cell("qwen3-0.6b", "math", 1, "trainer.gradient_checkpointing=false"))
-    assert without.hardware_flops == without.model_flops
+    assert without.hardware_flops == without.model_flops and without.recomputes is False
+    assert without.micro_batch_tokens and "keeps all activations" in " ".join(without.assumptions)
 
 
 def test_the_guess_of_utilisation_grows_with_the_model_and_is_said() -> None:
@@ -129,12 +130,11 @@ def test_what_is_planned_fits_what_cuda_says_there_is(model: str, device: str, t
     planned = trained(cell(model), hardware)
     sizes = model_of(cell(model))
     assert sizes is not None and hardware.memory_gib <= torch_bytes / 2**30
-    assert largest_micro_batch(
+    assert widest_pack(
         sizes,
         Load(row_tokens=2048, loss_chunk_tokens=1024),
         num_gpus=planned.num_gpus,
         memory_gib=torch_bytes / 2**30,
-        global_batch=512,
     )
 
 
