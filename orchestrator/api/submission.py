@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import provenance
-from orchestrator.api.estimates import of_cell
-from orchestrator.api.ordering import longest_first, order_estimates
+from orchestrator.api.estimates import longest_first, of_cell, order_estimates
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from orchestrator.api.estimates import ordered_ids
 from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
-from orchestrator.api.ordering import ordered_ids
 from orchestrator.api.reconciling import PendingLaunch
 from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view

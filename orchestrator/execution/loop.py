@@ -8,9 +8,9 @@ from multiprocessing.context import BaseContext
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
-from orchestrator.core.plan import Claimable, RequestSummary, Scan, next_stage, summarize_requests
+from orchestrator.core.plan import Claimable, RequestSummary, Scanner, summarize_requests
 from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void, remaining_files
-from orchestrator.core.state import Attempt, Evidence, StageStatus, State, stage_status
+from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, Shortage, share
@@ -64,11 +64,10 @@ class Worker:
         self._sweep, self._context = revision.sweep, context
         self._stop_asked, self._shortage, self._say = stop_asked, shortage, say
         self._checkout = checkout
-        self._cells = share(self._sweep.cells, order)
+        self._scanner = Scanner(share(self._sweep.cells, order), self._sweep.nodes)
         self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
         self._watcher = Watcher(owner, job=order.job)
         self._trusted: set[tuple[str, int]] = set()
-        self._seen_done: set[str] = set()
         self._verified: set[tuple[str, int]] = set()
         self._failed_starts, self._replaced, self._starved = 0, False, False
         self._is_late, self._is_on_bad_node = False, False
@@ -103,7 +102,10 @@ class Worker:
                 trusted=self._trusted,
                 specs=self._sweep.specs,
             )
-            scan = self._scan(snapshot, wishes)
+            scan = self._scanner.next_stage(
+                lambda digest, s=snapshot, w=wishes: self._status(s, w, digest),  # type: ignore[misc]
+                cancelled=wishes.cancelled,
+            )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.node.name}")
                 return self._released("deadline")
@@ -127,26 +129,6 @@ class Worker:
                 self._retain(f"worker on {self._owner.host}")
                 return NO_MEMORY if self._starved else 0
         return self._released(self._stop_asked())
-
-    def _scan(self, snapshot: EvidenceReader, wishes: RequestSummary) -> Scan:
-        """Return the next stage that may be claimed. Cells that were done at an earlier scan are tried last.
-
-        They lie at the front once the longest cells have run, and reading them again costs time, in a bucket
-        requests. A product that was voided since is noticed when nothing else is left to claim.
-        """
-        for cells in ([cell for cell in self._cells if cell.cell not in self._seen_done], self._cells):
-            found: dict[str, StageStatus] = {}
-
-            def status_of(digest: str, found: dict[str, StageStatus] = found) -> StageStatus:
-                found[digest] = self._status(snapshot, wishes, digest)
-                return found[digest]
-
-            scan = next_stage(cells, self._sweep.nodes, status_of, cancelled=wishes.cancelled)
-            done = {digest for digest, status in found.items() if status.state is State.DONE}
-            self._seen_done |= {cell.cell for cell in cells if done.issuperset(cell.chain)}
-            if scan.claimable is not None or not self._seen_done:
-                break
-        return scan
 
     def _has_other_code(self) -> bool:
         """Whether the checkout was edited since the launch: its products would have another version."""
@@ -207,7 +189,7 @@ class Worker:
             return False
 
     def _is_worth_another_look(self, snapshot: EvidenceReader) -> bool:
-        digests = {digest for cell in self._cells for digest in cell.chain}
+        digests = {digest for cell in self._scanner.cells for digest in cell.chain}
         return self._leaving.is_worth_another_look(
             is_passing=any(snapshot.evidence(digest).is_passing for digest in digests)
         )
@@ -291,7 +273,7 @@ class Worker:
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._starved = True
-            self._cells = tuple(cell for cell in self._cells if node.digest not in cell.chain)
+            self._scanner.cells = tuple(cell for cell in self._scanner.cells if node.digest not in cell.chain)
         self._progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
             self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)
@@ -401,5 +383,5 @@ class Worker:
             return ""
         if not cancelled:
             return ""
-        wanted = any(node.digest in cell.chain and cell.cell not in cancelled for cell in self._cells)
+        wanted = any(node.digest in cell.chain and cell.cell not in cancelled for cell in self._scanner.cells)
         return "" if wanted else "cancelled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytest
 
 from orchestrator.core.sweep import Cell
 from orchestrator.execution.assignment import share
-from tests.commands.launches import records
 from tests.execution.faults import order_for
 
 SWEEP = """
@@ -39,16 +39,20 @@ def lengths(sweep: Any) -> Any:
     return sweep
 
 
+def _started(store: Path) -> list[str]:
+    """The cells in the order in which the one worker began to work on them."""
+    (log,) = store.glob("**/request-1-worker-0.log")
+    return list(dict.fromkeys(re.findall(r"(hours\d)\S* \S+: attempt 1$", log.read_text(), re.MULTILINE)))
+
+
 def test_workers_start_with_the_longest_cell(lengths: Any) -> None:
     lengths("launch", "lengths.yaml", "launcher=local", "launcher.workers=1")
-    claims = sorted(records(lengths.store, "claim.json"), key=lambda claim: claim["at"])
-    assert [claim["cell"].partition("-")[0] for claim in claims[::2]] == ["4", "3", "2", "1"]
+    assert _started(lengths.store) == ["hours4", "hours3", "hours2", "hours1"]
 
 
 def test_of_selected_cells_the_longest_starts_first(lengths: Any) -> None:
     lengths("launch", "lengths.yaml", "--only", "hours=1,2,3", "launcher.workers=1")
-    claims = sorted(records(lengths.store, "claim.json"), key=lambda claim: claim["at"])
-    assert [claim["cell"].partition("-")[0] for claim in claims[::2]] == ["3", "2", "1"]
+    assert _started(lengths.store) == ["hours3", "hours2", "hours1"]
 
 
 @pytest.mark.parametrize(
