@@ -102,7 +102,7 @@ def _group(
     attempt = view.snapshot.evidence(node.digest).attempts[-1]
     assert attempt.end is not None
     name = view.sweep.name
-    log = f"sweep logs {name} {cell.cell} --stage '{node.name}'{view.hint}"
+    log = f"sweep logs {name} {cell.id} --stage '{node.name}'{view.hint}"
     return FailureGroup(
         failure=print_.digest,
         stage=print_.stage,
@@ -111,9 +111,9 @@ def _group(
         pattern=print_.message,
         frames=print_.frames,
         num_stages=len(nodes),
-        cells=tuple(each.cell for each in cells),
+        cells=tuple(each.id for each in cells),
         example=FailureExample(
-            cell=cell.cell,
+            cell=cell.id,
             stage=node.name,
             attempt=attempt.number,
             host=attempt.claim.owner.host if attempt.claim else "",

@@ -43,11 +43,11 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
     Returns:
         By cell and digest, the step.
     """
-    steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
+    steps = {cell.id: decide(cell, view.cells[cell.id]) for cell in cells}
     looked: dict[str, str] = {}
     for cell in cells:
-        for digest, step in [*steps[cell.cell].items()]:
-            status, node = view.cells[cell.cell].stages[digest], view.sweep.nodes[digest]
+        for digest, step in [*steps[cell.id].items()]:
+            status, node = view.cells[cell.id].stages[digest], view.sweep.stages[digest]
             spec = view.sweep.specs[node.stage]
             if step.action not in (Action.RUN, Action.RESUME) or not (status.attempts or status.going_on):
                 continue
@@ -61,7 +61,7 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
             action, reason = Action.RESUME if found else Action.RUN, step.reason
             if not (found and reason.startswith(found)):
                 reason = f"{found or 'starts from nothing'}: {reason}"
-            steps[cell.cell][digest] = Step(action, reason)
+            steps[cell.id][digest] = Step(action, reason)
     return steps
 
 
@@ -110,7 +110,7 @@ def makespan_of(
         raise UserError(
             f"a cell needs {most} GPUs in one node", where=where, fix=f"--gpus-per-node {most} or more"
         )
-    units = schedule.of_cells({cell.cell: cell.chain for cell in cells}, work)
+    units = schedule.of_cells({cell.id: cell.stage_digests for cell in cells}, work)
     return schedule.makespan(units, num_gpus, gpus_per_node=gpus_per_node)
 
 
@@ -174,11 +174,11 @@ class Plan:
         return pandas.DataFrame(
             {
                 **cell.axes,
-                "cell": cell.cell,
+                "cell": cell.id,
                 "state": str(self.state_of(cell)),
                 **{
-                    self.view.sweep.nodes[d].name: str(step.action)
-                    for d, step in self.steps[cell.cell].items()
+                    self.view.sweep.stages[d].name: str(step.action)
+                    for d, step in self.steps[cell.id].items()
                 },
             }
             for cell in self.cells
@@ -202,29 +202,29 @@ class Plan:
         """Return the part of the plan for one cell."""
         view = self.view
         return {
-            "cell": cell.cell,
+            "cell": cell.id,
             "axes": cell.axes,
             "columns": cell.columns,
             "state": self.state_of(cell),
-            "blocked": [need_line(need) for need in self.missing.get(cell.cell, ())],
+            "blocked": [need_line(need) for need in self.missing.get(cell.id, ())],
             "estimate": estimates.as_json(estimates.of_cell(cell, self.estimates)),
             "stages": [
                 {
-                    "stage": view.sweep.nodes[digest].name,
+                    "stage": view.sweep.stages[digest].name,
                     "digest": digest,
-                    "state": view.cells[cell.cell].stages[digest].state,
+                    "state": view.cells[cell.id].stages[digest].state,
                     "action": step.action,
                     "reason": step.reason,
                 }
-                for digest, step in self.steps[cell.cell].items()
+                for digest, step in self.steps[cell.id].items()
             ],
         }
 
     def state_of(self, cell: Cell) -> State:
         """Return the state of a cell; one that lacks a need is blocked, unless it is done or at work."""
-        state = self.view.cells[cell.cell].state
+        state = self.view.cells[cell.id].state
         at_work = state in (State.DONE, State.RUNNING, State.QUEUED)
-        return State.BLOCKED if cell.cell in self.missing and not at_work else state
+        return State.BLOCKED if cell.id in self.missing and not at_work else state
 
 
 def cell_drift(view: SweepState) -> list[str]:
@@ -235,8 +235,8 @@ def cell_drift(view: SweepState) -> list[str]:
     if number is None:
         return []
     before = view.ledger.revision(view.sweep.name, number).sweep
-    old = {cell.cell for cell in before.cells}
-    new = [cell for cell in view.sweep.cells if cell.cell not in old]
+    old = {cell.id for cell in before.cells}
+    new = [cell for cell in view.sweep.cells if cell.id not in old]
     if not new:
         return []
     # A changed config gives a cell another id. Its axes show which old cell it replaces.
@@ -261,7 +261,7 @@ def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str
     Returns:
         A general remark if no key differs; then the stages themselves do.
     """
-    reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
-    nodes = [after.nodes[digest] for digest in new.chain]
+    reads = {before.stages[digest].name: before.stages[digest].reads for digest in old.stage_digests}
+    nodes = [after.stages[digest] for digest in new.stage_digests]
     keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
     return list(dict.fromkeys(keys)) or ["the stages themselves"]

@@ -77,13 +77,13 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     if request.code is not None:
         _go_on_in_the_snapshot(view, request, request.code)
     wanted = set(request.cells) if request.cells is not None else None
-    cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
+    cells = [cell for cell in view.sweep.cells if wanted is None or cell.id in wanted]
     # A second Ctrl-C also ends a wait for a store that does not answer.
     stopper = _Stopper(launcher)
     view = view.patient(indented, lambda: "stopped" if stopper.count > 1 else "")
     # A launch whose cells are all done still runs the mirror, which uploads what it missed earlier.
     with mirroring(view.ledger, view.sweep.name, request):
-        if any(view.cells[cell.cell].state is not State.DONE for cell in cells):
+        if any(view.cells[cell.id].state is not State.DONE for cell in cells):
             with stopper:
                 launcher.start(_as_launch(view, request, launcher))
                 _watch(view, cells, launcher)
@@ -92,11 +92,11 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     if not stopper.count:
         print_lines(finish_retention(view.fresh(), settings_of(request).policy))
     view = _last_view(view)
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    counts = Counter(view.cells[cell.id].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     print_failures(view, cells)
     print_lines(needing_retired_lines(view, cells))
-    if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
+    if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     if counts[State.DONE] == len(cells):
         return 0
@@ -115,7 +115,7 @@ def _last_view(view: SweepState) -> SweepState:
     """
     for _ in range(LAST_LOOKS):
         view = view.fresh()
-        if not any(view.snapshot.evidence(digest).is_passing for digest in view.sweep.nodes):
+        if not any(view.snapshot.evidence(digest).is_passing for digest in view.sweep.stages):
             break
         time.sleep(REFRESH_S)
     return view

@@ -97,7 +97,7 @@ def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str
         current = None if sweep in dropped else current_revision(ledger, sweep)
         for number in ledger.revision_numbers(sweep):
             revision = ledger.revision(sweep, number).sweep
-            found = revision.nodes
+            found = revision.stages
             nodes.update(found)
             if number == current:
                 needed.update(found)
@@ -107,8 +107,8 @@ def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str
 
 def _formers(ledger: Ledger, sweep: Sweep) -> Iterator[str]:
     """Yield digests of products of earlier stage versions that a revision can still start from."""
-    snapshot = EvidenceReader(ledger, sweep.nodes.values(), check_files=False, specs=sweep.specs)
-    for digest in sweep.nodes:
+    snapshot = EvidenceReader(ledger, sweep.stages.values(), check_files=False, specs=sweep.specs)
+    for digest in sweep.stages:
         former = snapshot.evidence(digest).former
         if former is not None and not former.problem:
             yield former.node.digest

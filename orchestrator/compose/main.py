@@ -122,7 +122,7 @@ def _composed(
         name=sweep_id,
         description=file.description.strip(),
         specs=specs,
-        nodes=grid.nodes,
+        stages=grid.stages,
         cells=cells,
         report=tuple(file.report),
     )

@@ -279,7 +279,7 @@ def check_digests(sweep: Sweep, title: str) -> None:
 
 
 def _misnamed(sweep: Sweep) -> str:
-    for digest, node in sweep.nodes.items():
+    for digest, node in sweep.stages.items():
         spec = sweep.specs.get(node.stage)
         if spec is None:
             return f"there is no stage {node.stage!r}"

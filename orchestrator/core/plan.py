@@ -47,7 +47,7 @@ def decide(cell: Cell, status: CellStatus) -> dict[str, Step]:
         status: its state and those of its stages.
     """
     steps: dict[str, Step] = {}
-    for digest in cell.chain:
+    for digest in cell.stage_digests:
         stage = status.stages[digest]
         match stage.state:
             case State.DONE:
@@ -139,12 +139,12 @@ class Scanner:
             found[digest] = found[digest] if digest in found else status_of(digest)
             return found[digest]
 
-        rest = [cell for cell in self.cells if cell.cell not in self._done]
+        rest = [cell for cell in self.cells if cell.id not in self._done]
         scan = next_stage(rest, self._nodes, remembered, cancelled=cancelled)
         if scan.claimable is None and len(rest) < len(self.cells):
             scan = next_stage(self.cells, self._nodes, remembered, cancelled=cancelled)
         done = {digest for digest, status in found.items() if status.state is State.DONE}
-        self._done.update(cell.cell for cell in rest if done.issuperset(cell.chain))
+        self._done.update(cell.id for cell in rest if done.issuperset(cell.stage_digests))
         return scan
 
 
@@ -180,9 +180,9 @@ def _look(
     seen: dict[str, StageStatus] = {}
     waiting = False
     for cell in cells:
-        if cell.cell in cancelled:
+        if cell.id in cancelled:
             continue
-        for digest in cell.chain:
+        for digest in cell.stage_digests:
             # Reading a state costs file or network access, and cells share stages.
             if digest not in seen:
                 seen[digest] = status_of(digest)

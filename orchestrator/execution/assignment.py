@@ -245,8 +245,8 @@ def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
     start = order.slot * len(cells) // max(1, order.num_slots)
     if order.cells is not None:
         wanted = {name: place for place, name in enumerate(order.cells)}
-        in_grid_order = [cell for cell in cells if cell.cell in wanted]
-        cells = sorted(in_grid_order, key=lambda cell: wanted[cell.cell])
+        in_grid_order = [cell for cell in cells if cell.id in wanted]
+        cells = sorted(in_grid_order, key=lambda cell: wanted[cell.id])
         start = order.slot * len(cells) // max(1, order.num_slots) if cells == in_grid_order else order.slot
     start %= max(1, len(cells))
     return (*cells[start:], *cells[:start])

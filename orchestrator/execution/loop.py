@@ -64,8 +64,8 @@ class Worker:
         self._sweep, self._context = revision.sweep, context
         self._stop_asked, self._shortage, self._say = stop_asked, shortage, say
         self._checkout = checkout
-        self._scanner = Scanner(share(self._sweep.cells, order), self._sweep.nodes)
-        self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
+        self._scanner = Scanner(share(self._sweep.cells, order), self._sweep.stages)
+        self._all_ids = tuple(cell.id for cell in self._sweep.cells)
         self._watcher = Watcher(owner, job=order.job)
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
@@ -96,7 +96,7 @@ class Worker:
             # New evidence for each scan, read lazily. A decision from an old scan is checked again in `_try`.
             snapshot = EvidenceReader(
                 self._ledger,
-                self._sweep.nodes.values(),
+                self._sweep.stages.values(),
                 observer=self._watcher,
                 count_attempts=False,
                 trusted=self._trusted,
@@ -176,7 +176,7 @@ class Worker:
         except (OSError, InfrastructureError) as error:
             if not self._ledger.objects.in_place or not self._answers():
                 raise
-            self._say(f"{claimable.cell.cell} {claimable.node.name}: left for now: {told(error)}")
+            self._say(f"{claimable.cell.id} {claimable.node.name}: left for now: {told(error)}")
             self._leaving.leave(claimable.node.digest, error)
             return True
         self._leaving.reset()
@@ -189,7 +189,7 @@ class Worker:
             return False
 
     def _is_worth_another_look(self, snapshot: EvidenceReader) -> bool:
-        digests = {digest for cell in self._scanner.cells for digest in cell.chain}
+        digests = {digest for cell in self._scanner.cells for digest in cell.stage_digests}
         return self._leaving.is_worth_another_look(
             is_passing=any(snapshot.evidence(digest).is_passing for digest in digests)
         )
@@ -246,7 +246,7 @@ class Worker:
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(node, number, claim):
             return False
-        self._say(f"{claimable.cell.cell} {node.name}: attempt {number}")
+        self._say(f"{claimable.cell.id} {node.name}: attempt {number}")
         self.num_claims += 1
         run = AttemptRun(
             ledger=self._ledger,
@@ -273,12 +273,14 @@ class Worker:
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._starved = True
-            self._scanner.cells = tuple(cell for cell in self._scanner.cells if node.digest not in cell.chain)
+            self._scanner.cells = tuple(
+                cell for cell in self._scanner.cells if node.digest not in cell.stage_digests
+            )
         self._progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
-            self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)
+            self._retain(f"worker on {self._owner.host}, after {claimable.cell.id} {node.name}", node)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
-        self._say(f"{claimable.cell.cell} {node.name}: {said}")
+        self._say(f"{claimable.cell.id} {node.name}: {said}")
         return True
 
     def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
@@ -297,7 +299,7 @@ class Worker:
             lease_s=next_lease_s(base_s, num_lost),
             generation=evidence.generation,
             sweep=self._order.sweep,
-            cell=cell.cell,
+            cell=cell.id,
             supersedes=supersedes,
             at=provenance.now(),
         )
@@ -325,7 +327,7 @@ class Worker:
         """
         folders: dict[str, dict[str, str]] = {}
         for taken in node.inputs:
-            source, evidence = self._sweep.nodes[taken.digest], snapshot.evidence(taken.digest)
+            source, evidence = self._sweep.stages[taken.digest], snapshot.evidence(taken.digest)
             if evidence.done is None:
                 return None
             prefix = layout.output(source.stage, source.digest, evidence.done.attempt)
@@ -342,7 +344,7 @@ class Worker:
 
     def _release(self, node: StageInstance, snapshot: EvidenceReader) -> None:
         """Allow the cache to evict the copies of a stage's inputs."""
-        for source in (self._sweep.nodes[taken.digest] for taken in node.inputs):
+        for source in (self._sweep.stages[taken.digest] for taken in node.inputs):
             done = snapshot.evidence(source.digest).done
             if done is not None:
                 prefix = layout.payload(source.stage, source.digest, done.attempt)
@@ -383,5 +385,7 @@ class Worker:
             return ""
         if not cancelled:
             return ""
-        wanted = any(node.digest in cell.chain and cell.cell not in cancelled for cell in self._scanner.cells)
+        wanted = any(
+            node.digest in cell.stage_digests and cell.id not in cancelled for cell in self._scanner.cells
+        )
         return "" if wanted else "cancelled"

@@ -17,7 +17,7 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.registry import GENERATORS, TASKS, lookup
 from orchestrator.sft import data
 from orchestrator.sft.workload import CostsConfig
-from orchestrator.tasks.base import LANGUAGES
+from orchestrator.tasks.base import LANGUAGES, Strict
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -27,13 +27,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Immutable settings that refuse unknown keys."""
-
-    pass
-
-
-class Architecture(_Frozen, frozen=True, kw_only=True):
+class Architecture(Strict, frozen=True, kw_only=True):
     """Sizes of a decoder. They build a tiny model, and let a plan estimate the cost of a real one."""
 
     num_layers: Positive
@@ -50,14 +44,14 @@ class Architecture(_Frozen, frozen=True, kw_only=True):
             raise ValueError(f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}")
 
 
-class TokenizerConfig(_Frozen, frozen=True, kw_only=True):
+class TokenizerConfig(Strict, frozen=True, kw_only=True):
     """Training data of a tiny tokenizer: `num_items` generated items per task and language."""
 
     num_items: Positive
     seed: int
 
 
-class Pretraining(_Frozen, frozen=True, kw_only=True):
+class Pretraining(Strict, frozen=True, kw_only=True):
     """The short generic language modelling of a tiny model."""
 
     num_steps: Positive
@@ -68,7 +62,7 @@ class Pretraining(_Frozen, frozen=True, kw_only=True):
     seed: int
 
 
-class ModelConfig(_Frozen, frozen=True, kw_only=True):
+class ModelConfig(Strict, frozen=True, kw_only=True):
     """A tiny model to build or, with `path`, a model to load from a hub or a folder.
 
     Attributes:
@@ -100,7 +94,7 @@ FAMILIES = ("qwen3", "gemma3")
 """Architectures in which a tiny model can be built."""
 
 
-class TaskConfig(_Frozen, frozen=True, kw_only=True):
+class TaskConfig(Strict, frozen=True, kw_only=True):
     """The benchmark, by its name in `orchestrator.registry.TASKS`."""
 
     name: str
@@ -110,7 +104,7 @@ class TaskConfig(_Frozen, frozen=True, kw_only=True):
             raise ValueError(f"unknown task {self.name!r}; {nearest(self.name, TASKS)}")
 
 
-class TrainerConfig(_Frozen, frozen=True, kw_only=True):
+class TrainerConfig(Strict, frozen=True, kw_only=True):
     """Optimisation settings. A step has `global_batch_size` rows, however they are divided.
 
     Attributes:
@@ -151,14 +145,14 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
             )
 
 
-class Release(_Frozen, frozen=True, kw_only=True):
+class Release(Strict, frozen=True, kw_only=True):
     """A published data set: its hub id, and the revision that pins it."""
 
     hub_id: str
     revision: str = "main"
 
 
-class ItemsConfig(_Frozen, frozen=True, kw_only=True):
+class ItemsConfig(Strict, frozen=True, kw_only=True):
     """The source of one task's items, and their number per language; None for all that exist.
 
     Attributes:
@@ -206,7 +200,7 @@ class ItemsConfig(_Frozen, frozen=True, kw_only=True):
             raise ValueError("items of source=generated need num_train and num_test")
 
 
-class DataConfig(_Frozen, frozen=True, kw_only=True):
+class DataConfig(Strict, frozen=True, kw_only=True):
     """Items of all tasks, so that one sweep can mix sources. `CellConfig.items` is of the cell's task."""
 
     train_dir: str | None = None
@@ -223,7 +217,7 @@ class DataConfig(_Frozen, frozen=True, kw_only=True):
     tasks: dict[str, ItemsConfig]
 
 
-class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
+class EvaluationConfig(Strict, frozen=True, kw_only=True):
     """What is tested, in which languages, the limit of an answer's length, and what generates the answers.
 
     Engine, precision and batch size are part of the identity, because each changes some texts. A sum of the
@@ -254,7 +248,7 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
         force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
 
 
-class CellConfig(_Frozen, frozen=True, kw_only=True):
+class CellConfig(Strict, frozen=True, kw_only=True):
     """The whole config of a cell. An empty mixture is the untrained baseline.
 
     Attributes:

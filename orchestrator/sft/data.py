@@ -107,6 +107,7 @@ def check(items: ItemsConfig, task_name: str) -> None:
                 f"{number} {split} items of {task_name} asked for",
                 where=where,
                 allowed=f"there are {sizes.get(split, 0)}",
+                fix=f"data.tasks.{task_name}.num_{split}=null for all that there are",
             )
 
 

@@ -31,6 +31,7 @@ from orchestrator.sft.checkpoints import link_weights, load_state
 from orchestrator.sft.distributed import launcher, parallel
 from orchestrator.sft.distributed.parallel import Placed, rank, reduced, whole, world_size
 from orchestrator.sft.prepare import left_out
+from orchestrator.sft.save_costs import state_seconds
 from orchestrator.sft.saver import PROGRESS, Progress, Saver
 from orchestrator.sft.shards import EpochOrder, Rows, open_shard
 from orchestrator.stage import Config, Context, Inputs, Row
@@ -95,6 +96,7 @@ class Training:
             StopRequested: after a checkpoint, if a stop was requested.
             StageFailure: the loss or the gradient is not finite (cause ``nan``).
         """
+        self._context.expect_save(state_seconds(self._placed.num_parameters))
         first = self._resume()
         per_epoch = self._order.steps_per_epoch
         for epoch in range(first // per_epoch, self._settings.num_epochs):

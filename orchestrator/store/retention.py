@@ -190,14 +190,14 @@ def retain(
         The records that this call was the first to write.
     """
     takers: dict[str, list[StageInstance]] = {}
-    for node in sweep.nodes.values():
+    for node in sweep.stages.values():
         for taken in node.inputs:
             takers.setdefault(taken.digest, []).append(node)
-    snapshot = EvidenceReader(ledger, sweep.nodes.values(), count_attempts=False, trusted=trusted)
+    snapshot = EvidenceReader(ledger, sweep.stages.values(), count_attempts=False, trusted=trusted)
     news = []
     # Products that no stage takes are results, and are always kept.
     for digest in takers if sources is None else sources:
-        source, evidence = sweep.nodes[digest], snapshot.evidence(digest)
+        source, evidence = sweep.stages[digest], snapshot.evidence(digest)
         if evidence.done is None:
             continue
         retired = evidence.retired

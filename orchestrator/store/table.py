@@ -48,16 +48,16 @@ def collect_rows(
     for cell in cells:
         axes = {axis: _typed(cell, axis, label) for axis, label in cell.axes.items()}
         labels = axes | {name: _flat(value) for name, value in cell.columns.items()}
-        for digest in cell.chain:
+        for digest in cell.stage_digests:
             done = snapshot.evidence(digest).done
             if done is None or not done.rows:
                 continue
             engine = {
-                "cell": cell.cell,
+                "cell": cell.id,
                 "sweep": sweep.name,
                 "revision": revision,
-                "stage": sweep.nodes[digest].name,
-                "attempts": statuses[cell.cell].attempts,
+                "stage": sweep.stages[digest].name,
+                "attempts": statuses[cell.id].attempts,
                 "seconds": done.seconds,
                 "code": done.code,
             }

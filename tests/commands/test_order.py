@@ -87,7 +87,7 @@ def test_a_cluster_on_which_a_cell_fits_nowhere_is_refused(
 
 
 def _cells(*names: str) -> list[Cell]:
-    return [Cell(cell=name, axes={}, columns={}, config={}, chain=()) for name in names]
+    return [Cell(id=name, axes={}, columns={}, config={}, stage_digests=()) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,4 @@ def test_each_worker_begins_at_its_own_cell(
     given: tuple[str, ...] | None, slot: int, expected: str, tmp_path: Path
 ) -> None:
     order = order_for(tmp_path, "s", cells=given, slot=slot, num_slots=2)
-    assert "".join(cell.cell for cell in share(_cells(*"abcd"), order)) == expected
+    assert "".join(cell.id for cell in share(_cells(*"abcd"), order)) == expected

@@ -36,8 +36,8 @@ def answers(spec: StageSpec) -> Sweep:
     for key in EVALUATE.reads:
         place(config, key, 0)
     chain = chains.chain(Subject({"seed": "0"}, {}, config))
-    cell = Cell(cell="seed0", axes={"seed": "0"}, columns={}, config=config, chain=chain)
-    return Sweep(name="answers", specs=dict(chains.specs), nodes=chains.nodes, cells=(cell,))
+    cell = Cell(id="seed0", axes={"seed": "0"}, columns={}, config=config, stage_digests=chain)
+    return Sweep(name="answers", specs=dict(chains.specs), stages=chains.stages, cells=(cell,))
 
 
 class Kept:
@@ -48,9 +48,11 @@ class Kept:
         before = answers(BEFORE)
         run(root, seal(root, before), policy)
         self.revision = seal(root, answers(TODAY))
-        self.source, self.node = (self.revision.sweep.nodes[d] for d in self.revision.sweep.cells[0].chain)
+        self.source, self.node = (
+            self.revision.sweep.stages[d] for d in self.revision.sweep.cells[0].stage_digests
+        )
         former = former_node(EVALUATE_BEFORE[0], self.node)
-        assert former is not None and former.digest in before.nodes
+        assert former is not None and former.digest in before.stages
         self.former: StageInstance = former
         self.answer = root / layout.output("evaluate", former.digest, 1) / "answer"
         assert self.ledger.retired(self.source, 1)

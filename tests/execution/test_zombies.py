@@ -65,7 +65,7 @@ def test_a_worker_that_froze_at_any_step_and_wakes_after_its_successor_ended_cha
     assert len(zombies) > 15 // stride
     cells = ("seed0", "seed1", *(f"seed{cell}" for cell in zombies))
     finish(start, order_for(store, sweep.name, cells=cells))
-    mine = msgspec.structs.replace(sweep, cells=tuple(c for c in sweep.cells if c.cell in cells))
+    mine = msgspec.structs.replace(sweep, cells=tuple(c for c in sweep.cells if c.id in cells))
     assert_each_is_done_once(store, mine)
     products = {path: path.read_bytes() for path in (store / "done").rglob("*.json")}
     for worker in zombies.values():
@@ -100,7 +100,7 @@ def test_a_worker_that_froze_at_any_step_and_wakes_beside_its_successor_does_no_
     assert successor.wait() == 0, successor.output
     for worker in zombies.values():
         assert worker.wait() == 0, worker.output
-    mine = msgspec.structs.replace(sweep, cells=tuple(c for c in sweep.cells if c.cell in cells))
+    mine = msgspec.structs.replace(sweep, cells=tuple(c for c in sweep.cells if c.id in cells))
     assert_each_is_done_once(store, mine, 4)
     for cell in zombies:
         node = node_of(sweep, cell)

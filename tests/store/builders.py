@@ -41,13 +41,13 @@ def sweep_of(
     for seed in range(first_seed, first_seed + num_cells):
         axes, config = {"seed": str(seed)}, {"seed": seed, "count": counting, "shared": 0}
         chain = chains.chain(Subject(axes, {}, config))
-        cells.append(Cell(cell=f"seed{seed}", axes=axes, columns={}, config=config, chain=chain))
-    return Sweep(name=name, specs=dict(chains.specs), nodes=chains.nodes, cells=tuple(cells))
+        cells.append(Cell(id=f"seed{seed}", axes=axes, columns={}, config=config, stage_digests=chain))
+    return Sweep(name=name, specs=dict(chains.specs), stages=chains.stages, cells=tuple(cells))
 
 
 def node_of(sweep: Sweep, cell: int = 0) -> StageInstance:
     """The last stage of a cell."""
-    return sweep.nodes[sweep.cells[cell].chain[-1]]
+    return sweep.stages[sweep.cells[cell].stage_digests[-1]]
 
 
 def counted(seed: int, num_steps: int = NUM_STEPS) -> str:

@@ -39,12 +39,12 @@ B, C, D = (StageInstance(stage=s, digest=s, reads={}, inputs=(Input("a", "", "a"
 def sweep_of(name: str, *nodes: StageInstance) -> Sweep:
     """One cell with these stages."""
     chain = tuple(node.digest for node in nodes)
-    cell = Cell(cell="cell", axes={}, columns={}, config={}, chain=chain)
-    return Sweep(name=name, specs={}, nodes={node.digest: node for node in nodes}, cells=(cell,))
+    cell = Cell(id="cell", axes={}, columns={}, config={}, stage_digests=chain)
+    return Sweep(name=name, specs={}, stages={node.digest: node for node in nodes}, cells=(cell,))
 
 
 SWEEP, OTHER = sweep_of("sweep", A, B, C), sweep_of("other", A, D)
-NODES = SWEEP.nodes | OTHER.nodes
+NODES = SWEEP.stages | OTHER.stages
 FILES = ("w1", "w2", "w3")
 RETIRE = {"b": {"a": {"best": ("w1",)}}, "c": {"a": {"best": ("w2",)}}}
 RETIRED = {"w3"}
@@ -72,7 +72,7 @@ class Actor:
 
     def __call__(self) -> None:
         while True:
-            nodes = self._sweep.nodes
+            nodes = self._sweep.stages
             snapshot = EvidenceReader(self._ledger, nodes.values(), observer=self._observe)
             scan = next_stage(
                 self._sweep.cells,
@@ -247,8 +247,8 @@ def check(ledger: Ledger, memory: Memory) -> None:
     )
     products = {digest: snapshot.evidence(digest) for digest in NODES}
     if products["d"].done is None:  # its input lost a file to the sweep's policy before it could be read
-        statuses = {digest: stage_status(snapshot.evidence(digest), BUDGET) for digest in OTHER.nodes}
-        status = cell_status(OTHER.cells[0], OTHER.nodes, statuses, cancelled=False)
+        statuses = {digest: stage_status(snapshot.evidence(digest), BUDGET) for digest in OTHER.stages}
+        status = cell_status(OTHER.cells[0], OTHER.stages, statuses, cancelled=False)
         assert status.state is State.BLOCKED and "retired 1 file" in status.reason, status
         del products["d"]
     for digest, evidence in products.items():
