@@ -26,7 +26,7 @@ import numpy as np
 
 MAX_WIDTHS = 8
 """Largest number of widths of a training."""
-_MORE_PACKS = 8
+_MORE_PACKS = 4
 """Ours: how many more packs per process than necessary are tried for a better division."""
 _SPARE = 0.01
 """Ours: share of computed positions that may be wasted if that saves a width, or the search for it."""

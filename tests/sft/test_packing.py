@@ -172,10 +172,11 @@ def test_boundaries_for_the_kernel_cover_every_position_in_a_tensor_of_fixed_siz
     "how",
     [
         (),
+        (FSDP,),
         pytest.param((TWO, FSDP), marks=pytest.mark.long),
         pytest.param((TWO, "trainer.sharding=ddp"), marks=pytest.mark.long),
     ],
-    ids=["one", "fsdp", "ddp"],
+    ids=["one", "fsdp-of-one", "fsdp", "ddp"],
 )
 def test_a_training_with_packs_makes_the_steps_of_one_without(
     ground: Ground, tmp_path: Path, how: tuple[str, ...]
