@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 MAX_LINES, MAX_ATTRIBUTES = 400, 12
 """Lines of a file, and attributes that an ``__init__`` sets."""
 
-MAX_MODULES, MAX_CLOSURE = 213, 60
+MAX_MODULES, MAX_CLOSURE = 216, 60
 """Modules of the package, and of those that `orchestrator.cli.launch` imports, directly or not."""
 
 LONGER = {"orchestrator/translation/template.py": 428}
@@ -40,7 +40,7 @@ MORE_ATTRIBUTES = {
 """Classes that set more attributes: the number of each, which may only fall."""
 
 
-TWICE = {"Cache", "Progress", "Reply", "Sweep", "Verdict"}
+TWICE = {"Cache", "Progress", "Reply", "Verdict"}
 """Names of two classes each, which are to be renamed."""
 
 

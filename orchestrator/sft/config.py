@@ -201,7 +201,11 @@ class ItemsConfig(Strict, frozen=True, kw_only=True):
 
 
 class DataConfig(Strict, frozen=True, kw_only=True):
-    """Items of all tasks, so that one sweep can mix sources. `CellConfig.items` is of the cell's task."""
+    """Items of all tasks, so that one sweep can mix sources. `CellConfig.items` is of the cell's task.
+
+    Attributes:
+        unpinned: whether releases may be named by a branch or tag, which can move.
+    """
 
     train_dir: str | None = None
     test_dir: str | None = None
@@ -215,6 +219,11 @@ class DataConfig(Strict, frozen=True, kw_only=True):
     num_validation: Positive | None
     num_test: Positive | None
     tasks: dict[str, ItemsConfig]
+    unpinned: bool = False
+
+
+UNUSED_BATCH_SIZE = 64
+"""What `evaluation.batch_size` is with vLLM, so that no identity depends on it; the study's value."""
 
 
 class EvaluationConfig(Strict, frozen=True, kw_only=True):
@@ -229,7 +238,8 @@ class EvaluationConfig(Strict, frozen=True, kw_only=True):
         engine: a key of `orchestrator.registry.GENERATORS`.
         precision: of weights and activations during generation.
         batch_size: prompts that are computed together. It is never made smaller, so a device with too little
-            memory fails with cause ``oom_gpu``. vLLM has batch-invariant kernels and forms its own batches.
+            memory fails with cause ``oom_gpu``. vLLM has batch-invariant kernels and forms its own batches:
+            with it the setting means nothing, and is always `UNUSED_BATCH_SIZE`.
         num_processes: that share the work; None for one per visible GPU, or one on a CPU.
     """
 
@@ -246,6 +256,8 @@ class EvaluationConfig(Strict, frozen=True, kw_only=True):
         if self.engine not in GENERATORS:
             raise ValueError(f"unknown evaluation.engine {self.engine!r}; {nearest(self.engine, GENERATORS)}")
         force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
+        if self.engine == "vllm":
+            force_setattr(self, "batch_size", UNUSED_BATCH_SIZE)
 
 
 class CellConfig(Strict, frozen=True, kw_only=True):
@@ -277,6 +289,8 @@ class CellConfig(Strict, frozen=True, kw_only=True):
             UserError: something is missing.
         """
         _check_model(self.model.path)
+        if not self.data.unpinned:
+            _check_pinned(self.task.name, self.items)
         _check_items(self.task.name, self.items, self.languages, self.evaluation.languages)
 
 
@@ -317,6 +331,22 @@ def _check_model(path: str | None) -> None:
         raise UserError(
             what, allowed="a folder with model and tokenizer as save_pretrained writes them, or a hub id"
         )
+
+
+def _check_pinned(task_name: str, items: ItemsConfig) -> None:
+    # A data set in a folder has a fingerprint of its content. A release is known by its revision alone.
+    if items.source != "parallel" or items.dir is not None:
+        return
+    for side in ("train", "test"):
+        release = getattr(items, side)
+        if release is not None and not data.is_commit(release.revision):
+            key = f"data.tasks.{task_name}.{side}.revision"
+            raise UserError(
+                f"{release.hub_id}@{release.revision} is not pinned: a branch or tag can move",
+                where=f"{key}={release.revision}",
+                allowed="a commit's hash, or at least 7 digits of it",
+                fix=f"{key}=HASH, or data.unpinned=true",
+            )
 
 
 def _check_items(
