@@ -222,6 +222,10 @@ class DataConfig(Strict, frozen=True, kw_only=True):
     unpinned: bool = False
 
 
+UNUSED_BATCH_SIZE = 64
+"""What `evaluation.batch_size` is with vLLM, so that no identity depends on it; the study's value."""
+
+
 class EvaluationConfig(Strict, frozen=True, kw_only=True):
     """What is tested, in which languages, the limit of an answer's length, and what generates the answers.
 
@@ -234,7 +238,8 @@ class EvaluationConfig(Strict, frozen=True, kw_only=True):
         engine: a key of `orchestrator.registry.GENERATORS`.
         precision: of weights and activations during generation.
         batch_size: prompts that are computed together. It is never made smaller, so a device with too little
-            memory fails with cause ``oom_gpu``. vLLM has batch-invariant kernels and forms its own batches.
+            memory fails with cause ``oom_gpu``. vLLM has batch-invariant kernels and forms its own batches:
+            with it the setting means nothing, and is always `UNUSED_BATCH_SIZE`.
         num_processes: that share the work; None for one per visible GPU, or one on a CPU.
     """
 
@@ -251,6 +256,8 @@ class EvaluationConfig(Strict, frozen=True, kw_only=True):
         if self.engine not in GENERATORS:
             raise ValueError(f"unknown evaluation.engine {self.engine!r}; {nearest(self.engine, GENERATORS)}")
         force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
+        if self.engine == "vllm":
+            force_setattr(self, "batch_size", UNUSED_BATCH_SIZE)
 
 
 class CellConfig(Strict, frozen=True, kw_only=True):

@@ -375,11 +375,13 @@ def _generation_terms(
 ) -> dict[str, float]:
     """Return the memory of generation in GiB, by term: weights, and the cache of keys and values of a batch.
 
-    Each row of the batch is a mean item with an answer as long as it may become.
+    Each row of the batch is a mean item with an answer as long as it may become. vLLM takes as many rows as
+    fit, so that one is enough.
     """
     evaluation = cell["evaluation"]
     value_bytes = 2 if evaluation["precision"] == "bf16" else 4
-    tokens = evaluation["batch_size"] * (item_tokens + evaluation["max_new_tokens"])
+    num_rows = 1 if evaluation.get("engine") == "vllm" else evaluation["batch_size"]
+    tokens = num_rows * (item_tokens + evaluation["max_new_tokens"])
     cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * value_bytes * tokens
     return {
         "weights": value_bytes * model.num_parameters / GIB,
