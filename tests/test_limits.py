@@ -40,7 +40,7 @@ MORE_ATTRIBUTES = {
 """Classes that set more attributes: the number of each, which may only fall."""
 
 
-TWICE = {"Cache", "Progress", "Reply", "Sweep", "Verdict"}
+TWICE = {"Cache", "Progress", "Reply", "Verdict"}
 """Names of two classes each, which are to be renamed."""
 
 

@@ -19,7 +19,7 @@ from orchestrator.core.plan import Action, Step, decide
 from orchestrator.core.schedule import Makespan
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
 from orchestrator.errors import UserError
@@ -251,7 +251,7 @@ def cell_drift(view: SweepState) -> list[str]:
     return [f"{counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}"]
 
 
-def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
+def changed_reads(before: ComposedSweep, after: ComposedSweep, old: Cell, new: Cell) -> list[str]:
     """Return the dotted keys that some stage reads and whose values differ between two cells.
 
     Args:
