@@ -42,6 +42,7 @@ DATA: Mapping[str, str] = {
     "import": "orchestrator.sft.fetching:import_data",
     "measures": "orchestrator.sft.fetching:measures",
     "summary": "orchestrator.tasks.dataset:summary",
+    "setting": "orchestrator.tasks.dataset:setting",
 }
 """Verb of `sweep data` to the function that does it."""
 
