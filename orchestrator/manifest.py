@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.digests import REMEMBERED, file_digest, num_hash_threads
 from orchestrator.formats import Stored
 from orchestrator.text import escaped
 
@@ -57,25 +58,25 @@ def check_inside(path: str) -> None:
         raise ValueError(f"{path!r} is no path inside a folder")
 
 
-def file_digest(path: Path) -> str:
-    """Return the sha-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def scan(folder: Path) -> tuple[File, ...]:
     """Return all regular files under a folder with size (bytes) and digest, sorted by path.
 
     Temporary files are left out: those that vanish during the scan, and names that NFS gives to deleted files
-    that are still open.
+    that are still open. Several files are hashed at a time, and digests in `REMEMBERED` are not computed
+    again.
     """
-    found = []
-    for path in _files_under(folder):
+
+    def file(path: Path) -> File | None:
         with contextlib.suppress(FileNotFoundError):
             if path.is_file():
                 name = path.relative_to(folder).as_posix()
-                found.append(File(name, path.stat().st_size, file_digest(path)))
-    return tuple(sorted(found, key=lambda file: file.path.split("/")))
+                return File(name, path.stat().st_size, REMEMBERED.digest(path))
+        return None
+
+    # Sorted here, so that the result does not depend on which thread ends first.
+    paths = sorted(_files_under(folder), key=lambda path: path.parts)
+    with ThreadPoolExecutor(num_hash_threads()) as pool:
+        return tuple(found for found in pool.map(file, paths) if found is not None)
 
 
 class Stamp(NamedTuple):

@@ -121,7 +121,7 @@ def _serve(line: socket.socket) -> None:
 if __name__ == "__main__":
     import orchestrator.compose
     import orchestrator.reports.general  # noqa: F401
-    from orchestrator.cli.verbs import verb_of
+    from orchestrator.cli.main import verb_of
 
     for verb in (*VERBS, "launch", "rerun"):
         verb_of(verb)

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.cell import check_digests
 from orchestrator.core.failure import Cause
+from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
@@ -19,15 +19,14 @@ from orchestrator.core.settings import Policy
 from orchestrator.core.state import Attempt, CellStatus, Liveness, StageStatus, cell_status, stage_status
 from orchestrator.core.sweep import Cell, StageInstance, Sweep, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
+from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.judgement import JobListing, SubmissionState, ending
-from orchestrator.jobs.states import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Scheduler
 from orchestrator.registry import SCHEDULERS, lookup
+from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.patience import Outage
-from orchestrator.store.table import Rows, collect_rows
 
 DEFAULT_STORE = "runs"
 """Folder of the store in the working folder, if no other is named."""
@@ -329,7 +328,7 @@ def open_view(word: str, url: str | None = None) -> SweepState:
     number = current_revision(ledger, reference.name)
     if number is not None:
         return sealed_view(ledger, reference.name, number)
-    from orchestrator.compose import compose  # slow import; only for sweeps that were never launched
+    from orchestrator.compose.main import compose  # slow import; only for sweeps that were never launched
 
     with naming_the_store(ledger):
         return SweepState(ledger, compose(reference.source).sweep, 1, sealed=False)
@@ -365,9 +364,3 @@ def current_revision(ledger: Ledger, name: str) -> int | None:
         if request.verb in ("launch", "rerun") and request.revision in numbers:
             return request.revision
     return max(numbers, default=None)
-
-
-def rows_of(view: SweepState, only: list[str]) -> Rows:
-    """Return the result rows of the selected cells."""
-    cells = view.select(only)
-    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)

@@ -24,7 +24,7 @@ CHUNK, MAX_JSON = 2**20, 2**22
 """Bytes read at a time, and bytes of a log's end in one JSON value."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_logs(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_sweep(parser)
     add_cell(parser)
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_logs(args: argparse.Namespace) -> int:
     """Print one log."""
     if args.json and args.follow:
         raise UserError("--follow has no end, --json is one object", fix="leave out one of them")
@@ -80,7 +80,7 @@ def _print_job(view: SweepState, cell: Cell, *, as_json: bool) -> int:
         raise UserError(
             f"{cell.cell} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.cell}"
         )
-    where, logs = _of_job(view, job.submission, job.task)
+    where, logs = _of_job(view, job.filed.submission, job.task)
     if as_json:
         text = "".join(_end_of(objects, key)[0] for objects, key in logs)
         print_json({"cell": cell.cell, "job": job.name, "path": where, "text": text})

@@ -12,11 +12,12 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from orchestrator.compose.axes import Axis, KeyValue, Label
-from orchestrator.compose.commandline import Overrides, is_engine_key, refuse_secrets
-from orchestrator.compose.fingerprints import Fingerprints
+from orchestrator.compose.declarations import Fingerprints, Schema
 from orchestrator.compose.interpolations import (
     Interpolation,
     KeyPath,
+    Overlaps,
+    agreed,
     depends,
     has_interpolation,
     holds,
@@ -26,9 +27,8 @@ from orchestrator.compose.interpolations import (
     references,
     varying,
 )
-from orchestrator.compose.overlaps import Overlaps, agreed
+from orchestrator.compose.overrides import Overrides, is_engine_key, refuse_secrets
 from orchestrator.compose.root import Root, known_keys, translated, unknown_key
-from orchestrator.compose.schema import Schema
 from orchestrator.core.secrets import known_values
 from orchestrator.core.tree import MISSING, pick, share_unchanged, with_value
 from orchestrator.errors import UserError

@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compose.axes import Axis, axis_of, cell_labels, cut
-from orchestrator.compose.commandline import Overrides, refuse_secrets
 from orchestrator.compose.configs import Configs
-from orchestrator.compose.engine import composed_engine, split_store
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
 from orchestrator.compose.interpolations import refuse_varying
+from orchestrator.compose.overrides import Overrides, composed_engine, refuse_secrets, split_store
 from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
-from orchestrator.compose.schema import importable
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.sweep import Sweep, SweepFile, check_axis, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import REPORTS, STAGES, lookup
+from orchestrator.registry import REPORTS, STAGES, importable, lookup
 from orchestrator.stage import StageSpec
 
 

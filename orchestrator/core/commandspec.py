@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
+from orchestrator.core.tree import MISSING, dotted_keys, pick
 from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
@@ -212,3 +214,43 @@ def _refuse_of_functions(name: str, spec: StageSpec, where: str) -> None:
                 where=where,
                 allowed=f"stage {name!r} runs the function {spec.run}",
             )
+
+
+def check_filled(
+    stage: str,
+    asked: Iterable[str],
+    slices: Mapping[str, Mapping[str, Any]],
+    inputs: Collection[str],
+    *,
+    where: str,
+) -> None:
+    """Refuse a command with a placeholder that a worker could not fill in for a stage instance.
+
+    Args:
+        stage: name of the stage.
+        asked: the placeholders of its command.
+        slices: ``config`` and ``uses`` to the values that the instance reads and uses.
+        inputs: the placeholders of the instance's inputs.
+        where: the stage and cell, for messages.
+
+    Raises:
+        UserError: a placeholder names no single value.
+    """
+    for name in asked:
+        root, _, key = name.partition(".")
+        if root in slices:
+            value = pick(slices[root], key)
+            is_filled = value is not MISSING and not isinstance(value, Mapping)
+        else:
+            is_filled = root != "inputs" or name in inputs
+        if not is_filled:
+            known = [f"{part}.{key}" for part, tree in slices.items() for key in _value_keys(tree)]
+            raise UserError(
+                f"the command of stage {stage!r} asks for {{{name}}}, no single value here",
+                where=where,
+                allowed=nearest(name, [*known, *inputs]),
+            )
+
+
+def _value_keys(tree: Mapping[str, Any]) -> list[str]:
+    return [key for key in dotted_keys(tree) if not isinstance(pick(tree, key), Mapping)]

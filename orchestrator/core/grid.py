@@ -8,14 +8,15 @@ cell, since they would compute the same thing. The result is reported as a sum:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.core.cell import Chains
-from orchestrator.core.identity import cell_ids
+from orchestrator.core.commandspec import check_filled, placeholders
+from orchestrator.core.identity import cell_ids, hashed_of, reads_of, stage_digest, target_of, uses_of
 from orchestrator.core.selector import Selector, Subject, any_of
-from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.core.tree import MISSING, dotted_keys, pick
+from orchestrator.core.sweep import Cell, Input, StageInstance
+from orchestrator.core.tree import MISSING, dotted_keys, pick, refuse_non_finite, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.stage import StageSpec
 
@@ -222,3 +223,162 @@ def _notes(merged: Sequence[tuple[_Point, _Point]]) -> list[str]:
     more = f" and {len(merged) - len(named)} more" if len(merged) > len(named) else ""
     are = "1 cell is" if len(merged) == 1 else f"{len(merged)} cells are"
     return [f"{are} merged with an identical one: {', '.join(named)}{more}"]
+
+
+class Chains:
+    """Builder of the chains of a sweep's cells, which keeps each stage instance once.
+
+    The digest of a stage instance covers its target, its version, the config it reads and the digests of its
+    inputs. Two cells that agree on all of these share the instance, so it runs once:
+
+        cell 1: model=a, seed=0    tokenizer 3f.. -> train 8c.. -> evaluate 51..
+        cell 2: model=a, seed=1    tokenizer 3f.. -> train e0.. -> evaluate 9d..
+
+    Here ``tokenizer`` does not read ``seed``. Both chains therefore name the same instance, ``3f..``.
+
+    Args:
+        specs: stage name to spec, in the order of the sweep file.
+        where: the sweep file, for messages.
+
+    Attributes:
+        specs: stage name to spec.
+        nodes: digest to stage instance, of all chains built so far.
+        skips: stage name to the selector of the cells that skip the stage.
+
+    Raises:
+        UserError: the `after` keys form a cycle, or a stage both reads and uses a key.
+    """
+
+    def __init__(self, specs: Mapping[str, StageSpec], *, where: str = "") -> None:
+        self.specs, self.nodes = specs, dict[str, StageInstance]()
+        self._where = where
+        self._order = _topological(specs, where)
+        self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
+        # Neutral keys that no config had yet. Each chain removes those it finds; see `check_neutral`.
+        self._neutral = {(name, key) for name, spec in specs.items() for key in spec.neutral}
+        self._asked = {name: placeholders(spec) for name, spec in specs.items()}
+        for name, spec in specs.items():
+            if both := set(spec.reads) & set(spec.uses):
+                raise UserError(f"stage {name!r} both reads and uses {min(both)!r}", where=where)
+
+    def chain(self, subject: Subject) -> tuple[str, ...]:
+        """Return the digests of a cell's stages, inputs first, and add new instances to `nodes`.
+
+        Args:
+            subject: the cell's axes, columns and config.
+
+        Raises:
+            UserError: a key is unknown, a value cannot be hashed, or the cell skips all stages.
+        """
+        refuse_non_finite(subject.config, where=_named(subject))
+        mine: dict[str, list[StageInstance]] = {}
+        for name in self._order:
+            skip = self.skips.get(name)
+            if skip is None or not skip.matches(subject):
+                mine[name] = self._instances(name, subject, mine)
+        chain = tuple(dict.fromkeys(node.digest for nodes in mine.values() for node in nodes))
+        if not chain:
+            raise UserError("every stage of a cell is skipped", where=_named(subject), fix="exclude the cell")
+        return chain
+
+    def _instances(
+        self, name: str, subject: Subject, mine: Mapping[str, list[StageInstance]]
+    ) -> list[StageInstance]:
+        spec, config = self.specs[name], subject.config
+        try:
+            reads = reads_of(spec, config)
+            # resolved here so that errors appear now, not in a worker
+            uses = uses_of(spec, config) if spec.uses else {}
+            lists = [_each_values(config, key) for key in spec.each.values()]
+        except UserError as error:
+            what = error.what.replace("the stage", f"stage {name!r}", 1)
+            raise UserError(what, where=self._where, allowed=error.allowed, fix=error.fix) from None
+        self._neutral -= {(name, key) for key in spec.neutral if pick(reads, key) is not MISSING}
+        hashed = hashed_of(spec, reads)
+        where = f"stage {name!r}, {_named(subject)}"
+        nodes = []
+        for values in itertools.product(*lists):
+            given = dict(zip(spec.each, values, strict=True))
+            label = ".".join(map(scalar_text, values))
+            inputs = self._inputs(name, label, mine)
+            digest = stage_digest(target_of(spec), spec.version, {**hashed, **given}, inputs, where=where)
+            node = self.nodes.get(digest)
+            if node is None:
+                node = StageInstance(
+                    stage=name, label=label, digest=digest, reads={**reads, **given}, inputs=inputs
+                )
+                self.nodes[digest] = node
+            # Equal digests mean equal work: two names for it would leave open which stage owns the product.
+            if node.stage != name:
+                raise UserError(f"stages {node.stage!r} and {name!r} are one and the same", where=where)
+            if self._asked[name]:
+                taken = [".".join(filter(None, ("inputs", item.stage, item.label))) for item in inputs]
+                slices = {"config": node.reads, "uses": uses}
+                check_filled(name, self._asked[name], slices, taken, where=where)
+            nodes.append(node)
+        return nodes
+
+    def _inputs(self, name: str, label: str, mine: Mapping[str, list[StageInstance]]) -> tuple[Input, ...]:
+        spec = self.specs[name]
+        return tuple(
+            Input(node.stage, node.label, node.digest)
+            for other in spec.after
+            for node in mine.get(other, ())
+            # Stages with the same `each` pair up label by label: evaluate[en] takes prepare[en] alone.
+            # Any other stage takes all instances of its inputs.
+            if not (spec.each and spec.each == self.specs[other].each) or node.label == label
+        )
+
+    def check_neutral(self, config: Mapping[str, Any]) -> None:
+        """Refuse a `neutral` key that no cell has. Call this once all chains are built.
+
+        A misspelt neutral key would otherwise have no effect, and nobody would notice.
+
+        Args:
+            config: the config of any cell, for suggestions of the right name.
+
+        Raises:
+            UserError: a stage of the user's names such a key; the message names both.
+        """
+        ran = {node.stage for node in self.nodes.values()}
+        for name, key in sorted(self._neutral):
+            is_own = self.specs[name].name is None  # a built-in stage also serves configs without the key
+            if is_own and name in ran:
+                raise UserError(
+                    f"stages.{name}.neutral names the unknown key {key!r}",
+                    where=self._where,
+                    allowed=nearest(key, dotted_keys(config)),
+                )
+
+
+def _each_values(config: Mapping[str, Any], key: str) -> Sequence[Any]:
+    values = pick(config, key)
+    if values is MISSING:
+        raise UserError(
+            f"the stage has an instance each for the unknown key {key!r}",
+            allowed=nearest(key, dotted_keys(config)),
+        )
+    if not isinstance(values, list | tuple):
+        raise UserError(f"the stage has an instance each for {key!r}, which is no list: {values!r}")
+    texts = [scalar_text(value) for value in values]
+    if len(set(texts)) < len(texts):
+        twice = next(text for text in texts if texts.count(text) > 1)
+        raise UserError(f"the stage has an instance each for {key!r}, which lists {twice!r} twice")
+    return values
+
+
+def _topological(specs: Mapping[str, StageSpec], where: str) -> list[str]:
+    """Return the stage names ordered so that inputs come first, otherwise in the order of the file."""
+    order: list[str] = []
+    left = list(specs)
+    while left:
+        ready = next((name for name in left if all(other in order for other in specs[name].after)), None)
+        if ready is None:
+            raise UserError(f"stages come after one another in a circle: {', '.join(left)}", where=where)
+        order.append(ready)
+        left.remove(ready)
+    return order
+
+
+def _named(subject: Subject) -> str:
+    return " ".join(["cell", *(f"{axis}={label}" for axis, label in subject.axes.items())])

@@ -1,4 +1,4 @@
-"""Identity: canonical JSON, the digests computed from it, and the readable ids of cells. Pure.
+"""Identity: canonical JSON, the digests of stage instances, and the readable ids of cells. Pure.
 
 A digest must be the same on every machine and after every restart. Values without a stable identity (NaN,
 objects, absolute paths) are refused here, with the name of their key.
@@ -12,11 +12,14 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.core.sweep import Input
-from orchestrator.errors import UserError
+from orchestrator.core.sweep import Input, StageInstance, Sweep
+from orchestrator.core.tree import MISSING, dotted_keys, pick, place, without_key
+from orchestrator.errors import InfrastructureError, UserError, nearest
+from orchestrator.registry import FORMER, STAGES, load
+from orchestrator.stage import StageSpec
 
 _NUM_ID_DIGITS = 8
 _MAX_NAME_BYTES = 160
@@ -164,3 +167,158 @@ def _normal(value: Any, key: str, where: str) -> Any:
 
 def _joined(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
+
+
+def slice_of(
+    config: Mapping[str, Any],
+    keys: Iterable[str],
+    *,
+    carve: Iterable[str] = (),
+    what: str = "the stage reads",
+) -> dict[str, Any]:
+    """Return the part of a config that some dotted keys name.
+
+    Args:
+        config: the resolved tree.
+        keys: dotted keys of values or sections.
+        carve: keys to leave out although a section of `keys` contains them.
+        what: the beginning of an error message.
+
+    Raises:
+        UserError: the config lacks one of `keys`.
+    """
+    part: dict[str, Any] = {}
+    for key in sorted(keys, key=len):  # shorter keys first: a section, then its values
+        value = pick(config, key)
+        if value is MISSING:
+            raise UserError(f"{what} the unknown key {key!r}", allowed=nearest(key, dotted_keys(config)))
+        if pick(part, key) is MISSING:
+            place(part, key, value)
+    for key in carve:
+        if pick(part, key) is not MISSING:
+            part = without_key(part, key)
+    return part
+
+
+def reads_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the slice of the config that a stage reads.
+
+    A stage may read a section and use a key inside it (reads ``training``, uses ``training.devices``). The
+    more specific key wins: it is removed from the slice, and so from the digest.
+
+    Raises:
+        UserError: the config lacks one of the keys.
+    """
+    carve = [key for key in spec.uses if any(key.startswith(f"{read}.") for read in spec.reads)]
+    # The `each` variables are no config keys: their values come from the lists that `each` names.
+    keys = [key for key in spec.reads if key not in spec.each]
+    return slice_of(config, keys, carve=carve)
+
+
+def former_node(former: StageSpec, node: StageInstance) -> StageInstance | None:
+    """Return the instance that a stage was under an earlier version of its spec, with the same inputs.
+
+    Its digest leads to the product of the earlier version, which today's version may start from.
+
+    Args:
+        former: the earlier spec. Only keys that today's stage reads too can be resolved.
+        node: today's stage instance.
+
+    Returns:
+        The earlier instance, or None if the earlier version read a key that today's stage does not read.
+    """
+    try:
+        reads = reads_of(former, node.reads)
+    except UserError:
+        return None
+    given = {name: node.reads[name] for name in former.each if name in node.reads}
+    digest = stage_digest(
+        target_of(former), former.version, {**hashed_of(former, reads), **given}, node.inputs
+    )
+    return StageInstance(
+        stage=node.stage, label=node.label, digest=digest, reads={**reads, **given}, inputs=node.inputs
+    )
+
+
+def hashed_of(spec: StageSpec, reads: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a stage's slice that enters its digest: all but keys at their neutral value.
+
+    A new config field whose neutral value is the old behaviour therefore changes no existing digest.
+    """
+    for key, neutral in spec.neutral.items():
+        value = pick(reads, key)
+        # Compare canonical text, because in Python 1 == 1.0 == True.
+        if value is not MISSING and canonical([value]) == canonical([neutral]):
+            reads = without_key(reads, key)
+    return reads
+
+
+def uses_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the slice of the config that a stage uses: passed to the stage, but never part of its identity.
+
+    Raises:
+        UserError: the config lacks one of the keys.
+    """
+    return slice_of(config, spec.uses, what="the stage uses")
+
+
+def check_digests(sweep: Sweep, title: str) -> None:
+    """Refuse a sealed sweep in which a stage's digest is not the digest of what the stage would run.
+
+    Products are found by digest. With a forged digest, a stage could pass its product off as another stage's.
+
+    Args:
+        sweep: the sealed sweep.
+        title: the name of the revision, for the message.
+
+    Raises:
+        InfrastructureError: there is such a stage.
+    """
+    if problem := _misnamed(sweep):
+        raise InfrastructureError(f"{title} cannot be trusted: {problem}")
+
+
+def _misnamed(sweep: Sweep) -> str:
+    for digest, node in sweep.nodes.items():
+        spec = sweep.specs.get(node.stage)
+        if spec is None:
+            return f"there is no stage {node.stage!r}"
+        reads = {key: value for key, value in node.reads.items() if key not in spec.each}
+        given = {key: value for key, value in node.reads.items() if key in spec.each}
+        hashed = hashed_of(spec, reads)
+        try:
+            found = stage_digest(target_of(spec), spec.version, {**hashed, **given}, node.inputs)
+        except UserError as error:
+            return f"{node.name}: {error.what}"
+        if not digest == node.digest == found:
+            return f"{node.name} is not what its digest {digest[:12]} names"
+    return ""
+
+
+def target_of(spec: StageSpec) -> str:
+    """Return what a stage runs, as its digest covers it."""
+    if spec.name:
+        return f"polysweep:{spec.name}"
+    # A shell interprets the command, so the same text is other work; the mark makes the digest another.
+    return spec.run or f"{'shell: ' if spec.shell else ''}{spec.command}"
+
+
+def formers(spec: StageSpec, node: StageInstance) -> list[StageInstance]:
+    """Return the stage instance under its earlier versions, the latest first.
+
+    Raising a stage's version changes its digest, so all of its products would be made again. A stage of this
+    package may be able to use the product of an earlier version. For example, `evaluate` scores predictions
+    again that were generated before.
+
+    A stage whose version the sweep file sets has none: its user wants every product to be made again.
+    """
+    if spec.name is None or spec.name not in FORMER or spec.version != load(STAGES[spec.name]).version:
+        return []
+    # The earlier digest follows from the earlier spec and today's inputs, so nothing needs to be searched.
+    found = (former_node(former, node) for former in load(FORMER[spec.name][0]))
+    return [former for former in found if former is not None]
+
+
+def use_of(spec: StageSpec) -> str:
+    """Return, for people, how a stage that has `formers` uses an earlier product."""
+    return FORMER[spec.name or ""][1]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC
-from orchestrator.core.records import Request
+from orchestrator.core.records import Done, Request
+from orchestrator.core.settings import Retention
 from orchestrator.core.state import Budget, CellStatus, StageStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.manifest import File
 
 
 class Action(StrEnum):
@@ -225,3 +228,34 @@ def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> R
 def _raise(boundaries: dict[str, int], to: Mapping[str, int]) -> None:
     for digest, number in to.items():
         boundaries[digest] = max(number, boundaries.get(digest, 0))
+
+
+def removable_files(product: Done, takers: Collection[Done], policy: Retention) -> tuple[File, ...]:
+    """Return the files of a product that no stage made from it needs any more.
+
+    Each consumer lists in its `Done` record which of the product's files are worth keeping, per policy. A
+    file is removable only if every consumer has listed its choice and none of them keeps the file:
+
+        product of train:   model.safetensors, optimizer.pt, log.txt
+        evaluate keeps:     model.*
+        report keeps:       log.txt
+        removable:          optimizer.pt
+
+    A consumer without a choice for this policy keeps everything. So does one that was made from another
+    generation of the product, because it may have to run again. Without consumers nothing is removable.
+
+    Args:
+        product: the product whose files are considered.
+        takers: the `Done` records of all stages that consume it.
+        policy: the retention policy in force.
+    """
+    if policy == "all" or not takers:
+        return ()
+    kept: set[str] = set()
+    for taker in takers:
+        patterns = taker.retire.get(product.stage, {}).get(policy)
+        if patterns is None or taker.inputs.get(product.digest) != product.generation:
+            return ()
+        # In these patterns "*" also matches "/", on every platform.
+        kept.update(file.path for file in product.files if any(fnmatchcase(file.path, p) for p in patterns))
+    return tuple(file for file in product.files if file.path not in kept)

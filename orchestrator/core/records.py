@@ -12,6 +12,7 @@ Times are UTC in ISO 8601 and meant for people. No decision compares the clocks 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
@@ -370,3 +371,23 @@ class Revision(Record, frozen=True, kw_only=True):
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     at: str = ""
+
+
+def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[File, ...]:
+    """Return the files that must exist: those that no record retired.
+
+    Args:
+        files: of a product.
+        retired: the records of its retirements.
+    """
+    gone = {file.path for record in retired for file in record.files}
+    return tuple(file for file in files if file.path not in gone)
+
+
+def describe_retired(retired: Iterable[Retired]) -> str:
+    """Return a phrase such as ``5 files under policy best``, "" for no records."""
+    parts = []
+    for record in retired:
+        plural = "" if len(record.files) == 1 else "s"
+        parts.append(f"{len(record.files)} file{plural} under policy {record.policy}")
+    return ", ".join(parts)

@@ -17,8 +17,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord
-from orchestrator.core.retention import describe
+from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord, describe_retired
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.text import one_line
 
@@ -266,7 +265,7 @@ def _own_status(evidence: Evidence, budget: Budget) -> StageStatus:
     if evidence.unreadable:
         return StageStatus(State.UNKNOWN, evidence.unreadable)
     if evidence.done is not None:
-        retired = describe(evidence.retired)
+        retired = describe_retired(evidence.retired)
         reason = f"product, of which {retired} retired" if retired else "product"
         return StageStatus(State.DONE, reason, None, num_attempts, evidence.done.seconds, retired)
     if not evidence.attempts:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import StageFailure, UserError, nearest
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -71,6 +71,16 @@ def dotted_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):
             yield from dotted_keys(value, f"{prefix}{name}.")
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys of values (not sections) that differ, each with both values; None if absent."""
+    changed = {}
+    for key in sorted({*dotted_keys(old), *dotted_keys(new)}):
+        before, after = pick(old, key), pick(new, key)
+        if before != after and not isinstance(before, Mapping) and not isinstance(after, Mapping):
+            changed[key] = (None if before is MISSING else before, None if after is MISSING else after)
+    return changed
 
 
 def share_unchanged(value: Any, before: Any) -> Any:
@@ -229,3 +239,89 @@ def _value(tree: Any, steps: list[str]) -> Any:
     except (KeyError, IndexError, ValueError, TypeError):  # "[...]" stands for any key
         return None
     return tree
+
+
+class _Refused(Exception):
+    """Raised when a value cannot be in a row, with the place of the value in the row."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(why)
+        self.path, self.why = path, why
+
+
+def checked_rows(value: object, *, cause: str = "code") -> tuple[dict[str, Any], ...]:
+    """Return a stage's rows as plain JSON values.
+
+    Scalars of numpy and torch are unwrapped, and tuples become lists.
+
+    Args:
+        value: what the stage returned, or what its results file contains.
+        cause: failure cause to raise with.
+
+    Raises:
+        StageFailure: `value` is neither None nor a list of mappings, or a row contains a value that JSON
+            cannot represent. The message names the row and the key.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise StageFailure(
+            cause, f"the rows must be a list of mappings, they are {_name(value)}; return None for no rows"
+        )
+    rows = []
+    for number, row in enumerate(value, start=1):
+        if not isinstance(row, Mapping):
+            raise StageFailure(cause, f"row {number} must be a mapping, it is {_name(row)}")
+        try:
+            rows.append(_mapping("", row))
+        except _Refused as refused:
+            where = f"row {number}, key {refused.path!r}" if refused.path else f"row {number}"
+            raise StageFailure(cause, f"{where}: {refused.why}") from None
+    return tuple(rows)
+
+
+def _mapping(path: str, mapping: Mapping[Any, Any]) -> dict[str, Any]:
+    plain = {}
+    for key, value in mapping.items():
+        if not isinstance(key, str):
+            raise _Refused(path, f"keys must be text, one is {key!r}")
+        name = _text(path, key)
+        plain[name] = _plain(f"{path}.{name}" if path else name, value)
+    return plain
+
+
+def _plain(path: str, value: Any) -> Any:
+    if isinstance(value, Mapping):  # first, since a mapping may offer its keys as attributes
+        return _mapping(path, value)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        # A scalar of numpy or torch: an array without dimensions.
+        value = value.item()
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return _text(path, value)
+        case int():
+            return int(value)
+        case float():
+            if not math.isfinite(value):
+                raise _Refused(path, f"{float(value)} is no JSON; give None (null) instead")
+            return float(value)
+        case list() | tuple():
+            return [_plain(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    hint = "; give its .tolist()" if hasattr(value, "tolist") else ""
+    raise _Refused(path, f"{_name(value)} is no JSON value{hint}")
+
+
+def _text(path: str, value: str) -> str:
+    try:
+        # A lone surrogate is valid in a Python string, but not in UTF-8, and so not in a JSON record.
+        value.encode()
+    except UnicodeEncodeError:
+        raise _Refused(path, f"{value!r} cannot be written as UTF-8") from None
+    return str.__str__(value)
+
+
+def _name(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

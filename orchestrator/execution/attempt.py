@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.cell import uses_of
+from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Claim, Done, End, StartRecord
 from orchestrator.core.state import NOT_KEPT, Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance
@@ -42,10 +42,9 @@ from orchestrator.execution.conclude import (
     Facts,
     conclude,
 )
-from orchestrator.execution.fence import Fence
-from orchestrator.execution.heartbeat import HeartbeatWriter
 from orchestrator.execution.inheritance import Inherited, going_on, has_progressed, inherit, started
 from orchestrator.execution.keeper import await_news
+from orchestrator.execution.liveness import Fence, HeartbeatWriter
 from orchestrator.execution.publishing import BucketPublisher, complain
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
@@ -53,10 +52,13 @@ from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
+from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.remote import RemoteStore
 from orchestrator.store.retention import drop_work
 from orchestrator.text import MAX_LINE, escaped, one_line
+
+STOP_FACTOR = 1.25
+"""Factor on the seconds that a stage measured for saving and ending, because disks are not always as fast."""
 
 
 class AttemptRun:
@@ -249,7 +251,6 @@ class AttemptRun:
         """Watch the child until it ends or must be killed: time limit, grace period after a stop, memory."""
         limits = self._order.settings.policy.limits_s
         limit_s = limits.get(self._node.stage, self._spec.limit_s)
-        grace_s = self._order.settings.policy.grace_s
         told = False
         while process.exitcode is None:
             # The worker adopts the orphans of its stages: collect those that ended, or they stay as zombies.
@@ -270,8 +271,13 @@ class AttemptRun:
                 if (shortage := self._shortage()) is not None and shortage.at_once:
                     return
                 send(pipe, Message(stop=self._released))
-            if told and now_s - self._stopping_s > grace_s:
+            if told and now_s - self._stopping_s > self._grace_s:
                 return
+
+    @property
+    def _grace_s(self) -> float:
+        """Seconds that the child has to end after a stop: the configured ones, or those that it needs."""
+        return max(self._order.settings.policy.grace_s, STOP_FACTOR * self._heartbeats.progress.stop_s)
 
     def _take_message(self, pipe: Connection) -> None:
         try:
@@ -291,6 +297,11 @@ class AttemptRun:
         """Check the reasons to stop, and record a heartbeat when one is due."""
         if not self._released and (why := self._stop_asked()):
             self._released = why
+        # The worker's own notice comes before the job's end, but maybe too late for this stage.
+        end_at = self._order.job.end_at if self._order.job else None
+        needed_s = STOP_FACTOR * self._heartbeats.progress.stop_s
+        if not self._released and end_at is not None and needed_s and end_at - time.time() < needed_s:
+            self._released = "deadline"
         if self._heartbeats.pulse() and not self._released and self._fence.is_superseded():
             self._released = SUPERSEDED
 

@@ -19,19 +19,19 @@ import traceback
 from collections.abc import Callable, Container
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import msgspec
 
 from orchestrator import formats
 from orchestrator.core.failure import Cause, cause_of_exception
-from orchestrator.core.rows import checked_rows
+from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message
+from orchestrator.execution.checkpoints import UNREAD
 from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
 from orchestrator.execution.keeper import ReceivedSignals
-from orchestrator.execution.resume import UNREAD
 from orchestrator.execution.work import keep, undo
 from orchestrator.manifest import File, contain, fsync_path, fsync_tree, open_to_owner, scan
 from orchestrator.processes import describe, end_attempt
@@ -39,9 +39,9 @@ from orchestrator.provenance import without_secrets
 from orchestrator.registry import load
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
 from orchestrator.store import layout
+from orchestrator.store.access import Outage
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_objects
-from orchestrator.store.patience import Outage
 from orchestrator.text import MAX_LINE, one_line, words_of
 from orchestrator.trackers.base import Tracked, open_trackers
 
@@ -90,16 +90,15 @@ class Lifeline:
         self._lock = threading.Lock()
         threading.Thread(target=self._serve, name="lifeline", daemon=True).start()
 
-    def report(self, *, phase: str = "", step: int | None = None, num_steps: int | None = None) -> None:
-        """Send the state of the stage to the worker: a new phase at once, a step with the next poll."""
-        old = self._message
-        self._message = Message(
-            phase=phase or old.phase,
-            step=old.step if step is None else step,
-            num_steps=num_steps or old.num_steps,
-            process=old.process,
-        )
-        if phase:
+    def report(self, **state: Any) -> None:
+        """Send the state of the stage to the worker: a new phase at once, a step with the next poll.
+
+        Args:
+            state: fields of `Message` that changed; None for one that did not.
+        """
+        new = {name: value for name, value in state.items() if value is not None}
+        self._message = msgspec.structs.replace(self._message, **new)
+        if "phase" in new:
             with contextlib.suppress(OSError):  # the worker is gone: the thread kills the group
                 self._send()
 
@@ -270,6 +269,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         fence=fence,
         report_progress=progress,
         keeps_work=ledger.objects.in_place,
+        report_stop=lambda seconds: lifeline.report(stop_s=round(seconds, 1)),
     )
 
 
@@ -307,7 +307,7 @@ def _call(
             _print_exception()
             raise StopRequested(stop.why or "stopped") from error
         raise
-    if signal.SIGTERM in received and not context.saw_stop:
+    if signal.SIGTERM in received and not stop.seen:
         raise StopRequested(stop.why or "stopped")  # a library may have left its loop early, without an error
     return _take(context, spec.keep, lambda: checked_rows(returned))
 

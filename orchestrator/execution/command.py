@@ -1,8 +1,8 @@
 """Stages that are a command line: run the command, pass a stop on, and judge how it ended.
 
 docs/commands.md describes the names that a command may use in braces, and what is expected of it.
-`orchestrator.execution.command_text` fills them in and reads the rows; `orchestrator.execution.sealing` makes
-the checkpoints count.
+`orchestrator.execution.command_text` fills them in and reads the rows.
+`orchestrator.execution.checkpoints` makes the checkpoints count.
 
 A stop is passed on as SIGTERM. A command that takes longer than half of the policy's grace period is killed.
 
@@ -28,10 +28,16 @@ from pathlib import Path
 from orchestrator.core.failure import cause_of_command
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import end_of_log
-from orchestrator.execution.command_text import as_shell_text, as_words, read_rows, values_of
-from orchestrator.execution.interpreter import interpreter_of, search_path
+from orchestrator.execution.checkpoints import Sealer
+from orchestrator.execution.command_text import (
+    as_shell_text,
+    as_words,
+    interpreter_of,
+    read_rows,
+    search_path,
+    values_of,
+)
 from orchestrator.execution.keeper import HINT_S, await_news
-from orchestrator.execution.sealing import Sealer
 from orchestrator.processes import oom_kills
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout

@@ -1,10 +1,12 @@
-"""The text of commands, filled in with values, and their result rows: a file of JSON or of separated values.
+"""What a command is given and what it returns: its interpreter, its text filled in with values, and its rows.
+
+The file of result rows is read by its content:
 
 - Text that begins with ``{`` or ``[`` is JSON: any number of values one after the other, each on one line or
-indented. A mapping is a row, and a list holds rows. JSON lines, ``json.dump(row, indent=2)`` and a list of
-mappings are all read.
+  indented. A mapping is a row, and a list holds rows. JSON lines, ``json.dump(row, indent=2)`` and a list of
+  mappings are all read.
 - Any other text is a table with a header: CSV or TSV. A field that is a number is read as one; an empty field
-is null.
+  is null.
 
 An empty file is an error, since it may come from a crash. A command without rows writes ``[]``, or a header
 alone.
@@ -15,18 +17,63 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core.commandspec import IN_A_SHELL, PLACEHOLDER, open_quote
-from orchestrator.core.rows import checked_rows
+from orchestrator.core.tree import checked_rows
 from orchestrator.errors import StageFailure, nearest
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 from orchestrator.store import layout
+
+
+def interpreter_of(python: str | None, folder: Path | None) -> str | None:
+    """Return the path of the interpreter that a stage names; the name unchanged if it is not found."""
+    if python is None:
+        return None
+    path = Path(python).expanduser()
+    found = shutil.which((folder or Path.cwd()) / path if len(path.parts) > 1 else path)
+    return str(found or path)
+
+
+def search_path(python: str | None = None) -> str:
+    """Return the PATH of a command, in which `python` is the interpreter that the user means.
+
+    That is the stage's own interpreter, or else the first one in the user's PATH. If that one belongs to the
+    system, or there is none, the active environment (VIRTUAL_ENV, CONDA_PREFIX) comes first, or else the
+    environment that runs Polysweep.
+
+    Args:
+        python: path of the stage's own interpreter; None without one.
+    """
+    path = os.environ.get("PATH", os.defpath)
+    if python is not None:
+        return f"{Path(python).parent}{os.pathsep}{path}"
+    first = shutil.which("python", path=path)
+    # The system's interpreter rarely has the libraries that a stage needs, so it is not what the user means.
+    if first is not None and str(Path(first).parent) not in SYSTEM_FOLDERS:
+        return path
+    active = [os.environ.get(name, "") for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
+    folders = [Path(prefix, "bin") for prefix in active if prefix and Path(prefix, "bin", "python").exists()]
+    return os.pathsep.join([str((folders or [Path(sys.executable).parent])[0]), path])
+
+
+def command_facts(spec: StageSpec, import_paths: Sequence[str]) -> dict[str, str | None]:
+    """Return provenance of a command's attempt: the interpreter that `python` means (None if not found)."""
+    if spec.command is None:
+        return {}
+    python = interpreter_of(spec.python, Path(import_paths[0]) if import_paths else None)
+    return {"command_python": python or shutil.which("python", path=search_path())}
+
+
+SYSTEM_FOLDERS = ("/bin", "/usr/bin", "/usr/local/bin")
+
 
 ARGS = "args"
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

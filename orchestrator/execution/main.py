@@ -19,20 +19,20 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator import formats, provenance
-from orchestrator.core.cell import check_digests
+from orchestrator.core.identity import check_digests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep, preload
 from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.execution.assignment import OTHER_CODE, REFUSED, Assignment, Shortage
+from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
-from orchestrator.execution.owner import this_owner
+from orchestrator.jobs.records import OTHER_CODE, REFUSED
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
+from orchestrator.store.access import Outage, wait_out
 from orchestrator.store.checkout import Checkout, checkout_of
 from orchestrator.store.code import damage, import_paths, package_path, version_of
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.objects import open_objects
-from orchestrator.store.patience import Outage, wait_out
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}

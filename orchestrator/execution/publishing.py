@@ -28,9 +28,10 @@ import msgspec
 from orchestrator import formats
 from orchestrator.execution.assignment import ChildOutcome
 from orchestrator.manifest import File, damage, damage_by_size, step_of
-from orchestrator.stage import MANIFEST, CheckpointManifest
+from orchestrator.saving import MANIFEST, CheckpointManifest
 from orchestrator.store import layout
-from orchestrator.store.remote import RemoteStore, Transfer
+from orchestrator.store.bucket import RemoteStore
+from orchestrator.store.client import Transfer
 
 KEEP = 2
 """Checkpoints of one attempt that stay in the store, as many as `Context` keeps on the node."""

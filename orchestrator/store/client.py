@@ -19,7 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -323,3 +323,28 @@ def _after_fork() -> None:
 
 # Registered globally, so that a fork anywhere in the process is covered.
 os.register_at_fork(after_in_child=_after_fork)
+
+
+class Transfer(NamedTuple):
+    """An upload in progress.
+
+    Attributes:
+        connection: Connection that performs it.
+        number: Number of the call.
+    """
+
+    connection: Connection
+    number: int
+
+    def is_done(self) -> bool:
+        """Return whether the upload has finished, without waiting.
+
+        After it has returned True, it must not be called again: the reply can be taken only once.
+
+        Raises:
+            OSError: The upload failed, or the broker was lost.
+        """
+        answer = self.connection.taken(self.number)
+        if answer is not None and answer.error:
+            raise OSError(answer.errno, answer.error)
+        return answer is not None

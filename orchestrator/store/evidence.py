@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Done, Heartbeat, Retired, Void
-from orchestrator.core.retention import describe, remaining_files
+from orchestrator.core.identity import formers, use_of
+from orchestrator.core.records import Done, Heartbeat, Retired, Void, describe_retired, remaining_files
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt, Evidence, Former, Liveness
 from orchestrator.core.sweep import StageInstance
@@ -23,11 +23,9 @@ from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.processes import is_gone
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
-from orchestrator.store.access import Prefetched
-from orchestrator.store.former import formers, use_of
+from orchestrator.store.access import Prefetched, is_transient, told
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import Listing
-from orchestrator.store.patience import is_transient, told
 
 
 def read_ahead(
@@ -277,7 +275,7 @@ class EvidenceReader:
                 continue
             problem = product.problem
             if product.retired:
-                problem = f"it retired {describe(product.retired)}"
+                problem = f"it retired {describe_retired(product.retired)}"
             # Equal digests are not enough: an input that was discarded and made again is another product.
             given = {taken.digest: self.evidence(taken.digest).generation for taken in node.inputs}
             if product.done is not None and dict(product.done.inputs) != given:

@@ -30,9 +30,18 @@ from orchestrator.core.sweep import Input, StageInstance, Sweep
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.formats import FORMAT
 from orchestrator.store import layout, opening
-from orchestrator.store.access import Prefetched, R, Records, new_nonce, read_header
+from orchestrator.store.access import (
+    Outage,
+    PatientStore,
+    Prefetched,
+    R,
+    Records,
+    is_transient,
+    new_nonce,
+    read_header,
+    told,
+)
 from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
-from orchestrator.store.patience import Outage, PatientStore, is_transient, told
 
 
 def check_mark(records: Records) -> int | None:

@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.records import Done, Retired
-from orchestrator.core.retention import remaining_files, removable_files
+from orchestrator.core.plan import removable_files
+from orchestrator.core.records import Done, Retired, remaining_files
 from orchestrator.core.settings import RETIRING, Policy
 from orchestrator.core.state import Attempt, Evidence, Liveness
 from orchestrator.core.sweep import StageInstance, Sweep

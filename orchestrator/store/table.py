@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell, Sweep
@@ -160,3 +160,91 @@ def _unnested(value: Any) -> Any:
 
 def _columns(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
+
+
+Row = dict[str, Any]
+
+
+PER_STAGE: Final = ("stage", "seconds", "code")
+"""Columns of the engine that differ between stages. A joined row combines the values of its stages."""
+
+
+def widened(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return rows in which the rows of a cell's stages are joined, in the order of the first stage.
+
+    The keys of the join are the columns that all rows of both stages have and that contain no fractions. Rows
+    join if their keys are equal, one to one or one to many. For example, the single row of a training joins
+    each row of its evaluation:
+
+        train      loss=1.25                  ->   loss=1.25  language=en  score=0.5
+        evaluate   language=en  score=0.5          loss=1.25  language=sw  score=0.25
+        evaluate   language=sw  score=0.25
+
+    Fractions are results, not keys: two stages that both return ``loss`` would hardly ever match. The first
+    stage keeps such a name; the value of the other stage becomes ``<stage>.<name>``. A row without a match
+    stays a row of its own. So do all rows of two stages that could only join many to many.
+
+    Args:
+        rows: as returned by `orchestrator.store.table.collect_rows`.
+    """
+    cells: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
+    for row in rows:
+        stages = cells.setdefault((row["sweep"], row["revision"], row["cell"]), {})
+        # The instances of a stage, such as prepare[en] and prepare[sw], form one table.
+        stages.setdefault(str(row["stage"]).partition("[")[0], []).append(dict(row))
+    wide: list[Row] = []
+    for stages in cells.values():
+        (_, joined), *others = stages.items()
+        apart: list[Row] = []
+        for stage, more in others:
+            both = _joined(joined, more, stage)
+            if both is None:
+                apart += more
+            else:
+                joined = both
+        wide += [*joined, *apart]
+    return wide
+
+
+def _joined(rows: Sequence[Row], others: Sequence[Row], stage: str) -> list[Row] | None:
+    """Return the joined rows of two tables, then the rows without a match; None if no join is possible."""
+    keys = _keys(rows, others)
+    left, right = _by_key(rows, keys), _by_key(others, keys)
+    shared = left.keys() & right.keys()
+    if not shared or any(len(left[key]) > 1 < len(right[key]) for key in shared):
+        return None
+    joined = [
+        merged
+        for key, mine in left.items()
+        for row in mine
+        for merged in ([_merged(row, other, stage) for other in right[key]] if key in right else [row])
+    ]
+    return joined + [row for key, theirs in right.items() if key not in left for row in theirs]
+
+
+def _keys(rows: Sequence[Row], others: Sequence[Row]) -> list[str]:
+    every = [*rows, *others]
+    common = [name for name in rows[0] if name not in PER_STAGE and all(name in row for row in every)]
+    return [name for name in common if not any(isinstance(row[name], float) for row in every)]
+
+
+def _by_key(rows: Iterable[Row], keys: Sequence[str]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(json.dumps([row[name] for name in keys], sort_keys=True), []).append(row)
+    return found
+
+
+def _merged(row: Row, other: Row, stage: str) -> Row:
+    merged = dict(row)
+    for name, value in other.items():
+        if name == "seconds":
+            merged[name] = (row[name] or 0.0) + (value or 0.0)
+        elif name in PER_STAGE:
+            words = f"{row[name]}+{value}" if value and row[name] else row[name] or value
+            merged[name] = row[name] if value == row[name] else words
+        elif merged.get(name) is None:
+            merged[name] = value
+        elif merged[name] != value:
+            merged[f"{stage}.{name}"] = value
+    return merged

@@ -25,9 +25,10 @@ from typing import Any
 
 import msgspec
 
+from orchestrator.digests import file_digest
 from orchestrator.errors import UserError
 from orchestrator.manifest import File as ManifestFile
-from orchestrator.manifest import Stamp, damage, file_digest, fsync_path, fsync_tree, scan, stamps
+from orchestrator.manifest import Stamp, damage, fsync_path, fsync_tree, scan, stamps
 from orchestrator.registry import TASKS, lookup
 from orchestrator.tasks.base import LANGUAGES, Split
 

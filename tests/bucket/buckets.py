@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.remote import RemoteStore
 from tests.bucket.server import Proxy
 from tests.conftest import Sweep
 

@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.manifest import File, damage, scan
-from orchestrator.store import cache as caches
-from orchestrator.store.remote import RemoteStore
+from orchestrator.store import bucket as caches
+from orchestrator.store.bucket import RemoteStore
 from tests.bucket.buckets import Bucket
 from tests.bucket.server import Proxy
 
@@ -96,7 +96,7 @@ FETCH = """
 import sys, msgspec
 from pathlib import Path
 from orchestrator.manifest import File
-from orchestrator.store.remote import RemoteStore
+from orchestrator.store.bucket import RemoteStore
 url, home, prefix, files = sys.argv[1:]
 RemoteStore(url, home=Path(home)).fetch(prefix, msgspec.json.decode(files, type=list[File]))
 """

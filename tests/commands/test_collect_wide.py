@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from typing import Any
 
-from orchestrator.core.rows import widened
+from orchestrator.store.table import widened
 
 SWEEP = """
 config: {rate: 0.5, seed: 0}

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.records import Done, Retired
-from orchestrator.core.retention import describe, remaining_files, removable_files
+from orchestrator.core.plan import removable_files
+from orchestrator.core.records import Done, Retired, describe_retired, remaining_files
 from orchestrator.manifest import File
 
 PATHS = ("training.json", "tokenizer/a.json", "checkpoints/000004/w", "checkpoints/000008/w", "checkpoints/x")
@@ -70,5 +70,5 @@ def test_what_must_be_there_is_what_no_record_names() -> None:
         for policy, files in (("best", PRODUCT.files[2:3]), ("none", PRODUCT.files[3:]))
     ]
     assert remaining_files(PRODUCT.files, records) == PRODUCT.files[:2]
-    assert describe(records) == "1 file under policy best, 2 files under policy none"
-    assert describe([]) == ""
+    assert describe_retired(records) == "1 file under policy best, 2 files under policy none"
+    assert describe_retired([]) == ""

@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 
-from orchestrator.core.rows import checked_rows
+from orchestrator.core.tree import checked_rows
 from orchestrator.errors import StageFailure
 from orchestrator.stage import Config
 

@@ -18,9 +18,8 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.execution.assignment import Assignment
+from orchestrator.execution.assignment import Assignment, this_owner
 from orchestrator.execution.loop import Worker
-from orchestrator.execution.owner import this_owner
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import PosixStore
 from tests.store import builders

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from orchestrator.core.records import Owner, Revision
-from orchestrator.execution.assignment import Assignment
+from orchestrator.execution.assignment import Assignment, this_owner
 from orchestrator.execution.loop import Worker
-from orchestrator.execution.owner import this_owner
 from orchestrator.store.ledger import Ledger
 
 

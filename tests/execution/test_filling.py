@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.compose import compose
+from orchestrator.compose.main import compose
 from orchestrator.execution.command import run_command
-from orchestrator.execution.command_text import arguments
-from orchestrator.execution.interpreter import search_path
+from orchestrator.execution.command_text import arguments, search_path
 from orchestrator.stage import Config, Context, Inputs, StageSpec
 
 SHOW = "import json, os, sys; json.dump(sys.argv[1:], open(os.environ['SWEEP_OUTPUT'] + '/argv', 'w'))"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from orchestrator.core.cell import Chains, former_node
+from orchestrator.core.grid import Chains
+from orchestrator.core.identity import former_node
 from orchestrator.core.records import Request, Retired
 from orchestrator.core.selector import Subject
 from orchestrator.core.sweep import Cell, StageInstance, Sweep

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from orchestrator.execution.watch import LEAVE_S, UNREADABLE_S, Leaving
+from orchestrator.execution.liveness import LEAVE_S, UNREADABLE_S, Leaving
 
 ERROR = OSError(errno.EIO, "Input/output error")
 

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.core.records import Done, Request, Retired, Revision
 from orchestrator.core.state import Budget, CellStatus, Evidence, State, cell_status, stage_status
 from orchestrator.core.sweep import StageInstance, Sweep
-from orchestrator.manifest import file_digest
+from orchestrator.digests import file_digest
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader

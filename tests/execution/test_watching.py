@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.core.records import Heartbeat, Owner, Process
 from orchestrator.core.state import Attempt, Liveness
-from orchestrator.execution.watch import UNREADABLE_LEASE_S, Watcher, next_lease_s
+from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher, next_lease_s
 from orchestrator.processes import describe, is_gone
 from orchestrator.store.evidence import inspect_owner
 from tests.store.builders import claim, node_of, owner, sweep_of

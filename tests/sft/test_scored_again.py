@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.cell import former_node, hashed_of, reads_of
-from orchestrator.core.identity import digest_of
+from orchestrator.core.identity import digest_of, former_node, formers, hashed_of, reads_of
 from orchestrator.core.sweep import Input, StageInstance
 from orchestrator.errors import NotKept
 from orchestrator.manifest import scan
@@ -20,7 +19,6 @@ from orchestrator.sft import stages
 from orchestrator.sft.scoring import read, write
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.store import layout
-from orchestrator.store.former import formers
 from orchestrator.store.ledger import open_ledger
 from tests.sft import chain
 from tests.sft.conftest import Ground

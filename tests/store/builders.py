@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.cell import Chains
 from orchestrator.core.failure import Cause
+from orchestrator.core.grid import Chains
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Revision, Supersedes, Void
 from orchestrator.core.selector import Subject
 from orchestrator.core.settings import Policy, RunSettings, StoreSettings, TrackerSettings

@@ -23,7 +23,7 @@ from orchestrator.core.records import Claim, Done, End, Owner, Process, StartRec
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import Attempt, Budget, Evidence, Liveness, State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, Input, StageInstance, Sweep
-from orchestrator.execution.resume import is_discarded
+from orchestrator.execution.checkpoints import is_discarded
 from orchestrator.manifest import File
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce

@@ -1,0 +1,272 @@
+"""Passes over the jobs of a sweep: record in the store what the scheduler reports, then submit free cells."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from orchestrator import provenance
+from orchestrator.api.launching import make_launcher
+from orchestrator.api.state import Notify, SweepState
+from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs, submission_lines
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import Request
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError
+from orchestrator.jobs.judgement import SubmissionState
+from orchestrator.jobs.records import BEAT_S, JobEnd, Submission
+from orchestrator.jobs.submissions import Submissions, settings_of
+from orchestrator.launchers.base import Limits, Submitter
+from orchestrator.text import counted
+
+SECOND_LOOK_S = 5.0
+"""Seconds between two listings, both of which must lack a job before it counts as vanished."""
+
+
+class Reconciled(NamedTuple):
+    """The result of a reconciliation.
+
+    Attributes:
+        view: the sweep state, read afterwards.
+        closed: tasks that were found to be over, and were recorded so.
+        unanswered: submissions that the scheduler may or may not have accepted.
+    """
+
+    view: SweepState
+    closed: list[JobEnd]
+    unanswered: list[Submission]
+
+
+def reconcile_jobs(view: SweepState, submitters: Sequence[Submitter]) -> Reconciled:
+    """Record in the store what is known about the jobs of a sweep.
+
+    Schedulers forget jobs, so the end of each job is recorded as soon as it is known. There are three steps:
+    find the jobs of submissions without an id, record jobs whose end is known, and record jobs that vanished.
+
+    Args:
+        view: the sweep state.
+        submitters: of the launchers whose jobs may be reconciled; jobs of other launchers are left alone.
+
+    Raises:
+        DamagedRecord: a submission cannot be read, so its cells may have jobs.
+    """
+    submissions = Submissions(view.ledger, view.sweep.name)
+    damaged: list[str] = []
+    filed = submissions.read(damaged)
+    if damaged:
+        raise DamagedRecord(damaged[0], where="nothing is submitted: its cells may have a job")
+    by_name = {submitter.name: submitter for submitter in submitters}
+    # A process that died between submitting and recording the id leaves such a submission.
+    lost = [each for each in filed if each.accepted is None and each.open_tasks]
+    unanswered = [each.submission for each in lost if not _answered(submissions, each.submission, by_name)]
+    if lost:
+        view = view.fresh()
+    closed: list[JobEnd] = []
+    for each, over in [*view.jobs.news(), *_vanished(view, by_name)]:
+        logs, submitter = job_logs(view, each.submission), by_name.get(each.submission.launcher)
+        told = [submitter.explain(each, one, logs) for one in over] if submitter else list(over)
+        # Closing is final. Later readers do not query the scheduler about these tasks again.
+        submissions.close(each.submission.number, told, at=provenance.now())
+        closed += told
+    return Reconciled(view.fresh() if closed else view, closed, unanswered)
+
+
+def open_questions(view: SweepState, settled: Reconciled) -> list[str]:
+    """Return lines on open questions: unanswered submissions, stuck jobs, jobs of old revisions.
+
+    Args:
+        view: the sweep state.
+        settled: the result of the reconciliation.
+    """
+    lines, name = [], view.sweep.name
+    for submission in settled.unanswered:
+        cells = counted(sum(map(len, submission.tasks)), "cell")
+        lines.append(f"  submission {submission.number} ({cells}) of {submission.at} was not answered")
+        lines.append(f"    later: sweep reconcile {name}{view.hint}, which finds its job or submits it again")
+    waits: dict[tuple[str, str], int] = {}
+    for _, seen in view.jobs.stuck():
+        waits[(seen.reason, seen.stuck)] = waits.get((seen.reason, seen.stuck), 0) + 1
+    for (reason, advice), number in waits.items():
+        lines.append(f"  {counted(number, 'job')} can never start so: {reason}: {advice}")
+        lines.append(f"    then: sweep cancel {name}{view.hint}, and launch again")
+    older = settled.view.jobs.older(view.number, {cell.cell for cell in view.sweep.cells})
+    for revision, number in sorted(older.items()):
+        lines.append(f"  {counted(number, 'job')} of {name}@{revision} not over yet")
+        lines.append(f"    no longer wanted? sweep cancel {name}@{revision}{view.hint}")
+    return lines
+
+
+def _answered(submissions: Submissions, submission: Submission, by_name: Mapping[str, Submitter]) -> bool:
+    """Find the job of a submission without an id, and return whether the question is settled.
+
+    The job is found by its unique name. A scheduler that answers, and still does not list the name after
+    `settle_s`, never accepted the submission, which is then given up.
+    """
+    submitter = by_name.get(submission.launcher)
+    if submitter is None:
+        return False
+    try:
+        job = submitter.find(submission)
+    except InfrastructureError:
+        return False  # no answer proves nothing; its cells stay held
+    if job is not None:
+        submissions.accept(submission.number, job, at=provenance.now())
+    elif provenance.age_s(submission.at) > submitter.settle_s:
+        give_up(submissions, submission, "REFUSED", "the scheduler never had it")
+    else:
+        return False
+    return True
+
+
+def _vanished(
+    view: SweepState, by_name: Mapping[str, Submitter]
+) -> list[tuple[SubmissionState, tuple[JobEnd, ...]]]:
+    """Return tasks missing from two consecutive scheduler listings, with no recorded end.
+
+    A missing job is not proof of its end: a listing may be incomplete, or may be filtered by user or cluster.
+    A task counts as vanished only if all of these hold:
+
+    - both listings are complete for this job, and both lack it;
+    - nothing was heard of it for `settle_s`;
+    - its driver, if it has one, wrote nothing between the two.
+
+    Slurm, for one, keeps no account of a task that was cancelled while other tasks of its array were waiting.
+
+    Args:
+        view: the sweep state.
+        by_name: name of a launcher to its submitter.
+
+    Returns:
+        By submission, the ends of its vanished tasks.
+    """
+    old = {
+        key: filed
+        for key, (filed, _) in view.jobs.missing().items()
+        if filed.submission.launcher in by_name
+        and provenance.age_s(filed.heard_at) > by_name[filed.submission.launcher].settle_s
+    }
+    if not old:
+        return []
+    # Wait for one more beat of a driver. Its silence is then proved without comparing clocks of two machines.
+    driven = any(filed.driver for filed in old.values())
+    time.sleep(SECOND_LOOK_S + BEAT_S if driven else SECOND_LOOK_S)
+    jobs = view.fresh().jobs
+    again = jobs.missing()
+    found: dict[int, tuple[SubmissionState, list[JobEnd]]] = {}
+    for (number, index), filed in old.items():
+        if (number, index) in again and again[(number, index)][0].driver == filed.driver:
+            why = f"{again[(number, index)][1]}, twice"
+            # The scheduler creates the log when the task starts.
+            log = job_logs(view, filed.submission) / f"{index}.log"
+            if jobs.knows(filed) and not log.exists():
+                word, cause, detail = "CANCELLED", Cause.CANCELLED, "somebody cancelled it while it waited"
+            else:
+                word, cause, detail = "VANISHED", Cause.NODE_LOST, "no accounts tell how it ended"
+            over = JobEnd(index=index, word=word, cause=cause, detail=f"{detail}: {why}")
+            found.setdefault(number, (filed, []))[1].append(over)
+    return [(filed, tuple(over)) for filed, over in found.values()]
+
+
+class PendingLaunch(NamedTuple):
+    """A request that runs as jobs, the launcher of its settings, and the limits of its scheduler."""
+
+    request: Request
+    submitter: Submitter
+    limits: Limits
+
+
+def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
+    """Return the requests that matter for jobs of a revision.
+
+    A request matters if its settings and code apply to a cell, or if it has open jobs. The newest launch or
+    rerun always does. A sweep may have jobs of several schedulers; those that do not answer are reported and
+    skipped.
+
+    Args:
+        view: the sweep state.
+        notify: called with a line for each skipped scheduler.
+
+    Raises:
+        UserError: nothing was launched as jobs, or the cluster cannot be found from this machine.
+        InfrastructureError: no scheduler answers.
+    """
+    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
+    if not started:
+        raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
+    # Jobs of earlier requests may still be open. Their ends must be recorded too.
+    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
+    asked: list[PendingLaunch] = []
+    silent: list[SweepError] = []
+    for request in started:
+        submitter = make_launcher(settings_of(request), len(view.sweep.cells))
+        if not isinstance(submitter, Submitter) or not (request.number in numbers or request is started[-1]):
+            continue
+        try:
+            asked.append(PendingLaunch(request, submitter, submitter.limits()))
+        except SweepError as error:  # such as a cluster that is only reachable from its own machines
+            silent.append(error)
+    if silent and not asked:
+        raise silent[-1]
+    for problem in silent:
+        notify(f"left for later: {problem.what}")
+    if not asked:
+        raise UserError(
+            f"{view.title} was last launched with a launcher that has no jobs",
+            where=f"launcher={settings_of(started[-1]).launcher['name']}",
+            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray",
+        )
+    return asked
+
+
+class SubmitPass(NamedTuple):
+    """The result of one pass: the sweep state, what was submitted, and lines about both."""
+
+    view: SweepState
+    given: SubmitResult
+    lines: list[str]
+
+
+def submit_pass(
+    view: SweepState, asked: Sequence[PendingLaunch], *, notify: Notify, hold: str = ""
+) -> SubmitPass:
+    """Record what is known about the jobs of a sweep, and submit the cells that no job holds.
+
+    A pass may be repeated at any time, also by several launches at once.
+
+    Args:
+        view: the revision; its state is read again.
+        asked: the requests whose cells are submitted.
+        notify: called with lines on what was submitted, if an error follows.
+        hold: a limit because of which cells are submitted only if a job was found to be over.
+
+    Raises:
+        UserError: a cell fits nowhere, or the scheduler refuses the job for good.
+        InfrastructureError: the scheduler does not answer.
+    """
+    settled = reconcile_jobs(view.fresh(), [each.submitter for each in asked])
+    view, given = settled.view, SubmitResult()
+    for each in asked:
+        dispatch = Dispatch(view, *each)
+        try:
+            given.add(dispatch.run(hold="" if settled.closed else hold))
+        except SweepError:  # earlier submissions have been made, so they are reported
+            given.add(SubmitResult(submitted=dispatch.given.submitted))
+            for line in submission_lines(view, given):
+                notify(line)
+            raise
+        view = dispatch.view
+    return SubmitPass(view, given, [*submission_lines(view, given), *open_questions(view, settled)])
+
+
+_OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
+"""States of cells that have not ended."""
+
+
+def is_open(view: SweepState, cell: Cell) -> bool:
+    """Return whether a cell may still run as a job: it has not ended, and its job, if any, can start."""
+    job = view.jobs.of_cell(cell.cell)
+    can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
+    return view.cells[cell.cell].state in _OPEN and not can_never_start

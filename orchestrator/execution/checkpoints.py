@@ -1,0 +1,352 @@
+"""Checkpoints of attempts: the choice of the one to resume from, and the seal on those that a command saves.
+
+This is rule 6 of the store protocol in docs/design.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from orchestrator import formats
+from orchestrator.core.failure import Cause
+from orchestrator.core.state import Attempt
+from orchestrator.core.sweep import StageInstance
+from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.execution.assignment import ChildOutcome
+from orchestrator.manifest import contain, damage_by_size, step_of
+from orchestrator.saving import MANIFEST, CheckpointManifest
+from orchestrator.stage import Context, StageSpec
+from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger
+
+UNREAD = "UnreadResults"
+"""Recorded exception of a stage that finished, but whose rows could not be read."""
+
+# Failures with these causes can happen whatever a checkpoint holds.
+_NOT_ITS_FAULT = frozenset({Cause.PREEMPTED, Cause.NODE_LOST, Cause.COMMUNICATION, Cause.STORAGE})
+
+
+class Candidate(NamedTuple):
+    """A checkpoint that has a manifest; ordered by step, then by attempt.
+
+    Attributes:
+        step: its step.
+        attempt: the attempt that saved it.
+        prefix: its key in the store.
+        manifest: content of its manifest file.
+    """
+
+    step: int
+    attempt: int
+    prefix: str
+    manifest: bytes
+
+    def decoded(self) -> CheckpointManifest | None:
+        """Return the manifest; None for one of another step or another format."""
+        manifest = _decoded(self.manifest)
+        return manifest if manifest is not None and manifest.step == self.step else None
+
+
+def candidates(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]) -> list[Candidate]:
+    """Return the checkpoints that an attempt may resume from, best first.
+
+    A checkpoint may itself cause a failure, for example when its weights have diverged. Retries from it would
+    then fail for ever. So it is skipped after two failures of attempts whose newest checkpoint it was; after
+    a ``nan`` one failure is enough. Lost or preempted attempts do not count::
+
+        attempt 1: saves 100, 200, fails with nan   blame {200: 2}
+        attempt 2: resumes from 100 (200 is skipped)
+
+    Nothing is taken from an attempt whose product or input was discarded, because the state may contain the
+    bug that led to the discard.
+    """
+    sound = [attempt for attempt in attempts if not is_discarded(ledger, node, attempt)]
+    found = _of_attempts(ledger, node, sound)
+    # Until an attempt saves a checkpoint, its newest one is the checkpoint that it resumed from.
+    newest = {a.number: a.start.parent.step for a in sound if a.start and a.start.parent}
+    for candidate in found:
+        newest[candidate.attempt] = max(candidate.step, newest.get(candidate.attempt, 0))
+    blame: Counter[int] = Counter()
+    for attempt in attempts:
+        end = attempt.end
+        is_through = end is not None and end.exception == UNREAD
+        if end is None or end.outcome != "failed" or end.cause in _NOT_ITS_FAULT or is_through:
+            continue
+        if attempt.number in newest:
+            blame[newest[attempt.number]] += 2 if end.cause is Cause.NAN else 1
+    return sorted((c for c in found if blame[c.step] < 2), reverse=True)
+
+
+def is_discarded(ledger: Ledger, node: StageInstance, attempt: Attempt) -> bool:
+    """Return whether an attempt's files must not be used: its product or an input of it was discarded."""
+    if attempt.claim is None or (node.inputs and attempt.start is None):
+        return True  # a record is missing or unreadable, so its generation or inputs are unknown
+    taken = attempt.start.inputs if attempt.start else {}
+    return ledger.is_discarded(node, attempt.claim.generation) or any(
+        ledger.is_discarded(source, taken[source.digest]) for source in node.inputs if source.digest in taken
+    )
+
+
+def _of_attempts(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]) -> list[Candidate]:
+    """Return all checkpoints with a manifest, in two requests for all attempts together."""
+    numbers = {layout.checkpoints(node.stage, node.digest, a.number): a.number for a in attempts}
+    steps = {
+        f"{prefix}/{name}": (step, numbers[prefix])
+        for prefix, listing in ledger.objects.list_many(numbers).items()
+        for name in listing.folders
+        if (step := step_of(name)) is not None
+    }
+    manifests = ledger.objects.get_many(f"{prefix}/{MANIFEST}" for prefix in steps)
+    return [
+        Candidate(*steps[prefix], prefix, data)
+        for prefix in steps
+        if (data := manifests[f"{prefix}/{MANIFEST}"]) is not None
+    ]
+
+
+def is_whole(ledger: Ledger, candidate: Candidate) -> bool:
+    """Return whether a checkpoint has all files that its manifest names, by their sizes."""
+    manifest = candidate.decoded()
+    if manifest is None:
+        return False
+    sizes = ledger.objects.trees([candidate.prefix])[candidate.prefix]
+    return damage_by_size(sizes, manifest.files) is None
+
+
+def _decoded(data: bytes) -> CheckpointManifest | None:
+    """Return a decoded manifest; None for a file of another format."""
+    try:
+        return formats.decode(data, CheckpointManifest)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+LOOK_S = 1.0
+_Stamp = tuple[tuple[str, int, int, int], ...]
+
+
+class Sealer:
+    """The thread that finds the complete checkpoints of one command, and makes them count.
+
+    A command announces a finished checkpoint by renaming its folder to the final name. A thread checks once a
+    second for such folders, so that even the sudden loss of all processes costs only what was renamed in the
+    last two seconds. A folder counts when two consecutive checks find it unchanged. One that changes or
+    vanishes in between is left for the next check, because commands rotate their checkpoints.
+
+    Why renaming is visible: a rename sets the change time of the folder itself, later than all writes inside.
+    A folder that is written in place under its final name fails this test. It is sealed only after its
+    command has ended by itself::
+
+        write tmp/a, tmp/b; rename tmp -> 300    change time of 300 is later than a and b: complete
+        mkdir 300; write 300/a, 300/b            change time of 300 is earlier than b: maybe incomplete
+
+    Args:
+        context: the attempt's context. Its adopted checkpoint is sealed already.
+
+    Attributes:
+        superseded: why nothing is sealed any more; "" while this attempt counts.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._folder = context.folder / layout.CHECKPOINTS
+        self._seen: dict[Path, _Stamp] = {}
+        self._newest: tuple[Path, _Stamp] | None = None
+        self._reported: set[Path] = set()
+        self._adopted = context.resume.folder if context.resume else None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sealer", daemon=True)
+        self.superseded = ""
+
+    def start(self) -> None:
+        """Start the periodic checks."""
+        self._thread.start()
+
+    def finish(self, *, by_itself: bool) -> None:
+        """Stop the periodic checks, and seal what is left when the command has ended.
+
+        Args:
+            by_itself: whether the command ended by itself, so that a folder written in place is complete too.
+        """
+        self._end.set()
+        self._thread.join()
+        if not self.superseded:
+            self.look(is_last=True, by_itself=by_itself)
+            self._name_others()
+
+    def _run(self) -> None:
+        while not self._end.wait(LOOK_S) and not self.superseded:
+            self.look()
+
+    def look(self, *, is_last: bool = False, by_itself: bool = False) -> None:
+        """Seal the checkpoints that this check and the previous one found unchanged.
+
+        Args:
+            is_last: whether the command has ended, so that one check is enough.
+            by_itself: whether it ended by itself, so that a folder written in place is complete too.
+        """
+        seen, self._seen = self._seen, {}
+        self._unseal_if_changed()
+        try:
+            paths = [path for path in self._folder.iterdir() if not path.is_symlink() and path.is_dir()]
+        except OSError:
+            return
+        steps = [(step, path) for path in paths if (step := step_of(path.name)) is not None]
+        for step, path in sorted(steps, reverse=True):  # the newest first, because time may run out
+            if self._is_sealed(path, step):
+                continue
+            try:
+                stamp = _stamp(path)
+                self._seen[path] = stamp
+                is_same = is_last or seen.get(path) == stamp
+                if is_same and (by_itself or _was_renamed(path, stamp)):
+                    self._seal(path, step, stamp)
+            except StopRequested as stopped:
+                self.superseded = stopped.why
+                return
+            except (OSError, StageFailure, ValueError) as error:
+                if is_last and path.exists():
+                    print(f"checkpoint {path.name} is not sealed: {error}", flush=True)
+
+    def _seal(self, path: Path, step: int, stamp: _Stamp) -> None:
+        if contain(path):  # links were replaced by copies, which changed the folder
+            stamp = _stamp(path)
+        self._context.seal(path, step)
+        self._newest = path, stamp
+        self._unseal_if_changed()
+
+    def _unseal_if_changed(self) -> None:
+        """Remove the manifest from the folder sealed last, if the command writes to it after all."""
+        if self._newest is None:
+            return
+        path, stamp = self._newest
+        try:
+            if _stamp(path, without=MANIFEST) == stamp:
+                return
+        except OSError:
+            pass  # the command is deleting it
+        self._newest = None
+        with contextlib.suppress(OSError):
+            (path / MANIFEST).unlink()
+
+    def _name_others(self) -> None:
+        """Print one line when everything that a command saved is unusable as a checkpoint."""
+        with contextlib.suppress(OSError):
+            own = [path for path in self._folder.iterdir() if path != self._adopted and path.name[0] != "."]
+            others = [p.name for p in own if step_of(p.name) is None or p.is_symlink() or not p.is_dir()]
+            if others and len(others) == len(own):
+                print(
+                    f"{others[0]} is no checkpoint, which is a folder renamed to the number of its step",
+                    flush=True,
+                )
+
+    def _is_sealed(self, path: Path, step: int) -> bool:
+        """Whether a folder has a manifest; remove one that was copied along from another checkpoint."""
+        try:
+            data = (path / MANIFEST).read_bytes()
+        except OSError:
+            return False
+        if path == self._adopted:
+            return True
+        manifest = _decoded(data)
+        if manifest is None:
+            if path not in self._reported:
+                self._reported.add(path)
+                print(f"checkpoint {path.name} does not count: it holds a {MANIFEST} of its own", flush=True)
+            # Not our format: the command uses this file name itself, so the folder cannot be sealed.
+            return True
+        if (manifest.step, manifest.attempt) == (step, self._context.attempt):
+            return True
+        with contextlib.suppress(OSError):
+            (path / MANIFEST).unlink()
+        return False
+
+
+def _stamp(folder: Path, *, without: str = "") -> _Stamp:
+    """Return the state of a folder, to compare: each path with its inode, size and time of writing."""
+    found = []
+    for root, folders, names in os.walk(folder, onerror=_raise):
+        for name in [*folders, *names]:
+            if root == str(folder) and name == without:
+                continue
+            path = os.path.join(root, name)  # noqa: PTH118 - of each file at each look
+            stat = os.lstat(path)
+            found.append((path, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(sorted(found))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _was_renamed(folder: Path, stamp: _Stamp) -> bool:
+    """Whether the folder got its name after everything in it was written."""
+    return bool(stamp) and folder.stat().st_ctime_ns >= max(written_ns for *_, written_ns in stamp)
+
+
+def find_unread(
+    ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]
+) -> tuple[Attempt, ChildOutcome] | None:
+    """Return the attempt whose output the next one should read, and its outcome.
+
+    Such an output is read again once. If that attempt fails too, the command runs again::
+
+        attempt 1: command finished, results unread     outcome.unread = 1
+        attempt 2: reads the output of 1, in vain       outcome.unread = 1, not 2
+        attempt 3: the newest failure is of 2, which made no output: run the command
+
+    Args:
+        ledger: the store.
+        node: the stage instance.
+        attempts: the earlier attempts, without those that must not be used.
+    """
+    for attempt in reversed(attempts):
+        outcome = _outcome(ledger, layout.payload(node.stage, node.digest, attempt.number))
+        # Only the newest recorded failure counts: its own output, or the end of the search.
+        if outcome is not None:
+            return (attempt, outcome) if outcome.unread == attempt.number else None
+    return None
+
+
+def _outcome(ledger: Ledger, key: str) -> ChildOutcome | None:
+    """Return the recorded outcome of a failed attempt; None for any other."""
+    data = ledger.objects.get(f"{key}/{layout.OUTCOME}")
+    try:
+        outcome = None if data is None else formats.decode(data, ChildOutcome)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return outcome if outcome is not None and outcome.outcome == "failed" else None
+
+
+def work_of(ledger: Ledger, node: StageInstance, attempt: Attempt) -> Path:
+    """Return the path of an attempt's work folder, whether or not it exists."""
+    key = layout.payload(node.stage, node.digest, attempt.number)
+    return ledger.objects.folder(key) / layout.WORK
+
+
+def foresee(ledger: Ledger, node: StageInstance, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
+    """Return in words what the next attempt would resume from; "" for a start from nothing (read-only).
+
+    The arguments are those of `orchestrator.execution.inheritance.inherit`.
+    """
+    sound = [attempt for attempt in earlier if not is_discarded(ledger, node, attempt)]
+    if spec.command is not None and (found := find_unread(ledger, node, sound)) is not None:
+        return f"reads the output of attempt {found[0].number} again"
+    parts = []
+    for candidate in candidates(ledger, node, earlier):
+        if is_whole(ledger, candidate):
+            parts.append(f"step {candidate.step} of attempt {candidate.attempt}")
+            break
+    # A bucket has no work folders; a folder found there is only in this node's cache.
+    with_work = [a.number for a in sound if work_of(ledger, node, a).is_dir()]
+    if with_work and ledger.objects.in_place:
+        parts.append(f"the work folder of attempt {with_work[-1]}")
+    return f"goes on from {' and '.join(parts)}" if parts else ""

@@ -1,0 +1,335 @@
+"""Signs of life: the heartbeats and fences of an attempt, and the observation of other attempts' owners.
+
+This is rule 4 of the store protocol in docs/design.md. It compares no clocks of different machines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from orchestrator import provenance
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import Heartbeat, Owner
+from orchestrator.core.state import Attempt, Liveness, StageStatus, State
+from orchestrator.core.sweep import StageInstance
+from orchestrator.execution.assignment import Message
+from orchestrator.execution.publishing import complain
+from orchestrator.jobs.records import JobContext, LostWorker
+from orchestrator.store import layout
+from orchestrator.store.access import is_transient, told
+from orchestrator.store.evidence import OwnerReport, inspect_owner
+from orchestrator.store.ledger import Ledger
+
+MAX_HEARTBEAT_S = 10.0
+
+
+class HeartbeatWriter:
+    """The writer of one attempt's heartbeats.
+
+    Args:
+        ledger: the store.
+        node: the stage instance.
+        number: number of the attempt.
+        lease_s: seconds without a heartbeat after which others may take the attempt for dead.
+
+    Attributes:
+        progress: the child's last message.
+    """
+
+    def __init__(self, ledger: Ledger, node: StageInstance, number: int, *, lease_s: float) -> None:
+        self._ledger = ledger
+        self._node = node
+        self._number = number
+        # Three heartbeats in a lease: a late one, or one that fails, does not cost the lease.
+        self._interval_s = min(lease_s / 3, MAX_HEARTBEAT_S)
+        self._counter = 0
+        self._last_s = 0.0
+        self.progress = Message(phase="starting")
+
+    def receive(self, message: Message) -> None:
+        """Take a message of the child into the next heartbeat.
+
+        A changed phase or process is recorded at once, a step with the next regular heartbeat. Other workers
+        on this machine need the process to prove that the child is gone.
+        """
+        was, self.progress = self.progress, message
+        known = was.process, was.phase, was.step is None
+        if known != (message.process, message.phase, message.step is None):
+            self.write()
+
+    def pulse(self) -> bool:
+        """Record a heartbeat if one is due; return whether it was."""
+        if time.monotonic() - self._last_s < self._interval_s:
+            return False
+        self.write()
+        return True
+
+    def write(self) -> None:
+        """Record a heartbeat now. A failure is only logged: the next one is due soon."""
+        self._counter += 1
+        self._last_s = time.monotonic()
+        beat = Heartbeat(
+            counter=self._counter,
+            phase=self.progress.phase,
+            step=self.progress.step,
+            num_steps=self.progress.num_steps,
+            child=self.progress.process,
+            at=provenance.now(),
+        )
+        try:
+            self._ledger.put(self._node, self._number, layout.HEARTBEAT, beat)
+        except OSError as error:
+            complain(f"heartbeat of {self._node.name} attempt {self._number} failed: {error}")
+
+
+class Fence:
+    """The store's records by which an attempt sees whether what it makes may still count.
+
+    Two workers may both run a stage, because the first was wrongly taken for dead. This is safe: each attempt
+    writes only into its own folder, and `done` can be created only once per generation::
+
+        attempt 1: claim .... no heartbeat .... create done: refused, so released (superseded)
+        attempt 2:                claim ... create done: its product is the result
+
+    An attempt therefore looks for a successor at each heartbeat, and again when it fails.
+
+    Args:
+        ledger: the store.
+        node: the stage instance.
+        number: number of the attempt.
+        generation: generation of the product that it makes.
+        inputs: digest of each input to the generation of its product.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        node: StageInstance,
+        *,
+        number: int,
+        generation: int,
+        inputs: Mapping[str, int],
+    ) -> None:
+        self._ledger = ledger
+        self._node = node
+        self._number = number
+        self._generation = generation
+        self._inputs = inputs
+
+    def is_pointless(self) -> bool:
+        """Return whether a product exists already, or the generation is void."""
+        return self._ledger.is_done_or_void(self._node, self._generation)
+
+    def is_recorded(self) -> bool:
+        """Return whether the stage's product is the one of this attempt."""
+        done, _ = self._ledger.product(self._node, self._generation)
+        return done is not None and done.attempt == self._number
+
+    def is_superseded(self) -> bool:
+        """Return whether a later attempt or a product exists; False while the store does not answer."""
+        try:
+            return self._ledger.is_claimed(self._node, self._number + 1) or self.is_pointless()
+        except OSError:
+            return False
+
+    def retired_input(self) -> str:
+        """Return the stage of an input with retired files, "" for none.
+
+        Another sweep may still take a product whose files its own sweep no longer needs.
+        """
+        return self._ledger.retired_input(self._node, self._inputs)
+
+    def has_discarded_input(self) -> bool:
+        """Return whether an input was discarded meanwhile: what was made from it must not count."""
+        return any(
+            self._ledger.is_discarded(taken, self._inputs[taken.digest]) for taken in self._node.inputs
+        )
+
+
+LEAVE_S, UNREADABLE_S = 3.0, 8.0
+"""Seconds that a stage with a transient error is left alone, and seconds that an idle worker keeps trying."""
+
+
+class _Left(NamedTuple):
+    """A stage that is left alone: its status, since when, and whether its error may pass."""
+
+    status: StageStatus
+    since_s: float
+    is_passing: bool
+
+
+class Leaving:
+    """The stages that this worker leaves alone after errors of the store, and its patience with them.
+
+    When nothing else is left to do, the worker waits up to `UNREADABLE_S` for the errors to pass. This
+    patience starts again when another stage fails, and after `reset`. A stage that fails repeatedly does not
+    extend it, or the worker would never end.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left: dict[str, _Left] = {}
+        self._erred: set[str] = set()  # stages that failed since the patience started
+        self._idle_since_s: float | None = None
+
+    def leave(self, digest: str, error: Exception) -> None:
+        """Leave a stage alone: for `LEAVE_S` if the error may pass, else for good."""
+        status = StageStatus(State.UNKNOWN, f"cannot be worked on: {told(error)}")
+        self._left[digest] = _Left(status, self._clock(), is_transient(error))
+        if digest not in self._erred:
+            self._erred.add(digest)
+            self._idle_since_s = None
+
+    def reset(self) -> None:
+        """Start the patience again, after a stage ran without an error of the store."""
+        self._erred.clear()
+        self._idle_since_s = None
+
+    def status(self, digest: str) -> StageStatus | None:
+        """Return the state of a stage that is left alone; None for any other."""
+        left = self._left.get(digest)
+        if left is not None and self._may_be_tried(left):
+            del self._left[digest]
+            return None
+        return None if left is None else left.status
+
+    def _may_be_tried(self, left: _Left) -> bool:
+        return left.is_passing and self._clock() - left.since_s >= LEAVE_S
+
+    def is_worth_another_look(self, *, is_passing: bool) -> bool:
+        """Whether a worker that found nothing else to do should scan again.
+
+        Args:
+            is_passing: whether a stage could not be read just now because of an error that may pass.
+        """
+        now_s = self._clock()
+        if not is_passing and not any(left.is_passing for left in self._left.values()):
+            self._idle_since_s = None
+            return False
+        # Stages whose pause is over are forgotten: the next scan tries them, if a cell still needs them.
+        self._left = {digest: left for digest, left in self._left.items() if not self._may_be_tried(left)}
+        self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
+        return now_s - self._idle_since_s < UNREADABLE_S
+
+
+MIN_READS = 3
+UNREADABLE_LEASE_S = 90.0
+
+
+class _Sighting(NamedTuple):
+    """The observation of one owner: its counter, since when it is unchanged, number of reads, last read."""
+
+    counter: int
+    since_s: float
+    reads: int
+    read_s: float
+
+
+class Watcher:
+    """Heartbeats over time, on this process's own monotonic clock, and the verdict on their owners.
+
+    An owner is dead when its counter did not change during its lease, in three reads or more. Several reads
+    matter: one late read, after this process was suspended, would otherwise condemn a healthy owner. No lease
+    is needed when the owner is provably gone: its process vanished from this machine, its job is known to be
+    over, or it is this very worker before its scheduler restarted it::
+
+        read at 0 s: counter 7;  at 50 s: 7;  at 95 s: 7    lease 90 s, 3 reads without a change: dead
+        read at 0 s: counter 7;  at 95 s: 7                 2 reads only: wait for one more
+
+    Args:
+        me: the worker that watches.
+        job: the scheduler's job that it runs in, with earlier jobs that are over.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, me: Owner, *, job: JobContext | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._me, self._job, self._clock = me, job, clock
+        self._gone = list(job.gone) if job else []
+        self._seen: dict[tuple[str, int], _Sighting] = {}
+
+    def __call__(self, node: StageInstance, attempt: Attempt) -> OwnerReport:
+        """Judge an attempt that has no `end`."""
+        vital = inspect_owner(node, attempt)
+        if vital.liveness is Liveness.GONE:
+            return vital
+        if attempt.claim is not None and self._is_former_self(attempt.claim.owner):
+            cause = self._job.before if self._job and self._job.before else Cause.NODE_LOST
+            return OwnerReport(
+                Liveness.GONE, f"this job's own attempt, before it was started anew ({cause})", cause
+            )
+        if attempt.claim is not None and (gone := self._known_gone(attempt.claim.owner)):
+            return OwnerReport(Liveness.GONE, gone.evidence, gone.cause)
+        counter = attempt.heartbeat.counter if attempt.heartbeat else 0
+        key, now_s = (node.digest, attempt.number), self._clock()
+        seen = self._seen.get(key)
+        # The counter alone is compared: a heartbeat's own time comes from another machine's clock.
+        if seen is None or seen.counter != counter:
+            self._seen[key] = _Sighting(counter, now_s, 1, now_s)
+            return vital
+        self._seen[key] = seen = seen._replace(reads=seen.reads + 1, read_s=now_s)
+        # An unreadable claim has no known lease; it must not hold the stage for ever either.
+        lease_s = attempt.claim.lease_s if attempt.claim else UNREADABLE_LEASE_S
+        silent_s = now_s - seen.since_s
+        if silent_s >= lease_s and seen.reads >= MIN_READS:
+            return OwnerReport(
+                Liveness.GONE, f"no new heartbeat in {silent_s:.0f} s, its lease is {lease_s:.0f} s"
+            )
+        return vital
+
+    def suspects(self, *, read_s: float, since_s: float) -> bool:
+        """Whether an attempt under observation may be dead: it has shown no sign of life for some time.
+
+        Args:
+            read_s: count attempts that were read at this time or later, in seconds on this watcher's clock.
+            since_s: and that have had no new heartbeat since this time.
+        """
+        return any(seen.read_s >= read_s and seen.since_s <= since_s for seen in self._seen.values())
+
+    def learn(self, gone: LostWorker) -> None:
+        """Record a worker that is known to be gone."""
+        self._gone.append(gone)
+
+    def _is_former_self(self, owner: Owner) -> bool:
+        """Whether the owner is this very worker, before its scheduler restarted the job."""
+        me = self._me
+        same = (owner.cluster, owner.job, owner.array_index, owner.slot) == (
+            me.cluster,
+            me.job,
+            me.array_index,
+            me.slot,
+        )
+        return bool(me.job) and same and owner.restart_count < me.restart_count
+
+    def _known_gone(self, owner: Owner) -> LostWorker | None:
+        """Return the record of a lost worker that covers this owner; None without one."""
+        for gone in self._gone:
+            same = (gone.cluster, gone.job, gone.array_index) == (
+                owner.cluster,
+                owner.job,
+                owner.array_index,
+            )
+            # A later start of the same job may be alive, so the record covers none after its own.
+            if same and gone.slot in (None, owner.slot) and owner.restart_count <= gone.restart_count:
+                return gone
+        return None
+
+
+def next_lease_s(base_s: float, num_lost: int, *, cap_s: float = 1800.0) -> float:
+    """Return the lease of a new claim, in seconds.
+
+    Each lost attempt doubles it up to the cap: if leases expire because machines are slow, a longer one ends
+    the mutual takeovers.
+
+    Args:
+        base_s: lease of the first claim.
+        num_lost: how many attempts were lost.
+        cap_s: longest lease.
+    """
+    return min(cap_s, base_s * 2.0**num_lost)

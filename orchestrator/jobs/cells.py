@@ -1,0 +1,382 @@
+"""Cells and the jobs of schedulers: which cells are held, and how free ones become arrays.
+
+Two mistakes must not happen: calling a cell failed because a scheduler was silent, and giving one cell to two
+jobs. A cell is therefore *held* from the recorded intent until its task is proved to be over.
+
+A free cell becomes part of an array, the unit of submission, whose tasks need the same resources. Cells are
+split in three steps::
+
+    cells by resources       a b c d e (1 GPU)          f (4 GPUs)
+    tasks of 2 cells         [a b] [c d] [e]            [f]
+    arrays of 2 tasks        [[a b] [c d]]  [[e]]       [[f]]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import Owner
+from orchestrator.core.state import CellStatus, State
+from orchestrator.jobs.judgement import (
+    Asker,
+    JobListing,
+    JobObservation,
+    Judgement,
+    Phase,
+    SubmissionState,
+    ending,
+    is_ours,
+    judge,
+)
+from orchestrator.jobs.records import JobEnd, Resources, Submission
+
+NOBODY = Asker()
+
+LIMIT = "LIMIT"
+"""The word for the end of a task that never became a job because of a limit on jobs."""
+
+
+MAX_FRUITLESS = 3
+"""How many jobs of a cell may end without error and leave the cell undone, counted since it was last
+requested.
+"""
+
+_ENDED_WELL = frozenset({"COMPLETED", "EXITED", "SUCCEEDED"})
+
+
+def scheduler_of(submission: Submission) -> tuple[str, str]:
+    """Return which scheduler a submission belongs to: its launcher and its cluster."""
+    return submission.launcher, submission.cluster
+
+
+_NOT_ASKED = JobListing(problem="the scheduler was not asked")
+
+
+class Jobs:
+    """The jobs of a sweep. A cell that two revisions share by its id is one cell, held by a job of either.
+
+    Args:
+        filed: All submissions of the sweep, oldest first.
+        answer: Reply about their open tasks: of their only scheduler, or by launcher and cluster.
+        asker: User who queried, because a reply may hide the jobs of other users.
+    """
+
+    def __init__(
+        self,
+        filed: Sequence[SubmissionState] = (),
+        answer: JobListing | Mapping[tuple[str, str], JobListing] = _NOT_ASKED,
+        asker: Asker = NOBODY,
+    ) -> None:
+        self.filed = filed
+        self._answers = answer
+        self._asker = asker
+        self._judgements: dict[tuple[int, int], Judgement] = {}
+        self._last: dict[str, tuple[SubmissionState, int]] = {}
+        self._ends: dict[str, list[tuple[int, JobEnd]]] = {}
+        self._owners: dict[tuple[str, str, int], tuple[SubmissionState, int]] = {}
+        for each in filed:
+            submission = each.submission
+            for index, cells in enumerate(submission.tasks):
+                if each.accepted is not None:
+                    # Job numbers are unique only within a cluster.
+                    self._owners[(submission.cluster, each.accepted.job, index)] = (each, index)
+                over = self.job(each, index).over
+                for cell in cells:
+                    # Submissions are in order, so the last assignment is the cell's latest task.
+                    self._last[cell] = (each, index)
+                    if over is not None:
+                        self._ends.setdefault(cell, []).append((submission.request, over))
+
+    def _answer(self, filed: SubmissionState) -> JobListing:
+        """Return the reply of the scheduler that a submission belongs to."""
+        if isinstance(self._answers, JobListing):
+            return self._answers
+        return self._answers.get(scheduler_of(filed.submission), JobListing())
+
+    def job(self, filed: SubmissionState, index: int) -> Judgement:
+        """Return the decision about one task, made once."""
+        # By identity: a submission is not hashable, and lives as long as this object.
+        key = (id(filed), index)
+        if key not in self._judgements:
+            self._judgements[key] = judge(filed, index, self._answer(filed), self._asker)
+        return self._judgements[key]
+
+    def news(self) -> list[tuple[SubmissionState, tuple[JobEnd, ...]]]:
+        """Return, by submission, the tasks that are over and have no recorded end yet."""
+        found = []
+        for each in self.filed:
+            over = [o for index in each.open_tasks if (o := self.job(each, index).over) is not None]
+            if over:
+                found.append((each, tuple(over)))
+        return found
+
+    def older(self, revision: int, cells: Collection[str]) -> Counter[int]:
+        """Count open tasks by earlier revision, except tasks that hold one of `cells`."""
+        return Counter(
+            each.submission.revision
+            for each in self.filed
+            if each.submission.revision < revision
+            for index in each.open_tasks
+            if self.job(each, index).over is None and not set(each.submission.tasks[index]) & set(cells)
+        )
+
+    def missing(self) -> dict[tuple[int, int], tuple[SubmissionState, str]]:
+        """Return, by submission and index, the tasks whose absence from a listing counts, and why."""
+        return {
+            (each.submission.number, index): (each, judgement.absence)
+            for each in self.filed
+            for index in each.open_tasks
+            if (judgement := self.job(each, index)).absence
+        }
+
+    def stuck(self) -> list[tuple[str, JobObservation]]:
+        """Return the waiting jobs that can never start as they are, with their names."""
+        return [
+            (each.name(index), seen)
+            for each in self.filed
+            for index in each.open_tasks
+            if (seen := self.job(each, index).seen) is not None and seen.stuck
+        ]
+
+    def knows(self, filed: SubmissionState) -> bool:
+        """Return whether the scheduler lists any task of a submission."""
+        return filed.accepted is not None and any(
+            job == filed.accepted.job and is_ours(filed, seen) is not False
+            for (job, _), seen in self._answer(filed).seen.items()
+        )
+
+    @property
+    def problem(self) -> str:
+        """Why a scheduler's reply is missing; "" when there is one or none was needed."""
+        problems = [self._answer(each).problem for each in self.filed if each.open_tasks]
+        return next((problem for problem in problems if problem), "")
+
+    def of_cell(self, cell: str) -> Judgement | None:
+        """Return the last job of a cell; None when it was never submitted."""
+        found = self._last.get(cell)
+        return None if found is None else self.job(*found)
+
+    def fate(self, owner: Owner) -> JobEnd | None:
+        """Return the end of an attempt's owner when it is proved; the attempt then needs no lease.
+
+        An owner is one *start* of a job, so restart counts are compared. An end after restart 2 proves the
+        end of the owners of restarts 0 to 2, and nothing about restart 3. Proof is the end of that start, a
+        driver's report that its worker is lost, or a later start of the same job.
+        """
+        found = self._owners.get((owner.cluster, owner.job, owner.array_index)) if owner.job else None
+        if found is None:
+            return None
+        filed, index = found
+        if (over := self.job(filed, index).over) is not None:
+            return over if owner.restart_count <= over.restarts else None
+        for lost in filed.driver.lost if filed.driver else ():
+            # A driver starts workers itself, so it can prove the end of one while its job runs on.
+            if lost.slot in (None, owner.slot) and owner.restart_count <= lost.restart:
+                return JobEnd(index=index, word="LOST", cause=lost.cause, detail=lost.why)
+        seen = self.job(filed, index).seen
+        if seen is None:
+            return None
+        # The job has been restarted since: the owner of an earlier start is gone.
+        if seen.restarts is not None and owner.restart_count < seen.restarts:
+            word = seen.before_word or "REQUEUED"
+            return JobEnd(
+                index=index,
+                word=word,
+                cause=seen.before or Cause.NODE_LOST,
+                detail="the scheduler starts it anew",
+            )
+        return None
+
+    def spent(
+        self, cell: str, since_request: int, retries: Mapping[str, int]
+    ) -> tuple[Cause, int, JobEnd] | None:
+        """Return the failure cause whose budget a cell's jobs have used up.
+
+        Jobs that end without error and leave the cell undone count too. Otherwise they would be submitted for
+        ever.
+
+        Args:
+            cell: Id of the cell.
+            since_request: Number of the last request that named the cell; ends of earlier jobs do not count.
+            retries: Failure cause to number of retries.
+
+        Returns:
+            (cause, count, last end); None while every budget suffices.
+        """
+        # A new launch or rerun gives the cell a fresh budget.
+        recent = [over for request, over in self._ends.get(cell, ()) if request >= since_request]
+        fruitless = [over for over in recent if over.cause is None and over.word in _ENDED_WELL]
+        if len(fruitless) > MAX_FRUITLESS:
+            return Cause.UNKNOWN, len(fruitless), fruitless[-1]
+        ends = [over for over in recent if over.cause]
+        for cause, count in Counter(over.cause for over in ends).items():
+            if cause is not None and count > retries.get(cause, 0):
+                return cause, count, next(over for over in reversed(ends) if over.cause is cause)
+        return None
+
+    def count(self, cell: str, cause: Cause) -> int:
+        """Return how often a cell's jobs ever ended by a cause."""
+        return sum(over.cause is cause for _, over in self._ends.get(cell, ()))
+
+
+_SETTLED = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.BLOCKED})
+
+
+def with_jobs(
+    cell: str, status: CellStatus, jobs: Jobs, *, since_request: int, retries: Mapping[str, int]
+) -> CellStatus:
+    """Combine a cell's state in the store with the evidence of its job.
+
+    The job ranks lowest: product, end record and heartbeat outrank it.
+
+    Args:
+        cell: Id of the cell.
+        status: Its status from the store alone.
+        jobs: Jobs of its revision.
+        since_request: Number of the last launch or rerun that named the cell.
+        retries: Failure cause to number of retries.
+    """
+    job = jobs.of_cell(cell)
+    # States that follow from stronger evidence in the store stay as they are.
+    if job is None or status.state in _SETTLED or status.state is State.RUNNING:
+        return status
+    if job.phase is Phase.UNKNOWN:
+        return status._replace(state=State.UNKNOWN, reason=job.reason)
+    if job.phase is Phase.QUEUED:
+        return status._replace(state=State.QUEUED, reason=job.reason)
+    # The job runs, but its worker has not claimed this cell, so the cell still waits.
+    if job.phase is Phase.RUNNING:
+        return status._replace(state=State.QUEUED, reason=f"{job.reason}; {status.reason}")
+    if (gone := jobs.spent(cell, since_request, retries)) is not None:
+        cause, count, over = gone
+        tries = "" if count == 1 else f", {count} jobs"
+        name = job.name if job.over == over else ""
+        reason = (
+            f"{ending(name, over) if name else f'a job ended {over.word}: {over.detail}'} ({cause}{tries})"
+        )
+        return status._replace(state=State.FAILED, reason=reason, cause=cause)
+    return status._replace(reason=f"{job.reason}; {status.reason}")
+
+
+class JobArray(NamedTuple):
+    """Cells that need the same resources, as the tasks of one array.
+
+    Attributes:
+        resources: Resources of each task.
+        tasks: Cell ids of each task.
+        max_running: How many tasks may run at once; None for no limit.
+    """
+
+    resources: Resources
+    tasks: tuple[tuple[str, ...], ...]
+    max_running: int | None = None
+
+
+def grouped(
+    wanted: Iterable[tuple[str, Resources]],
+    *,
+    cells_per_job: int,
+    max_array_size: int,
+    max_running: int | None,
+    held: int = 0,
+    max_jobs: int | None = None,
+) -> tuple[list[JobArray], int]:
+    """Group cells by resources into arrays.
+
+    Args:
+        wanted: Cells in order, each with the resources that it needs.
+        cells_per_job: Number of cells that one task works on.
+        max_array_size: Maximum number of tasks in one array.
+        max_running: Maximum number of tasks that run at once, shared among the arrays; None for no limit.
+        held: Number of the sweep's tasks that already wait or run.
+        max_jobs: Maximum number of tasks that wait or run at once; None for no limit.
+
+    Returns:
+        The arrays, and the number of cells that are not submitted now because of a limit.
+    """
+    by_resources: dict[Resources, list[str]] = {}
+    for cell, resources in wanted:
+        by_resources.setdefault(resources, []).append(cell)
+    arrays: list[JobArray] = []
+    left, behind = max_jobs - held if max_jobs is not None else None, 0
+    for resources, cells in by_resources.items():
+        tasks = [tuple(cells[start : start + cells_per_job]) for start in range(0, len(cells), cells_per_job)]
+        if left is not None:
+            # `left` is negative when a user lowered the limit while jobs were waiting.
+            behind += sum(map(len, tasks[max(0, left) :]))
+            tasks = tasks[: max(0, left)]
+            left -= len(tasks)
+        arrays += [
+            JobArray(resources, tuple(tasks[start : start + max_array_size]))
+            for start in range(0, len(tasks), max_array_size)
+        ]
+    throttled, idle = _throttled(arrays, max_running)
+    return throttled, behind + idle
+
+
+def _throttled(arrays: list[JobArray], max_running: int | None) -> tuple[list[JobArray], int]:
+    """Divide `max_running` among arrays in proportion to their tasks, giving each at least one.
+
+    A scheduler limits each array separately, so the limit of the sweep must be divided. With 10 in total,
+    arrays of 30, 9 and 1 tasks may run 7, 2 and 1 at once. Beyond `max_running` arrays, the rest gets nothing
+    and waits.
+
+    Returns:
+        The arrays with their limits, and the number of cells in arrays that got nothing.
+    """
+    if max_running is None:
+        return arrays, 0
+    most = max(0, max_running)
+    arrays, rest = arrays[:most], arrays[most:]
+    total = sum(len(group.tasks) for group in arrays)
+    # Rounding down never exceeds the limit; only the minimum of one does.
+    shares = [max(1, most * len(group.tasks) // total) for group in arrays]
+    while sum(shares) > most:  # take back from the largest what the minimum of one added
+        shares[shares.index(max(shares))] -= 1
+    throttled = [
+        group._replace(max_running=min(share, len(group.tasks)))
+        for group, share in zip(arrays, shares, strict=True)
+    ]
+    return throttled, sum(len(task) for group in rest for task in group.tasks)
+
+
+def cut(group: JobArray, most: int) -> tuple[JobArray, JobArray]:
+    """Split an array in two, the first with at most `most` tasks.
+
+    The two divide `max_running` between them. A second part with a `max_running` of 0 has to wait.
+    """
+    tasks, running = group.tasks[:most], group.max_running
+    if running is None:
+        return group._replace(tasks=tasks), group._replace(tasks=group.tasks[most:])
+    # The first part is submitted now, so it gets its share first.
+    first = min(running, len(tasks))
+    return (
+        group._replace(tasks=tasks, max_running=first),
+        group._replace(tasks=group.tasks[most:], max_running=running - first),
+    )
+
+
+def first_try(filed: Sequence[SubmissionState], most: int) -> tuple[int, bool]:
+    """Return how many tasks to submit first, and whether the scheduler was at a limit last time.
+
+    A scheduler that refused a submission for a limit has room for about as many tasks as have ended since.
+    Each refusal is recorded in the store, so larger tries would fill it with refusals. Without any end, one
+    task is tried, since limits may change.
+
+    Args:
+        filed: All submissions, oldest first.
+        most: Maximum number of tasks of one submission.
+    """
+    last = filed[-1] if filed else None
+    if last is None or all(over.word != LIMIT for over in last.over.values()):
+        return most, False
+    ended = sum(
+        # Tasks that never became jobs have freed no room.
+        at >= last.submission.at and each.over[index].word not in (LIMIT, "REFUSED")
+        for each in filed
+        for index, at in each.closed_at.items()
+    )
+    return min(most, max(1, ended)), True
