@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Sweep
 
-MODULE = '''
+MODULE = """
 from orchestrator.tasks.base import Item
 from orchestrator.tasks.files import FileTask
 
@@ -39,7 +39,7 @@ class Spelling(FileTask):
 
 
 SPELLING = Spelling()
-'''
+"""
 SWEEP = """
 expect_cells: 2
 axes:
