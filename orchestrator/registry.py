@@ -25,6 +25,9 @@ STAGES: Mapping[str, str] = {
     "prepare": "orchestrator.sft.stages:PREPARE",
     "train": "orchestrator.sft.stages:TRAIN",
     "evaluate": "orchestrator.sft.stages:EVALUATE",
+    "translate": "orchestrator.translation.stages:TRANSLATE",
+    "validate": "orchestrator.translation.stages:VALIDATE",
+    "assemble": "orchestrator.translation.stages:ASSEMBLE",
 }
 """Name of a stage to its `StageSpec`."""
 
@@ -49,6 +52,7 @@ DATA: Mapping[str, str] = {
     "measures": "orchestrator.sft.fetching:measures",
     "summary": "orchestrator.tasks.dataset:summary",
     "setting": "orchestrator.tasks.dataset:setting",
+    "endpoint": "orchestrator.translation.endpoint:check_access",
 }
 """Verb of `sweep data` to the function that does it."""
 

@@ -10,6 +10,7 @@ checkpoint as the newest one. So the files may be written in a thread while the 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -57,6 +58,9 @@ class Checkpoints:
         keep: number of checkpoints to keep.
         fence: raises `StopRequested` when another attempt took over.
         discarded: a folder for saves that are not needed.
+
+    Attributes:
+        expected_s: seconds that a checkpoint takes, as the stage expects; 0 if it does not.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Checkpoints:
         self._discarded = discarded
         self._last_s = time.monotonic()
         self._last_step_s = self._last_s
+        self.expected_s = 0.0
         self._held_s = 0.0
         self._write_s = 0.0
         self._thread: threading.Thread | None = None
@@ -95,8 +100,8 @@ class Checkpoints:
 
     @property
     def save_s(self) -> float:
-        """Seconds that the last checkpoint took until it was complete; 0 before the first one."""
-        return max(self._held_s, self._write_s)
+        """Seconds that the last checkpoint took until it was complete; before the first, those expected."""
+        return max(self._held_s, self._write_s) or self.expected_s
 
     def step_s(self) -> float:
         """Return the seconds since the last call, or since the start. A stage calls this once a step."""
@@ -239,3 +244,20 @@ def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
         os.fsync(stream.fileno())
     temporary.replace(folder / MANIFEST)
     fsync_path(folder)
+
+
+_STEP_WORD = r"(?:checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_=]?"
+
+
+_STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORD}[0-9]{{1,18}}[-_])*{_STEP_WORD})?([0-9]{{1,18}})")
+
+
+def step_of(name: str) -> int | None:
+    """Return the step in a checkpoint folder's name; None if the name has none.
+
+    The name is a number alone (``00000120``), or a word and a number, as in ``checkpoint-120``, ``ckpt_120``,
+    ``step=120``, ``global_step120`` and ``iter-120``. With several pairs, as in ``epoch=3-step=120``, the
+    last number is the step.
+    """
+    match = _STEP_NAME.fullmatch(name)
+    return int(match.group(1)) if match else None

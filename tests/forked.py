@@ -47,7 +47,8 @@ _lock = threading.Lock()
 def fits(words: Sequence[str], env: Mapping[str, str], code: int | None) -> bool:
     """Whether a command can be run so; one that is to be refused starts no other process either."""
 
-    is_alone = bool(words) and (words[0] in VERBS or (code == 2 and words[0] in ("launch", "rerun")))
+    refused = code == 2 and words[:1] in (("launch",), ("rerun",), ("data",))
+    is_alone = bool(words) and (words[0] in VERBS or refused or words[:2] == ("data", "check"))
     return is_alone and _of_python(env) == _of_python(_ENV)
 
 

@@ -21,8 +21,8 @@ from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import ChildOutcome
-from orchestrator.manifest import contain, damage_by_size, step_of
-from orchestrator.saving import MANIFEST, CheckpointManifest
+from orchestrator.manifest import contain, damage_by_size
+from orchestrator.saving import MANIFEST, CheckpointManifest, step_of
 from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger

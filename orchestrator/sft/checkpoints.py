@@ -16,8 +16,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from transformers import PreTrainedModel
 
-from orchestrator.digests import REMEMBERED, file_digest, key_of
-from orchestrator.manifest import fsync_path
+from orchestrator.manifest import REMEMBERED, file_digest, fsync_path, key_of
 from orchestrator.sft import state_before, state_files
 from orchestrator.sft.distributed.parallel import Placed, rank
 

@@ -33,8 +33,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.distributed.tensor import DTensor
 
-from orchestrator.digests import REMEMBERED, key_of
 from orchestrator.errors import StageFailure
+from orchestrator.manifest import REMEMBERED, key_of
 from orchestrator.saving import SaveAbandoned
 from orchestrator.sft.distributed.parallel import rank, world_size
 

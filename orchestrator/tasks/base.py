@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from orchestrator.tasks.sources import Source
 
 
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An immutable struct that refuses unknown keys."""
+
+
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One example in one language.
 

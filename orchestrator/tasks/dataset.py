@@ -25,29 +25,24 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.digests import file_digest
 from orchestrator.errors import UserError
 from orchestrator.manifest import File as ManifestFile
-from orchestrator.manifest import Stamp, damage, fsync_path, fsync_tree, scan, stamps
+from orchestrator.manifest import Stamp, damage, file_digest, fsync_path, fsync_tree, scan, stamps
 from orchestrator.registry import TASKS, lookup
-from orchestrator.tasks.base import LANGUAGES, Split
+from orchestrator.tasks.base import LANGUAGES, Split, Strict
 
 FILE = "dataset.json"
 FORMAT = 1
 
 
-class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class SplitInfo(_Frozen, frozen=True, kw_only=True):
+class SplitInfo(Strict, frozen=True, kw_only=True):
     """The languages of a split, and its ids in the order of the files."""
 
     languages: tuple[str, ...]
     ids: tuple[str, ...]
 
 
-class Origin(_Frozen, frozen=True, kw_only=True):
+class Origin(Strict, frozen=True, kw_only=True):
     """The origin of rows.
 
     Attributes:
@@ -67,7 +62,7 @@ class Origin(_Frozen, frozen=True, kw_only=True):
     note: str = ""
 
 
-class DatasetInfo(_Frozen, frozen=True, kw_only=True):
+class DatasetInfo(Strict, frozen=True, kw_only=True):
     """The content of `dataset.json`.
 
     Attributes:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.digests import file_digest
 from orchestrator.errors import UserError
+from orchestrator.manifest import file_digest
 from orchestrator.registry import TASKS, lookup
 from orchestrator.tasks import dataset
 from orchestrator.tasks.base import LANGUAGES, Split, Task, check_language

@@ -9,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.sft.memory import (
+    BUSY_TOKENS,
     GIB,
+    MAX_PACK_TOKENS,
     Decoder,
     Load,
+    decided,
     decoder,
     fit,
-    largest_micro_batch,
-    micro_batches,
     num_parameters,
     terms_gib,
+    widest_pack,
 )
 from tests.sft import chain
 
@@ -109,22 +111,21 @@ def test_8b_needs_at_least_four_devices_of_80_gb(max_gpus: int, chunk: int | Non
     assert found is None or (found.num_gpus == 4 and found.memory_gib <= 80)
 
 
-@pytest.mark.parametrize(
-    ("global_batch", "num_gpus", "sizes"),
-    [
-        (512, 8, [64, 32, 16, 8, 4, 2, 1]),
-        (512, 1, [64, 32, 16, 8, 4, 2, 1]),
-        (24, 1, [8, 4, 2, 1]),
-        (24, 8, [1]),
-        (7, 1, [1]),
-        (8, 3, [2, 1]),
-        (4, 8, [1]),
-    ],
-)
-def test_micro_batches_divide_the_rows_of_a_device(
-    global_batch: int, num_gpus: int, sizes: list[int]
-) -> None:
-    assert micro_batches(global_batch, num_gpus) == sizes
+@pytest.mark.parametrize("global_batch", [512, 24, 7, 4])
+@pytest.mark.parametrize("num_gpus", [1, 3, 8])
+def test_a_micro_batch_is_no_wider_than_a_devices_share_of_the_step(global_batch: int, num_gpus: int) -> None:
+    found = fit(
+        STUDY["qwen3-0.6b"],
+        Load(row_tokens=300),
+        max_gpus=8,
+        memory_gib=80,
+        global_batch=global_batch,
+        micro_batch=None,
+        num_gpus=num_gpus,
+    )
+    share = max(1, global_batch // num_gpus) * 300
+    assert found is not None and found.tokens <= max(300, min(share, MAX_PACK_TOKENS))
+    assert found.micro_batch == found.tokens // 300 >= 1
 
 
 @given(st.sampled_from(sorted(STUDY)), LOADS, st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]))
@@ -150,18 +151,36 @@ def test_more_devices_never_hold_more_each(name: str, load: Load, num_gpus: int)
 @given(st.sampled_from(sorted(STUDY)), LOADS, st.sampled_from([24.0, 40.0, 80.0, 141.0]))
 def test_what_is_said_to_fit_does_and_nothing_larger_would(name: str, load: Load, memory_gib: float) -> None:
     model = STUDY[name]
-    found = fit(model, load, max_gpus=8, memory_gib=memory_gib, global_batch=512, micro_batch=None)
+    found = fit(model, load, max_gpus=8, memory_gib=memory_gib, global_batch=1_000_000, micro_batch=None)
     for num_gpus in (1, 2, 4, 8):
-        size = largest_micro_batch(model, load, num_gpus=num_gpus, memory_gib=memory_gib, global_batch=512)
+        tokens = widest_pack(model, load, num_gpus=num_gpus, memory_gib=memory_gib)
         if found is None or num_gpus < found.num_gpus:
-            assert size is None
+            assert tokens is None
         elif num_gpus == found.num_gpus:
-            assert size == found.micro_batch
-            assert found.memory_gib <= memory_gib
-            larger = [other for other in micro_batches(512, num_gpus) if other > found.micro_batch]
-            for other in larger:
-                terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=other, memory_gib=memory_gib)
+            assert tokens == found.tokens and found.memory_gib <= memory_gib
+            if tokens < MAX_PACK_TOKENS:
+                wider = load._replace(row_tokens=tokens + 128)
+                terms = terms_gib(model, wider, num_gpus=num_gpus, micro_batch=1, memory_gib=memory_gib)
                 assert sum(terms.values()) > memory_gib
+
+
+def test_layers_are_computed_again_only_where_memory_is_short() -> None:
+    load = Load(row_tokens=2048, checkpointing=None, loss_chunk_tokens=1024)
+
+    def recomputes(name: str, num_gpus: int, memory_gib: float, needed: int = BUSY_TOKENS) -> bool | None:
+        model, how = STUDY[name], {"num_gpus": num_gpus, "memory_gib": memory_gib}
+        return decided(model, load, needed_tokens=needed, **how).checkpointing
+
+    assert recomputes("qwen3-1.7b", 1, 80) is False
+    assert recomputes("qwen3-8b", 4, 80) is True
+    assert recomputes("qwen3-8b", 8, 141) is False
+    assert recomputes("qwen3-1.7b", 1, 80, needed=32_768) is True
+    given = load._replace(checkpointing=True)
+    assert decided(STUDY["qwen3-0.6b"], given, num_gpus=8, memory_gib=80, needed_tokens=1) == given
+    found = fit(STUDY["qwen3-1.7b"], load, max_gpus=8, memory_gib=80, global_batch=512, micro_batch=None)
+    assert found is not None and not found.checkpointing and found.tokens >= BUSY_TOKENS
+    rows = fit(STUDY["qwen3-1.7b"], load, max_gpus=8, memory_gib=80, global_batch=512, micro_batch=16)
+    assert rows is not None and rows.checkpointing and rows.tokens == 16 * 2048
 
 
 def test_processes_of_one_host_share_no_state() -> None:

@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.digests import REMEMBERED, FileKey
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.manifest import REMEMBERED, FileKey
 from orchestrator.saving import Begin
 from orchestrator.stage import Checkpoint, Config, Context, Inputs
 
@@ -78,10 +78,10 @@ class RankContext(Context):
         if self._rank == 0:
             self._send("log", int(step), num_steps, {k: float(v) for k, v in metrics.items()})
 
-    def expect_stop(self, seconds: float) -> None:
+    def expect_save(self, seconds: float) -> None:
         """Send the time that rank 0 expects, without waiting for an answer."""
         if self._rank == 0:
-            self._send("expect_stop", float(seconds))
+            self._send("expect_save", float(seconds))
 
     @property
     def stop_asked(self) -> bool:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from orchestrator.digests import REMEMBERED, FileKey
+from orchestrator.manifest import REMEMBERED, FileKey
 from orchestrator.saving import SaveAbandoned
 from orchestrator.sft.distributed.context import as_exception
 
