@@ -87,6 +87,22 @@ def test_rows_without_a_reply_fail_the_stage_unless_they_are_few(
     assert [fault.kind for one in answered(output) for fault in one.faults] == ["unanswered"]
 
 
+def test_a_filter_costs_its_row_and_a_request_that_is_always_refused_fails(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server({"weak": "filter"})
+    with server.running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        config = config_of(source, tmp_path / "cache")
+        output, (row,) = run(stages.TRANSLATE, config, tmp_path / "a", language="es", shard=0)
+        assert row["num_answered"] == len(WORDS) - 1 and server.statuses[400] == 1
+        assert [f.kind for one in answered(output) for f in one.faults] == ["refused-request"]
+        alone = config_of(write_source(tmp_path / "alone", ["weak"], ()), tmp_path / "other")
+        with pytest.raises(StageFailure, match=r"refused 1 of 1 rows: status 400: content policy") as failure:
+            run(stages.TRANSLATE, alone, tmp_path / "b", language="es", shard=0)
+    assert failure.value.cause == "config" and KEY not in str(failure.value)
+
+
 def test_an_endpoint_that_is_down_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_source(tmp_path / "many", [f"ill{'i' * n}" for n in range(40)], ())
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
