@@ -14,13 +14,12 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError, counted
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import BEAT_S, JobEnd, Submission
 from orchestrator.jobs.submissions import Submissions, settings_of
 from orchestrator.launchers.base import Limits, Submitter
 from orchestrator.store.access import told
-from orchestrator.text import counted
 
 WAIT_S, MAX_WAIT_S = 2.0, 30.0
 """Shortest and longest pause between two passes, in seconds."""

@@ -19,14 +19,13 @@ from orchestrator.api.status import Status, status_of
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import Phase, SubmissionState, judge, listing_gap
 from orchestrator.jobs.records import JobEnd
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.jobs.submissions import asker as asker_here
 from orchestrator.store.opening import following
-from orchestrator.text import counted
 
 POLL_S = 0.2
 """Seconds between polls of a launching process."""

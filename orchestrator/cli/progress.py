@@ -21,10 +21,10 @@ from orchestrator.core.records import Request
 from orchestrator.core.settings import MIRROR_FINISH_S
 from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
+from orchestrator.errors import counted
 from orchestrator.registry import REPORT_WRITER, load
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
-from orchestrator.text import counted
 
 
 def write_reports(view: SweepState) -> None:

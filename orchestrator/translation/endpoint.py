@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from orchestrator.errors import StageFailure, UserError
-from orchestrator.text import one_line
+from orchestrator.errors import StageFailure, UserError, one_line
 from orchestrator.translation.prompts import Messages
 from orchestrator.translation.rows import Conversation, Progress
 from orchestrator.translation.verdicts import Reply
