@@ -18,7 +18,7 @@ MAX_LINES, MAX_ATTRIBUTES = 400, 12
 MAX_MODULES, MAX_CLOSURE = 216, 60
 """Modules of the package, and of those that `orchestrator.cli.launch` imports, directly or not."""
 
-LONGER = {"orchestrator/translation/template.py": 428}
+LONGER = {"orchestrator/sft/train.py": 402, "tests/sft/test_generate.py": 422}
 """Longer files: the lines of each, which may only fall."""
 
 MIN_LINES = 3
