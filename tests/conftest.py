@@ -25,7 +25,7 @@ class Sweep:
     def __call__(self, *words: str, code: int | None = 0, timeout_s: float = 120) -> str:
         """Runs a verb; returns both streams, and checks the exit code unless it is None."""
         env = self.env or {**os.environ, "SWEEP_STORE": str(self.store)}
-        if forked.fits(words, env, code):
+        if forked.fits(env):
             code_of, out, err = forked.run(words, self.folder, env, timeout_s)
         else:
             done = subprocess.run(
