@@ -81,18 +81,21 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
+	$(BIN)/pytest -q tests/test_limits.py
 
 fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 gpu-check: setup ## what only a GPU can tell: speed, memory and numerics of training (8 minutes on an H200)
-	$(BIN)/python benchmarks/gpu_check.py --out gpu.md
+	$(BIN)/python benchmarks/gpu_check.py --out gpu-check
 
 bench: setup
 	$(BIN)/python benchmarks/plan_against_hydra.py
 	$(BIN)/python benchmarks/launcher_against_processes.py
 	$(BIN)/python benchmarks/loop_against_trainer.py
+	$(UV) --no-deps trl==1.16.0
+	$(BIN)/python benchmarks/loop_against_trl.py
 	$(BIN)/python benchmarks/slurm_against_sbatch.py
 	$(BIN)/python benchmarks/ray_against_tune.py
 

@@ -31,7 +31,7 @@ MIXTURES: dict[str, list[str]] = {
 TIMED = """
 import json, sys, time
 start = time.perf_counter()
-from orchestrator.compose import compose
+from orchestrator.compose.main import compose
 num_cells = len(compose(sys.argv[1]).sweep.cells)
 print(json.dumps([num_cells, time.perf_counter() - start]))
 """
@@ -50,7 +50,7 @@ def by_hydra(cells: list[dict[str, str]]) -> list[dict[str, Any]]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from orchestrator.compose import shipped
+    from orchestrator.compose.files import shipped
 
     configs: list[Any] = []
     with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
@@ -63,8 +63,8 @@ def by_hydra(cells: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Times both ways and compares the configs."""
-    from orchestrator.compose import compose
     from orchestrator.compose.declarations import Schema
+    from orchestrator.compose.main import compose
 
     with tempfile.TemporaryDirectory() as name:
         path = write_sweep(Path(name))

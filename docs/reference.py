@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ["COLUMNS"] = "100"  # the width of argparse's help
 
-from orchestrator.cli.verbs import VERBS, verb_of
+from orchestrator.cli.main import VERBS, verb_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/reference"
@@ -19,7 +19,7 @@ GROUPS = ("launcher", "cluster", "policy", "store", "tracker", "hardware")
 def cli() -> str:
     """Return the page of the verbs: what argparse prints for each."""
     parts = ["# The command `sweep`\n", NOTE, "| verb | |\n|---|---|"]
-    parts += [f"| [{verb}](#{verb}) | {does} |" for verb, does in VERBS.items()]
+    parts += [f"| [{verb}](#{verb}) | {does} |" for verb, (_, does) in VERBS.items()]
     for verb in VERBS:
         parts.append(f"\n## {verb}\n\n```\n{verb_of(verb)[1].format_help().strip()}\n```")
     return "\n".join(parts) + "\n"

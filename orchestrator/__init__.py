@@ -31,8 +31,7 @@ __all__ = [
 ]
 
 _HOME: Final = {
-    "Store": "api.store",
-    "Sweep": "api.sweep",
+    **dict.fromkeys(("Store", "Sweep"), "api.sweep"),
     "State": "core.state",
     **dict.fromkeys(("Checkpoint", "Config", "Context", "StageSpec"), "stage"),
     **dict.fromkeys(("InfrastructureError", "StageFailure", "SweepError", "UserError"), "errors"),

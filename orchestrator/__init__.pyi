@@ -1,6 +1,6 @@
 """The public names for type checkers; at run time `__init__.py` imports each when it is first used."""
 
-from orchestrator.api.store import Store as Store
+from orchestrator.api.sweep import Store as Store
 from orchestrator.api.sweep import Sweep as Sweep
 from orchestrator.core.state import State as State
 from orchestrator.errors import InfrastructureError as InfrastructureError

@@ -1,7 +1,4 @@
-"""Files with their sizes and digests: listing a folder, making it durable and verifying it.
-
-This module handles folders of a local file system only; it uses no store and no stage.
-"""
+"""Files with their sizes and digests: hashing them, listing a folder, making it durable and verifying it."""
 
 from __future__ import annotations
 
@@ -12,13 +9,88 @@ import hashlib
 import os
 import re
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.formats import Stored
 from orchestrator.text import escaped
+
+MAX_HASH_THREADS = 8
+"""Most files that are hashed at a time. Eight threads hash about 10 GB/s, more than most disks write."""
+SETTLED_S = 0.1
+"""Age in seconds that a file must have for its digest to be remembered.
+
+File systems record times in ticks of some milliseconds. A file that is changed twice in one tick, without
+another size, would look unchanged.
+"""
+
+FileKey = tuple[int, int, int, int]
+"""Device, inode, size in bytes and modification time in ns: what stays when a file is hard-linked."""
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def num_hash_threads() -> int:
+    """Return how many files to hash at a time. `hashlib` releases Python's lock, so threads suffice."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_HASH_THREADS, usable)
+
+
+def key_of(path: Path) -> FileKey:
+    """Return what identifies the content of a file without reading it."""
+    now = path.stat()
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+
+
+class Digests:
+    """Digests of files that this process has hashed, so that a hard-linked file is not hashed again.
+
+    A training links the weights of all earlier epochs into each of its checkpoints. The time of the last
+    change of the inode (``ctime``) is no part of the key, because a new link sets it.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[FileKey, str] = {}
+
+    def digest(self, path: Path) -> str:
+        """Return the sha-256 of a file's content, computed unless it is remembered."""
+        key = key_of(path)
+        if key not in self._known:
+            digest = file_digest(path)
+            is_settled = time.time_ns() - key[3] > SETTLED_S * 1e9
+            if is_settled:
+                self.remember(path, key, digest)
+            return digest
+        return self._known[key]
+
+    def remember(self, path: Path, key: FileKey, digest: str) -> None:
+        """Remember the digest of a file that nothing writes any more, if the file still has the key."""
+        with contextlib.suppress(FileNotFoundError):
+            if key_of(path) == key:
+                self._known[key] = digest
+
+    def of(self, paths: Iterable[Path]) -> dict[str, tuple[FileKey, str]]:
+        """Return what is remembered of files, by path, for `accept` in another process."""
+        keys = {str(path): key_of(path) for path in paths}
+        return {path: (key, self._known[key]) for path, key in keys.items() if key in self._known}
+
+    def accept(self, found: Mapping[str, tuple[FileKey, str]]) -> None:
+        """Remember what another process computed. A file that looks different from here is left out."""
+        for path, (key, digest) in found.items():
+            self.remember(Path(path), key, digest)
+
+
+REMEMBERED = Digests()
+"""The digests that this process has computed or received."""
+
 
 TRANSIENT = re.compile(r"\.(nfs|fuse_hidden|panfs|smb|__afs)[0-9A-Fa-f.]{4,}")
 """Names under which network file systems keep a deleted file while it is still open."""
@@ -57,25 +129,25 @@ def check_inside(path: str) -> None:
         raise ValueError(f"{path!r} is no path inside a folder")
 
 
-def file_digest(path: Path) -> str:
-    """Return the sha-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def scan(folder: Path) -> tuple[File, ...]:
     """Return all regular files under a folder with size (bytes) and digest, sorted by path.
 
     Temporary files are left out: those that vanish during the scan, and names that NFS gives to deleted files
-    that are still open.
+    that are still open. Several files are hashed at a time, and digests in `REMEMBERED` are not computed
+    again.
     """
-    found = []
-    for path in _files_under(folder):
+
+    def file(path: Path) -> File | None:
         with contextlib.suppress(FileNotFoundError):
             if path.is_file():
                 name = path.relative_to(folder).as_posix()
-                found.append(File(name, path.stat().st_size, file_digest(path)))
-    return tuple(sorted(found, key=lambda file: file.path.split("/")))
+                return File(name, path.stat().st_size, REMEMBERED.digest(path))
+        return None
+
+    # Sorted here, so that the result does not depend on which thread ends first.
+    paths = sorted(_files_under(folder), key=lambda path: path.parts)
+    with ThreadPoolExecutor(num_hash_threads()) as pool:
+        return tuple(found for found in pool.map(file, paths) if found is not None)
 
 
 class Stamp(NamedTuple):
@@ -319,18 +391,3 @@ def damage(folder: Path, files: Iterable[File], *, content: bool = True) -> str 
                 raise
             return _other_size(file, None)
     return None
-
-
-_STEP_WORD = r"(?:checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_=]?"
-_STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORD}[0-9]{{1,18}}[-_])*{_STEP_WORD})?([0-9]{{1,18}})")
-
-
-def step_of(name: str) -> int | None:
-    """Return the step in a checkpoint folder's name; None if the name has none.
-
-    The name is a number alone (``00000120``), or a word and a number, as in ``checkpoint-120``, ``ckpt_120``,
-    ``step=120``, ``global_step120`` and ``iter-120``. With several pairs, as in ``epoch=3-step=120``, the
-    last number is the step.
-    """
-    match = _STEP_NAME.fullmatch(name)
-    return int(match.group(1)) if match else None

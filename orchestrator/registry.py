@@ -6,11 +6,17 @@ imported when its name is first used.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError, nearest
+from orchestrator.manifest import Stamp, stamps
 
 STAGES: Mapping[str, str] = {
     "count": "orchestrator.count:COUNT",
@@ -51,6 +57,9 @@ GENERATORS: Mapping[str, str] = {
 }
 """`evaluation.engine` to a class that is an `Engine`."""
 
+BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.bucket:RemoteStore")
+"""Scheme of a store's address to a class that is an `ObjectStore` over a bucket."""
+
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",
     "slurm": "orchestrator.launchers.slurm.launcher:SlurmLauncher",
@@ -79,6 +88,12 @@ REPORTS: Mapping[str, str] = {
 
 FITTING: Mapping[str, str] = {"study": "orchestrator.study.tables.results:fits"}
 """Report to a function ``(rows, *, about) -> bool``: whether it suits rows of sweeps that name no report."""
+
+GENERAL = "general"
+"""The report used when no other report fits."""
+
+REPORT_WRITER = "orchestrator.api.reports:write_sweep_reports"
+"""The function that writes the reports of a sweep. A launch imports it, and what it needs, at its end."""
 
 TABLE_READER = "orchestrator.study.tables.results:read_table"
 """A function ``(path) -> rows`` that reads a table made elsewhere."""
@@ -130,3 +145,60 @@ def lookup(table: Mapping[str, str], name: str, *, kind: str) -> Any:
     if ":" in name:
         return load(name, where=kind)
     raise UserError(f"unknown {kind} {name!r}", allowed=nearest(name, table))
+
+
+@contextlib.contextmanager
+def importable(folders: Sequence[str]) -> Iterator[None]:
+    """Put folders at the front of `sys.path` for a while.
+
+    A notebook composes sweeps of several folders, and edits their code meanwhile. Two folders may have a
+    module of the same name. So modules that were imported here before are imported again if the file of one
+    has changed, or if another file has its name now.
+    """
+    before = list(sys.path)
+    sys.path[:0] = [folder for folder in folders if folder not in before]
+    _forget_stale()
+    known = {*sys.modules}
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+        _remember(sys.modules.keys() - known, folders)
+
+
+class _Imported(NamedTuple):
+    """A module that was imported from one of the user's folders, and its file as it was then."""
+
+    module: ModuleType
+    file: str
+    stamps: tuple[Stamp, ...]
+
+
+_imported: dict[str, _Imported] = {}
+
+
+def _remember(names: Iterable[str], folders: Sequence[str]) -> None:
+    """Remember those of some new modules that lie in the folders, but not in an environment inside them."""
+    for name in names:
+        module, top = sys.modules[name], sys.modules.get(name.partition(".")[0])
+        file, first = getattr(module, "__file__", None), getattr(top, "__file__", None)
+        if file and first:
+            place = Path(first).parent.parent if hasattr(top, "__path__") else Path(first).parent
+            if str(place) in folders:
+                _imported[name] = _Imported(module, file, stamps(Path(file)))
+
+
+def _forget_stale() -> None:
+    """Have all remembered modules imported again if one of them is stale, since others may have used it."""
+    importlib.invalidate_caches()
+    if any(each.stamps != stamps(Path(each.file)) or _is_hidden(name) for name, each in _imported.items()):
+        for name, each in _imported.items():
+            if sys.modules.get(name) is each.module:
+                del sys.modules[name]
+        _imported.clear()
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether an import of a top-level module would find another file now."""
+    spec = PathFinder.find_spec(name) if "." not in name else None
+    return spec is not None and spec.origin != _imported[name].file

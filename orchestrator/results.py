@@ -27,90 +27,19 @@ MAX_VARIANTS = 8
 """Up to this many rows of a cell, each becomes a column of its own; of more, only the mean is shown."""
 
 _LOWER = frozenset(
-    [
-        "loss",
-        "error",
-        "err",
-        "perplexity",
-        "ppl",
-        "nll",
-        "bpb",
-        "bpc",
-        "mse",
-        "mae",
-        "rmse",
-        "wer",
-        "cer",
-        "fid",
-        "seconds",
-        "s",
-        "ms",
-        "time",
-        "latency",
-        "memory",
-        "distance",
-        "regret",
-        "divergence",
-        "kl",
-    ]
+    """loss error err perplexity ppl nll bpb bpc mse mae rmse wer cer fid seconds s ms time latency memory
+    distance regret divergence kl""".split()
 )
 """Words of metrics of which a lower value is better."""
 _HIGHER = frozenset(
-    [
-        "accuracy",
-        "acc",
-        "f1",
-        "score",
-        "reward",
-        "return",
-        "auc",
-        "auroc",
-        "bleu",
-        "rouge",
-        "chrf",
-        "precision",
-        "recall",
-        "em",
-        "exact",
-        "map",
-        "r2",
-        "share",
-        "pass",
-        "correct",
-        "throughput",
-        "similarity",
-        "dice",
-        "iou",
-        "win",
-        "wins",
-    ]
+    """accuracy acc f1 score reward return auc auroc bleu rouge chrf precision recall em exact map r2 share
+    pass correct throughput similarity dice iou win wins""".split()
 )
 """Words of metrics of which a higher value is better."""
 
 _NEITHER = frozenset(
-    [
-        "std",
-        "stderr",
-        "stdev",
-        "sd",
-        "sem",
-        "se",
-        "var",
-        "variance",
-        "ci",
-        "low",
-        "high",
-        "lower",
-        "upper",
-        "drop",
-        "gap",
-        "diff",
-        "delta",
-        "false",
-        "scale",
-        "target",
-        "threshold",
-    ]
+    """std stderr stdev sd sem se var variance ci low high lower upper drop gap diff delta false scale
+    target threshold""".split()
 )
 """Words of metrics that describe another metric: its spread, its bounds or its parts."""
 

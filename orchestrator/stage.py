@@ -7,25 +7,17 @@ A stage is a function ``main(config, inputs, context) -> list[Row]``. It needs n
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
-import msgspec
-
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.formats import SINCE_2, Settings, Stored
-from orchestrator.manifest import File, contain, fsync_path, fsync_tree, scan
+from orchestrator.formats import SINCE_2, Settings
+from orchestrator.saving import Begin, Checkpoints
 
 Row = dict[str, Any]
 """A result row: column name to a JSON scalar."""
-
-MANIFEST = "manifest.json"
-"""The file whose presence makes a checkpoint folder count; it is written last."""
 
 
 class StageSpec(Settings, frozen=True, kw_only=True):
@@ -160,14 +152,6 @@ class Checkpoint(NamedTuple):
     folder: Path
 
 
-class CheckpointManifest(Stored, frozen=True):
-    """A checkpoint's `manifest.json`. It is written last, so its presence means a complete save."""
-
-    step: int
-    attempt: int
-    files: tuple[File, ...]
-
-
 class Tracker(Protocol):
     """A destination of metrics. A tracker never raises and never blocks the stage."""
 
@@ -186,12 +170,21 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked, self.why = False, ""
+        self.seen = False
+        """Whether the stage has read that a stop was requested."""
 
     def ask(self, why: str) -> None:
         """Request a stop of the stage; the first reason is kept."""
         if not self.asked:
             self.why = why  # before the flag: a reader that sees the flag must find the reason
             self.asked = True
+
+
+class _Reports(NamedTuple):
+    """The calls by which a stage reports to its worker: its progress, and the seconds that a stop takes."""
+
+    progress: Callable[[int, int | None], None]
+    stop: Callable[[float], None]
 
 
 class Context:
@@ -212,6 +205,7 @@ class Context:
         report_progress: called with (step, number of steps) for the heartbeat.
         keep: number of this attempt's own checkpoints to keep, at least 2.
         keeps_work: whether the next attempt could find what is in `work`.
+        report_stop: called with the seconds that the stage needs to save and end after a stop request.
     """
 
     def __init__(
@@ -230,22 +224,39 @@ class Context:
         report_progress: Callable[[int, int | None], None] = lambda step, num_steps: None,
         keep: int = 2,
         keeps_work: bool = True,
+        report_stop: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        self.folder, self.attempt, self.num_threads = folder, attempt, num_threads
+        self.folder = folder
+        self.attempt = attempt
+        self.num_threads = num_threads
         self.uses = uses if uses is not None else Config({}, declared="uses")
         self.resume = resume
         self.former = former
         self.retirements: dict[str, dict[str, tuple[str, ...]]] = {}
-        self.output, self.scratch = folder / "output", folder / "scratch"
-        self._checkpoints = folder / "checkpoints"
-        self._interval_s, self._trackers, self._keep = checkpoint_interval_s, tuple(trackers), max(2, keep)
-        self._stop, self._fence, self._report = stop or StopSignal(), fence, report_progress
-        self._last_checkpoint_s = time.monotonic()
+        self._trackers = tuple(trackers)
+        self._stop = stop or StopSignal()
+        self._reports = _Reports(report_progress, report_stop)
+        self.saves = Checkpoints(
+            folder / "checkpoints",
+            attempt=attempt,
+            interval_s=checkpoint_interval_s,
+            keep=max(2, keep),
+            fence=fence,
+            discarded=self.scratch,
+        )
         self._keeps_work = keeps_work
-        self.saw_stop = False
-        """Whether the stage has read that a stop was requested."""
-        for path in (self.output, self.scratch, self._checkpoints):
+        for path in (self.output, self.scratch, folder / "checkpoints"):
             path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def output(self) -> Path:
+        """The folder of the product."""
+        return self.folder / "output"
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for temporary files, which is deleted after the attempt."""
+        return self.folder / "scratch"
 
     def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
         """Record metrics of a step (counted from 1) and report progress; never raise, never block."""
@@ -271,46 +282,72 @@ class Context:
 
     def report(self, step: int, *, num_steps: int | None = None) -> None:
         """Report progress alone, without metrics."""
-        self._report(int(step), None if num_steps is None else int(num_steps))
+        self._reports.progress(int(step), None if num_steps is None else int(num_steps))
 
     @property
     def stop_asked(self) -> bool:
         """Whether the stage should save a checkpoint and end."""
-        self.saw_stop |= self._stop.asked
+        self._stop.seen |= self._stop.asked
         return self._stop.asked
 
     def checkpoint_due(self, step: int) -> bool:
-        """Return whether to save a checkpoint now: the interval is over, or a stop was requested."""
-        return self.stop_asked or time.monotonic() - self._last_checkpoint_s >= self._interval_s
+        """Return whether to save a checkpoint now: the interval is over, or a stop was requested.
 
-    @contextmanager
-    def checkpoint(self, step: int) -> Iterator[Path]:
+        The interval is the configured one or longer: 33 times the seconds for which the last save held the
+        stage up.
+
+        Raises:
+            BaseException: what stopped the last `checkpoint_later`.
+        """
+        self.saves.raise_error()
+        step_s = self.saves.step_s()
+        # A stop is noticed at the next step, waits for a save that is being written, and saves once more.
+        if self.saves.save_s:
+            self.expect_stop(step_s + 2 * self.saves.save_s)
+        return self.stop_asked or self.saves.is_due()
+
+    def expect_stop(self, seconds: float) -> None:
+        """State how long the stage needs to save and end after a stop. It is given at least that long.
+
+        Once checkpoints have been saved, `checkpoint_due` states what was measured.
+        """
+        self._reports.stop(seconds)
+
+    def checkpoint(self, step: int) -> AbstractContextManager[Path]:
         """Yield an empty folder to save into; afterwards make it durable and write its manifest last.
 
         Raises:
             StopRequested: a later attempt or a product exists; raised before anything is written.
             OSError: the file system refused. An unfinished folder never counts as a checkpoint.
         """
-        self._fence()
-        final = self._checkpoints / f"{step:08d}"
-        # Adopted, or saved just before: the same step holds the same state, so this save is not needed.
-        if (final / MANIFEST).exists():
-            unused = self.scratch / f"discarded-{step:08d}"
-            unused.mkdir(parents=True, exist_ok=True)
-            yield unused
-            shutil.rmtree(unused, ignore_errors=True)
-        else:
-            shutil.rmtree(final, ignore_errors=True)  # an incomplete save of this attempt
-            final.mkdir()
-            try:
-                yield final
-                write_checkpoint_manifest(final, step=step, attempt=self.attempt)
-            except BaseException:
-                shutil.rmtree(final, ignore_errors=True)  # useless, and takes space on a full disk
-                raise
-            fsync_path(self._checkpoints)
-            self._rotate()
-        self._last_checkpoint_s = time.monotonic()
+        return self.saves.saved(step)
+
+    def checkpoint_later(self, step: int, begin: Begin) -> None:
+        """Save a checkpoint in a thread while the stage goes on; wait first for one that is being written.
+
+        It counts once it is complete. A crash until then leaves the former checkpoint as the newest one::
+
+            def begin(folder):
+                state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                return lambda: save_file(state, folder / "model.safetensors")
+
+        Args:
+            step: after which it is saved.
+            begin: copies the state, and returns the function that writes the copy into the folder.
+
+        Raises:
+            StopRequested: as `checkpoint`.
+            BaseException: what stopped the last one.
+        """
+        self.saves.later(step, begin)
+
+    def finish_checkpoint(self) -> None:
+        """Wait until the last `checkpoint_later` is complete; call it before `stop_if_asked`.
+
+        Raises:
+            BaseException: what stopped it.
+        """
+        self.saves.wait()
 
     def seal(self, folder: Path, step: int) -> None:
         """Make a checkpoint folder count that another program saved completely under the name of its step.
@@ -319,19 +356,7 @@ class Context:
             StopRequested: a later attempt or a product exists; raised before anything is written.
             OSError: a file changed or vanished meanwhile, or the file system refused.
         """
-        self._fence()
-        write_checkpoint_manifest(folder, step=step, attempt=self.attempt)
-        fsync_path(folder.parent)
-
-    def _rotate(self) -> None:
-        folders = (path.parent for path in self._checkpoints.glob(f"[0-9]*/{MANIFEST}"))
-        whole = sorted(folders, key=lambda folder: int(folder.name))
-        # A successor may be reading these files, so they are deleted only while this attempt is the newest.
-        if len(whole) > self._keep:
-            self._fence()
-        for old in whole[: -self._keep]:
-            (old / MANIFEST).unlink()  # first, so that a partly deleted folder never counts
-            shutil.rmtree(old, ignore_errors=True)
+        self.saves.seal(folder, step)
 
     def retire(
         self, stage: str, *, best: Sequence[str] | None = None, none: Sequence[str] | None = None
@@ -372,24 +397,3 @@ class Context:
         """Flush the trackers."""
         for tracker in self._trackers:
             tracker.close()
-
-
-def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
-    """Make a checkpoint folder durable, then write its manifest atomically, which makes it count.
-
-    Raises:
-        StageFailure: the stage saved a file under the manifest's own name.
-    """
-    if (folder / MANIFEST).exists():
-        raise StageFailure("code", f"a checkpoint may not hold a file {MANIFEST} of the stage's own")
-    contain(folder)
-    fsync_tree(folder)
-    manifest = CheckpointManifest(step=step, attempt=attempt, files=scan(folder))
-    # Written outside and renamed into place: a reader finds a complete manifest or none.
-    temporary = folder.parent / f".{folder.name}.{MANIFEST}"
-    with temporary.open("wb") as stream:
-        stream.write(msgspec.json.encode(manifest))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(folder / MANIFEST)
-    fsync_path(folder)

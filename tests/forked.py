@@ -191,7 +191,7 @@ def _stream(old: Any, number: int, *, line_buffering: bool) -> Any:
 
 
 if __name__ == "__main__":
-    from orchestrator.cli.verbs import VERBS, verb_of
+    from orchestrator.cli.main import VERBS, verb_of
     from orchestrator.compose.root import Root
 
     for name in _PRELOADED:

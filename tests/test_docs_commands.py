@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from orchestrator.cli.main import with_store
-from orchestrator.cli.verbs import VERBS, verb_of
+from orchestrator.cli.main import VERBS, verb_of, with_store
 from orchestrator.errors import UserError
 from tests import test_readme
 

@@ -8,13 +8,12 @@ from typing import Any
 import msgspec
 
 from orchestrator.api.state import SweepState
-from orchestrator.compose.declarations import importable
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Finished, Hardware, Measured, Need
 from orchestrator.errors import SweepError, UserError
-from orchestrator.registry import load
+from orchestrator.registry import importable, load
 from orchestrator.stage import Config
 from orchestrator.text import counted, one_line
 
@@ -63,7 +62,7 @@ def missing_of(needs: Mapping[str, Sequence[Need]]) -> dict[str, list[Need]]:
     return {cell: found for cell, found in missing.items() if found}
 
 
-def told(need: Need) -> str:
+def need_line(need: Need) -> str:
     """Return a missing need as one line."""
     return f"{need.what}: {need.problem}" + ("" if need.fetch or not need.advice else f"; {need.advice}")
 
@@ -87,7 +86,7 @@ def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix:
     if not missing:
         return
     needs = distinct(missing)
-    lines = [one_line(told(need), 160) for need in needs]
+    lines = [one_line(need_line(need), 160) for need in needs]
     mend = fix if any(need.fetch or need.advice for need in needs) else "mend this"
     more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
     raise UserError(

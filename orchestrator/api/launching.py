@@ -1,10 +1,10 @@
-"""A launch or rerun, from its checks to its recorded request, and the passes that submit its jobs."""
+"""A launch or rerun, from the composed or sealed sweep through all checks to the recorded request."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,23 +12,30 @@ from typing import Any, Literal, NamedTuple
 from orchestrator import provenance
 from orchestrator.api.estimates import estimates_of, missing_of, needs_of, refuse_blocked
 from orchestrator.api.requests import build_request, plan_code, submit_request, take_code
-from orchestrator.api.settling import lines_of as unsettled
-from orchestrator.api.settling import reconcile_jobs
-from orchestrator.api.state import Notify, SweepState, sealed_view
-from orchestrator.api.submission import Dispatch, SubmitResult, lines_of
-from orchestrator.compose import Composition
+from orchestrator.api.state import (
+    Notify,
+    SweepState,
+    current_revision,
+    naming_the_store,
+    parse_reference,
+    sealed_view,
+    split_store,
+    store_url,
+)
+from orchestrator.api.submission import Dispatch
+from orchestrator.compose.files import locate
+from orchestrator.compose.main import Composition, compose
+from orchestrator.compose.overrides import engine_settings, engine_with
 from orchestrator.core.records import Code, Request, Revision
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import SweepError, UserError
+from orchestrator.errors import UserError
 from orchestrator.launchers.base import Launcher, Limits, Submitter
-from orchestrator.launchers.jobs import settings_of
-from orchestrator.registry import LAUNCHERS, lookup
+from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
-from orchestrator.trackers.mirror import make_mirror
 
 
 def check_fit(
@@ -105,10 +112,21 @@ def make_launcher(settings: RunSettings, num_cells: int) -> Any:
     Raises:
         UserError: there is no such launcher or tracker, or it cannot meet the settings.
     """
-    # The mirror is only made to validate the tracker's options, before anything is recorded.
-    make_mirror(settings, Path())
+    has_mirror(settings)  # wrong options are an error before anything is recorded
     made = lookup(LAUNCHERS, settings.launcher["name"], kind="launcher")
     return made(settings.launcher, num_cells, settings.cluster)
+
+
+def has_mirror(settings: RunSettings) -> bool:
+    """Check the options of a launch's tracker, and return whether it follows the store in its own process.
+
+    Raises:
+        UserError: there is no such tracker, or its options are wrong.
+    """
+    if ":" in settings.tracker.name:  # a user's own tracker, which only stages may import
+        return False
+    kind: Any = lookup(TRACKERS, settings.tracker.name, kind="tracker")
+    return getattr(kind, "follows_store", False) and bool(kind(settings.tracker.options, Path()))
 
 
 class Detached(NamedTuple):
@@ -279,58 +297,6 @@ def failed_cells(view: SweepState) -> list[Cell]:
     ]
 
 
-class PendingLaunch(NamedTuple):
-    """A request that runs as jobs, the launcher of its settings, and the limits of its scheduler."""
-
-    request: Request
-    submitter: Submitter
-    limits: Limits
-
-
-def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
-    """Return the requests that matter for jobs of a revision.
-
-    A request matters if its settings and code apply to a cell, or if it has open jobs. The newest launch or
-    rerun always does. A sweep may have jobs of several schedulers; those that do not answer are reported and
-    skipped.
-
-    Args:
-        view: the sweep state.
-        notify: called with a line for each skipped scheduler.
-
-    Raises:
-        UserError: nothing was launched as jobs, or the cluster cannot be found from this machine.
-        InfrastructureError: no scheduler answers.
-    """
-    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
-    if not started:
-        raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
-    # Jobs of earlier requests may still be open. Their ends must be recorded too.
-    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
-    asked: list[PendingLaunch] = []
-    silent: list[SweepError] = []
-    for request in started:
-        submitter = make_launcher(settings_of(request), len(view.sweep.cells))
-        if not isinstance(submitter, Submitter) or not (request.number in numbers or request is started[-1]):
-            continue
-        try:
-            asked.append(PendingLaunch(request, submitter, submitter.limits()))
-        except SweepError as error:  # such as a cluster that is only reachable from its own machines
-            silent.append(error)
-    if silent and not asked:
-        raise silent[-1]
-    for problem in silent:
-        notify(f"left for later: {problem.what}")
-    if not asked:
-        raise UserError(
-            f"{view.title} was last launched with a launcher that has no jobs",
-            where=f"launcher={settings_of(started[-1]).launcher['name']}",
-            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray",
-        )
-    return asked
-
-
 def limits_of(launcher: Launcher | Submitter, sweep: str, *, dry_run: bool = False) -> Limits | None:
     """Return the limits of a launcher's scheduler; None if the launcher has no scheduler.
 
@@ -347,52 +313,84 @@ def limits_of(launcher: Launcher | Submitter, sweep: str, *, dry_run: bool = Fal
     return None
 
 
-class SubmitPass(NamedTuple):
-    """The result of one pass: the sweep state, what was submitted, and lines about both."""
-
-    view: SweepState
-    given: SubmitResult
-    lines: list[str]
-
-
-def submit_pass(
-    view: SweepState, asked: Sequence[PendingLaunch], *, notify: Notify, hold: str = ""
-) -> SubmitPass:
-    """Record what is known about the jobs of a sweep, and submit the cells that no job holds.
-
-    A pass may be repeated at any time, also by several launches at once.
+def planned(
+    word: str,
+    overrides: Sequence[str],
+    name: str | None = None,
+    *,
+    progress: Callable[[int, int], None] = lambda number, of: None,
+) -> tuple[SweepState, Composition | None]:
+    """Compose a sweep and find its revision in the store; ``SWEEP@k`` is read from the store instead.
 
     Args:
-        view: the revision; its state is read again.
-        asked: the requests whose cells are submitted.
-        notify: called with lines on what was submitted, if an error follows.
-        hold: a limit because of which cells are submitted only if a job was found to be over.
+        word: a name, a path to a YAML file, or ``SWEEP@k``.
+        overrides: as on the command line.
+        name: another name for this variant.
+        progress: called with the number of composed points and of all points.
+
+    Returns:
+        The revision, and the composition; None for a revision from the store.
 
     Raises:
-        UserError: a cell fits nowhere, or the scheduler refuses the job for good.
-        InfrastructureError: the scheduler does not answer.
+        UserError: the sweep or an override is wrong.
     """
-    settled = reconcile_jobs(view.fresh(), [each.submitter for each in asked])
-    view, given = settled.view, SubmitResult()
-    for each in asked:
-        dispatch = Dispatch(view, *each)
+    url, rest = split_store(overrides)
+    ledger = open_ledger(store_url(url))
+    number = _sealed_number(ledger, word)
+    if number is not None:
+        sweep = parse_reference(word).name
+        if name:
+            raise UserError(f"{sweep}@{number} is sealed under its name", fix="--name goes with a sweep file")
+        view = sealed_view(ledger, sweep, number)
+        # A sealed revision cannot be changed, but its run settings can. This call rejects all other
+        # overrides.
+        engine_of(view, None, rest)
+        return view, None
+    with naming_the_store(ledger):
+        composition = compose(word, overrides, name=name, progress=progress)
+    # The sweep file itself may set `store.url`.
+    ledger = open_ledger(store_url(composition.engine.store.url))
+    return as_view(ledger, composition), composition
+
+
+def engine_of(
+    view: SweepState, composition: Composition | None, overrides: Sequence[str] = ()
+) -> tuple[RunSettings, tuple[str, ...]]:
+    """Return run settings and import paths: as composed, or for a sealed revision those of its last launch.
+
+    Args:
+        view: the revision.
+        composition: what was composed; None for a sealed revision.
+        overrides: of run settings, applied to those of the last launch.
+
+    Raises:
+        UserError: an override changes something other than run settings.
+    """
+    if composition is not None:
+        return composition.engine, composition.import_paths
+    for request in reversed(view.requests):
+        if request.settings:
+            return engine_with(
+                request.settings, overrides
+            ) if overrides else request.settings, request.import_paths
+    return engine_settings(overrides), ()
+
+
+def _sealed_number(ledger: Ledger, word: str) -> int | None:
+    """Return the revision that ``SWEEP@k`` names, else the current one if the sweep has no file."""
+    reference = parse_reference(word)
+    if reference.revision is None:
         try:
-            given.add(dispatch.run(hold="" if settled.closed else hold))
-        except SweepError:  # earlier submissions have been made, so they are reported
-            given.add(SubmitResult(submitted=dispatch.given.submitted))
-            for line in lines_of(view, given):
-                notify(line)
-            raise
-        view = dispatch.view
-    return SubmitPass(view, given, [*lines_of(view, given), *unsettled(view, settled)])
+            locate(word, Path.cwd())
+        except UserError:
+            return current_revision(ledger, reference.name)
+    return reference.revision
 
 
-_OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
-"""States of cells that have not ended."""
-
-
-def is_open(view: SweepState, cell: Cell) -> bool:
-    """Return whether a cell may still run as a job: it has not ended, and its job, if any, can start."""
-    job = view.jobs.of_cell(cell.cell)
-    can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
-    return view.cells[cell.cell].state in _OPEN and not can_never_start
+def as_view(ledger: Ledger, composition: Composition) -> SweepState:
+    """Return the sealed revision with this content, else an unsealed one with the next number."""
+    sweep = composition.sweep
+    number = ledger.find_content(sweep.name, content_digest(sweep))
+    if number is not None:
+        return sealed_view(ledger, sweep.name, number)
+    return SweepState(ledger, sweep, max(ledger.revision_numbers(sweep.name), default=0) + 1, sealed=False)

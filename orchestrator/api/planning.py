@@ -1,123 +1,33 @@
-"""What a launch would do: the sweep, composed or sealed, its settings, and the next step of each stage."""
+"""What a launch would do: the next step of each stage, what it costs, and what changed since the last one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from orchestrator.api import estimates
-from orchestrator.api.estimates import missing_of, needs_of, told
+from orchestrator.api.estimates import missing_of, need_line, needs_of
 from orchestrator.api.state import (
     SweepState,
     current_revision,
-    naming_the_store,
-    parse_reference,
-    sealed_view,
-    split_store,
-    store_url,
 )
-from orchestrator.compose import Composition, compose, engine_settings, engine_with
-from orchestrator.compose.files import locate
 from orchestrator.core.plan import Action, Step, decide
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell
+from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
-from orchestrator.errors import UserError
-from orchestrator.execution.inheritance import foresee
-from orchestrator.store.ledger import Ledger, content_digest, open_ledger
+from orchestrator.execution.checkpoints import foresee
+from orchestrator.text import counted
 
 if TYPE_CHECKING:
     import pandas
 
 MAX_LOOKS = 200
 """Most stages in a bucket whose starting point is looked up. Each look-up costs requests."""
-
-
-def planned(
-    word: str,
-    overrides: Sequence[str],
-    name: str | None = None,
-    *,
-    progress: Callable[[int, int], None] = lambda number, of: None,
-) -> tuple[SweepState, Composition | None]:
-    """Compose a sweep and find its revision in the store; ``SWEEP@k`` is read from the store instead.
-
-    Args:
-        word: a name, a path to a YAML file, or ``SWEEP@k``.
-        overrides: as on the command line.
-        name: another name for this variant.
-        progress: called with the number of composed points and of all points.
-
-    Returns:
-        The revision, and the composition; None for a revision from the store.
-
-    Raises:
-        UserError: the sweep or an override is wrong.
-    """
-    url, rest = split_store(overrides)
-    ledger = open_ledger(store_url(url))
-    number = _sealed_number(ledger, word)
-    if number is not None:
-        sweep = parse_reference(word).name
-        if name:
-            raise UserError(f"{sweep}@{number} is sealed under its name", fix="--name goes with a sweep file")
-        view = sealed_view(ledger, sweep, number)
-        # A sealed revision cannot be changed, but its run settings can. This call rejects all other
-        # overrides.
-        engine_of(view, None, rest)
-        return view, None
-    with naming_the_store(ledger):
-        composition = compose(word, overrides, name=name, progress=progress)
-    # The sweep file itself may set `store.url`.
-    ledger = open_ledger(store_url(composition.engine.store.url))
-    return as_view(ledger, composition), composition
-
-
-def engine_of(
-    view: SweepState, composition: Composition | None, overrides: Sequence[str] = ()
-) -> tuple[RunSettings, tuple[str, ...]]:
-    """Return run settings and import paths: as composed, or for a sealed revision those of its last launch.
-
-    Args:
-        view: the revision.
-        composition: what was composed; None for a sealed revision.
-        overrides: of run settings, applied to those of the last launch.
-
-    Raises:
-        UserError: an override changes something other than run settings.
-    """
-    if composition is not None:
-        return composition.engine, composition.import_paths
-    for request in reversed(view.requests):
-        if request.settings:
-            return engine_with(
-                request.settings, overrides
-            ) if overrides else request.settings, request.import_paths
-    return engine_settings(overrides), ()
-
-
-def _sealed_number(ledger: Ledger, word: str) -> int | None:
-    """Return the revision that ``SWEEP@k`` names, else the current one if the sweep has no file."""
-    reference = parse_reference(word)
-    if reference.revision is None:
-        try:
-            locate(word, Path.cwd())
-        except UserError:
-            return current_revision(ledger, reference.name)
-    return reference.revision
-
-
-def as_view(ledger: Ledger, composition: Composition) -> SweepState:
-    """Return the sealed revision with this content, else an unsealed one with the next number."""
-    sweep = composition.sweep
-    number = ledger.find_content(sweep.name, content_digest(sweep))
-    if number is not None:
-        return sealed_view(ledger, sweep.name, number)
-    return SweepState(ledger, sweep, max(ledger.revision_numbers(sweep.name), default=0) + 1, sealed=False)
 
 
 def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Step]]:
@@ -248,7 +158,7 @@ class Plan:
             "axes": cell.axes,
             "columns": cell.columns,
             "state": self.state_of(cell),
-            "blocked": [told(need) for need in self.missing.get(cell.cell, ())],
+            "blocked": [need_line(need) for need in self.missing.get(cell.cell, ())],
             "estimate": estimates.as_json(estimates.of_cell(cell, self.estimates)),
             "stages": [
                 {
@@ -267,3 +177,43 @@ class Plan:
         state = self.view.cells[cell.cell].state
         at_work = state in (State.DONE, State.RUNNING, State.QUEUED)
         return State.BLOCKED if cell.cell in self.missing and not at_work else state
+
+
+def cell_drift(view: SweepState) -> list[str]:
+    """Return a line on cells that the last launched revision lacks, and on what changed in them."""
+    if view.sealed:
+        return []
+    number = current_revision(view.ledger, view.sweep.name)
+    if number is None:
+        return []
+    before = view.ledger.revision(view.sweep.name, number).sweep
+    old = {cell.cell for cell in before.cells}
+    new = [cell for cell in view.sweep.cells if cell.cell not in old]
+    if not new:
+        return []
+    # A changed config gives a cell another id. Its axes show which old cell it replaces.
+    by_axes = {tuple(cell.axes.items()): cell for cell in before.cells}
+    changed: Counter[str] = Counter()
+    for cell in new:
+        former = by_axes.get(tuple(cell.axes.items()))
+        changed.update(
+            changed_reads(before, view.sweep, former, cell) if former else ["another place in the grid"]
+        )
+    why = ", ".join(f"{key} ({counted(n, 'cell')})" for key, n in changed.most_common(5))
+    return [f"{counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}"]
+
+
+def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
+    """Return the dotted keys that some stage reads and whose values differ between two cells.
+
+    Args:
+        before, after: the sweeps of the two cells.
+        old, new: the cells.
+
+    Returns:
+        A general remark if no key differs; then the stages themselves do.
+    """
+    reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
+    nodes = [after.nodes[digest] for digest in new.chain]
+    keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
+    return list(dict.fromkeys(keys)) or ["the stages themselves"]

@@ -1,8 +1,10 @@
-"""Requests (launch, rerun, cancel, discard), and the code snapshot that the workers of a launch run."""
+"""What a launch records and warns of: requests, code snapshots, differing code and retired files."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -11,16 +13,20 @@ import msgspec
 
 from orchestrator import provenance
 from orchestrator.api.state import Notify, SweepState
-from orchestrator.core.records import Code, Request
+from orchestrator.core.records import Code, Request, Retired
 from orchestrator.core.secrets import lines_with
-from orchestrator.core.settings import RunSettings
+from orchestrator.core.settings import Policy, RunSettings
+from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.errors import InfrastructureError
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.archive import ArchiveMember
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.objects import ObjectStore
+from orchestrator.store.retention import retain
+from orchestrator.text import counted
 
 
 def submit_request(view: SweepState, request: Request) -> Request:
@@ -108,7 +114,7 @@ def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], n
     return planned.code
 
 
-def plan_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> snapshots.Plan:
+def plan_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> snapshots.SnapshotPlan:
     """Return what `take_code` would store.
 
     Args:
@@ -139,3 +145,110 @@ def _credentials(items: Iterable[ArchiveMember]) -> Iterator[tuple[str, str]]:
         by_name = bool({path.suffix, path.name} & _SETTINGS) and size <= MAX_SETTINGS_BYTES
         for number, reason in lines_with(item.data.decode(errors="replace"), by_name=by_name):
             yield f"{PurePosixPath(*path.parts[1:])}:{number}", reason
+
+
+def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
+    """Count the products of some cells by the version of the code that made them."""
+    evidence = (view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.chain})
+    return Counter(e.done.code for e in evidence if e.done is not None)
+
+
+def code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()) -> list[str]:
+    """Return a line if products were made by different code, or by other code than would run now.
+
+    Args:
+        view: the revision.
+        cells: whose products are compared.
+        import_paths: folders from which the user's stages are imported; if empty, the products are compared
+            only with each other.
+    """
+    codes = code_versions(view, cells)
+    if import_paths and codes:
+        digest = checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
+        now = provenance.code_version(digest, provenance.git_state(import_paths[0]))
+        # The part after the last dot is the digest of the code. The part before it only names the commit.
+        other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}
+        if other:
+            made = ", ".join(f"{counted(n, 'product')} by {code}" for code, n in other.items())
+            return [f"note: made by other code than now ({now}): {made}; after a bug fix: sweep discard"]
+    elif len(codes) > 1:
+        made = ", ".join(f"{counted(n, 'product')} by {code}" for code, n in codes.most_common())
+        return [f"note: made by different code: {made}"]
+    return []
+
+
+MAX_CELLS_NAMED = 3
+"""Most cells named in one line."""
+
+
+def retired_line(retired: Retired) -> str:
+    """Return a retirement as one line."""
+    return (
+        f"{_amount_of(retired)} under policy {retired.policy} at {retired.at} by {retired.by}: {retired.why}"
+    )
+
+
+def _amount_of(*retired: Retired) -> str:
+    """Return the number and size of retired files."""
+    files = [file for record in retired for file in record.files]
+    return f"{counted(len(files), 'file')} ({sum(file.size for file in files) / 2**30:.3g} GiB)"
+
+
+def needing_retired(view: SweepState, cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Return the cells that cannot run because files of an input were retired.
+
+    Returns:
+        Stage of the input to the ids of the cells that it blocks.
+    """
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        stages = view.cells[cell.cell].stages
+        for digest, status in stages.items():
+            inputs = view.sweep.nodes[digest].inputs if status.state is State.BLOCKED else ()
+            for stage in dict.fromkeys(i.stage for i in inputs if stages[i.digest].retired):
+                if cell.cell not in found.setdefault(stage, []):
+                    found[stage].append(cell.cell)
+    return found
+
+
+def needing_retired_lines(view: SweepState, cells: Sequence[Cell]) -> list[str]:
+    """Return lines on cells that retired files block, with the commands that make these files again."""
+    lines: list[str] = []
+    sweep = f"{view.sweep.name}@{view.number}"
+    for stage, ids in needing_retired(view, cells).items():
+        few = len(ids) <= MAX_CELLS_NAMED
+        named = f": {', '.join(ids)}" if few else ""
+        lines.append(f"\n{counted(len(ids), 'cell')} blocked: files of its input {stage} were retired{named}")
+        found = [status.former for cell in ids for status in view.cells[cell].stages.values()]
+        problems = {former.problem for former in found if former and former.problem}
+        for problem in sorted(problems)[:MAX_CELLS_NAMED]:
+            lines.append(f"  the product of an earlier version cannot be used: {problem}")
+        selector = shlex.quote(",".join(ids) if few else "state=blocked")
+        lines.append(f"to make {stage} again, and all that was made from it:")
+        if not view.sealed:
+            lines.append("  sweep launch, as planned here, which seals these cells; then")
+        lines.append(f"  sweep discard {sweep} {selector} --stage {stage} --reason ...{view.hint}")
+        lines.append(f"  sweep launch {sweep}{view.hint}")
+    return lines
+
+
+def finish_retention(view: SweepState, policy: Policy) -> list[str]:
+    """Retire files under the policy of a launch, and finish deletions that a dead worker began.
+
+    Returns:
+        A line on what was retired, or on why that waits for the next launch; none if there was nothing to do.
+    """
+    if view.wishes.revision != view.number:
+        # Another revision was launched meanwhile and may need these files. Its own launch will decide.
+        return []
+    try:
+        news = retain(
+            view.ledger, view.sweep, policy, by=f"launch by {provenance.user()}", trusted=view.trusted
+        )
+    except (OSError, InfrastructureError) as error:
+        return [f"retention: {error}; the next launch goes on with it"]
+    if news:
+        return [
+            f"retired {_amount_of(*news)} of {counted(len(news), 'product')} under policy {policy.retention}"
+        ]
+    return []

@@ -11,23 +11,31 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
+from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import Attempt, CellStatus, Liveness, StageStatus, cell_status, stage_status
+from orchestrator.core.state import (
+    Attempt,
+    CellStatus,
+    Liveness,
+    StageStatus,
+    State,
+    cell_status,
+    stage_status,
+)
 from orchestrator.core.sweep import Cell, StageInstance, Sweep, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
+from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.judgement import JobListing, SubmissionState, ending
-from orchestrator.jobs.states import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Scheduler
 from orchestrator.registry import SCHEDULERS, lookup
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.table import Rows, collect_rows
 
 DEFAULT_STORE = "runs"
 """Folder of the store in the working folder, if no other is named."""
@@ -246,7 +254,21 @@ class SweepState:
     def subject(self, cell: Cell) -> Subject:
         """Return the fields of a cell that selectors match."""
         status = self.cells[cell.cell]
-        return Subject(cell.axes, cell.columns, cell.config, cell.cell, status.state, status.cause)
+        failure = tuple(found.digest for _, found in self.failures(cell))
+        return Subject(cell.axes, cell.columns, cell.config, cell.cell, status.state, status.cause, failure)
+
+    def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
+        """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
+        found = []
+        for digest in cell.chain:
+            stage = self.stages[digest]
+            if not stage.attempts or stage.state in (State.DONE, State.RUNNING, State.UNKNOWN):
+                continue
+            attempts, node = self.snapshot.evidence(digest).attempts, self.sweep.nodes[digest]
+            end = attempts[-1].end if attempts else None
+            if end is not None and end.outcome == "failed":
+                found.append((node, fingerprint(node.stage, end)))
+        return found
 
     def select(self, only: Sequence[str]) -> list[Cell]:
         """Return the cells that match all selectors; all cells if there is no selector.
@@ -329,7 +351,7 @@ def open_view(word: str, url: str | None = None) -> SweepState:
     number = current_revision(ledger, reference.name)
     if number is not None:
         return sealed_view(ledger, reference.name, number)
-    from orchestrator.compose import compose  # slow import; only for sweeps that were never launched
+    from orchestrator.compose.main import compose  # slow import; only for sweeps that were never launched
 
     with naming_the_store(ledger):
         return SweepState(ledger, compose(reference.source).sweep, 1, sealed=False)
@@ -365,9 +387,3 @@ def current_revision(ledger: Ledger, name: str) -> int | None:
         if request.verb in ("launch", "rerun") and request.revision in numbers:
             return request.revision
     return max(numbers, default=None)
-
-
-def rows_of(view: SweepState, only: list[str]) -> Rows:
-    """Return the result rows of the selected cells."""
-    cells = view.select(only)
-    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)

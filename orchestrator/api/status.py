@@ -1,16 +1,22 @@
-"""The state of a sweep's cells, as one value."""
+"""The state of a sweep's cells as a value, and the evidence behind it: attempts, products, jobs, requests."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.api.drift import code_versions
-from orchestrator.api.explanation import explain, explanation_lines
-from orchestrator.api.state import SweepState
-from orchestrator.core.state import CellStatus
-from orchestrator.core.sweep import Cell
+import msgspec
+
+from orchestrator.api.requests import code_versions, retired_line
+from orchestrator.api.state import SweepState, scheduler
+from orchestrator.core.state import Attempt, CellStatus
+from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.jobs.cells import LIMIT, scheduler_of
+from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
+from orchestrator.store.evidence import examine, progress
+from orchestrator.store.table import Rows, collect_rows
+from orchestrator.text import one_line
 
 if TYPE_CHECKING:
     import pandas
@@ -31,7 +37,7 @@ def retries_of(status: CellStatus) -> int:
     return sum(max(0, stage.attempts - 1) for stage in status.stages.values())
 
 
-def as_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
+def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
     """Return the stable machine-readable form of the states.
 
     `seconds` of a stage is the wall time of its last attempt.
@@ -158,3 +164,165 @@ def status_of(view: SweepState, wanted: Sequence[str] | None) -> Status:
         state = str(view.cells[cell.cell].state)
         counts[state] = counts.get(state, 0) + 1
     return Status(counts, Cells(view, cells), view.warnings())
+
+
+def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
+    """Yield the evidence of each job that ever held the cell, oldest first."""
+    for filed in view.jobs.filed:
+        submission = filed.submission
+        for index, cells in enumerate(submission.tasks):
+            if cell.cell not in cells or _is_refusal(filed, index, view.jobs.of_cell(cell.cell)):
+                continue
+            job = view.jobs.job(filed, index)
+            lines = [
+                f"submission {submission.number} for request {submission.request},"
+                f" at {submission.at} by {submission.by}"
+            ]
+            if job.phase is Phase.QUEUED and job.name:
+                waits = scheduler(*scheduler_of(submission)).waiting([job.name])
+                lines += [f"it waits: {waits[job.name]}"] if job.name in waits else []
+            if (report := filed.reports.get(index)) is not None:
+                again = ", to be started anew" if report.requeued else ""
+                lines.append(
+                    f"its last word at {report.at} on {report.node}, after {report.seconds:.0f} s: "
+                    f"{report.why or 'none'} (exit code {report.code}{again})"
+                )
+            if len(cells) > 1:
+                lines.append(f"it works on {len(cells)} cells")
+            yield {"job": job.name, "phase": job.phase, "reason": job.reason, "evidence": lines}
+
+
+def _is_refusal(filed: SubmissionState, index: int, last: Judgement | None) -> bool:
+    """Return whether a limit kept a task from becoming a job, and a later submission of the cell exists.
+
+    A full scheduler may refuse a cell many times. Only the last refusal is of interest.
+    """
+    is_last = last is not None and last.filed.submission.number == filed.submission.number
+    return not is_last and index in filed.over and filed.over[index].word == LIMIT
+
+
+def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, Any]:
+    """Return the evidence for the state of one stage of a cell."""
+    status = view.cells[cell.cell].stages[node.digest]
+    lines = []
+    evidence = view.snapshot.evidence(node.digest)
+    attempts = view.attempts(node)
+    for attempt in attempts:
+        lines.extend(_of_attempt(attempt))
+    if evidence.done is not None:
+        # Here the content of each file is read. Other verbs compare sizes only.
+        found, retired = examine(view.ledger, node, evidence.done, evidence.retired)
+        verified = (
+            f"DAMAGED: {found}"
+            if found
+            else "the rest verified by content"
+            if retired
+            else "verified by content"
+        )
+        lines.append(
+            f"product: generation {evidence.generation}, attempt {evidence.done.attempt}, "
+            f"{len(evidence.done.files)} files, {verified}"
+        )
+        for record in retired:
+            lines.append(f"  retired {retired_line(record)}")
+            lines.extend(f"    {file.path}" for file in record.files)
+    elif evidence.problem:
+        lines.append(evidence.problem)
+    if (former := status.former) is not None:
+        version = f"the product of an earlier version, {former.node.digest[:12]}"
+        lines.append(f"{version}: {former.problem or former.how}")
+    for taken in node.inputs:
+        state = view.cells[cell.cell].stages[taken.digest].state
+        lines.append(f"input {view.sweep.nodes[taken.digest].name}: {state}")
+    return {
+        "stage": node.name,
+        "digest": node.digest,
+        "state": status.state,
+        "reason": status.reason,
+        "evidence": lines,
+        "retired": evidence.retired,
+        "attempts": [msgspec.to_builtins(attempt._asdict()) for attempt in attempts],
+    }
+
+
+def _of_attempt(attempt: Attempt) -> list[str]:
+    """Return lines on one attempt: who claimed it, where it started from, its last heartbeat and its end."""
+    lines = []
+    if attempt.problem:
+        lines.append(f"attempt {attempt.number}: {attempt.problem}")
+    if attempt.claim is not None:
+        claim, owner = attempt.claim, attempt.claim.owner
+        lines.append(
+            f"attempt {attempt.number}: claimed {claim.at} by process {owner.process.pid} on {owner.host}, "
+            f"for {claim.sweep} {claim.cell}, lease {claim.lease_s:.0f} s"
+        )
+        if claim.supersedes is not None:
+            lines.append(f"  after attempt {claim.supersedes.attempt} was lost: {claim.supersedes.evidence}")
+    if attempt.start is not None and attempt.start.parent is not None:
+        parent = attempt.start.parent
+        lines.append(f"  went on from step {parent.step} of attempt {parent.attempt}")
+    if attempt.start is not None and attempt.start.work is not None:
+        lines.append(f"  went on in the work folder of attempt {attempt.start.work}")
+    if attempt.start is not None and attempt.start.unread is not None:
+        lines.append(f"  read the output of attempt {attempt.start.unread} again")
+    if attempt.heartbeat is not None:
+        beat = attempt.heartbeat
+        lines.append(f"  heartbeat {beat.counter} at {beat.at}: {beat.phase}{progress(beat)}")
+    if attempt.end is not None:
+        end = attempt.end
+        what = one_line(" ".join(filter(None, (end.outcome, end.cause or "", end.why, end.message))))
+        lines.append(f"  ended {end.at} after {end.seconds:.1f} s: {what}")
+    return lines
+
+
+def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
+    """Return the evidence for a cell's state. Files of its products are read and verified.
+
+    Args:
+        view: the sweep state.
+        cell: to explain.
+
+    Returns:
+        The content of ``sweep why --json``: state, reason, stages, jobs and requests, each with its evidence.
+    """
+    status = view.cells[cell.cell]
+    return {
+        "sweep": view.sweep.name,
+        "revision": view.number,
+        "cell": cell.cell,
+        "state": status.state,
+        "reason": status.reason,
+        "stages": [_evidence(view, cell, view.sweep.nodes[digest]) for digest in cell.chain],
+        "jobs": list(_jobs(view, cell)),
+        "requests": [
+            {"number": r.number, "verb": r.verb, "by": r.by, "at": r.at, "reason": r.reason}
+            for r in view.requests
+            if r.cells is None or cell.cell in r.cells
+        ],
+    }
+
+
+def explanation_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return the result of `explain` as lines of text."""
+    lines = [f"{found['state']}: {found['reason']}"]
+    for stage in found["stages"]:
+        lines += ["", f"{stage['stage']}  {stage['digest'][:12]}  {stage['state']}: {stage['reason']}"]
+        lines += [f"  {line}" for line in stage["evidence"]]
+    if found["jobs"]:
+        lines.append("")
+    for job in found["jobs"]:
+        lines.append(f"job {job['job'] or '-'}  {job['phase']}: {job['reason']}")
+        lines += [f"  {line}" for line in job["evidence"]]
+    for request in found["requests"]:
+        why = f": {request['reason']}" if request["reason"] else ""
+        lines += [
+            "",
+            f"request {request['number']}: {request['verb']} by {request['by']} at {request['at']}{why}",
+        ]
+    return lines
+
+
+def rows_of(view: SweepState, only: list[str]) -> Rows:
+    """Return the result rows of the selected cells."""
+    cells = view.select(only)
+    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)

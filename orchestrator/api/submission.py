@@ -19,17 +19,15 @@ from pathlib import Path
 
 from orchestrator import provenance
 from orchestrator.api.estimates import estimates_of, of_cell
-from orchestrator.api.settling import give_up, job_logs
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.jobs.arrays import JobArray, cut, first_try, grouped
+from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
-from orchestrator.jobs.records import Resources, Submission
-from orchestrator.jobs.states import LIMIT
+from orchestrator.jobs.records import JobEnd, Resources, Submission
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdict
 from orchestrator.store import code as snapshots
@@ -351,7 +349,7 @@ def job_name(sweep: str, number: int, nonce: str) -> str:
     return f"{sweep}.{number}.{nonce[:8]}"
 
 
-def lines_of(view: SweepState, given: SubmitResult) -> list[str]:
+def submission_lines(view: SweepState, given: SubmitResult) -> list[str]:
     """Return lines on what was submitted and what was held back."""
     lines = []
     for submission, job in given.submitted:
@@ -361,3 +359,25 @@ def lines_of(view: SweepState, given: SubmitResult) -> list[str]:
         lines.append(f"  {counted(given.behind, 'cell')} held back by a limit: {given.limit}")
         lines.append(f"    later: sweep reconcile {view.sweep.name}{view.hint}")
     return lines
+
+
+def give_up(submissions: Submissions, submission: Submission, word: str, why: str) -> None:
+    """Record that a submission never became a job.
+
+    A job that starts from it after all reads this record, and claims nothing.
+
+    Args:
+        submissions: of the sweep.
+        submission: to give up.
+        word: the kind of end, such as ``REFUSED``.
+        why: the reason, for people.
+    """
+    over = [JobEnd(index=index, word=word, detail=why) for index in range(len(submission.tasks))]
+    submissions.close(submission.number, over, at=provenance.now())
+
+
+def job_logs(view: SweepState, submission: Submission) -> Path:
+    """Return the folder with the logs of a submission's jobs."""
+    if submission.logs:
+        return Path(submission.logs)
+    return view.ledger.objects.folder(layout.job_logs(view.sweep.name, submission.number))

@@ -10,19 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.api.cancelling import cancel_cells
-from orchestrator.api.launching import (
-    check_launch,
-    failed_cells,
-)
-from orchestrator.api.planning import Plan, engine_of, hardware_of, planned
+from orchestrator.api.launching import check_launch, engine_of, failed_cells, planned
+from orchestrator.api.planning import Plan, hardware_of
 from orchestrator.api.reports import write_sweep_reports
-from orchestrator.api.run import Run, in_store, start
-from orchestrator.api.state import SweepState, open_view, rows_of, store_url
-from orchestrator.api.status import Cells, Status, status_of
+from orchestrator.api.run import Run, cancel_cells, in_store, start
+from orchestrator.api.state import SweepState, open_view, store_url
+from orchestrator.api.status import Cells, Status, rows_of, status_of
 from orchestrator.compose.axes import grammar
 from orchestrator.core.state import State
 from orchestrator.errors import UserError
+from orchestrator.store.ledger import open_ledger
 from orchestrator.store.opening import following
 from orchestrator.store.table import arrow_table
 
@@ -288,3 +285,43 @@ def _launcher_words(options: Mapping[str, Any]) -> list[str]:
 def _selectors(only: str | Sequence[str]) -> list[str]:
     """Return one or several selectors as a list."""
     return [only] if isinstance(only, str) else list(only)
+
+
+class Store:
+    """A store of sweeps: a folder or a bucket.
+
+    Args:
+        url: a path, ``s3://...`` or ``gs://...``. Without it, SWEEP_STORE is used, else the folder ``runs``.
+
+    Raises:
+        UserError: the place exists and is not a store.
+        InfrastructureError: the store does not answer.
+    """
+
+    def __init__(self, url: str | Path | None = None) -> None:
+        place = store_url(None if url is None else str(url))
+        with following(place):
+            self._ledger = open_ledger(place)
+
+    @property
+    def url(self) -> str:
+        """Where the store is: an absolute path, or the URL of a bucket."""
+        return self._ledger.objects.url
+
+    def sweeps(self) -> list[str]:
+        """Return the names of the sweeps that were launched here, sorted."""
+        return sorted(self._ledger.sweeps())
+
+    def open(self, sweep: str) -> Sweep:
+        """Return a sweep of the store.
+
+        Args:
+            sweep: ``smoke`` for the revision that was launched last, or ``smoke@2`` for revision 2.
+
+        Raises:
+            UserError: the store has no such sweep.
+        """
+        return Sweep.open(sweep, store=self.url)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"

@@ -15,25 +15,24 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from orchestrator.api.drift import finish_retention, needing_retired_lines
-from orchestrator.api.launching import CheckedLaunch, PendingLaunch, detach, make_launcher
+from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
+from orchestrator.api.reconciling import PendingLaunch
+from orchestrator.api.requests import finish_retention, needing_retired_lines
 from orchestrator.api.state import SweepState, sealed_view
-from orchestrator.cli.ending import _numbers, print_failures, write_reports
-from orchestrator.cli.jobs import submit_all
 from orchestrator.cli.output import indented, print_lines, styled
+from orchestrator.cli.progress import count_stages, mirroring, print_failures, submit_all, write_reports
 from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, preload
 from orchestrator.entry import outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import Launch, Launcher
-from orchestrator.launchers.jobs import settings_of
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.ledger import open_ledger
 from orchestrator.text import counted
-from orchestrator.trackers.mirror import mirroring
 
 POLL_S, REFRESH_S, LINE_S, LAST_LOOKS = 0.1, 1.0, 10.0, 5
 """Seconds between polls of the launcher, refreshes of the progress, and lines in a log; then the number of
@@ -228,7 +227,7 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
             now_s = time.monotonic()
             if now_s >= next_s or not alive:
                 try:
-                    done, total, text = _numbers(view.fresh(), cells)
+                    done, total, text = count_stages(view.fresh(), cells)
                 except (OSError, InfrastructureError) as error:
                     # Reads of a folder have already waited for `store.outage_s`. Over a bucket, the workers
                     # wait and go on, so this process does too.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import orchestrator
 from orchestrator.api.state import store_url
-from orchestrator.cli.verbs import VERBS, verb_of
+from orchestrator.cli.main import VERBS, verb_of
 from orchestrator.errors import UserError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -44,7 +44,7 @@ class _Verb(NamedTuple):
     values: dict[str, tuple[str, ...]]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_completion(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HOW
@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", action="store_true", help="print the names of sweeps, for the scripts")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_completion(args: argparse.Namespace) -> int:
     """Print the script, or the names of sweeps for the script."""
     if args.names:
         print("\n".join(_names()))
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _verbs() -> Iterator[_Verb]:
     """Yield each verb with its options and choices, as its parser defines them."""
-    for name, does in VERBS.items():
+    for name, verb in VERBS.items():
         _, parser = verb_of(name)
         options: list[str] = []
         values: dict[str, tuple[str, ...]] = {}
@@ -77,7 +77,7 @@ def _verbs() -> Iterator[_Verb]:
                 values.update(dict.fromkeys(action.option_strings, tuple(map(str, action.choices or ()))))
             elif not action.option_strings and action.choices:
                 values[""] = tuple(map(str, action.choices))
-        yield _Verb(name, does, tuple(options), values)
+        yield _Verb(name, verb.does, tuple(options), values)
 
 
 def _names() -> list[str]:

@@ -38,7 +38,7 @@ USAGE = """sweep data describe TASK
        sweep data check PATH [--tokenizer PATH_OR_ID ...] [...]"""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_data(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.usage = USAGE
     parser.add_argument("action", choices=ACTIONS)
@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     checked.add_argument("--json", action="store_true", default=None, help="print JSON alone")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_data(args: argparse.Namespace) -> int:
     """Run the action, and return 1 if a check found problems."""
     match args.action:
         case "describe":

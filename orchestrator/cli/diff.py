@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.api.drift import changed_keys
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.cli.arguments import add_store, no_overrides
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.core.sweep import Cell
+from orchestrator.core.tree import changed_keys
 from orchestrator.errors import UserError
 from orchestrator.text import counted
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_diff(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.add_argument("first", metavar="SWEEP@K | SWEEP", help="a revision, or the sweep of two cells")
     parser.add_argument("second", metavar="SWEEP@K | CELL")
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_diff(args: argparse.Namespace) -> int:
     """Compare two revisions of a sweep, or two cells of one revision."""
     # The third word may be a cell or the store. argparse cannot decide, so the words are sorted out here.
     words = [w for w in (args.third, *args.words) if w is not None]

@@ -1,4 +1,4 @@
-"""`sweep discard`: void products, and all that was made from them, so that they are made again."""
+"""`sweep discard` and `cancel`: void products, and stop cells."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 
 from orchestrator import provenance
 from orchestrator.api.requests import build_request, submit_request
+from orchestrator.api.run import cancel_cells
 from orchestrator.api.state import SweepState, open_view, sealed_view
 from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
+from orchestrator.cli.output import print_lines
 from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
@@ -18,7 +20,7 @@ from orchestrator.store.ledger import Ledger
 from orchestrator.text import counted
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_discard(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_sweep(parser, json=False)
     parser.add_argument("selector", metavar="SELECTOR", help="such as 'task=math', or a cell's id")
@@ -27,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_discard(args: argparse.Namespace) -> int:
     """Void the products of a stage, and those made from them in any sweep of the store.
 
     If none of the selected cells has a product, what unfinished attempts left behind is discarded instead.
@@ -136,3 +138,27 @@ def _by_stage(nodes: list[StageInstance]) -> str:
     for node in nodes:
         counts[node.stage] = counts.get(node.stage, 0) + 1
     return ", ".join(f"{number} {stage}" for stage, number in counts.items())
+
+
+def configure_cancel(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_sweep(parser, only=True, json=False)
+    add_store(parser)
+
+
+def run_cancel(args: argparse.Namespace) -> int:
+    """Record the cancel request. Workers read it within seconds, save a checkpoint and stop."""
+    view = open_view(args.sweep, no_overrides(args.words))
+    cancelled = cancel_cells(view, view.select(args.only))
+    if cancelled.kept:
+        print(
+            f"{view.title}: {counted(len(cancelled.kept), 'cell')} go on: the current revision has them too"
+        )
+        print(f"  to cancel them: sweep cancel {view.sweep.name}{view.hint}")
+    if not cancelled.cells:
+        print(f"{view.title}: nothing to cancel" + ("" if cancelled.kept else ", all these cells are done"))
+        return 0
+    num_cells = counted(len(cancelled.cells), "cell")
+    print(f"{view.title}: cancelled {num_cells}, {cancelled.num_running} of them running")
+    print_lines(cancelled.lines, indent=2)
+    return 0

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import uuid
@@ -45,6 +46,8 @@ HUB = ("huggingface.co", 443)
 """Host and port of the hub that models and data come from."""
 RAY_PORT = 8265
 """Port of a Ray cluster's dashboard, which accepts jobs."""
+TORCH_S = 120.0
+"""Seconds within which torch must find its GPUs; the first import from a network file system is slow."""
 SLURM_S = 10.0
 """Seconds within which Slurm must answer."""
 
@@ -63,13 +66,13 @@ class Check(NamedTuple):
     detail: str
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_doctor(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_store(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_doctor(args: argparse.Namespace) -> int:
     """Run all checks, print them, and return 1 if one failed."""
     checks = list(_checks(store_url(no_overrides(args.words))))
     if args.json:
@@ -93,6 +96,7 @@ def _checks(url: str) -> Iterator[Check]:
     yield Check(
         "gpus", True if gpus else None, ", ".join(gpus) if gpus else "none visible; stages run on the CPU"
     )
+    yield _torch_gpus(gpus)
     yield _guarded("store", lambda: _store(url))
     yield from _access(url)
     yield _guarded("store semantics", lambda: _semantics(url))
@@ -115,6 +119,31 @@ def _package(name: str) -> Check:
         return Check(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         return Check(name, False, f"not installed: pip install {name}")
+
+
+def _torch_gpus(gpus: Sequence[str]) -> Check:
+    """Check that torch sees the GPUs. A process of its own asks it: CUDA may hang, or abort the process."""
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-m", "orchestrator.sft.gpus"],
+            capture_output=True,
+            text=True,
+            timeout=TORCH_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Check("torch's gpus", False, f"torch does not answer within {TORCH_S:.0f} s")
+    number, _, build = asked.stdout.strip().partition(" ")
+    if asked.returncode != 0 or not number.isdigit():
+        last = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
+        return Check("torch's gpus", False, f"torch cannot be imported: {last}")
+    is_short = int(number) < len(gpus)
+    why = ": stages on them would fail with cause bad_node" if is_short else ""
+    return Check(
+        "torch's gpus",
+        False if is_short else True if gpus else None,
+        f"torch {build} sees {number} of {len(gpus)}{why}",
+    )
 
 
 def _nearest_folder(objects: ObjectStore) -> Path:

@@ -1,4 +1,4 @@
-"""`sweep logs`: print the log of one attempt of a stage of a cell; by default the one that matters now."""
+"""`sweep logs` and `failures`: the log of one attempt, and what failed, alike failures as one group."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import codecs
 import sys
 import time
 
+from orchestrator.api.failures import failure_lines, failures_of
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_lines, print_warnings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import UserError, nearest
@@ -24,7 +25,7 @@ CHUNK, MAX_JSON = 2**20, 2**22
 """Bytes read at a time, and bytes of a log's end in one JSON value."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_logs(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_sweep(parser)
     add_cell(parser)
@@ -39,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_logs(args: argparse.Namespace) -> int:
     """Print one log."""
     if args.json and args.follow:
         raise UserError("--follow has no end, --json is one object", fix="leave out one of them")
@@ -80,7 +81,7 @@ def _print_job(view: SweepState, cell: Cell, *, as_json: bool) -> int:
         raise UserError(
             f"{cell.cell} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.cell}"
         )
-    where, logs = _of_job(view, job.submission, job.task)
+    where, logs = _of_job(view, job.filed.submission, job.task)
     if as_json:
         text = "".join(_end_of(objects, key)[0] for objects, key in logs)
         print_json({"cell": cell.cell, "job": job.name, "path": where, "text": text})
@@ -190,3 +191,24 @@ def _print(key: str, view: SweepState, node: StageInstance, number: int, *, foll
         if ended or not follow:
             return
         time.sleep(POLL_S)
+
+
+def configure_failures(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_sweep(parser, only=True)
+    add_store(parser)
+
+
+def run_failures(args: argparse.Namespace) -> int:
+    """Print the groups of failures, that with the most cells first."""
+    view = open_view(args.sweep, no_overrides(args.words))
+    groups = failures_of(view, view.select(args.only))
+    if args.json:
+        print_json({"sweep": view.sweep.name, "revision": view.number, "failures": groups})
+        return 0
+    print_warnings(view)
+    if not groups:
+        print(f"{view.title}: nothing failed")
+    for group in groups:
+        print_lines(failure_lines(group))
+    return 0

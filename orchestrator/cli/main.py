@@ -1,6 +1,6 @@
 """The command `sweep`: select the verb, run it, and turn errors into exit codes.
 
-Each verb is one module in `orchestrator/cli/`, imported only when it is used.
+A verb is two functions, `configure_VERB` and `run_VERB`, in a module that is imported only when it is used.
 
 Exit codes:
     0: success.
@@ -11,14 +11,16 @@ Exit codes:
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, NoReturn
 
-from orchestrator.cli.verbs import VERBS, verb_of
 from orchestrator.entry import ReaderLeft, prepare
-from orchestrator.errors import SweepError, UserError
+from orchestrator.errors import SweepError, UserError, nearest
 from orchestrator.text import escaped, one_line, words_of
 
 HELP = """usage: sweep VERB ...
@@ -85,7 +87,7 @@ def _run(words: list[str]) -> int:
         words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         width = max(map(len, VERBS))
-        lines = (f"  {verb:<{width}}  {does}" for verb, does in VERBS.items())
+        lines = (f"  {name:<{width}}  {verb.does}" for name, verb in VERBS.items())
         print(HELP.format(verbs="\n".join(lines)), end="")
         return 0
     if words[0] == "--version":
@@ -94,9 +96,8 @@ def _run(words: list[str]) -> int:
 
         print(f"polysweep {__version__}")
         return 0
-    module, parser = verb_of(words[0])
-    code: int = module.run(parser.parse_intermixed_args(with_store(words[1:])))
-    return code
+    run, parser = verb_of(words[0])
+    return run(parser.parse_intermixed_args(with_store(words[1:])))
 
 
 def with_store(words: Sequence[str]) -> list[str]:
@@ -115,6 +116,74 @@ def with_store(words: Sequence[str]) -> list[str]:
             raise UserError("--store names no store", fix="--store URL")
         found.append(word if url == word else f"store.url={url}")
     return found
+
+
+class Verb(NamedTuple):
+    """A verb: the module in `orchestrator.cli` that holds it, and what it does in a few words."""
+
+    module: str
+    does: str
+
+
+VERBS: Final = {
+    "list": Verb("plan", "the sweeps that exist, with their number of cells"),
+    "plan": Verb("plan", "what would run, why, and at what cost; changes nothing"),
+    "prefetch": Verb("plan", "fetch the models and data that its cells need"),
+    "launch": Verb("launch", "run everything that is not done"),
+    "status": Verb("status", "where each cell stands, also while it runs"),
+    "failures": Verb("logs", "what failed, failures that look alike as one"),
+    "why": Verb("status", "the evidence behind a cell's state"),
+    "show": Verb("status", "a cell's resolved config, digests and files"),
+    "diff": Verb("diff", "which field made it another cell or stage"),
+    "logs": Verb("logs", "the log of a stage"),
+    "rerun": Verb("launch", "run the failed cells again"),
+    "reconcile": Verb("launch", "settle jobs that ended, and submit what no job holds"),
+    "discard": Verb("discard", "void products after a bug fix"),
+    "cancel": Verb("discard", "stop cells and keep them from being claimed"),
+    "collect": Verb("rows", "the result rows as one table"),
+    "report": Verb("rows", "tables, figures and a page from the rows that there are"),
+    "best": Verb("rows", "the cells with the lowest or highest value of a metric"),
+    "data": Verb("data", "describe, import and check parallel task data"),
+    "completion": Verb("completion", "a script for the shell: completes verbs, options and names of sweeps"),
+    "clean": Verb("upkeep", "list what no current revision names; --yes deletes it"),
+    "doctor": Verb("doctor", "check this machine and the store"),
+    "upgrade": Verb("upkeep", "let a store of an earlier format hold what this version records"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports a usage error as a `UserError`, in the form of all other errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `UserError` instead of exiting.
+
+        Args:
+            message: what argparse found wrong.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(message, fix=f"{self.prog} --help")
+
+
+def verb_of(name: str) -> tuple[Callable[[argparse.Namespace], int], argparse.ArgumentParser]:
+    """Import the module of a verb, and return the function that runs it, with its parser.
+
+    Raises:
+        UserError: there is no such verb.
+    """
+    if name not in VERBS:
+        raise UserError(f"unknown verb {name!r}", allowed=nearest(name, VERBS, limit=30), fix="sweep --help")
+    module = importlib.import_module(f"orchestrator.cli.{VERBS[name].module}")
+    # Without abbreviations, an option added later cannot make a user's shortened option ambiguous.
+    parser = Parser(prog=f"sweep {name}", description=VERBS[name].does, allow_abbrev=False)
+    getattr(module, f"configure_{name}")(parser)
+    if name not in ("data", "completion"):
+        parser.add_argument(
+            "--store", metavar="URL", help="a folder, s3://... or gs://...; short for store.url=URL"
+        )
+    run: Callable[[argparse.Namespace], int] = getattr(module, f"run_{name}")
+    return run, parser
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from orchestrator.api.state import SweepState
-from orchestrator.text import escaped, one_line
+from orchestrator.errors import UserError
+from orchestrator.registry import GENERAL
+from orchestrator.text import counted, escaped, one_line
 
 GAP = "  "
 MIN_TEXT = 24
@@ -134,6 +137,9 @@ def _wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
+NUMBERS = "report.json"
+"""File of a report that holds its numbers."""
+
 COLOURS = {
     "done": 32,
     "running": 36,
@@ -242,3 +248,30 @@ def print_warnings(view: SweepState) -> None:
 def shorten(text: str, length: int) -> str:
     """Return a text on one line, cut to a length."""
     return one_line(text, length)
+
+
+MOST_PATHS, MAIN_PATHS = 6, 3
+"""Up to `MOST_PATHS` files are all listed. Of more files, only the first `MAIN_PATHS` are."""
+
+
+def print_written(written: Sequence[Path], as_json: bool) -> None:
+    """Print the paths of the written files, or the content of ``report.json``.
+
+    Args:
+        written: the files of all reports.
+        as_json: whether to print ``report.json`` instead of paths.
+
+    Raises:
+        UserError: JSON is requested and no report wrote any.
+    """
+    if not as_json:
+        shown = written if len(written) <= MOST_PATHS else written[:MAIN_PATHS]
+        for path in shown:
+            print(path)
+        if len(shown) < len(written):
+            print(f"and {counted(len(written) - len(shown), 'more file')} in {shown[0].parent}")
+        return
+    numbers = [path for path in written if path.name == NUMBERS]
+    if not numbers:
+        raise UserError(f"none of the sweep's reports writes {NUMBERS}", fix=f"--report {GENERAL}")
+    sys.stdout.write(numbers[0].read_text(encoding="utf-8").rstrip() + "\n")

@@ -1,20 +1,27 @@
-"""`sweep plan`: show the cells, their stages, and what a launch would do and why (read-only)."""
+"""`sweep list`, `plan` and `prefetch`: which sweeps there are, what a launch would do, and what it needs."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from orchestrator.api.drift import cell_drift, code_drift, needing_retired_lines
-from orchestrator.api.estimates import distinct, told
-from orchestrator.api.planning import Plan, engine_of, hardware_of, planned
-from orchestrator.api.state import (
-    SweepState,
-    split_store,
+from orchestrator.api.estimates import (
+    call,
+    distinct,
+    in_total,
+    missing_of,
+    need_line,
+    needs_of,
+    of_cell,
+    together,
 )
-from orchestrator.cli.arguments import add_composing, again
-from orchestrator.cli.costs_table import print_costs
+from orchestrator.api.launching import engine_of, planned
+from orchestrator.api.planning import Plan, cell_drift, hardware_of
+from orchestrator.api.requests import code_drift, needing_retired_lines
+from orchestrator.api.state import SweepState, current_revision, split_store, store_url
+from orchestrator.cli.arguments import add_composing, add_store, again, no_overrides
 from orchestrator.cli.output import (
     ComposeProgress,
     print_json,
@@ -23,16 +30,22 @@ from orchestrator.cli.output import (
     print_warnings,
     shorten,
 )
+from orchestrator.compose.files import SweepEntry, find_sweeps, shipped
 from orchestrator.core.plan import Action, Step
+from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
+from orchestrator.costs import DEVICES, Estimate
+from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.registry import importable, load
+from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.text import counted
 
 MAX_GROUP_SHOWN = 8
 """Missing needs that are listed; ``--json`` lists all of them."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_plan(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_composing(parser)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
@@ -43,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-gpus", type=int, metavar="N", help="that one cell may have")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_plan(args: argparse.Namespace) -> int:
     """Print the plan."""
     view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
@@ -59,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     print_warnings(view)
     print_lines(cell_drift(view), indent=2)
     print_lines(code_drift(view, cells, composition.import_paths if composition else ()), indent=2)
-    _print(plan)
+    _print_plan(plan)
     return 0
 
 
@@ -86,7 +99,7 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
     print_table(("stage", *Action), rows)
 
 
-def _print(plan: Plan) -> None:
+def _print_plan(plan: Plan) -> None:
     """Print stages, costs, cells and missing needs of a plan."""
     view, cells = plan.view, plan.cells
     print_stages(view, cells, plan.steps)
@@ -99,7 +112,7 @@ def _print(plan: Plan) -> None:
         missing = distinct(plan.missing)
         print(f"\n{counted(len(plan.missing), 'cell')} blocked:")
         for need in missing[:MAX_GROUP_SHOWN]:
-            print(f"  {told(need)}")
+            print(f"  {need_line(need)}")
         if len(missing) > MAX_GROUP_SHOWN:
             print(f"  and {len(missing) - MAX_GROUP_SHOWN} more")
         if any(need.fetch for need in missing):
@@ -124,3 +137,235 @@ def _summary(plan: Plan, cell: Cell) -> str:
     # "Not started" is the reason of every first run and explains nothing.
     told = [s.reason for s in steps.values() if s.action is not Action.REUSE and s.reason != NOT_STARTED]
     return "; ".join(parts) + (f" ({shorten(told[0], 90)})" if told else "")
+
+
+MAX_GROUPS, MAX_NOTES = 40, 12
+"""Lines of the table, and assumptions below it. ``--json`` holds all of them."""
+COLUMNS = ("cells", "steps", "tokens", "FLOP", "GPU-hours", "GPUs", "micro-batch", "disk GiB", "GiB a GPU")
+
+
+def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardware: HardwareSettings) -> None:
+    """Print a table of costs, grouped by the values of one axis, and the totals.
+
+    Print nothing if no stage has an estimate.
+
+    Args:
+        cells: that were selected.
+        estimates: digest of a stage to its estimate.
+        hardware: what the estimates assume.
+    """
+    if not estimates:
+        return
+    axis = _cost_axis(cells, estimates)
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.axes[axis] if axis else "all", []).append(cell)
+    shown = list(groups.items())[:MAX_GROUPS]
+    print()
+    print_table((axis or "", *COLUMNS), [(label, *_cost_row(group, estimates)) for label, group in shown])
+    if len(groups) > len(shown):
+        print(f"and {len(groups) - len(shown)} more values of {axis}")
+    _print_totals(in_total(cells, estimates, hardware), hardware)
+
+
+def _cost_axis(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> str | None:
+    """Return the axis to group the table by: the first one whose value determines GPUs and micro-batch.
+
+    Cells of one line then need the same hardware, and the line shows one number instead of a range. If no
+    axis does that, the first axis is used.
+    """
+    # Only training decides the hardware. A cell that just evaluates fits everywhere.
+    trained = [(cell, one) for cell in cells if (one := of_cell(cell, estimates)) and one.num_steps]
+    axes = list(cells[0].axes)
+    for axis in axes:
+        fits: dict[str, set[tuple[Any, ...]]] = {}
+        for cell, one in trained:
+            fits.setdefault(cell.axes[axis], set()).add((one.num_gpus, one.micro_batch))
+        if all(len(found) == 1 for found in fits.values()):
+            return axis
+    return axes[0] if axes else None
+
+
+def _cost_row(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
+    """Return one line of the table: sums over distinct stages, and ranges over cells."""
+    # Cells of a group share stages. Each distinct stage is paid once.
+    digests = dict.fromkeys(digest for cell in cells for digest in cell.chain if digest in estimates)
+    total = together(estimates[digest] for digest in digests)
+    ones = [one for cell in cells if (one := of_cell(cell, estimates))]
+    trained = [one for one in ones if one.num_steps] or ones
+    return (
+        str(len(cells)),
+        _span(one.num_steps for one in trained),
+        amount(total.num_tokens),
+        amount(total.model_flops),
+        hours(total.gpu_hours),
+        _span(one.num_gpus for one in trained),
+        _span(one.micro_batch for one in trained if one.micro_batch),
+        gib(total.disk_gib),
+        _memory(max(trained, key=lambda one: one.memory_gib, default=Estimate())),
+    )
+
+
+def _memory(estimate: Estimate) -> str:
+    """Return the memory of a GPU in GiB, with its terms from the largest down."""
+    terms = sorted(estimate.memory_terms_gib.items(), key=lambda term: -term[1])
+    parts = " + ".join(f"{name} {gib:.2g}" for name, gib in terms if gib >= 0.005)
+    return f"{estimate.memory_gib:.3g} = {parts}" if parts else f"{estimate.memory_gib:.3g}"
+
+
+def _span(values: Iterable[int]) -> str:
+    """Return the range of some numbers, such as ``1-8``; a single number if they are equal, ``-`` if none."""
+    found = sorted(set(values))
+    if not found:
+        return "-"
+    return str(found[0]) if len(found) == 1 else f"{found[0]:,}-{found[-1]:,}"
+
+
+def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None:
+    """Print the totals of all cells as sentences, and the assumptions behind them."""
+    device = f"{hardware.device} ({DEVICES[hardware.device].memory_gib:g} GiB)"
+    trained = (
+        f"{amount(totals['num_tokens'])} tokens, {amount(totals['model_flops'])}FLOP"
+        f" ({amount(totals['hardware_flops'])}FLOP with recomputation),"
+        f" {hours(totals['gpu_hours'])} GPU-hours of training and "
+    )
+    generated = f"{hours(totals['generation_gpu_hours'])} of generating"
+    answers = counted(totals["num_generations"], "answer")
+    print(f"in total: {trained if totals['num_steps'] else ''}{generated} {answers}, on {device}")
+    print(
+        f"  about {duration(totals['wall_hours'])}; disk {gib(totals['disk_gib'])} GiB in the end,"
+        f" {gib(totals['peak_disk_gib'])} GiB at the peak"
+    )
+    notes = totals["assumptions"]
+    for note in notes[:MAX_NOTES]:
+        print(f"  assumed: {note}" if "measured" not in note else f"  {note}")
+    if len(notes) > MAX_NOTES:
+        print(f"  and {len(notes) - MAX_NOTES} more assumptions, see --json")
+
+
+def amount(number: float) -> str:
+    """Return a number with three significant digits and an SI prefix, such as ``23.4 G``."""
+    for size, prefix in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{prefix}"
+    return f"{number:g}"
+
+
+def hours(number: float) -> str:
+    """Return a number of hours: two decimals below 10, none from there on."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
+
+
+def duration(number: float) -> str:
+    """Return a number of hours as text, in minutes if it is below one hour."""
+    return f"{number:,.1f} hours" if number >= 1 else f"{60 * number:.0f} minutes"
+
+
+def gib(number: float) -> str:
+    """Return a number of GiB: two decimals below 10, none from there on."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
+
+
+def configure_prefetch(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_composing(parser)
+
+
+def run_prefetch(args: argparse.Namespace) -> int:
+    """Fetch each missing need once. A failed fetch does not stop the others.
+
+    Raises:
+        InfrastructureError: a need is still missing in the end.
+    """
+    view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    cells = view.select(args.only)
+    import_paths = engine_of(view, composition, split_store(args.overrides)[1])[1]
+    needs = needs_of(view, cells, import_paths)
+    missing = distinct(missing_of(needs))
+    print(f"{view.title}: {counted(len(distinct(needs)), 'need')}, {len(missing)} missing")
+    problems: list[str] = []
+    fixes: list[str] = []
+    with importable(import_paths):
+        for number, need in enumerate(missing, start=1):
+            print(f"[{number}/{len(missing)}] {need_line(need)}", flush=True)
+            try:
+                if not need.fetch:
+                    raise UserError(f"{need.what}: {need.advice or 'nothing can fetch it'}")
+                call(need.fetch, load(need.fetch, where=need.what), **need.arguments)
+                print("  there")
+            except SweepError as error:
+                problems.append("\n  ".join(filter(None, (error.what, error.where, error.allowed))))
+                fixes.append(error.fix)
+                print("  failed")
+    # Check again: a fetch without an error may still leave a need unmet.
+    left = missing_of(needs_of(view, cells, import_paths))
+    if problems or left:
+        left_names = [need_line(need) for need in distinct(left)]
+        raise InfrastructureError(
+            f"{counted(len(left_names), 'need')} of {view.sweep.name} could not be fetched",
+            where="\n  ".join(problems or left_names),
+            fix="; ".join(filter(None, dict.fromkeys(fixes))),
+        )
+    print(f"{counted(len(cells), 'cell')} can run here: {again('launch', args)}")
+    return 0
+
+
+def configure_list(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_store(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """List the user's sweep files, then sweeps found only in the store, then those shipped here."""
+    ledger = open_ledger(store_url(no_overrides(args.words)))
+    entries = find_sweeps()
+    place = shipped("sweeps").resolve()
+    own = [entry for entry in entries if entry.path.parent != place]
+    alone = sorted(set(ledger.sweeps()) - {entry.name for entry in entries})
+    rows = [
+        *(_of_file(ledger, entry) for entry in own),
+        *(row for name in alone if (row := _of_store(ledger, name)) is not None),
+        *(_of_file(ledger, entry) for entry in entries if entry not in own),
+    ]
+    if args.json:
+        print_json(rows)
+        return 0
+    shown = [
+        (
+            r["sweep"],
+            "?" if r["num_cells"] is None else r["num_cells"],
+            r["revision"] or "-",
+            r["description"],
+        )
+        for r in rows
+    ]
+    print_table(("sweep", "cells", "revision", "description"), shown)
+    return 0
+
+
+def _of_file(ledger: Ledger, entry: SweepEntry) -> dict[str, Any]:
+    """Return the line of a sweep file. A file with an error is listed with the error."""
+    return {
+        "sweep": entry.name,
+        "num_cells": entry.num_cells,
+        "revision": current_revision(ledger, entry.name),
+        "description": entry.description if not entry.error else f"error: {entry.error}",
+        "path": str(entry.path),
+    }
+
+
+def _of_store(ledger: Ledger, name: str) -> dict[str, Any] | None:
+    """Return the line of a sweep in the store, None if it was never sealed."""
+    # Records of a launch that died before it sealed anything leave a name without a revision.
+    number = current_revision(ledger, name)
+    if number is None:
+        return None
+    sweep = ledger.revision(name, number).sweep
+    return {
+        "sweep": name,
+        "num_cells": len(sweep.cells),
+        "revision": number,
+        "description": sweep.description,
+        "path": "",
+    }

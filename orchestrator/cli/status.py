@@ -1,31 +1,38 @@
-"""`sweep status`: show the state of each cell, from any machine that can read the store."""
+"""`sweep status`, `why` and `show`: the states of a sweep's cells, the evidence behind one, and its files."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
+from typing import Any
 
-from orchestrator.api.drift import code_drift
-from orchestrator.api.state import open_view
-from orchestrator.api.status import as_json, notes_of, retries_of
-from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
+import msgspec
+
+from orchestrator.api.requests import code_drift, retired_line
+from orchestrator.api.state import SweepState, open_view
+from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
+from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings, shorten
+from orchestrator.core.records import remaining_files
 from orchestrator.core.state import State
+from orchestrator.core.sweep import StageInstance
+from orchestrator.store import layout
 from orchestrator.text import counted
+from orchestrator.trackers.base import history
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_status(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     add_sweep(parser, only=True)
     add_store(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_status(args: argparse.Namespace) -> int:
     """Print the state of each cell."""
     view = open_view(args.sweep, no_overrides(args.words))
     cells = view.select(args.only)
     if args.json:
-        print_json(as_json(view, cells))
+        print_json(status_json(view, cells))
         return 0
     counts = Counter(view.cells[cell.cell].state for cell in cells)
     summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
@@ -54,3 +61,95 @@ def run(args: argparse.Namespace) -> int:
     for note, number in notes_of(view, cells).items():
         print(f"note: {note} ({counted(number, 'cell')})")
     return 0
+
+
+def configure_why(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_sweep(parser)
+    add_cell(parser)
+    add_store(parser)
+
+
+def run_why(args: argparse.Namespace) -> int:
+    """Print the evidence for the state of one cell."""
+    view = open_view(args.sweep, no_overrides(args.words))
+    cell = view.cell(args.cell)
+    found = explain(view, cell)
+    if args.json:
+        print_json(found)
+        return 0
+    state, *lines = explanation_lines(found)
+    print(f"{view.title} {cell.cell}\n{state}")
+    print_warnings(view)
+    print_lines(lines)
+    return 0
+
+
+def configure_show(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_sweep(parser)
+    add_cell(parser)
+    add_store(parser)
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Print one cell."""
+    view = open_view(args.sweep, no_overrides(args.words))
+    cell = view.cell(args.cell)
+    stages: list[dict[str, Any]] = []
+    for digest in cell.chain:
+        node, evidence = view.sweep.nodes[digest], view.snapshot.evidence(digest)
+        number = evidence.attempts[-1].number if evidence.attempts else None
+        # The last attempt need not be the one that made the product: it may have been lost after another had
+        # finished.
+        if evidence.done is not None:
+            number = evidence.done.attempt
+        where = "" if number is None else layout.payload(node.stage, digest, number)
+        stages.append(
+            {
+                "stage": node.name,
+                "digest": digest,
+                "state": view.cells[cell.cell].stages[digest].state,
+                "folder": f"{view.ledger.objects.url}/{where}" if where else None,
+                "files": [f.path for f in remaining_files(evidence.done.files, evidence.retired)]
+                if evidence.done
+                else [],
+                "retired": evidence.retired,
+                "reads": node.reads,
+                "metrics": _last_metrics(view, node, number),
+                "inputs": [view.sweep.nodes[i.digest].name for i in node.inputs],
+            }
+        )
+    if args.json:
+        print_json(
+            {
+                "sweep": view.sweep.name,
+                "revision": view.number,
+                "cell": cell.cell,
+                "axes": cell.axes,
+                "columns": cell.columns,
+                "config": cell.config,
+                "stages": stages,
+            }
+        )
+        return 0
+    print(f"{view.title} {cell.cell}")
+    print(msgspec.yaml.encode(cell.config).decode())
+    for stage in stages:
+        if stage["metrics"]:
+            text = ", ".join(f"{key} {value}" for key, value in stage["metrics"].items())
+            print(f"last metrics of {stage['stage']}: {text}")
+    print_table(
+        ("stage", "digest", "state", "files in"),
+        [(s["stage"], str(s["digest"])[:12], s["state"], s["folder"] or "-") for s in stages],
+    )
+    for stage in stages:
+        for retired in stage["retired"]:
+            print(f"retired of {stage['stage']}: {retired_line(retired)}")
+    return 0
+
+
+def _last_metrics(view: SweepState, node: StageInstance, number: int | None) -> dict[str, Any]:
+    """Return the last line of metrics that an attempt logged, empty without one."""
+    rows = history(view.ledger, node, number) if number is not None else []
+    return rows[-1] if rows else {}

@@ -14,7 +14,6 @@ from typing import Any
 
 from orchestrator.compose.axes import Axis, axis_of, cell_labels, cut
 from orchestrator.compose.configs import Configs
-from orchestrator.compose.declarations import importable
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
 from orchestrator.compose.interpolations import refuse_varying
 from orchestrator.compose.overrides import Overrides, composed_engine, refuse_secrets, split_store
@@ -26,7 +25,7 @@ from orchestrator.core.settings import RunSettings
 from orchestrator.core.sweep import Sweep, SweepFile, check_axis, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import REPORTS, STAGES, lookup
+from orchestrator.registry import REPORTS, STAGES, importable, lookup
 from orchestrator.stage import StageSpec
 
 

@@ -32,6 +32,8 @@ _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 # No axis may have these names (`check_axis`). A column may be called state or cause, and then hides the key.
 _OWN_KEYS = ("state", "cause", "cell")
+# Sweeps of earlier versions may have an axis of this name, which then hides the key.
+_LATER_KEYS = ("failure",)
 
 
 class Subject(NamedTuple):
@@ -44,6 +46,7 @@ class Subject(NamedTuple):
         cell: its id, "" before it has one.
         state: its state, None where states are not available.
         cause: the cause of its failure, None if there is none.
+        failure: the fingerprints of its failed stages.
     """
 
     axes: Mapping[str, str]
@@ -52,11 +55,13 @@ class Subject(NamedTuple):
     cell: str = ""
     state: str | None = None
     cause: str | None = None
+    failure: tuple[str, ...] = ()
 
     def value(self, key: str) -> Any:
         """Return the value of a key, or MISSING.
 
-        The first of these that has the key counts: axes, columns, `state`, `cause` and `cell`, the config.
+        The first of these that has the key counts: axes, columns, `state`, `cause` and `cell`, the config,
+        and at last `failure`.
         """
         if key in self.axes:
             return self.axes[key]
@@ -64,11 +69,12 @@ class Subject(NamedTuple):
             return self.columns[key]
         if key in _OWN_KEYS:
             return getattr(self, key)
-        return pick(self.config, key)
+        found = pick(self.config, key)
+        return getattr(self, key) if key in _LATER_KEYS and found is MISSING else found
 
     def known(self) -> list[str]:
         """Return all keys for which `value` finds a value."""
-        return [*self.axes, *self.columns, *_OWN_KEYS, *dotted_keys(self.config)]
+        return [*self.axes, *self.columns, *_OWN_KEYS, *_LATER_KEYS, *dotted_keys(self.config)]
 
 
 class _Pattern:
@@ -206,7 +212,9 @@ def refuse_impossible(texts: Iterable[str], subjects: Sequence[Subject]) -> None
         UserError: there is one, such as ``seed=0 seed=1`` where ``seed=0,1`` was meant.
     """
     for text in texts:
-        words = [word for word in Selector.parse(text)._words if word.key not in ("state", "cause")]
+        words = [
+            word for word in Selector.parse(text)._words if word.key not in ("state", "cause", "failure")
+        ]
         if words and not any(all(word.matches(subject) for word in words) for subject in subjects):
             raise UserError(
                 f"no cell matches {text!r}",

@@ -32,6 +32,10 @@ class StoreSettings(Settings, frozen=True):
     outage_s: Annotated[float, SINCE_2] = 600.0
 
 
+MIRROR_FINISH_S = 60.0
+"""Seconds for a mirror to upload what is left after the launch has ended."""
+
+
 class TrackerSettings(Settings, frozen=True):
     """Where metrics are sent.
 

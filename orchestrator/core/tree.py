@@ -73,6 +73,16 @@ def dotted_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(value, f"{prefix}{name}.")
 
 
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys of values (not sections) that differ, each with both values; None if absent."""
+    changed = {}
+    for key in sorted({*dotted_keys(old), *dotted_keys(new)}):
+        before, after = pick(old, key), pick(new, key)
+        if before != after and not isinstance(before, Mapping) and not isinstance(after, Mapping):
+            changed[key] = (None if before is MISSING else before, None if after is MISSING else after)
+    return changed
+
+
 def share_unchanged(value: Any, before: Any) -> Any:
     """Return an equal tree of lists and dicts that shares all unchanged subtrees with an earlier tree.
 

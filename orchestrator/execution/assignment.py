@@ -23,32 +23,11 @@ from orchestrator.core.settings import RunSettings
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import SINCE_2, Stored
+from orchestrator.jobs.records import JobContext
 from orchestrator.manifest import File
 from orchestrator.processes import describe
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
-
-
-class LostWorker(Stored, frozen=True, kw_only=True):
-    """Evidence that a start of a scheduler's job is over, so that nobody waits for its leases to expire.
-
-    It covers this start and all earlier ones: every attempt of the job up to `restart_count`.
-
-    Attributes:
-        cluster, job, array_index: identify the scheduler's job.
-        slot: the worker of the job; None for all its workers.
-        restart_count: the last start of the job that is over.
-        cause: what the worker's unfinished attempt counts as.
-        evidence: the reason, for people.
-    """
-
-    cluster: str
-    job: str
-    array_index: int = 0
-    slot: int | None = None
-    restart_count: int
-    cause: Cause
-    evidence: str
 
 
 class Shortage(NamedTuple):
@@ -63,31 +42,6 @@ class Shortage(NamedTuple):
     cause: Cause
     message: str
     at_once: bool
-
-
-class JobContext(Stored, frozen=True, kw_only=True):
-    """The scheduler's job that a worker runs in.
-
-    Attributes:
-        cluster, job, array_index, restart_count: the job's identity, see `orchestrator.core.records.Owner`.
-        node: the scheduler's name of this machine.
-        end_at: the job's time limit, in seconds since 1970 on this machine's clock; None if unknown.
-        notice_s: seconds before `end_at` at which stages are requested to write their last checkpoint.
-        min_left_s: the worker starts no stage with fewer seconds left.
-        before: why the job's previous start ended; None if unknown, or if this is the first start.
-        gone: earlier jobs of its cells that are over.
-    """
-
-    cluster: str
-    job: str
-    array_index: int = 0
-    restart_count: int = 0
-    node: str = ""
-    end_at: float | None = None
-    notice_s: float = 0.0
-    min_left_s: float = 0.0
-    before: Cause | None = None
-    gone: tuple[LostWorker, ...] = ()
 
 
 class Assignment(Stored, frozen=True, kw_only=True):
@@ -184,6 +138,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         phase: from the child: where it is ("starting", "running", "finishing").
         step, num_steps: from the child: its progress.
         process: from the child: its identity, by which others can prove that it is gone.
+        stop_s: from the child: seconds that it needs to save and end after a stop; 0 while it is unknown.
     """
 
     stop: str = ""
@@ -191,6 +146,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     step: int | None = None
     num_steps: int | None = None
     process: Process | None = None
+    stop_s: float = 0.0
 
 
 NO_OUTCOME = 74
@@ -273,22 +229,6 @@ def end_of_log(path: Path, num_bytes: int = LOG_END_BYTES) -> str:
 def log_tail(path: Path) -> str:
     """Return the last lines of a log."""
     return "\n".join(end_of_log(path, LOG_TAIL_BYTES).splitlines()[-LOG_TAIL_LINES:])
-
-
-REFUSED = 4
-"""Exit code of a worker that must not claim: the store is unusable, or two attempts failed at their start."""
-
-
-BROKEN_NODE, OTHER_CODE = 5, 6
-"""Exit codes of a worker that must not claim, because of its node or of its code."""
-
-
-RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
-"""Exit codes of a scheduler's job that ended with work left.
-
-After `RELEASED` another job may go on (75 is EX_TEMPFAIL of sysexits.h). After `TOO_SHORT`, without a
-checkpoint, another job would get no further. After `NO_MEMORY` another job needs more host memory.
-"""
 
 
 def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:

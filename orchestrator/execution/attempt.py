@@ -57,6 +57,9 @@ from orchestrator.store.ledger import Ledger
 from orchestrator.store.retention import drop_work
 from orchestrator.text import MAX_LINE, escaped, one_line
 
+STOP_FACTOR = 1.25
+"""Factor on the seconds that a stage measured for saving and ending, because disks are not always as fast."""
+
 
 class AttemptRun:
     """One claimed attempt, and the supervision of its child process.
@@ -248,7 +251,6 @@ class AttemptRun:
         """Watch the child until it ends or must be killed: time limit, grace period after a stop, memory."""
         limits = self._order.settings.policy.limits_s
         limit_s = limits.get(self._node.stage, self._spec.limit_s)
-        grace_s = self._order.settings.policy.grace_s
         told = False
         while process.exitcode is None:
             # The worker adopts the orphans of its stages: collect those that ended, or they stay as zombies.
@@ -269,8 +271,13 @@ class AttemptRun:
                 if (shortage := self._shortage()) is not None and shortage.at_once:
                     return
                 send(pipe, Message(stop=self._released))
-            if told and now_s - self._stopping_s > grace_s:
+            if told and now_s - self._stopping_s > self._grace_s:
                 return
+
+    @property
+    def _grace_s(self) -> float:
+        """Seconds that the child has to end after a stop: the configured ones, or those that it needs."""
+        return max(self._order.settings.policy.grace_s, STOP_FACTOR * self._heartbeats.progress.stop_s)
 
     def _take_message(self, pipe: Connection) -> None:
         try:
@@ -290,6 +297,11 @@ class AttemptRun:
         """Check the reasons to stop, and record a heartbeat when one is due."""
         if not self._released and (why := self._stop_asked()):
             self._released = why
+        # The worker's own notice comes before the job's end, but maybe too late for this stage.
+        end_at = self._order.job.end_at if self._order.job else None
+        needed_s = STOP_FACTOR * self._heartbeats.progress.stop_s
+        if not self._released and end_at is not None and needed_s and end_at - time.time() < needed_s:
+            self._released = "deadline"
         if self._heartbeats.pulse() and not self._released and self._fence.is_superseded():
             self._released = SUPERSEDED
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +17,13 @@ import msgspec
 
 from orchestrator import formats
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Parent
 from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.manifest import contain, copy_file, damage, damage_by_size, fsync_path, fsync_tree, step_of
-from orchestrator.stage import MANIFEST, Checkpoint, CheckpointManifest, Context
+from orchestrator.execution.assignment import ChildOutcome
+from orchestrator.manifest import contain, damage_by_size
+from orchestrator.saving import MANIFEST, CheckpointManifest, step_of
+from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 
@@ -48,6 +48,11 @@ class Candidate(NamedTuple):
     attempt: int
     prefix: str
     manifest: bytes
+
+    def decoded(self) -> CheckpointManifest | None:
+        """Return the manifest; None for one of another step or another format."""
+        manifest = _decoded(self.manifest)
+        return manifest if manifest is not None and manifest.step == self.step else None
 
 
 def candidates(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]) -> list[Candidate]:
@@ -109,89 +114,19 @@ def _of_attempts(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt
 
 def is_whole(ledger: Ledger, candidate: Candidate) -> bool:
     """Return whether a checkpoint has all files that its manifest names, by their sizes."""
-    try:
-        manifest = formats.decode(candidate.manifest, CheckpointManifest)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    manifest = candidate.decoded()
+    if manifest is None:
         return False
     sizes = ledger.objects.trees([candidate.prefix])[candidate.prefix]
-    return manifest.step == candidate.step and damage_by_size(sizes, manifest.files) is None
+    return damage_by_size(sizes, manifest.files) is None
 
 
-def adopt(
-    ledger: Ledger,
-    node: StageInstance,
-    attempts: Sequence[Attempt],
-    folder: Path,
-    *,
-    is_copied: bool = False,
-    pulse: Callable[[], object] = lambda: None,
-    taking: Callable[[Parent], object] = lambda parent: None,
-) -> tuple[Checkpoint, Parent] | None:
-    """Bring the newest checkpoint that verifies into the attempt's folder.
-
-    Its owner may still live and rotate it away at any time. So the files are fetched if necessary, linked or
-    copied, and verified in the new place. If one is missing there, the next candidate is tried.
-
-    Args:
-        ledger: the store.
-        node: the stage instance.
-        attempts: all earlier attempts.
-        folder: this attempt's own payload folder.
-        is_copied: whether to copy instead of link, because the stage may write into its checkpoint and must
-            not change the original.
-        pulse: called before each file, since large ones take longer than a lease.
-        taking: called with the choice before any of its files lies in the folder.
-
-    Returns:
-        The checkpoint in its new place and its origin, or None to start from nothing.
-
-    Raises:
-        OSError: the store did not answer.
-    """
-    for candidate in candidates(ledger, node, attempts):
-        target = folder / layout.CHECKPOINTS / candidate.prefix.rpartition("/")[2]
-        try:
-            manifest = formats.decode(candidate.manifest, CheckpointManifest)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue
-        if manifest.step != candidate.step:
-            continue
-        # An outage is no reason to resume from an older checkpoint, so its error is not caught.
-        source = ledger.objects.fetch(candidate.prefix, manifest.files, pulse=pulse)
-        parent = Parent(attempt=candidate.attempt, step=candidate.step)
-        taking(parent)
-        try:
-            for file in manifest.files:
-                pulse()
-                if is_copied:
-                    (target / file.path).parent.mkdir(parents=True, exist_ok=True)
-                    copy_file(source / file.path, target / file.path, pulse)
-                else:
-                    link(source / file.path, target / file.path)
-                if damage(target, [file]) is not None:
-                    break
-            else:
-                # The files must be on disk before the manifest that declares them complete.
-                fsync_tree(target)
-                (target / MANIFEST).write_bytes(candidate.manifest)
-                fsync_path(target / MANIFEST)
-                fsync_tree(target)
-                return Checkpoint(candidate.step, target), parent
-        except OSError:
-            pass  # it was deleted or changed meanwhile: try the next candidate
-        shutil.rmtree(target, ignore_errors=True)
-    return None
-
-
-def link(source: Path, target: Path) -> None:
-    """Hard-link a file that is never written again, or copy it if the file system has no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _decoded(data: bytes) -> CheckpointManifest | None:
+    """Return a decoded manifest; None for a file of another format."""
     try:
-        os.link(source, target)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
+        return formats.decode(data, CheckpointManifest)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 LOOK_S = 1.0
@@ -230,7 +165,6 @@ class Sealer:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sealer", daemon=True)
         self.superseded = ""
-        """Why nothing is sealed any more; "" while this attempt counts."""
 
     def start(self) -> None:
         """Start the periodic checks."""
@@ -322,9 +256,8 @@ class Sealer:
             return False
         if path == self._adopted:
             return True
-        try:
-            manifest = formats.decode(data, CheckpointManifest)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        manifest = _decoded(data)
+        if manifest is None:
             if path not in self._reported:
                 self._reported.add(path)
                 print(f"checkpoint {path.name} does not count: it holds a {MANIFEST} of its own", flush=True)
@@ -357,3 +290,63 @@ def _raise(error: OSError) -> None:
 def _was_renamed(folder: Path, stamp: _Stamp) -> bool:
     """Whether the folder got its name after everything in it was written."""
     return bool(stamp) and folder.stat().st_ctime_ns >= max(written_ns for *_, written_ns in stamp)
+
+
+def find_unread(
+    ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]
+) -> tuple[Attempt, ChildOutcome] | None:
+    """Return the attempt whose output the next one should read, and its outcome.
+
+    Such an output is read again once. If that attempt fails too, the command runs again::
+
+        attempt 1: command finished, results unread     outcome.unread = 1
+        attempt 2: reads the output of 1, in vain       outcome.unread = 1, not 2
+        attempt 3: the newest failure is of 2, which made no output: run the command
+
+    Args:
+        ledger: the store.
+        node: the stage instance.
+        attempts: the earlier attempts, without those that must not be used.
+    """
+    for attempt in reversed(attempts):
+        outcome = _outcome(ledger, layout.payload(node.stage, node.digest, attempt.number))
+        # Only the newest recorded failure counts: its own output, or the end of the search.
+        if outcome is not None:
+            return (attempt, outcome) if outcome.unread == attempt.number else None
+    return None
+
+
+def _outcome(ledger: Ledger, key: str) -> ChildOutcome | None:
+    """Return the recorded outcome of a failed attempt; None for any other."""
+    data = ledger.objects.get(f"{key}/{layout.OUTCOME}")
+    try:
+        outcome = None if data is None else formats.decode(data, ChildOutcome)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return outcome if outcome is not None and outcome.outcome == "failed" else None
+
+
+def work_of(ledger: Ledger, node: StageInstance, attempt: Attempt) -> Path:
+    """Return the path of an attempt's work folder, whether or not it exists."""
+    key = layout.payload(node.stage, node.digest, attempt.number)
+    return ledger.objects.folder(key) / layout.WORK
+
+
+def foresee(ledger: Ledger, node: StageInstance, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
+    """Return in words what the next attempt would resume from; "" for a start from nothing (read-only).
+
+    The arguments are those of `orchestrator.execution.inheritance.inherit`.
+    """
+    sound = [attempt for attempt in earlier if not is_discarded(ledger, node, attempt)]
+    if spec.command is not None and (found := find_unread(ledger, node, sound)) is not None:
+        return f"reads the output of attempt {found[0].number} again"
+    parts = []
+    for candidate in candidates(ledger, node, earlier):
+        if is_whole(ledger, candidate):
+            parts.append(f"step {candidate.step} of attempt {candidate.attempt}")
+            break
+    # A bucket has no work folders; a folder found there is only in this node's cache.
+    with_work = [a.number for a in sound if work_of(ledger, node, a).is_dir()]
+    if with_work and ledger.objects.in_place:
+        parts.append(f"the work folder of attempt {with_work[-1]}")
+    return f"goes on from {' and '.join(parts)}" if parts else ""

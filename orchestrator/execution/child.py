@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Container
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import msgspec
 
@@ -90,16 +90,15 @@ class Lifeline:
         self._lock = threading.Lock()
         threading.Thread(target=self._serve, name="lifeline", daemon=True).start()
 
-    def report(self, *, phase: str = "", step: int | None = None, num_steps: int | None = None) -> None:
-        """Send the state of the stage to the worker: a new phase at once, a step with the next poll."""
-        old = self._message
-        self._message = Message(
-            phase=phase or old.phase,
-            step=old.step if step is None else step,
-            num_steps=num_steps or old.num_steps,
-            process=old.process,
-        )
-        if phase:
+    def report(self, **state: Any) -> None:
+        """Send the state of the stage to the worker: a new phase at once, a step with the next poll.
+
+        Args:
+            state: fields of `Message` that changed; None for one that did not.
+        """
+        new = {name: value for name, value in state.items() if value is not None}
+        self._message = msgspec.structs.replace(self._message, **new)
+        if "phase" in new:
             with contextlib.suppress(OSError):  # the worker is gone: the thread kills the group
                 self._send()
 
@@ -270,6 +269,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         fence=fence,
         report_progress=progress,
         keeps_work=ledger.objects.in_place,
+        report_stop=lambda seconds: lifeline.report(stop_s=round(seconds, 1)),
     )
 
 
@@ -307,7 +307,7 @@ def _call(
             _print_exception()
             raise StopRequested(stop.why or "stopped") from error
         raise
-    if signal.SIGTERM in received and not context.saw_stop:
+    if signal.SIGTERM in received and not stop.seen:
         raise StopRequested(stop.why or "stopped")  # a library may have left its loop early, without an error
     return _take(context, spec.keep, lambda: checked_rows(returned))
 

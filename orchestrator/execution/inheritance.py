@@ -8,25 +8,26 @@ dies, its successor can read where the contents of the folder came from::
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
-from orchestrator import formats, provenance
+from orchestrator import provenance
 from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Parent, StartRecord
 from orchestrator.core.state import Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.execution.assignment import Assignment, ChildOutcome, git_of
-from orchestrator.execution.checkpoints import adopt, candidates, is_discarded, is_whole, link
+from orchestrator.execution.assignment import Assignment, git_of
+from orchestrator.execution.checkpoints import candidates, find_unread, is_discarded
 from orchestrator.execution.command_text import command_facts
-from orchestrator.execution.work import take_over, work_of
-from orchestrator.manifest import damage
-from orchestrator.stage import MANIFEST, Checkpoint, StageSpec
+from orchestrator.execution.work import take_over
+from orchestrator.manifest import File, copy_file, damage, fsync_path, fsync_tree
+from orchestrator.saving import MANIFEST
+from orchestrator.stage import Checkpoint, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 
@@ -56,13 +57,7 @@ def adopt_former(
     target = folder / layout.SCRATCH / FOLDER
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    try:
-        for file in files:
-            pulse()
-            link(source / file.path, target / file.path)
-    except OSError:
-        return None  # it was deleted meanwhile: the stage runs without it
-    return target if damage(target, files) is None else None
+    return target if _bring(files, source, target, pulse) else None
 
 
 def adopt_unread(
@@ -96,50 +91,94 @@ def adopt_unread(
     key, target = layout.payload(node.stage, node.digest, attempt.number), folder / layout.OUTPUT
     source = ledger.objects.fetch(f"{key}/{layout.OUTPUT}", outcome.files, pulse=pulse)
     taking(attempt.number)
-    try:
-        for file in outcome.files:
-            pulse()
-            link(source / file.path, target / file.path)
-    except OSError:
-        pass  # a file was deleted meanwhile: the check below finds it missing
-    if damage(target, outcome.files) is None:
-        return attempt.number
-    shutil.rmtree(target, ignore_errors=True)
-    return None
+    return attempt.number if _bring(outcome.files, source, target, pulse) else None
 
 
-def find_unread(
-    ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]
-) -> tuple[Attempt, ChildOutcome] | None:
-    """Return the attempt whose output the next one should read, and its outcome.
+def adopt_checkpoint(
+    ledger: Ledger,
+    node: StageInstance,
+    attempts: Sequence[Attempt],
+    folder: Path,
+    *,
+    is_copied: bool = False,
+    pulse: Callable[[], object] = lambda: None,
+    taking: Callable[[Parent], object] = lambda parent: None,
+) -> tuple[Checkpoint, Parent] | None:
+    """Bring the newest checkpoint that verifies into the attempt's folder.
 
-    Such an output is read again once. If that attempt fails too, the command runs again::
-
-        attempt 1: command finished, results unread     outcome.unread = 1
-        attempt 2: reads the output of 1, in vain       outcome.unread = 1, not 2
-        attempt 3: the newest failure is of 2, which made no output: run the command
+    Its owner may still live and rotate it away at any time. So the files are fetched if necessary, linked or
+    copied, and verified in the new place. If one is missing there, the next candidate is tried.
 
     Args:
         ledger: the store.
         node: the stage instance.
-        attempts: the earlier attempts, without those that must not be used.
+        attempts: all earlier attempts.
+        folder: this attempt's own payload folder.
+        is_copied: whether to copy instead of link, because the stage may write into its checkpoint and must
+            not change the original.
+        pulse: called before each file, since large ones take longer than a lease.
+        taking: called with the choice before any of its files lies in the folder.
+
+    Returns:
+        The checkpoint in its new place and its origin, or None to start from nothing.
+
+    Raises:
+        OSError: the store did not answer.
     """
-    for attempt in reversed(attempts):
-        outcome = _outcome(ledger, layout.payload(node.stage, node.digest, attempt.number))
-        # Only the newest recorded failure counts: its own output, or the end of the search.
-        if outcome is not None:
-            return (attempt, outcome) if outcome.unread == attempt.number else None
+    for candidate in candidates(ledger, node, attempts):
+        target = folder / layout.CHECKPOINTS / candidate.prefix.rpartition("/")[2]
+        manifest = candidate.decoded()
+        if manifest is None:
+            continue
+        # An outage is no reason to resume from an older checkpoint, so its error is not caught.
+        source = ledger.objects.fetch(candidate.prefix, manifest.files, pulse=pulse)
+        parent = Parent(attempt=candidate.attempt, step=candidate.step)
+        taking(parent)
+        if _bring(manifest.files, source, target, pulse, is_copied=is_copied):
+            # The files must be on disk before the manifest that declares them complete.
+            fsync_tree(target)
+            (target / MANIFEST).write_bytes(candidate.manifest)
+            fsync_path(target / MANIFEST)
+            fsync_tree(target)
+            return Checkpoint(candidate.step, target), parent
     return None
 
 
-def _outcome(ledger: Ledger, key: str) -> ChildOutcome | None:
-    """Return the recorded outcome of a failed attempt; None for any other."""
-    data = ledger.objects.get(f"{key}/{layout.OUTCOME}")
+def _bring(
+    files: Iterable[File],
+    source: Path,
+    target: Path,
+    pulse: Callable[[], object],
+    *,
+    is_copied: bool = False,
+) -> bool:
+    """Link or copy files, and verify each; return whether all are whole. Otherwise remove the target."""
     try:
-        outcome = None if data is None else formats.decode(data, ChildOutcome)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return outcome if outcome is not None and outcome.outcome == "failed" else None
+        for file in files:
+            pulse()
+            (target / file.path).parent.mkdir(parents=True, exist_ok=True)
+            if is_copied:
+                copy_file(source / file.path, target / file.path, pulse)
+            else:
+                _link(source / file.path, target / file.path)
+            if damage(target, [file]) is not None:
+                break
+        else:
+            return True
+    except OSError:
+        pass  # a file was deleted or changed meanwhile
+    shutil.rmtree(target, ignore_errors=True)
+    return False
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a file that is never written again, or copy it if the file system has no links."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 class Inherited(NamedTuple):
@@ -203,7 +242,7 @@ def inherit(
             return Inherited(unread=unread, work=work)
     # Our own stages never write into an adopted checkpoint, so links are safe for them.
     is_ours = spec.run is not None and spec.run.startswith("orchestrator.")
-    found = adopt(
+    found = adopt_checkpoint(
         *(ledger, node, earlier, folder),
         is_copied=not is_ours,
         pulse=pulse,
@@ -211,26 +250,6 @@ def inherit(
     )
     checkpoint, parent = found or (None, None)
     return Inherited(checkpoint, parent, None, work, kept)
-
-
-def foresee(ledger: Ledger, node: StageInstance, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
-    """Return in words what the next attempt would resume from; "" for a start from nothing (read-only).
-
-    The arguments are those of `inherit`.
-    """
-    sound = [attempt for attempt in earlier if not is_discarded(ledger, node, attempt)]
-    if spec.command is not None and (found := find_unread(ledger, node, sound)) is not None:
-        return f"reads the output of attempt {found[0].number} again"
-    parts = []
-    for candidate in candidates(ledger, node, earlier):
-        if is_whole(ledger, candidate):
-            parts.append(f"step {candidate.step} of attempt {candidate.attempt}")
-            break
-    # A bucket has no work folders; a folder found there is only in this node's cache.
-    with_work = [a.number for a in sound if work_of(ledger, node, a).is_dir()] if sound else []
-    if with_work and ledger.objects.in_place:
-        parts.append(f"the work folder of attempt {with_work[-1]}")
-    return f"goes on from {' and '.join(parts)}" if parts else ""
 
 
 def has_progressed(folder: Path, *, num_adopted: int) -> bool:

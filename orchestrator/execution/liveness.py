@@ -14,8 +14,9 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Heartbeat, Owner
 from orchestrator.core.state import Attempt, Liveness, StageStatus, State
 from orchestrator.core.sweep import StageInstance
-from orchestrator.execution.assignment import JobContext, LostWorker, Message
+from orchestrator.execution.assignment import Message
 from orchestrator.execution.publishing import complain
+from orchestrator.jobs.records import JobContext, LostWorker
 from orchestrator.store import layout
 from orchestrator.store.access import is_transient, told
 from orchestrator.store.evidence import OwnerReport, inspect_owner

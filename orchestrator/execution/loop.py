@@ -13,18 +13,10 @@ from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, V
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
-from orchestrator.execution.assignment import (
-    NO_MEMORY,
-    OTHER_CODE,
-    REFUSED,
-    RELEASED,
-    TOO_SHORT,
-    Assignment,
-    Shortage,
-    share,
-)
+from orchestrator.execution.assignment import Assignment, Shortage, share
 from orchestrator.execution.attempt import AttemptRun
 from orchestrator.execution.liveness import Leaving, Watcher, next_lease_s
+from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.manifest import damage
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce, told
@@ -78,6 +70,7 @@ class Worker:
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
         self._failed_starts, self._replaced, self._starved = 0, False, False
+        self._is_late, self._is_on_bad_node = False, False
         self.num_claims, self._progressed = 0, False  # whether a successor of this job could get further
         self._idle_since_s: float | None = None
         self._leaving = Leaving()
@@ -94,6 +87,9 @@ class Worker:
                 return self._released("replaced")
             if self._failed_starts >= MAX_FAILED_STARTS:
                 self._say("two failures in the start phase in a row: this worker claims no more")
+                return REFUSED
+            if self._is_on_bad_node:
+                self._say("this machine cannot run the stages: this worker claims no more")
                 return REFUSED
             self._scan_s = time.monotonic()
             wishes = self._read_wishes(at_most_s=0.0)
@@ -169,7 +165,7 @@ class Worker:
         if job is None or job.end_at is None:
             return None
         left_s = job.end_at - time.time()
-        return left_s if left_s < job.min_left_s else None
+        return left_s if self._is_late or left_s < job.min_left_s else None
 
     def _pause(self, idle_s: float) -> float:
         time.sleep(idle_s)
@@ -274,6 +270,8 @@ class Worker:
         self._release(node, snapshot)
         self._count_start(run, end)
         self._replaced = end.why == "superseded" and self._is_replaced(node)
+        self._is_late |= end.why == "deadline"
+        self._is_on_bad_node |= end.cause is Cause.BAD_NODE
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._starved = True

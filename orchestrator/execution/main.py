@@ -23,8 +23,9 @@ from orchestrator.core.identity import check_digests
 from orchestrator.core.records import Revision
 from orchestrator.core.sweep import Sweep, preload
 from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.execution.assignment import OTHER_CODE, REFUSED, Assignment, Shortage, this_owner
+from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
+from orchestrator.jobs.records import OTHER_CODE, REFUSED
 from orchestrator.processes import adopt_orphans, leave_step
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, wait_out

@@ -27,8 +27,8 @@ import msgspec
 
 from orchestrator import formats
 from orchestrator.execution.assignment import ChildOutcome
-from orchestrator.manifest import File, damage, damage_by_size, step_of
-from orchestrator.stage import MANIFEST, CheckpointManifest
+from orchestrator.manifest import File, damage, damage_by_size
+from orchestrator.saving import MANIFEST, CheckpointManifest, step_of
 from orchestrator.store import layout
 from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.client import Transfer

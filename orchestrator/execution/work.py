@@ -26,7 +26,7 @@ from typing import NamedTuple
 from orchestrator.core.state import Attempt, Liveness
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import StageFailure
-from orchestrator.execution.checkpoints import is_discarded
+from orchestrator.execution.checkpoints import is_discarded, work_of
 from orchestrator.manifest import TRANSIENT, copy_file, fsync_path, fsync_tree
 from orchestrator.stage import Context
 from orchestrator.store import layout
@@ -102,12 +102,6 @@ def take_over(
         fsync_path(folder)
         return attempt.number
     return None
-
-
-def work_of(ledger: Ledger, node: StageInstance, attempt: Attempt) -> Path:
-    """Return the path of an attempt's work folder, whether or not it exists."""
-    key = layout.payload(node.stage, node.digest, attempt.number)
-    return ledger.objects.folder(key) / layout.WORK
 
 
 def _copy(source: Path, target: Path, pulse: Callable[[], object]) -> None:

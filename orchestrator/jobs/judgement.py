@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -149,6 +150,8 @@ class Judgement(NamedTuple):
     """The decision about one task.
 
     Attributes:
+        filed: Submission of the task.
+        task: Index of the task.
         phase: The phase.
         reason: The evidence, for people.
         seen: The scheduler's observation; None when there is none.
@@ -156,11 +159,18 @@ class Judgement(NamedTuple):
         absence: Why the task's absence from the listing counts, "" when it does not.
     """
 
+    filed: SubmissionState
+    task: int
     phase: Phase
     reason: str
     seen: JobObservation | None = None
     over: JobEnd | None = None
     absence: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the task for people and the scheduler: ``1234_5``, "" before it has an id."""
+        return self.filed.name(self.task)
 
 
 def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) -> Judgement:
@@ -178,7 +188,7 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
        different name alone does not prove that, because people rename jobs (`is_ours`).
     5. The job wrote an exit report and requested no restart: over.
     6. Otherwise: unknown. If the listing is complete for this job, its absence counts, but only after a while
-       and a second query (`orchestrator.api.settling`).
+       and a second query (`orchestrator.api.reconciling`).
 
     Args:
         filed: The submission.
@@ -186,13 +196,17 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
         answer: Reply of its scheduler.
         asker: User who queried.
     """
-    accepted, name = filed.accepted, filed.name(index)
+    accepted, name, judgement = filed.accepted, filed.name(index), partial(Judgement, filed, index)
+
+    def ended(over: JobEnd, seen: JobObservation | None = None) -> Judgement:
+        return judgement(Phase.OVER, ending(name, over), seen, over)
+
     if (closed := filed.over.get(index)) is not None:
-        return _ended(name, closed)
+        return ended(closed)
     if accepted is None:
         submission = filed.submission
         waits = f"submission {submission.number} of {submission.at} was not answered by the scheduler"
-        return Judgement(Phase.UNKNOWN, f"{waits}; `sweep reconcile` settles it")
+        return judgement(Phase.UNKNOWN, f"{waits}; `sweep reconcile` settles it")
     # From here on, an empty `gap` means: the listing is complete for this job.
     gap = answer.problem or listing_gap(filed.submission, answer, asker)
     seen = None if answer.problem else answer.seen.get((accepted.job, index))
@@ -202,32 +216,32 @@ def judge(filed: SubmissionState, index: int, answer: JobListing, asker: Asker) 
         # Accounting keeps earlier jobs of the same number, so only a current listing proves the loss.
         if ours is False and not gap and seen.listed:
             lost = f"the scheduler lost it, and gave its number to {seen.name}"
-            return _ended(name, JobEnd(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost))
+            return ended(JobEnd(index=index, word="FORGOTTEN", cause=Cause.NODE_LOST, detail=lost))
         if ours is None and not gap and seen.over is None:
             why = f"job {name} is {seen.word} under the name {seen.name}: it was renamed, or is another job"
-            return Judgement(Phase.UNKNOWN, why, seen._replace(phase=Phase.UNKNOWN))
+            return judgement(Phase.UNKNOWN, why, seen._replace(phase=Phase.UNKNOWN))
         # An observation that may be another job's is ignored.
         seen = None if gap or not ours else seen
     if seen is not None and seen.over is not None and not (seen.may_return and gap):
-        return _ended(name, _completed(seen.over, filed, report), seen)
+        return ended(_completed(seen.over, filed, report), seen)
     # Accounting may show a job as running for ever, for example after a controller's loss of data.
     last_words = report is not None and not report.requeued
     if seen is not None and not (seen.phase in (Phase.UNKNOWN, Phase.OVER) and last_words):
         if seen.over is not None:
             told = seen._replace(phase=Phase.UNKNOWN, over=None)
-            return Judgement(
+            return judgement(
                 Phase.UNKNOWN, f"job {name} ended {seen.word}, and may be started anew: {gap}", told
             )
         if gap and not seen.listed:
-            return Judgement(Phase.UNKNOWN, f"job {name} is {seen.word} by its accounts: {gap}", seen)
-        return Judgement(seen.phase, _living(name, seen) + _of_driver(filed.driver), seen)
+            return judgement(Phase.UNKNOWN, f"job {name} is {seen.word} by its accounts: {gap}", seen)
+        return judgement(seen.phase, _living(name, seen) + _of_driver(filed.driver), seen)
     if report is not None and last_words:
-        return _ended(name, _reported(index, report))
+        return ended(_reported(index, report))
     if answer.problem:
-        return Judgement(Phase.UNKNOWN, f"job {name}: {answer.problem}")
+        return judgement(Phase.UNKNOWN, f"job {name}: {answer.problem}")
     why = gap or "the scheduler does not list it"
     absence = "" if gap else f"{answer.scope} lists all jobs of {_user(filed.submission)}, and not this one"
-    return Judgement(Phase.UNKNOWN, f"job {name}, accepted at {accepted.at}: {why}", absence=absence)
+    return judgement(Phase.UNKNOWN, f"job {name}, accepted at {accepted.at}: {why}", absence=absence)
 
 
 def listing_gap(submission: Submission, answer: JobListing, asker: Asker) -> str:
@@ -292,10 +306,6 @@ def is_own(submission: Submission, asker: Asker) -> bool:
 def _user(submission: Submission) -> str:
     """Return the name of the user who submitted, for people and older records without a number."""
     return submission.by.rpartition("@")[0] or submission.by or "its user"
-
-
-def _ended(name: str, over: JobEnd, seen: JobObservation | None = None) -> Judgement:
-    return Judgement(Phase.OVER, ending(name, over), seen, over)
 
 
 def _completed(over: JobEnd, filed: SubmissionState, report: JobExitReport | None) -> JobEnd:

@@ -1,4 +1,4 @@
-"""Records of submissions to schedulers, and of the ends of the resulting jobs.
+"""Records of submissions to schedulers and of the ends of the resulting jobs, and the exit codes of workers.
 
 A *submission* is one array of a scheduler. Each of its *tasks* is a job that works on a few cells. The intent
 is recorded before the scheduler is called, and the job's id afterwards. If the process dies in between, the
@@ -7,6 +7,7 @@ job is found again by its unique name. The end of a job is recorded as a *closin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from orchestrator.core.failure import Cause
@@ -197,3 +198,98 @@ class JobExitReport(Record, frozen=True, kw_only=True):
     node: str = ""
     seconds: float = 0.0
     at: str = ""
+
+
+BEAT_S = 20.0
+"""Longest interval between two status records of a driver, in seconds."""
+
+
+class LostWorker(Stored, frozen=True, kw_only=True):
+    """Evidence that a start of a scheduler's job is over, so that nobody waits for its leases to expire.
+
+    It covers this start and all earlier ones: every attempt of the job up to `restart_count`.
+
+    Attributes:
+        cluster, job, array_index: identify the scheduler's job.
+        slot: the worker of the job; None for all its workers.
+        restart_count: the last start of the job that is over.
+        cause: what the worker's unfinished attempt counts as.
+        evidence: the reason, for people.
+    """
+
+    cluster: str
+    job: str
+    array_index: int = 0
+    slot: int | None = None
+    restart_count: int
+    cause: Cause
+    evidence: str
+
+
+class JobContext(Stored, frozen=True, kw_only=True):
+    """The scheduler's job that a worker runs in.
+
+    Attributes:
+        cluster, job, array_index, restart_count: the job's identity, see `orchestrator.core.records.Owner`.
+        node: the scheduler's name of this machine.
+        end_at: the job's time limit, in seconds since 1970 on this machine's clock; None if unknown.
+        notice_s: seconds before `end_at` at which stages are requested to write their last checkpoint.
+        min_left_s: the worker starts no stage with fewer seconds left.
+        before: why the job's previous start ended; None if unknown, or if this is the first start.
+        gone: earlier jobs of its cells that are over.
+    """
+
+    cluster: str
+    job: str
+    array_index: int = 0
+    restart_count: int = 0
+    node: str = ""
+    end_at: float | None = None
+    notice_s: float = 0.0
+    min_left_s: float = 0.0
+    before: Cause | None = None
+    gone: tuple[LostWorker, ...] = ()
+
+
+REFUSED = 4
+"""Exit code of a worker that must not claim: the store is unusable, or two attempts failed at their start."""
+
+
+BROKEN_NODE, OTHER_CODE = 5, 6
+"""Exit codes of a worker that must not claim, because of its node or of its code."""
+
+
+RELEASED, TOO_SHORT, NO_MEMORY = 75, 76, 77
+"""Exit codes of a scheduler's job that ended with work left.
+
+After `RELEASED` another job may go on (75 is EX_TEMPFAIL of sysexits.h). After `TOO_SHORT`, without a
+checkpoint, another job would get no further. After `NO_MEMORY` another job needs more host memory.
+"""
+
+SETUP_FAILED = 78
+"""Exit code of a job in which a line of `cluster.setup` failed: EX_CONFIG of sysexits.h."""
+
+
+EXITS: Mapping[int, tuple[Cause | None, str]] = {
+    0: (None, "its worker ended as it should"),
+    RELEASED: (None, "its worker gave its work back"),
+    TOO_SHORT: (Cause.TIMEOUT, "no checkpoint was finished within its time limit: ask for more hours"),
+    NO_MEMORY: (Cause.OOM_HOST, "a stage ran out of host memory: its next job asks for twice as much"),
+    REFUSED: (Cause.BAD_NODE, "its worker refused to work"),
+    BROKEN_NODE: (Cause.BAD_NODE, "its node did not pass the check"),
+    OTHER_CODE: (Cause.CODE, "its worker found other code than that at launch"),
+    # the exit code of InfrastructureError, which a worker raises when the store does not answer
+    3: (Cause.STORAGE, "its worker could not use the store"),
+    SETUP_FAILED: (Cause.CONFIG, "a line of cluster.setup failed"),
+}
+"""Exit codes of a worker, which its job passes on: the cause that each counts as, and its meaning."""
+
+
+def cause_of_code(code: int) -> Cause | None:
+    """Return the cause that a worker's exit code counts as; None for a good end."""
+    return EXITS[code][0] if code in EXITS else Cause.UNKNOWN
+
+
+def meaning_of_code(code: int) -> str:
+    """Return the meaning of an exit code where it explains more than the worker's last line, else ""."""
+    return EXITS[code][1] if code in (TOO_SHORT, NO_MEMORY) else ""

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from orchestrator.jobs.judgement import Asker, SubmissionState
-from orchestrator.jobs.records import Accepted, DriverStatus, JobEnd, JobEndBatch, JobExitReport, Submission
+from orchestrator.core.records import Request
+from orchestrator.core.settings import RunSettings
+from orchestrator.errors import InfrastructureError
+from orchestrator.jobs.judgement import Asker, SubmissionState, ending
+from orchestrator.jobs.records import (
+    Accepted,
+    DriverStatus,
+    JobEnd,
+    JobEndBatch,
+    JobExitReport,
+    LostWorker,
+    Submission,
+)
+from orchestrator.provenance import age_s
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
@@ -144,3 +156,65 @@ def asker() -> Asker:
         return Asker(uid, pwd.getpwuid(uid).pw_name)
     except KeyError:
         return Asker(uid, str(uid))
+
+
+def request_of(ledger: Ledger, sweep: str, number: int) -> Request:
+    """Read the request that a submission was made for.
+
+    Raises:
+        InfrastructureError: the request cannot be read.
+    """
+    request, problem = ledger.read(layout.request(sweep, number), Request)
+    if request is None:
+        raise InfrastructureError(
+            f"request {number} of {sweep} cannot be read: {problem or 'it is not there'}"
+        )
+    return request
+
+
+def settings_of(request: Request) -> RunSettings:
+    """Return the settings of a launch or rerun request.
+
+    Raises:
+        InfrastructureError: the request is neither, so it has no settings.
+    """
+    if request.settings is None:
+        raise InfrastructureError(f"request {request.number} is a {request.verb}: it starts nothing")
+    return request.settings
+
+
+def gone_of(filed: Sequence[SubmissionState], *, grace_s: float = 0.0) -> Iterator[LostWorker]:
+    """Yield the jobs, and the workers of drivers, that are over and ended badly.
+
+    An attempt of such a worker can be taken over at once. Without this evidence, another worker would wait
+    until the lease of the attempt expires.
+
+    Args:
+        filed: all submissions.
+        grace_s: how long workers may still save a checkpoint after their job was found over.
+    """
+    for each in filed:
+        if each.accepted is None:
+            # without an id it never became a job, so no worker can have claimed anything
+            continue
+        cluster, job = each.submission.cluster, each.accepted.job
+        for index, over in each.over.items():
+            if over.cause is not None and age_s(each.closed_at.get(index, "")) >= grace_s:
+                yield LostWorker(
+                    cluster=cluster,
+                    job=job,
+                    array_index=index,
+                    restart_count=over.restarts,
+                    cause=over.cause,
+                    evidence=ending(f"{job}_{index}", over),
+                )
+        # no grace here: a driver applies it before it records a worker as lost
+        for lost in each.driver.lost if each.driver else ():
+            yield LostWorker(
+                cluster=cluster,
+                job=job,
+                slot=lost.slot,
+                restart_count=lost.restart,
+                cause=lost.cause,
+                evidence=lost.why,
+            )

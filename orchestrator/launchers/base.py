@@ -7,6 +7,7 @@ launcher neither hands out stages nor collects results. `Launcher` starts worker
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -16,9 +17,8 @@ from orchestrator.core.records import Code
 from orchestrator.core.selector import Subject
 from orchestrator.core.settings import RunSettings
 from orchestrator.costs import Estimate, Hardware
-from orchestrator.execution.assignment import JobContext
 from orchestrator.jobs.judgement import JobListing, SubmissionState
-from orchestrator.jobs.records import JobEnd, Resources, Submission
+from orchestrator.jobs.records import JobContext, JobEnd, Resources, Submission
 
 
 class Launch(NamedTuple):
@@ -222,3 +222,13 @@ class Scheduler(Protocol):
         Raises:
             InfrastructureError: the scheduler did not cancel them.
         """
+
+
+def stepped(amount: float) -> float:
+    """Round up to the next of 1, 1.5, 2, 3, 4, 6, 8, ...
+
+    Cells with similar needs then request the same amount, and can share one job array. For example, 5 and 5.7
+    both become 6.
+    """
+    power = 2.0 ** max(0, math.ceil(math.log2(amount)))
+    return 0.75 * power if amount <= 0.75 * power and power > 1 else power

@@ -23,18 +23,10 @@ from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.entry import short_paths
 from orchestrator.errors import UserError
-from orchestrator.execution.assignment import (
-    BROKEN_NODE,
-    NO_MEMORY,
-    OTHER_CODE,
-    REFUSED,
-    RELEASED,
-    TOO_SHORT,
-    Assignment,
-    log_tail,
-)
+from orchestrator.execution.assignment import Assignment, log_tail
 from orchestrator.execution.main import HELD_SIGNALS, in_fork_server
 from orchestrator.formats import encode
+from orchestrator.jobs.records import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.launchers.base import Launch
 from orchestrator.processes import end_adopted
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from transformers import PreTrainedModel
 
+from orchestrator.manifest import REMEMBERED, file_digest, fsync_path, key_of
 from orchestrator.sft import state_before, state_files
 from orchestrator.sft.distributed.parallel import Placed, rank
 
@@ -31,12 +32,24 @@ def epoch_name(step: int) -> str:
     return f"{step:06d}"
 
 
-def save_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write weights and the optimiser's moments; each process writes its own part.
+def state_of(placed: Placed, optimizer: torch.optim.Optimizer) -> state_files.Pieces:
+    """Return this process's part of the weights and of the optimiser's moments.
 
     Learning rates are not saved. They follow from the config and the step.
     """
-    state_files.write(_tensors(*get_state_dict(placed.model, optimizer)), folder / _STATE)
+    return state_files.own_pieces(_tensors(*get_state_dict(placed.model, optimizer)))
+
+
+def write_state(
+    pieces: state_files.Pieces, folder: Path, *, is_needless: Callable[[], bool] = lambda: False
+) -> None:
+    """Write what `state_of` returned, or a copy of it; see `state_files.write_pieces`."""
+    state_files.write_pieces(pieces, folder / _STATE, is_needless=is_needless)
+
+
+def save_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write weights and the optimiser's moments; each process writes its own part."""
+    write_state(state_of(placed, optimizer), folder)
 
 
 def load_state(placed: Placed, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -68,17 +81,28 @@ def save_weights(placed: Placed, folder: Path, *, dtype: torch.dtype) -> None:
     """Write a model that `from_pretrained` reads. Rank 0 writes; all processes must call this together."""
     weights = placed.weights(dtype)
     if rank() == 0:
-        model: PreTrainedModel = placed.model
-        model.save_pretrained(folder, state_dict=weights)
-        # `save_pretrained` records the dtype of the weights in memory, which are trained in float32.
-        model.config.dtype = dtype
-        model.config.save_pretrained(folder)
+        write_weights(placed.model, weights, folder, dtype=dtype)
 
 
-def link_weights(source: Path, target: Path) -> None:
-    """Hard-link the weights of all epochs; copy them where links are not possible."""
+def write_weights(
+    model: PreTrainedModel, weights: dict[str, torch.Tensor], folder: Path, *, dtype: torch.dtype
+) -> None:
+    """Write a model with the given weights, durably, and remember the digests of the files."""
+    model.save_pretrained(folder, state_dict=weights)
+    # `save_pretrained` records the dtype of the weights in memory, which are trained in float32.
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
+    for path in _weight_files(folder):
+        fsync_path(path)
+        REMEMBERED.remember(path, key_of(path), file_digest(path))
+
+
+def link_weights(source: Path, target: Path, *, last_step: int) -> None:
+    """Hard-link the weights of the epochs up to a step; copy them where links are not possible."""
     for folder in sorted((source / EPOCHS).glob("*")):
-        link_files(folder, target / EPOCHS / folder.name)
+        # A later epoch may be in the middle of being written.
+        if int(folder.name) <= last_step:
+            link_files(folder, target / EPOCHS / folder.name)
 
 
 def link_files(source: Path, target: Path) -> None:

@@ -39,16 +39,28 @@ def start(context: Context, *, seed: int) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device to compute on. ``auto`` is the first GPU if there is one, else the CPU.
+    """Return the device to compute on. ``auto`` is the first GPU if this process has any, else the CPU.
+
+    A launcher that gives GPUs names them in CUDA_VISIBLE_DEVICES. If torch does not see them, the driver, the
+    GPU or the installation is at fault, and the CPU would take a hundred times as long.
 
     Raises:
-        StageFailure: ``cuda`` without a GPU (cause ``config``).
+        StageFailure: torch does not see the GPUs that were given (cause ``bad_node``), or ``cuda`` without
+            any (cause ``config``).
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    words = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name != "cpu" else []
+    given = [word for word in words if word.strip() not in ("", "-1")]
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen < len(given):
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise StageFailure(
+            "bad_node",
+            f"torch {torch.__version__} with {build} sees {seen} of the {len(given)} GPUs of"
+            f" CUDA_VISIBLE_DEVICES={','.join(words)}: `sweep doctor` there shows more; device=cpu uses none",
+        )
+    if name == "cuda" and not seen:
         raise StageFailure("config", "device=cuda, but torch sees no GPU")
-    return torch.device(name)
+    return torch.device("cuda" if name == "auto" and seen else "cpu" if name == "auto" else name)
 
 
 def load_tokenizer(inputs: Inputs, uses: Config) -> PreTrainedTokenizerBase:

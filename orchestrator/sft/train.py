@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,30 +26,14 @@ from transformers import get_cosine_schedule_with_warmup
 from orchestrator.costs import DEVICES
 from orchestrator.errors import StageFailure
 from orchestrator.sft import runtime
-from orchestrator.sft.checkpoints import (
-    EPOCHS,
-    epoch_name,
-    link_weights,
-    load_state,
-    save_state,
-    save_weights,
-)
+from orchestrator.sft.checkpoints import link_weights, load_state
 from orchestrator.sft.distributed import launcher, parallel
 from orchestrator.sft.distributed.parallel import Placed, rank, reduced, whole, world_size
 from orchestrator.sft.memory import SIZES, Load, decoder, largest_micro_batch
 from orchestrator.sft.prepare import left_out
+from orchestrator.sft.saver import PROGRESS, Progress, Saver
 from orchestrator.sft.shards import EpochOrder, Part, Rows, open_shard, parts_of
 from orchestrator.stage import Config, Context, Inputs, Row
-
-_PROGRESS = "progress.json"
-
-
-class Progress(NamedTuple):
-    """Record of the training so far, part of each checkpoint; losses are per step and per epoch."""
-
-    seconds: float
-    loss: list[float]
-    validation_loss: list[float]
 
 
 class Training:
@@ -88,6 +71,7 @@ class Training:
         )
         self.num_steps: int = settings.trainer.num_epochs * self._order.steps_per_epoch
         self._optimizer = self._make_optimizer()
+        self._saver = Saver(placed, self._optimizer, context)
         schedule = get_cosine_schedule_with_warmup(
             self._optimizer, math.ceil(self.num_steps * settings.trainer.warmup_share), self.num_steps
         )
@@ -114,14 +98,20 @@ class Training:
                 self._step(step, rows)
                 if number + 1 == per_epoch:
                     self._end_epoch(step)
+                # After the last step only a stop is worth a checkpoint: the product follows at once.
+                if self._context.checkpoint_due(step) and (step < self.num_steps or self._context.stop_asked):
                     self._save(step)
-                elif self._context.checkpoint_due(step):
-                    self._save(step)
+        self._saver.end()
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far, those before a resume included."""
         return self.progress.seconds + time.monotonic() - self._start_s
+
+    @property
+    def checkpoint_share(self) -> float:
+        """Share of the training so far in which it waited for weights and states to be saved."""
+        return (self.progress.held_s + self._saver.held_s) / max(self.seconds, 1e-9)
 
     @property
     def num_tokens(self) -> int:
@@ -141,7 +131,7 @@ class Training:
     def peak_memory_gib(self) -> float:
         """Return the peak memory of any process so far, in GiB: GPU memory, or host memory on a CPU."""
         if self._device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 2**30
+            peak = torch.cuda.max_memory_reserved() / 2**30
         else:  # kilobytes on Linux, bytes on macOS
             unit = 2**30 if sys.platform == "darwin" else 2**20
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
@@ -241,9 +231,11 @@ class Training:
         if not math.isfinite(loss):
             raise StageFailure("nan", f"validation_loss is {loss} at step {step}")
         self.progress.validation_loss.append(loss)
-        self._context.log(step, num_steps=self.num_steps, validation_loss=loss)
         dtype = torch.bfloat16 if self._settings.precision == "bf16" else torch.float32
-        save_weights(self._placed, self._context.output / EPOCHS / epoch_name(step), dtype=dtype)
+        self._saver.epoch(step, dtype)
+        self._context.log(
+            step, num_steps=self.num_steps, validation_loss=loss, checkpoint_share=self.checkpoint_share
+        )
 
     def _validate(self) -> float:
         """Return the mean loss of a validation response token, over all processes."""
@@ -256,15 +248,11 @@ class Training:
 
     def _save(self, step: int) -> None:
         """Save a checkpoint after a step, then end if a stop was requested."""
-        # All processes write: each saves its own part of the state into the same folder.
-        with self._context.checkpoint(step) as folder:
-            save_state(self._placed, self._optimizer, folder)
-            if rank() == 0:
-                # The next attempt's output folder is empty: it takes these epochs from here.
-                link_weights(self._context.output, folder)
-                progress = self.progress._replace(seconds=self.seconds)
-                (folder / _PROGRESS).write_text(json.dumps(progress._asdict()), encoding="utf-8")
-        self._context.stop_if_asked()
+        self._saver.state(step, self.progress._replace(seconds=self.seconds))
+        self._context.log(step, num_steps=self.num_steps, checkpoint_share=self.checkpoint_share)
+        if self._context.stop_asked:
+            self._saver.wait()
+            self._context.stop_if_asked()
 
     def _resume(self) -> int:
         """Load the checkpoint in the context, if there is one. Return its step, 0 without one."""
@@ -272,9 +260,9 @@ class Training:
         if checkpoint is None:
             return 0
         if rank() == 0:
-            link_weights(checkpoint.folder, self._context.output)
+            link_weights(checkpoint.folder, self._context.output, last_step=checkpoint.step)
         load_state(self._placed, self._optimizer, checkpoint.folder)
-        self.progress = Progress(**json.loads(Path(checkpoint.folder, _PROGRESS).read_text(encoding="utf-8")))
+        self.progress = Progress(**json.loads(Path(checkpoint.folder, PROGRESS).read_text(encoding="utf-8")))
         return checkpoint.step
 
 
@@ -394,6 +382,7 @@ def summary(training: Training) -> dict[str, object]:
         "peak_memory_gib": round(training.peak_memory_gib(), 3),
         "num_processes": parallel.world_size(),
         "micro_batch_size": training.micro_batch_size,
+        "checkpoint_share": round(training.checkpoint_share, 4),
         "padding_share": round(training.padding_share(), 4),
         "loss": training.progress.loss,
         "validation_loss": training.progress.validation_loss,

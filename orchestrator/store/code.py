@@ -47,7 +47,7 @@ MAX_BYTES, MAX_FILES = 200_000_000, 20_000
 _IMPORTABLE = (".py", ".so")
 
 
-class Plan(NamedTuple):
+class SnapshotPlan(NamedTuple):
     """A snapshot ready to be stored: each file has been read once, and nothing has been written."""
 
     code: Code
@@ -66,7 +66,7 @@ def plan(
     targets: Iterable[str] = (),
     exclude: Sequence[Path] = (),
     version: str = "",
-) -> Plan:
+) -> SnapshotPlan:
     """Read the code at the import paths into a plan; write nothing.
 
     Args:
@@ -111,7 +111,7 @@ def plan(
     files = [item.file for item in items.values()]
     git = provenance.without_diff(provenance.git_state(str(import_paths[0]))) if import_paths else {}
     code = Code(digest=digest_of(files), import_paths=tuple(mapped), git=git, version=version)
-    return Plan(code, tuple(items.values()))
+    return SnapshotPlan(code, tuple(items.values()))
 
 
 def version_of(code: Code, sweep: Sweep, paths: Sequence[str]) -> str:
@@ -128,27 +128,11 @@ def version_of(code: Code, sweep: Sweep, paths: Sequence[str]) -> str:
     return code.version or provenance.code_digest([s.run for s in sweep.specs.values() if s.run], paths)
 
 
-def take(
-    objects: ObjectStore,
-    import_paths: Sequence[str],
-    *,
-    targets: Iterable[str] = (),
-    exclude: Sequence[Path] = (),
-    version: str = "",
-) -> Code:
-    """Store a snapshot of the code at the import paths, and return its digest and paths; see `plan`.
-
-    Raises:
-        UserError: See `plan`.
-        InfrastructureError: The store does not keep the snapshot.
-    """
-    planned = plan(objects, import_paths, targets=targets, exclude=exclude, version=version)
-    store(objects, planned)
-    return planned.code
-
-
-def store(objects: ObjectStore, planned: Plan) -> None:
+def store(objects: ObjectStore, planned: SnapshotPlan) -> Code:
     """Store a planned snapshot, or only its missing and damaged files. A whole snapshot is left as it is.
+
+    Returns:
+        Its digest and paths.
 
     Raises:
         InfrastructureError: The store does not keep the snapshot.
@@ -160,7 +144,7 @@ def store(objects: ObjectStore, planned: Plan) -> None:
             archive.keep(objects, digest, archive.packed(items))
         # Another launch may have stored the same code already.
         if not damage(objects, digest):
-            return
+            return planned.code
         if objects.in_place:
             key = layout.code(digest)
             _write_all(objects.workspace(key), items)
@@ -172,6 +156,7 @@ def store(objects: ObjectStore, planned: Plan) -> None:
         raise InfrastructureError(f"cannot store the code: {error}", where=objects.url) from error
     if problem:
         raise InfrastructureError(f"the store does not keep the code: {problem}", where=objects.url)
+    return planned.code
 
 
 def damage(objects: ObjectStore, digest: str) -> str:

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from orchestrator.core.secrets import redacted
 from orchestrator.errors import UserError
 from orchestrator.manifest import File, fsync_path, fsync_tree
+from orchestrator.registry import BUCKETS, load
 
 
 class Listing(NamedTuple):
@@ -358,7 +359,7 @@ def open_objects(url: str) -> ObjectStore:
         return PosixStore(Path(url).expanduser().absolute())
     if scheme == "file":
         return PosixStore(Path("/" + rest.lstrip("/")))
-    if scheme not in ("s3", "gs"):
+    if scheme not in BUCKETS:
         raise UserError(
             f"unknown store scheme {scheme!r}",
             where=f"store.url={url}",
@@ -381,7 +382,6 @@ def open_objects(url: str) -> ObjectStore:
             "environment",
             fix=f"store.url={scheme}://my-bucket/runs",
         )
-    # Imported here, because a store in a folder needs neither the cache nor the broker.
-    from orchestrator.store.bucket import RemoteStore
-
-    return RemoteStore(f"{scheme}://{'/'.join([bucket, *parts])}")
+    # Loaded on demand, because a store in a folder needs neither the cache nor the broker.
+    made: ObjectStore = load(BUCKETS[scheme])(f"{scheme}://{'/'.join([bucket, *parts])}")
+    return made

@@ -19,7 +19,7 @@ import msgspec
 from orchestrator.core.secrets import masked
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError
-from orchestrator.trackers.follow import Described
+from orchestrator.trackers.mirror import Described
 
 INIT_S = 20.0
 """Seconds to wait for the server. After that, runs are stored on this machine, for ``wandb sync``."""

@@ -111,7 +111,7 @@ class Proxy:
         return ""
 
 
-def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:
+def _handler(proxy: Proxy, port: int) -> type[BaseHTTPRequestHandler]:  # noqa: C901 - of all its methods together
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

@@ -22,7 +22,9 @@ from tests.store.projects import repository
 def test_a_worker_elsewhere_runs_the_code_of_the_launch(bucket: Bucket, tmp_path: Path) -> None:
     sweep = sweep_of(1)
     seal(bucket.url, sweep)
-    code = snapshots.take(bucket.open(), [str(repository(tmp_path / "checkout", tracked="1"))])
+    code = snapshots.store(
+        bucket.open(), snapshots.plan(bucket.open(), [str(repository(tmp_path / "checkout", tracked="1"))])
+    )
     file = tmp_path / "order.json"
     file.write_bytes(msgspec.json.encode(order_for(bucket.url, sweep.name, code=code)))
     env = {**os.environ, "SWEEP_CACHE": str(tmp_path / "bare")}

@@ -112,9 +112,9 @@ def test_code_is_stored_once_fetched_and_mended(bucket: Bucket, tmp_path: Path) 
     (folder / "run.sh").chmod(0o755)
     (folder / "link").symlink_to("run.sh")
     here, there = bucket.open("here"), bucket.open("there")
-    code = snapshots.take(here, [str(folder)])
+    code = snapshots.store(here, snapshots.plan(here, [str(folder)]))
     bucket.proxy.seen.clear()
-    assert snapshots.take(here, [str(folder)]) == code
+    assert snapshots.store(here, snapshots.plan(here, [str(folder)])) == code
     assert not bucket.proxy.has_seen("PUT", "")
     assert snapshots.damage(there, code.digest) == ""
     root = snapshots.folder(there, code.digest) / "project-0"
@@ -131,7 +131,7 @@ def test_code_that_is_damaged_in_the_bucket_is_named_and_the_next_launch_mends_i
 ) -> None:
     folder = repository(tmp_path / "mine", tracked="1")
     here = bucket.open("here")
-    code = snapshots.take(here, [str(folder)])
+    code = snapshots.store(here, snapshots.plan(here, [str(folder)]))
     archive = f"{layout.code_archive(code.digest)}/files.tar"
     match harm:
         case "archive gone":
@@ -141,7 +141,7 @@ def test_code_that_is_damaged_in_the_bucket_is_named_and_the_next_launch_mends_i
         case "record gone":
             here.delete(layout.code_record(code.digest))
     assert snapshots.damage(bucket.open("there"), code.digest) != ""
-    assert snapshots.take(here, [str(folder)]) == code
+    assert snapshots.store(here, snapshots.plan(here, [str(folder)])) == code
     assert snapshots.damage(bucket.open("there"), code.digest) == ""
 
 
@@ -149,7 +149,7 @@ def test_a_store_that_does_not_answer_keeps_no_code(bucket: Bucket, tmp_path: Pa
     folder = repository(tmp_path / "mine", tracked="1")
     bucket.proxy.is_down = True
     with pytest.raises(InfrastructureError, match="cannot store the code"):
-        snapshots.take(bucket.open(), [str(folder)])
+        snapshots.store(bucket.open(), snapshots.plan(bucket.open(), [str(folder)]))
 
 
 # GCS: no server that speaks its protocol runs here; this shows what is sent, and how refusals are read

@@ -156,7 +156,7 @@ def test_records_are_put_while_files_are_on_their_way(bucket: Bucket) -> None:
 def test_an_upload_that_is_no_longer_wanted_leaves_nothing_behind(bucket: Bucket) -> None:
     """The stage ended while a checkpoint of its was on the way: nothing of it may come after the deletion."""
     from orchestrator.execution.publishing import BucketPublisher
-    from orchestrator.stage import write_checkpoint_manifest
+    from orchestrator.saving import write_checkpoint_manifest
 
     objects, key = bucket.open(), "payload/stage/digest/1"
     folder = objects.workspace(key) / "checkpoints/00000001"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.execution.publishing import BucketPublisher
-from orchestrator.stage import MANIFEST, write_checkpoint_manifest
+from orchestrator.saving import MANIFEST, write_checkpoint_manifest
 from orchestrator.store import layout
 from tests.bucket.buckets import Bucket
 

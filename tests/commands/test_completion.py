@@ -69,7 +69,7 @@ def test_bash_offers_what_may_follow(place, words, offered):
 
 
 def test_every_verb_is_offered_and_so_are_its_options(place):
-    from orchestrator.cli.verbs import VERBS
+    from orchestrator.cli.main import VERBS
 
     assert set(VERBS) <= set(completed(place, ""))
     for verb in ("plan", "clean"):

@@ -115,3 +115,39 @@ def test_a_full_disk_is_a_storage_failure_and_loses_nothing_that_was_recorded(sw
         assert "2 done" in again
     finally:
         os.system(f"umount {disk}")
+
+
+ALIKE = """
+description: failures that look alike, whatever number they name
+config: {kind: good, seed: 0, count: {num_steps: 4, checkpoint_every: 1, step_s: 0.0, fail: null}}
+axes:
+  kind:
+    good: {seed: 1}
+    early: {seed: 2, count.fail: {how: raise, step: 2, attempts: 1}}
+    late: {seed: 3, count.fail: {how: raise, step: 3, attempts: 1}}
+    data: {seed: 4, count.fail: {how: data, step: 2, attempts: 1}}
+stages: [count]
+"""
+
+
+def test_failures_that_look_alike_are_one_group_that_can_be_rerun_by_its_fingerprint(sweep):
+    (sweep.folder / "alike.yaml").write_text(ALIKE)
+    assert "alike@1 (not launched yet" in sweep("failures", "alike.yaml")
+    sweep("launch", "alike.yaml", code=1)
+    raised, data = sweep.json("failures", "alike")["failures"]
+    assert (raised["cause"], raised["exception"], raised["num_stages"]) == ("code", "ValueError", 2)
+    assert raised["pattern"] == "scripted failure at step #"
+    assert raised["frames"][-2:] == ["count.py:main", "count.py:_fail_as_scripted"]
+    assert [cell.split("-")[0] for cell in raised["cells"]] == ["early", "late"]
+    assert data["cause"] == "data" and data["failure"] != raised["failure"]
+    text = sweep("failures", "alike")
+    assert f"{raised['failure']}  2 cells  count  code  ValueError: scripted failure at step #" in text
+    assert f"sweep rerun alike --only failure={raised['failure']}" in text
+    assert (
+        sweep.json("failures", "alike", "--only", "kind=late")["failures"][0]["failure"] == raised["failure"]
+    )
+    assert "0123456789" in sweep("rerun", "alike", "--only", "failure=0123456789", code=2)
+    sweep("rerun", "alike", "--only", f"failure={raised['failure']}", code=None)
+    states = {cell["axes"]["kind"]: cell["state"] for cell in sweep.json("status", "alike")["cells"]}
+    assert states == {"good": "done", "early": "done", "late": "done", "data": "failed"}
+    assert [each["failure"] for each in sweep.json("failures", "alike")["failures"]] == [data["failure"]]

@@ -14,7 +14,8 @@ import pytest
 from orchestrator.errors import StageFailure
 from orchestrator.execution.command import run_command
 from orchestrator.execution.command_text import read_rows
-from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec
+from orchestrator.saving import MANIFEST
+from orchestrator.stage import Config, Context, Inputs, StageSpec
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.table import write_table
 from orchestrator.trackers.base import StoreTracker, Tracked, history, parse_metrics

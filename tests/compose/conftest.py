@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.compose import Composition, compose
+from orchestrator.compose.main import Composition, compose
 
 
 class Project:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from orchestrator.compose import find_sweeps, shipped
+from orchestrator.compose.files import find_sweeps, shipped
 from orchestrator.compose.root import Root
 from orchestrator.errors import UserError
 
@@ -205,7 +205,7 @@ def test_a_sweep_that_ships_here_composes_and_has_the_cells_it_expects(project, 
 
 def test_planning_imports_neither_torch_nor_transformers(project):
     code = (
-        "import sys; from orchestrator.compose import compose; compose('smoke');"
+        "import sys; from orchestrator.compose.main import compose; compose('smoke');"
         "assert not {'torch', 'transformers', 'ray', 'submitit', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=project.folder)

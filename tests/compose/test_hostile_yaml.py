@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.compose import compose, find_sweeps
+from orchestrator.compose.files import find_sweeps
+from orchestrator.compose.main import compose
 from orchestrator.errors import UserError
 
 STAGE = "stages: {fit: {command: 'echo {config.a}', reads: [a]}}\n"

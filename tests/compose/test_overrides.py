@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orchestrator.compose import engine_settings
+from orchestrator.compose.overrides import engine_settings
 from orchestrator.errors import UserError
 
 SWEEP = """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from orchestrator.compose import engine_settings, shipped
+from orchestrator.compose.files import shipped
+from orchestrator.compose.overrides import engine_settings
 from orchestrator.compose.reading import read_yaml
 from orchestrator.errors import UserError
 

@@ -13,7 +13,7 @@ MODELS = {"qwen3-0.6b", "qwen3-1.7b", "qwen3-8b", "gemma3-1b", "gemma3-4b"}
 
 @pytest.fixture(scope="module")
 def grid():
-    from orchestrator.compose import compose
+    from orchestrator.compose.main import compose
 
     return compose("multilingual_220").sweep
 

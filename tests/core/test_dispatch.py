@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Owner, Process
 from orchestrator.core.state import CellStatus, State
-from orchestrator.jobs.arrays import JobArray, cut, first_try, grouped
+from orchestrator.jobs.cells import LIMIT, JobArray, Jobs, cut, first_try, grouped, with_jobs
 from orchestrator.jobs.judgement import JobListing, JobObservation, Phase, SubmissionState
 from orchestrator.jobs.records import (
     Accepted,
@@ -20,7 +20,6 @@ from orchestrator.jobs.records import (
     Resources,
     Submission,
 )
-from orchestrator.jobs.states import LIMIT, Jobs, with_jobs
 from orchestrator.launchers.slurm.launcher import bad_nodes
 
 SMALL, LARGE = Resources(), Resources(gpus_per_node=8)

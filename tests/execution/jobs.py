@@ -13,8 +13,9 @@ import pytest
 
 from orchestrator.core.records import Claim, End
 from orchestrator.core.sweep import Sweep
-from orchestrator.execution.assignment import JobContext as SchedulersJob
-from orchestrator.stage import MANIFEST, StageSpec
+from orchestrator.jobs.records import JobContext as SchedulersJob
+from orchestrator.saving import MANIFEST
+from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from tests.execution.faults import order_for
 from tests.execution.waiting import signal_all, until

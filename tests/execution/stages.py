@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import count
-from orchestrator.errors import NotKept
+from orchestrator.errors import NotKept, StageFailure
 from orchestrator.stage import Config, Context, Inputs, Row, StageSpec
 
 READS, USES = ("count", "seed"), ("count.step_s", "count.fail")
@@ -21,6 +21,11 @@ _EVENTS = frozenset({"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "
 def spec(function: str, **rest: Any) -> StageSpec:
     """The spec of a function of this module that takes what `count` takes."""
     return StageSpec(run=f"tests.execution.stages:{function}", reads=READS, uses=USES, **rest)
+
+
+def blind(config: Config, inputs: Inputs, context: Context) -> list[Row]:
+    """Finds its machine without the GPUs that it was given."""
+    raise StageFailure("bad_node", "torch sees 0 of 8 GPUs")
 
 
 def dying(config: Config, inputs: Inputs, context: Context) -> list[Row]:

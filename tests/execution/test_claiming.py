@@ -10,10 +10,11 @@ import pytest
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Heartbeat
 from orchestrator.execution import main as worker_main
-from orchestrator.execution.assignment import OTHER_CODE, REFUSED
+from orchestrator.jobs.records import OTHER_CODE, REFUSED
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
+from tests.execution import stages
 from tests.execution.faults import order_for
 from tests.execution.here import work
 from tests.store.builders import (
@@ -131,6 +132,19 @@ def test_a_worker_stops_claiming_after_two_attempts_that_failed_before_their_sta
     worked = work(ledger_at(store), revision, order)
     assert worked.code == REFUSED, worked.lines
     assert [len(ledger_at(store).numbers(node_of(sweep, cell))) for cell in range(3)] == [1, 1, 0]
+
+
+def test_a_worker_on_a_bad_node_claims_no_more_and_the_stage_is_left_to_others(store: Path) -> None:
+    sweep = sweep_of(2, {"count": stages.spec("blind")})
+    revision = seal(store, sweep)
+    order = order_for(store, sweep.name, policy={"retries": {"bad_node": 1}})
+    worked = work(ledger_at(store), revision, order)
+    assert worked.code == REFUSED, worked.lines
+    assert [ledger_at(store).numbers(node_of(sweep, cell)) for cell in range(2)] == [[1], []]
+    assert work(ledger_at(store), revision, order).code == REFUSED  # a worker elsewhere
+    assert [ledger_at(store).numbers(node_of(sweep, cell)) for cell in range(2)] == [[1, 2], []]
+    assert work(ledger_at(store), revision, order).code == REFUSED
+    assert [ledger_at(store).numbers(node_of(sweep, cell)) for cell in range(2)] == [[1, 2], [1]]
 
 
 def test_a_worker_whose_code_is_not_that_of_the_launch_claims_nothing(store: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 from orchestrator.errors import StageFailure
 from orchestrator.execution.checkpoints import Sealer
 from orchestrator.execution.command import run_command
-from orchestrator.manifest import step_of
-from orchestrator.stage import MANIFEST, Config, Context, Inputs, StageSpec
+from orchestrator.saving import MANIFEST, step_of
+from orchestrator.stage import Config, Context, Inputs, StageSpec
 from tests.execution.jobs import Jobs
 from tests.execution.waiting import tree, until
 

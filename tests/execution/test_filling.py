@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.compose import compose
+from orchestrator.compose.main import compose
 from orchestrator.execution.command import run_command
 from orchestrator.execution.command_text import arguments, search_path
 from orchestrator.stage import Config, Context, Inputs, StageSpec

@@ -16,7 +16,8 @@ import orchestrator
 from orchestrator import provenance
 from orchestrator.core.records import Code, Done
 from orchestrator.count import COUNT
-from orchestrator.execution.assignment import OTHER_CODE, Assignment
+from orchestrator.execution.assignment import Assignment
+from orchestrator.jobs.records import OTHER_CODE
 from orchestrator.stage import StageSpec
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
@@ -81,7 +82,10 @@ class Launched:
     def take(self) -> Code:
         """Stores the code as it is now."""
         version = checkout_of(self.objects, self.sweep, [str(self.checkout)]).digest()
-        return snapshots.take(self.objects, [str(self.checkout)], targets=self.targets, version=version)
+        return snapshots.store(
+            self.objects,
+            snapshots.plan(self.objects, [str(self.checkout)], targets=self.targets, version=version),
+        )
 
     @property
     def folder(self) -> Path:
@@ -203,7 +207,9 @@ def test_a_worker_that_finds_a_damaged_snapshot_claims_nothing(launched: Launche
     assert code == OTHER_CODE, said
     assert "the snapshot in the store is damaged: project-0/package/helper.py has other content" in said
     assert not (launched.store / "records").exists()
-    snapshots.take(launched.objects, [str(launched.checkout)], targets=launched.targets)
+    snapshots.store(
+        launched.objects, snapshots.plan(launched.objects, [str(launched.checkout)], targets=launched.targets)
+    )
     assert launched.work()[0] == 0
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.core.failure import Cause
 from orchestrator.execution import main as worker_main
-from orchestrator.execution.assignment import REFUSED, Assignment
+from orchestrator.execution.assignment import Assignment
+from orchestrator.jobs.records import REFUSED
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from tests.conftest import Sweep

@@ -13,8 +13,9 @@ from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.count import COUNT
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.execution.checkpoints import adopt
-from orchestrator.stage import MANIFEST, Context, StageSpec, write_checkpoint_manifest
+from orchestrator.execution.inheritance import adopt_checkpoint
+from orchestrator.saving import MANIFEST, write_checkpoint_manifest
+from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
 from tests.store.builders import claim, end, ledger_at, node_of, sweep_of, void
@@ -47,7 +48,7 @@ def failed(number: int, cause: Cause = Cause.UNKNOWN) -> Attempt:
 def adopted(ledger: Ledger, *attempts: Attempt) -> str | None:
     """What the next attempt would read as its state, None for a start from nothing."""
     number = attempts[-1].number + 1
-    found = adopt(ledger, NODE, attempts, folder_of(ledger, number))
+    found = adopt_checkpoint(ledger, NODE, attempts, folder_of(ledger, number))
     if found is None:
         return None
     checkpoint, parent = found
@@ -78,7 +79,7 @@ def test_adopting_links_the_files_and_leaves_the_source_as_it_was(ledger: Ledger
 def test_a_stage_that_writes_into_what_it_goes_on_from_changes_no_other_checkpoint(ledger: Ledger) -> None:
     save(ledger, 1, 5)
     for number in (2, 3):
-        found = adopt(ledger, NODE, [released(1)], folder_of(ledger, number), is_copied=True)
+        found = adopt_checkpoint(ledger, NODE, [released(1)], folder_of(ledger, number), is_copied=True)
         assert found is not None and found[0].step == 5
         (found[0].folder / "state").write_text("changed")
 
@@ -111,7 +112,9 @@ def test_a_heartbeat_may_be_put_before_each_file_that_is_adopted(ledger: Ledger)
         (folder / f"part{number}").write_text("part")
     write_checkpoint_manifest(folder, step=5, attempt=1)
     pulses: list[int] = []
-    found = adopt(ledger, NODE, [released(1)], folder_of(ledger, 2), pulse=lambda: pulses.append(1))
+    found = adopt_checkpoint(
+        ledger, NODE, [released(1)], folder_of(ledger, 2), pulse=lambda: pulses.append(1)
+    )
     assert found is not None and len(pulses) == 5
 
 
@@ -172,9 +175,9 @@ def test_checkpoints_made_from_a_discarded_input_are_not_gone_on_from(ledger: Le
     write_checkpoint_manifest(folder, step=5, attempt=1)
     start = StartRecord(parent=None, uses={}, provenance={}, inputs={first.digest: 1})
     attempts = (Attempt(1, claim(), start, None, end()),)
-    assert adopt(ledger, second, attempts, folder_of(ledger, 2, second)) is not None
+    assert adopt_checkpoint(ledger, second, attempts, folder_of(ledger, 2, second)) is not None
     ledger.void(first, void(1, "discarded"))
-    assert adopt(ledger, second, attempts, folder_of(ledger, 3, second)) is None
+    assert adopt_checkpoint(ledger, second, attempts, folder_of(ledger, 3, second)) is None
 
 
 # Saving and rotating

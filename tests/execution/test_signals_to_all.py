@@ -14,7 +14,8 @@ import pytest
 
 from orchestrator.core.records import End
 from orchestrator.core.sweep import Sweep
-from orchestrator.stage import MANIFEST, StageSpec
+from orchestrator.saving import MANIFEST
+from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from tests.execution.faults import order_for
 from tests.execution.stages import READS, USES

@@ -15,7 +15,7 @@ from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.judgement import Phase, SubmissionState
 from orchestrator.jobs.records import Accepted, JobEnd, Resources, Submission
-from orchestrator.launchers.jobs import gone_of
+from orchestrator.jobs.submissions import gone_of
 from orchestrator.launchers.ray import lost_workers
 from orchestrator.launchers.ray.api import JobDetails
 from orchestrator.launchers.ray.boot import differences

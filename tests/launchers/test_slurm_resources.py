@@ -7,7 +7,7 @@ import pytest
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.records import Resources
-from orchestrator.launchers.jobs import stepped
+from orchestrator.launchers.base import stepped
 from orchestrator.launchers.slurm.launcher import SlurmLauncher
 from orchestrator.launchers.slurm.settings import (
     Partition,

@@ -12,18 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from orchestrator.registry import load
+from orchestrator.saving import MANIFEST
 from orchestrator.sft.config import CellConfig
-from orchestrator.stage import (
-    MANIFEST,
-    Checkpoint,
-    Config,
-    Context,
-    Inputs,
-    Row,
-    StageSpec,
-    StopSignal,
-    Tracker,
-)
+from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StageSpec, StopSignal, Tracker
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SMALL = (

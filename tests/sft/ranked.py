@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,12 @@ def know(config: Config, inputs: Inputs, context: Context) -> list[Any]:
 
 
 def fail(config: Config, inputs: Inputs, context: Context) -> None:
-    """Fails in one rank while the other waits for it; each has started a process of its own."""
-    helper = subprocess.Popen(["sleep", "20"])
+    """Fails in one rank while the other waits for it; each has started a process of its own.
+
+    Where none fails, these are in a session, or in a process group, of their own.
+    """
+    apart = {"start_new_session": True} if dist.get_rank() == 0 else {"process_group": 0}
+    helper = subprocess.Popen(["sleep", "20"], **(apart if config.how == "wait" else {}))  # type: ignore[call-overload]
     Path(config.folder, f"helper-{dist.get_rank()}").write_text(str(helper.pid))
     Path(config.folder, str(dist.get_rank())).write_text(str(os.getpid()))
     dist.barrier()  # both are known before one fails
@@ -96,3 +101,31 @@ def stage(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     )
     (context.output / "last").write_text(str(last))
     return []
+
+
+def save_later(config: Config, inputs: Inputs, context: Context) -> list[float]:
+    """Saves in threads of its ranks; one of them writes slowly, or is killed while it writes."""
+    rank = dist.get_rank()
+
+    def begin(folder: Path) -> Callable[[], None]:
+        def write() -> None:
+            if rank == config.rank:
+                time.sleep(config.seconds)
+                if config.how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if config.how == "full":
+                    raise OSError(28, "No space left on device")
+            (folder / f"rank-{rank}").write_text(str(rank))
+
+        return write
+
+    with context.checkpoint(1) as first:
+        (first / f"rank-{rank}").write_text("first")
+    started_s = time.monotonic()
+    context.checkpoint_later(2, begin)
+    held_s = time.monotonic() - started_s
+    while config.how != "slow":
+        context.checkpoint_due(2)
+        time.sleep(0.01)
+    context.finish_checkpoint()
+    return [held_s, time.monotonic() - started_s]

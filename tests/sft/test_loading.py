@@ -202,3 +202,27 @@ def test_a_tokenizer_without_an_end_is_refused_by_its_file(ground: Ground, tmp_p
     config = chain.small("languages=[en]", f"model.path={folder}")
     with pytest.raises(StageFailure, match=r"no eos_token in tokenizer_config\.json"):
         chain.run(stages.PREPARE, config, tmp_path / "prepare", language="en")
+
+
+without_gpus = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees GPUs here")
+
+
+@without_gpus
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_gpus_that_were_given_and_that_torch_does_not_see_are_a_bad_node_and_no_training_on_the_cpu(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    with pytest.raises(StageFailure, match=r"of the 2 GPUs of CUDA_VISIBLE_DEVICES=4,5") as caught:
+        runtime.device_of(device)
+    assert caught.value.cause == "bad_node"
+    assert runtime.device_of("cpu") == torch.device("cpu")
+
+
+@without_gpus
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_without_gpus_a_stage_computes_on_the_cpu(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert runtime.device_of("auto") == torch.device("cpu")
+    with pytest.raises(StageFailure, match="torch sees no GPU"):
+        runtime.device_of("cuda")

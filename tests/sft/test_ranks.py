@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.saving import MANIFEST
 from orchestrator.sft.distributed import launcher
-from orchestrator.stage import MANIFEST, Config, Context, Inputs, StopSignal
+from orchestrator.stage import Config, Context, Inputs, StopSignal
 from tests.sft.chain import Log
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -109,7 +110,7 @@ def in_process(folder: Path) -> None:
     run("fail", Context(folder), how="wait", rank=0, folder=str(folder / "pids"))
 
 
-def test_no_rank_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
+def test_no_rank_and_nothing_that_ranks_started_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     pids.mkdir()
     stage = multiprocessing.get_context("fork").Process(target=in_process, args=(tmp_path,))
@@ -117,4 +118,27 @@ def test_no_rank_outlives_a_stage_that_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: len([path for path in pids.glob("[01]") if path.read_text()]) == 2)
     os.kill(stage.pid or 0, signal.SIGKILL)
     stage.join()
-    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.glob("[01]")), timeout_s=10)
+    assert len(list(pids.iterdir())) == 4
+    wait_until(lambda: not any(is_running(int(path.read_text())) for path in pids.iterdir()), timeout_s=10)
+
+
+@pytest.mark.long
+def test_ranks_go_on_while_they_write_and_the_checkpoint_counts_after_the_slowest(tmp_path: Path) -> None:
+    held_s, all_s = run("save_later", Context(tmp_path), how="slow", rank=1, seconds=0.5)
+    assert held_s < 0.4 < 0.5 <= all_s
+    for step in ("00000001", "00000002"):
+        names = sorted(path.name for path in (tmp_path / "checkpoints" / step).iterdir())
+        assert names == [MANIFEST, "rank-0", "rank-1"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [("full", OSError, "No space left"), ("kill", StageFailure, "rank 1 was killed by SIGKILL")],
+)
+def test_a_rank_that_cannot_write_fails_all_and_leaves_the_former_checkpoint(
+    tmp_path: Path, how: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        run("save_later", Context(tmp_path), how=how, rank=1, seconds=0.1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000001"]

@@ -23,18 +23,11 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.saving import MANIFEST, write_checkpoint_manifest
 from orchestrator.sft import state_before, state_files
 from orchestrator.sft.checkpoints import load_state, save_state
 from orchestrator.sft.distributed import launcher
-from orchestrator.stage import (
-    MANIFEST,
-    Checkpoint,
-    Config,
-    Context,
-    Inputs,
-    StopSignal,
-    write_checkpoint_manifest,
-)
+from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
 from tests.sft import chain, sharded
 from tests.sft.chain import Log
 from tests.sft.conftest import ByTwo, Ground

@@ -36,7 +36,8 @@ def hook(event, args):
 sys.stdin.read()
 if at:
     sys.addaudithook(hook)
-print(code.take(PosixStore(Path(root)), [folder]).digest)
+objects = PosixStore(Path(root))
+print(code.store(objects, code.plan(objects, [folder])).digest)
 print(seen)
 """
 

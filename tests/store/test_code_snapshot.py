@@ -53,7 +53,7 @@ def test_a_snapshot_holds_what_git_tracks_or_would_and_the_running_package(
     (folder / "run.sh").write_text("#!/bin/sh\n")
     (folder / "run.sh").chmod(0o755)
     (folder / "sub" / "deleted.py").unlink()
-    code = snapshots.take(objects, [str(folder / "sub"), str(folder)])
+    code = snapshots.store(objects, snapshots.plan(objects, [str(folder / "sub"), str(folder)]))
     assert code.import_paths == ("project-0/sub", "project-0")
     assert names(objects, code) == {".gitignore", "tracked.py", "sub/kept.py", "new.py", "run.sh"}
     assert snapshots.damage(objects, code.digest) == ""
@@ -71,7 +71,7 @@ def test_a_stage_that_git_ignores_is_code_all_the_same(tmp_path: Path, objects: 
     (folder / ".gitignore").write_text("_version.py\n")
     (folder / "package" / "_version.py").write_text("version = 1\n")
     targets = ["package.stage:main"]
-    code = snapshots.take(objects, [str(folder)], targets=targets)
+    code = snapshots.store(objects, snapshots.plan(objects, [str(folder)], targets=targets))
     assert "package/_version.py" in names(objects, code)
     there = provenance.code_digest(targets, snapshots.import_paths(objects, code))
     assert there == provenance.code_digest(targets, [str(folder)])
@@ -97,7 +97,9 @@ def test_without_git_everything_is_code_but_environments_caches_and_hidden_folde
     repository(folder / "other", inner="1")
     (folder / "other" / ".gitignore").write_text("*.log\n")
     (folder / "other" / "x.log").write_text("ignored there")
-    code = snapshots.take(objects, [str(folder / "sweeps"), str(folder)], exclude=[folder / "out"])
+    code = snapshots.store(
+        objects, snapshots.plan(objects, [str(folder / "sweeps"), str(folder)], exclude=[folder / "out"])
+    )
     assert code.import_paths == ("project-0/sweeps", "project-0")
     assert names(objects, code) == {"stage.py", "sweeps/a.yaml", "other/inner.py", "other/.gitignore"}
 
@@ -107,9 +109,9 @@ def test_the_store_is_no_code_wherever_it_lies(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "stage.py").write_text("1")
         objects = PosixStore(folder / "my [runs]")
-        first = snapshots.take(objects, [str(folder)])
+        first = snapshots.store(objects, snapshots.plan(objects, [str(folder)]))
         assert names(objects, first) == {"stage.py"}
-        assert snapshots.take(objects, [str(folder)]) == first
+        assert snapshots.store(objects, snapshots.plan(objects, [str(folder)])) == first
 
 
 def test_submodules_and_repositories_inside_are_code_too(tmp_path: Path, objects: PosixStore) -> None:
@@ -117,7 +119,7 @@ def test_submodules_and_repositories_inside_are_code_too(tmp_path: Path, objects
     folder = repository(tmp_path / "mine", stage="1")
     git(folder, "submodule", "add", "-q", str(library), "deps/library")
     repository(folder / "untracked", more="1")
-    code = snapshots.take(objects, [str(folder), str(folder / "untracked")])
+    code = snapshots.store(objects, snapshots.plan(objects, [str(folder), str(folder / "untracked")]))
     assert code.import_paths == ("project-0", "project-0/untracked")
     assert names(objects, code) == {"stage.py", ".gitmodules", "deps/library/helper.py", "untracked/more.py"}
 
@@ -128,7 +130,9 @@ def test_a_folder_that_git_ignores_is_a_project_of_its_own(tmp_path: Path, objec
     (folder / "scratch").mkdir()
     (folder / "scratch" / "stage.py").write_text("1")
     targets = ["stage:main"]
-    code = snapshots.take(objects, [str(folder / "scratch"), str(folder)], targets=targets)
+    code = snapshots.store(
+        objects, snapshots.plan(objects, [str(folder / "scratch"), str(folder)], targets=targets)
+    )
     assert code.import_paths == ("project-0", "project-1")
     assert names(objects, code) == {"stage.py"}
     assert names(objects, code, "project-1") == {"tracked.py", ".gitignore"}
@@ -148,7 +152,7 @@ def test_links_stay_links_inside_and_become_files_from_outside(tmp_path: Path, o
         "circle": Path("circle"),
     }.items():
         (folder / name).symlink_to(target)
-    code = snapshots.take(objects, [str(folder)])
+    code = snapshots.store(objects, snapshots.plan(objects, [str(folder)]))
     assert names(objects, code) == {"package/a.py", "inner.py", "folder", "copied.py"}
     root = snapshots.folder(objects, code.digest) / "project-0"
     assert str((root / "inner.py").readlink()) == "package/a.py"
@@ -165,7 +169,7 @@ def test_a_stage_in_a_package_that_is_linked_from_outside_is_code(
     (outside / "stage.py").write_text("1")
     (folder / "linked").symlink_to(outside)
     targets = ["linked.stage:main"]
-    code = snapshots.take(objects, [str(folder)], targets=targets)
+    code = snapshots.store(objects, snapshots.plan(objects, [str(folder)], targets=targets))
     assert names(objects, code) == {"other.py", "linked/stage.py"}
 
 
@@ -176,7 +180,9 @@ def test_installed_packages_are_the_environment_and_stay_where_they_are(
     installed.mkdir(parents=True)
     (installed / "x.py").write_text("1")
     (tmp_path / "mine" / ".gitignore").write_text("/lib/\n")
-    code = snapshots.take(objects, [str(installed), str(PACKAGE / "store"), str(tmp_path / "mine")])
+    code = snapshots.store(
+        objects, snapshots.plan(objects, [str(installed), str(PACKAGE / "store"), str(tmp_path / "mine")])
+    )
     assert code.import_paths == (str(installed), "polysweep/orchestrator/store", "project-0")
     assert snapshots.import_paths(objects, code)[0] == str(installed)
     assert "lib/site-packages/other/x.py" not in names(objects, code)
@@ -189,7 +195,8 @@ def test_polysweeps_own_checkout_is_not_stored_twice(tmp_path: Path, objects: Po
     said = in_python(
         folder,
         "from orchestrator.store import code; from orchestrator.store.objects import PosixStore\n"
-        f"print(code.take(PosixStore(__import__('pathlib').Path({str(objects.root)!r})), ['.']).digest)",
+        f"objects = PosixStore(__import__('pathlib').Path({str(objects.root)!r}))\n"
+        "print(code.store(objects, code.plan(objects, ['.'])).digest)",
     )
     code = Code(digest=said.strip(), import_paths=("project-0",))
     assert names(objects, code) == {"tests/stage.py"}
@@ -200,7 +207,7 @@ def test_a_folder_without_code_is_there_all_the_same(tmp_path: Path, objects: Po
     """A command runs in it."""
     folder = repository(tmp_path / "mine", stage="1")
     (folder / "empty").mkdir()
-    code = snapshots.take(objects, [str(folder / "empty"), str(folder)])
+    code = snapshots.store(objects, snapshots.plan(objects, [str(folder / "empty"), str(folder)]))
     assert all(Path(path).is_dir() for path in snapshots.import_paths(objects, code))
 
 
@@ -234,7 +241,7 @@ def test_the_state_of_git_comes_along_without_the_diff(tmp_path: Path, objects: 
 
 def test_an_import_path_that_is_not_there_is_an_error(tmp_path: Path, objects: PosixStore) -> None:
     with pytest.raises(UserError, match="no folder"):
-        snapshots.take(objects, [str(tmp_path / "nowhere")])
+        snapshots.store(objects, snapshots.plan(objects, [str(tmp_path / "nowhere")]))
 
 
 def test_data_among_the_code_is_named_and_nothing_is_written(tmp_path: Path, objects: PosixStore) -> None:
@@ -248,7 +255,7 @@ def test_data_among_the_code_is_named_and_nothing_is_written(tmp_path: Path, obj
         with (folder / name).open("wb") as stream:
             stream.truncate(size)
     with pytest.raises(UserError, match="is there data in it") as raised:
-        snapshots.take(objects, [str(folder)])
+        snapshots.store(objects, snapshots.plan(objects, [str(folder)]))
     assert f"the largest: {folder}/a/b (250.0 MB), " in raised.value.where
     assert ".gitignore" in raised.value.fix
     assert not objects.root.exists()
@@ -264,7 +271,7 @@ def test_too_many_files_are_counted_by_folder(
     monkeypatch.setattr(snapshots, "MAX_FILES", 500)
     monkeypatch.setattr(project, "MAX_LISTED", 5_000)
     with pytest.raises(UserError, match="files") as raised:
-        snapshots.take(objects, [str(folder)])
+        snapshots.store(objects, snapshots.plan(objects, [str(folder)]))
     assert f"{folder}/items (400 files)" in raised.value.where
 
 
@@ -273,7 +280,7 @@ def test_a_file_whose_name_is_no_text_is_an_error_of_the_user(tmp_path: Path, ob
     folder.mkdir()
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.py")).touch()
     with pytest.raises(UserError, match="no UTF-8"):
-        snapshots.take(objects, [str(folder)])
+        snapshots.store(objects, snapshots.plan(objects, [str(folder)]))
 
 
 # Stored once, and whole
@@ -281,12 +288,12 @@ def test_a_file_whose_name_is_no_text_is_an_error_of_the_user(tmp_path: Path, ob
 
 def test_equal_code_is_stored_once(tmp_path: Path, objects: PosixStore) -> None:
     folder = repository(tmp_path / "mine", stage="1")
-    first = snapshots.take(objects, [str(folder)])
+    first = snapshots.store(objects, snapshots.plan(objects, [str(folder)]))
     before = {path: path.stat().st_mtime_ns for path in objects.root.rglob("*")}
-    assert snapshots.take(objects, [str(folder)]) == first
+    assert snapshots.store(objects, snapshots.plan(objects, [str(folder)])) == first
     assert {path: path.stat().st_mtime_ns for path in objects.root.rglob("*")} == before
     (folder / "stage.py").write_text("2")
-    second = snapshots.take(objects, [str(folder)])
+    second = snapshots.store(objects, snapshots.plan(objects, [str(folder)]))
     assert second.digest != first.digest
     assert [snapshots.damage(objects, code.digest) for code in (first, second)] == ["", ""]
 
@@ -326,7 +333,7 @@ def test_a_damaged_snapshot_is_noticed_and_repaired_by_the_next_launch(
 ) -> None:
     folder = repository(tmp_path / "mine", stage="1", package__a="a")
     (folder / "link.py").symlink_to("stage.py")
-    code = snapshots.take(objects, [str(folder)])
+    code = snapshots.store(objects, snapshots.plan(objects, [str(folder)]))
     root = snapshots.folder(objects, code.digest)
     (root / "project-0" / "log.txt").write_text("what stages add beside does no harm")
     (root / "project-0" / "__pycache__").mkdir()
@@ -335,6 +342,6 @@ def test_a_damaged_snapshot_is_noticed_and_repaired_by_the_next_launch(
     damage, says = damages(root, objects.root / layout.code_record(code.digest))[how]
     damage()  # type: ignore[operator]
     assert snapshots.damage(objects, code.digest).startswith(says)
-    assert snapshots.take(objects, [str(folder)]) == code
+    assert snapshots.store(objects, snapshots.plan(objects, [str(folder)])) == code
     assert snapshots.damage(objects, code.digest) == ""
     assert names(objects, code) >= {"stage.py", "link.py", "package/a.py", "log.txt"}

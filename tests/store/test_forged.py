@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.compose import compose
+from orchestrator.compose.main import compose
 from orchestrator.store import layout
 from orchestrator.store.code import damage, digest_of
 from orchestrator.store.ledger import Ledger, content_digest

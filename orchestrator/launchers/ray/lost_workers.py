@@ -19,11 +19,9 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
-from orchestrator.execution.assignment import LostWorker
 from orchestrator.execution.liveness import Watcher
-from orchestrator.jobs.records import LostSlot, Submission
-from orchestrator.jobs.submissions import Submissions
-from orchestrator.launchers.jobs import gone_of
+from orchestrator.jobs.records import LostSlot, LostWorker, Submission
+from orchestrator.jobs.submissions import Submissions, gone_of
 from orchestrator.provenance import without_secrets
 
 _MEMORY = re.compile(

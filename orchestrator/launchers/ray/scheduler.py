@@ -10,8 +10,7 @@ from pathlib import Path
 from orchestrator.core.failure import Cause
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.jobs.judgement import JobListing, JobObservation, Phase
-from orchestrator.jobs.records import JobEnd
-from orchestrator.launchers.jobs import EXITS
+from orchestrator.jobs.records import EXITS, JobEnd
 from orchestrator.launchers.ray import lost_workers
 from orchestrator.launchers.ray.api import Api, JobDetails, Stopped, Unanswered, Unreached
 from orchestrator.processes import boot_id, pid_namespace

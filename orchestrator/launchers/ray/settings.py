@@ -12,7 +12,7 @@ from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Estimate
 from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.records import Resources
-from orchestrator.launchers.jobs import stepped
+from orchestrator.launchers.base import stepped
 
 AUTO, LOCAL = "auto", "local"
 """Addresses with a meaning of their own: the cluster of this machine, and a Ray for this launch alone."""

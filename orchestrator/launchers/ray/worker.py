@@ -34,12 +34,11 @@ from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.execution.assignment import Assignment, JobContext, Shortage
+from orchestrator.execution.assignment import Assignment, Shortage
 from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
 from orchestrator.execution.main import run as run_worker
-from orchestrator.jobs.records import Submission
-from orchestrator.jobs.submissions import Submissions
-from orchestrator.launchers.jobs import gone_of, request_of, settings_of
+from orchestrator.jobs.records import JobContext, Submission
+from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
 from orchestrator.launchers.ray.settings import ray_settings
 from orchestrator.processes import adopt_orphans
@@ -234,6 +233,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
     """
     request = request_of(ledger, sweep, submission.request)
     settings, code = settings_of(request), submission.code
+    own = ray_settings(settings.launcher)
     submissions = Submissions(ledger, sweep)
     paths = snapshots.import_paths(ledger.objects, code) if code else request.import_paths
     revision = ledger.revision(sweep, submission.revision)
@@ -249,7 +249,9 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
         import_paths=paths,
         code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
         code=code,
-        max_idle_s=ray_settings(settings.launcher).idle_s,
+        max_idle_s=own.idle_s,
+        # Ray names GPUs to an actor that requested some, also those that a test bed only claims to have.
+        env={"CUDA_VISIBLE_DEVICES": ""} if own.device == "cpu" else {},
         job=JobContext(
             cluster=submission.cluster,
             job=submissions.job_of(submission.number) or submission.name,

@@ -21,22 +21,24 @@ from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.sweep import preload
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.execution.assignment import (
+from orchestrator.execution.assignment import Assignment
+from orchestrator.execution.keeper import keep_worker
+from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
+from orchestrator.execution.main import run as run_worker
+from orchestrator.jobs.records import (
     BROKEN_NODE,
     NO_MEMORY,
     REFUSED,
     RELEASED,
     TOO_SHORT,
-    Assignment,
     JobContext,
+    JobExitReport,
+    Submission,
+    cause_of_code,
+    meaning_of_code,
 )
-from orchestrator.execution.keeper import keep_worker
-from orchestrator.execution.main import STOP_SIGNALS, WorkerSummary
-from orchestrator.execution.main import run as run_worker
-from orchestrator.jobs.records import JobExitReport, Submission
-from orchestrator.jobs.submissions import Submissions
+from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.base import Launch
-from orchestrator.launchers.jobs import cause_of_code, gone_of, meaning_of_code, request_of, settings_of
 from orchestrator.launchers.local import LocalLauncher, available_cpus
 from orchestrator.launchers.slurm.parsing import SINCE, previous_end, seconds_of
 from orchestrator.launchers.slurm.query import TIMEOUT_S, slurm

@@ -16,8 +16,7 @@ import msgspec
 
 from orchestrator.core.failure import Cause
 from orchestrator.jobs.judgement import JobObservation, Phase
-from orchestrator.jobs.records import JobEnd
-from orchestrator.launchers.jobs import EXITS
+from orchestrator.jobs.records import EXITS, JobEnd
 from orchestrator.launchers.slurm.reasons import never
 
 _WAITING = frozenset(

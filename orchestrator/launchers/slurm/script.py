@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.jobs.records import Submission
+from orchestrator.jobs.records import SETUP_FAILED, Submission
 from orchestrator.launchers.base import SubmitOutcome, Verdict
-from orchestrator.launchers.jobs import SETUP_FAILED
 from orchestrator.launchers.slurm.options import Value, options
 from orchestrator.launchers.slurm.query import find, slurm
 from orchestrator.launchers.slurm.reasons import UNCLEAR, UNREACHED, is_limit, refusal_advice

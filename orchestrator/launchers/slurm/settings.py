@@ -14,7 +14,7 @@ from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.records import Resources
-from orchestrator.launchers.jobs import stepped
+from orchestrator.launchers.base import stepped
 
 
 class ResourceOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

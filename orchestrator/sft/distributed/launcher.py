@@ -28,7 +28,9 @@ from typing import Any
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.sft.distributed import nodes
-from orchestrator.sft.distributed.worker import ENDED, LAUNCHER, SENT_TO_ALL, Order, as_bytes, as_exception
+from orchestrator.sft.distributed.context import Order, as_bytes, as_exception
+from orchestrator.sft.distributed.saves import SharedSave
+from orchestrator.sft.distributed.worker import ENDED, LAUNCHER, SENT_TO_ALL
 from orchestrator.stage import Config, Context, Inputs
 
 _PATIENCE_S, _NEIGHBOURS_S, _SILENT_S = 10.0, 0.5, 60.0
@@ -124,6 +126,8 @@ class _Group:
         self._silent: list[int] = []  # ended without a message, in that order
         self._endpoint, self._is_complete = "", False
         self._saving = ExitStack()
+        self._later = SharedSave(num_processes)
+        self._finishing: Connection | None = None
         self._failed_s: float | None = None
         self._meeting = nodes.Meeting(num_nodes, num_processes + num_nodes)
         self._server = self._meeting.server
@@ -153,7 +157,8 @@ class _Group:
     def serve(self) -> Any:
         """Answer messages until all processes have ended. Return rank 0's result."""
         while self._process.poll() is None or self._pipes:
-            self._take(timeout_s=0.2)
+            self._take(timeout_s=0.2 if self._finishing is None else 0.01)
+            self._answer_finished()
             if self._is_complete and list(self._pipes.values()) == [LAUNCHER]:
                 # Only node 0's launcher is left. It holds torchrun's rendezvous store, and may end after all
                 # others.
@@ -191,6 +196,9 @@ class _Group:
             self._process.wait(_PATIENCE_S)
         self._process.kill()  # `srun` has a helper, which then ends the job step
         self._process.wait()
+        self._later.abandon()
+        with contextlib.suppress(BaseException):  # the failure of the ranks is the one to report
+            self._context.finish_checkpoint()
         with contextlib.suppress(_Abandoned):
             self._saving.__exit__(_Abandoned, _Abandoned(), None)
 
@@ -214,7 +222,7 @@ class _Group:
                 self._lose(ready)
                 continue
             if answer:
-                self._heed(ready, message)
+                self._receive(ready, message)
 
     def _lose(self, pipe: Connection) -> None:
         """Close a pipe whose other end is gone, and note whether a rank ended without a result."""
@@ -237,19 +245,11 @@ class _Group:
         is_any_left = LAUNCHER in self._pipes.values()
         return [rank for rank in self._silent if rank // per_node not in reported] if is_any_left else []
 
-    def _heed(self, pipe: Connection, message: Any) -> None:
+    def _receive(self, pipe: Connection, message: Any) -> None:
         """Process one message of a rank or launcher."""
         rank = self._pipes[pipe]
-        if rank is None:  # the first message is the sender's rank
-            self._pipes[pipe] = message
-            if message != LAUNCHER:
-                pipe.send(self._order)
-            elif self._endpoint:
-                pipe.send(self._endpoint)
-            complete = self._num_processes + self._num_nodes
-            if len(self._pipes) == complete and None not in self._pipes.values():
-                self._is_complete = True
-                self._meeting.close()
+        if rank is None:
+            self._admit(pipe, message)
             return
         verb, *arguments = message
         if verb == "log":
@@ -259,6 +259,12 @@ class _Group:
             self._done[rank] = arguments[0]
         elif verb == "raised":
             self._raised[rank] = as_exception(arguments[0])
+        elif verb == "written":
+            self._later.take(*arguments)
+        elif verb == "expect_stop":
+            self._context.expect_stop(*arguments)
+        elif verb == "finish_checkpoint":
+            self._finishing = pipe
         elif verb == "exits":
             exits, is_out_of_memory = arguments
             self._exits += [(failed, code, is_out_of_memory) for failed, code in exits]
@@ -275,6 +281,18 @@ class _Group:
         else:
             with contextlib.suppress(OSError):  # it died while it waited
                 pipe.send(self._answer(verb, arguments))
+
+    def _admit(self, pipe: Connection, rank: int) -> None:
+        """Send the order to a new rank, or the known endpoint to a new launcher."""
+        self._pipes[pipe] = rank
+        if rank != LAUNCHER:
+            pipe.send(self._order)
+        elif self._endpoint:
+            pipe.send(self._endpoint)
+        complete = self._num_processes + self._num_nodes
+        if len(self._pipes) == complete and None not in self._pipes.values():
+            self._is_complete = True
+            self._meeting.close()
 
     def _answer(self, verb: str, arguments: list[Any]) -> tuple[Any, bytes | None]:
         """Run one call of the context for the ranks. Return its value, or its error as bytes."""
@@ -299,6 +317,20 @@ class _Group:
 
     def _commit_checkpoint(self) -> None:
         self._saving.close()
+
+    def _begin_checkpoint(self, step: int) -> str:
+        self._context.checkpoint_later(step, self._later.begin)
+        return str(self._later.folder.absolute())
+
+    def _answer_finished(self) -> None:
+        """Answer the ranks that wait for a checkpoint, once it is complete; other messages come first."""
+        if self._finishing is not None and not self._context.saves.is_saving:
+            pipe, self._finishing = self._finishing, None
+            with contextlib.suppress(OSError):  # it died while it waited
+                pipe.send(self._answer("finish_checkpoint", []))
+
+    def _finish_checkpoint(self) -> None:
+        self._context.finish_checkpoint()
 
     def _error(self) -> BaseException:
         """Return the most likely first cause of a failure.

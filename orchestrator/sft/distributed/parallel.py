@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft.distributed import nodes
+from orchestrator.sft.host import copied
 from orchestrator.sft.loss import ResponseLoss, decoder_of
 
 FROZEN = ("vision_tower", "multi_modal_projector")
@@ -163,7 +164,9 @@ class Placed:
         self._loss.train()
 
     def weights(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Return whole weights on the CPU in rank 0, and nothing elsewhere. All processes must call this.
+        """Return a copy of the whole weights on the CPU in rank 0, and nothing elsewhere.
+
+        All processes must call this.
 
         Tensors are gathered one at a time, so no GPU holds the whole model. Of tied weights only the first
         name is kept.
@@ -178,7 +181,9 @@ class Placed:
                 seen.add(id(tensor))
                 full = whole(tensor.detach())
                 if rank() == 0:
-                    weights[name] = full.to("cpu", dtype if full.is_floating_point() else None)
+                    weights[name] = copied(full, dtype if full.is_floating_point() else None)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         return weights
 
 

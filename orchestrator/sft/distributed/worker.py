@@ -1,11 +1,5 @@
 """The processes that `orchestrator.sft.distributed.launcher` starts: launchers and ranks.
 
-A rank's `RankContext` stands for the stage's `Context`, which exists in the stage's own process only. Rank 0
-sends each call there through a socket and broadcasts the reply. So all ranks get the same answer and take the
-same decision::
-
-    rank 0   checkpoint_due(120) --socket--> stage's process --> True --broadcast--> rank 0, 1, 2, ...
-
 The module does not depend on what ranks compute. It is also a command. ``launch N M`` runs an unmodified
 ``torchrun`` that cannot outlive the stage. It is one of M launchers, each of which starts ``rank`` N times on
 its node.
@@ -15,24 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.entry import short_paths
-from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.errors import StopRequested
 from orchestrator.registry import load
+from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
 from orchestrator.sft.distributed.nodes import PARENT, die_with, free_endpoint, interface, join, without_job
-from orchestrator.stage import Checkpoint, Config, Context, Inputs
+from orchestrator.sft.distributed.watcher import watch
 
 LAUNCHER = -1
 """What a launcher sends where ranks send their rank."""
@@ -59,130 +51,6 @@ ENDED = 128 + signal.SIGTERM
 
 _TIMEOUT = timedelta(minutes=30)
 """Longest wait in a collective, for a rank on a slow file system. A rank that died is noticed at once."""
-
-
-class Order(NamedTuple):
-    """What each rank receives from the stage's process.
-
-    Attributes:
-        target: ``module:function`` to call.
-        config, inputs: arguments of the call.
-        device: ``cpu`` or ``cuda``.
-        folder, uses, resume, former, attempt: of the stage's context.
-        num_threads: CPU threads of each rank.
-    """
-
-    target: str
-    config: Config
-    inputs: Inputs
-    device: str
-    folder: Path
-    uses: Config
-    resume: Checkpoint | None
-    former: Path | None
-    attempt: int
-    num_threads: int
-
-
-class RankContext(Context):
-    """The stage's context in one of its ranks. All ranks must make the same calls in the same order.
-
-    Each call is a collective operation, so a rank that skips one leaves the others waiting. The exception is
-    `log`: only rank 0's metrics are sent, and those of other ranks are dropped.
-    """
-
-    def __init__(self, order: Order, pipe: Connection, *, rank: int) -> None:
-        super().__init__(
-            order.folder,
-            uses=order.uses,
-            resume=order.resume,
-            former=order.former,
-            attempt=order.attempt,
-            num_threads=order.num_threads,
-        )
-        self._pipe, self._rank = pipe, rank
-
-    def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
-        """Send the metrics of rank 0, without waiting for an answer."""
-        if self._rank == 0:
-            self._pipe.send(("log", int(step), num_steps, {k: float(v) for k, v in metrics.items()}))
-
-    @property
-    def stop_asked(self) -> bool:
-        """Whether all ranks should save a checkpoint and end."""
-        return bool(self._ask("why_stop"))
-
-    def checkpoint_due(self, step: int) -> bool:
-        """Return whether to save now; the answer is the same in all ranks.
-
-        Each rank's own clock could give another answer, and then some ranks would save and others would not.
-        """
-        return bool(self._ask("checkpoint_due", int(step)))
-
-    @contextmanager
-    def checkpoint(self, step: int) -> Iterator[Path]:
-        """Yield the same folder to all ranks. The checkpoint counts once all ranks have left the context."""
-        import torch.distributed as dist
-
-        folder = self._ask("open_checkpoint", int(step))
-        yield Path(folder)
-        dist.barrier()
-        # The manifest, which makes it count, may only be written after every rank's files.
-        self._ask("commit_checkpoint")
-
-    def stop_if_asked(self) -> None:
-        """End all ranks if a stop was requested.
-
-        Raises:
-            StopRequested: in all ranks alike.
-        """
-        if why := self._ask("why_stop"):
-            raise StopRequested(str(why))
-
-    def _ask(self, *question: object) -> Any:
-        """Send a call from rank 0 to the stage's process. Return the answer in all ranks.
-
-        Raises:
-            BaseException: what the call raised in the stage's process, in all ranks.
-        """
-        import torch.distributed as dist
-
-        answer: list[Any] = [None]
-        if self._rank == 0:
-            self._pipe.send(question)
-            answer = [self._pipe.recv()]
-        dist.broadcast_object_list(answer, src=0)
-        value, error = answer[0]
-        if error is not None:
-            raise as_exception(error)
-        return value
-
-
-def as_bytes(error: BaseException) -> bytes:
-    """Return an exception as bytes from which `as_exception` makes it again in another process.
-
-    An exception that cannot be pickled becomes a `StageFailure` with its name and message.
-    """
-    if isinstance(error, StageFailure):
-        return pickle.dumps((error.cause, str(error)))
-    if isinstance(error, StopRequested):
-        return pickle.dumps((None, error.why))
-    # Pickling runs code of the exception's class, which may raise anything.
-    with contextlib.suppress(Exception):
-        data = pickle.dumps(error)
-        if type(pickle.loads(data)) is type(error):
-            return data
-    return pickle.dumps(("unknown", f"{type(error).__name__}: {error}"))
-
-
-def as_exception(data: bytes) -> BaseException:
-    """Return the exception that `as_bytes` encoded."""
-    error = pickle.loads(data)
-    if isinstance(error, tuple):
-        cause, message = error
-        return StopRequested(message) if cause is None else StageFailure(cause, message)
-    assert isinstance(error, BaseException)
-    return error
 
 
 def heed_only(launcher: int) -> None:
@@ -225,6 +93,7 @@ def launch(num_processes: int, num_nodes: int) -> None:
         num_nodes: number of launchers; with more than one, this process is a task of a Slurm step.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
+    watch()
     if num_nodes == 1:
         die_with(int(os.environ[PARENT]))
     pipe = join()

@@ -1,22 +1,24 @@
-"""Reconciling the store with the scheduler: lost job ids, jobs that are over, and jobs that vanished."""
+"""Passes over the jobs of a sweep: record in the store what the scheduler reports, then submit free cells."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.api.state import SweepState
+from orchestrator.api.launching import make_launcher
+from orchestrator.api.state import Notify, SweepState
+from orchestrator.api.submission import Dispatch, SubmitResult, give_up, job_logs, submission_lines
 from orchestrator.core.failure import Cause
-from orchestrator.errors import DamagedRecord, InfrastructureError
+from orchestrator.core.records import Request
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError
 from orchestrator.jobs.judgement import SubmissionState
-from orchestrator.jobs.records import JobEnd, Submission
-from orchestrator.jobs.submissions import Submissions
-from orchestrator.launchers.base import Submitter
-from orchestrator.launchers.jobs import BEAT_S
-from orchestrator.store import layout
+from orchestrator.jobs.records import BEAT_S, JobEnd, Submission
+from orchestrator.jobs.submissions import Submissions, settings_of
+from orchestrator.launchers.base import Limits, Submitter
 from orchestrator.text import counted
 
 SECOND_LOOK_S = 5.0
@@ -71,7 +73,7 @@ def reconcile_jobs(view: SweepState, submitters: Sequence[Submitter]) -> Reconci
     return Reconciled(view.fresh() if closed else view, closed, unanswered)
 
 
-def lines_of(view: SweepState, settled: Reconciled) -> list[str]:
+def open_questions(view: SweepState, settled: Reconciled) -> list[str]:
     """Return lines on open questions: unanswered submissions, stuck jobs, jobs of old revisions.
 
     Args:
@@ -116,21 +118,6 @@ def _answered(submissions: Submissions, submission: Submission, by_name: Mapping
     else:
         return False
     return True
-
-
-def give_up(submissions: Submissions, submission: Submission, word: str, why: str) -> None:
-    """Record that a submission never became a job.
-
-    A job that starts from it after all reads this record, and claims nothing.
-
-    Args:
-        submissions: of the sweep.
-        submission: to give up.
-        word: the kind of end, such as ``REFUSED``.
-        why: the reason, for people.
-    """
-    over = [JobEnd(index=index, word=word, detail=why) for index in range(len(submission.tasks))]
-    submissions.close(submission.number, over, at=provenance.now())
 
 
 def _vanished(
@@ -182,8 +169,104 @@ def _vanished(
     return [(filed, tuple(over)) for filed, over in found.values()]
 
 
-def job_logs(view: SweepState, submission: Submission) -> Path:
-    """Return the folder with the logs of a submission's jobs."""
-    if submission.logs:
-        return Path(submission.logs)
-    return view.ledger.objects.folder(layout.job_logs(view.sweep.name, submission.number))
+class PendingLaunch(NamedTuple):
+    """A request that runs as jobs, the launcher of its settings, and the limits of its scheduler."""
+
+    request: Request
+    submitter: Submitter
+    limits: Limits
+
+
+def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
+    """Return the requests that matter for jobs of a revision.
+
+    A request matters if its settings and code apply to a cell, or if it has open jobs. The newest launch or
+    rerun always does. A sweep may have jobs of several schedulers; those that do not answer are reported and
+    skipped.
+
+    Args:
+        view: the sweep state.
+        notify: called with a line for each skipped scheduler.
+
+    Raises:
+        UserError: nothing was launched as jobs, or the cluster cannot be found from this machine.
+        InfrastructureError: no scheduler answers.
+    """
+    started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
+    if not started:
+        raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
+    numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
+    # Jobs of earlier requests may still be open. Their ends must be recorded too.
+    numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
+    asked: list[PendingLaunch] = []
+    silent: list[SweepError] = []
+    for request in started:
+        submitter = make_launcher(settings_of(request), len(view.sweep.cells))
+        if not isinstance(submitter, Submitter) or not (request.number in numbers or request is started[-1]):
+            continue
+        try:
+            asked.append(PendingLaunch(request, submitter, submitter.limits()))
+        except SweepError as error:  # such as a cluster that is only reachable from its own machines
+            silent.append(error)
+    if silent and not asked:
+        raise silent[-1]
+    for problem in silent:
+        notify(f"left for later: {problem.what}")
+    if not asked:
+        raise UserError(
+            f"{view.title} was last launched with a launcher that has no jobs",
+            where=f"launcher={settings_of(started[-1]).launcher['name']}",
+            fix=f"sweep launch {view.sweep.name} launcher=slurm{view.hint}, or launcher=ray",
+        )
+    return asked
+
+
+class SubmitPass(NamedTuple):
+    """The result of one pass: the sweep state, what was submitted, and lines about both."""
+
+    view: SweepState
+    given: SubmitResult
+    lines: list[str]
+
+
+def submit_pass(
+    view: SweepState, asked: Sequence[PendingLaunch], *, notify: Notify, hold: str = ""
+) -> SubmitPass:
+    """Record what is known about the jobs of a sweep, and submit the cells that no job holds.
+
+    A pass may be repeated at any time, also by several launches at once.
+
+    Args:
+        view: the revision; its state is read again.
+        asked: the requests whose cells are submitted.
+        notify: called with lines on what was submitted, if an error follows.
+        hold: a limit because of which cells are submitted only if a job was found to be over.
+
+    Raises:
+        UserError: a cell fits nowhere, or the scheduler refuses the job for good.
+        InfrastructureError: the scheduler does not answer.
+    """
+    settled = reconcile_jobs(view.fresh(), [each.submitter for each in asked])
+    view, given = settled.view, SubmitResult()
+    for each in asked:
+        dispatch = Dispatch(view, *each)
+        try:
+            given.add(dispatch.run(hold="" if settled.closed else hold))
+        except SweepError:  # earlier submissions have been made, so they are reported
+            given.add(SubmitResult(submitted=dispatch.given.submitted))
+            for line in submission_lines(view, given):
+                notify(line)
+            raise
+        view = dispatch.view
+    return SubmitPass(view, given, [*submission_lines(view, given), *open_questions(view, settled)])
+
+
+_OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, State.RELEASED, State.LOST})
+"""States of cells that have not ended."""
+
+
+def is_open(view: SweepState, cell: Cell) -> bool:
+    """Return whether a cell may still run as a job: it has not ended, and its job, if any, can start."""
+    job = view.jobs.of_cell(cell.cell)
+    can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
+    return view.cells[cell.cell].state in _OPEN and not can_never_start

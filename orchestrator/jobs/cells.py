@@ -1,13 +1,20 @@
-"""Which cells a scheduler holds, and how its jobs change the states of cells. Pure functions.
+"""Cells and the jobs of schedulers: which cells are held, and how free ones become arrays.
 
 Two mistakes must not happen: calling a cell failed because a scheduler was silent, and giving one cell to two
 jobs. A cell is therefore *held* from the recorded intent until its task is proved to be over.
+
+A free cell becomes part of an array, the unit of submission, whose tasks need the same resources. Cells are
+split in three steps::
+
+    cells by resources       a b c d e (1 GPU)          f (4 GPUs)
+    tasks of 2 cells         [a b] [c d] [e]            [f]
+    arrays of 2 tasks        [[a b] [c d]]  [[e]]       [[f]]
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.core.failure import Cause
@@ -24,7 +31,7 @@ from orchestrator.jobs.judgement import (
     is_ours,
     judge,
 )
-from orchestrator.jobs.records import JobEnd, Submission
+from orchestrator.jobs.records import JobEnd, Resources, Submission
 
 NOBODY = Asker()
 
@@ -46,28 +53,6 @@ def scheduler_of(submission: Submission) -> tuple[str, str]:
 
 
 _NOT_ASKED = JobListing(problem="the scheduler was not asked")
-
-
-class CellJob(NamedTuple):
-    """The last task that worked on a cell, with the decision about it.
-
-    Attributes:
-        submission: Submission of the task.
-        task: Index of the task.
-        name: Name for people and the scheduler: ``1234_5``, "" before it has an id.
-        phase: Phase of the task.
-        reason: The evidence, for people.
-        seen: The scheduler's observation; None when there is none.
-        over: The end, None while it is not proved.
-    """
-
-    submission: Submission
-    task: int
-    name: str
-    phase: Phase
-    reason: str
-    seen: JobObservation | None = None
-    over: JobEnd | None = None
 
 
 class Jobs:
@@ -98,7 +83,7 @@ class Jobs:
                 if each.accepted is not None:
                     # Job numbers are unique only within a cluster.
                     self._owners[(submission.cluster, each.accepted.job, index)] = (each, index)
-                over = self._over(each, index)
+                over = self.job(each, index).over
                 for cell in cells:
                     # Submissions are in order, so the last assignment is the cell's latest task.
                     self._last[cell] = (each, index)
@@ -111,21 +96,19 @@ class Jobs:
             return self._answers
         return self._answers.get(scheduler_of(filed.submission), JobListing())
 
-    def _judge(self, filed: SubmissionState, index: int) -> Judgement:
+    def job(self, filed: SubmissionState, index: int) -> Judgement:
+        """Return the decision about one task, made once."""
         # By identity: a submission is not hashable, and lives as long as this object.
         key = (id(filed), index)
         if key not in self._judgements:
             self._judgements[key] = judge(filed, index, self._answer(filed), self._asker)
         return self._judgements[key]
 
-    def _over(self, filed: SubmissionState, index: int) -> JobEnd | None:
-        return self._judge(filed, index).over
-
     def news(self) -> list[tuple[SubmissionState, tuple[JobEnd, ...]]]:
         """Return, by submission, the tasks that are over and have no recorded end yet."""
         found = []
         for each in self.filed:
-            over = [o for index in each.open_tasks if (o := self._over(each, index)) is not None]
+            over = [o for index in each.open_tasks if (o := self.job(each, index).over) is not None]
             if over:
                 found.append((each, tuple(over)))
         return found
@@ -137,7 +120,7 @@ class Jobs:
             for each in self.filed
             if each.submission.revision < revision
             for index in each.open_tasks
-            if self._over(each, index) is None and not set(each.submission.tasks[index]) & set(cells)
+            if self.job(each, index).over is None and not set(each.submission.tasks[index]) & set(cells)
         )
 
     def missing(self) -> dict[tuple[int, int], tuple[SubmissionState, str]]:
@@ -146,7 +129,7 @@ class Jobs:
             (each.submission.number, index): (each, judgement.absence)
             for each in self.filed
             for index in each.open_tasks
-            if (judgement := self._judge(each, index)).absence
+            if (judgement := self.job(each, index)).absence
         }
 
     def stuck(self) -> list[tuple[str, JobObservation]]:
@@ -155,7 +138,7 @@ class Jobs:
             (each.name(index), seen)
             for each in self.filed
             for index in each.open_tasks
-            if (seen := self._judge(each, index).seen) is not None and seen.stuck
+            if (seen := self.job(each, index).seen) is not None and seen.stuck
         ]
 
     def knows(self, filed: SubmissionState) -> bool:
@@ -171,17 +154,10 @@ class Jobs:
         problems = [self._answer(each).problem for each in self.filed if each.open_tasks]
         return next((problem for problem in problems if problem), "")
 
-    def of_cell(self, cell: str) -> CellJob | None:
+    def of_cell(self, cell: str) -> Judgement | None:
         """Return the last job of a cell; None when it was never submitted."""
         found = self._last.get(cell)
         return None if found is None else self.job(*found)
-
-    def job(self, filed: SubmissionState, index: int) -> CellJob:
-        """Return the decision about one task."""
-        found = self._judge(filed, index)
-        return CellJob(
-            filed.submission, index, filed.name(index), found.phase, found.reason, found.seen, found.over
-        )
 
     def fate(self, owner: Owner) -> JobEnd | None:
         """Return the end of an attempt's owner when it is proved; the attempt then needs no lease.
@@ -194,13 +170,13 @@ class Jobs:
         if found is None:
             return None
         filed, index = found
-        if (over := self._over(filed, index)) is not None:
+        if (over := self.job(filed, index).over) is not None:
             return over if owner.restart_count <= over.restarts else None
         for lost in filed.driver.lost if filed.driver else ():
             # A driver starts workers itself, so it can prove the end of one while its job runs on.
             if lost.slot in (None, owner.slot) and owner.restart_count <= lost.restart:
                 return JobEnd(index=index, word="LOST", cause=lost.cause, detail=lost.why)
-        seen = self._judge(filed, index).seen
+        seen = self.job(filed, index).seen
         if seen is None:
             return None
         # The job has been restarted since: the owner of an earlier start is gone.
@@ -283,3 +259,124 @@ def with_jobs(
         )
         return status._replace(state=State.FAILED, reason=reason, cause=cause)
     return status._replace(reason=f"{job.reason}; {status.reason}")
+
+
+class JobArray(NamedTuple):
+    """Cells that need the same resources, as the tasks of one array.
+
+    Attributes:
+        resources: Resources of each task.
+        tasks: Cell ids of each task.
+        max_running: How many tasks may run at once; None for no limit.
+    """
+
+    resources: Resources
+    tasks: tuple[tuple[str, ...], ...]
+    max_running: int | None = None
+
+
+def grouped(
+    wanted: Iterable[tuple[str, Resources]],
+    *,
+    cells_per_job: int,
+    max_array_size: int,
+    max_running: int | None,
+    held: int = 0,
+    max_jobs: int | None = None,
+) -> tuple[list[JobArray], int]:
+    """Group cells by resources into arrays.
+
+    Args:
+        wanted: Cells in order, each with the resources that it needs.
+        cells_per_job: Number of cells that one task works on.
+        max_array_size: Maximum number of tasks in one array.
+        max_running: Maximum number of tasks that run at once, shared among the arrays; None for no limit.
+        held: Number of the sweep's tasks that already wait or run.
+        max_jobs: Maximum number of tasks that wait or run at once; None for no limit.
+
+    Returns:
+        The arrays, and the number of cells that are not submitted now because of a limit.
+    """
+    by_resources: dict[Resources, list[str]] = {}
+    for cell, resources in wanted:
+        by_resources.setdefault(resources, []).append(cell)
+    arrays: list[JobArray] = []
+    left, behind = max_jobs - held if max_jobs is not None else None, 0
+    for resources, cells in by_resources.items():
+        tasks = [tuple(cells[start : start + cells_per_job]) for start in range(0, len(cells), cells_per_job)]
+        if left is not None:
+            # `left` is negative when a user lowered the limit while jobs were waiting.
+            behind += sum(map(len, tasks[max(0, left) :]))
+            tasks = tasks[: max(0, left)]
+            left -= len(tasks)
+        arrays += [
+            JobArray(resources, tuple(tasks[start : start + max_array_size]))
+            for start in range(0, len(tasks), max_array_size)
+        ]
+    throttled, idle = _throttled(arrays, max_running)
+    return throttled, behind + idle
+
+
+def _throttled(arrays: list[JobArray], max_running: int | None) -> tuple[list[JobArray], int]:
+    """Divide `max_running` among arrays in proportion to their tasks, giving each at least one.
+
+    A scheduler limits each array separately, so the limit of the sweep must be divided. With 10 in total,
+    arrays of 30, 9 and 1 tasks may run 7, 2 and 1 at once. Beyond `max_running` arrays, the rest gets nothing
+    and waits.
+
+    Returns:
+        The arrays with their limits, and the number of cells in arrays that got nothing.
+    """
+    if max_running is None:
+        return arrays, 0
+    most = max(0, max_running)
+    arrays, rest = arrays[:most], arrays[most:]
+    total = sum(len(group.tasks) for group in arrays)
+    # Rounding down never exceeds the limit; only the minimum of one does.
+    shares = [max(1, most * len(group.tasks) // total) for group in arrays]
+    while sum(shares) > most:  # take back from the largest what the minimum of one added
+        shares[shares.index(max(shares))] -= 1
+    throttled = [
+        group._replace(max_running=min(share, len(group.tasks)))
+        for group, share in zip(arrays, shares, strict=True)
+    ]
+    return throttled, sum(len(task) for group in rest for task in group.tasks)
+
+
+def cut(group: JobArray, most: int) -> tuple[JobArray, JobArray]:
+    """Split an array in two, the first with at most `most` tasks.
+
+    The two divide `max_running` between them. A second part with a `max_running` of 0 has to wait.
+    """
+    tasks, running = group.tasks[:most], group.max_running
+    if running is None:
+        return group._replace(tasks=tasks), group._replace(tasks=group.tasks[most:])
+    # The first part is submitted now, so it gets its share first.
+    first = min(running, len(tasks))
+    return (
+        group._replace(tasks=tasks, max_running=first),
+        group._replace(tasks=group.tasks[most:], max_running=running - first),
+    )
+
+
+def first_try(filed: Sequence[SubmissionState], most: int) -> tuple[int, bool]:
+    """Return how many tasks to submit first, and whether the scheduler was at a limit last time.
+
+    A scheduler that refused a submission for a limit has room for about as many tasks as have ended since.
+    Each refusal is recorded in the store, so larger tries would fill it with refusals. Without any end, one
+    task is tried, since limits may change.
+
+    Args:
+        filed: All submissions, oldest first.
+        most: Maximum number of tasks of one submission.
+    """
+    last = filed[-1] if filed else None
+    if last is None or all(over.word != LIMIT for over in last.over.values()):
+        return most, False
+    ended = sum(
+        # Tasks that never became jobs have freed no room.
+        at >= last.submission.at and each.over[index].word not in (LIMIT, "REFUSED")
+        for each in filed
+        for index, at in each.closed_at.items()
+    )
+    return min(most, max(1, ended)), True

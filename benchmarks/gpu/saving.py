@@ -1,0 +1,54 @@
+"""Checkpoints: seconds to write, seal, load and export them, and their share of training."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import numpy as np
+import torch
+
+from gpu.models import Size, placed, rows_of, training
+from gpu.one_pass import Pass
+from orchestrator.sft.checkpoints import load_state, save_state, save_weights
+from orchestrator.sft.estimate import RESUME_BYTES
+from orchestrator.sft.shards import Rows
+
+
+def checkpoints(one: Pass) -> None:
+    """Save, seal, load and export the state of the 0.6B: gigabytes a second hold for larger models."""
+    size = Size("qwen3-0.6b", small=one.small)
+    model, rows = placed(one, size), Rows(rows_of(size, 16, small=one.small), pad_token_id=0)
+    loop = training(one, model, rows, micro_batch_size=16)
+    loop._step(1, np.arange(16))
+    context = loop._context
+    try:
+        start_s = time.perf_counter()
+        with context.checkpoint(1) as folder:
+            save_s = one.seconds(lambda: save_state(model, loop._optimizer, folder))
+        seal_s = time.perf_counter() - start_s - save_s
+        saved = context.folder / "checkpoints" / "00000001"
+        size_gb = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file()) / 1e9
+        before = [value.detach().clone() for value in model.parameters[:3]]
+        loop._step(2, np.arange(16))
+        load_s = one.seconds(lambda: load_state(model, loop._optimizer, saved))
+        same = all(map(torch.equal, before, model.parameters[:3]))
+        weights = context.output / "weights"
+        export_s = one.seconds(lambda: save_weights(model, weights, dtype=torch.bfloat16))
+    finally:
+        shutil.rmtree(context.folder, ignore_errors=True)
+    one.record(
+        "0.6B, training state",
+        predicted={"gb": round(RESUME_BYTES * size.decoder.num_parameters / 1e9, 2)},
+        gb=round(size_gb, 2),
+        save_s=round(save_s, 1),
+        seal_s=round(seal_s, 1),
+        gb_per_s=round(size_gb / (save_s + seal_s), 2),
+        load_s=round(load_s, 1),
+        restored=same,
+    )
+    one.record(
+        "0.6B, weights in bf16",
+        predicted={"gb": round(2 * size.decoder.num_parameters / 1e9, 2)},
+        export_s=round(export_s, 1),
+    )

@@ -1,0 +1,124 @@
+"""What failed in a sweep: failures that look alike form one group, with an example and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from orchestrator.api.state import SweepState
+from orchestrator.core.failure import DETERMINISTIC, Cause
+from orchestrator.core.fingerprint import Fingerprint
+from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.text import counted
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One failed attempt of a group.
+
+    Attributes:
+        cell: id of a cell of which the stage is a part.
+        stage: name of the stage instance, such as ``prepare[en]``.
+        attempt: its number.
+        host: where it ran.
+        message: as it was recorded.
+        log: the command that prints its log.
+    """
+
+    cell: str
+    stage: str
+    attempt: int
+    host: str
+    message: str
+    log: str
+
+
+class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Failures with one fingerprint.
+
+    Attributes:
+        failure: the fingerprint, a value of the selector key `failure`.
+        stage: that failed.
+        cause: of the failures.
+        exception: class name; "" if no exception was raised.
+        pattern: the message without numbers, ids and paths.
+        frames: innermost frames of the user's own code, as ``file:function``, the innermost last.
+        num_stages: number of distinct stage instances that failed.
+        cells: ids of the cells that they hold up, in the order of the sweep.
+        example: one of the attempts.
+        next: the command that runs these cells again.
+    """
+
+    failure: str
+    stage: str
+    cause: str
+    exception: str
+    pattern: str
+    frames: tuple[str, ...]
+    num_stages: int
+    cells: tuple[str, ...]
+    example: Example
+    next: str
+
+
+def failures_of(view: SweepState, cells: Sequence[Cell]) -> list[FailureGroup]:
+    """Return the failures of some cells in groups that look alike, the group with the most cells first.
+
+    Args:
+        view: the sweep state.
+        cells: to look at.
+    """
+    found: dict[Fingerprint, dict[str, StageInstance]] = {}
+    held: dict[Fingerprint, list[Cell]] = {}
+    for cell in cells:
+        for node, print_ in view.failures(cell):
+            found.setdefault(print_, {})[node.digest] = node
+            held.setdefault(print_, []).append(cell)
+    groups = [_group(view, print_, list(nodes.values()), held[print_]) for print_, nodes in found.items()]
+    return sorted(groups, key=lambda group: -len(group.cells))
+
+
+def failure_lines(group: FailureGroup) -> list[str]:
+    """Return a group as lines of text."""
+    named = f"{group.exception}: " if group.exception else ""
+    example = group.example
+    cells = counted(len(group.cells), "cell")
+    lines = [
+        f"{group.failure}  {cells}  {group.stage}  {group.cause}  {named}{group.pattern}",
+        f"  for example {example.cell} {example.stage}, attempt {example.attempt} on {example.host}: "
+        f"{example.message}",
+    ]
+    if group.frames:
+        lines.append(f"  at {' > '.join(group.frames)}")
+    advice = "mend it, then: " if group.cause in DETERMINISTIC else ""
+    return [*lines, f"  {example.log}", f"  {advice}{group.next}"]
+
+
+def _group(
+    view: SweepState, print_: Fingerprint, nodes: Sequence[StageInstance], cells: Sequence[Cell]
+) -> FailureGroup:
+    """Return the group of a fingerprint; its example is the first stage that failed in the first cell."""
+    node, cell = nodes[0], cells[0]
+    attempt = view.snapshot.evidence(node.digest).attempts[-1]
+    assert attempt.end is not None
+    name = view.sweep.name
+    log = f"sweep logs {name} {cell.cell} --stage '{node.name}'{view.hint}"
+    return FailureGroup(
+        failure=print_.digest,
+        stage=print_.stage,
+        cause=Cause(print_.cause),
+        exception=print_.exception,
+        pattern=print_.message,
+        frames=print_.frames,
+        num_stages=len(nodes),
+        cells=tuple(each.cell for each in cells),
+        example=Example(
+            cell=cell.cell,
+            stage=node.name,
+            attempt=attempt.number,
+            host=attempt.claim.owner.host if attempt.claim else "",
+            message=attempt.end.message,
+            log=log,
+        ),
+        next=f"sweep rerun {name} --only failure={print_.digest}{view.hint}",
+    )

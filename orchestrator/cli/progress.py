@@ -1,0 +1,292 @@
+"""Output while cells run and after they have ended, and the loop that submits jobs until then."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.api.launching import has_mirror
+from orchestrator.api.reconciling import PendingLaunch, is_open, submit_pass
+from orchestrator.api.requests import finish_retention
+from orchestrator.api.state import SweepState
+from orchestrator.api.submission import SubmitResult
+from orchestrator.cli.output import NUMBERS, print_lines, print_written, to_stderr
+from orchestrator.core.records import Request
+from orchestrator.core.settings import MIRROR_FINISH_S
+from orchestrator.core.state import FINAL, State
+from orchestrator.core.sweep import Cell
+from orchestrator.errors import DamagedRecord, InfrastructureError
+from orchestrator.registry import REPORT_WRITER, load
+from orchestrator.store import layout
+from orchestrator.store.access import told
+from orchestrator.store.ledger import Ledger
+from orchestrator.text import counted
+
+
+def write_reports(view: SweepState) -> None:
+    """Write the sweep's reports at the end of a launch. A report that fails is printed as an error.
+
+    The results are in the store already, so the exit code of the launch does not depend on its reports.
+    """
+    if not view.sweep.report:
+        return
+    reports, errors = load(REPORT_WRITER)(view, view.sweep.report, None, notify=to_stderr)
+    for written in reports:
+        for path in written:
+            if path.suffix == ".md" and path.parent.joinpath(NUMBERS) not in written:
+                # Without report.json, the Markdown is the whole report: a page or two.
+                print(f"\n{path.read_text(encoding='utf-8').rstrip()}")
+        if written:
+            print()
+            print_written(written, as_json=False)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+
+
+MAX_JOBS_SHOWN = 5
+"""Failed jobs listed for each cause."""
+
+
+class StageCounts(NamedTuple):
+    """The progress of a launch, counted in distinct stages. A stage that cells share counts once.
+
+    Attributes:
+        stages_over: stages in a final state.
+        num_stages: all stages of the cells.
+        text: how many cells are done, failed, running and queued.
+    """
+
+    stages_over: int
+    num_stages: int
+    text: str
+
+
+def count_stages(view: SweepState, cells: list[Cell]) -> StageCounts:
+    """Count the stages and cells of a launch by state."""
+    states: dict[str, State] = {}
+    for cell in cells:
+        for digest, status in view.cells[cell.cell].stages.items():
+            states[digest] = status.state
+    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    text = (
+        f"cells: {counts[State.DONE]} of {len(cells)} done, {counts[State.FAILED]} failed; "
+        f"{sum(state is State.RUNNING for state in states.values())} running"
+    )
+    if counts[State.QUEUED]:
+        text += f", {counts[State.QUEUED]} queued"
+    return StageCounts(sum(state in FINAL for state in states.values()), len(states), text)
+
+
+def print_progress(view: SweepState, cells: list[Cell], last: str) -> str:
+    """Print the progress if it has changed since `last`; return the new text, for the next call."""
+    done, total, text = count_stages(view, cells)
+    if text != last:
+        print(f"{done}/{total} stages; {text}", flush=True)
+    return text
+
+
+def print_failures(view: SweepState, cells: list[Cell]) -> None:
+    """Print the failures grouped by cause, each with the command that shows its log.
+
+    A failed stage that several cells share is printed once. Cells whose job failed before any stage did are
+    printed separately, because their log is that of the job.
+    """
+    groups: dict[str, dict[str, tuple[Cell, int]]] = {}
+    by_job: dict[str, list[Cell]] = {}
+    for cell in cells:
+        # A failed cell without a failed stage: the scheduler's job died before it could claim a stage.
+        whole = view.cells[cell.cell]
+        if whole.state is State.FAILED and all(s.state is not State.FAILED for s in whole.stages.values()):
+            by_job.setdefault(str(whole.cause), []).append(cell)
+        for digest, status in view.cells[cell.cell].stages.items():
+            if status.state is State.FAILED:
+                group = groups.setdefault(str(status.cause), {})
+                # The first cell of a shared stage names it; the others are only counted.
+                first, number = group.get(digest, (cell, 0))
+                group[digest] = (first, number + 1)
+    for cause, group in sorted(groups.items()):
+        print(f"\nfailed by {cause}: {counted(len(group), 'stage')}")
+        for digest, (cell, number) in group.items():
+            node = view.sweep.nodes[digest]
+            shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
+            print(f"  {cell.cell} {node.name}{shared}: {view.stages[digest].reason}")
+            print(f"    sweep logs {view.sweep.name} {cell.cell} --stage {node.name}{view.hint}")
+    for cause, lost in sorted(by_job.items()):
+        print(f"\njobs failed by {cause}: {counted(len(lost), 'cell')}")
+        for cell in lost[:MAX_JOBS_SHOWN]:
+            print(f"  {cell.cell}: {view.cells[cell.cell].reason}")
+        if len(lost) > MAX_JOBS_SHOWN:
+            print(f"  and {len(lost) - MAX_JOBS_SHOWN} more")
+        print(f"    sweep logs {view.sweep.name} {lost[0].cell} --job{view.hint}")
+    if groups or by_job:
+        print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
+
+
+WAIT_S = 2.0
+"""Shortest pause between two passes of ``--wait``, in seconds."""
+
+
+MAX_WAIT_S = 30.0
+"""Longest pause between two passes, in seconds."""
+
+
+HOLD_S = 600.0
+"""Seconds before a full scheduler is tried again. It is tried earlier if a job has ended."""
+
+
+def print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:
+    """Print the scripts that would be submitted, word for word, and return 0.
+
+    Args:
+        given: the result of a dry run.
+        notes: remarks about the scheduler's limits.
+    """
+    for note in notes:
+        print(f"# note: {note}")
+    for submission, text in given.scripts:
+        print(f"# submission {submission.number}: {counted(len(submission.tasks), 'task')}")
+        for index, cells in enumerate(submission.tasks):
+            print(f"#   {index}: {' '.join(cells)}")
+        print(text)
+    print(
+        f"# {counted(len(given.scripts), 'submission')}; {counted(given.num_held, 'cell')} have a job already"
+    )
+    if given.behind:
+        print(f"# {counted(given.behind, 'cell')} would be held back by {given.limit}")
+    return 0
+
+
+def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) -> int:
+    """Record jobs that ended, submit cells that no job holds, and print both.
+
+    Args:
+        view: the revision.
+        asked: the requests whose cells are submitted.
+        wait: whether to repeat this until all cells have ended.
+
+    Returns:
+        0 if everything was submitted and can start; with `wait`, 0 if all cells are done. Else 1.
+
+    Raises:
+        UserError: a cell fits nowhere, or the scheduler refuses the job for good.
+        InfrastructureError: the scheduler does not answer.
+    """
+    with mirroring(view.ledger, view.sweep.name, asked[-1].request):
+        done = submit_pass(view, asked, notify=print)
+        view = done.view
+        print_lines(done.lines)
+        if wait:
+            return _stay(view, asked)
+    counts = Counter(view.cells[cell.cell].state for cell in view.sweep.cells)
+    print(f"{view.title}: {counted(len(view.sweep.cells), 'cell')}: {summary(counts)}")
+    print_failures(view, list(view.sweep.cells))
+    if counts[State.DONE]:
+        write_reports(view)
+    print(f"  sweep status {view.sweep.name}{view.hint}")
+    return 1 if counts[State.FAILED] or view.jobs.stuck() else 0
+
+
+def summary(counts: Counter[State]) -> str:
+    """Return the number of cells in each state, such as ``3 done, 2 queued``."""
+    return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+
+
+def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
+    """Submit and report until no cell of the requests can go on, and return the exit code.
+
+    A scheduler that is at its limit is not tried at every pass, because each refusal is recorded in the
+    store. The limit holds for `HOLD_S`, or until a job of the sweep ends.
+    """
+    numbers = {each.request.number for each in asked}
+    # A later launch may have taken over some cells. It decides about them, not this one.
+    cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.cell) in numbers]
+    pause_s, last, said, problem = WAIT_S, "", [""], ""
+    hold, hold_until_s = "", 0.0
+    while any(is_open(view, cell) for cell in cells):
+        last = print_progress(view, cells, last)
+        time.sleep(pause_s)
+        start_s = time.monotonic()
+        try:
+            done = submit_pass(view, asked, notify=print, hold=hold if start_s < hold_until_s else "")
+        except DamagedRecord:
+            raise
+        # An outage of the scheduler or of the store may pass, so go on.
+        except (InfrastructureError, OSError) as error:
+            if (line := f"  {told(error)}; trying again") != problem:
+                print(line, flush=True)
+            problem, pause_s, view = line, MAX_WAIT_S, view.fresh()
+            continue
+        problem = ""
+        # Restart the hold only for a new limit or after a successful submission, so that it does expire.
+        if done.given.limit != hold or done.given.submitted:
+            hold, hold_until_s = done.given.limit, start_s + HOLD_S
+        view = done.view
+        if done.lines != said:
+            print_lines(said := done.lines)
+        # A pass over a large sweep is slow. The pause grows with it, so that passes take at most 5 % of the
+        # time.
+        pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
+    print_lines(finish_retention(view, view.policy))
+    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")
+    print_failures(view, cells)
+    if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
+        write_reports(view)
+    return 0 if counts[State.DONE] == len(cells) else 1
+
+
+@contextlib.contextmanager
+def mirroring(ledger: Ledger, sweep: str, request: Request) -> Iterator[None]:
+    """Run the mirror of a launch beside it; at the end wait for it for at most `MIRROR_FINISH_S`."""
+    if request.settings is None or not has_mirror(request.settings):
+        yield
+        return
+    log = Path(f"request-{request.number}-mirror.log")
+    process = None
+    try:
+        log = ledger.objects.workspace(layout.logs(sweep)) / log
+        process = _start_mirror(ledger.objects.url, sweep, request.number, log)
+    except OSError as error:
+        print(f"the mirror cannot be started, no cell is the worse for it: {error}", file=sys.stderr)
+    try:
+        yield
+    finally:
+        if process is not None:
+            with contextlib.suppress(OSError):
+                _end_mirror(process, log)
+
+
+def _start_mirror(url: str, sweep: str, number: int, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.trackers.mirror", url, sweep, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,  # Ctrl-C stops the cells; the mirror must outlive them to send their end
+        )
+
+
+def _end_mirror(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Signal the end of the launch to the mirror, and print the last line of its log."""
+    if process.stdin is not None:
+        process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5.0)
+    if process.poll() is None:
+        print(f"waiting for the mirror to finish, at most {MIRROR_FINISH_S:.0f} s: {log}", flush=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=MIRROR_FINISH_S + 5.0)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    if process.returncode == 0:
+        print("\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]))
+    else:
+        print(f"the mirror ended early, no cell is the worse for it: {log}", file=sys.stderr)

@@ -1,0 +1,365 @@
+"""The order in which stages start, and the time that a plan takes on a number of GPUs. Pure functions.
+
+Stages start longest chain first. The chain of a stage is the stage and the longest path of stages that wait
+for it (its *upward rank* in the list scheduling of Graham 1969 and of HEFT, Topcuoglu et al. 2002). A long
+chain that starts late ends alone, with all other GPUs idle::
+
+    2 GPUs; chains of 1, 1, 1, 1 and 4 hours
+    in grid order     GPU 0: 1 1 4        6 hours      GPU 1: 1 1
+    longest first     GPU 0: 4            4 hours      GPU 1: 1 1 1 1
+
+A chain that no GPU is free for does not hold back shorter ones behind it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+EFFICIENCY_PER_DOUBLING = 0.9
+"""Share of the speed that is kept each time a stage gets twice as many GPUs; a guess until it is measured."""
+MIN_GAIN = 0.05
+"""Share of the time that more GPUs must save. Estimates are wrong by more than a smaller gain; our choice."""
+
+
+class Work(NamedTuple):
+    """A stage that is to run.
+
+    Attributes:
+        hours: how long it runs.
+        num_gpus: GPUs that it holds meanwhile, all in one node; 0 for a stage that needs none.
+        inputs: keys of the stages that must be done before.
+    """
+
+    hours: float
+    num_gpus: int
+    inputs: tuple[str, ...] = ()
+
+
+class Makespan(NamedTuple):
+    """How long a plan takes from its first start to its last end, in hours.
+
+    Attributes:
+        hours: the whole time.
+        lower_bound_hours: no order is faster: the larger of GPU-hours / GPUs and the longest chain. With
+            moldable stages, each stage counts at its best number of GPUs.
+        rigid_lower_bound_hours: the same, with each stage at the fewest GPUs on which it fits.
+        ratio: hours / lower_bound_hours; 1 if there is nothing to do.
+        num_gpus: of the whole cluster.
+    """
+
+    hours: float
+    lower_bound_hours: float
+    rigid_lower_bound_hours: float
+    ratio: float
+    num_gpus: int
+
+
+def of_cells(cells: Mapping[str, Sequence[str]], work: Mapping[str, Work]) -> dict[str, Work]:
+    """Return the work of cells: stages that cells share, and each cell's own stages as one.
+
+    A worker holds its GPUs from the first stage of a cell to the last. So a cell's own stages count with the
+    GPUs of the one that needs most, one after another.
+
+    Args:
+        cells: id of a cell to its stages, inputs before those that take them.
+        work: the stages that are not done, by key.
+    """
+    waiting = num_waiting(work, cells.values())
+    found: dict[str, Work] = {}
+    for cell, chain in cells.items():
+        todo = [key for key in chain if key in work]
+        own = [key for key in todo if waiting[key] == 1]
+        found.update((key, work[key]) for key in todo if waiting[key] > 1)
+        if own:
+            shared = {taken for key in own for taken in work[key].inputs if waiting[taken] > 1}
+            hours = sum(work[key].hours for key in own)
+            found[cell] = Work(hours, max(work[key].num_gpus for key in own), tuple(sorted(shared)))
+    return found
+
+
+def chain_hours(work: Mapping[str, Work]) -> dict[str, float]:
+    """Return the length of the longest chain that begins with each stage, in hours.
+
+    Args:
+        work: the stages by key. Inputs that are not among them are done.
+    """
+    takers = _takers(work)
+    chains: dict[str, float] = {}
+    for key in reversed(_in_order(work, takers)):
+        chains[key] = work[key].hours + max((chains[taker] for taker in takers[key]), default=0.0)
+    return chains
+
+
+def num_waiting(work: Mapping[str, Work], cells: Iterable[Sequence[str]]) -> Counter[str]:
+    """Return how many cells wait for each stage.
+
+    Args:
+        work: the stages that are not done.
+        cells: the stages of each cell.
+    """
+    return Counter(key for chain in cells for key in chain if key in work)
+
+
+def longest_first(cells: Sequence[Sequence[str]], work: Mapping[str, Work]) -> list[int]:
+    """Return the indices of cells in the order in which they should start.
+
+    The longest remaining chain comes first. Of chains of equal length, the one whose first open stage more
+    cells wait for comes first, and then the earlier cell.
+
+    Args:
+        cells: for each cell its stages, inputs before those that take them.
+        work: the stages that are not done, by key. A stage without an estimate has 0 hours.
+    """
+    chains, waiting = chain_hours(work), num_waiting(work, cells)
+
+    def rank(index: int) -> tuple[float, int, int]:
+        todo = [key for key in cells[index] if key in work]
+        return (
+            -max((chains[key] for key in todo), default=0.0),
+            -max((waiting[key] for key in todo[:1]), default=0),
+            index,
+        )
+
+    return sorted(range(len(cells)), key=rank)
+
+
+def lower_bound_hours(work: Mapping[str, Work], num_gpus: int) -> float:
+    """Return the larger of GPU-hours / GPUs and the longest chain: no schedule is shorter."""
+    gpu_hours = sum(stage.hours * stage.num_gpus for stage in work.values())
+    return max(gpu_hours / num_gpus, max(chain_hours(work).values(), default=0.0))
+
+
+def moldable_lower_bound_hours(
+    work: Mapping[str, Work],
+    num_gpus: int,
+    *,
+    gpus_per_node: int,
+    efficiency: float = EFFICIENCY_PER_DOUBLING,
+) -> float:
+    """Return a lower bound for stages that may have more GPUs: area at the fewest, chains at the fastest."""
+    gpu_hours = sum(stage.hours * stage.num_gpus for stage in work.values())
+    fastest = {key: choices(stage, gpus_per_node, efficiency)[-1] for key, stage in work.items()}
+    return max(gpu_hours / num_gpus, max(chain_hours(fastest).values(), default=0.0))
+
+
+def choices(stage: Work, gpus_per_node: int, efficiency: float = EFFICIENCY_PER_DOUBLING) -> list[Work]:
+    """Return the stage at its number of GPUs and at each doubling of it that fits in a node."""
+    found = [stage]
+    while stage.num_gpus and found[-1].num_gpus * 2 <= gpus_per_node:
+        last = found[-1]
+        found.append(last._replace(num_gpus=last.num_gpus * 2, hours=last.hours / (2 * efficiency)))
+    return found
+
+
+def mold(
+    work: Mapping[str, Work],
+    num_gpus: int,
+    *,
+    gpus_per_node: int,
+    efficiency: float = EFFICIENCY_PER_DOUBLING,
+) -> dict[str, Work]:
+    """Choose each stage's number of GPUs so that the whole takes the least time.
+
+    More GPUs make a stage faster but waste some of them. So only stages on the longest chain get more: their
+    number is doubled, one at a time, while the longest chain exceeds GPU-hours / GPUs. Of all plans on the
+    way, the one with the shortest simulated time is taken. Our choice, after Turek et al. 1992.
+
+    Args:
+        work: the stages, each at the fewest GPUs on which it fits.
+        num_gpus: of the whole cluster.
+        gpus_per_node: of one node; a stage runs within one.
+        efficiency: see `EFFICIENCY_PER_DOUBLING`.
+    """
+    chosen, most = dict(work), min(gpus_per_node, num_gpus)
+    rigid_hours = makespan_hours(chosen, num_gpus, gpus_per_node=gpus_per_node)
+    best, best_hours = chosen, rigid_hours
+    while (chain := _critical_chain(chosen)) and best_hours > 0:
+        wider = [key for key in chain if len(choices(chosen[key], most, efficiency)) > 1]
+        if not wider:
+            break
+        # The stage whose doubling shortens the chain most.
+        key = max(wider, key=lambda key: chosen[key].hours)
+        chosen = {**chosen, key: choices(chosen[key], most, efficiency)[1]}
+        hours = makespan_hours(chosen, num_gpus, gpus_per_node=gpus_per_node)
+        if hours < best_hours:
+            best, best_hours = chosen, hours
+        if sum(stage.hours * stage.num_gpus for stage in chosen.values()) / num_gpus >= best_hours:
+            break  # the waste alone takes longer than the best plan
+    return best if best_hours <= rigid_hours * (1 - MIN_GAIN) else dict(work)
+
+
+def makespan(
+    work: Mapping[str, Work],
+    num_gpus: int,
+    *,
+    gpus_per_node: int = 8,
+    moldable: bool = False,
+    true_hours: Mapping[str, float] | None = None,
+) -> Makespan:
+    """Return how long the stages take on a cluster, longest chain first.
+
+    Args:
+        work: the stages by key, with estimated hours.
+        num_gpus: of the whole cluster.
+        gpus_per_node: of one node.
+        moldable: whether stages may have more GPUs than they need.
+        true_hours: how long stages really take at their fewest GPUs, if the estimates are wrong. The order
+            follows the estimates; time and bounds follow these.
+    """
+    really = {
+        key: stage._replace(hours=(true_hours or {}).get(key, stage.hours)) for key, stage in work.items()
+    }
+    chosen = mold(work, num_gpus, gpus_per_node=gpus_per_node) if moldable else dict(work)
+    runs = {key: _scaled(stage, work[key], really[key]) for key, stage in chosen.items()}
+    hours = makespan_hours(runs, num_gpus, gpus_per_node=gpus_per_node, order=chain_hours(chosen))
+    rigid = lower_bound_hours(really, num_gpus)
+    most = min(gpus_per_node, num_gpus)
+    bound = moldable_lower_bound_hours(really, num_gpus, gpus_per_node=most) if moldable else rigid
+    return Makespan(hours, bound, rigid, hours / bound if bound else 1.0, num_gpus)
+
+
+def makespan_hours(
+    work: Mapping[str, Work],
+    num_gpus: int,
+    *,
+    gpus_per_node: int = 8,
+    order: Mapping[str, float] | None = None,
+) -> float:
+    """Return when the last stage ends, if each starts as soon as its inputs are done and GPUs are free.
+
+    Args:
+        work: the stages by key.
+        num_gpus: of the whole cluster.
+        gpus_per_node: of one node; the last node may have fewer.
+        order: the priority of each stage, the largest first; by default its chain's length.
+
+    Raises:
+        ValueError: a stage needs more GPUs than a node has.
+    """
+    order = chain_hours(work) if order is None else order
+    nodes = _Nodes(num_gpus, gpus_per_node)
+    takers, missing = _takers(work), {key: sum(i in work for i in work[key].inputs) for key in work}
+    # A heap for each number of GPUs: a stage that does not fit does not hold back smaller ones.
+    ready: dict[int, list[tuple[float, int, str]]] = defaultdict(list)
+    position = {key: number for number, key in enumerate(work)}
+    for key, stage in work.items():
+        if stage.num_gpus > nodes.largest:
+            raise ValueError(f"a stage needs {stage.num_gpus} GPUs, and a node has {nodes.largest}")
+        if not missing[key]:
+            heapq.heappush(ready[stage.num_gpus], (-order[key], position[key], key))
+    ends: list[tuple[float, int, str, int]] = []
+    now = 0.0
+    while True:
+        while (best := _first_that_fits(ready, nodes)) is not None:
+            _, place, key = heapq.heappop(ready[best])
+            heapq.heappush(ends, (now + work[key].hours, place, key, nodes.take(best)))
+        if not ends:
+            return now
+        now, _, key, node = heapq.heappop(ends)
+        nodes.free(node, work[key].num_gpus)
+        for taker in takers[key]:
+            missing[taker] -= 1
+            if not missing[taker]:
+                heapq.heappush(ready[work[taker].num_gpus], (-order[taker], position[taker], taker))
+
+
+class _Nodes:
+    """The free GPUs of each node. A stage goes to the node with the fewest that suffice (best fit)."""
+
+    def __init__(self, num_gpus: int, per_node: int) -> None:
+        full, rest = divmod(num_gpus, per_node)
+        self._free = [per_node] * full + ([rest] if rest else [])
+        self.largest = max(self._free, default=0)
+        # Nodes by their number of free GPUs: a cluster of a thousand nodes is searched in a few steps.
+        self._by_free: list[set[int]] = [set() for _ in range(self.largest + 1)]
+        for node, free in enumerate(self._free):
+            self._by_free[free].add(node)
+
+    def fits(self, num_gpus: int) -> bool:
+        """Return whether some node has as many free GPUs."""
+        return not num_gpus or any(self._by_free[num_gpus:])
+
+    def take(self, num_gpus: int) -> int:
+        """Take GPUs of one node, and return the node; -1 for a stage that needs none."""
+        if not num_gpus:
+            return -1
+        node = min(next(nodes for nodes in self._by_free[num_gpus:] if nodes))
+        self._change(node, -num_gpus)
+        return node
+
+    def free(self, node: int, num_gpus: int) -> None:
+        """Give GPUs of a node back."""
+        if node >= 0:
+            self._change(node, num_gpus)
+
+    def _change(self, node: int, by: int) -> None:
+        self._by_free[self._free[node]].discard(node)
+        self._free[node] += by
+        self._by_free[self._free[node]].add(node)
+
+
+def _first_that_fits(ready: Mapping[int, list[tuple[float, int, str]]], nodes: _Nodes) -> int | None:
+    """Return the number of GPUs of the first ready stage for which GPUs are free; None if there is none."""
+    fitting = [(heap[0], num_gpus) for num_gpus, heap in ready.items() if heap and nodes.fits(num_gpus)]
+    return min(fitting)[1] if fitting else None
+
+
+def _scaled(chosen: Work, planned: Work, really: Work) -> Work:
+    """Return a stage at its chosen number of GPUs, as much longer or shorter as it really is."""
+    factor = really.hours / planned.hours if planned.hours else 1.0
+    return chosen._replace(hours=chosen.hours * factor)
+
+
+def _critical_chain(work: Mapping[str, Work]) -> list[str]:
+    """Return the keys of the longest chain, from its first stage on."""
+    chains, takers = chain_hours(work), _takers(work)
+    chain: list[str] = []
+    following: Sequence[str] = list(work)
+    while following:
+        key = max(following, key=lambda key: chains[key])
+        chain.append(key)
+        following = takers[key]
+    return chain
+
+
+def _takers(work: Mapping[str, Work]) -> dict[str, list[str]]:
+    """Return, for each stage, the stages that take its product."""
+    takers: dict[str, list[str]] = {key: [] for key in work}
+    for key, stage in work.items():
+        for taken in stage.inputs:
+            if taken in takers:
+                takers[taken].append(key)
+    return takers
+
+
+def _in_order(work: Mapping[str, Work], takers: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the keys with inputs before those that take them.
+
+    Raises:
+        ValueError: stages wait for each other in a circle.
+    """
+    missing = {key: sum(taken in work for taken in stage.inputs) for key, stage in work.items()}
+    found = [key for key, number in missing.items() if not number]
+    for key in found:
+        for taker in takers[key]:
+            missing[taker] -= 1
+            if not missing[taker]:
+                found.append(taker)
+    if len(found) < len(work):
+        raise ValueError("stages wait for each other in a circle")
+    return found
+
+
+def wrong_by(hours: float, error: float, normal: float) -> float:
+    """Return a duration that its estimate misses: estimate x exp(error x N(0, 1)).
+
+    Args:
+        hours: the estimate.
+        error: the standard deviation of the logarithm; 0.3 is an estimate that is wrong by 30 %.
+        normal: a value drawn from the standard normal distribution.
+    """
+    return hours * math.exp(error * normal)

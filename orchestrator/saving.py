@@ -1,0 +1,259 @@
+"""Checkpoints of one attempt: when to save, how a save becomes complete, and which ones stay.
+
+A checkpoint counts once its manifest exists, which is written last. Until then, a crash leaves the former
+checkpoint as the newest one. So the files may be written in a thread while the stage goes on::
+
+    stage    step | copy state | step | step | step | step | ...
+    thread                     | write files, hash, fsync | manifest |
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from orchestrator.errors import StageFailure
+from orchestrator.formats import Stored
+from orchestrator.manifest import File, contain, fsync_path, fsync_tree, scan
+
+MANIFEST = "manifest.json"
+"""The file whose presence makes a checkpoint folder count; it is written last."""
+HELD_FACTOR, WRITE_FACTOR = 33, 4
+"""The interval is at least this many times the seconds for which a save holds the stage up, and writes.
+
+With 33, saving takes under 3 % of the wall time. With 4, a shared disk is busy for at most a fifth of it.
+"""
+
+Begin = Callable[[Path], Callable[[], None]]
+"""Copies a state, and returns the function that writes the copy into the given folder in a thread."""
+
+
+class SaveAbandoned(Exception):
+    """Raised in the writing thread of a checkpoint that is no longer needed."""
+
+
+class CheckpointManifest(Stored, frozen=True):
+    """A checkpoint's `manifest.json`. It is written last, so its presence means a complete save."""
+
+    step: int
+    attempt: int
+    files: tuple[File, ...]
+
+
+class Checkpoints:
+    """The checkpoints that one attempt saves.
+
+    Args:
+        folder: where they lie, one folder per step.
+        attempt: its number.
+        interval_s: least seconds between two checkpoints; 0 for after each step, whatever that costs.
+        keep: number of checkpoints to keep.
+        fence: raises `StopRequested` when another attempt took over.
+        discarded: a folder for saves that are not needed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        attempt: int,
+        interval_s: float,
+        keep: int,
+        fence: Callable[[], None],
+        discarded: Path,
+    ) -> None:
+        self._folder = folder
+        self._attempt = attempt
+        self._least_s = interval_s
+        self._keep = keep
+        self._fence = fence
+        self._discarded = discarded
+        self._last_s = time.monotonic()
+        self._last_step_s = self._last_s
+        self._held_s = 0.0
+        self._write_s = 0.0
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds from the last checkpoint to the next one.
+
+        With a least interval of 60 s, a save that holds the stage up for 10 s gives 330 s. A save that holds
+        it up for 1 s, and then writes for 100 s in a thread, gives 400 s.
+        """
+        if self._least_s == 0:
+            return 0.0
+        return max(self._least_s, HELD_FACTOR * self._held_s, WRITE_FACTOR * self._write_s)
+
+    @property
+    def save_s(self) -> float:
+        """Seconds that the last checkpoint took until it was complete; 0 before the first one."""
+        return max(self._held_s, self._write_s)
+
+    def step_s(self) -> float:
+        """Return the seconds since the last call, or since the start. A stage calls this once a step."""
+        now_s = time.monotonic()
+        since_s, self._last_step_s = now_s - self._last_step_s, now_s
+        return since_s
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a thread writes a checkpoint."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def is_due(self) -> bool:
+        """Return whether the interval is over. While a checkpoint is being written, no other is due."""
+        if self._least_s == 0:
+            return True
+        return not self.is_saving and time.monotonic() - self._last_s >= self.interval_s
+
+    @contextmanager
+    def saved(self, step: int) -> Iterator[Path]:
+        """Yield an empty folder to save into, and make it count afterwards. See `Context.checkpoint`."""
+        started_s = time.monotonic()
+        self.wait()
+        folder = self._open(step)
+        try:
+            yield folder
+            self._seal(folder, step)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # useless, and takes space on a full disk
+            raise
+        self._rotate()
+        self._last_s = time.monotonic()
+        self._write_s = self._held_s = self._last_s - started_s
+
+    def later(self, step: int, begin: Begin) -> None:
+        """Copy the state now, and write it in a thread. See `Context.checkpoint_later`."""
+        started_s = time.monotonic()
+        self.wait()
+        folder = self._open(step)
+        try:
+            write = begin(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        # Python waits for a thread that is no daemon: a stage that fails would not end while it writes.
+        self._thread = threading.Thread(
+            target=self._write, args=(folder, step, write), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+        self._last_s = time.monotonic()
+        self._held_s = self._last_s - started_s
+
+    def wait(self) -> None:
+        """Wait until no thread writes any more.
+
+        Raises:
+            BaseException: what stopped the last write. The unfinished folder never counts.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise what stopped a write in the thread, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def seal(self, folder: Path, step: int) -> None:
+        """Make a folder count that another program saved. See `Context.seal`."""
+        self._fence()
+        write_checkpoint_manifest(folder, step=step, attempt=self._attempt)
+        fsync_path(folder.parent)
+
+    def _open(self, step: int) -> Path:
+        """Return an empty folder for a step."""
+        self._fence()
+        final = self._folder / f"{step:08d}"
+        # Adopted, or saved just before: the same step holds the same state, so this save is not needed.
+        if (final / MANIFEST).exists():
+            final = self._discarded / f"discarded-{step:08d}"
+        shutil.rmtree(final, ignore_errors=True)  # an incomplete save of this attempt
+        final.mkdir(parents=True)
+        return final
+
+    def _write(self, folder: Path, step: int, write: Callable[[], None]) -> None:
+        """Write and seal a copied state; an error is kept for `raise_error`."""
+        started_s = time.monotonic()
+        try:
+            try:
+                write()
+                self._seal(folder, step)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            self._rotate()
+        except SaveAbandoned:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised in the stage's own thread
+            self._error = error
+        self._write_s = time.monotonic() - started_s
+
+    def _seal(self, folder: Path, step: int) -> None:
+        """Make a folder count, or remove it if it is not needed."""
+        if folder.parent != self._folder:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        write_checkpoint_manifest(folder, step=step, attempt=self._attempt)
+        fsync_path(self._folder)
+
+    def _rotate(self) -> None:
+        """Remove the oldest checkpoints of this attempt."""
+        folders = (path.parent for path in self._folder.glob(f"[0-9]*/{MANIFEST}"))
+        whole = sorted(folders, key=lambda folder: int(folder.name))
+        # A successor may be reading these files, so they are deleted only while this attempt is the newest.
+        if len(whole) > self._keep:
+            self._fence()
+        for old in whole[: -self._keep]:
+            (old / MANIFEST).unlink()  # first, so that a partly deleted folder never counts
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def write_checkpoint_manifest(folder: Path, *, step: int, attempt: int) -> None:
+    """Make a checkpoint folder durable, then write its manifest atomically, which makes it count.
+
+    Raises:
+        StageFailure: the stage saved a file under the manifest's own name.
+    """
+    if (folder / MANIFEST).exists():
+        raise StageFailure("code", f"a checkpoint may not hold a file {MANIFEST} of the stage's own")
+    contain(folder)
+    fsync_tree(folder)
+    manifest = CheckpointManifest(step=step, attempt=attempt, files=scan(folder))
+    # Written outside and renamed into place: a reader finds a complete manifest or none.
+    temporary = folder.parent / f".{folder.name}.{MANIFEST}"
+    with temporary.open("wb") as stream:
+        stream.write(msgspec.json.encode(manifest))
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(folder / MANIFEST)
+    fsync_path(folder)
+
+
+_STEP_WORD = r"(?:checkpoint|ckpt|global_step|step|iteration|iter|epoch)[-_=]?"
+
+
+_STEP_NAME = re.compile(rf"(?:(?:{_STEP_WORD}[0-9]{{1,18}}[-_])*{_STEP_WORD})?([0-9]{{1,18}})")
+
+
+def step_of(name: str) -> int | None:
+    """Return the step in a checkpoint folder's name; None if the name has none.
+
+    The name is a number alone (``00000120``), or a word and a number, as in ``checkpoint-120``, ``ckpt_120``,
+    ``step=120``, ``global_step120`` and ``iter-120``. With several pairs, as in ``epoch=3-step=120``, the
+    last number is the step.
+    """
+    match = _STEP_NAME.fullmatch(name)
+    return int(match.group(1)) if match else None

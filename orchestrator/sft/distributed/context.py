@@ -1,0 +1,197 @@
+"""The stage's context in its ranks, and the messages between ranks and the stage's process.
+
+A rank's `RankContext` stands for the stage's `Context`, which exists in the stage's own process only. Rank 0
+sends each call there through a socket and broadcasts the reply. So all ranks get the same answer and take the
+same decision::
+
+    rank 0   checkpoint_due(120) --socket--> stage's process --> True --broadcast--> rank 0, 1, 2, ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.manifest import REMEMBERED, FileKey
+from orchestrator.saving import Begin
+from orchestrator.stage import Checkpoint, Config, Context, Inputs
+
+
+class Order(NamedTuple):
+    """What each rank receives from the stage's process.
+
+    Attributes:
+        target: ``module:function`` to call.
+        config, inputs: arguments of the call.
+        device: ``cpu`` or ``cuda``.
+        folder, uses, resume, former, attempt: of the stage's context.
+        num_threads: CPU threads of each rank.
+    """
+
+    target: str
+    config: Config
+    inputs: Inputs
+    device: str
+    folder: Path
+    uses: Config
+    resume: Checkpoint | None
+    former: Path | None
+    attempt: int
+    num_threads: int
+
+
+class RankContext(Context):
+    """The stage's context in one of its ranks. All ranks must make the same calls in the same order.
+
+    Each call is a collective operation, so a rank that skips one leaves the others waiting. The exception is
+    `log`: only rank 0's metrics are sent, and those of other ranks are dropped.
+    """
+
+    def __init__(self, order: Order, pipe: Connection, *, rank: int) -> None:
+        super().__init__(
+            order.folder,
+            uses=order.uses,
+            resume=order.resume,
+            former=order.former,
+            attempt=order.attempt,
+            num_threads=order.num_threads,
+        )
+        self._pipe = pipe
+        self._rank = rank
+        self._thread: threading.Thread | None = None
+        # A save is reported by its thread, while this one may be sending a call.
+        self._sending = threading.Lock()
+
+    def _send(self, *message: object) -> None:
+        with self._sending:
+            self._pipe.send(message)
+
+    def log(self, step: int, *, num_steps: int | None = None, **metrics: float) -> None:
+        """Send the metrics of rank 0, without waiting for an answer."""
+        if self._rank == 0:
+            self._send("log", int(step), num_steps, {k: float(v) for k, v in metrics.items()})
+
+    def expect_stop(self, seconds: float) -> None:
+        """Send the time that rank 0 expects, without waiting for an answer."""
+        if self._rank == 0:
+            self._send("expect_stop", float(seconds))
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether all ranks should save a checkpoint and end."""
+        return bool(self._ask("why_stop"))
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Return whether to save now; the answer is the same in all ranks.
+
+        Each rank's own clock could give another answer, and then some ranks would save and others would not.
+        """
+        return bool(self._ask("checkpoint_due", int(step)))
+
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[Path]:
+        """Yield the same folder to all ranks. The checkpoint counts once all ranks have left the context."""
+        import torch.distributed as dist
+
+        folder = self._ask("open_checkpoint", int(step))
+        yield Path(folder)
+        dist.barrier()
+        # The manifest, which makes it count, may only be written after every rank's files.
+        self._ask("commit_checkpoint")
+
+    def checkpoint_later(self, step: int, begin: Begin) -> None:
+        """Save in a thread of each rank. The checkpoint counts once all ranks have written their files."""
+        self.finish_checkpoint()
+        folder = Path(self._ask("begin_checkpoint", int(step)))
+        write = begin(folder)
+        self._thread = threading.Thread(
+            target=self._write, args=(folder, write), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def finish_checkpoint(self) -> None:
+        """Wait until all ranks have written, and the checkpoint counts."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self._ask("finish_checkpoint")
+
+    def _write(self, folder: Path, write: Callable[[], None]) -> None:
+        """Write this rank's files, and send the digests of those that it hashed, or its error."""
+        error = None
+        try:
+            write()
+        except BaseException as raised:  # noqa: BLE001 - the stage's process raises it in all ranks
+            error = as_bytes(raised)
+        with contextlib.suppress(OSError):  # the stage's process is gone, and this rank is ending
+            self._send("written", self._rank, found_in(folder), error)
+
+    def stop_if_asked(self) -> None:
+        """End all ranks if a stop was requested.
+
+        Raises:
+            StopRequested: in all ranks alike.
+        """
+        if why := self._ask("why_stop"):
+            raise StopRequested(str(why))
+
+    def _ask(self, *question: object) -> Any:
+        """Send a call from rank 0 to the stage's process. Return the answer in all ranks.
+
+        Raises:
+            BaseException: what the call raised in the stage's process, in all ranks.
+        """
+        import torch.distributed as dist
+
+        answer: list[Any] = [None]
+        if self._rank == 0:
+            self._send(*question)
+            answer = [self._pipe.recv()]
+        dist.broadcast_object_list(answer, src=0)
+        value, error = answer[0]
+        if error is not None:
+            raise as_exception(error)
+        return value
+
+
+def found_in(folder: Path) -> dict[str, tuple[FileKey, str]]:
+    """Return the digests of a folder's files that this process has computed."""
+    found: dict[str, tuple[FileKey, str]] = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another rank abandoned the save
+            found |= REMEMBERED.of([path])
+    return found
+
+
+def as_bytes(error: BaseException) -> bytes:
+    """Return an exception as bytes from which `as_exception` makes it again in another process.
+
+    An exception that cannot be pickled becomes a `StageFailure` with its name and message.
+    """
+    if isinstance(error, StageFailure):
+        return pickle.dumps((error.cause, str(error)))
+    if isinstance(error, StopRequested):
+        return pickle.dumps((None, error.why))
+    # Pickling runs code of the exception's class, which may raise anything.
+    with contextlib.suppress(Exception):
+        data = pickle.dumps(error)
+        if type(pickle.loads(data)) is type(error):
+            return data
+    return pickle.dumps(("unknown", f"{type(error).__name__}: {error}"))
+
+
+def as_exception(data: bytes) -> BaseException:
+    """Return the exception that `as_bytes` encoded."""
+    error = pickle.loads(data)
+    if isinstance(error, tuple):
+        cause, message = error
+        return StopRequested(message) if cause is None else StageFailure(cause, message)
+    assert isinstance(error, BaseException)
+    return error

@@ -1,0 +1,71 @@
+"""Copies of tensors in host memory, and how much of it this process may still take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def copied(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return a copy of a tensor in host memory, pinned if the tensor is on a GPU.
+
+    The copy of a GPU's tensor is only queued: call `torch.cuda.synchronize` before reading it. Pinned memory
+    is copied at the speed of the bus, about four times that of ordinary memory. PyTorch keeps it for the next
+    copies of the same size.
+
+    Args:
+        tensor: on any device.
+        dtype: of the copy; None for the tensor's own.
+    """
+    source = tensor.detach().to(dtype or tensor.dtype)
+    copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
+    return copy.copy_(source, non_blocking=source.is_cuda)
+
+
+def room_bytes(root: Path = Path("/")) -> int:
+    """Return how much host memory this process may still take: of the machine, and of its control groups.
+
+    Files in the page cache do not count as used, since the kernel drops them first.
+
+    Args:
+        root: of the file system; for tests.
+    """
+    room = int(psutil.virtual_memory().available)
+    for folder in _groups(root):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no limit here, or another version
+            names = ("memory.max", "memory.current", "file")
+            if not (folder / names[0]).exists():
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+            limit, used = (int((folder / name).read_text(encoding="ascii")) for name in names[:2])
+            counts = dict(
+                line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+            )
+            room = min(room, limit - used + int(counts[names[2]]))
+    return max(0, room)
+
+
+def _groups(root: Path) -> list[Path]:
+    """Return the folders of this process's memory groups, from its own up to the outermost one."""
+    found: list[Path] = []
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+            own = top / path.lstrip("/")
+            found += [own, *(parent for parent in own.parents if parent.is_relative_to(top))]
+    return found
+
+
+def may_copy(num_bytes: int) -> bool:
+    """Return whether each process of this machine may hold a copy of so many bytes.
+
+    PyTorch rounds pinned blocks up to powers of two, hence the margin of a half.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 1.5 * num_bytes * processes < room_bytes()

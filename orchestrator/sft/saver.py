@@ -1,0 +1,143 @@
+"""Saving of a training while it goes on: the weights of an epoch, and the state to resume from.
+
+Both are copied to host memory, which takes seconds, and then written by threads, which takes minutes for a
+large model. Where the host has no room for a copy of the state, the state is written at once instead.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from orchestrator.sft.checkpoints import (
+    EPOCHS,
+    epoch_name,
+    link_weights,
+    state_of,
+    write_state,
+    write_weights,
+)
+from orchestrator.sft.distributed.parallel import Placed, rank
+from orchestrator.sft.host import copied, may_copy
+from orchestrator.stage import Context
+
+PROGRESS = "progress.json"
+"""File of the record of a training so far, in each checkpoint."""
+
+
+class Progress(NamedTuple):
+    """Record of the training so far, part of each checkpoint.
+
+    Attributes:
+        seconds: of training.
+        loss: of each step.
+        validation_loss: of each epoch.
+        held_s: seconds of these in which the training waited for weights and states to be saved.
+    """
+
+    seconds: float
+    loss: list[float]
+    validation_loss: list[float]
+    held_s: float = 0.0
+
+
+class Saver:
+    """Writer of one training's weights and states. All processes make the same calls.
+
+    Args:
+        placed: the model.
+        optimizer: its optimiser.
+        context: of the running stage.
+
+    Attributes:
+        held_s: seconds for which saving has held the training up since this object was made.
+    """
+
+    def __init__(self, placed: Placed, optimizer: torch.optim.Optimizer, context: Context) -> None:
+        self._placed = placed
+        self._optimizer = optimizer
+        self._context = context
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self._weights: Future[None] | None = None
+        self._may_copy: bool | None = None
+        self._is_over = threading.Event()
+        self.held_s = 0.0
+
+    def epoch(self, step: int, dtype: torch.dtype) -> None:
+        """Save the weights after the last step of an epoch, in a thread of rank 0."""
+        with self._holding():
+            self._wait_for_weights()
+            weights = self._placed.weights(dtype)
+            folder = self._context.output / EPOCHS / epoch_name(step)
+            if rank() == 0:
+                self._weights = self._pool.submit(
+                    write_weights, self._placed.model, weights, folder, dtype=dtype
+                )
+
+    def state(self, step: int, progress: Progress) -> None:
+        """Save a checkpoint to resume from, in a thread if the state may be copied."""
+
+        weights = self._weights
+        held_s = progress.held_s + self.held_s
+        record = json.dumps(progress._replace(held_s=held_s)._asdict())
+
+        def finish(folder: Path) -> None:
+            if rank() == 0:
+                if weights is not None:
+                    weights.result()
+                # The next attempt's output folder is empty: it takes these epochs from here.
+                link_weights(self._context.output, folder, last_step=step)
+                (folder / PROGRESS).write_text(record, encoding="utf-8")
+
+        def begin(folder: Path) -> Callable[[], None]:
+            pieces = state_of(self._placed, self._optimizer)
+            if self._may_copy is None:
+                self._may_copy = may_copy(sum(tensor.nbytes for _, tensor in pieces.values()))
+            if not self._may_copy:
+                write_state(pieces, folder)
+                return lambda: finish(folder)
+            copies = {name: (offsets, copied(tensor)) for name, (offsets, tensor) in pieces.items()}
+            if self._placed.device.type == "cuda":
+                torch.cuda.synchronize()
+
+            def write() -> None:
+                write_state(copies, folder, is_needless=self._is_over.is_set)
+                copies.clear()
+                finish(folder)
+
+            return write
+
+        with self._holding():
+            self._context.checkpoint_later(step, begin)
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written counts, because the training stops."""
+        with self._holding():
+            self._context.finish_checkpoint()
+
+    def end(self) -> None:
+        """Wait for the last weights. A checkpoint that is being written is abandoned: training is done."""
+        with self._holding():
+            self._is_over.set()
+            self._context.finish_checkpoint()
+            self._wait_for_weights()
+            self._pool.shutdown()
+
+    def _wait_for_weights(self) -> None:
+        if self._weights is not None:
+            self._weights.result()
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Count the seconds that the training waits."""
+        started_s = time.monotonic()
+        yield
+        self.held_s += time.monotonic() - started_s
