@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.launches import records, wait_for
+from tests.cli.launches import records, wait_for
 from tests.slurm.sweeps import SLURM, OnSlurm
 from tests.slurm.testbed import Testbed
 

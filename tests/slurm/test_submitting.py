@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.commands.launches import records
+from tests.cli.launches import records
 
 NAME = re.compile(r"(?<=--job-name=jobs\.1\.)\w{8}")
 """What makes a job's name its own."""
