@@ -21,6 +21,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
 
+from orchestrator.sft.batches import MicroBatches
 from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.shards import Example, Rows
 from orchestrator.sft.train import Training
@@ -73,7 +74,7 @@ def by_loop(model: Qwen3ForCausalLM, examples: Sequence[Example], folder: Path) 
         validation=Rows(examples[:1], pad_token_id=0),
         settings=Config({"seed": 0, "trainer": SETTINGS}),
         context=Context(folder, checkpoint_interval_s=1e9),
-        micro_batch_size=BATCH,
+        micro=MicroBatches(BATCH),
         device=torch.device("cpu"),
     )
     training._end_epoch = training._save = lambda step: None  # type: ignore[method-assign]

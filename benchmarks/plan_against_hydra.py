@@ -63,7 +63,7 @@ def by_hydra(cells: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Times both ways and compares the configs."""
-    from orchestrator.compose.declarations import Schema
+    from orchestrator.compose.files import Schema
     from orchestrator.compose.main import compose
 
     with tempfile.TemporaryDirectory() as name:
@@ -84,7 +84,7 @@ def main() -> int:
         del config["fingerprints"]
         config["model"]["fingerprint"] = cell.config["model"]["fingerprint"]
         if _without_tuples(schema(config)) != cell.config:
-            print(f"{cell.cell} differs from what Hydra composes", file=sys.stderr)
+            print(f"{cell.id} differs from what Hydra composes", file=sys.stderr)
             return 1
     print(
         f"plan: {len(cells)} cells in {ours_s:.2f} s ({ours_wall_s:.2f} s of wall with imports), "

@@ -260,8 +260,8 @@ def _reduced(
     if later is None and not _evolved(type(value)):
         return whole(value)
     tree, added = {}, dict(later or {})
-    for name, since, default in _fields(type(value)):
-        item = getattr(value, name)
+    for attribute, name, since, default in _fields(type(value)):
+        item = getattr(value, attribute)
         # `added` also holds words that this version could not read: their original text is written back.
         if since == 1 and name not in added:
             tree[name] = inner(item)
@@ -285,11 +285,11 @@ def _sorted(value: Any) -> msgspec.Raw:
 
 
 @cache
-def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, int, Callable[[], Any]], ...]:
-    """Return of each field of a struct: its name, its first format, and a function that makes its default."""
+def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, str, int, Callable[[], Any]], ...]:
+    """Return of each field of a struct: attribute, name in records, first format, maker of its default."""
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
-    return tuple((field.name, _since(field.type), _default(field)) for field in info.fields)
+    return tuple((f.name, f.encode_name, _since(f.type), _default(f)) for f in info.fields)
 
 
 def _since(info: inspect.Type) -> int:
@@ -323,4 +323,4 @@ def _evolved(kind: type[msgspec.Struct]) -> bool:
             for inside in getattr(info, name, None) or ():
                 yield from structs(inside)
 
-    return any(since > 1 for each in structs(inspect.type_info(kind)) for _, since, _ in _fields(each))
+    return any(since > 1 for each in structs(inspect.type_info(kind)) for _, _, since, _ in _fields(each))

@@ -82,11 +82,6 @@ def without_secrets(text: str) -> str:
     return redacted(text, known_values(os.environ))
 
 
-def command_line(argv: Sequence[str]) -> str:
-    """Return the command line without credentials."""
-    return without_secrets(shlex.join(argv))
-
-
 def stage_files(targets: Iterable[str], import_paths: Sequence[str]) -> list[Path]:
     """Return the files of the user's stage modules, in the order in which `code_digest` hashes them."""
     files: list[Path] = []
@@ -203,7 +198,7 @@ def of_launch(argv: Sequence[str], folder: str) -> dict[str, Any]:
         # The diff's digest was taken before secrets were removed and the text was cut.
         "git": {**git, "diff": without_secrets(git["diff"])} if git else {},
         "packages": packages(),
-        "command": command_line(argv),
+        "command": without_secrets(shlex.join(argv)),
     }
 
 

@@ -25,6 +25,9 @@ STAGES: Mapping[str, str] = {
     "prepare": "orchestrator.sft.stages:PREPARE",
     "train": "orchestrator.sft.stages:TRAIN",
     "evaluate": "orchestrator.sft.stages:EVALUATE",
+    "translate": "orchestrator.translation.stages:TRANSLATE",
+    "validate": "orchestrator.translation.stages:VALIDATE",
+    "assemble": "orchestrator.translation.stages:ASSEMBLE",
 }
 """Name of a stage to its `StageSpec`."""
 
@@ -48,6 +51,7 @@ DATA: Mapping[str, str] = {
     "import": "orchestrator.sft.fetching:import_data",
     "measures": "orchestrator.sft.fetching:measures",
     "summary": "orchestrator.tasks.dataset:summary",
+    "endpoint": "orchestrator.translation.endpoint:check_access",
 }
 """Verb of `sweep data` to the function that does it."""
 

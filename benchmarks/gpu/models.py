@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from gpu.one_pass import ROOT, Pass
+from orchestrator.sft import batches
+from orchestrator.sft.batches import MicroBatches
 from orchestrator.sft.config import TrainerConfig
 from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.memory import SIZES, Decoder, decoder
@@ -94,12 +96,14 @@ def rows_of(size: Size, num: int, *, small: bool, width: int | None = None, seed
     ]
 
 
-def placed(one: Pass, size: Size, *, bf16: bool = True, recompute: bool = True) -> Placed:
+def placed(
+    one: Pass, size: Size, *, bf16: bool = True, recompute: bool = True, sharding: str = "ddp"
+) -> Placed:
     """Return a model as the training stage places it in one process."""
     return Placed(
         lambda: size.build(one.device),
         device=one.device,
-        sharding="ddp",
+        sharding=sharding,
         bf16=bf16,
         gradient_checkpointing=recompute,
         chunk_tokens=1024,
@@ -107,19 +111,40 @@ def placed(one: Pass, size: Size, *, bf16: bool = True, recompute: bool = True) 
 
 
 def training(
-    one: Pass, model: Placed, rows: Rows, *, micro_batch_size: int, precision: str = "bf16"
+    one: Pass, model: Placed, rows: Rows, *, micro: MicroBatches, precision: str = "bf16"
 ) -> Training:
     """Return the product's training loop over some rows, by the study's settings, one step an epoch."""
-    given = read_config("trainer/paper.yaml") | {"precision": precision, "num_epochs": 1}
-    given["global_batch_size"] = len(rows)
-    # YAML 1.1 reads 1e-5 as text: the schema makes a number of it.
-    settings = msgspec.to_builtins(msgspec.convert(given, TrainerConfig, strict=False))
+    settings = _settings(rows, precision=precision)
     return Training(
         model,
         rows=rows,
         validation=rows,
         settings=Config({"seed": 0, "trainer": settings}),
         context=Context(Path(tempfile.mkdtemp(dir=one.scratch)), checkpoint_interval_s=1e9),
-        micro_batch_size=micro_batch_size,
+        micro=micro,
         device=model.device,
     )
+
+
+def choose(
+    model: Placed, rows: Rows, *, precision: str = "bf16", num_epochs: int = 1, **uses: Any
+) -> batches.Chosen:
+    """Let the product choose micro-batches and kernels for a model, and change the model accordingly.
+
+    Args:
+        model: placed without recomputation.
+        rows: of one step.
+        precision: bf16 or fp32.
+        num_epochs: how often the rows are trained on, for the decision on compiling.
+        uses: settings of `trainer` other than those of the study.
+    """
+    settings = _settings(rows, precision=precision, num_epochs=num_epochs, **uses)
+    return batches.choose(Config(settings), Config(settings), model, rows)
+
+
+def _settings(rows: Rows, **given: Any) -> dict[str, Any]:
+    """Return the study's settings of the trainer, with all rows in one step."""
+    given = read_config("trainer/paper.yaml") | {"num_epochs": 1, "global_batch_size": len(rows), **given}
+    # YAML 1.1 reads 1e-5 as text: the schema makes a number of it.
+    settings: dict[str, Any] = msgspec.to_builtins(msgspec.convert(given, TrainerConfig, strict=False))
+    return settings

@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from gpu.models import Size, rows_of
 from orchestrator.sft.distributed.parallel import Placed, whole
-from orchestrator.sft.shards import Rows, parts_of
+from orchestrator.sft.packing import RowsAtATime
+from orchestrator.sft.shards import Rows
 
 
 def main(kind: str, sharding: str) -> None:
@@ -32,8 +33,8 @@ def main(kind: str, sharding: str) -> None:
     )
     rows = Rows(rows_of(size, 32, small=True), pad_token_id=0)
     order, world = np.argsort(-rows.lengths), dist.get_world_size()
-    for chosen, masked in parts_of(order, size=4, rank=dist.get_rank(), num_processes=world):
-        (placed.losses(rows.batch(chosen, masked=masked)) / 1000 * world).backward()  # type: ignore[no-untyped-call]
+    for part in RowsAtATime(4).parts(order, rank=dist.get_rank(), num_processes=world):
+        (placed.losses(rows.batch(part.rows, masked=part.masked)) / 1000 * world).backward()  # type: ignore[no-untyped-call]
     norm = whole(torch.nn.utils.get_total_norm([p.grad for p in placed.parameters if p.grad is not None]))
     dist.barrier()
     if dist.get_rank() == 0:

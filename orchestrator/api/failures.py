@@ -13,7 +13,7 @@ from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.text import counted
 
 
-class Example(msgspec.Struct, frozen=True, kw_only=True):
+class FailureExample(msgspec.Struct, frozen=True, kw_only=True):
     """One failed attempt of a group.
 
     Attributes:
@@ -57,7 +57,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     frames: tuple[str, ...]
     num_stages: int
     cells: tuple[str, ...]
-    example: Example
+    example: FailureExample
     next: str
 
 
@@ -102,7 +102,7 @@ def _group(
     attempt = view.snapshot.evidence(node.digest).attempts[-1]
     assert attempt.end is not None
     name = view.sweep.name
-    log = f"sweep logs {name} {cell.cell} --stage '{node.name}'{view.hint}"
+    log = f"sweep logs {name} {cell.id} --stage '{node.name}'{view.hint}"
     return FailureGroup(
         failure=print_.digest,
         stage=print_.stage,
@@ -111,9 +111,9 @@ def _group(
         pattern=print_.message,
         frames=print_.frames,
         num_stages=len(nodes),
-        cells=tuple(each.cell for each in cells),
-        example=Example(
-            cell=cell.cell,
+        cells=tuple(each.id for each in cells),
+        example=FailureExample(
+            cell=cell.id,
             stage=node.name,
             attempt=attempt.number,
             host=attempt.claim.owner.host if attempt.claim else "",

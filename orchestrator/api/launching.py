@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from orchestrator import provenance
 from orchestrator.api.estimates import estimates_of, missing_of, needs_of, refuse_blocked
-from orchestrator.api.requests import build_request, plan_code, submit_request, take_code
+from orchestrator.api.requests import build_request, plan_code, take_code
 from orchestrator.api.state import (
     Notify,
     SweepState,
@@ -36,30 +36,6 @@ from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
 from orchestrator.store.ledger import Ledger, content_digest, open_ledger
-
-
-def check_fit(
-    view: SweepState,
-    cells: Sequence[Cell],
-    settings: RunSettings,
-    launcher: Launcher | Submitter,
-    import_paths: Sequence[str],
-) -> None:
-    """Raise if a cell cannot fit on what one worker of the launcher has, before anything is recorded.
-
-    Raises:
-        UserError: a cell does not fit.
-    """
-    hardware = launcher.hardware()
-    if hardware is not None:
-        estimates_of(
-            view,
-            cells,
-            hardware=hardware,
-            retention=settings.policy.retention,
-            import_paths=import_paths,
-            unfinished_only=True,
-        )
 
 
 def seal(ledger: Ledger, composition: Composition, overrides: Sequence[str]) -> SweepState:
@@ -97,7 +73,7 @@ def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
     return {
         digest: status.attempts
         for cell in cells
-        for digest, status in view.cells[cell.cell].stages.items()
+        for digest, status in view.cells[cell.id].stages.items()
         if status.state is not State.DONE and status.attempts
     }
 
@@ -157,35 +133,64 @@ def detach(view: SweepState, request: Request) -> Detached:
     return Detached(process, log)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class CheckedLaunch:
     """A launch or rerun that has passed every check, and of which nothing is recorded yet.
 
-    Call `seal`, then `record`; a dry run calls `dispatch` instead.
+    Creating one checks everything that can be checked before anything is recorded or submitted. Then call
+    `seal` and `record`; a dry run calls `dispatch` instead.
 
     Attributes:
         verb: the kind of request to record.
         view: the revision, as composed or as the store holds it.
-        composition: what was composed; None for a revision from the store.
-        overrides: the words that it was composed with, recorded with the revision.
         cells: to run.
-        names_cells: whether the request lists these cells; otherwise it is for all cells of the revision.
         settings: to run under.
         import_paths: folders from which the user's stages are imported.
+        composition: what was composed; None for a revision from the store.
+        overrides: the words that it was composed with, recorded with the revision.
+        names_cells: whether the request lists these cells; otherwise it is for all cells of the revision.
+        dry_run: whether nothing will be submitted, so that the scheduler need not answer.
+        prefetch: the command that fetches what cells lack, for the error.
         launcher: made from the settings.
         limits: of its scheduler; None for a launcher without a scheduler.
+
+    Raises:
+        UserError: a cell lacks what it needs or fits nowhere, or a setting or path cannot be used.
+        InfrastructureError: the scheduler does not answer.
     """
 
     verb: Literal["launch", "rerun"]
     view: SweepState
-    composition: Composition | None
-    overrides: Sequence[str]
     cells: Sequence[Cell]
-    names_cells: bool
     settings: RunSettings
     import_paths: tuple[str, ...]
-    launcher: Any
-    limits: Limits | None
+    composition: Composition | None = None
+    overrides: Sequence[str] = ()
+    names_cells: bool = True
+    dry_run: bool = False
+    prefetch: str = ""
+    launcher: Any = field(init=False)
+    limits: Limits | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        view, cells, import_paths = self.view, self.cells, self.import_paths
+        view.check()
+        view.ledger.refuse_unheld(self.settings, view.sweep)
+        self.launcher = make_launcher(self.settings, len(cells))
+        refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
+        hardware = self.launcher.hardware()
+        if hardware is not None:  # the estimate of a cell that fits nowhere is an error
+            estimates_of(
+                view,
+                cells,
+                hardware=hardware,
+                retention=self.settings.policy.retention,
+                import_paths=import_paths,
+                unfinished_only=True,
+            )
+        self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
+        if self.limits is not None and not self.dry_run:
+            self.dispatch().check()
 
     def dispatch(self) -> Dispatch:
         """Return the submission of the cells, for a request that is not recorded."""
@@ -222,7 +227,8 @@ class CheckedLaunch:
         code = None
         if self.limits or self.launcher.takes_snapshot:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
-        return submit_request(sealed, self._request(sealed, code, attempts_so_far(self.view, self.cells)))
+        request = self._request(sealed, code, attempts_so_far(self.view, self.cells))
+        return sealed.ledger.add_request(sealed.sweep.name, request)
 
     def _request(self, view: SweepState, code: Code | None, after: dict[str, int]) -> Request:
         """Return the request, not recorded yet."""
@@ -237,63 +243,10 @@ class CheckedLaunch:
         )
 
 
-def check_launch(
-    verb: Literal["launch", "rerun"],
-    view: SweepState,
-    cells: Sequence[Cell],
-    *,
-    settings: RunSettings,
-    import_paths: tuple[str, ...],
-    composition: Composition | None = None,
-    overrides: Sequence[str] = (),
-    names_cells: bool = True,
-    dry_run: bool = False,
-    prefetch: str = "",
-) -> CheckedLaunch:
-    """Check everything that can be checked before anything is recorded or submitted.
-
-    Args:
-        verb: launch or rerun; both take this path.
-        view: the revision.
-        cells: to run.
-        settings: to run under.
-        import_paths: folders from which the user's stages are imported.
-        composition: what was composed; None for a revision from the store.
-        overrides: the words that it was composed with.
-        names_cells: whether the request lists these cells; otherwise it is for all cells of the revision.
-        dry_run: whether nothing will be submitted, so that the scheduler need not answer.
-        prefetch: the command that fetches what cells lack, for the error.
-
-    Raises:
-        UserError: a cell lacks what it needs or fits nowhere, or a setting or path cannot be used.
-        InfrastructureError: the scheduler does not answer.
-    """
-    view.check()
-    view.ledger.refuse_unheld(settings, view.sweep)
-    launcher = make_launcher(settings, len(cells))
-    refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=prefetch)
-    check_fit(view, cells, settings, launcher, import_paths)
-    checked = CheckedLaunch(
-        verb=verb,
-        view=view,
-        composition=composition,
-        overrides=overrides,
-        cells=cells,
-        names_cells=names_cells,
-        settings=settings,
-        import_paths=import_paths,
-        launcher=launcher,
-        limits=limits_of(launcher, view.sweep.name, dry_run=dry_run),
-    )
-    if checked.limits is not None and not dry_run:
-        checked.dispatch().check()
-    return checked
-
-
 def failed_cells(view: SweepState) -> list[Cell]:
     """Return the cells that failed, lost their worker or are blocked."""
     return [
-        c for c in view.sweep.cells if view.cells[c.cell].state in (State.FAILED, State.LOST, State.BLOCKED)
+        c for c in view.sweep.cells if view.cells[c.id].state in (State.FAILED, State.LOST, State.BLOCKED)
     ]
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from orchestrator.api import estimates
-from orchestrator.api.estimates import missing_of, need_line, needs_of
+from orchestrator.api.estimates import missing_of, need_line, needs_of, work_of
 from orchestrator.api.state import (
     SweepState,
     current_revision,
 )
+from orchestrator.core import schedule
 from orchestrator.core.plan import Action, Step, decide
+from orchestrator.core.schedule import Makespan
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
+from orchestrator.errors import UserError
 from orchestrator.execution.checkpoints import foresee
 from orchestrator.text import counted
 
@@ -40,11 +43,11 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
     Returns:
         By cell and digest, the step.
     """
-    steps = {cell.cell: decide(cell, view.cells[cell.cell]) for cell in cells}
+    steps = {cell.id: decide(cell, view.cells[cell.id]) for cell in cells}
     looked: dict[str, str] = {}
     for cell in cells:
-        for digest, step in [*steps[cell.cell].items()]:
-            status, node = view.cells[cell.cell].stages[digest], view.sweep.nodes[digest]
+        for digest, step in [*steps[cell.id].items()]:
+            status, node = view.cells[cell.id].stages[digest], view.sweep.stages[digest]
             spec = view.sweep.specs[node.stage]
             if step.action not in (Action.RUN, Action.RESUME) or not (status.attempts or status.going_on):
                 continue
@@ -58,7 +61,7 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
             action, reason = Action.RESUME if found else Action.RUN, step.reason
             if not (found and reason.startswith(found)):
                 reason = f"{found or 'starts from nothing'}: {reason}"
-            steps[cell.cell][digest] = Step(action, reason)
+            steps[cell.id][digest] = Step(action, reason)
     return steps
 
 
@@ -76,6 +79,39 @@ def hardware_of(settings: HardwareSettings, **options: str | float | None) -> Ha
     hardware = msgspec.structs.replace(settings, **changed)
     check_hardware(hardware, where=" ".join(f"--{key.replace('_', '-')} {changed[key]}" for key in changed))
     return hardware
+
+
+def makespan_of(
+    view: SweepState,
+    cells: Sequence[Cell],
+    estimates: Mapping[str, Estimate],
+    num_gpus: int,
+    *,
+    gpus_per_node: int,
+) -> Makespan:
+    """Return how long what is not done takes on a cluster, the longest chain first.
+
+    Args:
+        view: the sweep state.
+        cells: to run.
+        estimates: digest of a stage to its estimate.
+        num_gpus: of the cluster.
+        gpus_per_node: of one node. A cell runs within one.
+
+    Raises:
+        UserError: a number is out of range, or a cell needs more GPUs than a node has.
+    """
+    where = f"--gpus {num_gpus} --gpus-per-node {gpus_per_node}"
+    if num_gpus < 1 or gpus_per_node < 1:
+        raise UserError("a cluster has at least one GPU", where=where)
+    work = work_of(view, cells, estimates)
+    most = max((stage.num_gpus for stage in work.values()), default=0)
+    if most > min(num_gpus, gpus_per_node):
+        raise UserError(
+            f"a cell needs {most} GPUs in one node", where=where, fix=f"--gpus-per-node {most} or more"
+        )
+    units = schedule.of_cells({cell.id: cell.stage_digests for cell in cells}, work)
+    return schedule.makespan(units, num_gpus, gpus_per_node=gpus_per_node)
 
 
 class Plan:
@@ -119,6 +155,18 @@ class Plan:
         """The cost of all cells, a shared stage once; None if no stage has an estimate hook."""
         return estimates.in_total(self.cells, self.estimates, self.hardware) if self.estimates else None
 
+    def makespan(self, num_gpus: int, *, gpus_per_node: int = 8) -> Makespan:
+        """Return how long what is not done takes on a cluster, the longest chain of stages first.
+
+        Args:
+            num_gpus: of the cluster.
+            gpus_per_node: of one node. A cell runs within one.
+
+        Raises:
+            UserError: a number is out of range, or a cell needs more GPUs than a node has.
+        """
+        return makespan_of(self.view, self.cells, self.estimates, num_gpus, gpus_per_node=gpus_per_node)
+
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with one row for each cell: its axes, its state, and the action for each stage."""
         import pandas
@@ -126,11 +174,11 @@ class Plan:
         return pandas.DataFrame(
             {
                 **cell.axes,
-                "cell": cell.cell,
+                "cell": cell.id,
                 "state": str(self.state_of(cell)),
                 **{
-                    self.view.sweep.nodes[d].name: str(step.action)
-                    for d, step in self.steps[cell.cell].items()
+                    self.view.sweep.stages[d].name: str(step.action)
+                    for d, step in self.steps[cell.id].items()
                 },
             }
             for cell in self.cells
@@ -154,29 +202,29 @@ class Plan:
         """Return the part of the plan for one cell."""
         view = self.view
         return {
-            "cell": cell.cell,
+            "cell": cell.id,
             "axes": cell.axes,
             "columns": cell.columns,
             "state": self.state_of(cell),
-            "blocked": [need_line(need) for need in self.missing.get(cell.cell, ())],
+            "blocked": [need_line(need) for need in self.missing.get(cell.id, ())],
             "estimate": estimates.as_json(estimates.of_cell(cell, self.estimates)),
             "stages": [
                 {
-                    "stage": view.sweep.nodes[digest].name,
+                    "stage": view.sweep.stages[digest].name,
                     "digest": digest,
-                    "state": view.cells[cell.cell].stages[digest].state,
+                    "state": view.cells[cell.id].stages[digest].state,
                     "action": step.action,
                     "reason": step.reason,
                 }
-                for digest, step in self.steps[cell.cell].items()
+                for digest, step in self.steps[cell.id].items()
             ],
         }
 
     def state_of(self, cell: Cell) -> State:
         """Return the state of a cell; one that lacks a need is blocked, unless it is done or at work."""
-        state = self.view.cells[cell.cell].state
+        state = self.view.cells[cell.id].state
         at_work = state in (State.DONE, State.RUNNING, State.QUEUED)
-        return State.BLOCKED if cell.cell in self.missing and not at_work else state
+        return State.BLOCKED if cell.id in self.missing and not at_work else state
 
 
 def cell_drift(view: SweepState) -> list[str]:
@@ -187,8 +235,8 @@ def cell_drift(view: SweepState) -> list[str]:
     if number is None:
         return []
     before = view.ledger.revision(view.sweep.name, number).sweep
-    old = {cell.cell for cell in before.cells}
-    new = [cell for cell in view.sweep.cells if cell.cell not in old]
+    old = {cell.id for cell in before.cells}
+    new = [cell for cell in view.sweep.cells if cell.id not in old]
     if not new:
         return []
     # A changed config gives a cell another id. Its axes show which old cell it replaces.
@@ -203,7 +251,7 @@ def cell_drift(view: SweepState) -> list[str]:
     return [f"{counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}"]
 
 
-def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
+def changed_reads(before: ComposedSweep, after: ComposedSweep, old: Cell, new: Cell) -> list[str]:
     """Return the dotted keys that some stage reads and whose values differ between two cells.
 
     Args:
@@ -213,7 +261,7 @@ def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str
     Returns:
         A general remark if no key differs; then the stages themselves do.
     """
-    reads = {before.nodes[digest].name: before.nodes[digest].reads for digest in old.chain}
-    nodes = [after.nodes[digest] for digest in new.chain]
+    reads = {before.stages[digest].name: before.stages[digest].reads for digest in old.stage_digests}
+    nodes = [after.stages[digest] for digest in new.stage_digests]
     keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
     return list(dict.fromkeys(keys)) or ["the stages themselves"]

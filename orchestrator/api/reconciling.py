@@ -91,7 +91,7 @@ def open_questions(view: SweepState, settled: Reconciled) -> list[str]:
     for (reason, advice), number in waits.items():
         lines.append(f"  {counted(number, 'job')} can never start so: {reason}: {advice}")
         lines.append(f"    then: sweep cancel {name}{view.hint}, and launch again")
-    older = settled.view.jobs.older(view.number, {cell.cell for cell in view.sweep.cells})
+    older = settled.view.jobs.older(view.number, {cell.id for cell in view.sweep.cells})
     for revision, number in sorted(older.items()):
         lines.append(f"  {counted(number, 'job')} of {name}@{revision} not over yet")
         lines.append(f"    no longer wanted? sweep cancel {name}@{revision}{view.hint}")
@@ -195,7 +195,7 @@ def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
     started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
     if not started:
         raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    numbers = {view.wishes.asked.get(cell.cell) for cell in view.sweep.cells}
+    numbers = {view.wishes.asked.get(cell.id) for cell in view.sweep.cells}
     # Jobs of earlier requests may still be open. Their ends must be recorded too.
     numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
     asked: list[PendingLaunch] = []
@@ -267,6 +267,6 @@ _OPEN = frozenset({State.RUNNING, State.QUEUED, State.UNKNOWN, State.PENDING, St
 
 def is_open(view: SweepState, cell: Cell) -> bool:
     """Return whether a cell may still run as a job: it has not ended, and its job, if any, can start."""
-    job = view.jobs.of_cell(cell.cell)
+    job = view.jobs.of_cell(cell.id)
     can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
-    return view.cells[cell.cell].state in _OPEN and not can_never_start
+    return view.cells[cell.id].state in _OPEN and not can_never_start

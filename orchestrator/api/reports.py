@@ -164,8 +164,8 @@ def _cells_by_stage(view: SweepState) -> dict[str, list[str]]:
     """Return, by digest of a stage instance, the cells that share it."""
     sharing: dict[str, list[str]] = {}
     for cell in view.sweep.cells:
-        for digest in cell.chain:
-            sharing.setdefault(digest, []).append(cell.cell)
+        for digest in cell.stage_digests:
+            sharing.setdefault(digest, []).append(cell.id)
     return sharing
 
 
@@ -178,7 +178,7 @@ def curves(view: SweepState) -> tuple[Curve, ...]:
         number = done.attempt if done is not None else view.stages[digest].attempts
         if not number:
             continue
-        node = view.sweep.nodes[digest]
+        node = view.sweep.stages[digest]
         points = _points(history(view.ledger, node, number))
         if points:
             found.append(Curve(stage=node.name, cells=tuple(cells), points=points))
@@ -206,7 +206,7 @@ def about(view: SweepState) -> About:
     Attempts are read only for stages that took more than one, because each read costs requests in a bucket.
     """
     retries = tuple(
-        _retry(view, view.sweep.nodes[digest], tuple(cells))
+        _retry(view, view.sweep.stages[digest], tuple(cells))
         for digest, cells in _cells_by_stage(view).items()
         if view.stages[digest].attempts > 1
     )
@@ -229,9 +229,9 @@ def about(view: SweepState) -> About:
 def _cells(view: SweepState) -> Iterator[CellFacts]:
     """Yield the facts about each cell."""
     for cell in view.sweep.cells:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         yield CellFacts(
-            cell=cell.cell,
+            cell=cell.id,
             axes=cell.axes,
             columns=cell.columns,
             config=cell.config,
@@ -288,7 +288,7 @@ def _hosts(view: SweepState) -> set[str]:
     for digest, status in view.stages.items():
         done = view.snapshot.evidence(digest).done
         if status.state is State.DONE and done is not None:
-            node = view.sweep.nodes[digest]
+            node = view.sweep.stages[digest]
             keys.append(layout.attempt(node.stage, digest, done.attempt, layout.START))
     # One bulk read instead of one request for each stage.
     ledger = view.ledger.having_read(keys)

@@ -17,7 +17,7 @@ from orchestrator.core.records import Code, Request, Retired
 from orchestrator.core.secrets import lines_with
 from orchestrator.core.settings import Policy, RunSettings
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
@@ -27,11 +27,6 @@ from orchestrator.store.checkout import checkout_of
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.retention import retain
 from orchestrator.text import counted
-
-
-def submit_request(view: SweepState, request: Request) -> Request:
-    """Append a request to those of the sweep, and return it with its number."""
-    return view.ledger.add_request(view.sweep.name, request)
 
 
 def build_request(
@@ -67,7 +62,7 @@ def build_request(
         number=0,
         verb=verb,
         revision=view.number,
-        cells=None if cells is None else tuple(cell.cell for cell in cells),
+        cells=None if cells is None else tuple(cell.id for cell in cells),
         after=dict(after or {}),
         reason=provenance.without_secrets(reason),
         settings=settings,
@@ -89,7 +84,9 @@ _SETTINGS = frozenset({".cfg", ".conf", ".env", ".ini", ".json", ".sh", ".toml",
 """Endings of settings files, where a key's name alone can mark a credential."""
 
 
-def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], notify: Notify) -> Code:
+def take_code(
+    objects: ObjectStore, sweep: ComposedSweep, import_paths: Sequence[str], notify: Notify
+) -> Code:
     """Store a snapshot of the code, and warn about credentials in it.
 
     Credentials are not removed, because the snapshot must be exactly what runs.
@@ -114,7 +111,9 @@ def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], n
     return planned.code
 
 
-def plan_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> snapshots.SnapshotPlan:
+def plan_code(
+    objects: ObjectStore, sweep: ComposedSweep, import_paths: Sequence[str]
+) -> snapshots.SnapshotPlan:
     """Return what `take_code` would store.
 
     Args:
@@ -149,7 +148,9 @@ def _credentials(items: Iterable[ArchiveMember]) -> Iterator[tuple[str, str]]:
 
 def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     """Count the products of some cells by the version of the code that made them."""
-    evidence = (view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.chain})
+    evidence = (
+        view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.stage_digests}
+    )
     return Counter(e.done.code for e in evidence if e.done is not None)
 
 
@@ -202,12 +203,12 @@ def needing_retired(view: SweepState, cells: Sequence[Cell]) -> dict[str, list[s
     """
     found: dict[str, list[str]] = {}
     for cell in cells:
-        stages = view.cells[cell.cell].stages
+        stages = view.cells[cell.id].stages
         for digest, status in stages.items():
-            inputs = view.sweep.nodes[digest].inputs if status.state is State.BLOCKED else ()
+            inputs = view.sweep.stages[digest].inputs if status.state is State.BLOCKED else ()
             for stage in dict.fromkeys(i.stage for i in inputs if stages[i.digest].retired):
-                if cell.cell not in found.setdefault(stage, []):
-                    found[stage].append(cell.cell)
+                if cell.id not in found.setdefault(stage, []):
+                    found[stage].append(cell.id)
     return found
 
 

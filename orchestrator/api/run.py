@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from orchestrator import provenance
 from orchestrator.api.launching import CheckedLaunch, Detached, detach
 from orchestrator.api.reconciling import PendingLaunch, is_open, submit_pass
-from orchestrator.api.requests import build_request, submit_request
+from orchestrator.api.requests import build_request
 from orchestrator.api.state import SweepState, current_revision, scheduler, sealed_view
 from orchestrator.api.status import Status, status_of
 from orchestrator.core.records import Request
@@ -128,7 +128,7 @@ class Run:
     @in_store
     def _cancel(self) -> None:
         view, wanted = self._view.fresh(), self._request.cells
-        cancel_cells(view, [c for c in view.sweep.cells if wanted is None or c.cell in wanted])
+        cancel_cells(view, [c for c in view.sweep.cells if wanted is None or c.id in wanted])
 
     @in_store
     def _is_at_work(self) -> bool:
@@ -137,7 +137,7 @@ class Run:
             return self._detached.process.poll() is None
         view = submit_pass(self._view, self._asked, notify=lambda line: None).view
         wanted = self._request.cells
-        return any(is_open(view, c) for c in view.sweep.cells if wanted is None or c.cell in wanted)
+        return any(is_open(view, c) for c in view.sweep.cells if wanted is None or c.id in wanted)
 
 
 def start(checked: CheckedLaunch) -> Run:
@@ -161,7 +161,7 @@ def cells_of_the_current_revision(view: SweepState) -> set[str]:
     current = current_revision(view.ledger, view.sweep.name)
     if current is None or current == view.number:
         return set()
-    return {cell.cell for cell in sealed_view(view.ledger, view.sweep.name, current).sweep.cells}
+    return {cell.id for cell in sealed_view(view.ledger, view.sweep.name, current).sweep.cells}
 
 
 def cancel_jobs(view: SweepState, cancelled: set[str]) -> list[str]:
@@ -272,13 +272,13 @@ def cancel_cells(view: SweepState, chosen: Sequence[Cell]) -> Cancelled:
     """
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
-    kept = cells_of_the_current_revision(view) & {cell.cell for cell in cells}
-    cells = [cell for cell in cells if cell.cell not in kept]
-    num_running = sum(view.cells[cell.cell].state is State.RUNNING for cell in cells)
+    cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
+    kept = cells_of_the_current_revision(view) & {cell.id for cell in cells}
+    cells = [cell for cell in cells if cell.id not in kept]
+    num_running = sum(view.cells[cell.id].state is State.RUNNING for cell in cells)
     lines: list[str] = []
     if cells:
         # The request comes first. A worker that starts while jobs are being cancelled must find it.
-        submit_request(view, build_request(view, "cancel", cells))
-        lines = cancel_jobs(view, {cell.cell for cell in cells})
+        view.ledger.add_request(view.sweep.name, build_request(view, "cancel", cells))
+        lines = cancel_jobs(view, {cell.id for cell in cells})
     return Cancelled(cells, num_running, kept, lines)

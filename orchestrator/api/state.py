@@ -26,7 +26,7 @@ from orchestrator.core.state import (
     cell_status,
     stage_status,
 )
-from orchestrator.core.sweep import Cell, StageInstance, Sweep, is_name
+from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.judgement import JobListing, SubmissionState, ending
@@ -110,7 +110,7 @@ class SweepState:
     def __init__(
         self,
         ledger: Ledger,
-        sweep: Sweep,
+        sweep: ComposedSweep,
         number: int,
         *,
         sealed: bool,
@@ -186,7 +186,7 @@ class SweepState:
     @cached_property
     def wishes(self) -> RequestSummary:
         """The combined effect of the requests."""
-        return summarize_requests(self.requests, [cell.cell for cell in self.sweep.cells])
+        return summarize_requests(self.requests, [cell.id for cell in self.sweep.cells])
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -216,7 +216,7 @@ class SweepState:
         """The evidence about the sweep's stages."""
         return EvidenceReader(
             self.ledger,
-            self.sweep.nodes.values(),
+            self.sweep.stages.values(),
             observer=self._observe,
             trusted=self.trusted,
             specs=self.sweep.specs,
@@ -229,7 +229,7 @@ class SweepState:
             digest: stage_status(
                 self.snapshot.evidence(digest), self.wishes.budget(digest, self.policy.retries)
             )
-            for digest in self.sweep.nodes
+            for digest in self.sweep.stages
         }
 
     @cached_property
@@ -239,32 +239,32 @@ class SweepState:
         for cell in self.sweep.cells:
             status = cell_status(
                 cell,
-                self.sweep.nodes,
+                self.sweep.stages,
                 self.stages,
-                cancelled=cell.cell in self.wishes.cancelled,
+                cancelled=cell.id in self.wishes.cancelled,
                 sweep=f"{self.sweep.name}@{self.number}",
             )
             # Job failures before the last launch or rerun of the cell do not count against its budget.
-            since = self.wishes.asked.get(cell.cell, 0)
-            found[cell.cell] = with_jobs(
-                cell.cell, status, self.jobs, since_request=since, retries=self.policy.retries
+            since = self.wishes.asked.get(cell.id, 0)
+            found[cell.id] = with_jobs(
+                cell.id, status, self.jobs, since_request=since, retries=self.policy.retries
             )
         return found
 
     def subject(self, cell: Cell) -> Subject:
         """Return the fields of a cell that selectors match."""
-        status = self.cells[cell.cell]
+        status = self.cells[cell.id]
         failure = tuple(found.digest for _, found in self.failures(cell))
-        return Subject(cell.axes, cell.columns, cell.config, cell.cell, status.state, status.cause, failure)
+        return Subject(cell.axes, cell.columns, cell.config, cell.id, status.state, status.cause, failure)
 
     def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
         """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
         found = []
-        for digest in cell.chain:
+        for digest in cell.stage_digests:
             stage = self.stages[digest]
             if not stage.attempts or stage.state in (State.DONE, State.RUNNING, State.UNKNOWN):
                 continue
-            attempts, node = self.snapshot.evidence(digest).attempts, self.sweep.nodes[digest]
+            attempts, node = self.snapshot.evidence(digest).attempts, self.sweep.stages[digest]
             end = attempts[-1].end if attempts else None
             if end is not None and end.outcome == "failed":
                 found.append((node, fingerprint(node.stage, end)))
@@ -289,9 +289,9 @@ class SweepState:
         Raises:
             UserError: no cell matches, or more than one does.
         """
-        found = [cell for cell in self.sweep.cells if cell.cell == word] or self.select([word])
+        found = [cell for cell in self.sweep.cells if cell.id == word] or self.select([word])
         if len(found) != 1:
-            names = ", ".join(cell.cell for cell in found[:4]) + (", ..." if len(found) > 4 else "")
+            names = ", ".join(cell.id for cell in found[:4]) + (", ..." if len(found) > 4 else "")
             raise UserError(
                 f"{word!r} names {len(found)} cells, one is needed", where=self.title, allowed=names
             )

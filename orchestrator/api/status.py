@@ -26,7 +26,7 @@ def notes_of(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     """Return the remarks that stages returned in the column `notes`, each with the number of its cells."""
     notes: Counter[str] = Counter()
     for cell in cells:
-        found = [view.snapshot.evidence(digest).done for digest in cell.chain]
+        found = [view.snapshot.evidence(digest).done for digest in cell.stage_digests]
         rows = [row for done in found if done is not None for row in done.rows]
         notes.update({note for row in rows if isinstance(note := row.get("notes"), str) and note})
     return notes
@@ -42,13 +42,13 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
 
     `seconds` of a stage is the wall time of its last attempt.
     """
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    counts = Counter(view.cells[cell.id].state for cell in cells)
     rows = []
     for cell in cells:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         stages = [
             {
-                "stage": view.sweep.nodes[digest].name,
+                "stage": view.sweep.stages[digest].name,
                 "digest": digest,
                 "state": stage.state,
                 "cause": stage.cause,
@@ -60,7 +60,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
         ]
         rows.append(
             {
-                "cell": cell.cell,
+                "cell": cell.id,
                 "axes": cell.axes,
                 "state": status.state,
                 "cause": status.cause,
@@ -94,11 +94,11 @@ class CellView:
     """
 
     def __init__(self, view: SweepState, cell: Cell) -> None:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         self._view, self._cell = view, cell
-        self.id, self.axes, self.config = cell.cell, dict(cell.axes), cell.config
+        self.id, self.axes, self.config = cell.id, dict(cell.axes), cell.config
         self.state, self.cause, self.reason = status.state, str(status.cause or ""), status.reason
-        self.num_retries = sum(max(0, stage.attempts - 1) for stage in status.stages.values())
+        self.num_retries = retries_of(status)
 
     def why(self) -> str:
         """Return the evidence for the state as text. Files of products are read and verified."""
@@ -112,7 +112,7 @@ class Cells(Mapping[str, CellView]):
     """The cells of a sweep by id. The beginning of an id, or a selector, works too if it matches one cell."""
 
     def __init__(self, view: SweepState, cells: Sequence[Cell]) -> None:
-        self._view, self._cells = view, {cell.cell: cell for cell in cells}
+        self._view, self._cells = view, {cell.id: cell for cell in cells}
 
     def __getitem__(self, word: str) -> CellView:
         """Return a cell.
@@ -158,12 +158,9 @@ class Status(NamedTuple):
 def status_of(view: SweepState, wanted: Sequence[str] | None) -> Status:
     """Return the states of the wanted cells; of all cells for None."""
     chosen = None if wanted is None else set(wanted)
-    cells = [cell for cell in view.sweep.cells if chosen is None or cell.cell in chosen]
-    counts: dict[str, int] = {}
-    for cell in cells:
-        state = str(view.cells[cell.cell].state)
-        counts[state] = counts.get(state, 0) + 1
-    return Status(counts, Cells(view, cells), view.warnings())
+    cells = [cell for cell in view.sweep.cells if chosen is None or cell.id in chosen]
+    counts = Counter(str(view.cells[cell.id].state) for cell in cells)
+    return Status(dict(counts), Cells(view, cells), view.warnings())
 
 
 def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
@@ -171,7 +168,7 @@ def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
     for filed in view.jobs.filed:
         submission = filed.submission
         for index, cells in enumerate(submission.tasks):
-            if cell.cell not in cells or _is_refusal(filed, index, view.jobs.of_cell(cell.cell)):
+            if cell.id not in cells or _is_refusal(filed, index, view.jobs.of_cell(cell.id)):
                 continue
             job = view.jobs.job(filed, index)
             lines = [
@@ -203,7 +200,7 @@ def _is_refusal(filed: SubmissionState, index: int, last: Judgement | None) -> b
 
 def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, Any]:
     """Return the evidence for the state of one stage of a cell."""
-    status = view.cells[cell.cell].stages[node.digest]
+    status = view.cells[cell.id].stages[node.digest]
     lines = []
     evidence = view.snapshot.evidence(node.digest)
     attempts = view.attempts(node)
@@ -232,8 +229,8 @@ def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, An
         version = f"the product of an earlier version, {former.node.digest[:12]}"
         lines.append(f"{version}: {former.problem or former.how}")
     for taken in node.inputs:
-        state = view.cells[cell.cell].stages[taken.digest].state
-        lines.append(f"input {view.sweep.nodes[taken.digest].name}: {state}")
+        state = view.cells[cell.id].stages[taken.digest].state
+        lines.append(f"input {view.sweep.stages[taken.digest].name}: {state}")
     return {
         "stage": node.name,
         "digest": node.digest,
@@ -285,19 +282,19 @@ def explain(view: SweepState, cell: Cell) -> dict[str, Any]:
     Returns:
         The content of ``sweep why --json``: state, reason, stages, jobs and requests, each with its evidence.
     """
-    status = view.cells[cell.cell]
+    status = view.cells[cell.id]
     return {
         "sweep": view.sweep.name,
         "revision": view.number,
-        "cell": cell.cell,
+        "cell": cell.id,
         "state": status.state,
         "reason": status.reason,
-        "stages": [_evidence(view, cell, view.sweep.nodes[digest]) for digest in cell.chain],
+        "stages": [_evidence(view, cell, view.sweep.stages[digest]) for digest in cell.stage_digests],
         "jobs": list(_jobs(view, cell)),
         "requests": [
             {"number": r.number, "verb": r.verb, "by": r.by, "at": r.at, "reason": r.reason}
             for r in view.requests
-            if r.cells is None or cell.cell in r.cells
+            if r.cells is None or cell.id in r.cells
         ],
     }
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of, of_cell
+from orchestrator.api.estimates import longest_first, of_cell, order_estimates
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
@@ -200,15 +200,15 @@ class Dispatch:
         wanted, self.given.num_held = [], 0
         for cell in view.sweep.cells:
             if self._request.number:
-                is_asked = wishes.asked.get(cell.cell) == self._request.number
+                is_asked = wishes.asked.get(cell.id) == self._request.number
             else:  # a request that is not recorded yet is the newest
-                is_asked = self._request.cells is None or cell.cell in self._request.cells
-            if not is_asked or view.cells[cell.cell].state not in (*_WANTED, State.QUEUED, State.UNKNOWN):
+                is_asked = self._request.cells is None or cell.id in self._request.cells
+            if not is_asked or view.cells[cell.id].state not in (*_WANTED, State.QUEUED, State.UNKNOWN):
                 continue
-            job = view.jobs.of_cell(cell.cell)
+            job = view.jobs.of_cell(cell.id)
             if (job is not None and job.phase is not Phase.OVER) or self._is_busy(cell):
                 self.given.num_held += 1
-            elif view.cells[cell.cell].state in _WANTED:
+            elif view.cells[cell.id].state in _WANTED:
                 wanted.append(cell)
         return wanted
 
@@ -218,11 +218,11 @@ class Dispatch:
         A local launch may run cells of the same sweep. The age compares clocks of two machines, hence the
         factor 2.
         """
-        for digest, status in self._view.cells[cell.cell].stages.items():
+        for digest, status in self._view.cells[cell.id].stages.items():
             if status.state is not State.RUNNING:
                 continue
             last = self._view.snapshot.evidence(digest).attempts[-1]
-            if last.claim is None or last.claim.cell != cell.cell:
+            if last.claim is None or last.claim.cell != cell.id:
                 continue
             at = last.heartbeat.at if last.heartbeat else last.claim.at
             if provenance.age_s(at) < 2 * last.claim.lease_s:
@@ -230,29 +230,23 @@ class Dispatch:
         return False
 
     def _with_resources(self, cells: Sequence[Cell]) -> list[tuple[str, Resources]]:
-        """Return each cell with the resources that its job needs, by the estimates where there are any."""
+        """Return each cell with the resources that its job needs, the longest first, by estimates if any."""
         view, hardware = self._view, self._submitter.hardware()
-        settings = self._request.settings
         if not cells:
             return []
-        estimates = {}
-        if hardware is not None and settings is not None:
-            estimates = estimates_of(
-                view,
-                cells,
-                hardware=hardware,
-                retention=settings.policy.retention,
-                import_paths=self._request.import_paths,
-                unfinished_only=True,
-            )
+        paths = self._request.import_paths
+        estimates = order_estimates(view, cells, self._request, hardware, paths)
+        ordered = longest_first(view, cells, estimates)
+        if hardware is None:  # workers without GPUs: the estimates give the order alone
+            estimates = {}
         return self._submitter.resources(
             [
                 (
                     view.subject(cell),
                     of_cell(cell, estimates),
-                    view.jobs.count(cell.cell, Cause.OOM_HOST),
+                    view.jobs.count(cell.id, Cause.OOM_HOST),
                 )
-                for cell in cells
+                for cell in ordered
             ],
             known=[view.subject(cell) for cell in view.sweep.cells],
         )

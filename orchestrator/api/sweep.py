@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.api.launching import check_launch, engine_of, failed_cells, planned
+from orchestrator.api.launching import CheckedLaunch, engine_of, failed_cells, planned
 from orchestrator.api.planning import Plan, hardware_of
 from orchestrator.api.reports import write_sweep_reports
 from orchestrator.api.run import Run, cancel_cells, in_store, start
@@ -141,10 +141,10 @@ class Sweep:
         view, composition, words = self._look_up([*overrides, *_launcher_words(launcher)])
         selectors = _selectors(only)
         settings, import_paths = engine_of(view, composition, () if composition else words)
-        checked = check_launch(
-            "launch",
-            view,
-            view.select(selectors),
+        checked = CheckedLaunch(
+            verb="launch",
+            view=view,
+            cells=view.select(selectors),
             settings=settings,
             import_paths=import_paths,
             composition=composition,
@@ -174,10 +174,12 @@ class Sweep:
         view = self._sealed()
         settings, import_paths = engine_of(view, None, [*overrides, *_launcher_words(launcher)])
         chosen = view.select(only) if only else failed_cells(view)
-        cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
+        cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
         if not cells:
             return None
-        checked = check_launch("rerun", view, cells, settings=settings, import_paths=import_paths)
+        checked = CheckedLaunch(
+            verb="rerun", view=view, cells=cells, settings=settings, import_paths=import_paths
+        )
         return start(checked)
 
     @in_store
@@ -194,7 +196,7 @@ class Sweep:
             UserError: the sweep was never launched.
         """
         view = self._sealed()
-        return [cell.cell for cell in cancel_cells(view, view.select(only)).cells]
+        return [cell.id for cell in cancel_cells(view, view.select(only)).cells]
 
     @in_store
     def status(self, *only: str) -> Status:
@@ -204,7 +206,7 @@ class Sweep:
             only: selectors; all cells without one.
         """
         view = self._look_up(()).view
-        return status_of(view, tuple(cell.cell for cell in view.select(only)))
+        return status_of(view, tuple(cell.id for cell in view.select(only)))
 
     @property
     @in_store

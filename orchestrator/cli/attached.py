@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from orchestrator.api.estimates import ordered_ids
 from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
 from orchestrator.api.reconciling import PendingLaunch
 from orchestrator.api.requests import finish_retention, needing_retired_lines
@@ -76,26 +77,26 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     if request.code is not None:
         _go_on_in_the_snapshot(view, request, request.code)
     wanted = set(request.cells) if request.cells is not None else None
-    cells = [cell for cell in view.sweep.cells if wanted is None or cell.cell in wanted]
+    cells = [cell for cell in view.sweep.cells if wanted is None or cell.id in wanted]
     # A second Ctrl-C also ends a wait for a store that does not answer.
     stopper = _Stopper(launcher)
     view = view.patient(indented, lambda: "stopped" if stopper.count > 1 else "")
     # A launch whose cells are all done still runs the mirror, which uploads what it missed earlier.
     with mirroring(view.ledger, view.sweep.name, request):
-        if any(view.cells[cell.cell].state is not State.DONE for cell in cells):
+        if any(view.cells[cell.id].state is not State.DONE for cell in cells):
             with stopper:
-                launcher.start(_as_launch(view, request))
+                launcher.start(_as_launch(view, request, launcher))
                 _watch(view, cells, launcher)
                 _keep_logs(view)
     # A user who stops a launch wants it to end now. Retention is left to the next launch.
     if not stopper.count:
         print_lines(finish_retention(view.fresh(), settings_of(request).policy))
     view = _last_view(view)
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    counts = Counter(view.cells[cell.id].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {', '.join(f'{n} {s}' for s, n in counts.items())}")
     print_failures(view, cells)
     print_lines(needing_retired_lines(view, cells))
-    if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
+    if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     if counts[State.DONE] == len(cells):
         return 0
@@ -114,14 +115,14 @@ def _last_view(view: SweepState) -> SweepState:
     """
     for _ in range(LAST_LOOKS):
         view = view.fresh()
-        if not any(view.snapshot.evidence(digest).is_passing for digest in view.sweep.nodes):
+        if not any(view.snapshot.evidence(digest).is_passing for digest in view.sweep.stages):
             break
         time.sleep(REFRESH_S)
     return view
 
 
-def _as_launch(view: SweepState, request: Request) -> Launch:
-    """Return what the launcher gives to its workers: store, request, settings and code."""
+def _as_launch(view: SweepState, request: Request, launcher: Launcher) -> Launch:
+    """Return what the launcher gives to its workers: store, request, settings, code and ordered cells."""
     objects, code, paths = view.ledger.objects, request.code, request.import_paths
     named = None
     if code is not None:
@@ -135,7 +136,7 @@ def _as_launch(view: SweepState, request: Request) -> Launch:
         sweep=view.sweep.name,
         revision=view.number,
         request=request.number,
-        cells=request.cells,
+        cells=ordered_ids(view, request, launcher.hardware(), paths),
         settings=settings_of(request),
         import_paths=paths,
         code_digest=digest,

@@ -1,4 +1,4 @@
-"""`sweep data describe|import|check`: parallel task data on disk.
+"""`sweep data describe|import|check|translate`: parallel task data on disk.
 
 This module parses options and prints tables. The formats and checks come from the science packages, by the
 names in the registry.
@@ -15,7 +15,7 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.registry import DATA, TASKS, load
 from orchestrator.text import counted
 
-ACTIONS = ("describe", "import", "check")
+ACTIONS = ("describe", "import", "check", "translate")
 _OF_IMPORT = (
     "test",
     "out",
@@ -30,12 +30,17 @@ _OF_IMPORT = (
 """Options of ``import`` alone."""
 _OF_CHECK = ("task", "tokenizer", "max_length", "json")
 """Options of ``check`` alone."""
+_OF_TRANSLATE = ("to", "model", "engine", "overlay")
+"""Options of ``translate`` alone."""
+_ALSO_OF_TRANSLATE = ("out", "num_train", "num_validation", "num_test", "seed", "revision", "force")
+"""Options that ``translate`` shares with ``import``."""
 MAX_LENGTH = 2048
 """Tokens above which a text counts as too long, unless ``--max-length`` is set."""
 
 USAGE = """sweep data describe TASK
        sweep data import TASK [SOURCE] [--test SOURCE] --out DIR [...]
-       sweep data check PATH [--tokenizer PATH_OR_ID ...] [...]"""
+       sweep data check PATH [--tokenizer PATH_OR_ID ...] [...]
+       sweep data translate api_calling SOURCE --to CODE,... --model MODEL --out DIR [...] [KEY=VALUE ...]"""
 
 
 def configure_data(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +66,13 @@ def configure_data(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--revision", help="of a SOURCE on the hub")
     made.add_argument("--test-revision", metavar="REVISION", help="of the --test SOURCE")
     made.add_argument("--force", action="store_true", default=None, help="replace another data set")
+    translated = parser.add_argument_group("translate (and --out, --num-train, ..., --seed, --force)")
+    translated.add_argument("--to", nargs="+", metavar="CODE", help="es ja ... or es,ja,...")
+    translated.add_argument(
+        "--model", help="as the endpoint in $OPENAI_BASE_URL knows it; or a folder or hub id, with --engine"
+    )
+    translated.add_argument("--engine", help="endpoint (default), transformers or vllm")
+    translated.add_argument("--overlay", metavar="PATH", help="corrections that a review sheet saved")
     checked = parser.add_argument_group("check")
     checked.add_argument("--task", help="what raw files are of (default: what they look like)")
     checked.add_argument("--tokenizer", nargs="+", metavar="PATH_OR_ID", help="count its tokens")
@@ -78,6 +90,9 @@ def run_data(args: argparse.Namespace) -> int:
         case "import":
             _only(args, (*_OF_IMPORT, "languages"), num_words=(1, 2), words="TASK [SOURCE]")
             return _import(args)
+        case "translate":
+            _only(args, (*_OF_TRANSLATE, *_ALSO_OF_TRANSLATE), num_words=(2, 99), words="TASK SOURCE")
+            return _translate(args)
         case _:
             _only(args, (*_OF_CHECK, "languages"), num_words=(1, 1), words="PATH")
             return _check(args)
@@ -99,7 +114,7 @@ def _only(
     """
     if not num_words[0] <= len(args.words) <= num_words[1]:
         raise UserError(f"sweep data {args.action} takes {words}", fix="sweep data --help")
-    for name in (*_OF_IMPORT, *_OF_CHECK, "languages"):
+    for name in (*_OF_IMPORT, *_OF_CHECK, *_OF_TRANSLATE, "languages"):
         if name not in options and getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is not for sweep data {args.action}")
 
@@ -131,9 +146,7 @@ def _import(args: argparse.Namespace) -> int:
         raise UserError(
             "a source is needed: SOURCE, --test SOURCE or both", fix=f"sweep data describe {task}"
         )
-    for name in ("num_train", "num_validation", "num_test"):
-        if (value := getattr(args, name)) is not None and value < (0 if name == "num_validation" else 1):
-            raise UserError(f"--{name.replace('_', '-')} {value} is too few")
+    _check_numbers(args)
     out = Path(args.out)
     settings = {
         name: getattr(args, name) for name in _OF_IMPORT if name not in ("out", "test", "seed", "force")
@@ -157,6 +170,28 @@ def _import(args: argparse.Namespace) -> int:
             print(f"  {split}: {origin.note}")
     print(f"  sweep data check {out}\n  data=parallel data.{task}_dir={out}")
     return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in ("num_train", "num_validation", "num_test"):
+        if (value := getattr(args, name)) is not None and value < (0 if name == "num_validation" else 1):
+            raise UserError(f"--{name.replace('_', '-')} {value} is too few")
+
+
+def _translate(args: argparse.Namespace) -> int:
+    """Launch the sweep that translates, and write its data set."""
+    from orchestrator.cli.data_translate import TRANSLATED, translate  # the other actions launch nothing
+
+    task, source, *overrides = args.words
+    if _task(task) not in TRANSLATED:
+        raise UserError(f"nothing translates {task}", allowed=", ".join(TRANSLATED))
+    if wrong := [word for word in overrides if "=" not in word]:
+        raise UserError(f"unexpected {wrong[0]!r}", allowed="KEY=VALUE, such as launcher.workers=4")
+    for name in ("to", "model", "out"):
+        if getattr(args, name) is None:
+            raise UserError(f"sweep data translate needs --{name}", fix="sweep data --help")
+    _check_numbers(args)
+    return translate(args, task, source, overrides)
 
 
 def _check(args: argparse.Namespace) -> int:

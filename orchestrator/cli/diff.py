@@ -62,8 +62,8 @@ def _stages(view: SweepState, other: SweepState, first: Cell, second: Cell) -> l
     Returns:
         One dict a stage: its name (``stage``), whether the digests are equal (``same``), and the ``reason``.
     """
-    mine = {view.sweep.nodes[d].name: view.sweep.nodes[d] for d in first.chain}
-    its = {other.sweep.nodes[d].name: other.sweep.nodes[d] for d in second.chain}
+    mine = {view.sweep.stages[d].name: view.sweep.stages[d] for d in first.stage_digests}
+    its = {other.sweep.stages[d].name: other.sweep.stages[d] for d in second.stage_digests}
     rows = []
     for name in dict.fromkeys((*mine, *its)):
         a, b = mine.get(name), its.get(name)
@@ -93,10 +93,10 @@ def _print_cells(view: SweepState, first: Cell, second: Cell, as_json: bool) -> 
     """Print how the configs and stages of two cells differ."""
     keys, stages = changed_keys(first.config, second.config), _stages(view, view, first, second)
     if as_json:
-        cells = [first.cell, second.cell]
+        cells = [first.id, second.id]
         print_json({**_named(view), "cells": cells, "config": keys, "stages": stages})
         return 0
-    print(f"{view.title}: {first.cell} and {second.cell}")
+    print(f"{view.title}: {first.id} and {second.id}")
     _print_keys(keys)
     print_table(("stage", "difference"), [(row["stage"], row["reason"]) for row in stages])
     return 0
@@ -116,8 +116,8 @@ def _print_revisions(old: SweepState, new: SweepState, as_json: bool) -> int:
     A cell whose config changed has another id. Two cells with equal axes in both revisions count as one
     changed cell. So a changed default is printed as one key, not as many removed and added cells.
     """
-    before = {cell.cell: cell for cell in old.sweep.cells}
-    after = {cell.cell: cell for cell in new.sweep.cells}
+    before = {cell.id: cell for cell in old.sweep.cells}
+    after = {cell.id: cell for cell in new.sweep.cells}
     removed = [cell for name, cell in before.items() if name not in after]
     added = [cell for name, cell in after.items() if name not in before]
     former = {tuple(cell.axes.items()): cell for cell in removed}
@@ -128,12 +128,12 @@ def _print_revisions(old: SweepState, new: SweepState, as_json: bool) -> int:
         if twin is not None:
             keys = changed_keys(twin.config, cell.config)
             pairs.append(
-                {"old": twin.cell, "new": cell.cell, "config": keys, "stages": _stages(old, new, twin, cell)}
+                {"old": twin.id, "new": cell.id, "config": keys, "stages": _stages(old, new, twin, cell)}
             )
             counts.update((key, repr(a), repr(b)) for key, (a, b) in keys.items())
     matched = {pair["new"] for pair in pairs}
-    only_new = [cell.cell for cell in added if cell.cell not in matched]
-    only_old = [cell.cell for cell in former.values()]
+    only_new = [cell.id for cell in added if cell.id not in matched]
+    only_old = [cell.id for cell in former.values()]
     same = len(set(before) & set(after))
     if as_json:
         changes = {"same": same, "changed": pairs, "only_first": only_old, "only_second": only_new}

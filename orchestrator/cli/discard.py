@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 
 from orchestrator import provenance
-from orchestrator.api.requests import build_request, submit_request
+from orchestrator.api.requests import build_request
 from orchestrator.api.run import cancel_cells
 from orchestrator.api.state import SweepState, open_view, sealed_view
 from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
@@ -46,8 +47,8 @@ def run_discard(args: argparse.Namespace) -> int:
     stages = {
         digest: view.stages[digest]
         for cell in cells
-        for digest in cell.chain
-        if view.sweep.nodes[digest].stage == args.stage
+        for digest in cell.stage_digests
+        if view.sweep.stages[digest].stage == args.stage
     }
     named = {digest for digest, status in stages.items() if status.state is State.DONE}
     # Without products, discard what unfinished attempts left: checkpoints, a work folder, or an output that
@@ -65,9 +66,12 @@ def run_discard(args: argparse.Namespace) -> int:
         after[node.digest] = max(view.ledger.numbers(node), default=0)
         voided += _void(view, node, args.reason, named)
     # The voids come first. If this process dies between the two, discarding again completes it.
-    submit_request(view, build_request(view, "discard", cells, after=after, reason=args.reason))
+    request = build_request(view, "discard", cells, after=after, reason=args.reason)
+    view.ledger.add_request(view.sweep.name, request)
     # Cells outside the selection that share a discarded stage are made again too, so the user must see them.
-    shared = sum(1 for c in view.sweep.cells if c not in cells and set(c.chain) & {n.digest for n in nodes})
+    shared = sum(
+        1 for c in view.sweep.cells if c not in cells and set(c.stage_digests) & {n.digest for n in nodes}
+    )
     if unfinished:
         print(f"{view.title}: discarded what attempts of {counted(unfinished, 'unfinished stage')} left")
     else:
@@ -93,8 +97,8 @@ def _made_from(ledger: Ledger, named: set[str]) -> list[StageInstance]:
             # follow.
             affected = set(named)
             for cell in revision.cells:
-                for digest in cell.chain:
-                    node = revision.nodes[digest]
+                for digest in cell.stage_digests:
+                    node = revision.stages[digest]
                     if digest in affected or any(taken.digest in affected for taken in node.inputs):
                         affected.add(digest)
                         found[digest] = node
@@ -134,9 +138,7 @@ def _void(view: SweepState, node: StageInstance, reason: str, named: set[str]) -
 
 def _by_stage(nodes: list[StageInstance]) -> str:
     """Return how many of some stage instances belong to each stage, such as ``3 base, 9 train``."""
-    counts: dict[str, int] = {}
-    for node in nodes:
-        counts[node.stage] = counts.get(node.stage, 0) + 1
+    counts = Counter(node.stage for node in nodes)
     return ", ".join(f"{number} {stage}" for stage, number in counts.items())
 
 

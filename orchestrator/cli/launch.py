@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.api.launching import check_launch, engine_of, failed_cells, planned
+from orchestrator.api.launching import CheckedLaunch, engine_of, failed_cells, planned
 from orchestrator.api.reconciling import requests_of
 from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view, split_store
@@ -18,14 +18,13 @@ from orchestrator.cli.output import (
     print_lines,
     print_table,
     print_warnings,
-    shorten,
 )
 from orchestrator.cli.progress import print_scripts, submit_all
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
 from orchestrator.errors import UserError
-from orchestrator.text import counted
+from orchestrator.text import counted, one_line
 
 
 def configure_launch(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +47,10 @@ def run_launch(args: argparse.Namespace) -> int:
     cells = view.select(args.only)
     settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
     # All checks come before the first write, so a refused launch leaves no trace in the store.
-    checked = check_launch(
-        "launch",
-        view,
-        cells,
+    checked = CheckedLaunch(
+        verb="launch",
+        view=view,
+        cells=cells,
         settings=settings,
         import_paths=import_paths,
         composition=composition,
@@ -70,7 +69,7 @@ def run_launch(args: argparse.Namespace) -> int:
         print(f"  note: {note}")
     print_warnings(sealed)
     print_lines(code_drift(sealed, cells, import_paths), indent=2)
-    num_done = sum(view.cells[cell.cell].state is State.DONE for cell in cells)
+    num_done = sum(view.cells[cell.id].state is State.DONE for cell in cells)
     print(f"  {counted(len(cells), 'cell')}, {num_done} of them done; store {sealed.ledger.objects.url}")
     return follow(checked, sealed, wait=args.wait, is_detached=args.detach)
 
@@ -102,7 +101,7 @@ def run_rerun(args: argparse.Namespace) -> int:
     settings, import_paths = engine_of(view, None, rest)
     chosen = view.select(args.only) if args.only else failed_cells(view)
     # A done cell stays done; `sweep discard` makes it run again.
-    cells = [cell for cell in chosen if view.cells[cell.cell].state is not State.DONE]
+    cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
     if not cells:
         done = f"{counted(len(chosen), 'cell')} named, all done" if args.only else "no failed cells"
         print(f"{view.title}: {done}, nothing to rerun")
@@ -112,7 +111,9 @@ def run_rerun(args: argparse.Namespace) -> int:
         return 0
     fix = f"sweep prefetch {view.sweep.name}@{view.number}{view.hint}"
     # The checks come before the question, so that a user does not confirm what is then refused.
-    checked = check_launch("rerun", view, cells, settings=settings, import_paths=import_paths, prefetch=fix)
+    checked = CheckedLaunch(
+        verb="rerun", view=view, cells=cells, settings=settings, import_paths=import_paths, prefetch=fix
+    )
     _print_rerun(view, cells)
     if (
         not args.yes
@@ -129,13 +130,13 @@ def _print_rerun(view: SweepState, cells: list[Cell]) -> None:
     print(f"{view.title}: rerun {counted(len(cells), 'cell')}; what is done stays, checkpoints are used")
     rows = []
     for cell in cells:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         stages = [
-            view.sweep.nodes[d].name
+            view.sweep.stages[d].name
             for d, s in status.stages.items()
             if s.state not in (State.DONE, State.RUNNING)
         ]
-        rows.append((cell.cell, status.state, status.attempts, " ".join(stages), shorten(status.reason, 80)))
+        rows.append((cell.id, status.state, status.attempts, " ".join(stages), one_line(status.reason, 80)))
     print_table(("cell", "state", "attempts", "stages to run", "reason"), rows)
 
 

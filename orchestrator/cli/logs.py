@@ -52,11 +52,11 @@ def run_logs(args: argparse.Namespace) -> int:
     node = _named(view, cell, args.stage) if args.stage else _interesting(view, cell)
     numbers = [attempt.number for attempt in view.attempts(node)]
     if not numbers:
-        has_job = view.jobs.of_cell(cell.cell) is not None
+        has_job = view.jobs.of_cell(cell.id) is not None
         raise UserError(
-            f"{node.name} of {cell.cell} was never started",
-            allowed=f"sweep logs {args.sweep} {cell.cell} --job" if has_job else "",
-            fix=f"sweep why {args.sweep} {cell.cell}",
+            f"{node.name} of {cell.id} was never started",
+            allowed=f"sweep logs {args.sweep} {cell.id} --job" if has_job else "",
+            fix=f"sweep why {args.sweep} {cell.id}",
         )
     number = numbers[-1] if args.attempt is None else args.attempt
     if number not in numbers:
@@ -69,24 +69,24 @@ def run_logs(args: argparse.Namespace) -> int:
         return 0
     url = f"{view.ledger.objects.url}/{key}"
     # Standard output is the log alone, for a pipe.
-    print(f"{view.title} {cell.cell} {node.name} attempt {number}: {url}", file=sys.stderr)
+    print(f"{view.title} {cell.id} {node.name} attempt {number}: {url}", file=sys.stderr)
     _print(key, view, node, number, follow=args.follow)
     return 0
 
 
 def _print_job(view: SweepState, cell: Cell, *, as_json: bool) -> int:
     """Print the log of the cell's last job. All restarts of a job append to the same log."""
-    job = view.jobs.of_cell(cell.cell)
+    job = view.jobs.of_cell(cell.id)
     if job is None:
         raise UserError(
-            f"{cell.cell} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.cell}"
+            f"{cell.id} was never given to a scheduler", fix=f"sweep logs {view.sweep.name} {cell.id}"
         )
     where, logs = _of_job(view, job.filed.submission, job.task)
     if as_json:
         text = "".join(_end_of(objects, key)[0] for objects, key in logs)
-        print_json({"cell": cell.cell, "job": job.name, "path": where, "text": text})
+        print_json({"cell": cell.id, "job": job.name, "path": where, "text": text})
         return 0
-    print(f"{view.title} {cell.cell} job {job.name}: {where}", file=sys.stderr)
+    print(f"{view.title} {cell.id} job {job.name}: {where}", file=sys.stderr)
     if not sum(_copy(objects, key) for objects, key in logs):
         print(f"-- nothing yet: {job.reason}", file=sys.stderr)
     return 0
@@ -138,9 +138,9 @@ def _named(view: SweepState, cell: Cell, name: str) -> StageInstance:
     Raises:
         UserError: the cell has no such stage.
     """
-    nodes = {view.sweep.nodes[digest].name: view.sweep.nodes[digest] for digest in cell.chain}
+    nodes = {view.sweep.stages[digest].name: view.sweep.stages[digest] for digest in cell.stage_digests}
     if name not in nodes:
-        raise UserError(f"{cell.cell} has no stage {name!r}", allowed=nearest(name, nodes))
+        raise UserError(f"{cell.id} has no stage {name!r}", allowed=nearest(name, nodes))
     return nodes[name]
 
 
@@ -149,13 +149,13 @@ def _interesting(view: SweepState, cell: Cell) -> StageInstance:
 
     That is a failed stage, else a running, lost or released one, else the last that was started.
     """
-    stages = view.cells[cell.cell].stages
+    stages = view.cells[cell.id].stages
     for state in (State.FAILED, State.RUNNING, State.LOST, State.RELEASED):
         for digest, status in stages.items():
             if status.state is state:
-                return view.sweep.nodes[digest]
+                return view.sweep.stages[digest]
     tried = [digest for digest, status in stages.items() if status.attempts]
-    return view.sweep.nodes[tried[-1] if tried else cell.chain[-1]]
+    return view.sweep.stages[tried[-1] if tried else cell.stage_digests[-1]]
 
 
 def _print_json(key: str, view: SweepState, cell: Cell, node: StageInstance, number: int) -> None:
@@ -165,7 +165,7 @@ def _print_json(key: str, view: SweepState, cell: Cell, node: StageInstance, num
         {
             "sweep": view.sweep.name,
             "revision": view.number,
-            "cell": cell.cell,
+            "cell": cell.id,
             "stage": node.name,
             "attempt": number,
             "path": f"{view.ledger.objects.url}/{key}",

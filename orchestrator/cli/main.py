@@ -143,7 +143,7 @@ VERBS: Final = {
     "collect": Verb("rows", "the result rows as one table"),
     "report": Verb("rows", "tables, figures and a page from the rows that there are"),
     "best": Verb("rows", "the cells with the lowest or highest value of a metric"),
-    "data": Verb("data", "describe, import and check parallel task data"),
+    "data": Verb("data", "describe, import, check and translate parallel task data"),
     "completion": Verb("completion", "a script for the shell: completes verbs, options and names of sweeps"),
     "clean": Verb("upkeep", "list what no current revision names; --yes deletes it"),
     "doctor": Verb("doctor", "check this machine and the store"),

@@ -15,7 +15,7 @@ import msgspec
 from orchestrator.api.state import SweepState
 from orchestrator.errors import UserError
 from orchestrator.registry import GENERAL
-from orchestrator.text import counted, escaped, one_line
+from orchestrator.text import counted, escaped
 
 GAP = "  "
 MIN_TEXT = 24
@@ -243,11 +243,6 @@ def print_warnings(view: SweepState) -> None:
     """Print which records of a sweep in the store cannot be read."""
     for problem in view.warnings():
         print(f"  warning: {problem}")
-
-
-def shorten(text: str, length: int) -> str:
-    """Return a text on one line, cut to a length."""
-    return one_line(text, length)
 
 
 MOST_PATHS, MAIN_PATHS = 6, 3

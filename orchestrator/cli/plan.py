@@ -28,7 +28,6 @@ from orchestrator.cli.output import (
     print_lines,
     print_table,
     print_warnings,
-    shorten,
 )
 from orchestrator.compose.files import SweepEntry, find_sweeps, shipped
 from orchestrator.core.plan import Action, Step
@@ -39,7 +38,7 @@ from orchestrator.costs import DEVICES, Estimate
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.registry import importable, load
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.text import counted
+from orchestrator.text import counted, one_line
 
 MAX_GROUP_SHOWN = 8
 """Missing needs that are listed; ``--json`` lists all of them."""
@@ -54,6 +53,10 @@ def configure_plan(parser: argparse.ArgumentParser) -> None:
         "--mfu", type=float, help="model FLOPs utilisation, in place of the guess by model size"
     )
     parser.add_argument("--max-gpus", type=int, metavar="N", help="that one cell may have")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="of the cluster: how long the whole takes there"
+    )
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="of the cluster; default 8")
 
 
 def run_plan(args: argparse.Namespace) -> int:
@@ -63,8 +66,9 @@ def run_plan(args: argparse.Namespace) -> int:
     cells = view.select(args.only)
     hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
     plan = Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args))
+    makespan = plan.makespan(args.gpus, gpus_per_node=args.gpus_per_node) if args.gpus is not None else None
     if args.json:
-        print_json(plan.as_json())
+        print_json(plan.as_json() if makespan is None else {**plan.as_json(), "makespan": makespan._asdict()})
         return 0
     print(f"{view.title}: {view.sweep.description}")
     for note in composition.notes if composition else ():
@@ -73,6 +77,11 @@ def run_plan(args: argparse.Namespace) -> int:
     print_lines(cell_drift(view), indent=2)
     print_lines(code_drift(view, cells, composition.import_paths if composition else ()), indent=2)
     _print_plan(plan)
+    if makespan is not None:
+        print(
+            f"\n{makespan.num_gpus} GPUs, {args.gpus_per_node} a node: {duration(makespan.hours)} with the"
+            f" longest cells first, {makespan.ratio:.3f} times the least possible"
+        )
     return 0
 
 
@@ -86,12 +95,12 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
     """
     actions: dict[str, Action] = {}
     for cell in cells:
-        for digest, step in steps[cell.cell].items():
+        for digest, step in steps[cell.id].items():
             # A shared stage has the same step in each of its cells.
             actions[digest] = step.action
     counts: dict[str, Counter[Action]] = {stage: Counter() for stage in view.sweep.specs}
     for digest, action in actions.items():
-        counts[view.sweep.nodes[digest].stage][action] += 1
+        counts[view.sweep.stages[digest].stage][action] += 1
     print(
         f"{counted(len(cells), 'cell')}, {counted(len(actions), 'stage')}; a stage that cells share runs once"
     )
@@ -106,7 +115,7 @@ def _print_plan(plan: Plan) -> None:
     print_costs(cells, plan.estimates, plan.hardware)
     columns = [*view.sweep.cells[0].axes, "cell", "what would run"]
     print()
-    print_table(columns, [[*cell.axes.values(), cell.cell, _summary(plan, cell)] for cell in cells])
+    print_table(columns, [[*cell.axes.values(), cell.id, _summary(plan, cell)] for cell in cells])
     print_lines(needing_retired_lines(view, cells))
     if plan.missing:
         missing = distinct(plan.missing)
@@ -121,22 +130,22 @@ def _print_plan(plan: Plan) -> None:
 
 def _summary(plan: Plan, cell: Cell) -> str:
     """Return what would run in a cell, and the first reason."""
-    view, steps = plan.view, plan.steps[cell.cell]
-    status = view.cells[cell.cell]
+    view, steps = plan.view, plan.steps[cell.id]
+    status = view.cells[cell.id]
     if status.state in (State.QUEUED, State.UNKNOWN):
-        return shorten(f"wait ({status.reason})", 100)
-    if plan.state_of(cell) is State.BLOCKED and cell.cell in plan.missing:
-        return shorten(f"blocked by {', '.join(need.what for need in plan.missing[cell.cell])}", 100)
+        return one_line(f"wait ({status.reason})", 100)
+    if plan.state_of(cell) is State.BLOCKED and cell.id in plan.missing:
+        return one_line(f"blocked by {', '.join(need.what for need in plan.missing[cell.id])}", 100)
     if all(step.action is Action.REUSE for step in steps.values()):
         return "nothing: done"
     parts = []
     for action in Action:
-        names = [view.sweep.nodes[digest].name for digest, step in steps.items() if step.action is action]
+        names = [view.sweep.stages[digest].name for digest, step in steps.items() if step.action is action]
         if names and action is not Action.REUSE:
             parts.append(f"{action} {' '.join(names)}")
     # "Not started" is the reason of every first run and explains nothing.
     told = [s.reason for s in steps.values() if s.action is not Action.REUSE and s.reason != NOT_STARTED]
-    return "; ".join(parts) + (f" ({shorten(told[0], 90)})" if told else "")
+    return "; ".join(parts) + (f" ({one_line(told[0], 90)})" if told else "")
 
 
 MAX_GROUPS, MAX_NOTES = 40, 12
@@ -156,6 +165,10 @@ def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardwa
     """
     if not estimates:
         return
+    totals = in_total(cells, estimates, hardware)
+    if totals["num_requests"]:
+        _print_requests(totals)
+        return
     axis = _cost_axis(cells, estimates)
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -165,7 +178,16 @@ def print_costs(cells: Sequence[Cell], estimates: Mapping[str, Estimate], hardwa
     print_table((axis or "", *COLUMNS), [(label, *_cost_row(group, estimates)) for label, group in shown])
     if len(groups) > len(shown):
         print(f"and {len(groups) - len(shown)} more values of {axis}")
-    _print_totals(in_total(cells, estimates, hardware), hardware)
+    _print_totals(totals, hardware)
+
+
+def _print_requests(totals: Mapping[str, Any]) -> None:
+    """Print the totals of a sweep that requests replies of a model, and trains none."""
+    print(
+        f"in total: {counted(totals['num_requests'], 'request')}, {amount(totals['prompt_tokens'])} tokens of"
+        f" prompts and {amount(totals['completion_tokens'])} tokens of replies"
+    )
+    _print_assumptions(totals["assumptions"][:-1])  # the last one is about wall time, which is unknown
 
 
 def _cost_axis(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> str | None:
@@ -189,7 +211,7 @@ def _cost_axis(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> str 
 def _cost_row(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
     """Return one line of the table: sums over distinct stages, and ranges over cells."""
     # Cells of a group share stages. Each distinct stage is paid once.
-    digests = dict.fromkeys(digest for cell in cells for digest in cell.chain if digest in estimates)
+    digests = dict.fromkeys(digest for cell in cells for digest in cell.stage_digests if digest in estimates)
     total = together(estimates[digest] for digest in digests)
     ones = [one for cell in cells if (one := of_cell(cell, estimates))]
     trained = [one for one in ones if one.num_steps] or ones
@@ -198,10 +220,10 @@ def _cost_row(cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> tuple
         _span(one.num_steps for one in trained),
         amount(total.num_tokens),
         amount(total.model_flops),
-        hours(total.gpu_hours),
+        rounded(total.gpu_hours),
         _span(one.num_gpus for one in trained),
         _span(one.micro_batch for one in trained if one.micro_batch),
-        gib(total.disk_gib),
+        rounded(total.disk_gib),
         _memory(max(trained, key=lambda one: one.memory_gib, default=Estimate())),
     )
 
@@ -227,16 +249,28 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
     trained = (
         f"{amount(totals['num_tokens'])} tokens, {amount(totals['model_flops'])}FLOP"
         f" ({amount(totals['hardware_flops'])}FLOP with recomputation),"
-        f" {hours(totals['gpu_hours'])} GPU-hours of training and "
+        f" {rounded(totals['gpu_hours'])} GPU-hours of training and "
     )
-    generated = f"{hours(totals['generation_gpu_hours'])} of generating"
+    generated = f"{rounded(totals['generation_gpu_hours'])} of generating"
     answers = counted(totals["num_generations"], "answer")
     print(f"in total: {trained if totals['num_steps'] else ''}{generated} {answers}, on {device}")
     print(
-        f"  about {duration(totals['wall_hours'])}; disk {gib(totals['disk_gib'])} GiB in the end,"
-        f" {gib(totals['peak_disk_gib'])} GiB at the peak"
+        f"  about {duration(totals['wall_hours'])}; disk {rounded(totals['disk_gib'])} GiB in the end,"
+        f" {rounded(totals['peak_disk_gib'])} GiB at the peak"
     )
-    notes = totals["assumptions"]
+    if totals["lost_s"]:
+        share = (
+            f"; {totals['useful_share']:.0%} of the positions are useful" if totals["useful_share"] else ""
+        )
+        print(
+            f"  {totals['checkpoint_share']:.1%} of the time waits for checkpoints, and a killed attempt may"
+            f" lose up to {duration(totals['lost_s'] / 3600)}{share}"
+        )
+    _print_assumptions(totals["assumptions"])
+
+
+def _print_assumptions(notes: Sequence[str]) -> None:
+    """Print the assumptions of an estimate, and how many more there are."""
     for note in notes[:MAX_NOTES]:
         print(f"  assumed: {note}" if "measured" not in note else f"  {note}")
     if len(notes) > MAX_NOTES:
@@ -251,19 +285,14 @@ def amount(number: float) -> str:
     return f"{number:g}"
 
 
-def hours(number: float) -> str:
-    """Return a number of hours: two decimals below 10, none from there on."""
+def rounded(number: float) -> str:
+    """Return a number of hours or GiB: two decimals below 10, none from there on."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
 
 
 def duration(number: float) -> str:
     """Return a number of hours as text, in minutes if it is below one hour."""
     return f"{number:,.1f} hours" if number >= 1 else f"{60 * number:.0f} minutes"
-
-
-def gib(number: float) -> str:
-    """Return a number of GiB: two decimals below 10, none from there on."""
-    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
 
 
 def configure_prefetch(parser: argparse.ArgumentParser) -> None:

@@ -71,9 +71,9 @@ def count_stages(view: SweepState, cells: list[Cell]) -> StageCounts:
     """Count the stages and cells of a launch by state."""
     states: dict[str, State] = {}
     for cell in cells:
-        for digest, status in view.cells[cell.cell].stages.items():
+        for digest, status in view.cells[cell.id].stages.items():
             states[digest] = status.state
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    counts = Counter(view.cells[cell.id].state for cell in cells)
     text = (
         f"cells: {counts[State.DONE]} of {len(cells)} done, {counts[State.FAILED]} failed; "
         f"{sum(state is State.RUNNING for state in states.values())} running"
@@ -101,10 +101,10 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
     by_job: dict[str, list[Cell]] = {}
     for cell in cells:
         # A failed cell without a failed stage: the scheduler's job died before it could claim a stage.
-        whole = view.cells[cell.cell]
+        whole = view.cells[cell.id]
         if whole.state is State.FAILED and all(s.state is not State.FAILED for s in whole.stages.values()):
             by_job.setdefault(str(whole.cause), []).append(cell)
-        for digest, status in view.cells[cell.cell].stages.items():
+        for digest, status in view.cells[cell.id].stages.items():
             if status.state is State.FAILED:
                 group = groups.setdefault(str(status.cause), {})
                 # The first cell of a shared stage names it; the others are only counted.
@@ -113,17 +113,17 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
     for cause, group in sorted(groups.items()):
         print(f"\nfailed by {cause}: {counted(len(group), 'stage')}")
         for digest, (cell, number) in group.items():
-            node = view.sweep.nodes[digest]
+            node = view.sweep.stages[digest]
             shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
-            print(f"  {cell.cell} {node.name}{shared}: {view.stages[digest].reason}")
-            print(f"    sweep logs {view.sweep.name} {cell.cell} --stage {node.name}{view.hint}")
+            print(f"  {cell.id} {node.name}{shared}: {view.stages[digest].reason}")
+            print(f"    sweep logs {view.sweep.name} {cell.id} --stage {node.name}{view.hint}")
     for cause, lost in sorted(by_job.items()):
         print(f"\njobs failed by {cause}: {counted(len(lost), 'cell')}")
         for cell in lost[:MAX_JOBS_SHOWN]:
-            print(f"  {cell.cell}: {view.cells[cell.cell].reason}")
+            print(f"  {cell.id}: {view.cells[cell.id].reason}")
         if len(lost) > MAX_JOBS_SHOWN:
             print(f"  and {len(lost) - MAX_JOBS_SHOWN} more")
-        print(f"    sweep logs {view.sweep.name} {lost[0].cell} --job{view.hint}")
+        print(f"    sweep logs {view.sweep.name} {lost[0].id} --job{view.hint}")
     if groups or by_job:
         print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
 
@@ -183,7 +183,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
         print_lines(done.lines)
         if wait:
             return _stay(view, asked)
-    counts = Counter(view.cells[cell.cell].state for cell in view.sweep.cells)
+    counts = Counter(view.cells[cell.id].state for cell in view.sweep.cells)
     print(f"{view.title}: {counted(len(view.sweep.cells), 'cell')}: {summary(counts)}")
     print_failures(view, list(view.sweep.cells))
     if counts[State.DONE]:
@@ -205,7 +205,7 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
     """
     numbers = {each.request.number for each in asked}
     # A later launch may have taken over some cells. It decides about them, not this one.
-    cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.cell) in numbers]
+    cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.id) in numbers]
     pause_s, last, said, problem = WAIT_S, "", [""], ""
     hold, hold_until_s = "", 0.0
     while any(is_open(view, cell) for cell in cells):
@@ -233,10 +233,10 @@ def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
         # time.
         pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
     print_lines(finish_retention(view, view.policy))
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    counts = Counter(view.cells[cell.id].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")
     print_failures(view, cells)
-    if any(view.cells[cell.cell].state is State.DONE for cell in view.sweep.cells):
+    if any(view.cells[cell.id].state is State.DONE for cell in view.sweep.cells):
         write_reports(view)
     return 0 if counts[State.DONE] == len(cells) else 1
 

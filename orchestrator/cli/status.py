@@ -12,12 +12,12 @@ from orchestrator.api.requests import code_drift, retired_line
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings, shorten
+from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings
 from orchestrator.core.records import remaining_files
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.store import layout
-from orchestrator.text import counted
+from orchestrator.text import counted, one_line
 from orchestrator.trackers.base import history
 
 
@@ -34,22 +34,22 @@ def run_status(args: argparse.Namespace) -> int:
     if args.json:
         print_json(status_json(view, cells))
         return 0
-    counts = Counter(view.cells[cell.cell].state for cell in cells)
+    counts = Counter(view.cells[cell.id].state for cell in cells)
     summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary}")
     print_warnings(view)
     print_lines(code_drift(view, cells), indent=2)
     rows = []
     for cell in cells:
-        status = view.cells[cell.cell]
+        status = view.cells[cell.id]
         stages = status.stages.values()
         num_done = sum(s.state is State.DONE for s in stages)
         seconds = sum(s.seconds or 0.0 for s in stages)
         # The table has room for one line per cell. `sweep why` prints the whole reason.
-        reason = "" if status.state is State.DONE else shorten(status.reason, 100)
+        reason = "" if status.state is State.DONE else one_line(status.reason, 100)
         rows.append(
             (
-                cell.cell,
+                cell.id,
                 status.state,
                 f"{num_done}/{len(stages)}",
                 retries_of(status),
@@ -79,7 +79,7 @@ def run_why(args: argparse.Namespace) -> int:
         print_json(found)
         return 0
     state, *lines = explanation_lines(found)
-    print(f"{view.title} {cell.cell}\n{state}")
+    print(f"{view.title} {cell.id}\n{state}")
     print_warnings(view)
     print_lines(lines)
     return 0
@@ -97,8 +97,8 @@ def run_show(args: argparse.Namespace) -> int:
     view = open_view(args.sweep, no_overrides(args.words))
     cell = view.cell(args.cell)
     stages: list[dict[str, Any]] = []
-    for digest in cell.chain:
-        node, evidence = view.sweep.nodes[digest], view.snapshot.evidence(digest)
+    for digest in cell.stage_digests:
+        node, evidence = view.sweep.stages[digest], view.snapshot.evidence(digest)
         number = evidence.attempts[-1].number if evidence.attempts else None
         # The last attempt need not be the one that made the product: it may have been lost after another had
         # finished.
@@ -109,7 +109,7 @@ def run_show(args: argparse.Namespace) -> int:
             {
                 "stage": node.name,
                 "digest": digest,
-                "state": view.cells[cell.cell].stages[digest].state,
+                "state": view.cells[cell.id].stages[digest].state,
                 "folder": f"{view.ledger.objects.url}/{where}" if where else None,
                 "files": [f.path for f in remaining_files(evidence.done.files, evidence.retired)]
                 if evidence.done
@@ -117,7 +117,7 @@ def run_show(args: argparse.Namespace) -> int:
                 "retired": evidence.retired,
                 "reads": node.reads,
                 "metrics": _last_metrics(view, node, number),
-                "inputs": [view.sweep.nodes[i.digest].name for i in node.inputs],
+                "inputs": [view.sweep.stages[i.digest].name for i in node.inputs],
             }
         )
     if args.json:
@@ -125,7 +125,7 @@ def run_show(args: argparse.Namespace) -> int:
             {
                 "sweep": view.sweep.name,
                 "revision": view.number,
-                "cell": cell.cell,
+                "cell": cell.id,
                 "axes": cell.axes,
                 "columns": cell.columns,
                 "config": cell.config,
@@ -133,7 +133,7 @@ def run_show(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    print(f"{view.title} {cell.cell}")
+    print(f"{view.title} {cell.id}")
     print(msgspec.yaml.encode(cell.config).decode())
     for stage in stages:
         if stage["metrics"]:

@@ -23,7 +23,7 @@ from orchestrator.cli.arguments import add_store, no_overrides
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.core.records import Owner, Request
 from orchestrator.core.state import Attempt, Liveness, State
-from orchestrator.core.sweep import StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher
 from orchestrator.formats import FORMAT
@@ -97,7 +97,7 @@ def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str
         current = None if sweep in dropped else current_revision(ledger, sweep)
         for number in ledger.revision_numbers(sweep):
             revision = ledger.revision(sweep, number).sweep
-            found = revision.nodes
+            found = revision.stages
             nodes.update(found)
             if number == current:
                 needed.update(found)
@@ -105,10 +105,10 @@ def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str
     return needed, nodes
 
 
-def _formers(ledger: Ledger, sweep: Sweep) -> Iterator[str]:
+def _formers(ledger: Ledger, sweep: ComposedSweep) -> Iterator[str]:
     """Yield digests of products of earlier stage versions that a revision can still start from."""
-    snapshot = EvidenceReader(ledger, sweep.nodes.values(), check_files=False, specs=sweep.specs)
-    for digest in sweep.nodes:
+    snapshot = EvidenceReader(ledger, sweep.stages.values(), check_files=False, specs=sweep.specs)
+    for digest in sweep.stages:
         former = snapshot.evidence(digest).former
         if former is not None and not former.problem:
             yield former.node.digest

@@ -90,9 +90,9 @@ class Grid:
         self.sum_text = ""
 
     @property
-    def nodes(self) -> dict[str, StageInstance]:
+    def stages(self) -> dict[str, StageInstance]:
         """Digest to stage instance, of all cells."""
-        return self._chains.nodes
+        return self._chains.stages
 
     def check_labels(self, cells: Iterable[Mapping[str, str]]) -> None:
         """Separate the selectors that need only axis labels, and check these against all points.
@@ -173,11 +173,11 @@ class Grid:
         ids = cell_ids([point.name for point in firsts.values()], list(firsts))
         cells = tuple(
             Cell(
-                cell=cell,
+                id=cell,
                 axes=dict(point.subject.axes),
                 columns=dict(point.subject.columns),
                 config=dict(point.subject.config),
-                chain=chain,
+                stage_digests=chain,
             )
             for cell, (chain, point) in zip(ids, firsts.items(), strict=True)
         )
@@ -242,7 +242,7 @@ class Chains:
 
     Attributes:
         specs: stage name to spec.
-        nodes: digest to stage instance, of all chains built so far.
+        stages: digest to stage instance, of all chains built so far.
         skips: stage name to the selector of the cells that skip the stage.
 
     Raises:
@@ -250,7 +250,7 @@ class Chains:
     """
 
     def __init__(self, specs: Mapping[str, StageSpec], *, where: str = "") -> None:
-        self.specs, self.nodes = specs, dict[str, StageInstance]()
+        self.specs, self.stages = specs, dict[str, StageInstance]()
         self._where = where
         self._order = _topological(specs, where)
         self.skips = {name: Selector.parse(spec.skip) for name, spec in specs.items() if spec.skip}
@@ -262,7 +262,7 @@ class Chains:
                 raise UserError(f"stage {name!r} both reads and uses {min(both)!r}", where=where)
 
     def chain(self, subject: Subject) -> tuple[str, ...]:
-        """Return the digests of a cell's stages, inputs first, and add new instances to `nodes`.
+        """Return the digests of a cell's stages, inputs first, and add new instances to `stages`.
 
         Args:
             subject: the cell's axes, columns and config.
@@ -302,12 +302,12 @@ class Chains:
             label = ".".join(map(scalar_text, values))
             inputs = self._inputs(name, label, mine)
             digest = stage_digest(target_of(spec), spec.version, {**hashed, **given}, inputs, where=where)
-            node = self.nodes.get(digest)
+            node = self.stages.get(digest)
             if node is None:
                 node = StageInstance(
                     stage=name, label=label, digest=digest, reads={**reads, **given}, inputs=inputs
                 )
-                self.nodes[digest] = node
+                self.stages[digest] = node
             # Equal digests mean equal work: two names for it would leave open which stage owns the product.
             if node.stage != name:
                 raise UserError(f"stages {node.stage!r} and {name!r} are one and the same", where=where)
@@ -340,7 +340,7 @@ class Chains:
         Raises:
             UserError: a stage of the user's names such a key; the message names both.
         """
-        ran = {node.stage for node in self.nodes.values()}
+        ran = {node.stage for node in self.stages.values()}
         for name, key in sorted(self._neutral):
             is_own = self.specs[name].name is None  # a built-in stage also serves configs without the key
             if is_own and name in ran:

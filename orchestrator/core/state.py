@@ -380,10 +380,10 @@ def cell_status(
         sweep: the sweep's name, for suggested commands.
     """
     stages: dict[str, StageStatus] = {}
-    for digest in cell.chain:
+    for digest in cell.stage_digests:
         # Inputs come before their consumers in a chain, so their statuses are complete here.
         inputs = [(nodes[taken.digest], stages[taken.digest]) for taken in nodes[digest].inputs]
-        again = f"sweep discard {sweep} {cell.cell} --reason ... --stage"
+        again = f"sweep discard {sweep} {cell.id} --reason ... --stage"
         stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, again=again)
     attempts = sum(status.attempts for status in stages.values())
     if all(status.state is State.DONE for status in stages.values()):

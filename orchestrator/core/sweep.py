@@ -56,28 +56,28 @@ class Cell(Stored, frozen=True, kw_only=True):
     """One point of the grid.
 
     Attributes:
-        cell: unique readable id, such as ``tiny-qwen3-a.math.en+sw-3f9c2a71``.
+        id: unique readable id, such as ``tiny-qwen3-a.math.en+sw-3f9c2a71``.
         axes: axis name to label.
         columns: the sweep's `columns`: name to value.
         config: the fully resolved tree.
-        chain: digests of its stages, inputs before the stages that take them.
+        stage_digests: of its stages, inputs before the stages that take them.
     """
 
-    cell: str
+    id: str = msgspec.field(name="cell")
     axes: dict[str, str]
     columns: dict[str, Any]
     config: dict[str, Any]
-    chain: tuple[str, ...]
+    stage_digests: tuple[str, ...] = msgspec.field(name="chain")
 
 
-class Sweep(Stored, frozen=True, kw_only=True):
+class ComposedSweep(Stored, frozen=True, kw_only=True):
     """The content that a revision seals. Equal content has an equal digest and is one revision.
 
     Attributes:
         name: the sweep's name in the store.
         description: as in the sweep file.
         specs: stage name to spec, in the order of the sweep file.
-        nodes: digest to stage instance.
+        stages: digest to stage instance.
         cells: in the order of the grid.
         report: names of the reports written at the end of a launch.
         format: always 1, so that sweeps sealed by earlier versions stay equal to themselves.
@@ -86,7 +86,7 @@ class Sweep(Stored, frozen=True, kw_only=True):
     name: str
     description: str = ""
     specs: dict[str, StageSpec]
-    nodes: dict[str, StageInstance]
+    stages: dict[str, StageInstance] = msgspec.field(name="nodes")
     cells: tuple[Cell, ...]
     report: tuple[str, ...] = ()
     format: int = 1
@@ -311,6 +311,6 @@ def _spec(
     return spec
 
 
-def preload(sweep: Sweep) -> list[str]:
+def preload(sweep: ComposedSweep) -> list[str]:
     """Return the modules of a sweep's stages to import once, before children are forked."""
     return sorted({module for spec in sweep.specs.values() for module in spec.preload})

@@ -8,7 +8,7 @@ from multiprocessing.context import BaseContext
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
-from orchestrator.core.plan import Claimable, RequestSummary, next_stage, summarize_requests
+from orchestrator.core.plan import Claimable, RequestSummary, Scanner, summarize_requests
 from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void, remaining_files
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
@@ -64,8 +64,8 @@ class Worker:
         self._sweep, self._context = revision.sweep, context
         self._stop_asked, self._shortage, self._say = stop_asked, shortage, say
         self._checkout = checkout
-        self._cells = share(self._sweep.cells, order)
-        self._all_ids = tuple(cell.cell for cell in self._sweep.cells)
+        self._scanner = Scanner(share(self._sweep.cells, order), self._sweep.stages)
+        self._all_ids = tuple(cell.id for cell in self._sweep.cells)
         self._watcher = Watcher(owner, job=order.job)
         self._trusted: set[tuple[str, int]] = set()
         self._verified: set[tuple[str, int]] = set()
@@ -96,15 +96,13 @@ class Worker:
             # New evidence for each scan, read lazily. A decision from an old scan is checked again in `_try`.
             snapshot = EvidenceReader(
                 self._ledger,
-                self._sweep.nodes.values(),
+                self._sweep.stages.values(),
                 observer=self._watcher,
                 count_attempts=False,
                 trusted=self._trusted,
                 specs=self._sweep.specs,
             )
-            scan = next_stage(
-                self._cells,
-                self._sweep.nodes,
+            scan = self._scanner.next_stage(
                 lambda digest, s=snapshot, w=wishes: self._status(s, w, digest),  # type: ignore[misc]
                 cancelled=wishes.cancelled,
             )
@@ -178,7 +176,7 @@ class Worker:
         except (OSError, InfrastructureError) as error:
             if not self._ledger.objects.in_place or not self._answers():
                 raise
-            self._say(f"{claimable.cell.cell} {claimable.node.name}: left for now: {told(error)}")
+            self._say(f"{claimable.cell.id} {claimable.node.name}: left for now: {told(error)}")
             self._leaving.leave(claimable.node.digest, error)
             return True
         self._leaving.reset()
@@ -191,7 +189,7 @@ class Worker:
             return False
 
     def _is_worth_another_look(self, snapshot: EvidenceReader) -> bool:
-        digests = {digest for cell in self._cells for digest in cell.chain}
+        digests = {digest for cell in self._scanner.cells for digest in cell.stage_digests}
         return self._leaving.is_worth_another_look(
             is_passing=any(snapshot.evidence(digest).is_passing for digest in digests)
         )
@@ -248,7 +246,7 @@ class Worker:
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(node, number, claim):
             return False
-        self._say(f"{claimable.cell.cell} {node.name}: attempt {number}")
+        self._say(f"{claimable.cell.id} {node.name}: attempt {number}")
         self.num_claims += 1
         run = AttemptRun(
             ledger=self._ledger,
@@ -275,12 +273,14 @@ class Worker:
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._starved = True
-            self._cells = tuple(cell for cell in self._cells if node.digest not in cell.chain)
+            self._scanner.cells = tuple(
+                cell for cell in self._scanner.cells if node.digest not in cell.stage_digests
+            )
         self._progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
-            self._retain(f"worker on {self._owner.host}, after {claimable.cell.cell} {node.name}", node)
+            self._retain(f"worker on {self._owner.host}, after {claimable.cell.id} {node.name}", node)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
-        self._say(f"{claimable.cell.cell} {node.name}: {said}")
+        self._say(f"{claimable.cell.id} {node.name}: {said}")
         return True
 
     def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
@@ -299,7 +299,7 @@ class Worker:
             lease_s=next_lease_s(base_s, num_lost),
             generation=evidence.generation,
             sweep=self._order.sweep,
-            cell=cell.cell,
+            cell=cell.id,
             supersedes=supersedes,
             at=provenance.now(),
         )
@@ -327,7 +327,7 @@ class Worker:
         """
         folders: dict[str, dict[str, str]] = {}
         for taken in node.inputs:
-            source, evidence = self._sweep.nodes[taken.digest], snapshot.evidence(taken.digest)
+            source, evidence = self._sweep.stages[taken.digest], snapshot.evidence(taken.digest)
             if evidence.done is None:
                 return None
             prefix = layout.output(source.stage, source.digest, evidence.done.attempt)
@@ -344,7 +344,7 @@ class Worker:
 
     def _release(self, node: StageInstance, snapshot: EvidenceReader) -> None:
         """Allow the cache to evict the copies of a stage's inputs."""
-        for source in (self._sweep.nodes[taken.digest] for taken in node.inputs):
+        for source in (self._sweep.stages[taken.digest] for taken in node.inputs):
             done = snapshot.evidence(source.digest).done
             if done is not None:
                 prefix = layout.payload(source.stage, source.digest, done.attempt)
@@ -385,5 +385,7 @@ class Worker:
             return ""
         if not cancelled:
             return ""
-        wanted = any(node.digest in cell.chain and cell.cell not in cancelled for cell in self._cells)
+        wanted = any(
+            node.digest in cell.stage_digests and cell.id not in cancelled for cell in self._scanner.cells
+        )
         return "" if wanted else "cancelled"

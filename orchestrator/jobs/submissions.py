@@ -61,17 +61,22 @@ class Submissions:
         accepted, _ = self._ledger.read(layout.accepted(self._sweep, number), Accepted)
         over: dict[int, JobEnd] = {}
         closed_at: dict[int, str] = {}
-        for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
-            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), JobEndBatch, number=k)
-            for each in closing.over if closing else ():
-                # Two processes may record the end of one task; the first record counts.
-                if over.setdefault(each.index, each) is each and closing is not None:
-                    closed_at[each.index] = closing.at
+        for each, at in self._ends(number):
+            # Two processes may record the end of one task; the first record counts.
+            if over.setdefault(each.index, each) is each:
+                closed_at[each.index] = at
         # Most submissions are finished, and need neither reports nor a driver's status.
         if len(over) == len(submission.tasks):
             return SubmissionState(submission, accepted, over, {}, closed_at)
         driver, _ = self._ledger.read(layout.driver(self._sweep, number), DriverStatus)
         return SubmissionState(submission, accepted, over, self._reports(number, over), closed_at, driver)
+
+    def _ends(self, number: int) -> Iterator[tuple[JobEnd, str]]:
+        """Yield the recorded ends of a submission's tasks, each with the time of its record."""
+        for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
+            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), JobEndBatch, number=k)
+            if closing is not None:
+                yield from ((over, closing.at) for over in closing.over)
 
     def _reports(self, number: int, over: dict[int, JobEnd]) -> dict[int, JobExitReport]:
         """Return the last exit report of each task without a recorded end."""
@@ -100,12 +105,7 @@ class Submissions:
 
     def is_closed(self, number: int, index: int) -> JobEnd | None:
         """Return the recorded end of a task; None when there is none."""
-        for k in self._ledger.record_numbers(layout.closings(self._sweep, number)):
-            closing, _ = self._ledger.read(layout.closing(self._sweep, number, k), JobEndBatch, number=k)
-            for each in closing.over if closing else ():
-                if each.index == index:
-                    return each
-        return None
+        return next((over for over, _ in self._ends(number) if over.index == index), None)
 
     def file(self, submission: Submission) -> bool:
         """Record an intent under its number.

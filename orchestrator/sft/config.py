@@ -17,7 +17,7 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.registry import GENERATORS, TASKS, lookup
 from orchestrator.sft import data
 from orchestrator.sft.workload import CostsConfig
-from orchestrator.tasks.base import LANGUAGES
+from orchestrator.tasks.base import LANGUAGES, Strict
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -27,13 +27,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Immutable settings that refuse unknown keys."""
-
-    pass
-
-
-class Architecture(_Frozen, frozen=True, kw_only=True):
+class Architecture(Strict, frozen=True, kw_only=True):
     """Sizes of a decoder. They build a tiny model, and let a plan estimate the cost of a real one."""
 
     num_layers: Positive
@@ -50,14 +44,14 @@ class Architecture(_Frozen, frozen=True, kw_only=True):
             raise ValueError(f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}")
 
 
-class TokenizerConfig(_Frozen, frozen=True, kw_only=True):
+class TokenizerConfig(Strict, frozen=True, kw_only=True):
     """Training data of a tiny tokenizer: `num_items` generated items per task and language."""
 
     num_items: Positive
     seed: int
 
 
-class Pretraining(_Frozen, frozen=True, kw_only=True):
+class Pretraining(Strict, frozen=True, kw_only=True):
     """The short generic language modelling of a tiny model."""
 
     num_steps: Positive
@@ -68,7 +62,7 @@ class Pretraining(_Frozen, frozen=True, kw_only=True):
     seed: int
 
 
-class ModelConfig(_Frozen, frozen=True, kw_only=True):
+class ModelConfig(Strict, frozen=True, kw_only=True):
     """A tiny model to build or, with `path`, a model to load from a hub or a folder.
 
     Attributes:
@@ -100,7 +94,7 @@ FAMILIES = ("qwen3", "gemma3")
 """Architectures in which a tiny model can be built."""
 
 
-class TaskConfig(_Frozen, frozen=True, kw_only=True):
+class TaskConfig(Strict, frozen=True, kw_only=True):
     """The benchmark, by its name in `orchestrator.registry.TASKS`."""
 
     name: str
@@ -110,11 +104,15 @@ class TaskConfig(_Frozen, frozen=True, kw_only=True):
             raise ValueError(f"unknown task {self.name!r}; {nearest(self.name, TASKS)}")
 
 
-class TrainerConfig(_Frozen, frozen=True, kw_only=True):
+class TrainerConfig(Strict, frozen=True, kw_only=True):
     """Optimisation settings. A step has `global_batch_size` rows, however they are divided.
 
     Attributes:
-        micro_batch_size: rows of one forward pass; None for the largest that fits.
+        micro_batch_size: rows of one forward pass, padded side by side; None to count tokens.
+        micro_batch_tokens: tokens of one forward pass, if rows are not counted; None for the most that fit.
+            Rows are packed one after another where the model allows it.
+        gradient_checkpointing: compute layers again in the backward pass; ``auto`` where the memory needs it.
+        compile: compile the layers; ``auto`` on GPUs, if the training is long enough to repay that.
         num_processes: in total, over all nodes of the job; None for one per GPU, or one on a CPU.
         sharding: of the model over processes: copies, shards, or (``auto``) shards on GPUs and copies on
             CPUs.
@@ -130,12 +128,16 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
     max_grad_norm: Rate
     max_length_tokens: Positive
     precision: Literal["fp32", "bf16"]
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["auto"]
     num_processes: Positive | None = None
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
     loss_chunk_tokens: Positive = 1024
+    micro_batch_tokens: Positive | None = None
+    compile: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
+        if self.micro_batch_size is not None and self.micro_batch_tokens is not None:
+            raise ValueError("trainer.micro_batch_size and trainer.micro_batch_tokens: only one can be set")
         if self.micro_batch_size is not None and self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"trainer.global_batch_size={self.global_batch_size} is not divisible by"
@@ -143,14 +145,14 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
             )
 
 
-class Release(_Frozen, frozen=True, kw_only=True):
+class Release(Strict, frozen=True, kw_only=True):
     """A published data set: its hub id, and the revision that pins it."""
 
     hub_id: str
     revision: str = "main"
 
 
-class ItemsConfig(_Frozen, frozen=True, kw_only=True):
+class ItemsConfig(Strict, frozen=True, kw_only=True):
     """The source of one task's items, and their number per language; None for all that exist.
 
     Attributes:
@@ -198,8 +200,12 @@ class ItemsConfig(_Frozen, frozen=True, kw_only=True):
             raise ValueError("items of source=generated need num_train and num_test")
 
 
-class DataConfig(_Frozen, frozen=True, kw_only=True):
-    """Items of all tasks, so that one sweep can mix sources. `CellConfig.items` is of the cell's task."""
+class DataConfig(Strict, frozen=True, kw_only=True):
+    """Items of all tasks, so that one sweep can mix sources. `CellConfig.items` is of the cell's task.
+
+    Attributes:
+        unpinned: whether releases may be named by a branch or tag, which can move.
+    """
 
     train_dir: str | None = None
     test_dir: str | None = None
@@ -213,9 +219,14 @@ class DataConfig(_Frozen, frozen=True, kw_only=True):
     num_validation: Positive | None
     num_test: Positive | None
     tasks: dict[str, ItemsConfig]
+    unpinned: bool = False
 
 
-class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
+UNUSED_BATCH_SIZE = 64
+"""What `evaluation.batch_size` is with vLLM, so that no identity depends on it; the study's value."""
+
+
+class EvaluationConfig(Strict, frozen=True, kw_only=True):
     """What is tested, in which languages, the limit of an answer's length, and what generates the answers.
 
     Engine, precision and batch size are part of the identity, because each changes some texts. A sum of the
@@ -227,7 +238,8 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
         engine: a key of `orchestrator.registry.GENERATORS`.
         precision: of weights and activations during generation.
         batch_size: prompts that are computed together. It is never made smaller, so a device with too little
-            memory fails with cause ``oom_gpu``. vLLM has batch-invariant kernels and forms its own batches.
+            memory fails with cause ``oom_gpu``. vLLM has batch-invariant kernels and forms its own batches:
+            with it the setting means nothing, and is always `UNUSED_BATCH_SIZE`.
         num_processes: that share the work; None for one per visible GPU, or one on a CPU.
     """
 
@@ -244,9 +256,11 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
         if self.engine not in GENERATORS:
             raise ValueError(f"unknown evaluation.engine {self.engine!r}; {nearest(self.engine, GENERATORS)}")
         force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
+        if self.engine == "vllm":
+            force_setattr(self, "batch_size", UNUSED_BATCH_SIZE)
 
 
-class CellConfig(_Frozen, frozen=True, kw_only=True):
+class CellConfig(Strict, frozen=True, kw_only=True):
     """The whole config of a cell. An empty mixture is the untrained baseline.
 
     Attributes:
@@ -275,6 +289,8 @@ class CellConfig(_Frozen, frozen=True, kw_only=True):
             UserError: something is missing.
         """
         _check_model(self.model.path)
+        if not self.data.unpinned:
+            _check_pinned(self.task.name, self.items)
         _check_items(self.task.name, self.items, self.languages, self.evaluation.languages)
 
 
@@ -315,6 +331,22 @@ def _check_model(path: str | None) -> None:
         raise UserError(
             what, allowed="a folder with model and tokenizer as save_pretrained writes them, or a hub id"
         )
+
+
+def _check_pinned(task_name: str, items: ItemsConfig) -> None:
+    # A data set in a folder has a fingerprint of its content. A release is known by its revision alone.
+    if items.source != "parallel" or items.dir is not None:
+        return
+    for side in ("train", "test"):
+        release = getattr(items, side)
+        if release is not None and not data.is_commit(release.revision):
+            key = f"data.tasks.{task_name}.{side}.revision"
+            raise UserError(
+                f"{release.hub_id}@{release.revision} is not pinned: a branch or tag can move",
+                where=f"{key}={release.revision}",
+                allowed="a commit's hash, or at least 7 digits of it",
+                fix=f"{key}=HASH, or data.unpinned=true",
+            )
 
 
 def _check_items(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,14 @@ IMPORTER = 1
 
 _SIDES = {"train_fingerprint": (Split.TRAIN, Split.VALIDATION), "test_fingerprint": (Split.TEST,)}
 """Name of a fingerprint to the splits that it covers."""
+
+
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+
+
+def is_commit(revision: str) -> bool:
+    """Return whether a revision is a commit's hash or the beginning of one, and not a branch or tag."""
+    return bool(_COMMIT.fullmatch(revision))
 
 
 def root(cache_dir: str | None) -> Path:
@@ -107,6 +116,7 @@ def check(items: ItemsConfig, task_name: str) -> None:
                 f"{number} {split} items of {task_name} asked for",
                 where=where,
                 allowed=f"there are {sizes.get(split, 0)}",
+                fix=f"data.tasks.{task_name}.num_{split}=null for all that there are",
             )
 
 

@@ -25,6 +25,8 @@ from orchestrator.sft.memory import (
     reserve_gib,
     terms_gib,
 )
+from orchestrator.sft.save_costs import COPY_MARGIN, DISK_GB_S, STATE_BYTES, save_costs
+from orchestrator.sft.speed import USEFUL_SHARE, mfu
 from orchestrator.sft.workload import CostsConfig, Tree, answers, costs_of, model_of, training
 from orchestrator.stage import Config, plain
 
@@ -118,10 +120,10 @@ def _summary(finished: list[Finished], costs: CostsConfig) -> Speed:
     )
 
 
-KEPT_RESUME_STATES = 2
-"""Number of resume checkpoints that lie on the disk at a time."""
-RESUME_BYTES = 16
-"""Bytes per parameter in a resume checkpoint: as much as the state itself."""
+KEPT_RESUME_STATES = 3
+"""Most resume checkpoints that lie on the disk at a time: two whole ones, and one that is being written."""
+RESUME_BYTES = STATE_BYTES
+"""Bytes per parameter in a resume checkpoint."""
 
 
 def train(config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured) -> Estimate:
@@ -141,32 +143,54 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     placed = placed_on(cell, model, hardware)
     speed = speed_of(cell, measured, costs)
     num_tokens = speed.tokens(cell, work.num_tokens)
-    gpu_hours, how = _training_hours(model, num_tokens, costs, hardware, speed)
+    time = _training_time(cell, model, num_tokens, costs, hardware, speed, placed)
+    step_s = 3600 * time.gpu_hours / placed.num_gpus / work.num_steps
+    num_epochs, weight_bytes = cell["trainer"]["num_epochs"], _weight_bytes(cell)
+    saves = save_costs(
+        model.num_parameters,
+        weight_bytes=weight_bytes,
+        num_gpus=placed.num_gpus,
+        step_s=step_s,
+        num_steps=work.num_steps,
+        num_epochs=num_epochs,
+    )
+    # A utilisation that was measured or given includes the waits for checkpoints.
+    gpu_hours = time.gpu_hours / (1 - saves.share if time.is_modelled else 1.0)
     notes = [f"tokens measured on {cells(speed.num_cells)}"] if speed.num_cells else [*work.notes]
-    notes += [how, f"memory for rows of trainer.max_length_tokens={cell['trainer']['max_length_tokens']:,}"]
+    again_or_kept = "computes layers again" if placed.checkpointing else "keeps all activations"
+    notes += [time.how, f"a micro-batch of {placed.tokens:,} tokens {again_or_kept}"]
+    notes += [f"checkpoints on a disk of {DISK_GB_S:g} GB/s, each after 60 s or more"]
+    notes += [f"memory for rows of trainer.max_length_tokens={cell['trainer']['max_length_tokens']:,}"]
     if speed.peak_memory_gib is not None:
         notes.append(f"peak memory measured on {cells(speed.num_cells)}; its terms are computed")
     flops = 6.0 * model.num_parameters * num_tokens
     # Gradient checkpointing computes the forward pass of the layers twice.
     again = 2.0 * (model.num_parameters - model.num_embeddings) * num_tokens
-    num_epochs, weights_gib = cell["trainer"]["num_epochs"], _weight_bytes(cell) * model.num_parameters / GIB
+    weights_gib = weight_bytes * model.num_parameters / GIB
     return Estimate(
         num_steps=work.num_steps,
         num_tokens=num_tokens,
         model_flops=flops,
-        hardware_flops=flops + (again if cell["trainer"]["gradient_checkpointing"] else 0.0),
+        hardware_flops=flops + (again if placed.checkpointing else 0.0),
         gpu_hours=gpu_hours,
         wall_hours=gpu_hours / placed.num_gpus,
         num_gpus=placed.num_gpus,
         micro_batch=placed.micro_batch,
+        micro_batch_tokens=placed.tokens,
+        recomputes=placed.checkpointing,
         memory_gib=speed.peak_memory_gib or placed.memory_gib,
         memory_terms_gib=dict(placed.terms_gib),
-        host_memory_gib=_host_gib(model, hardware, placed.num_gpus, placed.memory_gib),
+        host_memory_gib=_host_gib(model, hardware, placed.num_gpus, placed.memory_gib)
+        + _copy_gib(model, hardware),
         disk_gib=weights_gib * {"best": 1, "none": 0}.get(retention, num_epochs),
         peak_disk_gib=weights_gib * num_epochs
         + KEPT_RESUME_STATES * RESUME_BYTES * model.num_parameters / GIB,
         assumptions=tuple(notes),
         measured=speed.num_cells > 0,
+        useful_share=time.useful_share,
+        checkpoint_share=saves.share,
+        lost_s=saves.lost_s,
+        stop_s=saves.stop_s,
     )
 
 
@@ -223,6 +247,11 @@ def _host_gib(model: Decoder, hardware: Hardware, num_gpus: int, device_gib: flo
     return HOST_BYTES * model.num_parameters / GIB + GPU_HOST_GIB * num_gpus
 
 
+def _copy_gib(model: Decoder, hardware: Hardware) -> float:
+    """Return the host memory of a copy of the training state, in GiB; it is written from there."""
+    return 0.0 if hardware.device == "cpu" else COPY_MARGIN * STATE_BYTES * model.num_parameters / GIB
+
+
 def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
     """Return the GPUs and the micro-batch for the cell's rows.
 
@@ -234,13 +263,13 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
     trainer = cell["trainer"]
     load = Load(
         row_tokens=trainer["max_length_tokens"],
-        checkpointing=trainer["gradient_checkpointing"],
+        checkpointing=None if (how := trainer["gradient_checkpointing"]) == "auto" else how,
         value_bytes=2 if trainer["precision"] == "bf16" else 4,
         loss_chunk_tokens=trainer.get("loss_chunk_tokens"),
         sharded=trainer.get("sharding") != "ddp",
         on_cpu=hardware.device == "cpu",
     )
-    asked = trainer["micro_batch_size"]
+    asked, tokens = trainer["micro_batch_size"], trainer.get("micro_batch_tokens")
     found = fit(
         model,
         load,
@@ -248,6 +277,7 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
         memory_gib=hardware.memory_gib,
         global_batch=trainer["global_batch_size"],
         micro_batch=asked,
+        micro_batch_tokens=tokens,
         num_gpus=None if load.on_cpu else trainer.get("num_processes"),
     )
     if found is not None:
@@ -260,11 +290,14 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
     # Nothing fits. The message describes the attempt with the most GPUs and the smallest micro-batch.
     most = 2 ** (hardware.max_gpus.bit_length() - 1)
     num_gpus = 1 if load.on_cpu else trainer.get("num_processes") or most
-    size = min(asked or 1, max(1, trainer["global_batch_size"] // num_gpus))
+    size = min(
+        asked or -(-(tokens or 1) // load.row_tokens), max(1, trainer["global_batch_size"] // num_gpus)
+    )
     terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=hardware.memory_gib)
     total_gib = sum(terms.values())
     place = "this host" if load.on_cpu else f"{num_gpus} x {hardware.device}"
-    smaller = "trainer.micro_batch_size=null, or " if size > 1 else ""
+    key = "micro_batch_size" if asked else "micro_batch_tokens"
+    smaller = f"trainer.{key}=null, or " if size > 1 else ""
     raise UserError(
         f"{cell['model']['name']} does not fit on {place}: {total_gib:.1f} GiB are needed,"
         f" {hardware.memory_gib:.1f} GiB are there" + ("" if load.on_cpu else " on each"),
@@ -285,21 +318,51 @@ def cells(number: int) -> str:
     return f"{number} {'cell' if number == 1 else 'cells'} of the same model and task"
 
 
-def _training_hours(
-    model: Decoder, num_tokens: int, costs: CostsConfig, hardware: Hardware, speed: Speed
-) -> tuple[float, str]:
-    """Return device hours, and a note on their source.
+class _Time(NamedTuple):
+    """Device hours of the steps of a training, without those for checkpoints unless they were measured."""
 
-    The source is the utilisation that the user gave, else measurements, else an assumed utilisation.
+    gpu_hours: float
+    how: str
+    useful_share: float = 0.0
+    is_modelled: bool = False
+
+
+def _training_time(
+    cell: Tree,
+    model: Decoder,
+    num_tokens: int,
+    costs: CostsConfig,
+    hardware: Hardware,
+    speed: Speed,
+    placed: Fit,
+) -> _Time:
+    """Return the time of training, and a note on its source.
+
+    The source is the utilisation that the user gave, else measurements, else the model of
+    `orchestrator.sft.speed`, which counts computed positions and not tokens alone.
     """
     # A utilisation that the user gives overrides measurements.
     if speed.seconds_per_token is not None and hardware.mfu is None:
         note = f"training speed measured on {cells(speed.num_cells)}, on the devices of those"
-        return speed.seconds_per_token * num_tokens / 3600, note
-    mfu = hardware.mfu or costs.mfu_of(model.num_parameters)
-    source = "as given" if hardware.mfu is not None else "ours, by model size"
+        return _Time(speed.seconds_per_token * num_tokens / 3600, note)
     flops = 6.0 * model.num_parameters * num_tokens
-    return flops / _flops_an_hour(hardware, mfu), f"MFU {mfu:.0%} ({source})"
+    if hardware.mfu is not None:
+        note = f"MFU {hardware.mfu:.0%} (as given)"
+        return _Time(flops / _flops_an_hour(hardware, hardware.mfu), note)
+    most = costs.mfu_of(model.num_parameters)
+    found = mfu(
+        model,
+        hardware.device,
+        recomputes=placed.checkpointing,
+        is_compiled=cell["trainer"].get("compile") is not False,
+    )
+    if found is None:
+        return _Time(
+            flops / _flops_an_hour(hardware, most), f"MFU {most:.0%} (ours, by model size)", is_modelled=True
+        )
+    used = min(most, found)
+    note = f"MFU {used:.0%} and {USEFUL_SHARE:.0%} of the positions useful (ours, by model and device)"
+    return _Time(flops / _flops_an_hour(hardware, used) / USEFUL_SHARE, note, USEFUL_SHARE, is_modelled=True)
 
 
 def _flops_an_hour(hardware: Hardware, mfu: float) -> float:
@@ -312,11 +375,13 @@ def _generation_terms(
 ) -> dict[str, float]:
     """Return the memory of generation in GiB, by term: weights, and the cache of keys and values of a batch.
 
-    Each row of the batch is a mean item with an answer as long as it may become.
+    Each row of the batch is a mean item with an answer as long as it may become. vLLM takes as many rows as
+    fit, so that one is enough.
     """
     evaluation = cell["evaluation"]
     value_bytes = 2 if evaluation["precision"] == "bf16" else 4
-    tokens = evaluation["batch_size"] * (item_tokens + evaluation["max_new_tokens"])
+    num_rows = 1 if evaluation.get("engine") == "vllm" else evaluation["batch_size"]
+    tokens = num_rows * (item_tokens + evaluation["max_new_tokens"])
     cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * value_bytes * tokens
     return {
         "weights": value_bytes * model.num_parameters / GIB,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.sft.data import is_commit
 from orchestrator.tasks import dataset, importing, math
 from orchestrator.tasks.base import Item
 from orchestrator.tasks.checking import Measure
@@ -50,13 +51,15 @@ def download(hub_id: str, revision: str) -> Download:
 
     where = f"{hub_id}@{revision}"
     try:
-        info = HfApi().dataset_info(hub_id, revision=revision, timeout=TIMEOUT_S)
+        info = HfApi().dataset_info(hub_id, revision=_whole(hub_id, revision), timeout=TIMEOUT_S)
         # All files are taken from one commit, even if the branch moves during the download.
         commit = str(info.sha)
         names = data_files([entry.rfilename for entry in info.siblings or ()])
         paths = tuple(
             Path(hf_hub_download(hub_id, name, repo_type="dataset", revision=commit)) for name in names
         )
+    except UserError:
+        raise
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, GatedRepoError) as error:
         raise UserError(
             f"the hub does not give {where}: {_line(error)}", fix="check id, revision, HF_TOKEN"
@@ -69,6 +72,27 @@ def download(hub_id: str, revision: str) -> Download:
     if not paths:
         raise UserError(f"no data file in {where}")
     return Download(paths, commit)
+
+
+def _whole(hub_id: str, revision: str) -> str:
+    """Return the commit that begins with a revision of 7 to 39 digits; any other revision as it is.
+
+    Raises:
+        UserError: there is no such commit, or more than one.
+    """
+    from huggingface_hub import HfApi
+
+    if not is_commit(revision) or len(revision) == 40:
+        return revision
+    commits = [entry.commit_id for entry in HfApi().list_repo_commits(hub_id, repo_type="dataset")]
+    found = [commit for commit in commits if commit.startswith(revision)]
+    if len(found) != 1:
+        raise UserError(
+            f"{len(found)} commits of {hub_id} begin with {revision}",
+            allowed=", ".join(commits[:10]),
+            fix="a commit's whole hash",
+        )
+    return found[0]
 
 
 def data_files(names: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ token, one chunk of them at a time. The backward pass computes each chunk's logi
 bfloat16, and it skips what models do to their logits.)
 
 No attention mask is needed. Rows are padded on the right and attention is causal, so no token that counts
-ever attends to padding.
+ever attends to padding. In a pack `orchestrator.sft.kernels` keeps the rows apart.
 
 Models scale, cap or shift their logits, each in its own `forward`. So this module does not call the head
 directly. It runs the model's own `forward` with a decoder that returns hidden states computed earlier::
@@ -24,8 +24,9 @@ load balancing of expert routers, are not part of the loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from orchestrator.errors import StageFailure
+from orchestrator.sft import kernels
 from orchestrator.sft.shards import Batch
 
 PROBE_TOKENS = 32
@@ -69,16 +71,23 @@ class ResponseLoss(nn.Module):
         self._chunk_tokens = chunk_tokens
         self._is_verified = False
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, *, alone: Sequence[Batch] = ()) -> torch.Tensor:
         """Return the sum, in float32, of the cross entropies at `batch.positions`; 0 if there are none.
+
+        Args:
+            batch: rows side by side, or a pack.
+            alone: the rows of the pack, each on its own. If they are given, the result is how much the
+                rows depend on being packed; see `_packing_differences`.
 
         Raises:
             StageFailure: on the first batch, if the model's own logits are not reproduced (cause ``config``).
         """
+        if alone:
+            return self._packing_differences(batch, alone)
         if not self._is_verified:
             self._verify(batch.input_ids[0])
             self._is_verified = True
-        hidden = self._hidden(batch.input_ids).flatten(0, 1)[batch.positions]
+        hidden = self._hidden(**batch.inputs).flatten(0, 1)[batch.positions]
         if len(hidden) <= self._chunk_tokens:
             return self._summed(hidden, batch.targets)
         chunks = zip(
@@ -94,8 +103,8 @@ class ResponseLoss(nn.Module):
         # In float32: a sum of thousands of terms loses its small ones in 16 bits.
         return functional.cross_entropy(self._logits(hidden).float(), targets, reduction="sum")
 
-    def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+    def _hidden(self, **inputs: Any) -> torch.Tensor:
+        hidden: torch.Tensor = self._decoder(**inputs, use_cache=False).last_hidden_state
         return hidden
 
     @property
@@ -132,10 +141,10 @@ class ResponseLoss(nn.Module):
         # Dropout and autocast would make two correct computations differ.
         with _evaluating(self.model), _full_precision(row.device):
             try:
-                hidden = self._hidden(ids)
+                hidden = self._hidden(input_ids=ids)
                 ours = self._logits(hidden[0])
                 own = self.model(input_ids=ids, use_cache=False).logits[0]
-                shorter = self._logits(self._hidden(ids[:, :half])[0])
+                shorter = self._logits(self._hidden(input_ids=ids[:, :half])[0])
             except (torch.OutOfMemoryError, StageFailure):
                 raise
             except Exception as error:
@@ -149,6 +158,39 @@ class ResponseLoss(nn.Module):
         if (difference := _distance(shorter, own[:half])) > tolerance:
             message = f"{name} is not causal: with later tokens the logits of earlier ones differ by"
             raise StageFailure("config", f"{message} {difference:.2g}, relative")
+
+    def _packing_differences(self, pack: Batch, alone: Sequence[Batch]) -> torch.Tensor:
+        """Return two largest relative differences of the hidden states of a row; infinity if a pack fails.
+
+        - Between the row in the pack and on its own, by the model's own attention. It is large for models
+          whose positions are not given by `position_ids`, or whose attention has more than scores.
+        - Between the row in the pack and in a pack whose first row has other tokens. It is 0 if no row sees
+          another, in 16 bits too, because all shapes are equal. It is not for models with state (Mamba).
+        """
+        first = alone[0].input_ids.shape[1]
+        other = pack.input_ids.clone()
+        other[:, :first] = other[:, :first].flip(1)
+        with _evaluating(self.model):
+            own = [self._hidden(**row.inputs)[0] for row in alone]
+            try:
+                with kernels.enabled(self._decoder):
+                    packed, changed = (
+                        self._hidden(**batch.inputs)[0] for batch in (pack, pack._replace(input_ids=other))
+                    )
+            except (torch.OutOfMemoryError, StageFailure):
+                raise
+            except Exception:  # noqa: BLE001 - each architecture refuses arguments in its own way
+                return torch.full((2,), float("inf"), device=pack.input_ids.device)
+        lengths = [len(row) for row in own]
+        rows, others = (torch.split(hidden[: sum(lengths)], lengths) for hidden in (packed, changed))
+        pairs = (zip(rows, own, strict=True), zip(rows[1:], others[1:], strict=True))
+        return torch.stack([torch.stack([_relative(*pair) for pair in both]).max() for both in pairs])
+
+
+def _relative(ours: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Return the relative difference of two tensors (Frobenius norm)."""
+    relative: torch.Tensor = (ours.float() - own.float()).norm() / own.float().norm()
+    return relative
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

@@ -16,8 +16,15 @@ STATE_BYTES = 16
 """Bytes per parameter: master weight, gradient and Adam's two moments, all in fp32."""
 LOGIT_BYTES = 14
 """Bytes per logit: the value in bf16 and fp32, and the gradients of both, that of the softmax included."""
-MAX_MICRO_BATCH = 64
-"""Largest micro-batch to try."""
+MAX_PACK_TOKENS = 32_768
+"""Ours: the widest micro-batch. Wider ones are no faster: a GPU is busy with a few thousand tokens."""
+BUSY_TOKENS = 8_192
+"""Ours: tokens of a micro-batch that keep a GPU busy.
+
+On an H200, 16 and 64 rows of 480 tokens were equally fast (docs/gpu.md).
+"""
+_GRAIN = 128
+"""Ours: tokens of which the width of a pack is a multiple."""
 CUDA_GIB, SPARE_SHARE = 2.0, 0.10
 """Ours: memory that CUDA and NCCL take, and the share of a device that is lost to fragmentation."""
 HOST_GIB = 0.5
@@ -73,15 +80,15 @@ class Load(NamedTuple):
 
     Attributes:
         row_tokens: tokens of the longest row.
-        checkpointing: whether layers are computed again in the backward pass.
+        checkpointing: whether layers are computed again in the backward pass; None for what `decided` finds.
         value_bytes: bytes of an activation: 2 in bf16, 4 in fp32.
         loss_chunk_tokens: number of tokens whose logits exist at a time; None for all of a micro-batch.
-        sharded: whether several GPUs share the state (FSDP), or each holds all of it (DDP).
+        sharded: whether GPUs share the state (FSDP, also of one GPU), or each holds all of it (DDP).
         on_cpu: whether host memory is used: no CUDA, and processes that do not share their state.
     """
 
     row_tokens: int
-    checkpointing: bool = True
+    checkpointing: bool | None = True
     value_bytes: int = 2
     loss_chunk_tokens: int | None = None
     sharded: bool = True
@@ -89,11 +96,21 @@ class Load(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Number of GPUs and micro-batch that fit, with the memory that they take."""
+    """Number of GPUs and micro-batch that fit, with the memory that they take.
+
+    Attributes:
+        num_gpus: over which the state is sharded.
+        micro_batch: rows of the maximal length in a micro-batch; a pack has more of usual length.
+        terms_gib: see `terms_gib`.
+        tokens: of a micro-batch.
+        checkpointing: whether layers are computed again in the backward pass.
+    """
 
     num_gpus: int
     micro_batch: int
     terms_gib: Mapping[str, float]
+    tokens: int
+    checkpointing: bool
 
     @property
     def memory_gib(self) -> float:
@@ -140,14 +157,14 @@ def terms_gib(
     For example, the state of 1 billion parameters takes 14.9 GiB on one GPU, or 3.7 GiB on each of four.
     """
     tokens = micro_batch * load.row_tokens
-    sharded = num_gpus > 1 and load.sharded and not load.on_cpu
+    sharded = load.sharded and not load.on_cpu
     if sharded:
         # 2 bytes of a gathered bf16 weight, and 4 of its fp32 gradient before it is reduced.
         copies = 6 * (model.num_unlayered + 2 * model.num_layer)
     else:
         copies = 2 * model.num_parameters if load.value_bytes == 2 else 0
     layer = tokens * load.value_bytes * _layer_values(model)
-    if load.checkpointing:
+    if load.checkpointing is not False:
         kept = model.num_layers * tokens * model.hidden_size * load.value_bytes
     else:
         kept = model.num_layers * layer
@@ -176,38 +193,59 @@ def _layer_values(model: Decoder) -> int:
     return 4 * model.intermediate_size + attention + 8 * model.hidden_size
 
 
-def micro_batches(global_batch: int, num_gpus: int) -> list[int]:
-    """Return the micro-batches to try, the largest first: the powers of two that divide a device's rows.
-
-    Rows that the devices cannot share evenly are padded with masked rows.
-    """
-    rows, sizes = max(1, global_batch // num_gpus), [1]
-    while sizes[-1] < MAX_MICRO_BATCH and rows % (2 * sizes[-1]) == 0:
-        sizes.append(2 * sizes[-1])
-    return sizes[::-1]
-
-
-def largest_micro_batch(
-    model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, global_batch: int
+def widest_pack(
+    model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, max_tokens: int = MAX_PACK_TOKENS
 ) -> int | None:
-    """Return the largest micro-batch that fits `num_gpus` devices; None if not even 1 does.
+    """Return the tokens of the widest micro-batch that fits; None if the longest row does not.
 
-    The `train` stage calls it if `trainer.micro_batch_size` is null. It passes the length of its longest row
-    and its device's actual memory. The result is a function of the arguments. A search by trial and error
-    would depend on what else uses the GPU at that moment.
+    The `train` stage calls it with its longest row and its device's actual memory. The result is a function
+    of the arguments. A search by trial and error would depend on what else uses the GPU at that moment.
 
     Args:
         model: from `decoder`.
         load: how it is trained.
         num_gpus: number of processes over which the state is sharded.
         memory_gib: of one device.
-        global_batch: rows of an optimiser step, over all devices.
+        max_tokens: most tokens to try, unless a row is longer.
     """
-    for size in micro_batches(global_batch, num_gpus):
-        terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=size, memory_gib=memory_gib)
-        if sum(terms.values()) <= memory_gib:
-            return size
-    return None
+
+    def fits(tokens: int) -> bool:
+        one = load._replace(row_tokens=tokens)
+        terms = terms_gib(model, one, num_gpus=num_gpus, micro_batch=1, memory_gib=memory_gib)
+        return sum(terms.values()) <= memory_gib
+
+    if not fits(load.row_tokens):
+        return None
+    # Bisection over multiples: `low` of them fit, `high` do not.
+    low, high = load.row_tokens // _GRAIN, max_tokens // _GRAIN + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * _GRAIN) else (low, middle)
+    return max(load.row_tokens, low * _GRAIN)
+
+
+def decided(model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, needed_tokens: int) -> Load:
+    """Return the load with or without recomputation, where that is left to the memory.
+
+    Recomputation costs a quarter of the arithmetic. Without it, a micro-batch holds far fewer tokens. So
+    layers are computed again if a device could not keep all values of a micro-batch of the needed size.
+
+    Args:
+        model: from `decoder`.
+        load: how it is trained.
+        num_gpus: number of processes over which the state is sharded.
+        memory_gib: of one device.
+        needed_tokens: of a micro-batch, such as `BUSY_TOKENS`.
+    """
+    if load.checkpointing is not None:
+        return load
+    kept = load._replace(checkpointing=False)
+    # Models that are trained on a CPU are small.
+    if load.on_cpu:
+        return kept
+    tokens = widest_pack(model, kept, num_gpus=num_gpus, memory_gib=memory_gib, max_tokens=needed_tokens)
+    is_enough = tokens is not None and tokens >= needed_tokens // _GRAIN * _GRAIN
+    return kept if is_enough else load._replace(checkpointing=True)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -220,8 +258,9 @@ def fit(
     global_batch: int,
     micro_batch: int | None,
     num_gpus: int | None = None,
+    micro_batch_tokens: int | None = None,
 ) -> Fit | None:
-    """Return the fewest GPUs of one machine (1, 2, 4, ...) that fit, with the largest micro-batch on them.
+    """Return the fewest GPUs of one machine (1, 2, 4, ...) that fit, with the widest micro-batch on them.
 
     Args:
         model: from `decoder`.
@@ -229,8 +268,9 @@ def fit(
         max_gpus: number of GPUs that may be taken.
         memory_gib: of one device.
         global_batch: rows of an optimiser step.
-        micro_batch: the only one to try; None for any.
+        micro_batch: rows of the only one to try; None for any number of tokens.
         num_gpus: the only number to try; None for any.
+        micro_batch_tokens: tokens of the only micro-batch to try, if its rows are not given; None for any.
 
     Returns:
         None if nothing fits.
@@ -238,13 +278,22 @@ def fit(
     numbers = [num_gpus] if num_gpus else [2**power for power in range(max_gpus.bit_length())]
     # On a CPU all processes share the host's memory, so only the first number is tried.
     for number in numbers[:1] if load.on_cpu else numbers:
-        size = micro_batch and min(micro_batch, max(1, global_batch // number))
-        if size is None:
-            size = largest_micro_batch(
-                model, load, num_gpus=number, memory_gib=memory_gib, global_batch=global_batch
-            )
-        if size is not None and number <= max_gpus:
-            terms = terms_gib(model, load, num_gpus=number, micro_batch=size, memory_gib=memory_gib)
+        share = max(1, global_batch // number)
+        most = load.row_tokens * (min(micro_batch, share) if micro_batch else share)
+        is_given = bool(micro_batch or micro_batch_tokens)
+        if micro_batch_tokens and not micro_batch:
+            # A row is never split.
+            most = min(most, max(micro_batch_tokens, load.row_tokens))
+        needed = most if is_given else min(BUSY_TOKENS, most)
+        one = decided(model, load, num_gpus=number, memory_gib=memory_gib, needed_tokens=needed)
+        if is_given:
+            tokens: int | None = most
+        else:
+            most = min(MAX_PACK_TOKENS, most)
+            tokens = widest_pack(model, one, num_gpus=number, memory_gib=memory_gib, max_tokens=most)
+        if tokens is not None and number <= max_gpus:
+            pack = one._replace(row_tokens=tokens)
+            terms = terms_gib(model, pack, num_gpus=number, micro_batch=1, memory_gib=memory_gib)
             if sum(terms.values()) <= memory_gib:
-                return Fit(number, size, terms)
+                return Fit(number, tokens // load.row_tokens, terms, tokens, bool(one.checkpointing))
     return None

@@ -110,9 +110,6 @@ def read(folder: Path) -> list[Prediction]:
     return [Prediction(**row) for row in pq.read_table(folder / PREDICTIONS).to_pylist()]
 
 
-_BATCHES_A_ROUND = 8
-"""Batches per process between two checkpoint opportunities, for engines that take several at a time."""
-
 _Key = tuple[str, int | None, str, str]
 """Split, step, language and item id: what identifies a prediction."""
 
@@ -191,8 +188,9 @@ class Scorer:
         if num_former and not self._is_dry:
             self._report(split, step, languages, {}, is_last=not left)
         while left:
-            # A round: each process gets one batch, or several, then all processes exchange their answers.
-            size = self._share.size * (1 if self._open(folder).is_batched else _BATCHES_A_ROUND)
+            # A round: each process gets one batch, then all exchange their answers. An engine that forms its
+            # own batches is fastest with the items of all languages at once.
+            size = self._share.size if self._open(folder).is_batched else len(left)
             now, left = left[:size], left[size:]
             metrics = self._generate(split, step, now)
             self._num_done += len(now)

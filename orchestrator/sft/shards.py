@@ -1,16 +1,16 @@
 """Tokenised shards: their file format, and the rows, order and batches that training makes of them.
 
 A *step* is one optimiser step over `global_batch_size` rows. Each step is divided into *micro-batches*, one
-forward and backward pass each. Rows are grouped by length within a step, so micro-batches need little padding
-and no row is packed with another. The set of rows of a step depends on the seed, the epoch and the step
-alone. So any micro-batch size and number of processes gives the same gradient, up to rounding and dropout.
+forward and backward pass each; see `orchestrator.sft.packing`. The set of rows of a step depends on the seed,
+the epoch and the step alone. So any micro-batches and number of processes give the same gradient, up to
+rounding and dropout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -72,25 +72,60 @@ def read_shard(folder: Path) -> list[Example]:
     return [Example(**row) for row in open_shard(folder).to_pylist()]
 
 
+class Segments(NamedTuple):
+    """Fixed sizes of the tensor that tells the kernel for packed rows where rows begin.
+
+    Attributes:
+        longest: most tokens of a row.
+        number: rows of a pack and pieces of padding, at least.
+    """
+
+    longest: int
+    number: int
+
+
 class Batch(NamedTuple):
-    """Rows padded on the right, with the positions that predict their response tokens.
+    """Rows side by side or in one pack, with the positions that predict their response tokens.
 
     A model's output at position p predicts token p + 1. For a row ``P P R R`` of two prompt tokens and
     two response tokens, `positions` holds 1 and 2, and `targets` holds the tokens at 2 and 3.
 
     Attributes:
-        input_ids: token ids, rows x tokens.
+        input_ids: token ids, rows x tokens, padded on the right; of a pack 1 x tokens.
         positions: index of the token before each response token, in the flattened `input_ids`.
         targets: ids of the response tokens.
+        places: of a pack: the place of each token in its row, 1 x tokens. None for rows side by side.
+        row_lengths: of a pack: tokens of each row, then of each piece of padding.
+        ends: of a pack: where each row ends, after a 0; None if `row_lengths` is used.
+        longest: of a pack: most tokens of a row.
     """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
+    places: torch.Tensor | None = None
+    row_lengths: tuple[int, ...] = ()
+    ends: torch.Tensor | None = None
+    longest: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device, copied asynchronously."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        fields: dict[str, Any] = self._asdict()
+        tensors = {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}
+        moved: Any = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return self._replace(**moved)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of the decoder; the names for packs are those that transformers uses."""
+        inputs: dict[str, Any] = {"input_ids": self.input_ids}
+        if self.places is not None:
+            inputs["position_ids"] = self.places
+            if self.ends is None:
+                inputs["row_lengths"] = self.row_lengths
+            else:
+                inputs |= {"cu_seq_lens_q": self.ends, "max_length_q": self.longest}
+        return inputs
 
 
 class Rows:
@@ -150,6 +185,40 @@ class Rows:
         tokens = torch.from_numpy(input_ids)
         return Batch(tokens, targets - 1, tokens.flatten()[targets])
 
+    def pack(self, rows: Sequence[int], *, width: int, segments: Segments | None = None) -> Batch:
+        """Return a batch of rows one after another, with padding at the end. Without rows it is all padding.
+
+        Args:
+            rows: indices of the rows.
+            width: tokens of the pack.
+            segments: sizes for the kernel; None to divide the pack by `Batch.row_lengths`.
+        """
+        lengths, longest = [int(self.lengths[row]) for row in rows], int(self.lengths.max())
+        input_ids, places = np.full(width, self._pad_token_id, np.int64), np.zeros(width, np.int64)
+        targets, end = [np.empty(0, np.int64)], 0
+        for row, length in zip(rows, lengths, strict=True):
+            start, end = end, end + length
+            input_ids[start:end] = self.tokens(row)
+            places[start:end] = np.arange(length)
+            targets.append(np.arange(start + self.first_targets[row], end))
+        if segments is not None:
+            longest = segments.longest
+        # Padding is rows of its own, no longer than others, so that no position is left uncomputed.
+        lengths += [min(longest, width - piece) for piece in range(end, width, longest)]
+        chosen, tokens = torch.from_numpy(np.concatenate(targets)), torch.from_numpy(input_ids)
+        pack = Batch(
+            tokens[None], chosen - 1, tokens[chosen], torch.from_numpy(places)[None], longest=longest
+        )
+        if segments is None:
+            return pack._replace(row_lengths=tuple(lengths))
+        return pack._replace(ends=_ends(lengths, segments.number))
+
+
+def _ends(lengths: Sequence[int], number: int) -> torch.Tensor:
+    """Return a 0 and where each row ends. Empty rows at the end fill the tensor up to a fixed size."""
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return torch.nn.functional.pad(ends, (0, max(0, number + 1 - len(ends))), value=int(ends[-1]))
+
 
 class EpochOrder:
     """The rows of each optimiser step: shuffled over the epoch, then sorted by length within the step.
@@ -178,36 +247,3 @@ class EpochOrder:
         parts = [order[start : start + self._size] for start in range(0, len(order), self._size)]
         # A stable sort: rows of equal length keep their shuffled order on every platform.
         return [part[np.argsort(-self._lengths[part], kind="stable")] for part in parts]
-
-
-class Part(NamedTuple):
-    """One micro-batch of one process: row indices, and whether it is masked padding for an equal count."""
-
-    rows: list[int]
-    masked: bool = False
-
-
-def parts_of(
-    rows: Sequence[int] | np.ndarray, *, size: int, rank: int = 0, num_processes: int = 1
-) -> list[Part]:
-    """Return one process's micro-batches of a step. Every process gets the same number.
-
-    Gradient exchange is a collective operation: a process with fewer micro-batches would leave the others
-    waiting forever. If the micro-batches do not divide evenly, some processes get the step's last row once
-    more, masked. Neighbours in length run at the same time in different processes, so no process waits long
-    for another::
-
-        rows 0 to 4 (by length), size=2, num_processes=2
-        micro-batches     [0 1]  [2 3]  [4]  [4 masked]
-        process 0         [0 1]         [4]
-        process 1                [2 3]       [4 masked]
-
-    Args:
-        rows: of the step, sorted by length.
-        size: rows of a micro-batch.
-        rank: of the process.
-        num_processes: number of processes that share the step.
-    """
-    whole = [Part([int(row) for row in rows[start : start + size]]) for start in range(0, len(rows), size)]
-    whole += [Part([int(rows[-1])], masked=True)] * (-len(whole) % num_processes)
-    return whole[rank::num_processes]

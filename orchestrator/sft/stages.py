@@ -72,10 +72,12 @@ TRAIN = StageSpec(
     uses=(
         # These divide the same step differently. Its gradient is the same up to rounding, so none is hashed.
         "trainer.micro_batch_size",
+        "trainer.micro_batch_tokens",
         "trainer.gradient_checkpointing",
         "trainer.num_processes",
         "trainer.sharding",
         "trainer.loss_chunk_tokens",
+        "trainer.compile",
         "device",
         *_MODEL_PATH,
     ),

@@ -25,14 +25,15 @@ from transformers import get_cosine_schedule_with_warmup
 
 from orchestrator.costs import DEVICES
 from orchestrator.errors import StageFailure
-from orchestrator.sft import runtime
+from orchestrator.sft import batches, kernels, runtime
+from orchestrator.sft.batches import Batches, MicroBatches
 from orchestrator.sft.checkpoints import link_weights, load_state
 from orchestrator.sft.distributed import launcher, parallel
 from orchestrator.sft.distributed.parallel import Placed, rank, reduced, whole, world_size
-from orchestrator.sft.memory import SIZES, Load, decoder, largest_micro_batch
 from orchestrator.sft.prepare import left_out
+from orchestrator.sft.save_costs import state_seconds
 from orchestrator.sft.saver import PROGRESS, Progress, Saver
-from orchestrator.sft.shards import EpochOrder, Part, Rows, open_shard, parts_of
+from orchestrator.sft.shards import EpochOrder, Rows, open_shard
 from orchestrator.stage import Config, Context, Inputs, Row
 
 
@@ -45,8 +46,8 @@ class Training:
         validation: rows for the loss at the end of each epoch.
         settings: the stage's config: `seed` and `trainer`.
         context: the running stage.
-        micro_batch_size: rows of a micro-batch.
         device: where to compute.
+        micro: the largest micro-batch.
     """
 
     def __init__(
@@ -57,18 +58,26 @@ class Training:
         validation: Rows,
         settings: Config,
         context: Context,
-        micro_batch_size: int,
         device: torch.device,
+        micro: MicroBatches,
     ) -> None:
-        self._placed, self._rows, self._validation = placed, rows, validation
+        self._placed, self._rows = placed, rows
         self._settings, self._seed = settings.trainer, settings.seed
         self._context, self._device = context, device
-        # A micro-batch larger than a process's share of the step would leave other processes without rows.
-        per_process = -(-settings.trainer.global_batch_size // world_size())
-        self.micro_batch_size = min(micro_batch_size, per_process)
         self._order = EpochOrder(
             rows.lengths, global_batch_size=settings.trainer.global_batch_size, seed=settings.seed
         )
+        self.batches = Batches(
+            rows,
+            validation,
+            order=self._order,
+            num_epochs=settings.trainer.num_epochs,
+            global_batch_size=settings.trainer.global_batch_size,
+            micro=micro,
+            rank=rank(),
+            num_processes=world_size(),
+        )
+        self._num_validated = max(1, int(validation.num_targets.sum()))
         self.num_steps: int = settings.trainer.num_epochs * self._order.steps_per_epoch
         self._optimizer = self._make_optimizer()
         self._saver = Saver(placed, self._optimizer, context)
@@ -87,6 +96,7 @@ class Training:
             StopRequested: after a checkpoint, if a stop was requested.
             StageFailure: the loss or the gradient is not finite (cause ``nan``).
         """
+        self._context.expect_save(state_seconds(self._placed.num_parameters))
         first = self._resume()
         per_epoch = self._order.steps_per_epoch
         for epoch in range(first // per_epoch, self._settings.num_epochs):
@@ -118,16 +128,6 @@ class Training:
         """Tokens of the whole training, without padding."""
         return int(self._rows.lengths.sum()) * int(self._settings.num_epochs)
 
-    def padding_share(self) -> float:
-        """Return the share of padding and masked rows in the tokens that are computed."""
-        lengths, computed = self._rows.lengths, 0
-        for epoch in range(self._settings.num_epochs):
-            for rows in self._order.steps(epoch):
-                for number in range(world_size()):
-                    for part in self._parts(rows, number):
-                        computed += len(part.rows) * int(lengths[part.rows].max())
-        return 1 - self.num_tokens / computed
-
     def peak_memory_gib(self) -> float:
         """Return the peak memory of any process so far, in GiB: GPU memory, or host memory on a CPU."""
         if self._device.type == "cuda":
@@ -139,26 +139,13 @@ class Training:
 
     # A step
 
-    def _parts(self, rows: np.ndarray, number: int | None = None) -> list[Part]:
-        """Return the micro-batches of one process, by default of this one."""
-        number = rank() if number is None else number
-        return parts_of(rows, size=self.micro_batch_size, rank=number, num_processes=world_size())
-
     def _step(self, step: int, rows: np.ndarray) -> None:
         """Run one optimiser step over its rows, and log its metrics."""
         started_s = time.monotonic()
         self._reseed(step)
         # Of the whole step, not of this process: otherwise the loss would depend on how rows are divided.
         num_targets = max(1, int(self._rows.num_targets[rows].sum()))
-        total = torch.zeros((), device=self._device)
-        parts = self._parts(rows)
-        for number, (chosen, masked) in enumerate(parts):
-            batch = self._rows.batch(chosen, masked=masked)
-            loss = self._placed.losses(batch, is_last=number + 1 == len(parts)) / num_targets
-            # DDP and FSDP average gradients over the processes. The factor turns the mean into the sum: the
-            # loss is already divided by the response tokens of the whole step.
-            torch.autograd.backward(loss * world_size())
-            total += loss.detach()
+        total = self._backward(rows, num_targets)
         norm = self._clip()
         # The only read from the device in a step: each read waits for all queued kernels.
         loss, grad_norm = torch.stack([reduced(total), norm]).tolist()
@@ -181,6 +168,19 @@ class Training:
             tokens_per_second=speed,
             **self._usage(speed),
         )
+
+    def _backward(self, rows: np.ndarray, num_targets: int) -> torch.Tensor:
+        """Add up the gradients of a step's rows. Return this process's part of the loss."""
+        total = torch.zeros((), device=self._device)
+        parts = self.batches.of_step(rows)
+        for number, part in enumerate(parts):
+            batch = self.batches.batch(part)
+            loss = self._placed.losses(batch, is_last=number + 1 == len(parts)) / num_targets
+            # DDP and FSDP average gradients over the processes. The factor turns the mean into the sum: the
+            # loss is already divided by the response tokens of the whole step.
+            torch.autograd.backward(loss * world_size())
+            total += loss.detach()
+        return total
 
     def _reseed(self, step: int) -> None:
         """Seed dropout from the seed, the step and the rank, so that no random state is saved."""
@@ -239,12 +239,11 @@ class Training:
 
     def _validate(self) -> float:
         """Return the mean loss of a validation response token, over all processes."""
-        rows = np.argsort(-self._validation.lengths, kind="stable")
         total = torch.zeros((), device=self._device)
         with self._placed.evaluating():
-            for chosen, masked in self._parts(rows):
-                total += self._placed.losses(self._validation.batch(chosen, masked=masked))
-        return float(reduced(total)) / max(1, int(self._validation.num_targets.sum()))
+            for batch in self.batches.of_validation():
+                total += self._placed.losses(batch)
+        return float(reduced(total)) / self._num_validated
 
     def _save(self, step: int) -> None:
         """Save a checkpoint after a step, then end if a stop was requested."""
@@ -286,6 +285,13 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     """Train in this process, alone or as one of a group, and write a summary with the weights."""
     runtime.start(context, seed=config.seed)
     device = runtime.device_of(context.uses.device)
+    if device.type == "cuda":
+        kernels.prepare()
+    with parallel.group_of_one(context.uses.trainer.sharding, device):
+        return _train(config, inputs, context, device=device)
+
+
+def _train(config: Config, inputs: Inputs, context: Context, *, device: torch.device) -> list[Row]:
     tokenizer = runtime.load_tokenizer(inputs, context.uses)
     pad = runtime.padding(tokenizer)
     shards = inputs.each("prepare")
@@ -298,58 +304,25 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         device=device,
         sharding=uses.sharding,
         bf16=config.trainer.precision == "bf16",
-        gradient_checkpointing=uses.gradient_checkpointing,
+        gradient_checkpointing=False,
         chunk_tokens=uses.loss_chunk_tokens,
     )
+    chosen = batches.choose(config.trainer, uses, placed, rows)
     training = Training(
         placed,
         rows=rows,
         validation=validation,
         settings=config,
         context=context,
-        micro_batch_size=micro_batch_size(config.trainer, uses, placed, rows),
+        micro=chosen.micro,
         device=device,
     )
     training.run()
-    facts = {**summary(training), "notes": left_out(shards, config.languages)}
+    facts = {**summary(training), **chosen.facts(), "notes": left_out(shards, config.languages)}
     if parallel.rank() == 0:
         tokenizer.save_pretrained(context.output / "tokenizer")
         (context.output / SUMMARY).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return []
-
-
-def micro_batch_size(settings: Config, uses: Config, placed: parallel.Placed, rows: Rows) -> int:
-    """Return the configured rows of a micro-batch, or the most that fit by the plan's memory terms.
-
-    On a CPU it is 8: the models trained there are small, so memory does not limit it.
-
-    Raises:
-        StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
-    """
-    if uses.micro_batch_size is not None:
-        return int(uses.micro_batch_size)
-    if placed.device.type == "cpu":
-        return 8
-    text = placed.model.config.get_text_config()
-    sizes = {ours: getattr(text, theirs, None) for ours, theirs in SIZES.items()}
-    if unknown := [SIZES[name] for name, size in sizes.items() if size is None]:
-        what = f"config.json of a {text.model_type} has no {', '.join(unknown)} to reckon memory with"
-        raise StageFailure("config", f"{what}: set trainer.micro_batch_size")
-    size = largest_micro_batch(
-        decoder(sizes, text.model_type),
-        Load(
-            row_tokens=int(rows.lengths.max()),
-            checkpointing=uses.gradient_checkpointing,
-            value_bytes=2 if settings.precision == "bf16" else 4,
-            loss_chunk_tokens=uses.loss_chunk_tokens,
-        ),
-        num_gpus=parallel.world_size() if placed.is_sharded else 1,
-        memory_gib=torch.cuda.get_device_properties(placed.device).total_memory / 2**30,
-        global_batch=settings.global_batch_size,
-    )
-    if size is None:
-        raise StageFailure("oom_gpu", "not even a micro-batch of one row fits: more GPUs are needed")
-    return size
 
 
 def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str, *, pad_token_id: int) -> Rows:
@@ -381,9 +354,8 @@ def summary(training: Training) -> dict[str, object]:
         "tokens_per_second": round(training.num_tokens / seconds, 1),
         "peak_memory_gib": round(training.peak_memory_gib(), 3),
         "num_processes": parallel.world_size(),
-        "micro_batch_size": training.micro_batch_size,
         "checkpoint_share": round(training.checkpoint_share, 4),
-        "padding_share": round(training.padding_share(), 4),
+        **training.batches.facts(),
         "loss": training.progress.loss,
         "validation_loss": training.progress.validation_loss,
     }

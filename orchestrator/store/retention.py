@@ -20,7 +20,7 @@ from orchestrator.core.plan import removable_files
 from orchestrator.core.records import Done, Retired, remaining_files
 from orchestrator.core.settings import RETIRING, Policy
 from orchestrator.core.state import Attempt, Evidence, Liveness
-from orchestrator.core.sweep import StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.evidence import EvidenceReader
@@ -166,7 +166,7 @@ def _retired(ledger: Ledger, node: StageInstance, done: Done, before: tuple[Reti
 
 def retain(
     ledger: Ledger,
-    sweep: Sweep,
+    sweep: ComposedSweep,
     policy: Policy,
     *,
     by: str,
@@ -190,14 +190,14 @@ def retain(
         The records that this call was the first to write.
     """
     takers: dict[str, list[StageInstance]] = {}
-    for node in sweep.nodes.values():
+    for node in sweep.stages.values():
         for taken in node.inputs:
             takers.setdefault(taken.digest, []).append(node)
-    snapshot = EvidenceReader(ledger, sweep.nodes.values(), count_attempts=False, trusted=trusted)
+    snapshot = EvidenceReader(ledger, sweep.stages.values(), count_attempts=False, trusted=trusted)
     news = []
     # Products that no stage takes are results, and are always kept.
     for digest in takers if sources is None else sources:
-        source, evidence = sweep.nodes[digest], snapshot.evidence(digest)
+        source, evidence = sweep.stages[digest], snapshot.evidence(digest)
         if evidence.done is None:
             continue
         retired = evidence.retired

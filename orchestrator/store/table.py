@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from orchestrator.core.state import CellStatus
-from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import pick, scalar_text
 from orchestrator.store.evidence import EvidenceReader
 
@@ -20,7 +20,7 @@ Rows = list[dict[str, Any]]
 
 
 def collect_rows(
-    sweep: Sweep,
+    sweep: ComposedSweep,
     revision: int,
     cells: Sequence[Cell],
     statuses: dict[str, CellStatus],
@@ -48,16 +48,16 @@ def collect_rows(
     for cell in cells:
         axes = {axis: _typed(cell, axis, label) for axis, label in cell.axes.items()}
         labels = axes | {name: _flat(value) for name, value in cell.columns.items()}
-        for digest in cell.chain:
+        for digest in cell.stage_digests:
             done = snapshot.evidence(digest).done
             if done is None or not done.rows:
                 continue
             engine = {
-                "cell": cell.cell,
+                "cell": cell.id,
                 "sweep": sweep.name,
                 "revision": revision,
-                "stage": sweep.nodes[digest].name,
-                "attempts": statuses[cell.cell].attempts,
+                "stage": sweep.stages[digest].name,
+                "attempts": statuses[cell.id].attempts,
                 "seconds": done.seconds,
                 "code": done.code,
             }

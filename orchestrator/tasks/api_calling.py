@@ -223,7 +223,7 @@ def problems(english: Mapping[str, str], other: Mapping[str, str]) -> Iterator[s
 def _values(
     call: Call, translated: Call, english: Mapping[str, str], other: Mapping[str, str]
 ) -> Iterator[str]:
-    described = _descriptions(english, call.name)
+    described = descriptions(english, call.name)
     for key, value in call.args.items():
         found = translated.args[key]
         if found != value and is_protected(key, value, described.get(key, "")):
@@ -232,8 +232,14 @@ def _values(
             yield f"the list or dict in {key} has another shape"
         # If the English user names a value word for word, a model can copy it. A translation must allow the
         # same.
-        if value and value in english["input"] and found not in other["input"]:
+        named = value and re.search(word_for_word(value), english["input"])
+        if named and found not in other["input"]:
             yield f"the value of {key} is in the dialogue word for word in English only"
+
+
+def word_for_word(value: str) -> str:
+    """Return the pattern of a value that stands in a text as words of its own: no "Don" in "Don't"."""
+    return rf"(?<!\w){re.escape(value)}(?!\w|['’]t\b)"
 
 
 def _turns(dialogue: str) -> list[str]:
@@ -262,7 +268,8 @@ def _without_texts(value: Any) -> Any:
     return [_without_texts(item) for item in value] if isinstance(value, list) else value
 
 
-def _descriptions(line: Mapping[str, str], name: str) -> dict[str, str]:
+def descriptions(line: Mapping[str, str], name: str) -> dict[str, str]:
+    """Map each parameter of an API to its description, as far as a line describes that API."""
     for api in _objects(line):
         if name in (api.get("name"), api.get("apiCode")):
             inputs = api.get("input_parameters", api.get("parameters"))

@@ -17,6 +17,10 @@ import msgspec
 from orchestrator.errors import UserError, nearest
 
 
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An immutable struct that refuses unknown keys."""
+
+
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One example in one language.
 

@@ -10,11 +10,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
 from orchestrator.errors import UserError
 from orchestrator.tasks import checks, dataset
-from orchestrator.tasks.base import LANGUAGES, Item, Split
+from orchestrator.tasks.base import LANGUAGES, Item, Split, Strict
 from orchestrator.tasks.checks import ROWS, CheckedRow, Problem, Table
 from orchestrator.tasks.importing import FILES
 from orchestrator.tasks.sources import Source, open_source
@@ -24,11 +22,7 @@ Measure = Callable[[Sequence[Item]], list[int]]
 """A function from items to the token counts of prompt, response and end, as `prepare` counts them."""
 
 
-class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-class Length(_Frozen, frozen=True, kw_only=True):
+class Length(Strict, frozen=True, kw_only=True):
     """The lengths of the items of a split and language, in tokens of `tokenizer` or in characters.
 
     Attributes:
@@ -50,7 +44,7 @@ class Length(_Frozen, frozen=True, kw_only=True):
     num_over_long: int
 
 
-class SplitReport(_Frozen, frozen=True, kw_only=True):
+class SplitReport(Strict, frozen=True, kw_only=True):
     """The number of rows by language, and the number of ids that are usable in every language."""
 
     split: str
@@ -58,7 +52,7 @@ class SplitReport(_Frozen, frozen=True, kw_only=True):
     num_parallel: int
 
 
-class CheckReport(_Frozen, frozen=True, kw_only=True):
+class CheckReport(Strict, frozen=True, kw_only=True):
     """The result of a check. Without `problems`, the data is in order."""
 
     path: str
@@ -208,6 +202,9 @@ def _notes(table: Table, info: dataset.DatasetInfo | None) -> Iterator[str]:
     if info is not None:
         for reason, number in info.left_out.items():
             yield f"left out at the import, {reason}: {number:,} ids"
+        for split, rows in table.items():
+            if again := checks.repeats(rows):
+                yield f"{len(again)} {split} items repeat another in full in every language, as in the source"
     else:
         flawed = sum(
             "not-nfc" in row.flaws for rows in table.values() for here in rows.values() for row in here

@@ -28,24 +28,20 @@ import msgspec
 from orchestrator.errors import UserError
 from orchestrator.manifest import File as ManifestFile
 from orchestrator.manifest import Stamp, damage, file_digest, fsync_path, fsync_tree, scan, stamps
-from orchestrator.tasks.base import LANGUAGES, Split
+from orchestrator.tasks.base import LANGUAGES, Split, Strict
 
 FILE = "dataset.json"
 FORMAT = 1
 
 
-class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class SplitInfo(_Frozen, frozen=True, kw_only=True):
+class SplitInfo(Strict, frozen=True, kw_only=True):
     """The languages of a split, and its ids in the order of the files."""
 
     languages: tuple[str, ...]
     ids: tuple[str, ...]
 
 
-class Origin(_Frozen, frozen=True, kw_only=True):
+class Origin(Strict, frozen=True, kw_only=True):
     """The origin of rows.
 
     Attributes:
@@ -65,7 +61,7 @@ class Origin(_Frozen, frozen=True, kw_only=True):
     note: str = ""
 
 
-class DatasetInfo(_Frozen, frozen=True, kw_only=True):
+class DatasetInfo(Strict, frozen=True, kw_only=True):
     """The content of `dataset.json`.
 
     Attributes:
@@ -346,15 +342,16 @@ DESCRIPTIONS: Mapping[str, Description] = {
             "Generate API Request:\n",
             "output": "API-Request: [GetUserToken(username='JohnDoe', password='pass123')]",
         },
-        """Sources of api_calling (no translated API-Bank was published; `sweep data check` holds translations
-against the English rows):
+        """Sources of api_calling (no translated API-Bank was published; `sweep data translate` makes one, and
+`sweep data check` holds translations against the English rows):
 
   level-1-api.json         API-Bank's test rows, English: {file, id, instruction, input, expected_output}
   lv3-api-train.json       API-Bank's training rows, English: {instruction, input, output}
   FOLDER                   with <language>.json in the form of either, or with folders train/, validation/,
                            test/ of them. Rows without ids are aligned by their place
 """,
-        """  sweep data import api_calling translated/ --num-validation 150 --out data/api
+        """  sweep data translate api_calling level-1-api.json --to es,ja --model MODEL --out data/api
+  sweep data import api_calling translated/ --num-validation 150 --out data/api
   sweep data import api_calling train/ --test test/ --num-validation 150 --out data/api
   sweep data check data/api --tokenizer Qwen/Qwen3-0.6B-Base
   sweep launch SWEEP data=parallel data.api_calling_dir=data/api

@@ -121,11 +121,13 @@ class Follower:
     ) -> None:
         self._ledger, self._revision, self._sweep = ledger, revision, revision.sweep
         self._open_run, self._memory = open_run, memory
-        self._cells = [cell for cell in self._sweep.cells if cells is None or cell.cell in cells]
+        self._cells = [cell for cell in self._sweep.cells if cells is None or cell.id in cells]
         mark, _ = ledger.read(layout.STORE, StoreMark)
         self._store = mark.nonce if mark else ""
         self._shared = {
-            digest for digest, n in Counter(d for c in self._sweep.cells for d in c.chain).items() if n > 1
+            digest
+            for digest, n in Counter(d for c in self._sweep.cells for d in c.stage_digests).items()
+            if n > 1
         }
         self._given = _recalled(memory)
         self._runs: dict[str, MirroredRun] = {}
@@ -133,12 +135,14 @@ class Follower:
 
     def follow(self) -> None:
         """Make one pass: open runs of started cells, send what is new, close runs of finished cells."""
-        nodes = {digest: self._sweep.nodes[digest] for cell in self._cells for digest in cell.chain}
+        nodes = {digest: self._sweep.stages[digest] for cell in self._cells for digest in cell.stage_digests}
         snapshot = EvidenceReader(self._ledger, nodes.values(), check_files=False, count_attempts=False)
         for cell in list(self._cells):
-            done = all(snapshot.evidence(digest).done is not None for digest in cell.chain)
+            done = all(snapshot.evidence(digest).done is not None for digest in cell.stage_digests)
             # A shared stage starts for many cells at once: it alone must not open a run for each of them.
-            if done or any(snapshot.evidence(d).attempts for d in cell.chain if d not in self._shared):
+            if done or any(
+                snapshot.evidence(d).attempts for d in cell.stage_digests if d not in self._shared
+            ):
                 self._mirror(cell, snapshot, done=done)
 
     def close(self) -> None:
@@ -148,7 +152,7 @@ class Follower:
                 self._close(cell, done=False)
             except Exception:  # noqa: BLE001 - whatever the other side raises
                 _print_exception()
-                self._failures[cell.cell] += 1
+                self._failures[cell.id] += 1
 
     @property
     def num_lost(self) -> int:
@@ -162,12 +166,12 @@ class Follower:
             if done:
                 self._close(cell, done=True)
                 self._cells.remove(cell)
-            self._failures.pop(cell.cell, None)
+            self._failures.pop(cell.id, None)
         except Exception:  # noqa: BLE001 - whatever the other side raises
             _print_exception()
-            self._failures[cell.cell] += 1
+            self._failures[cell.id] += 1
             # The other system may refuse this one run for good. The other cells' passes must not wait for it.
-            if self._failures[cell.cell] == MAX_FAILURES:
+            if self._failures[cell.id] == MAX_FAILURES:
                 self._cells.remove(cell)
 
     def _give(self, cell: Cell, snapshot: EvidenceReader) -> None:
@@ -180,7 +184,7 @@ class Follower:
     def _give_news(self, cell: Cell, snapshot: EvidenceReader) -> None:
         """Send metrics and rows that the cell's run does not have yet."""
         given = self._given.setdefault(self._id(cell), MirrorProgress())
-        for node in (self._sweep.nodes[digest] for digest in cell.chain):
+        for node in (self._sweep.stages[digest] for digest in cell.stage_digests):
             if node.label:
                 continue
             for number in self._ledger.numbers(node):
@@ -210,14 +214,16 @@ class Follower:
         Raises:
             _Anew: another run took the place of the one that has the recorded progress.
         """
-        if cell.cell not in self._runs:
-            stages = dict.fromkeys(node.name for d in cell.chain if not (node := self._sweep.nodes[d]).label)
+        if cell.id not in self._runs:
+            stages = dict.fromkeys(
+                node.name for d in cell.stage_digests if not (node := self._sweep.stages[d]).label
+            )
             given = self._given.setdefault(self._id(cell), MirrorProgress())
             id = given.id or self._id(cell)
-            run = self._runs[cell.cell] = self._open_run(
+            run = self._runs[cell.id] = self._open_run(
                 Described(
                     id=id,
-                    cell=cell.cell,
+                    cell=cell.id,
                     sweep=self._sweep.name,
                     revision=self._revision.number,
                     config=cell.config,
@@ -228,10 +234,10 @@ class Follower:
             if run.id != id:
                 self._given[self._id(cell)] = MirrorProgress(id=run.id)
                 raise _Anew
-        return self._runs[cell.cell]
+        return self._runs[cell.id]
 
     def _close(self, cell: Cell, *, done: bool) -> None:
-        run = self._runs.pop(cell.cell, None)
+        run = self._runs.pop(cell.id, None)
         if run is not None:
             run.close(done=done)
             self._remember(self._id(cell))
@@ -258,8 +264,8 @@ def run_id(store: str, sweep: str, cell: Cell) -> str:
         sweep: name of the sweep.
         cell: a cell of the sweep.
     """
-    digest = hashlib.sha256(json.dumps([store, sweep, cell.cell, *cell.chain]).encode()).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', f'{sweep}-{cell.cell}')[:MAX_ID]}-{digest[:8]}"
+    digest = hashlib.sha256(json.dumps([store, sweep, cell.id, *cell.stage_digests]).encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', f'{sweep}-{cell.id}')[:MAX_ID]}-{digest[:8]}"
 
 
 def whole_lines(data: bytes, start: int) -> tuple[str, int]:

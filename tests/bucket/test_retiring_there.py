@@ -27,8 +27,8 @@ def test_what_no_taker_wants_is_deleted_in_the_bucket_and_in_the_cache(bucket: B
     order = order_for(bucket.url, sweep.name, policy={"retention": policy})
     worked = work(ledger, revision, order)
     assert worked.code == 0, worked.lines
-    snapshot = EvidenceReader(bucket.ledger("laptop"), sweep.nodes.values())
-    assert {stage_status(snapshot.evidence(d), Budget({})).state for d in sweep.nodes} == {State.DONE}
+    snapshot = EvidenceReader(bucket.ledger("laptop"), sweep.stages.values())
+    assert {stage_status(snapshot.evidence(d), Budget({})).state for d in sweep.stages} == {State.DONE}
     prefix = layout.output(source.stage, source.digest, 1)
     assert sorted(ledger.objects.trees([prefix])[prefix]) == list(FILES[policy])
     here = ledger.objects.folder(prefix)
@@ -43,7 +43,7 @@ def test_what_an_earlier_version_kept_there_is_used_though_inputs_were_retired(b
     assert work(bucket.ledger(), seal(bucket.url, answers(BEFORE)), order).code == 0
     today = seal(bucket.url, answers(TODAY))
     worked = work(bucket.ledger("laptop"), today, msgspec.structs.replace(order, revision=2))
-    ledger, (source, node) = bucket.ledger(), today.sweep.nodes.values()
+    ledger, (source, node) = bucket.ledger(), today.sweep.stages.values()
     done, _ = ledger.product(node, 1)
     assert done is not None and done.rows[0]["kept"], worked.lines
     assert ledger.numbers(source) == [1] and ledger.retired(source, 1)

@@ -175,7 +175,7 @@ def test_a_command_that_is_stopped_saves_and_the_next_launch_goes_on_from_there(
         row["start"]
     ]
     ledger = open_ledger(str(sweep.store))
-    (node,) = ledger.revision("count", 1).sweep.nodes.values()
+    (node,) = ledger.revision("count", 1).sweep.stages.values()
     assert [line["step"] for line in history(ledger, node, 2)] == list(range(1, 41))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,12 +39,12 @@ stages:
 
 
 def stages(composition, cell):
-    return [composition.sweep.nodes[digest].name for digest in cell.chain]
+    return [composition.sweep.stages[digest].name for digest in cell.stage_digests]
 
 
 def test_stages_that_cells_share_are_one_instance(project):
     composition = project.sweep(CHAIN)
-    names = [node.name for node in composition.sweep.nodes.values()]
+    names = [node.name for node in composition.sweep.stages.values()]
     assert names.count("prepare[en]") == 1
     assert names.count("prepare[es]") == 1
     assert names.count("fit") == 4
@@ -60,29 +61,29 @@ def test_a_chain_lists_inputs_before_what_takes_them(project):
 
 
 def test_instances_over_the_same_list_take_only_their_own_input(project):
-    nodes = {node.name: node for node in project.sweep(CHAIN).sweep.nodes.values()}
+    nodes = {node.name: node for node in project.sweep(CHAIN).sweep.stages.values()}
     assert [item.label for item in nodes["check[es]"].inputs] == ["es"]
     assert nodes["check[es]"].reads == {"model": {"name": "m"}, "language": "es"}
     assert [item.stage for item in nodes["fit"].inputs][:2] in (["prepare", "prepare"], ["prepare", "check"])
 
 
 def test_what_a_stage_only_uses_is_carved_out_of_what_it_reads(project):
-    nodes = {node.name: node for node in project.sweep(CHAIN).sweep.nodes.values()}
+    nodes = {node.name: node for node in project.sweep(CHAIN).sweep.stages.values()}
     assert nodes["fit"].reads["model"] == {"name": "m", "path": None}
     before = project.sweep(CHAIN).sweep
-    assert project.sweep(CHAIN, "batch=8", "model.width=9").sweep.nodes == before.nodes
+    assert project.sweep(CHAIN, "batch=8", "model.width=9").sweep.stages == before.stages
 
 
 def test_a_changed_metric_makes_only_the_last_stage_anew(project):
     before, after = project.sweep(CHAIN).sweep, project.sweep(CHAIN, "metric=f1").sweep
-    new = {after.nodes[digest].stage for digest in after.nodes.keys() - before.nodes.keys()}
+    new = {after.stages[digest].stage for digest in after.stages.keys() - before.stages.keys()}
     assert new == {"score"}
 
 
 def test_a_raised_version_makes_a_stage_and_all_after_it_anew(project):
     before = project.sweep(CHAIN).sweep
     after = project.sweep(CHAIN.replace('command: "f"', 'command: "f"\n    version: 2')).sweep
-    new = {after.nodes[digest].stage for digest in after.nodes.keys() - before.nodes.keys()}
+    new = {after.stages[digest].stage for digest in after.stages.keys() - before.stages.keys()}
     assert new == {"fit", "score"}
 
 
@@ -92,15 +93,15 @@ def test_a_new_key_at_its_neutral_value_leaves_digests_as_they_were(project):
         "reads: [seed, model]", "neutral: {dropout: 0.0}\n    reads: [seed, model, dropout]"
     )
     same, other = project.sweep(text).sweep, project.sweep(text, "dropout=0.1").sweep
-    assert same.nodes.keys() == before.nodes.keys()
-    assert next(node for node in same.nodes.values() if node.stage == "fit").reads["dropout"] == 0.0
-    assert {node.digest for node in other.nodes.values() if node.stage == "fit"}.isdisjoint(before.nodes)
+    assert same.stages.keys() == before.stages.keys()
+    assert next(node for node in same.stages.values() if node.stage == "fit").reads["dropout"] == 0.0
+    assert {node.digest for node in other.stages.values() if node.stage == "fit"}.isdisjoint(before.stages)
 
 
 def test_ids_are_readable_unique_and_columns_are_kept(project):
     cells = project.sweep(CHAIN).sweep.cells
-    assert len({cell.cell for cell in cells}) == len(cells) == 5
-    assert [cell.cell.rpartition("-")[0] for cell in cells] == [
+    assert len({cell.id for cell in cells}) == len(cells) == 5
+    assert [cell.id.rpartition("-")[0] for cell in cells] == [
         *("none.seed0", "en.seed0", "en.seed1", "en+es.seed0", "en+es.seed1"),
     ]
     assert cells[-1].columns == {"trained_on": ["en", "es"]}
@@ -148,7 +149,7 @@ def test_a_users_stage_may_be_a_function_beside_the_sweep_file(project):
 
 def test_a_sweep_without_axes_is_one_cell(project):
     (cell,) = project.sweep("config: {a: 1}\nstages: {s: {command: x, reads: [a]}}").sweep.cells
-    assert cell.cell.startswith("cell-")
+    assert cell.id.startswith("cell-")
 
 
 def test_stages_that_ship_here_go_by_name_and_can_be_changed_in_place(project):
@@ -175,18 +176,23 @@ def test_sweeps_are_found_with_their_number_of_cells_and_their_errors(project):
     assert entries["smoke"].description == "mine"
 
 
-NEEDS_FOLDERS = {"smollm": ["model.path=org/model", "data=generated"]}
+ROW = Path(__file__).parents[1] / "translation" / "en.json"
+NEEDS_FOLDERS = {
+    "smollm": ["model.path=org/model", "data=generated"],
+    "translate_api_calling": [f"source.path={ROW}", "model.name=some-model"],
+}
 """Sweeps that read folders of the user's, and what stands in for these here."""
 
 
 IDENTITIES = {
-    "bilingual": "c5ead7dd0c54403e",
+    "bilingual": "23c6a609fb55ce89",
     "count": "d3ff755b2b3d2bf9",
-    "multilingual_220": "939743962834ff4a",
+    "multilingual_220": "3b693f3b51d001e3",
     "multilingual_220_tiny": "a267cc6ddd7fe736",
-    "one_model": "7421c8223004f124",
+    "one_model": "7a708bcf105b26e2",
     "smoke": "3c8d3836f2050ad1",
     "smollm": "3139648231a043d9",
+    "translate_api_calling": "a23d9f0a3783972f",
 }
 """Sweep to a digest of the identities of its cells and stages: changed on purpose only, with a version."""
 
@@ -199,7 +205,7 @@ def test_a_sweep_that_ships_here_composes_and_has_the_cells_it_expects(project, 
     composition = project.compose(name, NEEDS_FOLDERS.get(name, []))
     assert composition.sweep.name == name
     assert composition.notes == ()
-    chains = "\n".join(f"{cell.cell} {' '.join(cell.chain)}" for cell in composition.sweep.cells)
+    chains = "\n".join(f"{cell.id} {' '.join(cell.stage_digests)}" for cell in composition.sweep.cells)
     assert hashlib.sha256(chains.encode()).hexdigest()[:16] == IDENTITIES[name], "its stages would run again"
 
 

@@ -59,7 +59,7 @@ def test_sampled_cells_have_the_config_that_hydra_composes(study):
         axes = cell.axes
         values = [f"trainer.lr={axes['trainer.lr']}", *MIX[axes["mix"]], f"seed={axes['seed']}"]
         overrides = ["trainer=slow", "depth=5", f"task={axes['task']}", *values]
-        assert cell.config == by_hydra(study.folder, overrides), cell.cell
+        assert cell.config == by_hydra(study.folder, overrides), cell.id
 
 
 def test_a_group_axis_and_value_axes_together_have_the_config_that_hydra_composes(study):

@@ -100,7 +100,7 @@ def test_the_label_of_an_interpolation_is_the_value_that_it_leads_to(project):
         ("2", 2),
         ("0.2", 0.2),
     ]
-    assert all("$" not in cell.cell for cell in cells)
+    assert all("$" not in cell.id for cell in cells)
 
 
 def test_a_schema_that_makes_another_value_of_a_label_is_refused(project):

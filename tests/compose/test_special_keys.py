@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.compose.declarations import content_fingerprint
+from orchestrator.compose.files import content_fingerprint
 from orchestrator.errors import UserError
 
 SCHEMA = """
@@ -66,7 +66,7 @@ def test_a_schema_coerces_fills_in_defaults_and_canonicalises(project, typed_swe
 def test_equal_values_after_coercion_are_one_identity(project, typed_sweep):
     one = project.sweep(typed_sweep, "inner.lr=1", "languages=[a,b]").sweep
     two = project.sweep(typed_sweep, "inner.lr=1.0", "languages=[b,a]").sweep
-    assert one.nodes == two.nodes
+    assert one.stages == two.stages
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ stages:
 
 
 def fit(composition):
-    (node,) = composition.sweep.nodes.values()
+    (node,) = composition.sweep.stages.values()
     return node
 
 

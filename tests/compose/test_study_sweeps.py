@@ -49,7 +49,7 @@ def test_the_two_extras_of_the_mixtures_of_six_are_one_setting(project):
 
 def test_a_baseline_is_evaluated_and_never_trained(grid):
     for cell in grid.cells:
-        stages = {grid.nodes[digest].stage for digest in cell.chain}
+        stages = {grid.stages[digest].stage for digest in cell.stage_digests}
         assert ("train" in stages) is (cell.axes["mixture"] != "none")
         assert "evaluate" in stages
 
@@ -59,7 +59,7 @@ def test_the_tiny_study_has_the_cells_of_the_study_and_two_families(project, gri
     assert mixtures(tiny) == mixtures(grid)
     families = Counter(cell.config["model"]["family"] for cell in tiny.cells)
     assert families == {"qwen3": 3 * 46, "gemma3": 2 * 46}
-    tokenizers = {digest for digest, node in tiny.nodes.items() if node.stage == "tokenizer"}
+    tokenizers = {digest for digest, node in tiny.stages.items() if node.stage == "tokenizer"}
     assert len(tokenizers) == 2
 
 
@@ -67,5 +67,5 @@ def test_the_tiny_study_has_the_cells_of_the_study_and_two_families(project, gri
 def test_a_subset_shares_its_stages_with_the_study(project, grid, name, num_cells):
     subset = project.compose(name).sweep
     assert len(subset.cells) == num_cells
-    assert {cell.cell for cell in subset.cells} <= {cell.cell for cell in grid.cells}
-    assert set(subset.nodes) <= set(grid.nodes)
+    assert {cell.id for cell in subset.cells} <= {cell.id for cell in grid.cells}
+    assert set(subset.stages) <= set(grid.stages)

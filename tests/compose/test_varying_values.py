@@ -16,7 +16,7 @@ stages: {fit: {command: "echo {config.seed}", reads: [READS], uses: [USES]}}
 
 def digests(project, *, stamp, reads, uses="", overrides=()):
     text = SWEEP.replace("STAMP", stamp).replace("READS", reads).replace("USES", uses)
-    return set(project.sweep(text, *overrides).sweep.nodes)
+    return set(project.sweep(text, *overrides).sweep.stages)
 
 
 @pytest.mark.parametrize("pattern", ["%Y-%m-%d", "%H", "%j", "%f", "%M%S", "%b", "%a", "%p", "week %W"])

@@ -101,22 +101,22 @@ def test_stages_that_fail_at_once_do_not_look_like_a_worker_that_cannot_start_an
     """Rule 9 is about attempts that fail before the stage is called, not about a stage that fails quickly."""
     bad = sweep_of(4, fail={"how": "data", "step": 1, "attempts": 99})
     good = sweep_of(2, first_seed=10)
-    sweep = msgspec.structs.replace(bad, nodes={**bad.nodes, **good.nodes}, cells=bad.cells + good.cells)
+    sweep = msgspec.structs.replace(bad, stages={**bad.stages, **good.stages}, cells=bad.cells + good.cells)
     worked = work(ledger_at(store), seal(store, sweep), order_for(store, sweep.name))
     assert worked.code == 0, worked.lines
     done = ledger_at(store).generations(layout.done_index("count"))
-    assert sorted(done) == sorted(cell.chain[0] for cell in good.cells)
+    assert sorted(done) == sorted(cell.stage_digests[0] for cell in good.cells)
 
 
 def test_stages_that_die_at_once_do_not_look_like_a_worker_that_cannot_start_any(store: Path) -> None:
     bad = sweep_of(4, fail={"how": "exit", "step": 1, "attempts": 99})
     good = sweep_of(2, first_seed=10)
-    sweep = msgspec.structs.replace(bad, nodes={**bad.nodes, **good.nodes}, cells=bad.cells + good.cells)
+    sweep = msgspec.structs.replace(bad, stages={**bad.stages, **good.stages}, cells=bad.cells + good.cells)
     order = order_for(store, sweep.name, policy={"retries": {}})
     worked = work(ledger_at(store), seal(store, sweep), order)
     assert worked.code == 0, worked.lines
     done = ledger_at(store).generations(layout.done_index("count"))
-    assert sorted(done) == sorted(cell.chain[0] for cell in good.cells)
+    assert sorted(done) == sorted(cell.stage_digests[0] for cell in good.cells)
 
 
 def test_a_worker_stops_claiming_after_two_attempts_that_failed_before_their_stage_was_called(

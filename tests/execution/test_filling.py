@@ -164,7 +164,7 @@ def test_the_shell_is_part_of_the_identity_and_the_other_new_keys_are_not(tmp_pa
         (tmp_path / "s.yaml").write_text(
             "config: {x: 1}\naxes: {x: [1]}\nstages: {fit: {command: 'a {work}', reads: [x]" + extra + "}}\n"
         )
-        (found,) = compose("s.yaml", cwd=tmp_path).sweep.nodes
+        (found,) = compose("s.yaml", cwd=tmp_path).sweep.stages
         return found
 
     plain = digest("")

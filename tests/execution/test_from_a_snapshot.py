@@ -109,7 +109,7 @@ class Launched:
 
     def product(self, stage: str) -> tuple[Done, Path]:
         """What a stage left."""
-        node = next(node for node in self.sweep.nodes.values() if node.stage == stage)
+        node = next(node for node in self.sweep.stages.values() if node.stage == stage)
         done, problem = self.ledger.product(node, 1)
         assert done is not None, problem
         return done, self.store / layout.payload(stage, node.digest, done.attempt) / layout.OUTPUT
@@ -155,7 +155,7 @@ def test_the_version_of_the_code_is_that_of_a_launch_from_the_checkout(
     seal(tmp_path / "other", launched.sweep)
     code, said = launched.work(order=here, package=Path(orchestrator.__file__).parents[1])
     assert code == 0, said
-    node = next(node for node in launched.sweep.nodes.values() if node.stage == "own")
+    node = next(node for node in launched.sweep.stages.values() if node.stage == "own")
     there, problem = ledger_at(tmp_path / "other").product(node, 1)
     assert there is not None, problem
     done = launched.product("own")[0]

@@ -13,7 +13,7 @@ from orchestrator.core.grid import Chains
 from orchestrator.core.identity import former_node
 from orchestrator.core.records import Request, Retired
 from orchestrator.core.selector import Subject
-from orchestrator.core.sweep import Cell, StageInstance, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.core.tree import place
 from orchestrator.sft.stages import EVALUATE, EVALUATE_BEFORE
 from orchestrator.stage import StageSpec
@@ -29,15 +29,15 @@ BEFORE = replace(EVALUATE_BEFORE[0], run=ANSWER, after=("count",))
 TODAY = replace(EVALUATE, run=ANSWER, after=("count",), uses=(), preload=(), estimate="", needs="", skip="")
 
 
-def answers(spec: StageSpec) -> Sweep:
+def answers(spec: StageSpec) -> ComposedSweep:
     """One cell, whose last stage lets the product of the first go."""
     chains = Chains({"count": STORE, "evaluate": spec})
     config: dict[str, Any] = {"shared": 0}
     for key in EVALUATE.reads:
         place(config, key, 0)
     chain = chains.chain(Subject({"seed": "0"}, {}, config))
-    cell = Cell(cell="seed0", axes={"seed": "0"}, columns={}, config=config, chain=chain)
-    return Sweep(name="answers", specs=dict(chains.specs), nodes=chains.nodes, cells=(cell,))
+    cell = Cell(id="seed0", axes={"seed": "0"}, columns={}, config=config, stage_digests=chain)
+    return ComposedSweep(name="answers", specs=dict(chains.specs), stages=chains.stages, cells=(cell,))
 
 
 class Kept:
@@ -48,9 +48,11 @@ class Kept:
         before = answers(BEFORE)
         run(root, seal(root, before), policy)
         self.revision = seal(root, answers(TODAY))
-        self.source, self.node = (self.revision.sweep.nodes[d] for d in self.revision.sweep.cells[0].chain)
+        self.source, self.node = (
+            self.revision.sweep.stages[d] for d in self.revision.sweep.cells[0].stage_digests
+        )
         former = former_node(EVALUATE_BEFORE[0], self.node)
-        assert former is not None and former.digest in before.nodes
+        assert former is not None and former.digest in before.stages
         self.former: StageInstance = former
         self.answer = root / layout.output("evaluate", former.digest, 1) / "answer"
         assert self.ledger.retired(self.source, 1)

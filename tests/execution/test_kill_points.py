@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from orchestrator.core.state import Budget, State, stage_status
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.execution.assignment import Assignment
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
@@ -21,14 +21,14 @@ from tests.store.builders import counted, ledger_at, seal, sweep_of
 AT_ONCE = 4
 
 
-def assert_each_is_done_once(root: Path, sweep: Sweep, num_steps: int = 2) -> None:
+def assert_each_is_done_once(root: Path, sweep: ComposedSweep, num_steps: int = 2) -> None:
     """One product a stage, none void, the digest chain right, and every attempt accounted for."""
     ledger = ledger_at(root)
-    snapshot = EvidenceReader(ledger, sweep.nodes.values())
+    snapshot = EvidenceReader(ledger, sweep.stages.values())
     done = ledger.generations(layout.done_index("count"))
     assert ledger.generations(layout.void_index("count")) == {}
     for cell in sweep.cells:
-        node = sweep.nodes[cell.chain[0]]
+        node = sweep.stages[cell.stage_digests[0]]
         assert done[node.digest] == {1}
         assert stage_status(snapshot.evidence(node.digest), Budget({})).state is State.DONE
         product, _ = ledger.product(node, 1)
@@ -40,7 +40,7 @@ def assert_each_is_done_once(root: Path, sweep: Sweep, num_steps: int = 2) -> No
         explained = {a.claim.supersedes.attempt for a in attempts if a.claim and a.claim.supersedes}
         for attempt in attempts:
             assert attempt.problem == ""
-            assert attempt.end or attempt.number in explained | {product.attempt}, f"{cell.cell}: {attempt}"
+            assert attempt.end or attempt.number in explained | {product.attempt}, f"{cell.id}: {attempt}"
 
 
 def kill_each(start: Start, ks: range, worker: Callable[[int], Running]) -> list[int]:

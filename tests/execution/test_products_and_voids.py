@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.core.records import Void
 from orchestrator.core.state import Budget, Evidence, State, stage_status
-from orchestrator.core.sweep import StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.count import COUNT
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
@@ -131,7 +131,7 @@ def test_a_done_record_that_cannot_be_read_is_damage(store: Path) -> None:
 # Real workers
 
 
-def chained() -> Sweep:
+def chained() -> ComposedSweep:
     """Two stages, the second takes the first's product."""
     return sweep_of(1, {"count": COUNT, "add": ADD})
 
@@ -160,7 +160,7 @@ def test_a_product_whose_content_changed_is_never_given_to_the_next_stage(store:
     """Of equal size: only those who take it read all of it."""
     sweep = chained()
     seal(store, sweep)
-    first, second = (sweep.nodes[digest] for digest in sweep.cells[0].chain)
+    first, second = (sweep.stages[digest] for digest in sweep.cells[0].stage_digests)
     ledger, order = ledger_at(store), order_for(store, sweep.name)
     finish(start, order)
     ledger.void(second, void(1))
@@ -177,7 +177,7 @@ def test_damage_that_is_gone_at_the_second_look_voids_nothing(store: Path) -> No
     """A network file system may show a file late."""
     sweep = chained()
     revision = seal(store, sweep)
-    first, second = (sweep.nodes[digest] for digest in sweep.cells[0].chain)
+    first, second = (sweep.stages[digest] for digest in sweep.cells[0].stage_digests)
     plain, order = ledger_at(store), order_for(store, sweep.name)
     work(plain, revision, order)
     plain.void(second, void(1))
@@ -203,8 +203,8 @@ def test_an_input_that_goes_away_between_two_attempts_of_a_worker_is_made_again(
     share = StageSpec(run="tests.execution.stages:sharing", reads=("shared",))
     sweep = sweep_of(2, {"count": share, "add": ADD})
     one = node_of(sweep)  # both cells take the same product
-    shared = sweep.nodes[one.inputs[0].digest]
-    assert len(sweep.nodes) == 3
+    shared = sweep.stages[one.inputs[0].digest]
+    assert len(sweep.stages) == 3
     revision = seal(store, sweep)
     ends: list[str] = []
 
@@ -217,7 +217,7 @@ def test_an_input_that_goes_away_between_two_attempts_of_a_worker_is_made_again(
     assert work(Ledger(TroubledStore(store, trouble)), revision, order_for(store, sweep.name)).code == 0
     ledger = ledger_at(store)
     assert sorted(ledger.generations(layout.done_index("add"))) == sorted(
-        cell.chain[-1] for cell in sweep.cells
+        cell.stage_digests[-1] for cell in sweep.cells
     )
     assert ledger.generations(layout.done_index("count")) == {shared.digest: {1, 2}}
 
@@ -227,7 +227,7 @@ def test_what_was_made_from_an_input_that_was_discarded_meanwhile_does_not_count
 ) -> None:
     sweep = chained()
     seal(store, sweep)
-    first, second = (sweep.nodes[digest] for digest in sweep.cells[0].chain)
+    first, second = (sweep.stages[digest] for digest in sweep.cells[0].stage_digests)
     go = store.parent / "go"
     order = order_for(store, sweep.name, env={"TEST_GO": str(go)}, policy={"lease_s": 60.0})
     worker = start(order)
@@ -249,7 +249,7 @@ def test_a_product_does_not_count_when_one_that_it_was_made_from_was_discarded(
         1, {"count": COUNT, "add": ADD, "more": StageSpec(**{**ADDED, "after": ("count", "add")})}
     )
     seal(store, sweep)
-    nodes = [sweep.nodes[digest] for digest in sweep.cells[0].chain]
+    nodes = [sweep.stages[digest] for digest in sweep.cells[0].stage_digests]
     ledger, order = ledger_at(store), order_for(store, sweep.name)
     finish(start, order)
     ledger.void(nodes[0], void(1, "discarded"))

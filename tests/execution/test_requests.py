@@ -139,7 +139,7 @@ def test_a_cancel_of_one_cell_does_not_stop_a_stage_that_another_cell_wants(
     store: Path, start: Start
 ) -> None:
     sweep = sweep_of(1, {"count": spec("waiting")})
-    twin = msgspec.structs.replace(sweep.cells[0], cell="twin")
+    twin = msgspec.structs.replace(sweep.cells[0], id="twin")
     sweep = msgspec.structs.replace(sweep, cells=(*sweep.cells, twin))
     seal(store, sweep)
     ledger, node, go = ledger_at(store), node_of(sweep), store.parent / "go"

@@ -168,7 +168,7 @@ def test_checkpoints_made_from_a_discarded_input_are_not_gone_on_from(ledger: Le
     """Only products are discarded; an attempt that failed half-way used the same bad input."""
     after = StageSpec(run=COUNT.run, reads=COUNT.reads, uses=COUNT.uses, after=("count",))
     sweep = sweep_of(1, {"count": COUNT, "more": after})
-    first, second = (sweep.nodes[digest] for digest in sweep.cells[0].chain)
+    first, second = (sweep.stages[digest] for digest in sweep.cells[0].stage_digests)
     folder = folder_of(ledger, 1, second) / layout.CHECKPOINTS / "00000005"
     folder.mkdir(parents=True)
     (folder / "state").write_text("attempt 1 step 5")

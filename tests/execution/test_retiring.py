@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.core.records import Done, Request, Retired, Revision
 from orchestrator.core.state import Budget, CellStatus, Evidence, State, cell_status, stage_status
-from orchestrator.core.sweep import StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.manifest import file_digest
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
@@ -35,27 +35,27 @@ FILES = {
 }
 
 
-def choices(num_cells: int = 2, **rest: Any) -> Sweep:
+def choices(num_cells: int = 2, **rest: Any) -> ComposedSweep:
     """Cells that share a product and like an epoch each, the first cell the first."""
     return sweep_of(num_cells, {"count": STORE, "choose": CHOOSE}, **rest)
 
 
-def source_of(sweep: Sweep) -> StageInstance:
-    return sweep.nodes[sweep.cells[0].chain[0]]
+def source_of(sweep: ComposedSweep) -> StageInstance:
+    return sweep.stages[sweep.cells[0].stage_digests[0]]
 
 
-def look(root: Path, sweep: Sweep, node: StageInstance | None = None) -> Evidence:
-    snapshot = EvidenceReader(ledger_at(root), sweep.nodes.values())
+def look(root: Path, sweep: ComposedSweep, node: StageInstance | None = None) -> Evidence:
+    snapshot = EvidenceReader(ledger_at(root), sweep.stages.values())
     return snapshot.evidence((node or source_of(sweep)).digest)
 
 
-def product_of(root: Path, sweep: Sweep) -> Done:
+def product_of(root: Path, sweep: ComposedSweep) -> Done:
     done = look(root, sweep).done
     assert done is not None, look(root, sweep)
     return done
 
 
-def files(root: Path, sweep: Sweep) -> tuple[str, ...]:
+def files(root: Path, sweep: ComposedSweep) -> tuple[str, ...]:
     """What is there of the shared product."""
     source = source_of(sweep)
     number = product_of(root, sweep).attempt
@@ -63,10 +63,10 @@ def files(root: Path, sweep: Sweep) -> tuple[str, ...]:
     return tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
 
 
-def states(root: Path, sweep: Sweep) -> list[CellStatus]:
-    snapshot = EvidenceReader(ledger_at(root), sweep.nodes.values())
-    found = {digest: stage_status(snapshot.evidence(digest), Budget({})) for digest in sweep.nodes}
-    return [cell_status(cell, sweep.nodes, found, cancelled=False) for cell in sweep.cells]
+def states(root: Path, sweep: ComposedSweep) -> list[CellStatus]:
+    snapshot = EvidenceReader(ledger_at(root), sweep.stages.values())
+    found = {digest: stage_status(snapshot.evidence(digest), Budget({})) for digest in sweep.stages}
+    return [cell_status(cell, sweep.stages, found, cancelled=False) for cell in sweep.cells]
 
 
 def run(root: Path, revision: Revision, policy: str, **rest: Any) -> list[str]:
@@ -202,9 +202,9 @@ def test_what_takes_a_retired_product_is_blocked_and_never_claimed_until_it_is_m
     run(store, seal(store, sweep), "none")
     other = sweep_of(1, {"count": STORE, "add": ADD}, name="other")
     revision = seal(store, other)
-    assert other.cells[0].chain[0] == sweep.cells[0].chain[0]
+    assert other.cells[0].stage_digests[0] == sweep.cells[0].stage_digests[0]
     assert run(store, revision, "all") == []
-    assert ledger_at(store).numbers(other.nodes[other.cells[0].chain[1]]) == []
+    assert ledger_at(store).numbers(other.stages[other.cells[0].stage_digests[1]]) == []
     status = states(store, other)[0]
     assert status.state is State.BLOCKED and "count retired 4 files under policy none" in status.reason
     assert "--stage count" in status.reason
@@ -226,7 +226,7 @@ def test_an_attempt_of_another_sweep_whose_input_is_retired_meanwhile_is_no_fail
     go = store.parent / "go"
     policies = {"lease_s": 60.0}
     worker = start(order_for(store, other.name, env={"TEST_GO": str(go)}, policy=policies))
-    taker = other.nodes[other.cells[0].chain[1]]
+    taker = other.stages[other.cells[0].stage_digests[1]]
     pid_in(store / layout.payload(taker.stage, taker.digest, 1) / "runs")
     run(store, revision, policy)
     go.touch()
@@ -269,7 +269,7 @@ def test_a_wish_that_names_no_input_or_no_list_fails_the_stage(store: Path) -> N
     ledger = ledger_at(store)
     messages = []
     for cell in sweep.cells:
-        last = ledger.attempts(sweep.nodes[cell.chain[-1]])[-1]
+        last = ledger.attempts(sweep.stages[cell.stage_digests[-1]])[-1]
         assert last.end is not None and str(last.end.cause) == "code"
         messages.append(last.end.message)
     assert "retire('cuont') names no input" in messages[0]

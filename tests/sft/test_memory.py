@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -10,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.sft.memory import (
+    BUSY_TOKENS,
     GIB,
+    MAX_PACK_TOKENS,
     Decoder,
     Load,
+    decided,
     decoder,
     fit,
-    largest_micro_batch,
-    micro_batches,
     num_parameters,
     terms_gib,
+    widest_pack,
 )
 from tests.sft import chain
 
@@ -40,22 +41,32 @@ LOADS = st.builds(
 )
 
 
-@cache
 def of_study(name: str) -> Decoder:
     model = chain.config_of(f"model={name}")["model"]
     return decoder(model["architecture"], model["family"])
 
 
+class Study(dict[str, Decoder]):
+    """The study's models, each composed when it is first used: all workers import this file."""
+
+    def __missing__(self, name: str) -> Decoder:
+        self[name] = of_study(name)
+        return self[name]
+
+
+STUDY = Study()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _compose_once() -> None:
-    """Has the models of the study ready; a deadline of hypothesis must not include the composition."""
+def _compose_all() -> None:
+    """Has them ready, since the deadline of a property does not allow for that."""
     for name in PARAMETERS:
-        of_study(name)
+        STUDY[name]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_studys_models_have_exactly_their_parameters(name: str) -> None:
-    assert of_study(name).num_parameters == PARAMETERS[name]
+    assert STUDY[name].num_parameters == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
@@ -90,13 +101,13 @@ def test_the_count_is_that_of_the_library(family: str) -> None:
 
 def test_the_terms_are_those_of_the_study() -> None:
     load = Load(row_tokens=1024)
-    one = terms_gib(of_study("qwen3-8b"), load, num_gpus=1, micro_batch=1, memory_gib=80)
-    four = terms_gib(of_study("qwen3-8b"), load, num_gpus=4, micro_batch=1, memory_gib=80)
+    one = terms_gib(STUDY["qwen3-8b"], load, num_gpus=1, micro_batch=1, memory_gib=80)
+    four = terms_gib(STUDY["qwen3-8b"], load, num_gpus=4, micro_batch=1, memory_gib=80)
     assert one["state"] == pytest.approx(16 * 8_190_735_360 / GIB)
     assert four["state"] == pytest.approx(one["state"] / 4)
     assert one["activations"] == pytest.approx(36 * 1024 * 4096 * 2 / GIB)
     assert one["logits"] * GIB == pytest.approx(2.2e9, rel=0.02)  # 2.2 GB per 1,024 tokens
-    gemma = terms_gib(of_study("gemma3-4b"), load, num_gpus=1, micro_batch=1, memory_gib=80)
+    gemma = terms_gib(STUDY["gemma3-4b"], load, num_gpus=1, micro_batch=1, memory_gib=80)
     assert gemma["logits"] * GIB == pytest.approx(3.8e9, rel=0.02)
 
 
@@ -104,7 +115,7 @@ def test_the_terms_are_those_of_the_study() -> None:
 @pytest.mark.parametrize("max_gpus", [1, 2, 4, 8])
 def test_8b_needs_at_least_four_devices_of_80_gb(max_gpus: int, chunk: int | None) -> None:
     found = fit(
-        of_study("qwen3-8b"),
+        STUDY["qwen3-8b"],
         Load(row_tokens=2048, loss_chunk_tokens=chunk),
         max_gpus=max_gpus,
         memory_gib=80,
@@ -115,22 +126,21 @@ def test_8b_needs_at_least_four_devices_of_80_gb(max_gpus: int, chunk: int | Non
     assert found is None or (found.num_gpus == 4 and found.memory_gib <= 80)
 
 
-@pytest.mark.parametrize(
-    ("global_batch", "num_gpus", "sizes"),
-    [
-        (512, 8, [64, 32, 16, 8, 4, 2, 1]),
-        (512, 1, [64, 32, 16, 8, 4, 2, 1]),
-        (24, 1, [8, 4, 2, 1]),
-        (24, 8, [1]),
-        (7, 1, [1]),
-        (8, 3, [2, 1]),
-        (4, 8, [1]),
-    ],
-)
-def test_micro_batches_divide_the_rows_of_a_device(
-    global_batch: int, num_gpus: int, sizes: list[int]
-) -> None:
-    assert micro_batches(global_batch, num_gpus) == sizes
+@pytest.mark.parametrize("global_batch", [512, 24, 7, 4])
+@pytest.mark.parametrize("num_gpus", [1, 3, 8])
+def test_a_micro_batch_is_no_wider_than_a_devices_share_of_the_step(global_batch: int, num_gpus: int) -> None:
+    found = fit(
+        STUDY["qwen3-0.6b"],
+        Load(row_tokens=300),
+        max_gpus=8,
+        memory_gib=80,
+        global_batch=global_batch,
+        micro_batch=None,
+        num_gpus=num_gpus,
+    )
+    share = max(1, global_batch // num_gpus) * 300
+    assert found is not None and found.tokens <= max(300, min(share, MAX_PACK_TOKENS))
+    assert found.micro_batch == found.tokens // 300 >= 1
 
 
 @given(
@@ -140,9 +150,7 @@ def test_a_larger_micro_batch_or_a_longer_row_never_takes_less(
     name: str, load: Load, num_gpus: int, size: int
 ) -> None:
     def total(load: Load, size: int) -> float:
-        return sum(
-            terms_gib(of_study(name), load, num_gpus=num_gpus, micro_batch=size, memory_gib=80).values()
-        )
+        return sum(terms_gib(STUDY[name], load, num_gpus=num_gpus, micro_batch=size, memory_gib=80).values())
 
     assert total(load, 2 * size) >= total(load, size)
     assert total(load._replace(row_tokens=load.row_tokens + 1), size) >= total(load, size)
@@ -151,7 +159,7 @@ def test_a_larger_micro_batch_or_a_longer_row_never_takes_less(
 @given(st.sampled_from(sorted(PARAMETERS)), LOADS, st.sampled_from([2, 4, 8]))
 def test_more_devices_never_hold_more_each(name: str, load: Load, num_gpus: int) -> None:
     few, many = (
-        sum(terms_gib(of_study(name), load, num_gpus=n, micro_batch=1, memory_gib=80).values())
+        sum(terms_gib(STUDY[name], load, num_gpus=n, micro_batch=1, memory_gib=80).values())
         for n in (num_gpus, 2 * num_gpus)
     )
     assert many <= few
@@ -159,31 +167,49 @@ def test_more_devices_never_hold_more_each(name: str, load: Load, num_gpus: int)
 
 @given(st.sampled_from(sorted(PARAMETERS)), LOADS, st.sampled_from([24.0, 40.0, 80.0, 141.0]))
 def test_what_is_said_to_fit_does_and_nothing_larger_would(name: str, load: Load, memory_gib: float) -> None:
-    model = of_study(name)
-    found = fit(model, load, max_gpus=8, memory_gib=memory_gib, global_batch=512, micro_batch=None)
+    model = STUDY[name]
+    found = fit(model, load, max_gpus=8, memory_gib=memory_gib, global_batch=1_000_000, micro_batch=None)
     for num_gpus in (1, 2, 4, 8):
-        size = largest_micro_batch(model, load, num_gpus=num_gpus, memory_gib=memory_gib, global_batch=512)
+        tokens = widest_pack(model, load, num_gpus=num_gpus, memory_gib=memory_gib)
         if found is None or num_gpus < found.num_gpus:
-            assert size is None
+            assert tokens is None
         elif num_gpus == found.num_gpus:
-            assert size == found.micro_batch
-            assert found.memory_gib <= memory_gib
-            larger = [other for other in micro_batches(512, num_gpus) if other > found.micro_batch]
-            for other in larger:
-                terms = terms_gib(model, load, num_gpus=num_gpus, micro_batch=other, memory_gib=memory_gib)
+            assert tokens == found.tokens and found.memory_gib <= memory_gib
+            if tokens < MAX_PACK_TOKENS:
+                wider = load._replace(row_tokens=tokens + 128)
+                terms = terms_gib(model, wider, num_gpus=num_gpus, micro_batch=1, memory_gib=memory_gib)
                 assert sum(terms.values()) > memory_gib
+
+
+def test_layers_are_computed_again_only_where_memory_is_short() -> None:
+    load = Load(row_tokens=2048, checkpointing=None, loss_chunk_tokens=1024)
+
+    def recomputes(name: str, num_gpus: int, memory_gib: float, needed: int = BUSY_TOKENS) -> bool | None:
+        model, how = STUDY[name], {"num_gpus": num_gpus, "memory_gib": memory_gib}
+        return decided(model, load, needed_tokens=needed, **how).checkpointing
+
+    assert recomputes("qwen3-1.7b", 1, 80) is False
+    assert recomputes("qwen3-8b", 4, 80) is True
+    assert recomputes("qwen3-8b", 8, 141) is False
+    assert recomputes("qwen3-1.7b", 1, 80, needed=32_768) is True
+    given = load._replace(checkpointing=True)
+    assert decided(STUDY["qwen3-0.6b"], given, num_gpus=8, memory_gib=80, needed_tokens=1) == given
+    found = fit(STUDY["qwen3-1.7b"], load, max_gpus=8, memory_gib=80, global_batch=512, micro_batch=None)
+    assert found is not None and not found.checkpointing and found.tokens >= BUSY_TOKENS
+    rows = fit(STUDY["qwen3-1.7b"], load, max_gpus=8, memory_gib=80, global_batch=512, micro_batch=16)
+    assert rows is not None and rows.checkpointing and rows.tokens == 16 * 2048
 
 
 def test_processes_of_one_host_share_no_state() -> None:
     load = Load(row_tokens=16, value_bytes=4, on_cpu=True)
-    model = of_study("qwen3-8b")
+    model = STUDY["qwen3-8b"]
     assert fit(model, load, max_gpus=8, memory_gib=24, global_batch=8, micro_batch=1) is None
     found = fit(model, load, max_gpus=8, memory_gib=256, global_batch=8, micro_batch=1)
     assert found is not None and found.num_gpus == 1
 
 
 def test_copies_on_each_device_share_no_state_and_an_asked_number_is_the_only_one_tried() -> None:
-    model, load = of_study("gemma3-4b"), Load(row_tokens=2048)
+    model, load = STUDY["gemma3-4b"], Load(row_tokens=2048)
 
     def found(load: Load, num_gpus: int | None) -> int | None:
         one = fit(

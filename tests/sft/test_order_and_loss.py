@@ -17,7 +17,8 @@ from orchestrator.sft import runtime
 from orchestrator.sft.checkpoints import save_weights
 from orchestrator.sft.distributed.parallel import Placed
 from orchestrator.sft.loss import ResponseLoss
-from orchestrator.sft.shards import EpochOrder, Example, Rows, parts_of
+from orchestrator.sft.packing import RowsAtATime
+from orchestrator.sft.shards import EpochOrder, Example, Rows
 from tests.sft.conftest import Ground
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
@@ -46,7 +47,8 @@ def test_micro_batches_and_processes_share_out_the_same_rows(
     num_rows: int, size: int, processes: int
 ) -> None:
     rows = np.random.default_rng(num_rows).permutation(num_rows)
-    shares = [parts_of(rows, size=size, rank=rank, num_processes=processes) for rank in range(processes)]
+    division = RowsAtATime(size)
+    shares = [division.parts(rows, rank=rank, num_processes=processes) for rank in range(processes)]
     assert len({len(parts) for parts in shares}) == 1
     parts = [part for share in zip(*shares, strict=True) for part in share]
     assert [row for part in parts if not part.masked for row in part.rows] == rows.tolist()

@@ -211,7 +211,7 @@ def test_a_launch_scores_again_what_an_older_version_left_in_the_store(sweep: An
     sweep("launch", "one.yaml", "policy.retention=best")
     ledger = open_ledger(str(sweep.store))
     revision = ledger.revision("one", 1)
-    nodes = [node for node in revision.sweep.nodes.values() if node.stage == "evaluate"]
+    nodes = [node for node in revision.sweep.stages.values() if node.stage == "evaluate"]
     epochs = len([*sweep.store.glob("payload/train/*/1/output/checkpoints/*/config.json")])
     assert epochs == 1
 

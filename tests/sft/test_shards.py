@@ -28,7 +28,7 @@ def test_rows_of_a_shard_are_read_in_place_and_equal_those_of_the_examples(tmp_p
     write_shard([*ROWS, *LAST], tmp_path)
     mapped = open_shard(tmp_path, "train")
     rows, copied = Rows(mapped, pad_token_id=0), Rows(ROWS, pad_token_id=0)
-    for ours, theirs in zip(rows.batch([3, 0, 5]), copied.batch([3, 0, 5]), strict=True):
+    for ours, theirs in zip(rows.batch([3, 0, 5])[:3], copied.batch([3, 0, 5])[:3], strict=True):
         assert torch.equal(ours, theirs)
     assert rows.num_targets.tolist() == copied.num_targets.tolist()
     # The address of the tokens is that of the table's buffer: nothing was copied.

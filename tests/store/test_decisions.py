@@ -135,7 +135,7 @@ CLAIMABLE = {State.PENDING, State.RELEASED, State.LOST}
 def is_claimable(evidence: Evidence, budget: Budget) -> bool:
     """What a worker decides about a stage without inputs."""
     node = StageInstance(stage="s", digest="d", reads={})
-    cell = Cell(cell="c", axes={}, columns={}, config={}, chain=("d",))
+    cell = Cell(id="c", axes={}, columns={}, config={}, stage_digests=("d",))
     scan = next_stage([cell], {"d": node}, lambda _: stage_status(evidence, budget), cancelled=frozenset())
     return scan.claimable is not None
 
@@ -204,13 +204,13 @@ NODES = {
     "d": StageInstance(stage="d", digest="d", reads={}),
 }
 CELLS = (
-    Cell(cell="one", axes={}, columns={}, config={}, chain=("a", "b", "c")),
-    Cell(cell="two", axes={}, columns={}, config={}, chain=("a", "b")),
-    Cell(cell="three", axes={}, columns={}, config={}, chain=("d",)),
+    Cell(id="one", axes={}, columns={}, config={}, stage_digests=("a", "b", "c")),
+    Cell(id="two", axes={}, columns={}, config={}, stage_digests=("a", "b")),
+    Cell(id="three", axes={}, columns={}, config={}, stage_digests=("d",)),
 )
 OWN_STATES = [State.DONE, State.RUNNING, State.FAILED, State.LOST, State.RELEASED, State.PENDING]
 STATES = st.fixed_dictionaries({digest: st.sampled_from(OWN_STATES) for digest in NODES})
-CANCELS = st.frozensets(st.sampled_from([cell.cell for cell in CELLS]))
+CANCELS = st.frozensets(st.sampled_from([cell.id for cell in CELLS]))
 
 
 def statuses(states: dict[str, State]) -> dict[str, StageStatus]:
@@ -228,7 +228,11 @@ def test_what_is_claimed_has_all_its_inputs_and_a_cell_that_wants_it(
     scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
     if scan.claimable is not None:
         cell, node = scan.claimable
-        assert states[node.digest] in CLAIMABLE and cell.cell not in cancelled and node.digest in cell.chain
+        assert (
+            states[node.digest] in CLAIMABLE
+            and cell.id not in cancelled
+            and node.digest in cell.stage_digests
+        )
         assert all(states[taken.digest] is State.DONE for taken in node.inputs)
 
 
@@ -241,8 +245,8 @@ def test_a_worker_that_leaves_leaves_nothing_that_could_still_be_done(
     scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
     if scan.claimable is None and not scan.waiting:
         for cell in CELLS:
-            found = cell_status(cell, NODES, known, cancelled=cell.cell in cancelled)
-            running = cell.cell in cancelled and State.RUNNING in [states[d] for d in cell.chain]
+            found = cell_status(cell, NODES, known, cancelled=cell.id in cancelled)
+            running = cell.id in cancelled and State.RUNNING in [states[d] for d in cell.stage_digests]
             assert found.state in FINAL or running
 
 
@@ -256,16 +260,16 @@ def test_what_takes_a_retired_product_is_blocked_unless_it_is_done_or_runs(
     taken = {node.digest for node in NODES.values() for i in node.inputs if i.digest == retired}
     assert scan.claimable is None or scan.claimable.node.digest not in taken
     for cell in CELLS:
-        found = cell_status(cell, NODES, known, cancelled=cell.cell in cancelled, sweep="mine")
-        for digest in taken & set(cell.chain):
+        found = cell_status(cell, NODES, known, cancelled=cell.id in cancelled, sweep="mine")
+        for digest in taken & set(cell.stage_digests):
             status = found.stages[digest]
             assert status.state in (State.DONE, State.RUNNING, State.BLOCKED, State.CANCELLED)
             if status.state is State.BLOCKED and "5 files" in status.reason:
-                assert f"sweep discard mine {cell.cell}" in status.reason
+                assert f"sweep discard mine {cell.id}" in status.reason
                 assert f"--stage {retired}" in status.reason
                 assert decide(cell, found)[digest].action is Action.LEAVE
         if scan.claimable is None and not scan.waiting:
-            running = cell.cell in cancelled and State.RUNNING in [known[d].state for d in cell.chain]
+            running = cell.id in cancelled and State.RUNNING in [known[d].state for d in cell.stage_digests]
             assert found.state in FINAL or running
 
 
@@ -281,7 +285,7 @@ def test_what_an_earlier_version_made_stands_in_for_a_retired_product_where_it_i
     same = retired if problem else whole
 
     def seen(statuses: dict[str, StageStatus]) -> list[Any]:
-        cells = [cell_status(c, NODES, statuses, cancelled=c.cell in cancelled) for c in CELLS]
+        cells = [cell_status(c, NODES, statuses, cancelled=c.id in cancelled) for c in CELLS]
         return [
             next_stage(CELLS, NODES, statuses.__getitem__, cancelled=cancelled),
             [[status.state for status in cell.stages.values()] for cell in cells],
@@ -311,8 +315,8 @@ def test_a_plan_has_an_action_for_every_stage_and_says_why(
     states: dict[str, State], cancelled: frozenset[str]
 ) -> None:
     for cell in CELLS:
-        status: CellStatus = cell_status(cell, NODES, statuses(states), cancelled=cell.cell in cancelled)
+        status: CellStatus = cell_status(cell, NODES, statuses(states), cancelled=cell.id in cancelled)
         steps = decide(cell, status)
-        assert list(steps) == list(cell.chain)
+        assert list(steps) == list(cell.stage_digests)
         assert all(step.reason for step in steps.values())
         assert all((step.action is Action.REUSE) == (states[d] is State.DONE) for d, step in steps.items())

@@ -22,7 +22,7 @@ from orchestrator.core.plan import next_stage
 from orchestrator.core.records import Claim, Done, End, Owner, Process, StartRecord, Supersedes, Void
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import Attempt, Budget, Evidence, Liveness, State, cell_status, stage_status
-from orchestrator.core.sweep import Cell, Input, StageInstance, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
 from orchestrator.execution.checkpoints import is_discarded
 from orchestrator.manifest import File
 from orchestrator.store import layout
@@ -36,15 +36,15 @@ A = StageInstance(stage="a", digest="a", reads={})
 B, C, D = (StageInstance(stage=s, digest=s, reads={}, inputs=(Input("a", "", "a"),)) for s in "bcd")
 
 
-def sweep_of(name: str, *nodes: StageInstance) -> Sweep:
+def sweep_of(name: str, *nodes: StageInstance) -> ComposedSweep:
     """One cell with these stages."""
     chain = tuple(node.digest for node in nodes)
-    cell = Cell(cell="cell", axes={}, columns={}, config={}, chain=chain)
-    return Sweep(name=name, specs={}, nodes={node.digest: node for node in nodes}, cells=(cell,))
+    cell = Cell(id="cell", axes={}, columns={}, config={}, stage_digests=chain)
+    return ComposedSweep(name=name, specs={}, stages={node.digest: node for node in nodes}, cells=(cell,))
 
 
 SWEEP, OTHER = sweep_of("sweep", A, B, C), sweep_of("other", A, D)
-NODES = SWEEP.nodes | OTHER.nodes
+NODES = SWEEP.stages | OTHER.stages
 FILES = ("w1", "w2", "w3")
 RETIRE = {"b": {"a": {"best": ("w1",)}}, "c": {"a": {"best": ("w2",)}}}
 RETIRED = {"w3"}
@@ -57,7 +57,7 @@ class Actor:
     """A worker of the model."""
 
     def __init__(
-        self, name: str, memory: Memory, schedule: Schedule, lies: list[bool], sweep: Sweep = SWEEP
+        self, name: str, memory: Memory, schedule: Schedule, lies: list[bool], sweep: ComposedSweep = SWEEP
     ) -> None:
         self._name, self._schedule, self._lies, self._sweep = name, schedule, lies, sweep
         self._ledger = Ledger(memory)
@@ -72,7 +72,7 @@ class Actor:
 
     def __call__(self) -> None:
         while True:
-            nodes = self._sweep.nodes
+            nodes = self._sweep.stages
             snapshot = EvidenceReader(self._ledger, nodes.values(), observer=self._observe)
             scan = next_stage(
                 self._sweep.cells,
@@ -247,8 +247,8 @@ def check(ledger: Ledger, memory: Memory) -> None:
     )
     products = {digest: snapshot.evidence(digest) for digest in NODES}
     if products["d"].done is None:  # its input lost a file to the sweep's policy before it could be read
-        statuses = {digest: stage_status(snapshot.evidence(digest), BUDGET) for digest in OTHER.nodes}
-        status = cell_status(OTHER.cells[0], OTHER.nodes, statuses, cancelled=False)
+        statuses = {digest: stage_status(snapshot.evidence(digest), BUDGET) for digest in OTHER.stages}
+        status = cell_status(OTHER.cells[0], OTHER.stages, statuses, cancelled=False)
         assert status.state is State.BLOCKED and "retired 1 file" in status.reason, status
         del products["d"]
     for digest, evidence in products.items():

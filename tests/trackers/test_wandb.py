@@ -188,7 +188,7 @@ def test_rows_become_one_number_a_language() -> None:
 
 def test_the_id_is_that_of_the_cell_and_its_stages_in_its_store() -> None:
     def cell(name: str, *chain: str) -> Cell:
-        return Cell(cell=name, axes={}, columns={}, config={}, chain=chain)
+        return Cell(id=name, axes={}, columns={}, config={}, stage_digests=chain)
 
     same = run_id("store", "smoke", cell("a.en+sw/x", "1", "2"))
     assert same == run_id("store", "smoke", cell("a.en+sw/x", "1", "2"))

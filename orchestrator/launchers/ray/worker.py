@@ -198,8 +198,8 @@ def _held(pid: int) -> int:
 def last_fault(ledger: int, start_s: float) -> int:
     """Return what the last worker at fault held, 0 if there was none recently.
 
-    A fault from before the start of this worker belongs to an earlier round of the monitor. If it counted, the
-    next attempt of the same stage would not be found at fault when it holds less than before.
+    A fault from before the start of this worker belongs to an earlier round of the monitor. If it counted,
+    the next attempt of the same stage would not be found at fault when it holds less than before.
 
     Args:
         ledger: descriptor of the file with the time of the last fault, and the bytes held.

@@ -3,7 +3,7 @@
 - *Single process*: the model on one device.
 - *DDP*: each process has all weights, and gradients are averaged once per optimiser step.
 - *FSDP2*: each process has 1/W of every weight, gradient and moment. The weights of a layer are gathered just
-  before it runs and freed after it.
+  before it runs and freed after it. On a GPU it also serves one process, for its mixed precision.
 
 This module handles models and process groups only, not rows, optimisers or stages.
 """
@@ -11,13 +11,14 @@ This module handles models and process groups only, not rows, optimisers or stag
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -29,6 +30,7 @@ from orchestrator.errors import StageFailure
 from orchestrator.sft.distributed import nodes
 from orchestrator.sft.host import copied
 from orchestrator.sft.loss import ResponseLoss, decoder_of
+from orchestrator.sft.shards import Batch
 
 FROZEN = ("vision_tower", "multi_modal_projector")
 """Parts of a multimodal model that text alone does not train."""
@@ -75,6 +77,29 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def is_sharded(sharding: str, device: torch.device) -> bool:
+    """Return whether FSDP shards the model: if configured (``fsdp``), and with ``auto`` on GPUs."""
+    return sharding == "fsdp" or (sharding == "auto" and device.type == "cuda")
+
+
+@contextlib.contextmanager
+def group_of_one(sharding: str, device: torch.device) -> Iterator[None]:
+    """Make a process group of this process alone, if the model is to be sharded and there is no group.
+
+    FSDP of one process computes in the same precision as FSDP of several. Autocast would keep norms and the
+    sums of layers in 32 bits.
+    """
+    if dist.is_initialized() or not is_sharded(sharding, device):
+        yield
+        return
+    backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backends, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 class Placed:
     """A model ready to train, in one of the three placements.
 
@@ -88,7 +113,7 @@ class Placed:
     Args:
         load: returns the model, in float32, on the CPU. If the model is sharded, only rank 0 calls it.
         device: where to compute.
-        sharding: ``ddp``, ``fsdp`` or ``auto``: FSDP over several GPUs, DDP over several CPU processes.
+        sharding: see `is_sharded`. Without a process group (see `group_of_one`) the model is not sharded.
         bf16: compute in bfloat16; the trained weights stay float32.
         gradient_checkpointing: keep only the inputs of layers, and compute the rest again in the backward
             pass.
@@ -106,8 +131,7 @@ class Placed:
         chunk_tokens: int,
     ) -> None:
         self.device = device
-        wanted = sharding == "fsdp" or (sharding == "auto" and device.type == "cuda")
-        self.is_sharded = wanted and world_size() > 1
+        self.is_sharded = is_sharded(sharding, device) and dist.is_initialized()
         # FSDP casts by its own mixed-precision policy, see `shard`.
         self._autocast = bf16 and not self.is_sharded
         # When sharding, a second copy of the whole model in each process could exceed the host's memory.
@@ -116,7 +140,7 @@ class Placed:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not any(part in name for part in FROZEN))
         if gradient_checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            self.recompute()
         self._loss: nn.Module = ResponseLoss(self.model, chunk_tokens=chunk_tokens)
         if self.is_sharded:
             shard(self._loss, self.model, device=device, bf16=bf16)
@@ -131,6 +155,10 @@ class Placed:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
 
+    def recompute(self) -> None:
+        """Keep only the inputs of layers, and compute the rest again in the backward pass."""
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
+
     def losses(self, batch: Any, *, is_last: bool = True) -> torch.Tensor:
         """Return the summed loss of a batch.
 
@@ -144,6 +172,29 @@ class Placed:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast), self._sync(is_last):
             loss: torch.Tensor = self._loss(batch.to(self.device))
             return loss
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The part of the model that maps tokens to hidden states."""
+        return decoder_of(self.model)
+
+    def packing_differences(self, pack: Batch, alone: Sequence[Batch]) -> tuple[float, float]:
+        """Return how much rows depend on being packed: compared with alone, and with other rows in front.
+
+        All processes must call this together; they get the same result.
+
+        Args:
+            pack: at least two rows in a pack.
+            alone: the same rows, each on its own.
+
+        Returns:
+            Relative differences of the hidden states, in the precision of training.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast), torch.no_grad():
+            moved = [row.to(self.device) for row in alone]
+            found = self._loss(pack.to(self.device), alone=moved)
+        found = reduced(torch.nan_to_num(found, nan=float("inf"), posinf=float("inf")), largest=True)
+        return float(found[0]), float(found[1])
 
     @contextlib.contextmanager
     def _sync(self, is_last: bool) -> Iterator[None]:

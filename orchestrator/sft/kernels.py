@@ -1,0 +1,285 @@
+"""Kernels for a model in training: attention over packed rows, fused norms and compiled layers.
+
+Packed rows are several rows in one sequence, none of which sees another. Transformers' models look up their
+attention function by a name in their config. `enable` puts the name of `_attend` there. Where rows begin
+comes with each call, in the keywords that transformers has for it.
+
+On CUDA in 16 bits the kernel is `torch.nn.attention.varlen.varlen_attn`, which reads the rows' boundaries
+from a tensor. So its shapes are the same for every pack of a width. Anywhere else, each row is computed on
+its own by `scaled_dot_product_attention`: no position is wasted, and a CPU needs no fixed shapes.
+
+Fused norms and compiled layers change how numbers are rounded, not what is computed. They are for GPUs.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+NAME = "packed_rows"
+"""Name of this attention in a model's config. Only configs in memory ever hold it."""
+
+varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    _PARAMETERS = tuple(inspect.signature(varlen_attn).parameters)
+except ImportError:  # torch before 2.10
+    varlen_attn, _PARAMETERS = None, ()
+_OPTIONS = frozenset(_PARAMETERS)
+"""What the installed kernel can do: `window_size`: sliding windows; `enable_gqa`: fewer key heads."""
+
+
+def has_kernel(device: torch.device, *, bf16: bool, windows: bool) -> bool:
+    """Return whether the installed kernel can compute packed rows.
+
+    Args:
+        device: where to compute.
+        bf16: whether in 16 bits.
+        windows: whether a layer has a sliding window.
+    """
+    can = varlen_attn is not None and ("window_size" in _OPTIONS or not windows)
+    return device.type == "cuda" and bf16 and can
+
+
+@contextmanager
+def enabled(decoder: nn.Module) -> Iterator[None]:
+    """Use this attention within a context; see `enable`."""
+    before = [(config, config._attn_implementation) for config in _configs(decoder)]
+    enable(decoder)
+    try:
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
+def enable(decoder: nn.Module) -> None:
+    """Let all layers of a decoder compute attention by this module.
+
+    Transformers makes no masks for it: `_attend` makes what it needs from lengths and windows.
+    """
+    for config in _configs(decoder):
+        config._attn_implementation = NAME
+
+
+def has_windows(decoder: nn.Module) -> bool:
+    """Return whether a layer may have a sliding window."""
+    return any(getattr(config, "sliding_window", None) for config in _configs(decoder))
+
+
+def _configs(decoder: nn.Module) -> list[Any]:
+    """Return the configs in which the layers of a decoder look up their attention."""
+    found = {
+        id(config): config for module in decoder.modules() if (config := getattr(module, "config", None))
+    }
+    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    row_lengths: tuple[int, ...] | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return the attention of packed rows, or of rows side by side; transformers defines the signature.
+
+    Args:
+        module: the attention layer.
+        query: batch x heads x tokens x head size; `key` and `value` may have fewer heads.
+        attention_mask: None, because `enable` prevents masks.
+        dropout: share of dropped probabilities.
+        scaling: factor of the scores.
+        sliding_window: how many tokens a token sees, itself included; None for all earlier ones.
+        cu_seq_lens_q: where each row begins, then the width of the pack; None if the kernel is not used.
+        max_length_q: most tokens of a row.
+        row_lengths: tokens of each row of the pack, padding included, if the kernel is not used.
+        others: what other attention functions may need.
+
+    Returns:
+        The result, batch x tokens x heads x head size, and no probabilities.
+    """
+    window = sliding_window if sliding_window is not None and sliding_window > 0 else None
+    if cu_seq_lens_q is not None and max_length_q is not None:
+        return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
+    by_row = functools.partial(_causal, dropout=dropout, scaling=scaling, window=window)
+    if row_lengths is None:
+        return by_row(query, key, value).transpose(1, 2).contiguous(), None
+    rows = zip(
+        *(torch.split(tensor, list(row_lengths), dim=2) for tensor in (query, key, value)), strict=True
+    )
+    return torch.cat([by_row(*row).transpose(1, 2) for row in rows], dim=1), None
+
+
+def _by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the attention of one pack by torch's kernel for sequences of different lengths."""
+    groups = query.shape[1] // key.shape[1]
+    options: dict[str, Any] = {}
+    if groups > 1 and "enable_gqa" in _OPTIONS:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    if "window_size" in _OPTIONS:
+        # The kernel counts the tokens before a token that it sees, models count the token itself too.
+        options["window_size"] = (window - 1 if window else -1, 0)
+    else:
+        options["is_causal"] = True
+    # The kernel does not take part in autocast, and norms before it may have returned 32 bits.
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    flat = [tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value)]
+    result: torch.Tensor = varlen_attn(*flat, ends, ends, longest, longest, scale=scaling, **options)
+    return result[None]
+
+
+def _causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Return the causal attention of rows of one length, batch x heads x tokens x head size."""
+    tokens = query.shape[2]
+    has_window = window is not None and window < tokens
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=_band(tokens, window, query.device) if has_window else None,
+        dropout_p=dropout,
+        is_causal=not has_window and tokens > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _band(tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return which tokens each token sees: itself and those before it within the window."""
+    place = torch.arange(tokens, device=device)
+    distance = place[:, None] - place[None]
+    return (distance >= 0) & (distance < (window or tokens))
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+_EPS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
+"""Names that models give to the small number in a norm."""
+_SHAPES = 64
+"""How often a layer may be compiled: for each width, with and without gradients, for each kind of layer."""
+
+
+def prepare() -> None:
+    """Set what torch needs on a GPU before it allocates or compiles anything.
+
+    cuDNN builds a plan of attention for every new shape, which takes a fifth of a second each. Segments that
+    can grow prevent that memory is lost between tensors of different sizes.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if hasattr(torch.cuda.memory, "_set_allocator_settings"):
+        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    # Compiled kernels are shared by all cells of a machine: without a folder, each user's are in /tmp.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "polysweep", "inductor")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
+def fuse_norms(model: nn.Module) -> int:
+    """Let each root-mean-square norm of a model compute by torch's kernel. Return how many there are.
+
+    Models implement the norm in several passes over memory. What a class computes is found by its results for
+    random numbers: a product with the weight, or with 1 + weight (Gemma). Other classes stay as they are.
+    """
+    fused: dict[tuple[str, float], Any] = {}
+    number = 0
+    for module in list(model.modules()):
+        eps = next((name for name in _EPS if isinstance(getattr(module, name, None), float)), None)
+        parameters = dict(module.named_parameters(recurse=False))
+        if eps is None or set(parameters) != {"weight"} or parameters["weight"].ndim != 1:
+            continue
+        kind: Any = type(module)
+        key = (f"{kind.__module__}.{kind.__qualname__}", getattr(module, eps))
+        if key not in fused:
+            offset = _offset(module, getattr(module, eps))
+            fused[key] = None if offset is None else _fused(kind, eps, offset)
+        if fused[key] is not None:
+            module.__class__ = fused[key]
+            number += 1
+    return number
+
+
+@functools.cache
+def _fused(kind: Any, eps: str, offset: int) -> Any:
+    """Return a norm's class with another `forward`.
+
+    One class serves all norms: compiled code that depends on objects would not be shared by layers.
+    """
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if offset:
+            # In 16 bits 1 + weight would lose the weight's last digits; models add in 32 bits too.
+            normed = functional.rms_norm(x.float(), weight.shape, weight.float() + offset, getattr(self, eps))
+            return normed.type_as(x)
+        return functional.rms_norm(x, weight.shape, weight.to(x.dtype), getattr(self, eps))
+
+    return type(f"Fused{kind.__name__}", (kind,), {"forward": forward})
+
+
+@torch.no_grad()
+def _offset(module: nn.Module, eps: float) -> int | None:
+    """Return what a norm adds to its weight, 0 or 1; None if it computes something else."""
+    generator = torch.Generator().manual_seed(0)
+    width = len(module.weight)  # type: ignore[arg-type]
+    x, weight = torch.randn(3, 5, width, generator=generator), torch.randn(width, generator=generator)
+    probe = copy.copy(module)
+    probe._parameters = {"weight": nn.Parameter(weight)}
+    try:
+        result = probe(x)
+    except Exception:  # noqa: BLE001 - other arguments, or other buffers: not a plain norm
+        return None
+    if not isinstance(result, torch.Tensor) or result.shape != x.shape:
+        return None
+    expected = {offset: functional.rms_norm(x, (width,), weight + offset, eps) for offset in (0, 1)}
+    return next(
+        (n for n, norm in expected.items() if torch.allclose(result, norm, rtol=1e-4, atol=1e-5)), None
+    )
+
+
+def compile_layers(layers: nn.ModuleList, *, backend: str = "inductor") -> None:
+    """Compile the forward pass of each layer, once for each width of pack.
+
+    Only `forward` is compiled. What gathers weights or computes again before and after it stays outside.
+    Layers of one class share their compiled code.
+    """
+    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=False, backend=backend)

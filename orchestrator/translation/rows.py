@@ -1,0 +1,211 @@
+"""The English rows to translate, divided into shards, and the replies that a model gave for them.
+
+A cached reply is found by the digests of the row, the language, the model and the prompt. So no sweep, and no
+later attempt, requests the same reply twice. Each row has one small file, replaced atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from orchestrator.stage import Config
+from orchestrator.tasks.base import Split
+from orchestrator.tasks.calls import parse_call
+from orchestrator.tasks.sources import open_source
+from orchestrator.translation.prompts import (
+    PROMPT_VERSION,
+    Messages,
+    messages_again,
+    messages_of,
+    row_digest,
+)
+from orchestrator.translation.template import Template, template_of
+from orchestrator.translation.verdicts import Reply, Verdict, judge_reply
+
+
+class SourceRow(NamedTuple):
+    """An English row.
+
+    Attributes:
+        split: that the source names; None if it names none.
+        line: as a line of a data set.
+        digest: of the content, without the id.
+    """
+
+    split: Split | None
+    line: dict[str, str]
+    digest: str
+
+
+def read_rows(path: Path, task: str) -> list[SourceRow]:
+    """Return the English rows of a source whose gold is a call.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    source = open_source(path.expanduser(), task)
+    rows = []
+    for raw in source.rows():
+        if raw.language == "en":
+            line = source.line(raw)
+            if parse_call(line["output"]) is not None:
+                rows.append(SourceRow(raw.split, line, row_digest(line)))
+    return rows
+
+
+def in_shard(rows: Iterable[SourceRow], shard: int, num_shards: int) -> list[SourceRow]:
+    """Return the rows of a shard. Equal rows are in one shard, and rows that are added move no other row."""
+    return [row for row in rows if int(row.digest[:12], 16) % num_shards == shard]
+
+
+class Cache:
+    """The replies of one model in one language.
+
+    Args:
+        folder: of all replies.
+        language: of the translations.
+        identity: all that decides which reply a request gets, as JSON values.
+    """
+
+    def __init__(self, folder: Path, language: str, identity: Mapping[str, Any]) -> None:
+        self._folder, self._language = folder, language
+        self._identity = json.dumps({**identity, "language": language}, sort_keys=True)
+
+    def load(self, row: str) -> list[Reply]:
+        """Return the replies for a row, the first one first; none if the file is absent or unreadable."""
+        try:
+            return msgspec.json.decode(self._path(row).read_bytes(), type=_Cached).replies
+        except (FileNotFoundError, msgspec.DecodeError):
+            return []
+
+    def save(self, row: str, replies: Sequence[Reply]) -> None:
+        """Replace the replies for a row."""
+        path = self._path(row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another worker may read at the same time: it finds the earlier file or the new one.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        temporary.write_bytes(msgspec.json.encode(_Cached(row=row, replies=list(replies))))
+        temporary.replace(path)
+
+    def _path(self, row: str) -> Path:
+        digest = hashlib.sha256(f"{row}\n{self._identity}".encode()).hexdigest()
+        return self._folder / self._language / digest[:2] / f"{digest}.json"
+
+
+class _Cached(msgspec.Struct):
+    row: str
+    replies: list[Reply]
+
+
+def identity_of(config: Config) -> dict[str, Any]:
+    """Return what decides the replies to a row, beside the row and the language."""
+    engine, model = config.engine, config.model
+    return {
+        "model": model.fingerprint or model.name,
+        "engine": engine,
+        "prompt": PROMPT_VERSION,
+        "max_tokens": config.max_tokens,
+        "request": dict(config.request),
+    }
+
+
+class Conversation:
+    """The requests and replies for one distinct row in one language.
+
+    Args:
+        line: the English row.
+        digest: of the row.
+        language: to translate to.
+        cache: holds earlier replies, and takes new ones.
+        max_attempts: most replies.
+
+    Attributes:
+        replies: all so far.
+        verdicts: on each reply.
+        num_new: replies that were not in the cache.
+        problem: why no reply came, a kind of fault; "" otherwise.
+    """
+
+    def __init__(
+        self, line: Mapping[str, str], digest: str, language: str, cache: Cache, max_attempts: int
+    ) -> None:
+        self.line, self.digest = line, digest
+        self.template: Template = template_of(line)
+        self.replies: list[Reply] = []
+        self.verdicts: list[Verdict] = []
+        self.num_new = 0
+        self.problem = ""
+        self._language, self._cache, self._max_attempts = language, cache, max_attempts
+        self._first = messages_of(self.template, language)
+        for reply in cache.load(digest)[:max_attempts]:
+            self._judge(reply)
+            if self.messages() is None:
+                break
+
+    def messages(self) -> Messages | None:
+        """Return the next request; None if a reply was accepted or no attempt is left."""
+        if not self.replies:
+            return self._first
+        if not self.verdicts[-1].faults or len(self.replies) >= self._max_attempts or self.problem:
+            return None
+        return messages_again(self._first, self.replies[-1], self.verdicts[-1].faults)
+
+    def take(self, reply: Reply) -> Messages | None:
+        """Take a new reply, cache it, and return the next request, as `messages` does."""
+        self._judge(reply)
+        self.num_new += 1
+        self._cache.save(self.digest, self.replies)
+        return self.messages()
+
+    def _judge(self, reply: Reply) -> None:
+        self.replies.append(reply)
+        self.verdicts.append(judge_reply(self.template, self.line, reply, self._language))
+
+    @property
+    def best(self) -> Verdict | None:
+        """The accepted verdict, else the last one with translations, which a person may correct."""
+        accepted = [verdict for verdict in self.verdicts if not verdict.faults]
+        readable = [verdict for verdict in self.verdicts if verdict.translations]
+        return next(iter([*accepted, *reversed(readable), *reversed(self.verdicts)]), None)
+
+
+class Translator(Protocol):
+    """A source of replies: an endpoint or a local model."""
+
+    def run(self, conversations: Sequence[Conversation], context: Progress) -> None:
+        """Continue each conversation until it needs no more replies.
+
+        Raises:
+            StopRequested: a stop was requested. Replies so far are in the cache.
+            StageFailure: no reply can be had at all: a wrong key, an unknown model, no memory.
+        """
+
+
+class Progress(Protocol):
+    """What a `Translator` needs of `orchestrator.stage.Context`."""
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether to stop."""
+
+    def stop_if_asked(self) -> None:
+        """Raise `StopRequested` if a stop was requested."""
+
+    def report(self, step: int, *, num_steps: int | None = None) -> None:
+        """Report how many conversations are over."""
+
+
+def distinct(
+    rows: Sequence[SourceRow], language: str, cache: Cache, max_attempts: int
+) -> Iterator[Conversation]:
+    """Yield a conversation for each distinct row."""
+    for digest, row in {row.digest: row for row in reversed(rows)}.items():
+        yield Conversation(row.line, digest, language, cache, max_attempts)

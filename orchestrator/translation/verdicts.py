@@ -1,0 +1,269 @@
+"""Verdicts on a translated row: hard checks that refuse it, and soft ones that flag it for a person. Pure.
+
+A model's reply is a JSON object with a translation for each text of a `Template`. The same checks hold for a
+reply, for a cached reply and for a correction by a person.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from orchestrator.tasks import api_calling
+from orchestrator.tasks.calls import parse_call, serialise
+from orchestrator.translation import scripts
+from orchestrator.translation.template import PLACEHOLDER, PROSE, Template, Text, Translations
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A reason for refusing a translation.
+
+    Attributes:
+        kind: a stable word, by which yields are counted: a key of `KINDS`.
+        text: for the model and for people.
+        key: of the text that it is about, "" for the whole row.
+    """
+
+    kind: str
+    text: str
+    key: str = ""
+
+
+KINDS: Mapping[str, str] = {
+    "unanswered": "the endpoint gave no reply",
+    "refused-request": "the endpoint refused this request",
+    "cut-off": "the reply ended at the token limit, or a text is far too short",
+    "empty": "the reply, or the translation of a text, is empty",
+    "not-json": "the reply is no JSON object of texts",
+    "prose-around": "there are words around the JSON object",
+    "other-texts": "texts are missing, or there are more",
+    "placeholder-lost": "a placeholder is missing",
+    "placeholder-repeated": "a placeholder comes more often than in English",
+    "placeholder-unknown": "a placeholder that the English text does not have",
+    "wrong-script": "not in the script of the language",
+    "not-translated": "still English",
+    "number-changed": "a number, such as the day of a date, is missing or differs",
+    "control-character": "control characters, or line breaks that English does not have",
+    "other-call": "the call, a value or the turns differ from the English row",
+}
+"""Kind of a fault to its meaning."""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's reply to one request.
+
+    Attributes:
+        text: as generated.
+        finish: ``stop``, or ``length`` at the token limit.
+        prompt_tokens: of the request, 0 if unknown.
+        completion_tokens: of the reply, 0 if unknown.
+    """
+
+    text: str
+    finish: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Verdict(NamedTuple):
+    """The result of all checks of a row.
+
+    Attributes:
+        translations: by key of the text; empty if the reply could not be read.
+        line: the translated line; None if a hard check failed.
+        faults: why it was refused; empty if it was accepted.
+        flags: what a person should look at.
+    """
+
+    translations: Translations
+    line: dict[str, str] | None
+    faults: tuple[Fault, ...]
+    flags: tuple[str, ...] = ()
+
+
+def judge_reply(template: Template, english: Mapping[str, str], reply: Reply, language: str) -> Verdict:
+    """Return the verdict on a model's reply."""
+    if reply.finish == "length":
+        return Verdict({}, None, (Fault("cut-off", "your reply was cut off at the token limit"),))
+    translations, fault = _read(reply.text)
+    if fault is not None:
+        return Verdict(translations, None, (fault,))
+    return judge(template, english, translations, language)
+
+
+def judge(
+    template: Template, english: Mapping[str, str], translations: Translations, language: str
+) -> Verdict:
+    """Return the verdict on translations, by all hard checks and then all soft ones.
+
+    Args:
+        template: of the English row.
+        english: the English row, as a line of a data set.
+        translations: by key, with placeholders.
+        language: that they should be in.
+    """
+    wanted = {text.key for text in template.texts}
+    if translations.keys() != wanted:
+        missing, more = sorted(wanted - translations.keys()), sorted(translations.keys() - wanted)
+        what = f"texts missing: {', '.join(missing[:5]) or 'none'}; unknown: {', '.join(more[:5]) or 'none'}"
+        return Verdict(translations, None, (Fault("other-texts", what),))
+    translations = {key: unicodedata.normalize("NFC", text).strip() for key, text in translations.items()}
+    faults = [fault for text in template.texts for fault in _of_text(text, translations[text.key], language)]
+    faults += _of_all(template, translations, language)
+    if faults:
+        return Verdict(translations, None, tuple(faults))
+    line = template.line(english["id"], translations)
+    faults = list(_of_line(english, line))
+    if faults:
+        return Verdict(translations, None, tuple(faults))
+    return Verdict(translations, line, (), tuple(_flags(template, translations, language)))
+
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL)
+
+
+def _read(text: str) -> tuple[dict[str, str], Fault | None]:
+    """Return the translations in a reply, and what is wrong with its form. A code fence around is allowed."""
+    text = text.strip()
+    if not text:
+        return {}, Fault("empty", "your reply was empty")
+    if fenced := _FENCE.fullmatch(text):
+        text = fenced[1].strip()
+    tree = _tree(text)
+    if tree is None:
+        inner = text[text.find("{") : text.rfind("}") + 1]
+        if inner and inner != text and (found := _tree(inner)) is not None:
+            return found, Fault("prose-around", "return the JSON object alone, without words around it")
+        return {}, Fault("not-json", "your reply was no JSON object that maps each number to a text")
+    return tree, None
+
+
+def _tree(text: str) -> dict[str, str] | None:
+    def pairs(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(items)) < len(items):
+            raise ValueError("a key comes twice")
+        return dict(items)
+
+    try:
+        tree = json.loads(text, object_pairs_hook=pairs)
+    except (ValueError, RecursionError):
+        return None
+    is_flat = isinstance(tree, dict) and all(isinstance(value, str) for value in tree.values())
+    return tree if is_flat else None
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ufffd\u2028\u2029\ud800-\udfff]")
+_CALL = re.compile(r"API-Request|\w\(\s*\w+\s*=|['\"]\s*,\s*\w+\s*=")
+"""What is part of a call, and of no other text."""
+_MIN_WORDS, _MIN_LETTERS, _LONG_CHARS = 4, 15, 40
+"""Sizes of texts from which words, scripts and lengths are compared."""
+_MIN_SHARE_OF_TEXT, _MIN_SHARE_OF_ROW, _USUAL_SHARE = 0.3, 0.6, 0.85
+"""Shares of letters in the language's script: least of a text, least of a row, and below which to flag."""
+_MAX_ENGLISH, _FAR_TOO_SHORT = 0.12, 0.4
+"""Most share of English function words in a row, and least part of the shortest usual length."""
+
+
+def _of_text(text: Text, translated: str, language: str) -> Iterator[Fault]:
+    """Yield the faults of one translation."""
+    if not translated:
+        yield Fault("empty", f"text {text.key} has no translation", text.key)
+        return
+    if _CONTROL.search(translated):
+        yield Fault("control-character", f"text {text.key} has a line break or control character", text.key)
+    yield from _of_placeholders(text, translated)
+    if _CALL.search(translated) and not _CALL.search(text.text):
+        yield Fault("other-call", f"text {text.key} holds a call, which English does not", text.key)
+    if text.kind != PROSE:
+        return
+    source, target = PLACEHOLDER.sub(" ", text.text), PLACEHOLDER.sub(" ", translated)
+    if missing := scripts.digits(source) - scripts.digits(target):
+        numbers = ", ".join(map(str, missing))
+        yield Fault("number-changed", f"text {text.key} lacks the number {numbers}", text.key)
+    least = scripts.usual_length(language).least * _FAR_TOO_SHORT
+    if len(source) >= _LONG_CHARS and len(target) < least * len(source):
+        yield Fault("cut-off", f"text {text.key} is far too short", text.key)
+    if len(scripts.words(source)) >= _MIN_WORDS and scripts.words(source) == scripts.words(target):
+        yield Fault("not-translated", f"text {text.key} is still English", text.key)
+        return
+    share = scripts.script_share(target, language)
+    if sum(map(str.isalpha, target)) >= _MIN_LETTERS and share is not None and share < _MIN_SHARE_OF_TEXT:
+        name = scripts.NAMES[language]
+        yield Fault("wrong-script", f"text {text.key} is not written in the script of {name}", text.key)
+
+
+def _of_placeholders(text: Text, translated: str) -> Iterator[Fault]:
+    wanted, found = Counter(PLACEHOLDER.findall(text.text)), Counter(PLACEHOLDER.findall(translated))
+    for placeholder in wanted | found:
+        if not found[placeholder]:
+            what = f"text {text.key} lacks {placeholder}: write it once, as it is"
+            yield Fault("placeholder-lost", what, text.key)
+        elif not wanted[placeholder]:
+            yield Fault("placeholder-unknown", f"text {text.key} has no {placeholder} in English", text.key)
+        elif found[placeholder] > wanted[placeholder]:
+            what = f"text {text.key} has {placeholder} {found[placeholder]} times: write it once"
+            yield Fault("placeholder-repeated", what, text.key)
+        elif found[placeholder] < wanted[placeholder]:
+            what = f"text {text.key} has {placeholder} too seldom: {wanted[placeholder]} times in English"
+            yield Fault("placeholder-lost", what, text.key)
+
+
+def _of_all(template: Template, translations: Translations, language: str) -> Iterator[Fault]:
+    """Yield the faults that only all free texts of a row together show."""
+    prose = _prose(template, translations)
+    name = scripts.NAMES[language]
+    share = scripts.script_share(prose, language)
+    if sum(map(str.isalpha, prose)) >= _MIN_LETTERS and share is not None and share < _MIN_SHARE_OF_ROW:
+        yield Fault("wrong-script", f"the texts are not written in the script of {name}")
+    elif len(scripts.words(prose)) >= 2 * _MIN_WORDS and scripts.english_share(prose) > _MAX_ENGLISH:
+        yield Fault("not-translated", f"the texts are still English: translate them into {name}")
+
+
+def _prose(template: Template, translations: Translations) -> str:
+    texts = [translations[text.key] for text in template.texts if text.kind == PROSE]
+    return PLACEHOLDER.sub(" ", "\n".join(texts))
+
+
+def _of_line(english: Mapping[str, str], line: Mapping[str, str]) -> Iterator[Fault]:
+    """Yield the faults of a whole row: what ``sweep data check`` compares, and the form of the gold."""
+    for problem in api_calling.problems(english, line):
+        yield Fault("other-call", problem)
+    call = parse_call(line["output"])
+    if call is not None and line["output"] != english["output"] and serialise(call) != line["output"]:
+        yield Fault("other-call", "the gold is written in another form when it is read and written again")
+    wanted = [parse_call(text) for text in english["input"].split("\n")]
+    found = [parse_call(text) for text in line["input"].split("\n")]
+    for before, after in zip(wanted, found, strict=False):
+        same = before is after or (
+            before is not None
+            and after is not None
+            and (before.name, list(before.args)) == (after.name, list(after.args))
+        )
+        if not same:
+            yield Fault("other-call", "an earlier call has another name or other keys than in English")
+
+
+def _flags(template: Template, translations: Translations, language: str) -> Iterator[str]:
+    """Yield what a person should look at, though no rule is broken."""
+    prose, source = _prose(template, translations), _prose(template, template.originals)
+    usual, ratio = scripts.usual_length(language), len(prose) / max(1, len(source))
+    if not usual.least <= ratio <= usual.most:
+        yield f"length {ratio:.2f} of English, usual {usual.least:g} to {usual.most:g}"
+    share = scripts.script_share(prose, language)
+    if share is not None and share < _USUAL_SHARE:
+        yield f"{share:.0%} of the letters are in the script"
+    english = {word for word in scripts.words(source) if len(word) > 3}
+    copied = [word for word in scripts.words(prose) if word in english]
+    if len(copied) > 0.25 * max(1, len(scripts.words(prose))):
+        yield f"{len(copied)} words are copied from English"
+    for text in template.texts:
+        more = scripts.digits(PLACEHOLDER.sub(" ", translations[text.key])) - scripts.digits(
+            PLACEHOLDER.sub(" ", text.text)
+        )
+        if more:
+            yield f"text {text.key} has a number that English writes as a word: {', '.join(map(str, more))}"

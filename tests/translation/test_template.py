@@ -1,0 +1,91 @@
+"""A row as texts and back: nothing is lost, and what must stay does stay."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tasks import api_calling
+from orchestrator.tasks.calls import parse_call
+from orchestrator.tasks.sources import open_source
+from orchestrator.translation.template import PLACEHOLDER, VALUE, is_kept, template_of
+from tests.translation.rows import english
+from tests.translation.server import translated
+
+LINE = api_calling.line_of(english("dizzy"), id_="1", where="")
+
+
+def in_russian(text: str) -> str:
+    return translated(text, "Russian")
+
+
+def test_a_value_is_the_same_in_the_turns_the_earlier_call_and_the_gold() -> None:
+    template = template_of(LINE)
+    line = template.line("1", {text.key: in_russian(text.text) for text in template.texts})
+    value = in_russian("dizzy")
+    assert parse_call(line["output"]).args == {"symptom": value, "date": "2023-03-10"}  # type: ignore[union-attr]
+    assert line["input"].count(value) == 3 and "dizzy" not in line["input"]
+    assert [text.text for text in template.texts if text.kind == VALUE] == ["dizzy", "Migraine"]
+
+
+def test_structure_names_dates_and_formats_never_leave() -> None:
+    template = template_of(LINE)
+    sent = "\n".join(text.text for text in template.texts)
+    for kept in ("SymptomSearch", "Dr. Lee", "2023", "%Y", "User:", "API-Request", "{"):
+        assert kept not in sent, kept
+    line = template.line("1", {text.key: in_russian(text.text) for text in template.texts})
+    assert list(api_calling.problems(LINE, line)) == []
+    assert "Dr. Lee" in line["input"] and "%Y-%m-%d" in line["instruction"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("date", "2023-03-10", True),
+        ("time", "10:30", True),
+        ("doctor_name", "Dr. Lee", True),
+        ("attendees", "John Doe", True),
+        ("city", "New York", True),
+        ("symptom", "nausea", False),
+        ("location", "conference room", False),
+        ("content", "Meeting with clients", False),
+        ("name", "morning walk", False),
+        ("tgt_lang", "fr", True),
+        ("status", "success", True),
+        ("health", "blood_pressure", True),
+        ("tool", "QueryStock", True),
+        ("formula", "(5+6)*3", True),
+    ],
+)
+def test_what_a_translation_keeps(key: str, value: str, kept: bool) -> None:
+    assert is_kept(key, value) is kept
+
+
+def test_quotes_in_a_translated_result_do_not_end_it() -> None:
+    template = template_of(LINE)
+    texts = {text.key: in_russian(text.text) for text in template.texts}
+    prose = next(text.key for text in template.texts if text.text.startswith("A headache"))
+    line = template.line("1", {**texts, prose: 'c\'est "ça"'})
+    assert """'c\\'est "ça"'""" in line["input"]
+
+
+def test_a_text_that_looks_like_a_placeholder_comes_back() -> None:
+    line = {**LINE, "input": "User: Is [[1]] a list of lists?\nGenerate API Request:\n"}
+    template = template_of(line)
+    assert template.line("1", template.originals) == {**line, "id": "1"}
+
+
+@pytest.mark.parametrize("name", ["level-1-api.json", "level-2-api.json", "lv3-api-train.json"])
+def test_public_rows_come_back_as_they_were_and_may_be_translated(public_data: Path, name: str) -> None:
+    source = open_source(public_data / "api-bank" / name, "api_calling")
+    for raw in itertools.islice(source.rows(), 0, None, 4):
+        line = source.line(raw)
+        template = template_of(line)
+        assert template.line(line["id"], template.originals) == line
+        texts = {text.key: in_russian(text.text) for text in template.texts}
+        made = template.line(line["id"], texts)
+        assert list(api_calling.problems(line, made)) == []
+        assert not re.search(PLACEHOLDER, made["output"])
