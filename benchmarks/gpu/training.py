@@ -13,6 +13,7 @@ import torch
 from gpu.models import LONGEST_TOKENS, Size, choose, costs, placed, rows_of, training
 from gpu.one_pass import Pass
 from orchestrator.sft import batches, kernels
+from orchestrator.sft import speed as speed_model
 from orchestrator.sft.batches import MicroBatches
 from orchestrator.sft.distributed.parallel import Placed, group_of_one
 from orchestrator.sft.memory import Load, terms_gib
@@ -150,7 +151,8 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
             settings |= {} if "micro_batch_size" in settings else {"micro_batch_tokens": 300}
         chosen = choose(model, rows, **settings)
         micro = chosen.micro
-        facts = {"recompute": chosen.recompute, "fused_norms": chosen.num_fused_norms}
+        facts = {"recompute": chosen.recompute, "compiled": chosen.compiled}
+        facts |= {"fused_norms": chosen.num_fused_norms}
         if chosen.packing is not None:
             facts |= {"packing_difference": chosen.packing.difference, "by_kernel": micro.by_kernel}
     loop = training(one, model, rows, micro=micro)
@@ -159,11 +161,22 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
     one.wait()
     first_s = time.perf_counter() - start_s
     took_s, tokens = one.seconds(functools.partial(loop._step, 2, order)), int(rows.lengths.sum())
+    useful_share = loop.batches.shares()[0]
     predicted, mfu = None, None
     if one.spec:
         rate = one.spec.peak_tflops * 1e12 / (6 * model.num_parameters)
-        mfu, assumed = round(tokens / took_s / rate, 3), costs().mfu_of(size.decoder.num_parameters)
-        predicted = {"step_s": round(tokens / (rate * assumed), 2), "mfu": assumed}
+        mfu = round(tokens / took_s / rate, 3)
+        modelled = speed_model.mfu(
+            size.decoder,
+            torch.cuda.get_device_name(),
+            recomputes=bool(facts.get("recompute", True)),
+            is_compiled=bool(facts.get("compiled", False)),
+        )
+        used = min(modelled or 1.0, costs().mfu_of(size.decoder.num_parameters))
+        predicted = {
+            "step_s": round(tokens / (rate * used * useful_share), 2),
+            "mfu": round(used * useful_share, 3),
+        }
     one.record(
         what,
         predicted=predicted,
@@ -172,7 +185,7 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
         mfu=mfu,
         rows=micro.rows,
         widths=str(list(loop.batches.widths)) if loop.batches.widths else None,
-        useful_share=round(loop.batches.shares()[0], 3),
+        useful_share=round(useful_share, 3),
         chosen_and_first_step_s=round(first_s, 1),
         loss=round(loop.progress.loss[0], 4),
         **facts,

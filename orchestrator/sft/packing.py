@@ -170,6 +170,10 @@ class Packs:
         computed: np.ndarray = chosen.widths * chosen.num_packs * num_processes
         return computed
 
+    def widest(self, steps: Sequence[np.ndarray], *, num_processes: int = 1) -> int:
+        """Return the number of the step with the widest packs."""
+        return int(self._choice(steps, num_processes).widths.argmax())
+
     def max_rows(self, steps: Sequence[np.ndarray], *, num_processes: int = 1) -> int:
         """Return the largest number of rows of a pack."""
         return int(self._choice(steps, num_processes).max_rows.max())
