@@ -84,9 +84,8 @@ def by_two(ground: Ground) -> ByTwo:
     def trained(sharding: str) -> Trained:
         how = (*STEPS, "trainer.num_processes=2", f"trainer.sharding={sharding}")
         log, folder = Log(), ground.root / f"two-{sharding}"
-        product, _ = chain.run(
-            stages.TRAIN, chain.small("languages=[en,es]", *how), folder, ground.inputs, trackers=[log]
-        )
+        config = chain.small("languages=[en,es]", *how)
+        product, _ = chain.run(stages.TRAIN, config, folder, ground.inputs, trackers=[log], interval_s=0.0)
         checkpoint = chain.newest(folder)
         assert checkpoint
         return Trained(product, log, checkpoint)
