@@ -165,7 +165,7 @@ def estimates_of(
     """
     estimates: dict[str, Estimate] = {}
     misfits: dict[str, UserError] = {}
-    nodes, specs = view.sweep.stages, view.sweep.specs
+    instances, specs = view.sweep.stages, view.sweep.specs
     with importable(import_paths):
         hooks = {
             stage: (spec.estimate, load(spec.estimate, where=f"the estimate of stage {stage!r}"))
@@ -176,13 +176,15 @@ def estimates_of(
         for cell in cells if hooks else ():
             config = Config(cell.config)
             for digest in cell.stage_digests:
-                node, is_done = nodes[digest], view.stages[digest].state is State.DONE
-                if node.stage not in hooks or digest in estimates or (is_done and unfinished_only):
+                instance, is_done = instances[digest], view.stages[digest].state is State.DONE
+                if instance.stage not in hooks or digest in estimates or (is_done and unfinished_only):
                     continue
-                if goes_without(view.stages[digest], (view.stages[taken.digest] for taken in node.inputs)):
+                if goes_without(
+                    view.stages[digest], (view.stages[taken.digest] for taken in instance.inputs)
+                ):
                     continue  # it reuses an earlier version's product at little cost
-                name, hook = hooks[node.stage]
-                given = {"label": node.label, "hardware": hardware, "retention": retention}
+                name, hook = hooks[instance.stage]
+                given = {"label": instance.label, "hardware": hardware, "retention": retention}
                 try:
                     estimates[digest] = call(name, hook, config, measured=measured, **given)
                 except UserError as error:
@@ -207,11 +209,11 @@ def measured_in(view: SweepState) -> Measured:
     finished: dict[str, dict[str, Finished]] = {}
     for cell in view.sweep.cells:
         for digest in cell.stage_digests:
-            node = view.sweep.stages[digest]
-            if view.stages[digest].state is State.DONE and digest not in finished.get(node.stage, ()):
+            instance = view.sweep.stages[digest]
+            if view.stages[digest].state is State.DONE and digest not in finished.get(instance.stage, ()):
                 done = view.snapshot.evidence(digest).done
                 if done is not None:
-                    of_stage = finished.setdefault(node.stage, {})
+                    of_stage = finished.setdefault(instance.stage, {})
                     of_stage[digest] = Finished(cell.config, done.rows or (), done.seconds)
     return Measured({stage: list(found.values()) for stage, found in finished.items()})
 

@@ -18,7 +18,7 @@ from tests.bucket.server import FAULTS
 from tests.store.builders import claim, node_of, sweep_of
 
 NODE = node_of(sweep_of(1))
-KEY = layout.attempt(NODE.stage, NODE.digest, 1, layout.CLAIM)
+KEY = layout.attempt(NODE, 1, layout.CLAIM)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

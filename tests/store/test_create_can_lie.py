@@ -22,7 +22,7 @@ from tests.store.builders import claim, ledger_at, node_of, sweep_of
 from tests.store.stores import Trouble, TroubledStore, no_answer
 
 NODE = node_of(sweep_of(1))
-KEY = layout.attempt(NODE.stage, NODE.digest, 1, layout.CLAIM)
+KEY = layout.attempt(NODE, 1, layout.CLAIM)
 
 
 def once(when: str, operation: str) -> Trouble:
