@@ -26,7 +26,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt
-from orchestrator.core.sweep import Input, StageInstance, Sweep
+from orchestrator.core.sweep import StageInstance, Sweep
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.formats import FORMAT
 from orchestrator.store import layout, opening
@@ -238,9 +238,9 @@ class Ledger(Records):
                 return f"it was made from a product of {taken.stage} that was discarded"
         return ""
 
-    def retire(self, stage: StageInstance | Input, retired: Retired) -> bool:
+    def retire(self, of: layout.Named, retired: Retired) -> bool:
         """Record which files of a product will be deleted; return False when that was recorded before."""
-        key = layout.retired(retired, retired.policy, retired.generation)
+        key = layout.retired(of, retired.policy, retired.generation)
         return self.create(key, retired, retired.nonce)
 
     def retired(self, of: layout.Named, generation: int) -> tuple[Retired, ...]:
