@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 export UV_LINK_MODE ?= copy
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long check fix bench gpu-check lock clean
+.PHONY: setup smoke study-tiny smollm slurm-smoke slurm-up slurm-down ray-smoke ray-up ray-down test test-long check fix bench gpu-check vllm lock clean
 
 setup: $(STAMP)
 
@@ -99,9 +99,15 @@ bench: setup
 	$(BIN)/python benchmarks/slurm_against_sbatch.py
 	$(BIN)/python benchmarks/ray_against_tune.py
 
-lock: setup ## compile the lock where the CPU wheel of torch is visible
+vllm: setup ## the extra engine, for GPUs: the versions of the lock, and vLLM's
+	$(UV) -r requirements-vllm.lock
+
+# The second lock holds all of the first but the tools of development, in the same versions, and CUDA's packages.
+lock: setup ## compile the locks where the CPU wheel of torch is visible
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --group dev pyproject.toml -c <(echo torch==2.13.0+cpu) \
 	  --no-emit-package torch --no-emit-package triton -o requirements.lock
+	UV_FIND_LINKS= $(BIN)/uv pip compile --quiet --no-header --no-annotate --extra vllm pyproject.toml -c requirements.lock \
+	  -o requirements-vllm.lock
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache

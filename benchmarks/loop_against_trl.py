@@ -1,11 +1,11 @@
 """Tokens a second of the training stage's loop against TRL's SFTTrainer, on the device that is there.
 
 Both train the same random weights on the same rows of the study's lengths, with the loss on the response
-alone, one optimiser step over all rows at a time; TRL packs them (`bfd`). The first step is not counted, and
-its losses must agree. On a GPU it is Qwen3-1.7B in bfloat16 with recomputation, on a CPU a tiny model in
-float32 on one thread.
+alone, one optimiser step over all rows at a time. TRL packs them (`bfd`) and computes layers again, its
+default; our loop does what the plan chooses. The first step is not counted, and its losses must agree. On a
+GPU it is Qwen3-1.7B in bfloat16, on a CPU a tiny model in float32 on one thread.
 
-    python benchmarks/loop_against_trl.py [--rows 512] [--steps 3] [--liger] [--small] [--json]
+    python benchmarks/loop_against_trl.py [--rows 512] [--steps 3] [--liger] [--no-compile]
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from gpu.one_pass import Pass
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
+from orchestrator.sft import kernels
+from orchestrator.sft.distributed.parallel import group_of_one
 from orchestrator.sft.shards import Example, Rows
 
 PACK_TOKENS, PACKS = 2048, 8
@@ -41,23 +43,29 @@ TOLERANCE = 0.02
 
 def by_loop(one: Pass, size: Size, examples: Sequence[Example], args: argparse.Namespace) -> dict[str, Any]:
     """Return the speed, the first loss and the memory of our loop."""
-    model, rows = placed(one, size, bf16=one.cuda, recompute=False), Rows(examples, pad_token_id=0)
-    precision = "bf16" if one.cuda else "fp32"
-    tokens = args.micro_batch_tokens or (PACKS * PACK_TOKENS if one.cuda else 2048)
-    chosen = choose(
-        model,
-        rows,
-        precision=precision,
-        num_epochs=1_000,
-        micro_batch_tokens=tokens,
-        gradient_checkpointing=not args.keep,
-    )
-    loop = training(one, model, rows, micro=chosen.micro, precision=precision)
-    order = np.argsort(-rows.lengths, kind="stable")
-    one.clean()
-    loop._step(1, order)
-    took_s = sum(one.seconds(functools.partial(loop._step, step, order)) for step in range(2, args.steps + 1))
-    return _facts(one, int(rows.lengths.sum()) * (args.steps - 1) / took_s, loop.progress.loss[0])
+    rows, precision = Rows(examples, pad_token_id=0), "bf16" if one.cuda else "fp32"
+    if one.cuda:
+        kernels.prepare()  # as the stage does
+    with group_of_one("auto", one.device):
+        model = placed(one, size, bf16=one.cuda, recompute=False, sharding="auto")
+        chosen = choose(
+            model,
+            rows,
+            precision=precision,
+            num_epochs=1_000,  # long enough to repay compiling
+            compile=False if args.no_compile else "auto",
+            gradient_checkpointing="auto",
+            micro_batch_tokens=None if one.cuda else 2048,
+        )
+        loop = training(one, model, rows, micro=chosen.micro, precision=precision)
+        order = np.argsort(-rows.lengths, kind="stable")
+        one.clean()
+        loop._step(1, order)
+        steps = range(2, args.steps + 1)
+        took_s = sum(one.seconds(functools.partial(loop._step, step, order)) for step in steps)
+        facts = {"packed": chosen.micro.packed, "recompute": chosen.recompute, "compiled": chosen.compiled}
+        speed = int(rows.lengths.sum()) * len(steps) / took_s
+        return {**_facts(one, speed, loop.progress.loss[0]), **facts}
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -139,8 +147,7 @@ def parsed() -> argparse.Namespace:
         "--model", default="qwen3-1.7b", help="file in conf/model/; on a CPU its tiny stand-in"
     )
     parser.add_argument("--rows", type=int, default=512, help="rows of an optimiser step")
-    parser.add_argument("--micro-batch-tokens", type=int, help="tokens that our loop computes at once")
-    parser.add_argument("--keep", action="store_true", help="do not compute layers again (our loop)")
+    parser.add_argument("--no-compile", action="store_true", help="do not let our loop compile layers")
     parser.add_argument("--steps", type=int, default=3, help="optimiser steps, of which the first warms up")
     parser.add_argument("--liger", action="store_true", help="let TRL use liger-kernel")
     parser.add_argument("--small", action="store_true", help="a tiny model on the CPU, also where a GPU is")

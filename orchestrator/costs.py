@@ -29,20 +29,22 @@ class Device(NamedTuple):
         memory_gib: memory in GiB, as CUDA reports it, a little less than the nominal size. The `train` stage
             finds this value, so a plan with it promises nothing that the stage would refuse.
         peak_tflops: dense bf16 peak, in TFLOP/s.
+        bandwidth_tb_s: of its memory, in TB/s.
     """
 
     memory_gib: float
     peak_tflops: float
+    bandwidth_tb_s: float
 
 
 DEVICES: Mapping[str, Device] = {
-    "a100": Device(79.1, 312),
-    "a100-40gb": Device(39.3, 312),
-    "h100": Device(79.1, 989),
-    "h200": Device(139.7, 989),
-    "b200": Device(178.3, 2250),
-    "l40s": Device(44.3, 362),
-    "a10g": Device(22.0, 125),
+    "a100": Device(79.1, 312, 2.04),
+    "a100-40gb": Device(39.3, 312, 1.56),
+    "h100": Device(79.1, 989, 3.35),
+    "h200": Device(139.7, 989, 4.8),
+    "b200": Device(178.3, 2250, 8.0),
+    "l40s": Device(44.3, 362, 0.86),
+    "a10g": Device(22.0, 125, 0.6),
 }
 """The devices for which a plan can be made; the first is the study's."""
 
@@ -137,6 +139,10 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         prompt_tokens, completion_tokens: of these requests and of their replies.
         assumptions: what was assumed or measured, for people.
         measured: whether speed and memory come from cells that have run.
+        useful_share: share of the computed positions that are real tokens; 0 if it is not known.
+        checkpoint_share: share of the wall time in which the stage waits for what it saves.
+        lost_s: seconds of work that a killed attempt may lose.
+        stop_s: seconds that the stage needs to save and end after a stop.
     """
 
     num_steps: int = 0
@@ -161,6 +167,14 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     completion_tokens: int = 0
     assumptions: tuple[str, ...] = ()
     measured: bool = False
+    useful_share: float = 0.0
+    checkpoint_share: float = 0.0
+    lost_s: float = 0.0
+    stop_s: float = 0.0
+
+
+STOP_FACTOR = 1.25
+"""Factor on `Estimate.stop_s`, and on what a stage measured, because disks are not always as fast."""
 
 
 class Need(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -58,6 +58,9 @@ class Checkpoints:
         keep: number of checkpoints to keep.
         fence: raises `StopRequested` when another attempt took over.
         discarded: a folder for saves that are not needed.
+
+    Attributes:
+        expected_s: seconds that a checkpoint takes, as the stage expects; 0 if it does not.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Checkpoints:
         self._discarded = discarded
         self._last_s = time.monotonic()
         self._last_step_s = self._last_s
+        self.expected_s = 0.0
         self._held_s = 0.0
         self._write_s = 0.0
         self._thread: threading.Thread | None = None
@@ -96,8 +100,8 @@ class Checkpoints:
 
     @property
     def save_s(self) -> float:
-        """Seconds that the last checkpoint took until it was complete; 0 before the first one."""
-        return max(self._held_s, self._write_s)
+        """Seconds that the last checkpoint took until it was complete; before the first, those expected."""
+        return max(self._held_s, self._write_s) or self.expected_s
 
     def step_s(self) -> float:
         """Return the seconds since the last call, or since the start. A stage calls this once a step."""

@@ -303,15 +303,16 @@ class Context:
         step_s = self.saves.step_s()
         # A stop is noticed at the next step, waits for a save that is being written, and saves once more.
         if self.saves.save_s:
-            self.expect_stop(step_s + 2 * self.saves.save_s)
+            self._reports.stop(step_s + 2 * self.saves.save_s)
         return self.stop_asked or self.saves.is_due()
 
-    def expect_stop(self, seconds: float) -> None:
-        """State how long the stage needs to save and end after a stop. It is given at least that long.
+    def expect_save(self, seconds: float) -> None:
+        """State how long a checkpoint will take, until the first one is measured.
 
-        Once checkpoints have been saved, `checkpoint_due` states what was measured.
+        A stop leaves a stage as much time as its steps and its checkpoints take, or `policy.grace_s` if that
+        is more.
         """
-        self._reports.stop(seconds)
+        self.saves.expected_s = seconds
 
     def checkpoint(self, step: int) -> AbstractContextManager[Path]:
         """Yield an empty folder to save into; afterwards make it durable and write its manifest last.

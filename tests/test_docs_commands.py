@@ -31,6 +31,7 @@ RUN = {
 ELSEWHERE = {
     "cd": "changes the reader's shell",
     "source": "changes the reader's shell",
+    "export": "changes the reader's shell",
     "grep": "a program of the system's",
     "sinfo": "a program of Slurm's",
     "sbatch": "a program of Slurm's",

@@ -15,8 +15,11 @@ ROOT = Path(__file__).parent.parent
 MAX_LINES, MAX_ATTRIBUTES = 400, 12
 """Lines of a file, and attributes that an ``__init__`` sets."""
 
-MAX_MODULES, MAX_CLOSURE = 195, 61
+MAX_MODULES, MAX_CLOSURE = 216, 60
 """Modules of the package, and of those that `orchestrator.cli.launch` imports, directly or not."""
+
+LONGER = {"orchestrator/translation/template.py": 428}
+"""Longer files: the lines of each, which may only fall."""
 
 MIN_LINES = 3
 """Modules of at most so many lines, which only mark a package, do not count."""
@@ -35,6 +38,10 @@ MORE_ATTRIBUTES = {
     "_Group": 18,
 }
 """Classes that set more attributes: the number of each, which may only fall."""
+
+
+TWICE = {"Cache", "Progress", "Reply", "Verdict"}
+"""Names of two classes each, which are to be renamed."""
 
 
 def _modules() -> dict[str, Path]:
@@ -96,10 +103,14 @@ def _attributes(method: ast.FunctionDef) -> set[str]:
 
 
 def test_no_file_of_the_package_or_its_tests_is_too_long():
-    paths = [
-        path for folder in ("orchestrator", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
-    ]
-    assert {str(path): n for path in paths if (n := _num_lines(path)) > MAX_LINES} == {}
+    found = {}
+    for path in (
+        path for name in ("orchestrator", "tests", "benchmarks") for path in (ROOT / name).rglob("*.py")
+    ):
+        name, number = path.relative_to(ROOT).as_posix(), _num_lines(path)
+        if number > LONGER.get(name, MAX_LINES):
+            found[name] = number
+    assert found == {}
 
 
 def test_the_package_has_few_modules_and_a_launch_imports_a_third_of_them():
@@ -121,6 +132,6 @@ def test_no_class_sets_many_attributes():
 def test_no_two_classes_have_one_name():
     places: defaultdict[str, list[str]] = defaultdict(list)
     for module, node in _classes():
-        places[node.name].append(module)
-    # `api.Sweep` is what a user holds, `core.Sweep` the content of a revision.
-    assert {name for name, modules in places.items() if len(modules) > 1} <= {"Sweep", "_Frozen"}
+        if not node.name.startswith("_"):
+            places[node.name].append(module)
+    assert {name for name, modules in places.items() if len(modules) > 1} <= TWICE

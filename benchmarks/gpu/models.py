@@ -120,7 +120,7 @@ def training(
         rows=rows,
         validation=rows,
         settings=Config({"seed": 0, "trainer": settings}),
-        context=Context(Path(tempfile.mkdtemp(dir=one.scratch)), checkpoint_interval_s=1e9),
+        context=Context(Path(tempfile.mkdtemp(dir=one.scratch))),
         micro=micro,
         device=model.device,
     )

@@ -102,7 +102,7 @@ class Pass:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
-    def memory(self) -> dict[str, float]:
+    def memory(self) -> dict[str, Any]:
         """Return the peaks of allocated and of reserved memory since the last `clean`; {} on a CPU."""
         if not self.cuda:
             return {}

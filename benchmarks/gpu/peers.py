@@ -21,6 +21,8 @@ def trl(one: Pass) -> None:
         return
     command = [sys.executable, str(ROOT / "benchmarks" / "loop_against_trl.py"), "--json"]
     command += ["--rows", "128"] if one.cuda else ["--small", "--rows", "16"]
+    if one.left_s < 180:
+        command.append("--no-compile")
     has_liger = one.cuda and importlib.util.find_spec("liger_kernel") is not None
     for liger in (False, True)[: 1 + has_liger]:
         one.clean()

@@ -2,126 +2,193 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from gpu.models import LONGEST_TOKENS, Size, choose, costs, placed, rows_of, training
 from gpu.one_pass import Pass
+from orchestrator.sft import batches, kernels
+from orchestrator.sft import speed as speed_model
 from orchestrator.sft.batches import MicroBatches
-from orchestrator.sft.distributed.parallel import group_of_one
+from orchestrator.sft.distributed.parallel import Placed, group_of_one
 from orchestrator.sft.memory import Load, terms_gib
-from orchestrator.sft.shards import Rows
+from orchestrator.sft.shards import Batch, Rows, Segments
 
 
 def numerics(one: Pass) -> None:
-    """Loss and gradient in bfloat16 against float32, of both attentions, and whether they repeat."""
+    """Loss and gradient, padded and packed, against padded rows in float32; whether they repeat."""
     for name, layers in (("qwen3-0.6b", 4), ("gemma3-1b", 6)):  # 6: with one layer without a window
         size = Size(name, small=one.small, layers=layers)
         rows = Rows(rows_of(size, 8, small=one.small), pad_token_id=0)
-        batch = rows.batch(list(np.argsort(-rows.lengths)))
-        found = {}
-        for bf16 in (False, True):
-            model, repeats = placed(one, size, bf16=bf16), []
-            for _ in range(2):
-                model.model.zero_grad()
-                loss = model.losses(batch) / len(batch.targets)
-                loss.backward()  # type: ignore[no-untyped-call]
-                repeats.append([value.grad.float() for value in model.parameters])
-            found[bf16] = (float(loss.detach()), repeats)
-            del model
+        order = [int(row) for row in np.argsort(-rows.lengths)]
+        exact: tuple[float, list[torch.Tensor]] | None = None
+        for bf16, packed in ((False, False), (False, True), (True, False), (True, True)):
+            model = placed(one, size, bf16=bf16, recompute=False)
+            facts: dict[str, Any] = {}
+            batch, form = rows.batch(order), "packed" if packed else "padded"
+            if bf16 and one.cuda:
+                facts["fused_norms"] = kernels.fuse_norms(model.model)
+            if packed:
+                found = batches.can_pack(model, rows, bf16=bf16)
+                by_kernel = batches.by_kernel(model, bf16=bf16)
+                facts = {**facts, **found._asdict(), "by_kernel": by_kernel}
+                if not found.packed:
+                    kernels.enable(model.decoder)
+                batch = _pack(rows, order, by_kernel=by_kernel)
+            loss, gradients = _loss_and_gradients(model, batch)
+            again = _loss_and_gradients(model, batch)[1]
+            if exact is None:
+                exact = loss, gradients
+            errors, norms = (
+                sum(float((value**2).sum()) for value in values)
+                for values in ([a - b for a, b in zip(gradients, exact[1], strict=True)], exact[1])
+            )
+            one.record(
+                f"{name}'s width, {layers} layers, {'bf16' if bf16 else 'float32'}, {form}",
+                loss_error=float(f"{abs(loss / exact[0] - 1):.1e}"),
+                gradient_error=float(f"{(errors / norms) ** 0.5:.1e}"),
+                repeats_bit_for_bit=all(map(torch.equal, gradients, again)),
+                **facts,
+            )
+            del model, gradients, again
             one.clean()
-        exact, rounded = found[False][1][0], found[True][1][0]
-        error = sum(float(((a - b) ** 2).sum()) for a, b in zip(exact, rounded, strict=True))
-        one.record(
-            f"{name}'s width, {layers} layers",
-            loss_float32=round(found[False][0], 6),
-            loss_bf16=round(found[True][0], 6),
-            gradient_error=round((error / sum(float((a**2).sum()) for a in exact)) ** 0.5, 4),
-            repeats_bit_for_bit=all(map(torch.equal, *found[True][1])),
-        )
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One way to train: how the model is placed, and settings of `trainer`."""
+def _pack(rows: Rows, order: list[int], *, by_kernel: bool) -> Batch:
+    """Return all rows as one pack, filled up to a multiple of 128 tokens."""
+    width = -(-int(rows.lengths.sum()) // 128) * 128
+    segments = Segments(int(rows.lengths.max()), len(order) + 2) if by_kernel else None
+    return rows.pack(order, width=width, segments=segments)
+
+
+def _loss_and_gradients(model: Placed, batch: Batch) -> tuple[float, list[torch.Tensor]]:
+    model.model.zero_grad()
+    loss = model.losses(batch) / len(batch.targets)
+    torch.autograd.backward(loss)
+    return float(loss.detach()), [value.grad.float() for value in model.parameters if value.grad is not None]
+
+
+class Way(NamedTuple):
+    """One way to train.
+
+    Attributes:
+        what: its name in the table.
+        settings: changes to the study's `trainer` section; None for rows padded 16 at a time, with the norms
+            of transformers, and all layers computed again.
+        sharding: ``ddp`` for one process's own weights and autocast, ``auto`` for FSDP of one process.
+        needs_s: seconds that it needs on a GPU.
+    """
 
     what: str
-    uses: Mapping[str, Any]
+    settings: Mapping[str, Any] | None
     sharding: str = "ddp"
+    needs_s: float = 15.0
 
 
-RECOMPUTE = {"gradient_checkpointing": True, "compile": False}
-CASES = (
-    Case("16 rows side by side", RECOMPUTE | {"micro_batch_size": 16}),
-    Case("packs", RECOMPUTE),
-    Case("packs, compiled", RECOMPUTE | {"compile": True, "micro_batch_tokens": 16_384}),
-    Case("as planned, autocast", {"gradient_checkpointing": "auto", "compile": True}),
-    Case("as planned", {"gradient_checkpointing": "auto", "compile": True}, sharding="auto"),
+_PLAIN = {"gradient_checkpointing": True, "compile": False}
+_AUTO = {"gradient_checkpointing": "auto", "compile": True}
+WAYS = (
+    Way("as transformers computes", None),
+    Way("fused norms", {**_PLAIN, "micro_batch_size": 16}),
+    Way("packs", _PLAIN),
+    Way("packs, FSDP", _PLAIN, "auto"),
+    Way("packs, FSDP, recomputed as planned", {**_AUTO, "compile": False}, "auto"),
+    Way("as planned: packs, FSDP, compiled", _AUTO, "auto", 75),
+    Way("packs, recomputed, compiled", {**_PLAIN, "compile": True}, "auto", 75),
 )
 """What `speed` compares."""
 
 
 def speed(one: Pass) -> None:
-    """One step of 512 rows of the 1.7B in each way to train."""
+    """One step of the 1.7B in each way to train."""
     size = Size("qwen3-1.7b", small=one.small)
-    rows = Rows(rows_of(size, 512 if one.cuda else 16, small=one.small), pad_token_id=0)
-    for case in CASES:
-        timed_step(one, f"1.7B {case.what}", size, rows, case)
-        one.clean()
+    rows = Rows(rows_of(size, 256 if one.cuda else 16, small=one.small), pad_token_id=0)
+    for way in WAYS:
+        timed_step(one, "1.7B", size, rows, way)
 
 
 def eight_billion(one: Pass) -> None:
     """The 8B's width with 6 of its 36 layers: time and memory a layer."""
     size = Size("qwen3-8b", small=one.small, layers=6)
     rows = Rows(rows_of(size, 128 if one.cuda else 8, small=one.small), pad_token_id=0)
-    for again in (True, False):
-        uses = {"gradient_checkpointing": again, "compile": True, "micro_batch_tokens": 16_384}
-        how = "" if again else ", without recomputation"
-        timed_step(one, f"8B's width, 6 layers{how}", size, rows, Case("", uses, sharding="auto"))
-        one.clean()
+    for way in (WAYS[3], WAYS[5]):
+        timed_step(one, "8B's width, 6 layers", size, rows, way)
 
 
-def timed_step(one: Pass, what: str, size: Size, rows: Rows, case: Case) -> None:
-    """Record time, tokens a second and memory of a step in one way to train."""
-    order = np.argsort(-rows.lengths, kind="stable")
+def timed_step(one: Pass, name: str, size: Size, rows: Rows, way: Way) -> None:
+    """Record time, tokens a second and memory of one optimiser step over all rows, after another one."""
+    what = f"{name}: {way.what}"
+    if one.left_s < way.needs_s and not one.small:
+        one.record("skipped", way=what, left_s=round(one.left_s))
+        return
     one.clean()
-    with group_of_one(case.sharding, one.device):
-        model = placed(one, size, recompute=False, sharding=case.sharding)
-        # Compiling for a CPU takes longer than the whole pass.
-        uses = dict(case.uses) if one.cuda else dict(case.uses) | {"compile": False}
-        chosen = choose(model, rows, **uses)
-        loop = training(one, model, rows, micro=chosen.micro)
-        start_s = time.perf_counter()
-        loop._step(1, order)
-        warm_s = time.perf_counter() - start_s
-        took_s = one.seconds(functools.partial(loop._step, 2, order))
-    tokens, flops = int(rows.lengths.sum()), 6 * model.num_parameters
-    predicted = None
-    mfu = None
+    if one.cuda:
+        kernels.prepare()  # as the stage does
+    with group_of_one(way.sharding, one.device):
+        try:
+            _timed(one, what, size, rows, way)
+        except torch.OutOfMemoryError as error:
+            one.record(what, out_of_memory=str(error)[:100], **one.memory())
+    one.clean()
+
+
+def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
+    model = placed(one, size, recompute=False, sharding=way.sharding)
+    start_s = time.perf_counter()
+    facts: dict[str, Any] = {}
+    if way.settings is None:
+        model.recompute()
+        micro = MicroBatches(16)
+    else:
+        settings = dict(way.settings)
+        if one.small:  # compiling takes minutes on a CPU, and there rows are packed up to a given width
+            settings |= {"compile": False}
+            settings |= {} if "micro_batch_size" in settings else {"micro_batch_tokens": 300}
+        chosen = choose(model, rows, **settings)
+        micro = chosen.micro
+        facts = {"recompute": chosen.recompute, "compiled": chosen.compiled}
+        facts |= {"fused_norms": chosen.num_fused_norms}
+        if chosen.packing is not None:
+            facts |= {"packing_difference": chosen.packing.difference, "by_kernel": micro.by_kernel}
+    loop = training(one, model, rows, micro=micro)
+    order = np.argsort(-rows.lengths, kind="stable")
+    loop._step(1, order)
+    one.wait()
+    first_s = time.perf_counter() - start_s
+    took_s, tokens = one.seconds(functools.partial(loop._step, 2, order)), int(rows.lengths.sum())
+    useful_share = loop.batches.shares()[0]
+    predicted, mfu = None, None
     if one.spec:
-        rate = one.spec.peak_tflops * 1e12 / flops
+        rate = one.spec.peak_tflops * 1e12 / (6 * model.num_parameters)
         mfu = round(tokens / took_s / rate, 3)
-        assumed = costs().mfu_of(size.decoder.num_parameters)
-        predicted = {"step_s": round(tokens / (rate * assumed), 2), "mfu": assumed}
-    facts = loop.batches.facts()
+        modelled = speed_model.mfu(
+            size.decoder,
+            torch.cuda.get_device_name(),
+            recomputes=bool(facts.get("recompute", True)),
+            is_compiled=bool(facts.get("compiled", False)),
+        )
+        used = min(modelled or 1.0, costs().mfu_of(size.decoder.num_parameters))
+        predicted = {
+            "step_s": round(tokens / (rate * used * useful_share), 2),
+            "mfu": round(used * useful_share, 3),
+        }
     one.record(
         what,
         predicted=predicted,
-        **{key: facts[key] for key in ("micro_batch_size", "micro_batch_tokens", "widths", "useful_share")},
-        recomputes=chosen.recompute,
-        packing_difference=chosen.packing and chosen.packing.difference,
-        by_kernel=chosen.micro.by_kernel,
-        fused_norms=chosen.num_fused_norms,
         step_s=round(took_s, 2),
         tokens_per_s=round(tokens / took_s),
         mfu=mfu,
-        first_step_s=round(warm_s, 1),
+        rows=micro.rows,
+        widths=str(list(loop.batches.widths)) if loop.batches.widths else None,
+        useful_share=round(useful_share, 3),
+        chosen_and_first_step_s=round(first_s, 1),
+        loss=round(loop.progress.loss[0], 4),
+        **facts,
         **one.memory(),
     )
 
@@ -129,24 +196,27 @@ def timed_step(one: Pass, what: str, size: Size, rows: Rows, case: Case) -> None
 def memory(one: Pass) -> None:
     """The peak of a step of long rows, against the plan's memory terms."""
     size, width = Size("qwen3-1.7b", small=one.small), LONGEST_TOKENS if one.cuda else 64
-    for recompute, sizes in ((True, (8, 32)), (False, (2, 4))):
-        model = placed(one, size, recompute=recompute)
-        for number in sizes if one.cuda else (2,):
-            rows = Rows(rows_of(size, number, small=one.small, width=width), pad_token_id=0)
-            loop = training(one, model, rows, micro=MicroBatches(number))
-            one.clean()
-            for step in (1, 2):
-                loop._step(step, np.arange(number))
-            one.wait()
-            load = Load(row_tokens=width, checkpointing=recompute, loss_chunk_tokens=1024, sharded=False)
-            terms = terms_gib(size.decoder, load, num_gpus=1, micro_batch=number, memory_gib=1.0)
-            one.record(
-                f"1.7B, memory of a step{'' if recompute else ' without recomputation'}",
-                predicted={"peak_gib": round(sum(terms.values()) - terms["reserve"], 1)},
-                rows=number,
-                width=width,
-                **one.memory(),
-            )
-            del loop
-        del model
+    for recompute, numbers in ((True, (4, 16)), (False, (2, 4))):
+        with group_of_one("auto", one.device):
+            model = placed(one, size, recompute=recompute, sharding="auto")
+            if one.cuda:
+                kernels.fuse_norms(model.model)
+            for number in numbers if one.cuda else (2,):
+                rows = Rows(rows_of(size, number, small=one.small, width=width), pad_token_id=0)
+                loop = training(one, model, rows, micro=MicroBatches(number))
+                one.clean()
+                for step in (1, 2):
+                    loop._step(step, np.arange(number))
+                one.wait()
+                load = Load(row_tokens=width, checkpointing=recompute, loss_chunk_tokens=1024)
+                terms = terms_gib(size.decoder, load, num_gpus=1, micro_batch=number, memory_gib=1.0)
+                one.record(
+                    f"1.7B, memory of a step{'' if recompute else ', nothing recomputed'}",
+                    predicted={"peak_gib": round(sum(terms.values()) - terms["reserve"], 1)},
+                    rows=number,
+                    width=width,
+                    **one.memory(),
+                )
+                del loop
+            del model
         one.clean()

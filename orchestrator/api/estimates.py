@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from orchestrator.api.state import SweepState
+from orchestrator.core import schedule
+from orchestrator.core.records import Request
+from orchestrator.core.schedule import PlannedStage
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
@@ -179,9 +183,8 @@ def estimates_of(
                 instance, is_done = instances[digest], view.stages[digest].state is State.DONE
                 if instance.stage not in hooks or digest in estimates or (is_done and unfinished_only):
                     continue
-                if goes_without(
-                    view.stages[digest], (view.stages[taken.digest] for taken in instance.inputs)
-                ):
+                inputs = (view.stages[taken.digest] for taken in instance.inputs)
+                if goes_without(view.stages[digest], inputs):
                     continue  # it reuses an earlier version's product at little cost
                 name, hook = hooks[instance.stage]
                 given = {"label": instance.label, "hardware": hardware, "retention": retention}
@@ -218,6 +221,103 @@ def measured_in(view: SweepState) -> Measured:
     return Measured({stage: list(found.values()) for stage, found in finished.items()})
 
 
+def work_of(
+    view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate]
+) -> dict[str, PlannedStage]:
+    """Return the stages of some cells that are not done, with the time that each is expected to take.
+
+    A stage without an estimate takes as long as finished instances of the same stage did, by their median.
+
+    Args:
+        view: the sweep state.
+        cells: whose stages are wanted.
+        estimates: digest of a stage to its estimate.
+    """
+    stages, instances = view.stages, view.sweep.stages
+    seconds: dict[str, list[float]] = {}
+    for digest, status in stages.items():
+        if status.state is State.DONE and status.seconds is not None:
+            seconds.setdefault(instances[digest].stage, []).append(status.seconds)
+    measured_hours = {stage: statistics.median(found) / 3600 for stage, found in seconds.items()}
+    work: dict[str, PlannedStage] = {}
+    for digest in dict.fromkeys(digest for cell in cells for digest in cell.stage_digests):
+        if stages[digest].state is State.DONE:
+            continue
+        instance, estimate = instances[digest], estimates.get(digest)
+        inputs = tuple(taken.digest for taken in instance.inputs)
+        if estimate is not None:
+            work[digest] = PlannedStage(estimate.wall_hours, estimate.num_gpus, inputs)
+        else:
+            work[digest] = PlannedStage(measured_hours.get(instance.stage, 0.0), 0, inputs)
+    return work
+
+
+def longest_first(view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate]) -> list[Cell]:
+    """Return cells in the order in which they should start: the longest remaining chain of stages first.
+
+    Args:
+        view: the sweep state.
+        cells: to order.
+        estimates: digest of a stage to its estimate.
+    """
+    chains = [cell.stage_digests for cell in cells]
+    return [cells[index] for index in schedule.longest_first(chains, work_of(view, cells, estimates))]
+
+
+def order_estimates(
+    view: SweepState,
+    cells: Sequence[Cell],
+    request: Request,
+    hardware: Hardware | None,
+    import_paths: Sequence[str],
+) -> dict[str, Estimate]:
+    """Return estimates that order cells; none if they do not fit the hardware that a plan assumes.
+
+    Args:
+        view: the sweep state.
+        cells: to estimate.
+        request: a launch or rerun.
+        hardware: that workers have; None for that which a plan assumes.
+        import_paths: folders from which the user's hooks are imported.
+    """
+    settings = request.settings
+    if settings is None:  # a request of a version that recorded none
+        return {}
+    try:
+        return estimates_of(
+            view,
+            cells,
+            hardware=hardware or settings.hardware.assumed,
+            retention=settings.policy.retention,
+            import_paths=import_paths,
+            unfinished_only=True,
+        )
+    except UserError:
+        if hardware is not None:
+            raise
+        return {}  # these cells run on other hardware than that which the settings name
+
+
+def ordered_ids(
+    view: SweepState, request: Request, hardware: Hardware | None, import_paths: Sequence[str]
+) -> tuple[str, ...] | None:
+    """Return the cells of a request in the order in which they should start.
+
+    Args:
+        view: the sweep state.
+        request: a launch or rerun.
+        hardware: that workers have; None for that which a plan assumes.
+        import_paths: folders from which the user's hooks are imported.
+
+    Returns:
+        Their ids; None for all cells of the revision in the order of the sweep.
+    """
+    named = None if request.cells is None else set(request.cells)
+    cells = [cell for cell in view.sweep.cells if named is None or cell.id in named]
+    ordered = longest_first(view, cells, order_estimates(view, cells, request, hardware, import_paths))
+    return request.cells if ordered == cells else tuple(cell.id for cell in ordered)
+
+
 def of_cell(cell: Cell, estimates: Mapping[str, Estimate]) -> Estimate | None:
     """Return the estimate of a cell, the sum of its stages; None if none has an estimate."""
     found = [estimates[digest] for digest in cell.stage_digests if digest in estimates]
@@ -246,9 +346,20 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
         memory_terms_gib=largest.memory_terms_gib,
         host_memory_gib=max((estimate.host_memory_gib for estimate in found), default=0.0),
         peak_disk_gib=sums["disk_gib"] + max(0.0, live_gib),
+        useful_share=next((e.useful_share for e in found if e.useful_share), 0.0),
+        checkpoint_share=_waiting_share(found),
+        lost_s=max((e.lost_s for e in found), default=0.0),
+        stop_s=max((e.stop_s for e in found), default=0.0),
         assumptions=tuple(dict.fromkeys(note for e in found for note in e.assumptions)),
         measured=any(estimate.measured for estimate in found),
     )
+
+
+def _waiting_share(estimates: Sequence[Estimate]) -> float:
+    """Return the share of wall time that stages wait for what they save, of those that save anything."""
+    saving = [one for one in estimates if one.checkpoint_share]
+    hours = sum(one.wall_hours for one in saving)
+    return sum(one.checkpoint_share * one.wall_hours for one in saving) / hours if hours else 0.0
 
 
 def in_total(
@@ -276,6 +387,7 @@ def in_total(
         **{name: getattr(total, name) for name in _ADDED},
         "wall_hours": max(longest, total.wall_hours / at_once),
         "peak_disk_gib": total.disk_gib + sum(sorted(live_gib, reverse=True)[:at_once]),
+        **{name: getattr(total, name) for name in ("useful_share", "checkpoint_share", "lost_s", "stop_s")},
         "num_measured": sum(estimates[digest].measured for digest in digests),
         "assumptions": [
             *dict.fromkeys(note for digest in digests for note in estimates[digest].assumptions),

@@ -13,7 +13,7 @@ from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.text import counted
 
 
-class Example(msgspec.Struct, frozen=True, kw_only=True):
+class FailureExample(msgspec.Struct, frozen=True, kw_only=True):
     """One failed attempt of a group.
 
     Attributes:
@@ -57,7 +57,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     frames: tuple[str, ...]
     num_stages: int
     cells: tuple[str, ...]
-    example: Example
+    example: FailureExample
     next: str
 
 
@@ -114,7 +114,7 @@ def _group(
         frames=print_.frames,
         num_stages=len(instances),
         cells=tuple(each.id for each in cells),
-        example=Example(
+        example=FailureExample(
             cell=cell.id,
             stage=instance.name,
             attempt=attempt.number,

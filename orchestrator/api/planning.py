@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from orchestrator.api import estimates
-from orchestrator.api.estimates import missing_of, need_line, needs_of
+from orchestrator.api.estimates import missing_of, need_line, needs_of, work_of
 from orchestrator.api.state import (
     SweepState,
     current_revision,
 )
+from orchestrator.core import schedule
 from orchestrator.core.plan import Action, Step, decide
+from orchestrator.core.schedule import Makespan
 from orchestrator.core.settings import HardwareSettings, RunSettings, check_hardware
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
+from orchestrator.errors import UserError
 from orchestrator.execution.checkpoints import foresee
 from orchestrator.text import counted
 
@@ -78,6 +81,39 @@ def hardware_of(settings: HardwareSettings, **options: str | float | None) -> Ha
     return hardware
 
 
+def makespan_of(
+    view: SweepState,
+    cells: Sequence[Cell],
+    estimates: Mapping[str, Estimate],
+    num_gpus: int,
+    *,
+    gpus_per_node: int,
+) -> Makespan:
+    """Return how long what is not done takes on a cluster, the longest chain first.
+
+    Args:
+        view: the sweep state.
+        cells: to run.
+        estimates: digest of a stage to its estimate.
+        num_gpus: of the cluster.
+        gpus_per_node: of one instance. A cell runs within one.
+
+    Raises:
+        UserError: a number is out of range, or a cell needs more GPUs than a node has.
+    """
+    where = f"--gpus {num_gpus} --gpus-per-node {gpus_per_node}"
+    if num_gpus < 1 or gpus_per_node < 1:
+        raise UserError("a cluster has at least one GPU", where=where)
+    work = work_of(view, cells, estimates)
+    most = max((stage.num_gpus for stage in work.values()), default=0)
+    if most > min(num_gpus, gpus_per_node):
+        raise UserError(
+            f"a cell needs {most} GPUs in one node", where=where, fix=f"--gpus-per-node {most} or more"
+        )
+    units = schedule.of_cells({cell.id: cell.stage_digests for cell in cells}, work)
+    return schedule.makespan(units, num_gpus, gpus_per_node=gpus_per_node)
+
+
 class Plan:
     """What a launch would do, and what it would cost. Making a plan changes nothing.
 
@@ -118,6 +154,18 @@ class Plan:
     def totals(self) -> dict[str, Any] | None:
         """The cost of all cells, a shared stage once; None if no stage has an estimate hook."""
         return estimates.in_total(self.cells, self.estimates, self.hardware) if self.estimates else None
+
+    def makespan(self, num_gpus: int, *, gpus_per_node: int = 8) -> Makespan:
+        """Return how long what is not done takes on a cluster, the longest chain of stages first.
+
+        Args:
+            num_gpus: of the cluster.
+            gpus_per_node: of one instance. A cell runs within one.
+
+        Raises:
+            UserError: a number is out of range, or a cell needs more GPUs than a node has.
+        """
+        return makespan_of(self.view, self.cells, self.estimates, num_gpus, gpus_per_node=gpus_per_node)
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with one row for each cell: its axes, its state, and the action for each stage."""
@@ -203,7 +251,7 @@ def cell_drift(view: SweepState) -> list[str]:
     return [f"{counted(len(new), 'cell')} not in {view.sweep.name}@{number}: {why}"]
 
 
-def changed_reads(before: Sweep, after: Sweep, old: Cell, new: Cell) -> list[str]:
+def changed_reads(before: ComposedSweep, after: ComposedSweep, old: Cell, new: Cell) -> list[str]:
     """Return the dotted keys that some stage reads and whose values differ between two cells.
 
     Args:

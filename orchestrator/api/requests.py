@@ -17,7 +17,7 @@ from orchestrator.core.records import Code, Request, Retired
 from orchestrator.core.secrets import lines_with
 from orchestrator.core.settings import Policy, RunSettings
 from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
@@ -84,7 +84,9 @@ _SETTINGS = frozenset({".cfg", ".conf", ".env", ".ini", ".json", ".sh", ".toml",
 """Endings of settings files, where a key's name alone can mark a credential."""
 
 
-def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], notify: Notify) -> Code:
+def take_code(
+    objects: ObjectStore, sweep: ComposedSweep, import_paths: Sequence[str], notify: Notify
+) -> Code:
     """Store a snapshot of the code, and warn about credentials in it.
 
     Credentials are not removed, because the snapshot must be exactly what runs.
@@ -109,7 +111,9 @@ def take_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], n
     return planned.code
 
 
-def plan_code(objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str]) -> snapshots.SnapshotPlan:
+def plan_code(
+    objects: ObjectStore, sweep: ComposedSweep, import_paths: Sequence[str]
+) -> snapshots.SnapshotPlan:
     """Return what `take_code` would store.
 
     Args:

@@ -26,7 +26,7 @@ from orchestrator.core.state import (
     cell_status,
     stage_status,
 )
-from orchestrator.core.sweep import Cell, StageInstance, Sweep, is_name
+from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.judgement import JobListing, SubmissionState, ending
@@ -110,7 +110,7 @@ class SweepState:
     def __init__(
         self,
         ledger: Ledger,
-        sweep: Sweep,
+        sweep: ComposedSweep,
         number: int,
         *,
         sealed: bool,

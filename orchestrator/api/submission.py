@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of, of_cell
+from orchestrator.api.estimates import longest_first, of_cell, order_estimates
 from orchestrator.api.state import SweepState
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
@@ -230,21 +230,15 @@ class Dispatch:
         return False
 
     def _with_resources(self, cells: Sequence[Cell]) -> list[tuple[str, Resources]]:
-        """Return each cell with the resources that its job needs, by the estimates where there are any."""
+        """Return each cell with the resources that its job needs, the longest first, by estimates if any."""
         view, hardware = self._view, self._submitter.hardware()
-        settings = self._request.settings
         if not cells:
             return []
-        estimates = {}
-        if hardware is not None and settings is not None:
-            estimates = estimates_of(
-                view,
-                cells,
-                hardware=hardware,
-                retention=settings.policy.retention,
-                import_paths=self._request.import_paths,
-                unfinished_only=True,
-            )
+        paths = self._request.import_paths
+        estimates = order_estimates(view, cells, self._request, hardware, paths)
+        ordered = longest_first(view, cells, estimates)
+        if hardware is None:  # workers without GPUs: the estimates give the order alone
+            estimates = {}
         return self._submitter.resources(
             [
                 (
@@ -252,7 +246,7 @@ class Dispatch:
                     of_cell(cell, estimates),
                     view.jobs.count(cell.id, Cause.OOM_HOST),
                 )
-                for cell in cells
+                for cell in ordered
             ],
             known=[view.subject(cell) for cell in view.sweep.cells],
         )

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from orchestrator.api.estimates import ordered_ids
 from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
 from orchestrator.api.reconciling import PendingLaunch
 from orchestrator.api.requests import finish_retention, needing_retired_lines
@@ -84,7 +85,7 @@ def run_attached(view: SweepState, request: Request, launcher: Launcher) -> int:
     with mirroring(view.ledger, view.sweep.name, request):
         if any(view.cells[cell.id].state is not State.DONE for cell in cells):
             with stopper:
-                launcher.start(_as_launch(view, request))
+                launcher.start(_as_launch(view, request, launcher))
                 _watch(view, cells, launcher)
                 _keep_logs(view)
     # A user who stops a launch wants it to end now. Retention is left to the next launch.
@@ -120,8 +121,8 @@ def _last_view(view: SweepState) -> SweepState:
     return view
 
 
-def _as_launch(view: SweepState, request: Request) -> Launch:
-    """Return what the launcher gives to its workers: store, request, settings and code."""
+def _as_launch(view: SweepState, request: Request, launcher: Launcher) -> Launch:
+    """Return what the launcher gives to its workers: store, request, settings, code and ordered cells."""
     objects, code, paths = view.ledger.objects, request.code, request.import_paths
     named = None
     if code is not None:
@@ -135,7 +136,7 @@ def _as_launch(view: SweepState, request: Request) -> Launch:
         sweep=view.sweep.name,
         revision=view.number,
         request=request.number,
-        cells=request.cells,
+        cells=ordered_ids(view, request, launcher.hardware(), paths),
         settings=settings_of(request),
         import_paths=paths,
         code_digest=digest,

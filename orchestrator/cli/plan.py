@@ -53,6 +53,10 @@ def configure_plan(parser: argparse.ArgumentParser) -> None:
         "--mfu", type=float, help="model FLOPs utilisation, in place of the guess by model size"
     )
     parser.add_argument("--max-gpus", type=int, metavar="N", help="that one cell may have")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="of the cluster: how long the whole takes there"
+    )
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="of the cluster; default 8")
 
 
 def run_plan(args: argparse.Namespace) -> int:
@@ -62,8 +66,9 @@ def run_plan(args: argparse.Namespace) -> int:
     cells = view.select(args.only)
     hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
     plan = Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args))
+    makespan = plan.makespan(args.gpus, gpus_per_node=args.gpus_per_node) if args.gpus is not None else None
     if args.json:
-        print_json(plan.as_json())
+        print_json(plan.as_json() if makespan is None else {**plan.as_json(), "makespan": makespan._asdict()})
         return 0
     print(f"{view.title}: {view.sweep.description}")
     for note in composition.notes if composition else ():
@@ -72,6 +77,11 @@ def run_plan(args: argparse.Namespace) -> int:
     print_lines(cell_drift(view), indent=2)
     print_lines(code_drift(view, cells, composition.import_paths if composition else ()), indent=2)
     _print_plan(plan)
+    if makespan is not None:
+        print(
+            f"\n{makespan.num_gpus} GPUs, {args.gpus_per_node} a node: {duration(makespan.hours)} with the"
+            f" longest cells first, {makespan.ratio:.3f} times the least possible"
+        )
     return 0
 
 
@@ -248,6 +258,14 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
         f"  about {duration(totals['wall_hours'])}; disk {rounded(totals['disk_gib'])} GiB in the end,"
         f" {rounded(totals['peak_disk_gib'])} GiB at the peak"
     )
+    if totals["lost_s"]:
+        share = (
+            f"; {totals['useful_share']:.0%} of the positions are useful" if totals["useful_share"] else ""
+        )
+        print(
+            f"  {totals['checkpoint_share']:.1%} of the time waits for checkpoints, and a killed attempt may"
+            f" lose up to {duration(totals['lost_s'] / 3600)}{share}"
+        )
     _print_assumptions(totals["assumptions"])
 
 

@@ -23,7 +23,7 @@ from orchestrator.cli.arguments import add_store, no_overrides
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.core.records import Owner, Request
 from orchestrator.core.state import Attempt, Liveness, State
-from orchestrator.core.sweep import StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher
 from orchestrator.formats import FORMAT
@@ -105,7 +105,7 @@ def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str
     return needed, instances
 
 
-def _formers(ledger: Ledger, sweep: Sweep) -> Iterator[str]:
+def _formers(ledger: Ledger, sweep: ComposedSweep) -> Iterator[str]:
     """Yield digests of products of earlier stage versions that a revision can still start from."""
     snapshot = EvidenceReader(ledger, sweep.stages.values(), check_files=False, specs=sweep.specs)
     for digest in sweep.stages:

@@ -12,7 +12,7 @@ from omegaconf import Container, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from orchestrator.compose.axes import Axis, KeyValue, Label
-from orchestrator.compose.declarations import Fingerprints, Schema
+from orchestrator.compose.files import Fingerprints, Schema
 from orchestrator.compose.interpolations import (
     Interpolation,
     KeyPath,

@@ -22,7 +22,7 @@ from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
 from orchestrator.core.settings import RunSettings
-from orchestrator.core.sweep import Sweep, SweepFile, check_axis, stage_specs
+from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
 from orchestrator.registry import REPORTS, STAGES, importable, lookup
@@ -41,7 +41,7 @@ class Composition:
         import_paths: folders from which the user's stages are imported.
     """
 
-    sweep: Sweep
+    sweep: ComposedSweep
     engine: RunSettings
     notes: tuple[str, ...]
     source: Path
@@ -118,7 +118,7 @@ def _composed(
     _fill(grid, configs, axes, file.columns, specs, where, progress)
     cells, notes = grid.cells([len(axis.labels) for axis in axes])
     notes += _check_count(len(cells), file.expect_cells, merged, grid.sum_text, where)
-    sealed = Sweep(
+    sealed = ComposedSweep(
         name=sweep_id,
         description=file.description.strip(),
         specs=specs,

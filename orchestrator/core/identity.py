@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.core.sweep import Input, StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, Input, StageInstance
 from orchestrator.core.tree import MISSING, dotted_keys, pick, place, without_key
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.registry import FORMER, STAGES, load
@@ -266,7 +266,7 @@ def uses_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     return slice_of(config, spec.uses, what="the stage uses")
 
 
-def check_digests(sweep: Sweep, title: str) -> None:
+def check_digests(sweep: ComposedSweep, title: str) -> None:
     """Refuse a sealed sweep in which a stage's digest is not the digest of what the stage would run.
 
     Products are found by digest. With a forged digest, a stage could pass its product off as another stage's.
@@ -282,7 +282,7 @@ def check_digests(sweep: Sweep, title: str) -> None:
         raise InfrastructureError(f"{title} cannot be trusted: {problem}")
 
 
-def _misnamed(sweep: Sweep) -> str:
+def _misnamed(sweep: ComposedSweep) -> str:
     for digest, instance in sweep.stages.items():
         spec = sweep.specs.get(instance.stage)
         if spec is None:

@@ -111,6 +111,43 @@ def next_stage(
     return Scan(None, False)
 
 
+class Scanner:
+    """Repeated searches of a worker for a stage to claim.
+
+    Cells that were done at an earlier search are tried last. They lie at the front once the longest cells
+    have run, and reading their records again costs time, in a bucket requests. A product that was voided
+    since is noticed when nothing else is left to claim.
+
+    Attributes:
+        cells: in the order in which the worker tries them.
+
+    Args:
+        cells: in that order.
+        instances: digest to stage instance.
+    """
+
+    def __init__(self, cells: Sequence[Cell], instances: Mapping[str, StageInstance]) -> None:
+        self.cells = cells
+        self._nodes = instances
+        self._done: set[str] = set()
+
+    def next_stage(self, status_of: Callable[[str], StageStatus], *, cancelled: frozenset[str]) -> Scan:
+        """Return the next stage that may be claimed; see the function of this name for the arguments."""
+        found: dict[str, StageStatus] = {}
+
+        def remembered(digest: str) -> StageStatus:
+            found[digest] = found[digest] if digest in found else status_of(digest)
+            return found[digest]
+
+        rest = [cell for cell in self.cells if cell.id not in self._done]
+        scan = next_stage(rest, self._nodes, remembered, cancelled=cancelled)
+        if scan.claimable is None and len(rest) < len(self.cells):
+            scan = next_stage(self.cells, self._nodes, remembered, cancelled=cancelled)
+        done = {digest for digest, status in found.items() if status.state is State.DONE}
+        self._done.update(cell.id for cell in rest if done.issuperset(cell.stage_digests))
+        return scan
+
+
 def num_claimable(
     cells: Sequence[Cell],
     instances: Mapping[str, StageInstance],

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.settings import Retention, RunSettings
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.formats import FORMAT, SINCE_2, Stored
 from orchestrator.manifest import File, check_inside
 
@@ -366,7 +366,7 @@ class Revision(Record, frozen=True, kw_only=True):
     nonce: str
     number: int
     content: str
-    sweep: Sweep
+    sweep: ComposedSweep
     source: str = ""
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ MIN_GAIN = 0.05
 """Share of the time that more GPUs must save. Estimates are wrong by more than a smaller gain; our choice."""
 
 
-class Work(NamedTuple):
+class PlannedStage(NamedTuple):
     """A stage that is to run.
 
     Attributes:
@@ -58,7 +58,7 @@ class Makespan(NamedTuple):
     num_gpus: int
 
 
-def of_cells(cells: Mapping[str, Sequence[str]], work: Mapping[str, Work]) -> dict[str, Work]:
+def of_cells(cells: Mapping[str, Sequence[str]], work: Mapping[str, PlannedStage]) -> dict[str, PlannedStage]:
     """Return the work of cells: stages that cells share, and each cell's own stages as one.
 
     A worker holds its GPUs from the first stage of a cell to the last. So a cell's own stages count with the
@@ -69,7 +69,7 @@ def of_cells(cells: Mapping[str, Sequence[str]], work: Mapping[str, Work]) -> di
         work: the stages that are not done, by key.
     """
     waiting = num_waiting(work, cells.values())
-    found: dict[str, Work] = {}
+    found: dict[str, PlannedStage] = {}
     for cell, chain in cells.items():
         todo = [key for key in chain if key in work]
         own = [key for key in todo if waiting[key] == 1]
@@ -77,11 +77,11 @@ def of_cells(cells: Mapping[str, Sequence[str]], work: Mapping[str, Work]) -> di
         if own:
             shared = {taken for key in own for taken in work[key].inputs if waiting[taken] > 1}
             hours = sum(work[key].hours for key in own)
-            found[cell] = Work(hours, max(work[key].num_gpus for key in own), tuple(sorted(shared)))
+            found[cell] = PlannedStage(hours, max(work[key].num_gpus for key in own), tuple(sorted(shared)))
     return found
 
 
-def chain_hours(work: Mapping[str, Work]) -> dict[str, float]:
+def chain_hours(work: Mapping[str, PlannedStage]) -> dict[str, float]:
     """Return the length of the longest chain that begins with each stage, in hours.
 
     Args:
@@ -94,7 +94,7 @@ def chain_hours(work: Mapping[str, Work]) -> dict[str, float]:
     return chains
 
 
-def num_waiting(work: Mapping[str, Work], cells: Iterable[Sequence[str]]) -> Counter[str]:
+def num_waiting(work: Mapping[str, PlannedStage], cells: Iterable[Sequence[str]]) -> Counter[str]:
     """Return how many cells wait for each stage.
 
     Args:
@@ -104,7 +104,7 @@ def num_waiting(work: Mapping[str, Work], cells: Iterable[Sequence[str]]) -> Cou
     return Counter(key for chain in cells for key in chain if key in work)
 
 
-def longest_first(cells: Sequence[Sequence[str]], work: Mapping[str, Work]) -> list[int]:
+def longest_first(cells: Sequence[Sequence[str]], work: Mapping[str, PlannedStage]) -> list[int]:
     """Return the indices of cells in the order in which they should start.
 
     The longest remaining chain comes first. Of chains of equal length, the one whose first open stage more
@@ -127,14 +127,14 @@ def longest_first(cells: Sequence[Sequence[str]], work: Mapping[str, Work]) -> l
     return sorted(range(len(cells)), key=rank)
 
 
-def lower_bound_hours(work: Mapping[str, Work], num_gpus: int) -> float:
+def lower_bound_hours(work: Mapping[str, PlannedStage], num_gpus: int) -> float:
     """Return the larger of GPU-hours / GPUs and the longest chain: no schedule is shorter."""
     gpu_hours = sum(stage.hours * stage.num_gpus for stage in work.values())
     return max(gpu_hours / num_gpus, max(chain_hours(work).values(), default=0.0))
 
 
 def moldable_lower_bound_hours(
-    work: Mapping[str, Work],
+    work: Mapping[str, PlannedStage],
     num_gpus: int,
     *,
     gpus_per_node: int,
@@ -146,7 +146,9 @@ def moldable_lower_bound_hours(
     return max(gpu_hours / num_gpus, max(chain_hours(fastest).values(), default=0.0))
 
 
-def choices(stage: Work, gpus_per_node: int, efficiency: float = EFFICIENCY_PER_DOUBLING) -> list[Work]:
+def choices(
+    stage: PlannedStage, gpus_per_node: int, efficiency: float = EFFICIENCY_PER_DOUBLING
+) -> list[PlannedStage]:
     """Return the stage at its number of GPUs and at each doubling of it that fits in a node."""
     found = [stage]
     while stage.num_gpus and found[-1].num_gpus * 2 <= gpus_per_node:
@@ -156,12 +158,12 @@ def choices(stage: Work, gpus_per_node: int, efficiency: float = EFFICIENCY_PER_
 
 
 def mold(
-    work: Mapping[str, Work],
+    work: Mapping[str, PlannedStage],
     num_gpus: int,
     *,
     gpus_per_node: int,
     efficiency: float = EFFICIENCY_PER_DOUBLING,
-) -> dict[str, Work]:
+) -> dict[str, PlannedStage]:
     """Choose each stage's number of GPUs so that the whole takes the least time.
 
     More GPUs make a stage faster but waste some of them. So only stages on the longest chain get more: their
@@ -193,7 +195,7 @@ def mold(
 
 
 def makespan(
-    work: Mapping[str, Work],
+    work: Mapping[str, PlannedStage],
     num_gpus: int,
     *,
     gpus_per_node: int = 8,
@@ -223,7 +225,7 @@ def makespan(
 
 
 def makespan_hours(
-    work: Mapping[str, Work],
+    work: Mapping[str, PlannedStage],
     num_gpus: int,
     *,
     gpus_per_node: int = 8,
@@ -241,7 +243,7 @@ def makespan_hours(
         ValueError: a stage needs more GPUs than a node has.
     """
     order = chain_hours(work) if order is None else order
-    nodes = _Nodes(num_gpus, gpus_per_node)
+    nodes = _FreeGpus(num_gpus, gpus_per_node)
     takers, missing = _takers(work), {key: sum(i in work for i in work[key].inputs) for key in work}
     # A heap for each number of GPUs: a stage that does not fit does not hold back smaller ones.
     ready: dict[int, list[tuple[float, int, str]]] = defaultdict(list)
@@ -254,20 +256,25 @@ def makespan_hours(
     ends: list[tuple[float, int, str, int]] = []
     now = 0.0
     while True:
-        while (best := _first_that_fits(ready, nodes)) is not None:
+        # A stage that takes no time is over before others start: of the cells that it makes ready at this
+        # moment, the longest must come first.
+        while ends and ends[0][0] <= now:
+            _, _, key, node = heapq.heappop(ends)
+            nodes.free(node, work[key].num_gpus)
+            for taker in takers[key]:
+                missing[taker] -= 1
+                if not missing[taker]:
+                    heapq.heappush(ready[work[taker].num_gpus], (-order[taker], position[taker], taker))
+        if (best := _first_that_fits(ready, nodes)) is not None:
             _, place, key = heapq.heappop(ready[best])
             heapq.heappush(ends, (now + work[key].hours, place, key, nodes.take(best)))
-        if not ends:
+        elif ends:
+            now = ends[0][0]
+        else:
             return now
-        now, _, key, node = heapq.heappop(ends)
-        nodes.free(node, work[key].num_gpus)
-        for taker in takers[key]:
-            missing[taker] -= 1
-            if not missing[taker]:
-                heapq.heappush(ready[work[taker].num_gpus], (-order[taker], position[taker], taker))
 
 
-class _Nodes:
+class _FreeGpus:
     """The free GPUs of each node. A stage goes to the node with the fewest that suffice (best fit)."""
 
     def __init__(self, num_gpus: int, per_node: int) -> None:
@@ -302,19 +309,21 @@ class _Nodes:
         self._by_free[self._free[node]].add(node)
 
 
-def _first_that_fits(ready: Mapping[int, list[tuple[float, int, str]]], nodes: _Nodes) -> int | None:
+def _first_that_fits(ready: Mapping[int, list[tuple[float, int, str]]], nodes: _FreeGpus) -> int | None:
     """Return the number of GPUs of the first ready stage for which GPUs are free; None if there is none."""
+    if ready.get(0):
+        return 0
     fitting = [(heap[0], num_gpus) for num_gpus, heap in ready.items() if heap and nodes.fits(num_gpus)]
     return min(fitting)[1] if fitting else None
 
 
-def _scaled(chosen: Work, planned: Work, really: Work) -> Work:
+def _scaled(chosen: PlannedStage, planned: PlannedStage, really: PlannedStage) -> PlannedStage:
     """Return a stage at its chosen number of GPUs, as much longer or shorter as it really is."""
     factor = really.hours / planned.hours if planned.hours else 1.0
     return chosen._replace(hours=chosen.hours * factor)
 
 
-def _critical_chain(work: Mapping[str, Work]) -> list[str]:
+def _critical_chain(work: Mapping[str, PlannedStage]) -> list[str]:
     """Return the keys of the longest chain, from its first stage on."""
     chains, takers = chain_hours(work), _takers(work)
     chain: list[str] = []
@@ -326,7 +335,7 @@ def _critical_chain(work: Mapping[str, Work]) -> list[str]:
     return chain
 
 
-def _takers(work: Mapping[str, Work]) -> dict[str, list[str]]:
+def _takers(work: Mapping[str, PlannedStage]) -> dict[str, list[str]]:
     """Return, for each stage, the stages that take its product."""
     takers: dict[str, list[str]] = {key: [] for key in work}
     for key, stage in work.items():
@@ -336,7 +345,7 @@ def _takers(work: Mapping[str, Work]) -> dict[str, list[str]]:
     return takers
 
 
-def _in_order(work: Mapping[str, Work], takers: Mapping[str, Sequence[str]]) -> list[str]:
+def _in_order(work: Mapping[str, PlannedStage], takers: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the keys with inputs before those that take them.
 
     Raises:

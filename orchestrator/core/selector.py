@@ -212,9 +212,7 @@ def refuse_impossible(texts: Iterable[str], subjects: Sequence[Subject]) -> None
         UserError: there is one, such as ``seed=0 seed=1`` where ``seed=0,1`` was meant.
     """
     for text in texts:
-        words = [
-            word for word in Selector.parse(text)._words if word.key not in ("state", "cause", "failure")
-        ]
+        words = [word for word in Selector.parse(text)._words if word.key not in ("state", "cause")]
         if words and not any(all(word.matches(subject) for word in words) for subject in subjects):
             raise UserError(
                 f"no cell matches {text!r}",

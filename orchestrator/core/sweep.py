@@ -70,7 +70,7 @@ class Cell(Stored, frozen=True, kw_only=True):
     stage_digests: tuple[str, ...] = msgspec.field(name="chain")
 
 
-class Sweep(Stored, frozen=True, kw_only=True):
+class ComposedSweep(Stored, frozen=True, kw_only=True):
     """The content that a revision seals. Equal content has an equal digest and is one revision.
 
     Attributes:
@@ -311,6 +311,6 @@ def _spec(
     return spec
 
 
-def preload(sweep: Sweep) -> list[str]:
+def preload(sweep: ComposedSweep) -> list[str]:
     """Return the modules of a sweep's stages to import once, before children are forked."""
     return sorted({module for spec in sweep.specs.values() for module in spec.preload})

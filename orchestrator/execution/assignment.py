@@ -232,14 +232,23 @@ def log_tail(path: Path) -> str:
 
 
 def share(cells: Sequence[Cell], order: Assignment) -> tuple[Cell, ...]:
-    """Return the worker's cells, rotated to start at its own share: workers then rarely compete for a stage.
+    """Return the worker's cells in the order in which it tries them. Workers then rarely compete for a stage.
 
-    Example: of 8 cells and 4 workers, worker 2 starts at cell 4, and returns to cell 0 after cell 7.
+    Cells in the order of the sweep are divided among the workers: of 8 cells and 4 workers, worker 2 starts
+    at cell 4, and returns to cell 0 after cell 7. An assignment that orders its cells by length must be
+    worked off from the front, so worker 2 starts at cell 2.
+
+    Args:
+        cells: of the revision.
+        order: the worker's assignment.
     """
+    start = order.slot * len(cells) // max(1, order.num_slots)
     if order.cells is not None:
-        wanted = set(order.cells)
-        cells = [cell for cell in cells if cell.id in wanted]
-    start = len(cells) * order.slot // max(1, order.num_slots) % max(1, len(cells))
+        wanted = {name: place for place, name in enumerate(order.cells)}
+        in_grid_order = [cell for cell in cells if cell.id in wanted]
+        cells = sorted(in_grid_order, key=lambda cell: wanted[cell.id])
+        start = order.slot * len(cells) // max(1, order.num_slots) if cells == in_grid_order else order.slot
+    start %= max(1, len(cells))
     return (*cells[start:], *cells[:start])
 
 

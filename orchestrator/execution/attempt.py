@@ -19,6 +19,7 @@ from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Claim, Done, End, StartRecord
 from orchestrator.core.state import NOT_KEPT, Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.costs import STOP_FACTOR
 from orchestrator.entry import MARK
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution import child
@@ -56,9 +57,6 @@ from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.retention import drop_work
 from orchestrator.text import MAX_LINE, escaped, one_line
-
-STOP_FACTOR = 1.25
-"""Factor on the seconds that a stage measured for saving and ending, because disks are not always as fast."""
 
 
 class AttemptRun:

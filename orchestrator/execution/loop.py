@@ -8,7 +8,7 @@ from multiprocessing.context import BaseContext
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
-from orchestrator.core.plan import Claimable, RequestSummary, next_stage, summarize_requests
+from orchestrator.core.plan import Claimable, RequestSummary, Scanner, summarize_requests
 from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void, remaining_files
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
@@ -64,7 +64,7 @@ class Worker:
         self._sweep, self._context = revision.sweep, context
         self._stop_asked, self._shortage, self._say = stop_asked, shortage, say
         self._checkout = checkout
-        self._cells = share(self._sweep.cells, order)
+        self._scanner = Scanner(share(self._sweep.cells, order), self._sweep.stages)
         self._all_ids = tuple(cell.id for cell in self._sweep.cells)
         self._watcher = Watcher(owner, job=order.job)
         self._trusted: set[tuple[str, int]] = set()
@@ -102,9 +102,7 @@ class Worker:
                 trusted=self._trusted,
                 specs=self._sweep.specs,
             )
-            scan = next_stage(
-                self._cells,
-                self._sweep.stages,
+            scan = self._scanner.next_stage(
                 lambda digest, s=snapshot, w=wishes: self._status(s, w, digest),  # type: ignore[misc]
                 cancelled=wishes.cancelled,
             )
@@ -191,7 +189,7 @@ class Worker:
             return False
 
     def _is_worth_another_look(self, snapshot: EvidenceReader) -> bool:
-        digests = {digest for cell in self._cells for digest in cell.stage_digests}
+        digests = {digest for cell in self._scanner.cells for digest in cell.stage_digests}
         return self._leaving.is_worth_another_look(
             is_passing=any(snapshot.evidence(digest).is_passing for digest in digests)
         )
@@ -277,7 +275,9 @@ class Worker:
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._starved = True
-            self._cells = tuple(cell for cell in self._cells if instance.digest not in cell.stage_digests)
+            self._scanner.cells = tuple(
+                cell for cell in self._scanner.cells if instance.digest not in cell.stage_digests
+            )
         self._progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
             self._retain(f"worker on {self._owner.host}, after {claimable.cell.id} {instance.name}", instance)
@@ -388,6 +388,6 @@ class Worker:
         if not cancelled:
             return ""
         wanted = any(
-            instance.digest in cell.stage_digests and cell.id not in cancelled for cell in self._cells
+            instance.digest in cell.stage_digests and cell.id not in cancelled for cell in self._scanner.cells
         )
         return "" if wanted else "cancelled"

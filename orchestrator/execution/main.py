@@ -21,7 +21,7 @@ import msgspec
 from orchestrator import formats, provenance
 from orchestrator.core.identity import check_digests
 from orchestrator.core.records import Revision
-from orchestrator.core.sweep import Sweep, preload
+from orchestrator.core.sweep import ComposedSweep, preload
 from orchestrator.errors import InfrastructureError, SweepError, UserError
 from orchestrator.execution.assignment import Assignment, Shortage, this_owner
 from orchestrator.execution.loop import Worker
@@ -208,7 +208,9 @@ class _Problem(NamedTuple):
     code: int
 
 
-def _code_problem(ledger: Ledger, order: Assignment, sweep: Sweep, checkout: Checkout) -> _Problem | None:
+def _code_problem(
+    ledger: Ledger, order: Assignment, sweep: ComposedSweep, checkout: Checkout
+) -> _Problem | None:
     """Return why this worker's code is not the code of the launch; None if it is."""
     if order.code is None:
         if not order.code_digest or checkout.digest() == order.code_digest:

@@ -27,6 +27,8 @@ class Resources(Stored, frozen=True, kw_only=True):
         partition: Partition of the scheduler; "" for its default.
         accelerator: Type of the GPUs as Ray names it, such as ``H100``; "" for any.
         custom: Ray's custom resources by name.
+        signal_s: Seconds before the limit at which stages have to begin to save, as estimated; 0 for those of
+            the cluster's profile.
     """
 
     num_nodes: int = 1
@@ -37,6 +39,7 @@ class Resources(Stored, frozen=True, kw_only=True):
     partition: str = ""
     accelerator: str = ""
     custom: tuple[tuple[str, float], ...] = ()
+    signal_s: Annotated[float, SINCE_2] = 0.0
 
 
 class Submission(Record, frozen=True, kw_only=True):

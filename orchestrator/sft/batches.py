@@ -133,9 +133,13 @@ class Batches:
         )
         return (_batch(self._validation, part, self._segments) for part in parts)
 
-    def widest(self) -> np.ndarray:
-        """Return the rows of the step whose micro-batches take the most memory."""
-        return max(self._steps, key=lambda rows: max(map(self._positions, self.of_step(rows))))
+    def widest(self) -> Batch:
+        """Return a micro-batch of the step whose micro-batches take the most memory."""
+        if isinstance(packs := self._divisions[0], Packs):
+            rows = self._steps[packs.widest(self._steps, num_processes=self._num_processes)]
+        else:
+            rows = max(self._steps, key=lambda rows: int(self._rows.lengths[rows].max()))
+        return self.batch(self.of_step(rows)[0])
 
     def _positions(self, part: Part) -> int:
         """Return how many positions a micro-batch computes."""
@@ -246,7 +250,7 @@ def _number(value: float) -> float | str:
     return value if isinstance(value, bool) or math.isfinite(value) else str(value)
 
 
-def choose(settings: Config, uses: Config, placed: Placed, rows: Rows) -> Chosen:
+def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of_memory: int = 0) -> Chosen:
     """Choose for a placed model, and change its layers accordingly.
 
     Args:
@@ -254,12 +258,19 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows) -> Chosen
         uses: the section `trainer` of what the stage uses.
         placed: the model.
         rows: the training rows.
+        out_of_memory: how many choices did not fit. Each time layers are computed again if they were not and
+            that is left to the memory, else the micro-batch is halved.
 
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
     """
     bf16 = settings.precision == "bf16"
     micro, recompute = micro_batches(settings, uses, placed, rows)
+    for _ in range(out_of_memory):
+        if uses.gradient_checkpointing == "auto" and not recompute:
+            recompute = True
+        else:
+            micro = _halved(micro, int(rows.lengths.max()))
     num_fused = kernels.fuse_norms(placed.model) if placed.device.type == "cuda" else 0
     packing = can_pack(placed, rows, bf16=bf16) if micro.rows is None else None
     if packing is not None and packing.packed:
@@ -272,6 +283,19 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows) -> Chosen
     if compiled:
         kernels.compile_layers(layers_of(placed.model))
     return Chosen(micro, recompute, compiled, packing, num_fused)
+
+
+def _halved(micro: MicroBatches, longest: int) -> MicroBatches:
+    """Return half of a micro-batch. A row is never split.
+
+    Raises:
+        StageFailure: it holds one row only (cause ``oom_gpu``).
+    """
+    if micro.rows == 1 or (micro.rows is None and micro.tokens <= longest):
+        raise StageFailure("oom_gpu", "not even a micro-batch of one row fits: more GPUs are needed")
+    if micro.rows is not None:
+        return micro._replace(rows=micro.rows // 2)
+    return micro._replace(tokens=max(longest, micro.tokens // 2))
 
 
 def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:

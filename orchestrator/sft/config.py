@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec.structs import force_setattr
 
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import GENERATORS, TASKS, lookup
+from orchestrator.registry import GENERATORS, TASKS
 from orchestrator.sft import data
 from orchestrator.sft.workload import CostsConfig
-from orchestrator.tasks.base import LANGUAGES
+from orchestrator.tasks.base import LANGUAGES, Strict, Task, load_task
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -27,13 +27,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-class _Frozen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Immutable settings that refuse unknown keys."""
-
-    pass
-
-
-class Architecture(_Frozen, frozen=True, kw_only=True):
+class Architecture(Strict, frozen=True, kw_only=True):
     """Sizes of a decoder. They build a tiny model, and let a plan estimate the cost of a real one."""
 
     num_layers: Positive
@@ -50,14 +44,14 @@ class Architecture(_Frozen, frozen=True, kw_only=True):
             raise ValueError(f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}")
 
 
-class TokenizerConfig(_Frozen, frozen=True, kw_only=True):
+class TokenizerConfig(Strict, frozen=True, kw_only=True):
     """Training data of a tiny tokenizer: `num_items` generated items per task and language."""
 
     num_items: Positive
     seed: int
 
 
-class Pretraining(_Frozen, frozen=True, kw_only=True):
+class Pretraining(Strict, frozen=True, kw_only=True):
     """The short generic language modelling of a tiny model."""
 
     num_steps: Positive
@@ -68,7 +62,7 @@ class Pretraining(_Frozen, frozen=True, kw_only=True):
     seed: int
 
 
-class ModelConfig(_Frozen, frozen=True, kw_only=True):
+class ModelConfig(Strict, frozen=True, kw_only=True):
     """A tiny model to build or, with `path`, a model to load from a hub or a folder.
 
     Attributes:
@@ -100,17 +94,23 @@ FAMILIES = ("qwen3", "gemma3")
 """Architectures in which a tiny model can be built."""
 
 
-class TaskConfig(_Frozen, frozen=True, kw_only=True):
-    """The benchmark, by its name in `orchestrator.registry.TASKS`."""
+class TaskConfig(Strict, frozen=True, kw_only=True):
+    """The benchmark.
+
+    Attributes:
+        name: in `orchestrator.registry.TASKS`; any name for a task with a `target`.
+        target: ``module:object`` of a task that the registry does not have.
+    """
 
     name: str
+    target: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in TASKS:
+        if self.name not in TASKS and self.target is None:
             raise ValueError(f"unknown task {self.name!r}; {nearest(self.name, TASKS)}")
 
 
-class TrainerConfig(_Frozen, frozen=True, kw_only=True):
+class TrainerConfig(Strict, frozen=True, kw_only=True):
     """Optimisation settings. A step has `global_batch_size` rows, however they are divided.
 
     Attributes:
@@ -151,14 +151,14 @@ class TrainerConfig(_Frozen, frozen=True, kw_only=True):
             )
 
 
-class Release(_Frozen, frozen=True, kw_only=True):
+class Release(Strict, frozen=True, kw_only=True):
     """A published data set: its hub id, and the revision that pins it."""
 
     hub_id: str
     revision: str = "main"
 
 
-class ItemsConfig(_Frozen, frozen=True, kw_only=True):
+class ItemsConfig(Strict, frozen=True, kw_only=True):
     """The source of one task's items, and their number per language; None for all that exist.
 
     Attributes:
@@ -206,13 +206,15 @@ class ItemsConfig(_Frozen, frozen=True, kw_only=True):
             raise ValueError("items of source=generated need num_train and num_test")
 
 
-class DataConfig(_Frozen, frozen=True, kw_only=True):
-    """Items of all tasks, so that one sweep can mix sources. `CellConfig.items` is of the cell's task."""
+class _DataConfig(Strict, frozen=True, kw_only=True):
+    """Items of all tasks, so that one sweep can mix sources. `CellConfig.items` is of the cell's task.
+
+    Attributes:
+        unpinned: whether releases may be named by a branch or tag, which can move.
+    """
 
     train_dir: str | None = None
     test_dir: str | None = None
-    math_dir: str | None = None
-    api_calling_dir: str | None = None
     cache_dir: str | None = None
     train_fingerprint: str | None = None
     test_fingerprint: str | None = None
@@ -221,9 +223,27 @@ class DataConfig(_Frozen, frozen=True, kw_only=True):
     num_validation: Positive | None
     num_test: Positive | None
     tasks: dict[str, ItemsConfig]
+    unpinned: bool = False
 
 
-class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
+if TYPE_CHECKING:
+    DataConfig = _DataConfig
+else:
+    # A setting for the data set of each task of the registry, such as `data.math_dir`.
+    DataConfig = msgspec.defstruct(
+        "DataConfig",
+        [(f"{task}_dir", str | None, None) for task in TASKS],
+        bases=(_DataConfig,),
+        kw_only=True,
+        namespace={"__doc__": _DataConfig.__doc__},
+    )
+
+
+UNUSED_BATCH_SIZE = 64
+"""What `evaluation.batch_size` is with vLLM, so that no identity depends on it; the study's value."""
+
+
+class EvaluationConfig(Strict, frozen=True, kw_only=True):
     """What is tested, in which languages, the limit of an answer's length, and what generates the answers.
 
     Engine, precision and batch size are part of the identity, because each changes some texts. A sum of the
@@ -235,7 +255,8 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
         engine: a key of `orchestrator.registry.GENERATORS`.
         precision: of weights and activations during generation.
         batch_size: prompts that are computed together. It is never made smaller, so a device with too little
-            memory fails with cause ``oom_gpu``. vLLM has batch-invariant kernels and forms its own batches.
+            memory fails with cause ``oom_gpu``. vLLM has batch-invariant kernels and forms its own batches:
+            with it the setting means nothing, and is always `UNUSED_BATCH_SIZE`.
         num_processes: that share the work; None for one per visible GPU, or one on a CPU.
     """
 
@@ -252,9 +273,11 @@ class EvaluationConfig(_Frozen, frozen=True, kw_only=True):
         if self.engine not in GENERATORS:
             raise ValueError(f"unknown evaluation.engine {self.engine!r}; {nearest(self.engine, GENERATORS)}")
         force_setattr(self, "languages", in_study_order(self.languages, key="evaluation.languages"))
+        if self.engine == "vllm":
+            force_setattr(self, "batch_size", UNUSED_BATCH_SIZE)
 
 
-class CellConfig(_Frozen, frozen=True, kw_only=True):
+class CellConfig(Strict, frozen=True, kw_only=True):
     """The whole config of a cell. An empty mixture is the untrained baseline.
 
     Attributes:
@@ -283,7 +306,9 @@ class CellConfig(_Frozen, frozen=True, kw_only=True):
             UserError: something is missing.
         """
         _check_model(self.model.path)
-        _check_items(self.task.name, self.items, self.languages, self.evaluation.languages)
+        if not self.data.unpinned:
+            _check_pinned(self.task.name, self.items)
+        _check_items(self.task, self.items, self.languages, self.evaluation.languages)
 
 
 def is_hub_id(path: str) -> bool:
@@ -325,31 +350,48 @@ def _check_model(path: str | None) -> None:
         )
 
 
+def _check_pinned(task_name: str, items: ItemsConfig) -> None:
+    # A data set in a folder has a fingerprint of its content. A release is known by its revision alone.
+    if items.source != "parallel" or items.dir is not None:
+        return
+    for side in ("train", "test"):
+        release = getattr(items, side)
+        if release is not None and not data.is_commit(release.revision):
+            key = f"data.tasks.{task_name}.{side}.revision"
+            raise UserError(
+                f"{release.hub_id}@{release.revision} is not pinned: a branch or tag can move",
+                where=f"{key}={release.revision}",
+                allowed="a commit's hash, or at least 7 digits of it",
+                fix=f"{key}=HASH, or data.unpinned=true",
+            )
+
+
 def _check_items(
-    task_name: str, items: ItemsConfig, training: tuple[str, ...], tested: tuple[str, ...]
+    named: TaskConfig, items: ItemsConfig, training: tuple[str, ...], tested: tuple[str, ...]
 ) -> None:
+    task = load_task(msgspec.structs.asdict(named))
     # Generated items need no files. Data sets of releases are checked as a need, since `prefetch` may fetch
     # them.
     if items.source == "generated" or (items.source == "parallel" and items.dir is None):
         return
     if items.dir is not None:
-        data.check(items, task_name)
+        data.check(items, task.name, named.target)
     for folder, split, languages, key in (
         (items.dir or items.train_dir, "train", training, "languages"),
         (items.dir or items.test_dir, "test", tested, "evaluation.languages"),
     ):
-        known = _languages_in(task_name, str(folder), split)
+        known = _languages_in(task, str(folder), split)
         for language in languages:
             if language not in known:
                 raise UserError(
-                    f"no {split} data of {task_name} in language {language!r}",
+                    f"no {split} data of {task.name} in language {language!r}",
                     where=f"{key}={','.join(languages)}, files of {folder}",
                     allowed=f"languages there: {', '.join(known) or 'none'}",
                 )
 
 
-def _languages_in(task_name: str, folder: str, split: str) -> tuple[str, ...]:
+def _languages_in(task: Task, folder: str, split: str) -> tuple[str, ...]:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(f"data.{split}_dir={folder} is no folder")
-    return tuple(lookup(TASKS, task_name, kind="task").languages_in(path, split))
+    return tuple(task.languages_in(path, split))

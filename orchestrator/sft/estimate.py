@@ -25,6 +25,8 @@ from orchestrator.sft.memory import (
     reserve_gib,
     terms_gib,
 )
+from orchestrator.sft.save_costs import COPY_MARGIN, DISK_GB_S, STATE_BYTES, save_costs
+from orchestrator.sft.speed import USEFUL_SHARE, mfu
 from orchestrator.sft.workload import CostsConfig, Tree, answers, costs_of, model_of, training
 from orchestrator.stage import Config, plain
 
@@ -118,10 +120,10 @@ def _summary(finished: list[Finished], costs: CostsConfig) -> Speed:
     )
 
 
-KEPT_RESUME_STATES = 2
-"""Number of resume checkpoints that lie on the disk at a time."""
-RESUME_BYTES = 16
-"""Bytes per parameter in a resume checkpoint: as much as the state itself."""
+KEPT_RESUME_STATES = 3
+"""Most resume checkpoints that lie on the disk at a time: two whole ones, and one that is being written."""
+RESUME_BYTES = STATE_BYTES
+"""Bytes per parameter in a resume checkpoint."""
 
 
 def train(config: Config, *, label: str, hardware: Hardware, retention: str, measured: Measured) -> Estimate:
@@ -141,17 +143,30 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     placed = placed_on(cell, model, hardware)
     speed = speed_of(cell, measured, costs)
     num_tokens = speed.tokens(cell, work.num_tokens)
-    gpu_hours, how = _training_hours(model, num_tokens, costs, hardware, speed)
+    time = _training_time(cell, model, num_tokens, costs, hardware, speed, placed)
+    step_s = 3600 * time.gpu_hours / placed.num_gpus / work.num_steps
+    num_epochs, weight_bytes = cell["trainer"]["num_epochs"], _weight_bytes(cell)
+    saves = save_costs(
+        model.num_parameters,
+        weight_bytes=weight_bytes,
+        num_gpus=placed.num_gpus,
+        step_s=step_s,
+        num_steps=work.num_steps,
+        num_epochs=num_epochs,
+    )
+    # A utilisation that was measured or given includes the waits for checkpoints.
+    gpu_hours = time.gpu_hours / (1 - saves.share if time.is_modelled else 1.0)
     notes = [f"tokens measured on {cells(speed.num_cells)}"] if speed.num_cells else [*work.notes]
     again_or_kept = "computes layers again" if placed.checkpointing else "keeps all activations"
-    notes += [how, f"a micro-batch of {placed.tokens:,} tokens {again_or_kept}"]
+    notes += [time.how, f"a micro-batch of {placed.tokens:,} tokens {again_or_kept}"]
+    notes += [f"checkpoints on a disk of {DISK_GB_S:g} GB/s, each after 60 s or more"]
     notes += [f"memory for rows of trainer.max_length_tokens={cell['trainer']['max_length_tokens']:,}"]
     if speed.peak_memory_gib is not None:
         notes.append(f"peak memory measured on {cells(speed.num_cells)}; its terms are computed")
     flops = 6.0 * model.num_parameters * num_tokens
     # Gradient checkpointing computes the forward pass of the layers twice.
     again = 2.0 * (model.num_parameters - model.num_embeddings) * num_tokens
-    num_epochs, weights_gib = cell["trainer"]["num_epochs"], _weight_bytes(cell) * model.num_parameters / GIB
+    weights_gib = weight_bytes * model.num_parameters / GIB
     return Estimate(
         num_steps=work.num_steps,
         num_tokens=num_tokens,
@@ -165,12 +180,17 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         recomputes=placed.checkpointing,
         memory_gib=speed.peak_memory_gib or placed.memory_gib,
         memory_terms_gib=dict(placed.terms_gib),
-        host_memory_gib=_host_gib(model, hardware, placed.num_gpus, placed.memory_gib),
+        host_memory_gib=_host_gib(model, hardware, placed.num_gpus, placed.memory_gib)
+        + _copy_gib(model, hardware),
         disk_gib=weights_gib * {"best": 1, "none": 0}.get(retention, num_epochs),
         peak_disk_gib=weights_gib * num_epochs
         + KEPT_RESUME_STATES * RESUME_BYTES * model.num_parameters / GIB,
         assumptions=tuple(notes),
         measured=speed.num_cells > 0,
+        useful_share=time.useful_share,
+        checkpoint_share=saves.share,
+        lost_s=saves.lost_s,
+        stop_s=saves.stop_s,
     )
 
 
@@ -225,6 +245,11 @@ def _host_gib(model: Decoder, hardware: Hardware, num_gpus: int, device_gib: flo
     if hardware.device == "cpu":
         return device_gib
     return HOST_BYTES * model.num_parameters / GIB + GPU_HOST_GIB * num_gpus
+
+
+def _copy_gib(model: Decoder, hardware: Hardware) -> float:
+    """Return the host memory of a copy of the training state, in GiB; it is written from there."""
+    return 0.0 if hardware.device == "cpu" else COPY_MARGIN * STATE_BYTES * model.num_parameters / GIB
 
 
 def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
@@ -293,21 +318,51 @@ def cells(number: int) -> str:
     return f"{number} {'cell' if number == 1 else 'cells'} of the same model and task"
 
 
-def _training_hours(
-    model: Decoder, num_tokens: int, costs: CostsConfig, hardware: Hardware, speed: Speed
-) -> tuple[float, str]:
-    """Return device hours, and a note on their source.
+class _Time(NamedTuple):
+    """Device hours of the steps of a training, without those for checkpoints unless they were measured."""
 
-    The source is the utilisation that the user gave, else measurements, else an assumed utilisation.
+    gpu_hours: float
+    how: str
+    useful_share: float = 0.0
+    is_modelled: bool = False
+
+
+def _training_time(
+    cell: Tree,
+    model: Decoder,
+    num_tokens: int,
+    costs: CostsConfig,
+    hardware: Hardware,
+    speed: Speed,
+    placed: Fit,
+) -> _Time:
+    """Return the time of training, and a note on its source.
+
+    The source is the utilisation that the user gave, else measurements, else the model of
+    `orchestrator.sft.speed`, which counts computed positions and not tokens alone.
     """
     # A utilisation that the user gives overrides measurements.
     if speed.seconds_per_token is not None and hardware.mfu is None:
         note = f"training speed measured on {cells(speed.num_cells)}, on the devices of those"
-        return speed.seconds_per_token * num_tokens / 3600, note
-    mfu = hardware.mfu or costs.mfu_of(model.num_parameters)
-    source = "as given" if hardware.mfu is not None else "ours, by model size"
+        return _Time(speed.seconds_per_token * num_tokens / 3600, note)
     flops = 6.0 * model.num_parameters * num_tokens
-    return flops / _flops_an_hour(hardware, mfu), f"MFU {mfu:.0%} ({source})"
+    if hardware.mfu is not None:
+        note = f"MFU {hardware.mfu:.0%} (as given)"
+        return _Time(flops / _flops_an_hour(hardware, hardware.mfu), note)
+    most = costs.mfu_of(model.num_parameters)
+    found = mfu(
+        model,
+        hardware.device,
+        recomputes=placed.checkpointing,
+        is_compiled=cell["trainer"].get("compile") is not False,
+    )
+    if found is None:
+        return _Time(
+            flops / _flops_an_hour(hardware, most), f"MFU {most:.0%} (ours, by model size)", is_modelled=True
+        )
+    used = min(most, found)
+    note = f"MFU {used:.0%} and {USEFUL_SHARE:.0%} of the positions useful (ours, by model and device)"
+    return _Time(flops / _flops_an_hour(hardware, used) / USEFUL_SHARE, note, USEFUL_SHARE, is_modelled=True)
 
 
 def _flops_an_hour(hardware: Hardware, mfu: float) -> float:
@@ -320,11 +375,13 @@ def _generation_terms(
 ) -> dict[str, float]:
     """Return the memory of generation in GiB, by term: weights, and the cache of keys and values of a batch.
 
-    Each row of the batch is a mean item with an answer as long as it may become.
+    Each row of the batch is a mean item with an answer as long as it may become. vLLM takes as many rows as
+    fit, so that one is enough.
     """
     evaluation = cell["evaluation"]
     value_bytes = 2 if evaluation["precision"] == "bf16" else 4
-    tokens = evaluation["batch_size"] * (item_tokens + evaluation["max_new_tokens"])
+    num_rows = 1 if evaluation.get("engine") == "vllm" else evaluation["batch_size"]
+    tokens = num_rows * (item_tokens + evaluation["max_new_tokens"])
     cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * value_bytes * tokens
     return {
         "weights": value_bytes * model.num_parameters / GIB,

@@ -26,7 +26,7 @@ import numpy as np
 
 MAX_WIDTHS = 8
 """Largest number of widths of a training."""
-_MORE_PACKS = 8
+_MORE_PACKS = 4
 """Ours: how many more packs per process than necessary are tried for a better division."""
 _SPARE = 0.01
 """Ours: share of computed positions that may be wasted if that saves a width, or the search for it."""
@@ -169,6 +169,10 @@ class Packs:
         chosen = self._choice(steps, num_processes)
         computed: np.ndarray = chosen.widths * chosen.num_packs * num_processes
         return computed
+
+    def widest(self, steps: Sequence[np.ndarray], *, num_processes: int = 1) -> int:
+        """Return the number of the step with the widest packs."""
+        return int(self._choice(steps, num_processes).widths.argmax())
 
     def max_rows(self, steps: Sequence[np.ndarray], *, num_processes: int = 1) -> int:
         """Return the largest number of rows of a pack."""

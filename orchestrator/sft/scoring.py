@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.errors import NotKept
-from orchestrator.registry import GENERATORS, TASKS, lookup
+from orchestrator.registry import GENERATORS, lookup
 from orchestrator.sft import runtime
 from orchestrator.sft.data import load_items
 from orchestrator.sft.distributed import parallel
@@ -25,7 +25,7 @@ from orchestrator.sft.generate import GeneratedText, Share, batches, generate
 from orchestrator.sft.generators.base import Engine, GeneratorSettings
 from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Config, Context, Inputs
-from orchestrator.tasks.base import Item, Task
+from orchestrator.tasks.base import Item, load_task
 
 PREDICTIONS = "predictions.parquet"
 
@@ -110,9 +110,6 @@ def read(folder: Path) -> list[Prediction]:
     return [Prediction(**row) for row in pq.read_table(folder / PREDICTIONS).to_pylist()]
 
 
-_BATCHES_A_ROUND = 8
-"""Batches per process between two checkpoint opportunities, for engines that take several at a time."""
-
 _Key = tuple[str, int | None, str, str]
 """Split, step, language and item id: what identifies a prediction."""
 
@@ -129,7 +126,7 @@ class Scorer:
         self._config = config
         self._context = context
         self._is_dry = is_dry
-        self._task: Task = lookup(TASKS, config.task.name, kind="task")
+        self._task = load_task(config.task)
         self._tokenizer = runtime.load_tokenizer(inputs, context.uses)
         self._share = Share(parallel.rank(), parallel.world_size())
         self._engine: Engine | None = None
@@ -191,8 +188,9 @@ class Scorer:
         if num_former and not self._is_dry:
             self._report(split, step, languages, {}, is_last=not left)
         while left:
-            # A round: each process gets one batch, or several, then all processes exchange their answers.
-            size = self._share.size * (1 if self._open(folder).is_batched else _BATCHES_A_ROUND)
+            # A round: each process gets one batch, then all exchange their answers. An engine that forms its
+            # own batches is fastest with the items of all languages at once.
+            size = self._share.size if self._open(folder).is_batched else len(left)
             now, left = left[:size], left[size:]
             metrics = self._generate(split, step, now)
             self._num_done += len(now)

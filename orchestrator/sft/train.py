@@ -10,6 +10,7 @@ of the config, the step and the rank. So a resume needs the weights, the optimis
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import math
 import resource
@@ -31,6 +32,7 @@ from orchestrator.sft.checkpoints import link_weights, load_state
 from orchestrator.sft.distributed import launcher, parallel
 from orchestrator.sft.distributed.parallel import Placed, rank, reduced, whole, world_size
 from orchestrator.sft.prepare import left_out
+from orchestrator.sft.save_costs import state_seconds
 from orchestrator.sft.saver import PROGRESS, Progress, Saver
 from orchestrator.sft.shards import EpochOrder, Rows, open_shard
 from orchestrator.stage import Config, Context, Inputs, Row
@@ -95,6 +97,7 @@ class Training:
             StopRequested: after a checkpoint, if a stop was requested.
             StageFailure: the loss or the gradient is not finite (cause ``nan``).
         """
+        self._context.expect_save(state_seconds(self._placed.num_parameters))
         first = self._resume()
         per_epoch = self._order.steps_per_epoch
         for epoch in range(first // per_epoch, self._settings.num_epochs):
@@ -110,6 +113,31 @@ class Training:
                 if self._context.checkpoint_due(step) and (step < self.num_steps or self._context.stop_asked):
                     self._save(step)
         self._saver.end()
+
+    def fits(self) -> bool:
+        """Return whether the widest micro-batch fits the device, beside gradients and moments.
+
+        All processes must call this together; they get the same result. No weight changes.
+        """
+        failed = torch.zeros((), device=self._device)
+        try:
+            self._rehearse()
+        except torch.OutOfMemoryError:
+            failed += 1
+        self._optimizer.zero_grad()
+        self._optimizer.state.clear()
+        return not bool(reduced(failed, largest=True))
+
+    def _rehearse(self) -> None:
+        """Make the moments, then compute the widest micro-batch twice, as between two others of a step."""
+        for parameter in self._placed.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
+        self._optimizer.step()
+        batch = self.batches.widest()
+        for _ in range(2):
+            torch.autograd.backward(self._placed.losses(batch))
 
     @property
     def seconds(self) -> float:
@@ -296,31 +324,46 @@ def _train(config: Config, inputs: Inputs, context: Context, *, device: torch.de
     rows, validation = (
         rows_of(shards, config.languages, split, pad_token_id=pad) for split in ("train", "validation")
     )
-    uses = context.uses.trainer
-    placed = parallel.Placed(
-        functools.partial(runtime.load_base, inputs, context.uses),
-        device=device,
-        sharding=uses.sharding,
-        bf16=config.trainer.precision == "bf16",
-        gradient_checkpointing=False,
-        chunk_tokens=uses.loss_chunk_tokens,
-    )
-    chosen = batches.choose(config.trainer, uses, placed, rows)
-    training = Training(
-        placed,
-        rows=rows,
-        validation=validation,
-        settings=config,
-        context=context,
-        micro=chosen.micro,
-        device=device,
-    )
+    training, chosen = _fitted(config, inputs, context, rows=rows, validation=validation, device=device)
     training.run()
     facts = {**summary(training), **chosen.facts(), "notes": left_out(shards, config.languages)}
     if parallel.rank() == 0:
         tokenizer.save_pretrained(context.output / "tokenizer")
         (context.output / SUMMARY).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return []
+
+
+def _fitted(
+    config: Config, inputs: Inputs, context: Context, *, rows: Rows, validation: Rows, device: torch.device
+) -> tuple[Training, batches.Chosen]:
+    """Return the training with the first choice of micro-batches that fits the device, and that choice."""
+    uses, out_of_memory = context.uses.trainer, 0
+    while True:
+        placed = parallel.Placed(
+            functools.partial(runtime.load_base, inputs, context.uses),
+            device=device,
+            sharding=uses.sharding,
+            bf16=config.trainer.precision == "bf16",
+            gradient_checkpointing=False,
+            chunk_tokens=uses.loss_chunk_tokens,
+        )
+        chosen = batches.choose(config.trainer, uses, placed, rows, out_of_memory=out_of_memory)
+        training = Training(
+            placed,
+            rows=rows,
+            validation=validation,
+            settings=config,
+            context=context,
+            micro=chosen.micro,
+            device=device,
+        )
+        if device.type == "cpu" or training.fits():
+            return training, chosen
+        # What a failed pass leaves behind in FSDP is not known: the model is loaded once more.
+        del placed, training
+        gc.collect()
+        torch.cuda.empty_cache()
+        out_of_memory += 1
 
 
 def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str, *, pad_token_id: int) -> Rows:

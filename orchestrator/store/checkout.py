@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import UserError
 from orchestrator.stage import StageSpec
 from orchestrator.store.objects import ObjectStore
@@ -249,7 +249,11 @@ class Checkout:
 
 
 def checkout_of(
-    objects: ObjectStore, sweep: Sweep, import_paths: Sequence[str], *, named: Sequence[str] | None = None
+    objects: ObjectStore,
+    sweep: ComposedSweep,
+    import_paths: Sequence[str],
+    *,
+    named: Sequence[str] | None = None,
 ) -> Checkout:
     """Return the code of a sweep's stages, without the store's own folder."""
     left_out = [objects.folder("")] if objects.in_place else []

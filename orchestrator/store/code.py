@@ -27,7 +27,7 @@ import msgspec
 import orchestrator
 from orchestrator import formats, provenance
 from orchestrator.core.records import Code, CodeFile, CodeManifest
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.manifest import file_digest
 from orchestrator.store import archive, layout
@@ -114,7 +114,7 @@ def plan(
     return SnapshotPlan(code, tuple(items.values()))
 
 
-def version_of(code: Code, sweep: Sweep, paths: Sequence[str]) -> str:
+def version_of(code: Code, sweep: ComposedSweep, paths: Sequence[str]) -> str:
     """Return the version of the products that a snapshot's workers make.
 
     This is the checkout's digest, so that a product has the same version with and without a snapshot. Where

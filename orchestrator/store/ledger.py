@@ -26,7 +26,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt
-from orchestrator.core.sweep import StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.formats import FORMAT
 from orchestrator.store import layout, opening
@@ -310,7 +310,7 @@ class Ledger(Records):
             return True
         # An earlier version may have written other fields; its digest covers the tree as it was written.
         tree = msgspec.json.decode(self.objects.get(key) or b"{}").get("sweep")
-        return hashlib.sha256(formats.canonical_tree(tree, Sweep)).hexdigest() == revision.content
+        return hashlib.sha256(formats.canonical_tree(tree, ComposedSweep)).hexdigest() == revision.content
 
     def find_content(self, sweep: str, content: str) -> int | None:
         """Return the revision number of this content digest, None when it was never sealed."""
@@ -369,7 +369,7 @@ class Ledger(Records):
                 return numbered
 
 
-def content_digest(sweep: Sweep) -> str:
+def content_digest(sweep: ComposedSweep) -> str:
     """Return the sha-256 of a sweep's sealed content, hexadecimal; equal content is one revision."""
     return hashlib.sha256(formats.canonical(sweep)).hexdigest()
 

@@ -20,7 +20,7 @@ from orchestrator.core.plan import removable_files
 from orchestrator.core.records import Done, Retired, remaining_files
 from orchestrator.core.settings import RETIRING, Policy
 from orchestrator.core.state import Attempt, Evidence, Liveness
-from orchestrator.core.sweep import StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.evidence import EvidenceReader
@@ -168,7 +168,7 @@ def _retired(
 
 def retain(
     ledger: Ledger,
-    sweep: Sweep,
+    sweep: ComposedSweep,
     policy: Policy,
     *,
     by: str,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from orchestrator.core.state import CellStatus
-from orchestrator.core.sweep import Cell, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import pick, scalar_text
 from orchestrator.store.evidence import EvidenceReader
 
@@ -20,7 +20,7 @@ Rows = list[dict[str, Any]]
 
 
 def collect_rows(
-    sweep: Sweep,
+    sweep: ComposedSweep,
     revision: int,
     cells: Sequence[Cell],
     statuses: dict[str, CellStatus],

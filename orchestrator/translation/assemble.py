@@ -56,13 +56,14 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     try:
         rows = read_rows(path, config.task)
         overlay = read_overlay(Path(context.uses.overlay.path) if context.uses.overlay.path else None)
-        found = {language: _translated(rows, language, inputs, overlay) for language in config.to}
+    except UserError as error:
+        raise StageFailure("data", str(error)) from error
+    found = {language: _translated(rows, language, inputs, overlay) for language in config.to}
+    try:
         built = _built(path, config, rows, found)
         dataset.write(context.output / DATASET, built.info, built.rows, verify=importing.verify)
     except UserError as error:
-        raise StageFailure(
-            "data", f"{error}\n{_yields(found)}" if "found" in locals() else str(error)
-        ) from error
+        raise StageFailure("data", f"{error}\n{_yields(found)}") from error
     kept = frozenset(id_ for split in built.info.splits.values() for id_ in split.ids)
     manifest = _manifest(config, rows, found, kept, overlay)
     (context.output / MANIFEST).write_bytes(pretty(manifest))

@@ -136,12 +136,14 @@ class Endpoint:
     Args:
         found: address and key.
         settings: the `endpoint` of the config.
-        body: fields of every request: the model, the limit of tokens, and what the user adds.
+        body: fields of every request: the model, the limit of tokens, and what the user adds. A field that
+            is None is left out, for endpoints that refuse it.
     """
 
     def __init__(self, found: Access, settings: Mapping[str, Any], body: Mapping[str, Any]) -> None:
         self._access, self._settings = found, settings
-        self._body = {"temperature": 0, **body}
+        fields = {"temperature": 0, **body}
+        self._body = {key: value for key, value in fields.items() if value is not None}
         self._gate = _Gate(settings["requests_per_minute"])
         self._num_given_up = 0
         self._last_error = ""
@@ -186,7 +188,7 @@ class Endpoint:
         while messages is not None:
             answer = await self._reply(client, messages)
             if isinstance(answer, str):
-                conversation.problem = answer
+                conversation.problem, conversation.detail = answer, self._last_error
                 if answer == UNANSWERED:
                     self._give_up()
                 return
@@ -229,6 +231,8 @@ class Endpoint:
             if status in (401, 403, 404):
                 raise StageFailure("config", self._refusal(status, data))
             if 400 <= status < 500 and status not in AGAIN:
+                what = self._access.hide(one_line(_error_text(data), 160))
+                self._last_error = f"status {status}: {what}"
                 return "refused-request"
             self._last_error = f"status {status}"
             if status == 429:

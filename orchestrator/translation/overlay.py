@@ -75,7 +75,7 @@ def read_overlay(path: Path | None) -> dict[tuple[str, str], Correction]:
 
 
 def corrected(row: SourceRow, judged: Judged, correction: Correction) -> Judged:
-    """Return the judgement on a row with its correction. If that is refused, its faults say so."""
+    """Return the judgement on a row with its correction. If that is refused, it has faults."""
     texts = {**judged.translations, **correction.texts}
     if unknown := correction.texts.keys() - {text.key for text in template_of(row.line).texts}:
         return msgspec.structs.replace(

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
+from orchestrator.translation.kept import PLACEHOLDER
 from orchestrator.translation.rows import SourceRow
 from orchestrator.translation.run import ACCEPTED, Judged
 from orchestrator.translation.scripts import NAMES
-from orchestrator.translation.template import PLACEHOLDER, VALUE, Template, template_of
+from orchestrator.translation.template import VALUE, Template, template_of
 from orchestrator.translation.verdicts import KINDS
 
 MAX_NOTES = 6

@@ -132,6 +132,7 @@ class Conversation:
         verdicts: on each reply.
         num_new: replies that were not in the cache.
         problem: why no reply came, a kind of fault; "" otherwise.
+        detail: what the endpoint wrote about the problem.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Conversation:
         self.replies: list[Reply] = []
         self.verdicts: list[Verdict] = []
         self.num_new = 0
-        self.problem = ""
+        self.problem, self.detail = "", ""
         self._language, self._cache, self._max_attempts = language, cache, max_attempts
         self._first = messages_of(self.template, language)
         for reply in cache.load(digest)[:max_attempts]:

@@ -110,6 +110,11 @@ def translate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
             "communication",
             f"{len(unanswered)} of {len(conversations)} rows stayed without a reply (max_unanswered)",
         )
+    refused = [conversation for conversation in open_ if conversation.problem == "refused-request"]
+    if len(refused) > len(conversations) / 2:
+        # A filter of contents refuses some rows. Most are refused only where a field of the request is wrong.
+        what = f"the endpoint refused {len(refused)} of {len(conversations)} rows: {refused[0].detail}"
+        raise StageFailure("config", what)
     write_lines(context.output / REPLIES, map(_answered, conversations))
     new = [reply for c in conversations for reply in c.replies[len(c.replies) - c.num_new :]]
     return [

@@ -1,8 +1,8 @@
 """Specs of the three stages of a translation: what each reads, uses and waits for. Literal constants only.
 
-`translate` is one language and one shard of rows, and holds every reply. `validate` judges the replies anew,
-so that a changed check requests none again. `assemble` takes all of them: a row that one language lacks is
-dropped in all.
+`translate` is one language and one shard of rows, and holds every reply. `validate` judges the replies
+once more, so that a changed check requests none again. `assemble` takes all of them: a row that one language
+lacks is dropped in all.
 """
 
 from __future__ import annotations

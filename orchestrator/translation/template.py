@@ -9,14 +9,12 @@ stay here. In a text, whatever must come back unchanged is a placeholder such as
     text "1": Book a table at [[1]] for [[2]], I feel [[3]].     [[1]] is 19:30, [[2]] is Dr. Lee
     text "2": dizzy                                              [[3]] is the translation of text "2"
 
-So a value is the same in the user's turn, in earlier calls, in results and in the gold. The module also owns
-the choice of what is kept; `orchestrator.tasks.api_calling.is_protected` is the part of it that
-``sweep data check`` requires.
+So a value is the same in the user's turn, in earlier calls, in results and in the gold. `kept`
+chooses what comes back unchanged.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
 import re
@@ -25,9 +23,16 @@ from typing import Any, NamedTuple
 
 from orchestrator.tasks import api_calling
 from orchestrator.tasks.calls import LABEL, Call, find_call, serialise
-
-PLACEHOLDER = re.compile(r"\[\[\d+\]\]")
-"""A placeholder in a text."""
+from orchestrator.translation.kept import (
+    PLACEHOLDER,
+    STRING,
+    is_kept,
+    pattern_of,
+    strings_of,
+    unquoted,
+    values_of,
+    without_numbers,
+)
 
 PROSE, VALUE = "prose", "value"
 
@@ -115,7 +120,6 @@ def _template(*fields: str) -> Template:
 
 
 _TURN = re.compile(r"(?P<label>\s*(?:User|AI)\s*:\s*)(?P<text>.*?)(?P<rest>\s*(?:TIME:.*)?)", re.DOTALL)
-_STRING = re.compile(r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"")
 _TRANSLATED_KEY = "description"
 
 
@@ -134,18 +138,18 @@ class _Builder:
         self._line = line
         self._placeholders: dict[str, str] = {}
         self._keys: dict[tuple[str, str], str] = {}
-        self._pattern = _pattern(self._known_values())
+        self._pattern = pattern_of(self._known_values())
 
     def _known_values(self) -> list[str]:
         """Return the values of the row's calls and results, each of which is kept or one of the texts."""
         found = []
-        for key, value, description in _values(self._line):
+        for key, value, description in values_of(self._line):
             if not value.strip():
                 continue
             if not api_calling.shape(value):
                 self._know(key, value, description)
             else:
-                inner = [text for _, text in _strings(value)]
+                inner = [text for _, text in strings_of(value)]
                 # A list of names is kept as a whole, so that the dialogue may hold it word for word.
                 if all(is_kept(key, text, description) for text in inner):
                     self._keep(value)
@@ -174,7 +178,7 @@ class _Builder:
     def _value(self, text: str) -> str:
         placeholder = self._number(text)
         if placeholder not in self.kept and placeholder not in self.values:
-            self.values[placeholder] = self._key(_without_numbers(text, self._keep), VALUE)
+            self.values[placeholder] = self._key(without_numbers(text, self._keep), VALUE)
         return placeholder
 
     def _key(self, text: str, kind: str) -> str:
@@ -274,8 +278,8 @@ class _Builder:
     def _quoted(self, text: str, part: Callable[[str, Callable[[str], str]], Write]) -> Iterator[Write]:
         """Yield the writers of a text with Python strings in it: of what is around them, and of each."""
         at = 0
-        for match in _STRING.finditer(text):
-            value = _unquoted(match[0])
+        for match in STRING.finditer(text):
+            value = unquoted(match[0])
             is_key = text[match.end() :].lstrip().startswith(":")
             if value is None or is_key or not value.strip():
                 continue
@@ -329,100 +333,3 @@ def _literal(text: str, write: Callable[[str], str], builder: _Builder, marked: 
         return write("".join(plain[keys[p]] if p in keys else kept.get(p, p) for p in pieces))
 
     return fill if keys else _constant(write(text))
-
-
-_MAX_VALUE_CHARS = 40
-"""Length up to which a string of a result counts as a value, which the dialogue may repeat."""
-
-
-def _values(line: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Yield key, value and description of the arguments of all calls, and of short strings in results."""
-    results: list[tuple[str, str, str]] = []
-    for text in (line["output"], *line["input"].split("\n")):
-        if not text.lstrip().startswith(LABEL) or (found := find_call(text)) is None:
-            continue
-        described = api_calling.descriptions(line, found.call.name)
-        yield from ((key, value, described.get(key, "")) for key, value in found.call.args.items())
-        pairs = _strings(text[found.end :])
-        results += [(key, value, "") for key, value in pairs if len(value) <= _MAX_VALUE_CHARS]
-    # Arguments come first: where a result repeats one, the description of the parameter decides.
-    yield from results
-
-
-_KEY_BEFORE = re.compile(r"['\"](\w+)['\"]\s*:\s*\Z")
-
-
-def _strings(text: str) -> list[tuple[str, str]]:
-    """Return key and content of the Python strings in a text that are no keys; the key may be ""."""
-    pairs = []
-    for match in _STRING.finditer(text):
-        value, after = _unquoted(match[0]), text[match.end() :].lstrip()
-        if value is None or after.startswith(":"):
-            continue
-        before = _KEY_BEFORE.search(text, 0, match.start())
-        key = before[1] if before else ""
-        # Something that is described is a thing, not a person: its name is translated.
-        is_thing = key == "name" and re.match(r",\s*['\"]description['\"]", after)
-        pairs.append(("" if is_thing else key, value))
-    return pairs
-
-
-def _unquoted(text: str) -> str | None:
-    try:
-        value = ast.literal_eval(text)  # a string literal alone, by the pattern that found it
-    except (SyntaxError, ValueError):
-        return None
-    return value if isinstance(value, str) else None
-
-
-_KEPT = (
-    r"\[\[\d+\]\]",  # a text of the source that looks like a placeholder
-    r"https?://\S+|www\.\S+",
-    r"[^\s@'\"(),]+@[^\s@'\"(),]+\.\w+",
-    r"\b(?:Dr|Mr|Mrs|Ms|Prof)\.? [A-Z][\w-]*(?: [A-Z][\w-]*)*",
-    r"%[A-Za-z](?:[^\w\s%]?[ ]?%[A-Za-z])*",  # %Y-%m-%d %H:%M:%S
-    r"\b[\w-]+\.(?:pdf|txt|docx?|xlsx?|pptx?|csv|json|png|jpe?g|gif|mp[34]|wav|zip|html?|py)\b",
-    r"\b[A-Za-z]+(?:_[A-Za-z0-9]+)+\b",  # snake_case
-    r"\b[A-Z]?[a-z]+(?:[A-Z][a-z0-9]+)+\b",  # CamelCase
-    r"\b(?=\w*\d)(?=\w*[A-Za-z])(?!\d+(?:st|nd|rd|th|am|pm|AM|PM)\b)\w+\b",  # codes: m9n8b7
-    r"\b\d+(?:[.,:/-]\d+)*(?:\s?[AaPp]\.?[Mm]\b\.?)?(?!\w)%?",  # numbers, dates, times; no ordinals
-)
-_NUMBER = re.compile(_KEPT[-1])
-
-
-def _pattern(values: Sequence[str]) -> re.Pattern[str]:
-    """Return the pattern of all that is replaced in a free text: known values, then what is always kept."""
-    known = sorted({value for value in values if len(value) > 1}, key=len, reverse=True)
-    bounded = [api_calling.word_for_word(value) for value in known]
-    return re.compile("|".join([*bounded, *_KEPT]))
-
-
-def _without_numbers(text: str, keep: Callable[[str], str]) -> str:
-    """Return a value with its numbers replaced, unless it has no other words."""
-    return _NUMBER.sub(lambda match: keep(match[0]), text)
-
-
-_NAME_KEY = re.compile(
-    r"(?:^|_)(?:name|doctor|patient|attendee|author|artist|account|city|country|airline|hotel)s?$"
-)
-_CODE_KEY = re.compile(r"(?:^|_)(?:lang(?:uage)?|status|type)$")
-_IDENTIFIER = re.compile(r"[A-Za-z]+(?:_[A-Za-z0-9]+)+|[A-Za-z]?[a-z]+(?:[A-Z][a-z0-9]+)+")
-
-
-def is_kept(key: str, value: str, description: str = "") -> bool:
-    """Return whether the value of an argument, or a string of a result, stays as it is.
-
-    In addition to what every translation must keep, these are identifiers, and names of persons, companies
-    and places, known by the key and a capital letter (our rule).
-
-    Args:
-        key: the name of the argument, "" if it has none.
-        value: the English value, or a string within a list.
-        description: of the parameter.
-    """
-    if api_calling.is_protected(key, value, description) or _IDENTIFIER.fullmatch(value.strip()):
-        return True
-    key = key.lower()
-    if _CODE_KEY.search(key) and " " not in value.strip():
-        return True
-    return bool(_NAME_KEY.search(key)) and value[:1].isupper()

@@ -18,7 +18,8 @@ import msgspec
 from orchestrator.tasks import api_calling
 from orchestrator.tasks.calls import parse_call, serialise
 from orchestrator.translation import scripts
-from orchestrator.translation.template import PLACEHOLDER, PROSE, Template, Text, Translations
+from orchestrator.translation.kept import PLACEHOLDER
+from orchestrator.translation.template import PROSE, Template, Text, Translations
 
 
 class Fault(msgspec.Struct, frozen=True):

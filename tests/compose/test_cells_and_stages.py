@@ -185,11 +185,11 @@ NEEDS_FOLDERS = {
 
 
 IDENTITIES = {
-    "bilingual": "c5ead7dd0c54403e",
+    "bilingual": "23c6a609fb55ce89",
     "count": "d3ff755b2b3d2bf9",
-    "multilingual_220": "939743962834ff4a",
+    "multilingual_220": "3b693f3b51d001e3",
     "multilingual_220_tiny": "a267cc6ddd7fe736",
-    "one_model": "7421c8223004f124",
+    "one_model": "7a708bcf105b26e2",
     "smoke": "3c8d3836f2050ad1",
     "smollm": "3139648231a043d9",
     "translate_api_calling": "a23d9f0a3783972f",

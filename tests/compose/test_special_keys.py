@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.compose.declarations import content_fingerprint
+from orchestrator.compose.files import content_fingerprint
 from orchestrator.errors import UserError
 
 SCHEMA = """

@@ -10,36 +10,45 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core import schedule
-from orchestrator.core.schedule import Work
+from orchestrator.core.schedule import PlannedStage as S
 
 
-def _alone(*hours: float) -> dict[str, Work]:
-    return {str(number): Work(each, 1) for number, each in enumerate(hours)}
+def _alone(*hours: float) -> dict[str, S]:
+    return {str(number): S(each, 1) for number, each in enumerate(hours)}
 
 
 def test_the_longest_chain_starts_first() -> None:
-    work = {"a": Work(1, 1), "b": Work(2, 1), "c": Work(4, 1, ("a",)), "d": Work(4.5, 1)}
+    work = {
+        "a": S(1, 1),
+        "b": S(2, 1),
+        "c": S(4, 1, ("a",)),
+        "d": S(4.5, 1),
+    }
     assert schedule.chain_hours(work) == {"a": 5, "b": 2, "c": 4, "d": 4.5}
     assert schedule.longest_first([["d"], ["b"], ["a", "c"]], work) == [2, 0, 1]
 
 
 def test_a_stage_that_is_done_counts_no_more() -> None:
-    work = {"c": Work(4, 1, ("a",)), "d": Work(4.5, 1)}
+    work = {"c": S(4, 1, ("a",)), "d": S(4.5, 1)}
     assert schedule.longest_first([["a", "c"], ["d"]], work) == [1, 0]
 
 
 def test_of_equal_chains_the_one_that_more_cells_wait_for_comes_first() -> None:
     work = {
-        "x": Work(1, 1),
-        "y": Work(1, 1),
-        **{key: Work(2, 1, ("y",)) for key in "pq"},
-        "o": Work(2, 1, ("x",)),
+        "x": S(1, 1),
+        "y": S(1, 1),
+        **{key: S(2, 1, ("y",)) for key in "pq"},
+        "o": S(2, 1, ("x",)),
     }
     assert schedule.longest_first([["x", "o"], ["y", "p"], ["y", "q"]], work) == [1, 2, 0]
 
 
 def test_without_estimates_cells_keep_their_order() -> None:
-    assert schedule.longest_first([["a"], ["b"], ["c"]], {key: Work(0, 0) for key in "abc"}) == [0, 1, 2]
+    assert schedule.longest_first([["a"], ["b"], ["c"]], {key: S(0, 0) for key in "abc"}) == [
+        0,
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -48,32 +57,50 @@ def test_without_estimates_cells_keep_their_order() -> None:
         pytest.param(_alone(1, 1, 1, 1, 4), 2, 8, 4, id="the long one first"),
         pytest.param({}, 8, 8, 0, id="nothing to do"),
         pytest.param(
-            {"a": Work(3, 0), "b": Work(2, 1, ("a",))}, 1, 1, 5, id="a stage without a GPU, then one with"
+            {"a": S(3, 0), "b": S(2, 1, ("a",))},
+            1,
+            1,
+            5,
+            id="a stage without a GPU, then one with",
         ),
-        pytest.param({"a": Work(1, 2), "b": Work(1, 2)}, 4, 3, 2, id="a node of three holds one pair alone"),
         pytest.param(
-            {"a": Work(1, 4), "b": Work(5, 1), "c": Work(5, 3)}, 4, 4, 6, id="a wide one waits for a node"
+            {"a": S(1, 2), "b": S(1, 2)},
+            4,
+            3,
+            2,
+            id="a node of three holds one pair alone",
         ),
         pytest.param(
-            {"a": Work(5, 3), "b": Work(4, 4), "c": Work(1, 1)}, 4, 4, 9, id="a small one goes before"
+            {"a": S(1, 4), "b": S(5, 1), "c": S(5, 3)},
+            4,
+            4,
+            6,
+            id="a wide one waits for a node",
         ),
-        pytest.param({"a": Work(2, 1, ("z",))}, 1, 1, 2, id="an input that is done"),
+        pytest.param(
+            {"a": S(5, 3), "b": S(4, 4), "c": S(1, 1)},
+            4,
+            4,
+            9,
+            id="a small one goes before",
+        ),
+        pytest.param({"a": S(2, 1, ("z",))}, 1, 1, 2, id="an input that is done"),
     ],
 )
 def test_each_stage_starts_when_its_inputs_are_done_and_gpus_are_free(
-    work: dict[str, Work], num_gpus: int, per_node: int, hours: float
+    work: dict[str, S], num_gpus: int, per_node: int, hours: float
 ) -> None:
     assert schedule.makespan_hours(work, num_gpus, gpus_per_node=per_node) == hours
 
 
 def test_a_stage_wider_than_a_node_is_an_error() -> None:
     with pytest.raises(ValueError, match="needs 8 GPUs, and a node has 4"):
-        schedule.makespan_hours({"a": Work(1, 8)}, 16, gpus_per_node=4)
+        schedule.makespan_hours({"a": S(1, 8)}, 16, gpus_per_node=4)
 
 
 def test_stages_that_wait_for_each_other_are_an_error() -> None:
     with pytest.raises(ValueError, match="circle"):
-        schedule.chain_hours({"a": Work(1, 1, ("b",)), "b": Work(1, 1, ("a",))})
+        schedule.chain_hours({"a": S(1, 1, ("b",)), "b": S(1, 1, ("a",))})
 
 
 @given(st.lists(st.floats(0.1, 9), min_size=1, max_size=6), st.integers(1, 3))
@@ -89,7 +116,7 @@ def test_the_time_lies_between_the_bound_and_what_graham_proved(hours: list[floa
 
 
 def test_more_gpus_for_the_longest_cell_shorten_the_whole() -> None:
-    work = {"long": Work(10, 1), **_alone(*[1] * 20)}
+    work = {"long": S(10, 1), **_alone(*[1] * 20)}
     rigid = schedule.makespan(work, 16)
     moldable = schedule.makespan(work, 16, moldable=True)
     assert (rigid.hours, rigid.ratio) == (10, 1)
@@ -110,12 +137,19 @@ def test_the_order_follows_the_estimates_and_the_time_follows_the_truth() -> Non
 
 
 def test_a_cell_holds_its_gpus_over_all_of_its_own_stages() -> None:
-    work = {"shared": Work(1, 0), "train": Work(4, 4, ("shared",)), "score": Work(1, 1, ("train",))}
+    work = {
+        "shared": S(1, 0),
+        "train": S(4, 4, ("shared",)),
+        "score": S(1, 1, ("train",)),
+    }
     cells = {"a": ["shared", "train", "score"], "b": ["shared"]}
-    assert schedule.of_cells(cells, work) == {"shared": Work(1, 0), "a": Work(5, 4, ("shared",))}
+    assert schedule.of_cells(cells, work) == {
+        "shared": S(1, 0),
+        "a": S(5, 4, ("shared",)),
+    }
 
 
 def test_ten_thousand_cells_on_a_thousand_nodes_use_nearly_all_of_their_time() -> None:
     drawn = random.Random(0)
-    work = {str(n): Work(drawn.lognormvariate(0, 0.5), drawn.choice([1, 2, 4, 8])) for n in range(10_000)}
+    work = {str(n): S(drawn.lognormvariate(0, 0.5), drawn.choice([1, 2, 4, 8])) for n in range(10_000)}
     assert schedule.makespan(work, 2_000).ratio < 1.02

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from orchestrator.core.records import Claim, End
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.jobs.records import JobContext as SchedulersJob
 from orchestrator.saving import MANIFEST
 from orchestrator.stage import StageSpec
@@ -27,7 +27,9 @@ IN_JOB = SchedulersJob(cluster="here", job="7")
 class Job:
     """A worker's process, which runs the one stage of a sweep."""
 
-    def __init__(self, store: Path, sweep: Sweep, job: SchedulersJob | None = None, **policy: object) -> None:
+    def __init__(
+        self, store: Path, sweep: ComposedSweep, job: SchedulersJob | None = None, **policy: object
+    ) -> None:
         self.folder_of_store, self.instance = store, node_of(sweep)
         file = store.parent / "order.json"
         policy = {"grace_s": 60.0, **policy}

@@ -13,7 +13,7 @@ from orchestrator.core.grid import Chains
 from orchestrator.core.identity import former_instance
 from orchestrator.core.records import Request, Retired
 from orchestrator.core.selector import Subject
-from orchestrator.core.sweep import Cell, Input, StageInstance, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.core.tree import place
 from orchestrator.sft.stages import EVALUATE, EVALUATE_BEFORE
 from orchestrator.stage import StageSpec
@@ -29,7 +29,7 @@ BEFORE = replace(EVALUATE_BEFORE[0], run=ANSWER, after=("count",))
 TODAY = replace(EVALUATE, run=ANSWER, after=("count",), uses=(), preload=(), estimate="", needs="", skip="")
 
 
-def answers(spec: StageSpec) -> Sweep:
+def answers(spec: StageSpec) -> ComposedSweep:
     """One cell, whose last stage lets the product of the first go."""
     chains = Chains({"count": STORE, "evaluate": spec})
     config: dict[str, Any] = {"shared": 0}
@@ -37,7 +37,7 @@ def answers(spec: StageSpec) -> Sweep:
         place(config, key, 0)
     chain = chains.chain(Subject({"seed": "0"}, {}, config))
     cell = Cell(id="seed0", axes={"seed": "0"}, columns={}, config=config, stage_digests=chain)
-    return Sweep(name="answers", specs=dict(chains.specs), stages=chains.stages, cells=(cell,))
+    return ComposedSweep(name="answers", specs=dict(chains.specs), stages=chains.stages, cells=(cell,))
 
 
 class Kept:
@@ -54,7 +54,7 @@ class Kept:
         former = former_instance(EVALUATE_BEFORE[0], self.instance)
         assert former is not None and former.digest in before.stages
         self.former: StageInstance = former
-        self.answer = root / layout.output(Input("evaluate", "", former.digest), 1) / "answer"
+        self.answer = root / layout.output("evaluate", former.digest, 1) / "answer"
         assert self.ledger.retired(self.source, 1)
 
     @property

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from orchestrator.core.state import Budget, State, stage_status
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.execution.assignment import Assignment
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
@@ -21,7 +21,7 @@ from tests.store.builders import counted, ledger_at, seal, sweep_of
 AT_ONCE = 4
 
 
-def assert_each_is_done_once(root: Path, sweep: Sweep, num_steps: int = 2) -> None:
+def assert_each_is_done_once(root: Path, sweep: ComposedSweep, num_steps: int = 2) -> None:
     """One product a stage, none void, the digest chain right, and every attempt accounted for."""
     ledger = ledger_at(root)
     snapshot = EvidenceReader(ledger, sweep.stages.values())

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.core.records import Void
 from orchestrator.core.state import Budget, Evidence, State, stage_status
-from orchestrator.core.sweep import StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.count import COUNT
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
@@ -133,7 +133,7 @@ def test_a_done_record_that_cannot_be_read_is_damage(store: Path) -> None:
 # Real workers
 
 
-def chained() -> Sweep:
+def chained() -> ComposedSweep:
     """Two stages, the second takes the first's product."""
     return sweep_of(1, {"count": COUNT, "add": ADD})
 

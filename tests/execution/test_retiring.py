@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.core.records import Done, Request, Retired, Revision
 from orchestrator.core.state import Budget, CellStatus, Evidence, State, cell_status, stage_status
-from orchestrator.core.sweep import StageInstance, Sweep
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.manifest import file_digest
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
@@ -35,27 +35,27 @@ FILES = {
 }
 
 
-def choices(num_cells: int = 2, **rest: Any) -> Sweep:
+def choices(num_cells: int = 2, **rest: Any) -> ComposedSweep:
     """Cells that share a product and like an epoch each, the first cell the first."""
     return sweep_of(num_cells, {"count": STORE, "choose": CHOOSE}, **rest)
 
 
-def source_of(sweep: Sweep) -> StageInstance:
+def source_of(sweep: ComposedSweep) -> StageInstance:
     return sweep.stages[sweep.cells[0].stage_digests[0]]
 
 
-def look(root: Path, sweep: Sweep, instance: StageInstance | None = None) -> Evidence:
+def look(root: Path, sweep: ComposedSweep, instance: StageInstance | None = None) -> Evidence:
     snapshot = EvidenceReader(ledger_at(root), sweep.stages.values())
     return snapshot.evidence((instance or source_of(sweep)).digest)
 
 
-def product_of(root: Path, sweep: Sweep) -> Done:
+def product_of(root: Path, sweep: ComposedSweep) -> Done:
     done = look(root, sweep).done
     assert done is not None, look(root, sweep)
     return done
 
 
-def files(root: Path, sweep: Sweep) -> tuple[str, ...]:
+def files(root: Path, sweep: ComposedSweep) -> tuple[str, ...]:
     """What is there of the shared product."""
     source = source_of(sweep)
     number = product_of(root, sweep).attempt
@@ -63,7 +63,7 @@ def files(root: Path, sweep: Sweep) -> tuple[str, ...]:
     return tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
 
 
-def states(root: Path, sweep: Sweep) -> list[CellStatus]:
+def states(root: Path, sweep: ComposedSweep) -> list[CellStatus]:
     snapshot = EvidenceReader(ledger_at(root), sweep.stages.values())
     found = {digest: stage_status(snapshot.evidence(digest), Budget({})) for digest in sweep.stages}
     return [cell_status(cell, sweep.stages, found, cancelled=False) for cell in sweep.cells]

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from orchestrator.core.records import End
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.saving import MANIFEST
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
@@ -34,7 +34,7 @@ IN_A_SHELL = f"bash -c '{WAITS.replace(chr(39), chr(34))}; exit $?'"
 class Job:
     """A worker as a batch script starts it, and what it left in the store."""
 
-    def __init__(self, store: Path, sweep: Sweep) -> None:
+    def __init__(self, store: Path, sweep: ComposedSweep) -> None:
         self.folder_of_store, self.instance = store, node_of(sweep)
         file = store.parent / "order.json"
         file.write_bytes(msgspec.json.encode(order_for(store, sweep.name, policy={"grace_s": 60.0})))

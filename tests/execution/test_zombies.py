@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
@@ -17,7 +17,7 @@ from tests.execution.waiting import until
 from tests.store.builders import ledger_at, node_of, seal, sweep_of, void
 
 
-def freeze(store: Path, start: Start, sweep: Sweep, *, stride: int, how: str) -> dict[int, Running]:
+def freeze(store: Path, start: Start, sweep: ComposedSweep, *, stride: int, how: str) -> dict[int, Running]:
     """Starts a worker for each k-th step, on a cell of its own, and returns those that froze, by cell."""
     warm_up = [finish(start, order_for(store, sweep.name, cells=(f"seed{i}",))) for i in (0, 1)]
     workers: dict[int, Running] = {}
@@ -30,7 +30,7 @@ def freeze(store: Path, start: Start, sweep: Sweep, *, stride: int, how: str) ->
     return {cell: worker for cell, worker in workers.items() if worker.is_stopped()}
 
 
-def assert_zombies_gave_up(ledger: Ledger, sweep: Sweep, zombies: dict[int, Running]) -> None:
+def assert_zombies_gave_up(ledger: Ledger, sweep: ComposedSweep, zombies: dict[int, Running]) -> None:
     """Each ended by itself; it is `released` unless its own product stands, and its own end says so."""
     for cell, worker in zombies.items():
         assert worker.wait() == 0, worker.output

@@ -53,6 +53,15 @@ def test_without_a_plan_the_profile_says_what_a_job_gets():
     assert found == Resources(cpus=2, memory_gib=7.0, hours=3.0)
 
 
+def test_a_job_is_signalled_as_early_as_its_last_checkpoint_needs_and_no_later_than_the_profile_says():
+    """A step of 29 s and a checkpoint of 99 s: 160 s with the margin."""
+    large = Estimate(num_gpus=4, wall_hours=10.0, stop_s=128.0)
+    assert resources(large).signal_s == stepped(160.0) == 192.0
+    assert resources(large, partitions=PARTITIONS).signal_s == 192.0
+    assert resources(large, cluster={"signal_s": 300}).signal_s == 0.0
+    assert resources(BIG).signal_s == 0.0
+
+
 def test_a_clusters_cpus_need_no_gpus():
     assert resources(BIG, cluster={"device": "cpu"}).gpus_per_node == 0
 

@@ -216,7 +216,9 @@ def test_the_files_that_hold_rows_are_told_from_their_names() -> None:
     assert data_files(["README.md"]) == []
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMIT = "722a05fdef0123456789abcdef0123456789abcd"
+COMMITS = ["7230000000000000000000000000000000000000", COMMIT]
+DATE = "2025-04-01T00:00:00.000Z"
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -238,6 +240,12 @@ class _Answer(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         for hub_id, files in self.server.files.items():
+            if self.path.startswith(f"/api/datasets/{hub_id}/commits/"):
+                commits = [
+                    {"id": commit, "title": "", "message": "", "date": DATE, "authors": []}
+                    for commit in COMMITS
+                ]
+                return self._send(json.dumps(commits).encode(), with_body=with_body)
             if self.path.startswith(f"/api/datasets/{hub_id}"):
                 siblings = [{"rfilename": name} for name in files]
                 body = json.dumps({"id": hub_id, "sha": COMMIT, "siblings": siblings}).encode()
@@ -332,15 +340,36 @@ def test_what_a_cell_needs_is_fetched_from_a_hub_and_read(train: str, hub: str, 
     assert items["test"][0].gold == "5,600"
 
 
+def test_a_release_that_is_no_commit_is_refused_unless_that_is_allowed() -> None:
+    def checked(*overrides: str) -> None:
+        msgspec.convert(chain.tree_of("data=study", *overrides), CellConfig).check()
+
+    checked()
+    for side in ("train", "test"):
+        with pytest.raises(UserError, match=r"@main is not pinned(.|\n)*data\.unpinned=true"):
+            checked(f"data.tasks.math.{side}.revision=main")
+        checked(f"data.tasks.math.{side}.revision=main", "data.unpinned=true")
+    checked("data.tasks.math.train.revision=0123456")
+    one, two = (slices("data=study", f"data.unpinned={value}") for value in ("true", "false"))
+    assert one == two  # what is allowed is no part of any identity
+
+
+def test_the_beginning_of_a_commit_names_one_commit_or_is_refused(hub: str, tmp_path: Path) -> None:
+    (need,) = needs(Config(chain.config_of(*SMALL, "data.tasks.math.train.revision=722a0ff")))
+    done = fetching(need.arguments, hub, tmp_path / "hub")
+    assert done.returncode and "0 commits of laihuiyuan/mCoT-MATH begin with 722a0ff" in done.stderr
+    assert COMMIT in done.stderr
+
+
 def test_a_hub_that_is_not_there_or_has_no_such_thing_is_said_within_seconds(
     hub: str, tmp_path: Path
 ) -> None:
     (need,) = needs(Config(chain.config_of(*SMALL, f"data.cache_dir={tmp_path}/cache")))
     done = fetching(need.arguments, "http://127.0.0.1:9", tmp_path / "hub")
-    assert "InfrastructureError: the hub cannot be reached for laihuiyuan/mCoT-MATH@main" in done.stderr
+    assert "InfrastructureError: the hub cannot be reached for laihuiyuan/mCoT-MATH@722a05f" in done.stderr
     (need,) = needs(Config(chain.config_of(*SMALL, "data.tasks.math.train.hub_id=no/such")))
     done = fetching(need.arguments, hub, tmp_path / "hub")
-    assert "no/such@main" in done.stderr and done.returncode
+    assert "no/such@722a05f" in done.stderr and done.returncode
     assert not (tmp_path / "cache").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from orchestrator.sft import generators, stages
 from orchestrator.sft.generate import GeneratedText, batches, generate, special_tokens
 from orchestrator.sft.generators.base import Engine, GeneratorSettings, in_rounds, through_end
 from orchestrator.sft.generators.transformers import TransformersEngine
-from orchestrator.sft.generators.vllm import own_gpu
+from orchestrator.sft.generators.vllm import linked, own_gpu
 from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Config
 from orchestrator.tasks.api_calling import API_CALLING
@@ -381,12 +382,33 @@ def test_vllm_sees_the_ranks_own_gpu_and_no_torchrun(env: dict[str, str], gpu: s
     assert not own.keys() & {"TORCHELASTIC_USE_AGENT_STORE", "MASTER_ADDR", "WORLD_SIZE", "LOCAL_RANK"}
 
 
+def test_all_cells_of_a_gpu_have_their_models_at_one_path_for_the_compile_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first = linked(tmp_path / "first", {"CUDA_VISIBLE_DEVICES": "4"})
+    assert first.resolve() == tmp_path / "first"
+    assert linked(tmp_path / "second", {"CUDA_VISIBLE_DEVICES": "4"}) == first
+    assert first.resolve() == tmp_path / "second"
+    assert linked(tmp_path / "first", {"CUDA_VISIBLE_DEVICES": "5"}) != first
+
+
+def test_the_batch_size_means_nothing_to_vllm_and_is_in_no_identity() -> None:
+    def size(*overrides: str) -> int:
+        return int(chain.small("languages=[]", *overrides)["evaluation"]["batch_size"])
+
+    assert size("evaluation.engine=vllm", "evaluation.batch_size=7") == size("evaluation.engine=vllm")
+    assert size("evaluation.batch_size=7") == 7
+
+
 @pytest.mark.skipif(generators.has_vllm(), reason="vLLM is installed")
 def test_without_vllm_the_message_says_how_to_install_it(ground: Ground, tmp_path: Path) -> None:
     config = chain.small("languages=[]", "evaluation.engine=vllm")
     (need,) = generators.packages(Config(config))
-    assert need.problem and need.advice == "pip install 'polysweep[vllm]'"
-    with pytest.raises(StageFailure, match=r"pip install 'polysweep\[vllm\]'") as caught:
+    assert need.problem and "make vllm" in need.advice
+    with pytest.raises(StageFailure, match="vllm is not installed: make vllm") as caught:
         chain.run(stages.EVALUATE, config, tmp_path, ground.inputs)
     assert caught.value.cause == "config"
 

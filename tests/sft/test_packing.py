@@ -12,12 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
-from orchestrator.sft.batches import Batches, MicroBatches, can_pack
-from orchestrator.sft.distributed.parallel import Placed
+from orchestrator.sft.batches import Batches, MicroBatches, can_pack, choose
+from orchestrator.sft.distributed.parallel import Placed, group_of_one, whole
 from orchestrator.sft.loss import ResponseLoss
 from orchestrator.sft.packing import MAX_WIDTHS, Packs, PaddedTokens, plan_widths, useful_share
-from orchestrator.sft.shards import EpochOrder, Example, Rows
+from orchestrator.sft.shards import Batch, EpochOrder, Example, Rows
+from orchestrator.sft.train import Training
+from orchestrator.stage import Config, Context
 from tests.sft.architectures import tiny
 from tests.sft.conftest import Ground
 from tests.sft.test_order_and_loss import gradients
@@ -172,10 +175,11 @@ def test_boundaries_for_the_kernel_cover_every_position_in_a_tensor_of_fixed_siz
     "how",
     [
         (),
+        (FSDP,),
         pytest.param((TWO, FSDP), marks=pytest.mark.long),
         pytest.param((TWO, "trainer.sharding=ddp"), marks=pytest.mark.long),
     ],
-    ids=["one", "fsdp", "ddp"],
+    ids=["one", "fsdp-of-one", "fsdp", "ddp"],
 )
 def test_a_training_with_packs_makes_the_steps_of_one_without(
     ground: Ground, tmp_path: Path, how: tuple[str, ...]
@@ -189,3 +193,60 @@ def test_a_training_with_packs_makes_the_steps_of_one_without(
     assert summary["packing"]["packed"] and summary["micro_batch_size"] is None
     assert summary["micro_batch_tokens"] == 300 and 1 <= len(summary["widths"]) <= MAX_WIDTHS
     assert summary["useful_share"] > 0.6 and summary["padding_share"] < 0.4
+
+
+class Small(Placed):
+    """A model on a device whose memory holds a certain number of positions."""
+
+    positions = 0
+
+    def losses(self, batch: Batch, *, is_last: bool = True) -> torch.Tensor:
+        if batch.input_ids.numel() > self.positions:
+            raise torch.OutOfMemoryError
+        return super().losses(batch, is_last=is_last)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_widest_pack_that_does_not_fit_is_found_before_the_first_step(
+    sharding: str, tmp_path: Path
+) -> None:
+    device, rows = torch.device("cpu"), rows_of([30, 20, 11, 9, 14, 3, 8, 21])
+    given = {"learning_rate": 1e-3, "num_epochs": 1, "global_batch_size": 8, "warmup_share": 0.0}
+    given |= {"weight_decay": 0.1, "max_grad_norm": 1.0, "precision": "fp32"}
+    with group_of_one(sharding, device):
+        placed = Small(
+            lambda: tiny("qwen3"),
+            device=device,
+            sharding=sharding,
+            bf16=False,
+            gradient_checkpointing=False,
+            chunk_tokens=8,
+        )
+        before = [whole(parameter).clone() for parameter in placed.parameters]
+        uses = {"micro_batch_size": None, "micro_batch_tokens": 120, "gradient_checkpointing": "auto"}
+        found = []
+        for placed.positions in (60, 1000):
+            chosen = choose(Config(given), Config(uses), placed, rows)
+            training = Training(
+                placed,
+                rows=rows,
+                validation=rows,
+                settings=Config({"seed": 0, "trainer": given}),
+                context=Context(tmp_path),
+                micro=chosen.micro,
+                device=device,
+            )
+            found.append(training.fits())
+            assert not training._optimizer.state
+        assert found == [False, True]
+        assert all(torch.equal(whole(p), own) for p, own in zip(placed.parameters, before, strict=True))
+        assert all(parameter.grad is None for parameter in placed.parameters)
+    tokens = [choose(Config(given), Config(uses), placed, rows, out_of_memory=n) for n in range(4)]
+    assert [(one.micro.tokens, one.recompute) for one in tokens] == [
+        (120, False),
+        (120, True),
+        (60, True),
+        (30, True),
+    ]
+    with pytest.raises(StageFailure, match="not even a micro-batch of one row"):
+        choose(Config(given), Config(uses), placed, rows, out_of_memory=4)

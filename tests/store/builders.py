@@ -13,7 +13,7 @@ from orchestrator.core.grid import Chains
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Revision, Supersedes, Void
 from orchestrator.core.selector import Subject
 from orchestrator.core.settings import Policy, RunSettings, StoreSettings, TrackerSettings
-from orchestrator.core.sweep import Cell, StageInstance, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.count import COUNT
 from orchestrator.manifest import scan
 from orchestrator.processes import describe
@@ -33,7 +33,7 @@ def sweep_of(
     name: str = "counts",
     first_seed: int = 0,
     **count: Any,
-) -> Sweep:
+) -> ComposedSweep:
     """A sweep with a cell for each seed; by default each counts to `NUM_STEPS`, checkpointing every step."""
     counting = {"num_steps": NUM_STEPS, "checkpoint_every": 1, "step_s": 0.0, "fail": None, **count}
     chains = Chains(specs or {"count": COUNT})
@@ -42,10 +42,10 @@ def sweep_of(
         axes, config = {"seed": str(seed)}, {"seed": seed, "count": counting, "shared": 0}
         chain = chains.chain(Subject(axes, {}, config))
         cells.append(Cell(id=f"seed{seed}", axes=axes, columns={}, config=config, stage_digests=chain))
-    return Sweep(name=name, specs=dict(chains.specs), stages=chains.stages, cells=tuple(cells))
+    return ComposedSweep(name=name, specs=dict(chains.specs), stages=chains.stages, cells=tuple(cells))
 
 
-def node_of(sweep: Sweep, cell: int = 0) -> StageInstance:
+def node_of(sweep: ComposedSweep, cell: int = 0) -> StageInstance:
     """The last stage of a cell."""
     return sweep.stages[sweep.cells[cell].stage_digests[-1]]
 
@@ -71,7 +71,7 @@ def settings(**policy: Any) -> RunSettings:
     )
 
 
-def seal(root: Path | str, sweep: Sweep) -> Revision:
+def seal(root: Path | str, sweep: ComposedSweep) -> Revision:
     """Makes the store and seals the sweep in it."""
     content = content_digest(sweep)
     return open_ledger(str(root), create=True).seal(

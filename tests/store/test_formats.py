@@ -13,7 +13,7 @@ import pytest
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, Request, Void
 from orchestrator.core.settings import RunSettings
-from orchestrator.core.sweep import Sweep
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError
 from orchestrator.formats import FORMAT, SINCE_2, Settings, Stored, canonical, decode, encode, kept
@@ -120,7 +120,7 @@ def test_the_digest_of_a_sealed_sweep_is_what_it_was() -> None:
     assert list(tree["specs"]["count"])[:5] == ["run", "command", "name", "version", "reads"]
     digest = hashlib.sha256(canonical(sweep)).hexdigest()
     assert digest == "3b50da95fc52639578d2adaa77132dbdcfdd8a8b199be82a36cd5d2c503e2165"
-    assert hashlib.sha256(canonical(decode(encode(sweep), Sweep))).hexdigest() == digest
+    assert hashlib.sha256(canonical(decode(encode(sweep), ComposedSweep))).hexdigest() == digest
 
 
 def test_words_from_the_future_read_as_unknown() -> None:

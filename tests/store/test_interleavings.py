@@ -22,7 +22,7 @@ from orchestrator.core.plan import next_stage
 from orchestrator.core.records import Claim, Done, End, Owner, Process, StartRecord, Supersedes, Void
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import Attempt, Budget, Evidence, Liveness, State, cell_status, stage_status
-from orchestrator.core.sweep import Cell, Input, StageInstance, Sweep
+from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
 from orchestrator.execution.checkpoints import is_discarded
 from orchestrator.manifest import File
 from orchestrator.store import layout
@@ -36,11 +36,11 @@ A = StageInstance(stage="a", digest="a", reads={})
 B, C, D = (StageInstance(stage=s, digest=s, reads={}, inputs=(Input("a", "", "a"),)) for s in "bcd")
 
 
-def sweep_of(name: str, *instances: StageInstance) -> Sweep:
+def sweep_of(name: str, *instances: StageInstance) -> ComposedSweep:
     """One cell with these stages."""
     chain = tuple(instance.digest for instance in instances)
     cell = Cell(id="cell", axes={}, columns={}, config={}, stage_digests=chain)
-    return Sweep(
+    return ComposedSweep(
         name=name, specs={}, stages={instance.digest: instance for instance in instances}, cells=(cell,)
     )
 
@@ -59,7 +59,7 @@ class Actor:
     """A worker of the model."""
 
     def __init__(
-        self, name: str, memory: Memory, schedule: Schedule, lies: list[bool], sweep: Sweep = SWEEP
+        self, name: str, memory: Memory, schedule: Schedule, lies: list[bool], sweep: ComposedSweep = SWEEP
     ) -> None:
         self._name, self._schedule, self._lies, self._sweep = name, schedule, lies, sweep
         self._ledger = Ledger(memory)

@@ -34,7 +34,16 @@ _TABLES = {
 }
 FAULTS = (
     *("changed date", "lost placeholder", "repeated placeholder", "wrong script", "cut off", "empty"),
-    *("rate limit", "error", "hang", "other call", "prose around", "invalid JSON", "not translated"),
+    *(
+        "rate limit",
+        "error",
+        "hang",
+        "filter",
+        "other call",
+        "prose around",
+        "invalid JSON",
+        "not translated",
+    ),
 )
 
 
@@ -68,6 +77,7 @@ class Server:
         self.statuses: Counter[int] = Counter()
         self.authorizations: set[str] = set()
         self.times: list[float] = []
+        self.messages: list[list[dict[str, str]]] = []
         self.most_at_once = 0
         self._at_once = 0
         self.lock = threading.Lock()
@@ -139,13 +149,14 @@ class Server:
         row = request, language
         with self.lock:
             self.times.append(time.monotonic())
+            self.messages.append(body["messages"])
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             self.seen[row] += 1
             fault = next((how for word, how in self.faults.items() if word in request), "")
             if self.once and self.seen[row] > 1:
                 fault = ""
-            if fault not in ("rate limit", "error", "hang"):
+            if fault not in ("rate limit", "error", "hang", "filter"):
                 self.asked[row] += 1
         try:
             self._is_over.wait(self.delay_s)
@@ -168,6 +179,9 @@ class Server:
         match fault:
             case "rate limit":
                 return self._answer(handler, 429, {"error": {"message": "slow down"}}, Retry_After="0.3")
+            case "filter":
+                said = f"content policy; {handler.headers['Authorization']}"
+                return self._answer(handler, 400, {"error": {"message": said}})
             case "error":
                 return self._answer(handler, 500, b"<h1>Internal error</h1>")
             case "hang":

@@ -45,6 +45,21 @@ def test_an_error_that_passes_costs_a_try_and_no_row(
     assert server.seen.total() == len(WORDS) + 1
 
 
+def test_a_refused_reply_is_requested_again_with_the_reason(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server({"weak": "repeated placeholder"}, once=True)
+    with server.running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        config = config_of(source, tmp_path / "cache")
+        output, (row,) = run(stages.TRANSLATE, config, tmp_path / "a", language="es", shard=0)
+    assert row["num_answered"] == len(WORDS) and row["num_requests"] == len(WORDS) + 1
+    assert [one.refused for one in answered(output) if one.refused] == [(("placeholder-repeated",),)]
+    (again,) = (messages for messages in server.messages if len(messages) > 2)
+    assert [message["role"] for message in again] == ["system", "user", "assistant", "user"]
+    assert "times: write it once" in again[-1]["content"]
+
+
 def test_retry_after_holds_back_every_request(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +100,22 @@ def test_rows_without_a_reply_fail_the_stage_unless_they_are_few(
         output, (row,) = run(stages.TRANSLATE, config, tmp_path / "b", language="es", shard=0)
     assert (row["num_answered"], row["num_requests"], row["num_cached"]) == (3, 0, 3)
     assert [fault.kind for one in answered(output) for fault in one.faults] == ["unanswered"]
+
+
+def test_a_filter_costs_its_row_and_a_request_that_is_always_refused_fails(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server({"weak": "filter"})
+    with server.running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        config = config_of(source, tmp_path / "cache")
+        output, (row,) = run(stages.TRANSLATE, config, tmp_path / "a", language="es", shard=0)
+        assert row["num_answered"] == len(WORDS) - 1 and server.statuses[400] == 1
+        assert [f.kind for one in answered(output) for f in one.faults] == ["refused-request"]
+        alone = config_of(write_source(tmp_path / "alone", ["weak"], ()), tmp_path / "other")
+        with pytest.raises(StageFailure, match=r"refused 1 of 1 rows: status 400: content policy") as failure:
+            run(stages.TRANSLATE, alone, tmp_path / "b", language="es", shard=0)
+    assert failure.value.cause == "config" and KEY not in str(failure.value)
 
 
 def test_an_endpoint_that_is_down_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 from orchestrator.tasks import api_calling
 from orchestrator.tasks.calls import parse_call
 from orchestrator.tasks.sources import open_source
-from orchestrator.translation.template import PLACEHOLDER, VALUE, is_kept, template_of
+from orchestrator.translation.kept import PLACEHOLDER, is_kept
+from orchestrator.translation.template import VALUE, template_of
 from tests.translation.rows import english
 from tests.translation.server import translated
 

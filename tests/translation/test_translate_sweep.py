@@ -7,11 +7,14 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 from orchestrator.registry import load
@@ -36,6 +39,7 @@ KINDS = {
     "rate limit": "unanswered",
     "error": "unanswered",
     "hang": "unanswered",
+    "filter": "refused-request",
 }
 """How a row's replies err, always, to why it is refused."""
 WORDS = {fault: fault.replace(" ", "")[::-1] + "ness" for fault in FAULTS}
@@ -306,3 +310,45 @@ def test_after_a_kill_only_requests_in_flight_are_sent_again(
     assert row["num_answered"] == len(words) and row["num_cached"] >= before - 2
     assert sum(number - 1 for number in server.asked.values()) <= 2  # max_concurrent
     assert len(read_lines(output / REPLIES, Answered)) == len(words)
+
+
+@pytest.mark.long
+def test_a_launch_that_is_killed_with_all_its_processes_goes_on(
+    tmp_path: Path, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"ill{'abcdefghij'[n % 10] * (1 + n // 10)}" for n in range(60)]
+    source, server = write_source(tmp_path / "source", words, []), Server(delay_s=0.1)
+    given = (
+        "data",
+        "translate",
+        "api_calling",
+        str(source),
+        "--to",
+        "es,ja",
+        "--model",
+        MODEL,
+        "--out",
+        "out",
+    )
+    settings = ("num_shards=2", "shard=0,1,all", "launcher.workers=2", "endpoint.max_concurrent=2")
+    with server.running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.setenv("POLYSWEEP_DATA", str(tmp_path / "cache"))
+        env = {**os.environ, "SWEEP_STORE": str(sweep.store)}
+        command = [sys.executable, "-m", "orchestrator", *given, *settings]
+        launch = subprocess.Popen(command, cwd=sweep.folder, env=env, stdout=subprocess.DEVNULL)
+        until_s = time.monotonic() + 60
+        while server.sent.total() < 30 and time.monotonic() < until_s:
+            time.sleep(0.02)
+        family = [*psutil.Process(launch.pid).children(recursive=True), psutil.Process(launch.pid)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        launch.wait()
+        before = server.sent.copy()
+        assert 30 <= before.total() < 2 * len(words)
+        sweep(*given, *settings)
+    twice = sum(number - 1 for number in server.asked.values())
+    assert twice <= 2 * 2, "workers times requests at a time"
+    assert server.asked.total() == 2 * len(words) + twice
+    assert manifest(sweep.folder / "out")["num_in_data_set"] == len(words)

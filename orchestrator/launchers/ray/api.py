@@ -87,7 +87,7 @@ class _ListedJob(msgspec.Struct, frozen=True):
     result: _Rows
 
 
-class _Nodes(msgspec.Struct, frozen=True):
+class _ListedNodes(msgspec.Struct, frozen=True):
     data: _ListedJob
 
 
@@ -277,7 +277,7 @@ class Api:
             InfrastructureError: the cluster does not answer.
         """
         query = urllib.parse.urlencode({"detail": "1", "limit": "10000"})
-        rows = self.get(f"/api/v0/nodes?{query}", _Nodes).data.result.result
+        rows = self.get(f"/api/v0/nodes?{query}", _ListedNodes).data.result.result
         return [row.resources_total or {} for row in rows if row.state == "ALIVE"]
 
 

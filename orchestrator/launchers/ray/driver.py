@@ -63,7 +63,7 @@ MAX_BAD = 2
 _WELL = frozenset({0, RELEASED, NO_MEMORY})  # exit codes of workers that ended as they should
 
 
-class Work(NamedTuple):
+class OpenWork(NamedTuple):
     """What there is to do: the stages to claim, whether more may follow, and the slots that hold one."""
 
     num_claimable: int
@@ -209,7 +209,7 @@ class RayDriver:
         self._adjust(work)
         return not work.waiting and not self._pool.running and not self._pool.pending
 
-    def _look(self) -> Work:
+    def _look(self) -> OpenWork:
         """Return what there is to do, from the store."""
         sweep = self._revision.sweep
         requests = self._ledger.requests(sweep.name)
@@ -236,9 +236,9 @@ class RayDriver:
             return stage_status(evidence, wishes.budget(digest, retries))
 
         claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=wishes.cancelled)
-        return Work(claimable, waiting, frozenset(busy))
+        return OpenWork(claimable, waiting, frozenset(busy))
 
-    def _adjust(self, work: Work) -> None:
+    def _adjust(self, work: OpenWork) -> None:
         """Start workers that there is work for, and drop superfluous ones that wait for resources."""
         num_running, pending = len(self._pool.running), self._pool.pending
         # a worker without a stage takes one; but those from before the last losses may wait for a lease

@@ -183,7 +183,8 @@ class SlurmJob:
         limit_s = end_at - time.time()
         policy = self._settings.policy
         # half of a short job at most: otherwise it would save its last checkpoint before it computed anything
-        notice_s = min(float(self._cluster.signal_s), limit_s / 2)
+        signal_s = max(float(self._cluster.signal_s), self._submission.resources.signal_s)
+        notice_s = min(signal_s, limit_s / 2)
         # enough time for a first checkpoint, but not so much that a short job could start nothing
         min_left_s = min(notice_s + policy.checkpoint_interval_s, limit_s / 2)
         return JobContext(

@@ -146,7 +146,7 @@ def _ours(submission: Submission, cluster: ClusterProfile, output: str) -> dict[
     throttle = f"%{submission.max_running}" if submission.max_running else ""
     named: dict[str, Value] = {
         "array": f"0-{last}{throttle}",
-        "signal": f"USR1@{cluster.signal_s}",
+        "signal": f"USR1@{round(max(cluster.signal_s, asked.signal_s))}",
         "output": output,
         # a restarted task continues its log
         "open-mode": "append",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.core.tree import convert
-from orchestrator.costs import DEVICES, Estimate, Hardware
+from orchestrator.costs import DEVICES, STOP_FACTOR, Estimate, Hardware
 from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.records import Resources
 from orchestrator.launchers.base import stepped
@@ -83,7 +83,8 @@ class ClusterProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         memory_gib: host memory on each node of a cell without an estimate of it; None for Slurm's default.
         hours: wall time of cells whose stages do not estimate it.
         min_hours, max_hours: bounds of the requested time. A longer cell is restarted from its checkpoint.
-        signal_s: seconds before the time limit at which a cell has to save its last checkpoint.
+        signal_s: least seconds before the time limit at which a cell has to save its last checkpoint. A cell
+            whose plan needs more gets more.
         gpu_option: whether GPUs are requested with ``--gres=gpu:N`` or ``--gpus-per-node=N``.
         gpu_type: such as ``a100``, for ``gpu:a100:N``.
         setup: shell lines that run on the node before the worker; the job ends when one of them fails.
@@ -293,8 +294,15 @@ def resources_of(
         memory_gib=memory_gib,
         hours=_hours(estimate, asked, settings, cluster, rounds),
         partition=asked.partition or "",
+        signal_s=_signal_s(estimate, cluster),
     )
     return _placed(wanted, partitions, named=asked.partition, cell=cell)
+
+
+def _signal_s(estimate: Estimate | None, cluster: ClusterProfile) -> float:
+    """Return how long before its limit a job must be signalled, 0 if the profile's time suffices."""
+    needed_s = STOP_FACTOR * estimate.stop_s if estimate is not None else 0.0
+    return stepped(needed_s) if needed_s > cluster.signal_s else 0.0
 
 
 def _hours(
@@ -339,14 +347,7 @@ def _placed(
     name = min(fitting, key=lambda name: _size(wanted, fitting[name]))
     limit = fitting[name].max_hours
     hours = wanted.hours if limit is None else min(wanted.hours, limit)
-    return Resources(
-        num_nodes=wanted.num_nodes,
-        gpus_per_node=wanted.gpus_per_node,
-        cpus=wanted.cpus,
-        memory_gib=wanted.memory_gib,
-        hours=hours,
-        partition=str(name),
-    )
+    return msgspec.structs.replace(wanted, hours=hours, partition=str(name))
 
 
 def _misfit(wanted: Resources, has: Partition) -> str:

@@ -78,10 +78,10 @@ class RankContext(Context):
         if self._rank == 0:
             self._send("log", int(step), num_steps, {k: float(v) for k, v in metrics.items()})
 
-    def expect_stop(self, seconds: float) -> None:
+    def expect_save(self, seconds: float) -> None:
         """Send the time that rank 0 expects, without waiting for an answer."""
         if self._rank == 0:
-            self._send("expect_stop", float(seconds))
+            self._send("expect_save", float(seconds))
 
     @property
     def stop_asked(self) -> bool:

@@ -261,8 +261,8 @@ class _Group:
             self._raised[rank] = as_exception(arguments[0])
         elif verb == "written":
             self._later.take(*arguments)
-        elif verb == "expect_stop":
-            self._context.expect_stop(*arguments)
+        elif verb == "expect_save":
+            self._context.expect_save(*arguments)
         elif verb == "finish_checkpoint":
             self._finishing = pipe
         elif verb == "exits":

@@ -10,7 +10,7 @@ import importlib.util
 from orchestrator.costs import Need
 from orchestrator.stage import Config
 
-INSTALL_VLLM = "pip install 'polysweep[vllm]'"
+INSTALL_VLLM = "make vllm in the checkout, or pip install -e 'CHECKOUT[vllm]'"
 
 
 def has_vllm() -> bool:

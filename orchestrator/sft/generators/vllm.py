@@ -1,4 +1,4 @@
-"""The engine for GPUs: vLLM, the optional extra ``polysweep[vllm]``, one instance per process.
+"""The engine for GPUs: vLLM, the optional extra ``vllm``, one instance per process.
 
 Written against vLLM 0.30. It receives and returns tokens, so no tokenizer, chat template or sampling default
 of its own applies. vLLM cannot be observed while it generates, so it generates in rounds. The prefix cache
@@ -13,6 +13,7 @@ more.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ class VllmEngine:
         runtime.check_weights(folder)
         with _environment_of(os.environ):
             self._llm = LLM(
-                model=str(folder),
+                model=str(linked(folder, os.environ)),
                 skip_tokenizer_init=True,
                 dtype=_DTYPES[self._settings.precision],
                 limit_mm_per_prompt={"image": 0},  # the text part of Gemma3 4B only
@@ -89,6 +90,29 @@ class VllmEngine:
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
         outputs = self._llm.generate(prompts, greedy, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def linked(folder: Path, env: Mapping[str, str]) -> Path:
+    """Return a link to a folder, whose path is the same for all cells that a GPU generates for.
+
+    vLLM keeps what it compiles under the path of the model. With the folders' own paths, each cell would
+    compile again, for minutes.
+
+    Args:
+        folder: of the model.
+        env: in which CUDA_VISIBLE_DEVICES names the GPU, see `own_gpu`.
+    """
+    place = Path(tempfile.gettempdir(), f"polysweep-vllm-{os.getuid()}")
+    place.mkdir(mode=0o700, exist_ok=True)
+    if place.is_symlink() or place.stat().st_uid != os.getuid():
+        raise StageFailure("bad_node", f"{place} belongs to another user")
+    link = place / f"model-{env.get('CUDA_VISIBLE_DEVICES', '0').replace('/', '-')}"
+    # Replaced in one step: an engine that starts meanwhile on another GPU has a link of its own.
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.absolute(), target_is_directory=True)
+    temporary.replace(link)
+    return link
 
 
 def own_gpu(env: Mapping[str, str]) -> dict[str, str]:

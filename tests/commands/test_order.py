@@ -1,0 +1,108 @@
+"""The longest cells start first, and the plan tells how long the whole takes on a cluster."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.core.sweep import Cell
+from orchestrator.execution.assignment import share
+from tests.execution.faults import order_for
+
+SWEEP = """
+description: cells of different length
+config: {hours: 0, gpus: 1}
+axes: {hours: [1, 4, 2, 3]}
+stages:
+  first: {command: "true", reads: [hours], estimate: "own:first"}
+  second: {command: "true", after: [first], estimate: "own:second"}
+"""
+HOOKS = """
+from orchestrator.costs import Estimate
+
+def first(config, **_):
+    return Estimate(wall_hours=0.0)
+
+def second(config, **_):
+    return Estimate(wall_hours=float(config.hours), gpu_hours=float(config.hours), num_gpus=config.gpus)
+"""
+
+
+@pytest.fixture
+def lengths(sweep: Any) -> Any:
+    """Four cells whose second stage has an estimate of 1 to 4 hours."""
+    (sweep.folder / "lengths.yaml").write_text(SWEEP)
+    (sweep.folder / "own.py").write_text(HOOKS)
+    return sweep
+
+
+def _started(store: Path) -> list[str]:
+    """The cells in the order in which the one worker began to work on them."""
+    (log,) = store.glob("**/request-1-worker-0.log")
+    return list(dict.fromkeys(re.findall(r"(hours\d)\S* \S+: attempt 1$", log.read_text(), re.MULTILINE)))
+
+
+def test_workers_start_with_the_longest_cell(lengths: Any) -> None:
+    lengths("launch", "lengths.yaml", "launcher=local", "launcher.workers=1")
+    assert _started(lengths.store) == ["hours4", "hours3", "hours2", "hours1"]
+
+
+def test_of_selected_cells_the_longest_starts_first(lengths: Any) -> None:
+    lengths("launch", "lengths.yaml", "--only", "hours=1,2,3", "launcher.workers=1")
+    assert _started(lengths.store) == ["hours3", "hours2", "hours1"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_node", "hours", "bound"), [(1, 8, 10, 10), (2, 8, 5, 5), (3, 1, 4, 4), (8, 8, 4, 4)]
+)
+def test_the_plan_tells_how_long_the_whole_takes_on_a_cluster(
+    lengths: Any, gpus: int, per_node: int, hours: float, bound: float
+) -> None:
+    found = lengths.json("plan", "lengths.yaml", "--gpus", str(gpus), "--gpus-per-node", str(per_node))
+    assert found["makespan"] == {
+        "hours": hours,
+        "lower_bound_hours": bound,
+        "rigid_lower_bound_hours": bound,
+        "ratio": hours / bound,
+        "num_gpus": gpus,
+    }
+    assert "makespan" not in lengths.json("plan", "lengths.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpus", "0"], "a cluster has at least one GPU"),
+        (["--gpus", "8", "--gpus-per-node", "2"], "a cell needs 4 GPUs in one node"),
+        (["--gpus", "2"], "a cell needs 4 GPUs in one node"),
+    ],
+)
+def test_a_cluster_on_which_a_cell_fits_nowhere_is_refused(
+    lengths: Any, words: list[str], message: str
+) -> None:
+    assert message in lengths("plan", "lengths.yaml", "gpus=4", *words, code=2)
+
+
+def _cells(*names: str) -> list[Cell]:
+    return [Cell(id=name, axes={}, columns={}, config={}, stage_digests=()) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("given", "slot", "expected"),
+    [
+        pytest.param(None, 1, "cdab", id="cells in the order of the sweep are divided"),
+        pytest.param(("a", "b", "c", "d"), 1, "cdab", id="also when they are named"),
+        pytest.param(("d", "b", "a"), 0, "dba", id="ordered by length, from the front"),
+        pytest.param(("d", "b", "a"), 1, "bad", id="the second worker takes the second longest"),
+        pytest.param(("b", "x", "a"), 1, "ab", id="a cell that the revision lacks is left out"),
+        pytest.param((), 1, "", id="no cells"),
+    ],
+)
+def test_each_worker_begins_at_its_own_cell(
+    given: tuple[str, ...] | None, slot: int, expected: str, tmp_path: Path
+) -> None:
+    order = order_for(tmp_path, "s", cells=given, slot=slot, num_slots=2)
+    assert "".join(cell.id for cell in share(_cells(*"abcd"), order)) == expected
