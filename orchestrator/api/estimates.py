@@ -80,8 +80,7 @@ def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix:
     """Raise if a need of a cell is missing.
 
     Args:
-        view: the sweep state.
-        missing: by cell, its missing needs.
+        view, missing: the sweep state, and by cell its missing needs.
         fix: the command that fetches them, for the error.
 
     Raises:
@@ -90,7 +89,7 @@ def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix:
     if not missing:
         return
     needs = distinct(missing)
-    lines = [one_line(need_line(need), 160) for need in needs]
+    lines = [one_line(need_line(n), 160) for n in needs]
     mend = fix if any(need.fetch or need.advice for need in needs) else "mend this"
     more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
     raise UserError(
