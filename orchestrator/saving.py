@@ -29,7 +29,8 @@ MANIFEST = "manifest.json"
 HELD_FACTOR, WRITE_FACTOR = 33, 4
 """The interval is at least this many times the seconds for which a save holds the stage up, and writes.
 
-With 33, saving takes under 3 % of the wall time. With 4, a shared disk is busy for at most a fifth of it.
+With 33, saving states takes under 3 % of the wall time. With 4, a shared disk is busy for at most a quarter
+of it.
 """
 
 Begin = Callable[[Path], Callable[[], None]]

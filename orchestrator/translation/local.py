@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.errors import StageFailure
 from orchestrator.registry import GENERATORS, lookup
-from orchestrator.sft import runtime
+from orchestrator.sft import model_folder, runtime
 from orchestrator.sft.generate import generate
 from orchestrator.sft.generators.base import GeneratorSettings
 from orchestrator.stage import Config, Context, Inputs
@@ -37,7 +37,8 @@ class LocalModel:
         runtime.start(context, seed=0)
         uses = context.uses
         self._tokenizer = runtime.load_tokenizer(inputs, uses)
-        self._max_tokens, self._batch_size = config.max_tokens, config.batch_size
+        self._max_tokens: int = config.max_tokens
+        self._batch_size: int = config.batch_size
         settings = GeneratorSettings(
             device=runtime.device_of(uses.device),
             precision=config.precision,
@@ -45,7 +46,9 @@ class LocalModel:
             pad_token_id=runtime.padding(self._tokenizer),
         )
         self._engine = lookup(GENERATORS, config.engine, kind="engine")(settings)
-        self._engine.load(runtime.base_folder(inputs, uses))
+        folder = runtime.base_folder(inputs, uses)
+        self._engine.load(folder)
+        self._context_tokens = model_folder.inspect(folder).context_tokens
 
     def run(self, conversations: Sequence[Conversation], context: Progress) -> None:
         """Continue each conversation, in rounds of batches; see `Translator.run`."""
@@ -59,12 +62,17 @@ class LocalModel:
             # An engine that makes its own batches runs best with many rows, but a stop waits for all of them.
             size = self._batch_size if self._engine.is_batched else 32 * self._batch_size
             batch, pending = pending[:size], pending[size:]
+            room = self._room(len(batch[0][1]))
+            if room < 1:
+                batch[0][0].problem = "cut-off"  # the longest request alone fills the model's positions
+                pending = [*batch[1:], *pending]
+                continue
             replies = generate(
                 self._engine,
                 self._tokenizer,
                 [[tokens for _, tokens in batch]],
                 stop=_unchanged,
-                max_new_tokens=self._max_tokens,
+                max_new_tokens=room,
             )[0]
             for (conversation, tokens), answer in zip(batch, replies, strict=True):
                 reply = Reply(
@@ -77,6 +85,12 @@ class LocalModel:
                     pending.append((conversation, self._encoded(messages)))
             context.report(len(conversations) - len(pending), num_steps=len(conversations))
             context.stop_if_asked()
+
+    def _room(self, prompt_tokens: int) -> int:
+        """Return how many tokens a reply may have after a prompt."""
+        if self._context_tokens is None:
+            return self._max_tokens
+        return min(self._max_tokens, self._context_tokens - prompt_tokens)
 
     def _encoded(self, messages: Messages) -> list[int]:
         tokenizer: Any = self._tokenizer

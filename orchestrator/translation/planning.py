@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from orchestrator.costs import Estimate, Hardware, Measured, Need
 from orchestrator.manifest import Stamp, stamps
-from orchestrator.sft import generators
+from orchestrator.sft import generators, model_folder
 from orchestrator.sft.config import is_hub_id
 from orchestrator.sft.needs import FETCH_MODEL, missing_files, problem_of
 from orchestrator.stage import Config
@@ -46,12 +46,21 @@ def needs(config: Config) -> list[Need]:
         problem = "" if generators.has_vllm() else "not installed"
         found.append(Need(what="package vllm", problem=problem, advice=generators.INSTALL_VLLM))
     if not is_hub_id(path):
-        problem = problem_of(Path(path), config.max_tokens)
-        return [*found, Need(what=f"model.path={path}", problem=problem)]
+        return [*found, Need(what=f"model.path={path}", problem=_problem(Path(path), config.max_tokens))]
     arguments = {"repo_id": path, "revision": revision}
     problem = missing_files(path, revision)
     what = f"model {path}@{revision}"
     return [*found, Need(what=what, problem=problem, fetch=FETCH_MODEL, arguments=arguments)]
+
+
+def _problem(folder: Path, max_tokens: int) -> str:
+    """Return what is wrong with a local model, or with its length beside the longest reply."""
+    if problem := problem_of(folder, 0):
+        return problem
+    context_tokens = model_folder.inspect(folder).context_tokens
+    if context_tokens is not None and context_tokens <= max_tokens:
+        return f"{context_tokens} positions are no more than max_tokens={max_tokens}: set fewer"
+    return ""
 
 
 class _Size(NamedTuple):

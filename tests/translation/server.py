@@ -77,6 +77,7 @@ class Server:
         self.statuses: Counter[int] = Counter()
         self.authorizations: set[str] = set()
         self.times: list[float] = []
+        self.messages: list[list[dict[str, str]]] = []
         self.most_at_once = 0
         self._at_once = 0
         self.lock = threading.Lock()
@@ -148,6 +149,7 @@ class Server:
         row = request, language
         with self.lock:
             self.times.append(time.monotonic())
+            self.messages.append(body["messages"])
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             self.seen[row] += 1

@@ -45,6 +45,21 @@ def test_an_error_that_passes_costs_a_try_and_no_row(
     assert server.seen.total() == len(WORDS) + 1
 
 
+def test_a_refused_reply_is_requested_again_with_the_reason(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server({"weak": "repeated placeholder"}, once=True)
+    with server.running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        config = config_of(source, tmp_path / "cache")
+        output, (row,) = run(stages.TRANSLATE, config, tmp_path / "a", language="es", shard=0)
+    assert row["num_answered"] == len(WORDS) and row["num_requests"] == len(WORDS) + 1
+    assert [one.refused for one in answered(output) if one.refused] == [(("placeholder-repeated",),)]
+    (again,) = (messages for messages in server.messages if len(messages) > 2)
+    assert [message["role"] for message in again] == ["system", "user", "assistant", "user"]
+    assert "times: write it once" in again[-1]["content"]
+
+
 def test_retry_after_holds_back_every_request(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
