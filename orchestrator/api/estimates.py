@@ -16,10 +16,9 @@ from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Finished, Hardware, Measured, Need
-from orchestrator.errors import SweepError, UserError
+from orchestrator.errors import SweepError, UserError, counted, one_line
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
-from orchestrator.text import counted, one_line
 
 
 def needs_of(

@@ -10,7 +10,7 @@ from orchestrator.api.state import SweepState
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.fingerprint import Fingerprint
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.text import counted
+from orchestrator.errors import counted
 
 
 class FailureExample(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,9 +22,8 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, counted
 from orchestrator.execution.checkpoints import foresee
-from orchestrator.text import counted
 
 if TYPE_CHECKING:
     import pandas

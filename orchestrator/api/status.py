@@ -12,11 +12,11 @@ from orchestrator.api.requests import code_versions, retired_line
 from orchestrator.api.state import SweepState, scheduler
 from orchestrator.core.state import Attempt, CellStatus
 from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.errors import one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of
 from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
 from orchestrator.store.evidence import examine, progress
 from orchestrator.store.table import Rows, collect_rows
-from orchestrator.text import one_line
 
 if TYPE_CHECKING:
     import pandas

@@ -14,11 +14,10 @@ from orchestrator.cli.output import print_lines
 from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, counted, nearest
 from orchestrator.store.access import new_nonce
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
-from orchestrator.text import counted
 
 
 def configure_discard(parser: argparse.ArgumentParser) -> None:

@@ -13,11 +13,10 @@ from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overri
 from orchestrator.cli.output import print_json, print_lines, print_warnings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, nearest, one_line
 from orchestrator.jobs.records import Submission
 from orchestrator.store import layout
 from orchestrator.store.objects import ObjectStore, open_objects
-from orchestrator.text import one_line
 
 POLL_S = 0.5
 """Pause between two reads of ``--follow``, in seconds."""

@@ -16,8 +16,8 @@ from orchestrator.cli.output import print_json, print_lines, print_table, print_
 from orchestrator.core.records import remaining_files
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
+from orchestrator.errors import counted, one_line
 from orchestrator.store import layout
-from orchestrator.text import counted, one_line
 from orchestrator.trackers.base import history
 
 

@@ -24,7 +24,7 @@ from orchestrator.cli.output import print_json, print_table
 from orchestrator.core.records import Owner, Request
 from orchestrator.core.state import Attempt, Liveness, State
 from orchestrator.core.sweep import ComposedSweep, StageInstance
-from orchestrator.errors import InfrastructureError, UserError, nearest
+from orchestrator.errors import InfrastructureError, UserError, counted, nearest
 from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher
 from orchestrator.formats import FORMAT
 from orchestrator.jobs.cells import Jobs
@@ -36,7 +36,6 @@ from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.retention import Leftover, UnusedCode, delete, delete_code, leftovers, unused_code
-from orchestrator.text import counted
 
 
 def configure_clean(parser: argparse.ArgumentParser) -> None:

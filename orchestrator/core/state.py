@@ -19,7 +19,7 @@ from typing import NamedTuple
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord, describe_retired
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.text import one_line
+from orchestrator.errors import one_line
 
 NOT_KEPT = "not_kept"
 """Reason of a release: inputs were retired, and the earlier version's product was not enough without them."""

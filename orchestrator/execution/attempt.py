@@ -21,7 +21,7 @@ from orchestrator.core.state import NOT_KEPT, Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.costs import STOP_FACTOR
 from orchestrator.entry import MARK
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line
 from orchestrator.execution import child
 from orchestrator.execution.assignment import (
     Assignment,
@@ -56,7 +56,6 @@ from orchestrator.store.access import new_nonce
 from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.retention import drop_work
-from orchestrator.text import MAX_LINE, escaped, one_line
 
 
 class AttemptRun:

@@ -27,7 +27,7 @@ from orchestrator import formats
 from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
-from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.errors import MAX_LINE, StageFailure, StopRequested, one_line, words_of
 from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message
 from orchestrator.execution.checkpoints import UNREAD
 from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
@@ -42,7 +42,6 @@ from orchestrator.store import layout
 from orchestrator.store.access import Outage
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_objects
-from orchestrator.text import MAX_LINE, one_line, words_of
 from orchestrator.trackers.base import Tracked, open_trackers
 
 POLL_S = 0.25
