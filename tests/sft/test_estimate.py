@@ -82,28 +82,29 @@ def test_the_utilisation_follows_from_the_sizes_of_model_and_device_and_is_said(
         guesses[model] = one.model_flops / (312e12 * 3600 * positions)
         said = f"MFU {guesses[model]:.0%} and 95% of the positions useful (ours, by model and device)"
         assert said in one.assumptions
-    assert all(0.4 < guess <= 0.56 for guess in guesses.values())
+    assert all(0.3 < guess < 0.5 for guess in guesses.values())
 
 
 @pytest.mark.parametrize(
-    ("layers", "recomputes", "is_compiled", "measured", "within"),
+    ("layers", "recomputes", "is_compiled", "measured"),
     [
-        (28, False, True, 0.414, 0.03),
-        (28, True, True, 0.376, 0.04),
-        (28, True, False, 0.301, 0.03),
-        (28, False, False, 0.345, 0.04),
-        (6, False, True, 0.637, 0.03),
-        (6, True, False, 0.549, 0.09),
+        (28, True, True, 0.35),
+        (28, False, True, 0.41),
+        (6, True, True, 0.44),
+        (6, False, True, 0.51),
+        (28, True, False, 0.24),
+        (6, True, False, 0.45),
     ],
 )
-def test_the_model_of_speed_gives_what_was_measured_on_an_h100(
-    layers: int, recomputes: bool, is_compiled: bool, measured: float, within: float
+def test_the_model_of_speed_gives_what_was_measured(
+    layers: int, recomputes: bool, is_compiled: bool, measured: float
 ) -> None:
-    """docs/gpu.md: Qwen3-1.7B, and the width of Qwen3-8B with 6 layers; packed rows, weights in bfloat16."""
+    """docs/gpu.md: Qwen3-1.7B, and the width of Qwen3-8B with 6 layers, with tied tables where compiled."""
     model = cell("qwen3-1.7b" if layers == 28 else "qwen3-8b")["model"]
-    sizes = decoder({**model["architecture"], "num_layers": layers}, model["family"])
+    is_tied = is_compiled or layers == 28
+    sizes = decoder({**model["architecture"], "num_layers": layers, "tied": is_tied}, model["family"])
     found = mfu(sizes, "NVIDIA H100 80GB HBM3", recomputes=recomputes, is_compiled=is_compiled)
-    assert found == pytest.approx(measured, rel=within)
+    assert found == pytest.approx(measured, rel=0.08)
 
 
 def test_an_unknown_device_has_the_guess_by_size_alone() -> None:
@@ -170,8 +171,10 @@ def test_what_cannot_fit_is_refused_with_what_takes_the_memory() -> None:
     with pytest.raises(UserError, match="does not fit on this host"):
         trained(cell("qwen3-8b"), laptop)
     small = Hardware(device="a10g", memory_gib=24, peak_tflops=125)
+    how = {"label": "", "hardware": small, "retention": "all", "measured": Measured()}
     with pytest.raises(UserError, match="does not fit one device to generate"):
-        evaluate(Config(cell("qwen3-8b")), label="", hardware=small, retention="all", measured=Measured())
+        evaluate(Config(cell("qwen3-8b", "math", 1, "evaluation.engine=transformers")), **how)
+    evaluate(Config(cell("qwen3-8b")), **how)  # vLLM forms batches that fit
 
 
 @pytest.mark.parametrize("model", ["qwen3-1.7b", "qwen3-8b", "gemma3-4b"])
