@@ -248,8 +248,9 @@ class EvaluationConfig(Strict, frozen=True, kw_only=True):
 
     Engine, precision and batch size are part of the identity, because each changes some texts. A sum of the
     same numbers in another order may round to another value. Then another token may be the most likely one.
-    So a machine's hardware never chooses any of them. The same batches give the same texts on the same
-    hardware and library versions. Neither the number of processes nor an interruption changes a text.
+    So a machine's hardware never chooses any of them. On the same hardware and
+    library versions the same batches give the same texts, as far as the kernels repeat. The number of
+    processes and an interruption change no batch.
 
     Attributes:
         engine: a key of `orchestrator.registry.GENERATORS`.
