@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.registry import TASKS, lookup
 from orchestrator.sft.data import is_commit
-from orchestrator.tasks import dataset, importing, math
-from orchestrator.tasks.base import Item
+from orchestrator.tasks import dataset, importing
+from orchestrator.tasks.base import Item, Task
 from orchestrator.tasks.checking import Measure
 from orchestrator.tasks.dataset import DatasetInfo
 from orchestrator.tasks.importing import Choice
-from orchestrator.tasks.sources import Source, of_files, open_source
+from orchestrator.tasks.sources import Source, open_source
 
 if TYPE_CHECKING:
     import tokenizers
@@ -114,8 +115,6 @@ def _line(error: Exception) -> str:
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-MCOT_NUMBERS = (10_000, 200)
-"""Training and validation items of mCoT-MATH if no number is given: those of the study."""
 
 
 def fetch(*, task: str, recipe: Mapping[str, Any], folder: str) -> None:
@@ -179,10 +178,11 @@ def from_hub(hub_id: str, revision: str, *, task: str) -> Source:
         InfrastructureError: the hub cannot be reached.
         UserError: there is no such release, or it has no file of a known form.
     """
-    if task != "math":
+    benchmark: Task = lookup(TASKS, task, kind="task")
+    if not benchmark.releases:
         raise UserError(f"no release of {task} is known", fix=f"sweep data describe {task}")
     found = download(hub_id, revision)
-    source = of_files(found.paths, hub_id)
+    source = benchmark.release(found.paths, hub_id)
     if source is None:
         raise UserError(f"nothing in {hub_id}@{revision} is known as data of {task}")
     return source._replace(revision=revision, commit=found.commit)
@@ -225,8 +225,8 @@ def import_data(
         test: path or hub id of test items.
         out: the folder to make.
         languages: to import; () for all that a source has.
-        num_train: number of items; None for the study's of mCoT-MATH, and all of anything else.
-        num_validation: likewise; None for the study's of mCoT-MATH, and none of anything else.
+        num_train: number of items; None for as many as the task takes of that release, else all.
+        num_validation: likewise; None for as many as the task takes of that release, else none.
         num_test: number of items; None for all.
         seed: chooses items if there are more.
         revision: of `source`, if that is a hub id.
@@ -239,7 +239,8 @@ def import_data(
     """
     first = find(source, task, revision) if source else None
     second = find(test, task, test_revision) if test else None
-    defaults = MCOT_NUMBERS if first and first.name == math.HUB_ID else (None, 0)
+    releases = lookup(TASKS, task, kind="task").releases
+    defaults = releases.get(first.name, (None, 0)) if first else (None, 0)
     choice = Choice(
         languages=tuple(languages),
         num_train=defaults[0] if num_train is None else num_train,

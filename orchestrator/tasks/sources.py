@@ -1,18 +1,20 @@
 """Local sources of task data: the rows of a file or folder, each with its split, language and item.
 
-This module recognises the form of files and streams them, because mCoT-MATH is one JSON array of 12 GB.
-`importing` decides which ids are taken. Data on a hub is fetched elsewhere and arrives here as files.
+Tasks recognise the form of their files. This module streams rows, because mCoT-MATH is one JSON array of 12
+GB, and reads small files as a whole. `importing` decides which ids are taken. Data on a hub is fetched
+elsewhere and arrives here as files.
 """
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError
-from orchestrator.tasks import api_calling, math
+from orchestrator.registry import TASKS, lookup
 from orchestrator.tasks.base import LANGUAGES, Split
 
 PIECE_CHARS = 1 << 22
@@ -47,8 +49,8 @@ class Source(NamedTuple):
         rows: a function that reads the rows from the start.
         line: a function that converts one row.
         note: a note for readers of the data set.
-        equal_golds: whether to leave out items whose answers differ between languages. Such a translation
-            is wrong.
+        answer: a function from a line to what must be equal in all languages; None if nothing must. An item
+            whose answers differ is left out, because a translation of it is wrong.
         by_place: whether rows are aligned by their place in each language. Equal answers must then confirm
             it.
         revision: the revision that was requested from a hub.
@@ -61,20 +63,10 @@ class Source(NamedTuple):
     rows: Callable[[], Iterator[Raw]]
     line: Callable[[Raw], dict[str, str]]
     note: str = ""
-    equal_golds: bool = False
+    answer: Callable[[Mapping[str, str]], object] | None = None
     by_place: bool = False
     revision: str | None = None
     commit: str | None = None
-
-
-_SPLITS: Mapping[str, Split | None] = {
-    "train.jsonl": Split.TRAIN,
-    "test.jsonl": Split.TEST,
-    "lv3-api-train.json": Split.TRAIN,
-    "level-1-api.json": Split.TEST,
-    "level-2-api.json": Split.TEST,
-}
-"""Published English files whose name implies the split."""
 
 
 def open_source(path: Path, task: str) -> Source:
@@ -86,7 +78,7 @@ def open_source(path: Path, task: str) -> Source:
     path = path.expanduser()
     if not path.exists():
         raise UserError(f"no file or folder {str(path)!r}", fix=f"sweep data describe {task}")
-    source = _api(path) if task == "api_calling" else _math(path)
+    source: Source | None = lookup(TASKS, task, kind="task").source(path)
     if source is None:
         raise UserError(
             f"nothing in {path} is known as data of {task}",
@@ -95,143 +87,30 @@ def open_source(path: Path, task: str) -> Source:
     return source
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
+    """A file with its language, and its split; None if nothing names the split."""
+
     path: Path
     split: Split | None
     language: str
 
 
-def places(folder: Path, names: Mapping[str, Sequence[str]]) -> list[_Place]:
-    """Return the files of a folder, and of its folders train, validation and test, by split and language."""
-    found = []
+def places(
+    folder: Path, names: Mapping[str, Sequence[str]], published: Mapping[str, Split]
+) -> Iterator[Place]:
+    """Yield the files of a folder, and of its folders train, validation and test, by split and language.
+
+    Args:
+        folder: to search.
+        names: map from language to the names that its files may have.
+        published: names that imply a split.
+    """
     for split in (None, *Split):
         inside = folder / split if split else folder
         for language in LANGUAGES:
-            for name in names.get(language, ()):
+            for name in names[language]:
                 if (inside / name).is_file():
-                    known = Split.TEST if name.startswith("mgsm_") else _SPLITS.get(name)
-                    found.append(_Place(inside / name, split or known, language))
-    return found
-
-
-_MATH_NAMES = {
-    code: [f"mgsm_{code}.tsv", f"{code}.jsonl", *(["train.jsonl", "test.jsonl"] if code == "en" else [])]
-    for code in LANGUAGES
-}
-_API_NAMES = {
-    code: [
-        *(["level-1-api.json", "lv3-api-train.json"] if code == "en" else []),
-        f"{code}.json",
-        f"{code}.jsonl",
-    ]
-    for code in LANGUAGES
-}
-
-
-def _math(path: Path) -> Source | None:
-    if path.is_dir():
-        if found := places(path, _MATH_NAMES):
-            return _of_places(path.name, found, _math_rows, _math_line)
-        pieces = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".json", ".jsonl"))
-        return mcot_source(pieces, path.name)
-    return of_files([path], path.name)
-
-
-def of_files(paths: Sequence[Path], name: str) -> Source | None:
-    """Return math files as a source, recognised by their names or else by mCoT-MATH's rows.
-
-    The result is None if neither fits.
-    """
-    found = [
-        _Place(path, Split.TEST if known.startswith("mgsm_") else _SPLITS.get(known), language)
-        for language, names in _MATH_NAMES.items()
-        for known in names
-        for path in paths
-        if path.name == known
-    ]
-    if found:
-        return _of_places(name, found, _math_rows, _math_line)
-    return mcot_source([path for path in paths if path.suffix in (".json", ".jsonl", ".parquet")], name)
-
-
-def _api(path: Path) -> Source | None:
-    if path.is_dir():
-        found = places(path, _API_NAMES)
-        return _of_places(path.name, found, _api_rows, _api_line) if found else None
-    if path.suffix not in (".json", ".jsonl"):
-        return None
-    language = path.stem if path.stem in LANGUAGES else "en"
-    place = _Place(path, _SPLITS.get(path.name), language)
-    return _of_places(path.name, [place], _api_rows, _api_line)
-
-
-_Rows = Callable[[_Place], Iterator[Raw]]
-
-
-def _of_places(
-    name: str, found: Sequence[_Place], read: _Rows, line: Callable[[Raw], dict[str, str]]
-) -> Source:
-    """Return files with known splits and languages as a source."""
-
-    def rows() -> Iterator[Raw]:
-        for place in found:
-            yield from read(place)
-
-    is_mgsm = all(place.path.suffix == ".tsv" for place in found)
-    form = "api-bank" if read is _api_rows else "mgsm" if is_mgsm else "worked"
-    return Source(form, name, tuple(place.path for place in found), rows, line)
-
-
-def _math_rows(place: _Place) -> Iterator[Raw]:
-    if place.path.suffix == ".tsv":
-        for line in math.lines(place.path, place.language):
-            id_ = f"mgsm-{line['id']}"  # the prefix avoids the ids of other sources that count from 1
-            yield Raw(place.split, place.language, id_, line, f"{place.path}:{line['id']}")
-        return
-    for number, row in stream(place.path):
-        id_ = math.id_of(row, f"{place.split or 'row'}-{number}")
-        yield Raw(place.split, place.language, id_, row, f"{place.path}:{number}")
-
-
-def _math_line(raw: Raw) -> dict[str, str]:
-    if math.is_row(raw.row) and "question" not in raw.row:
-        return math.mcot_line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
-    return math.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
-
-
-def _api_rows(place: _Place) -> Iterator[Raw]:
-    for number, row in stream(place.path):
-        parts = [str(row[key]) for key in ("file", "id") if key in row]
-        id_ = "#".join(parts) if "id" in row else f"{place.split or 'row'}-{number}"
-        yield Raw(place.split, place.language, id_, row, f"{place.path}, row {number}")
-
-
-def _api_line(raw: Raw) -> dict[str, str]:
-    return api_calling.line_of(raw.row, id_=raw.id, where=raw.where)
-
-
-def mcot_source(paths: Sequence[Path], name: str) -> Source | None:
-    """Return files as a source in mCoT-MATH's form, or None if their first row has another form."""
-    if not (first := next((row for path in paths for _, row in stream(path)), None)):
-        return None
-    if not math.is_row(first):
-        return None
-    by_place = not math.place_of(first).id
-
-    def rows() -> Iterator[Raw]:
-        for path in paths:
-            for number, row in stream(path):
-                language, id_ = math.place_of(row)
-                yield Raw(None, language, id_, row, f"{path}, row {number}")
-
-    note = (
-        "aligned by place within each language and checked by equal answers" if by_place else "aligned by id"
-    )
-    return Source("mcot", name, tuple(paths), rows, _mcot_line, note, equal_golds=True, by_place=by_place)
-
-
-def _mcot_line(raw: Raw) -> dict[str, str]:
-    return math.mcot_line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+                    yield Place(inside / name, split or published.get(name), language)
 
 
 def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -243,14 +122,21 @@ def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix == ".parquet":
         yield from _parquet(path)
         return
-    with path.open("rb") as file:
-        is_array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    rows: Iterator[tuple[int, Any]]
-    rows = enumerate(_array(path)) if is_array else _lines(path)
-    for number, row in rows:
+    for number, row in enumerate(_array(path)) if is_array(path) else _lines(path):
         if not isinstance(row, dict):
-            raise UserError("a row is not a JSON object", where=f"{path}, row {number}")
+            raise UserError("a row is not a JSON object", where=where_of(path, number))
         yield number, row
+
+
+def is_array(path: Path) -> bool:
+    """Return whether a file holds one JSON array, and not JSON lines."""
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def where_of(path: Path, number: int) -> str:
+    """Return the place of a row for error messages: a line of JSON lines, else a row."""
+    return f"{path}:{number}" if path.suffix == ".jsonl" else f"{path}, row {number}"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -309,3 +195,39 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 number += 1
     except pyarrow.lib.ArrowInvalid as error:
         raise UserError(f"not a Parquet file: {error}", where=str(path)) from None
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number, from 1, and the NFC text of each line that is not blank.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
+    text = _text(path)
+    # splitlines would also split at line separators within texts, such as U+2028.
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=1):
+        line = line.removesuffix("\r")
+        if line.strip():
+            yield number, line
+
+
+def field(row: Mapping[str, Any], *keys: str, where: str) -> str:
+    """Return the NFC text of the first of these keys that the row has.
+
+    Raises:
+        UserError: the row has none of the keys, or the value is not text.
+    """
+    value = next((row[key] for key in keys if key in row), None)
+    if not isinstance(value, str):
+        raise UserError(f"no text {' or '.join(map(repr, keys))} in a row", where=where)
+    # JSON can encode half a surrogate pair, but no UTF-8 file could hold it later.
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError("half a character: a surrogate without its other half", where=where)
+    return unicodedata.normalize("NFC", value)
+
+
+def _text(path: Path) -> str:
+    try:
+        return unicodedata.normalize("NFC", path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from None
