@@ -148,7 +148,7 @@ def terms_gib(
 
     - ``state``: weights, gradients and moments, divided by the GPUs if sharded.
     - ``weights``: the copies in use (ours). Unsharded with bf16, all weights in bf16. With FSDP,
-      embeddings, head and two layers: gathered in bf16, with fp32 gradients. One GPU keeps all layers in bf16.
+      embeddings, head and two layers: gathered in bf16, with fp32 gradients; on one GPU all layers in bf16.
     - ``activations``: the input of each layer; without checkpointing, all values of each layer.
     - ``layer``: values and gradients of the one layer that is being computed (ours).
     - ``logits``: of one chunk of the loss.
