@@ -58,7 +58,8 @@ def test_two_processes_make_the_steps_of_one_the_last_partial_one_included(
 ) -> None:
     one = train(ground, tmp_path / "one", *STEPS)
     log = Log()
-    two = train(ground, tmp_path / "two", *STEPS, TWO, f"trainer.sharding={sharding}", trackers=[log])
+    how = (*STEPS, TWO, f"trainer.sharding={sharding}")
+    two = train(ground, tmp_path / "two", *how, trackers=[log], interval_s=0.0)
     assert len(history(two)[0]) == 12
     assert distance(one, two) < 2e-6
     summary = json.loads((two / "training.json").read_text())
