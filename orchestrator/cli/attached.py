@@ -26,14 +26,13 @@ from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, preload
 from orchestrator.entry import outlive_the_reader, prepare
-from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.errors import InfrastructureError, SweepError, counted
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import Launch, Launcher
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.ledger import open_ledger
-from orchestrator.text import counted
 
 POLL_S, REFRESH_S, LINE_S, LAST_LOOKS = 0.1, 1.0, 10.0, 5
 """Seconds between polls of the launcher, refreshes of the progress, and lines in a log; then the number of
@@ -241,7 +240,8 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
                     last, line_s = text, now_s + LINE_S
                 cost_s = time.monotonic() - now_s
                 next_s = now_s + max(REFRESH_S, 20 * cost_s)  # reading the states takes at most 5 % of a core
-            time.sleep(POLL_S)
+            if alive:
+                time.sleep(POLL_S)
 
 
 def _keep_logs(view: SweepState) -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.output import print_json, print_table
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, counted
 from orchestrator.registry import DATA, TASKS, load, lookup
-from orchestrator.text import counted
 
 ACTIONS = ("describe", "import", "check", "translate")
 _OF_IMPORT = (

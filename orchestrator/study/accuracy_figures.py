@@ -11,13 +11,13 @@ from matplotlib.colors import TwoSlopeNorm
 from orchestrator.reports import style
 from orchestrator.study import paper
 from orchestrator.study.paper import MINUS, distinct, language_name, listed, number, task_name
-from orchestrator.study.sections import LanguageAccuracy, Numbers, SizeAccuracy
+from orchestrator.study.sections import LanguageAccuracy, NumbersSection, SizeAccuracy
 
 GROUPS = {"high": "high-resource (en, es, ja)", "low": "low-resource (bn, sw, te)"}
 """Map from resource group to its title."""
 
 
-def figure2(numbers: Numbers) -> style.Drawing | None:
+def figure2(numbers: NumbersSection) -> style.Drawing | None:
     """Draw a line with Wilson intervals for each model, or return None without numbers."""
     entries = numbers.fig2
     if not entries:
@@ -88,7 +88,7 @@ _DARK = 0.62
 """Share of the scale beyond which a cell is dark and its number is white."""
 
 
-def figure7(numbers: Numbers) -> style.Drawing | None:
+def figure7(numbers: NumbersSection) -> style.Drawing | None:
     """Draw a heat map for each model and task, or return None without numbers.
 
     Each cell shows its number. All maps have the same scale, so that colours can be compared between them.
@@ -173,7 +173,7 @@ def _heat_map(
 _COLUMNS = 3
 
 
-def figure8(numbers: Numbers) -> style.Drawing | None:
+def figure8(numbers: NumbersSection) -> style.Drawing | None:
     """Draw a panel for each task and evaluation language, or return None without numbers."""
     entries = numbers.fig8
     if not entries:

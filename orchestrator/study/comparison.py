@@ -16,12 +16,12 @@ from orchestrator.reporting import About, CellFacts
 from orchestrator.study import paper
 from orchestrator.study.paper import counted
 from orchestrator.study.sections import (
-    Ledger,
     LedgerEntry,
+    LedgerSection,
     MedianGain,
+    PublishedNumber,
     Regression,
     UsedValue,
-    Verdict,
     WinRate,
 )
 from orchestrator.study.tables.results import Result
@@ -92,7 +92,7 @@ def verdicts(
     fig3: Mapping[str, Mapping[str, MedianGain]],
     table3: Regression,
     read: Sequence[Result],
-) -> list[Verdict]:
+) -> list[PublishedNumber]:
     """Return each published number with ours and a verdict.
 
     - *not comparable*: the rows have other models or test sets than the study, or only a part of the grid
@@ -145,14 +145,14 @@ def _of_regression(published: Published, fit: Regression) -> tuple[float | None,
 
 def _verdict(
     published: Published, ours: float | None, low: float | None, high: float | None, reason: str | None
-) -> Verdict:
+) -> PublishedNumber:
     """Return one published number with ours, a verdict, and a reason if they are not comparable."""
     verdict = NOT_COMPARABLE
     if reason is None and ours is None:
         reason = "it could not be computed"
     elif reason is None and ours is not None:
         verdict = _compare(published, ours, low, high)
-    return Verdict(
+    return PublishedNumber(
         name=published.name,
         unit=published.unit,
         published=published.value,
@@ -268,7 +268,7 @@ FIXED = (
 """The choices that the paper does not give and that the code fixes without a setting."""
 
 
-def ledger(about: About | None) -> Ledger:
+def ledger(about: About | None) -> LedgerSection:
     """Return the entries `ours` and `differs`, each with the sweep's values and their frequency.
 
     Without facts of a sweep the configs are unknown. Then the values are None, and `differs` is empty.
@@ -279,7 +279,7 @@ def ledger(about: About | None) -> Ledger:
     ours = [each for each in ours if each.default is not None or each.values is not None or not cells]
     ours += [LedgerEntry(what, "", text, "", None, None) for what, text in FIXED]
     differs = [entry for setting in PAPER if (entry := _entry(setting, cells)).differs]
-    return Ledger(about is not None, ours, [*differs, *_grid(cells)])
+    return LedgerSection(about is not None, ours, [*differs, *_grid(cells)])
 
 
 def _entry(setting: Setting, cells: Sequence[CellFacts]) -> LedgerEntry:

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.reporting import About, CellFacts
 from orchestrator.study import paper
-from orchestrator.study.sections import ExpectedCell, LackingCell, LackingGroup, MissingRows, Numbers, Status
+from orchestrator.study.sections import (
+    ExpectedCell,
+    LackingCell,
+    LackingGroup,
+    MissingRows,
+    NumbersSection,
+    StatusSection,
+)
 from orchestrator.study.tables.results import Result, languages_of
 
 ABSENT, PARTIAL = "no rows", "rows of some languages"
@@ -46,7 +53,7 @@ def _named(cell: CellFacts) -> ExpectedCell:
     )
 
 
-def status(numbers: Numbers, about: About | None) -> Status:
+def status(numbers: NumbersSection, about: About | None) -> StatusSection:
     """Return the number of cells in each state, and the missing cells both in groups and one by one.
 
     Args:
@@ -68,7 +75,7 @@ def status(numbers: Numbers, about: About | None) -> Status:
         cells = [_of_cell(cell) for cell in about.cells if cell.state != "done"]
         done = {cell.cell for cell in about.cells if cell.state == "done"}
         cells += [_of_table(entry, num_tested) for entry in numbers.missing if entry.cell in done]
-    return Status(
+    return StatusSection(
         num_cells=num_cells,
         num_done=states.get("done", 0),
         num_rows=numbers.num_rows,

@@ -12,13 +12,13 @@ from orchestrator.reports import style
 from orchestrator.study import paper
 from orchestrator.study.comparison import NOT_COMPARABLE, PUBLISHED
 from orchestrator.study.paper import SETTINGS, distinct, interval, listed, number, task_name
-from orchestrator.study.sections import MedianGain, Numbers, TransferPoint
+from orchestrator.study.sections import MedianGain, NumbersSection, TransferPoint
 
 Medians = Mapping[str, MedianGain]
 """Map from setting to its entry in the numbers."""
 
 
-def figure3(numbers: Numbers) -> style.Drawing | None:
+def figure3(numbers: NumbersSection) -> style.Drawing | None:
     """Draw a panel for each task with a row for each setting, or return None without numbers.
 
     A published median is shown beside ours only if the two are comparable.
@@ -59,7 +59,7 @@ def figure3(numbers: Numbers) -> style.Drawing | None:
     )
 
 
-def _published(numbers: Numbers) -> dict[str, dict[str, float]]:
+def _published(numbers: NumbersSection) -> dict[str, dict[str, float]]:
     """Return the published medians that are comparable with ours, by task and setting."""
     found: dict[str, dict[str, float]] = {}
     for published, entry in zip(PUBLISHED, numbers.verdicts, strict=True):
@@ -120,7 +120,7 @@ Entries = Sequence[TransferPoint]
 """The entries of Figure 4 in the numbers."""
 
 
-def figure4(numbers: Numbers) -> style.Drawing | None:
+def figure4(numbers: NumbersSection) -> style.Drawing | None:
     """Draw Figure 4: a panel for each task and number of training languages, with all models together."""
     entries = numbers.fig4
     if not entries:
@@ -145,7 +145,7 @@ def figure4(numbers: Numbers) -> style.Drawing | None:
     )
 
 
-def figure9(numbers: Numbers) -> style.Drawing | None:
+def figure9(numbers: NumbersSection) -> style.Drawing | None:
     """Draw Figure 9: the points of Figure 4, with a panel for each task and model."""
     entries = numbers.fig4
     if not entries:

@@ -19,7 +19,7 @@ from orchestrator.study.sections import (
     ExpectedCell,
     LanguageAccuracy,
     MedianGain,
-    Numbers,
+    NumbersSection,
     SizeAccuracy,
     TrainingGain,
     TransferPoint,
@@ -35,7 +35,7 @@ def report(
     seed: int = 0,
     expected: Iterable[ExpectedCell] | None = None,
     where: str = "the table",
-) -> Numbers:
+) -> NumbersSection:
     """Return every number of the study's tables and figures.
 
     A number that cannot be computed is None or absent.
@@ -53,7 +53,7 @@ def report(
     found = comparisons(read)
     tasks = sorted({result.task for result in read})
     wins, fit, gains = table2(found), table3(read, seed=seed), fig3(found, tasks, seed=seed)
-    return Numbers(
+    return NumbersSection(
         num_rows=len(read),
         num_cells=len({(r.model, r.task, r.languages, r.seed) for r in read}),
         missing=missing(read, expected),

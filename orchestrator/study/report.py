@@ -17,7 +17,7 @@ from orchestrator.results import notes_of
 from orchestrator.study import accuracy_figures, coverage, effect_figures, numbers, paper, provenance_tables
 from orchestrator.study.comparison import ledger
 from orchestrator.study.paper import distinct
-from orchestrator.study.sections import Numbers, Report, Sweep, Swept
+from orchestrator.study.sections import NumbersSection, Report, SweepSection, Swept
 from orchestrator.study.tables import model
 from orchestrator.study.tables.results import Row, languages_of
 
@@ -89,11 +89,11 @@ def numbers_of(rows: Sequence[Row], about: About | None = None) -> Report:
     )
 
 
-def _identity(about: About | None, rows: Sequence[Row]) -> Sweep:
+def _identity(about: About | None, rows: Sequence[Row]) -> SweepSection:
     notes = tuple(notes_of(rows))
     if about is None:
-        return Sweep(notes=notes)
-    return Sweep(
+        return SweepSection(notes=notes)
+    return SweepSection(
         sweep=about.sweep,
         revision=about.revision,
         sealed=about.sealed,
@@ -104,7 +104,7 @@ def _identity(about: About | None, rows: Sequence[Row]) -> Sweep:
     )
 
 
-def _swept(rows: Sequence[Row], found: Numbers, about: About | None) -> Swept:
+def _swept(rows: Sequence[Row], found: NumbersSection, about: About | None) -> Swept:
     """Return what was run: the whole grid of a sweep, or what occurs in a table."""
     shown = [*found.fig8, *found.baselines]
     cells = coverage.expected(about)

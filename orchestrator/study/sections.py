@@ -29,7 +29,7 @@ class ExpectedCell(NamedTuple):
     seed: Any = None
 
 
-class Sweep(_Section, frozen=True):
+class SweepSection(_Section, frozen=True):
     """The sweep and its revision; None for a table from elsewhere."""
 
     sweep: str | None = None
@@ -74,7 +74,7 @@ class LackingGroup(_Section, frozen=True):
     reasons: list[str]
 
 
-class Status(_Section, frozen=True):
+class StatusSection(_Section, frozen=True):
     """How many cells are in each state, and which are lacking."""
 
     num_cells: int
@@ -197,7 +197,7 @@ class BaselineAccuracy(_Section, frozen=True):
     high: float
 
 
-class Verdict(_Section, frozen=True):
+class PublishedNumber(_Section, frozen=True):
     """A published number beside ours, and the reason if they are not comparable."""
 
     name: str
@@ -213,7 +213,7 @@ class Verdict(_Section, frozen=True):
     reason: str | None
 
 
-class Numbers(_Section, frozen=True):
+class NumbersSection(_Section, frozen=True):
     """Every number of the study's tables and figures.
 
     `table2` is by setting; `fig3` is by task and setting.
@@ -230,7 +230,7 @@ class Numbers(_Section, frozen=True):
     fig7: list[TrainingGain]
     fig8: list[LanguageAccuracy]
     baselines: list[BaselineAccuracy]
-    verdicts: list[Verdict]
+    verdicts: list[PublishedNumber]
 
     @property
     def models(self) -> list[str]:
@@ -257,7 +257,7 @@ class LedgerEntry(_Section, frozen=True):
     differs: bool | None
 
 
-class Ledger(_Section, frozen=True):
+class LedgerSection(_Section, frozen=True):
     """The deviation ledger; `known` is whether the configs of the cells are."""
 
     known: bool
@@ -303,11 +303,11 @@ class Provenance(_Section, frozen=True):
 class Report(_Section, frozen=True):
     """The whole report."""
 
-    sweep: Sweep
+    sweep: SweepSection
     swept: Swept
-    status: Status
-    numbers: Numbers
-    ledger: Ledger
+    status: StatusSection
+    numbers: NumbersSection
+    ledger: LedgerSection
     retries: Sequence[RetryFacts]
     gpu_hours: GpuHours
     provenance: Provenance

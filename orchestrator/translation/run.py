@@ -15,8 +15,8 @@ from orchestrator.sft import data
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.translation.config import ENDPOINT
 from orchestrator.translation.rows import (
-    Cache,
     Conversation,
+    ReplyCache,
     SourceRow,
     Translator,
     distinct,
@@ -98,7 +98,7 @@ def translate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         StageFailure: the endpoint refuses all requests, or too many rows stayed without a reply.
     """
     rows = rows_of_shard(config, context)
-    cache = Cache(cache_folder(context.uses.cache_dir), config.language, identity_of(config))
+    cache = ReplyCache(cache_folder(context.uses.cache_dir), config.language, identity_of(config))
     conversations = list(distinct(rows, config.language, cache, config.max_attempts))
     open_ = [conversation for conversation in conversations if conversation.messages() is not None]
     if open_:
@@ -158,7 +158,8 @@ def _tree(config: Any) -> dict[str, Any]:
 
 
 def _answered(conversation: Conversation) -> Answered:
-    best, verdicts = conversation.best, conversation.verdicts
+    best = conversation.best
+    verdicts = conversation.verdicts
     refused = tuple(tuple(sorted({f.kind for f in v.faults})) for v in verdicts if v.faults)
     faults = verdicts[-1].faults if verdicts else ()
     if conversation.problem:
@@ -189,7 +190,8 @@ def validate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def _judged(row: SourceRow, answer: Answered, language: str) -> Judged:
-    faults, flags = answer.faults, tuple[str, ...]()
+    faults = answer.faults
+    flags: tuple[str, ...] = ()
     if answer.translations:
         verdict = judge(template_of(row.line), row.line, answer.translations, language)
         # The texts alone do not show what was around them in the reply.

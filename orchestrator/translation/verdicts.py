@@ -56,7 +56,7 @@ KINDS: Mapping[str, str] = {
 """Kind of a fault to its meaning."""
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
     """A model's reply to one request.
 
     Attributes:
@@ -72,7 +72,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
 
 
-class Verdict(NamedTuple):
+class TextVerdict(NamedTuple):
     """The result of all checks of a row.
 
     Attributes:
@@ -88,19 +88,21 @@ class Verdict(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-def judge_reply(template: Template, english: Mapping[str, str], reply: Reply, language: str) -> Verdict:
+def judge_reply(
+    template: Template, english: Mapping[str, str], reply: ModelReply, language: str
+) -> TextVerdict:
     """Return the verdict on a model's reply."""
     if reply.finish == "length":
-        return Verdict({}, None, (Fault("cut-off", "your reply was cut off at the token limit"),))
+        return TextVerdict({}, None, (Fault("cut-off", "your reply was cut off at the token limit"),))
     translations, fault = _read(reply.text)
     if fault is not None:
-        return Verdict(translations, None, (fault,))
+        return TextVerdict(translations, None, (fault,))
     return judge(template, english, translations, language)
 
 
 def judge(
     template: Template, english: Mapping[str, str], translations: Translations, language: str
-) -> Verdict:
+) -> TextVerdict:
     """Return the verdict on translations, by all hard checks and then all soft ones.
 
     Args:
@@ -113,17 +115,17 @@ def judge(
     if translations.keys() != wanted:
         missing, more = sorted(wanted - translations.keys()), sorted(translations.keys() - wanted)
         what = f"texts missing: {', '.join(missing[:5]) or 'none'}; unknown: {', '.join(more[:5]) or 'none'}"
-        return Verdict(translations, None, (Fault("other-texts", what),))
+        return TextVerdict(translations, None, (Fault("other-texts", what),))
     translations = {key: unicodedata.normalize("NFC", text).strip() for key, text in translations.items()}
     faults = [fault for text in template.texts for fault in _of_text(text, translations[text.key], language)]
     faults += _of_all(template, translations, language)
     if faults:
-        return Verdict(translations, None, tuple(faults))
+        return TextVerdict(translations, None, tuple(faults))
     line = template.line(english["id"], translations)
     faults = list(_of_line(english, line))
     if faults:
-        return Verdict(translations, None, tuple(faults))
-    return Verdict(translations, line, (), tuple(_flags(template, translations, language)))
+        return TextVerdict(translations, None, tuple(faults))
+    return TextVerdict(translations, line, (), tuple(_flags(template, translations, language)))
 
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL)
@@ -182,7 +184,8 @@ def _of_text(text: Text, translated: str, language: str) -> Iterator[Fault]:
         yield Fault("other-call", f"text {text.key} holds a call, which English does not", text.key)
     if text.kind != PROSE:
         return
-    source, target = PLACEHOLDER.sub(" ", text.text), PLACEHOLDER.sub(" ", translated)
+    source = PLACEHOLDER.sub(" ", text.text)
+    target = PLACEHOLDER.sub(" ", translated)
     if missing := scripts.digits(source) - scripts.digits(target):
         numbers = ", ".join(map(str, missing))
         yield Fault("number-changed", f"text {text.key} lacks the number {numbers}", text.key)
@@ -199,7 +202,8 @@ def _of_text(text: Text, translated: str, language: str) -> Iterator[Fault]:
 
 
 def _of_placeholders(text: Text, translated: str) -> Iterator[Fault]:
-    wanted, found = Counter(PLACEHOLDER.findall(text.text)), Counter(PLACEHOLDER.findall(translated))
+    wanted = Counter(PLACEHOLDER.findall(text.text))
+    found = Counter(PLACEHOLDER.findall(translated))
     for placeholder in wanted | found:
         if not found[placeholder]:
             what = f"text {text.key} lacks {placeholder}: write it once, as it is"
@@ -251,8 +255,10 @@ def _of_line(english: Mapping[str, str], line: Mapping[str, str]) -> Iterator[Fa
 
 def _flags(template: Template, translations: Translations, language: str) -> Iterator[str]:
     """Yield what a person should look at, though no rule is broken."""
-    prose, source = _prose(template, translations), _prose(template, template.originals)
-    usual, ratio = scripts.usual_length(language), len(prose) / max(1, len(source))
+    prose = _prose(template, translations)
+    source = _prose(template, template.originals)
+    usual = scripts.usual_length(language)
+    ratio = len(prose) / max(1, len(source))
     if not usual.least <= ratio <= usual.most:
         yield f"length {ratio:.2f} of English, usual {usual.least:g} to {usual.most:g}"
     share = scripts.script_share(prose, language)

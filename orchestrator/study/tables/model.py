@@ -6,7 +6,7 @@ from orchestrator.reports.page import Table
 from orchestrator.study import paper
 from orchestrator.study.comparison import PUBLISHED
 from orchestrator.study.paper import ABSENT, SETTINGS, counted, distinct, interval, number, percent, task_name
-from orchestrator.study.sections import Numbers
+from orchestrator.study.sections import NumbersSection
 
 _COEFFICIENTS = {
     "intercept": "intercept",
@@ -19,7 +19,7 @@ _COEFFICIENTS = {
 }
 
 
-def verdicts(numbers: Numbers) -> Table:
+def verdicts(numbers: NumbersSection) -> Table:
     """Return the table of each published number beside ours."""
     rows = [
         (
@@ -51,7 +51,7 @@ def _value(value: float | None, low: float | None, high: float | None, unit: str
     return f"{written} {interval(low, high, digits=digits, scale=scale)}".rstrip()
 
 
-def table2(numbers: Numbers) -> Table:
+def table2(numbers: NumbersSection) -> Table:
     """Return Table 2: the share of comparisons that en+x wins."""
     rows = []
     for key, name in SETTINGS.items():
@@ -75,7 +75,7 @@ def table2(numbers: Numbers) -> Table:
     )
 
 
-def medians(numbers: Numbers) -> Table:
+def medians(numbers: NumbersSection) -> Table:
     """Return the table of the numbers in Figure 3."""
     rows = [
         (
@@ -97,7 +97,7 @@ def medians(numbers: Numbers) -> Table:
     )
 
 
-def outcomes(numbers: Numbers) -> Table:
+def outcomes(numbers: NumbersSection) -> Table:
     """Return the table of the counts behind Figures 4 and 9."""
     entries = numbers.fig4
     rows = []
@@ -120,7 +120,7 @@ def outcomes(numbers: Numbers) -> Table:
     )
 
 
-def table3(numbers: Numbers) -> Table:
+def table3(numbers: NumbersSection) -> Table:
     """Return Table 3: the regression beside the published coefficients."""
     found = numbers.table3
     theirs = {entry.path[-1]: entry.value for entry in PUBLISHED if entry.unit == "coefficient"}
@@ -153,7 +153,7 @@ def table3(numbers: Numbers) -> Table:
     )
 
 
-def baselines(numbers: Numbers) -> Table:
+def baselines(numbers: NumbersSection) -> Table:
     """Return the table of the pretrained models' accuracies."""
     entries = numbers.baselines
     languages = paper.in_order(distinct(entries, "eval_language"))
@@ -174,13 +174,13 @@ def baselines(numbers: Numbers) -> Table:
     )
 
 
-def results(numbers: Numbers) -> list[Table]:
+def results(numbers: NumbersSection) -> list[Table]:
     """Return the tables of results that have rows."""
     makers = (table2, medians, outcomes, table3, baselines) if numbers.num_rows else ()
     return [table for make in makers if (table := make(numbers)).rows]
 
 
-def accuracies(numbers: Numbers) -> Table:
+def accuracies(numbers: NumbersSection) -> Table:
     """Return the table of the numbers in Figure 2."""
     return Table(
         "figure2",

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.text import MAX_LINE, one_line
-from tests.commands.launches import records
+from orchestrator.errors import MAX_LINE, one_line
+from tests.cli.launches import records
 
 STAGES = r"""
 import sys
