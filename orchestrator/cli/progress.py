@@ -111,10 +111,10 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
     for cause, group in sorted(groups.items()):
         print(f"\nfailed by {cause}: {counted(len(group), 'stage')}")
         for digest, (cell, number) in group.items():
-            node = view.sweep.stages[digest]
+            instance = view.sweep.stages[digest]
             shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
-            print(f"  {cell.id} {node.name}{shared}: {view.stages[digest].reason}")
-            print(f"    sweep logs {view.sweep.name} {cell.id} --stage {node.name}{view.hint}")
+            print(f"  {cell.id} {instance.name}{shared}: {view.stages[digest].reason}")
+            print(f"    sweep logs {view.sweep.name} {cell.id} --stage {instance.name}{view.hint}")
     for cause, lost in sorted(by_job.items()):
         print(f"\njobs failed by {cause}: {counted(len(lost), 'cell')}")
         for cell in lost[:MAX_JOBS_SHOWN]:

@@ -122,14 +122,21 @@ def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix == ".parquet":
         yield from _parquet(path)
         return
-    with path.open("rb") as file:
-        is_array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    rows: Iterator[tuple[int, Any]]
-    rows = enumerate(_array(path)) if is_array else _lines(path)
-    for number, row in rows:
+    for number, row in enumerate(_array(path)) if is_array(path) else _lines(path):
         if not isinstance(row, dict):
-            raise UserError("a row is not a JSON object", where=f"{path}, row {number}")
+            raise UserError("a row is not a JSON object", where=where_of(path, number))
         yield number, row
+
+
+def is_array(path: Path) -> bool:
+    """Return whether a file holds one JSON array, and not JSON lines."""
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def where_of(path: Path, number: int) -> str:
+    """Return the place of a row for error messages: a line of JSON lines, else a row."""
+    return f"{path}:{number}" if path.suffix == ".jsonl" else f"{path}, row {number}"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -204,28 +211,6 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number, from 1, and the object of each line.
-
-    Raises:
-        UserError: a line is not a JSON object.
-    """
-    for number, line in text_lines(path):
-        yield number, _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
-
-
-def json_array(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file that holds one JSON array.
-
-    Raises:
-        UserError: the file holds anything else.
-    """
-    rows = _parse(_text(path), str(path))
-    if not isinstance(rows, list):
-        raise UserError("not a JSON array of rows", where=str(path))
-    return [_object(row, f"{path}, row {number}") for number, row in enumerate(rows)]
-
-
 def field(row: Mapping[str, Any], *keys: str, where: str) -> str:
     """Return the NFC text of the first of these keys that the row has.
 
@@ -246,16 +231,3 @@ def _text(path: Path) -> str:
         return unicodedata.normalize("NFC", path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from None
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"not JSON: {error}", where=where) from None
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError("a row is not a JSON object", where=where)
-    return value

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.launches import Running, records, running_heartbeats, wait_for
+from tests.cli.launches import Running, records, running_heartbeats, wait_for
 
-CELL = ("smoke", "model=tiny-qwen3", "task=math", "mixture=en+es", "policy.checkpoint_interval_s=1")
+CELL = ("smoke", "model=tiny-qwen3", "task=math", "mixture=en+es", "policy.checkpoint_interval_s=0")
 
 
 def weights(store: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from orchestrator.stage import Config, Context, Inputs, StageSpec
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.table import write_table
 from orchestrator.trackers.base import StoreTracker, Tracked, history, parse_metrics
-from tests.commands.launches import records, wait_for
+from tests.cli.launches import records, wait_for
 
 ODD_ROWS: list[dict[str, Any]] = [
     {"m": 1, "list": [1, 2], "map": {"a": 1}, "nest": [[1], {}], "flag": True, "text": 'a,"b"\r\nc'},
@@ -175,8 +175,8 @@ def test_a_command_that_is_stopped_saves_and_the_next_launch_goes_on_from_there(
         row["start"]
     ]
     ledger = open_ledger(str(sweep.store))
-    (node,) = ledger.revision("count", 1).sweep.stages.values()
-    assert [line["step"] for line in history(ledger, node, 2)] == list(range(1, 41))
+    (instance,) = ledger.revision("count", 1).sweep.stages.values()
+    assert [line["step"] for line in history(ledger, instance, 2)] == list(range(1, 41))
 
 
 def test_checkpoints_of_a_command_count_unless_a_signal_killed_it(tmp_path: Path) -> None:
