@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.sft.data import is_commit
@@ -17,7 +17,7 @@ from orchestrator.tasks.base import Item
 from orchestrator.tasks.checking import Measure
 from orchestrator.tasks.dataset import DatasetInfo
 from orchestrator.tasks.importing import Choice
-from orchestrator.tasks.sources import Source, of_files, open_source
+from orchestrator.tasks.sources import Source, of_files, of_parquet, open_source
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,14 +27,7 @@ TIMEOUT_S = 10.0
 """How long to wait for an answer of the hub, in seconds."""
 
 
-class Download(NamedTuple):
-    """The files of a release, and the commit that they belong to."""
-
-    paths: tuple[Path, ...]
-    commit: str
-
-
-def download(hub_id: str, revision: str) -> Download:
+def download(hub_id: str, revision: str) -> Source:
     """Download the data files of a release, or find them in the hub's cache.
 
     Raises:
@@ -55,9 +48,11 @@ def download(hub_id: str, revision: str) -> Download:
         # All files are taken from one commit, even if the branch moves during the download.
         commit = str(info.sha)
         names = data_files([entry.rfilename for entry in info.siblings or ()])
-        paths = tuple(
-            Path(hf_hub_download(hub_id, name, repo_type="dataset", revision=commit)) for name in names
-        )
+        if names and names[0].endswith(".parquet"):
+            source = of_parquet(hub_id, hub_id, commit=commit)
+        else:
+            files = (hf_hub_download(hub_id, name, repo_type="dataset", revision=commit) for name in names)
+            source = of_files(tuple(map(Path, files)), hub_id)
     except UserError:
         raise
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, GatedRepoError) as error:
@@ -69,9 +64,11 @@ def download(hub_id: str, revision: str) -> Download:
             f"the hub cannot be reached for {where}: {_line(error)}",
             fix="on a machine with network: sweep data import TASK SOURCE --out DIR; then data.TASK_dir=DIR",
         ) from None
-    if not paths:
+    if not names:
         raise UserError(f"no data file in {where}")
-    return Download(paths, commit)
+    if source is None:
+        raise UserError(f"nothing in {where} is known as data of math")
+    return source._replace(revision=revision, commit=commit)
 
 
 def _whole(hub_id: str, revision: str) -> str:
@@ -84,6 +81,8 @@ def _whole(hub_id: str, revision: str) -> str:
 
     if not is_commit(revision) or len(revision) == 40:
         return revision
+    # Where no hub answers, the client would request the list of commits again for half a minute.
+    HfApi().dataset_info(hub_id, timeout=TIMEOUT_S)
     commits = [entry.commit_id for entry in HfApi().list_repo_commits(hub_id, repo_type="dataset")]
     found = [commit for commit in commits if commit.startswith(revision)]
     if len(found) != 1:
@@ -181,11 +180,7 @@ def from_hub(hub_id: str, revision: str, *, task: str) -> Source:
     """
     if task != "math":
         raise UserError(f"no release of {task} is known", fix=f"sweep data describe {task}")
-    found = download(hub_id, revision)
-    source = of_files(found.paths, hub_id)
-    if source is None:
-        raise UserError(f"nothing in {hub_id}@{revision} is known as data of {task}")
-    return source._replace(revision=revision, commit=found.commit)
+    return download(hub_id, revision)
 
 
 def find(word: str, task: str, revision: str | None) -> Source:

@@ -1,19 +1,24 @@
 """Local sources of task data: the rows of a file or folder, each with its split, language and item.
 
 This module recognises the form of files and streams them, because mCoT-MATH is one JSON array of 12 GB.
-`importing` decides which ids are taken. Data on a hub is fetched elsewhere and arrives here as files.
+Parquet files, also of a hub, are read by the library `datasets`. It would hold the array in memory, and could
+not name the line of a bad row, so JSON is read here. `importing` decides which ids are taken.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.tasks import api_calling, math
 from orchestrator.tasks.base import LANGUAGES, Split
+
+JSON = (".json", ".jsonl")
+_BY_ID = "aligned by id"
+_BY_PLACE = "aligned by place within each language and checked by equal answers"
 
 PIECE_CHARS = 1 << 22
 """Characters to read at a time from a JSON array."""
@@ -132,8 +137,11 @@ def _math(path: Path) -> Source | None:
     if path.is_dir():
         if found := places(path, _MATH_NAMES):
             return _of_places(path.name, found, _math_rows, _math_line)
-        pieces = sorted(p for p in path.rglob("*") if p.suffix in (".parquet", ".json", ".jsonl"))
-        return mcot_source(pieces, path.name)
+        if next(path.rglob("*.parquet"), None) is not None:
+            return of_parquet(str(path), path.name)
+        return mcot_source(sorted(p for p in path.rglob("*") if p.suffix in JSON), path.name)
+    if path.suffix == ".parquet":
+        return of_parquet(str(path), path.name)
     return of_files([path], path.name)
 
 
@@ -151,14 +159,14 @@ def of_files(paths: Sequence[Path], name: str) -> Source | None:
     ]
     if found:
         return _of_places(name, found, _math_rows, _math_line)
-    return mcot_source([path for path in paths if path.suffix in (".json", ".jsonl", ".parquet")], name)
+    return mcot_source([path for path in paths if path.suffix in JSON], name)
 
 
 def _api(path: Path) -> Source | None:
     if path.is_dir():
         found = places(path, _API_NAMES)
         return _of_places(path.name, found, _api_rows, _api_line) if found else None
-    if path.suffix not in (".json", ".jsonl"):
+    if path.suffix not in JSON:
         return None
     language = path.stem if path.stem in LANGUAGES else "en"
     place = _Place(path, _SPLITS.get(path.name), language)
@@ -224,9 +232,7 @@ def mcot_source(paths: Sequence[Path], name: str) -> Source | None:
                 language, id_ = math.place_of(row)
                 yield Raw(None, language, id_, row, f"{path}, row {number}")
 
-    note = (
-        "aligned by place within each language and checked by equal answers" if by_place else "aligned by id"
-    )
+    note = _BY_PLACE if by_place else _BY_ID
     return Source("mcot", name, tuple(paths), rows, _mcot_line, note, equal_golds=True, by_place=by_place)
 
 
@@ -235,14 +241,11 @@ def _mcot_line(raw: Raw) -> dict[str, str]:
 
 
 def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the fields of each row of a JSON array, JSON lines (from 1) or Parquet file.
+    """Yield the number and the fields of each row of a JSON array or of JSON lines (from 1).
 
     Raises:
-        UserError: the file is none of these.
+        UserError: the file is neither.
     """
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
-        return
     with path.open("rb") as file:
         is_array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
     rows: Iterator[tuple[int, Any]]
@@ -297,15 +300,79 @@ def _array(path: Path) -> Iterator[Any]:
         raise UserError(f"not a JSON array of rows: {error}", where=str(path)) from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow.lib
-    import pyarrow.parquet
+class _Table(NamedTuple):
+    """Rows of one language or of all ("") and of one split, which can be read several times."""
 
-    number = 0
+    language: str
+    split: Split | None
+    rows: Iterable[dict[str, Any]]
+
+
+def of_parquet(where: str, name: str, *, commit: str | None = None) -> Source | None:
+    """Return Parquet files as a source, or None if their first row has no known form.
+
+    The library finds which files belong to which split and configuration. A configuration named after a
+    language holds its rows; else each row names its language, as in mCoT-MATH.
+
+    Args:
+        where: a file or folder, or the id of a data set on a hub.
+        name: of the source.
+        commit: of the data set on the hub, whose files stay in the library's cache; None for local files,
+            which are read in place.
+
+    Raises:
+        UserError: local files are not Parquet files that fit together.
+    """
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                yield number, row
-                number += 1
-    except pyarrow.lib.ArrowInvalid as error:
-        raise UserError(f"not a Parquet file: {error}", where=str(path)) from None
+        tables = _tables(where, commit)
+        first = next((row for table in tables for row in table.rows), None)
+    except Exception as error:
+        if commit is not None:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"not a Parquet file: {reason}", where=where) from None
+    if first is None or not (tables[0].language or math.is_row(first)):
+        return None
+
+    def place(table: _Table, row: Mapping[str, Any]) -> tuple[str, str]:
+        return (table.language, math.id_of(row, "")) if table.language else math.place_of(row)
+
+    def rows() -> Iterator[Raw]:
+        for table in tables:
+            for number, row in enumerate(table.rows):
+                language, id_ = place(table, row)
+                words = f"{name} {table.language} {table.split or ''}".split()
+                yield Raw(table.split, language, id_, row, f"{' '.join(words)}, row {number}")
+
+    by_place = not place(tables[0], first)[1]
+    line = _math_line if tables[0].language else _mcot_line
+    note = _BY_PLACE if by_place else _BY_ID
+    path = Path(where)
+    files = () if commit else (path,) if path.is_file() else tuple(sorted(path.rglob("*.parquet")))
+    return Source("parquet", name, files, rows, line, note, equal_golds=True, by_place=by_place)
+
+
+def _tables(where: str, commit: str | None) -> list[_Table]:
+    import datasets  # takes half a second, and few sources need it
+
+    # It would report each local file that is read to the hub as a download.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    datasets.disable_progress_bars()
+    if Path(where).is_file():
+        found = {"": datasets.load_dataset("parquet", data_files=where, streaming=True)}
+    else:
+        configs = datasets.get_dataset_config_names(where, revision=commit)
+        # Of a hub the rows are converted once, then mapped into memory; local files need no second copy.
+        options = {"revision": commit, "streaming": commit is None}
+        if any(config in LANGUAGES for config in configs):
+            configs = [config for config in configs if config in LANGUAGES]
+        found = {config: datasets.load_dataset(where, config, **options) for config in configs}
+    return [
+        # Without names of splits, all rows are "train" for the library.
+        _Table(
+            config if config in LANGUAGES else "", None if set(splits) == {"train"} else Split(split), rows
+        )
+        for config, splits in found.items()
+        for split, rows in splits.items()
+        if split in tuple(Split)
+    ]
