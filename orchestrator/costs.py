@@ -29,22 +29,20 @@ class Device(NamedTuple):
         memory_gib: memory in GiB, as CUDA reports it, a little less than the nominal size. The `train` stage
             finds this value, so a plan with it promises nothing that the stage would refuse.
         peak_tflops: dense bf16 peak, in TFLOP/s.
-        bandwidth_tb_s: of its memory, in TB/s.
     """
 
     memory_gib: float
     peak_tflops: float
-    bandwidth_tb_s: float
 
 
 DEVICES: Mapping[str, Device] = {
-    "a100": Device(79.1, 312, 2.04),
-    "a100-40gb": Device(39.3, 312, 1.56),
-    "h100": Device(79.1, 989, 3.35),
-    "h200": Device(139.7, 989, 4.8),
-    "b200": Device(178.3, 2250, 8.0),
-    "l40s": Device(44.3, 362, 0.86),
-    "a10g": Device(22.0, 125, 0.6),
+    "a100": Device(79.1, 312),
+    "a100-40gb": Device(39.3, 312),
+    "h100": Device(79.1, 989),
+    "h200": Device(139.7, 989),
+    "b200": Device(178.3, 2250),
+    "l40s": Device(44.3, 362),
+    "a10g": Device(22.0, 125),
 }
 """The devices for which a plan can be made; the first is the study's."""
 

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.errors import escaped
 from orchestrator.formats import Stored
-from orchestrator.text import escaped
 
 MAX_HASH_THREADS = 8
 """Most files that are hashed at a time. Eight threads hash about 10 GB/s, more than most disks write."""

@@ -51,6 +51,7 @@ DATA: Mapping[str, str] = {
     "import": "orchestrator.sft.fetching:import_data",
     "measures": "orchestrator.sft.fetching:measures",
     "summary": "orchestrator.tasks.dataset:summary",
+    "setting": "orchestrator.tasks.dataset:setting",
     "endpoint": "orchestrator.translation.endpoint:check_access",
 }
 """Verb of `sweep data` to the function that does it."""

@@ -29,7 +29,8 @@ MANIFEST = "manifest.json"
 HELD_FACTOR, WRITE_FACTOR = 33, 4
 """The interval is at least this many times the seconds for which a save holds the stage up, and writes.
 
-With 33, saving takes under 3 % of the wall time. With 4, a shared disk is busy for at most a fifth of it.
+With 33, saving states takes under 3 % of the wall time. With 4, a shared disk is busy for at most a quarter
+of it.
 """
 
 Begin = Callable[[Path], Callable[[], None]]
@@ -57,7 +58,6 @@ class Checkpoints:
         interval_s: least seconds between two checkpoints; 0 for after each step, whatever that costs.
         keep: number of checkpoints to keep.
         fence: raises `StopRequested` when another attempt took over.
-        discarded: a folder for saves that are not needed.
 
     Attributes:
         expected_s: seconds that a checkpoint takes, as the stage expects; 0 if it does not.
@@ -71,14 +71,12 @@ class Checkpoints:
         interval_s: float,
         keep: int,
         fence: Callable[[], None],
-        discarded: Path,
     ) -> None:
         self._folder = folder
         self._attempt = attempt
         self._least_s = interval_s
         self._keep = keep
         self._fence = fence
-        self._discarded = discarded
         self._last_s = time.monotonic()
         self._last_step_s = self._last_s
         self.expected_s = 0.0
@@ -183,7 +181,7 @@ class Checkpoints:
         final = self._folder / f"{step:08d}"
         # Adopted, or saved just before: the same step holds the same state, so this save is not needed.
         if (final / MANIFEST).exists():
-            final = self._discarded / f"discarded-{step:08d}"
+            final = self._folder.with_name("scratch") / f"discarded-{step:08d}"
         shutil.rmtree(final, ignore_errors=True)  # an incomplete save of this attempt
         final.mkdir(parents=True)
         return final

@@ -242,7 +242,6 @@ class Context:
             interval_s=checkpoint_interval_s,
             keep=max(2, keep),
             fence=fence,
-            discarded=self.scratch,
         )
         self._keeps_work = keeps_work
         for path in (self.output, self.scratch, folder / "checkpoints"):

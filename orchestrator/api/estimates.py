@@ -16,10 +16,9 @@ from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Finished, Hardware, Measured, Need
-from orchestrator.errors import SweepError, UserError
+from orchestrator.errors import SweepError, UserError, counted, one_line
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
-from orchestrator.text import counted, one_line
 
 
 def needs_of(
@@ -80,8 +79,7 @@ def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix:
     """Raise if a need of a cell is missing.
 
     Args:
-        view: the sweep state.
-        missing: by cell, its missing needs.
+        view, missing: the sweep state, and by cell its missing needs.
         fix: the command that fetches them, for the error.
 
     Raises:
@@ -90,7 +88,7 @@ def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix:
     if not missing:
         return
     needs = distinct(missing)
-    lines = [one_line(need_line(need), 160) for need in needs]
+    lines = [one_line(need_line(n), 160) for n in needs]
     mend = fix if any(need.fetch or need.advice for need in needs) else "mend this"
     more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
     raise UserError(
@@ -169,7 +167,7 @@ def estimates_of(
     """
     estimates: dict[str, Estimate] = {}
     misfits: dict[str, UserError] = {}
-    nodes, specs = view.sweep.stages, view.sweep.specs
+    instances, specs = view.sweep.stages, view.sweep.specs
     with importable(import_paths):
         hooks = {
             stage: (spec.estimate, load(spec.estimate, where=f"the estimate of stage {stage!r}"))
@@ -180,13 +178,14 @@ def estimates_of(
         for cell in cells if hooks else ():
             config = Config(cell.config)
             for digest in cell.stage_digests:
-                node, is_done = nodes[digest], view.stages[digest].state is State.DONE
-                if node.stage not in hooks or digest in estimates or (is_done and unfinished_only):
+                instance, is_done = instances[digest], view.stages[digest].state is State.DONE
+                if instance.stage not in hooks or digest in estimates or (is_done and unfinished_only):
                     continue
-                if goes_without(view.stages[digest], (view.stages[taken.digest] for taken in node.inputs)):
+                inputs = (view.stages[taken.digest] for taken in instance.inputs)
+                if goes_without(view.stages[digest], inputs):
                     continue  # it reuses an earlier version's product at little cost
-                name, hook = hooks[node.stage]
-                given = {"label": node.label, "hardware": hardware, "retention": retention}
+                name, hook = hooks[instance.stage]
+                given = {"label": instance.label, "hardware": hardware, "retention": retention}
                 try:
                     estimates[digest] = call(name, hook, config, measured=measured, **given)
                 except UserError as error:
@@ -211,11 +210,11 @@ def measured_in(view: SweepState) -> Measured:
     finished: dict[str, dict[str, Finished]] = {}
     for cell in view.sweep.cells:
         for digest in cell.stage_digests:
-            node = view.sweep.stages[digest]
-            if view.stages[digest].state is State.DONE and digest not in finished.get(node.stage, ()):
+            instance = view.sweep.stages[digest]
+            if view.stages[digest].state is State.DONE and digest not in finished.get(instance.stage, ()):
                 done = view.snapshot.evidence(digest).done
                 if done is not None:
-                    of_stage = finished.setdefault(node.stage, {})
+                    of_stage = finished.setdefault(instance.stage, {})
                     of_stage[digest] = Finished(cell.config, done.rows or (), done.seconds)
     return Measured({stage: list(found.values()) for stage, found in finished.items()})
 
@@ -232,22 +231,22 @@ def work_of(
         cells: whose stages are wanted.
         estimates: digest of a stage to its estimate.
     """
-    stages, nodes = view.stages, view.sweep.stages
+    stages, instances = view.stages, view.sweep.stages
     seconds: dict[str, list[float]] = {}
     for digest, status in stages.items():
         if status.state is State.DONE and status.seconds is not None:
-            seconds.setdefault(nodes[digest].stage, []).append(status.seconds)
+            seconds.setdefault(instances[digest].stage, []).append(status.seconds)
     measured_hours = {stage: statistics.median(found) / 3600 for stage, found in seconds.items()}
     work: dict[str, PlannedStage] = {}
     for digest in dict.fromkeys(digest for cell in cells for digest in cell.stage_digests):
         if stages[digest].state is State.DONE:
             continue
-        node, estimate = nodes[digest], estimates.get(digest)
-        inputs = tuple(taken.digest for taken in node.inputs)
+        instance, estimate = instances[digest], estimates.get(digest)
+        inputs = tuple(taken.digest for taken in instance.inputs)
         if estimate is not None:
             work[digest] = PlannedStage(estimate.wall_hours, estimate.num_gpus, inputs)
         else:
-            work[digest] = PlannedStage(measured_hours.get(node.stage, 0.0), 0, inputs)
+            work[digest] = PlannedStage(measured_hours.get(instance.stage, 0.0), 0, inputs)
     return work
 
 

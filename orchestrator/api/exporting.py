@@ -45,12 +45,12 @@ def export_product(view: SweepState, stage: str, out: Path, *, rename: Callable[
     Raises:
         InfrastructureError: the product is not there or damaged.
     """
-    (node,) = (node for node in view.sweep.stages.values() if node.stage == stage)
-    done = view.snapshot.evidence(node.digest).done
-    if view.stages[node.digest].state is not State.DONE or done is None:
+    (instance,) = (instance for instance in view.sweep.stages.values() if instance.stage == stage)
+    done = view.snapshot.evidence(instance.digest).done
+    if view.stages[instance.digest].state is not State.DONE or done is None:
         raise InfrastructureError(f"the product of {stage} in {view.title} is not there")
     objects = view.ledger.objects
-    source = objects.fetch(layout.output(stage, node.digest, done.attempt), done.files)
+    source = objects.fetch(layout.output(instance, done.attempt), done.files)
     if problem := damage(source, done.files):
         raise InfrastructureError(f"the product of {stage} in {view.title} is damaged: {problem}")
     out.parent.mkdir(parents=True, exist_ok=True)

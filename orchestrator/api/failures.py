@@ -10,7 +10,7 @@ from orchestrator.api.state import SweepState
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.fingerprint import Fingerprint
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.text import counted
+from orchestrator.errors import counted
 
 
 class FailureExample(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,10 +71,12 @@ def failures_of(view: SweepState, cells: Sequence[Cell]) -> list[FailureGroup]:
     found: dict[Fingerprint, dict[str, StageInstance]] = {}
     held: dict[Fingerprint, list[Cell]] = {}
     for cell in cells:
-        for node, print_ in view.failures(cell):
-            found.setdefault(print_, {})[node.digest] = node
+        for instance, print_ in view.failures(cell):
+            found.setdefault(print_, {})[instance.digest] = instance
             held.setdefault(print_, []).append(cell)
-    groups = [_group(view, print_, list(nodes.values()), held[print_]) for print_, nodes in found.items()]
+    groups = [
+        _group(view, print_, list(instances.values()), held[print_]) for print_, instances in found.items()
+    ]
     return sorted(groups, key=lambda group: -len(group.cells))
 
 
@@ -95,14 +97,14 @@ def failure_lines(group: FailureGroup) -> list[str]:
 
 
 def _group(
-    view: SweepState, print_: Fingerprint, nodes: Sequence[StageInstance], cells: Sequence[Cell]
+    view: SweepState, print_: Fingerprint, instances: Sequence[StageInstance], cells: Sequence[Cell]
 ) -> FailureGroup:
     """Return the group of a fingerprint; its example is the first stage that failed in the first cell."""
-    node, cell = nodes[0], cells[0]
-    attempt = view.snapshot.evidence(node.digest).attempts[-1]
+    instance, cell = instances[0], cells[0]
+    attempt = view.snapshot.evidence(instance.digest).attempts[-1]
     assert attempt.end is not None
     name = view.sweep.name
-    log = f"sweep logs {name} {cell.id} --stage '{node.name}'{view.hint}"
+    log = f"sweep logs {name} {cell.id} --stage '{instance.name}'{view.hint}"
     return FailureGroup(
         failure=print_.digest,
         stage=print_.stage,
@@ -110,11 +112,11 @@ def _group(
         exception=print_.exception,
         pattern=print_.message,
         frames=print_.frames,
-        num_stages=len(nodes),
+        num_stages=len(instances),
         cells=tuple(each.id for each in cells),
         example=FailureExample(
             cell=cell.id,
-            stage=node.name,
+            stage=instance.name,
             attempt=attempt.number,
             host=attempt.claim.owner.host if attempt.claim else "",
             message=attempt.end.message,

@@ -22,9 +22,8 @@ from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, counted
 from orchestrator.execution.checkpoints import foresee
-from orchestrator.text import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -47,14 +46,14 @@ def steps_of(view: SweepState, cells: Sequence[Cell]) -> dict[str, dict[str, Ste
     looked: dict[str, str] = {}
     for cell in cells:
         for digest, step in [*steps[cell.id].items()]:
-            status, node = view.cells[cell.id].stages[digest], view.sweep.stages[digest]
-            spec = view.sweep.specs[node.stage]
+            status, instance = view.cells[cell.id].stages[digest], view.sweep.stages[digest]
+            spec = view.sweep.specs[instance.stage]
             if step.action not in (Action.RUN, Action.RESUME) or not (status.attempts or status.going_on):
                 continue
             if digest not in looked and status.attempts:
                 if not view.ledger.objects.in_place and len(looked) >= MAX_LOOKS:
                     continue
-                looked[digest] = foresee(view.ledger, node, spec, view.attempts(node))
+                looked[digest] = foresee(view.ledger, instance, spec, view.attempts(instance))
             # A stage without a product to go on from may still start from that of an earlier version of
             # itself.
             found = looked.get(digest) or status.going_on
@@ -96,7 +95,7 @@ def makespan_of(
         cells: to run.
         estimates: digest of a stage to its estimate.
         num_gpus: of the cluster.
-        gpus_per_node: of one node. A cell runs within one.
+        gpus_per_node: of one instance. A cell runs within one.
 
     Raises:
         UserError: a number is out of range, or a cell needs more GPUs than a node has.
@@ -160,7 +159,7 @@ class Plan:
 
         Args:
             num_gpus: of the cluster.
-            gpus_per_node: of one node. A cell runs within one.
+            gpus_per_node: of one instance. A cell runs within one.
 
         Raises:
             UserError: a number is out of range, or a cell needs more GPUs than a node has.
@@ -262,6 +261,11 @@ def changed_reads(before: ComposedSweep, after: ComposedSweep, old: Cell, new: C
         A general remark if no key differs; then the stages themselves do.
     """
     reads = {before.stages[digest].name: before.stages[digest].reads for digest in old.stage_digests}
-    nodes = [after.stages[digest] for digest in new.stage_digests]
-    keys = [key for node in nodes if node.name in reads for key in changed_keys(reads[node.name], node.reads)]
+    instances = [after.stages[digest] for digest in new.stage_digests]
+    keys = [
+        key
+        for instance in instances
+        if instance.name in reads
+        for key in changed_keys(reads[instance.name], instance.reads)
+    ]
     return list(dict.fromkeys(keys)) or ["the stages themselves"]

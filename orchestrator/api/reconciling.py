@@ -14,12 +14,18 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError
+from orchestrator.errors import DamagedRecord, InfrastructureError, SweepError, UserError, counted
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import BEAT_S, JobEnd, Submission
 from orchestrator.jobs.submissions import Submissions, settings_of
 from orchestrator.launchers.base import Limits, Submitter
-from orchestrator.text import counted
+from orchestrator.store.access import told
+
+WAIT_S, MAX_WAIT_S = 2.0, 30.0
+"""Shortest and longest pause between two passes, in seconds."""
+
+HOLD_S = 600.0
+"""Seconds before a full scheduler is tried again. It is tried earlier if a job has ended."""
 
 SECOND_LOOK_S = 5.0
 """Seconds between two listings, both of which must lack a job before it counts as vanished."""
@@ -270,3 +276,62 @@ def is_open(view: SweepState, cell: Cell) -> bool:
     job = view.jobs.of_cell(cell.id)
     can_never_start = job is not None and job.seen is not None and bool(job.seen.stuck)
     return view.cells[cell.id].state in _OPEN and not can_never_start
+
+
+class JobPasses:
+    """Passes over the jobs of some requests, one after another, until none of their cells can go on.
+
+    An outage of the scheduler or of the store may pass, so it only delays the next pass. A scheduler that is
+    at its limit is not tried at every pass, because each refusal is recorded in the store. The limit holds
+    for `HOLD_S`, or until a job of the sweep ends.
+
+    Args:
+        view: the sweep state after a pass.
+        asked: the requests.
+
+    Attributes:
+        view: the sweep state after the last pass.
+        cells: those of the requests. A later launch may have taken over some, and decides about them.
+        pause_s: seconds to wait before the next pass.
+        problem: why the last pass failed; "" if it did not.
+    """
+
+    def __init__(self, view: SweepState, asked: Sequence[PendingLaunch]) -> None:
+        self.view = view
+        self._asked = asked
+        numbers = {each.request.number for each in asked}
+        self.cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.id) in numbers]
+        self.pause_s = WAIT_S
+        self.problem = ""
+        self._limit = ""
+        self._limit_until_s = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a cell may still run."""
+        return any(is_open(self.view, cell) for cell in self.cells)
+
+    def make(self, notify: Notify) -> list[str]:
+        """Make one pass, and return lines about it; none after an outage, which `problem` describes.
+
+        Raises:
+            UserError: a cell fits nowhere, or the scheduler refuses the job for good.
+            DamagedRecord: a submission cannot be read, so its cells may have jobs.
+        """
+        start_s = time.monotonic()
+        hold = self._limit if start_s < self._limit_until_s else ""
+        try:
+            done = submit_pass(self.view, self._asked, notify=notify, hold=hold)
+        except DamagedRecord:
+            raise
+        except (InfrastructureError, OSError) as error:
+            self.problem, self.pause_s, self.view = told(error), MAX_WAIT_S, self.view.fresh()
+            return []
+        self.problem = ""
+        # Restart the hold only for a new limit or after a successful submission, so that it does expire.
+        if done.given.limit != self._limit or done.given.submitted:
+            self._limit, self._limit_until_s = done.given.limit, start_s + HOLD_S
+        self.view = done.view
+        # A pass over a large sweep is slow: the pause grows, so that passes take at most 5 % of the time.
+        self.pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
+        return done.lines

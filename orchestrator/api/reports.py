@@ -178,10 +178,10 @@ def curves(view: SweepState) -> tuple[Curve, ...]:
         number = done.attempt if done is not None else view.stages[digest].attempts
         if not number:
             continue
-        node = view.sweep.stages[digest]
-        points = _points(history(view.ledger, node, number))
+        instance = view.sweep.stages[digest]
+        points = _points(history(view.ledger, instance, number))
         if points:
-            found.append(Curve(stage=node.name, cells=tuple(cells), points=points))
+            found.append(Curve(stage=instance.name, cells=tuple(cells), points=points))
     return tuple(found)
 
 
@@ -242,9 +242,9 @@ def _cells(view: SweepState) -> Iterator[CellFacts]:
         )
 
 
-def _retry(view: SweepState, node: StageInstance, cells: tuple[str, ...]) -> RetryFacts:
+def _retry(view: SweepState, instance: StageInstance, cells: tuple[str, ...]) -> RetryFacts:
     """Return the facts about a stage that took more than one attempt."""
-    attempts = view.attempts(node)
+    attempts = view.attempts(instance)
     # A lost attempt cannot record its own end. The attempt that replaced it records the evidence in its
     # claim.
     superseded = {
@@ -266,7 +266,7 @@ def _retry(view: SweepState, node: StageInstance, cells: tuple[str, ...]) -> Ret
             AttemptFacts(number=attempt.number, outcome=outcome, why=why, message=message, changed=changed)
         )
         before = attempt.start or before
-    return RetryFacts(stage=node.name, cells=cells, attempts=tuple(facts))
+    return RetryFacts(stage=instance.name, cells=cells, attempts=tuple(facts))
 
 
 def _changed(before: StartRecord | None, now: StartRecord | None) -> dict[str, tuple[Any, Any]]:
@@ -288,8 +288,8 @@ def _hosts(view: SweepState) -> set[str]:
     for digest, status in view.stages.items():
         done = view.snapshot.evidence(digest).done
         if status.state is State.DONE and done is not None:
-            node = view.sweep.stages[digest]
-            keys.append(layout.attempt(node.stage, digest, done.attempt, layout.START))
+            instance = view.sweep.stages[digest]
+            keys.append(layout.attempt(instance, done.attempt, layout.START))
     # One bulk read instead of one request for each stage.
     ledger = view.ledger.having_read(keys)
     for key in keys:

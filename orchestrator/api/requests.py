@@ -18,7 +18,7 @@ from orchestrator.core.secrets import lines_with
 from orchestrator.core.settings import Policy, RunSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, ComposedSweep
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, counted
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
@@ -26,7 +26,6 @@ from orchestrator.store.archive import ArchiveMember
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.objects import ObjectStore
 from orchestrator.store.retention import retain
-from orchestrator.text import counted
 
 
 def build_request(

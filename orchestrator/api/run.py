@@ -12,24 +12,23 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from orchestrator import provenance
 from orchestrator.api.launching import CheckedLaunch, Detached, detach
-from orchestrator.api.reconciling import PendingLaunch, is_open, submit_pass
+from orchestrator.api.reconciling import JobPasses, PendingLaunch, submit_pass
 from orchestrator.api.requests import build_request
 from orchestrator.api.state import SweepState, current_revision, scheduler, sealed_view
 from orchestrator.api.status import Status, status_of
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.cells import scheduler_of
 from orchestrator.jobs.judgement import Phase, SubmissionState, judge, listing_gap
 from orchestrator.jobs.records import JobEnd
 from orchestrator.jobs.submissions import Submissions
 from orchestrator.jobs.submissions import asker as asker_here
 from orchestrator.store.opening import following
-from orchestrator.text import counted
 
-POLL_S, SUBMIT_POLL_S = 0.2, 2.0
-"""Seconds between polls of a launching process, and between passes that submit jobs."""
+POLL_S = 0.2
+"""Seconds between polls of a launching process."""
 
 
 STOP_S = 600.0
@@ -66,11 +65,12 @@ class Run:
         self._view, self._request, self._checked = view, request, checked
         self._url, self._folder = view.ledger.objects.url, Path.cwd()
         self._detached: Detached | None = None
+        self._passes: JobPasses | None = None
         if checked.limits is None:
             self._detached = detach(view, request)
         else:
-            self._asked = [PendingLaunch(request, checked.launcher, checked.limits)]
-            submit_pass(view, self._asked, notify=lambda line: None)
+            asked = [PendingLaunch(request, checked.launcher, checked.limits)]
+            self._passes = JobPasses(submit_pass(view, asked, notify=lambda line: None).view, asked)
         self.log = self._detached.log if self._detached else None
 
     @in_store
@@ -81,7 +81,8 @@ class Run:
     def wait(self, timeout_s: float | None = None) -> Status:
         """Wait until nothing is at work for this launch, and return the states of its cells.
 
-        Cells that a limit of the scheduler held back are submitted during the wait.
+        Cells that a limit of the scheduler held back are submitted during the wait, which outlasts an outage
+        of the scheduler or the store.
 
         Args:
             timeout_s: longest wait, in seconds; None for no limit.
@@ -92,9 +93,12 @@ class Run:
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while self._is_at_work():
-            if deadline_s is not None and time.monotonic() >= deadline_s:
+            pause_s = self._passes.pause_s if self._passes else POLL_S
+            if deadline_s is not None:
+                pause_s = min(pause_s, deadline_s - time.monotonic())
+            if pause_s <= 0:
                 raise TimeoutError(f"{self._view.title} is still at work after {timeout_s} s")
-            time.sleep(POLL_S if self._detached else SUBMIT_POLL_S)
+            time.sleep(pause_s)
         # Exit code 1 means that cells failed, which their states show.
         if self._detached and self._detached.process.returncode not in (0, 1):
             raise InfrastructureError(
@@ -133,11 +137,10 @@ class Run:
     @in_store
     def _is_at_work(self) -> bool:
         """Return whether cells may still run; for jobs, submit what was held back as well."""
-        if self._detached is not None:
-            return self._detached.process.poll() is None
-        view = submit_pass(self._view, self._asked, notify=lambda line: None).view
-        wanted = self._request.cells
-        return any(is_open(view, c) for c in view.sweep.cells if wanted is None or c.id in wanted)
+        if self._passes is not None:
+            self._passes.make(lambda line: None)
+            return self._passes.is_open
+        return self._detached is not None and self._detached.process.poll() is None
 
 
 def start(checked: CheckedLaunch) -> Run:

@@ -150,10 +150,10 @@ class SweepState:
         ledger = self.ledger.patient(Outage(outage_s, notify, stop_asked))
         return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
-    def attempts(self, node: StageInstance) -> tuple[Attempt, ...]:
+    def attempts(self, instance: StageInstance) -> tuple[Attempt, ...]:
         """Return a stage's attempts; none if they cannot be read, for which its state gives the reason."""
         try:
-            return self.ledger.attempts(node)
+            return self.ledger.attempts(instance)
         except (OSError, InfrastructureError):
             return ()
 
@@ -194,13 +194,13 @@ class SweepState:
         filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
         return Jobs(filed, ask_schedulers(filed), asker())
 
-    def _observe(self, node: StageInstance, attempt: Attempt) -> OwnerReport:
+    def _observe(self, instance: StageInstance, attempt: Attempt) -> OwnerReport:
         """Return whether an attempt's owner is gone, as far as its processes or its scheduler prove it.
 
         This is one observation by a reader. It never concludes death from an old heartbeat; only a watcher,
         which reads repeatedly, may do that.
         """
-        vital = inspect_owner(node, attempt)
+        vital = inspect_owner(instance, attempt)
         if vital.liveness is Liveness.GONE or attempt.claim is None:
             return vital
         # On another machine, the process proves nothing. The scheduler may report that its job has ended.
@@ -264,10 +264,10 @@ class SweepState:
             stage = self.stages[digest]
             if not stage.attempts or stage.state in (State.DONE, State.RUNNING, State.UNKNOWN):
                 continue
-            attempts, node = self.snapshot.evidence(digest).attempts, self.sweep.stages[digest]
+            attempts, instance = self.snapshot.evidence(digest).attempts, self.sweep.stages[digest]
             end = attempts[-1].end if attempts else None
             if end is not None and end.outcome == "failed":
-                found.append((node, fingerprint(node.stage, end)))
+                found.append((instance, fingerprint(instance.stage, end)))
         return found
 
     def select(self, only: Sequence[str]) -> list[Cell]:

@@ -12,11 +12,11 @@ from orchestrator.api.requests import code_versions, retired_line
 from orchestrator.api.state import SweepState, scheduler
 from orchestrator.core.state import Attempt, CellStatus
 from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.errors import one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of
 from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
 from orchestrator.store.evidence import examine, progress
 from orchestrator.store.table import Rows, collect_rows
-from orchestrator.text import one_line
 
 if TYPE_CHECKING:
     import pandas
@@ -198,17 +198,17 @@ def _is_refusal(filed: SubmissionState, index: int, last: Judgement | None) -> b
     return not is_last and index in filed.over and filed.over[index].word == LIMIT
 
 
-def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, Any]:
+def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str, Any]:
     """Return the evidence for the state of one stage of a cell."""
-    status = view.cells[cell.id].stages[node.digest]
+    status = view.cells[cell.id].stages[instance.digest]
     lines = []
-    evidence = view.snapshot.evidence(node.digest)
-    attempts = view.attempts(node)
+    evidence = view.snapshot.evidence(instance.digest)
+    attempts = view.attempts(instance)
     for attempt in attempts:
         lines.extend(_of_attempt(attempt))
     if evidence.done is not None:
         # Here the content of each file is read. Other verbs compare sizes only.
-        found, retired = examine(view.ledger, node, evidence.done, evidence.retired)
+        found, retired = examine(view.ledger, instance, evidence.done, evidence.retired)
         verified = (
             f"DAMAGED: {found}"
             if found
@@ -226,14 +226,14 @@ def _evidence(view: SweepState, cell: Cell, node: StageInstance) -> dict[str, An
     elif evidence.problem:
         lines.append(evidence.problem)
     if (former := status.former) is not None:
-        version = f"the product of an earlier version, {former.node.digest[:12]}"
+        version = f"the product of an earlier version, {former.instance.digest[:12]}"
         lines.append(f"{version}: {former.problem or former.how}")
-    for taken in node.inputs:
+    for taken in instance.inputs:
         state = view.cells[cell.id].stages[taken.digest].state
         lines.append(f"input {view.sweep.stages[taken.digest].name}: {state}")
     return {
-        "stage": node.name,
-        "digest": node.digest,
+        "stage": instance.name,
+        "digest": instance.digest,
         "state": status.state,
         "reason": status.reason,
         "evidence": lines,

@@ -24,7 +24,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import InfrastructureError, UserError, counted
 from orchestrator.jobs.cells import LIMIT, JobArray, cut, first_try, grouped
 from orchestrator.jobs.judgement import Phase
 from orchestrator.jobs.records import JobEnd, Resources, Submission
@@ -33,7 +33,6 @@ from orchestrator.launchers.base import Limits, SubmitOutcome, Submitter, Verdic
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
-from orchestrator.text import counted
 
 _WANTED = frozenset({State.PENDING, State.RELEASED, State.LOST, State.RUNNING})
 """States of cells that need a job if none holds them."""

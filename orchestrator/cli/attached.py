@@ -26,14 +26,13 @@ from orchestrator.core.records import Code, Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, preload
 from orchestrator.entry import outlive_the_reader, prepare
-from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.errors import InfrastructureError, SweepError, counted
 from orchestrator.jobs.submissions import settings_of
 from orchestrator.launchers.base import Launch, Launcher
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.checkout import checkout_of
 from orchestrator.store.ledger import open_ledger
-from orchestrator.text import counted
 
 POLL_S, REFRESH_S, LINE_S, LAST_LOOKS = 0.1, 1.0, 10.0, 5
 """Seconds between polls of the launcher, refreshes of the progress, and lines in a log; then the number of

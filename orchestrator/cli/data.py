@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.output import print_json, print_table
-from orchestrator.errors import UserError, nearest
-from orchestrator.registry import DATA, TASKS, load
-from orchestrator.text import counted
+from orchestrator.errors import UserError, counted
+from orchestrator.registry import DATA, TASKS, load, lookup
 
 ACTIONS = ("describe", "import", "check", "translate")
 _OF_IMPORT = (
@@ -56,10 +55,13 @@ def configure_data(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--out", metavar="DIR", help="the data set to make")
     made.add_argument("--test", metavar="SOURCE", help="where test items come from")
     made.add_argument(
-        "--num-train", type=int, metavar="N", help="items a language (default: all; 10000 of mCoT-MATH)"
+        "--num-train",
+        type=int,
+        metavar="N",
+        help="items a language (default: all; of a release, the study's)",
     )
     made.add_argument(
-        "--num-validation", type=int, metavar="N", help="set aside (default: none; 200 of mCoT-MATH)"
+        "--num-validation", type=int, metavar="N", help="set aside (default: none; of a release, the study's)"
     )
     made.add_argument("--num-test", type=int, metavar="N", help="default: all")
     made.add_argument("--seed", type=int, metavar="N", help="chooses items (default: 0)")
@@ -120,13 +122,12 @@ def _only(
 
 
 def _task(name: str) -> str:
-    """Return the name of a task.
+    """Return the name of a task, or the ``module:object`` of one that the registry does not have.
 
     Raises:
         UserError: there is no such task.
     """
-    if name not in TASKS:
-        raise UserError(f"unknown task {name!r}", allowed=nearest(name, TASKS))
+    lookup(TASKS, name, kind="task")
     return name
 
 
@@ -168,7 +169,8 @@ def _import(args: argparse.Namespace) -> int:
     for split, origin in info.origins.items():
         if origin.note:
             print(f"  {split}: {origin.note}")
-    print(f"  sweep data check {out}\n  data=parallel data.{task}_dir={out}")
+    setting = load(DATA["setting"])(lookup(TASKS, task, kind="task").name)
+    print(f"  sweep data check {out}\n  data=parallel {setting}={out}")
     return 0
 
 

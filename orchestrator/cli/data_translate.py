@@ -15,9 +15,8 @@ from orchestrator.cli.attached import follow
 from orchestrator.cli.output import ComposeProgress, print_lines, print_table, print_warnings
 from orchestrator.compose.axes import grammar
 from orchestrator.entry import outlive_the_reader
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, counted
 from orchestrator.registry import DATA, load
-from orchestrator.text import counted
 
 TRANSLATED = {"api_calling": "translate_api_calling"}
 """Task to the sweep that translates its rows."""

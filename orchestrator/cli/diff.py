@@ -12,8 +12,7 @@ from orchestrator.cli.arguments import add_store, no_overrides
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.core.sweep import Cell
 from orchestrator.core.tree import changed_keys
-from orchestrator.errors import UserError
-from orchestrator.text import counted
+from orchestrator.errors import UserError, counted
 
 
 def configure_diff(parser: argparse.ArgumentParser) -> None:

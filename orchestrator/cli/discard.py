@@ -14,11 +14,10 @@ from orchestrator.cli.output import print_lines
 from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, counted, nearest
 from orchestrator.store.access import new_nonce
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
-from orchestrator.text import counted
 
 
 def configure_discard(parser: argparse.ArgumentParser) -> None:
@@ -59,23 +58,23 @@ def run_discard(args: argparse.Namespace) -> int:
         print(f"{view.title}: no product of {args.stage} in {counted(len(cells), 'cell')} to discard")
         return 0
     unfinished = sum(stages[digest].state is not State.DONE for digest in named)
-    nodes, after = _made_from(view.ledger, named), {}
+    instances, after = _made_from(view.ledger, named), {}
     voided = 0
-    for node in nodes:
+    for instance in instances:
         # Attempts up to now no longer count against the retry budgets.
-        after[node.digest] = max(view.ledger.numbers(node), default=0)
-        voided += _void(view, node, args.reason, named)
+        after[instance.digest] = max(view.ledger.numbers(instance), default=0)
+        voided += _void(view, instance, args.reason, named)
     # The voids come first. If this process dies between the two, discarding again completes it.
     request = build_request(view, "discard", cells, after=after, reason=args.reason)
     view.ledger.add_request(view.sweep.name, request)
     # Cells outside the selection that share a discarded stage are made again too, so the user must see them.
     shared = sum(
-        1 for c in view.sweep.cells if c not in cells and set(c.stage_digests) & {n.digest for n in nodes}
+        1 for c in view.sweep.cells if c not in cells and set(c.stage_digests) & {n.digest for n in instances}
     )
     if unfinished:
         print(f"{view.title}: discarded what attempts of {counted(unfinished, 'unfinished stage')} left")
     else:
-        print(f"{view.title}: discarded {counted(voided, 'product')}: {_by_stage(nodes)}")
+        print(f"{view.title}: discarded {counted(voided, 'product')}: {_by_stage(instances)}")
     if shared:
         print(f"  {counted(shared, 'other cell')} of this sweep used them and will be made again too")
     print(f"  next: sweep launch {view.sweep.name}{view.hint}")
@@ -98,14 +97,14 @@ def _made_from(ledger: Ledger, named: set[str]) -> list[StageInstance]:
             affected = set(named)
             for cell in revision.cells:
                 for digest in cell.stage_digests:
-                    node = revision.stages[digest]
-                    if digest in affected or any(taken.digest in affected for taken in node.inputs):
+                    instance = revision.stages[digest]
+                    if digest in affected or any(taken.digest in affected for taken in instance.inputs):
                         affected.add(digest)
-                        found[digest] = node
+                        found[digest] = instance
     return list(found.values())
 
 
-def _void(view: SweepState, node: StageInstance, reason: str, named: set[str]) -> bool:
+def _void(view: SweepState, instance: StageInstance, reason: str, named: set[str]) -> bool:
     """Void the current product of a stage, or the one that a running attempt is about to make.
 
     An attempt that runs now still uses the code before the fix. Its generation is voided in advance, so that
@@ -113,32 +112,32 @@ def _void(view: SweepState, node: StageInstance, reason: str, named: set[str]) -
 
     Args:
         view: the revision.
-        node: the stage.
+        instance: the stage.
         reason: the user's words.
         named: digests that the user selected; the others are made from them.
 
     Returns:
         Whether a product that counted was voided.
     """
-    evidence = EvidenceReader(view.ledger, [node]).evidence(node.digest)
+    evidence = EvidenceReader(view.ledger, [instance]).evidence(instance.digest)
     running = bool(evidence.attempts) and evidence.attempts[-1].end is None
-    left = node.digest in named and bool(evidence.attempts)
+    left = instance.digest in named and bool(evidence.attempts)
     if evidence.done is None and not running and not left and not evidence.damaged:
         return False
     void = Void(
         nonce=new_nonce(),
         generation=evidence.generation,
         kind="discarded",
-        reason=reason if node.digest in named else f"it was made from what was discarded: {reason}",
+        reason=reason if instance.digest in named else f"it was made from what was discarded: {reason}",
         by=provenance.user(),
         at=provenance.now(),
     )
-    return view.ledger.void(node, void) and evidence.done is not None
+    return view.ledger.void(instance, void) and evidence.done is not None
 
 
-def _by_stage(nodes: list[StageInstance]) -> str:
+def _by_stage(instances: list[StageInstance]) -> str:
     """Return how many of some stage instances belong to each stage, such as ``3 base, 9 train``."""
-    counts = Counter(node.stage for node in nodes)
+    counts = Counter(instance.stage for instance in instances)
     return ", ".join(f"{number} {stage}" for stage, number in counts.items())
 
 

@@ -23,8 +23,7 @@ from orchestrator.cli.progress import print_scripts, submit_all
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
-from orchestrator.errors import UserError
-from orchestrator.text import counted, one_line
+from orchestrator.errors import UserError, counted, one_line
 
 
 def configure_launch(parser: argparse.ArgumentParser) -> None:

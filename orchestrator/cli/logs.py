@@ -13,11 +13,10 @@ from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overri
 from orchestrator.cli.output import print_json, print_lines, print_warnings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, nearest, one_line
 from orchestrator.jobs.records import Submission
 from orchestrator.store import layout
 from orchestrator.store.objects import ObjectStore, open_objects
-from orchestrator.text import one_line
 
 POLL_S = 0.5
 """Pause between two reads of ``--follow``, in seconds."""
@@ -49,28 +48,28 @@ def run_logs(args: argparse.Namespace) -> int:
     cell = view.cell(args.cell)
     if args.job:
         return _print_job(view, cell, as_json=args.json)
-    node = _named(view, cell, args.stage) if args.stage else _interesting(view, cell)
-    numbers = [attempt.number for attempt in view.attempts(node)]
+    instance = _named(view, cell, args.stage) if args.stage else _interesting(view, cell)
+    numbers = [attempt.number for attempt in view.attempts(instance)]
     if not numbers:
         has_job = view.jobs.of_cell(cell.id) is not None
         raise UserError(
-            f"{node.name} of {cell.id} was never started",
+            f"{instance.name} of {cell.id} was never started",
             allowed=f"sweep logs {args.sweep} {cell.id} --job" if has_job else "",
             fix=f"sweep why {args.sweep} {cell.id}",
         )
     number = numbers[-1] if args.attempt is None else args.attempt
     if number not in numbers:
         raise UserError(
-            f"{node.name} has no attempt {number}", allowed=f"known: {', '.join(map(str, numbers))}"
+            f"{instance.name} has no attempt {number}", allowed=f"known: {', '.join(map(str, numbers))}"
         )
-    key = layout.log(node.stage, node.digest, number)
+    key = layout.log(instance, number)
     if args.json:
-        _print_json(key, view, cell, node, number)
+        _print_json(key, view, cell, instance, number)
         return 0
     url = f"{view.ledger.objects.url}/{key}"
     # Standard output is the log alone, for a pipe.
-    print(f"{view.title} {cell.id} {node.name} attempt {number}: {url}", file=sys.stderr)
-    _print(key, view, node, number, follow=args.follow)
+    print(f"{view.title} {cell.id} {instance.name} attempt {number}: {url}", file=sys.stderr)
+    _print(key, view, instance, number, follow=args.follow)
     return 0
 
 
@@ -138,10 +137,10 @@ def _named(view: SweepState, cell: Cell, name: str) -> StageInstance:
     Raises:
         UserError: the cell has no such stage.
     """
-    nodes = {view.sweep.stages[digest].name: view.sweep.stages[digest] for digest in cell.stage_digests}
-    if name not in nodes:
-        raise UserError(f"{cell.id} has no stage {name!r}", allowed=nearest(name, nodes))
-    return nodes[name]
+    instances = {view.sweep.stages[digest].name: view.sweep.stages[digest] for digest in cell.stage_digests}
+    if name not in instances:
+        raise UserError(f"{cell.id} has no stage {name!r}", allowed=nearest(name, instances))
+    return instances[name]
 
 
 def _interesting(view: SweepState, cell: Cell) -> StageInstance:
@@ -158,7 +157,7 @@ def _interesting(view: SweepState, cell: Cell) -> StageInstance:
     return view.sweep.stages[tried[-1] if tried else cell.stage_digests[-1]]
 
 
-def _print_json(key: str, view: SweepState, cell: Cell, node: StageInstance, number: int) -> None:
+def _print_json(key: str, view: SweepState, cell: Cell, instance: StageInstance, number: int) -> None:
     """Print the end of a log as JSON."""
     text, skipped = _end_of(view.ledger.objects, key)
     print_json(
@@ -166,7 +165,7 @@ def _print_json(key: str, view: SweepState, cell: Cell, node: StageInstance, num
             "sweep": view.sweep.name,
             "revision": view.number,
             "cell": cell.id,
-            "stage": node.name,
+            "stage": instance.name,
             "attempt": number,
             "path": f"{view.ledger.objects.url}/{key}",
             "text": text,
@@ -175,12 +174,12 @@ def _print_json(key: str, view: SweepState, cell: Cell, node: StageInstance, num
     )
 
 
-def _print(key: str, view: SweepState, node: StageInstance, number: int, *, follow: bool) -> None:
+def _print(key: str, view: SweepState, instance: StageInstance, number: int, *, follow: bool) -> None:
     """Print a log; with `follow`, go on until the attempt ends."""
     position = 0
     while True:
         # Read the record before the log. If the attempt has ended, the log that follows is complete.
-        attempt = view.ledger.attempt(node, number)
+        attempt = view.ledger.attempt(instance, number)
         ended = attempt is None or attempt.end is not None
         position += _copy(view.ledger.objects, key, position)
         if attempt is not None and attempt.end is not None and attempt.end.message:

@@ -20,8 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, NoReturn
 
 from orchestrator.entry import ReaderLeft, prepare
-from orchestrator.errors import SweepError, UserError, nearest
-from orchestrator.text import escaped, one_line, words_of
+from orchestrator.errors import SweepError, UserError, escaped, nearest, one_line, words_of
 
 HELP = """usage: sweep VERB ...
 

@@ -13,9 +13,8 @@ from typing import Any
 import msgspec
 
 from orchestrator.api.state import SweepState
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, counted, escaped
 from orchestrator.registry import GENERAL
-from orchestrator.text import counted, escaped
 
 GAP = "  "
 MIN_TEXT = 24

@@ -35,10 +35,9 @@ from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import DEVICES, Estimate
-from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.errors import InfrastructureError, SweepError, UserError, counted, one_line
 from orchestrator.registry import importable, load
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.text import counted, one_line
 
 MAX_GROUP_SHOWN = 8
 """Missing needs that are listed; ``--json`` lists all of them."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.api.launching import has_mirror
-from orchestrator.api.reconciling import PendingLaunch, is_open, submit_pass
+from orchestrator.api.reconciling import JobPasses, PendingLaunch, submit_pass
 from orchestrator.api.requests import finish_retention
 from orchestrator.api.state import SweepState
 from orchestrator.api.submission import SubmitResult
@@ -21,12 +21,10 @@ from orchestrator.core.records import Request
 from orchestrator.core.settings import MIRROR_FINISH_S
 from orchestrator.core.state import FINAL, State
 from orchestrator.core.sweep import Cell
-from orchestrator.errors import DamagedRecord, InfrastructureError
+from orchestrator.errors import counted
 from orchestrator.registry import REPORT_WRITER, load
 from orchestrator.store import layout
-from orchestrator.store.access import told
 from orchestrator.store.ledger import Ledger
-from orchestrator.text import counted
 
 
 def write_reports(view: SweepState) -> None:
@@ -113,10 +111,10 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
     for cause, group in sorted(groups.items()):
         print(f"\nfailed by {cause}: {counted(len(group), 'stage')}")
         for digest, (cell, number) in group.items():
-            node = view.sweep.stages[digest]
+            instance = view.sweep.stages[digest]
             shared = f" (and {counted(number - 1, 'other cell')} that share it)" if number > 1 else ""
-            print(f"  {cell.id} {node.name}{shared}: {view.stages[digest].reason}")
-            print(f"    sweep logs {view.sweep.name} {cell.id} --stage {node.name}{view.hint}")
+            print(f"  {cell.id} {instance.name}{shared}: {view.stages[digest].reason}")
+            print(f"    sweep logs {view.sweep.name} {cell.id} --stage {instance.name}{view.hint}")
     for cause, lost in sorted(by_job.items()):
         print(f"\njobs failed by {cause}: {counted(len(lost), 'cell')}")
         for cell in lost[:MAX_JOBS_SHOWN]:
@@ -126,18 +124,6 @@ def print_failures(view: SweepState, cells: list[Cell]) -> None:
         print(f"    sweep logs {view.sweep.name} {lost[0].id} --job{view.hint}")
     if groups or by_job:
         print(f"\nwhen mended: sweep rerun {view.sweep.name}{view.hint}")
-
-
-WAIT_S = 2.0
-"""Shortest pause between two passes of ``--wait``, in seconds."""
-
-
-MAX_WAIT_S = 30.0
-"""Longest pause between two passes, in seconds."""
-
-
-HOLD_S = 600.0
-"""Seconds before a full scheduler is tried again. It is tried earlier if a job has ended."""
 
 
 def print_scripts(given: SubmitResult, notes: Sequence[str] = ()) -> int:
@@ -182,7 +168,7 @@ def submit_all(view: SweepState, asked: Sequence[PendingLaunch], *, wait: bool) 
         view = done.view
         print_lines(done.lines)
         if wait:
-            return _stay(view, asked)
+            return _stay(JobPasses(view, asked))
     counts = Counter(view.cells[cell.id].state for cell in view.sweep.cells)
     print(f"{view.title}: {counted(len(view.sweep.cells), 'cell')}: {summary(counts)}")
     print_failures(view, list(view.sweep.cells))
@@ -197,41 +183,19 @@ def summary(counts: Counter[State]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
 
 
-def _stay(view: SweepState, asked: Sequence[PendingLaunch]) -> int:
-    """Submit and report until no cell of the requests can go on, and return the exit code.
-
-    A scheduler that is at its limit is not tried at every pass, because each refusal is recorded in the
-    store. The limit holds for `HOLD_S`, or until a job of the sweep ends.
-    """
-    numbers = {each.request.number for each in asked}
-    # A later launch may have taken over some cells. It decides about them, not this one.
-    cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.id) in numbers]
-    pause_s, last, said, problem = WAIT_S, "", [""], ""
-    hold, hold_until_s = "", 0.0
-    while any(is_open(view, cell) for cell in cells):
-        last = print_progress(view, cells, last)
-        time.sleep(pause_s)
-        start_s = time.monotonic()
-        try:
-            done = submit_pass(view, asked, notify=print, hold=hold if start_s < hold_until_s else "")
-        except DamagedRecord:
-            raise
-        # An outage of the scheduler or of the store may pass, so go on.
-        except (InfrastructureError, OSError) as error:
-            if (line := f"  {told(error)}; trying again") != problem:
-                print(line, flush=True)
-            problem, pause_s, view = line, MAX_WAIT_S, view.fresh()
-            continue
-        problem = ""
-        # Restart the hold only for a new limit or after a successful submission, so that it does expire.
-        if done.given.limit != hold or done.given.submitted:
-            hold, hold_until_s = done.given.limit, start_s + HOLD_S
-        view = done.view
-        if done.lines != said:
-            print_lines(said := done.lines)
-        # A pass over a large sweep is slow. The pause grows with it, so that passes take at most 5 % of the
-        # time.
-        pause_s = min(MAX_WAIT_S, max(WAIT_S, 20 * (time.monotonic() - start_s)))
+def _stay(passes: JobPasses) -> int:
+    """Submit and report until no cell of the requests can go on, and return the exit code."""
+    last, said, problem = "", [""], ""
+    while passes.is_open:
+        last = print_progress(passes.view, passes.cells, last)
+        time.sleep(passes.pause_s)
+        lines = passes.make(print)
+        if passes.problem and passes.problem != problem:
+            print(f"  {passes.problem}; trying again", flush=True)
+        elif not passes.problem and lines != said:
+            print_lines(said := lines)
+        problem = passes.problem
+    view, cells = passes.view, passes.cells
     print_lines(finish_retention(view, view.policy))
     counts = Counter(view.cells[cell.id].state for cell in cells)
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary(counts)}")

@@ -13,7 +13,7 @@ from orchestrator.api.state import SweepState, open_view, parse_reference, seale
 from orchestrator.api.status import rows_of
 from orchestrator.cli.arguments import add_only, add_store, no_overrides
 from orchestrator.cli.output import NUMBERS, print_json, print_table, print_warnings, print_written, to_stderr
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError, counted, nearest
 from orchestrator.registry import GENERAL, TABLE_READER, load
 from orchestrator.results import (
     CellResult,
@@ -29,7 +29,6 @@ from orchestrator.results import (
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.opening import as_usual
 from orchestrator.store.table import Rows, widened, write_csv, write_table
-from orchestrator.text import counted
 
 FORMATS = ("parquet", "csv", "json")
 

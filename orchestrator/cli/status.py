@@ -16,8 +16,8 @@ from orchestrator.cli.output import print_json, print_lines, print_table, print_
 from orchestrator.core.records import remaining_files
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
+from orchestrator.errors import counted, one_line
 from orchestrator.store import layout
-from orchestrator.text import counted, one_line
 from orchestrator.trackers.base import history
 
 
@@ -98,16 +98,16 @@ def run_show(args: argparse.Namespace) -> int:
     cell = view.cell(args.cell)
     stages: list[dict[str, Any]] = []
     for digest in cell.stage_digests:
-        node, evidence = view.sweep.stages[digest], view.snapshot.evidence(digest)
+        instance, evidence = view.sweep.stages[digest], view.snapshot.evidence(digest)
         number = evidence.attempts[-1].number if evidence.attempts else None
         # The last attempt need not be the one that made the product: it may have been lost after another had
         # finished.
         if evidence.done is not None:
             number = evidence.done.attempt
-        where = "" if number is None else layout.payload(node.stage, digest, number)
+        where = "" if number is None else layout.payload(instance, number)
         stages.append(
             {
-                "stage": node.name,
+                "stage": instance.name,
                 "digest": digest,
                 "state": view.cells[cell.id].stages[digest].state,
                 "folder": f"{view.ledger.objects.url}/{where}" if where else None,
@@ -115,9 +115,9 @@ def run_show(args: argparse.Namespace) -> int:
                 if evidence.done
                 else [],
                 "retired": evidence.retired,
-                "reads": node.reads,
-                "metrics": _last_metrics(view, node, number),
-                "inputs": [view.sweep.stages[i.digest].name for i in node.inputs],
+                "reads": instance.reads,
+                "metrics": _last_metrics(view, instance, number),
+                "inputs": [view.sweep.stages[i.digest].name for i in instance.inputs],
             }
         )
     if args.json:
@@ -149,7 +149,7 @@ def run_show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _last_metrics(view: SweepState, node: StageInstance, number: int | None) -> dict[str, Any]:
+def _last_metrics(view: SweepState, instance: StageInstance, number: int | None) -> dict[str, Any]:
     """Return the last line of metrics that an attempt logged, empty without one."""
-    rows = history(view.ledger, node, number) if number is not None else []
+    rows = history(view.ledger, instance, number) if number is not None else []
     return rows[-1] if rows else {}

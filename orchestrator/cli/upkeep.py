@@ -24,7 +24,7 @@ from orchestrator.cli.output import print_json, print_table
 from orchestrator.core.records import Owner, Request
 from orchestrator.core.state import Attempt, Liveness, State
 from orchestrator.core.sweep import ComposedSweep, StageInstance
-from orchestrator.errors import InfrastructureError, UserError, nearest
+from orchestrator.errors import InfrastructureError, UserError, counted, nearest
 from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher
 from orchestrator.formats import FORMAT
 from orchestrator.jobs.cells import Jobs
@@ -36,7 +36,6 @@ from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.store.retention import Leftover, UnusedCode, delete, delete_code, leftovers, unused_code
-from orchestrator.text import counted
 
 
 def configure_clean(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +66,7 @@ def run_clean(args: argparse.Namespace) -> int:
                 f"no sweep {name!r}", where=f"in the store {ledger.objects.url}", allowed=nearest(name, known)
             )
     needed, others = _nodes(ledger, args.drop)
-    found = leftovers(ledger, [node for digest, node in others.items() if digest not in needed])
+    found = leftovers(ledger, [instance for digest, instance in others.items() if digest not in needed])
     used = _code_in_use(ledger, args.drop)
     # An unreadable record may name any snapshot. Then no code is deleted.
     code = [] if used is None else unused_code(ledger, used)
@@ -92,17 +91,17 @@ def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str
         dropped: sweeps without a revision in use.
     """
     needed: set[str] = set()
-    nodes: dict[str, StageInstance] = {}
+    instances: dict[str, StageInstance] = {}
     for sweep in ledger.sweeps():
         current = None if sweep in dropped else current_revision(ledger, sweep)
         for number in ledger.revision_numbers(sweep):
             revision = ledger.revision(sweep, number).sweep
             found = revision.stages
-            nodes.update(found)
+            instances.update(found)
             if number == current:
                 needed.update(found)
                 needed.update(_formers(ledger, revision))
-    return needed, nodes
+    return needed, instances
 
 
 def _formers(ledger: Ledger, sweep: ComposedSweep) -> Iterator[str]:
@@ -111,7 +110,7 @@ def _formers(ledger: Ledger, sweep: ComposedSweep) -> Iterator[str]:
     for digest in sweep.stages:
         former = snapshot.evidence(digest).former
         if former is not None and not former.problem:
-            yield former.node.digest
+            yield former.instance.digest
 
 
 def _code_in_use(ledger: Ledger, dropped: Collection[str]) -> set[str] | None:
@@ -148,7 +147,7 @@ def _refuse_running(ledger: Ledger, found: Collection[Leftover]) -> None:
     for left in found:
         if left.is_open:
             raise UserError(
-                f"{left.node.name} {left.node.digest[:12]} may still be running",
+                f"{left.instance.name} {left.instance.digest[:12]} may still be running",
                 where=left.evidence.liveness_reason,
                 fix="wait for it, or sweep cancel",
             )
@@ -174,8 +173,8 @@ def _clean_json(
         "num_bytes": sum(left.num_bytes for left in found),
         "stages": [
             {
-                "stage": left.node.name,
-                "digest": left.node.digest,
+                "stage": left.instance.name,
+                "digest": left.instance.digest,
                 "done": left.evidence.done is not None,
                 "num_files": left.num_files,
                 "num_bytes": left.num_bytes,
@@ -202,8 +201,8 @@ def _print_clean(
             print("  sweep clean --yes does it")
         return
     rows = []
-    for stage in dict.fromkeys(left.node.stage for left in found):
-        mine = [left for left in found if left.node.stage == stage]
+    for stage in dict.fromkeys(left.instance.stage for left in found):
+        mine = [left for left in found if left.instance.stage == stage]
         num_done = sum(left.evidence.done is not None for left in mine)
         num_files = sum(left.num_files for left in mine)
         rows.append((stage, num_done, len(mine) - num_done, num_files, _gib(mine)))
@@ -280,12 +279,12 @@ def _open_attempts(ledger: Ledger, jobs: Sequence[Jobs]) -> Iterator[tuple[Stage
     for stage in ledger.listing("records").folders:
         finished = ledger.generations(layout.done_index(stage))
         for digest in ledger.listing(layout.stage_records(stage)).folders:
-            node = StageInstance(stage=stage, digest=digest, reads={})
-            last = next(iter(reversed(ledger.attempts(node))), None)
+            instance = StageInstance(stage=stage, digest=digest, reads={})
+            last = next(iter(reversed(ledger.attempts(instance))), None)
             if last is None or last.end is not None or _is_done(last, finished.get(digest, set())):
                 continue
             if last.claim is None or not any(each.fate(last.claim.owner) for each in jobs):
-                yield node, last
+                yield instance, last
 
 
 def _is_done(attempt: Attempt, generations: set[int]) -> bool:
@@ -310,25 +309,27 @@ def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list
     if process is None:
         raise InfrastructureError("cannot read this process's start time")
     watcher, living = Watcher(Owner(host=platform.node(), process=process)), list[str]()
-    beats = {(node.digest, old.number): old.heartbeat and old.heartbeat.counter for node, old in opened}
+    beats = {
+        (instance.digest, old.number): old.heartbeat and old.heartbeat.counter for instance, old in opened
+    }
     leases = [old.claim.lease_s if old.claim else UNREADABLE_LEASE_S for _, old in opened]
     said = False
     while opened and not living:
         left = []
-        for node, old in opened:
-            attempt = ledger.attempt(node, old.number)
+        for instance, old in opened:
+            attempt = ledger.attempt(instance, old.number)
             if attempt is None or attempt.end is not None:
                 continue
-            vital = watcher(node, attempt)
+            vital = watcher(instance, attempt)
             if vital.liveness is Liveness.GONE:
                 continue
-            left.append((node, attempt))
+            left.append((instance, attempt))
             beat = attempt.heartbeat and attempt.heartbeat.counter
             # Alive means that the process was found on this machine. A heartbeat that has moved since the
             # first read is a sign of life from anywhere.
-            if vital.liveness is Liveness.ALIVE or beat != beats[node.digest, old.number]:
+            if vital.liveness is Liveness.ALIVE or beat != beats[instance.digest, old.number]:
                 why = vital.reason or attempt.problem
-                living.append(f"{node.stage} {node.digest[:12]}: attempt {attempt.number}: {why}")
+                living.append(f"{instance.stage} {instance.digest[:12]}: attempt {attempt.number}: {why}")
         opened = left
         if opened and not living:
             if not said:

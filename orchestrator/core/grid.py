@@ -276,7 +276,7 @@ class Chains:
             skip = self.skips.get(name)
             if skip is None or not skip.matches(subject):
                 mine[name] = self._instances(name, subject, mine)
-        chain = tuple(dict.fromkeys(node.digest for nodes in mine.values() for node in nodes))
+        chain = tuple(dict.fromkeys(instance.digest for instances in mine.values() for instance in instances))
         if not chain:
             raise UserError("every stage of a cell is skipped", where=_named(subject), fix="exclude the cell")
         return chain
@@ -296,37 +296,37 @@ class Chains:
         self._neutral -= {(name, key) for key in spec.neutral if pick(reads, key) is not MISSING}
         hashed = hashed_of(spec, reads)
         where = f"stage {name!r}, {_named(subject)}"
-        nodes = []
+        instances = []
         for values in itertools.product(*lists):
             given = dict(zip(spec.each, values, strict=True))
             label = ".".join(map(scalar_text, values))
             inputs = self._inputs(name, label, mine)
             digest = stage_digest(target_of(spec), spec.version, {**hashed, **given}, inputs, where=where)
-            node = self.stages.get(digest)
-            if node is None:
-                node = StageInstance(
+            instance = self.stages.get(digest)
+            if instance is None:
+                instance = StageInstance(
                     stage=name, label=label, digest=digest, reads={**reads, **given}, inputs=inputs
                 )
-                self.stages[digest] = node
+                self.stages[digest] = instance
             # Equal digests mean equal work: two names for it would leave open which stage owns the product.
-            if node.stage != name:
-                raise UserError(f"stages {node.stage!r} and {name!r} are one and the same", where=where)
+            if instance.stage != name:
+                raise UserError(f"stages {instance.stage!r} and {name!r} are one and the same", where=where)
             if self._asked[name]:
                 taken = [".".join(filter(None, ("inputs", item.stage, item.label))) for item in inputs]
-                slices = {"config": node.reads, "uses": uses}
+                slices = {"config": instance.reads, "uses": uses}
                 check_filled(name, self._asked[name], slices, taken, where=where)
-            nodes.append(node)
-        return nodes
+            instances.append(instance)
+        return instances
 
     def _inputs(self, name: str, label: str, mine: Mapping[str, list[StageInstance]]) -> tuple[Input, ...]:
         spec = self.specs[name]
         return tuple(
-            Input(node.stage, node.label, node.digest)
+            Input(instance.stage, instance.label, instance.digest)
             for other in spec.after
-            for node in mine.get(other, ())
+            for instance in mine.get(other, ())
             # Stages with the same `each` pair up label by label: evaluate[en] takes prepare[en] alone.
             # Any other stage takes all instances of its inputs.
-            if not (spec.each and spec.each == self.specs[other].each) or node.label == label
+            if not (spec.each and spec.each == self.specs[other].each) or instance.label == label
         )
 
     def check_neutral(self, config: Mapping[str, Any]) -> None:
@@ -340,7 +340,7 @@ class Chains:
         Raises:
             UserError: a stage of the user's names such a key; the message names both.
         """
-        ran = {node.stage for node in self.stages.values()}
+        ran = {instance.stage for instance in self.stages.values()}
         for name, key in sorted(self._neutral):
             is_own = self.specs[name].name is None  # a built-in stage also serves configs without the key
             if is_own and name in ran:

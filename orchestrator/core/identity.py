@@ -215,28 +215,32 @@ def reads_of(spec: StageSpec, config: Mapping[str, Any]) -> dict[str, Any]:
     return slice_of(config, keys, carve=carve)
 
 
-def former_node(former: StageSpec, node: StageInstance) -> StageInstance | None:
+def former_instance(former: StageSpec, instance: StageInstance) -> StageInstance | None:
     """Return the instance that a stage was under an earlier version of its spec, with the same inputs.
 
     Its digest leads to the product of the earlier version, which today's version may start from.
 
     Args:
         former: the earlier spec. Only keys that today's stage reads too can be resolved.
-        node: today's stage instance.
+        instance: today's stage instance.
 
     Returns:
         The earlier instance, or None if the earlier version read a key that today's stage does not read.
     """
     try:
-        reads = reads_of(former, node.reads)
+        reads = reads_of(former, instance.reads)
     except UserError:
         return None
-    given = {name: node.reads[name] for name in former.each if name in node.reads}
+    given = {name: instance.reads[name] for name in former.each if name in instance.reads}
     digest = stage_digest(
-        target_of(former), former.version, {**hashed_of(former, reads), **given}, node.inputs
+        target_of(former), former.version, {**hashed_of(former, reads), **given}, instance.inputs
     )
     return StageInstance(
-        stage=node.stage, label=node.label, digest=digest, reads={**reads, **given}, inputs=node.inputs
+        stage=instance.stage,
+        label=instance.label,
+        digest=digest,
+        reads={**reads, **given},
+        inputs=instance.inputs,
     )
 
 
@@ -279,19 +283,19 @@ def check_digests(sweep: ComposedSweep, title: str) -> None:
 
 
 def _misnamed(sweep: ComposedSweep) -> str:
-    for digest, node in sweep.stages.items():
-        spec = sweep.specs.get(node.stage)
+    for digest, instance in sweep.stages.items():
+        spec = sweep.specs.get(instance.stage)
         if spec is None:
-            return f"there is no stage {node.stage!r}"
-        reads = {key: value for key, value in node.reads.items() if key not in spec.each}
-        given = {key: value for key, value in node.reads.items() if key in spec.each}
+            return f"there is no stage {instance.stage!r}"
+        reads = {key: value for key, value in instance.reads.items() if key not in spec.each}
+        given = {key: value for key, value in instance.reads.items() if key in spec.each}
         hashed = hashed_of(spec, reads)
         try:
-            found = stage_digest(target_of(spec), spec.version, {**hashed, **given}, node.inputs)
+            found = stage_digest(target_of(spec), spec.version, {**hashed, **given}, instance.inputs)
         except UserError as error:
-            return f"{node.name}: {error.what}"
-        if not digest == node.digest == found:
-            return f"{node.name} is not what its digest {digest[:12]} names"
+            return f"{instance.name}: {error.what}"
+        if not digest == instance.digest == found:
+            return f"{instance.name} is not what its digest {digest[:12]} names"
     return ""
 
 
@@ -303,7 +307,7 @@ def target_of(spec: StageSpec) -> str:
     return spec.run or f"{'shell: ' if spec.shell else ''}{spec.command}"
 
 
-def formers(spec: StageSpec, node: StageInstance) -> list[StageInstance]:
+def formers(spec: StageSpec, instance: StageInstance) -> list[StageInstance]:
     """Return the stage instance under its earlier versions, the latest first.
 
     Raising a stage's version changes its digest, so all of its products would be made again. A stage of this
@@ -315,7 +319,7 @@ def formers(spec: StageSpec, node: StageInstance) -> list[StageInstance]:
     if spec.name is None or spec.name not in FORMER or spec.version != load(STAGES[spec.name]).version:
         return []
     # The earlier digest follows from the earlier spec and today's inputs, so nothing needs to be searched.
-    found = (former_node(former, node) for former in load(FORMER[spec.name][0]))
+    found = (former_instance(former, instance) for former in load(FORMER[spec.name][0]))
     return [former for former in found if former is not None]
 
 

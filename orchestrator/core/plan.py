@@ -71,7 +71,7 @@ class Claimable(NamedTuple):
     """A stage that may be claimed now, and the cell on whose behalf."""
 
     cell: Cell
-    node: StageInstance
+    instance: StageInstance
 
 
 class Scan(NamedTuple):
@@ -88,7 +88,7 @@ class Scan(NamedTuple):
 
 def next_stage(
     cells: Sequence[Cell],
-    nodes: Mapping[str, StageInstance],
+    instances: Mapping[str, StageInstance],
     status_of: Callable[[str], StageStatus],
     *,
     cancelled: frozenset[str],
@@ -100,11 +100,11 @@ def next_stage(
 
     Args:
         cells: in the order in which this worker tries them.
-        nodes: digest to stage instance.
+        instances: digest to stage instance.
         status_of: returns a stage's own state by digest; called once for each digest.
         cancelled: ids of cells to skip.
     """
-    for found in _look(cells, nodes, status_of, cancelled):
+    for found in _look(cells, instances, status_of, cancelled):
         if isinstance(found, Claimable):
             return Scan(found, True)
         return Scan(None, found)
@@ -123,12 +123,12 @@ class Scanner:
 
     Args:
         cells: in that order.
-        nodes: digest to stage instance.
+        instances: digest to stage instance.
     """
 
-    def __init__(self, cells: Sequence[Cell], nodes: Mapping[str, StageInstance]) -> None:
+    def __init__(self, cells: Sequence[Cell], instances: Mapping[str, StageInstance]) -> None:
         self.cells = cells
-        self._nodes = nodes
+        self._nodes = instances
         self._done: set[str] = set()
 
     def next_stage(self, status_of: Callable[[str], StageStatus], *, cancelled: frozenset[str]) -> Scan:
@@ -150,7 +150,7 @@ class Scanner:
 
 def num_claimable(
     cells: Sequence[Cell],
-    nodes: Mapping[str, StageInstance],
+    instances: Mapping[str, StageInstance],
     status_of: Callable[[str], StageStatus],
     *,
     cancelled: frozenset[str],
@@ -161,18 +161,18 @@ def num_claimable(
 
     Args:
         cells: in the order in which a worker tries them.
-        nodes: digest to stage instance.
+        instances: digest to stage instance.
         status_of: returns a stage's own state by digest; called once for each digest.
         cancelled: ids of cells to skip.
     """
-    found = list(_look(cells, nodes, status_of, cancelled))
-    digests = {each.node.digest for each in found if isinstance(each, Claimable)}
+    found = list(_look(cells, instances, status_of, cancelled))
+    digests = {each.instance.digest for each in found if isinstance(each, Claimable)}
     return len(digests), bool(digests) or any(each is True for each in found)
 
 
 def _look(
     cells: Sequence[Cell],
-    nodes: Mapping[str, StageInstance],
+    instances: Mapping[str, StageInstance],
     status_of: Callable[[str], StageStatus],
     cancelled: frozenset[str],
 ) -> Iterator[Claimable | bool]:
@@ -186,12 +186,12 @@ def _look(
             # Reading a state costs file or network access, and cells share stages.
             if digest not in seen:
                 seen[digest] = status_of(digest)
-            status, inputs = seen[digest], [seen[taken.digest] for taken in nodes[digest].inputs]
+            status, inputs = seen[digest], [seen[taken.digest] for taken in instances[digest].inputs]
             is_there = all(i.state is State.DONE and (not i.retired or status.going_on) for i in inputs)
             if status.state is State.RUNNING:
                 waiting = True
             elif status.state in _STARTABLE and is_there:
-                yield Claimable(cell, nodes[digest])
+                yield Claimable(cell, instances[digest])
     yield waiting
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord, describe_retired
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.text import one_line
+from orchestrator.errors import one_line
 
 NOT_KEPT = "not_kept"
 """Reason of a release: inputs were retired, and the earlier version's product was not enough without them."""
@@ -83,13 +83,13 @@ class Former(NamedTuple):
     """The product of an earlier version of a stage, made from the same inputs.
 
     Attributes:
-        node: the stage instance under the earlier version.
+        instance: the stage instance under the earlier version.
         done: the record of the product; None if the product does not count.
         how: what the stage does with the product, for people.
         problem: why the product cannot be used, "" if it can.
     """
 
-    node: StageInstance
+    instance: StageInstance
     done: Done | None
     how: str
     problem: str = ""
@@ -319,17 +319,18 @@ def _given_inputs(
         return status
     if cancelled and status.state is not State.FAILED:
         return status._replace(state=State.CANCELLED, reason="cancelled")
-    for node, taken in inputs:
+    for instance, taken in inputs:
         if taken.retired and not status.going_on:  # outranks a failure, since even a rerun would fail
-            reason = f"its input {node.name} retired {taken.retired}; to make it again: {again} {node.stage}"
+            reason = f"its input {instance.name} retired {taken.retired}; "
+            reason += f"to make it again: {again} {instance.stage}"
             if status.former is not None:
                 reason += f"; the product of its earlier version cannot be used: {status.former.problem}"
             return status._replace(state=State.BLOCKED, reason=reason, cause=None)
-    for node, taken in inputs:
+    for instance, taken in inputs:
         if taken.state in _STUCK and status.state is not State.FAILED:
-            reason = f"input {node.name} is {taken.state}"
+            reason = f"input {instance.name} is {taken.state}"
             return status._replace(state=State.BLOCKED, reason=reason)
-    retired = ", ".join(dict.fromkeys(node.stage for node, taken in inputs if taken.retired))
+    retired = ", ".join(dict.fromkeys(instance.stage for instance, taken in inputs if taken.retired))
     if retired and status.state is not State.FAILED:
         reason = f"{status.going_on}, without what {retired} retired"
         reason += "" if status.reason == NOT_STARTED else f"; {status.reason}"
@@ -364,7 +365,7 @@ _PRECEDENCE = (
 
 def cell_status(
     cell: Cell,
-    nodes: Mapping[str, StageInstance],
+    instances: Mapping[str, StageInstance],
     statuses: Mapping[str, StageStatus],
     *,
     cancelled: bool,
@@ -374,7 +375,7 @@ def cell_status(
 
     Args:
         cell: the cell.
-        nodes: digest to stage instance.
+        instances: digest to stage instance.
         statuses: digest to the stage's own state, for at least the cell's chain.
         cancelled: whether a cancel is in force for the cell.
         sweep: the sweep's name, for suggested commands.
@@ -382,7 +383,7 @@ def cell_status(
     stages: dict[str, StageStatus] = {}
     for digest in cell.stage_digests:
         # Inputs come before their consumers in a chain, so their statuses are complete here.
-        inputs = [(nodes[taken.digest], stages[taken.digest]) for taken in nodes[digest].inputs]
+        inputs = [(instances[taken.digest], stages[taken.digest]) for taken in instances[digest].inputs]
         again = f"sweep discard {sweep} {cell.id} --reason ... --stage"
         stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, again=again)
     attempts = sum(status.attempts for status in stages.values())
@@ -391,6 +392,6 @@ def cell_status(
     for state in _PRECEDENCE:
         for digest, status in stages.items():
             if status.state is state:
-                reason = f"{nodes[digest].name}: {status.reason}"
+                reason = f"{instances[digest].name}: {status.reason}"
                 return CellStatus(state, reason, status.cause, attempts, stages)
     raise AssertionError(f"no precedence for {[s.state for s in stages.values()]}")

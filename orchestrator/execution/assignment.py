@@ -91,7 +91,7 @@ class AttemptSpec(Stored, frozen=True, kw_only=True):
     Attributes:
         store: URL of the store.
         sweep, cell: on whose behalf the attempt runs.
-        node: the stage instance.
+        instance: the stage instance.
         spec: its stage in the sweep.
         attempt: number of the attempt.
         generation: generation of the product that it makes.
@@ -111,7 +111,7 @@ class AttemptSpec(Stored, frozen=True, kw_only=True):
     store: str
     sweep: str
     cell: str
-    node: StageInstance
+    instance: StageInstance
     spec: StageSpec
     attempt: int
     generation: int

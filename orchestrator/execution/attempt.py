@@ -21,7 +21,7 @@ from orchestrator.core.state import NOT_KEPT, Attempt, Former
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.costs import STOP_FACTOR
 from orchestrator.entry import MARK
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line
 from orchestrator.execution import child
 from orchestrator.execution.assignment import (
     Assignment,
@@ -56,7 +56,6 @@ from orchestrator.store.access import new_nonce
 from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.retention import drop_work
-from orchestrator.text import MAX_LINE, escaped, one_line
 
 
 class AttemptRun:
@@ -69,7 +68,7 @@ class AttemptRun:
         order: the worker's assignment.
         spec: the stage in the sweep.
         cell: on whose behalf the attempt runs.
-        node: the stage instance.
+        instance: the stage instance.
         number: number of the attempt.
         claim: the claim that won.
         inputs: stage name to label to verified folder.
@@ -88,7 +87,7 @@ class AttemptRun:
         order: Assignment,
         spec: StageSpec,
         cell: Cell,
-        node: StageInstance,
+        instance: StageInstance,
         number: int,
         claim: Claim,
         inputs: dict[str, dict[str, str]],
@@ -100,19 +99,19 @@ class AttemptRun:
         former: Former | None = None,
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
-        self._cell, self._node, self.number, self._claim = cell, node, number, claim
+        self._cell, self._node, self.number, self._claim = cell, instance, number, claim
         self._inputs, self._generations = inputs, input_generations
         self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
         self._shortage, self._former = shortage, former
         self._goes_without = False  # whether inputs were retired before the start
         self._start_s = time.monotonic()
-        self._heartbeats = HeartbeatWriter(ledger, node, number, lease_s=claim.lease_s)
+        self._heartbeats = HeartbeatWriter(ledger, instance, number, lease_s=claim.lease_s)
         self._fence = Fence(
-            ledger, node, number=number, generation=claim.generation, inputs=input_generations
+            ledger, instance, number=number, generation=claim.generation, inputs=input_generations
         )
         self._released, self._stopping_s = "", 0.0
         self._timed_out, self._resumed = False, False
-        self._key = layout.payload(node.stage, node.digest, number)
+        self._key = layout.payload(instance, number)
         self._folder = Path(layout.CHECKPOINTS)
         self._mark = mark_of(claim.nonce)
         self._shipper: BucketPublisher | None = None
@@ -204,7 +203,7 @@ class AttemptRun:
         """Record the start, unless it is recorded already in this form."""
         if start == self._recorded:
             return
-        spec_key = layout.stage_spec(self._node.stage, self._node.digest)
+        spec_key = layout.stage_spec(self._node)
         if self._ledger.objects.get(spec_key) is None:
             self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # all writers write the same
         self._ledger.put(self._node, self.number, layout.START, start)
@@ -217,7 +216,7 @@ class AttemptRun:
             store=self._order.store,
             sweep=self._order.sweep,
             cell=self._cell.id,
-            node=self._node,
+            instance=self._node,
             spec=self._spec,
             attempt=self.number,
             generation=self._claim.generation,

@@ -55,7 +55,7 @@ class Candidate(NamedTuple):
         return manifest if manifest is not None and manifest.step == self.step else None
 
 
-def candidates(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]) -> list[Candidate]:
+def candidates(ledger: Ledger, instance: StageInstance, attempts: Sequence[Attempt]) -> list[Candidate]:
     """Return the checkpoints that an attempt may resume from, best first.
 
     A checkpoint may itself cause a failure, for example when its weights have diverged. Retries from it would
@@ -68,8 +68,8 @@ def candidates(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt])
     Nothing is taken from an attempt whose product or input was discarded, because the state may contain the
     bug that led to the discard.
     """
-    sound = [attempt for attempt in attempts if not is_discarded(ledger, node, attempt)]
-    found = _of_attempts(ledger, node, sound)
+    sound = [attempt for attempt in attempts if not is_discarded(ledger, instance, attempt)]
+    found = _of_attempts(ledger, instance, sound)
     # Until an attempt saves a checkpoint, its newest one is the checkpoint that it resumed from.
     newest = {a.number: a.start.parent.step for a in sound if a.start and a.start.parent}
     for candidate in found:
@@ -85,19 +85,21 @@ def candidates(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt])
     return sorted((c for c in found if blame[c.step] < 2), reverse=True)
 
 
-def is_discarded(ledger: Ledger, node: StageInstance, attempt: Attempt) -> bool:
+def is_discarded(ledger: Ledger, instance: StageInstance, attempt: Attempt) -> bool:
     """Return whether an attempt's files must not be used: its product or an input of it was discarded."""
-    if attempt.claim is None or (node.inputs and attempt.start is None):
+    if attempt.claim is None or (instance.inputs and attempt.start is None):
         return True  # a record is missing or unreadable, so its generation or inputs are unknown
     taken = attempt.start.inputs if attempt.start else {}
-    return ledger.is_discarded(node, attempt.claim.generation) or any(
-        ledger.is_discarded(source, taken[source.digest]) for source in node.inputs if source.digest in taken
+    return ledger.is_discarded(instance, attempt.claim.generation) or any(
+        ledger.is_discarded(source, taken[source.digest])
+        for source in instance.inputs
+        if source.digest in taken
     )
 
 
-def _of_attempts(ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]) -> list[Candidate]:
+def _of_attempts(ledger: Ledger, instance: StageInstance, attempts: Sequence[Attempt]) -> list[Candidate]:
     """Return all checkpoints with a manifest, in two requests for all attempts together."""
-    numbers = {layout.checkpoints(node.stage, node.digest, a.number): a.number for a in attempts}
+    numbers = {layout.checkpoints(instance, a.number): a.number for a in attempts}
     steps = {
         f"{prefix}/{name}": (step, numbers[prefix])
         for prefix, listing in ledger.objects.list_many(numbers).items()
@@ -293,7 +295,7 @@ def _was_renamed(folder: Path, stamp: _Stamp) -> bool:
 
 
 def find_unread(
-    ledger: Ledger, node: StageInstance, attempts: Sequence[Attempt]
+    ledger: Ledger, instance: StageInstance, attempts: Sequence[Attempt]
 ) -> tuple[Attempt, ChildOutcome] | None:
     """Return the attempt whose output the next one should read, and its outcome.
 
@@ -305,11 +307,11 @@ def find_unread(
 
     Args:
         ledger: the store.
-        node: the stage instance.
+        instance: the stage instance.
         attempts: the earlier attempts, without those that must not be used.
     """
     for attempt in reversed(attempts):
-        outcome = _outcome(ledger, layout.payload(node.stage, node.digest, attempt.number))
+        outcome = _outcome(ledger, layout.payload(instance, attempt.number))
         # Only the newest recorded failure counts: its own output, or the end of the search.
         if outcome is not None:
             return (attempt, outcome) if outcome.unread == attempt.number else None
@@ -326,27 +328,27 @@ def _outcome(ledger: Ledger, key: str) -> ChildOutcome | None:
     return outcome if outcome is not None and outcome.outcome == "failed" else None
 
 
-def work_of(ledger: Ledger, node: StageInstance, attempt: Attempt) -> Path:
+def work_of(ledger: Ledger, instance: StageInstance, attempt: Attempt) -> Path:
     """Return the path of an attempt's work folder, whether or not it exists."""
-    key = layout.payload(node.stage, node.digest, attempt.number)
+    key = layout.payload(instance, attempt.number)
     return ledger.objects.folder(key) / layout.WORK
 
 
-def foresee(ledger: Ledger, node: StageInstance, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
+def foresee(ledger: Ledger, instance: StageInstance, spec: StageSpec, earlier: Sequence[Attempt]) -> str:
     """Return in words what the next attempt would resume from; "" for a start from nothing (read-only).
 
     The arguments are those of `orchestrator.execution.inheritance.inherit`.
     """
-    sound = [attempt for attempt in earlier if not is_discarded(ledger, node, attempt)]
-    if spec.command is not None and (found := find_unread(ledger, node, sound)) is not None:
+    sound = [attempt for attempt in earlier if not is_discarded(ledger, instance, attempt)]
+    if spec.command is not None and (found := find_unread(ledger, instance, sound)) is not None:
         return f"reads the output of attempt {found[0].number} again"
     parts = []
-    for candidate in candidates(ledger, node, earlier):
+    for candidate in candidates(ledger, instance, earlier):
         if is_whole(ledger, candidate):
             parts.append(f"step {candidate.step} of attempt {candidate.attempt}")
             break
     # A bucket has no work folders; a folder found there is only in this node's cache.
-    with_work = [a.number for a in sound if work_of(ledger, node, a).is_dir()]
+    with_work = [a.number for a in sound if work_of(ledger, instance, a).is_dir()]
     if with_work and ledger.objects.in_place:
         parts.append(f"the work folder of attempt {with_work[-1]}")
     return f"goes on from {' and '.join(parts)}" if parts else ""

@@ -27,7 +27,7 @@ from orchestrator import formats
 from orchestrator.core.failure import Cause, cause_of_exception
 from orchestrator.core.tree import checked_rows
 from orchestrator.entry import MARK
-from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.errors import MAX_LINE, StageFailure, StopRequested, one_line, words_of
 from orchestrator.execution.assignment import NO_OUTCOME, AttemptSpec, ChildOutcome, Message
 from orchestrator.execution.checkpoints import UNREAD
 from orchestrator.execution.command import GRACE_S, FailedCommand, Unread, run_command, take_results
@@ -42,7 +42,6 @@ from orchestrator.store import layout
 from orchestrator.store.access import Outage
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import open_objects
-from orchestrator.text import MAX_LINE, one_line, words_of
 from orchestrator.trackers.base import Tracked, open_trackers
 
 POLL_S = 0.25
@@ -153,7 +152,7 @@ def run(
         lifeline.report(phase="finishing")
         if not context.output.is_dir():
             raise StageFailure("code", "the stage removed its output folder")
-        strange = sorted(set(context.retirements) - {taken.stage for taken in order.node.inputs})
+        strange = sorted(set(context.retirements) - {taken.stage for taken in order.instance.inputs})
         if strange:
             raise StageFailure(
                 "code", f"retire({strange[0]!r}) names no input: name it in the stage's `after`"
@@ -239,20 +238,19 @@ def _unread(order: AttemptSpec, folder: Path, failure: Unread) -> ChildOutcome:
 def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifeline) -> Context:
     """Return the services of the stage, connected to the store's fence and to the worker."""
     outage = Outage(order.settings.store.outage_s, print, lambda: stop.why if stop.asked else "")
-    ledger, node = Ledger(open_objects(order.store)).patient(outage), order.node
+    ledger = Ledger(open_objects(order.store)).patient(outage)
 
     def fence() -> None:
         if not ledger.objects.in_place:
             return  # a bucket: only what the worker uploads is visible, and the worker checks the fence
-        if ledger.is_claimed(node, order.attempt + 1) or ledger.is_done_or_void(node, order.generation):
+        of = order.instance
+        if ledger.is_claimed(of, order.attempt + 1) or ledger.is_done_or_void(of, order.generation):
             raise StopRequested("superseded")
-
-    def progress(step: int, num_steps: int | None) -> None:
-        lifeline.report(step=step, num_steps=num_steps)
 
     tracker = order.settings.tracker
     tracked = Tracked(
-        folder, order.sweep, order.cell, node.name, order.attempt, order.config, msgspec.to_builtins(tracker)
+        *(folder, order.sweep, order.cell, order.instance.name, order.attempt, order.config),
+        msgspec.to_builtins(tracker),
     )
     return Context(
         folder,
@@ -267,7 +265,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         trackers=open_trackers([tracker.name], tracked),
         stop=stop,
         fence=fence,
-        report_progress=progress,
+        report_progress=lambda step, num_steps: lifeline.report(step=step, num_steps=num_steps),
         keeps_work=ledger.objects.in_place,
         report_stop=lambda seconds: lifeline.report(stop_s=round(seconds, 1)),
     )
@@ -278,7 +276,7 @@ def _call(
 ) -> tuple[Row, ...]:
     """Run the stage's command or function, and return its rows."""
     spec = order.spec
-    config = Config(order.node.reads)
+    config = Config(order.instance.reads)
     folders = {s: {label: Path(p) for label, p in each.items()} for s, each in order.inputs.items()}
     inputs = Inputs(folders)
     if spec.command is not None:

@@ -52,7 +52,7 @@ def adopt_former(
     if former is None or former.done is None:
         return None
     files = former.done.files
-    prefix = layout.output(former.node.stage, former.node.digest, former.done.attempt)
+    prefix = layout.output(former.instance, former.done.attempt)
     source = ledger.objects.fetch(prefix, files, pulse=pulse)
     target = folder / layout.SCRATCH / FOLDER
     shutil.rmtree(target, ignore_errors=True)
@@ -62,7 +62,7 @@ def adopt_former(
 
 def adopt_unread(
     ledger: Ledger,
-    node: StageInstance,
+    instance: StageInstance,
     attempts: Sequence[Attempt],
     folder: Path,
     *,
@@ -73,7 +73,7 @@ def adopt_unread(
 
     Args:
         ledger: the store.
-        node: the stage instance.
+        instance: the stage instance.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
         pulse: called before each file, to keep the lease.
@@ -83,12 +83,12 @@ def adopt_unread(
         The number of that attempt. None if there is none, if a later attempt tried to read its output in
             vain, or if the output is incomplete.
     """
-    sound = [attempt for attempt in attempts if not is_discarded(ledger, node, attempt)]
-    found = find_unread(ledger, node, sound)
+    sound = [attempt for attempt in attempts if not is_discarded(ledger, instance, attempt)]
+    found = find_unread(ledger, instance, sound)
     if found is None:
         return None
     attempt, outcome = found
-    key, target = layout.payload(node.stage, node.digest, attempt.number), folder / layout.OUTPUT
+    key, target = layout.payload(instance, attempt.number), folder / layout.OUTPUT
     source = ledger.objects.fetch(f"{key}/{layout.OUTPUT}", outcome.files, pulse=pulse)
     taking(attempt.number)
     return attempt.number if _bring(outcome.files, source, target, pulse) else None
@@ -96,7 +96,7 @@ def adopt_unread(
 
 def adopt_checkpoint(
     ledger: Ledger,
-    node: StageInstance,
+    instance: StageInstance,
     attempts: Sequence[Attempt],
     folder: Path,
     *,
@@ -111,7 +111,7 @@ def adopt_checkpoint(
 
     Args:
         ledger: the store.
-        node: the stage instance.
+        instance: the stage instance.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
         is_copied: whether to copy instead of link, because the stage may write into its checkpoint and must
@@ -125,7 +125,7 @@ def adopt_checkpoint(
     Raises:
         OSError: the store did not answer.
     """
-    for candidate in candidates(ledger, node, attempts):
+    for candidate in candidates(ledger, instance, attempts):
         target = folder / layout.CHECKPOINTS / candidate.prefix.rpartition("/")[2]
         manifest = candidate.decoded()
         if manifest is None:
@@ -200,7 +200,7 @@ class Inherited(NamedTuple):
 
 def inherit(
     ledger: Ledger,
-    node: StageInstance,
+    instance: StageInstance,
     spec: StageSpec,
     earlier: Sequence[Attempt],
     folder: Path,
@@ -213,7 +213,7 @@ def inherit(
 
     Args:
         ledger: the store.
-        node: the stage instance.
+        instance: the stage instance.
         spec: its stage in the sweep.
         earlier: all earlier attempts.
         folder: the attempt's own payload folder.
@@ -230,11 +230,11 @@ def inherit(
         return Inherited(former=kept)
     # A work folder has moved once it is taken, so all later records must name it too.
     work = take_over(
-        ledger, node, earlier, folder, pulse=pulse, taking=lambda number: record(Inherited(work=number))
+        ledger, instance, earlier, folder, pulse=pulse, taking=lambda number: record(Inherited(work=number))
     )
     if spec.command is not None:
         unread = adopt_unread(
-            *(ledger, node, earlier, folder),
+            *(ledger, instance, earlier, folder),
             pulse=pulse,
             taking=lambda number: record(Inherited(unread=number, work=work)),
         )
@@ -243,7 +243,7 @@ def inherit(
     # Our own stages never write into an adopted checkpoint, so links are safe for them.
     is_ours = spec.run is not None and spec.run.startswith("orchestrator.")
     found = adopt_checkpoint(
-        *(ledger, node, earlier, folder),
+        *(ledger, instance, earlier, folder),
         is_copied=not is_ours,
         pulse=pulse,
         taking=lambda parent: record(Inherited(parent=parent, work=work)),

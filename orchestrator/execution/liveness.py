@@ -30,7 +30,7 @@ class HeartbeatWriter:
 
     Args:
         ledger: the store.
-        node: the stage instance.
+        instance: the stage instance.
         number: number of the attempt.
         lease_s: seconds without a heartbeat after which others may take the attempt for dead.
 
@@ -38,9 +38,9 @@ class HeartbeatWriter:
         progress: the child's last message.
     """
 
-    def __init__(self, ledger: Ledger, node: StageInstance, number: int, *, lease_s: float) -> None:
+    def __init__(self, ledger: Ledger, instance: StageInstance, number: int, *, lease_s: float) -> None:
         self._ledger = ledger
-        self._node = node
+        self._node = instance
         self._number = number
         # Three heartbeats in a lease: a late one, or one that fails, does not cost the lease.
         self._interval_s = min(lease_s / 3, MAX_HEARTBEAT_S)
@@ -97,7 +97,7 @@ class Fence:
 
     Args:
         ledger: the store.
-        node: the stage instance.
+        instance: the stage instance.
         number: number of the attempt.
         generation: generation of the product that it makes.
         inputs: digest of each input to the generation of its product.
@@ -106,14 +106,14 @@ class Fence:
     def __init__(
         self,
         ledger: Ledger,
-        node: StageInstance,
+        instance: StageInstance,
         *,
         number: int,
         generation: int,
         inputs: Mapping[str, int],
     ) -> None:
         self._ledger = ledger
-        self._node = node
+        self._node = instance
         self._number = number
         self._generation = generation
         self._inputs = inputs
@@ -254,9 +254,9 @@ class Watcher:
         self._gone = list(job.gone) if job else []
         self._seen: dict[tuple[str, int], _Sighting] = {}
 
-    def __call__(self, node: StageInstance, attempt: Attempt) -> OwnerReport:
+    def __call__(self, instance: StageInstance, attempt: Attempt) -> OwnerReport:
         """Judge an attempt that has no `end`."""
-        vital = inspect_owner(node, attempt)
+        vital = inspect_owner(instance, attempt)
         if vital.liveness is Liveness.GONE:
             return vital
         if attempt.claim is not None and self._is_former_self(attempt.claim.owner):
@@ -267,7 +267,7 @@ class Watcher:
         if attempt.claim is not None and (gone := self._known_gone(attempt.claim.owner)):
             return OwnerReport(Liveness.GONE, gone.evidence, gone.cause)
         counter = attempt.heartbeat.counter if attempt.heartbeat else 0
-        key, now_s = (node.digest, attempt.number), self._clock()
+        key, now_s = (instance.digest, attempt.number), self._clock()
         seen = self._seen.get(key)
         # The counter alone is compared: a heartbeat's own time comes from another machine's clock.
         if seen is None or seen.counter != counter:

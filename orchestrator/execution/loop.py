@@ -107,7 +107,7 @@ class Worker:
                 cancelled=wishes.cancelled,
             )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
-                self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.node.name}")
+                self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
                 return self._released("deadline")
             if scan.claimable is not None and self._has_other_code():
                 return OTHER_CODE
@@ -176,8 +176,8 @@ class Worker:
         except (OSError, InfrastructureError) as error:
             if not self._ledger.objects.in_place or not self._answers():
                 raise
-            self._say(f"{claimable.cell.id} {claimable.node.name}: left for now: {told(error)}")
-            self._leaving.leave(claimable.node.digest, error)
+            self._say(f"{claimable.cell.id} {claimable.instance.name}: left for now: {told(error)}")
+            self._leaving.leave(claimable.instance.digest, error)
             return True
         self._leaving.reset()
         return was_worked_on
@@ -207,12 +207,12 @@ class Worker:
             self._wishes_s = time.monotonic()
         return self._wishes
 
-    def _retain(self, by: str, node: StageInstance | None = None) -> None:
+    def _retain(self, by: str, instance: StageInstance | None = None) -> None:
         """Retire files that no stage needs after the one just done; without a stage, check all products."""
         policy = self._order.settings.policy
-        if node is not None and policy.retention == "all":
+        if instance is not None and policy.retention == "all":
             return
-        sources = None if node is None else [taken.digest for taken in node.inputs]
+        sources = None if instance is None else [taken.digest for taken in instance.inputs]
         try:
             if self._read_wishes(at_most_s=0.0).revision not in (0, self._order.revision):
                 return  # a newer revision was launched: its stages may need what these do not
@@ -231,56 +231,58 @@ class Worker:
         Returns:
             False if another worker was first, so that a pause is due; True to scan again at once.
         """
-        node = claimable.node
-        if (inputs := self._inputs(node, snapshot)) is None:
+        instance = claimable.instance
+        if (inputs := self._inputs(instance, snapshot)) is None:
             return True  # an input was voided: scan again at once
-        evidence = snapshot.evidence(node.digest)
+        evidence = snapshot.evidence(instance.digest)
         if evidence.damaged:
-            self._void_damaged(node, evidence)
+            self._void_damaged(instance, evidence)
             return True
-        attempts = self._ledger.attempts(node)
-        if attempts != evidence.attempts or self._ledger.is_done_or_void(node, evidence.generation):
+        attempts = self._ledger.attempts(instance)
+        if attempts != evidence.attempts or self._ledger.is_done_or_void(instance, evidence.generation):
             return False  # another worker claimed or finished meanwhile, or the owner sent a heartbeat
         number = (attempts[-1].number if attempts else 0) + 1
         claim = self._claim(claimable.cell, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
-        if not self._ledger.claim(node, number, claim):
+        if not self._ledger.claim(instance, number, claim):
             return False
-        self._say(f"{claimable.cell.id} {node.name}: attempt {number}")
+        self._say(f"{claimable.cell.id} {instance.name}: attempt {number}")
         self.num_claims += 1
         run = AttemptRun(
             ledger=self._ledger,
             order=self._order,
-            spec=self._sweep.specs[node.stage],
+            spec=self._sweep.specs[instance.stage],
             cell=claimable.cell,
-            node=node,
+            instance=instance,
             number=number,
             claim=claim,
             inputs=inputs,
-            input_generations={i.digest: snapshot.evidence(i.digest).generation for i in node.inputs},
+            input_generations={i.digest: snapshot.evidence(i.digest).generation for i in instance.inputs},
             context=self._context,
-            stop_asked=lambda: self._why_stop(node),
+            stop_asked=lambda: self._why_stop(instance),
             code_now=lambda: self._checkout.digest() if self._checkout else "",
             shortage=self._shortage,
-            former=evidence.former if self._status(snapshot, self._wishes, node.digest).going_on else None,
+            former=evidence.former
+            if self._status(snapshot, self._wishes, instance.digest).going_on
+            else None,
         )
         end = run.run(attempts)
-        self._release(node, snapshot)
+        self._release(instance, snapshot)
         self._count_start(run, end)
-        self._replaced = end.why == "superseded" and self._is_replaced(node)
+        self._replaced = end.why == "superseded" and self._is_replaced(instance)
         self._is_late |= end.why == "deadline"
         self._is_on_bad_node |= end.cause is Cause.BAD_NODE
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
             self._starved = True
             self._scanner.cells = tuple(
-                cell for cell in self._scanner.cells if node.digest not in cell.stage_digests
+                cell for cell in self._scanner.cells if instance.digest not in cell.stage_digests
             )
         self._progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
-            self._retain(f"worker on {self._owner.host}, after {claimable.cell.id} {node.name}", node)
+            self._retain(f"worker on {self._owner.host}, after {claimable.cell.id} {instance.name}", instance)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
-        self._say(f"{claimable.cell.id} {node.name}: {said}")
+        self._say(f"{claimable.cell.id} {instance.name}: {said}")
         return True
 
     def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
@@ -304,10 +306,10 @@ class Worker:
             at=provenance.now(),
         )
 
-    def _is_replaced(self, node: StageInstance) -> bool:
+    def _is_replaced(self, instance: StageInstance) -> bool:
         """Whether a scheduler that took this worker for dead restarted its job elsewhere."""
         me = self._owner
-        owners = [attempt.claim.owner for attempt in self._ledger.attempts(node) if attempt.claim]
+        owners = [attempt.claim.owner for attempt in self._ledger.attempts(instance) if attempt.claim]
         return bool(me.job) and any(
             (o.cluster, o.job, o.array_index) == (me.cluster, me.job, me.array_index)
             and o.restart_count > me.restart_count
@@ -320,17 +322,17 @@ class Worker:
 
     # Inputs
 
-    def _inputs(self, node: StageInstance, snapshot: EvidenceReader) -> dict[str, dict[str, str]] | None:
+    def _inputs(self, instance: StageInstance, snapshot: EvidenceReader) -> dict[str, dict[str, str]] | None:
         """Return the verified folders of a stage's inputs; None if one does not count.
 
         Contents are verified the first time only, later sizes alone. A damaged product is voided.
         """
         folders: dict[str, dict[str, str]] = {}
-        for taken in node.inputs:
+        for taken in instance.inputs:
             source, evidence = self._sweep.stages[taken.digest], snapshot.evidence(taken.digest)
             if evidence.done is None:
                 return None
-            prefix = layout.output(source.stage, source.digest, evidence.done.attempt)
+            prefix = layout.output(source, evidence.done.attempt)
             folder = self._ledger.objects.fetch(prefix, ())  # keeps a cached copy from being evicted
             key = (taken.digest, evidence.generation)
             if damage(folder, remaining_files(evidence.done.files, evidence.retired), content=False):
@@ -342,26 +344,26 @@ class Worker:
             folders.setdefault(taken.stage, {})[taken.label] = str(folder)
         return folders
 
-    def _release(self, node: StageInstance, snapshot: EvidenceReader) -> None:
+    def _release(self, instance: StageInstance, snapshot: EvidenceReader) -> None:
         """Allow the cache to evict the copies of a stage's inputs."""
-        for source in (self._sweep.stages[taken.digest] for taken in node.inputs):
+        for source in (self._sweep.stages[taken.digest] for taken in instance.inputs):
             done = snapshot.evidence(source.digest).done
             if done is not None:
-                prefix = layout.payload(source.stage, source.digest, done.attempt)
+                prefix = layout.payload(source, done.attempt)
                 self._ledger.objects.release(prefix)
 
-    def _void_damaged(self, node: StageInstance, evidence: Evidence) -> None:
+    def _void_damaged(self, instance: StageInstance, evidence: Evidence) -> None:
         """Void a product that a second check finds damaged, or that was made from a discarded one."""
         # One failed check may be a caching effect of a network file system; voiding is permanent.
         time.sleep(IDLE_S)
-        done, problem = self._ledger.product(node, evidence.generation)
-        discarded = "" if done is None else self._ledger.discarded_input(node, done)
+        done, problem = self._ledger.product(instance, evidence.generation)
+        discarded = "" if done is None else self._ledger.discarded_input(instance, done)
         if done is not None:
-            problem = discarded or examine(self._ledger, node, done)[0]
+            problem = discarded or examine(self._ledger, instance, done)[0]
             if not problem:
                 return
-        self._trusted.discard((node.digest, evidence.generation))
-        self._say(f"{node.name} {node.digest[:8]}: product does not count: {problem}")
+        self._trusted.discard((instance.digest, evidence.generation))
+        self._say(f"{instance.name} {instance.digest[:8]}: product does not count: {problem}")
         void = Void(
             nonce=new_nonce(),
             generation=evidence.generation,
@@ -370,11 +372,11 @@ class Worker:
             by=f"worker on {self._owner.host}",
             at=provenance.now(),
         )
-        self._ledger.void(node, void)
+        self._ledger.void(instance, void)
 
     # Stopping
 
-    def _why_stop(self, node: StageInstance) -> str:
+    def _why_stop(self, instance: StageInstance) -> str:
         """Return why an attempt should stop: the worker should, or all cells of its stage were cancelled."""
         if why := self._stop_asked():
             return why
@@ -386,6 +388,6 @@ class Worker:
         if not cancelled:
             return ""
         wanted = any(
-            node.digest in cell.stage_digests and cell.id not in cancelled for cell in self._scanner.cells
+            instance.digest in cell.stage_digests and cell.id not in cancelled for cell in self._scanner.cells
         )
         return "" if wanted else "cancelled"

@@ -34,7 +34,7 @@ from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.client import Transfer
 
 KEEP = 2
-"""Checkpoints of one attempt that stay in the store, as many as `Context` keeps on the node."""
+"""Checkpoints of one attempt that stay in the store, as many as `Context` keeps on the instance."""
 
 LOG_S, LOG_BYTES_S = 5.0, 2**20
 """Least seconds between two uploads of a log, and the most bytes of log per second."""

@@ -54,7 +54,7 @@ class _Entry(NamedTuple):
 
 def take_over(
     ledger: Ledger,
-    node: StageInstance,
+    instance: StageInstance,
     attempts: Sequence[Attempt],
     folder: Path,
     *,
@@ -65,7 +65,7 @@ def take_over(
 
     Args:
         ledger: the store.
-        node: the stage instance.
+        instance: the stage instance.
         attempts: all earlier attempts.
         folder: this attempt's own payload folder.
         pulse: called often meanwhile, since a large copy takes longer than a lease.
@@ -81,11 +81,11 @@ def take_over(
         return None
     target = folder / layout.WORK
     for attempt in reversed(attempts):
-        source = work_of(ledger, node, attempt)
-        if not source.is_dir() or is_discarded(ledger, node, attempt):
+        source = work_of(ledger, instance, attempt)
+        if not source.is_dir() or is_discarded(ledger, instance, attempt):
             continue
         # Renaming under a live owner would let it write on in our folder through its open files.
-        is_gone = attempt.end is not None or inspect_owner(node, attempt).liveness is Liveness.GONE
+        is_gone = attempt.end is not None or inspect_owner(instance, attempt).liveness is Liveness.GONE
         try:
             if is_gone:
                 taking(attempt.number)

@@ -32,7 +32,7 @@ NUM_LISTS, NAMES_IN_LIST = 50, 8
 
 
 def item_texts(num_items: int, seed: int) -> list[str]:
-    """Return prompts and responses of all tasks in all languages: the training text of a tokenizer."""
+    """Return prompts and responses of the tasks in all languages: the training text of a tokenizer."""
     return [
         item.prompt + item.response
         for task in _tasks()
@@ -42,7 +42,7 @@ def item_texts(num_items: int, seed: int) -> list[str]:
 
 
 def generic_texts(num_items: int, seed: int) -> list[str]:
-    """Return prompts of all tasks and lists of names from locale data, in all languages, shuffled."""
+    """Return prompts of the tasks and lists of names from locale data, in all languages, shuffled."""
     texts = [
         item.prompt
         for task in _tasks()
@@ -57,7 +57,8 @@ def generic_texts(num_items: int, seed: int) -> list[str]:
 
 def _tasks() -> list[Task]:
     # Sorted, so that the text, and with it the tokenizer, does not depend on the registry's order.
-    return [lookup(TASKS, name, kind="task") for name in sorted(TASKS)]
+    tasks: list[Task] = [lookup(TASKS, name, kind="task") for name in sorted(TASKS)]
+    return [task for task in tasks if task.in_tiny_models]
 
 
 def _locale_texts(language: str, rng: random.Random) -> list[str]:

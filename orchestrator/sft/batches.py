@@ -16,7 +16,7 @@ import torch
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
-from orchestrator.sft.distributed.parallel import Placed, layers_of, world_size
+from orchestrator.sft.distributed.parallel import Placed, world_size
 from orchestrator.sft.memory import BUSY_TOKENS, SIZES, Load, decided, decoder, widest_pack
 from orchestrator.sft.packing import (
     Division,
@@ -281,7 +281,7 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
     # Rows padded side by side have too many shapes to compile each.
     compiled = micro.packed and should_compile(uses, placed, num_tokens)
     if compiled:
-        kernels.compile_layers(layers_of(placed.model))
+        placed.compile()
     return Chosen(micro, recompute, compiled, packing, num_fused)
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec.structs import force_setattr
 
 from orchestrator.errors import UserError, nearest
-from orchestrator.registry import GENERATORS, TASKS, lookup
+from orchestrator.registry import GENERATORS, TASKS
 from orchestrator.sft import data
 from orchestrator.sft.workload import CostsConfig
-from orchestrator.tasks.base import LANGUAGES, Strict
+from orchestrator.tasks.base import LANGUAGES, Strict, Task, load_task
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -95,12 +95,18 @@ FAMILIES = ("qwen3", "gemma3")
 
 
 class TaskConfig(Strict, frozen=True, kw_only=True):
-    """The benchmark, by its name in `orchestrator.registry.TASKS`."""
+    """The benchmark.
+
+    Attributes:
+        name: in `orchestrator.registry.TASKS`; any name for a task with a `target`.
+        target: ``module:object`` of a task that the registry does not have.
+    """
 
     name: str
+    target: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in TASKS:
+        if self.name not in TASKS and self.target is None:
             raise ValueError(f"unknown task {self.name!r}; {nearest(self.name, TASKS)}")
 
 
@@ -200,7 +206,7 @@ class ItemsConfig(Strict, frozen=True, kw_only=True):
             raise ValueError("items of source=generated need num_train and num_test")
 
 
-class DataConfig(Strict, frozen=True, kw_only=True):
+class _DataConfig(Strict, frozen=True, kw_only=True):
     """Items of all tasks, so that one sweep can mix sources. `CellConfig.items` is of the cell's task.
 
     Attributes:
@@ -209,8 +215,6 @@ class DataConfig(Strict, frozen=True, kw_only=True):
 
     train_dir: str | None = None
     test_dir: str | None = None
-    math_dir: str | None = None
-    api_calling_dir: str | None = None
     cache_dir: str | None = None
     train_fingerprint: str | None = None
     test_fingerprint: str | None = None
@@ -222,6 +226,19 @@ class DataConfig(Strict, frozen=True, kw_only=True):
     unpinned: bool = False
 
 
+if TYPE_CHECKING:
+    DataConfig = _DataConfig
+else:
+    # A setting for the data set of each task of the registry, such as `data.math_dir`.
+    DataConfig = msgspec.defstruct(
+        "DataConfig",
+        [(f"{task}_dir", str | None, None) for task in TASKS],
+        bases=(_DataConfig,),
+        kw_only=True,
+        namespace={"__doc__": _DataConfig.__doc__},
+    )
+
+
 UNUSED_BATCH_SIZE = 64
 """What `evaluation.batch_size` is with vLLM, so that no identity depends on it; the study's value."""
 
@@ -231,8 +248,9 @@ class EvaluationConfig(Strict, frozen=True, kw_only=True):
 
     Engine, precision and batch size are part of the identity, because each changes some texts. A sum of the
     same numbers in another order may round to another value. Then another token may be the most likely one.
-    So a machine's hardware never chooses any of them. The same batches give the same texts on the same
-    hardware and library versions. Neither the number of processes nor an interruption changes a text.
+    So a machine's hardware never chooses any of them. On the same hardware and
+    library versions the same batches give the same texts, as far as the kernels repeat. The number of
+    processes and an interruption change no batch.
 
     Attributes:
         engine: a key of `orchestrator.registry.GENERATORS`.
@@ -291,7 +309,7 @@ class CellConfig(Strict, frozen=True, kw_only=True):
         _check_model(self.model.path)
         if not self.data.unpinned:
             _check_pinned(self.task.name, self.items)
-        _check_items(self.task.name, self.items, self.languages, self.evaluation.languages)
+        _check_items(self.task, self.items, self.languages, self.evaluation.languages)
 
 
 def is_hub_id(path: str) -> bool:
@@ -350,30 +368,31 @@ def _check_pinned(task_name: str, items: ItemsConfig) -> None:
 
 
 def _check_items(
-    task_name: str, items: ItemsConfig, training: tuple[str, ...], tested: tuple[str, ...]
+    named: TaskConfig, items: ItemsConfig, training: tuple[str, ...], tested: tuple[str, ...]
 ) -> None:
+    task = load_task(msgspec.structs.asdict(named))
     # Generated items need no files. Data sets of releases are checked as a need, since `prefetch` may fetch
     # them.
     if items.source == "generated" or (items.source == "parallel" and items.dir is None):
         return
     if items.dir is not None:
-        data.check(items, task_name)
+        data.check(items, task.name, named.target)
     for folder, split, languages, key in (
         (items.dir or items.train_dir, "train", training, "languages"),
         (items.dir or items.test_dir, "test", tested, "evaluation.languages"),
     ):
-        known = _languages_in(task_name, str(folder), split)
+        known = _languages_in(task, str(folder), split)
         for language in languages:
             if language not in known:
                 raise UserError(
-                    f"no {split} data of {task_name} in language {language!r}",
+                    f"no {split} data of {task.name} in language {language!r}",
                     where=f"{key}={','.join(languages)}, files of {folder}",
                     allowed=f"languages there: {', '.join(known) or 'none'}",
                 )
 
 
-def _languages_in(task_name: str, folder: str, split: str) -> tuple[str, ...]:
+def _languages_in(task: Task, folder: str, split: str) -> tuple[str, ...]:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(f"data.{split}_dir={folder} is no folder")
-    return tuple(lookup(TASKS, task_name, kind="task").languages_in(path, split))
+    return tuple(task.languages_in(path, split))

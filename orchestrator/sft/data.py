@@ -86,18 +86,23 @@ def folder_of(items: Any) -> Path | None:
     return root(items["cache_dir"]) / items["cached"] if items["cached"] else None
 
 
-def check(items: ItemsConfig, task_name: str) -> None:
+def check(items: ItemsConfig, task_name: str, target: str | None = None) -> None:
     """Check that the folder of some items is a data set of a task, with as many items as are requested.
+
+    Args:
+        items: settings of the items.
+        task_name: name of the task.
+        target: of a task that the registry does not have. Its data sets may be recorded under either.
 
     Raises:
         UserError: it is not.
     """
-    where = f"data.{task_name}_dir={items.dir}"
+    where = f"{dataset.setting(task_name)}={items.dir}"
     try:
         info = dataset.load(Path(items.dir or "").expanduser())
     except UserError as error:
         raise UserError(f"{where}: {error.what}", allowed=error.allowed, fix=error.fix) from None
-    if info.task != task_name:
+    if info.task not in (task_name, target):
         raise UserError(f"{where} is a data set of {info.task}, not of {task_name}")
     sizes = {str(name): len(split.ids) for name, split in info.splits.items()}
     wanted = {
@@ -177,7 +182,7 @@ def _read(task: Task, split: str, language: str, settings: Config, folders: Conf
     if settings.source == "parallel":
         folder = folder_of(folders)
         if folder is None or not dataset.is_dataset(folder):
-            where = f"in {folder}" if folder else f"data.{task.name}_dir is not set"
+            where = f"in {folder}" if folder else f"{dataset.setting(task.name)} is not set"
             raise UserError(f"the {task.name} data is not there", where=where, fix="sweep prefetch SWEEP")
         return task.read(folder, split, language, **numbers)
     folder = Path(folders.test_dir if split == Split.TEST else folders.train_dir).expanduser()

@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.registry import TASKS, lookup
 from orchestrator.sft.data import is_commit
-from orchestrator.tasks import dataset, importing, math
-from orchestrator.tasks.base import Item
+from orchestrator.tasks import dataset, importing
+from orchestrator.tasks.base import Item, Task
 from orchestrator.tasks.checking import Measure
 from orchestrator.tasks.dataset import DatasetInfo
 from orchestrator.tasks.importing import Choice
-from orchestrator.tasks.sources import Source, of_files, of_parquet, open_source
+from orchestrator.tasks.sources import Source, Table, open_source, parquet_tables
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,7 +28,15 @@ TIMEOUT_S = 10.0
 """How long to wait for an answer of the hub, in seconds."""
 
 
-def download(hub_id: str, revision: str) -> Source:
+class Download(NamedTuple):
+    """The files of a release or, of Parquet files, its tables, and the commit that they belong to."""
+
+    paths: tuple[Path, ...]
+    tables: Sequence[Table]
+    commit: str
+
+
+def download(hub_id: str, revision: str) -> Download:
     """Download the data files of a release, or find them in the hub's cache.
 
     Raises:
@@ -48,11 +57,12 @@ def download(hub_id: str, revision: str) -> Source:
         # All files are taken from one commit, even if the branch moves during the download.
         commit = str(info.sha)
         names = data_files([entry.rfilename for entry in info.siblings or ()])
-        if names and names[0].endswith(".parquet"):
-            source = of_parquet(hub_id, hub_id, commit=commit)
-        else:
-            files = (hf_hub_download(hub_id, name, repo_type="dataset", revision=commit) for name in names)
-            source = of_files(tuple(map(Path, files)), hub_id)
+        is_parquet = any(name.endswith(".parquet") for name in names)
+        tables = parquet_tables(hub_id, commit=commit) if is_parquet else ()
+        paths = tuple(
+            Path(hf_hub_download(hub_id, name, repo_type="dataset", revision=commit))
+            for name in (() if is_parquet else names)
+        )
     except UserError:
         raise
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, GatedRepoError) as error:
@@ -66,9 +76,7 @@ def download(hub_id: str, revision: str) -> Source:
         ) from None
     if not names:
         raise UserError(f"no data file in {where}")
-    if source is None:
-        raise UserError(f"nothing in {where} is known as data of math")
-    return source._replace(revision=revision, commit=commit)
+    return Download(paths, tables, commit)
 
 
 def _whole(hub_id: str, revision: str) -> str:
@@ -113,8 +121,6 @@ def _line(error: Exception) -> str:
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-MCOT_NUMBERS = (10_000, 200)
-"""Training and validation items of mCoT-MATH if no number is given: those of the study."""
 
 
 def fetch(*, task: str, recipe: Mapping[str, Any], folder: str) -> None:
@@ -178,9 +184,14 @@ def from_hub(hub_id: str, revision: str, *, task: str) -> Source:
         InfrastructureError: the hub cannot be reached.
         UserError: there is no such release, or it has no file of a known form.
     """
-    if task != "math":
+    benchmark: Task = lookup(TASKS, task, kind="task")
+    if not benchmark.releases:
         raise UserError(f"no release of {task} is known", fix=f"sweep data describe {task}")
-    return download(hub_id, revision)
+    found = download(hub_id, revision)
+    source = benchmark.release(found.paths, hub_id, found.tables)
+    if source is None:
+        raise UserError(f"nothing in {hub_id}@{revision} is known as data of {task}")
+    return source._replace(revision=revision, commit=found.commit)
 
 
 def find(word: str, task: str, revision: str | None) -> Source:
@@ -220,8 +231,8 @@ def import_data(
         test: path or hub id of test items.
         out: the folder to make.
         languages: to import; () for all that a source has.
-        num_train: number of items; None for the study's of mCoT-MATH, and all of anything else.
-        num_validation: likewise; None for the study's of mCoT-MATH, and none of anything else.
+        num_train: number of items; None for as many as the task takes of that release, else all.
+        num_validation: likewise; None for as many as the task takes of that release, else none.
         num_test: number of items; None for all.
         seed: chooses items if there are more.
         revision: of `source`, if that is a hub id.
@@ -234,7 +245,8 @@ def import_data(
     """
     first = find(source, task, revision) if source else None
     second = find(test, task, test_revision) if test else None
-    defaults = MCOT_NUMBERS if first and first.name == math.HUB_ID else (None, 0)
+    releases = lookup(TASKS, task, kind="task").releases
+    defaults = releases.get(first.name, (None, 0)) if first else (None, 0)
     choice = Choice(
         languages=tuple(languages),
         num_train=defaults[0] if num_train is None else num_train,

@@ -13,12 +13,12 @@ Fused norms and compiled layers change how numbers are rounded, not what is comp
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def has_kernel(device: torch.device, *, bf16: bool, windows: bool) -> bool:
     return device.type == "cuda" and bf16 and can
 
 
-@contextmanager
+@contextlib.contextmanager
 def enabled(decoder: nn.Module) -> Iterator[None]:
     """Use this attention within a context; see `enable`."""
     before = [(config, config._attn_implementation) for config in _configs(decoder)]
@@ -207,9 +207,11 @@ def prepare() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     if hasattr(torch.cuda.memory, "_set_allocator_settings"):
         torch.cuda.memory._set_allocator_settings("expandable_segments:True")
-    # Compiled kernels are shared by all cells of a machine: without a folder, each user's are in /tmp.
+    # Compiled kernels outlast a job, whose /tmp may be its own, and serve all cells.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "polysweep", "inductor")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 
 def fuse_norms(model: nn.Module) -> int:

@@ -27,13 +27,14 @@ def needs(config: Config) -> list[Need]:
     if items["source"] != "parallel" or items["dir"] is not None:
         return []  # `CellConfig.check` reports a missing folder
     task = config["task"]["name"]
+    word = dict(config["task"]).get("target") or task
     folder = data.folder_of(items)
     if folder is None:
         return [
             Need(
                 what=f"data of {task}",
-                problem=f"data.{task}_dir is not set, and no release is known",
-                advice=f"data.{task}_dir=FOLDER; sweep data describe {task} describes it",
+                problem=f"{dataset.setting(task)} is not set, and no release is known",
+                advice=f"{dataset.setting(task)}=FOLDER; sweep data describe {word} describes it",
             )
         ]
     settings = msgspec.convert(items.to_dict(), ItemsConfig)
@@ -46,7 +47,7 @@ def needs(config: Config) -> list[Need]:
             what=f"data of {task}: {names}",
             problem="" if is_there else f"not fetched into {folder}",
             fetch=FETCH,
-            arguments={"task": task, "recipe": data.recipe(settings), "folder": str(folder)},
+            arguments={"task": word, "recipe": data.recipe(settings), "folder": str(folder)},
         )
     ]
 

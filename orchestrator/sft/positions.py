@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.errors import StageFailure, UserError
-from orchestrator.registry import TASKS, lookup
 from orchestrator.sft import data, fetching
 from orchestrator.sft.data import load_items
 from orchestrator.stage import Config
 from orchestrator.tasks import dataset
-from orchestrator.tasks.base import Split
+from orchestrator.tasks.base import Split, load_task
 
 MAX_POSITIONS = 4096
 """Positions of the tiny models that the `base` stage makes."""
@@ -45,11 +44,11 @@ def problem_of(config: Config, folder: Path, context_tokens: int) -> str:
         context_tokens: positions of the model.
     """
     limit = context_tokens - int(config.evaluation.max_new_tokens)
-    items = json.dumps(config["items"].to_dict(), sort_keys=True)
+    items, task = (json.dumps(config[key].to_dict(), sort_keys=True) for key in ("items", "task"))
     languages = {Split.VALIDATION: config.languages, Split.TEST: config.evaluation.languages}
     for split in (Split.TEST, Split.VALIDATION):
         for language in languages[split]:
-            prompts = _Prompts(config.task.name, str(split), language, items)
+            prompts = _Prompts(task, str(split), language, items)
             # The common case: the prompts fit even if every byte were a token.
             if _max_bytes(prompts) + _SPECIAL <= limit:
                 continue
@@ -85,7 +84,7 @@ def _texts(prompts: _Prompts) -> tuple[str, ...]:
             return ()
     uses = Config({"items": items.to_dict()})
     try:
-        task = lookup(TASKS, prompts.task, kind="task")
+        task = load_task(json.loads(prompts.task))
         return tuple(item.prompt for item in load_items(task, prompts.split, prompts.language, items, uses))
     except (StageFailure, UserError, OSError):
         return ()

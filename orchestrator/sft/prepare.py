@@ -14,14 +14,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.errors import StageFailure
-from orchestrator.registry import TASKS, lookup
 from orchestrator.sft import runtime
 from orchestrator.sft.data import load_items
 from orchestrator.sft.model_folder import ModelFolder, inspect
 from orchestrator.sft.positions import MAX_POSITIONS
 from orchestrator.sft.shards import Example, write_shard
 from orchestrator.stage import Config, Context, Inputs, Row
-from orchestrator.tasks.base import Item
+from orchestrator.tasks.base import Item, load_task
 
 COUNTS = "counts.json"
 SPLITS = ("train", "validation")
@@ -39,7 +38,7 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
             raise StageFailure("data", f"{folder}: {model.problem}")
         # Weights that do not fit fail here, on a CPU, and not later when a GPU waits.
         runtime.check_weights(folder)
-    task = lookup(TASKS, config.task.name, kind="task")
+    task = load_task(config.task)
     kept, counts = [], {}
     for split in SPLITS:
         items = load_items(task, split, config.language, config["items"], context.uses)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.errors import NotKept
-from orchestrator.registry import GENERATORS, TASKS, lookup
+from orchestrator.registry import GENERATORS, lookup
 from orchestrator.sft import runtime
 from orchestrator.sft.data import load_items
 from orchestrator.sft.distributed import parallel
@@ -25,7 +25,7 @@ from orchestrator.sft.generate import GeneratedText, Share, batches, generate
 from orchestrator.sft.generators.base import Engine, GeneratorSettings
 from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Config, Context, Inputs
-from orchestrator.tasks.base import Item, Task
+from orchestrator.tasks.base import Item, load_task
 
 PREDICTIONS = "predictions.parquet"
 
@@ -126,7 +126,7 @@ class Scorer:
         self._config = config
         self._context = context
         self._is_dry = is_dry
-        self._task: Task = lookup(TASKS, config.task.name, kind="task")
+        self._task = load_task(config.task)
         self._tokenizer = runtime.load_tokenizer(inputs, context.uses)
         self._share = Share(parallel.rank(), parallel.world_size())
         self._engine: Engine | None = None

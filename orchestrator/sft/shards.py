@@ -8,7 +8,7 @@ rounding and dropout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+
+from orchestrator.errors import StageFailure
 
 SHARD = "shard.arrow"
 
@@ -218,6 +220,24 @@ def _ends(lengths: Sequence[int], number: int) -> torch.Tensor:
     """Return a 0 and where each row ends. Empty rows at the end fill the tensor up to a fixed size."""
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return torch.nn.functional.pad(ends, (0, max(0, number + 1 - len(ends))), value=int(ends[-1]))
+
+
+def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str, *, pad_token_id: int) -> Rows:
+    """Join the rows of one split of all languages of the mixture, in the mixture's order.
+
+    Raises:
+        StageFailure: a language has no training row, or none has a validation row (cause ``data``).
+    """
+    tables = []
+    for language in languages:
+        of_language = open_shard(shards[language], split)
+        if split == "train" and not len(of_language):
+            what = f"no {split} row of {language} is left: trainer.max_length_tokens is too low"
+            raise StageFailure("data", what)
+        tables.append(of_language)
+    if not len(table := pa.concat_tables(tables)):
+        raise StageFailure("data", f"no {split} row is left of {', '.join(languages)}")
+    return Rows(table, pad_token_id=pad_token_id)
 
 
 class EpochOrder:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from orchestrator.stage import StageSpec
 
 _PRELOAD = ("torch", "transformers", "orchestrator.sft.preload")
+_TASK = ("task.name", "task.target")
+_REGISTERED = {"task.target": None}
 _TRAIN_ITEMS = ("items.source", "items.seed", "items.num_validation", "items.train_fingerprint")
 _DATASET = ("items.dir", "items.cache_dir", "items.cached")
 _MODEL_PATH = ("model.path", "model.revision")
@@ -38,13 +40,15 @@ PREPARE = StageSpec(
     run="orchestrator.sft.prepare:main",
     name="prepare",
     reads=(
-        "task.name",
+        *_TASK,
         *_TRAIN_ITEMS,
         "items.num_train",
         "trainer.max_length_tokens",
         "model.fingerprint",
     ),
     uses=("items.train_dir", *_DATASET, *_MODEL_PATH),
+    # A task of the registry has no target, which leaves the digest as it was before there were targets.
+    neutral=_REGISTERED,
     after=("tokenizer",),
     each={"language": "languages"},
     skip="languages=",
@@ -99,7 +103,7 @@ EVALUATE = StageSpec(
         "model.name",
         "model.family",
         "model.fingerprint",
-        "task.name",
+        *_TASK,
         *_TRAIN_ITEMS,
         "items.num_test",
         "items.test_fingerprint",
@@ -119,7 +123,7 @@ EVALUATE = StageSpec(
         *_MODEL_PATH,
     ),
     # These settings came later. At these values they leave earlier digests as they were.
-    neutral={"evaluation.engine": "transformers", "evaluation.precision": "fp32"},
+    neutral={"evaluation.engine": "transformers", "evaluation.precision": "fp32", **_REGISTERED},
     after=("tokenizer", "base", "train"),
     preload=_PRELOAD,
     estimate="orchestrator.sft.estimate:evaluate",

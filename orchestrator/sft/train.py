@@ -16,11 +16,9 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
@@ -34,7 +32,7 @@ from orchestrator.sft.distributed.parallel import Placed, rank, reduced, whole, 
 from orchestrator.sft.prepare import left_out
 from orchestrator.sft.save_costs import state_seconds
 from orchestrator.sft.saver import PROGRESS, Progress, Saver
-from orchestrator.sft.shards import EpochOrder, Rows, open_shard
+from orchestrator.sft.shards import EpochOrder, Rows, rows_of
 from orchestrator.stage import Config, Context, Inputs, Row
 
 
@@ -364,24 +362,6 @@ def _fitted(
         gc.collect()
         torch.cuda.empty_cache()
         out_of_memory += 1
-
-
-def rows_of(shards: Mapping[str, Path], languages: Sequence[str], split: str, *, pad_token_id: int) -> Rows:
-    """Join the rows of one split of all languages of the mixture, in the mixture's order.
-
-    Raises:
-        StageFailure: a language has no training row, or none has a validation row (cause ``data``).
-    """
-    tables = []
-    for language in languages:
-        of_language = open_shard(shards[language], split)
-        if split == "train" and not len(of_language):
-            what = f"no {split} row of {language} is left: trainer.max_length_tokens is too low"
-            raise StageFailure("data", what)
-        tables.append(of_language)
-    if not len(table := pa.concat_tables(tables)):
-        raise StageFailure("data", f"no {split} row is left of {', '.join(languages)}")
-    return Rows(table, pad_token_id=pad_token_id)
 
 
 def summary(training: Training) -> dict[str, object]:

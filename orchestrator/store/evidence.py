@@ -29,7 +29,12 @@ from orchestrator.store.objects import Listing
 
 
 def read_ahead(
-    ledger: Ledger, nodes: Sequence[StageInstance], *, counted: bool, sized: bool, trusted: Collection[object]
+    ledger: Ledger,
+    instances: Sequence[StageInstance],
+    *,
+    counted: bool,
+    sized: bool,
+    trusted: Collection[object],
 ) -> Ledger:
     """Return a ledger that holds the indexes and records of these stages, as of now.
 
@@ -39,12 +44,12 @@ def read_ahead(
 
     Args:
         ledger: The store.
-        nodes: Stage instances to read.
+        instances: Stage instances to read.
         counted: Also list the attempts of stages that are done.
         sized: Also read the sizes of the products' files.
         trusted: (digest, generation) of products whose sizes are not needed.
     """
-    objects, stages = ledger.objects, sorted({node.stage for node in nodes})
+    objects, stages = ledger.objects, sorted({instance.stage for instance in instances})
     prefixes = [index(stage) for stage in stages for index in (layout.done_index, layout.void_index)]
     # Round 1: the indexes of products, and the names of what was attempted.
     prefixes += [layout.retired_index(stage, policy) for stage in stages for policy in RETIRING]
@@ -54,46 +59,47 @@ def read_ahead(
         listings |= _levels(prefix, paths)
     known = ledger.knowing(Prefetched({}, listings))
 
-    products = _products(known, nodes)
+    products = _products(known, instances)
     # Round 2: `done` records, and the attempts of stages without a product.
     begun = [
-        node
-        for node in nodes
-        if node.digest not in products and node.digest in listings[layout.stage_records(node.stage)].folders
+        instance
+        for instance in instances
+        if instance.digest not in products
+        and instance.digest in listings[layout.stage_records(instance.stage)].folders
     ]
-    places = [layout.attempts(node.stage, node.digest) for node in begun]
+    places = [layout.attempts(instance) for instance in begun]
     listings |= objects.list_many(place for place in places if place not in listings)
     keys = [
-        layout.attempt(node.stage, node.digest, number, name)
-        for node in begun
-        for number in known.numbers(node)
+        layout.attempt(instance, number, name)
+        for instance in begun
+        for number in known.numbers(instance)
         for name in layout.RECORDS
     ]
     keys += [
-        layout.done(node.stage, node.digest, products[node.digest])
-        for node in nodes
-        if node.digest in products and not ledger.has_read(node, products[node.digest])
+        layout.done(instance, products[instance.digest])
+        for instance in instances
+        if instance.digest in products and not ledger.has_read(instance, products[instance.digest])
     ]
     records = objects.get_many(keys)
     known = ledger.knowing(Prefetched(records, listings))
 
     # Round 3: file sizes, of products that have not been compared before.
-    wanted = [n for n in nodes if sized and (n.digest, products.get(n.digest)) not in trusted]
+    wanted = [n for n in instances if sized and (n.digest, products.get(n.digest)) not in trusted]
     made = [(n, known.product(n, products[n.digest])[0]) for n in wanted if n.digest in products]
-    outputs = [layout.output(node.stage, node.digest, done.attempt) for node, done in made if done]
+    outputs = [layout.output(instance, done.attempt) for instance, done in made if done]
     return ledger.knowing(Prefetched(records, listings, objects.trees(outputs)))
 
 
-def _products(known: Ledger, nodes: Sequence[StageInstance]) -> dict[str, int]:
+def _products(known: Ledger, instances: Sequence[StageInstance]) -> dict[str, int]:
     """Return the digest and generation of products that are indexed and not void."""
-    stages = {node.stage for node in nodes}
+    stages = {instance.stage for instance in instances}
     done = {stage: known.generations(layout.done_index(stage)) for stage in stages}
     void = {stage: known.generations(layout.void_index(stage)) for stage in stages}
     found = {}
-    for node in nodes:
-        generations = done[node.stage].get(node.digest)
-        if generations and max(generations) not in void[node.stage].get(node.digest, set()):
-            found[node.digest] = max(generations)
+    for instance in instances:
+        generations = done[instance.stage].get(instance.digest)
+        if generations and max(generations) not in void[instance.stage].get(instance.digest, set()):
+            found[instance.digest] = max(generations)
     return found
 
 
@@ -126,7 +132,7 @@ class OwnerReport(NamedTuple):
 Observer = Callable[[StageInstance, Attempt], OwnerReport]
 
 
-def inspect_owner(node: StageInstance, attempt: Attempt) -> OwnerReport:
+def inspect_owner(instance: StageInstance, attempt: Attempt) -> OwnerReport:
     """Return whether an attempt's owner is alive, vanished or unknown, from a single observation.
 
     This needs the owner's machine. Only a watcher, which reads repeatedly, may call an owner elsewhere dead.
@@ -169,19 +175,19 @@ class EvidenceReader:
 
     Args:
         ledger: The store.
-        nodes: Stage instances whose evidence may be requested.
+        instances: Stage instances whose evidence may be requested.
         observer: Function that judges attempts without an `end`.
         check_files: Also compare the sizes of each product's files with its record.
         count_attempts: List the attempts of stages that are done; needed only for display.
         trusted: (digest, generation) of products that were compared before; grows with each comparison.
         specs: Stage name to spec, to find products of earlier versions of a stage; None to find none. With
-            specs, `nodes` must hold the inputs of each stage instance.
+            specs, `instances` must hold the inputs of each stage instance.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        nodes: Iterable[StageInstance],
+        instances: Iterable[StageInstance],
         *,
         observer: Observer = inspect_owner,
         check_files: bool = True,
@@ -193,11 +199,11 @@ class EvidenceReader:
         self._observer = observer
         self._check_files, self._count_attempts = check_files, count_attempts
         self._trusted = trusted if trusted is not None else set()
-        self._nodes: Mapping[str, StageInstance] = {node.digest: node for node in nodes}
+        self._nodes: Mapping[str, StageInstance] = {instance.digest: instance for instance in instances}
         self._formers = {
-            node.digest: found
-            for node in self._nodes.values()
-            if node.stage in self._specs and (found := formers(self._specs[node.stage], node))
+            instance.digest: found
+            for instance in self._nodes.values()
+            if instance.stage in self._specs and (found := formers(self._specs[instance.stage], instance))
         }
         if not ledger.objects.in_place:
             ledger = read_ahead(
@@ -208,7 +214,7 @@ class EvidenceReader:
                 trusted=self._trusted,
             )
         self._ledger = ledger
-        stages = {node.stage for node in self._nodes.values()}
+        stages = {instance.stage for instance in self._nodes.values()}
         self._done, self._void = dict[str, dict[str, set[int]]](), dict[str, dict[str, set[int]]]()
         self._retired = dict[str, dict[str, set[int]]]()
         self._attempted: dict[str, frozenset[str]] = {}
@@ -236,99 +242,99 @@ class EvidenceReader:
                 self._evidence[digest] = _unreadable(error)
         return self._evidence[digest]
 
-    def _read(self, node: StageInstance) -> Evidence:
-        if node.stage in self._unlisted:
-            return self._unlisted[node.stage]
-        product = self._product(node)
+    def _read(self, instance: StageInstance) -> Evidence:
+        if instance.stage in self._unlisted:
+            return self._unlisted[instance.stage]
+        product = self._product(instance)
         if product.done is not None:
             # A product outranks all else, so only the number of its attempts is needed.
             number = product.done.attempt
             with contextlib.suppress(OSError):
-                number = self._ledger.last_number(node, number) if self._count_attempts else number
+                number = self._ledger.last_number(instance, number) if self._count_attempts else number
             return product._replace(attempts=(Attempt(number),))
-        attempts = self._ledger.attempts(node) if node.digest in self._attempted[node.stage] else ()
-        if _just_ended(attempts) and self._ledger.product(node, product.generation)[0] is not None:
+        attempts = (
+            self._ledger.attempts(instance) if instance.digest in self._attempted[instance.stage] else ()
+        )
+        if _just_ended(attempts) and self._ledger.product(instance, product.generation)[0] is not None:
             # The attempt finished after the index was read, and would look as if it had left no product.
-            self._done[node.stage].setdefault(node.digest, set()).add(product.generation)
-            product = self._product(node)
+            self._done[instance.stage].setdefault(instance.digest, set()).add(product.generation)
+            product = self._product(instance)
             if product.done is not None:
                 return product._replace(attempts=(Attempt(attempts[-1].number),))
-        former = self._former(node, product.generation)
+        former = self._former(instance, product.generation)
         evidence = product._replace(attempts=attempts, former=former)
         if attempts and attempts[-1].end is None:
-            vital = self._observer(node, attempts[-1])
+            vital = self._observer(instance, attempts[-1])
             evidence = evidence._replace(
                 liveness=vital.liveness, liveness_reason=vital.reason, liveness_cause=vital.cause
             )
         return evidence
 
-    def _former(self, node: StageInstance, generation: int) -> Former | None:
+    def _former(self, instance: StageInstance, generation: int) -> Former | None:
         """Return the newest usable product of an earlier version of a stage, made from the same inputs.
 
         Without a usable one, return the newest with the reason. Return None after a user discarded a product
         of today's version, because then nothing old may be reused.
         """
         found: list[Former] = []
-        for former in self._formers.get(node.digest, ()):
-            product, how = self._product(former), use_of(self._specs[node.stage])
+        for former in self._formers.get(instance.digest, ()):
+            product, how = self._product(former), use_of(self._specs[instance.stage])
             if product.done is None and not product.problem:
                 continue
             problem = product.problem
             if product.retired:
                 problem = f"it retired {describe_retired(product.retired)}"
             # Equal digests are not enough: an input that was discarded and made again is another product.
-            given = {taken.digest: self.evidence(taken.digest).generation for taken in node.inputs}
+            given = {taken.digest: self.evidence(taken.digest).generation for taken in instance.inputs}
             if product.done is not None and dict(product.done.inputs) != given:
                 problem = problem or "it was made from other products of its inputs"
             found.append(Former(former, product.done, how, problem))
-        if any(self._ledger.is_discarded(node, number) for number in range(1, generation) if found):
+        if any(self._ledger.is_discarded(instance, number) for number in range(1, generation) if found):
             return None
         return next((each for each in found if not each.problem), found[0] if found else None)
 
-    def _product(self, node: StageInstance) -> Evidence:
+    def _product(self, instance: StageInstance) -> Evidence:
         """Return a stage's product by rule 2, or the generation that the next attempt will make.
 
         The highest generation with any record decides; a lower one never counts, even when it is intact. With
         `done` records 1 and 2, generation 2 is the product. Once 2 is void, the next attempt makes 3.
         """
-        done = self._done[node.stage].get(node.digest, set())
-        void = self._void[node.stage].get(node.digest, set())
+        done = self._done[instance.stage].get(instance.digest, set())
+        void = self._void[instance.stage].get(instance.digest, set())
         highest = max(done | void, default=0)
         if highest == 0:
             return Evidence(generation=1)
         if highest in void:
-            return Evidence(generation=highest + 1, problem=self._why_void(node, highest))
-        record, problem = self._ledger.product(node, highest)
-        is_retired = highest in self._retired[node.stage].get(node.digest, set())
-        retired = self._ledger.retired(node, highest) if is_retired else ()
+            return Evidence(generation=highest + 1, problem=self._why_void(instance, highest))
+        record, problem = self._ledger.product(instance, highest)
+        is_retired = highest in self._retired[instance.stage].get(instance.digest, set())
+        retired = self._ledger.retired(instance, highest) if is_retired else ()
         if record is None:
             problem = problem or "its done record vanished"
-        elif self._check_files and (node.digest, highest) not in self._trusted:
-            problem, retired = examine(self._ledger, node, record, retired, content=False)
+        elif self._check_files and (instance.digest, highest) not in self._trusted:
+            problem, retired = examine(self._ledger, instance, record, retired, content=False)
         if problem:
             return Evidence(generation=highest, problem=f"its product is damaged: {problem}", damaged=True)
-        if record is not None and (problem := self._discarded_input(node, record)):
+        if record is not None and (problem := self._discarded_input(instance, record)):
             return Evidence(generation=highest, problem=problem, damaged=True)
         # Products never change, so a watcher that reads every few seconds compares the files only once.
-        self._trusted.add((node.digest, highest))
+        self._trusted.add((instance.digest, highest))
         return Evidence(done=record, generation=highest, retired=retired)
 
-    def _discarded_input(self, node: StageInstance, record: Done) -> str:
+    def _discarded_input(self, instance: StageInstance, record: Done) -> str:
         """Return why a product counts as discarded, "" when it counts.
 
         A slow attempt may finish after its input was discarded. The inputs must be among this reader's
         stages.
         """
-        for taken in node.inputs:
+        for taken in instance.inputs:
             void = self._void.get(taken.stage, {}).get(taken.digest, set())
             if record.inputs.get(taken.digest) in void:
-                return self._ledger.discarded_input(node, record)
+                return self._ledger.discarded_input(instance, record)
         return ""
 
-    def _why_void(self, node: StageInstance, generation: int) -> str:
-        void, problem = self._ledger.read(
-            layout.void(node.stage, node.digest, generation), Void, generation=generation
-        )
+    def _why_void(self, instance: StageInstance, generation: int) -> str:
+        void, problem = self._ledger.read(layout.void(instance, generation), Void, generation=generation)
         return problem if void is None else f"its product was {void.kind}: {void.reason}"
 
 
@@ -343,7 +349,7 @@ def _just_ended(attempts: tuple[Attempt, ...]) -> bool:
 
 def examine(
     ledger: Ledger,
-    node: StageInstance,
+    instance: StageInstance,
     done: Done,
     retired: tuple[Retired, ...] = (),
     *,
@@ -356,7 +362,7 @@ def examine(
 
     Args:
         ledger: The store.
-        node: The stage instance.
+        instance: The stage instance.
         done: Record of its product.
         retired: The `retired` records that were read before.
         content: Also compare digests, not only sizes.
@@ -364,10 +370,10 @@ def examine(
     Returns:
         (the damage or "", the `retired` records that explain absent files).
     """
-    prefix = layout.output(node.stage, node.digest, done.attempt)
+    prefix = layout.output(instance, done.attempt)
     problem = _compare(ledger, prefix, remaining_files(done.files, retired), content=content)
     if problem is not None:
-        retired = ledger.retired(node, done.generation)
+        retired = ledger.retired(instance, done.generation)
         problem = _compare(ledger, prefix, remaining_files(done.files, retired), content=content)
     return problem or "", retired
 

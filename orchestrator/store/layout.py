@@ -24,6 +24,21 @@ These functions build the keys, so that the whole layout can be seen in one plac
 
 from __future__ import annotations
 
+from typing import Protocol
+
+
+class Named(Protocol):
+    """What names a stage instance: the instance itself, an input, or a record of its product."""
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the instance."""
+
+
 STORE = "store.json"
 LOG, METRICS, OUTCOME = "log.txt", "metrics.jsonl", "outcome.json"
 OUTPUT, CHECKPOINTS, SCRATCH, WORK = "output", "checkpoints", "scratch", "work"
@@ -121,19 +136,19 @@ def stage_records(stage: str) -> str:
     return f"records/{stage}"
 
 
-def stage_spec(stage: str, digest: str) -> str:
+def stage_spec(of: Named) -> str:
     """Return the key of the content that a stage's digest was computed from."""
-    return f"records/{stage}/{digest}/spec.json"
+    return f"records/{of.stage}/{of.digest}/spec.json"
 
 
-def attempts(stage: str, digest: str) -> str:
+def attempts(of: Named) -> str:
     """Return the prefix of a stage instance's attempts, with one folder per attempt."""
-    return f"records/{stage}/{digest}"
+    return f"records/{of.stage}/{of.digest}"
 
 
-def attempt(stage: str, digest: str, number: int, record: str) -> str:
+def attempt(of: Named, number: int, record: str) -> str:
     """Return the key of one record of an attempt; attempts are numbered from 1."""
-    return f"records/{stage}/{digest}/{number}/{record}"
+    return f"records/{of.stage}/{of.digest}/{number}/{record}"
 
 
 def done_index(stage: str) -> str:
@@ -142,9 +157,9 @@ def done_index(stage: str) -> str:
     return f"done/{stage}"
 
 
-def done(stage: str, digest: str, generation: int) -> str:
+def done(of: Named, generation: int) -> str:
     """Return the key of the record that a generation of a product exists."""
-    return f"done/{stage}/{digest}.{generation}.json"
+    return f"done/{of.stage}/{of.digest}.{generation}.json"
 
 
 def void_index(stage: str) -> str:
@@ -152,9 +167,9 @@ def void_index(stage: str) -> str:
     return f"void/{stage}"
 
 
-def void(stage: str, digest: str, generation: int) -> str:
+def void(of: Named, generation: int) -> str:
     """Return the key of the record that a generation no longer counts."""
-    return f"void/{stage}/{digest}.{generation}.json"
+    return f"void/{of.stage}/{of.digest}.{generation}.json"
 
 
 def retired_index(stage: str, policy: str) -> str:
@@ -162,35 +177,35 @@ def retired_index(stage: str, policy: str) -> str:
     return f"retired/{stage}/{policy}"
 
 
-def retired(stage: str, policy: str, digest: str, generation: int) -> str:
+def retired(of: Named, policy: str, generation: int) -> str:
     """Return the key of the record that files of a generation were deleted on purpose."""
-    return f"retired/{stage}/{policy}/{digest}.{generation}.json"
+    return f"retired/{of.stage}/{policy}/{of.digest}.{generation}.json"
 
 
-def payload(stage: str, digest: str, number: int) -> str:
+def payload(of: Named, number: int) -> str:
     """Return the folder that an attempt writes to."""
     # Apart from the records of attempts, which are never deleted, so that numbers are never reused.
-    return f"payload/{stage}/{digest}/{number}"
+    return f"payload/{of.stage}/{of.digest}/{number}"
 
 
-def output(stage: str, digest: str, number: int) -> str:
+def output(of: Named, number: int) -> str:
     """Return the folder of the files that become an attempt's product."""
-    return f"{payload(stage, digest, number)}/{OUTPUT}"
+    return f"{payload(of, number)}/{OUTPUT}"
 
 
-def log(stage: str, digest: str, number: int) -> str:
+def log(of: Named, number: int) -> str:
     """Return the key of an attempt's log of standard output and error."""
-    return f"{payload(stage, digest, number)}/{LOG}"
+    return f"{payload(of, number)}/{LOG}"
 
 
-def metrics(stage: str, digest: str, number: int) -> str:
+def metrics(of: Named, number: int) -> str:
     """Return the key of an attempt's metrics, in JSON lines."""
-    return f"{payload(stage, digest, number)}/{METRICS}"
+    return f"{payload(of, number)}/{METRICS}"
 
 
-def checkpoints(stage: str, digest: str, number: int) -> str:
+def checkpoints(of: Named, number: int) -> str:
     """Return the folder of an attempt's checkpoints, with one folder per step."""
-    return f"{payload(stage, digest, number)}/{CHECKPOINTS}"
+    return f"{payload(of, number)}/{CHECKPOINTS}"
 
 
 def code(digest: str) -> str:

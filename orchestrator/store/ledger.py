@@ -26,7 +26,7 @@ from orchestrator.core.records import (
 )
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.state import Attempt
-from orchestrator.core.sweep import ComposedSweep, Input, StageInstance
+from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.formats import FORMAT
 from orchestrator.store import layout, opening
@@ -121,36 +121,36 @@ class Ledger(Records):
 
     # Stages
 
-    def numbers(self, node: StageInstance) -> list[int]:
+    def numbers(self, instance: StageInstance) -> list[int]:
         """Return the numbers of a stage's attempts in ascending order. Some may have no claim."""
-        folders = self.listing(layout.attempts(node.stage, node.digest)).folders
+        folders = self.listing(layout.attempts(instance)).folders
         return sorted(int(name) for name in folders if name.isdigit())
 
-    def last_number(self, node: StageInstance, number: int) -> int:
+    def last_number(self, instance: StageInstance, number: int) -> int:
         """Return the highest number of a stage's attempts, given the number of one that exists.
 
         Numbers are consecutive, and few finished stages were tried again. On a folder, probing for the next
         claim takes a third of the time of listing all attempts.
         """
-        if layout.attempts(node.stage, node.digest) in self._known.listings:
-            return max([number, *self.numbers(node)])
-        while self.is_claimed(node, number + 1):
+        if layout.attempts(instance) in self._known.listings:
+            return max([number, *self.numbers(instance)])
+        while self.is_claimed(instance, number + 1):
             number += 1
         return number
 
-    def attempts(self, node: StageInstance) -> tuple[Attempt, ...]:
+    def attempts(self, instance: StageInstance) -> tuple[Attempt, ...]:
         """Read all attempts of a stage; a folder without a claim is not an attempt."""
-        numbers, ledger = self.numbers(node), self
+        numbers, ledger = self.numbers(instance), self
         if not self._known.records:
-            keys = [layout.attempt(node.stage, node.digest, n, r) for n in numbers for r in layout.RECORDS]
+            keys = [layout.attempt(instance, n, r) for n in numbers for r in layout.RECORDS]
             ledger = self.having_read(keys)
-        return tuple(a for n in numbers if (a := ledger.attempt(node, n)) is not None)
+        return tuple(a for n in numbers if (a := ledger.attempt(instance, n)) is not None)
 
-    def attempt(self, node: StageInstance, number: int) -> Attempt | None:
+    def attempt(self, instance: StageInstance, number: int) -> Attempt | None:
         """Read the records of one attempt; return None when it was never claimed."""
 
         def record(name: str, kind: type[R]) -> R | None:
-            found, problem = self.read(layout.attempt(node.stage, node.digest, number, name), kind)
+            found, problem = self.read(layout.attempt(instance, number, name), kind)
             if problem:
                 problems.append(problem)
             return found
@@ -165,33 +165,33 @@ class Ledger(Records):
         start = record(layout.START, StartRecord)
         return Attempt(number, claim, start, heartbeat, end, "; ".join(problems))
 
-    def claim(self, node: StageInstance, number: int, claim: Claim) -> bool:
+    def claim(self, instance: StageInstance, number: int, claim: Claim) -> bool:
         """Try to become the owner of attempt `number`; return True for the only winner."""
-        return self.create(layout.attempt(node.stage, node.digest, number, layout.CLAIM), claim, claim.nonce)
+        return self.create(layout.attempt(instance, number, layout.CLAIM), claim, claim.nonce)
 
-    def is_claimed(self, node: StageInstance, number: int) -> bool:
+    def is_claimed(self, instance: StageInstance, number: int) -> bool:
         """Return whether attempt `number` exists."""
-        return self.objects.get(layout.attempt(node.stage, node.digest, number, layout.CLAIM)) is not None
+        return self.objects.get(layout.attempt(instance, number, layout.CLAIM)) is not None
 
-    def put(self, node: StageInstance, number: int, name: str, record: StartRecord | Heartbeat) -> None:
+    def put(self, instance: StageInstance, number: int, name: str, record: StartRecord | Heartbeat) -> None:
         """Write or replace a record of one's own attempt. Only the owner may do that."""
-        self.objects.put(layout.attempt(node.stage, node.digest, number, name), self.encode(record))
+        self.objects.put(layout.attempt(instance, number, name), self.encode(record))
 
-    def heartbeat(self, node: StageInstance, number: int) -> Heartbeat | None:
+    def heartbeat(self, instance: StageInstance, number: int) -> Heartbeat | None:
         """Read an attempt's heartbeat; return None when it is absent or unreadable."""
-        return self.read(layout.attempt(node.stage, node.digest, number, layout.HEARTBEAT), Heartbeat)[0]
+        return self.read(layout.attempt(instance, number, layout.HEARTBEAT), Heartbeat)[0]
 
-    def end(self, node: StageInstance, number: int, end: End) -> bool:
+    def end(self, instance: StageInstance, number: int, end: End) -> bool:
         """Record the end of one's own attempt."""
-        return self.create(layout.attempt(node.stage, node.digest, number, layout.END), end, end.nonce)
+        return self.create(layout.attempt(instance, number, layout.END), end, end.nonce)
 
     def finish(self, done: Done) -> bool:
         """Record that a stage is done; return False when another attempt did so first."""
-        return self.create(layout.done(done.stage, done.digest, done.generation), done, done.nonce)
+        return self.create(layout.done(done, done.generation), done, done.nonce)
 
-    def void(self, node: StageInstance, void: Void) -> bool:
+    def void(self, instance: StageInstance, void: Void) -> bool:
         """Record that a generation no longer counts; return False when it was void already."""
-        return self.create(layout.void(node.stage, node.digest, void.generation), void, void.nonce)
+        return self.create(layout.void(instance, void.generation), void, void.nonce)
 
     def generations(self, index: str) -> dict[str, set[int]]:
         """Read a flat index (`done/<stage>` or `void/<stage>`) as digest to generations."""
@@ -201,55 +201,57 @@ class Ledger(Records):
                 found.setdefault(parsed[0], set()).add(parsed[1])
         return found
 
-    def product(self, node: StageInstance, generation: int) -> tuple[Done | None, str]:
+    def product(self, instance: StageInstance, generation: int) -> tuple[Done | None, str]:
         """Read a `done` record. These records never change, so each is read only once."""
-        key = (node.stage, node.digest, generation)
+        key = (instance.stage, instance.digest, generation)
         if key not in self._done:
             done, problem = self.read(
-                layout.done(*key), Done, stage=node.stage, digest=node.digest, generation=generation
+                layout.done(instance, generation),
+                Done,
+                stage=instance.stage,
+                digest=instance.digest,
+                generation=generation,
             )
             if done is None:
                 return None, problem
             self._done[key] = done
         return self._done[key], ""
 
-    def has_read(self, node: StageInstance, generation: int) -> bool:
+    def has_read(self, instance: StageInstance, generation: int) -> bool:
         """Return whether a `done` record was read before."""
-        return (node.stage, node.digest, generation) in self._done
+        return (instance.stage, instance.digest, generation) in self._done
 
-    def is_done_or_void(self, node: StageInstance, generation: int) -> bool:
+    def is_done_or_void(self, instance: StageInstance, generation: int) -> bool:
         """Return whether an attempt at this generation has become pointless."""
-        keys = [key(node.stage, node.digest, generation) for key in (layout.done, layout.void)]
+        keys = [key(instance, generation) for key in (layout.done, layout.void)]
         return any(data is not None for data in self.objects.get_many(keys).values())
 
-    def is_discarded(self, stage: StageInstance | Input, generation: int) -> bool:
+    def is_discarded(self, of: layout.Named, generation: int) -> bool:
         """Return whether a user discarded a generation; an unreadable `void` counts as that."""
-        void, problem = self.read(
-            layout.void(stage.stage, stage.digest, generation), Void, generation=generation
-        )
+        void, problem = self.read(layout.void(of, generation), Void, generation=generation)
         return bool(problem) or (void is not None and void.kind != "damaged")
 
-    def discarded_input(self, node: StageInstance, done: Done) -> str:
+    def discarded_input(self, instance: StageInstance, done: Done) -> str:
         """Return which input of a product was discarded, as a sentence; "" when none was."""
-        for taken in node.inputs:
+        for taken in instance.inputs:
             if self.is_discarded(taken, done.inputs.get(taken.digest, 0)):
                 return f"it was made from a product of {taken.stage} that was discarded"
         return ""
 
-    def retire(self, stage: StageInstance | Input, retired: Retired) -> bool:
+    def retire(self, of: layout.Named, retired: Retired) -> bool:
         """Record which files of a product will be deleted; return False when that was recorded before."""
-        key = layout.retired(stage.stage, retired.policy, stage.digest, retired.generation)
+        key = layout.retired(of, retired.policy, retired.generation)
         return self.create(key, retired, retired.nonce)
 
-    def retired(self, stage: StageInstance | Input, generation: int) -> tuple[Retired, ...]:
+    def retired(self, of: layout.Named, generation: int) -> tuple[Retired, ...]:
         """Read a product's `retired` records. An unreadable one does not excuse a missing file."""
         for policy in RETIRING:
-            key = layout.retired(stage.stage, policy, stage.digest, generation)
+            key = layout.retired(of, policy, generation)
             if key not in self._retired:
                 found, _ = self.read(key, Retired, generation=generation, policy=policy)
                 if found is not None:
                     self._retired[key] = found
-        keys = (layout.retired(stage.stage, policy, stage.digest, generation) for policy in RETIRING)
+        keys = (layout.retired(of, policy, generation) for policy in RETIRING)
         return tuple(self._retired[key] for key in keys if key in self._retired)
 
     def retired_generations(self, stage: str) -> dict[str, set[int]]:
@@ -260,9 +262,9 @@ class Ledger(Records):
                 found.setdefault(digest, set()).update(generations)
         return found
 
-    def retired_input(self, node: StageInstance, generations: Mapping[str, int]) -> str:
+    def retired_input(self, instance: StageInstance, generations: Mapping[str, int]) -> str:
         """Return the stage of an input with retired files, "" when all are whole."""
-        for taken in node.inputs:
+        for taken in instance.inputs:
             if self.retired(taken, generations.get(taken.digest, 0)):
                 return taken.stage
         return ""

@@ -34,13 +34,13 @@ class Leftover(NamedTuple):
     """A stage with payload to delete, or with an attempt that may still be running.
 
     Attributes:
-        node: The stage instance.
+        instance: The stage instance.
         evidence: Its evidence in the store.
         num_files: Number of files that would be deleted.
         num_bytes: Their size in bytes.
     """
 
-    node: StageInstance
+    instance: StageInstance
     evidence: Evidence
     num_files: int
     num_bytes: int
@@ -95,20 +95,20 @@ def _places(digest: str) -> tuple[str, str]:
     return layout.code(digest), layout.code_archive(digest)
 
 
-def leftovers(ledger: Ledger, nodes: Sequence[StageInstance]) -> list[Leftover]:
+def leftovers(ledger: Ledger, instances: Sequence[StageInstance]) -> list[Leftover]:
     """Return those of the given stages that have payload to delete or may still be running."""
-    prefixes = {node.digest: f"payload/{node.stage}/{node.digest}" for node in nodes}
+    prefixes = {instance.digest: f"payload/{instance.stage}/{instance.digest}" for instance in instances}
     trees = ledger.objects.trees(prefixes.values())
     found = []
-    snapshot = EvidenceReader(ledger, nodes, check_files=False)
-    for node in nodes:
+    snapshot = EvidenceReader(ledger, instances, check_files=False)
+    for instance in instances:
         sizes = [
             size
-            for path, size in trees.get(prefixes[node.digest], {}).items()
+            for path, size in trees.get(prefixes[instance.digest], {}).items()
             if len(parts := path.split("/")) > 2 and parts[1] in _PAYLOAD
         ]
-        evidence = snapshot.evidence(node.digest)
-        left = Leftover(node, evidence, len(sizes), sum(sizes))
+        evidence = snapshot.evidence(instance.digest)
+        left = Leftover(instance, evidence, len(sizes), sum(sizes))
         # A running attempt is returned even without files, so that the caller can refuse.
         if sizes or left.is_open:
             found.append(left)
@@ -123,17 +123,19 @@ def delete(ledger: Ledger, found: Iterable[Leftover], *, by: str) -> None:
         found: Result of `leftovers`.
         by: User who requested it, for the record.
     """
-    for node, evidence, _, _ in found:
+    for instance, evidence, _, _ in found:
         kept: set[int] = set()
-        if evidence.done is not None and not _retired(ledger, node, evidence.done, evidence.retired, by):
+        if evidence.done is not None and not _retired(ledger, instance, evidence.done, evidence.retired, by):
             kept.add(evidence.done.attempt)
-        for number in ledger.numbers(node):
+        for number in ledger.numbers(instance):
             # A product that could not be retired keeps its output, and loses only the rest.
             for name in _PAYLOAD if number not in kept else _PAYLOAD[1:]:
-                ledger.objects.delete(f"{layout.payload(node.stage, node.digest, number)}/{name}")
+                ledger.objects.delete(f"{layout.payload(instance, number)}/{name}")
 
 
-def _retired(ledger: Ledger, node: StageInstance, done: Done, before: tuple[Retired, ...], by: str) -> bool:
+def _retired(
+    ledger: Ledger, instance: StageInstance, done: Done, before: tuple[Retired, ...], by: str
+) -> bool:
     """Record that all files of a product are absent on purpose.
 
     A record exists once per policy and is never changed. If the first policy's record is taken, the next one
@@ -159,7 +161,7 @@ def _retired(ledger: Ledger, node: StageInstance, done: Done, before: tuple[Reti
             by=by,
             at=provenance.now(),
         )
-        if ledger.retire(node, record):
+        if ledger.retire(instance, record):
             return True
     return False
 
@@ -190,9 +192,9 @@ def retain(
         The records that this call was the first to write.
     """
     takers: dict[str, list[StageInstance]] = {}
-    for node in sweep.stages.values():
-        for taken in node.inputs:
-            takers.setdefault(taken.digest, []).append(node)
+    for instance in sweep.stages.values():
+        for taken in instance.inputs:
+            takers.setdefault(taken.digest, []).append(instance)
     snapshot = EvidenceReader(ledger, sweep.stages.values(), count_attempts=False, trusted=trusted)
     news = []
     # Products that no stage takes are results, and are always kept.
@@ -251,7 +253,7 @@ def _delete(ledger: Ledger, source: StageInstance, retired: Retired, *, keep_che
     """Delete the files that a record names, in its order; the last one marks the deletion as unfinished."""
     if not retired.files:
         return
-    output = layout.output(source.stage, source.digest, retired.attempt)
+    output = layout.output(source, retired.attempt)
     # The last file is deleted last. Once it is absent, the deletion was completed, and one listing shows it.
     folder, _, name = f"{output}/{retired.files[-1].path}".rpartition("/")
     if name not in ledger.objects.list(folder).files:
@@ -262,7 +264,9 @@ def _delete(ledger: Ledger, source: StageInstance, retired: Retired, *, keep_che
         ledger.objects.delete(f"{output}/{file.path}")
 
 
-def drop_work(ledger: Ledger, node: StageInstance, attempts: Iterable[Attempt], *, generation: int) -> None:
+def drop_work(
+    ledger: Ledger, instance: StageInstance, attempts: Iterable[Attempt], *, generation: int
+) -> None:
     """Delete what attempts of a finished stage left besides the product.
 
     These are checkpoints, scratch and work folders, and partial outputs. They may be hard links to the
@@ -270,13 +274,13 @@ def drop_work(ledger: Ledger, node: StageInstance, attempts: Iterable[Attempt], 
 
     Args:
         ledger: The store.
-        node: The stage instance, which is done.
+        instance: The stage instance, which is done.
         attempts: Its attempts. Those that make a later generation are left alone.
         generation: Generation of its product.
     """
     named = set()
     for earlier in range(1, generation + 1):
-        done, problem = ledger.product(node, earlier)
+        done, problem = ledger.product(instance, earlier)
         if problem:
             return  # with an unreadable record, any output may belong to a product
         named.update([done.attempt] if done else [])
@@ -284,7 +288,7 @@ def drop_work(ledger: Ledger, node: StageInstance, attempts: Iterable[Attempt], 
         # A later generation is being made by an attempt that may still run.
         if attempt.claim is None or attempt.claim.generation > generation:
             continue
-        key = layout.payload(node.stage, node.digest, attempt.number)
+        key = layout.payload(instance, attempt.number)
         output = () if attempt.number in named else (layout.OUTPUT,)
         for name in (layout.CHECKPOINTS, layout.SCRATCH, layout.WORK, *output):
             ledger.objects.delete(f"{key}/{name}")

@@ -10,25 +10,26 @@ from matplotlib.colors import TwoSlopeNorm
 
 from orchestrator.reports import style
 from orchestrator.study import paper
-from orchestrator.study.paper import MINUS, distinct, language_name, listed, models_of, number, task_name
+from orchestrator.study.paper import MINUS, distinct, language_name, listed, number, task_name
+from orchestrator.study.sections import LanguageAccuracy, NumbersSection, SizeAccuracy
 
 GROUPS = {"high": "high-resource (en, es, ja)", "low": "low-resource (bn, sw, te)"}
 """Map from resource group to its title."""
 
 
-def figure2(numbers: Mapping[str, Any]) -> style.Drawing | None:
+def figure2(numbers: NumbersSection) -> style.Drawing | None:
     """Draw a line with Wilson intervals for each model, or return None without numbers."""
-    entries = numbers["fig2"]
+    entries = numbers.fig2
     if not entries:
         return None
-    tasks, models = distinct(entries, "task"), models_of(numbers)
+    tasks, models = distinct(entries, "task"), numbers.models
     groups = [group for group in GROUPS if group in distinct(entries, "group")]
     sizes = sorted(distinct(entries, "num_languages"))
     figure, axes = style.panels(len(groups), len(tasks), height_in=1.0 + 2.1 * len(groups), sharey=True)
     for row, group in enumerate(groups):
         for column, task in enumerate(tasks):
             axis = axes[row][column]
-            chosen = [e for e in entries if e["task"] == task and e["group"] == group]
+            chosen = [e for e in entries if e.task == task and e.group == group]
             _panel_of_sizes(axis, chosen, models, sizes)
             axis.set_title(f"{task_name(task)}, {GROUPS[group]}")
         axes[row][0].set_ylabel("accuracy (%)")
@@ -37,7 +38,7 @@ def figure2(numbers: Mapping[str, Any]) -> style.Drawing | None:
     # A limit of exactly 0 would cut the markers of models that answer nothing right.
     axes[0][0].set_ylim(bottom=-3)
     style.model_legend(figure, [style.shortened(str(model)) for model in models])
-    items = sorted({entry["num_items"] for entry in entries})
+    items = sorted({entry.num_items for entry in entries})
     pooled = f"{items[0]:,} to {items[-1]:,}" if len(items) > 1 else f"{items[0]:,}"
     return style.Drawing(
         "figure2",
@@ -53,11 +54,11 @@ def figure2(numbers: Mapping[str, Any]) -> style.Drawing | None:
 
 
 def _panel_of_sizes(
-    axis: Axes, entries: Sequence[Mapping[str, Any]], models: Sequence[str], sizes: Sequence[int]
+    axis: Axes, entries: Sequence[SizeAccuracy], models: Sequence[str], sizes: Sequence[int]
 ) -> None:
     for index, model in enumerate(models):
         line = sorted(
-            (entry for entry in entries if entry["model"] == model), key=lambda entry: entry["num_languages"]
+            (entry for entry in entries if entry.model == model), key=lambda entry: entry.num_languages
         )
         if not line:
             continue
@@ -65,13 +66,13 @@ def _panel_of_sizes(
         # visible.
         shift = style.dodge(index, len(models))
         axis.errorbar(
-            [entry["num_languages"] + shift for entry in line],
-            [100 * entry["accuracy"] for entry in line],
+            [entry.num_languages + shift for entry in line],
+            [100 * entry.accuracy for entry in line],
             yerr=[
                 # Rounding can put an end of the interval on the wrong side, and matplotlib refuses negative
                 # lengths.
-                [100 * max(0.0, entry["accuracy"] - entry["low"]) for entry in line],
-                [100 * max(0.0, entry["high"] - entry["accuracy"]) for entry in line],
+                [100 * max(0.0, entry.accuracy - entry.low) for entry in line],
+                [100 * max(0.0, entry.high - entry.accuracy) for entry in line],
             ],
             color=style.colour(index),
             marker=style.marker(index),
@@ -87,12 +88,12 @@ _DARK = 0.62
 """Share of the scale beyond which a cell is dark and its number is white."""
 
 
-def figure7(numbers: Mapping[str, Any]) -> style.Drawing | None:
+def figure7(numbers: NumbersSection) -> style.Drawing | None:
     """Draw a heat map for each model and task, or return None without numbers.
 
     Each cell shows its number. All maps have the same scale, so that colours can be compared between them.
     """
-    entries = numbers["fig7"]
+    entries = numbers.fig7
     if not entries:
         return None
     tasks, models = distinct(entries, "task"), distinct(entries, "model")
@@ -100,16 +101,16 @@ def figure7(numbers: Mapping[str, Any]) -> style.Drawing | None:
     languages = paper.in_order(distinct(entries, "eval_language"))
     # The scale is symmetric, so that 0 is neutral. It spans at least a point, so that noise does not look
     # like an effect.
-    most = max(1.0, *(abs(entry["delta_points"]) for entry in entries))
+    most = max(1.0, *(abs(entry.delta_points) for entry in entries))
     panel_in = 0.32 + 0.2 * len(mixtures)
     figure, axes = style.panels(len(models), len(tasks), height_in=0.9 + max(1.0, panel_in * len(models)))
     norm, image = TwoSlopeNorm(0.0, -most, most), None
     for row, model in zip(axes, models, strict=True):
         for axis, task in zip(row, tasks, strict=True):
             found = {
-                (entry["mixture"], entry["eval_language"]): entry["delta_points"]
+                (entry.mixture, entry.eval_language): entry.delta_points
                 for entry in entries
-                if entry["model"] == model and entry["task"] == task
+                if entry.model == model and entry.task == task
             }
             image = _heat_map(axis, found, mixtures, languages, norm)
             axis.set_title(f"{style.shortened(str(model))}, {task_name(task)}", pad=3)
@@ -124,7 +125,7 @@ def figure7(numbers: Mapping[str, Any]) -> style.Drawing | None:
     bar.set_label("change (points)")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0f}".replace("-", MINUS) if value else "0")
     bar.outline.set_visible(False)
-    values = sorted(entry["delta_points"] for entry in entries)
+    values = sorted(entry.delta_points for entry in entries)
     return style.Drawing(
         "figure7",
         "Figure 7. Fine-tuned against pretrained, by mixture and evaluation language",
@@ -172,12 +173,12 @@ def _heat_map(
 _COLUMNS = 3
 
 
-def figure8(numbers: Mapping[str, Any]) -> style.Drawing | None:
+def figure8(numbers: NumbersSection) -> style.Drawing | None:
     """Draw a panel for each task and evaluation language, or return None without numbers."""
-    entries = numbers["fig8"]
+    entries = numbers.fig8
     if not entries:
         return None
-    tasks, models = distinct(entries, "task"), models_of(numbers)
+    tasks, models = distinct(entries, "task"), numbers.models
     languages = paper.in_order(distinct(entries, "eval_language"))
     sizes = sorted(distinct(entries, "num_languages"))
     columns = min(_COLUMNS, len(languages))
@@ -186,7 +187,7 @@ def figure8(numbers: Mapping[str, Any]) -> style.Drawing | None:
         rows_a_task * len(tasks), columns, height_in=0.8 + 1.6 * rows_a_task * len(tasks), sharey=True
     )
     for axis, task, language in style.panels_by_task(axes, tasks, languages):
-        chosen = [e for e in entries if e["task"] == task and e["eval_language"] == language]
+        chosen = [e for e in entries if e.task == task and e.eval_language == language]
         _panel_of_language(axis, chosen, models, sizes)
         axis.set_title(f"{task_name(task)}, {language_name(language)}")
     for row in axes:
@@ -195,7 +196,7 @@ def figure8(numbers: Mapping[str, Any]) -> style.Drawing | None:
         axis.set_xlabel("training languages")
     axes[0][0].set_ylim(bottom=-3)
     style.model_legend(figure, [style.shortened(str(model)) for model in models])
-    num_dots = sum(len(entry["values"]) for entry in entries)
+    num_dots = sum(len(entry.values) for entry in entries)
     return style.Drawing(
         "figure8",
         "Figure 8. Accuracy in each evaluation language",
@@ -209,17 +210,17 @@ def figure8(numbers: Mapping[str, Any]) -> style.Drawing | None:
 
 
 def _panel_of_language(
-    axis: Axes, entries: Sequence[Mapping[str, Any]], models: Sequence[str], sizes: Sequence[int]
+    axis: Axes, entries: Sequence[LanguageAccuracy], models: Sequence[str], sizes: Sequence[int]
 ) -> None:
     for index, model in enumerate(models):
-        line = sorted((e for e in entries if e["model"] == model), key=lambda e: e["num_languages"])
+        line = sorted((e for e in entries if e.model == model), key=lambda e: e.num_languages)
         shift, tint = style.dodge(index, len(models)), style.colour(index)
-        dots = [(e["num_languages"] + shift, 100 * value) for e in line for value in e["values"]]
+        dots = [(e.num_languages + shift, 100 * value) for e in line for value in e.values]
         if not dots:
             continue
         axis.plot(
-            [e["num_languages"] + shift for e in line],
-            [100 * e["mean"] for e in line],
+            [e.num_languages + shift for e in line],
+            [100 * e.mean for e in line],
             color=tint,
             marker=style.marker(index),
             markersize=3.2,

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.reporting import About, CellFacts
 from orchestrator.study import paper
 from orchestrator.study.paper import counted
+from orchestrator.study.sections import (
+    LedgerEntry,
+    LedgerSection,
+    MedianGain,
+    PublishedNumber,
+    Regression,
+    UsedValue,
+    WinRate,
+)
 from orchestrator.study.tables.results import Result
 
 MATCH, NOISE, DEVIATES, NOT_COMPARABLE = "match", "within noise", "deviates", "not comparable"
@@ -77,16 +86,13 @@ PUBLISHED: tuple[Published, ...] = (
 )
 """All numbers in the text of the study's section 4. Table 3's intercept is not among them."""
 
-_KEYS = {
-    "rate": ("rate", "low", "high"),
-    "points": ("median_points", "low", "high"),
-    "coefficient": ("value", "low", "high"),
-    "r2": ("r2", "r2_low", "r2_high"),
-}
-"""Map from unit to the keys of our value and of the ends of its interval."""
 
-
-def verdicts(numbers: Mapping[str, Any], read: Sequence[Result]) -> list[dict[str, Any]]:
+def verdicts(
+    table2: Mapping[str, WinRate],
+    fig3: Mapping[str, Mapping[str, MedianGain]],
+    table3: Regression,
+    read: Sequence[Result],
+) -> list[PublishedNumber]:
     """Return each published number with ours and a verdict.
 
     - *not comparable*: the rows have other models or test sets than the study, or only a part of the grid
@@ -98,39 +104,67 @@ def verdicts(numbers: Mapping[str, Any], read: Sequence[Result]) -> list[dict[st
     - *deviates*: none of these.
 
     Args:
-        numbers: the report so far.
-        read: the results that it was computed from.
+        table2: our win rates.
+        fig3: our median gains.
+        table3: our regression.
+        read: the results that these were computed from.
     """
     foreign = _foreign(read)
     # With several seeds the grid is as many times larger. The baselines are not trained and have one seed.
     num_seeds = max(1, len({result.seed for result in read if result.languages}))
-    return [_verdict(published, numbers, foreign, num_seeds) for published in PUBLISHED]
+    found = []
+    for published in PUBLISHED:
+        size, whole, what = 0, 0, "comparisons"
+        ours = low = high = None
+        match published.path:
+            case ("table2", setting):
+                win = table2[setting]
+                ours, low, high, size = win.rate, win.low, win.high, win.total
+                whole = paper.NUM_COMPARISONS[setting] * len(paper.TASKS) * num_seeds
+            case ("fig3", task, setting):
+                if gain := fig3.get(task, {}).get(setting):
+                    ours, low, high, size = gain.median_points, gain.low, gain.high, gain.num_cells
+                whole = paper.NUM_COMPARISONS[setting] * num_seeds
+            case _:
+                ours, low, high = _of_regression(published, table3)
+                # Baselines do not depend on the seed, so they are not multiplied.
+                whole = paper.NUM_TRAINED_ROWS * num_seeds + paper.NUM_BASELINE_ROWS
+                size, what = table3.num_rows, "rows"
+        reason = foreign or (f"{size} of {whole} {what}" if size < whole else None)
+        found.append(_verdict(published, ours, low, high, reason))
+    return found
+
+
+def _of_regression(published: Published, fit: Regression) -> tuple[float | None, float | None, float | None]:
+    """Return our coefficient or R2, and the ends of its interval."""
+    if published.unit == "r2":
+        return fit.r2, fit.r2_low, fit.r2_high
+    found = fit.coefficients[published.path[-1]]
+    return found.value, found.low, found.high
 
 
 def _verdict(
-    published: Published, numbers: Mapping[str, Any], foreign: str | None, num_seeds: int
-) -> dict[str, Any]:
+    published: Published, ours: float | None, low: float | None, high: float | None, reason: str | None
+) -> PublishedNumber:
     """Return one published number with ours, a verdict, and a reason if they are not comparable."""
-    found: Any = numbers
-    for key in published.path:
-        found = found.get(key, {})
-    ours, low, high = (found.get(key) for key in _KEYS[published.unit])
-    reason = foreign or _incomplete(published, numbers, num_seeds)
+    verdict = NOT_COMPARABLE
     if reason is None and ours is None:
         reason = "it could not be computed"
-    return {
-        "name": published.name,
-        "unit": published.unit,
-        "published": published.value,
-        "published_low": published.low,
-        "published_high": published.high,
-        "decimals": published.decimals,
-        "ours": ours,
-        "ours_low": low,
-        "ours_high": high,
-        "verdict": NOT_COMPARABLE if reason else _compare(published, ours, low, high),
-        "reason": reason,
-    }
+    elif reason is None and ours is not None:
+        verdict = _compare(published, ours, low, high)
+    return PublishedNumber(
+        name=published.name,
+        unit=published.unit,
+        published=published.value,
+        published_low=published.low,
+        published_high=published.high,
+        decimals=published.decimals,
+        ours=ours,
+        ours_low=low,
+        ours_high=high,
+        verdict=verdict,
+        reason=reason,
+    )
 
 
 def _compare(published: Published, ours: float, low: float | None, high: float | None) -> str:
@@ -156,23 +190,6 @@ def _foreign(read: Sequence[Result]) -> str | None:
     if sizes:
         return "other test sets: " + ", ".join(f"{num} items of {task}" for task, num in sizes)
     return None
-
-
-def _incomplete(published: Published, numbers: Mapping[str, Any], num_seeds: int) -> str | None:
-    """Return how much of the grid behind a number has results, or None if all of it has."""
-    kind, *rest = published.path
-    if kind == "table3":
-        size, whole, what = numbers[kind]["num_rows"], paper.NUM_TRAINED_ROWS * num_seeds, "rows"
-        # Baselines do not depend on the seed, so they are not multiplied.
-        whole += paper.NUM_BASELINE_ROWS
-    else:
-        found: Any = numbers[kind]
-        for key in rest:
-            found = found.get(key, {})
-        size, what = found.get("total", found.get("num_cells", 0)), "comparisons"
-        num_tasks = len(paper.TASKS) if kind == "table2" else 1
-        whole = paper.NUM_COMPARISONS[rest[-1]] * num_tasks * num_seeds
-    return f"{size} of {whole} {what}" if size < whole else None
 
 
 _MOST_VALUES = 6
@@ -251,28 +268,21 @@ FIXED = (
 """The choices that the paper does not give and that the code fixes without a setting."""
 
 
-def ledger(about: About | None) -> dict[str, Any]:
+def ledger(about: About | None) -> LedgerSection:
     """Return the entries `ours` and `differs`, each with the sweep's values and their frequency.
 
-    Without facts of a sweep the configs are unknown. Then the values are null, and `differs` is empty.
+    Without facts of a sweep the configs are unknown. Then the values are None, and `differs` is empty.
     """
     cells = about.cells if about is not None else ()
-    ours = [entry for setting in OURS if _is_told(entry := _entry(setting, cells), cells)]
-    ours += [
-        {"what": what, "key": "", "default": text, "why": "", "values": None, "differs": None}
-        for what, text in FIXED
-    ]
-    differs = [entry for setting in PAPER if (entry := _entry(setting, cells))["differs"]]
-    differs += _grid(cells)
-    return {"known": about is not None, "ours": ours, "differs": differs}
+    ours = [_entry(setting, cells) for setting in OURS]
+    # Without a default, a setting is listed only if a cell has a value.
+    ours = [each for each in ours if each.default is not None or each.values is not None or not cells]
+    ours += [LedgerEntry(what, "", text, "", None, None) for what, text in FIXED]
+    differs = [entry for setting in PAPER if (entry := _entry(setting, cells)).differs]
+    return LedgerSection(about is not None, ours, [*differs, *_grid(cells)])
 
 
-def _is_told(entry: Mapping[str, Any], cells: Sequence[CellFacts]) -> bool:
-    """Return whether to list an entry. Without a default, it is listed only if a cell has a value."""
-    return entry["default"] is not None or entry["values"] is not None or not cells
-
-
-def _entry(setting: Setting, cells: Sequence[CellFacts]) -> dict[str, Any]:
+def _entry(setting: Setting, cells: Sequence[CellFacts]) -> LedgerEntry:
     """Return the ledger's entry for a setting, with its values in the cells and whether any differs."""
     counts: Counter[str] = Counter()
     differs = False
@@ -288,22 +298,15 @@ def _entry(setting: Setting, cells: Sequence[CellFacts]) -> dict[str, Any]:
         wanted = _wanted(setting, cell)
         differs = differs or (wanted is not _NONE and _text(value) != _text(wanted))
     default = None if setting.value is _NONE else setting.value
-    values = [{"value": json.loads(text), "num_cells": num} for text, num in counts.most_common()]
-    return {
-        "what": setting.what,
-        "key": setting.key,
-        "default": default,
-        "why": setting.why,
-        "values": values or None,
-        "differs": differs if values else None,
-    }
+    values = [UsedValue(json.loads(text), num) for text, num in counts.most_common()]
+    return LedgerEntry(
+        setting.what, setting.key, default, setting.why, values or None, differs if values else None
+    )
 
 
-def _grid(cells: Sequence[CellFacts]) -> list[dict[str, Any]]:
-    """Return entries for models, tasks and mixtures if the sweep has others than the study."""
-    if not cells:
-        return []
-    wanted: tuple[tuple[str, str, list[str], Callable[[CellFacts], str | None]], ...] = (
+def _grid(cells: Sequence[CellFacts]) -> Iterator[LedgerEntry]:
+    """Yield entries for models, tasks and mixtures if the sweep has others than the study."""
+    wanted: tuple[tuple[str, str, list[str], Callable[[CellFacts], str]], ...] = (
         ("models", "model", sorted(paper.PARAMETERS), _model),
         (
             "tasks",
@@ -318,16 +321,11 @@ def _grid(cells: Sequence[CellFacts]) -> list[dict[str, Any]]:
             lambda cell: paper.label_of(paper.in_order(_languages(cell))),
         ),
     )
-    entries = []
     for what, key, theirs, label in wanted:
-        counts = Counter(found for cell in cells if (found := label(cell)) is not None)
-        if sorted(counts) != theirs:
-            values = [{"value": name, "num_cells": num} for name, num in sorted(counts.items())]
-            why = f"the study has {len(theirs)}"
-            entries.append(
-                {"what": what, "key": key, "default": theirs, "why": why, "values": values, "differs": True}
-            )
-    return entries
+        counts = Counter(label(cell) for cell in cells)
+        if cells and sorted(counts) != theirs:
+            values = [UsedValue(name, num) for name, num in sorted(counts.items())]
+            yield LedgerEntry(what, key, theirs, f"the study has {len(theirs)}", values, differs=True)
 
 
 def _model(cell: CellFacts) -> str:
@@ -383,14 +381,13 @@ def value_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def values_text(values: Sequence[Mapping[str, Any]] | None) -> str:
+def values_text(values: Sequence[UsedValue] | None) -> str:
     """Return the values in a sweep's cells. If they differ, add the number of cells with each."""
     if values is None:
         return ""
     if len(values) == 1:
-        return value_text(values[0]["value"])
+        return value_text(values[0].value)
     shown = [
-        f"{value_text(entry['value'])} ({counted(entry['num_cells'], 'cell')})"
-        for entry in values[:_MOST_VALUES]
+        f"{value_text(entry.value)} ({counted(entry.num_cells, 'cell')})" for entry in values[:_MOST_VALUES]
     ]
     return "; ".join(shown) + (f"; {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else "")

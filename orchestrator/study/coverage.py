@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from orchestrator.reporting import About, CellFacts
 from orchestrator.study import paper
+from orchestrator.study.sections import (
+    ExpectedCell,
+    LackingCell,
+    LackingGroup,
+    MissingRows,
+    NumbersSection,
+    StatusSection,
+)
 from orchestrator.study.tables.results import Result, languages_of
 
 ABSENT, PARTIAL = "no rows", "rows of some languages"
 """States of cells that lack rows, beside the states of a sweep."""
 
 _MOST_REASONS = 4
-Entry = Mapping[str, Any]
 
 
-def expected(about: About | None) -> list[dict[str, Any]] | None:
-    """Return the cells that the rows should contain, in the form that `missing` takes.
+def expected(about: About | None) -> list[ExpectedCell] | None:
+    """Return the cells that the rows should contain.
 
     The result is None if the expected cells are unknown. This is so without facts of a sweep, and for a
     sweep with a cell that has no model or no task. Such a sweep is not the study's.
@@ -30,119 +36,104 @@ def expected(about: About | None) -> list[dict[str, Any]] | None:
     if about is None:
         return None
     cells = [_named(cell) for cell in about.cells]
-    return cells if all(cell["model"] and cell["task"] for cell in cells) else None
+    return cells if all(cell.model and cell.task for cell in cells) else None
 
 
-def _named(cell: CellFacts) -> dict[str, Any]:
+def _named(cell: CellFacts) -> ExpectedCell:
     """Return the columns that a cell's rows will have: the config's names, else the axes' labels."""
     named = {**cell.columns, **cell.axes}
-    found: dict[str, Any] = {"cell": cell.cell, "languages": cell.config.get("languages")}
-    for key in ("model", "task"):
+
+    def name(key: str) -> str:
         section = cell.config.get(key)
-        found[key] = (section.get("name") if isinstance(section, Mapping) else section) or named.get(key)
-    found["seed"] = cell.config.get("seed")
-    return found
+        found = (section.get("name") if isinstance(section, Mapping) else section) or named.get(key)
+        return str(found or "")
+
+    return ExpectedCell(
+        name("model"), name("task"), cell.config.get("languages"), cell.cell, cell.config.get("seed")
+    )
 
 
-def status(numbers: Mapping[str, Any], about: About | None) -> dict[str, Any]:
+def status(numbers: NumbersSection, about: About | None) -> StatusSection:
     """Return the number of cells in each state, and the missing cells both in groups and one by one.
 
     Args:
-        numbers: the report so far.
+        numbers: the numbers of the report.
         about: facts of the sweep. Without them, only absent rows show that a cell is missing.
     """
-    lacking: Sequence[Entry] = numbers["missing"]
-    num_tested = len({entry["eval_language"] for entry in (*numbers["fig8"], *numbers["baselines"])})
+    tested = {entry.eval_language for entry in numbers.fig8}
+    num_tested = len(tested | {entry.eval_language for entry in numbers.baselines})
     if about is None:
-        entries = [_of_table(entry, num_tested) for entry in lacking]
-        num_absent = sum(entry["state"] == ABSENT for entry in entries)
-        states = {"done": numbers["num_cells"], ABSENT: num_absent}
-        num_cells = numbers["num_cells"] + num_absent
+        cells = [_of_table(entry, num_tested) for entry in numbers.missing]
+        num_absent = sum(cell.state == ABSENT for cell in cells)
+        states = {"done": numbers.num_cells, ABSENT: num_absent}
+        num_cells = numbers.num_cells + num_absent
     else:
         states = dict(Counter(cell.state for cell in about.cells))
         num_cells = len(about.cells)
         # A cell that is not done needs no further reason. Only a done cell can lack rows that it should
         # have.
-        entries = [_of_cell(cell) for cell in about.cells if cell.state != "done"]
+        cells = [_of_cell(cell) for cell in about.cells if cell.state != "done"]
         done = {cell.cell for cell in about.cells if cell.state == "done"}
-        entries += [_of_table(entry, num_tested) for entry in lacking if entry["cell"] in done]
-    return {
-        "num_cells": num_cells,
-        "num_done": states.get("done", 0),
-        "num_rows": numbers["num_rows"],
-        "states": {state: num for state, num in states.items() if num},
-        "groups": _groups(entries),
-        "cells": entries,
-    }
+        cells += [_of_table(entry, num_tested) for entry in numbers.missing if entry.cell in done]
+    return StatusSection(
+        num_cells=num_cells,
+        num_done=states.get("done", 0),
+        num_rows=numbers.num_rows,
+        states={state: num for state, num in states.items() if num},
+        groups=_groups(cells),
+        cells=cells,
+    )
 
 
-def _of_cell(cell: CellFacts) -> dict[str, Any]:
+def _of_cell(cell: CellFacts) -> LackingCell:
     """Return the entry of a cell that the sweep reports as not done."""
     named = _named(cell)
     other = [
         f"{axis}={label}" for axis, label in cell.axes.items() if axis not in ("model", "task", "mixture")
     ]
     mixture = cell.axes.get("mixture")
-    if mixture is None and isinstance(named["languages"], list | tuple):
-        mixture = paper.label_of(paper.in_order([str(name) for name in named["languages"]]))
-    return {
-        "cell": cell.cell,
-        "model": str(named["model"] or ""),
-        "task": str(named["task"] or ""),
-        "name": " ".join(filter(None, [mixture, *other])) or cell.cell,
-        "state": cell.state,
-        "cause": cell.cause,
-        "reason": cell.reason,
-    }
+    if mixture is None and isinstance(named.languages, list | tuple):
+        mixture = paper.label_of(paper.in_order([str(name) for name in named.languages]))
+    name = " ".join(filter(None, [mixture, *other])) or cell.cell
+    return LackingCell(cell.cell, named.model, named.task, name, cell.state, cell.cause, cell.reason)
 
 
-def _of_table(entry: Entry, num_tested: int) -> dict[str, Any]:
+def _of_table(entry: MissingRows, num_tested: int) -> LackingCell:
     """Return the entry of a cell whose rows are missing, in whole or for some languages."""
-    languages = entry["eval_languages"]
-    is_absent = len(languages) >= num_tested
-    return {
-        "cell": entry["cell"] or "",
-        "model": entry["model"],
-        "task": entry["task"],
-        "name": entry["mixture"] + (f" (seed {entry['seed']})" if entry["seed"] else ""),
-        "state": ABSENT if is_absent else PARTIAL,
-        "cause": "",
-        "reason": "" if is_absent else f"{entry['mixture']} lacks {', '.join(languages)}",
-    }
+    is_absent = len(entry.eval_languages) >= num_tested
+    return LackingCell(
+        cell=entry.cell or "",
+        model=entry.model,
+        task=entry.task,
+        name=entry.mixture + (f" (seed {entry.seed})" if entry.seed else ""),
+        state=ABSENT if is_absent else PARTIAL,
+        cause="",
+        reason="" if is_absent else f"{entry.mixture} lacks {', '.join(entry.eval_languages)}",
+    )
 
 
-def _groups(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return the entries by state, cause, model and task, failed cells first."""
-    groups: dict[tuple[str, str, str, str], list[Entry]] = {}
-    for entry in entries:
-        key = (entry["state"], entry["cause"], entry["model"], entry["task"])
-        groups.setdefault(key, []).append(entry)
+def _groups(cells: Sequence[LackingCell]) -> list[LackingGroup]:
+    """Return the cells by state, cause, model and task, failed ones first."""
+    groups: dict[tuple[str, str, str, str], list[LackingCell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.state, cell.cause, cell.model, cell.task), []).append(cell)
     listed = [
-        {
-            "state": state,
-            "cause": cause,
-            "model": model,
-            "task": task,
-            "num_cells": len(found),
-            "names": [entry["name"] for entry in found],
-            "reasons": [reason for reason, _ in _reasons(found) if reason],
-        }
-        for (state, cause, model, task), found in groups.items()
+        LackingGroup(*key, len(found), [cell.name for cell in found], _reasons(found))
+        for key, found in groups.items()
     ]
-    return sorted(listed, key=lambda group: (group["state"] != "failed", group["state"], group["cause"]))
+    return sorted(listed, key=lambda group: (group.state != "failed", group.state, group.cause))
 
 
-def _reasons(entries: Sequence[Entry]) -> list[tuple[str, int]]:
-    return Counter(entry["reason"] for entry in entries).most_common(_MOST_REASONS)
+def _reasons(cells: Sequence[LackingCell]) -> list[str]:
+    counts = Counter(cell.reason for cell in cells).most_common(_MOST_REASONS)
+    return [reason for reason, _ in counts if reason]
 
 
 Cell = tuple[str, str, tuple[str, ...], str | None]
 """Model, task, languages, and the seed if it is known."""
 
 
-def missing(
-    read: Sequence[Result], expected: Iterable[Mapping[str, Any]] | None = None
-) -> list[dict[str, Any]]:
+def missing(read: Sequence[Result], expected: Iterable[ExpectedCell] | None = None) -> list[MissingRows]:
     """Return the expected cells without rows, and the evaluation languages that other cells lack.
 
     Args:
@@ -167,29 +158,21 @@ def missing(
         if lacking:
             model, task, languages, seed = cell
             entries.append(
-                {
-                    "cell": name,
-                    "model": model,
-                    "task": task,
-                    "mixture": paper.label_of(languages),
-                    "languages": list(languages),
-                    "seed": seed,
-                    "eval_languages": lacking,
-                }
+                MissingRows(name, model, task, paper.label_of(languages), list(languages), seed, lacking)
             )
     return entries
 
 
-def _expected(read: Sequence[Result], given: Iterable[Mapping[str, Any]] | None) -> dict[Cell, str | None]:
+def _expected(read: Sequence[Result], given: Iterable[ExpectedCell] | None) -> dict[Cell, str | None]:
     if given is None:
         return dict.fromkeys(_derived(read))
     return {
         (
-            str(cell["model"]),
-            str(cell["task"]),
-            paper.in_order(languages_of(cell.get("languages"))),
-            None if cell.get("seed") is None else str(cell["seed"]),
-        ): cell.get("cell")
+            cell.model,
+            cell.task,
+            paper.in_order(languages_of(cell.languages)),
+            None if cell.seed is None else str(cell.seed),
+        ): cell.cell
         for cell in given
     }
 

@@ -12,19 +12,20 @@ from orchestrator.reports import style
 from orchestrator.study import paper
 from orchestrator.study.comparison import NOT_COMPARABLE, PUBLISHED
 from orchestrator.study.paper import SETTINGS, distinct, interval, listed, number, task_name
+from orchestrator.study.sections import MedianGain, NumbersSection, TransferPoint
 
-Medians = Mapping[str, Mapping[str, Any]]
+Medians = Mapping[str, MedianGain]
 """Map from setting to its entry in the numbers."""
 
 
-def figure3(numbers: Mapping[str, Any]) -> style.Drawing | None:
+def figure3(numbers: NumbersSection) -> style.Drawing | None:
     """Draw a panel for each task with a row for each setting, or return None without numbers.
 
     A published median is shown beside ours only if the two are comparable.
     """
     tasks = {
-        task: {key: entry for key, entry in by_setting.items() if entry.get("median_points") is not None}
-        for task, by_setting in numbers["fig3"].items()
+        task: {key: entry for key, entry in by_setting.items() if entry.median_points is not None}
+        for task, by_setting in numbers.fig3.items()
     }
     tasks = {task: by_setting for task, by_setting in tasks.items() if by_setting}
     if not tasks:
@@ -42,7 +43,7 @@ def figure3(numbers: Mapping[str, Any]) -> style.Drawing | None:
         )  # fmt: skip
     style.legend(figure, handles, longest=24)
     said = [
-        f"{task_name(task)} {SETTINGS[key]}: {number(entry['median_points'], sign=True)} points"
+        f"{task_name(task)} {SETTINGS[key]}: {number(entry.median_points, sign=True)} points"
         for task, medians in tasks.items()
         for key, entry in medians.items()
     ]
@@ -58,11 +59,11 @@ def figure3(numbers: Mapping[str, Any]) -> style.Drawing | None:
     )
 
 
-def _published(numbers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _published(numbers: NumbersSection) -> dict[str, dict[str, float]]:
     """Return the published medians that are comparable with ours, by task and setting."""
     found: dict[str, dict[str, float]] = {}
-    for published, entry in zip(PUBLISHED, numbers["verdicts"], strict=True):
-        if published.path[0] == "fig3" and entry["verdict"] != NOT_COMPARABLE:
+    for published, entry in zip(PUBLISHED, numbers.verdicts, strict=True):
+        if published.path[0] == "fig3" and entry.verdict != NOT_COMPARABLE:
             found.setdefault(published.path[1], {})[published.path[2]] = published.value
     return found
 
@@ -74,15 +75,14 @@ def _panel_of_medians(axis: Axes, medians: Medians, published: Mapping[str, floa
     axis.axvline(0, color=style.GREY, linewidth=0.8)
     for place, key in zip(places, settings, strict=True):
         entry = medians[key]
-        if entry["low"] is not None:
-            axis.plot([entry["low"], entry["high"]], [place, place], color=style.COLOURS[0], linewidth=2)
-        axis.plot([entry["median_points"]], [place], color=style.COLOURS[0], marker="o", markersize=5.5)
+        assert entry.median_points is not None  # `figure3` leaves others out
+        if entry.low is not None and entry.high is not None:
+            axis.plot([entry.low, entry.high], [place, place], color=style.COLOURS[0], linewidth=2)
+        axis.plot([entry.median_points], [place], color=style.COLOURS[0], marker="o", markersize=5.5)
         if published.get(key) is not None:
             axis.plot([published[key]], [place], color=style.COLOURS[1], marker="D", markerfacecolor="none",
                       markersize=6, linestyle="")  # fmt: skip
-    axis.set_yticks(
-        places, [f"{_split(SETTINGS[key])}\n(n = {medians[key]['num_cells']})" for key in settings]
-    )
+    axis.set_yticks(places, [f"{_split(SETTINGS[key])}\n(n = {medians[key].num_cells})" for key in settings])
     axis.set_ylim(-0.6, len(settings) - 0.4)
     # The numbers stand at the right edge, where they cannot cover a point or an interval.
     right = axis.secondary_yaxis("right")
@@ -98,8 +98,8 @@ def _split(text: str) -> str:
     return text.replace(" ", "\n", 1)
 
 
-def _written(entry: Mapping[str, Any]) -> str:
-    return f"{number(entry['median_points'], sign=True)}\n{interval(entry['low'], entry['high'])}"
+def _written(entry: MedianGain) -> str:
+    return f"{number(entry.median_points, sign=True)}\n{interval(entry.low, entry.high)}"
 
 
 OUTCOMES = {
@@ -116,13 +116,13 @@ _ABOUT = (
     " diagonal the mixture without x does better. Colours: two-sided t-test on the per-item"
     " outcomes, alpha 0.05"
 )
-Entries = Sequence[Mapping[str, Any]]
+Entries = Sequence[TransferPoint]
 """The entries of Figure 4 in the numbers."""
 
 
-def figure4(numbers: Mapping[str, Any]) -> style.Drawing | None:
+def figure4(numbers: NumbersSection) -> style.Drawing | None:
     """Draw Figure 4: a panel for each task and number of training languages, with all models together."""
-    entries = numbers["fig4"]
+    entries = numbers.fig4
     if not entries:
         return None
     tasks, sizes = distinct(entries, "task"), sorted(distinct(entries, "num_languages"))
@@ -130,7 +130,7 @@ def figure4(numbers: Mapping[str, Any]) -> style.Drawing | None:
     limits = _limits(entries)
     for row, task in zip(axes, tasks, strict=True):
         for axis, size in zip(row, sizes, strict=True):
-            chosen = [e for e in entries if e["task"] == task and e["num_languages"] == size]
+            chosen = [e for e in entries if e.task == task and e.num_languages == size]
             _scatter(axis, chosen, _languages(entries), limits)
             axis.set_title(f"{task_name(task)}, L = {size}\n{_tally(chosen)}")
     _label(axes)
@@ -145,9 +145,9 @@ def figure4(numbers: Mapping[str, Any]) -> style.Drawing | None:
     )
 
 
-def figure9(numbers: Mapping[str, Any]) -> style.Drawing | None:
+def figure9(numbers: NumbersSection) -> style.Drawing | None:
     """Draw Figure 9: the points of Figure 4, with a panel for each task and model."""
-    entries = numbers["fig4"]
+    entries = numbers.fig4
     if not entries:
         return None
     tasks, models = distinct(entries, "task"), distinct(entries, "model")
@@ -157,14 +157,14 @@ def figure9(numbers: Mapping[str, Any]) -> style.Drawing | None:
     panel_in = min(2.5, style.WIDTH_IN / columns + 0.3)
     figure, axes = style.panels(num_rows, columns, height_in=0.7 + panel_in * num_rows)
     for axis, task, model in style.panels_by_task(axes, tasks, models):
-        chosen = [e for e in entries if e["task"] == task and e["model"] == model]
+        chosen = [e for e in entries if e.task == task and e.model == model]
         # Models differ widely in accuracy, and on a common scale the points of a weak one would coincide.
-        limits = _limits([e for e in entries if e["model"] == model])
+        limits = _limits([e for e in entries if e.model == model])
         _scatter(axis, chosen, _languages(entries), limits)
         axis.set_title(f"{style.shortened(str(model), 80 // columns)}\n{task_name(task)}", fontsize=8)
     _label(axes)
     _legend(figure, entries)
-    tallies = (f"{model}: {_tally([e for e in entries if e['model'] == model])}" for model in models)
+    tallies = (f"{model}: {_tally([e for e in entries if e.model == model])}" for model in models)
     return style.Drawing(
         "figure9",
         "Figure 9. Zero-shot transfer against direct exposure, by model",
@@ -185,7 +185,7 @@ def _sizes(entries: Entries) -> list[int]:
 
 
 def _limits(entries: Entries) -> tuple[float, float]:
-    values = [100 * entry[key] for entry in entries for key in ("direct", "zero_shot")]
+    values = [100 * share for entry in entries for share in (entry.direct, entry.zero_shot)]
     low, high = min(values), max(values)
     # Both axes share these limits, so that the diagonal means equal accuracies.
     pad = max(3.0, 0.06 * (high - low))
@@ -196,11 +196,11 @@ def _scatter(axis: Axes, entries: Entries, languages: Sequence[str], limits: tup
     axis.plot(limits, limits, color=style.GREY, linewidth=0.8, zorder=1)
     for entry in entries:
         axis.scatter(
-            100 * entry["direct"],
-            100 * entry["zero_shot"],
+            100 * entry.direct,
+            100 * entry.zero_shot,
             s=24,
-            color=OUTCOMES[entry["outcome"]][0],
-            marker=style.marker(languages.index(entry["language"])),
+            color=OUTCOMES[entry.outcome][0],
+            marker=style.marker(languages.index(entry.language)),
             edgecolors="white",
             linewidths=0.4,
             zorder=2,
@@ -245,5 +245,5 @@ def _legend(figure: Any, entries: Entries) -> None:
 
 
 def _tally(entries: Entries) -> str:
-    outcomes = [entry["outcome"] for entry in entries]
+    outcomes = [entry.outcome for entry in entries]
     return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in OUTCOMES)

@@ -160,8 +160,8 @@ def interval(low: float | None, high: float | None, *, digits: int = 1, scale: f
 
 
 def distinct(entries: Any, key: str) -> list[Any]:
-    """Return the distinct values of a key in order of first appearance."""
-    return list(dict.fromkeys(entry[key] for entry in entries))
+    """Return the distinct values of an attribute in order of first appearance."""
+    return list(dict.fromkeys(getattr(entry, key) for entry in entries))
 
 
 def counted(num: int, noun: str) -> str:
@@ -173,8 +173,3 @@ def listed(names: Any) -> str:
     """Return names as a list in a sentence: ``a, b and c``."""
     texts = [str(name) for name in names]
     return texts[0] if len(texts) == 1 else " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
-
-
-def models_of(numbers: Mapping[str, Any]) -> list[str]:
-    """Return the models of all figures, so that each has the same colour and marker in all of them."""
-    return sorted({entry["model"] for key in ("fig2", "fig4", "fig7", "fig8") for entry in numbers[key]})

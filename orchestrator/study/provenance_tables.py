@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.reporting import About
+from orchestrator.reporting import About, AttemptFacts, LaunchFacts
 from orchestrator.reports.page import Table
 from orchestrator.study.comparison import DEVIATES, MATCH, NOISE, NOT_COMPARABLE, value_text, values_text
 from orchestrator.study.coverage import ABSENT as ABSENT_STATE
 from orchestrator.study.coverage import PARTIAL
 from orchestrator.study.paper import ABSENT, counted, number, task_name
-
-Report = Mapping[str, Any]
-"""The content of ``report.json``."""
+from orchestrator.study.sections import CodeCells, GpuHours, ModelHours, Provenance, Report
 
 # A stage that many cells share would otherwise fill a page with their names.
 _MOST_CELLS = 6
@@ -32,14 +30,14 @@ def missing(report: Report) -> Table:
     """Return the table of missing cells, with a row for each group of equal state, cause, model and task."""
     rows = [
         (
-            " ".join(filter(None, [group["state"], f"({group['cause']})" if group["cause"] else ""])),
-            group["model"] or ABSENT,
-            task_name(group["task"]) if group["task"] else ABSENT,
-            f"{group['num_cells']:,}",
-            ", ".join(group["names"]),
-            "; ".join(group["reasons"]),
+            " ".join(filter(None, [group.state, f"({group.cause})" if group.cause else ""])),
+            group.model or ABSENT,
+            task_name(group.task) if group.task else ABSENT,
+            f"{group.num_cells:,}",
+            ", ".join(group.names),
+            "; ".join(group.reasons),
         )
-        for group in report["status"]["groups"]
+        for group in report.status.groups
     ]
     return Table(
         "missing", "Missing cells", ("state", "model", "task", "#cells", "mixtures", "why"), rows,
@@ -50,17 +48,17 @@ def missing(report: Report) -> Table:
 def ours(report: Report) -> Table:
     """Return the table of the settings that the paper does not give."""
     # Without facts of a sweep, nothing shows how its cells were configured.
-    known = report["ledger"]["known"]
+    known = report.ledger.known
     rows = []
-    for entry in report["ledger"]["ours"]:
-        used = values_text(entry["values"])
-        if not entry["key"] and entry["values"] is None:
+    for entry in report.ledger.ours:
+        used = values_text(entry.values)
+        if not entry.key and entry.values is None:
             used = "as by default" if known else "unknown"
         elif not used:
             used = "no such setting" if known else "unknown"
-        flag = {True: "differs from our default", False: "", None: ""}[entry["differs"]]
-        default = ABSENT if entry["default"] is None else value_text(entry["default"])
-        rows.append((entry["what"], entry["key"] or ABSENT, default, used, flag, entry["why"]))
+        flag = {True: "differs from our default", False: "", None: ""}[entry.differs]
+        default = ABSENT if entry.default is None else value_text(entry.default)
+        rows.append((entry.what, entry.key or ABSENT, default, used, flag, entry.why))
     return Table(
         "deviations-ours",
         "The paper is silent: what we took",
@@ -76,28 +74,25 @@ def differs(report: Report) -> Table:
         "deviations-paper",
         "Different from the paper",
         ("what", "setting", "paper", "in these cells", "where the paper says so"),
-        [
-            (e["what"], e["key"], value_text(e["default"]), values_text(e["values"]), e["why"])
-            for e in report["ledger"]["differs"]
-        ],
+        [(e.what, e.key, value_text(e.default), values_text(e.values), e.why) for e in report.ledger.differs],
     )
 
 
 def retries(report: Report) -> Table:
     """Return the table of stages with several attempts, and of the settings that changed between them."""
     rows = []
-    for retry in report["retries"]:
-        cells = retry["cells"]
+    for retry in report.retries:
+        cells = retry.cells
         named = ", ".join(cells[:_MOST_CELLS]) + (
             f" and {len(cells) - _MOST_CELLS} more" if len(cells) > _MOST_CELLS else ""
         )
-        history = [_attempt(attempt) for attempt in retry["attempts"]]
+        history = [_attempt(attempt) for attempt in retry.attempts]
         remedies = [
-            f"attempt {attempt['number']}: {key} {value_text(before)} → {value_text(now)}"
-            for attempt in retry["attempts"]
-            for key, (before, now) in attempt["changed"].items()
+            f"attempt {attempt.number}: {key} {value_text(before)} → {value_text(now)}"
+            for attempt in retry.attempts
+            for key, (before, now) in attempt.changed.items()
         ]
-        rows.append((retry["stage"], named, "; ".join(history), "; ".join(remedies) or ABSENT))
+        rows.append((retry.stage, named, "; ".join(history), "; ".join(remedies) or ABSENT))
     return Table(
         "retries",
         "Stages that took more than one attempt",
@@ -107,27 +102,26 @@ def retries(report: Report) -> Table:
     )
 
 
-def _attempt(attempt: Mapping[str, Any]) -> str:
-    why = f" ({attempt['why']})" if attempt["why"] else ""
-    said = f": {attempt['message']}" if attempt["message"] and attempt["outcome"] != "succeeded" else ""
-    return f"{attempt['number']} {attempt['outcome']}{why}{said}"
+def _attempt(attempt: AttemptFacts) -> str:
+    why = f" ({attempt.why})" if attempt.why else ""
+    said = f": {attempt.message}" if attempt.message and attempt.outcome != "succeeded" else ""
+    return f"{attempt.number} {attempt.outcome}{why}{said}"
 
 
 def hours(report: Report) -> Table:
     """Return the table of training time by model."""
-    spent = report["gpu_hours"]
+    spent = report.gpu_hours
     rows = [
-        (e["model"], f"{e['num_cells']:,}", number(e["hours"], digits=2), f"{e['num_tokens']:,}")
-        for e in spent["by_model"]
+        (e.model, f"{e.num_cells:,}", number(e.hours, digits=2), f"{e.num_tokens:,}") for e in spent.by_model
     ]
     if rows:
-        tokens = sum(e["num_tokens"] for e in spent["by_model"])
-        rows.append(("all", f"{spent['num_cells']:,}", number(spent["total"], digits=2), f"{tokens:,}"))
+        tokens = sum(e.num_tokens for e in spent.by_model)
+        rows.append(("all", f"{spent.num_cells:,}", number(spent.total, digits=2), f"{tokens:,}"))
     notes = ["Seconds of training times devices, of the attempts that count; evaluation is not in it."]
-    if not spent["devices_known"]:
+    if not spent.devices_known:
         notes.append("The rows do not say on how many devices: one is assumed.")
-    if spent["devices"]:
-        notes.append(f"Devices: {', '.join(spent['devices'])}.")
+    if spent.devices:
+        notes.append(f"Devices: {', '.join(spent.devices)}.")
     return Table(
         "hours",
         "Device-hours of training",
@@ -143,7 +137,7 @@ def codes(report: Report) -> Table:
         "code",
         "Versions of the code that made the results",
         ("commit and digest", "#cells"),
-        [(entry["code"], f"{entry['num_cells']:,}") for entry in report["provenance"]["codes"]],
+        [(entry.code, f"{entry.num_cells:,}") for entry in report.provenance.codes],
     )
 
 
@@ -151,46 +145,46 @@ def launches(report: Report) -> Table:
     """Return the table of launches: what was typed, when and by whom."""
     rows = [
         (
-            str(entry["number"]),
-            entry["at"],
-            entry["by"],
-            entry["command"],
-            entry["code"],
+            str(entry.number),
+            entry.at,
+            entry.by,
+            entry.command,
+            entry.code,
             _packages(entry),
         )
-        for entry in report["provenance"]["launches"]
+        for entry in report.provenance.launches
     ]
     return Table("launches", "Launches", ("#request", "at (UTC)", "by", "command", "code", "packages"), rows)
 
 
-def _packages(entry: Mapping[str, Any]) -> str:
-    versions = {"Python": entry["python"], **entry["packages"]}
+def _packages(entry: LaunchFacts) -> str:
+    versions = {"Python": entry.python, **entry.packages}
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
 def headline(report: Report) -> list[str]:
     """Return a few sentences about what was run and how far it is."""
-    state, sweep = report["status"], report["sweep"]
+    state, sweep = report.status, report.sweep
     said = []
-    if sweep["description"]:
-        said.append(sweep["description"].rstrip(".") + ".")
-    if not state["num_cells"]:
+    if sweep.description:
+        said.append(sweep.description.rstrip(".") + ".")
+    if not state.num_cells:
         said.append("The table holds no results.")
         return said
-    if not state["num_rows"]:
-        cells = counted(state["num_cells"], "cell")
+    if not state.num_rows:
+        cells = counted(state.num_cells, "cell")
         said.append(f"Nothing is done yet: 0 of {cells}, so there are no results to show.")
         return said
     others = ", ".join(
-        f"{num:,} {_STATES.get(name, name)}" for name, num in state["states"].items() if name != "done"
+        f"{num:,} {_STATES.get(name, name)}" for name, num in state.states.items() if name != "done"
     )
-    whole = "All" if state["num_done"] == state["num_cells"] else f"{state['num_done']:,} of"
+    whole = "All" if state.num_done == state.num_cells else f"{state.num_done:,} of"
     said.append(
-        f"{whole} {counted(state['num_cells'], 'cell')} {_are(state['num_done'])} done"
+        f"{whole} {counted(state.num_cells, 'cell')} {_are(state.num_done)} done"
         + (f"; {others}." if others else ".")
     )
-    said.append(f"Results: {counted(state['num_rows'], 'row')} of a cell and evaluation language.")
-    verdicts = [entry["verdict"] for entry in report["verdicts"]]
+    said.append(f"Results: {counted(state.num_rows, 'row')} of a cell and evaluation language.")
+    verdicts = [entry.verdict for entry in report.numbers.verdicts]
     counts = [f"{verdicts.count(name)} {_VERBS.get(name, name)}" for name in dict.fromkeys(verdicts)]
     said.append(f"Of {len(verdicts)} published numbers: {', '.join(counts)}.")
     return said
@@ -202,7 +196,6 @@ def _are(num: int) -> str:
 
 def grid(report: Report) -> Table:
     """Return the table of the models, tasks, mixtures and languages of the results."""
-    swept: Mapping[str, Sequence[str]] = report["swept"]
     names = {
         "models": "models",
         "tasks": "tasks",
@@ -214,7 +207,7 @@ def grid(report: Report) -> Table:
         "What was run",
         ("axis", "#number", "values"),
         [
-            (label, str(len(swept[key])), ", ".join(map(str, swept[key])) or ABSENT)
+            (label, str(len(found := getattr(report.swept, key))), ", ".join(map(str, found)) or ABSENT)
             for key, label in names.items()
         ],
     )
@@ -225,7 +218,7 @@ _DEVICES = ("num_gpus", "num_devices", "num_processes", "world_size")
 """Columns that may hold the number of devices of a cell's training. Without them, 1 is assumed."""
 
 
-def gpu_hours(rows: Sequence[Row]) -> dict[str, Any]:
+def gpu_hours(rows: Sequence[Row]) -> GpuHours:
     """Return training hours times devices, in total and by model.
 
     The total is None if no row has a training time.
@@ -237,63 +230,43 @@ def gpu_hours(rows: Sequence[Row]) -> dict[str, Any]:
             # A cell has a row for each evaluation language, all with the same training time, which must
             # count once.
             cells[tuple(str(row.get(name)) for name in key)] = row
-    by_model: dict[str, dict[str, float]] = {}
+    by_model: dict[str, list[ModelHours]] = {}
     is_counted = False
     for row in cells.values():
         num_devices = next((num for name in _DEVICES if (num := _number(row.get(name)))), None)
         is_counted = is_counted or num_devices is not None
-        spent = by_model.setdefault(str(row.get("model")), {"hours": 0.0, "num_cells": 0, "num_tokens": 0})
-        spent["hours"] += (_number(row.get("train_seconds")) or 0.0) * (num_devices or 1) / 3600
-        spent["num_cells"] += 1
-        spent["num_tokens"] += int(_number(row.get("train_tokens")) or 0)
-    devices = sorted({str(row["device"]) for row in rows if row.get("device")})
-    return {
-        "total": sum(spent["hours"] for spent in by_model.values()) if by_model else None,
-        "num_cells": len(cells),
-        "devices_known": is_counted,
-        "devices": devices,
-        "by_model": [{"model": model, **spent} for model, spent in sorted(by_model.items())],
-    }
+        model, hours = str(row.get("model")), (_number(row.get("train_seconds")) or 0.0) / 3600
+        spent = ModelHours(model, hours * (num_devices or 1), 1, int(_number(row.get("train_tokens")) or 0))
+        by_model.setdefault(model, []).append(spent)
+    totals = [
+        ModelHours(
+            model,
+            hours=sum(each.hours for each in spent),
+            num_cells=len(spent),
+            num_tokens=sum(each.num_tokens for each in spent),
+        )
+        for model, spent in sorted(by_model.items())
+    ]
+    return GpuHours(
+        total=sum(spent.hours for spent in totals) if totals else None,
+        num_cells=len(cells),
+        devices_known=is_counted,
+        devices=sorted({str(row["device"]) for row in rows if row.get("device")}),
+        by_model=totals,
+    )
 
 
-def provenance(rows: Sequence[Row], about: About | None) -> dict[str, Any]:
+def provenance(rows: Sequence[Row], about: About | None) -> Provenance:
     """Return code versions with the number of cells of each, and the sweep's launches and hosts if known."""
     # As a set, because a cell has a row for each evaluation language.
     made = {(str(row.get("cell", "")), str(row["code"])) for row in rows if row.get("code")}
     codes = Counter(code for _, code in made)
-    found: dict[str, Any] = {
-        "codes": [{"code": code, "num_cells": num} for code, num in sorted(codes.items())],
-        "revisions": sorted({str(row["revision"]) for row in rows if row.get("revision")}),
-        "launches": [],
-        "hosts": [],
-    }
-    if about is not None:
-        found["launches"] = [
-            {name: getattr(launch, name) for name in launch.__struct_fields__} for launch in about.launches
-        ]
-        found["hosts"] = list(about.hosts)
-    return found
-
-
-def num_retries(about: About | None) -> list[dict[str, Any]]:
-    """Return the stages with more than one attempt, and the settings that changed between attempts."""
-    return [
-        {
-            "stage": retry.stage,
-            "cells": list(retry.cells),
-            "attempts": [
-                {
-                    "number": attempt.number,
-                    "outcome": attempt.outcome,
-                    "why": attempt.why,
-                    "message": attempt.message,
-                    "changed": {key: list(pair) for key, pair in attempt.changed.items()},
-                }
-                for attempt in retry.attempts
-            ],
-        }
-        for retry in (about.retries if about is not None else ())
-    ]
+    return Provenance(
+        codes=[CodeCells(code, num) for code, num in sorted(codes.items())],
+        revisions=sorted({str(row["revision"]) for row in rows if row.get("revision")}),
+        launches=about.launches if about is not None else (),
+        hosts=about.hosts if about is not None else (),
+    )
 
 
 def _number(value: Any) -> float | None:

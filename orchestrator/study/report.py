@@ -6,11 +6,8 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from orchestrator.reporting import About
 from orchestrator.reports import page
@@ -20,6 +17,7 @@ from orchestrator.results import notes_of
 from orchestrator.study import accuracy_figures, coverage, effect_figures, numbers, paper, provenance_tables
 from orchestrator.study.comparison import ledger
 from orchestrator.study.paper import distinct
+from orchestrator.study.sections import NumbersSection, Report, SweepSection, Swept
 from orchestrator.study.tables import model
 from orchestrator.study.tables.results import Row, languages_of
 
@@ -53,7 +51,7 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
     report = numbers_of(rows, about)
     folder.mkdir(parents=True, exist_ok=True)
     with styled():
-        drawings = [drawing for draw in FIGURES if (drawing := draw(report)) is not None]
+        drawings = [drawing for draw in FIGURES if (drawing := draw(report.numbers)) is not None]
     pictures, drawn = [], []
     for drawing in drawings:
         drawn += save(drawing, folder)
@@ -66,8 +64,8 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
         encoding="utf-8",
     )
     paths[1].write_text(_markdown(report, drawings), encoding="utf-8")
-    paths[2].write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-    for table in (model.accuracies(report), *model.results(report), *_accounts(report)):
+    paths[2].write_bytes(report.to_json())
+    for table in (model.accuracies(report.numbers), *model.results(report.numbers), *_accounts(report)):
         if table.rows:
             paths.append(folder / f"{table.key}.md")
             paths[-1].write_text(page.section(table, level=1), encoding="utf-8")
@@ -75,43 +73,49 @@ def write(rows: Sequence[Row], folder: Path, *, about: About | None = None) -> l
     return [*paths, *drawn]
 
 
-def numbers_of(rows: Sequence[Row], about: About | None = None) -> dict[str, Any]:
+def numbers_of(rows: Sequence[Row], about: About | None = None) -> Report:
     """Return the content of ``report.json``: the study's numbers, and how they came to be."""
     where = f"{about.sweep}@{about.revision}" if about else "the table"
     found = numbers.report(rows, expected=coverage.expected(about), where=where)
-    return {
-        "sweep": _identity(about, rows),
-        "swept": _swept(rows, found, about),
-        "status": coverage.status(found, about),
-        **found,
-        "ledger": ledger(about),
-        "retries": provenance_tables.num_retries(about),
-        "gpu_hours": provenance_tables.gpu_hours(rows),
-        "provenance": provenance_tables.provenance(rows, about),
-    }
+    return Report(
+        sweep=_identity(about, rows),
+        swept=_swept(rows, found, about),
+        status=coverage.status(found, about),
+        numbers=found,
+        ledger=ledger(about),
+        retries=about.retries if about is not None else (),
+        gpu_hours=provenance_tables.gpu_hours(rows),
+        provenance=provenance_tables.provenance(rows, about),
+    )
 
 
-def _identity(about: About | None, rows: Sequence[Row]) -> dict[str, Any]:
-    names = ("sweep", "revision", "sealed", "description", "stages", "made_at", "notes")
-    known = dict.fromkeys(names) | {"description": ""}
-    if about is not None:
-        known = {name: getattr(about, name) for name in names}
-    return known | {"notes": [*(about.notes if about else ()), *notes_of(rows)]}
+def _identity(about: About | None, rows: Sequence[Row]) -> SweepSection:
+    notes = tuple(notes_of(rows))
+    if about is None:
+        return SweepSection(notes=notes)
+    return SweepSection(
+        sweep=about.sweep,
+        revision=about.revision,
+        sealed=about.sealed,
+        description=about.description,
+        stages=about.stages,
+        made_at=about.made_at,
+        notes=(*about.notes, *notes),
+    )
 
 
-def _swept(rows: Sequence[Row], found: Mapping[str, Any], about: About | None) -> dict[str, list[str]]:
+def _swept(rows: Sequence[Row], found: NumbersSection, about: About | None) -> Swept:
     """Return what was run: the whole grid of a sweep, or what occurs in a table."""
-    shown = [*found["fig8"], *found["baselines"]]
-    swept = {"models": distinct(shown, "model"), "tasks": distinct(shown, "task")}
+    shown = [*found.fig8, *found.baselines]
     cells = coverage.expected(about)
-    if cells:
-        swept = {f"{key}s": distinct(cells, key) for key in ("model", "task")}
-    trained = {
-        paper.in_order(languages_of(cell.get("languages"))) for cell in (rows if cells is None else cells)
-    }
-    mixtures = [paper.label_of(names) for names in sorted(trained, key=_place)]
-    languages = list(paper.in_order(distinct(shown, "eval_language")))
-    return {**swept, "mixtures": mixtures if shown or cells else [], "eval_languages": languages}
+    mixtures = [cell.languages for cell in cells] if cells is not None else [r.get("languages") for r in rows]
+    trained = sorted({paper.in_order(languages_of(names)) for names in mixtures}, key=_place)
+    return Swept(
+        models=distinct(cells or shown, "model"),
+        tasks=distinct(cells or shown, "task"),
+        mixtures=[paper.label_of(names) for names in trained] if shown or cells else [],
+        eval_languages=list(paper.in_order(distinct(shown, "eval_language"))),
+    )
 
 
 def _place(languages: Sequence[str]) -> tuple[int, list[int]]:
@@ -120,28 +124,28 @@ def _place(languages: Sequence[str]) -> tuple[int, list[int]]:
     return len(languages), [known.index(name) if name in known else len(known) for name in languages]
 
 
-def _subtitle(report: Mapping[str, Any]) -> str:
-    sweep = report["sweep"]
-    if sweep["sweep"] is None:
+def _subtitle(report: Report) -> str:
+    sweep = report.sweep
+    if sweep.sweep is None:
         return "From a table of results."
-    made = f", as of {sweep['made_at']}" if sweep["made_at"] else ""
-    launched = "" if sweep["sealed"] else " (not launched yet)"
-    return f"Sweep {sweep['sweep']}, revision {sweep['revision']}{launched}{made}."
+    made = f", as of {sweep.made_at}" if sweep.made_at else ""
+    launched = "" if sweep.sealed else " (not launched yet)"
+    return f"Sweep {sweep.sweep}, revision {sweep.revision}{launched}{made}."
 
 
-def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> Iterator[page.Section]:
+def _sections(report: Report, pictures: Sequence[page.Picture]) -> Iterator[page.Section]:
     """Yield the sections of the page."""
-    said = [*provenance_tables.headline(report), *report["sweep"]["notes"]]
+    said = [*provenance_tables.headline(report), *report.sweep.notes]
     yield page.Section("status", "What was run, and where it stands", said,
                        [provenance_tables.grid(report), provenance_tables.missing(report)])  # fmt: skip
     nothing = "Nothing is done yet."
-    yield page.Section("verdicts", "Verdicts", (), [model.verdicts(report)], empty=nothing)
-    yield page.Section("tables", "Tables", (), model.results(report), empty=nothing)
+    yield page.Section("verdicts", "Verdicts", (), [model.verdicts(report.numbers)], empty=nothing)
+    yield page.Section("tables", "Tables", (), model.results(report.numbers), empty=nothing)
     yield page.Section(
         "figures", "Figures", (), (), pictures, empty="There are no rows yet to draw a figure from."
     )
-    text = [] if report["ledger"]["known"] else ["The table does not say how its cells were configured."]
-    if report["ledger"]["known"] and not report["ledger"]["differs"]:
+    text = [] if report.ledger.known else ["The table does not say how its cells were configured."]
+    if report.ledger.known and not report.ledger.differs:
         text = ["No cell differs from what the paper says."]
     yield page.Section(
         "deviations",
@@ -150,7 +154,7 @@ def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> It
         [provenance_tables.differs(report), provenance_tables.ours(report)],
     )
     yield page.Section("retries", "Remedies and retries", (), [provenance_tables.retries(report)],
-                       empty="Every stage was done at its first attempt." if report["sweep"]["sweep"]
+                       empty="Every stage was done at its first attempt." if report.sweep.sweep
                        else "A table does not tell.")  # fmt: skip
     yield page.Section(
         "hours",
@@ -159,17 +163,17 @@ def _sections(report: Mapping[str, Any], pictures: Sequence[page.Picture]) -> It
         [provenance_tables.hours(report)],
         empty="No row says how long training took.",
     )
-    hosts = report["provenance"]["hosts"]
+    hosts = report.provenance.hosts
     yield page.Section("provenance", "Provenance", [f"Made on {', '.join(hosts)}."] if hosts else [],
                        [provenance_tables.codes(report), provenance_tables.launches(report)],
                        empty="The rows name no code version.")  # fmt: skip
 
 
-def _accounts(report: Mapping[str, Any]) -> list[Table]:
+def _accounts(report: Report) -> list[Table]:
     """Return the tables that are also written to files of their own, beside those of results."""
     makers = (
         provenance_tables.missing,
-        model.verdicts,
+        lambda report: model.verdicts(report.numbers),
         provenance_tables.differs,
         provenance_tables.ours,
         provenance_tables.retries,
@@ -178,12 +182,12 @@ def _accounts(report: Mapping[str, Any]) -> list[Table]:
     return [make(report) for make in makers]
 
 
-def _markdown(report: Mapping[str, Any], drawings: Sequence[Drawing]) -> str:
+def _markdown(report: Report, drawings: Sequence[Drawing]) -> str:
     shown = [
         provenance_tables.grid(report),
         provenance_tables.missing(report),
-        model.verdicts(report),
-        *model.results(report),
+        model.verdicts(report.numbers),
+        *model.results(report.numbers),
     ]
     about = [
         provenance_tables.differs,
@@ -194,7 +198,7 @@ def _markdown(report: Mapping[str, Any], drawings: Sequence[Drawing]) -> str:
         provenance_tables.launches,
     ]
     shown += [make(report) for make in about]
-    said = [_subtitle(report), *provenance_tables.headline(report), *report["sweep"]["notes"]]
+    said = [_subtitle(report), *provenance_tables.headline(report), *report.sweep.notes]
     return page.page(TITLE, said, shown, [(d.title, f"{d.key}.png", d.caption) for d in drawings])
 
 

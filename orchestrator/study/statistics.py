@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from scipy import stats
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
+from orchestrator.study.sections import Coefficient, Regression
 from orchestrator.study.tables.results import Result
 
 NUM_RESAMPLES = 9_999
@@ -133,7 +134,7 @@ _TOLERANCE = 1e-9
 """Threshold below which a singular value, an eigenvalue or a range counts as zero."""
 
 
-def table3(read: Sequence[Result], *, seed: int) -> dict[str, Any]:
+def table3(read: Sequence[Result], *, seed: int) -> Regression:
     """Return the coefficients with 95 % bootstrap intervals, and R2 on rows that were held out.
 
     The fit is ordinary least squares by statsmodels. The coefficients are fitted to all rows, so that they
@@ -159,25 +160,20 @@ def table3(read: Sequence[Result], *, seed: int) -> dict[str, Any]:
     chance = numpy.random.default_rng(seed)
     r2, r2_low, r2_high = _held_out_r2(design[:, kept], y, chance)
     low, high = _bootstrap(design[:, kept], y, chance)
-    coefficients = {name: dict.fromkeys(("value", "low", "high")) for name in COEFFICIENTS}
+    coefficients = dict.fromkeys(COEFFICIENTS, Coefficient())
     for place, column in enumerate(kept):
-        ends = (values[place], low[place], high[place])
-        coefficients[COEFFICIENTS[column]] = dict(
-            zip(("value", "low", "high"), map(_finite, ends), strict=True)
-        )
+        ends = map(_finite, (values[place], low[place], high[place]))
+        coefficients[COEFFICIENTS[column]] = Coefficient(*ends)
     dropped = {
         name: "the rows do not tell it from the other regressors"
         for column, name in enumerate(COEFFICIENTS)
         if column not in kept
     }
-    fit = {"r2": r2, "r2_low": r2_low, "r2_high": r2_high, "num_rows": len(read)}
-    return {"coefficients": coefficients, **fit, "dropped": dropped, "reason": None}
+    return Regression(coefficients, r2, r2_low, r2_high, len(read), dropped, reason=None)
 
 
-def _nothing(reason: str) -> dict[str, Any]:
-    empty = {name: dict.fromkeys(("value", "low", "high")) for name in COEFFICIENTS}
-    fit = {"r2": None, "r2_low": None, "r2_high": None, "num_rows": 0}
-    return {"coefficients": empty, **fit, "dropped": {}, "reason": reason}
+def _nothing(reason: str) -> Regression:
+    return Regression(dict.fromkeys(COEFFICIENTS, Coefficient()), None, None, None, 0, {}, reason)
 
 
 def _design(read: Sequence[Result]) -> Array:

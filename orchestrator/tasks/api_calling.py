@@ -9,83 +9,23 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.tasks import base, files
-from orchestrator.tasks.base import LANGUAGES, Item, Split, check_language, check_split
+from orchestrator.tasks import base
+from orchestrator.tasks.base import LANGUAGES, Difference, Item, Line, Split, check_language, check_split
 from orchestrator.tasks.calls import Call, calls_match, find_call, has_label, parse_call, serialise
-from orchestrator.tasks.files import Row, field, json_array, json_lines
+from orchestrator.tasks.files import FileTask
 from orchestrator.tasks.phrases import APIS, ApiTemplate, request
+from orchestrator.tasks.sources import field
 
 
 def prompt(instruction: str, dialogue: str) -> str:
     """Return the prompt of an API-Bank row. It ends with the line that requests the API call."""
     text = f"{instruction.strip()}\n{dialogue.strip()}\n"
     return unicodedata.normalize("NFC", text)
-
-
-def names(split: Split) -> Mapping[str, Sequence[str]]:
-    """Map each language to the names that its file may have, the preferred one first."""
-    found = {language: [f"{language}.json"] for language in LANGUAGES}
-    if split is Split.TEST:
-        found["en"].append("level-1-api.json")  # the name of API-Bank's published file
-    return found
-
-
-def line_of(row: Mapping[str, Any], *, id_: str, where: str) -> dict[str, str]:
-    """Return a row as a line of a data set.
-
-    Raises:
-        UserError: the row has no instruction, input or output.
-    """
-    return {
-        "id": id_,
-        "instruction": field(row, "instruction", where=where),
-        "input": field(row, "input", where=where),
-        "output": field(row, "expected_output", "output", where=where).strip(),
-    }
-
-
-def item_of(line: Mapping[str, str], language: str) -> Item:
-    """Return a line of a data set as an item."""
-    text = prompt(line["instruction"], line["input"])
-    return Item(id=line["id"], language=language, prompt=text, response=line["output"], gold=line["output"])
-
-
-def lines(path: Path, language: str) -> Iterator[dict[str, str]]:
-    """Yield the rows of a file as lines of a data set, whether or not they can be used.
-
-    Raises:
-        UserError: a row does not have the form of such a file.
-    """
-    numbered = json_lines(path) if path.suffix == ".jsonl" else enumerate(json_array(path))
-    for number, row in numbered:
-        # API-Bank's ids count within the file of one dialogue, so they need that file's name. Rows without
-        # ids are identified by their place in this file.
-        parts = [str(row[key]) for key in ("file", "id") if key in row]
-        id_ = "#".join(parts) if "id" in row else str(number)
-        yield line_of(row, id_=id_, where=f"{path}, row {number}")
-
-
-def problem_of(line: Mapping[str, str]) -> str:
-    """Return why a line cannot be used, or ""."""
-    return f"the gold {line['output']!r} is no call" if parse_call(line["output"]) is None else ""
-
-
-def rows(path: Path, language: str) -> list[Row]:
-    """Return the rows of a file. Rows that cannot be used carry the reason.
-
-    Raises:
-        UserError: a row does not have the form of such a file.
-    """
-    return [_row(line, language) for line in lines(path, language)]
-
-
-def _row(line: Mapping[str, str], language: str) -> Row:
-    problem = problem_of(line)
-    return Row(None if problem else item_of(line, language), line["id"], problem)
 
 
 FORMAT = "Generate an API request in the format of [ApiName(key='value', ...)].\nThe current year is 2023.\n"
@@ -115,60 +55,6 @@ NUM_FORMS = 2 * (len(APIS) - 1)
 """Number of wordings of a request: the choice of the other API that is shown, times the order of the two."""
 
 
-class ApiCallingTask:
-    """The api_calling task; see `orchestrator.tasks.base.Task`."""
-
-    name = "api_calling"
-
-    def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
-        """Return short requests with two APIs to choose from; see `Task.generate`."""
-        check_language(language)
-        rows = base.combinations(
-            check_split(split),
-            [len(group.api.second.values) for group in GROUPS],
-            num_items=num_items,
-            seed=seed,
-            num_forms=NUM_FORMS,
-        )
-        return [_generated(GROUPS[row.group], row.variant, row.form, language) for row in rows]
-
-    def languages_in(self, folder: Path, split: str) -> list[str]:
-        """Return the languages that a folder holds; see `Task.languages_in`."""
-        return files.languages_in(folder, check_split(split), names(check_split(split)))
-
-    def read(
-        self,
-        folder: Path,
-        split: str,
-        language: str,
-        *,
-        languages: Sequence[str] = (),
-        num_items: int | None = None,
-        num_validation: int | None = 0,
-        seed: int = 0,
-    ) -> list[Item]:
-        """Read API-Bank's rows, or translations in its format; see `Task.read`."""
-        wanted = files.Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
-        return files.read(folder, language, names=names(wanted.split), reader=rows, wanted=wanted)
-
-    def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
-        """Return whether the first call of a generated text is the gold call.
-
-        No text makes this method raise. A call that the token limit cut off does not parse, so `truncated`
-        changes nothing.
-        """
-        return calls_match(parse_call(text), parse_call(gold))
-
-    def stop(self, text: str) -> str:
-        """Return the text up to the end of the first whole call behind a label.
-
-        A text without a label is not cut. The model may still write a labelled call, which takes
-        precedence.
-        """
-        found = find_call(text) if has_label(text) else None
-        return text[: found.end] if found else text
-
-
 def _generated(group: ItemGroup, variant: int, form: int, language: str) -> Item:
     second = group.api.second.values[variant]
     shown = [group.api, group.others[form // 2]]
@@ -189,10 +75,6 @@ def _generated(group: ItemGroup, variant: int, form: int, language: str) -> Item
 def _description(api: ApiTemplate) -> str:
     parameters = {parameter.key: parameter.description for parameter in (api.first, api.second)}
     return json.dumps({"name": api.name, **parameters})
-
-
-API_CALLING = ApiCallingTask()
-"""The api_calling task."""
 
 
 _TURN = re.compile(r"^\s*(User|AI|API-Request|Generate API Request|TIME)\s*:", re.MULTILINE)
@@ -322,3 +204,109 @@ def shape(value: str) -> str:
         return ""
     without_texts = re.sub(r"'(?:[^'\\]|\\.)*'(?=\s*[,:\]}])|\"(?:[^\"\\]|\\.)*\"(?=\s*[,:\]}])", "", value)
     return re.sub(r"[^\[\]{}:,]", "", without_texts)
+
+
+TRAIN_ROWS = "lv3-api-train.json"
+PUBLISHED = {
+    TRAIN_ROWS: Split.TRAIN,
+    "level-1-api.json": Split.TEST,
+    "level-2-api.json": Split.TEST,
+}
+"""API-Bank's published files, all English, and their splits."""
+
+
+class ApiCallingTask(FileTask):
+    """The api_calling task; see `orchestrator.tasks.base.Task`."""
+
+    name = "api_calling"
+    in_tiny_models = True
+    form = "api-bank"
+    published = PUBLISHED
+    # Level 2 is imported only by its own path: the study tests level 1.
+    names = {
+        code: (f"{code}.json", f"{code}.jsonl", *(tuple(PUBLISHED)[:2] if code == "en" else ()))
+        for code in LANGUAGES
+    }
+    description = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
+
+    def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
+        """Return short requests with two APIs to choose from; see `Task.generate`."""
+        check_language(language)
+        rows = base.combinations(
+            check_split(split),
+            [len(group.api.second.values) for group in GROUPS],
+            num_items=num_items,
+            seed=seed,
+            num_forms=NUM_FORMS,
+        )
+        return [_generated(GROUPS[row.group], row.variant, row.form, language) for row in rows]
+
+    def file_names(self, split: Split) -> dict[str, list[str]]:
+        """Map each language to the names that its file of a split may have, other than the training rows'."""
+        # API-Bank's training rows have no ids and no translation, so they are imported, never read in place.
+        found = super().file_names(split)
+        return {language: [name for name in found[language] if name != TRAIN_ROWS] for language in found}
+
+    def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
+        """Return whether the first call of a generated text is the gold call.
+
+        No text makes this method raise. A call that the token limit cut off does not parse, so `truncated`
+        changes nothing.
+        """
+        return calls_match(parse_call(text), parse_call(gold))
+
+    def stop(self, text: str) -> str:
+        """Return the text up to the end of the first whole call behind a label.
+
+        A text without a label is not cut. The model may still write a labelled call, which takes
+        precedence.
+        """
+        found = find_call(text) if has_label(text) else None
+        return text[: found.end] if found else text
+
+    def line_of(self, row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
+        """Return a row of API-Bank as a line of a data set; see `Task.line_of`."""
+        return {
+            "id": id_,
+            "instruction": field(row, "instruction", where=where),
+            "input": field(row, "input", where=where),
+            "output": field(row, "expected_output", "output", where=where).strip(),
+        }
+
+    def item_of(self, line: Line, language: str) -> Item:
+        """Return a line with its instruction and dialogue as the prompt; see `Task.item_of`."""
+        text = prompt(line["instruction"], line["input"])
+        return Item(
+            id=line["id"], language=language, prompt=text, response=line["output"], gold=line["output"]
+        )
+
+    def problem_of(self, line: Line) -> str:
+        """Return why a line cannot be used; see `Task.problem_of`."""
+        return f"the gold {line['output']!r} is no call" if parse_call(line["output"]) is None else ""
+
+    def id_of(self, row: Mapping[str, Any], place: str) -> str:
+        """Return the id of a row, or its place if it has none.
+
+        API-Bank's ids count within the file of one dialogue, so they need that file's name.
+        """
+        return "#".join(str(row[key]) for key in ("file", "id") if key in row) if "id" in row else place
+
+    def looks_like(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has an instruction and no question."""
+        return "question" not in row and "instruction" in row
+
+    def differences(self, lines: Mapping[str, Sequence[Line]]) -> Iterator[Difference]:
+        """Yield calls that a translation changed in a way it must not."""
+        english = {line["id"]: line for line in lines.get("en", ())}
+        for language, here in lines.items():
+            found: dict[str, list[str]] = defaultdict(list)
+            for line in here if language != "en" else ():
+                if original := english.get(line["id"]):
+                    for text in problems(original, line):
+                        found[text].append(line["id"])
+            for text, ids in found.items():
+                yield Difference("translation", text, language, ids)
+
+
+API_CALLING = ApiCallingTask()
+"""The api_calling task."""

@@ -1,20 +1,26 @@
 """The interface that every task implements, and the table of languages.
 
 This module owns `Item`, the `Task` protocol and `LANGUAGES`. It depends on no benchmark, no tokenizer and
-no model.
+no model. A further task is one module and one line in `orchestrator.registry.TASKS`, or ``target:
+module:object`` beside ``name`` in a file of `conf/task`. `orchestrator.tasks.files.FileTask` implements all
+but what differs from task to task.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
 from orchestrator.errors import UserError, nearest
+from orchestrator.registry import TASKS, load, lookup
+
+if TYPE_CHECKING:
+    from orchestrator.tasks.sources import Source, Table
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,10 +85,45 @@ LANGUAGES: Mapping[str, Language] = {
 """Map from language code to its facts, in the canonical order (study section 1)."""
 
 
+Line = Mapping[str, str]
+"""One line of a data set: the fields of an item in one language. Its ``id`` is the item's."""
+
+
+class Difference(NamedTuple):
+    """Ids whose lines in a language contradict those of another language.
+
+    Attributes:
+        kind: a stable identifier of the kind of problem.
+        text: a description for people.
+        language: the language.
+        ids: the ids.
+    """
+
+    kind: str
+    text: str
+    language: str
+    ids: Sequence[str]
+
+
 class Task(Protocol):
-    """A benchmark: its data, its prompt and its scorer. Apart from reading files, all methods are pure."""
+    """A benchmark: its data, its prompt and its scorer. Apart from reading files, all methods are pure.
+
+    The stages use the methods up to `stop`. `sweep data` uses the others, on data sets and what becomes one.
+
+    Attributes:
+        name: as in the config and the rows.
+        in_tiny_models: whether the tokenizers and base models of tiny models are made of its generated items.
+            This is fixed for a task: the digests of these stages do not depend on the set of tasks.
+        description: the task's part of ``sweep data describe``.
+        releases: map from hub id to the numbers of training and validation items to import by default.
+        reasons: map from a result of `problem_of` to the reason under which an import counts it.
+    """
 
     name: str
+    in_tiny_models: bool
+    description: str
+    releases: Mapping[str, tuple[int | None, int]]
+    reasons: Mapping[str, str]
 
     def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
         """Return generated items, with the same ids in every language.
@@ -139,6 +180,58 @@ class Task(Protocol):
 
     def stop(self, text: str) -> str:
         """Return the generated text up to its answer's end. Pure; the cut changes no verdict."""
+
+    def line_of(self, row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
+        """Return a row of a file, in any of the task's forms, as a line of a data set.
+
+        Args:
+            row: the fields.
+            id_: the id of the item.
+            language: the language of the row.
+            where: file and number, for error messages.
+
+        Raises:
+            UserError: a field is missing.
+        """
+
+    def item_of(self, line: Line, language: str) -> Item:
+        """Return a line of a data set, which can be used, as an item."""
+
+    def problem_of(self, line: Line) -> str:
+        """Return why a line cannot be used, or "". Its id is then left out in every language."""
+
+    def lines(self, path: Path, language: str) -> Iterator[dict[str, str]]:
+        """Yield the rows of a file as lines of a data set, whether or not they can be used.
+
+        Raises:
+            UserError: a row does not have the form of such a file.
+        """
+
+    def source(self, path: Path) -> Source | None:
+        """Return an existing file or folder as a source of rows, or None if nothing in it is recognised."""
+
+    def release(self, paths: Sequence[Path], name: str, tables: Sequence[Table] = ()) -> Source | None:
+        """Return the files or the Parquet tables of a release as a source, or None if their form is unknown."""
+
+    def looks_like(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row of an unknown file is of this task."""
+
+    def differences(self, lines: Mapping[str, Sequence[Line]]) -> Iterator[Difference]:
+        """Yield what a translation changed although it must not, given the lines of a split by language."""
+
+
+def load_task(section: Mapping[str, Any]) -> Task:
+    """Return the task that the section `task` of a cell's config names.
+
+    Raises:
+        UserError: there is no such task, or it has another name.
+    """
+    # Sealed configs from before there was a target have none.
+    target = dict(section).get("target")
+    task: Task = load(target, where="task.target") if target else lookup(TASKS, section["name"], kind="task")
+    if task.name != section["name"]:
+        raise UserError(f"task.target={target} is the task {task.name!r}", fix=f"task.name={task.name}")
+    return task
 
 
 def check_split(split: str) -> Split:

@@ -1,24 +1,22 @@
 """Read parallel task data from real files: find the file of each language, and choose the ids of a split.
 
-This module owns the choice of ids, which is the same in every language, and the errors about files. It
-depends on no benchmark. Each task passes in the names of its files and a function that turns a file into
-rows.
+This module owns the choice of ids, which is the same in every language, the errors about files, and
+`FileTask`, what tasks with files have in common. It depends on no benchmark.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.tasks import dataset
-from orchestrator.tasks.base import LANGUAGES, Item, Split, check_language
+from orchestrator.tasks.base import LANGUAGES, Difference, Item, Line, Split, check_language, check_split
+from orchestrator.tasks.sources import Place, Raw, Source, Table, is_array, places, stream, where_of
 
 
 class Row(NamedTuple):
@@ -223,72 +221,128 @@ def _natural(id_: str) -> tuple[int, int, str]:
     return (0, int(id_), "") if id_.isascii() and id_.isdecimal() and len(id_) < 19 else (1, 0, id_)
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number, from 1, and the NFC text of each line that is not blank.
+class FileTask:
+    """What tasks with files have in common, see `orchestrator.tasks.base.Task`.
 
-    Raises:
-        UserError: the file is not UTF-8.
+    A further task needs `name`, `line_of`, `item_of` and `is_correct`, and `generate` if it has generated
+    items. It overrides whatever else differs.
+
+    Attributes:
+        form: the form of its files, for the record of where a data set comes from.
+        names: map from language to the names that its files may have, the preferred one first.
+        published: names of published files that imply a split.
     """
-    text = _text(path)
-    # splitlines would also split at line separators within texts, such as U+2028.
-    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=1):
-        line = line.removesuffix("\r")
-        if line.strip():
-            yield number, line
 
+    name: str
+    in_tiny_models = False
+    description = "A line holds the fields that the task's module reads.\n"
+    releases: Mapping[str, tuple[int | None, int]] = {}
+    reasons: Mapping[str, str] = {}
+    form = "rows"
+    names: Mapping[str, Sequence[str]] = {code: (f"{code}.jsonl", f"{code}.json") for code in LANGUAGES}
+    published: Mapping[str, Split] = {}
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number, from 1, and the object of each line.
+    def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
+        """Refuse, since the task has no generated items."""
+        raise UserError(f"{self.name} has no generated items", fix=f"sweep data describe {self.name}")
 
-    Raises:
-        UserError: a line is not a JSON object.
-    """
-    for number, line in text_lines(path):
-        yield number, _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+    def languages_in(self, folder: Path, split: str) -> list[str]:
+        """Return the languages that a folder holds; see `Task.languages_in`."""
+        return languages_in(folder, check_split(split), self.file_names(check_split(split)))
 
+    def file_names(self, split: Split) -> dict[str, list[str]]:
+        """Map each language to the names that its file of a split may have."""
+        home = Split.TEST if split is Split.TEST else Split.TRAIN
+        return {
+            language: [name for name in names if self.published.get(name, home) is home]
+            for language, names in self.names.items()
+        }
 
-def json_array(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file that holds one JSON array.
+    def read(
+        self,
+        folder: Path,
+        split: str,
+        language: str,
+        *,
+        languages: Sequence[str] = (),
+        num_items: int | None = None,
+        num_validation: int | None = 0,
+        seed: int = 0,
+    ) -> list[Item]:
+        """Read the items of one language from a folder; see `Task.read`."""
+        wanted = Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
+        return read(folder, language, names=self.file_names(wanted.split), reader=self.rows, wanted=wanted)
 
-    Raises:
-        UserError: the file holds anything else.
-    """
-    rows = _parse(_text(path), str(path))
-    if not isinstance(rows, list):
-        raise UserError("not a JSON array of rows", where=str(path))
-    return [_object(row, f"{path}, row {number}") for number, row in enumerate(rows)]
+    def stop(self, text: str) -> str:
+        """Return the whole text; see `Task.stop`."""
+        return text
 
+    def line_of(self, row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
+        """Return a row as a line of a data set; see `Task.line_of`."""
+        raise NotImplementedError
 
-def field(row: Mapping[str, Any], *keys: str, where: str) -> str:
-    """Return the NFC text of the first of these keys that the row has.
+    def item_of(self, line: Line, language: str) -> Item:
+        """Return a line of a data set as an item; see `Task.item_of`."""
+        raise NotImplementedError
 
-    Raises:
-        UserError: the row has none of the keys, or the value is not text.
-    """
-    value = next((row[key] for key in keys if key in row), None)
-    if not isinstance(value, str):
-        raise UserError(f"no text {' or '.join(map(repr, keys))} in a row", where=where)
-    # JSON can encode half a surrogate pair, but no UTF-8 file could hold it later.
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError("half a character: a surrogate without its other half", where=where)
-    return unicodedata.normalize("NFC", value)
+    def problem_of(self, line: Line) -> str:
+        """Return why a line cannot be used, or ""; see `Task.problem_of`."""
+        return ""
 
+    def id_of(self, row: Mapping[str, Any], place: str) -> str:
+        """Return the id of a row, or its place if it has none."""
+        return str(row.get("id", place))
 
-def _text(path: Path) -> str:
-    try:
-        return unicodedata.normalize("NFC", path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from None
+    def lines(self, path: Path, language: str) -> Iterator[dict[str, str]]:
+        """Yield the rows of a file as lines of a data set; see `Task.lines`."""
+        if path.suffix == ".json" and not is_array(path):
+            raise UserError("not a JSON array of rows", where=str(path))
+        for number, row in stream(path):
+            id_, where = self.id_of(row, str(number)), where_of(path, number)
+            yield self.line_of(row, id_=id_, language=language, where=where)
 
+    def rows(self, path: Path, language: str) -> list[Row]:
+        """Return the rows of a file. Rows that cannot be used carry the reason."""
+        found = ((line, self.problem_of(line)) for line in self.lines(path, language))
+        return [Row(None if why else self.item_of(line, language), line["id"], why) for line, why in found]
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"not JSON: {error}", where=where) from None
+    def source(self, path: Path) -> Source | None:
+        """Return a file or folder as a source, recognised by its name; see `Task.source`."""
+        if path.is_dir():
+            found = list(places(path, self.names, self.published))
+        else:
+            named = (code for code, names in self.names.items() if path.name in names)
+            found = [Place(path, self.published.get(path.name), next(named, "en"))]
+            found = found if path.suffix in (".json", ".jsonl", ".tsv") else []
+        return self.source_of(found, path.name) if found else None
 
+    def source_of(self, found: Sequence[Place], name: str) -> Source:
+        """Return files with known splits and languages as a source."""
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError("a row is not a JSON object", where=where)
-    return value
+        def raws() -> Iterator[Raw]:
+            for place in found:
+                yield from self.raws(place)
+
+        return Source(self.form, name, tuple(place.path for place in found), raws, self.line)
+
+    def raws(self, place: Place) -> Iterator[Raw]:
+        """Yield the rows of a file as they are."""
+        for number, row in stream(place.path):
+            id_ = self.id_of(row, f"{place.split or 'row'}-{number}")
+            yield Raw(place.split, place.language, id_, row, where_of(place.path, number))
+
+    def line(self, raw: Raw) -> dict[str, str]:
+        """Return a row of a source as a line of a data set."""
+        return self.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+
+    def release(self, paths: Sequence[Path], name: str, tables: Sequence[Table] = ()) -> Source | None:
+        """Return nothing, since no release is known; see `Task.release`."""
+        return None
+
+    def looks_like(self, row: Mapping[str, Any]) -> bool:
+        """Return that no row does; see `Task.looks_like`."""
+        return False
+
+    def differences(self, lines: Mapping[str, Sequence[Line]]) -> Iterator[Difference]:
+        """Yield nothing; see `Task.differences`."""
+        yield from ()

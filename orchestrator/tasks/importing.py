@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.manifest import file_digest
-from orchestrator.tasks import api_calling, dataset, math
-from orchestrator.tasks.answers import gold_number
-from orchestrator.tasks.base import LANGUAGES, Split, check_language
+from orchestrator.registry import TASKS, lookup
+from orchestrator.tasks import dataset
+from orchestrator.tasks.base import LANGUAGES, Split, Task, check_language
 from orchestrator.tasks.files import shuffled
 from orchestrator.tasks.sources import Raw, Source
-
-FILES: Mapping[str, ModuleType] = {"math": math, "api_calling": api_calling}
-"""Map from task to the module that handles its lines."""
 
 MIN_EQUAL = 0.9
 """Minimum share of equal answers for which rows aligned by place count as translations of each other (our
@@ -144,11 +140,12 @@ def verify(folder: Path) -> None:
         UserError: an item is missing, is in another order than recorded, or cannot be used.
     """
     info = dataset.load(folder)
+    task: Task = lookup(TASKS, info.task, kind="task")
     for name, split in info.splits.items():
         for language in split.languages:
             path = dataset.path_of(folder, name, language)
-            rows = FILES[info.task].rows(path, language)
-            if tuple(row.id for row in rows if row.item is not None) != split.ids:
+            usable = (line["id"] for line in task.lines(path, language) if not task.problem_of(line))
+            if tuple(usable) != split.ids:
                 raise UserError(f"{name}/{path.name} does not hold the items of the split")
 
 
@@ -160,7 +157,9 @@ class _Part:
     """
 
     def __init__(self, task: str, source: Source, *, is_test: bool) -> None:
-        self.task, self.source, self._is_test = task, source, is_test
+        self.task: Task = lookup(TASKS, task, kind="task")
+        self.source = source
+        self._is_test = is_test
         self.splits: dict[Split, dict[str, int]] = {}
         self._languages: dict[Split, int] = {}
         self._twice: dict[Split, set[str]] = {}
@@ -265,12 +264,12 @@ class _Part:
             if found is split and raw.language in lines and raw.id in wanted:
                 line = self.source.line(raw)
                 lines[raw.language][raw.id] = line
-                if problem := FILES[self.task].problem_of(line):
-                    why[raw.id] = _KINDS.get(problem, "unusable in a language")
-        if self.source.equal_golds:
+                if problem := self.task.problem_of(line):
+                    why[raw.id] = self.task.reasons.get(problem, "unusable in a language")
+        if (answer := self.source.answer) is not None:
             usable = wanted - set(why)
-            golds = ((id_, {gold_number(lines[code][id_]["gold"]) for code in languages}) for id_ in usable)
-            differing = [id_ for id_, values in golds if len(values) > 1]
+            answers = ((id_, {answer(lines[code][id_]) for code in languages}) for id_ in usable)
+            differing = [id_ for id_, values in answers if len(values) > 1]
             # Rows without ids are aligned by their place, which is only a guess. Many different answers
             # refute it.
             if self.source.by_place and len(differing) > (1 - MIN_EQUAL) * len(usable):
@@ -282,13 +281,6 @@ class _Part:
                 )
             why.update(dict.fromkeys(differing, "answers differ between languages"))
         return lines, why
-
-
-_KINDS = {
-    "there is no answer": "no answer in a language",
-    "the question is empty": "no question in a language",
-}
-"""Map from the problem of a line to its reason in `left_out`. For all others the answer is unreadable."""
 
 
 def _bit(language: str) -> int:

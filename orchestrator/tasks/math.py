@@ -15,34 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError
-from orchestrator.tasks import answers, base, files, phrases
+from orchestrator.tasks import answers, base, phrases
 from orchestrator.tasks.answers import extract, gold_number
-from orchestrator.tasks.base import LANGUAGES, Item, Split, check_language, check_split
-from orchestrator.tasks.files import Row, field, json_lines, text_lines
+from orchestrator.tasks.base import LANGUAGES, Difference, Item, Line, Split, check_language, check_split
+from orchestrator.tasks.files import FileTask
 from orchestrator.tasks.phrases import STEP, TOTAL, answer_sentence, prompt
-
-
-def file_names(split: Split) -> Mapping[str, Sequence[str]]:
-    """Map each language to the names that its file may have, the preferred one first."""
-    files = {language: [f"{language}.jsonl"] for language in LANGUAGES}
-    if split is Split.TEST:
-        files = {language: [f"mgsm_{language}.tsv", *files[language]] for language in LANGUAGES}
-    files["en"].append("test.jsonl" if split is Split.TEST else "train.jsonl")  # GSM8K's names
-    return files
-
-
-def rows(path: Path, language: str) -> list[Row]:
-    """Return the rows of a file. Rows that cannot be used carry the reason.
-
-    Raises:
-        UserError: a row does not have the form of such a file.
-    """
-    return [_row(line, language) for line in lines(path, language)]
-
-
-def _row(line: Mapping[str, str], language: str) -> Row:
-    problem = problem_of(line)
-    return Row(None if problem else item_of(line, language), line["id"], problem)
+from orchestrator.tasks.sources import JSON, Place, Raw, Source, Table, field, tables_in, tables_of, text_lines
 
 
 def line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
@@ -97,39 +75,9 @@ def _number_text(value: Any) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def id_of(row: Mapping[str, Any], place: str) -> str:
-    """Return the id of a row, the same for 1, 1.0 and ``"1"``, or `place` if the row has none."""
-    return _number_text(row.get("id")) or place
-
-
 def _is_worked(answer: str) -> bool:
     """Return whether an answer is more than a number."""
     return not _BARE_NUMBER.fullmatch(answer)
-
-
-def item_of(line: Mapping[str, str], language: str) -> Item:
-    """Return a line of a data set as an item."""
-    return Item(
-        id=line["id"],
-        language=language,
-        prompt=prompt(line["question"], language),
-        response=line["answer"] or answer_sentence(line["gold"], language),
-        gold=line["gold"],
-    )
-
-
-def lines(path: Path, language: str) -> Iterator[dict[str, str]]:
-    """Yield the rows of a file as lines of a data set, whether or not they can be used.
-
-    Raises:
-        UserError: a row does not have the form of such a file.
-    """
-    if path.suffix == ".tsv":
-        yield from _tsv(path, language)
-    else:
-        for number, row in json_lines(path):
-            id_ = id_of(row, str(number))
-            yield line_of(row, id_=id_, language=language, where=f"{path}:{number}")
 
 
 MAX_LINES = 100
@@ -192,15 +140,6 @@ def _unquoted(cell: str) -> str:
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
-def problem_of(line: Mapping[str, str]) -> str:
-    """Return why a line cannot be used, or ""."""
-    if not line["gold"]:
-        return "there is no answer"
-    if gold_number(line["gold"]) is None:
-        return f"the answer {line['gold']!r} is not one number"
-    return "" if line["question"].strip() else "the question is empty"
-
-
 UNITS = (
     "duration-second",
     "duration-minute",
@@ -225,65 +164,14 @@ PAIRS = tuple((a, b) for a in range(1, 10) for b in range(1, 10))
 """The summands of the generated items, small enough for a tiny model to learn (our choice)."""
 
 
-def extract_answer(text: str, language: str, *, truncated: bool = False) -> Decimal | None:
-    """Return the number that a generated text gives as its answer, or None.
-
-    No text makes this function raise.
-
-    Args:
-        text: the text as it was generated.
-        language: the language of the item.
-        truncated: whether the text ends because of the token limit. Its last number may then be incomplete.
-    """
-    return answers.extract(text, language, truncated=truncated)
+extract_answer = extract
+"""The number that a generated text gives as its answer; see `answers.extract`."""
 
 
 def is_correct(text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
     """Return whether the number of a generated text equals the gold number; see `extract_answer`."""
     wanted = answers.gold_number(gold)
     return wanted is not None and extract_answer(text, language, truncated=truncated) == wanted
-
-
-class MathTask:
-    """The math task; see `orchestrator.tasks.base.Task`."""
-
-    name = "math"
-
-    def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
-        """Return sums of two numbers from 1 to 9 in units: ``3 hours and 4 hours``; see `Task.generate`."""
-        check_language(language)
-        rows = base.combinations(
-            check_split(split), [len(UNITS)] * len(PAIRS), num_items=num_items, seed=seed
-        )
-        return [_generated(*PAIRS[row.group], UNITS[row.variant], language) for row in rows]
-
-    def languages_in(self, folder: Path, split: str) -> list[str]:
-        """Return the languages that a folder holds; see `Task.languages_in`."""
-        return files.languages_in(folder, check_split(split), file_names(check_split(split)))
-
-    def read(
-        self,
-        folder: Path,
-        split: str,
-        language: str,
-        *,
-        languages: Sequence[str] = (),
-        num_items: int | None = None,
-        num_validation: int | None = 0,
-        seed: int = 0,
-    ) -> list[Item]:
-        """Read worked word problems (JSON lines) or MGSM (TSV); see `Task.read`."""
-        wanted = files.Wanted(check_split(split), tuple(languages), num_items, num_validation, seed)
-        names = file_names(wanted.split)
-        return files.read(folder, language, names=names, reader=rows, wanted=wanted)
-
-    def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
-        """Return whether the number of a generated text equals the gold number; see `Task.is_correct`."""
-        return is_correct(text, gold, language, truncated=truncated)
-
-    def stop(self, text: str) -> str:
-        """Return the text up to the end of its answer; see `answers.cut`."""
-        return answers.cut(text)
 
 
 def _generated(a: int, b: int, unit: str, language: str) -> Item:
@@ -297,10 +185,6 @@ def _generated(a: int, b: int, unit: str, language: str) -> Item:
         response=step + answer_sentence(str(a + b), language),
         gold=str(a + b),
     )
-
-
-MATH = MathTask()
-"""The math task."""
 
 
 HUB_ID = "laihuiyuan/mCoT-MATH"
@@ -363,3 +247,152 @@ def _bare(question: str) -> str:
     if question.startswith("Question:\n"):
         question = question.removeprefix("Question:\n").rpartition("\nAnswer:")[0] or question
     return question.strip()
+
+
+def mcot_source(tables: Sequence[Table], name: str, paths: Sequence[Path] = ()) -> Source | None:
+    """Return tables of rows in mCoT-MATH's form, or of one language each; None if rows have another form."""
+    first = next((row for table in tables for _, row in table.rows()), None)
+    if not first or not (tables[0].language or is_row(first)):
+        return None
+
+    def place(table: Table, row: Mapping[str, Any]) -> RowPlace:
+        return RowPlace(table.language, MATH.id_of(row, "")) if table.language else place_of(row)
+
+    def rows() -> Iterator[Raw]:
+        for table in tables:
+            for number, row in table.rows():
+                language, id_ = place(table, row)
+                yield Raw(table.split, language, id_, row, f"{table.name}, row {number}")
+
+    def line(raw: Raw) -> dict[str, str]:
+        convert = mcot_line_of if is_row(raw.row) else line_of
+        return convert(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+
+    by_place, note = not place(tables[0], first).id, "aligned by id"
+    if by_place:
+        note = "aligned by place within each language and checked by equal answers"
+    return Source("mcot", name, tuple(paths), rows, line, note, answer=gold_of, by_place=by_place)
+
+
+def gold_of(line: Line) -> Decimal | None:
+    """Return the gold number of a line, which must be the same in every language."""
+    return gold_number(line["gold"])
+
+
+class MathTask(FileTask):
+    """The math task; see `orchestrator.tasks.base.Task`."""
+
+    name = "math"
+    in_tiny_models = True
+    names = {
+        code: (f"mgsm_{code}.tsv", f"{code}.jsonl", *(("train.jsonl", "test.jsonl") if code == "en" else ()))
+        for code in LANGUAGES
+    }
+    published = {
+        "train.jsonl": Split.TRAIN,
+        "test.jsonl": Split.TEST,
+        **{f"mgsm_{code}.tsv": Split.TEST for code in LANGUAGES},
+    }
+    releases = {HUB_ID: (10_000, 200), "juletxara/mgsm": (None, 0)}
+    reasons = {
+        "there is no answer": "no answer in a language",
+        "the question is empty": "no question in a language",
+    }
+    description = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
+
+    def generate(self, split: str, language: str, num_items: int, seed: int = 0) -> list[Item]:
+        """Return sums of two numbers from 1 to 9 in units: ``3 hours and 4 hours``; see `Task.generate`."""
+        check_language(language)
+        rows = base.combinations(
+            check_split(split), [len(UNITS)] * len(PAIRS), num_items=num_items, seed=seed
+        )
+        return [_generated(*PAIRS[row.group], UNITS[row.variant], language) for row in rows]
+
+    def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
+        """Return whether the number of a generated text equals the gold number; see `Task.is_correct`."""
+        return is_correct(text, gold, language, truncated=truncated)
+
+    def stop(self, text: str) -> str:
+        """Return the text up to the end of its answer; see `answers.cut`."""
+        return answers.cut(text)
+
+    def line_of(self, row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
+        """Return a row of GSM8K, MGSM or mCoT-MATH as a line of a data set; see `Task.line_of`."""
+        read = mcot_line_of if is_row(row) and "question" not in row else line_of
+        return read(row, id_=id_, language=language, where=where)
+
+    def item_of(self, line: Line, language: str) -> Item:
+        """Return a line with the study's prompt around its question; see `Task.item_of`."""
+        return Item(
+            id=line["id"],
+            language=language,
+            prompt=prompt(line["question"], language),
+            response=line["answer"] or answer_sentence(line["gold"], language),
+            gold=line["gold"],
+        )
+
+    def problem_of(self, line: Line) -> str:
+        """Return why a line cannot be used; see `Task.problem_of`."""
+        if not line["gold"]:
+            return "there is no answer"
+        if gold_number(line["gold"]) is None:
+            return f"the answer {line['gold']!r} is not one number"
+        return "" if line["question"].strip() else "the question is empty"
+
+    def id_of(self, row: Mapping[str, Any], place: str) -> str:
+        """Return the id of a row, the same for 1, 1.0 and ``"1"``, or its place if it has none."""
+        return _number_text(row.get("id")) or place
+
+    def lines(self, path: Path, language: str) -> Iterator[dict[str, str]]:
+        """Yield the rows of MGSM's files, or of JSON lines; see `Task.lines`."""
+        return _tsv(path, language) if path.suffix == ".tsv" else super().lines(path, language)
+
+    def raws(self, place: Place) -> Iterator[Raw]:
+        """Yield the rows of a file as they are, with MGSM's ids apart from those that also count from 1."""
+        if place.path.suffix != ".tsv":
+            yield from super().raws(place)
+            return
+        for line in _tsv(place.path, place.language):
+            yield Raw(place.split, place.language, f"mgsm-{line['id']}", line, f"{place.path}:{line['id']}")
+
+    def source(self, path: Path) -> Source | None:
+        """Return files with known names as a source, or else files with the rows of mCoT-MATH."""
+        if path.is_file():
+            return self.release([path], path.name, tables_in(path))
+        files = [file for file in sorted(path.rglob("*.*")) if file.suffix in (*JSON, ".parquet")]
+        return super().source(path) or mcot_source(tables_in(path), path.name, files)
+
+    def source_of(self, found: Sequence[Place], name: str) -> Source:
+        """Return files with known splits and languages as a source."""
+        is_mgsm = all(place.path.suffix == ".tsv" for place in found)
+        return super().source_of(found, name)._replace(form="mgsm" if is_mgsm else "worked")
+
+    def release(self, paths: Sequence[Path], name: str, tables: Sequence[Table] = ()) -> Source | None:
+        """Return files with known names as a source, or else files or tables with the rows of mCoT-MATH."""
+        found = [
+            Place(path, self.published.get(known), language)
+            for language, names in self.names.items()
+            for known in names
+            for path in paths
+            if path.name == known
+        ]
+        return self.source_of(found, name) if found else mcot_source(tables or tables_of(paths), name, paths)
+
+    def looks_like(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has a question."""
+        return "question" in row
+
+    def differences(self, lines: Mapping[str, Sequence[Line]]) -> Iterator[Difference]:
+        """Yield items whose answer depends on the language."""
+        golds = {
+            language: {line["id"]: gold_of(line) for line in here if not self.problem_of(line)}
+            for language, here in lines.items()
+        }
+        reference = golds.get("en") or next(iter(golds.values()), {})
+        for language, here in golds.items():
+            if differing := [id_ for id_, gold in here.items() if gold != reference.get(id_, gold)]:
+                yield Difference("gold-differs", "another answer than in English", language, differing)
+
+
+MATH = MathTask()
+"""The math task."""

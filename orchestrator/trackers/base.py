@@ -125,7 +125,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def history(ledger: Ledger, node: StageInstance, number: int) -> list[dict[str, Any]]:
+def history(ledger: Ledger, instance: StageInstance, number: int) -> list[dict[str, Any]]:
     """Return the metrics that lead to an attempt: its own, and those of its predecessors up to the resume.
 
     Steps that a predecessor took after its last checkpoint are left out, because the successor repeats them::
@@ -135,16 +135,16 @@ def history(ledger: Ledger, node: StageInstance, number: int) -> list[dict[str, 
 
     Args:
         ledger: the store.
-        node: the stage instance.
+        instance: the stage instance.
         number: number of the attempt.
     """
     rows: list[dict[str, Any]] = []
     until: int | None = None
     while True:
-        data = ledger.objects.get(layout.metrics(node.stage, node.digest, number)) or b""
+        data = ledger.objects.get(layout.metrics(instance, number)) or b""
         own = parse_metrics(data.decode(errors="replace"))
         rows = [row for row in own if until is None or row.get("step", 0) <= until] + rows
-        start, _ = ledger.read(layout.attempt(node.stage, node.digest, number, layout.START), StartRecord)
+        start, _ = ledger.read(layout.attempt(instance, number, layout.START), StartRecord)
         before, last = _former(start, own)
         if before is None or before >= number:
             return rows

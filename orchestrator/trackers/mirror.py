@@ -135,8 +135,10 @@ class Follower:
 
     def follow(self) -> None:
         """Make one pass: open runs of started cells, send what is new, close runs of finished cells."""
-        nodes = {digest: self._sweep.stages[digest] for cell in self._cells for digest in cell.stage_digests}
-        snapshot = EvidenceReader(self._ledger, nodes.values(), check_files=False, count_attempts=False)
+        instances = {
+            digest: self._sweep.stages[digest] for cell in self._cells for digest in cell.stage_digests
+        }
+        snapshot = EvidenceReader(self._ledger, instances.values(), check_files=False, count_attempts=False)
         for cell in list(self._cells):
             done = all(snapshot.evidence(digest).done is not None for digest in cell.stage_digests)
             # A shared stage starts for many cells at once: it alone must not open a run for each of them.
@@ -184,26 +186,26 @@ class Follower:
     def _give_news(self, cell: Cell, snapshot: EvidenceReader) -> None:
         """Send metrics and rows that the cell's run does not have yet."""
         given = self._given.setdefault(self._id(cell), MirrorProgress())
-        for node in (self._sweep.stages[digest] for digest in cell.stage_digests):
-            if node.label:
+        for instance in (self._sweep.stages[digest] for digest in cell.stage_digests):
+            if instance.label:
                 continue
-            for number in self._ledger.numbers(node):
-                self._give_metrics(cell, node, number, given)
-            evidence = snapshot.evidence(node.digest)
-            product = f"{node.digest}.{evidence.generation}"
+            for number in self._ledger.numbers(instance):
+                self._give_metrics(cell, instance, number, given)
+            evidence = snapshot.evidence(instance.digest)
+            product = f"{instance.digest}.{evidence.generation}"
             if evidence.done is not None and product not in given.products:
-                self._run(cell).results(node.name, evidence.done.rows)
+                self._run(cell).results(instance.name, evidence.done.rows)
                 given.products.append(product)
 
-    def _give_metrics(self, cell: Cell, node: StageInstance, number: int, given: MirrorProgress) -> None:
+    def _give_metrics(self, cell: Cell, instance: StageInstance, number: int, given: MirrorProgress) -> None:
         """Send the complete new lines of one attempt's metrics."""
-        key = layout.payload(node.stage, node.digest, number)
+        key = layout.payload(instance, number)
         start = given.bytes.get(key, 0)
-        path = layout.metrics(node.stage, node.digest, number)
+        path = layout.metrics(instance, number)
         text, end = whole_lines(self._ledger.objects.read_from(path, start), start)
         for row in parse_metrics(text):
             metrics = {name: value for name, value in row.items() if name != "step"}
-            self._run(cell).log(node.name, row.get("step", 0), {**metrics, "attempt": number})
+            self._run(cell).log(instance.name, row.get("step", 0), {**metrics, "attempt": number})
         # Only complete lines were sent; the next pass reads on from here.
         if text:
             given.bytes[key] = end
@@ -216,7 +218,7 @@ class Follower:
         """
         if cell.id not in self._runs:
             stages = dict.fromkeys(
-                node.name for d in cell.stage_digests if not (node := self._sweep.stages[d]).label
+                instance.name for d in cell.stage_digests if not (instance := self._sweep.stages[d]).label
             )
             given = self._given.setdefault(self._id(cell), MirrorProgress())
             id = given.id or self._id(cell)

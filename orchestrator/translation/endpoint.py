@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from orchestrator.errors import StageFailure, UserError
-from orchestrator.text import one_line
+from orchestrator.errors import StageFailure, UserError, one_line
 from orchestrator.translation.prompts import Messages
-from orchestrator.translation.rows import Conversation, Progress
-from orchestrator.translation.verdicts import Reply
+from orchestrator.translation.rows import Conversation, RowProgress
+from orchestrator.translation.verdicts import ModelReply
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs the address of each request
 
@@ -148,12 +147,12 @@ class Endpoint:
         self._num_given_up = 0
         self._last_error = ""
 
-    def run(self, conversations: Sequence[Conversation], context: Progress) -> None:
+    def run(self, conversations: Sequence[Conversation], context: RowProgress) -> None:
         """Continue each conversation; see `Translator.run`."""
         asyncio.run(self._run(conversations, context))
         context.stop_if_asked()
 
-    async def _run(self, conversations: Sequence[Conversation], context: Progress) -> None:
+    async def _run(self, conversations: Sequence[Conversation], context: RowProgress) -> None:
         limit = self._settings["max_concurrent"]
         queue, finished = iter(conversations), list[Conversation]()
         async with httpx.AsyncClient(
@@ -206,7 +205,7 @@ class Endpoint:
             what = f"the endpoint in ${self._settings['url_env']} does not reply any more"
             raise StageFailure("communication", f"{what}: {self._last_error}")
 
-    async def _reply(self, client: httpx.AsyncClient, messages: Messages) -> Reply | str:
+    async def _reply(self, client: httpx.AsyncClient, messages: Messages) -> ModelReply | str:
         """Return the reply to a request, or the kind of fault if none came after all tries.
 
         Raises:
@@ -269,12 +268,12 @@ def _error_text(data: bytes) -> str:
     return data[:200].decode(errors="replace")
 
 
-def _reply_of(data: bytes) -> Reply | None:
+def _reply_of(data: bytes) -> ModelReply | None:
     """Return the reply in a response, None if it has another form."""
     try:
         tree = json.loads(data)
         choice, usage = tree["choices"][0], tree.get("usage") or {}
-        return Reply(
+        return ModelReply(
             text=str(choice["message"]["content"] or "").encode(errors="replace").decode(),
             finish="length" if choice.get("finish_reason") == "length" else "stop",
             prompt_tokens=int(usage.get("prompt_tokens") or 0),

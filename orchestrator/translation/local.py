@@ -17,8 +17,8 @@ from orchestrator.sft.generate import generate
 from orchestrator.sft.generators.base import GeneratorSettings
 from orchestrator.stage import Config, Context, Inputs
 from orchestrator.translation.prompts import Messages
-from orchestrator.translation.rows import Conversation, Progress
-from orchestrator.translation.verdicts import Reply
+from orchestrator.translation.rows import Conversation, RowProgress
+from orchestrator.translation.verdicts import ModelReply
 
 
 class LocalModel:
@@ -50,7 +50,7 @@ class LocalModel:
         self._engine.load(folder)
         self._context_tokens = model_folder.inspect(folder).context_tokens
 
-    def run(self, conversations: Sequence[Conversation], context: Progress) -> None:
+    def run(self, conversations: Sequence[Conversation], context: RowProgress) -> None:
         """Continue each conversation, in rounds of batches; see `Translator.run`."""
         pending: list[tuple[Conversation, list[int]]] = [
             (conversation, self._encoded(messages))
@@ -75,7 +75,7 @@ class LocalModel:
                 max_new_tokens=room,
             )[0]
             for (conversation, tokens), answer in zip(batch, replies, strict=True):
-                reply = Reply(
+                reply = ModelReply(
                     text=answer.text,
                     finish="length" if answer.truncated else "stop",
                     prompt_tokens=len(tokens),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.translation.scripts import NAMES
 from orchestrator.translation.template import VALUE, Template
-from orchestrator.translation.verdicts import Fault, Reply
+from orchestrator.translation.verdicts import Fault, ModelReply
 
 PROMPT_VERSION = 1
 
@@ -54,7 +54,7 @@ def messages_of(template: Template, language: str) -> Messages:
     ]
 
 
-def messages_again(before: Messages, reply: Reply, faults: Sequence[Fault]) -> Messages:
+def messages_again(before: Messages, reply: ModelReply, faults: Sequence[Fault]) -> Messages:
     """Return the request after a refused reply, with the reasons of the refusal."""
     reasons = "\n".join(f"- {text}" for text in dict.fromkeys(fault.text for fault in faults))
     return [

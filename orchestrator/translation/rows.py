@@ -28,7 +28,7 @@ from orchestrator.translation.prompts import (
     row_digest,
 )
 from orchestrator.translation.template import Template, template_of
-from orchestrator.translation.verdicts import Reply, Verdict, judge_reply
+from orchestrator.translation.verdicts import ModelReply, TextVerdict, judge_reply
 
 
 class SourceRow(NamedTuple):
@@ -66,7 +66,7 @@ def in_shard(rows: Iterable[SourceRow], shard: int, num_shards: int) -> list[Sou
     return [row for row in rows if int(row.digest[:12], 16) % num_shards == shard]
 
 
-class Cache:
+class ReplyCache:
     """The replies of one model in one language.
 
     Args:
@@ -79,14 +79,14 @@ class Cache:
         self._folder, self._language = folder, language
         self._identity = json.dumps({**identity, "language": language}, sort_keys=True)
 
-    def load(self, row: str) -> list[Reply]:
+    def load(self, row: str) -> list[ModelReply]:
         """Return the replies for a row, the first one first; none if the file is absent or unreadable."""
         try:
             return msgspec.json.decode(self._path(row).read_bytes(), type=_Cached).replies
         except (FileNotFoundError, msgspec.DecodeError):
             return []
 
-    def save(self, row: str, replies: Sequence[Reply]) -> None:
+    def save(self, row: str, replies: Sequence[ModelReply]) -> None:
         """Replace the replies for a row."""
         path = self._path(row)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ class Cache:
 
 class _Cached(msgspec.Struct):
     row: str
-    replies: list[Reply]
+    replies: list[ModelReply]
 
 
 def identity_of(config: Config) -> dict[str, Any]:
@@ -136,12 +136,12 @@ class Conversation:
     """
 
     def __init__(
-        self, line: Mapping[str, str], digest: str, language: str, cache: Cache, max_attempts: int
+        self, line: Mapping[str, str], digest: str, language: str, cache: ReplyCache, max_attempts: int
     ) -> None:
         self.line, self.digest = line, digest
         self.template: Template = template_of(line)
-        self.replies: list[Reply] = []
-        self.verdicts: list[Verdict] = []
+        self.replies: list[ModelReply] = []
+        self.verdicts: list[TextVerdict] = []
         self.num_new = 0
         self.problem, self.detail = "", ""
         self._language, self._cache, self._max_attempts = language, cache, max_attempts
@@ -159,19 +159,19 @@ class Conversation:
             return None
         return messages_again(self._first, self.replies[-1], self.verdicts[-1].faults)
 
-    def take(self, reply: Reply) -> Messages | None:
+    def take(self, reply: ModelReply) -> Messages | None:
         """Take a new reply, cache it, and return the next request, as `messages` does."""
         self._judge(reply)
         self.num_new += 1
         self._cache.save(self.digest, self.replies)
         return self.messages()
 
-    def _judge(self, reply: Reply) -> None:
+    def _judge(self, reply: ModelReply) -> None:
         self.replies.append(reply)
         self.verdicts.append(judge_reply(self.template, self.line, reply, self._language))
 
     @property
-    def best(self) -> Verdict | None:
+    def best(self) -> TextVerdict | None:
         """The accepted verdict, else the last one with translations, which a person may correct."""
         accepted = [verdict for verdict in self.verdicts if not verdict.faults]
         readable = [verdict for verdict in self.verdicts if verdict.translations]
@@ -181,7 +181,7 @@ class Conversation:
 class Translator(Protocol):
     """A source of replies: an endpoint or a local model."""
 
-    def run(self, conversations: Sequence[Conversation], context: Progress) -> None:
+    def run(self, conversations: Sequence[Conversation], context: RowProgress) -> None:
         """Continue each conversation until it needs no more replies.
 
         Raises:
@@ -190,7 +190,7 @@ class Translator(Protocol):
         """
 
 
-class Progress(Protocol):
+class RowProgress(Protocol):
     """What a `Translator` needs of `orchestrator.stage.Context`."""
 
     @property
@@ -205,7 +205,7 @@ class Progress(Protocol):
 
 
 def distinct(
-    rows: Sequence[SourceRow], language: str, cache: Cache, max_attempts: int
+    rows: Sequence[SourceRow], language: str, cache: ReplyCache, max_attempts: int
 ) -> Iterator[Conversation]:
     """Yield a conversation for each distinct row."""
     for digest, row in {row.digest: row for row in reversed(rows)}.items():

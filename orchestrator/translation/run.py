@@ -15,8 +15,8 @@ from orchestrator.sft import data
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.translation.config import ENDPOINT
 from orchestrator.translation.rows import (
-    Cache,
     Conversation,
+    ReplyCache,
     SourceRow,
     Translator,
     distinct,
@@ -98,7 +98,7 @@ def translate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         StageFailure: the endpoint refuses all requests, or too many rows stayed without a reply.
     """
     rows = rows_of_shard(config, context)
-    cache = Cache(cache_folder(context.uses.cache_dir), config.language, identity_of(config))
+    cache = ReplyCache(cache_folder(context.uses.cache_dir), config.language, identity_of(config))
     conversations = list(distinct(rows, config.language, cache, config.max_attempts))
     open_ = [conversation for conversation in conversations if conversation.messages() is not None]
     if open_:

@@ -56,7 +56,7 @@ KINDS: Mapping[str, str] = {
 """Kind of a fault to its meaning."""
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
     """A model's reply to one request.
 
     Attributes:
@@ -72,7 +72,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
 
 
-class Verdict(NamedTuple):
+class TextVerdict(NamedTuple):
     """The result of all checks of a row.
 
     Attributes:
@@ -88,19 +88,21 @@ class Verdict(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-def judge_reply(template: Template, english: Mapping[str, str], reply: Reply, language: str) -> Verdict:
+def judge_reply(
+    template: Template, english: Mapping[str, str], reply: ModelReply, language: str
+) -> TextVerdict:
     """Return the verdict on a model's reply."""
     if reply.finish == "length":
-        return Verdict({}, None, (Fault("cut-off", "your reply was cut off at the token limit"),))
+        return TextVerdict({}, None, (Fault("cut-off", "your reply was cut off at the token limit"),))
     translations, fault = _read(reply.text)
     if fault is not None:
-        return Verdict(translations, None, (fault,))
+        return TextVerdict(translations, None, (fault,))
     return judge(template, english, translations, language)
 
 
 def judge(
     template: Template, english: Mapping[str, str], translations: Translations, language: str
-) -> Verdict:
+) -> TextVerdict:
     """Return the verdict on translations, by all hard checks and then all soft ones.
 
     Args:
@@ -113,17 +115,17 @@ def judge(
     if translations.keys() != wanted:
         missing, more = sorted(wanted - translations.keys()), sorted(translations.keys() - wanted)
         what = f"texts missing: {', '.join(missing[:5]) or 'none'}; unknown: {', '.join(more[:5]) or 'none'}"
-        return Verdict(translations, None, (Fault("other-texts", what),))
+        return TextVerdict(translations, None, (Fault("other-texts", what),))
     translations = {key: unicodedata.normalize("NFC", text).strip() for key, text in translations.items()}
     faults = [fault for text in template.texts for fault in _of_text(text, translations[text.key], language)]
     faults += _of_all(template, translations, language)
     if faults:
-        return Verdict(translations, None, tuple(faults))
+        return TextVerdict(translations, None, tuple(faults))
     line = template.line(english["id"], translations)
     faults = list(_of_line(english, line))
     if faults:
-        return Verdict(translations, None, tuple(faults))
-    return Verdict(translations, line, (), tuple(_flags(template, translations, language)))
+        return TextVerdict(translations, None, tuple(faults))
+    return TextVerdict(translations, line, (), tuple(_flags(template, translations, language)))
 
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL)

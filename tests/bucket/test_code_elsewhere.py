@@ -37,4 +37,4 @@ def test_a_worker_elsewhere_runs_the_code_of_the_launch(bucket: Bucket, tmp_path
     assert "attempt 1 succeeded" in done.stdout, done.stdout + done.stderr
     assert list((tmp_path / "bare/boot").glob(f"{code.digest}/polysweep/orchestrator"))
     node = node_of(sweep)
-    assert bucket.ledger().read(layout.done(node.stage, node.digest, 1), Done)[0] is not None
+    assert bucket.ledger().read(layout.done(node, 1), Done)[0] is not None

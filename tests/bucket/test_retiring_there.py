@@ -29,12 +29,12 @@ def test_what_no_taker_wants_is_deleted_in_the_bucket_and_in_the_cache(bucket: B
     assert worked.code == 0, worked.lines
     snapshot = EvidenceReader(bucket.ledger("laptop"), sweep.stages.values())
     assert {stage_status(snapshot.evidence(d), Budget({})).state for d in sweep.stages} == {State.DONE}
-    prefix = layout.output(source.stage, source.digest, 1)
+    prefix = layout.output(source, 1)
     assert sorted(ledger.objects.trees([prefix])[prefix]) == list(FILES[policy])
     here = ledger.objects.folder(prefix)
     found = sorted(p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file())
     assert found == list(FILES[policy])
-    work_left = ledger.objects.trees([layout.checkpoints(source.stage, source.digest, 1)])
+    work_left = ledger.objects.trees([layout.checkpoints(source, 1)])
     assert not any(work_left.values())
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from orchestrator.core.records import Claim
+from orchestrator.core.sweep import Input
 from orchestrator.errors import InfrastructureError
 from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
@@ -18,7 +19,7 @@ from tests.bucket.server import FAULTS
 from tests.store.builders import claim, node_of, sweep_of
 
 NODE = node_of(sweep_of(1))
-KEY = layout.attempt(NODE.stage, NODE.digest, 1, layout.CLAIM)
+KEY = layout.attempt(NODE, 1, layout.CLAIM)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -80,7 +81,7 @@ def test_of_many_racing_creators_each_claim_has_one_winner_though_replies_are_lo
     won = [json.loads(racer.communicate(timeout=240)[0]) for racer in racers]
     winners = {number: nonce for wins in won for number, nonce in wins}
     assert sum(map(len, won)) == num_claims and sorted(winners) == list(range(num_claims))
-    keys = {n: layout.attempt("race", f"{n:064x}", 1, layout.CLAIM) for n in winners}
+    keys = {n: layout.attempt(Input("race", "", f"{n:064x}"), 1, layout.CLAIM) for n in winners}
     found = bucket.open().get_many(keys.values())
     for number, nonce in winners.items():
         assert msgspec.json.decode(found[keys[number]] or b"", type=Claim).nonce == nonce

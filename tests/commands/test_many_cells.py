@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.core.sweep import Input
 from orchestrator.store import layout
 
 SWEEP = """
@@ -55,7 +56,7 @@ def test_verbs_that_read_ten_thousand_finished_cells_take_seconds_of_one_core(sw
     record = json.loads(made.read_text())
     for cell in cells:  # each is finished as the one that ran
         digest = cell["stages"][0]["digest"]
-        path = sweep.store / layout.done("fit", digest, 1)
+        path = sweep.store / layout.done(Input("fit", "", digest), 1)
         path.write_text(json.dumps({**record, "digest": digest}))
     assert sweep.json("status", "own")["counts"] == {"done": 10_000}
     assert cpu_s(sweep, "status", "own") < 1.5

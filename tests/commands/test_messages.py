@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.text import MAX_LINE, one_line
+from orchestrator.errors import MAX_LINE, one_line
 from tests.commands.launches import records
 
 STAGES = r"""

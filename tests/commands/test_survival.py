@@ -114,8 +114,8 @@ def test_one_ctrl_c_checkpoints_and_releases_and_the_next_launch_goes_on_from_th
     resumed = [start for start in records(slow.store, "start.json") if start["parent"]]
     assert resumed
     ledger = open_ledger(str(slow.store))
-    for node in ledger.revision("slow", 1).sweep.stages.values():
-        steps = [row["step"] for row in history(ledger, node, ledger.numbers(node)[-1])]
+    for instance in ledger.revision("slow", 1).sweep.stages.values():
+        steps = [row["step"] for row in history(ledger, instance, ledger.numbers(instance)[-1])]
         assert steps == list(range(1, 31))  # metrics follow the chain of parents, each step once
 
 

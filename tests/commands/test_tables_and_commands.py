@@ -175,8 +175,8 @@ def test_a_command_that_is_stopped_saves_and_the_next_launch_goes_on_from_there(
         row["start"]
     ]
     ledger = open_ledger(str(sweep.store))
-    (node,) = ledger.revision("count", 1).sweep.stages.values()
-    assert [line["step"] for line in history(ledger, node, 2)] == list(range(1, 41))
+    (instance,) = ledger.revision("count", 1).sweep.stages.values()
+    assert [line["step"] for line in history(ledger, instance, 2)] == list(range(1, 41))
 
 
 def test_checkpoints_of_a_command_count_unless_a_signal_killed_it(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Job:
     def __init__(
         self, store: Path, sweep: ComposedSweep, job: SchedulersJob | None = None, **policy: object
     ) -> None:
-        self.folder_of_store, self.node = store, node_of(sweep)
+        self.folder_of_store, self.instance = store, node_of(sweep)
         file = store.parent / "order.json"
         policy = {"grace_s": 60.0, **policy}
         order = order_for(store, sweep.name, policy=policy, job=job, import_paths=(str(store.parent),))
@@ -44,7 +44,7 @@ class Job:
 
     def folder(self, attempt: int = 1) -> Path:
         """Where an attempt writes."""
-        return self.folder_of_store / layout.payload(self.node.stage, self.node.digest, attempt)
+        return self.folder_of_store / layout.payload(self.instance, attempt)
 
     def log(self, attempt: int = 1) -> list[str]:
         """The lines of an attempt's log so far."""
@@ -63,13 +63,13 @@ class Job:
     def end(self, attempt: int = 1) -> End:
         """Waits until the worker has ended; returns the end of an attempt."""
         self.process.wait(60)
-        found = ledger_at(self.folder_of_store).attempt(self.node, attempt)
+        found = ledger_at(self.folder_of_store).attempt(self.instance, attempt)
         assert found is not None and found.end is not None
         return found.end
 
     def claim(self, attempt: int) -> Claim:
         """The claim of an attempt."""
-        found = ledger_at(self.folder_of_store).attempt(self.node, attempt)
+        found = ledger_at(self.folder_of_store).attempt(self.instance, attempt)
         assert found is not None and found.claim is not None
         return found.claim
 

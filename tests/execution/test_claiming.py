@@ -35,44 +35,44 @@ ELSEWHERE = "00000000-0000-0000-0000-000000000000"
 def test_a_claim_that_wins_after_the_product_appeared_ends_already_done(store: Path) -> None:
     """Rule 3: another finished between the look and the claim; the winner runs nothing."""
     sweep = sweep_of(1)
-    revision, node = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), node_of(sweep)
 
     def trouble(when: str, operation: str, key: str) -> None:
         if (when, operation) == ("before", "create") and key.endswith("1/claim.json"):
-            make_product(ledger_at(store), node, attempt=7)
+            make_product(ledger_at(store), instance, attempt=7)
 
     worked = work(Ledger(TroubledStore(store, trouble)), revision, order_for(store, sweep.name))
-    attempt = ledger_at(store).attempt(node, 1)
+    attempt = ledger_at(store).attempt(instance, 1)
     assert worked.code == 0 and attempt is not None and attempt.end is not None
     assert (attempt.end.outcome, attempt.end.why) == ("released", "already_done")
-    assert attempt.start is None and not (store / "payload/count" / node.digest / "1").exists()
+    assert attempt.start is None and not (store / "payload/count" / instance.digest / "1").exists()
 
 
 def test_a_product_that_appeared_before_the_claim_costs_no_attempt(store: Path) -> None:
     """Rule 3: the index of products is read before the attempts; an attempt that ended between is no loss."""
     sweep = sweep_of(1)
-    revision, node = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), node_of(sweep)
     plain = ledger_at(store)
-    plain.claim(node, 1, claim())
+    plain.claim(instance, 1, claim())
     ended: list[str] = []
 
     def trouble(when: str, operation: str, key: str) -> None:
         if operation == "get" and key.endswith("1/claim.json") and not ended:
             ended.append(key)
-            make_product(plain, node)
-            plain.end(node, 1, end("succeeded"))
+            make_product(plain, instance)
+            plain.end(instance, 1, end("succeeded"))
 
     assert work(Ledger(TroubledStore(store, trouble)), revision, order_for(store, sweep.name)).code == 0
-    assert ended and plain.numbers(node) == [1]
+    assert ended and plain.numbers(instance) == [1]
 
 
 def test_an_owner_that_beats_again_between_the_look_and_the_claim_is_not_superseded(store: Path) -> None:
     """Rule 4: it was only slow; the watcher's proof is of a counter that does not hold any more."""
     sweep = sweep_of(1)
-    revision, node = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), node_of(sweep)
     plain = ledger_at(store)
-    plain.claim(node, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=1.0))
-    plain.put(node, 1, layout.HEARTBEAT, Heartbeat(counter=1, phase="running"))
+    plain.claim(instance, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=1.0))
+    plain.put(instance, 1, layout.HEARTBEAT, Heartbeat(counter=1, phase="running"))
     looks, beats = [0], [1]
 
     def trouble(when: str, operation: str, key: str) -> None:
@@ -81,11 +81,11 @@ def test_an_owner_that_beats_again_between_the_look_and_the_claim_is_not_superse
             return
         if key == layout.requests(sweep.name):
             looks[0] = 0
-        elif key == layout.attempts(node.stage, node.digest):
+        elif key == layout.attempts(instance):
             looks[0] += 1
             if looks[0] == 2:
                 beats[0] += 1
-                plain.put(node, 1, layout.HEARTBEAT, Heartbeat(counter=beats[0], phase="running"))
+                plain.put(instance, 1, layout.HEARTBEAT, Heartbeat(counter=beats[0], phase="running"))
 
     order = order_for(store, sweep.name)
     work(
@@ -94,7 +94,7 @@ def test_an_owner_that_beats_again_between_the_look_and_the_claim_is_not_superse
         order,
         stop_asked=lambda: "enough" if beats[0] > 1 else "",
     )
-    assert plain.numbers(node) == [1]
+    assert plain.numbers(instance) == [1]
 
 
 def test_stages_that_fail_at_once_do_not_look_like_a_worker_that_cannot_start_any(store: Path) -> None:
@@ -122,12 +122,12 @@ def test_stages_that_die_at_once_do_not_look_like_a_worker_that_cannot_start_any
 def test_a_worker_stops_claiming_after_two_attempts_that_failed_before_their_stage_was_called(
     store: Path,
 ) -> None:
-    """Rule 9: the child cannot open its log, as on a broken node; the third cell is left to others."""
+    """Rule 9: the child cannot open its log, as on a broken instance; the third cell is left to others."""
     sweep = sweep_of(3)
     revision = seal(store, sweep)
     for cell in range(3):
-        node = node_of(sweep, cell)
-        (store / layout.payload(node.stage, node.digest, 1) / layout.LOG).mkdir(parents=True)
+        instance = node_of(sweep, cell)
+        (store / layout.payload(instance, 1) / layout.LOG).mkdir(parents=True)
     order = order_for(store, sweep.name, policy={"retries": {}})
     worked = work(ledger_at(store), revision, order)
     assert worked.code == REFUSED, worked.lines
@@ -164,7 +164,7 @@ def test_a_store_that_refuses_at_the_start_of_an_attempt_is_a_failure_of_storage
 ) -> None:
     """Rule 9: it becomes an `end` with a cause, not an attempt without one; the retry then works."""
     sweep = sweep_of(1)
-    revision, node = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), node_of(sweep)
     refused: list[str] = []
 
     def trouble(when: str, now: str, key: str) -> None:
@@ -173,10 +173,10 @@ def test_a_store_that_refuses_at_the_start_of_an_attempt_is_a_failure_of_storage
             no_answer()
 
     worked = work(Ledger(TroubledStore(store, trouble)), revision, order_for(store, sweep.name))
-    first = ledger_at(store).attempt(node, 1)
+    first = ledger_at(store).attempt(instance, 1)
     assert worked.code == 0 and first is not None and first.end is not None
     assert (first.end.outcome, first.end.cause) == ("failed", Cause.STORAGE)
-    assert ledger_at(store).generations(layout.done_index("count")) == {node.digest: {1}}
+    assert ledger_at(store).generations(layout.done_index("count")) == {instance.digest: {1}}
 
 
 @pytest.mark.parametrize("operation", ["list", "get", "put"])
@@ -185,8 +185,8 @@ def test_a_store_that_does_not_answer_for_a_while_costs_a_running_attempt_nothin
 ) -> None:
     """While the stage runs, what its worker cannot read or write is asked again later."""
     sweep = sweep_of(1, num_steps=20, step_s=0.1)
-    revision, node = seal(store, sweep), node_of(sweep)
-    running = store / layout.payload(node.stage, node.digest, 1) / layout.CHECKPOINTS
+    revision, instance = seal(store, sweep), node_of(sweep)
+    running = store / layout.payload(instance, 1) / layout.CHECKPOINTS
     left = [3]
 
     def trouble(when: str, now: str, key: str) -> None:
@@ -196,7 +196,7 @@ def test_a_store_that_does_not_answer_for_a_while_costs_a_running_attempt_nothin
 
     worked = work(Ledger(TroubledStore(store, trouble)), revision, order_for(store, sweep.name))
     assert worked.code == 0 and left == [0]
-    attempts = ledger_at(store).attempts(node)
+    attempts = ledger_at(store).attempts(instance)
     assert [a.end and a.end.outcome for a in attempts] == ["succeeded"]
 
 
@@ -207,26 +207,26 @@ def test_a_worker_names_itself_so_that_others_can_see_it_gone() -> None:
 
 def test_a_worker_that_may_leave_when_idle_stays_to_find_an_owner_elsewhere_dead(store: Path) -> None:
     sweep = sweep_of(1)
-    revision, node = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), node_of(sweep)
     plain = ledger_at(store)
-    plain.claim(node, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=3.0))
-    plain.put(node, 1, layout.HEARTBEAT, Heartbeat(counter=1, phase="running"))
+    plain.claim(instance, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=3.0))
+    plain.put(instance, 1, layout.HEARTBEAT, Heartbeat(counter=1, phase="running"))
     worked = work(plain, revision, order_for(store, sweep.name, max_idle_s=0.5))
-    assert worked.code == 0 and plain.numbers(node) == [1, 2]
+    assert worked.code == 0 and plain.numbers(instance) == [1, 2]
 
 
 def test_a_worker_that_may_leave_when_idle_does_so_while_another_beats(store: Path) -> None:
     sweep = sweep_of(1)
-    revision, node = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), node_of(sweep)
     plain, beats = ledger_at(store), [1]
-    plain.claim(node, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=60.0))
+    plain.claim(instance, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=60.0))
 
     def trouble(when: str, operation: str, key: str) -> None:
         if operation == "list" and key == layout.requests(sweep.name):
             beats[0] += 1
-            plain.put(node, 1, layout.HEARTBEAT, Heartbeat(counter=beats[0], phase="running"))
+            plain.put(instance, 1, layout.HEARTBEAT, Heartbeat(counter=beats[0], phase="running"))
 
     ledger = Ledger(TroubledStore(store, trouble))
     worked = work(ledger, revision, order_for(store, sweep.name, max_idle_s=0.5))
-    assert worked.code == 0 and plain.numbers(node) == [1]
+    assert worked.code == 0 and plain.numbers(instance) == [1]
     assert "this worker leaves" in worked.lines[-1]

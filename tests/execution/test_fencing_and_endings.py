@@ -31,18 +31,18 @@ class Scene:
         seal(store, sweep)
         self.store, self.go = store, store.parent / "go"
         self.ledger: Ledger = ledger_at(store)
-        self.node: StageInstance = node_of(sweep)
+        self.instance: StageInstance = node_of(sweep)
         self.order = order_for(store, sweep.name, env={"TEST_GO": str(self.go)}, policy=policy)
         self.worker: Running = start(self.order)
         self.child = pid_in(self.folder(1) / "runs")
 
     def folder(self, attempt: int) -> Path:
-        return self.store / layout.payload(self.node.stage, self.node.digest, attempt)
+        return self.store / layout.payload(self.instance, attempt)
 
     def end(self, attempt: int = 1) -> End:
         """The end of an attempt after its worker ended by itself."""
         assert self.worker.wait() == 0, self.worker.output
-        found = self.ledger.attempt(self.node, attempt)
+        found = self.ledger.attempt(self.instance, attempt)
         assert found is not None and found.end is not None, self.worker.output
         return found.end
 
@@ -51,18 +51,18 @@ def test_a_worker_that_sees_a_later_attempt_stops_its_child_and_is_released(
     store: Path, start: Start
 ) -> None:
     scene = Scene(store, start, "waiting")
-    scene.ledger.claim(scene.node, 2, claim(supersedes=1))
+    scene.ledger.claim(scene.instance, 2, claim(supersedes=1))
     until(lambda: not lives(scene.child))
-    scene.ledger.end(scene.node, 2, End(nonce="x", outcome="released", why="stopped"))
+    scene.ledger.end(scene.instance, 2, End(nonce="x", outcome="released", why="stopped"))
     scene.go.touch()
     assert (scene.end().outcome, scene.end().why) == ("released", "superseded")
 
 
 def test_a_worker_that_sees_a_product_stops_its_child_and_is_released(store: Path, start: Start) -> None:
     scene = Scene(store, start, "waiting")
-    product = make_product(scene.ledger, scene.node, attempt=9)
+    product = make_product(scene.ledger, scene.instance, attempt=9)
     assert (scene.end().outcome, scene.end().why) == ("released", "superseded")
-    assert scene.ledger.product(scene.node, 1) == (product, "")
+    assert scene.ledger.product(scene.instance, 1) == (product, "")
 
 
 def test_a_child_sees_a_later_attempt_at_its_next_checkpoint_though_its_worker_is_frozen(
@@ -70,12 +70,12 @@ def test_a_child_sees_a_later_attempt_at_its_next_checkpoint_though_its_worker_i
 ) -> None:
     scene = Scene(store, start, "waiting", lease_s=60.0)
     os.kill(scene.worker.process.pid, signal.SIGSTOP)
-    scene.ledger.claim(scene.node, 2, claim(supersedes=1))
+    scene.ledger.claim(scene.instance, 2, claim(supersedes=1))
     scene.go.touch()
     until(lambda: not lives(scene.child))
     saved = sorted(path.name for path in (scene.folder(1) / layout.CHECKPOINTS).iterdir())
     assert saved == ["00000001"] and not list((scene.folder(1) / layout.OUTPUT).iterdir())
-    scene.ledger.end(scene.node, 2, End(nonce="x", outcome="released", why="stopped"))
+    scene.ledger.end(scene.instance, 2, End(nonce="x", outcome="released", why="stopped"))
     scene.worker.go_on()
     assert (scene.end().outcome, scene.end().why) == ("released", "superseded")
 
@@ -83,9 +83,9 @@ def test_a_child_sees_a_later_attempt_at_its_next_checkpoint_though_its_worker_i
 def test_an_error_of_a_superseded_attempt_is_no_failure(store: Path, start: Start) -> None:
     """So does any error of a fenced attempt: its budget is not touched."""
     scene = Scene(store, start, "crashing", lease_s=60.0)
-    scene.ledger.claim(scene.node, 2, claim(supersedes=1))
+    scene.ledger.claim(scene.instance, 2, claim(supersedes=1))
     scene.go.touch()
-    scene.ledger.end(scene.node, 2, End(nonce="x", outcome="failed", cause=Cause.CODE))
+    scene.ledger.end(scene.instance, 2, End(nonce="x", outcome="failed", cause=Cause.CODE))
     assert (scene.end().outcome, scene.end().why) == ("released", "superseded")
 
 
@@ -100,11 +100,11 @@ def test_an_end_is_written_only_when_no_process_of_the_attempt_is_left(store: Pa
     """A grandchild ignores SIGTERM and goes on writing when its parent has finished."""
     sweep = sweep_of(1, {"count": spec("forking")})
     seal(store, sweep)
-    node = node_of(sweep)
+    instance = node_of(sweep)
     worker = start(order_for(store, sweep.name))
-    scratch = store / layout.payload(node.stage, node.digest, 1) / "scratch"
+    scratch = store / layout.payload(instance, 1) / "scratch"
     grandchild = pid_in(scratch / "pid")
-    end = store / layout.attempt(node.stage, node.digest, 1, layout.END)
+    end = store / layout.attempt(instance, 1, layout.END)
     while not end.exists():
         assert worker.process.poll() is None, worker.output
         time.sleep(0.001)
@@ -129,7 +129,7 @@ def test_a_stop_is_passed_on_and_the_stage_ends_as_released(store: Path, start: 
     assert (scene.end().outcome, scene.end().why) == ("released", "stopped")
     scene.go.touch()
     finish(start, scene.order)
-    last = scene.ledger.attempt(scene.node, 2)
+    last = scene.ledger.attempt(scene.instance, 2)
     assert last is not None and last.start is not None and last.start.parent is not None
     assert (last.start.parent.attempt, last.start.parent.step) == (1, 1)
 
@@ -174,7 +174,7 @@ def test_heartbeats_count_up_and_name_the_child(store: Path, start: Start) -> No
     scene = Scene(store, start, "waiting")
 
     def beat() -> Heartbeat:
-        found = scene.ledger.heartbeat(scene.node, 1)
+        found = scene.ledger.heartbeat(scene.instance, 1)
         assert found is not None
         return found
 

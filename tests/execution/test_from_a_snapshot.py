@@ -15,6 +15,7 @@ import pytest
 import orchestrator
 from orchestrator import provenance
 from orchestrator.core.records import Code, Done
+from orchestrator.core.sweep import Input
 from orchestrator.count import COUNT
 from orchestrator.execution.assignment import Assignment
 from orchestrator.jobs.records import OTHER_CODE
@@ -109,10 +110,12 @@ class Launched:
 
     def product(self, stage: str) -> tuple[Done, Path]:
         """What a stage left."""
-        node = next(node for node in self.sweep.stages.values() if node.stage == stage)
-        done, problem = self.ledger.product(node, 1)
+        instance = next(instance for instance in self.sweep.stages.values() if instance.stage == stage)
+        done, problem = self.ledger.product(instance, 1)
         assert done is not None, problem
-        return done, self.store / layout.payload(stage, node.digest, done.attempt) / layout.OUTPUT
+        return done, self.store / layout.payload(
+            Input(stage, "", instance.digest), done.attempt
+        ) / layout.OUTPUT
 
 
 @pytest.fixture
@@ -155,12 +158,12 @@ def test_the_version_of_the_code_is_that_of_a_launch_from_the_checkout(
     seal(tmp_path / "other", launched.sweep)
     code, said = launched.work(order=here, package=Path(orchestrator.__file__).parents[1])
     assert code == 0, said
-    node = next(node for node in launched.sweep.stages.values() if node.stage == "own")
-    there, problem = ledger_at(tmp_path / "other").product(node, 1)
+    instance = next(instance for instance in launched.sweep.stages.values() if instance.stage == "own")
+    there, problem = ledger_at(tmp_path / "other").product(instance, 1)
     assert there is not None, problem
     done = launched.product("own")[0]
     assert done.code == there.code and "." in done.code
-    starts = [ledger_at(root).attempts(node)[0].start for root in (launched.store, tmp_path / "other")]
+    starts = [ledger_at(root).attempts(instance)[0].start for root in (launched.store, tmp_path / "other")]
     mine, theirs = (start.provenance for start in starts if start is not None)
     assert mine["git"] == theirs["git"] and mine["git"]["commit"]
     assert {key for key in mine if mine[key] != theirs[key]} == set()

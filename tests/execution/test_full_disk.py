@@ -58,10 +58,10 @@ def test_a_stage_that_fills_the_disk_fails_by_storage_and_a_later_attempt_resume
     store = disk / "store"
     sweep = sweep_of(1, {"count": spec("filling")}, num_steps=2)
     seal(store, sweep)
-    ledger, node = ledger_at(store), node_of(sweep)
+    ledger, instance = ledger_at(store), node_of(sweep)
     env = {"TEST_FILL": what, "TEST_FILL_KIB": str(LARGE_KIB)}
     finish(start, order_for(store, sweep.name, env=env, policy={"retries": {}}))
-    first = ledger.attempt(node, 1)
+    first = ledger.attempt(instance, 1)
     assert first is not None and first.end is not None
     assert first.end.cause is Cause.STORAGE and "No space left" in first.end.message
     assert_finishes(start, ledger, order_for(store, sweep.name))
@@ -72,10 +72,10 @@ def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, s
     store = disk / "store"
     sweep = sweep_of(1, {"count": spec("waiting")}, num_steps=2)
     seal(store, sweep)
-    ledger, node, go = ledger_at(store), node_of(sweep), disk.parent / "go"
+    ledger, instance, go = ledger_at(store), node_of(sweep), disk.parent / "go"
     order = order_for(store, sweep.name, env={"TEST_GO": str(go)}, policy={"retries": {}, "lease_s": 60.0})
     running = start(order)
-    runs = store / layout.payload(node.stage, node.digest, 1) / "runs"
+    runs = store / layout.payload(instance, 1) / "runs"
     until(lambda: runs.exists() and runs.read_text())
     pid = int(runs.read_text())
     others = fill(disk)
@@ -83,7 +83,7 @@ def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, s
     until(lambda: not Path(f"/proc/{pid}").exists())
     others.unlink()
     assert running.wait() == 0, running.output
-    first = ledger.attempt(node, 1)
+    first = ledger.attempt(instance, 1)
     assert first is not None and first.end is not None and first.end.cause is Cause.STORAGE, first
     assert_finishes(start, ledger, order_for(store, sweep.name, env={"TEST_GO": str(go)}))
 
@@ -91,13 +91,13 @@ def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, s
 def assert_finishes(start: Start, ledger: Ledger, order: Assignment) -> None:
     """With space and a budget, the next attempt goes on from the checkpoint that was saved."""
     sweep = ledger.revision(order.sweep, 1).sweep
-    node = node_of(sweep)
+    instance = node_of(sweep)
     finish(start, order)
-    product, _ = ledger.product(node, 1)
+    product, _ = ledger.product(instance, 1)
     assert product is not None
-    folder = ledger.objects.folder(layout.payload(node.stage, node.digest, product.attempt))
+    folder = ledger.objects.folder(layout.payload(instance, product.attempt))
     assert (folder / "output/count.txt").read_text() == counted(0)
-    last = ledger.attempt(node, product.attempt)
+    last = ledger.attempt(instance, product.attempt)
     assert last is not None and last.start is not None and last.start.parent is not None
     assert last.start.parent.step == 1
 

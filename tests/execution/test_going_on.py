@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from orchestrator.core.grid import Chains
-from orchestrator.core.identity import former_node
+from orchestrator.core.identity import former_instance
 from orchestrator.core.records import Request, Retired
 from orchestrator.core.selector import Subject
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
@@ -48,10 +48,10 @@ class Kept:
         before = answers(BEFORE)
         run(root, seal(root, before), policy)
         self.revision = seal(root, answers(TODAY))
-        self.source, self.node = (
+        self.source, self.instance = (
             self.revision.sweep.stages[d] for d in self.revision.sweep.cells[0].stage_digests
         )
-        former = former_node(EVALUATE_BEFORE[0], self.node)
+        former = former_instance(EVALUATE_BEFORE[0], self.instance)
         assert former is not None and former.digest in before.stages
         self.former: StageInstance = former
         self.answer = root / layout.output("evaluate", former.digest, 1) / "answer"
@@ -69,7 +69,7 @@ class Kept:
 
     def ends(self) -> list[tuple[str, str, str]]:
         """How the attempts of today's stage ended."""
-        ends = [attempt.end for attempt in self.ledger.attempts(self.node)]
+        ends = [attempt.end for attempt in self.ledger.attempts(self.instance)]
         return [(end.outcome, str(end.cause or ""), end.why) for end in ends if end is not None]
 
 
@@ -92,7 +92,7 @@ def test_what_was_kept_is_used_and_nothing_is_made_again(store: Path, sweep: Any
     assert "scored again from kept predictions" in sweep("why", "answers@2", "seed0")
     kept.work()
     assert kept.ends() == [("succeeded", "", "")]
-    done, _ = kept.ledger.product(kept.node, 1)
+    done, _ = kept.ledger.product(kept.instance, 1)
     assert done is not None and done.rows[0]["kept"] and done.rows[0]["text"] == kept.answer.read_text()
     assert kept.ledger.numbers(kept.source) == [1] and len(kept.ledger.retired(kept.source, 1)) == 1
     assert kept.work() == []
@@ -118,7 +118,7 @@ def retired(kept: Kept) -> None:
 
 def unwanted(kept: Kept) -> None:
     """Today's own product was discarded: it is wanted from nothing."""
-    kept.ledger.void(kept.node, void(1, "discarded"))
+    kept.ledger.void(kept.instance, void(1, "discarded"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_where_nothing_usable_was_kept_the_input_is_made_again_as_ever(
     sweep("discard", "answers@2", "seed0", "--stage", "count", "--reason", "wanted again")
     kept.work()
     assert kept.ledger.numbers(kept.source) == [1, 2]
-    done, _ = kept.ledger.product(kept.node, 2 if spoil is unwanted else 1)
+    done, _ = kept.ledger.product(kept.instance, 2 if spoil is unwanted else 1)
     assert done is not None and not done.rows[0]["kept"]
 
 
@@ -164,7 +164,7 @@ def test_what_does_not_suffice_is_tried_once_and_then_left_until_a_rerun(
 ) -> None:
     env = spoil(kept)
     for verb, tries in (("launch", 1), ("launch", 1), ("rerun", 2)):
-        after = {kept.node.digest: len(kept.ends())}
+        after = {kept.instance.digest: len(kept.ends())}
         request = Request(nonce=f"{verb}{tries}", number=0, verb=verb, revision=2, after=after)  # type: ignore[arg-type]
         kept.ledger.add_request("answers", request)
         kept.work(env=env)
@@ -180,7 +180,7 @@ def test_an_error_of_the_stage_that_goes_on_is_its_own_and_no_want_of_inputs(kep
     cell = sweep.json("status", "answers@2")["cells"][0]
     assert (cell["state"], cell["cause"]) == ("failed", "code") and "a bug of the scorer" in cell["reason"]
     kept.ledger.add_request(
-        "answers", Request(nonce="r", number=0, verb="rerun", revision=2, after={kept.node.digest: 1})
+        "answers", Request(nonce="r", number=0, verb="rerun", revision=2, after={kept.instance.digest: 1})
     )
     kept.work()
     assert kept.ends()[1:] == [("succeeded", "", "")]

@@ -28,14 +28,14 @@ def assert_each_is_done_once(root: Path, sweep: ComposedSweep, num_steps: int = 
     done = ledger.generations(layout.done_index("count"))
     assert ledger.generations(layout.void_index("count")) == {}
     for cell in sweep.cells:
-        node = sweep.stages[cell.stage_digests[0]]
-        assert done[node.digest] == {1}
-        assert stage_status(snapshot.evidence(node.digest), Budget({})).state is State.DONE
-        product, _ = ledger.product(node, 1)
+        instance = sweep.stages[cell.stage_digests[0]]
+        assert done[instance.digest] == {1}
+        assert stage_status(snapshot.evidence(instance.digest), Budget({})).state is State.DONE
+        product, _ = ledger.product(instance, 1)
         assert product is not None
-        folder = root / layout.payload(node.stage, node.digest, product.attempt) / "output"
+        folder = root / layout.payload(instance, product.attempt) / "output"
         assert (folder / "count.txt").read_text() == counted(cell.config["seed"], num_steps)
-        attempts = ledger.attempts(node)
+        attempts = ledger.attempts(instance)
         assert [attempt.number for attempt in attempts] == list(range(1, len(attempts) + 1))
         explained = {a.claim.supersedes.attempt for a in attempts if a.claim and a.claim.supersedes}
         for attempt in attempts:

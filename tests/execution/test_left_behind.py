@@ -47,7 +47,7 @@ class Scene:
         (store.parent / "daemon.py").write_text(DAEMON)
         self.store, self.sweep = store, sweep_of(1, {"count": spec})
         seal(store, self.sweep)
-        self.node = node_of(self.sweep)
+        self.instance = node_of(self.sweep)
         self.file = store.parent / "order.json"
         order = order_for(store, self.sweep.name, policy=policy, import_paths=(str(store.parent),))
         self.file.write_bytes(msgspec.json.encode(order))
@@ -60,7 +60,7 @@ class Scene:
 
     def output(self, attempt: int) -> Path:
         """An attempt's output folder."""
-        return self.store / layout.output(self.node.stage, self.node.digest, attempt)
+        return self.store / layout.output(self.instance, attempt)
 
     def daemon(self, attempt: int) -> int:
         """Waits for the process that an attempt's command left to itself."""
@@ -68,12 +68,12 @@ class Scene:
 
     def wait_for_end(self, attempt: int) -> str:
         """Waits for the record of an attempt's end without a pause; returns its outcome."""
-        end = self.store / layout.attempt(self.node.stage, self.node.digest, attempt, layout.END)
+        end = self.store / layout.attempt(self.instance, attempt, layout.END)
         deadline_s = time.monotonic() + 30
         while not end.exists():
             assert time.monotonic() < deadline_s
             time.sleep(0.001)
-        found = ledger_at(self.store).attempt(self.node, attempt)
+        found = ledger_at(self.store).attempt(self.instance, attempt)
         assert found is not None and found.end is not None
         return str(found.end.cause or found.end.why or found.end.outcome)
 
@@ -131,9 +131,9 @@ def test_a_child_whose_worker_was_killed_ends_all_that_it_had_started(
 def test_where_nobody_survives_the_next_worker_ends_what_was_left(store: Path, scenes: list[Scene]) -> None:
     scene = scene_of(scenes, store, f"{STARTS['double fork']} sleep 60'")
     daemon = scene.daemon(1)
-    beat = ledger_at(store).heartbeat(scene.node, 1)
-    until(lambda: (b := ledger_at(store).heartbeat(scene.node, 1)) is not None and b.child is not None)
-    beat = ledger_at(store).heartbeat(scene.node, 1)
+    beat = ledger_at(store).heartbeat(scene.instance, 1)
+    until(lambda: (b := ledger_at(store).heartbeat(scene.instance, 1)) is not None and b.child is not None)
+    beat = ledger_at(store).heartbeat(scene.instance, 1)
     assert beat is not None and beat.child is not None
     os.kill(scene.process.pid, signal.SIGSTOP)
     os.kill(beat.child.pid, signal.SIGKILL)
@@ -178,5 +178,5 @@ def test_the_exit_codes_of_processes_that_a_stage_waits_for_are_its_own(
     orphans = "for i in $(seq 100); do (setsid true &) ; done; sleep 0.5; exit 7"
     scene = scene_of(scenes, store, f"bash -c '{orphans}'", retries={})
     assert scene.wait_for_end(1) == "unknown"
-    found = ledger_at(store).attempt(scene.node, 1)
+    found = ledger_at(store).attempt(scene.instance, 1)
     assert found is not None and found.end is not None and "code 7" in found.end.message

@@ -28,11 +28,11 @@ def test_a_product_holds_what_its_links_led_to_when_checkpoints_and_scratch_are_
     spec = StageSpec(command=LINKS.strip().replace("\n", "; "), shell=True, reads=READS, uses=USES)
     sweep = sweep_of(1, {"count": spec})
     seal(store, sweep)
-    ledger, node = ledger_at(store), node_of(sweep)
+    ledger, instance = ledger_at(store), node_of(sweep)
     assert work(ledger, ledger.revision(sweep.name, 1), order_for(store, sweep.name)).code == 0
-    done, problem = ledger.product(node, 1)
+    done, problem = ledger.product(instance, 1)
     assert done is not None, problem
-    folder = store / "payload" / node.stage / node.digest / "1"
+    folder = store / "payload" / instance.stage / instance.digest / "1"
     assert not (folder / "checkpoints").exists() and not (folder / "scratch").exists()
     texts = {file.path: (folder / "output" / file.path).read_text() for file in done.files}
     assert texts == {
@@ -107,8 +107,8 @@ def test_a_checkpoint_holds_what_its_links_lead_to_however_its_command_ends(stor
     spec = StageSpec(command=saves, shell=True, reads=READS, uses=USES)
     sweep = sweep_of(1, {"count": spec})
     seal(store, sweep)
-    ledger, node = ledger_at(store), node_of(sweep)
+    ledger, instance = ledger_at(store), node_of(sweep)
     work(ledger, ledger.revision(sweep.name, 1), order_for(store, sweep.name, policy={"retries": {}}))
-    saved = store / "payload" / node.stage / node.digest / "1/checkpoints/5"
+    saved = store / "payload" / instance.stage / instance.digest / "1/checkpoints/5"
     assert (saved / "manifest.json").exists() and not (saved / "s").is_symlink()
     assert (saved / "s").read_text() == "s\n"

@@ -37,8 +37,8 @@ ADDED = {"run": "tests.execution.stages:adding", "reads": ("seed",)}
 ADD = StageSpec(**ADDED, after=("count",))  # type: ignore[arg-type]
 
 
-def look(ledger: Ledger, node: StageInstance = NODE) -> Evidence:
-    return EvidenceReader(ledger, [node]).evidence(node.digest)
+def look(ledger: Ledger, instance: StageInstance = NODE) -> Evidence:
+    return EvidenceReader(ledger, [instance]).evidence(instance.digest)
 
 
 def state(evidence: Evidence) -> State:
@@ -98,8 +98,10 @@ def test_an_end_without_a_product_is_not_done(store: Path) -> None:
     assert state(look(ledger)) is State.PENDING
 
 
-def product_file(store: Path, node: StageInstance = NODE, attempt: int = 1, name: str = "file.txt") -> Path:
-    return store / layout.payload(node.stage, node.digest, attempt) / layout.OUTPUT / name
+def product_file(
+    store: Path, instance: StageInstance = NODE, attempt: int = 1, name: str = "file.txt"
+) -> Path:
+    return store / layout.payload(instance, attempt) / layout.OUTPUT / name
 
 
 HARMS: dict[str, Callable[[Path], object]] = {
@@ -123,7 +125,7 @@ def test_a_damaged_product_is_seen_and_named_and_not_voided_by_looking(store: Pa
 def test_a_done_record_that_cannot_be_read_is_damage(store: Path) -> None:
     ledger = ledger_at(store)
     make_product(ledger, NODE)
-    (store / layout.done(NODE.stage, NODE.digest, 1)).write_bytes(b'{"nonce": "')
+    (store / layout.done(NODE, 1)).write_bytes(b'{"nonce": "')
     evidence = look(ledger_at(store))
     assert evidence.damaged and "unreadable" in evidence.problem
 
@@ -141,19 +143,19 @@ def test_a_damaged_product_is_voided_by_a_worker_and_made_again_as_the_next_gene
 ) -> None:
     sweep = sweep_of(1)
     seal(store, sweep)
-    node = node_of(sweep)
+    instance = node_of(sweep)
     order = order_for(store, sweep.name)
     finish(start, order)
-    product_file(store, node, name="count.txt").unlink()
+    product_file(store, instance, name="count.txt").unlink()
     finish(start, order)
     ledger = ledger_at(store)
-    found, _ = ledger.read(layout.void(node.stage, node.digest, 1), Void)
+    found, _ = ledger.read(layout.void(instance, 1), Void)
     assert found is not None and found.kind == "damaged" and "count.txt is missing" in found.reason
-    product, _ = ledger.product(node, 2)
+    product, _ = ledger.product(instance, 2)
     assert product is not None and product.attempt == 2
-    second = ledger.attempt(node, 2)
+    second = ledger.attempt(instance, 2)
     assert second is not None and second.claim is not None and second.claim.generation == 2
-    assert product_file(store, node, 2, "count.txt").read_text() == counted(0)
+    assert product_file(store, instance, 2, "count.txt").read_text() == counted(0)
 
 
 def test_a_product_whose_content_changed_is_never_given_to_the_next_stage(store: Path, start: Start) -> None:
@@ -190,7 +192,7 @@ def test_damage_that_is_gone_at_the_second_look_voids_nothing(store: Path) -> No
 
     def trouble(when: str, operation: str, key: str) -> None:
         """The file appears after the first look: its damage was seen when the attempts are read."""
-        if operation == "list" and key == layout.attempts(first.stage, first.digest) and hidden.exists():
+        if operation == "list" and key == layout.attempts(first) and hidden.exists():
             hidden.rename(file)
 
     assert work(Ledger(TroubledStore(store, trouble)), revision, order).code == 0
@@ -231,7 +233,7 @@ def test_what_was_made_from_an_input_that_was_discarded_meanwhile_does_not_count
     go = store.parent / "go"
     order = order_for(store, sweep.name, env={"TEST_GO": str(go)}, policy={"lease_s": 60.0})
     worker = start(order)
-    child = pid_in(store / layout.payload(second.stage, second.digest, 1) / "runs")
+    child = pid_in(store / layout.payload(second, 1) / "runs")
     ledger = ledger_at(store)
     ledger.void(first, void(1, "discarded"))
     go.touch()
@@ -249,17 +251,17 @@ def test_a_product_does_not_count_when_one_that_it_was_made_from_was_discarded(
         1, {"count": COUNT, "add": ADD, "more": StageSpec(**{**ADDED, "after": ("count", "add")})}
     )
     seal(store, sweep)
-    nodes = [sweep.stages[digest] for digest in sweep.cells[0].stage_digests]
+    instances = [sweep.stages[digest] for digest in sweep.cells[0].stage_digests]
     ledger, order = ledger_at(store), order_for(store, sweep.name)
     finish(start, order)
-    ledger.void(nodes[0], void(1, "discarded"))
-    snapshot = EvidenceReader(ledger, nodes)
-    found = [snapshot.evidence(node.digest) for node in nodes]
+    ledger.void(instances[0], void(1, "discarded"))
+    snapshot = EvidenceReader(ledger, instances)
+    found = [snapshot.evidence(instance.digest) for instance in instances]
     assert [state(evidence) for evidence in found] == [State.PENDING] * 3
     assert "discarded" in found[1].problem and not (store / "void/add").exists()
     finish(start, order)
-    for node in nodes:
-        product, _ = ledger.product(node, 2)
+    for instance in instances:
+        product, _ = ledger.product(instance, 2)
         assert product is not None and set(product.inputs.values()) <= {2}
 
 
@@ -269,14 +271,14 @@ def test_a_product_does_not_count_when_one_that_it_was_made_from_was_discarded(
 def test_of_a_finished_stage_only_checkpoints_are_deleted(store: Path, start: Start) -> None:
     sweep = sweep_of(1, fail={"how": "exit", "step": 2, "attempts": 1})
     seal(store, sweep)
-    node = node_of(sweep)
+    instance = node_of(sweep)
     finish(start, order_for(store, sweep.name))
-    folder = store / layout.payload(node.stage, node.digest, 2)
+    folder = store / layout.payload(instance, 2)
     assert not (folder / layout.CHECKPOINTS).exists() and not (folder / "scratch").exists()
-    assert product_file(store, node, 2, "count.txt").read_text() == counted(0)
+    assert product_file(store, instance, 2, "count.txt").read_text() == counted(0)
     assert (folder / layout.LOG).exists() and (folder / layout.METRICS).exists()
     for number in (1, 2):
-        records = store / layout.attempts(node.stage, node.digest) / str(number)
+        records = store / layout.attempts(instance) / str(number)
         assert {path.name for path in records.iterdir()} == {
             layout.CLAIM,
             layout.START,
@@ -288,19 +290,19 @@ def test_of_a_finished_stage_only_checkpoints_are_deleted(store: Path, start: St
 def test_checkpoints_stay_when_the_policy_says_so(store: Path, start: Start) -> None:
     sweep = sweep_of(1)
     seal(store, sweep)
-    node = node_of(sweep)
+    instance = node_of(sweep)
     finish(start, order_for(store, sweep.name, policy={"keep_checkpoints": True}))
-    folder = store / layout.payload(node.stage, node.digest, 1) / layout.CHECKPOINTS
+    folder = store / layout.payload(instance, 1) / layout.CHECKPOINTS
     assert [path.name for path in sorted(folder.iterdir())] == ["00000001", "00000002"]
 
 
 def test_a_number_is_never_used_twice_though_payload_and_product_are_gone(store: Path, start: Start) -> None:
     sweep = sweep_of(1)
     seal(store, sweep)
-    node, order = node_of(sweep), order_for(store, sweep.name)
+    instance, order = node_of(sweep), order_for(store, sweep.name)
     ledger = ledger_at(store)
     for number in (1, 2, 3):
         finish(start, order)
-        assert ledger.numbers(node) == list(range(1, number + 1))
-        ledger.objects.delete(layout.payload(node.stage, node.digest, number))
-    until(lambda: ledger.generations(layout.done_index("count")) == {node.digest: {1, 2, 3}})
+        assert ledger.numbers(instance) == list(range(1, number + 1))
+        ledger.objects.delete(layout.payload(instance, number))
+    until(lambda: ledger.generations(layout.done_index("count")) == {instance.digest: {1, 2, 3}})

@@ -116,20 +116,20 @@ def test_a_cancel_stops_its_sweep_and_another_that_shares_the_stage_goes_on_at_o
     two = msgspec.structs.replace(one, name="two")
     for sweep in (one, two):
         seal(store, sweep)
-    ledger, node, go = ledger_at(store), node_of(one), store.parent / "go"
+    ledger, instance, go = ledger_at(store), node_of(one), store.parent / "go"
     orders = [order_for(store, name, env={"TEST_GO": str(go)}) for name in ("one", "two")]
     first = start(orders[0])
-    pid_in(store / layout.payload(node.stage, node.digest, 1) / "runs")
+    pid_in(store / layout.payload(instance, 1) / "runs")
     second = start(orders[1])
     ledger.add_request("one", request("cancel", "seed0"))
     assert first.wait() == 0, first.output
-    cancelled = ledger.attempt(node, 1)
+    cancelled = ledger.attempt(instance, 1)
     assert cancelled is not None and cancelled.end is not None
     assert (cancelled.end.outcome, cancelled.end.why) == ("released", "cancelled")
-    until(lambda: ledger.is_claimed(node, 2))
+    until(lambda: ledger.is_claimed(instance, 2))
     go.touch()
     assert second.wait() == 0, second.output
-    last = ledger.attempt(node, 2)
+    last = ledger.attempt(instance, 2)
     assert last is not None and last.claim is not None and last.claim.sweep == "two"
     assert last.start is not None and last.start.parent is not None and last.start.parent.attempt == 1
     assert last.end is not None and last.end.outcome == "succeeded"
@@ -142,17 +142,18 @@ def test_a_cancel_of_one_cell_does_not_stop_a_stage_that_another_cell_wants(
     twin = msgspec.structs.replace(sweep.cells[0], id="twin")
     sweep = msgspec.structs.replace(sweep, cells=(*sweep.cells, twin))
     seal(store, sweep)
-    ledger, node, go = ledger_at(store), node_of(sweep), store.parent / "go"
+    ledger, instance, go = ledger_at(store), node_of(sweep), store.parent / "go"
     worker = start(order_for(store, sweep.name, env={"TEST_GO": str(go)}))
-    pid_in(store / layout.payload(node.stage, node.digest, 1) / "runs")
+    pid_in(store / layout.payload(instance, 1) / "runs")
     ledger.add_request(sweep.name, request("cancel", "seed0"))
     with pytest.raises(AssertionError, match="come about"):
         until(
-            lambda: (store / layout.attempt(node.stage, node.digest, 1, layout.END)).exists(), timeout_s=2.5
+            lambda: (store / layout.attempt(instance, 1, layout.END)).exists(),
+            timeout_s=2.5,
         )
     go.touch()
     assert worker.wait() == 0, worker.output
-    assert ledger.numbers(node) == [1]
+    assert ledger.numbers(instance) == [1]
 
 
 def test_cancelled_cells_are_not_claimed_until_they_are_launched_again(store: Path, start: Start) -> None:

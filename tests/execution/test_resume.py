@@ -28,8 +28,8 @@ def ledger(store: Path) -> Ledger:
     return ledger_at(store)
 
 
-def folder_of(ledger: Ledger, attempt: int, node: StageInstance = NODE) -> Path:
-    return ledger.objects.workspace(layout.payload(node.stage, node.digest, attempt))
+def folder_of(ledger: Ledger, attempt: int, instance: StageInstance = NODE) -> Path:
+    return ledger.objects.workspace(layout.payload(instance, attempt))
 
 
 def save(ledger: Ledger, attempt: int, *steps: int) -> None:

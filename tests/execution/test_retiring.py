@@ -44,9 +44,9 @@ def source_of(sweep: ComposedSweep) -> StageInstance:
     return sweep.stages[sweep.cells[0].stage_digests[0]]
 
 
-def look(root: Path, sweep: ComposedSweep, node: StageInstance | None = None) -> Evidence:
+def look(root: Path, sweep: ComposedSweep, instance: StageInstance | None = None) -> Evidence:
     snapshot = EvidenceReader(ledger_at(root), sweep.stages.values())
-    return snapshot.evidence((node or source_of(sweep)).digest)
+    return snapshot.evidence((instance or source_of(sweep)).digest)
 
 
 def product_of(root: Path, sweep: ComposedSweep) -> Done:
@@ -59,7 +59,7 @@ def files(root: Path, sweep: ComposedSweep) -> tuple[str, ...]:
     """What is there of the shared product."""
     source = source_of(sweep)
     number = product_of(root, sweep).attempt
-    folder = root / layout.payload(source.stage, source.digest, number) / layout.OUTPUT
+    folder = root / layout.payload(source, number) / layout.OUTPUT
     return tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
 
 
@@ -128,7 +128,7 @@ def test_nothing_keeps_a_link_to_what_was_retired(store: Path) -> None:
     gone = {file.sha256 for record in look(store, sweep).retired for file in record.files}
     assert len(gone) == len(ALL)
     assert not gone & {file_digest(path) for path in (store / "payload").rglob("*") if path.is_file()}
-    first = store / layout.payload(source.stage, source.digest, 1)
+    first = store / layout.payload(source, 1)
     assert (first / layout.LOG).exists() and (first / layout.OUTCOME).exists() is False
 
 
@@ -139,12 +139,12 @@ def test_a_retired_file_is_no_damage_and_a_missing_one_that_is_not_recorded_is(s
     source, done = source_of(sweep), product_of(store, sweep)
     assert run(store, revision, "best") == []
     assert not (store / "void").exists()
-    folder = store / layout.payload(source.stage, source.digest, done.attempt) / layout.OUTPUT
+    folder = store / layout.payload(source, done.attempt) / layout.OUTPUT
     kept = (folder / "epochs/1").rename(folder / "hidden")
     evidence = look(store, sweep)
     assert evidence.damaged and "epochs/1 is missing" in evidence.problem
     kept.rename(folder / "epochs/1")
-    record = store / layout.retired(source.stage, "best", source.digest, 1)
+    record = store / layout.retired(source, "best", 1)
     for spoil in (lambda: record.write_text("{"), record.unlink):
         spoil()
         evidence = look(store, sweep)
@@ -227,7 +227,7 @@ def test_an_attempt_of_another_sweep_whose_input_is_retired_meanwhile_is_no_fail
     policies = {"lease_s": 60.0}
     worker = start(order_for(store, other.name, env={"TEST_GO": str(go)}, policy=policies))
     taker = other.stages[other.cells[0].stage_digests[1]]
-    pid_in(store / layout.payload(taker.stage, taker.digest, 1) / "runs")
+    pid_in(store / layout.payload(taker, 1) / "runs")
     run(store, revision, policy)
     go.touch()
     assert worker.wait() == 0, worker.output
@@ -244,7 +244,7 @@ def test_another_generation_than_the_takers_used_is_not_retired_by_their_word(st
     revision = seal(store, sweep)
     run(store, revision, "all")
     source = source_of(sweep)
-    (store / layout.payload(source.stage, source.digest, 1) / "output/epochs/2").unlink()
+    (store / layout.payload(source, 1) / "output/epochs/2").unlink()
     run(store, revision, "none")
     assert look(store, sweep).generation == 2
     assert files(store, sweep) == ALL and not look(store, sweep).retired
@@ -279,12 +279,12 @@ def test_a_wish_that_names_no_input_or_no_list_fails_the_stage(store: Path) -> N
 
 def test_a_worker_that_froze_while_it_deleted_spares_what_a_later_generation_left(store: Path) -> None:
     """Attempt 2 makes, or made, generation 2: its output is no half of generation 1."""
-    ledger, node = ledger_at(store), source_of(choices())
+    ledger, instance = ledger_at(store), source_of(choices())
     for number, generation in ((1, 1), (2, 1), (3, 2)):
-        ledger.claim(node, number, claim(generation=generation))
-        make_product(ledger, node, attempt=number, generation=generation)
-    folders = [store / layout.payload(node.stage, node.digest, n) / layout.OUTPUT for n in (1, 2, 3)]
-    drop_work(ledger, node, ledger.attempts(node), generation=1)
+        ledger.claim(instance, number, claim(generation=generation))
+        make_product(ledger, instance, attempt=number, generation=generation)
+    folders = [store / layout.payload(instance, n) / layout.OUTPUT for n in (1, 2, 3)]
+    drop_work(ledger, instance, ledger.attempts(instance), generation=1)
     assert [folder.exists() for folder in folders] == [True, False, True]
 
 

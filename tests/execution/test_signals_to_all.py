@@ -35,7 +35,7 @@ class Job:
     """A worker as a batch script starts it, and what it left in the store."""
 
     def __init__(self, store: Path, sweep: ComposedSweep) -> None:
-        self.folder_of_store, self.node = store, node_of(sweep)
+        self.folder_of_store, self.instance = store, node_of(sweep)
         file = store.parent / "order.json"
         file.write_bytes(msgspec.json.encode(order_for(store, sweep.name, policy={"grace_s": 60.0})))
         self.process = subprocess.Popen(
@@ -48,7 +48,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """The first attempt's."""
-        return self.folder_of_store / layout.payload(self.node.stage, self.node.digest, 1)
+        return self.folder_of_store / layout.payload(self.instance, 1)
 
     def wait_for(self, text: str) -> None:
         """Waits until a line of the stage's log says so, or a checkpoint of that step is whole."""
@@ -59,7 +59,7 @@ class Job:
     def end(self) -> End:
         """Waits until the worker has ended; returns the end of the attempt."""
         assert self.process.wait(60) == 0
-        attempt = ledger_at(self.folder_of_store).attempt(self.node, 1)
+        attempt = ledger_at(self.folder_of_store).attempt(self.instance, 1)
         assert attempt is not None and attempt.end is not None
         return attempt.end
 

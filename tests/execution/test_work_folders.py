@@ -91,7 +91,7 @@ def test_an_owner_that_was_frozen_past_its_lease_cannot_change_what_its_heir_mad
     heir = run(script(store.parent, 0.05), lease_s=1.0)
     try:
         assert heir.end(2).outcome == "succeeded"
-        done, _ = ledger_at(store).product(heir.node, 1)
+        done, _ = ledger_at(store).product(heir.instance, 1)
         output = heir.folder(2) / layout.OUTPUT
         before = {path.name: path.read_bytes() for path in output.iterdir()}
     finally:
@@ -125,18 +125,18 @@ def test_a_function_has_a_work_folder_too(store: Path, run: Jobs) -> None:
 
 def former(store: Path) -> tuple[Path, Path]:
     """The work folder of a first attempt whose owner is on another machine, and where the second's goes."""
-    ledger, node = ledger_at(store), node_of(sweep_of(1))
-    ledger.claim(node, 1, claim(owner=owner(host="elsewhere", boot="other")))
-    old = store / layout.payload(node.stage, node.digest, 1) / layout.WORK
-    new = store / layout.payload(node.stage, node.digest, 2)
+    ledger, instance = ledger_at(store), node_of(sweep_of(1))
+    ledger.claim(instance, 1, claim(owner=owner(host="elsewhere", boot="other")))
+    old = store / layout.payload(instance, 1) / layout.WORK
+    new = store / layout.payload(instance, 2)
     old.mkdir(parents=True)
     new.mkdir(parents=True)
     return old, new
 
 
 def take(store: Path, new: Path) -> Path:
-    ledger, node = ledger_at(store), node_of(sweep_of(1))
-    assert work.take_over(ledger, node, ledger.attempts(node), new) == 1
+    ledger, instance = ledger_at(store), node_of(sweep_of(1))
+    assert work.take_over(ledger, instance, ledger.attempts(instance), new) == 1
     return new / layout.WORK
 
 
@@ -233,11 +233,13 @@ def test_an_attempt_that_dies_while_it_starts_loses_neither_work_nor_curve_of_th
     """It is killed while it records its start, before and after it took the work over."""
     sweep = sweep_of(1, {"count": COUNT, "fit": spec("working", after=("count",))})
     seal(store, sweep)
-    ledger, node, order = ledger_at(store), node_of(sweep), order_for(store, sweep.name)
-    key = layout.attempt(node.stage, node.digest, 2, layout.START)
+    ledger, instance, order = ledger_at(store), node_of(sweep), order_for(store, sweep.name)
+    key = layout.attempt(instance, 2, layout.START)
     killed = start(order, at=at, key=key)
     assert killed.wait() == -signal.SIGKILL and f"kill at {KILLED_AT[at]}" in killed.output
     finish(start, order)
-    done, _ = ledger.product(node, 1)
+    done, _ = ledger.product(instance, 1)
     assert done is not None and (done.attempt, done.rows) == (3, ({"found": ["trained"]},))
-    assert [row["step"] for row in history(ledger, node, 3)] == [1, 2], "the curve begins where the work did"
+    assert [row["step"] for row in history(ledger, instance, 3)] == [1, 2], (
+        "the curve begins where the work did"
+    )

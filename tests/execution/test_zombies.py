@@ -34,9 +34,9 @@ def assert_zombies_gave_up(ledger: Ledger, sweep: ComposedSweep, zombies: dict[i
     """Each ended by itself; it is `released` unless its own product stands, and its own end says so."""
     for cell, worker in zombies.items():
         assert worker.wait() == 0, worker.output
-        node = node_of(sweep, cell)
-        product, _ = ledger.product(node, 1)
-        first = ledger.attempt(node, 1)
+        instance = node_of(sweep, cell)
+        product, _ = ledger.product(instance, 1)
+        first = ledger.attempt(instance, 1)
         assert product is not None and first is not None
         if first.end is None or (first.claim and first.claim.owner.process.pid != worker.process.pid):
             assert "attempt 1" not in worker.output  # it froze before its claim: another's came first
@@ -88,9 +88,9 @@ def test_a_worker_that_froze_at_any_step_and_wakes_beside_its_successor_does_no_
     successor = start(order_for(store, sweep.name, cells=cells))
     ledger = ledger_at(store)
     for cell, worker in zombies.items():
-        node = node_of(sweep, cell)
+        instance = node_of(sweep, cell)
         until(
-            lambda n=node, c=cell: (
+            lambda n=instance, c=cell: (
                 ledger.is_claimed(n, 2)
                 or f"seed{c} " in successor.output  # type: ignore[misc]
                 or ledger.is_done_or_void(n, 1)
@@ -103,10 +103,10 @@ def test_a_worker_that_froze_at_any_step_and_wakes_beside_its_successor_does_no_
     mine = msgspec.structs.replace(sweep, cells=tuple(c for c in sweep.cells if c.id in cells))
     assert_each_is_done_once(store, mine, 4)
     for cell in zombies:
-        node = node_of(sweep, cell)
-        product, _ = ledger.product(node, 1)
+        instance = node_of(sweep, cell)
+        product, _ = ledger.product(instance, 1)
         assert product is not None
-        for attempt in ledger.attempts(node):
+        for attempt in ledger.attempts(instance):
             if attempt.number != product.attempt:
                 assert attempt.end is not None and attempt.end.outcome == "released", attempt
 
@@ -115,16 +115,16 @@ def test_a_zombie_of_a_void_generation_can_only_finish_its_own(store: Path, star
     """Rule 2: discarded while it froze just before `done`; what it then creates is of a void generation."""
     sweep = sweep_of(1)
     seal(store, sweep)
-    ledger, node = ledger_at(store), node_of(sweep)
+    ledger, instance = ledger_at(store), node_of(sweep)
     zombie = start(order_for(store, sweep.name), at=1, how="stop", key="done/")
     until(zombie.is_stopped)
-    assert not ledger.is_done_or_void(node, 1)
-    ledger.void(node, void(1, "discarded"))
+    assert not ledger.is_done_or_void(instance, 1)
+    ledger.void(instance, void(1, "discarded"))
     finish(start, order_for(store, sweep.name))
-    product, _ = ledger.product(node, 2)
+    product, _ = ledger.product(instance, 2)
     assert product is not None and product.attempt == 2
     zombie.go_on()
     assert zombie.wait() == 0, zombie.output
-    assert ledger.generations(layout.done_index("count"))[node.digest] == {1, 2}
-    evidence = EvidenceReader(ledger, [node]).evidence(node.digest)
+    assert ledger.generations(layout.done_index("count"))[instance.digest] == {1, 2}
+    evidence = EvidenceReader(ledger, [instance]).evidence(instance.digest)
     assert evidence.done == product and evidence.generation == 2

@@ -43,7 +43,7 @@ class Kept:
             self.process = subprocess.Popen([sys.executable, "-c", ON_SLURM, *words])
             return
         read, write = os.pipe()
-        command = [sys.executable, "-c", actor._KEEPER, str(write), sys.executable, "-c", WORKER, *words]
+        command = [sys.executable, "-c", actor.KEEPER, str(write), sys.executable, "-c", WORKER, *words]
         self.process = subprocess.Popen(command, pass_fds=[write])
         os.close(write)
         self.told = os.fdopen(read, "rb")

@@ -86,17 +86,25 @@ def test_the_utilisation_follows_from_the_sizes_of_model_and_device_and_is_said(
 
 
 @pytest.mark.parametrize(
-    ("layers", "is_compiled", "measured", "within"),
-    [(28, True, 0.35, 0.02), (28, False, 0.22, 0.06), (6, False, 0.45, 0.06)],
+    ("layers", "recomputes", "is_compiled", "measured"),
+    [
+        (28, True, True, 0.35),
+        (28, False, True, 0.41),
+        (6, True, True, 0.44),
+        (6, False, True, 0.51),
+        (28, True, False, 0.24),
+        (6, True, False, 0.45),
+    ],
 )
-def test_the_model_of_speed_gives_what_was_measured_on_an_h200(
-    layers: int, is_compiled: bool, measured: float, within: float
+def test_the_model_of_speed_gives_what_was_measured(
+    layers: int, recomputes: bool, is_compiled: bool, measured: float
 ) -> None:
-    """docs/gpu.md: Qwen3-1.7B, and the width of Qwen3-8B with 6 layers; fused norms, compiled layers."""
+    """docs/gpu.md: Qwen3-1.7B, and the width of Qwen3-8B with 6 layers, with tied tables where compiled."""
     model = cell("qwen3-1.7b" if layers == 28 else "qwen3-8b")["model"]
-    sizes = decoder({**model["architecture"], "num_layers": layers}, model["family"])
-    found = mfu(sizes, "NVIDIA H200", recomputes=True, is_compiled=is_compiled)
-    assert found == pytest.approx(measured, rel=within)
+    is_tied = is_compiled or layers == 28
+    sizes = decoder({**model["architecture"], "num_layers": layers, "tied": is_tied}, model["family"])
+    found = mfu(sizes, "NVIDIA H100 80GB HBM3", recomputes=recomputes, is_compiled=is_compiled)
+    assert found == pytest.approx(measured, rel=0.08)
 
 
 def test_an_unknown_device_has_the_guess_by_size_alone() -> None:
@@ -163,8 +171,10 @@ def test_what_cannot_fit_is_refused_with_what_takes_the_memory() -> None:
     with pytest.raises(UserError, match="does not fit on this host"):
         trained(cell("qwen3-8b"), laptop)
     small = Hardware(device="a10g", memory_gib=24, peak_tflops=125)
+    how = {"label": "", "hardware": small, "retention": "all", "measured": Measured()}
     with pytest.raises(UserError, match="does not fit one device to generate"):
-        evaluate(Config(cell("qwen3-8b")), label="", hardware=small, retention="all", measured=Measured())
+        evaluate(Config(cell("qwen3-8b", "math", 1, "evaluation.engine=transformers")), **how)
+    evaluate(Config(cell("qwen3-8b")), **how)  # vLLM forms batches that fit
 
 
 @pytest.mark.parametrize("model", ["qwen3-1.7b", "qwen3-8b", "gemma3-4b"])

@@ -9,8 +9,7 @@ import pytest
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import stages
-from orchestrator.sft.shards import read_shard, write_shard
-from orchestrator.sft.train import rows_of
+from orchestrator.sft.shards import read_shard, rows_of, write_shard
 from tests.sft import chain
 from tests.sft.conftest import Ground
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orchestrator.core.identity import digest_of, former_node, formers, hashed_of, reads_of
+from orchestrator.core.identity import digest_of, former_instance, formers, hashed_of, reads_of
 from orchestrator.core.sweep import Input, StageInstance
 from orchestrator.errors import NotKept
 from orchestrator.manifest import scan
@@ -42,12 +42,12 @@ def test_a_stage_knows_what_it_was_under_its_earlier_version(overrides: tuple[st
     config = chain.small("languages=[en,es]", *overrides)
     reads = reads_of(stages.EVALUATE, config)
     today = StageInstance(stage="evaluate", digest="d" * 64, reads=reads, inputs=INPUTS)
-    assert [node.digest for node in formers(stages.EVALUATE, today)] == [digest]
+    assert [instance.digest for instance in formers(stages.EVALUATE, today)] == [digest]
     assert formers(msgspec.structs.replace(stages.EVALUATE, version=9), today) == []
     assert formers(stages.TRAIN, today) == []
     other = chain.small("languages=[en,es]", "evaluation.batch_size=4", *overrides)
     in_other_batches = msgspec.structs.replace(today, reads=reads_of(stages.EVALUATE, other))
-    former = former_node(stages.EVALUATE_BEFORE[0], in_other_batches)
+    former = former_instance(stages.EVALUATE_BEFORE[0], in_other_batches)
     assert former and former.digest == digest
 
 
@@ -211,20 +211,20 @@ def test_a_launch_scores_again_what_an_older_version_left_in_the_store(sweep: An
     sweep("launch", "one.yaml", "policy.retention=best")
     ledger = open_ledger(str(sweep.store))
     revision = ledger.revision("one", 1)
-    nodes = [node for node in revision.sweep.stages.values() if node.stage == "evaluate"]
+    instances = [instance for instance in revision.sweep.stages.values() if instance.stage == "evaluate"]
     epochs = len([*sweep.store.glob("payload/train/*/1/output/checkpoints/*/config.json")])
     assert epochs == 1
 
     # the products become those of version 2, with texts that no weights would write
     outputs = {}
-    for node in nodes:
-        former = former_node(stages.EVALUATE_BEFORE[0], node)
+    for instance in instances:
+        former = former_instance(stages.EVALUATE_BEFORE[0], instance)
         assert former
         for key in (layout.stage_records("evaluate"), "payload/evaluate"):
-            (sweep.store / key / node.digest).rename(sweep.store / key / former.digest)
-        record = sweep.store / layout.done("evaluate", node.digest, 1)
+            (sweep.store / key / instance.digest).rename(sweep.store / key / former.digest)
+        record = sweep.store / layout.done(Input("evaluate", "", instance.digest), 1)
         done = json.loads(record.read_text())
-        output = sweep.store / layout.output("evaluate", former.digest, done["attempt"])
+        output = sweep.store / layout.output(Input("evaluate", "", former.digest), done["attempt"])
         selected = done["rows"][0]["selected_step"]
         right = [
             one._replace(generated=f"#### {one.gold}") if one.step == selected else one
@@ -232,11 +232,11 @@ def test_a_launch_scores_again_what_an_older_version_left_in_the_store(sweep: An
         ]
         write(right, output)
         files = msgspec.to_builtins(scan(output))
-        (sweep.store / layout.done("evaluate", former.digest, 1)).write_text(
+        (sweep.store / layout.done(Input("evaluate", "", former.digest), 1)).write_text(
             json.dumps({**done, "digest": former.digest, "files": files, "rows": []})
         )
         record.unlink()
-        outputs[node.digest] = {one.generated for one in right}
+        outputs[instance.digest] = {one.generated for one in right}
 
     plan = sweep.json("plan", "one.yaml")
     steps = [stage for cell in plan["cells"] for stage in cell["stages"]]
@@ -251,7 +251,7 @@ def test_a_launch_scores_again_what_an_older_version_left_in_the_store(sweep: An
     assert {row["accuracy"] for row in sweep.json("collect", "one") if row["split"] == "test"} == {1.0}
     assert [path.name for path in sweep.store.glob("payload/train/*/*")] == ["1"]
     for digest, generated in outputs.items():
-        product = sweep.store / layout.output("evaluate", digest, 1)
+        product = sweep.store / layout.output(Input("evaluate", "", digest), 1)
         assert {one.generated for one in read(product)} == generated
     sweep("discard", "one", "mixture=none", "--stage", "evaluate", "--reason", "a bug")
     sweep("launch", "one.yaml", "policy.retention=best")

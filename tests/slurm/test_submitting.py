@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 
 import pytest
 
 from tests.commands.launches import records
+from tests.slurm.sweeps import SLURM
 
 NAME = re.compile(r"(?<=--job-name=jobs\.1\.)\w{8}")
 """What makes a job's name its own."""
@@ -93,3 +96,24 @@ def test_230_cells_go_through_arrays_of_101_and_each_is_done_once(jobs):
     jobs("reconcile", "jobs", "--wait", timeout_s=400)
     jobs.assert_each_done_once(230)
     assert len(records(jobs.store, "claim.json")) == 230
+
+
+@pytest.mark.long
+def test_a_program_waits_for_its_jobs_and_what_a_limit_held_back_is_submitted_meanwhile(jobs):
+    name, words = jobs.write(cells=5, steps=2), [*SLURM[1:], "launcher.max_jobs=2"]
+    program = (
+        "from orchestrator import Sweep\n"
+        f"run = Sweep.compose({name!r}, store={str(jobs.store)!r}).launch(*{words!r}, launcher='slurm')\n"
+        "print(run.wait(120).counts)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=jobs.folder,
+        env=jobs.env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "{'done': 5}\n", done.stderr
+    assert {len(each["tasks"]) for each in jobs.submissions()} <= {1, 2}
+    jobs.assert_each_done_once(5)

@@ -126,15 +126,15 @@ def void(generation: int, kind: str = "damaged") -> Void:
 
 
 def make_product(
-    ledger: Ledger, node: StageInstance, *, attempt: int = 1, generation: int = 1, text: str = "whole"
+    ledger: Ledger, instance: StageInstance, *, attempt: int = 1, generation: int = 1, text: str = "whole"
 ) -> Done:
     """Writes a product's file and creates its `done`; returns what it created."""
-    folder = ledger.objects.workspace(f"{layout.payload(node.stage, node.digest, attempt)}/{layout.OUTPUT}")
+    folder = ledger.objects.workspace(f"{layout.payload(instance, attempt)}/{layout.OUTPUT}")
     (folder / "file.txt").write_text(text)
     done = Done(
         nonce=new_nonce(),
-        stage=node.stage,
-        digest=node.digest,
+        stage=instance.stage,
+        digest=instance.digest,
         generation=generation,
         attempt=attempt,
         files=scan(folder),

@@ -61,9 +61,9 @@ def race(root: str, racer: str, num_claims: str) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(int(num_claims)):
-        node = StageInstance(stage="race", digest=f"{number:064x}", reads={})
+        instance = StageInstance(stage="race", digest=f"{number:064x}", reads={})
         claim = builders.claim(owner=builders.owner(host=racer))
-        if ledger.claim(node, 1, claim):
+        if ledger.claim(instance, 1, claim):
             won.append((number, claim.nonce))
     print(json.dumps(won))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.sweep import Input
 from orchestrator.store import layout
 from tests.conftest import Sweep
 from tests.store.builders import counted
@@ -67,7 +68,7 @@ def assert_all_done(sweep: Sweep) -> None:
         digest = digest_of(sweep, seed)
         done = sorted((sweep.store / "done/count").glob(f"{digest}.*"))[-1]
         attempt = json.loads(done.read_text())["attempt"]
-        product = sweep.store / layout.payload("count", digest, attempt) / "output/count.txt"
+        product = sweep.store / layout.payload(Input("count", "", digest), attempt) / "output/count.txt"
         assert product.read_text() == counted(value)
 
 
@@ -81,7 +82,7 @@ def test_a_record_of_a_failed_attempt_that_cannot_be_read_is_named_and_does_not_
     copied: Sweep, record: str, garbage: str
 ) -> None:
     digest = digest_of(copied, "bad")
-    path = copied.store / layout.attempt("count", digest, 1, record)
+    path = copied.store / layout.attempt(Input("count", "", digest), 1, record)
     path.write_bytes(GARBAGE[garbage](path.read_bytes()))
     copied("status", "counts")
     if record != layout.HEARTBEAT:  # of an attempt that has ended nobody reads it
@@ -95,7 +96,7 @@ def test_a_record_of_a_failed_attempt_that_cannot_be_read_is_named_and_does_not_
 def test_a_done_record_that_cannot_be_read_is_named_and_made_again_by_a_launch(
     copied: Sweep, garbage: str
 ) -> None:
-    path = copied.store / layout.done("count", digest_of(copied, "a"), 1)
+    path = copied.store / layout.done(Input("count", "", digest_of(copied, "a")), 1)
     path.write_bytes(GARBAGE[garbage](path.read_bytes()))
     cell = cell_of(copied, "a")
     assert cell["state"] == "pending" and path.name in str(cell["reason"])
@@ -107,7 +108,7 @@ def test_a_done_record_that_cannot_be_read_is_named_and_made_again_by_a_launch(
 @pytest.mark.parametrize("garbage", ALL)
 def test_a_void_that_cannot_be_read_still_counts(copied: Sweep, garbage: str) -> None:
     copied("discard", "counts", "seed=a", "--stage", "count", "--reason", "a test")
-    path = copied.store / layout.void("count", digest_of(copied, "a"), 1)
+    path = copied.store / layout.void(Input("count", "", digest_of(copied, "a")), 1)
     path.write_bytes(GARBAGE[garbage](path.read_bytes()))
     cell = cell_of(copied, "a")
     assert cell["state"] == "pending" and path.name in str(cell["reason"])
@@ -117,7 +118,7 @@ def test_a_void_that_cannot_be_read_still_counts(copied: Sweep, garbage: str) ->
 
 @pytest.mark.parametrize("garbage", ALL)
 def test_a_spec_that_cannot_be_read_is_in_nobodys_way(copied: Sweep, garbage: str) -> None:
-    path = copied.store / layout.stage_spec("count", digest_of(copied, "bad"))
+    path = copied.store / layout.stage_spec(Input("count", "", digest_of(copied, "bad")))
     path.write_bytes(GARBAGE[garbage](path.read_bytes()))
     copied("why", "counts", "seed=bad")
     copied("rerun", "counts", "--yes", "launcher.workers=1")
@@ -177,13 +178,13 @@ def test_a_store_of_a_newer_format_is_refused_as_such(copied: Sweep) -> None:
 @pytest.mark.parametrize("harm", ["deleted", "cut short", "records deleted"])
 def test_a_product_that_was_harmed_is_named_and_made_again(copied: Sweep, harm: str) -> None:
     digest = digest_of(copied, "a")
-    product = copied.store / layout.payload("count", digest, 1) / "output/count.txt"
+    product = copied.store / layout.payload(Input("count", "", digest), 1) / "output/count.txt"
     if harm == "cut short":
         product.write_text("2")
     else:
         product.unlink()
     if harm == "records deleted":
-        shutil.rmtree(copied.store / layout.attempts("count", digest))
+        shutil.rmtree(copied.store / layout.attempts(Input("count", "", digest)))
     cell = cell_of(copied, "a")
     assert cell["state"] == "pending" and "count.txt" in str(cell["reason"])
     assert "count.txt" in copied("plan", "counts.yaml", "--json")
@@ -199,9 +200,9 @@ def test_a_record_of_an_attempt_that_was_lost_is_named_and_the_cell_finishes(
 ) -> None:
     """Of a claim that cannot be read nobody knows the owner: it is waited for, as `status` says."""
     digest = digest_of(copied, "a")
-    (copied.store / layout.done("count", digest, 1)).unlink()
-    (copied.store / layout.attempt("count", digest, 1, layout.END)).unlink()
-    path = copied.store / layout.attempt("count", digest, 1, record)
+    (copied.store / layout.done(Input("count", "", digest), 1)).unlink()
+    (copied.store / layout.attempt(Input("count", "", digest), 1, layout.END)).unlink()
+    path = copied.store / layout.attempt(Input("count", "", digest), 1, record)
     path.write_bytes(GARBAGE[garbage](path.read_bytes()))
     cell = cell_of(copied, "a")
     if record == layout.CLAIM:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.records import Claim
+from orchestrator.core.sweep import Input
 from orchestrator.errors import InfrastructureError
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, make_store
@@ -22,7 +23,7 @@ from tests.store.builders import claim, ledger_at, node_of, sweep_of
 from tests.store.stores import Trouble, TroubledStore, no_answer
 
 NODE = node_of(sweep_of(1))
-KEY = layout.attempt(NODE.stage, NODE.digest, 1, layout.CLAIM)
+KEY = layout.attempt(NODE, 1, layout.CLAIM)
 
 
 def once(when: str, operation: str) -> Trouble:
@@ -167,6 +168,6 @@ def test_of_a_thousand_claims_each_has_exactly_one_winner(store: Path, num_racer
     winners = {number: nonce for wins in won for number, nonce in wins}
     assert sum(map(len, won)) == 1000 and sorted(winners) == list(range(1000))
     for number, nonce in winners.items():
-        data = (store / layout.attempt("race", f"{number:064x}", 1, layout.CLAIM)).read_bytes()
+        data = (store / layout.attempt(Input("race", "", f"{number:064x}"), 1, layout.CLAIM)).read_bytes()
         assert msgspec.json.decode(data, type=Claim).nonce == nonce
     assert not list(store.rglob(".tmp-*"))

@@ -134,9 +134,11 @@ CLAIMABLE = {State.PENDING, State.RELEASED, State.LOST}
 
 def is_claimable(evidence: Evidence, budget: Budget) -> bool:
     """What a worker decides about a stage without inputs."""
-    node = StageInstance(stage="s", digest="d", reads={})
+    instance = StageInstance(stage="s", digest="d", reads={})
     cell = Cell(id="c", axes={}, columns={}, config={}, stage_digests=("d",))
-    scan = next_stage([cell], {"d": node}, lambda _: stage_status(evidence, budget), cancelled=frozenset())
+    scan = next_stage(
+        [cell], {"d": instance}, lambda _: stage_status(evidence, budget), cancelled=frozenset()
+    )
     return scan.claimable is not None
 
 
@@ -227,13 +229,13 @@ def test_what_is_claimed_has_all_its_inputs_and_a_cell_that_wants_it(
     known = statuses(states)
     scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
     if scan.claimable is not None:
-        cell, node = scan.claimable
+        cell, instance = scan.claimable
         assert (
-            states[node.digest] in CLAIMABLE
+            states[instance.digest] in CLAIMABLE
             and cell.id not in cancelled
-            and node.digest in cell.stage_digests
+            and instance.digest in cell.stage_digests
         )
-        assert all(states[taken.digest] is State.DONE for taken in node.inputs)
+        assert all(states[taken.digest] is State.DONE for taken in instance.inputs)
 
 
 @given(STATES, CANCELS)
@@ -257,8 +259,8 @@ def test_what_takes_a_retired_product_is_blocked_unless_it_is_done_or_runs(
     known = statuses({**states, retired: State.DONE})
     known[retired] = known[retired]._replace(retired="5 files under policy best")
     scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
-    taken = {node.digest for node in NODES.values() for i in node.inputs if i.digest == retired}
-    assert scan.claimable is None or scan.claimable.node.digest not in taken
+    taken = {instance.digest for instance in NODES.values() for i in instance.inputs if i.digest == retired}
+    assert scan.claimable is None or scan.claimable.instance.digest not in taken
     for cell in CELLS:
         found = cell_status(cell, NODES, known, cancelled=cell.id in cancelled, sweep="mine")
         for digest in taken & set(cell.stage_digests):

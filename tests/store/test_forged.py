@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.compose.main import compose
+from orchestrator.core.sweep import Input
 from orchestrator.store import layout
 from orchestrator.store.code import damage, digest_of
 from orchestrator.store.ledger import Ledger, content_digest
@@ -80,7 +81,7 @@ def test_a_product_whose_record_names_files_elsewhere_does_not_count_and_nothing
     edit(done, files=[*record["files"], {**record["files"][0], "path": away}])
     states = [cell["state"] for cell in launched.json("status", "mine")["cells"]]
     assert sorted(states) == ["done", "pending"]
-    retired = launched.store / layout.retired("act", "best", record["digest"], 1)
+    retired = launched.store / layout.retired(Input("act", "", record["digest"]), "best", 1)
     retired.parent.mkdir(parents=True)
     files = [{"path": away, "size": 11, "sha256": ""}]
     retired.write_text(
@@ -151,7 +152,7 @@ def test_no_key_leads_out_of_the_store(store: Path, tmp_path: Path) -> None:
 
 
 def test_honest_records_are_still_believed(store: Path) -> None:
-    ledger, node = Ledger(PosixStore(store)), node_of(sweep_of(1))
-    ledger.claim(node, 1, claim())
-    done = make_product(ledger, node)
-    assert Ledger(PosixStore(store)).product(node, 1) == (done, "")
+    ledger, instance = Ledger(PosixStore(store)), node_of(sweep_of(1))
+    ledger.claim(instance, 1, claim())
+    done = make_product(ledger, instance)
+    assert Ledger(PosixStore(store)).product(instance, 1) == (done, "")

@@ -36,11 +36,13 @@ A = StageInstance(stage="a", digest="a", reads={})
 B, C, D = (StageInstance(stage=s, digest=s, reads={}, inputs=(Input("a", "", "a"),)) for s in "bcd")
 
 
-def sweep_of(name: str, *nodes: StageInstance) -> ComposedSweep:
+def sweep_of(name: str, *instances: StageInstance) -> ComposedSweep:
     """One cell with these stages."""
-    chain = tuple(node.digest for node in nodes)
+    chain = tuple(instance.digest for instance in instances)
     cell = Cell(id="cell", axes={}, columns={}, config={}, stage_digests=chain)
-    return ComposedSweep(name=name, specs={}, stages={node.digest: node for node in nodes}, cells=(cell,))
+    return ComposedSweep(
+        name=name, specs={}, stages={instance.digest: instance for instance in instances}, cells=(cell,)
+    )
 
 
 SWEEP, OTHER = sweep_of("sweep", A, B, C), sweep_of("other", A, D)
@@ -62,7 +64,7 @@ class Actor:
         self._name, self._schedule, self._lies, self._sweep = name, schedule, lies, sweep
         self._ledger = Ledger(memory)
 
-    def _observe(self, node: StageInstance, attempt: Attempt) -> OwnerReport:
+    def _observe(self, instance: StageInstance, attempt: Attempt) -> OwnerReport:
         """Crashed owners are gone; a false death is drawn while the schedule lasts."""
         assert attempt.claim is not None
         host = attempt.claim.owner.host
@@ -72,28 +74,28 @@ class Actor:
 
     def __call__(self) -> None:
         while True:
-            nodes = self._sweep.stages
-            snapshot = EvidenceReader(self._ledger, nodes.values(), observer=self._observe)
+            instances = self._sweep.stages
+            snapshot = EvidenceReader(self._ledger, instances.values(), observer=self._observe)
             scan = next_stage(
                 self._sweep.cells,
-                nodes,
+                instances,
                 lambda digest, s=snapshot: stage_status(s.evidence(digest), BUDGET),  # type: ignore[misc]
                 cancelled=frozenset(),
             )
             if scan.claimable is not None:
-                self._try(scan.claimable.node, snapshot)
+                self._try(scan.claimable.instance, snapshot)
             elif not scan.waiting:
                 retain(self._ledger, self._sweep, POLICY, by=self._name)
                 return
 
-    def _try(self, node: StageInstance, snapshot: EvidenceReader) -> None:
-        ledger, evidence = self._ledger, snapshot.evidence(node.digest)
-        inputs = {i.digest: snapshot.evidence(i.digest) for i in node.inputs}
+    def _try(self, instance: StageInstance, snapshot: EvidenceReader) -> None:
+        ledger, evidence = self._ledger, snapshot.evidence(instance.digest)
+        inputs = {i.digest: snapshot.evidence(i.digest) for i in instance.inputs}
         if evidence.damaged:
-            done, _ = ledger.product(node, evidence.generation)
+            done, _ = ledger.product(instance, evidence.generation)
             assert done is not None
-            discarded = ledger.discarded_input(node, done)
-            if discarded or examine(ledger, node, done, content=False)[0]:
+            discarded = ledger.discarded_input(instance, done)
+            if discarded or examine(ledger, instance, done, content=False)[0]:
                 void = Void(
                     nonce=new_nonce(),
                     generation=evidence.generation,
@@ -101,10 +103,10 @@ class Actor:
                     reason=discarded,
                     by="",
                 )
-                ledger.void(node, void)
+                ledger.void(instance, void)
             return
-        attempts = ledger.attempts(node)
-        if attempts != evidence.attempts or ledger.is_done_or_void(node, evidence.generation):
+        attempts = ledger.attempts(instance)
+        if attempts != evidence.attempts or ledger.is_done_or_void(instance, evidence.generation):
             return
         number = len(attempts) + 1
         lost = bool(attempts) and attempts[-1].end is None
@@ -117,18 +119,20 @@ class Actor:
             cell="cell",
             supersedes=Supersedes(attempt=number - 1, evidence="", cause=Cause.NODE_LOST) if lost else None,
         )
-        if ledger.claim(node, number, claim):
-            why = self._run(node, number, claim.generation, attempts, inputs)
+        if ledger.claim(instance, number, claim):
+            why = self._run(instance, number, claim.generation, attempts, inputs)
             end = End(nonce=new_nonce(), outcome="released" if why else "succeeded", why=why)
-            ledger.end(node, number, end)
+            ledger.end(instance, number, end)
             if not why:
-                earlier = [a for a in ledger.attempts(node) if a.number <= number]
-                drop_work(ledger, node, earlier, generation=claim.generation)
-                retain(ledger, self._sweep, POLICY, by=self._name, sources=[i.digest for i in node.inputs])
+                earlier = [a for a in ledger.attempts(instance) if a.number <= number]
+                drop_work(ledger, instance, earlier, generation=claim.generation)
+                retain(
+                    ledger, self._sweep, POLICY, by=self._name, sources=[i.digest for i in instance.inputs]
+                )
 
     def _run(
         self,
-        node: StageInstance,
+        instance: StageInstance,
         number: int,
         generation: int,
         earlier: tuple[Attempt, ...],
@@ -136,46 +140,50 @@ class Actor:
     ) -> str:
         """Runs an attempt; returns why it was released, "" when its product stands."""
         ledger = self._ledger
-        if ledger.is_done_or_void(node, generation):
+        if ledger.is_done_or_void(instance, generation):
             return "already_done"
-        if ledger.retired_input(node, {digest: e.generation for digest, e in inputs.items()}):
+        if ledger.retired_input(instance, {digest: e.generation for digest, e in inputs.items()}):
             return "input_retired"
         taken = {digest: evidence.generation for digest, evidence in inputs.items()}
         made = "".join(str(e.done.rows[0]["made"]) for e in inputs.values() if e.done) or f"a{number}"
-        step, state = self._resume(node, earlier)
+        step, state = self._resume(instance, earlier)
         state = state or made
-        ledger.put(node, number, layout.START, StartRecord(parent=None, uses={}, provenance={}, inputs=taken))
+        ledger.put(
+            instance, number, layout.START, StartRecord(parent=None, uses={}, provenance={}, inputs=taken)
+        )
         for now in range(step + 1, NUM_CHECKPOINTS + 1):
-            if ledger.is_claimed(node, number + 1) or ledger.is_done_or_void(node, generation):
+            if ledger.is_claimed(instance, number + 1) or ledger.is_done_or_void(instance, generation):
                 return "superseded"
-            ledger.objects.put(_checkpoint(node, number), f"{now} {state}".encode())
+            ledger.objects.put(_checkpoint(instance, number), f"{now} {state}".encode())
             if not self._reads_whole(inputs):
-                if ledger.is_claimed(node, number + 1) or ledger.is_done_or_void(node, generation):
+                if ledger.is_claimed(instance, number + 1) or ledger.is_done_or_void(instance, generation):
                     return "superseded"
-                assert ledger.retired_input(node, taken), "a file of an input is gone and nothing says why"
+                assert ledger.retired_input(instance, taken), (
+                    "a file of an input is gone and nothing says why"
+                )
                 return "input_retired"
-        files = self._write(node, number, state) if node is A else ()
-        if ledger.retired_input(node, taken):
+        files = self._write(instance, number, state) if instance is A else ()
+        if ledger.retired_input(instance, taken):
             return "input_retired"
-        if any(ledger.is_discarded(source, taken[source.digest]) for source in node.inputs):
+        if any(ledger.is_discarded(source, taken[source.digest]) for source in instance.inputs):
             return "superseded"
         done = Done(
             nonce=new_nonce(),
-            stage=node.stage,
-            digest=node.digest,
+            stage=instance.stage,
+            digest=instance.digest,
             generation=generation,
             attempt=number,
             files=files,
             rows=({"made": state},),
             seconds=0.0,
             inputs=taken,
-            retire=RETIRE.get(node.stage, {}),
+            retire=RETIRE.get(instance.stage, {}),
         )
         return "" if ledger.finish(done) else "superseded"
 
-    def _write(self, node: StageInstance, number: int, state: str) -> tuple[File, ...]:
+    def _write(self, instance: StageInstance, number: int, state: str) -> tuple[File, ...]:
         for name in FILES:
-            self._ledger.objects.put(_file(node, number, name), state.encode())
+            self._ledger.objects.put(_file(instance, number, name), state.encode())
         return tuple(File(name, len(state), "") for name in FILES)
 
     def _reads_whole(self, inputs: dict[str, Evidence]) -> bool:
@@ -189,22 +197,22 @@ class Actor:
                 assert data.decode() == done.rows[0]["made"]
         return True
 
-    def _resume(self, node: StageInstance, earlier: tuple[Attempt, ...]) -> tuple[int, str]:
+    def _resume(self, instance: StageInstance, earlier: tuple[Attempt, ...]) -> tuple[int, str]:
         best = (0, "")
         for attempt in earlier:
-            data = self._ledger.objects.get(_checkpoint(node, attempt.number))
-            if data is not None and not is_discarded(self._ledger, node, attempt):
+            data = self._ledger.objects.get(_checkpoint(instance, attempt.number))
+            if data is not None and not is_discarded(self._ledger, instance, attempt):
                 step, _, state = data.decode().partition(" ")
                 best = max(best, (int(step), state))
         return best
 
 
-def _checkpoint(node: StageInstance, number: int) -> str:
-    return f"{layout.payload(node.stage, node.digest, number)}/{layout.CHECKPOINTS}/newest"
+def _checkpoint(instance: StageInstance, number: int) -> str:
+    return f"{layout.payload(instance, number)}/{layout.CHECKPOINTS}/newest"
 
 
-def _file(node: StageInstance, number: int, name: str) -> str:
-    return f"{layout.payload(node.stage, node.digest, number)}/{layout.OUTPUT}/{name}"
+def _file(instance: StageInstance, number: int, name: str) -> str:
+    return f"{layout.payload(instance, number)}/{layout.OUTPUT}/{name}"
 
 
 def discarder(memory: Memory) -> Callable[[], None]:
@@ -215,8 +223,8 @@ def discarder(memory: Memory) -> Callable[[], None]:
         while EvidenceReader(ledger, [A], check_files=False).evidence("a").done is None:
             pass
         view: Any = SimpleNamespace(ledger=ledger)
-        for node in (A, B, C, D):
-            discard._void(view, node, "a bug", {"a"})
+        for instance in (A, B, C, D):
+            discard._void(view, instance, "a bug", {"a"})
 
     return act
 

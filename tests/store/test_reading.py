@@ -90,12 +90,12 @@ def test_a_snapshot_only_reads(store: Path, problem: str) -> None:
     ledger, sweep = ledger_at(store), sweep_of(2)
     for cell in range(2):
         ledger.claim(node_of(sweep, cell), 1, claim_of(owner=owner(pid=4_000_000)))
-    node = node_of(sweep)
-    make_product(ledger, node)
+    instance = node_of(sweep)
+    make_product(ledger, instance)
     if problem == "damaged":
-        (store / layout.payload(node.stage, node.digest, 1) / "output/file.txt").unlink()
+        (store / layout.payload(instance, 1) / "output/file.txt").unlink()
     if problem == "lost":
-        (store / layout.done(node.stage, node.digest, 1)).unlink()
+        (store / layout.done(instance, 1)).unlink()
 
     class ReadOnly(PosixStore):
         def create(self, key: str, data: bytes) -> bool:

@@ -7,6 +7,11 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
+from orchestrator.study import numbers
+from orchestrator.study.sections import ExpectedCell
+
 CORE = ("en", "es", "ja", "bn", "sw")
 EXTRAS = ("fr", "de", "ru", "zh", "th")
 EVAL_LANGUAGES = ("en", "es", "ja", "bn", "sw", "te")
@@ -131,3 +136,9 @@ def row(
 def minimal(rows: Iterable[Row]) -> list[Row]:
     """Returns the rows with only the columns that a table from elsewhere has at least."""
     return [{name: row[name] for name in MINIMAL} for row in rows]
+
+
+def report(rows: Sequence[Row], *, expected: Sequence[Mapping[str, Any]] | None = None, seed: int = 0) -> Any:
+    """Returns the study's numbers as ``report.json`` holds them."""
+    cells = None if expected is None else [ExpectedCell(**cell) for cell in expected]
+    return msgspec.to_builtins(numbers.report(rows, expected=cells, seed=seed))

@@ -15,13 +15,13 @@ from hypothesis import strategies as some
 from scipy import stats
 
 from orchestrator.study.comparison import PUBLISHED
-from orchestrator.study.numbers import report
 from tests.study.tables import (
     CORE,
     EVAL_LANGUAGES,
     NUM_ITEMS,
     PARAMETERS,
     Row,
+    report,
     row,
     study_mixtures,
     study_rows,

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestrator.reporting import About, AttemptFacts, CellFacts, LaunchFacts, RetryFacts, call
@@ -16,6 +17,7 @@ from orchestrator.reports import page
 from orchestrator.reports.page import Table
 from orchestrator.study import comparison, paper, provenance_tables
 from orchestrator.study.report import numbers_of, write
+from orchestrator.study.sections import UsedValue
 from tests.study.tables import EVAL_LANGUAGES, minimal, study_mixtures, study_rows
 
 ODD = '<script>alert("x")</script> & $x^2$ | *y*'
@@ -186,7 +188,7 @@ def test_missing_cells_are_named_in_as_few_lines_as_states_models_and_tasks() ->
     about = About(sweep="s", revision=1, cells=(done, *waiting, *lost))
     rows = study_rows(models=["qwen3-8b"], tasks=["math"], mixtures={"en": ("en",)})
     report = numbers_of(rows[:-1], about)  # without Telugu
-    assert report["status"]["states"] == {"done": 1, "pending": 23, "failed": 2}
+    assert report.status.states == {"done": 1, "pending": 23, "failed": 2}
     shown = [row[:5] for row in provenance_tables.missing(report).rows]
     assert shown[0] == ("failed (oom_gpu)", "qwen3-8b", "Math", "2", "en+es, core")
     assert shown[1][:4] == ("pending", "gemma3-1b", "Math", "23") and shown[1][4].startswith("none, en, ")
@@ -201,7 +203,7 @@ def test_a_done_cell_that_lacks_a_language_is_named() -> None:
 
 
 def test_the_ledger_of_the_study_itself_has_no_difference_from_the_paper() -> None:
-    found = comparison.ledger(whole_study())
+    found = msgspec.to_builtins(comparison.ledger(whole_study()))
     assert found["known"] and found["differs"] == []
     settings = {entry["key"]: entry for entry in found["ours"] if entry["key"]}
     assert settings["trainer.max_length_tokens"]["values"] == [{"value": 2048, "num_cells": 220}]
@@ -217,26 +219,27 @@ def test_the_ledger_names_each_setting_that_is_not_the_paper_s_and_in_how_many_c
     ]
     cells.append(study_cell("tiny", "math", "none", num_epochs=1))  # a baseline: it trains nothing
     cells.append(study_cell("qwen3-8b", "math", "core", max_grad_norm=0.5))
-    found = comparison.ledger(About(sweep="s", revision=1, cells=tuple(cells)))
+    found = msgspec.to_builtins(comparison.ledger(About(sweep="s", revision=1, cells=tuple(cells))))
     differs = {entry["key"]: entry for entry in found["differs"]}
     assert set(differs) == {"trainer.learning_rate", "model", "task.name", "languages"}
     values = differs["trainer.learning_rate"]["values"]
     assert values == [{"value": 1e-5, "num_cells": 2}, {"value": 3e-4, "num_cells": 1}]
     assert [entry["key"] for entry in found["ours"] if entry["differs"]] == ["trainer.max_grad_norm"]
-    assert comparison.values_text(values) == "1e-05 (2 cells); 0.0003 (1 cell)"
+    used = [UsedValue(**value) for value in values]
+    assert comparison.values_text(used) == "1e-05 (2 cells); 0.0003 (1 cell)"
 
 
 def test_the_ledger_of_a_table_says_that_nobody_knows() -> None:
-    found = comparison.ledger(None)
+    found = msgspec.to_builtins(comparison.ledger(None))
     assert not found["known"] and all(entry["values"] is None for entry in found["ours"])
-    assert {row[3] for row in provenance_tables.ours({"ledger": found}).rows} == {"unknown"}
+    assert {row[3] for row in provenance_tables.ours(numbers_of([])).rows} == {"unknown"}
 
 
 def test_hours_are_seconds_times_devices_once_a_cell() -> None:
     rows = [{**row, "num_gpus": 8} for row in study_rows(models=["qwen3-8b"], tasks=["math"])]
-    spent = numbers_of(rows)["gpu_hours"]
-    assert spent["num_cells"] == 22 and spent["total"] == pytest.approx(22 * 8)
-    assert numbers_of(minimal(rows))["gpu_hours"]["total"] is None
+    spent = numbers_of(rows).gpu_hours
+    assert spent.num_cells == 22 and spent.total == pytest.approx(22 * 8)
+    assert numbers_of(minimal(rows)).gpu_hours.total is None
 
 
 def test_markdown_shows_what_would_be_markup_as_text() -> None:

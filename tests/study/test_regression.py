@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.study.numbers import report
 from tests.study.tables import (
     PARAMETERS,
     Row,
+    report,
     study_rows,
 )
 

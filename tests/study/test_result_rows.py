@@ -11,9 +11,8 @@ import pytest
 from orchestrator.errors import UserError
 from orchestrator.store.table import write_table
 from orchestrator.study import paper
-from orchestrator.study.numbers import report
 from orchestrator.study.tables.results import languages_of, read_table, results
-from tests.study.tables import minimal, row, study_mixtures, study_rows
+from tests.study.tables import minimal, report, row, study_mixtures, study_rows
 
 BILINGUAL = {label: names for label, names in study_mixtures().items() if len(names) <= 2}
 SOME = study_rows(models=["qwen3-0.6b"], tasks=["math"], mixtures=BILINGUAL)

@@ -275,11 +275,7 @@ def test_the_prompt_is_the_study_s() -> None:
 
 # Properties
 
-ZEROS = [
-    chr(c)
-    for c in range(0x110000)
-    if unicodedata.category(chr(c)) == "Nd" and unicodedata.decimal(chr(c)) == 0
-]
+ZEROS = [c for c in map(chr, range(0x110000)) if c.isdecimal() and unicodedata.decimal(c) == 0]
 
 
 @given(st.sampled_from(ZEROS), st.integers(0, 10**12), st.sampled_from(list(LANGUAGES)))

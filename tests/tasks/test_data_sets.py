@@ -254,11 +254,10 @@ def test_the_public_files_make_data_sets_that_read_back(public_data: Path, tmp_p
 
 
 def test_the_described_examples_are_lines_that_can_be_used() -> None:
-    from orchestrator.tasks.dataset import DESCRIPTIONS, describe
-
-    for task, description in DESCRIPTIONS.items():
-        line = json.loads(json.dumps(description.example))
-        assert importing.FILES[task].problem_of(line) == ""
-        assert importing.FILES[task].item_of(line, "en").gold
-        assert set(line) == {word.split()[0] for word in description.fields.splitlines()[2:] if word.strip()}
-        assert "sweep data import" in describe(task)
+    for task in (MATH, API_CALLING):
+        fields, example, *_ = task.description.split("\n\n  {")[0].split("\n\n")[1:], task.description
+        line = json.loads(next(text for text in example.splitlines() if text.startswith("  {")))
+        assert task.problem_of(line) == ""
+        assert task.item_of(line, "en").gold
+        assert set(line) == {text.split()[0] for text in fields[0].splitlines()}
+        assert "sweep data import" in dataset.describe(task.name)

@@ -10,11 +10,11 @@ import pytest
 from orchestrator.tasks import api_calling
 from orchestrator.translation.scripts import NAMES, script_share
 from orchestrator.translation.template import template_of
-from orchestrator.translation.verdicts import KINDS, Reply, judge, judge_reply
+from orchestrator.translation.verdicts import KINDS, ModelReply, judge, judge_reply
 from tests.translation.rows import english
 from tests.translation.server import translated
 
-LINE = api_calling.line_of(english("dizzy"), id_="1", where="")
+LINE = api_calling.API_CALLING.line_of(english("dizzy"), id_="1", language="en", where="")
 TEMPLATE = template_of(LINE)
 KEY = {text.text[:6]: text.key for text in TEMPLATE.texts}
 TURN, VALUE, MORE = KEY["I have"], KEY["dizzy"], KEY["Please"]
@@ -57,18 +57,18 @@ def test_a_hard_check_refuses(kind: str, spoil: Callable[[Texts], Texts]) -> Non
 @pytest.mark.parametrize(
     ("kind", "reply"),
     [
-        ("cut-off", lambda text: Reply(text=text, finish="length")),
-        ("empty", lambda text: Reply(text=" \n")),
-        ("prose-around", lambda text: Reply(text=f"Sure! {text}")),
-        ("not-json", lambda text: Reply(text=text[:-3])),
-        ("not-json", lambda text: Reply(text="[1, 2]")),
-        ("not-json", lambda text: Reply(text=text.replace("{", '{"1": "twice", ', 1))),
-        ("not-json", lambda text: Reply(text='{"1": {"deep": 1}}')),
-        ("", lambda text: Reply(text=f"```json\n{text}\n```")),
-        ("", lambda text: Reply(text=f"\n {text} \n")),
+        ("cut-off", lambda text: ModelReply(text=text, finish="length")),
+        ("empty", lambda text: ModelReply(text=" \n")),
+        ("prose-around", lambda text: ModelReply(text=f"Sure! {text}")),
+        ("not-json", lambda text: ModelReply(text=text[:-3])),
+        ("not-json", lambda text: ModelReply(text="[1, 2]")),
+        ("not-json", lambda text: ModelReply(text=text.replace("{", '{"1": "twice", ', 1))),
+        ("not-json", lambda text: ModelReply(text='{"1": {"deep": 1}}')),
+        ("", lambda text: ModelReply(text=f"```json\n{text}\n```")),
+        ("", lambda text: ModelReply(text=f"\n {text} \n")),
     ],
 )
-def test_the_form_of_a_reply(kind: str, reply: Callable[[str], Reply]) -> None:
+def test_the_form_of_a_reply(kind: str, reply: Callable[[str], ModelReply]) -> None:
     text = json.dumps(texts("es"), ensure_ascii=False)
     assert [f.kind for f in judge_reply(TEMPLATE, LINE, reply(text), "es").faults] == ([kind] if kind else [])
 

@@ -7,11 +7,13 @@ have this package.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,36 +21,61 @@ TAIL_BYTES = 4096
 """How much of the end of a worker's output is returned."""
 
 
-# Ray kills an actor together with its children, but a worker must be able to save a checkpoint first. So the
-# worker is no child of the actor: a keeper starts it, which has detached itself with a fork and a new
-# session. The keeper reports the worker's process id and exit code. It also adopts what a killed worker
-# leaves behind, and ends that before it reports the exit code (as `orchestrator.processes` does, which the
-# node need not have).
-_KEEPER = """
-import ctypes, glob, os, subprocess, sys, time
-told = int(sys.argv[1])
-if os.fork():
-    os._exit(0)
-os.setsid()
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-worker = subprocess.Popen(sys.argv[2:])
-os.write(told, b"%d\\n" % worker.pid)
-code, end_s = worker.wait(), time.monotonic() + 10
-while time.monotonic() < end_s:
-    texts = [open(path).read() for path in glob.glob("/proc/self/task/*/children")]
-    left = [int(pid) for text in texts for pid in text.split()]
-    if not left:
-        break
-    for pid in left:
-        try:
-            os.kill(pid, 9)
-            os.waitpid(pid, os.WNOHANG)
-        except OSError:
-            pass
-    time.sleep(0.02)
-os.write(told, b"%d\\n" % code)
-"""
+def program(function: Callable[..., None], *first: str) -> str:
+    """Return the text of a Python program that calls a function with the words of its command line.
+
+    Args:
+        function: imports all that it uses itself, because the program consists of nothing else.
+        first: its first arguments, which are a part of the program.
+    """
+    return (
+        f"import sys\n\n\n{inspect.getsource(function)}\n\n{function.__name__}(*{first!r}, *sys.argv[1:])\n"
+    )
+
+
+def keep(pipe: str, *command: str) -> None:
+    """Run a worker detached from the actor, and write its process id and then its exit code into a pipe.
+
+    Ray kills an actor together with its children, but a worker must be able to save a checkpoint first. So
+    the worker is no child of the actor: this keeper starts it, which has detached itself with a fork and a
+    new session. It also adopts what a killed worker leaves behind, and ends that before it writes the exit
+    code (as `orchestrator.processes` does, which the node need not have).
+
+    Args:
+        pipe: the descriptor to write to.
+        command: the worker's.
+    """
+    import contextlib
+    import ctypes
+    import os
+    import subprocess
+    import sys
+    import time
+    from pathlib import Path
+
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    worker = subprocess.Popen(command)
+    os.write(int(pipe), b"%d\n" % worker.pid)
+    code, end_s = worker.wait(), time.monotonic() + 10
+    while time.monotonic() < end_s:
+        texts = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
+        left = [int(pid) for text in texts for pid in text.split()]
+        if not left:
+            break
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, 9)
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.02)
+    os.write(int(pipe), b"%d\n" % code)
+
+
+KEEPER = program(keep)
+"""The keeper's program. It is text, because the node need not have this file."""
 
 
 class Slot:
@@ -114,7 +141,7 @@ def _start(
 ) -> IO[bytes]:
     """Start a worker through a keeper, and return the stream of its process id and its exit code."""
     read, write = os.pipe()
-    command = [sys.executable, "-c", _KEEPER, str(write), sys.executable, *argv]
+    command = [sys.executable, "-c", KEEPER, str(write), sys.executable, *argv]
     # a node need not have the folder of the launch
     where = folder if Path(folder).is_dir() else tempfile.gettempdir()
     subprocess.run(

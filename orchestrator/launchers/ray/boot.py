@@ -29,6 +29,7 @@ import msgspec
 
 from orchestrator import provenance
 from orchestrator.errors import InfrastructureError, SweepError, UserError
+from orchestrator.launchers.ray.actor import program
 from orchestrator.launchers.ray.api import Api, JobDetails, Unanswered, Unreached, is_taken
 from orchestrator.launchers.ray.settings import RaySettings
 from orchestrator.store import archive, layout
@@ -51,24 +52,40 @@ MARK = "polysweep-probe:"
 """Start of the line that such a job prints, before the nonce."""
 
 
-# any version of Python must be able to run it, and it prints as much as it can find out
-_PROBE = """
-import importlib.metadata as m, json, platform, sys
-names, store, nonce = json.loads(sys.argv[1])
-found = {}
-for name in names:
-    try: found[name] = m.version(name)
-    except m.PackageNotFoundError: found[name] = None
-problem = mark = ""
-try:
-    if "://" in store:
-        import obstore, obstore.store
-        mark = bytes(obstore.get(obstore.store.from_url(store), "store.json").bytes()).decode()
-    else: mark = open(store + "/store.json").read()
-except Exception as error: problem = type(error).__name__ + ": " + str(error)[:200]
-print("MARK" + nonce + json.dumps(dict(python=platform.python_version(), packages=found, store=mark,
-    problem=problem, executable=sys.executable)))
-""".replace("MARK", MARK)
+def probe(mark: str, question: str) -> None:
+    """Print what a cluster's Python is, as JSON behind a mark: versions, interpreter, and the store's mark.
+
+    It must run with any version of Python, and prints as much as it can find out.
+
+    Args:
+        mark: start of the line.
+        question: names of packages, the store's URL, and a nonce to print behind the mark, as JSON.
+    """
+    import importlib.metadata
+    import json
+    import platform
+    import sys
+    from pathlib import Path
+
+    names, store, nonce = json.loads(question)
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    problem = seen = ""
+    try:
+        if "://" in store:
+            import obstore.store
+
+            seen = bytes(obstore.get(obstore.store.from_url(store), "store.json").bytes()).decode()
+        else:
+            seen = Path(store, "store.json").read_text(encoding="utf-8")
+    except Exception as error:  # noqa: BLE001 - whatever keeps the store out of reach is the answer
+        problem = f"{type(error).__name__}: {str(error)[:200]}"
+    known = {"python": platform.python_version(), "packages": found, "store": seen, "problem": problem}
+    print(f"{mark}{nonce}{json.dumps({**known, 'executable': sys.executable})}")
 
 
 def check_environment(api: Api, settings: RaySettings, store: str, mark: bytes | None) -> None:
@@ -148,7 +165,9 @@ def _ask(api: Api, settings: RaySettings, questions: list[Any]) -> dict[str, Any
     """
     # Ray keeps the log of a deleted job, and appends to it for a new job of that name
     nonce = uuid.uuid4().hex
-    name = _submitted(api, shlex.join([settings.python, "-c", _PROBE, json.dumps([*questions, nonce])]))
+    name = _submitted(
+        api, shlex.join([settings.python, "-c", program(probe, MARK), json.dumps([*questions, nonce])])
+    )
     deadline_s = time.monotonic() + PROBE_S
     job: JobDetails | None = None
     while time.monotonic() < deadline_s:
@@ -209,30 +228,48 @@ def _free_name(api: Api) -> str:
     return free or f"{PROBE}{uuid.uuid4().hex[:12]}"
 
 
-_FETCH = f"""
-import io, os, shutil, sys, tarfile, tempfile
-from pathlib import Path
-import obstore.store
-url, digest = sys.argv[1:3]
-home = Path(os.environ.get("SWEEP_CACHE") or "~/.cache/polysweep").expanduser() / "boot"
-place = home / digest
-if not place.is_dir():
-    key = "{layout.code_archive("DIGEST")}/{archive.NAME}".replace("DIGEST", digest)
-    data = bytes(obstore.get(obstore.store.from_url(url), key).bytes())
-    home.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=home))
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as files:
-            ours = [file for file in files if file.name.startswith("{layout.CODE_PACKAGE}/")]
-            files.extractall(fresh, ours, filter="data")
-        try: fresh.rename(place)
-        except OSError:
-            if not place.is_dir(): raise  # else another was first
-    finally: shutil.rmtree(fresh, ignore_errors=True)
-os.environ["PYTHONPATH"] = str(place / "{layout.CODE_PACKAGE}")
-os.execv(sys.executable, [sys.executable, "-P", "-m", "orchestrator.launchers.ray.boot", *sys.argv[1:]])
-"""
-"""The first step. A node's processes may run it at the same time: the folder appears by one atomic rename."""
+def fetch(key: str, package: str, url: str, digest: str, *rest: str) -> None:
+    """Fetch the package of a snapshot from a bucket, and replace this process by its second step.
+
+    Processes of a node may run it at the same time: the folder appears by one atomic rename.
+
+    Args:
+        key: of the archive in the store.
+        package: the archive's folder with the package.
+        url: of the store.
+        digest: of the snapshot.
+        rest: the module to run and its arguments.
+    """
+    import io
+    import os
+    import shutil
+    import sys
+    import tarfile
+    import tempfile
+    from pathlib import Path
+
+    import obstore.store
+
+    home = Path(os.environ.get("SWEEP_CACHE") or "~/.cache/polysweep").expanduser() / "boot"
+    place = home / digest
+    if not place.is_dir():
+        data = bytes(obstore.get(obstore.store.from_url(url), key).bytes())
+        home.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=home))
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data)) as files:
+                ours = [file for file in files if file.name.startswith(f"{package}/")]
+                files.extractall(fresh, ours, filter="data")
+            try:
+                fresh.rename(place)
+            except OSError:
+                if not place.is_dir():  # else another process was first
+                    raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    os.environ["PYTHONPATH"] = str(place / package)
+    module = "orchestrator.launchers.ray.boot"
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, url, digest, *rest])
 
 
 class StartCommand(NamedTuple):
@@ -252,7 +289,9 @@ def start_of(objects: ObjectStore, digest: str, module: str, *args: str) -> Star
         args: its arguments.
     """
     if not objects.in_place:
-        return StartCommand(("-c", _FETCH, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
+        key = f"{layout.code_archive(digest)}/{archive.NAME}"
+        first = program(fetch, key, layout.CODE_PACKAGE)
+        return StartCommand(("-c", first, objects.url, digest, module, *args), {"PYTHONUTF8": "1"})
     package = snapshots.package_path(objects, digest)
     return StartCommand(("-P", "-m", module, *args), {"PYTHONPATH": str(package), "PYTHONUTF8": "1"})
 

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.errors import StageFailure
+from orchestrator.sft import kernels
 from orchestrator.sft.distributed import nodes
 from orchestrator.sft.host import copied
 from orchestrator.sft.loss import ResponseLoss, decoder_of
@@ -152,6 +153,7 @@ class Placed:
                     self._loss, forward_sync_buffers=False, gradient_as_bucket_view=True
                 )
         self._loss.train()
+        self._is_compiled = False
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
 
@@ -206,11 +208,18 @@ class Placed:
         else:
             yield
 
+    def compile(self) -> None:
+        """Compile the layers, for training only."""
+        kernels.compile_layers(layers_of(self.model))
+        self._is_compiled = True
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Turn off gradients and training-only behaviour such as dropout."""
         self._loss.eval()
-        with torch.no_grad():
+        # Without gradients each width would be compiled once more, for few rows.
+        eager = torch.compiler.set_stance("force_eager") if self._is_compiled else contextlib.nullcontext()
+        with torch.no_grad(), eager:
             yield
         self._loss.train()
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from orchestrator.reports.page import Table
 from orchestrator.study import paper
 from orchestrator.study.comparison import PUBLISHED
 from orchestrator.study.paper import ABSENT, SETTINGS, counted, distinct, interval, number, percent, task_name
-
-Numbers = Mapping[str, Any]
-"""The numbers of the report; see `orchestrator.study.numbers`."""
+from orchestrator.study.sections import NumbersSection
 
 _COEFFICIENTS = {
     "intercept": "intercept",
@@ -24,17 +19,17 @@ _COEFFICIENTS = {
 }
 
 
-def verdicts(numbers: Numbers) -> Table:
+def verdicts(numbers: NumbersSection) -> Table:
     """Return the table of each published number beside ours."""
     rows = [
         (
-            entry["name"],
-            _value(entry["published"], entry, low="published_low", high="published_high"),
-            _value(entry["ours"], entry, low="ours_low", high="ours_high"),
-            entry["verdict"],
-            entry["reason"] or "",
+            entry.name,
+            _value(entry.published, entry.published_low, entry.published_high, entry.unit),
+            _value(entry.ours, entry.ours_low, entry.ours_high, entry.unit),
+            entry.verdict,
+            entry.reason or "",
         )
-        for entry in (numbers["verdicts"] if numbers["num_rows"] else ())
+        for entry in (numbers.verdicts if numbers.num_rows else ())
     ]
     return Table(
         "verdicts",
@@ -47,29 +42,27 @@ def verdicts(numbers: Numbers) -> Table:
     )
 
 
-def _value(value: float | None, entry: Mapping[str, Any], *, low: str, high: str) -> str:
+def _value(value: float | None, low: float | None, high: float | None, unit: str) -> str:
     if value is None:
         return ABSENT
     # Rates are shares in the numbers and percentages in the table; medians are in points already.
-    scale, digits = {"rate": (100, 1), "points": (1, 2)}.get(entry["unit"], (1, 3))
-    ends = (entry[low], entry[high])
-    sign = entry["unit"] == "points"
-    written = number(scale * value, digits=digits, sign=sign)
-    return f"{written} {interval(*ends, digits=digits, scale=scale)}".rstrip()
+    scale, digits = {"rate": (100, 1), "points": (1, 2)}.get(unit, (1, 3))
+    written = number(scale * value, digits=digits, sign=unit == "points")
+    return f"{written} {interval(low, high, digits=digits, scale=scale)}".rstrip()
 
 
-def table2(numbers: Numbers) -> Table:
+def table2(numbers: NumbersSection) -> Table:
     """Return Table 2: the share of comparisons that en+x wins."""
     rows = []
     for key, name in SETTINGS.items():
-        entry = numbers["table2"][key]
+        entry = numbers.table2[key]
         rows.append(
             (
                 name,
-                f"{entry['wins']:,}",
-                f"{entry['total']:,}",
-                percent(entry["rate"]),
-                interval(entry["low"], entry["high"], scale=100) if entry["total"] else ABSENT,
+                f"{entry.wins:,}",
+                f"{entry.total:,}",
+                percent(entry.rate),
+                interval(entry.low, entry.high, scale=100) if entry.total else ABSENT,
             )
         )
     return Table(
@@ -82,17 +75,17 @@ def table2(numbers: Numbers) -> Table:
     )
 
 
-def medians(numbers: Numbers) -> Table:
+def medians(numbers: NumbersSection) -> Table:
     """Return the table of the numbers in Figure 3."""
     rows = [
         (
             task_name(task),
             SETTINGS[key],
-            number(entry["median_points"], digits=2, sign=True),
-            interval(entry["low"], entry["high"], digits=2) or ABSENT,
-            f"{entry['num_cells']:,}",
+            number(entry.median_points, digits=2, sign=True),
+            interval(entry.low, entry.high, digits=2) or ABSENT,
+            f"{entry.num_cells:,}",
         )
-        for task, by_setting in numbers["fig3"].items()
+        for task, by_setting in numbers.fig3.items()
         for key, entry in by_setting.items()
     ]
     return Table(
@@ -104,17 +97,15 @@ def medians(numbers: Numbers) -> Table:
     )
 
 
-def outcomes(numbers: Numbers) -> Table:
+def outcomes(numbers: NumbersSection) -> Table:
     """Return the table of the counts behind Figures 4 and 9."""
-    entries = numbers["fig4"]
+    entries = numbers.fig4
     rows = []
     for task in distinct(entries, "task"):
         for size in sorted(distinct(entries, "num_languages")):
             for model in distinct(entries, "model"):
                 found = [
-                    e["outcome"]
-                    for e in entries
-                    if (e["task"], e["num_languages"], e["model"]) == (task, size, model)
+                    e.outcome for e in entries if (e.task, e.num_languages, e.model) == (task, size, model)
                 ]
                 if found:
                     counts = [str(found.count(name)) for name in ("better", "same", "worse")]
@@ -129,51 +120,51 @@ def outcomes(numbers: Numbers) -> Table:
     )
 
 
-def table3(numbers: Numbers) -> Table:
+def table3(numbers: NumbersSection) -> Table:
     """Return Table 3: the regression beside the published coefficients."""
-    found = numbers["table3"]
+    found = numbers.table3
     theirs = {entry.path[-1]: entry.value for entry in PUBLISHED if entry.unit == "coefficient"}
     r2 = next(entry.value for entry in PUBLISHED if entry.unit == "r2")
     rows = []
     for key, name in _COEFFICIENTS.items():
-        entry = found["coefficients"].get(key) or {}
+        entry = found.coefficients[key]
         rows.append(
             (
                 name,
-                number(entry.get("value"), digits=3, sign=True),
-                interval(entry.get("low"), entry.get("high"), digits=3) or ABSENT,
+                number(entry.value, digits=3, sign=True),
+                interval(entry.low, entry.high, digits=3) or ABSENT,
                 number(theirs.get(key), digits=3, sign=True),
             )
         )
-    held_out = interval(found["r2_low"], found["r2_high"], digits=3) or ABSENT
-    rows.append(("R² on held-out rows", number(found["r2"], digits=3), held_out, number(r2, digits=3)))
+    held_out = interval(found.r2_low, found.r2_high, digits=3) or ABSENT
+    rows.append(("R² on held-out rows", number(found.r2, digits=3), held_out, number(r2, digits=3)))
     # A dash without an explanation would look like a failure, so the table names each reason.
-    left_out = [f"{_COEFFICIENTS[name]} ({why})" for name, why in found["dropped"].items()]
+    left_out = [f"{_COEFFICIENTS[name]} ({why})" for name, why in found.dropped.items()]
     notes = [f"Left out: {'; '.join(left_out)}."] if left_out else []
-    notes += [f"Not computed: {found['reason']}."] if found["reason"] else []
+    notes += [f"Not computed: {found.reason}."] if found.reason else []
     return Table(
         "table3",
         "Table 3. What explains accuracy: a linear model",
         ("regressor", "#coefficient", "#95 % interval", "#published"),
         rows,
-        f"Ordinary least squares over {counted(found['num_rows'], 'row')}, y = accuracy in [0, 1]; bootstrap"
+        f"Ordinary least squares over {counted(found.num_rows, 'row')}, y = accuracy in [0, 1]; bootstrap"
         " intervals over rows; R² on a random 30 % that the fit did not see. The paper gives no intercept."
         + "".join(f" {note}" for note in notes),
     )
 
 
-def baselines(numbers: Numbers) -> Table:
+def baselines(numbers: NumbersSection) -> Table:
     """Return the table of the pretrained models' accuracies."""
-    entries = numbers["baselines"]
+    entries = numbers.baselines
     languages = paper.in_order(distinct(entries, "eval_language"))
-    found = {(e["model"], e["task"], e["eval_language"]): e for e in entries}
+    found = {(e.model, e.task, e.eval_language): e for e in entries}
     rows = []
     for model in distinct(entries, "model"):
         for task in distinct(entries, "task"):
             cells = [found.get((model, task, language)) for language in languages]
             if any(cells):
                 rows.append(
-                    (str(model), task_name(task), *(percent(c["accuracy"] if c else None) for c in cells))
+                    (str(model), task_name(task), *(percent(c.accuracy if c else None) for c in cells))
                 )
     return Table(
         "baselines",
@@ -183,31 +174,30 @@ def baselines(numbers: Numbers) -> Table:
     )
 
 
-def results(numbers: Numbers) -> list[Table]:
+def results(numbers: NumbersSection) -> list[Table]:
     """Return the tables of results that have rows."""
-    makers = (table2, medians, outcomes, table3, baselines) if numbers["num_rows"] else ()
+    makers = (table2, medians, outcomes, table3, baselines) if numbers.num_rows else ()
     return [table for make in makers if (table := make(numbers)).rows]
 
 
-def accuracies(numbers: Numbers) -> Table:
+def accuracies(numbers: NumbersSection) -> Table:
     """Return the table of the numbers in Figure 2."""
-    entries: Sequence[Mapping[str, Any]] = numbers["fig2"]
     return Table(
         "figure2",
         "Figure 2 in numbers: accuracy by number of training languages",
         ("model", "task", "resources", "#L", "#right", "#items", "#accuracy (%)", "#95 % interval"),
         [
             (
-                str(e["model"]),
-                task_name(e["task"]),
-                e["group"],
-                str(e["num_languages"]),
-                f"{e['num_correct']:,}",
-                f"{e['num_items']:,}",
-                percent(e["accuracy"]),
-                interval(e["low"], e["high"], scale=100),
+                str(e.model),
+                task_name(e.task),
+                e.group,
+                str(e.num_languages),
+                f"{e.num_correct:,}",
+                f"{e.num_items:,}",
+                percent(e.accuracy),
+                interval(e.low, e.high, scale=100),
             )
-            for e in entries
+            for e in numbers.fig2
         ],
         "Items of all mixtures of a size pooled; Wilson intervals.",
     )
