@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.secrets import known_values, redacted
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
@@ -113,8 +117,15 @@ def packages() -> dict[str, str]:
     # Imported here only: it would take a quarter of the import time of `sweep status`.
     import importlib.metadata
 
-    found = ((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())
+    found = (_name_and_version(each) for each in importlib.metadata.distributions())
     return dict(sorted((name, version) for name, version in found if name))
+
+
+def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+    """Return what a package's metadata contain. To parse them whole takes ten times as long."""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    name, version = (re.search(rf"^{key}:(.*)$", text, re.MULTILINE) for key in ("Name", "Version"))
+    return name[1].strip() if name else "", version[1].strip() if version else ""
 
 
 @cache

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Sweep:
     def __call__(self, *words: str, code: int | None = 0, timeout_s: float = 120) -> str:
         """Runs a verb; returns both streams, and checks the exit code unless it is None."""
         env = self.env or {**os.environ, "SWEEP_STORE": str(self.store)}
-        if forked.fits(words, env, code):
+        if forked.fits(env):
             code_of, out, err = forked.run(words, self.folder, env, timeout_s)
         else:
             done = subprocess.run(
@@ -47,6 +47,16 @@ class Sweep:
     def json(self, *words: str) -> Any:
         """Runs a reading verb with ``--json``."""
         return json.loads(self(*words, "--json"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the bytecode of the tests, which each worker would compile anew; no test runs meanwhile."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    try:
+        return (yield)
+    finally:
+        sys.dont_write_bytecode = before
 
 
 _USUAL_UMASK = os.umask(0o022)

@@ -240,7 +240,8 @@ def _watch(view: SweepState, cells: list[Cell], launcher: Launcher) -> None:
                     last, line_s = text, now_s + LINE_S
                 cost_s = time.monotonic() - now_s
                 next_s = now_s + max(REFRESH_S, 20 * cost_s)  # reading the states takes at most 5 % of a core
-            time.sleep(POLL_S)
+            if alive:
+                time.sleep(POLL_S)
 
 
 def _keep_logs(view: SweepState) -> None:

@@ -18,7 +18,7 @@ from orchestrator.tasks.base import Item, Task
 from orchestrator.tasks.checking import Measure
 from orchestrator.tasks.dataset import DatasetInfo
 from orchestrator.tasks.importing import Choice
-from orchestrator.tasks.sources import Source, Table, open_source, parquet_tables
+from orchestrator.tasks.sources import Source, SourceTable, open_source, parquet_tables
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,7 +32,7 @@ class Download(NamedTuple):
     """The files of a release or, of Parquet files, its tables, and the commit that they belong to."""
 
     paths: tuple[Path, ...]
-    tables: Sequence[Table]
+    tables: Sequence[SourceTable]
     commit: str
 
 

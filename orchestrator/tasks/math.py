@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.tasks import answers, base, phrases
@@ -20,7 +20,17 @@ from orchestrator.tasks.answers import extract, gold_number
 from orchestrator.tasks.base import LANGUAGES, Difference, Item, Line, Split, check_language, check_split
 from orchestrator.tasks.files import FileTask
 from orchestrator.tasks.phrases import STEP, TOTAL, answer_sentence, prompt
-from orchestrator.tasks.sources import JSON, Place, Raw, Source, Table, field, tables_in, tables_of, text_lines
+from orchestrator.tasks.sources import (
+    JSON,
+    Place,
+    Raw,
+    Source,
+    SourceTable,
+    field,
+    tables_in,
+    tables_of,
+    text_lines,
+)
 
 
 def line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
@@ -196,36 +206,24 @@ _QUESTION = ("question", "query", "instruction")
 _ANSWER = ("answer", "response", "output")
 
 
-class RowPlace(NamedTuple):
-    """The language and the item of a row.
-
-    Attributes:
-        language: the language, or "" if it is not one of ours.
-        id: the id of the item, or "" if the row has none.
-    """
-
-    language: str
-    id: str
-
-
 def is_row(row: Mapping[str, Any]) -> bool:
     """Return whether a row has the fields of mCoT-MATH."""
     has_language = any(key in row for key in (*_LANGUAGE, *_BOTH))
     return has_language and any(key in row for key in _QUESTION) and any(key in row for key in _ANSWER)
 
 
-def place_of(row: Mapping[str, Any]) -> RowPlace:
-    """Return the language and the item's id of a row."""
+def place_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the language of a row, "" if it is not one of ours, and the id of its item, "" for none."""
     for key in _BOTH:
         if isinstance(row.get(key), str):
             # Both orders occur: ``en-17`` and ``17-en``.
             first, _, second = row[key].partition("-")
             language, id_ = (first, second) if first in LANGUAGES else (second, first)
             if language in LANGUAGES:
-                return RowPlace(language, id_)
+                return language, id_
     language = next((str(row[key]) for key in _LANGUAGE if key in row), "").lower()
     id_ = next((str(row[key]) for key in _ID if row.get(key) is not None), "")
-    return RowPlace(language if language in LANGUAGES else "", id_)
+    return language if language in LANGUAGES else "", id_
 
 
 def mcot_line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
@@ -249,14 +247,14 @@ def _bare(question: str) -> str:
     return question.strip()
 
 
-def mcot_source(tables: Sequence[Table], name: str, paths: Sequence[Path] = ()) -> Source | None:
+def mcot_source(tables: Sequence[SourceTable], name: str, paths: Sequence[Path] = ()) -> Source | None:
     """Return tables of rows in mCoT-MATH's form, or of one language each; None if rows have another form."""
     first = next((row for table in tables for _, row in table.rows()), None)
     if not first or not (tables[0].language or is_row(first)):
         return None
 
-    def place(table: Table, row: Mapping[str, Any]) -> RowPlace:
-        return RowPlace(table.language, MATH.id_of(row, "")) if table.language else place_of(row)
+    def place(table: SourceTable, row: Mapping[str, Any]) -> tuple[str, str]:
+        return (table.language, MATH.id_of(row, "")) if table.language else place_of(row)
 
     def rows() -> Iterator[Raw]:
         for table in tables:
@@ -268,7 +266,7 @@ def mcot_source(tables: Sequence[Table], name: str, paths: Sequence[Path] = ()) 
         convert = mcot_line_of if is_row(raw.row) else line_of
         return convert(raw.row, id_=raw.id, language=raw.language, where=raw.where)
 
-    by_place, note = not place(tables[0], first).id, "aligned by id"
+    by_place, note = not place(tables[0], first)[1], "aligned by id"
     if by_place:
         note = "aligned by place within each language and checked by equal answers"
     return Source("mcot", name, tuple(paths), rows, line, note, answer=gold_of, by_place=by_place)
@@ -367,7 +365,7 @@ class MathTask(FileTask):
         is_mgsm = all(place.path.suffix == ".tsv" for place in found)
         return super().source_of(found, name)._replace(form="mgsm" if is_mgsm else "worked")
 
-    def release(self, paths: Sequence[Path], name: str, tables: Sequence[Table] = ()) -> Source | None:
+    def release(self, paths: Sequence[Path], name: str, tables: Sequence[SourceTable] = ()) -> Source | None:
         """Return files with known names as a source, or else files or tables with the rows of mCoT-MATH."""
         found = [
             Place(path, self.published.get(known), language)

@@ -181,7 +181,7 @@ def _array(path: Path) -> Iterator[Any]:
         raise UserError(f"not a JSON array of rows: {error}", where=str(path)) from None
 
 
-class Table(NamedTuple):
+class SourceTable(NamedTuple):
     """Rows that can be read several times.
 
     Attributes:
@@ -201,7 +201,7 @@ JSON = (".json", ".jsonl")
 """Endings of files that `stream` reads."""
 
 
-def tables_in(path: Path) -> list[Table]:
+def tables_in(path: Path) -> list[SourceTable]:
     """Return the tables of a file or folder: its Parquet files, or else its JSON files.
 
     Raises:
@@ -210,18 +210,18 @@ def tables_in(path: Path) -> list[Table]:
     if path.suffix == ".parquet" or next(path.rglob("*.parquet"), None):
         try:
             return parquet_tables(str(path))
-        except Exception as error:  # the library's errors have many classes
+        except Exception as error:  # noqa: BLE001 - the library's errors have many classes
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"not a Parquet file: {reason}", where=str(path)) from None
     return tables_of(sorted(path.rglob("*.*")) if path.is_dir() else [path])
 
 
-def tables_of(paths: Sequence[Path]) -> list[Table]:
+def tables_of(paths: Sequence[Path]) -> list[SourceTable]:
     """Return the JSON files among some files as tables."""
-    return [Table(str(path), functools.partial(stream, path)) for path in paths if path.suffix in JSON]
+    return [SourceTable(str(path), functools.partial(stream, path)) for path in paths if path.suffix in JSON]
 
 
-def parquet_tables(where: str, *, commit: str | None = None) -> list[Table]:
+def parquet_tables(where: str, *, commit: str | None = None) -> list[SourceTable]:
     """Return the tables of Parquet files; the library `datasets` finds their configurations and splits.
 
     A configuration that is named after a language holds its rows.
@@ -245,7 +245,7 @@ def parquet_tables(where: str, *, commit: str | None = None) -> list[Table]:
         options = {"revision": commit, "streaming": commit is None}
         found = {config: datasets.load_dataset(where, config, **options) for config in configs}
     return [
-        Table(
+        SourceTable(
             f"{where} {config} {split}",
             functools.partial(enumerate, rows),
             config if config in LANGUAGES else "",

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.stage import StageSpec
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.bucket.test_moving import Launched
-from tests.commands.launches import wait_for
+from tests.cli.launches import wait_for
 from tests.execution.faults import order_for
 from tests.execution.here import work
 from tests.store.builders import node_of, seal, sweep_of

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.bucket.buckets import Bucket, BucketSweep
-from tests.commands.launches import Running, records, running_heartbeats, wait_for
-from tests.commands.test_survival import expected
-from tests.commands.test_training_survives import CELL, weights
+from tests.cli.launches import Running, records, running_heartbeats, wait_for
+from tests.cli.test_survival import expected
+from tests.cli.test_training_survives import CELL, weights
 from tests.conftest import Sweep
 from tests.launchers.contract import SHARED, SHARED_MODULE
 

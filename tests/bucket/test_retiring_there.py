@@ -11,7 +11,7 @@ from orchestrator.core.state import Budget, State, stage_status
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from tests.bucket.buckets import Bucket, BucketSweep
-from tests.commands.test_clean import PARTS, SWEEP, parts
+from tests.cli.test_clean import PARTS, SWEEP, parts
 from tests.execution.faults import order_for
 from tests.execution.here import work
 from tests.execution.test_going_on import BEFORE, TODAY, answers

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.commands.launches import checkpoints, records, running_heartbeats, wait_for
-from tests.commands.test_survival import expected
+from tests.cli.launches import checkpoints, records, running_heartbeats, wait_for
+from tests.cli.test_survival import expected
 from tests.conftest import Sweep
 
 COUNT = """

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.commands.launches import checkpoints, records, wait_for
+from tests.cli.launches import checkpoints, records, wait_for
 from tests.conftest import Sweep
 
 COUNT = """

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from orchestrator.core.failure import Cause
 from orchestrator.launchers.ray import worker
-from orchestrator.launchers.ray.worker import Monitor, Usage, node_memory, worker_memory
+from orchestrator.launchers.ray.worker import Monitor, Usage, last_fault, node_memory, worker_memory
 
 MEMINFO = "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable:    400 kB\nHugePages_Total:       0\n"
 
@@ -87,3 +88,14 @@ def test_a_worker_whose_actor_lives_or_whose_node_has_memory_is_not_short_of_it(
     assert shortage is not None and shortage.cause is Cause.PREEMPTED  # this process is no worker
     assert "Ray's memory monitor ended its worker" in shortage.message
     os.close(lifeline)
+
+
+def test_the_last_fault_counts_for_workers_that_ran_then_and_not_for_their_successors(tmp_path: Path) -> None:
+    now_s = time.monotonic()
+    (tmp_path / "ledger").write_text(f"{now_s} 500")
+    with (tmp_path / "ledger").open("rb") as ledger:
+        assert last_fault(ledger.fileno(), now_s - 1) == 500
+        assert last_fault(ledger.fileno(), now_s + 1) == 0
+    (tmp_path / "ledger").write_text(f"{now_s - worker.RECENT_S - 1} 500")
+    with (tmp_path / "ledger").open("rb") as ledger:
+        assert last_fault(ledger.fileno(), now_s - 100) == 0

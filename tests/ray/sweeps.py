@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.commands.launches import records, running_heartbeats, wait_for
+from tests.cli.launches import records, running_heartbeats, wait_for
 from tests.launchers.on_scheduler import OnScheduler
 from tests.ray.testbed import RayCluster, end, group_of
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.bucket.server import start_server
-from tests.commands.launches import records, running_heartbeats, wait_for
+from tests.cli.launches import records, running_heartbeats, wait_for
 from tests.execution.waiting import lives
 from tests.launchers.on_scheduler import COUNT
 from tests.ray.testbed import RayCluster

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.launches import Running, records, wait_for
+from tests.cli.launches import Running, records, wait_for
 from tests.ray.sweeps import OnRay
 from tests.slurm.sweeps import SLURM
 from tests.slurm.testbed import Testbed, Unavailable

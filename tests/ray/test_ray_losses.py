@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tests.commands.launches import records, wait_for
-from tests.commands.test_training_survives import CELL, weights
+from tests.cli.launches import records, wait_for
+from tests.cli.test_training_survives import CELL, weights
 from tests.execution.waiting import lives
 from tests.ray.sweeps import OnRay, inside, parent_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.launches import wait_for
+from tests.cli.launches import wait_for
 from tests.ray.sweeps import OnRay
 from tests.ray.testbed import RayCluster
 

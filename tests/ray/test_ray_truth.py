@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.launchers.ray.boot import PROBE
-from tests.commands.launches import records, wait_for
+from tests.cli.launches import records, wait_for
 from tests.ray.proxy import losing
 from tests.ray.sweeps import OnRay
 from tests.ray.testbed import free_port, group_of

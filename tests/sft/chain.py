@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +108,18 @@ def newest(folder: Path) -> Checkpoint | None:
     """Returns the newest whole checkpoint of an attempt's folder."""
     whole = sorted(path.parent for path in (folder / "checkpoints").glob(f"*/{MANIFEST}"))
     return Checkpoint(int(whole[-1].name), whole[-1]) if whole else None
+
+
+class Log:
+    """A tracker that keeps what it is given, and may act on it."""
+
+    def __init__(self, act: Callable[[int], None] = lambda step: None) -> None:
+        self.entries: list[tuple[int, dict[str, float]]] = []
+        self._act = act
+
+    def log(self, step: int, metrics: Any) -> None:
+        self.entries.append((step, dict(metrics)))
+        self._act(step)
+
+    def close(self) -> None:
+        """Has nothing to flush."""

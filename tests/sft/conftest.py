@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from orchestrator.sft import stages
+from orchestrator.stage import Checkpoint
 from tests.sft import chain
+from tests.sft.chain import Log
+
+STEPS = ("trainer.learning_rate=1e-3", "trainer.global_batch_size=14", "trainer.micro_batch_size=2")
+"""48 rows: steps of 14, 14, 14 and 6; of 7 and of 3 micro-batches, which two processes cannot halve."""
 
 
 class Ground(NamedTuple):
@@ -56,6 +63,34 @@ def trained(ground: Ground) -> Ground:
         stages.TRAIN, chain.small("languages=[en,es]"), ground.root / "train", ground.inputs
     )
     return Ground(ground.root, {**ground.inputs, "train": {"": product}})
+
+
+class Trained(NamedTuple):
+    """A training in two processes: its product, what it logged, and its last checkpoint."""
+
+    product: Path
+    log: Log
+    checkpoint: Checkpoint
+
+
+ByTwo = Callable[[str], Trained]
+
+
+@pytest.fixture(scope="session")
+def by_two(ground: Ground) -> ByTwo:
+    """The tiny Qwen3 after a training in two processes, with the given sharding."""
+
+    @cache
+    def trained(sharding: str) -> Trained:
+        how = (*STEPS, "trainer.num_processes=2", f"trainer.sharding={sharding}")
+        log, folder = Log(), ground.root / f"two-{sharding}"
+        config = chain.small("languages=[en,es]", *how)
+        product, _ = chain.run(stages.TRAIN, config, folder, ground.inputs, trackers=[log], interval_s=0.0)
+        checkpoint = chain.newest(folder)
+        assert checkpoint
+        return Trained(product, log, checkpoint)
+
+    return trained
 
 
 @pytest.fixture(scope="session")

@@ -16,23 +16,9 @@ from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.saving import MANIFEST
 from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Config, Context, Inputs, StopSignal
+from tests.sft.chain import Log
 
 pytestmark = pytest.mark.xdist_group("ranks")
-
-
-class Log:
-    """A tracker that keeps what it is given, and may act on it."""
-
-    def __init__(self, act: Callable[[int], None] = lambda step: None) -> None:
-        self.entries: list[tuple[int, dict[str, float]]] = []
-        self._act = act
-
-    def log(self, step: int, metrics: Any) -> None:
-        self.entries.append((step, dict(metrics)))
-        self._act(step)
-
-    def close(self) -> None:
-        """Has nothing to flush."""
 
 
 def run(name: str, context: Context, inputs: dict[str, Path] | None = None, **config: Any) -> Any:

@@ -28,22 +28,20 @@ from orchestrator.sft import state_before, state_files
 from orchestrator.sft.checkpoints import load_state, save_state
 from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
-from tests.sft import chain, ranked
-from tests.sft.conftest import Ground
-from tests.sft.test_ranks import Log
+from tests.sft import chain, sharded
+from tests.sft.chain import Log
+from tests.sft.conftest import ByTwo, Ground
 from tests.sft.test_training import adopt, history, stop_after, train, weights
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
 
-TWO = ("trainer.num_processes=2", "trainer.sharding=fsdp")
 
-
-def stopped(ground: Ground, folder: Path, *overrides: str) -> Checkpoint:
+def stopped(ground: Ground, folder: Path) -> Checkpoint:
     """Return the checkpoint of a training that was stopped."""
     asked = StopSignal()
     log = Log(lambda step: asked.ask("preempted") if step == 6 else None)
     with pytest.raises(StopRequested):
-        train(ground, folder, *overrides, stop=asked, trackers=[log])
+        train(ground, folder, stop=asked, trackers=[log])
     checkpoint = chain.newest(folder)
     assert checkpoint
     return checkpoint
@@ -61,12 +59,14 @@ def assembled(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_a_state_goes_from_two_processes_to_one_and_back_bit_for_bit(ground: Ground, tmp_path: Path) -> None:
-    first = stopped(ground, tmp_path / "first", *TWO).folder
+def test_a_state_goes_from_two_processes_to_one_and_back_bit_for_bit(
+    ground: Ground, by_two: ByTwo, tmp_path: Path
+) -> None:
+    first = by_two("fsdp").checkpoint.folder
     inputs = {"base": ground.inputs["base"]}
-    ranked.resave(Config({"folder": str(first)}), Inputs(inputs), Context(tmp_path / "one"))
+    sharded.resave(Config({"folder": str(first)}), Inputs(inputs), Context(tmp_path / "one"))
     launcher.run(
-        "tests.sft.ranked:resave",
+        "tests.sft.sharded:resave",
         Config({"folder": str(tmp_path / "one/output")}),
         Inputs(inputs),
         Context(tmp_path / "two"),
@@ -96,7 +96,7 @@ def test_a_checkpoint_holds_json_and_safetensors_alone(ground: Ground, tmp_path:
 
 def as_before(base: Path, checkpoint: Checkpoint) -> None:
     """Rewrite the state of a checkpoint as the version before wrote it."""
-    placed, optimizer = ranked.placed_with_optimizer(base, sharding="auto")
+    placed, optimizer = sharded.placed_with_optimizer(base, sharding="auto")
     load_state(placed, optimizer, checkpoint.folder)
     shutil.rmtree(checkpoint.folder / "state")
     model, moments = get_state_dict(placed.model, optimizer)
@@ -150,7 +150,7 @@ def refused(base: Path, checkpoint: Checkpoint, folder: Path, change: Callable[[
     change(attacked / "state")
     (attacked / MANIFEST).unlink()
     write_checkpoint_manifest(attacked, step=checkpoint.step, attempt=1)
-    placed, optimizer = ranked.placed_with_optimizer(base, sharding="auto")
+    placed, optimizer = sharded.placed_with_optimizer(base, sharding="auto")
     with pytest.raises(StageFailure) as failure:
         load_state(placed, optimizer, attacked)
     assert failure.value.cause in ("data", "storage")
@@ -260,7 +260,7 @@ def test_a_tensor_that_is_code_is_refused_in_every_form_that_torch_knows(
 
 
 def test_a_state_that_lacks_a_part_or_is_damaged_is_named(ground: Ground, tmp_path: Path) -> None:
-    placed, optimizer = ranked.placed_with_optimizer(ground.inputs["base"][""], sharding="auto")
+    placed, optimizer = sharded.placed_with_optimizer(ground.inputs["base"][""], sharding="auto")
     save_state(placed, optimizer, tmp_path)
     (file,) = (tmp_path / "state").iterdir()
     whole = file.read_bytes()

@@ -20,14 +20,12 @@ from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, StopSignal
 from tests.execution.waiting import lives, signal_all, until
 from tests.sft import chain
-from tests.sft.conftest import Ground
-from tests.sft.test_ranks import Log
+from tests.sft.chain import Log
+from tests.sft.conftest import STEPS, ByTwo, Ground
 from tests.sft.test_training import adopt, history, train, weights
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
 
-STEPS = ("trainer.learning_rate=1e-3", "trainer.global_batch_size=14", "trainer.micro_batch_size=2")
-"""48 rows: steps of 14, 14, 14 and 6; of 7 and of 3 micro-batches, which two processes cannot halve."""
 TWO, FSDP = "trainer.num_processes=2", "trainer.sharding=fsdp"
 
 
@@ -54,18 +52,16 @@ def num_pieces(checkpoint: Checkpoint) -> set[int]:
 
 @pytest.mark.parametrize("sharding", ["fsdp", pytest.param("ddp", marks=pytest.mark.long)])
 def test_two_processes_make_the_steps_of_one_the_last_partial_one_included(
-    ground: Ground, tmp_path: Path, sharding: str
+    ground: Ground, by_two: ByTwo, tmp_path: Path, sharding: str
 ) -> None:
     one = train(ground, tmp_path / "one", *STEPS)
-    log = Log()
-    two = train(ground, tmp_path / "two", *STEPS, TWO, f"trainer.sharding={sharding}", trackers=[log])
+    two, log, checkpoint = by_two(sharding)
     assert len(history(two)[0]) == 12
     assert distance(one, two) < 2e-6
     summary = json.loads((two / "training.json").read_text())
     assert (summary["num_processes"], summary["micro_batch_size"]) == (2, 2)
     assert [step for step, metrics in log.entries if "loss" in metrics] == list(range(1, 13))
-    checkpoint = chain.newest(tmp_path / "two")
-    assert checkpoint and num_pieces(checkpoint) == {2 if sharding == "fsdp" else 1}
+    assert num_pieces(checkpoint) == {2 if sharding == "fsdp" else 1}
 
 
 @pytest.mark.long
@@ -78,7 +74,7 @@ def test_sharded_parameters_are_dtensors_equal_to_those_of_the_file(
     if family == "multimodal":
         base = {"": multimodal}
     facts = launcher.run(
-        "tests.sft.ranked:place",
+        "tests.sft.sharded:place",
         Config({"bf16": bf16}),
         Inputs({"base": base}),
         Context(tmp_path),

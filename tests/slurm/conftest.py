@@ -1,4 +1,4 @@
-"""One real Slurm for all tests of this folder; they skip, saying why, where it cannot be."""
+"""Two real Slurms for the tests of this folder; they skip, saying why, where it cannot be."""
 
 from __future__ import annotations
 
@@ -12,14 +12,24 @@ from tests.slurm.sweeps import OnSlurm
 from tests.slurm.testbed import Testbed, Unavailable
 
 HERE = Path(__file__).parent
+SECOND = (
+    "test_losses",
+    "test_not_listed",
+    "test_outages",
+    "test_slurm_contract",
+    "test_submitting",
+    "test_two_nodes",
+)
+"""Half of the tests by their time, which is spent on waiting: each half has a worker and a test bed."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for the mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests here go to one worker of xdist: there is one test bed. The hook sees other tests as well."""
+    """Each half of the tests goes to one worker of xdist. The hook sees other tests as well."""
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+            half = "slurm-2" if item.path.stem in SECOND else "slurm-1"
+            item.add_marker(pytest.mark.xdist_group(half))
 
 
 @pytest.fixture(scope="session")

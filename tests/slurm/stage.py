@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StageFailure, StopRequested
-from orchestrator.sft import stages
 from orchestrator.sft.distributed import launcher
 from orchestrator.stage import Config, Context, Inputs, StopSignal
-from tests.sft import chain
 
 
 class Note:
@@ -42,6 +40,9 @@ def main(folder: Path) -> None:
     note = Note(folder / "step")
     try:
         if "inputs" in told:
+            from orchestrator.sft import stages
+            from tests.sft import chain
+
             config = chain.small(*told["config"])
             inputs = {s: {label: Path(p) for label, p in each.items()} for s, each in told["inputs"].items()}
             chain.run(stages.TRAIN, config, folder / "attempt", inputs, stop=asked, trackers=[note])

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.commands.launches import wait_for
+from tests.cli.launches import wait_for
 from tests.launchers.on_scheduler import OnScheduler
 from tests.slurm.testbed import Testbed
 

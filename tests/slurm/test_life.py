@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.commands.launches import records
+from tests.cli.launches import records
 from tests.slurm.meanwhile import Meanwhile
 from tests.slurm.sweeps import OnSlurm
 

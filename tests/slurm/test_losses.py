@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.launches import records, wait_for
+from tests.cli.launches import records, wait_for
 from tests.execution.waiting import lives
 from tests.slurm.meanwhile import Meanwhile
 from tests.slurm.sweeps import OnSlurm

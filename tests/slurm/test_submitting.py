@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.commands.launches import records
+from tests.cli.launches import records
 from tests.slurm.sweeps import SLURM
 
 NAME = re.compile(r"(?<=--job-name=jobs\.1\.)\w{8}")

@@ -15,7 +15,7 @@ from orchestrator.jobs.submissions import Submissions
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import open_ledger
-from tests.commands.launches import records, wait_for
+from tests.cli.launches import records, wait_for
 from tests.slurm.sweeps import SLURM, OnSlurm
 
 HELD = "cluster.sbatch.hold=true"

@@ -20,8 +20,6 @@ from tests.sft.conftest import Ground, ground  # noqa: F401 - a fixture
 from tests.sft.test_training import MIXTURE, adopt, train
 from tests.sft.test_two_processes import STEPS, distance
 
-pytestmark = pytest.mark.xdist_group("slurm")
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.launches import Running, wait_for
+from tests.cli.launches import Running, wait_for
 from tests.conftest import Sweep
 from tests.store.builders import counted
 from tests.store.users import NOBODY, other_user

@@ -25,7 +25,7 @@ from orchestrator.jobs.submissions import Submissions
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger, open_ledger
-from tests.commands.launches import Running, wait_for
+from tests.cli.launches import Running, wait_for
 from tests.conftest import Sweep
 from tests.store.builders import claim, owner
 from tests.store.test_reading import photograph

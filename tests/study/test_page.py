@@ -155,7 +155,7 @@ def test_the_page_tells_of_retries_remedies_and_launches(odd_page: Path) -> None
     assert "Sweep odd, revision 3" in text
 
 
-@pytest.mark.long  # the numbers are compared in test_numbers, the files in tests/commands/test_report
+@pytest.mark.long  # the numbers are compared in test_numbers, the files in tests/cli/test_report
 def test_equal_rows_in_any_order_give_equal_bytes(tmp_path: Path) -> None:
     rows = minimal(study_rows(models=["qwen3-8b"], tasks=["math"], num_items={"math": 20}))
     first = write(rows, tmp_path / "first")

@@ -14,7 +14,7 @@ from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
 from orchestrator.trackers.mirror import run_id, whole_lines
 from orchestrator.trackers.wandb_mirror import WandbMirror, mode_of, summary_of
-from tests.commands.launches import Running, wait_for
+from tests.cli.launches import Running, wait_for
 from tests.trackers.offline import runs_in
 
 TWO = """

@@ -81,6 +81,7 @@ class Monitor:
 
     def __init__(self, lifeline: int, environment: Mapping[str, str]) -> None:
         self._lifeline, self._judged = lifeline, False
+        self._start_s = time.monotonic()
         self._shortage: Shortage | None = None
         self._threshold = _number(environment.get(VARIABLE), THRESHOLD)
         self._is_on = _number(environment.get("RAY_memory_monitor_refresh_ms"), 1.0) > 0
@@ -105,7 +106,7 @@ class Monitor:
             fcntl.flock(ledger, fcntl.LOCK_EX)
             trees = worker_memory()
             mine = trees.get(os.getpid(), 0)
-            largest = max([*trees.values(), _last_fault(ledger)])
+            largest = max([*trees.values(), last_fault(ledger, self._start_s)])
             is_at_fault = 0 < mine >= AT_FAULT * largest
             if is_at_fault:
                 os.ftruncate(ledger, 0)
@@ -194,11 +195,19 @@ def _held(pid: int) -> int:
     return 0
 
 
-def _last_fault(ledger: int) -> int:
-    """Return what the last worker at fault held, 0 if there was none recently."""
+def last_fault(ledger: int, start_s: float) -> int:
+    """Return what the last worker at fault held, 0 if there was none recently.
+
+    A fault from before the start of this worker belongs to an earlier round of the monitor. If it counted,
+    the next attempt of the same stage would not be found at fault when it holds less than before.
+
+    Args:
+        ledger: descriptor of the file with the time of the last fault, and the bytes held.
+        start_s: start of this worker, by the machine's monotonic clock.
+    """
     with contextlib.suppress(ValueError):
         at_s, held = os.pread(ledger, 100, 0).split()
-        if 0 <= time.monotonic() - float(at_s) < RECENT_S:
+        if start_s <= float(at_s) and 0 <= time.monotonic() - float(at_s) < RECENT_S:
             return int(held)
     return 0
 

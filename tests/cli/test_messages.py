@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import MAX_LINE, one_line
-from tests.commands.launches import records
+from tests.cli.launches import records
 
 STAGES = r"""
 import sys

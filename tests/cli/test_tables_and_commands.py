@@ -19,7 +19,7 @@ from orchestrator.stage import Config, Context, Inputs, StageSpec
 from orchestrator.store.ledger import open_ledger
 from orchestrator.store.table import write_table
 from orchestrator.trackers.base import StoreTracker, Tracked, history, parse_metrics
-from tests.commands.launches import records, wait_for
+from tests.cli.launches import records, wait_for
 
 ODD_ROWS: list[dict[str, Any]] = [
     {"m": 1, "list": [1, 2], "map": {"a": 1}, "nest": [[1], {}], "flag": True, "text": 'a,"b"\r\nc'},

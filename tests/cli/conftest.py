@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands.launches import SLOW, Running
+from tests.cli.launches import SLOW, Running
 
 
 @pytest.fixture

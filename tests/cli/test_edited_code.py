@@ -14,7 +14,7 @@ import pytest
 from orchestrator import provenance
 from orchestrator.stage import StageSpec
 from orchestrator.store.checkout import Checkout
-from tests.commands.launches import records, wait_for
+from tests.cli.launches import records, wait_for
 
 COMMAND = """
 import json, sys, time

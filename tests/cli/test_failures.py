@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.launches import records, wait_for
+from tests.cli.launches import records, wait_for
 
 FAILING = """
 description: every way to fail beside a cell that does not

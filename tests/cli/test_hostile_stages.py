@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.commands.launches import records, running_heartbeats, wait_for
+from tests.cli.launches import records, running_heartbeats, wait_for
 
 HOSTILE = """
 description: stages that misbehave

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.store.ledger import open_ledger
 from orchestrator.trackers.base import history
-from tests.commands.launches import checkpoints, records, running_heartbeats, wait_for
+from tests.cli.launches import checkpoints, records, running_heartbeats, wait_for
 
 
 def expected(seed: int, num_steps: int = 30) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands.launches import wait_for
+from tests.cli.launches import wait_for
 
 SWEEP = """
 description: a product that takes room

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.launches import Running, records, running_heartbeats, wait_for
+from tests.cli.launches import Running, records, running_heartbeats, wait_for
 
 CELL = ("smoke", "model=tiny-qwen3", "task=math", "mixture=en+es", "policy.checkpoint_interval_s=1")
 
