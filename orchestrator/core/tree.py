@@ -134,7 +134,9 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*?)`")
 _ABSENT = re.compile(r"Object missing required field `(?P<name>.*?)`")
 _TYPE = re.compile(r"Expected `(?P<expected>.*?)`, got `(?P<got>.*?)`")
 _encode = json.JSONEncoder(allow_nan=False, skipkeys=True, default=str).encode
+_RANGE = re.compile(r"Expected `\w+` (?P<sign>[<>]=?) (?P<bound>\S+)")
 _NAMES = {"array": "list", "object": "mapping"}
+_BOUNDS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 
 
 def convert(tree: Any, to: type[_Struct], *, where: str = "", key: str = "") -> _Struct:
@@ -213,6 +215,9 @@ def _explained(message: str, tree: Any, to: type[Any], where: str, key: str) -> 
             where=where,
             allowed=f"expected {expected.replace(' | ', ' or ')}",
         )
+    if match := _RANGE.fullmatch(problem):
+        allowed = f"{_BOUNDS[match['sign']]} {float(match['bound']):g}"
+        return UserError(f"{full or 'the value'} is {_value(tree, steps)!r}", where=where, allowed=allowed)
     return UserError(f"{full or 'the value'}: {problem[:1].lower()}{problem[1:]}", where=where)
 
 

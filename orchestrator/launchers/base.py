@@ -8,10 +8,13 @@ launcher neither hands out stages nor collects results. `Launcher` starts worker
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+
+import msgspec
 
 from orchestrator.core.records import Code
 from orchestrator.core.selector import Subject
@@ -19,6 +22,18 @@ from orchestrator.core.settings import RunSettings
 from orchestrator.costs import Estimate, Hardware
 from orchestrator.jobs.judgement import JobListing, SubmissionState
 from orchestrator.jobs.records import JobContext, JobEnd, Resources, Submission
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+"""A setting that is at least 1."""
+
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+"""A setting that is at least 0."""
+
+Amount = Annotated[float, msgspec.Meta(gt=0)]
+"""A setting that is more than 0."""
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The name of an environment variable."""
 
 
 class Launch(NamedTuple):

@@ -11,24 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import matplotlib
-from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from orchestrator.reporting import About
+from orchestrator.reports import style
 from orchestrator.results import axes_of, axes_of_table, is_seed, labelled, notes_of, spread
 from orchestrator.study.statistics import pool, wilson
 from orchestrator.study.tables.results import languages_of
-
-# Reports are often made on machines without a display.
-matplotlib.use("Agg")
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can distinguish."""
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Markers of the models, in the order of their colours."""
 
 _TRAINED = {True: "languages of the mixture", False: "other languages"}
 _SPREAD, _WIDEST = 0.07, 0.6
@@ -56,13 +47,15 @@ def draw(panels: Mapping[str, Lines], path: Path) -> None:
     models = list(dict.fromkeys(model for lines in panels.values() for model, _ in lines))
     num_places = max(len({x for points in lines.values() for x in points}) for lines in panels.values())
     width_in = max(4.6, 0.95 * num_places) * len(panels) + 0.6
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(width_in, 4.4), sharey=True, squeeze=False)
+    figure = Figure(figsize=(width_in, 4.4))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axis, (task, lines) in zip(axes[0], panels.items(), strict=True):
         _panel(axis, lines, models)
         axis.set_title(task.replace("_", " "))
     axes[0][0].set_ylabel("test accuracy (%), with 95 % interval")
     handles = [
-        Line2D([], [], color=_colour(i), marker=_marker(i), label=model) for i, model in enumerate(models)
+        Line2D([], [], color=style.colour(i), marker=style.marker(i), label=model)
+        for i, model in enumerate(models)
     ] + [
         Line2D([], [], color="#444444", linestyle=_style(trained), label=label)
         for trained, label in _TRAINED.items()
@@ -73,7 +66,6 @@ def draw(panels: Mapping[str, Lines], path: Path) -> None:
     rows_of_legend = -(-len(handles) // min(len(handles), 2 * len(panels) + 1))
     figure.tight_layout(rect=(0, 0.02 + 0.055 * rows_of_legend, 1, 1))
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def _panel(axis: Axes, lines: Lines, models: list[str]) -> None:
@@ -94,10 +86,10 @@ def _panel(axis: Axes, lines: Lines, models: list[str]) -> None:
             xs,
             ys,
             yerr=bars,
-            color=_colour(index),
-            marker=_marker(index),
+            color=style.colour(index),
+            marker=style.marker(index),
             markersize=6,
-            markerfacecolor=_colour(index) if trained else "white",
+            markerfacecolor=style.colour(index) if trained else "white",
             linestyle=_style(trained),
             linewidth=1.6,
             elinewidth=1,
@@ -110,14 +102,6 @@ def _panel(axis: Axes, lines: Lines, models: list[str]) -> None:
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-def _marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
 
 
 def _style(trained: bool) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from orchestrator.errors import UserError
 from orchestrator.tasks import dataset
 from orchestrator.tasks.base import LANGUAGES, Difference, Item, Line, Split, check_language, check_split
-from orchestrator.tasks.sources import Place, Raw, Source, json_array, json_lines, places, stream
+from orchestrator.tasks.sources import Place, Raw, Source, SourceTable, is_array, places, stream, where_of
 
 
 class Row(NamedTuple):
@@ -221,10 +221,6 @@ def _natural(id_: str) -> tuple[int, int, str]:
     return (0, int(id_), "") if id_.isascii() and id_.isdecimal() and len(id_) < 19 else (1, 0, id_)
 
 
-def _where(path: Path, number: int) -> str:
-    return f"{path}:{number}" if path.suffix == ".jsonl" else f"{path}, row {number}"
-
-
 class FileTask:
     """What tasks with files have in common, see `orchestrator.tasks.base.Task`.
 
@@ -299,8 +295,10 @@ class FileTask:
 
     def lines(self, path: Path, language: str) -> Iterator[dict[str, str]]:
         """Yield the rows of a file as lines of a data set; see `Task.lines`."""
-        for number, row in json_lines(path) if path.suffix == ".jsonl" else enumerate(json_array(path)):
-            id_, where = self.id_of(row, str(number)), _where(path, number)
+        if path.suffix == ".json" and not is_array(path):
+            raise UserError("not a JSON array of rows", where=str(path))
+        for number, row in stream(path):
+            id_, where = self.id_of(row, str(number)), where_of(path, number)
             yield self.line_of(row, id_=id_, language=language, where=where)
 
     def rows(self, path: Path, language: str) -> list[Row]:
@@ -331,13 +329,13 @@ class FileTask:
         """Yield the rows of a file as they are."""
         for number, row in stream(place.path):
             id_ = self.id_of(row, f"{place.split or 'row'}-{number}")
-            yield Raw(place.split, place.language, id_, row, _where(place.path, number))
+            yield Raw(place.split, place.language, id_, row, where_of(place.path, number))
 
     def line(self, raw: Raw) -> dict[str, str]:
         """Return a row of a source as a line of a data set."""
         return self.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
 
-    def release(self, paths: Sequence[Path], name: str) -> Source | None:
+    def release(self, paths: Sequence[Path], name: str, tables: Sequence[SourceTable] = ()) -> Source | None:
         """Return nothing, since no release is known; see `Task.release`."""
         return None
 

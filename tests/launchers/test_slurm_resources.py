@@ -129,7 +129,7 @@ def test_steps_are_coarse_enough_for_like_cells_to_be_alike(amount, step):
         ({"workers_per_job": 2}, {}, "launcher.workers_per_job=2"),
         ({"time_margin": 0.5}, {}, "launcher.time_margin"),
         ({"resources": [{"only": "model=a", "gpu": 1}]}, {}, "gpu"),
-        ({"resources": [{"only": "model=a", "hours": 0}]}, {}, "hours of 'model=a' is 0"),
+        ({"resources": [{"only": "model=a", "hours": 0}]}, {}, "launcher.resources[0].hours is 0"),
         ({}, {"device": "a10"}, "unknown device 'a10'"),
         ({}, {"setup": "module load x"}, "cluster.setup"),
         ({}, {"sbatch": {"job-name": "x"}}, "cluster.sbatch.job-name is ours"),

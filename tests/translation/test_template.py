@@ -16,7 +16,7 @@ from orchestrator.translation.template import VALUE, template_of
 from tests.translation.rows import english
 from tests.translation.server import translated
 
-LINE = api_calling.line_of(english("dizzy"), id_="1", where="")
+LINE = api_calling.API_CALLING.line_of(english("dizzy"), id_="1", language="en", where="")
 
 
 def in_russian(text: str) -> str:

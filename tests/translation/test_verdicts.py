@@ -14,7 +14,7 @@ from orchestrator.translation.verdicts import KINDS, ModelReply, judge, judge_re
 from tests.translation.rows import english
 from tests.translation.server import translated
 
-LINE = api_calling.line_of(english("dizzy"), id_="1", where="")
+LINE = api_calling.API_CALLING.line_of(english("dizzy"), id_="1", language="en", where="")
 TEMPLATE = template_of(LINE)
 KEY = {text.text[:6]: text.key for text in TEMPLATE.texts}
 TURN, VALUE, MORE = KEY["I have"], KEY["dizzy"], KEY["Please"]

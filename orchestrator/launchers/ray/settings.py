@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from orchestrator.core.settings import Policy
 from orchestrator.core.tree import convert
-from orchestrator.costs import DEVICES, Estimate
+from orchestrator.costs import DEVICES, STOP_FACTOR, Estimate
 from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.records import Resources
-from orchestrator.launchers.base import stepped
+from orchestrator.launchers.base import VARIABLE, Amount, NotNegative, Positive, stepped
 
 AUTO, LOCAL = "auto", "local"
 """Addresses with a meaning of their own: the cluster of this machine, and a Ray for this launch alone."""
-
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class WorkerOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,9 +33,9 @@ class WorkerOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """
 
     only: str = ""
-    gpus: float | None = None
-    cpus: int | None = None
-    memory_gib: float | None = None
+    gpus: NotNegative | None = None
+    cpus: Positive | None = None
+    memory_gib: Amount | None = None
     accelerator: str | None = None
     custom: dict[str, float] = {}
 
@@ -63,11 +62,11 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     name: str = "ray"
     address: str = AUTO
-    max_workers: int | None = None
-    max_pending: int = 8
-    idle_s: float = 20.0
-    cpus: int = 1
-    cpus_per_gpu: int = 4
+    max_workers: Positive | None = None
+    max_pending: Positive = 8
+    idle_s: NotNegative = 20.0
+    cpus: Positive = 1
+    cpus_per_gpu: Positive = 4
     memory_gib: float | None = None
     device: str | None = None
     gpus_per_node: int | None = None
@@ -75,7 +74,7 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     environment: dict[str, str | int | float | bool] = {}
     python: str = "python"
     accept: tuple[str, ...] = ()
-    settle_s: float = 120.0
+    settle_s: NotNegative = 120.0
 
     @property
     def is_remote(self) -> bool:
@@ -91,14 +90,6 @@ def ray_settings(tree: Mapping[str, Any]) -> RaySettings:
     """
     settings = convert(dict(tree), RaySettings, key="launcher")
     _check_address(settings.address)
-    for name in ("max_workers", "max_pending", "cpus", "cpus_per_gpu"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise UserError(f"launcher.{name} is {value}", allowed="at least 1")
-    for name in ("idle_s", "settle_s"):
-        # written so that NaN is refused too
-        if not getattr(settings, name) >= 0:
-            raise UserError(f"launcher.{name} is {getattr(settings, name)}", allowed="at least 0")
     if settings.device is not None and settings.device not in (*DEVICES, "cpu"):
         raise UserError(
             f"unknown device {settings.device!r} in launcher.device",
@@ -107,7 +98,7 @@ def ray_settings(tree: Mapping[str, Any]) -> RaySettings:
     for asked in settings.resources:
         _check_asked(asked)
     for variable in settings.environment:
-        if not _VARIABLE.fullmatch(variable):
+        if not VARIABLE.fullmatch(variable):
             raise UserError(f"{variable!r} in launcher.environment is no name of a variable")
     return settings
 
@@ -129,17 +120,11 @@ def _check_address(address: str) -> None:
 def _check_asked(asked: WorkerOverride) -> None:
     """Raise `UserError` for amounts that Ray would refuse."""
     of = f"of {asked.only!r}" if asked.only else "of all cells"
-    for name, least in (("gpus", 0), ("cpus", 1)):
-        value = getattr(asked, name)
-        if value is not None and not value >= least:
-            raise UserError(f"launcher.resources: {name} {of} is {value}", allowed=f"at least {least}")
     # Ray shares a GPU among workers, but gives no worker one and a half
     if asked.gpus is not None and asked.gpus > 1 and asked.gpus != int(asked.gpus):
         raise UserError(
             f"launcher.resources: gpus {of} is {asked.gpus:g}", allowed="a fraction of one, or a whole number"
         )
-    if asked.memory_gib is not None and not asked.memory_gib > 0:
-        raise UserError(f"launcher.resources: memory_gib {of} is {asked.memory_gib}", allowed="more than 0")
     for name, amount in asked.custom.items():
         if not amount > 0:
             raise UserError(f"launcher.resources: custom.{name} {of} is {amount}", allowed="more than 0")
@@ -253,10 +238,18 @@ def resources_of(
     if memory_gib is None and estimate is not None and estimate.host_memory_gib:
         memory_gib = stepped(estimate.host_memory_gib)
     memory_gib = settings.memory_gib if memory_gib is None else memory_gib
+    stop_s = STOP_FACTOR * estimate.stop_s if estimate is not None else 0.0
     return Resources(
         gpus_per_node=int(gpus) if gpus == int(gpus) else gpus,
         cpus=told.get("cpus") or (settings.cpus_per_gpu * max(1, int(gpus)) if gpus else settings.cpus),
         memory_gib=memory_gib,
         accelerator=told.get("accelerator", ""),
         custom=tuple(sorted(custom.items())),
+        # Short times need no entry: cells that differ in it would need workers of their own.
+        signal_s=stepped(stop_s) if stop_s > Policy().grace_s else 0.0,
     )
+
+
+def grace_of(policy: Policy, resources: Resources) -> float:
+    """Return how many seconds a worker may take to save and end: as configured, or as planned if longer."""
+    return max(policy.grace_s, resources.signal_s)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -14,7 +13,7 @@ from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, STOP_FACTOR, Estimate, Hardware
 from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.records import Resources
-from orchestrator.launchers.base import stepped
+from orchestrator.launchers.base import VARIABLE, Amount, NotNegative, Positive, stepped
 
 
 class ResourceOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,11 +28,11 @@ class ResourceOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """
 
     only: str = ""
-    gpus: int | None = None
-    nodes: int | None = None
-    cpus: int | None = None
-    memory_gib: float | None = None
-    hours: float | None = None
+    gpus: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    nodes: Positive | None = None
+    cpus: Positive | None = None
+    memory_gib: Amount | None = None
+    hours: Amount | None = None
     partition: str | None = None
 
 
@@ -51,13 +50,13 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """
 
     name: str = "slurm"
-    max_running: int | None = None
-    max_jobs: int | None = None
-    cells_per_job: int = 1
-    workers_per_job: int = 1
-    time_margin: float = 1.5
+    max_running: Positive | None = None
+    max_jobs: Positive | None = None
+    cells_per_job: Positive = 1
+    workers_per_job: Positive = 1
+    time_margin: Annotated[float, msgspec.Meta(ge=1)] = 1.5
     resources: tuple[ResourceOverride, ...] = ()
-    bad_node_hours: float = 24.0
+    bad_node_hours: NotNegative = 24.0
 
 
 class Partition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,15 +105,15 @@ class ClusterProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     reservation: str | None = None
     exclusive: bool = False
     device: str = "a100"
-    gpus_per_node: int = 8
-    max_nodes: int = 1
-    cpus_per_gpu: int = 8
-    cpus: int = 1
-    memory_gib: float | None = None
-    hours: float = 4.0
-    min_hours: float = 0.5
-    max_hours: float | None = None
-    signal_s: int = 120
+    gpus_per_node: Annotated[int, msgspec.Meta(ge=0)] = 8
+    max_nodes: Positive = 1
+    cpus_per_gpu: Positive = 8
+    cpus: Positive = 1
+    memory_gib: Amount | None = None
+    hours: Amount = 4.0
+    min_hours: Amount = 0.5
+    max_hours: Amount | None = None
+    signal_s: Annotated[int, msgspec.Meta(ge=0)] = 120
     gpu_option: Literal["gres", "gpus-per-node"] = "gres"
     gpu_type: str | None = None
     setup: tuple[str, ...] = ()
@@ -126,7 +125,7 @@ class ClusterProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     logs: str | None = None
     node_check: str | None = None
     sbatch: dict[str, str | int | float | bool | None] = {}
-    settle_s: float = 300.0
+    settle_s: NotNegative = 300.0
 
     @property
     def hardware(self) -> Hardware | None:
@@ -146,9 +145,6 @@ class ClusterProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         )
 
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
 def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
     """Convert and validate the config's `launcher`.
 
@@ -156,10 +152,6 @@ def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
         UserError: an unknown key, a wrong type or an invalid number.
     """
     settings = convert(dict(tree), SlurmSettings, key="launcher")
-    for name in ("max_running", "max_jobs", "cells_per_job", "workers_per_job"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise UserError(f"launcher.{name} is {value}", allowed="at least 1")
     # a worker without a cell would leave its share of the devices idle
     if settings.workers_per_job > settings.cells_per_job:
         raise UserError(
@@ -167,25 +159,6 @@ def slurm_settings(tree: Mapping[str, Any]) -> SlurmSettings:
             f" launcher.cells_per_job={settings.cells_per_job} cells",
             fix=f"launcher.cells_per_job={settings.workers_per_job}",
         )
-    # written so that NaN is refused too, here and below
-    if not settings.time_margin >= 1:
-        raise UserError(f"launcher.time_margin is {settings.time_margin}", allowed="at least 1")
-    if not settings.bad_node_hours >= 0:
-        raise UserError(f"launcher.bad_node_hours is {settings.bad_node_hours}", allowed="at least 0")
-    for asked in settings.resources:
-        selector = asked.only
-        for name in ("nodes", "cpus"):
-            if (number := getattr(asked, name)) is not None and number < 1:
-                raise UserError(
-                    f"launcher.resources: {name} of {selector!r} is {number}", allowed="at least 1"
-                )
-        if (asked.gpus or 0) < 0:
-            raise UserError(f"launcher.resources: gpus of {selector!r} is {asked.gpus}", allowed="at least 0")
-        for name in ("memory_gib", "hours"):
-            if (amount := getattr(asked, name)) is not None and not amount > 0:
-                raise UserError(
-                    f"launcher.resources: {name} of {selector!r} is {amount}", allowed="more than 0"
-                )
     return settings
 
 
@@ -201,17 +174,8 @@ def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
             f"unknown device {cluster.device!r} in cluster.device",
             allowed=nearest(cluster.device, [*DEVICES, "cpu"]),
         )
-    for name in ("max_nodes", "cpus_per_gpu", "cpus"):
-        if getattr(cluster, name) < 1:
-            raise UserError(f"cluster.{name} is {getattr(cluster, name)}", allowed="at least 1")
-    for name in ("gpus_per_node", "signal_s", "settle_s"):
-        if not getattr(cluster, name) >= 0:
-            raise UserError(f"cluster.{name} is {getattr(cluster, name)}", allowed="at least 0")
-    for name in ("hours", "min_hours", "max_hours", "memory_gib"):
-        if (value := getattr(cluster, name)) is not None and not value > 0:
-            raise UserError(f"cluster.{name} is {value}", allowed="more than 0")
     for variable, value in cluster.environment.items():
-        if not _VARIABLE.fullmatch(variable):
+        if not VARIABLE.fullmatch(variable):
             raise UserError(f"{variable!r} in cluster.environment is no name of a variable")
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"cluster.environment.{variable} holds a zero byte, which no variable can")
