@@ -27,10 +27,6 @@ MIN_LINES = 3
 MORE_ATTRIBUTES = {
     "AttemptRun": 27,
     "BucketPublisher": 16,
-    "Checkout": 13,
-    "Configs": 13,
-    "EvidenceReader": 14,
-    "Patched": 13,
     "RayDriver": 29,
     "Scorer": 15,
     "Training": 15,
