@@ -50,43 +50,11 @@ times, so such a file is read again::
     10.002 s  write B, time still 10.00
 """
 
-_SOURCES = frozenset(
-    [
-        ".py",
-        ".pyi",
-        ".pyx",
-        ".pxd",
-        ".sh",
-        ".bash",
-        ".zsh",
-        ".r",
-        ".jl",
-        ".lua",
-        ".pl",
-        ".rb",
-        ".js",
-        ".mjs",
-        ".ts",
-        ".go",
-        ".rs",
-        ".java",
-        ".scala",
-        ".kt",
-        ".swift",
-        ".c",
-        ".cc",
-        ".cpp",
-        ".cxx",
-        ".h",
-        ".hpp",
-        ".cu",
-        ".cuh",
-        ".f90",
-        ".m",
-        ".sql",
-        ".ipynb",
-    ]
+_SUFFIXES = (
+    ".py .pyi .pyx .pxd .sh .bash .zsh .r .jl .lua .pl .rb .js .mjs .ts .go .rs .java .scala .kt "
+    ".swift .c .cc .cpp .cxx .h .hpp .cu .cuh .f90 .m .sql .ipynb"
 )
+_SOURCES = frozenset(_SUFFIXES.split())
 _SETTINGS = frozenset([".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf"])
 _DESCRIBE = ("readme", "license", "licence", "changelog", "contributing", "authors", "notice")
 _MADE = frozenset(
@@ -258,8 +226,7 @@ def checkout_of(
     named: Sequence[str] | None = None,
 ) -> Checkout:
     """Return the code of a sweep's stages, without the store's own folder."""
-    left_out = [objects.folder("")] if objects.in_place else []
-    return Checkout(sweep.specs, import_paths, left_out=left_out, named=named)
+    return Checkout(sweep.specs, import_paths, left_out=[objects.home], named=named)
 
 
 def _root(path: Path) -> Path:
