@@ -244,7 +244,11 @@ class Placed:
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                full = whole(tensor.detach())
+                part = tensor.detach()
+                if isinstance(part, DTensor) and part.is_floating_point():
+                    # Cast shards before they are gathered: half the bytes travel.
+                    part = part.to(dtype)
+                full = whole(part)
                 if rank() == 0:
                     weights[name] = copied(full, dtype if full.is_floating_point() else None)
         if self.device.type == "cuda":
