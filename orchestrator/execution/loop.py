@@ -26,8 +26,6 @@ from orchestrator.store.ledger import Ledger
 from orchestrator.store.retention import retain
 
 IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
-BUCKET_S = 5.0
-"""Poll interval for bucket stores, in seconds. Requests cost money, so workers poll buckets less often."""
 
 MAX_FAILED_STARTS = 2
 
@@ -167,7 +165,7 @@ class Worker:
 
     def _pause(self, idle_s: float) -> float:
         time.sleep(idle_s)
-        return min(MAX_IDLE_S if self._ledger.objects.in_place else BUCKET_S, idle_s * 1.5)
+        return min(max(MAX_IDLE_S, self._ledger.objects.poll_s), idle_s * 1.5)
 
     def _try_or_leave(self, claimable: Claimable, snapshot: EvidenceReader) -> bool:
         """Run `_try`; if only this stage's folders fail, leave it for a while, so that others go on."""
@@ -381,8 +379,8 @@ class Worker:
         if why := self._stop_asked():
             return why
         try:
-            in_place = self._ledger.objects.in_place
-            cancelled = self._read_wishes(at_most_s=CONTROL_S if in_place else BUCKET_S).cancelled
+            at_most_s = max(CONTROL_S, self._ledger.objects.poll_s)
+            cancelled = self._read_wishes(at_most_s=at_most_s).cancelled
         except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""
         if not cancelled:

@@ -15,6 +15,7 @@ import errno
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
@@ -26,6 +27,16 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.formats import FORMAT
 from orchestrator.store import layout, opening
 from orchestrator.store.objects import Listing, ObjectStore, PosixStore, idle
+
+
+@dataclass
+class StageIndex:
+    """What the store lists about a stage: generations by digest, and the digests that have attempts."""
+
+    done: dict[str, set[int]] = field(default_factory=dict)
+    void: dict[str, set[int]] = field(default_factory=dict)
+    retired: dict[str, set[int]] = field(default_factory=dict)
+    attempted: frozenset[str] = frozenset()
 
 
 class RecordHeader(msgspec.Struct):

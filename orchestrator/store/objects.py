@@ -14,12 +14,15 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from orchestrator.core.secrets import redacted
 from orchestrator.errors import UserError
 from orchestrator.manifest import File, fsync_path, fsync_tree
 from orchestrator.registry import BUCKETS, load
+
+if TYPE_CHECKING:
+    from orchestrator.store.publishing import BucketPublisher
 
 
 class Listing(NamedTuple):
@@ -42,6 +45,10 @@ class ObjectStore(Protocol):
     url: str
     min_lease_s: float
     """Shortest useful lease in seconds. Others see changes only after a delay."""
+    poll_s: float
+    """Shortest useful poll interval in seconds. Requests to a bucket cost money."""
+    home: Path
+    """Local folder that holds the store's files, or copies of them. It holds no code."""
     in_place: bool
     """Whether payload is written directly in the shared place. Others then see it grow, and nothing is
     downloaded.
@@ -80,6 +87,11 @@ class ObjectStore(Protocol):
     def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
         """Make the files in `workspace(prefix)` durable and visible; call `pulse` meanwhile."""
 
+    def publisher(
+        self, key: str, *, adopted: int | None, warn: Callable[[str], None]
+    ) -> BucketPublisher | None:
+        """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
+
     def fetch(
         self,
         prefix: str,
@@ -108,18 +120,8 @@ class ObjectStore(Protocol):
 
 TEMPORARY = ".tmp-"
 NETWORK_TYPES = (
-    "nfs",
-    "cifs",
-    "smb",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "glusterfs",
-    "wekafs",
-    "fuse.",
-    "9p",
-    "afs",
+    *("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs"),
+    *("ceph", "glusterfs", "wekafs", "fuse.", "9p", "afs"),
 )
 NETWORK_LEASE_S = 180.0
 """Shortest lease on a network file system, in seconds. NFS clients cache attributes for up to a minute, and a
@@ -136,10 +138,11 @@ class PosixStore:
             process at every such point; in production it does nothing.
     """
 
-    in_place = True
+    in_place, poll_s = True, 0.0
 
     def __init__(self, root: Path, *, at_step: Callable[[str], None] = lambda step: None) -> None:
-        self.root, self._at_step = root, at_step
+        self.root = self.home = root
+        self._at_step = at_step
         self.url = str(root)
         self.min_lease_s = NETWORK_LEASE_S if is_network(root) else 0.0
 
@@ -259,6 +262,9 @@ class PosixStore:
     def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
         """Sync the files that were written in place."""
         fsync_tree(self.path(prefix))
+
+    def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> None:
+        """Return None: the payload is written in place."""
 
     def fetch(
         self,

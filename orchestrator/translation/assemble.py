@@ -93,7 +93,8 @@ def _translated(rows: Sequence[SourceRow], language: str, inputs: Inputs, overla
         if label.partition(".")[0] == language:
             judged |= {one.id: one for one in read_lines(folder / VERDICTS, Judged)}
     lines: dict[str, dict[str, str]] = {}
-    done, refused = set[str](), list[dict[str, str]]()
+    done: set[str] = set()
+    refused: list[dict[str, str]] = []
     for row in rows:
         id_ = row.line["id"]
         if correction := overlay.get((row.digest, language)):

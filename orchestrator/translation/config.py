@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from orchestrator.errors import UserError, nearest
+from orchestrator.manifest import Stamp, stamps
 from orchestrator.registry import GENERATORS
 from orchestrator.tasks.base import LANGUAGES
 from orchestrator.tasks.sources import open_source
@@ -137,7 +139,7 @@ class TranslationConfig(_Frozen, frozen=True, kw_only=True):
         """Check what the schema's types cannot express.
 
         Raises:
-            UserError: an engine or source cannot be used.
+            UserError: an engine, the source or a correction cannot be used.
         """
         check_languages(self.to)
         if self.engine not in (ENDPOINT, *GENERATORS):
@@ -146,7 +148,30 @@ class TranslationConfig(_Frozen, frozen=True, kw_only=True):
             )
         if self.engine != ENDPOINT and self.model.path is None:
             raise UserError(f"engine={self.engine} needs weights", fix="model.path=FOLDER_OR_HUB_ID")
-        open_source(Path(self.source.path), self.task)
+        _check_source(Path(self.source.path).expanduser(), self.task)
+        if self.overlay.path is not None:
+            from orchestrator.translation.overlay import read_overlay  # it imports this module
+
+            read_overlay(Path(self.overlay.path))
+
+
+def _check_source(path: Path, task: str) -> None:
+    """Check that a source has English rows.
+
+    Raises:
+        UserError: it has none, or cannot be read.
+    """
+    open_source(path, task)
+    if not _num_rows(path, task, stamps(path)):
+        raise UserError(f"{path} has no English row with a call", fix=f"sweep data describe {task}")
+
+
+@functools.lru_cache(maxsize=4)
+def _num_rows(path: Path, task: str, stamped: tuple[Stamp, ...]) -> int:
+    """Return the number of rows; `stamped` is part of the cache's key only. Each cell checks the source."""
+    from orchestrator.translation.rows import read_rows
+
+    return len(read_rows(path, task))
 
 
 def check_languages(languages: Sequence[str]) -> None:

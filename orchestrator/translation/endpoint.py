@@ -140,7 +140,8 @@ class Endpoint:
     """
 
     def __init__(self, found: Access, settings: Mapping[str, Any], body: Mapping[str, Any]) -> None:
-        self._access, self._settings = found, settings
+        self._access = found
+        self._settings = settings
         fields = {"temperature": 0, **body}
         self._body = {key: value for key, value in fields.items() if value is not None}
         self._gate = _Gate(settings["requests_per_minute"])

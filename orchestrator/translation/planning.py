@@ -40,7 +40,8 @@ def needs(config: Config) -> list[Need]:
             f"export {settings.url_env}=https://HOST/v1 {settings.key_env}=..., where the workers run too"
         )
         return [Need(what="translation endpoint", problem=problem, advice=advice)]
-    path, revision = config.model.path, config.model.revision or "main"
+    path = config.model.path
+    revision = config.model.revision or "main"
     found = []
     if config.engine == "vllm":
         problem = "" if generators.has_vllm() else "not installed"

@@ -76,7 +76,8 @@ class ReplyCache:
     """
 
     def __init__(self, folder: Path, language: str, identity: Mapping[str, Any]) -> None:
-        self._folder, self._language = folder, language
+        self._folder = folder
+        self._language = language
         self._identity = json.dumps({**identity, "language": language}, sort_keys=True)
 
     def load(self, row: str) -> list[ModelReply]:
@@ -107,10 +108,9 @@ class _Cached(msgspec.Struct):
 
 def identity_of(config: Config) -> dict[str, Any]:
     """Return what decides the replies to a row, beside the row and the language."""
-    engine, model = config.engine, config.model
     return {
-        "model": model.fingerprint or model.name,
-        "engine": engine,
+        "model": config.model.fingerprint or config.model.name,
+        "engine": config.engine,
         "prompt": PROMPT_VERSION,
         "max_tokens": config.max_tokens,
         "request": dict(config.request),
@@ -138,13 +138,17 @@ class Conversation:
     def __init__(
         self, line: Mapping[str, str], digest: str, language: str, cache: ReplyCache, max_attempts: int
     ) -> None:
-        self.line, self.digest = line, digest
+        self.line = line
+        self.digest = digest
         self.template: Template = template_of(line)
         self.replies: list[ModelReply] = []
         self.verdicts: list[TextVerdict] = []
         self.num_new = 0
-        self.problem, self.detail = "", ""
-        self._language, self._cache, self._max_attempts = language, cache, max_attempts
+        self.problem = ""
+        self.detail = ""
+        self._language = language
+        self._cache = cache
+        self._max_attempts = max_attempts
         self._first = messages_of(self.template, language)
         for reply in cache.load(digest)[:max_attempts]:
             self._judge(reply)

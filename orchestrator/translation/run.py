@@ -158,7 +158,8 @@ def _tree(config: Any) -> dict[str, Any]:
 
 
 def _answered(conversation: Conversation) -> Answered:
-    best, verdicts = conversation.best, conversation.verdicts
+    best = conversation.best
+    verdicts = conversation.verdicts
     refused = tuple(tuple(sorted({f.kind for f in v.faults})) for v in verdicts if v.faults)
     faults = verdicts[-1].faults if verdicts else ()
     if conversation.problem:
@@ -189,7 +190,8 @@ def validate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def _judged(row: SourceRow, answer: Answered, language: str) -> Judged:
-    faults, flags = answer.faults, tuple[str, ...]()
+    faults = answer.faults
+    flags: tuple[str, ...] = ()
     if answer.translations:
         verdict = judge(template_of(row.line), row.line, answer.translations, language)
         # The texts alone do not show what was around them in the reply.

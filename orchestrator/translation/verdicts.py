@@ -184,7 +184,8 @@ def _of_text(text: Text, translated: str, language: str) -> Iterator[Fault]:
         yield Fault("other-call", f"text {text.key} holds a call, which English does not", text.key)
     if text.kind != PROSE:
         return
-    source, target = PLACEHOLDER.sub(" ", text.text), PLACEHOLDER.sub(" ", translated)
+    source = PLACEHOLDER.sub(" ", text.text)
+    target = PLACEHOLDER.sub(" ", translated)
     if missing := scripts.digits(source) - scripts.digits(target):
         numbers = ", ".join(map(str, missing))
         yield Fault("number-changed", f"text {text.key} lacks the number {numbers}", text.key)
@@ -201,7 +202,8 @@ def _of_text(text: Text, translated: str, language: str) -> Iterator[Fault]:
 
 
 def _of_placeholders(text: Text, translated: str) -> Iterator[Fault]:
-    wanted, found = Counter(PLACEHOLDER.findall(text.text)), Counter(PLACEHOLDER.findall(translated))
+    wanted = Counter(PLACEHOLDER.findall(text.text))
+    found = Counter(PLACEHOLDER.findall(translated))
     for placeholder in wanted | found:
         if not found[placeholder]:
             what = f"text {text.key} lacks {placeholder}: write it once, as it is"
@@ -253,8 +255,10 @@ def _of_line(english: Mapping[str, str], line: Mapping[str, str]) -> Iterator[Fa
 
 def _flags(template: Template, translations: Translations, language: str) -> Iterator[str]:
     """Yield what a person should look at, though no rule is broken."""
-    prose, source = _prose(template, translations), _prose(template, template.originals)
-    usual, ratio = scripts.usual_length(language), len(prose) / max(1, len(source))
+    prose = _prose(template, translations)
+    source = _prose(template, template.originals)
+    usual = scripts.usual_length(language)
+    ratio = len(prose) / max(1, len(source))
     if not usual.least <= ratio <= usual.most:
         yield f"length {ratio:.2f} of English, usual {usual.least:g} to {usual.most:g}"
     share = scripts.script_share(prose, language)

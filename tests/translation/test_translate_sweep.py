@@ -217,6 +217,7 @@ def test_a_review_sheet_shows_what_was_refused_first_and_escapes_all_texts(
         (["nonsense"], "unexpected 'nonsense'"),
         (["--num-test", "0"], "too few"),
         (["--overlay", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--overlay", "../broken.jsonl"], "a correction is not as it should be"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_recorded(
@@ -225,6 +226,7 @@ def test_what_cannot_work_is_refused_before_anything_is_recorded(
     source = write_source(tmp_path / "source", ["dizzy"], [])
     (sweep.folder / "there").mkdir()
     (sweep.folder / "there" / "file").touch()
+    (tmp_path / "broken.jsonl").write_text('{"row": "1"}\n')
     given = ["--to", "es", "--model", MODEL, "--out", "new", *words]
     assert what in sweep("data", "translate", "api_calling", str(source), *given, code=2)
     assert not store.exists() and not (sweep.folder / "new").exists()

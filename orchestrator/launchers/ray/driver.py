@@ -41,7 +41,7 @@ from orchestrator.jobs.submissions import Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.lost_workers import Losses
-from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, ray_settings, waits_for
+from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
@@ -101,7 +101,7 @@ class RayDriver:
             self._job,
             restart,
             watcher=self._watcher,
-            grace_s=self._engine.policy.grace_s,
+            grace_s=grace_of(self._engine.policy, submission.resources),
         )
         self._trusted: set[tuple[str, int]] = set()
         wanted = set(submission.tasks[0])
@@ -180,7 +180,8 @@ class RayDriver:
         """Stop all workers, drop those that take too long, and return whether none is left."""
         self._pool.stop()
         now_s = time.monotonic()
-        self._end_s = self._end_s or now_s + self._engine.policy.grace_s + MARGIN_S
+        grace_s = grace_of(self._engine.policy, self._submission.resources)
+        self._end_s = self._end_s or now_s + grace_s + MARGIN_S
         for slot in list(self._pool.running) if now_s > self._end_s else ():
             self._pool.drop(slot)
         return not self._pool.running

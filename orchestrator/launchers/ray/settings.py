@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from orchestrator.core.settings import Policy
 from orchestrator.core.tree import convert
-from orchestrator.costs import Estimate
+from orchestrator.costs import STOP_FACTOR, Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.records import Resources
 from orchestrator.launchers.base import Amount, NotNegative, Positive, check_device, check_variables, stepped
@@ -223,10 +224,18 @@ def resources_of(
     if memory_gib is None and estimate is not None and estimate.host_memory_gib:
         memory_gib = stepped(estimate.host_memory_gib)
     memory_gib = settings.memory_gib if memory_gib is None else memory_gib
+    stop_s = STOP_FACTOR * estimate.stop_s if estimate is not None else 0.0
     return Resources(
         gpus_per_node=int(gpus) if gpus == int(gpus) else gpus,
         cpus=asked.get("cpus") or (settings.cpus_per_gpu * max(1, int(gpus)) if gpus else settings.cpus),
         memory_gib=memory_gib,
         accelerator=asked.get("accelerator", ""),
         custom=tuple(sorted(asked.get("custom", {}).items())),
+        # Short times need no entry: cells that differ in it would need workers of their own.
+        signal_s=stepped(stop_s) if stop_s > Policy().grace_s else 0.0,
     )
+
+
+def grace_of(policy: Policy, resources: Resources) -> float:
+    """Return how many seconds a worker may take to save and end: as configured, or as planned if longer."""
+    return max(policy.grace_s, resources.signal_s)

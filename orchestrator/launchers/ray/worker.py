@@ -40,7 +40,7 @@ from orchestrator.execution.main import run as run_worker
 from orchestrator.jobs.records import JobContext, Submission
 from orchestrator.jobs.submissions import Submissions, gone_of, request_of, settings_of
 from orchestrator.launchers.local import available_cpus
-from orchestrator.launchers.ray.settings import ray_settings
+from orchestrator.launchers.ray.settings import grace_of, ray_settings
 from orchestrator.processes import adopt_orphans
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
@@ -266,7 +266,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
             job=submissions.job_of(submission.number) or submission.name,
             restart_count=restart,
             node=platform.node(),
-            gone=tuple(gone_of(submissions.read(), grace_s=settings.policy.grace_s)),
+            gone=tuple(gone_of(submissions.read(), grace_s=grace_of(settings.policy, submission.resources))),
         ),
     )
 
