@@ -293,8 +293,9 @@ def shard(root: nn.Module, model: PreTrainedModel, *, device: torch.device, bf16
     )
     frozen = [module for name, module in model.named_modules() if name.rpartition(".")[2] in FROZEN]
     # A process alone has nothing to share: it keeps the cast weights of all layers for the backward pass.
+    free = False if world_size() == 1 else None  # None: after each layer, but not those of the root
     for part in (*layers_of(model), *frozen, root):
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=world_size() > 1)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
