@@ -32,7 +32,7 @@ from orchestrator.store.access import Outage, wait_out
 from orchestrator.store.checkout import Checkout, checkout_of
 from orchestrator.store.code import damage, import_paths, package_path, version_of
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.objects import open_objects
+from orchestrator.store.opening import open_objects
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}

@@ -41,7 +41,8 @@ from orchestrator.store.access import (
     new_nonce,
     read_header,
 )
-from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
+from orchestrator.store.objects import ObjectStore, PosixStore
+from orchestrator.store.opening import open_objects
 
 
 def check_mark(records: Records) -> int | None:
