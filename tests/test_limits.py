@@ -127,3 +127,9 @@ def test_no_two_classes_have_one_name():
         if not node.name.startswith("_"):
             places[node.name].append(module)
     assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
+def test_the_fork_server_imports_the_stages_before_it_forks():
+    # The imports look unused, so a tool that removes such lines would slow every attempt by seconds.
+    names = ("base", "evaluate", "prepare", "tokenizer", "train")
+    assert {f"orchestrator.sft.{name}" for name in names} <= set(_imports("orchestrator.sft.preload"))

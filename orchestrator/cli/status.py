@@ -100,7 +100,7 @@ def run_show(args: argparse.Namespace) -> int:
     cell = view.cell(args.cell)
     stages: list[dict[str, Any]] = []
     for digest in cell.stage_digests:
-        instance, evidence = view.sweep.stages[digest], view.snapshot.evidence(digest)
+        instance, evidence = view.sweep.stages[digest], view.reader.evidence(digest)
         number = evidence.attempts[-1].number if evidence.attempts else None
         # The last attempt need not be the one that made the product: it may have been lost after another had
         # finished.

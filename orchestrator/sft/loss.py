@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -90,7 +90,9 @@ class ResponseLoss(nn.Module):
         if alone:
             return self._packing_differences(batch, alone)
         if not self._is_verified:
-            self._verify(batch.input_ids[0])
+            # Compiling for a few tokens would take seconds.
+            with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
+                self._verify(batch.input_ids[0])
             self._is_verified = True
         hidden = self._hidden(**batch.inputs).flatten(0, 1)[batch.positions]
         if len(hidden) <= self._chunk_tokens:

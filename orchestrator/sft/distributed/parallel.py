@@ -244,7 +244,11 @@ class Placed:
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                full = whole(tensor.detach())
+                part = tensor.detach()
+                if isinstance(part, DTensor) and part.is_floating_point():
+                    # Cast shards before they are gathered: half the bytes travel.
+                    part = part.to(dtype)
+                full = whole(part)
                 if rank() == 0:
                     weights[name] = copied(full, dtype if full.is_floating_point() else None)
         if self.device.type == "cuda":
@@ -289,8 +293,9 @@ def shard(root: nn.Module, model: PreTrainedModel, *, device: torch.device, bf16
     )
     frozen = [module for name, module in model.named_modules() if name.rpartition(".")[2] in FROZEN]
     # A process alone has nothing to share: it keeps the cast weights of all layers for the backward pass.
+    free = False if world_size() == 1 else None  # None: after each layer, but not those of the root
     for part in (*layers_of(model), *frozen, root):
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=world_size() > 1)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
