@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[1]
-_PYTHONPATHS = {os.environ.get("PYTHONPATH"), str(_ROOT)}
+_ENV = dict(os.environ)
+_PYTHONPATHS = {_ENV.get("PYTHONPATH"), str(_ROOT)}
 _PRELOADED = (
     "email.parser",
     "importlib.metadata",
@@ -41,7 +42,7 @@ _lock = threading.Lock()
 
 def fits(env: Mapping[str, str]) -> bool:
     """Whether a command with this environment can be run so."""
-    ours, given = _of_python(os.environ), _of_python(env)
+    ours, given = _of_python(_ENV), _of_python(env)
     ours.pop("PYTHONPATH", None)
     return given.pop("PYTHONPATH", None) in _PYTHONPATHS and given == ours
 
@@ -113,7 +114,7 @@ def _as_bytes(number: int) -> bytes:
 def _server(python_path: str | None) -> socket.socket:
     """The connection to the process that forks, with this import path; it ends with this process."""
     ours, theirs = socket.socketpair()
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env = {key: value for key, value in _ENV.items() if key != "PYTHONPATH"}
     with theirs:
         subprocess.Popen(
             [sys.executable, "-m", "tests.forked", str(theirs.fileno())],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,19 +87,19 @@ class Patched:
         self._pristine, self._also, self._fingerprints = config, also, fingerprints
         self._config = config
         self._raw: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
-        # All that the cells share is found once here: the raw tree, and where its interpolations are.
         self._references = list(references(self._raw))
-        self._varying = [
-            ".".join(each.path)
-            for each in self._references
-            if may_vary(str(pick(self._raw, ".".join(each.path))))
-        ]
         self._last = _Resolved(config, {}, ())
         self._current: dict[str, KeyValue] = {}
         self._plain: dict[str, Any] | None = None
         self._prints: tuple[KeyValue, ...] = ()
         self._memo: dict[tuple[frozenset[str], frozenset[str]], _Reached] = {}
         self._simple: dict[tuple[str, ...], bool] = {}
+
+    @cached_property
+    def _varying(self) -> list[str]:
+        """The keys with interpolations whose values differ from one resolution to the next."""
+        keys = (".".join(each.path) for each in self._references)
+        return [key for key in keys if may_vary(str(pick(self._raw, key)))]
 
     def resolved(self, settings: Sequence[KeyValue], *, where: str = "") -> dict[str, Any]:
         """Return the resolved plain tree for some settings, which replace those of the previous call.
@@ -279,10 +280,10 @@ class Configs:
         self._known = known_values(os.environ)
         self._groups: dict[str, bool] = {}
         self._last: Patched | None = None
-        self._axes = list(overrides.axes.values())
-        for axis in self._axes:
+        axes = list(overrides.axes.values())
+        for axis in axes:
             self._check(axis)
-        self._overlaps = Overlaps(self._axes, lambda key: self._groups.get(key, False), where=where)
+        self._overlaps = Overlaps(axes, lambda key: self._groups.get(key, False), where=where)
 
     def config(self, labels: Sequence[Label], *, where: str) -> dict[str, Any]:
         """Return the resolved config of one point, converted by its schema.
@@ -334,7 +335,7 @@ class Configs:
             label
             if axis.is_map or self._groups[label.settings[0].key]
             else agreed(label, config, where=where)
-            for axis, label in zip(self._axes, labels, strict=True)
+            for axis, label in zip(self._overrides.axes.values(), labels, strict=True)
         ]
 
     def _compose(self, groups: Sequence[KeyValue]) -> _Composed:

@@ -45,16 +45,15 @@ from orchestrator.execution.conclude import (
 )
 from orchestrator.execution.inheritance import Inherited, going_on, has_progressed, inherit, started
 from orchestrator.execution.keeper import await_news
-from orchestrator.execution.liveness import Fence, HeartbeatWriter
-from orchestrator.execution.publishing import BucketPublisher, complain
+from orchestrator.execution.liveness import Fence, HeartbeatWriter, warn
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
 from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
-from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.ledger import Ledger
+from orchestrator.store.objects import Publisher
 from orchestrator.store.retention import drop_work
 
 
@@ -114,7 +113,7 @@ class AttemptRun:
         self._key = layout.payload(instance, number)
         self._folder = Path(layout.CHECKPOINTS)
         self._mark = mark_of(claim.nonce)
-        self._shipper: BucketPublisher | None = None
+        self._publisher: Publisher | None = None
         self._recorded: StartRecord | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:
@@ -149,9 +148,8 @@ class AttemptRun:
         if self._goes_without and taken.former is None:
             return self._end(Conclusion("released", why=NOT_KEPT, message="it is not whole"))
         self._resumed = taken.checkpoint is not None
-        if isinstance(objects, RemoteStore):
-            step = taken.checkpoint.step if taken.checkpoint else None
-            self._shipper = BucketPublisher(objects, self._key, adopted=step, complain=complain)
+        step = taken.checkpoint.step if taken.checkpoint else None
+        self._publisher = objects.publisher(self._key, adopted=step, warn=warn)
         outcome, kills = None, oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
@@ -160,19 +158,22 @@ class AttemptRun:
             if process.pid is not None:
                 process.kill()
                 if not end_attempt(self._mark, leader=process.pid):
-                    complain(f"processes that attempt {self.number} started do not end")
+                    warn(f"processes that attempt {self.number} started do not end")
             process.join()
             self._take_last_messages(pipe)
             pipe.close()
         outcome = read_outcome(folder)
-        if self._shipper is not None:
-            succeeded = outcome is not None and outcome.outcome == "succeeded"
-            wanted = self._order.settings.policy.keep_checkpoints or not succeeded
-            self._shipper.finish(self._heartbeats.pulse, checkpoints=wanted and self._released != SUPERSEDED)
-            if outcome is not None and self._released != SUPERSEDED:
-                self._shipper.failed(
-                    outcome, self.number, self._heartbeats.pulse, has_read=taken.unread is not None
-                )
+        if self._publisher is not None:
+            counts, pulse = self._released != SUPERSEDED, self._heartbeats.pulse
+            has_failed = outcome is None or outcome.outcome != "succeeded"
+            keeps = has_failed or self._order.settings.policy.keep_checkpoints
+            self._publisher.finish(pulse, checkpoints=counts and keeps)
+            if counts and outcome is not None and outcome.outcome == "failed":
+                # Only results that could not be read are worth an upload: the next attempt reads them again.
+                if outcome.unread == self.number:
+                    self._publisher.failed(outcome.files, pulse)
+                elif taken.unread is not None:
+                    self._publisher.failed((), pulse)
         changed = damage(folder / layout.OUTPUT, outcome.files, content=False) if outcome else None
         return self._conclude(
             Facts(
@@ -261,8 +262,8 @@ class AttemptRun:
                 return
             self._control()
             # A fenced attempt publishes nothing more: its files could only mislead a reader.
-            if self._shipper is not None and self._released != SUPERSEDED:
-                self._shipper.step()
+            if self._publisher is not None and self._released != SUPERSEDED:
+                self._publisher.step()
             if self._released and not told:
                 told, self._stopping_s = True, now_s
                 if (shortage := self._shortage()) is not None and shortage.at_once:
@@ -324,10 +325,10 @@ class AttemptRun:
 
     def _publish(self, outcome: ChildOutcome) -> str:
         """Create `done`, which makes the product count; return why that is refused, "" if it is not."""
-        if self._shipper is None:
+        if self._publisher is None:
             self._ledger.objects.upload(self._key)
         else:
-            self._shipper.output(outcome.files, self._heartbeats.pulse)
+            self._publisher.output(outcome.files, self._heartbeats.pulse)
         done = Done(
             nonce=new_nonce(),
             stage=self._node.stage,

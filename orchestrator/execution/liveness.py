@@ -5,6 +5,7 @@ This is rule 4 of the store protocol in docs/design.md. It compares no clocks of
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -15,10 +16,9 @@ from orchestrator.core.records import Heartbeat, Owner
 from orchestrator.core.state import Attempt, Liveness, StageStatus, State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.execution.assignment import Message
-from orchestrator.execution.publishing import complain
 from orchestrator.jobs.records import JobContext, LostWorker
 from orchestrator.store import layout
-from orchestrator.store.access import is_transient, told
+from orchestrator.store.access import error_line, is_transient
 from orchestrator.store.evidence import OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger
 
@@ -81,7 +81,7 @@ class HeartbeatWriter:
         try:
             self._ledger.put(self._node, self._number, layout.HEARTBEAT, beat)
         except OSError as error:
-            complain(f"heartbeat of {self._node.name} attempt {self._number} failed: {error}")
+            warn(f"heartbeat of {self._node.name} attempt {self._number} failed: {error}")
 
 
 class Fence:
@@ -179,7 +179,7 @@ class Leaving:
 
     def leave(self, digest: str, error: Exception) -> None:
         """Leave a stage alone: for `LEAVE_S` if the error may pass, else for good."""
-        status = StageStatus(State.UNKNOWN, f"cannot be worked on: {told(error)}")
+        status = StageStatus(State.UNKNOWN, f"cannot be worked on: {error_line(error)}")
         self._left[digest] = _Left(status, self._clock(), is_transient(error))
         if digest not in self._erred:
             self._erred.add(digest)
@@ -333,3 +333,9 @@ def next_lease_s(base_s: float, num_lost: int, *, cap_s: float = 1800.0) -> floa
         cap_s: longest lease.
     """
     return min(cap_s, base_s * 2.0**num_lost)
+
+
+def warn(line: str) -> None:
+    """Print a line to the worker's log about a problem that stops nothing."""
+    with contextlib.suppress(OSError):  # the log may lie on a full disk
+        print(line, flush=True)

@@ -258,8 +258,8 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
         uses: the section `trainer` of what the stage uses.
         placed: the model.
         rows: the training rows.
-        out_of_memory: how many choices did not fit. Each time layers are computed again if they were not and
-            that is left to the memory, else the micro-batch is halved.
+        out_of_memory: how many choices did not fit. Each time the micro-batch is halved. Where it would not
+            keep a GPU busy any more, layers are computed again first, if that is left to the memory.
 
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
@@ -267,7 +267,8 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
     bf16 = settings.precision == "bf16"
     micro, recompute = micro_batches(settings, uses, placed, rows)
     for _ in range(out_of_memory):
-        if uses.gradient_checkpointing == "auto" and not recompute:
+        is_small = micro.tokens < BUSY_TOKENS
+        if uses.gradient_checkpointing == "auto" and not recompute and is_small:
             recompute = True
         else:
             micro = _halved(micro, int(rows.lengths.max()))

@@ -18,7 +18,7 @@ from orchestrator.tasks.base import Item, Task
 from orchestrator.tasks.checking import Measure
 from orchestrator.tasks.dataset import DatasetInfo
 from orchestrator.tasks.importing import Choice
-from orchestrator.tasks.sources import Source, open_source
+from orchestrator.tasks.sources import Source, SourceTable, open_source, parquet_tables
 
 if TYPE_CHECKING:
     import tokenizers
@@ -29,9 +29,10 @@ TIMEOUT_S = 10.0
 
 
 class Download(NamedTuple):
-    """The files of a release, and the commit that they belong to."""
+    """The files of a release or, of Parquet files, its tables, and the commit that they belong to."""
 
     paths: tuple[Path, ...]
+    tables: Sequence[SourceTable]
     commit: str
 
 
@@ -56,8 +57,11 @@ def download(hub_id: str, revision: str) -> Download:
         # All files are taken from one commit, even if the branch moves during the download.
         commit = str(info.sha)
         names = data_files([entry.rfilename for entry in info.siblings or ()])
+        is_parquet = any(name.endswith(".parquet") for name in names)
+        tables = parquet_tables(hub_id, commit=commit) if is_parquet else ()
         paths = tuple(
-            Path(hf_hub_download(hub_id, name, repo_type="dataset", revision=commit)) for name in names
+            Path(hf_hub_download(hub_id, name, repo_type="dataset", revision=commit))
+            for name in (() if is_parquet else names)
         )
     except UserError:
         raise
@@ -70,9 +74,9 @@ def download(hub_id: str, revision: str) -> Download:
             f"the hub cannot be reached for {where}: {_line(error)}",
             fix="on a machine with network: sweep data import TASK SOURCE --out DIR; then data.TASK_dir=DIR",
         ) from None
-    if not paths:
+    if not names:
         raise UserError(f"no data file in {where}")
-    return Download(paths, commit)
+    return Download(paths, tables, commit)
 
 
 def _whole(hub_id: str, revision: str) -> str:
@@ -85,6 +89,8 @@ def _whole(hub_id: str, revision: str) -> str:
 
     if not is_commit(revision) or len(revision) == 40:
         return revision
+    # Where no hub answers, the client would request the list of commits again for half a minute.
+    HfApi().dataset_info(hub_id, timeout=TIMEOUT_S)
     commits = [entry.commit_id for entry in HfApi().list_repo_commits(hub_id, repo_type="dataset")]
     found = [commit for commit in commits if commit.startswith(revision)]
     if len(found) != 1:
@@ -182,7 +188,7 @@ def from_hub(hub_id: str, revision: str, *, task: str) -> Source:
     if not benchmark.releases:
         raise UserError(f"no release of {task} is known", fix=f"sweep data describe {task}")
     found = download(hub_id, revision)
-    source = benchmark.release(found.paths, hub_id)
+    source = benchmark.release(found.paths, hub_id, found.tables)
     if source is None:
         raise UserError(f"nothing in {hub_id}@{revision} is known as data of {task}")
     return source._replace(revision=revision, commit=found.commit)

@@ -148,7 +148,7 @@ def terms_gib(
 
     - ``state``: weights, gradients and moments, divided by the GPUs if sharded.
     - ``weights``: the copies in use (ours). Unsharded with bf16, all weights in bf16. With FSDP,
-      embeddings, head and two layers: gathered in bf16, with fp32 gradients.
+      embeddings, head and two layers: gathered in bf16, with fp32 gradients; on one GPU all layers in bf16.
     - ``activations``: the input of each layer; without checkpointing, all values of each layer.
     - ``layer``: values and gradients of the one layer that is being computed (ours).
     - ``logits``: of one chunk of the loss.
@@ -161,6 +161,9 @@ def terms_gib(
     if sharded:
         # 2 bytes of a gathered bf16 weight, and 4 of its fp32 gradient before it is reduced.
         copies = 6 * (model.num_unlayered + 2 * model.num_layer)
+        if num_gpus == 1:
+            # All layers stay cast until the step ends.
+            copies += 2 * (model.num_layers - 2) * model.num_layer
     else:
         copies = 2 * model.num_parameters if load.value_bytes == 2 else 0
     layer = tokens * load.value_bytes * _layer_values(model)

@@ -239,7 +239,7 @@ class Training:
         """Return GPU memory and utilisation; 6 FLOPs per trained parameter and token, as in plans."""
         if self._device.type != "cuda":
             return {}
-        usage = {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30}
+        usage = {"peak_memory_gib": torch.cuda.max_memory_reserved() / 2**30}
         name = torch.cuda.get_device_name().lower()
         known = [device for key, device in DEVICES.items() if key in name]
         if known:

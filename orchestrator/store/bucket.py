@@ -22,6 +22,7 @@ from orchestrator.errors import UserError
 from orchestrator.manifest import File, damage
 from orchestrator.store.client import Connection, Move, Transfer
 from orchestrator.store.objects import TEMPORARY, Listing, idle
+from orchestrator.store.publishing import BucketPublisher
 
 ROOT, LIMIT = "SWEEP_CACHE", "SWEEP_CACHE_GIB"
 DEFAULT_ROOT, DEFAULT_GIB = "~/.cache/polysweep", 100.0
@@ -239,12 +240,13 @@ class RemoteStore:
         UserError: The cache limit in the environment is not a number.
     """
 
-    in_place = False
+    in_place, poll_s = False, 5.0
     min_lease_s = LEASE_S
 
     def __init__(self, url: str, *, home: Path | None = None) -> None:
         self.url = url
         self.cache = Cache(url, home)
+        self.home = self.cache.home
         self._connection = Connection(url)
         # Payload prefixes that this process has prepared.
         self._own: set[str] = set()
@@ -278,17 +280,13 @@ class RemoteStore:
 
     def list(self, prefix: str) -> Listing:
         """List one level."""
-        files, folders = self._connection.call("list", prefix)
-        return Listing(_shown(files), _shown(folders))
+        return _listing(self._connection.call("list", prefix))
 
     def list_many(self, prefixes: Iterable[str]) -> dict[str, Listing]:
         """List one level of many prefixes concurrently."""
         asked = list(prefixes)
         found = self._connection.call("list_many", *asked) if asked else []
-        return {
-            prefix: Listing(_shown(files), _shown(folders))
-            for prefix, (files, folders) in zip(asked, found, strict=True)
-        }
+        return {prefix: _listing(each) for prefix, each in zip(asked, found, strict=True)}
 
     def trees(self, prefixes: Iterable[str]) -> dict[str, dict[str, int]]:
         """List all objects under many prefixes; a bucket lists sizes together with names."""
@@ -338,6 +336,10 @@ class RemoteStore:
         moves = [self._move(prefix, path, folder) for path in paths]
         return Transfer(self._connection, self._connection.begin("upload", moves=moves))
 
+    def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> BucketPublisher:
+        """Return the uploads of an attempt; see `BucketPublisher`."""
+        return BucketPublisher(self, key, adopted=adopted, warn=warn)
+
     def discard(self, prefix: str) -> None:
         """Delete objects, but keep the local files, which belong to their writer."""
         self._connection.call("delete", prefix)
@@ -386,9 +388,9 @@ class RemoteStore:
         self.cache.clear(prefix)
 
 
-def _shown(names: Sequence[str]) -> tuple[str, ...]:
+def _listing(found: Iterable[Sequence[str]]) -> Listing:
     # Hidden names are skipped as in a folder store.
-    return tuple(name for name in names if not name.startswith("."))
+    return Listing(*(tuple(name for name in names if not name.startswith(".")) for names in found))
 
 
 def _is_held(folder: Path, file: File, *, content: bool) -> bool:

@@ -50,43 +50,11 @@ times, so such a file is read again::
     10.002 s  write B, time still 10.00
 """
 
-_SOURCES = frozenset(
-    [
-        ".py",
-        ".pyi",
-        ".pyx",
-        ".pxd",
-        ".sh",
-        ".bash",
-        ".zsh",
-        ".r",
-        ".jl",
-        ".lua",
-        ".pl",
-        ".rb",
-        ".js",
-        ".mjs",
-        ".ts",
-        ".go",
-        ".rs",
-        ".java",
-        ".scala",
-        ".kt",
-        ".swift",
-        ".c",
-        ".cc",
-        ".cpp",
-        ".cxx",
-        ".h",
-        ".hpp",
-        ".cu",
-        ".cuh",
-        ".f90",
-        ".m",
-        ".sql",
-        ".ipynb",
-    ]
+_SUFFIXES = (
+    ".py .pyi .pyx .pxd .sh .bash .zsh .r .jl .lua .pl .rb .js .mjs .ts .go .rs .java .scala .kt "
+    ".swift .c .cc .cpp .cxx .h .hpp .cu .cuh .f90 .m .sql .ipynb"
 )
+_SOURCES = frozenset(_SUFFIXES.split())
 _SETTINGS = frozenset([".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf"])
 _DESCRIBE = ("readme", "license", "licence", "changelog", "contributing", "authors", "notice")
 _MADE = frozenset(
@@ -115,6 +83,10 @@ class _Seen(NamedTuple):
     digest: str
 
 
+_PACKAGE = Path(provenance.__file__).resolve().parent
+"""The folder of this package."""
+
+
 class Checkout:
     """The code of a sweep's stages, in the place from which workers import it.
 
@@ -138,16 +110,14 @@ class Checkout:
     ) -> None:
         self._targets = [spec.run for spec in specs.values() if spec.run]
         self._commands = [spec.command for spec in specs.values() if spec.command]
-        package = Path(provenance.__file__).resolve().parent
-        self._package = package
-        self._walker = _Walker({str(path.resolve()) for path in (package, *left_out)})
+        self._walker = _Walker({str(path.resolve()) for path in (_PACKAGE, *left_out)})
         self._paths = [Path(path).resolve() for path in import_paths if os.path.isdir(path)]  # noqa: PTH112
         self._sweeps = {str(path) for path in self._paths[:1]}
         # Stages of this package import nothing from the user's project, so its files cannot affect them.
         is_theirs = self._commands or any(not target.startswith("orchestrator.") for target in self._targets)
         theirs = self._paths if is_theirs else []
         # Installed packages are recorded with each attempt; this package is digested on its own.
-        own = [p for p in theirs if not (is_installed(p) or p.is_relative_to(package))]
+        own = [p for p in theirs if not (is_installed(p) or p.is_relative_to(_PACKAGE))]
         self._roots = list(dict.fromkeys(_root(path) for path in own))
         self._seen: dict[str, _Seen] = {}
         self._ignored = {root: Ignored(root) for root in self._roots}
@@ -180,8 +150,8 @@ class Checkout:
     def _files(self) -> dict[str, str]:
         """Return the digest of each file, by a name that starts with the number of its project."""
         found: dict[str, tuple[str, os.stat_result]] = {}
-        for source in self._walker.sources(self._package):
-            _add(found, f"package/{source[len(str(self._package)) + 1 :]}", source)
+        for source in self._walker.sources(_PACKAGE):
+            _add(found, f"package/{source[len(str(_PACKAGE)) + 1 :]}", source)
         for number, root in enumerate(self._roots):
             skip = len(str(root).rstrip("/")) + 1
             sources = self._ignored[root].without(self._walker.sources(root), known=self._tracked[root])
@@ -256,8 +226,7 @@ def checkout_of(
     named: Sequence[str] | None = None,
 ) -> Checkout:
     """Return the code of a sweep's stages, without the store's own folder."""
-    left_out = [objects.folder("")] if objects.in_place else []
-    return Checkout(sweep.specs, import_paths, left_out=left_out, named=named)
+    return Checkout(sweep.specs, import_paths, left_out=[objects.home], named=named)
 
 
 def _root(path: Path) -> Path:

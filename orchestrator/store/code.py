@@ -81,9 +81,7 @@ def plan(
     """
     package = Path(orchestrator.__file__).resolve().parent
     paths = [_existing(path) for path in import_paths]
-    # For a bucket, this is the parent of the store's cache: the caches of all stores.
-    own = objects.folder("") if objects.in_place else objects.folder("").parent
-    left_out = [package, *(path.resolve() for path in (own, *exclude))]
+    left_out = [package, *(path.resolve() for path in (objects.home, *exclude))]
     roots = {
         path: root_of(path) for path in paths if not (is_installed(path) or path.is_relative_to(package))
     }

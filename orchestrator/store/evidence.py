@@ -23,7 +23,7 @@ from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.processes import is_gone
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
-from orchestrator.store.access import Prefetched, is_transient, told
+from orchestrator.store.access import Prefetched, StageIndex, error_line, is_transient
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import Listing
 
@@ -215,9 +215,7 @@ class EvidenceReader:
             )
         self._ledger = ledger
         stages = {instance.stage for instance in self._nodes.values()}
-        self._done, self._void = dict[str, dict[str, set[int]]](), dict[str, dict[str, set[int]]]()
-        self._retired = dict[str, dict[str, set[int]]]()
-        self._attempted: dict[str, frozenset[str]] = {}
+        self._listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
         self._unlisted: dict[str, Evidence] = {}
         for stage in stages:
             try:
@@ -227,11 +225,11 @@ class EvidenceReader:
         self._evidence: dict[str, Evidence] = {}
 
     def _list(self, stage: str) -> None:
-        ledger = self._ledger
-        self._done[stage] = ledger.generations(layout.done_index(stage))
-        self._void[stage] = ledger.generations(layout.void_index(stage))
-        self._retired[stage] = ledger.retired_generations(stage)
-        self._attempted[stage] = frozenset(ledger.listing(layout.stage_records(stage)).folders)
+        ledger, listed = self._ledger, self._listed[stage]
+        listed.done = ledger.generations(layout.done_index(stage))
+        listed.void = ledger.generations(layout.void_index(stage))
+        listed.retired = ledger.retired_generations(stage)
+        listed.attempted = frozenset(ledger.listing(layout.stage_records(stage)).folders)
 
     def evidence(self, digest: str) -> Evidence:
         """Return the evidence of one stage, as of the first request for it."""
@@ -253,11 +251,13 @@ class EvidenceReader:
                 number = self._ledger.last_number(instance, number) if self._count_attempts else number
             return product._replace(attempts=(Attempt(number),))
         attempts = (
-            self._ledger.attempts(instance) if instance.digest in self._attempted[instance.stage] else ()
+            self._ledger.attempts(instance)
+            if instance.digest in self._listed[instance.stage].attempted
+            else ()
         )
         if _just_ended(attempts) and self._ledger.product(instance, product.generation)[0] is not None:
             # The attempt finished after the index was read, and would look as if it had left no product.
-            self._done[instance.stage].setdefault(instance.digest, set()).add(product.generation)
+            self._listed[instance.stage].done.setdefault(instance.digest, set()).add(product.generation)
             product = self._product(instance)
             if product.done is not None:
                 return product._replace(attempts=(Attempt(attempts[-1].number),))
@@ -299,15 +299,15 @@ class EvidenceReader:
         The highest generation with any record decides; a lower one never counts, even when it is intact. With
         `done` records 1 and 2, generation 2 is the product. Once 2 is void, the next attempt makes 3.
         """
-        done = self._done[instance.stage].get(instance.digest, set())
-        void = self._void[instance.stage].get(instance.digest, set())
+        listed = self._listed[instance.stage]
+        done, void = listed.done.get(instance.digest, set()), listed.void.get(instance.digest, set())
         highest = max(done | void, default=0)
         if highest == 0:
             return Evidence(generation=1)
         if highest in void:
             return Evidence(generation=highest + 1, problem=self._why_void(instance, highest))
         record, problem = self._ledger.product(instance, highest)
-        is_retired = highest in self._retired[instance.stage].get(instance.digest, set())
+        is_retired = highest in listed.retired.get(instance.digest, set())
         retired = self._ledger.retired(instance, highest) if is_retired else ()
         if record is None:
             problem = problem or "its done record vanished"
@@ -328,7 +328,8 @@ class EvidenceReader:
         stages.
         """
         for taken in instance.inputs:
-            void = self._void.get(taken.stage, {}).get(taken.digest, set())
+            listed = self._listed.get(taken.stage)
+            void = listed.void.get(taken.digest, set()) if listed else set()
             if record.inputs.get(taken.digest) in void:
                 return self._ledger.discarded_input(instance, record)
         return ""
@@ -339,7 +340,7 @@ class EvidenceReader:
 
 
 def _unreadable(error: Exception) -> Evidence:
-    return Evidence(unreadable=f"cannot be read: {told(error)}", is_passing=is_transient(error))
+    return Evidence(unreadable=f"cannot be read: {error_line(error)}", is_passing=is_transient(error))
 
 
 def _just_ended(attempts: tuple[Attempt, ...]) -> bool:

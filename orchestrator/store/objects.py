@@ -9,17 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from orchestrator.core.secrets import redacted
-from orchestrator.errors import UserError
 from orchestrator.manifest import File, fsync_path, fsync_tree
-from orchestrator.registry import BUCKETS, load
 
 
 class Listing(NamedTuple):
@@ -33,6 +29,22 @@ def idle() -> None:
     """Do nothing: the default of a callback that runs during long operations."""
 
 
+class Publisher(Protocol):
+    """The uploads of one attempt's payload, see `orchestrator.store.publishing.BucketPublisher`."""
+
+    def step(self) -> None:
+        """Start the uploads that are due; never wait."""
+
+    def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
+        """Wait for the last uploads after the child has ended."""
+
+    def output(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+        """Upload the product's files."""
+
+    def failed(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+        """Upload what a later attempt needs after a failure."""
+
+
 class ObjectStore(Protocol):
     """A shared place for small records and payload folders. Keys use ``/``.
 
@@ -42,6 +54,10 @@ class ObjectStore(Protocol):
     url: str
     min_lease_s: float
     """Shortest useful lease in seconds. Others see changes only after a delay."""
+    poll_s: float
+    """Shortest useful poll interval in seconds. Requests to a bucket cost money."""
+    home: Path
+    """Local folder that holds the store's files, or copies of them. It holds no code."""
     in_place: bool
     """Whether payload is written directly in the shared place. Others then see it grow, and nothing is
     downloaded.
@@ -80,6 +96,9 @@ class ObjectStore(Protocol):
     def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
         """Make the files in `workspace(prefix)` durable and visible; call `pulse` meanwhile."""
 
+    def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> Publisher | None:
+        """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
+
     def fetch(
         self,
         prefix: str,
@@ -108,18 +127,8 @@ class ObjectStore(Protocol):
 
 TEMPORARY = ".tmp-"
 NETWORK_TYPES = (
-    "nfs",
-    "cifs",
-    "smb",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "glusterfs",
-    "wekafs",
-    "fuse.",
-    "9p",
-    "afs",
+    *("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs"),
+    *("ceph", "glusterfs", "wekafs", "fuse.", "9p", "afs"),
 )
 NETWORK_LEASE_S = 180.0
 """Shortest lease on a network file system, in seconds. NFS clients cache attributes for up to a minute, and a
@@ -136,10 +145,11 @@ class PosixStore:
             process at every such point; in production it does nothing.
     """
 
-    in_place = True
+    in_place, poll_s = True, 0.0
 
     def __init__(self, root: Path, *, at_step: Callable[[str], None] = lambda step: None) -> None:
-        self.root, self._at_step = root, at_step
+        self.root = self.home = root
+        self._at_step = at_step
         self.url = str(root)
         self.min_lease_s = NETWORK_LEASE_S if is_network(root) else 0.0
 
@@ -260,6 +270,9 @@ class PosixStore:
         """Sync the files that were written in place."""
         fsync_tree(self.path(prefix))
 
+    def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> None:
+        """Return None: the payload is written in place."""
+
     def fetch(
         self,
         prefix: str,
@@ -342,46 +355,3 @@ _RECORD_BYTES = 1 << 16
 def _rest(handle: int) -> Iterator[bytes]:
     while data := os.read(handle, 1 << 20):
         yield data
-
-
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]")
-"""Bucket names that S3 and GCS accept."""
-
-
-def open_objects(url: str) -> ObjectStore:
-    """Return the store operations for a URL or path, without any access to it.
-
-    Raises:
-        UserError: The scheme is unknown, or the address names no bucket.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return PosixStore(Path(url).expanduser().absolute())
-    if scheme == "file":
-        return PosixStore(Path("/" + rest.lstrip("/")))
-    if scheme not in BUCKETS:
-        raise UserError(
-            f"unknown store scheme {scheme!r}",
-            where=f"store.url={url}",
-            allowed="a folder on a shared file system, file://, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
-            fix="store.url=/shared/runs",
-        )
-    bucket, *parts = rest.rstrip("/").split("/")
-    if "@" in bucket or (":" in bucket and "@" in rest):
-        raise UserError(
-            f"the store's address holds a user or a password: {redacted(url)}",
-            where="store.url, or SWEEP_STORE",
-            allowed="it is recorded with each job; endpoint and credentials come from the environment",
-            fix=f"store.url={scheme}://{rest.rpartition('@')[2]}",
-        )
-    if not _BUCKET.fullmatch(bucket) or not all(part.strip(".") and part.isprintable() for part in parts):
-        raise UserError(
-            f"{redacted(url)!r} names no place in a bucket",
-            where="store.url",
-            allowed=f"{scheme}://BUCKET or {scheme}://BUCKET/PREFIX; endpoint and credentials come from the "
-            "environment",
-            fix=f"store.url={scheme}://my-bucket/runs",
-        )
-    # Loaded on demand, because a store in a folder needs neither the cache nor the broker.
-    made: ObjectStore = load(BUCKETS[scheme])(f"{scheme}://{'/'.join([bucket, *parts])}")
-    return made

@@ -221,7 +221,10 @@ PAPER = (
     Setting("global batch", "trainer.global_batch_size", 512, "section 3"),
     Setting("warm-up share", "trainer.warmup_share", 0.03, "section 3"),
     Setting("weight decay", "trainer.weight_decay", 0.01, "section 3"),
-    Setting("gradient checkpointing", "trainer.gradient_checkpointing", True, "section 3"),
+    Setting(
+        "gradient checkpointing", "trainer.gradient_checkpointing", True,
+        "section 3; auto: where the memory needs it; changes no result but rounding",
+    ),
     Setting("examples a GPU", "trainer.micro_batch_size", 64, "section 3; changes no result but rounding"),
     Setting(
         "training items a language", "items.num_train", {"math": 10_000, "api_calling": 3_024},

@@ -20,7 +20,7 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.registry import TASKS, load, lookup
 
 if TYPE_CHECKING:
-    from orchestrator.tasks.sources import Source
+    from orchestrator.tasks.sources import Source, SourceTable
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -210,8 +210,8 @@ class Task(Protocol):
     def source(self, path: Path) -> Source | None:
         """Return an existing file or folder as a source of rows, or None if nothing in it is recognised."""
 
-    def release(self, paths: Sequence[Path], name: str) -> Source | None:
-        """Return the files of a release on a hub as a source, or None if their form is unknown."""
+    def release(self, paths: Sequence[Path], name: str, tables: Sequence[SourceTable] = ()) -> Source | None:
+        """Return the files or Parquet tables of a release as a source, or None if their form is unknown."""
 
     def looks_like(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row of an unknown file is of this task."""

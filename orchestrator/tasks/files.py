@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from orchestrator.errors import UserError
 from orchestrator.tasks import dataset
 from orchestrator.tasks.base import LANGUAGES, Difference, Item, Line, Split, check_language, check_split
-from orchestrator.tasks.sources import Place, Raw, Source, is_array, places, stream, where_of
+from orchestrator.tasks.sources import Place, Raw, Source, SourceTable, is_array, places, stream, where_of
 
 
 class Row(NamedTuple):
@@ -335,7 +335,7 @@ class FileTask:
         """Return a row of a source as a line of a data set."""
         return self.line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
 
-    def release(self, paths: Sequence[Path], name: str) -> Source | None:
+    def release(self, paths: Sequence[Path], name: str, tables: Sequence[SourceTable] = ()) -> Source | None:
         """Return nothing, since no release is known; see `Task.release`."""
         return None
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.tasks import answers, base, phrases
@@ -20,7 +20,17 @@ from orchestrator.tasks.answers import extract, gold_number
 from orchestrator.tasks.base import LANGUAGES, Difference, Item, Line, Split, check_language, check_split
 from orchestrator.tasks.files import FileTask
 from orchestrator.tasks.phrases import STEP, TOTAL, answer_sentence, prompt
-from orchestrator.tasks.sources import Place, Raw, Source, field, stream, text_lines
+from orchestrator.tasks.sources import (
+    JSON,
+    Place,
+    Raw,
+    Source,
+    SourceTable,
+    field,
+    tables_in,
+    tables_of,
+    text_lines,
+)
 
 
 def line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
@@ -168,12 +178,6 @@ extract_answer = extract
 """The number that a generated text gives as its answer; see `answers.extract`."""
 
 
-def is_correct(text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
-    """Return whether the number of a generated text equals the gold number; see `extract_answer`."""
-    wanted = answers.gold_number(gold)
-    return wanted is not None and extract_answer(text, language, truncated=truncated) == wanted
-
-
 def _generated(a: int, b: int, unit: str, language: str) -> Item:
     first, second = (phrases.unit(number, unit, language) for number in (a, b))
     question = TOTAL[language].format(phrases.both(first, second, language))
@@ -196,36 +200,24 @@ _QUESTION = ("question", "query", "instruction")
 _ANSWER = ("answer", "response", "output")
 
 
-class RowPlace(NamedTuple):
-    """The language and the item of a row.
-
-    Attributes:
-        language: the language, or "" if it is not one of ours.
-        id: the id of the item, or "" if the row has none.
-    """
-
-    language: str
-    id: str
-
-
 def is_row(row: Mapping[str, Any]) -> bool:
     """Return whether a row has the fields of mCoT-MATH."""
     has_language = any(key in row for key in (*_LANGUAGE, *_BOTH))
     return has_language and any(key in row for key in _QUESTION) and any(key in row for key in _ANSWER)
 
 
-def place_of(row: Mapping[str, Any]) -> RowPlace:
-    """Return the language and the item's id of a row."""
+def place_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the language of a row, "" if it is not one of ours, and the id of its item, "" for none."""
     for key in _BOTH:
         if isinstance(row.get(key), str):
             # Both orders occur: ``en-17`` and ``17-en``.
             first, _, second = row[key].partition("-")
             language, id_ = (first, second) if first in LANGUAGES else (second, first)
             if language in LANGUAGES:
-                return RowPlace(language, id_)
+                return language, id_
     language = next((str(row[key]) for key in _LANGUAGE if key in row), "").lower()
     id_ = next((str(row[key]) for key in _ID if row.get(key) is not None), "")
-    return RowPlace(language if language in LANGUAGES else "", id_)
+    return language if language in LANGUAGES else "", id_
 
 
 def mcot_line_of(row: Mapping[str, Any], *, id_: str, language: str, where: str) -> dict[str, str]:
@@ -249,26 +241,28 @@ def _bare(question: str) -> str:
     return question.strip()
 
 
-def mcot_source(paths: Sequence[Path], name: str) -> Source | None:
-    """Return files as a source in mCoT-MATH's form, or None if their first row has another form."""
-    paths = [path for path in paths if path.suffix in (".json", ".jsonl", ".parquet")]
-    first = next((row for path in paths for _, row in stream(path)), None)
-    if not first or not is_row(first):
+def mcot_source(tables: Sequence[SourceTable], name: str, paths: Sequence[Path] = ()) -> Source | None:
+    """Return tables of rows in mCoT-MATH's form, or of one language each; None if rows have another form."""
+    first = next((row for table in tables for _, row in table.rows()), None)
+    if not first or not (tables[0].language or is_row(first)):
         return None
-    by_place = not place_of(first).id
+
+    def place(table: SourceTable, row: Mapping[str, Any]) -> tuple[str, str]:
+        return (table.language, MATH.id_of(row, "")) if table.language else place_of(row)
 
     def rows() -> Iterator[Raw]:
-        for path in paths:
-            for number, row in stream(path):
-                language, id_ = place_of(row)
-                yield Raw(None, language, id_, row, f"{path}, row {number}")
+        for table in tables:
+            for number, row in table.rows():
+                language, id_ = place(table, row)
+                yield Raw(table.split, language, id_, row, f"{table.name}, row {number}")
 
     def line(raw: Raw) -> dict[str, str]:
-        return mcot_line_of(raw.row, id_=raw.id, language=raw.language, where=raw.where)
+        convert = mcot_line_of if is_row(raw.row) else line_of
+        return convert(raw.row, id_=raw.id, language=raw.language, where=raw.where)
 
-    note = (
-        "aligned by place within each language and checked by equal answers" if by_place else "aligned by id"
-    )
+    by_place, note = not place(tables[0], first)[1], "aligned by id"
+    if by_place:
+        note = "aligned by place within each language and checked by equal answers"
     return Source("mcot", name, tuple(paths), rows, line, note, answer=gold_of, by_place=by_place)
 
 
@@ -308,7 +302,8 @@ class MathTask(FileTask):
 
     def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
         """Return whether the number of a generated text equals the gold number; see `Task.is_correct`."""
-        return is_correct(text, gold, language, truncated=truncated)
+        wanted = gold_number(gold)
+        return wanted is not None and extract(text, language, truncated=truncated) == wanted
 
     def stop(self, text: str) -> str:
         """Return the text up to the end of its answer; see `answers.cut`."""
@@ -355,17 +350,18 @@ class MathTask(FileTask):
 
     def source(self, path: Path) -> Source | None:
         """Return files with known names as a source, or else files with the rows of mCoT-MATH."""
-        if path.is_dir():
-            return super().source(path) or mcot_source(sorted(path.rglob("*.*")), path.name)
-        return self.release([path], path.name)
+        if path.is_file():
+            return self.release([path], path.name, tables_in(path))
+        files = [file for file in sorted(path.rglob("*.*")) if file.suffix in (*JSON, ".parquet")]
+        return super().source(path) or mcot_source(tables_in(path), path.name, files)
 
     def source_of(self, found: Sequence[Place], name: str) -> Source:
         """Return files with known splits and languages as a source."""
         is_mgsm = all(place.path.suffix == ".tsv" for place in found)
         return super().source_of(found, name)._replace(form="mgsm" if is_mgsm else "worked")
 
-    def release(self, paths: Sequence[Path], name: str) -> Source | None:
-        """Return files with known names as a source, or else files with the rows of mCoT-MATH."""
+    def release(self, paths: Sequence[Path], name: str, tables: Sequence[SourceTable] = ()) -> Source | None:
+        """Return files with known names as a source, or else files or tables with the rows of mCoT-MATH."""
         found = [
             Place(path, self.published.get(known), language)
             for language, names in self.names.items()
@@ -373,7 +369,7 @@ class MathTask(FileTask):
             for path in paths
             if path.name == known
         ]
-        return self.source_of(found, name) if found else mcot_source(paths, name)
+        return self.source_of(found, name) if found else mcot_source(tables or tables_of(paths), name, paths)
 
     def looks_like(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row has a question."""
@@ -393,3 +389,5 @@ class MathTask(FileTask):
 
 MATH = MathTask()
 """The math task."""
+
+is_correct = MATH.is_correct

@@ -1,15 +1,16 @@
 """Local sources of task data: the rows of a file or folder, each with its split, language and item.
 
 Tasks recognise the form of their files. This module streams rows, because mCoT-MATH is one JSON array of 12
-GB, and reads small files as a whole. `importing` decides which ids are taken. Data on a hub is fetched
-elsewhere and arrives here as files.
+GB, and reads small files as a whole. Parquet files are read by the library `datasets`; of JSON it would hold
+the array in memory, and could not name the line of a bad row. `importing` decides which ids are taken.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,14 +115,11 @@ def places(
 
 
 def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the fields of each row of a JSON array, JSON lines (from 1) or Parquet file.
+    """Yield the number and the fields of each row of a JSON array or of JSON lines (from 1).
 
     Raises:
-        UserError: the file is none of these.
+        UserError: the file is neither.
     """
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
-        return
     for number, row in enumerate(_array(path)) if is_array(path) else _lines(path):
         if not isinstance(row, dict):
             raise UserError("a row is not a JSON object", where=where_of(path, number))
@@ -183,18 +181,81 @@ def _array(path: Path) -> Iterator[Any]:
         raise UserError(f"not a JSON array of rows: {error}", where=str(path)) from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow.lib
-    import pyarrow.parquet
+class SourceTable(NamedTuple):
+    """Rows that can be read several times.
 
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                yield number, row
-                number += 1
-    except pyarrow.lib.ArrowInvalid as error:
-        raise UserError(f"not a Parquet file: {error}", where=str(path)) from None
+    Attributes:
+        name: for error messages.
+        rows: a function that reads number and fields of each row from the start.
+        language: of all rows; "" if each row names its own.
+        split: of all rows; None if nothing names it.
+    """
+
+    name: str
+    rows: Callable[[], Iterable[tuple[int, dict[str, Any]]]]
+    language: str = ""
+    split: Split | None = None
+
+
+JSON = (".json", ".jsonl")
+"""Endings of files that `stream` reads."""
+
+
+def tables_in(path: Path) -> list[SourceTable]:
+    """Return the tables of a file or folder: its Parquet files, or else its JSON files.
+
+    Raises:
+        UserError: the Parquet files are damaged, or do not fit together.
+    """
+    if path.suffix == ".parquet" or next(path.rglob("*.parquet"), None):
+        try:
+            return parquet_tables(str(path))
+        except Exception as error:  # noqa: BLE001 - the library's errors have many classes
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"not a Parquet file: {reason}", where=str(path)) from None
+    return tables_of(sorted(path.rglob("*.*")) if path.is_dir() else [path])
+
+
+def tables_of(paths: Sequence[Path]) -> list[SourceTable]:
+    """Return the JSON files among some files as tables."""
+    return [SourceTable(str(path), functools.partial(stream, path)) for path in paths if path.suffix in JSON]
+
+
+def parquet_tables(where: str, *, commit: str | None = None) -> list[SourceTable]:
+    """Return the tables of Parquet files; the library `datasets` finds their configurations and splits.
+
+    A configuration that is named after a language holds its rows.
+
+    Args:
+        where: a file or folder, or the id of a data set on a hub.
+        commit: of the data set on the hub, whose rows stay in the library's cache; None for local files,
+            which are read in place.
+    """
+    import datasets  # takes half a second, and few sources need it
+
+    # It would report each local file that is read to the hub, as a download.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    datasets.disable_progress_bars()
+    if Path(where).is_file():
+        found = {"": datasets.load_dataset("parquet", data_files=where, streaming=True)}
+    else:
+        configs = datasets.get_dataset_config_names(where, revision=commit)
+        configs = [config for config in configs if config in LANGUAGES] or configs
+        # A hub's rows are converted once, then mapped into memory. Local files need no second copy.
+        options = {"revision": commit, "streaming": commit is None}
+        found = {config: datasets.load_dataset(where, config, **options) for config in configs}
+    return [
+        SourceTable(
+            f"{where} {config} {split}",
+            functools.partial(enumerate, rows),
+            config if config in LANGUAGES else "",
+            # Without names of splits, all rows are "train" for the library.
+            None if set(splits) == {"train"} else Split(split),
+        )
+        for config, splits in found.items()
+        for split, rows in splits.items()
+        if split in tuple(Split)
+    ]
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

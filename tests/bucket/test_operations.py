@@ -155,15 +155,15 @@ def test_records_are_put_while_files_are_on_their_way(bucket: Bucket) -> None:
 
 def test_an_upload_that_is_no_longer_wanted_leaves_nothing_behind(bucket: Bucket) -> None:
     """The stage ended while a checkpoint of its was on the way: nothing of it may come after the deletion."""
-    from orchestrator.execution.publishing import BucketPublisher
     from orchestrator.saving import write_checkpoint_manifest
+    from orchestrator.store.publishing import BucketPublisher
 
     objects, key = bucket.open(), "payload/stage/digest/1"
     folder = objects.workspace(key) / "checkpoints/00000001"
     folder.mkdir(parents=True)
     (folder / "state").write_text("x")
     write_checkpoint_manifest(folder, step=1, attempt=1)
-    shipper = BucketPublisher(objects, key, adopted=None, complain=print)
+    shipper = BucketPublisher(objects, key, adopted=None, warn=print)
     bucket.proxy.hangs = "state"
     shipper.step()
     beats: list[int] = []

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.execution.publishing import BucketPublisher
 from orchestrator.saving import MANIFEST, write_checkpoint_manifest
 from orchestrator.store import layout
+from orchestrator.store.publishing import BucketPublisher
 from tests.bucket.buckets import Bucket
 
 KEY = "payload/count/abc/1"
@@ -50,7 +50,7 @@ def test_a_manifest_that_tells_of_no_whole_checkpoint_is_passed_over(bucket: Buc
         write_checkpoint_manifest(place, step=7, attempt=1)
     else:
         (place / MANIFEST).write_text(harm)
-    shipper = BucketPublisher(objects, KEY, adopted=None, complain=said.append)
+    shipper = BucketPublisher(objects, KEY, adopted=None, warn=said.append)
     shipper.finish(lambda: None, checkpoints=True)
     there = bucket.open("elsewhere").trees([f"{KEY}/{layout.CHECKPOINTS}"])[f"{KEY}/{layout.CHECKPOINTS}"]
     assert set(there) == {f"00000001/{MANIFEST}", "00000001/x"} and not said
@@ -61,7 +61,7 @@ def test_a_log_that_arrives_does_not_have_a_checkpoint_sent_twice(bucket: Bucket
     folder = objects.workspace(KEY)
     save(folder)
     bucket.proxy.fail("403", "PUT", "00000001/y")
-    shipper = BucketPublisher(objects, KEY, adopted=None, complain=said.append)
+    shipper = BucketPublisher(objects, KEY, adopted=None, warn=said.append)
     until(lambda: said, shipper)
     (folder / layout.LOG).write_text("line")
     until(lambda: bucket.proxy.has_seen("PUT", layout.LOG), shipper)
@@ -77,7 +77,7 @@ def test_a_log_that_the_store_refuses_delays_no_checkpoint(bucket: Bucket) -> No
     folder = objects.workspace(KEY)
     (folder / layout.LOG).write_text("line")
     bucket.proxy.fail("403", "PUT", layout.LOG)
-    shipper = BucketPublisher(objects, KEY, adopted=None, complain=said.append, retry_s=600)
+    shipper = BucketPublisher(objects, KEY, adopted=None, warn=said.append, retry_s=600)
     until(lambda: said, shipper)
     save(folder)
     until(lambda: bucket.proxy.has_seen("PUT", f"00000001/{MANIFEST}"), shipper)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.launches import Running, records, running_heartbeats, wait_for
 
-CELL = ("smoke", "model=tiny-qwen3", "task=math", "mixture=en+es", "policy.checkpoint_interval_s=1")
+CELL = ("smoke", "model=tiny-qwen3", "task=math", "mixture=en+es", "policy.checkpoint_interval_s=0")
 
 
 def weights(store: Path) -> dict[str, str]:

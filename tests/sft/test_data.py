@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from orchestrator.errors import StageFailure, UserError
 from orchestrator.sft import data, stages
 from orchestrator.sft.config import CellConfig
 from orchestrator.sft.data import load_items
-from orchestrator.sft.fetching import data_files, import_data, measures
+from orchestrator.sft.fetching import data_files, import_data
 from orchestrator.sft.needs import needs
 from orchestrator.stage import Config
 from orchestrator.tasks import dataset
 from orchestrator.tasks.api_calling import API_CALLING
 from orchestrator.tasks.math import MATH
-from orchestrator.tasks.phrases import answer_sentence
 from tests.sft import chain
 
 pytestmark = pytest.mark.xdist_group("sft")  # one worker makes what the tests share
@@ -214,172 +204,3 @@ def test_the_files_that_hold_rows_are_told_from_their_names() -> None:
     assert data_files(["mgsm.py", "mgsm_te.tsv", "mgsm_en.tsv"]) == ["mgsm_en.tsv", "mgsm_te.tsv"]
     assert data_files(["data/a.parquet", "dataset_infos.json"]) == ["data/a.parquet"]
     assert data_files(["README.md"]) == []
-
-
-COMMIT = "722a05fdef0123456789abcdef0123456789abcd"
-COMMITS = ["7230000000000000000000000000000000000000", COMMIT]
-DATE = "2025-04-01T00:00:00.000Z"
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """Answers as far as a client that downloads files asks."""
-
-    def __init__(self, files: Mapping[str, Mapping[str, bytes]]) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.files = files
-
-
-class _Answer(http.server.BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def _answer(self, *, with_body: bool) -> None:
-        for hub_id, files in self.server.files.items():
-            if self.path.startswith(f"/api/datasets/{hub_id}/commits/"):
-                commits = [
-                    {"id": commit, "title": "", "message": "", "date": DATE, "authors": []}
-                    for commit in COMMITS
-                ]
-                return self._send(json.dumps(commits).encode(), with_body=with_body)
-            if self.path.startswith(f"/api/datasets/{hub_id}"):
-                siblings = [{"rfilename": name} for name in files]
-                body = json.dumps({"id": hub_id, "sha": COMMIT, "siblings": siblings}).encode()
-                return self._send(body, with_body=with_body)
-            for name, content in files.items():
-                if self.path == f"/datasets/{hub_id}/resolve/{COMMIT}/{name}":
-                    return self._send(content, with_body=with_body)
-        self.send_error(404)
-        return None
-
-    def _send(self, body: bytes, *, with_body: bool) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[str]:
-    """The address of a hub with both releases of math, small."""
-    rows = [
-        {"lang-id": f"{code}-{n}", "question": f"{code} {n}?", "answer": answer_sentence(str(n), code)}
-        for n in range(40)
-        for code in (*LANGUAGES, "te")
-        if (code, n % 10) != ("te", 3)
-    ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[::-1]), tmp_path / "rows.parquet")
-    files = {
-        "laihuiyuan/mCoT-MATH": {
-            "view.json": b"[]",
-            "mcot_math.json": b"[]",
-            "lang-id/mcot-math.json": json.dumps(rows, ensure_ascii=False).encode(),
-        },
-        "juletxara/mgsm": {f"mgsm_{code}.tsv": f"{code}?\t5,600\n".encode() for code in (*LANGUAGES, "te")},
-        "someone/parquet": {"data/train.parquet": (tmp_path / "rows.parquet").read_bytes()},
-    }
-    server = Hub(files)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-SMALL = (
-    "data=study",
-    "+data.tasks.math.languages=[en,es,bn,te]",
-    "data.tasks.math.num_train=20",
-    "data.tasks.math.num_validation=6",
-    "data.tasks.math.num_test=1",
-)
-
-
-def fetching(arguments: Mapping[str, Any], endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Fetches in a process of its own: the hub's address is read when its library is imported."""
-    code = "import json,sys; from orchestrator.sft.fetching import fetch; fetch(**json.loads(sys.argv[1]))"
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    environment.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run(
-        [sys.executable, "-c", code, json.dumps(arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("train", ["laihuiyuan/mCoT-MATH", "someone/parquet"])
-def test_what_a_cell_needs_is_fetched_from_a_hub_and_read(train: str, hub: str, tmp_path: Path) -> None:
-    overrides = (*SMALL, f"data.cache_dir={tmp_path}/cache", f"data.tasks.math.train.hub_id={train}")
-    config = chain.config_of(*overrides)
-    (need,) = needs(Config(config))
-    for _ in range(2):  # the second time all is there
-        done = fetching(need.arguments, hub, tmp_path / "hub")
-        assert done.returncode == 0, done.stderr
-    assert needs(Config(config))[0].problem == ""
-    info = dataset.load(Path(need.arguments["folder"]))
-    assert (info.origins["train"].commit, info.origins["test"].form) == (COMMIT, "mgsm")
-    items = {
-        split: load_items(MATH, split, "te", Config(config["items"]), uses(config)) for split in info.splits
-    }
-    assert {split: len(some) for split, some in items.items()} == {"train": 20, "validation": 6, "test": 1}
-    assert all(int(item.id) % 10 != 3 for item in items["train"])  # these have no Telugu
-    assert items["test"][0].gold == "5,600"
-
-
-def test_a_release_that_is_no_commit_is_refused_unless_that_is_allowed() -> None:
-    def checked(*overrides: str) -> None:
-        msgspec.convert(chain.tree_of("data=study", *overrides), CellConfig).check()
-
-    checked()
-    for side in ("train", "test"):
-        with pytest.raises(UserError, match=r"@main is not pinned(.|\n)*data\.unpinned=true"):
-            checked(f"data.tasks.math.{side}.revision=main")
-        checked(f"data.tasks.math.{side}.revision=main", "data.unpinned=true")
-    checked("data.tasks.math.train.revision=0123456")
-    one, two = (slices("data=study", f"data.unpinned={value}") for value in ("true", "false"))
-    assert one == two  # what is allowed is no part of any identity
-
-
-def test_the_beginning_of_a_commit_names_one_commit_or_is_refused(hub: str, tmp_path: Path) -> None:
-    (need,) = needs(Config(chain.config_of(*SMALL, "data.tasks.math.train.revision=722a0ff")))
-    done = fetching(need.arguments, hub, tmp_path / "hub")
-    assert done.returncode and "0 commits of laihuiyuan/mCoT-MATH begin with 722a0ff" in done.stderr
-    assert COMMIT in done.stderr
-
-
-def test_a_hub_that_is_not_there_or_has_no_such_thing_is_said_within_seconds(
-    hub: str, tmp_path: Path
-) -> None:
-    (need,) = needs(Config(chain.config_of(*SMALL, f"data.cache_dir={tmp_path}/cache")))
-    done = fetching(need.arguments, "http://127.0.0.1:9", tmp_path / "hub")
-    assert "InfrastructureError: the hub cannot be reached for laihuiyuan/mCoT-MATH@722a05f" in done.stderr
-    (need,) = needs(Config(chain.config_of(*SMALL, "data.tasks.math.train.hub_id=no/such")))
-    done = fetching(need.arguments, hub, tmp_path / "hub")
-    assert "no/such@722a05f" in done.stderr and done.returncode
-    assert not (tmp_path / "cache").exists()
-
-
-def test_a_tokenizer_that_no_hub_gives_is_said_at_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    begun = time.monotonic()
-    with pytest.raises(UserError, match="no tokenizer 'nobody/nothing'"):
-        measures(["nobody/nothing"])
-    assert time.monotonic() - begun < 15
-    assert "Retry" not in capsys.readouterr().err

@@ -16,9 +16,9 @@ import pytest
 
 from tests.execution.waiting import lives, until
 from tests.sft import chain
-from tests.sft.conftest import Ground, ground  # noqa: F401 - a fixture
+from tests.sft.conftest import STEPS, Ground, ground  # noqa: F401 - a fixture
 from tests.sft.test_training import MIXTURE, adopt, train
-from tests.sft.test_two_processes import STEPS, distance
+from tests.sft.test_two_processes import distance
 
 ROOT = Path(__file__).parents[2]
 

@@ -135,7 +135,7 @@ def test_the_same_rows_in_json_lines_and_parquet_make_the_same_data(tmp_path: Pa
     assert built[0].rows == built[1].rows == built[2].rows
     (tmp_path / "bad.parquet").write_text("none")
     with pytest.raises(UserError, match="not a Parquet file"):
-        list(stream(tmp_path / "bad.parquet"))
+        open_source(tmp_path / "bad.parquet", "math")
 
 
 def test_rows_without_ids_are_aligned_by_place_when_their_answers_agree(tmp_path: Path) -> None:

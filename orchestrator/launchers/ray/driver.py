@@ -41,7 +41,7 @@ from orchestrator.jobs.submissions import Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.lost_workers import Losses
-from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, ray_settings, waits_for
+from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
@@ -101,7 +101,7 @@ class RayDriver:
             self._job,
             restart,
             watcher=self._watcher,
-            grace_s=self._engine.policy.grace_s,
+            grace_s=grace_of(self._engine.policy, submission.resources),
         )
         self._trusted: set[tuple[str, int]] = set()
         wanted = set(submission.tasks[0])
@@ -180,7 +180,8 @@ class RayDriver:
         """Stop all workers, drop those that take too long, and return whether none is left."""
         self._pool.stop()
         now_s = time.monotonic()
-        self._end_s = self._end_s or now_s + self._engine.policy.grace_s + MARGIN_S
+        grace_s = grace_of(self._engine.policy, self._submission.resources)
+        self._end_s = self._end_s or now_s + grace_s + MARGIN_S
         for slot in list(self._pool.running) if now_s > self._end_s else ():
             self._pool.drop(slot)
         return not self._pool.running
@@ -213,7 +214,7 @@ class RayDriver:
         """Return what there is to do, from the store."""
         sweep = self._revision.sweep
         requests = self._ledger.requests(sweep.name)
-        wishes = summarize_requests(requests, [cell.id for cell in sweep.cells])
+        summary = summarize_requests(requests, [cell.id for cell in sweep.cells])
         snapshot = EvidenceReader(
             self._ledger,
             sweep.stages.values(),
@@ -233,9 +234,9 @@ class RayDriver:
                 if (owner.job, owner.restart_count) == (self._job, self._restart):
                     busy.add(owner.slot)
                     self._claimed.add(owner.slot)
-            return stage_status(evidence, wishes.budget(digest, retries))
+            return stage_status(evidence, summary.budget(digest, retries))
 
-        claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=wishes.cancelled)
+        claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=summary.cancelled)
         return OpenWork(claimable, waiting, frozenset(busy))
 
     def _adjust(self, work: OpenWork) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.selector import Subject, select
+from orchestrator.core.selector import Subject
 from orchestrator.costs import Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import JobEnd, Resources, Submission
-from orchestrator.launchers.base import Limits, SubmitOutcome
+from orchestrator.launchers.base import Limits, SubmitOutcome, overrides_of
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.options import cluster_name, unexpanded, unheeded
 from orchestrator.launchers.slurm.query import asked
@@ -249,23 +249,13 @@ class SlurmLauncher:
             UserError: a cell fits no partition, or a selector in `launcher.resources` is wrong.
             InfrastructureError: Slurm does not list its partitions.
         """
-        asked = {subject.cell: ResourceOverride() for subject, _, _ in cells}
-        for wanted in self._settings.resources:
-            only = [wanted.only] if wanted.only else []
-            named = select(only, [(subject.cell, subject) for subject in known])
-            for name in asked.keys() & set(named):
-                told = {
-                    k: v for k in ResourceOverride.__struct_fields__ if (v := getattr(wanted, k)) is not None
-                }
-                # a later entry overrides an earlier one field by field, so that two can be combined
-                before = {k: getattr(asked[name], k) for k in ResourceOverride.__struct_fields__}
-                asked[name] = ResourceOverride(**{**before, **told})
+        asked = overrides_of(self._settings.resources, [subject.cell for subject, _, _ in cells], known)
         return [
             (
                 subject.cell,
                 resources_of(
                     estimate,
-                    asked[subject.cell],
+                    ResourceOverride(**asked[subject.cell]),
                     self._settings,
                     self._cluster,
                     self._partitions,

@@ -21,7 +21,7 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -142,7 +142,8 @@ class Placed:
             parameter.requires_grad_(not any(part in name for part in FROZEN))
         if gradient_checkpointing:
             self.recompute()
-        self._loss: nn.Module = ResponseLoss(self.model, chunk_tokens=chunk_tokens)
+        self._response_loss = ResponseLoss(self.model, chunk_tokens=chunk_tokens)
+        self._loss: nn.Module = self._response_loss
         if self.is_sharded:
             shard(self._loss, self.model, device=device, bf16=bf16)
             fill(self.model, source, device=device)
@@ -171,6 +172,9 @@ class Placed:
             batch: a `Batch`.
             is_last: whether this is the step's last micro-batch.
         """
+        if isinstance(self._loss, FSDPModule) and world_size() == 1:
+            # Weights change only after the last micro-batch, so they are cast once a step.
+            self._loss.set_reshard_after_backward(is_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast), self._sync(is_last):
             loss: torch.Tensor = self._loss(batch.to(self.device))
             return loss
@@ -208,9 +212,10 @@ class Placed:
         else:
             yield
 
-    def compile(self) -> None:
-        """Compile the layers, for training only."""
-        kernels.compile_layers(layers_of(self.model))
+    def compile(self, *, backend: str = "inductor") -> None:
+        """Compile the layers and the cross entropy, for training only."""
+        kernels.compile_layers(layers_of(self.model), backend=backend)
+        self._response_loss.compile_loss(backend=backend)
         self._is_compiled = True
 
     @contextlib.contextmanager
@@ -239,7 +244,11 @@ class Placed:
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
-                full = whole(tensor.detach())
+                part = tensor.detach()
+                if isinstance(part, DTensor) and part.is_floating_point():
+                    # Cast shards before they are gathered: half the bytes travel.
+                    part = part.to(dtype)
+                full = whole(part)
                 if rank() == 0:
                     weights[name] = copied(full, dtype if full.is_floating_point() else None)
         if self.device.type == "cuda":
@@ -283,8 +292,10 @@ def shard(root: nn.Module, model: PreTrainedModel, *, device: torch.device, bf16
         else MixedPrecisionPolicy()
     )
     frozen = [module for name, module in model.named_modules() if name.rpartition(".")[2] in FROZEN]
+    # A process alone has nothing to share: it keeps the cast weights of all layers for the backward pass.
+    free = False if world_size() == 1 else None  # None: after each layer, but not those of the root
     for part in (*layers_of(model), *frozen, root):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:

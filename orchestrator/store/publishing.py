@@ -22,16 +22,18 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from orchestrator import formats
-from orchestrator.execution.assignment import ChildOutcome
 from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.saving import MANIFEST, CheckpointManifest, step_of
 from orchestrator.store import layout
-from orchestrator.store.bucket import RemoteStore
 from orchestrator.store.client import Transfer
+
+if TYPE_CHECKING:
+    from orchestrator.store.bucket import RemoteStore
 
 KEEP = 2
 """Checkpoints of one attempt that stay in the store, as many as `Context` keeps on the instance."""
@@ -59,7 +61,7 @@ class BucketPublisher:
         key: key of the attempt's payload.
         adopted: step of the checkpoint that the attempt resumed from. Another attempt's payload holds it, so
             it is not uploaded. None without one.
-        complain: writes a line about a problem to the worker's log.
+        warn: writes a line about a problem to the worker's log.
         retry_s: pause before a failed upload is retried, in seconds.
     """
 
@@ -69,10 +71,10 @@ class BucketPublisher:
         key: str,
         *,
         adopted: int | None,
-        complain: Callable[[str], None],
+        warn: Callable[[str], None],
         retry_s: float = RETRY_S,
     ) -> None:
-        self._objects, self._key, self._complain, self._pause_s = objects, key, complain, retry_s
+        self._objects, self._key, self._warn, self._pause_s = objects, key, warn, retry_s
         self._folder = objects.folder(key)
         self._adopted = adopted
         self._shipped: list[int] = []
@@ -115,7 +117,7 @@ class BucketPublisher:
             pulse()
             is_failing = self._checkpoint is None and _CHECKPOINT in self._errors
             if is_failing and time.monotonic() - start_s > PATIENCE_S:
-                self._complain("its last checkpoint is given up")
+                self._warn("its last checkpoint is given up")
                 break
             time.sleep(0.02)
         self._let_go(pulse)
@@ -173,9 +175,7 @@ class BucketPublisher:
                 pulse()
                 time.sleep(0.1)
 
-    def failed(
-        self, outcome: ChildOutcome, number: int, pulse: Callable[[], object], *, has_read: bool
-    ) -> None:
+    def failed(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
         """Upload what a later attempt needs after a failure.
 
         After a command with unreadable results, that is its output, followed by the outcome that refers to
@@ -183,20 +183,16 @@ class BucketPublisher:
         would be read again for ever. If the store does not answer for long, the rest is given up.
 
         Args:
-            outcome: the attempt's outcome. Other outcomes than these two need no upload.
-            number: number of the attempt.
+            files: the output to upload; empty if the attempt only read what an earlier one left.
             pulse: called meanwhile, to keep the lease.
-            has_read: whether the attempt only read what an earlier one left.
         """
-        if outcome.outcome != "failed" or not (has_read or outcome.unread == number):
-            return
         try:
-            if outcome.unread == number:
-                self.output(outcome.files, pulse)
+            if files:
+                self.output(files, pulse)
             data = (self._folder / layout.OUTCOME).read_bytes()
             self._objects.put(f"{self._key}/{layout.OUTCOME}", data)
         except OSError as error:
-            self._complain(f"its output is not kept: {error.strerror or error}")
+            self._warn(f"its output is not kept: {error.strerror or error}")
 
     def _looked_at(self, transfer: Transfer | None, what: str) -> Transfer | None:
         """Return an upload that still runs; handle the end of any other, and return None."""
@@ -218,9 +214,7 @@ class BucketPublisher:
     def _failed(self, what: str, error: OSError) -> None:
         """Record a failed upload, and when to retry; log only the first failure in a row."""
         if what not in self._errors:
-            self._complain(
-                f"{what} was not uploaded, again in {self._pause_s:.0f} s: {error.strerror or error}"
-            )
+            self._warn(f"{what} was not uploaded, again in {self._pause_s:.0f} s: {error.strerror or error}")
         self._errors[what], retry_s = error, time.monotonic() + self._pause_s
         # One may fail where the other does not, such as an object that is too large for the store.
         if what == _LOG:
@@ -329,9 +323,3 @@ class BucketPublisher:
             self._sizes |= grown
         except OSError as error:
             self._failed(_LOG, error)
-
-
-def complain(line: str) -> None:
-    """Print a line to the worker's log about a problem that stops nothing."""
-    with contextlib.suppress(OSError):  # the log may lie on a full disk
-        print(line, flush=True)
