@@ -32,7 +32,7 @@ from orchestrator.launchers.ray.settings import (
     ray_settings,
     resources_of,
 )
-from orchestrator.store.objects import open_objects
+from orchestrator.store.opening import open_objects
 
 DRIVER = "orchestrator.launchers.ray.driver"
 """The module that the job runs."""
