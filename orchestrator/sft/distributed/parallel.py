@@ -154,7 +154,7 @@ class Placed:
                     self._loss, forward_sync_buffers=False, gradient_as_bucket_view=True
                 )
         self._loss.train()
-        self._is_compiled = False
+        self._is_compiled, self._bf16 = False, bf16
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
 
@@ -183,6 +183,11 @@ class Placed:
     def decoder(self) -> nn.Module:
         """The part of the model that maps tokens to hidden states."""
         return decoder_of(self.model)
+
+    @property
+    def has_pack_kernel(self) -> bool:
+        """Whether torch's kernel computes the attention of packs."""
+        return kernels.has_kernel(self.decoder, self.device, bf16=self._bf16)
 
     def packing_differences(self, pack: Batch, alone: Sequence[Batch]) -> tuple[float, float]:
         """Return how much rows depend on being packed: compared with alone, and with other rows in front.
