@@ -35,7 +35,7 @@ def numerics(one: Pass) -> None:
                 facts["fused_norms"] = kernels.fuse_norms(model.model)
             if packed:
                 found = batches.can_pack(model, rows, bf16=bf16)
-                by_kernel = batches.by_kernel(model, bf16=bf16)
+                by_kernel = model.has_pack_kernel
                 facts = {**facts, **found._asdict(), "by_kernel": by_kernel}
                 if not found.packed:
                     kernels.enable(model.decoder)

@@ -212,7 +212,7 @@ def measured_in(view: SweepState) -> Measured:
         for digest in cell.stage_digests:
             instance = view.sweep.stages[digest]
             if view.stages[digest].state is State.DONE and digest not in finished.get(instance.stage, ()):
-                done = view.snapshot.evidence(digest).done
+                done = view.reader.evidence(digest).done
                 if done is not None:
                     of_stage = finished.setdefault(instance.stage, {})
                     of_stage[digest] = Finished(cell.config, done.rows or (), done.seconds)

@@ -46,7 +46,7 @@ def export_product(view: SweepState, stage: str, out: Path, *, rename: Callable[
         InfrastructureError: the product is not there or damaged.
     """
     (instance,) = (instance for instance in view.sweep.stages.values() if instance.stage == stage)
-    done = view.snapshot.evidence(instance.digest).done
+    done = view.reader.evidence(instance.digest).done
     if view.stages[instance.digest].state is not State.DONE or done is None:
         raise InfrastructureError(f"the product of {stage} in {view.title} is not there")
     objects = view.ledger.objects

@@ -101,7 +101,7 @@ def _group(
 ) -> FailureGroup:
     """Return the group of a fingerprint; its example is the first stage that failed in the first cell."""
     instance, cell = instances[0], cells[0]
-    attempt = view.snapshot.evidence(instance.digest).attempts[-1]
+    attempt = view.reader.evidence(instance.digest).attempts[-1]
     assert attempt.end is not None
     name = view.sweep.name
     log = f"sweep logs {name} {cell.id} --stage '{instance.name}'{view.hint}"

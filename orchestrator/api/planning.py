@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -27,6 +28,9 @@ from orchestrator.execution.checkpoints import foresee
 
 if TYPE_CHECKING:
     import pandas
+
+MAX_ERROR = 3.0
+"""Largest error of estimates that can be simulated: most are then wrong by a factor of up to 20."""
 
 MAX_LOOKS = 200
 """Most stages in a bucket whose starting point is looked up. Each look-up costs requests."""
@@ -80,37 +84,63 @@ def hardware_of(settings: HardwareSettings, **options: str | float | None) -> Ha
     return hardware
 
 
+class SimulatedCluster(NamedTuple):
+    """A cluster for which a plan is timed.
+
+    Attributes:
+        num_gpus: in all.
+        gpus_per_node: of one node. A cell runs within one.
+        moldable: whether a cell may have more GPUs than it needs.
+        error: how wrong estimates are: the standard deviation of the logarithm of true over estimated time.
+        seed: of the errors.
+    """
+
+    num_gpus: int
+    gpus_per_node: int = 8
+    moldable: bool = False
+    error: float = 0.0
+    seed: int = 0
+
+
 def makespan_of(
-    view: SweepState,
-    cells: Sequence[Cell],
-    estimates: Mapping[str, Estimate],
-    num_gpus: int,
-    *,
-    gpus_per_node: int,
+    view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate], cluster: SimulatedCluster
 ) -> Makespan:
-    """Return how long what is not done takes on a cluster, the longest chain first.
+    """Return how long what is not done takes on a cluster, the longest chain first. Nothing fails.
 
     Args:
         view: the sweep state.
         cells: to run.
         estimates: digest of a stage to its estimate.
-        num_gpus: of the cluster.
-        gpus_per_node: of one instance. A cell runs within one.
+        cluster: where they run.
 
     Raises:
         UserError: a number is out of range, or a cell needs more GPUs than a node has.
     """
-    where = f"--gpus {num_gpus} --gpus-per-node {gpus_per_node}"
-    if num_gpus < 1 or gpus_per_node < 1:
+    where = f"--gpus {cluster.num_gpus} --gpus-per-node {cluster.gpus_per_node}"
+    if cluster.num_gpus < 1 or cluster.gpus_per_node < 1:
         raise UserError("a cluster has at least one GPU", where=where)
+    if not 0 <= cluster.error <= MAX_ERROR:
+        raise UserError(
+            f"--estimate-error {cluster.error:g}", allowed=f"0 to {MAX_ERROR:g}; 0.3 means wrong by 30 %"
+        )
     work = work_of(view, cells, estimates)
     most = max((stage.num_gpus for stage in work.values()), default=0)
-    if most > min(num_gpus, gpus_per_node):
+    if most > min(cluster.num_gpus, cluster.gpus_per_node):
         raise UserError(
             f"a cell needs {most} GPUs in one node", where=where, fix=f"--gpus-per-node {most} or more"
         )
     units = schedule.of_cells({cell.id: cell.stage_digests for cell in cells}, work)
-    return schedule.makespan(units, num_gpus, gpus_per_node=gpus_per_node)
+    drawn = random.Random(cluster.seed)
+    true_hours = {
+        key: schedule.wrong_by(unit.hours, cluster.error, drawn.gauss(0, 1)) for key, unit in units.items()
+    }
+    return schedule.makespan(
+        units,
+        cluster.num_gpus,
+        gpus_per_node=cluster.gpus_per_node,
+        moldable=cluster.moldable,
+        true_hours=true_hours,
+    )
 
 
 class Plan:
@@ -154,17 +184,16 @@ class Plan:
         """The cost of all cells, a shared stage once; None if no stage has an estimate hook."""
         return estimates.in_total(self.cells, self.estimates, self.hardware) if self.estimates else None
 
-    def makespan(self, num_gpus: int, *, gpus_per_node: int = 8) -> Makespan:
+    def makespan(self, cluster: SimulatedCluster) -> Makespan:
         """Return how long what is not done takes on a cluster, the longest chain of stages first.
 
         Args:
-            num_gpus: of the cluster.
-            gpus_per_node: of one instance. A cell runs within one.
+            cluster: its size, and how wrong the estimates are.
 
         Raises:
             UserError: a number is out of range, or a cell needs more GPUs than a node has.
         """
-        return makespan_of(self.view, self.cells, self.estimates, num_gpus, gpus_per_node=gpus_per_node)
+        return makespan_of(self.view, self.cells, self.estimates, cluster)
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with one row for each cell: its axes, its state, and the action for each stage."""

@@ -19,7 +19,7 @@ from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import BEAT_S, JobEnd, Submission
 from orchestrator.jobs.submissions import Submissions, settings_of
 from orchestrator.launchers.base import Limits, Submitter
-from orchestrator.store.access import told
+from orchestrator.store.access import error_line
 
 WAIT_S, MAX_WAIT_S = 2.0, 30.0
 """Shortest and longest pause between two passes, in seconds."""
@@ -201,7 +201,7 @@ def requests_of(view: SweepState, notify: Notify) -> list[PendingLaunch]:
     started = [r for r in view.requests if r.settings is not None and r.revision == view.number]
     if not started:
         raise UserError(f"{view.title} was never launched here", fix=f"sweep launch {view.sweep.name}")
-    numbers = {view.wishes.asked.get(cell.id) for cell in view.sweep.cells}
+    numbers = {view.request_summary.asked.get(cell.id) for cell in view.sweep.cells}
     # Jobs of earlier requests may still be open. Their ends must be recorded too.
     numbers |= {each.submission.request for each in view.jobs.filed if each.open_tasks}
     asked: list[PendingLaunch] = []
@@ -300,7 +300,7 @@ class JobPasses:
         self.view = view
         self._asked = asked
         numbers = {each.request.number for each in asked}
-        self.cells = [cell for cell in view.sweep.cells if view.wishes.asked.get(cell.id) in numbers]
+        self.cells = [cell for cell in view.sweep.cells if view.request_summary.asked.get(cell.id) in numbers]
         self.pause_s = WAIT_S
         self.problem = ""
         self._limit = ""
@@ -325,7 +325,7 @@ class JobPasses:
         except DamagedRecord:
             raise
         except (InfrastructureError, OSError) as error:
-            self.problem, self.pause_s, self.view = told(error), MAX_WAIT_S, self.view.fresh()
+            self.problem, self.pause_s, self.view = error_line(error), MAX_WAIT_S, self.view.fresh()
             return []
         self.problem = ""
         # Restart the hold only for a new limit or after a successful submission, so that it does expire.

@@ -82,7 +82,7 @@ def write_sweep_reports(
     Returns:
         The files of each report, and the errors.
     """
-    rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.snapshot)
+    rows = collect_rows(view.sweep, view.number, view.sweep.cells, view.cells, view.reader)
     facts = about(view)
     names = names or (fitting_report(rows, facts),)
     offers = {"about": lambda: facts, "curves": lambda: curves(view), "over": lambda: tuple(over)}
@@ -173,7 +173,7 @@ def curves(view: SweepState) -> tuple[Curve, ...]:
     """Return the metrics that the stage instances of a revision logged, each shared instance once."""
     found = []
     for digest, cells in _cells_by_stage(view).items():
-        done = view.snapshot.evidence(digest).done
+        done = view.reader.evidence(digest).done
         # The attempt that made the product, else the last one: earlier attempts logged the same steps.
         number = done.attempt if done is not None else view.stages[digest].attempts
         if not number:
@@ -286,7 +286,7 @@ def _hosts(view: SweepState) -> set[str]:
     """Return the machines that made the products."""
     hosts, keys = set(), []
     for digest, status in view.stages.items():
-        done = view.snapshot.evidence(digest).done
+        done = view.reader.evidence(digest).done
         if status.state is State.DONE and done is not None:
             instance = view.sweep.stages[digest]
             keys.append(layout.attempt(instance, done.attempt, layout.START))

@@ -147,9 +147,7 @@ def _credentials(items: Iterable[ArchiveMember]) -> Iterator[tuple[str, str]]:
 
 def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     """Count the products of some cells by the version of the code that made them."""
-    evidence = (
-        view.snapshot.evidence(digest) for digest in {d for cell in cells for d in cell.stage_digests}
-    )
+    evidence = (view.reader.evidence(digest) for digest in {d for cell in cells for d in cell.stage_digests})
     return Counter(e.done.code for e in evidence if e.done is not None)
 
 
@@ -238,7 +236,7 @@ def finish_retention(view: SweepState, policy: Policy) -> list[str]:
     Returns:
         A line on what was retired, or on why that waits for the next launch; none if there was nothing to do.
     """
-    if view.wishes.revision != view.number:
+    if view.request_summary.revision != view.number:
         # Another revision was launched meanwhile and may need these files. Its own launch will decide.
         return []
     try:

@@ -184,7 +184,7 @@ class SweepState:
         return Policy()
 
     @cached_property
-    def wishes(self) -> RequestSummary:
+    def request_summary(self) -> RequestSummary:
         """The combined effect of the requests."""
         return summarize_requests(self.requests, [cell.id for cell in self.sweep.cells])
 
@@ -212,7 +212,7 @@ class SweepState:
         return OwnerReport(Liveness.GONE, reason, over.cause or Cause.NODE_LOST)
 
     @cached_property
-    def snapshot(self) -> EvidenceReader:
+    def reader(self) -> EvidenceReader:
         """The evidence about the sweep's stages."""
         return EvidenceReader(
             self.ledger,
@@ -227,7 +227,7 @@ class SweepState:
         """The state of each stage instance, by digest."""
         return {
             digest: stage_status(
-                self.snapshot.evidence(digest), self.wishes.budget(digest, self.policy.retries)
+                self.reader.evidence(digest), self.request_summary.budget(digest, self.policy.retries)
             )
             for digest in self.sweep.stages
         }
@@ -241,11 +241,11 @@ class SweepState:
                 cell,
                 self.sweep.stages,
                 self.stages,
-                cancelled=cell.id in self.wishes.cancelled,
+                cancelled=cell.id in self.request_summary.cancelled,
                 sweep=f"{self.sweep.name}@{self.number}",
             )
             # Job failures before the last launch or rerun of the cell do not count against its budget.
-            since = self.wishes.asked.get(cell.id, 0)
+            since = self.request_summary.asked.get(cell.id, 0)
             found[cell.id] = with_jobs(
                 cell.id, status, self.jobs, since_request=since, retries=self.policy.retries
             )
@@ -264,7 +264,7 @@ class SweepState:
             stage = self.stages[digest]
             if not stage.attempts or stage.state in (State.DONE, State.RUNNING, State.UNKNOWN):
                 continue
-            attempts, instance = self.snapshot.evidence(digest).attempts, self.sweep.stages[digest]
+            attempts, instance = self.reader.evidence(digest).attempts, self.sweep.stages[digest]
             end = attempts[-1].end if attempts else None
             if end is not None and end.outcome == "failed":
                 found.append((instance, fingerprint(instance.stage, end)))

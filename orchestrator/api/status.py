@@ -26,7 +26,7 @@ def notes_of(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     """Return the remarks that stages returned in the column `notes`, each with the number of its cells."""
     notes: Counter[str] = Counter()
     for cell in cells:
-        found = [view.snapshot.evidence(digest).done for digest in cell.stage_digests]
+        found = [view.reader.evidence(digest).done for digest in cell.stage_digests]
         rows = [row for done in found if done is not None for row in done.rows]
         notes.update({note for row in rows if isinstance(note := row.get("notes"), str) and note})
     return notes
@@ -202,7 +202,7 @@ def _evidence(view: SweepState, cell: Cell, instance: StageInstance) -> dict[str
     """Return the evidence for the state of one stage of a cell."""
     status = view.cells[cell.id].stages[instance.digest]
     lines = []
-    evidence = view.snapshot.evidence(instance.digest)
+    evidence = view.reader.evidence(instance.digest)
     attempts = view.attempts(instance)
     for attempt in attempts:
         lines.extend(_of_attempt(attempt))
@@ -322,4 +322,4 @@ def explanation_lines(found: Mapping[str, Any]) -> list[str]:
 def rows_of(view: SweepState, only: list[str]) -> Rows:
     """Return the result rows of the selected cells."""
     cells = view.select(only)
-    return collect_rows(view.sweep, view.number, cells, view.cells, view.snapshot)
+    return collect_rows(view.sweep, view.number, cells, view.cells, view.reader)

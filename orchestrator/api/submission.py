@@ -195,11 +195,11 @@ class Dispatch:
 
     def _unheld(self) -> list[Cell]:
         """Return the cells of the request that need a job and have none; count those that have one."""
-        view, wishes = self._view, self._view.wishes
+        view, request_summary = self._view, self._view.request_summary
         wanted, self.given.num_held = [], 0
         for cell in view.sweep.cells:
             if self._request.number:
-                is_asked = wishes.asked.get(cell.id) == self._request.number
+                is_asked = request_summary.asked.get(cell.id) == self._request.number
             else:  # a request that is not recorded yet is the newest
                 is_asked = self._request.cells is None or cell.id in self._request.cells
             if not is_asked or view.cells[cell.id].state not in (*_WANTED, State.QUEUED, State.UNKNOWN):
@@ -220,7 +220,7 @@ class Dispatch:
         for digest, status in self._view.cells[cell.id].stages.items():
             if status.state is not State.RUNNING:
                 continue
-            last = self._view.snapshot.evidence(digest).attempts[-1]
+            last = self._view.reader.evidence(digest).attempts[-1]
             if last.claim is None or last.claim.cell != cell.id:
                 continue
             at = last.heartbeat.at if last.heartbeat else last.claim.at

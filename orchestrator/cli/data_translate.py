@@ -62,6 +62,12 @@ def translate(args: argparse.Namespace, task: str, source: str, overrides: Seque
         names_cells=False,
         prefetch=f"sweep prefetch {sweep}",
     )
+    if not checked.limits and checked.launcher.takes_snapshot:
+        # A launch from a snapshot replaces this process, which would then write no data set.
+        raise UserError(
+            "launcher.snapshot=true does not go with sweep data translate",
+            fix=f"sweep launch {sweep} with it, then this command without it",
+        )
     sealed = checked.seal(print)
     print(f"{sealed.title}: {sealed.sweep.description}")
     print_lines([f"note: {note}" for note in notes], indent=2)

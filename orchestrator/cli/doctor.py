@@ -26,7 +26,8 @@ from orchestrator.launchers.local import available_cpus, visible_gpus
 from orchestrator.launchers.slurm.query import slurm
 from orchestrator.store import layout, opening
 from orchestrator.store.ledger import open_ledger
-from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
+from orchestrator.store.objects import ObjectStore, PosixStore
+from orchestrator.store.opening import open_objects
 
 PACKAGES = (
     "hydra-core",

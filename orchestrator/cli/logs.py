@@ -16,7 +16,8 @@ from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import UserError, nearest, one_line
 from orchestrator.jobs.records import Submission
 from orchestrator.store import layout
-from orchestrator.store.objects import ObjectStore, open_objects
+from orchestrator.store.objects import ObjectStore
+from orchestrator.store.opening import open_objects
 
 POLL_S = 0.5
 """Pause between two reads of ``--follow``, in seconds."""

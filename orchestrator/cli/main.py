@@ -125,8 +125,9 @@ class Verb(NamedTuple):
 
 
 VERBS: Final = {
-    "list": Verb("plan", "the sweeps that exist, with their number of cells"),
+    "list": Verb("status", "the sweeps that exist, with their number of cells"),
     "plan": Verb("plan", "what would run, why, and at what cost; changes nothing"),
+    "simulate": Verb("plan", "how long it would take on a cluster, if nothing fails; starts nothing"),
     "prefetch": Verb("plan", "fetch the models and data that its cells need"),
     "launch": Verb("launch", "run everything that is not done"),
     "status": Verb("status", "where each cell stands, also while it runs"),

@@ -1,4 +1,4 @@
-"""`sweep list`, `plan` and `prefetch`: which sweeps there are, what a launch would do, and what it needs."""
+"""`sweep plan`, `simulate` and `prefetch`: what a launch would do, how long it would take, what it needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from orchestrator.api.estimates import (
     together,
 )
 from orchestrator.api.launching import engine_of, planned
-from orchestrator.api.planning import Plan, cell_drift, hardware_of
+from orchestrator.api.planning import Plan, SimulatedCluster, cell_drift, hardware_of
 from orchestrator.api.requests import code_drift, needing_retired_lines
-from orchestrator.api.state import SweepState, current_revision, split_store, store_url
-from orchestrator.cli.arguments import add_composing, add_store, again, no_overrides
+from orchestrator.api.state import SweepState, split_store
+from orchestrator.cli.arguments import add_composing, again
 from orchestrator.cli.output import (
     ComposeProgress,
     print_json,
@@ -29,15 +29,15 @@ from orchestrator.cli.output import (
     print_table,
     print_warnings,
 )
-from orchestrator.compose.files import SweepEntry, find_sweeps, shipped
+from orchestrator.compose.main import Composition
 from orchestrator.core.plan import Action, Step
+from orchestrator.core.schedule import Makespan
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import DEVICES, Estimate
 from orchestrator.errors import InfrastructureError, SweepError, UserError, counted, one_line
 from orchestrator.registry import importable, load
-from orchestrator.store.ledger import Ledger, open_ledger
 
 MAX_GROUP_SHOWN = 8
 """Missing needs that are listed; ``--json`` lists all of them."""
@@ -45,27 +45,18 @@ MAX_GROUP_SHOWN = 8
 
 def configure_plan(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    add_composing(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--device", help="what cells are assumed to run on: a100, h200, ...")
-    parser.add_argument(
-        "--mfu", type=float, help="model FLOPs utilisation, in place of the guess by model size"
-    )
-    parser.add_argument("--max-gpus", type=int, metavar="N", help="that one cell may have")
-    parser.add_argument(
-        "--gpus", type=int, metavar="N", help="of the cluster: how long the whole takes there"
-    )
+    _add_hardware(parser)
+    parser.add_argument("--gpus", type=int, metavar="N", help="of a cluster: how long the whole takes there")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="of the cluster; default 8")
 
 
 def run_plan(args: argparse.Namespace) -> int:
     """Print the plan."""
-    view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
-    settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
-    cells = view.select(args.only)
-    hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
-    plan = Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args))
-    makespan = plan.makespan(args.gpus, gpus_per_node=args.gpus_per_node) if args.gpus is not None else None
+    plan, composition = _plan(args)
+    view = plan.view
+    makespan = (
+        plan.makespan(SimulatedCluster(args.gpus, args.gpus_per_node)) if args.gpus is not None else None
+    )
     if args.json:
         print_json(plan.as_json() if makespan is None else {**plan.as_json(), "makespan": makespan._asdict()})
         return 0
@@ -74,14 +65,65 @@ def run_plan(args: argparse.Namespace) -> int:
         print(f"  note: {note}")
     print_warnings(view)
     print_lines(cell_drift(view), indent=2)
-    print_lines(code_drift(view, cells, composition.import_paths if composition else ()), indent=2)
+    import_paths = composition.import_paths if composition else ()
+    print_lines(code_drift(view, plan.cells, import_paths), indent=2)
     _print_plan(plan)
     if makespan is not None:
-        print(
-            f"\n{makespan.num_gpus} GPUs, {args.gpus_per_node} a node: {duration(makespan.hours)} with the"
-            f" longest cells first, {makespan.ratio:.3f} times the least possible"
-        )
+        print(f"\n{_makespan_line(makespan, args.gpus_per_node)}")
     return 0
+
+
+def configure_simulate(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    _add_hardware(parser)
+    parser.add_argument("--gpus", type=int, metavar="N", required=True, help="of the cluster")
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="default 8")
+    parser.add_argument(
+        "--estimate-error", type=float, metavar="S", default=0.0, help="0.3: estimates are wrong by 30 %%"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the errors")
+    parser.add_argument("--moldable", action="store_true", help="cells may have more GPUs than they need")
+
+
+def run_simulate(args: argparse.Namespace) -> int:
+    """Print how long what is not done takes on a cluster. Start nothing."""
+    plan, _ = _plan(args)
+    cluster = SimulatedCluster(args.gpus, args.gpus_per_node, args.moldable, args.estimate_error, args.seed)
+    makespan = plan.makespan(cluster)
+    if args.json:
+        sweep = {"sweep": plan.view.sweep.name, "revision": plan.view.number, "num_cells": len(plan.cells)}
+        print_json({**sweep, "cluster": cluster._asdict(), "makespan": makespan._asdict()})
+    else:
+        print(f"{plan.view.title}: {_makespan_line(makespan, args.gpus_per_node)}")
+    return 0
+
+
+def _add_hardware(parser: argparse.ArgumentParser) -> None:
+    """Add the sweep, and the hardware that its estimates assume."""
+    add_composing(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--device", help="what cells are assumed to run on: a100, h200, ...")
+    parser.add_argument(
+        "--mfu", type=float, help="model FLOPs utilisation, in place of the guess by model size"
+    )
+    parser.add_argument("--max-gpus", type=int, metavar="N", help="that one cell may have")
+
+
+def _plan(args: argparse.Namespace) -> tuple[Plan, Composition | None]:
+    """Return the plan, and what was composed; None for a revision from the store."""
+    view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
+    hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
+    cells = view.select(args.only)
+    return Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args)), composition
+
+
+def _makespan_line(makespan: Makespan, gpus_per_node: int) -> str:
+    """Return how long a plan takes on a cluster, as a line of text."""
+    return (
+        f"{makespan.num_gpus} GPUs, {gpus_per_node} a node: {duration(makespan.hours)} with the longest cells"
+        f" first, {makespan.ratio:.3f} times the least possible"
+    )
 
 
 def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[str, Step]]) -> None:
@@ -258,13 +300,12 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
         f" {rounded(totals['peak_disk_gib'])} GiB at the peak"
     )
     if totals["lost_s"]:
-        share = (
-            f"; {totals['useful_share']:.0%} of the positions are useful" if totals["useful_share"] else ""
-        )
         print(
-            f"  {totals['checkpoint_share']:.1%} of the time waits for checkpoints, and a killed attempt may"
-            f" lose up to {duration(totals['lost_s'] / 3600)}{share}"
+            f"  {totals['checkpoint_share']:.1%} of the time waits for checkpoints;"
+            f" a killed attempt may lose {duration(totals['lost_s'] / 3600)}"
         )
+    if totals["lost_s"] and totals["useful_share"]:
+        print(f"  {totals['useful_share']:.0%} of the positions are useful")
     _print_assumptions(totals["assumptions"])
 
 
@@ -336,64 +377,3 @@ def run_prefetch(args: argparse.Namespace) -> int:
         )
     print(f"{counted(len(cells), 'cell')} can run here: {again('launch', args)}")
     return 0
-
-
-def configure_list(parser: argparse.ArgumentParser) -> None:
-    """Add the verb's arguments."""
-    add_store(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
-
-
-def run_list(args: argparse.Namespace) -> int:
-    """List the user's sweep files, then sweeps found only in the store, then those shipped here."""
-    ledger = open_ledger(store_url(no_overrides(args.words)))
-    entries = find_sweeps()
-    place = shipped("sweeps").resolve()
-    own = [entry for entry in entries if entry.path.parent != place]
-    alone = sorted(set(ledger.sweeps()) - {entry.name for entry in entries})
-    rows = [
-        *(_of_file(ledger, entry) for entry in own),
-        *(row for name in alone if (row := _of_store(ledger, name)) is not None),
-        *(_of_file(ledger, entry) for entry in entries if entry not in own),
-    ]
-    if args.json:
-        print_json(rows)
-        return 0
-    shown = [
-        (
-            r["sweep"],
-            "?" if r["num_cells"] is None else r["num_cells"],
-            r["revision"] or "-",
-            r["description"],
-        )
-        for r in rows
-    ]
-    print_table(("sweep", "cells", "revision", "description"), shown)
-    return 0
-
-
-def _of_file(ledger: Ledger, entry: SweepEntry) -> dict[str, Any]:
-    """Return the line of a sweep file. A file with an error is listed with the error."""
-    return {
-        "sweep": entry.name,
-        "num_cells": entry.num_cells,
-        "revision": current_revision(ledger, entry.name),
-        "description": entry.description if not entry.error else f"error: {entry.error}",
-        "path": str(entry.path),
-    }
-
-
-def _of_store(ledger: Ledger, name: str) -> dict[str, Any] | None:
-    """Return the line of a sweep in the store, None if it was never sealed."""
-    # Records of a launch that died before it sealed anything leave a name without a revision.
-    number = current_revision(ledger, name)
-    if number is None:
-        return None
-    sweep = ledger.revision(name, number).sweep
-    return {
-        "sweep": name,
-        "num_cells": len(sweep.cells),
-        "revision": number,
-        "description": sweep.description,
-        "path": "",
-    }

@@ -1,4 +1,4 @@
-"""`sweep status`, `why` and `show`: the states of a sweep's cells, the evidence behind one, and its files."""
+"""`sweep list`, `status`, `why` and `show`: sweeps, states of cells, the evidence and the files of one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 import msgspec
 
 from orchestrator.api.requests import code_drift, retired_line
-from orchestrator.api.state import SweepState, open_view
+from orchestrator.api.state import SweepState, current_revision, open_view, store_url
 from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings
+from orchestrator.compose.files import SweepEntry, find_sweeps, shipped
 from orchestrator.core.records import remaining_files
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import counted, one_line
 from orchestrator.store import layout
+from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.trackers.base import history
 
 
@@ -98,7 +100,7 @@ def run_show(args: argparse.Namespace) -> int:
     cell = view.cell(args.cell)
     stages: list[dict[str, Any]] = []
     for digest in cell.stage_digests:
-        instance, evidence = view.sweep.stages[digest], view.snapshot.evidence(digest)
+        instance, evidence = view.sweep.stages[digest], view.reader.evidence(digest)
         number = evidence.attempts[-1].number if evidence.attempts else None
         # The last attempt need not be the one that made the product: it may have been lost after another had
         # finished.
@@ -153,3 +155,64 @@ def _last_metrics(view: SweepState, instance: StageInstance, number: int | None)
     """Return the last line of metrics that an attempt logged, empty without one."""
     rows = history(view.ledger, instance, number) if number is not None else []
     return rows[-1] if rows else {}
+
+
+def configure_list(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    add_store(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """List the user's sweep files, then sweeps found only in the store, then those shipped here."""
+    ledger = open_ledger(store_url(no_overrides(args.words)))
+    entries = find_sweeps()
+    place = shipped("sweeps").resolve()
+    own = [entry for entry in entries if entry.path.parent != place]
+    alone = sorted(set(ledger.sweeps()) - {entry.name for entry in entries})
+    rows = [
+        *(_of_file(ledger, entry) for entry in own),
+        *(row for name in alone if (row := _of_store(ledger, name)) is not None),
+        *(_of_file(ledger, entry) for entry in entries if entry not in own),
+    ]
+    if args.json:
+        print_json(rows)
+        return 0
+    shown = [
+        (
+            r["sweep"],
+            "?" if r["num_cells"] is None else r["num_cells"],
+            r["revision"] or "-",
+            r["description"],
+        )
+        for r in rows
+    ]
+    print_table(("sweep", "cells", "revision", "description"), shown)
+    return 0
+
+
+def _of_file(ledger: Ledger, entry: SweepEntry) -> dict[str, Any]:
+    """Return the line of a sweep file. A file with an error is listed with the error."""
+    return {
+        "sweep": entry.name,
+        "num_cells": entry.num_cells,
+        "revision": current_revision(ledger, entry.name),
+        "description": entry.description if not entry.error else f"error: {entry.error}",
+        "path": str(entry.path),
+    }
+
+
+def _of_store(ledger: Ledger, name: str) -> dict[str, Any] | None:
+    """Return the line of a sweep in the store, None if it was never sealed."""
+    # Records of a launch that died before it sealed anything leave a name without a revision.
+    number = current_revision(ledger, name)
+    if number is None:
+        return None
+    sweep = ledger.revision(name, number).sweep
+    return {
+        "sweep": name,
+        "num_cells": len(sweep.cells),
+        "revision": number,
+        "description": sweep.description,
+        "path": "",
+    }

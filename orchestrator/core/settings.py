@@ -92,14 +92,8 @@ class HardwareSettings(Settings, frozen=True, kw_only=True):
     @property
     def assumed(self) -> Hardware:
         """The hardware for which a plan is made."""
-        device = DEVICES[self.device]
-        return Hardware(
-            device=self.device,
-            memory_gib=device.memory_gib,
-            peak_tflops=device.peak_tflops,
-            max_gpus=self.max_gpus,
-            mfu=self.mfu,
-        )
+        known = DEVICES[self.device]._asdict()
+        return Hardware(device=self.device, max_gpus=self.max_gpus, mfu=self.mfu, **known)
 
 
 class RunSettings(Settings, frozen=True, kw_only=True):

@@ -53,7 +53,7 @@ from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.publishing import BucketPublisher
+from orchestrator.store.objects import Publisher
 from orchestrator.store.retention import drop_work
 
 
@@ -113,7 +113,7 @@ class AttemptRun:
         self._key = layout.payload(instance, number)
         self._folder = Path(layout.CHECKPOINTS)
         self._mark = mark_of(claim.nonce)
-        self._publisher: BucketPublisher | None = None
+        self._publisher: Publisher | None = None
         self._recorded: StartRecord | None = None
 
     def run(self, earlier: Sequence[Attempt]) -> End:

@@ -41,7 +41,7 @@ from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSig
 from orchestrator.store import layout
 from orchestrator.store.access import Outage
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.objects import open_objects
+from orchestrator.store.opening import open_objects
 from orchestrator.trackers.base import Tracked, open_trackers
 
 POLL_S = 0.25

@@ -18,7 +18,7 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.execution.assignment import Message
 from orchestrator.jobs.records import JobContext, LostWorker
 from orchestrator.store import layout
-from orchestrator.store.access import is_transient, told
+from orchestrator.store.access import error_line, is_transient
 from orchestrator.store.evidence import OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger
 
@@ -179,7 +179,7 @@ class Leaving:
 
     def leave(self, digest: str, error: Exception) -> None:
         """Leave a stage alone: for `LEAVE_S` if the error may pass, else for good."""
-        status = StageStatus(State.UNKNOWN, f"cannot be worked on: {told(error)}")
+        status = StageStatus(State.UNKNOWN, f"cannot be worked on: {error_line(error)}")
         self._left[digest] = _Left(status, self._clock(), is_transient(error))
         if digest not in self._erred:
             self._erred.add(digest)

@@ -19,7 +19,7 @@ from orchestrator.execution.liveness import Leaving, Watcher, next_lease_s
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.manifest import damage
 from orchestrator.store import layout
-from orchestrator.store.access import new_nonce, told
+from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.checkout import Checkout
 from orchestrator.store.evidence import EvidenceReader, examine
 from orchestrator.store.ledger import Ledger
@@ -74,7 +74,7 @@ class Worker:
         self._leaving = Leaving()
         self._scan_s = 0.0
         self._wishes_s = 0.0
-        self._wishes = RequestSummary(frozenset(), {}, {})
+        self._summary = RequestSummary(frozenset(), {}, {})
 
     def run(self) -> int:
         """Work until nothing is left to claim or to wait for; return the exit code."""
@@ -90,9 +90,9 @@ class Worker:
                 self._say("this machine cannot run the stages: this worker claims no more")
                 return REFUSED
             self._scan_s = time.monotonic()
-            wishes = self._read_wishes(at_most_s=0.0)
+            summary = self._read_requests(at_most_s=0.0)
             # New evidence for each scan, read lazily. A decision from an old scan is checked again in `_try`.
-            snapshot = EvidenceReader(
+            reader = EvidenceReader(
                 self._ledger,
                 self._sweep.stages.values(),
                 observer=self._watcher,
@@ -101,8 +101,8 @@ class Worker:
                 specs=self._sweep.specs,
             )
             scan = self._scanner.next_stage(
-                lambda digest, s=snapshot, w=wishes: self._status(s, w, digest),  # type: ignore[misc]
-                cancelled=wishes.cancelled,
+                lambda digest, s=reader, w=summary: self._status(s, w, digest),  # type: ignore[misc]
+                cancelled=summary.cancelled,
             )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
@@ -110,7 +110,7 @@ class Worker:
             if scan.claimable is not None and self._has_other_code():
                 return OTHER_CODE
             if scan.claimable is not None:
-                idle_s = IDLE_S if self._try_or_leave(scan.claimable, snapshot) else self._pause(idle_s)
+                idle_s = IDLE_S if self._try_or_leave(scan.claimable, reader) else self._pause(idle_s)
                 self._idle_since_s = None
             elif scan.waiting:
                 if self._is_idle_for_long():
@@ -118,7 +118,7 @@ class Worker:
                     return 0
                 self._leaving.reset()  # others still work, so it stays whatever the unreadable stages do
                 idle_s, self._progressed = self._pause(idle_s), True
-            elif self._is_worth_another_look(snapshot):
+            elif self._is_worth_another_look(reader):
                 idle_s = self._pause(idle_s)
             else:
                 # Otherwise the log of a scheduler's job would be empty.
@@ -167,14 +167,14 @@ class Worker:
         time.sleep(idle_s)
         return min(max(MAX_IDLE_S, self._ledger.objects.poll_s), idle_s * 1.5)
 
-    def _try_or_leave(self, claimable: Claimable, snapshot: EvidenceReader) -> bool:
+    def _try_or_leave(self, claimable: Claimable, reader: EvidenceReader) -> bool:
         """Run `_try`; if only this stage's folders fail, leave it for a while, so that others go on."""
         try:
-            was_worked_on = self._try(claimable, snapshot)
+            was_worked_on = self._try(claimable, reader)
         except (OSError, InfrastructureError) as error:
             if not self._ledger.objects.in_place or not self._answers():
                 raise
-            self._say(f"{claimable.cell.id} {claimable.instance.name}: left for now: {told(error)}")
+            self._say(f"{claimable.cell.id} {claimable.instance.name}: left for now: {error_line(error)}")
             self._leaving.leave(claimable.instance.digest, error)
             return True
         self._leaving.reset()
@@ -186,24 +186,24 @@ class Worker:
         except OSError:
             return False
 
-    def _is_worth_another_look(self, snapshot: EvidenceReader) -> bool:
+    def _is_worth_another_look(self, reader: EvidenceReader) -> bool:
         digests = {digest for cell in self._scanner.cells for digest in cell.stage_digests}
         return self._leaving.is_worth_another_look(
-            is_passing=any(snapshot.evidence(digest).is_passing for digest in digests)
+            is_passing=any(reader.evidence(digest).is_passing for digest in digests)
         )
 
-    def _status(self, snapshot: EvidenceReader, wishes: RequestSummary, digest: str) -> StageStatus:
+    def _status(self, reader: EvidenceReader, summary: RequestSummary, digest: str) -> StageStatus:
         if (left := self._leaving.status(digest)) is not None:
             return left
-        budget = wishes.budget(digest, self._order.settings.policy.retries)
-        return stage_status(snapshot.evidence(digest), budget)
+        budget = summary.budget(digest, self._order.settings.policy.retries)
+        return stage_status(reader.evidence(digest), budget)
 
-    def _read_wishes(self, *, at_most_s: float) -> RequestSummary:
+    def _read_requests(self, *, at_most_s: float) -> RequestSummary:
         """Return the summary of all requests, read again if it is older than `at_most_s` seconds."""
         if time.monotonic() - self._wishes_s >= at_most_s:
-            self._wishes = summarize_requests(self._ledger.requests(self._order.sweep), self._all_ids)
+            self._summary = summarize_requests(self._ledger.requests(self._order.sweep), self._all_ids)
             self._wishes_s = time.monotonic()
-        return self._wishes
+        return self._summary
 
     def _retain(self, by: str, instance: StageInstance | None = None) -> None:
         """Retire files that no stage needs after the one just done; without a stage, check all products."""
@@ -212,7 +212,7 @@ class Worker:
             return
         sources = None if instance is None else [taken.digest for taken in instance.inputs]
         try:
-            if self._read_wishes(at_most_s=0.0).revision not in (0, self._order.revision):
+            if self._read_requests(at_most_s=0.0).revision not in (0, self._order.revision):
                 return  # a newer revision was launched: its stages may need what these do not
             news = retain(self._ledger, self._sweep, policy, by=by, sources=sources, trusted=self._trusted)
         except (OSError, InfrastructureError) as error:  # the next worker completes the deletion
@@ -223,16 +223,16 @@ class Worker:
 
     # Claiming
 
-    def _try(self, claimable: Claimable, snapshot: EvidenceReader) -> bool:
+    def _try(self, claimable: Claimable, reader: EvidenceReader) -> bool:
         """Claim and run a stage.
 
         Returns:
             False if another worker was first, so that a pause is due; True to scan again at once.
         """
         instance = claimable.instance
-        if (inputs := self._inputs(instance, snapshot)) is None:
+        if (inputs := self._inputs(instance, reader)) is None:
             return True  # an input was voided: scan again at once
-        evidence = snapshot.evidence(instance.digest)
+        evidence = reader.evidence(instance.digest)
         if evidence.damaged:
             self._void_damaged(instance, evidence)
             return True
@@ -255,17 +255,15 @@ class Worker:
             number=number,
             claim=claim,
             inputs=inputs,
-            input_generations={i.digest: snapshot.evidence(i.digest).generation for i in instance.inputs},
+            input_generations={i.digest: reader.evidence(i.digest).generation for i in instance.inputs},
             context=self._context,
             stop_asked=lambda: self._why_stop(instance),
             code_now=lambda: self._checkout.digest() if self._checkout else "",
             shortage=self._shortage,
-            former=evidence.former
-            if self._status(snapshot, self._wishes, instance.digest).going_on
-            else None,
+            former=evidence.former if self._status(reader, self._summary, instance.digest).going_on else None,
         )
         end = run.run(attempts)
-        self._release(instance, snapshot)
+        self._release(instance, reader)
         self._count_start(run, end)
         self._replaced = end.why == "superseded" and self._is_replaced(instance)
         self._is_late |= end.why == "deadline"
@@ -320,14 +318,14 @@ class Worker:
 
     # Inputs
 
-    def _inputs(self, instance: StageInstance, snapshot: EvidenceReader) -> dict[str, dict[str, str]] | None:
+    def _inputs(self, instance: StageInstance, reader: EvidenceReader) -> dict[str, dict[str, str]] | None:
         """Return the verified folders of a stage's inputs; None if one does not count.
 
         Contents are verified the first time only, later sizes alone. A damaged product is voided.
         """
         folders: dict[str, dict[str, str]] = {}
         for taken in instance.inputs:
-            source, evidence = self._sweep.stages[taken.digest], snapshot.evidence(taken.digest)
+            source, evidence = self._sweep.stages[taken.digest], reader.evidence(taken.digest)
             if evidence.done is None:
                 return None
             prefix = layout.output(source, evidence.done.attempt)
@@ -342,10 +340,10 @@ class Worker:
             folders.setdefault(taken.stage, {})[taken.label] = str(folder)
         return folders
 
-    def _release(self, instance: StageInstance, snapshot: EvidenceReader) -> None:
+    def _release(self, instance: StageInstance, reader: EvidenceReader) -> None:
         """Allow the cache to evict the copies of a stage's inputs."""
         for source in (self._sweep.stages[taken.digest] for taken in instance.inputs):
-            done = snapshot.evidence(source.digest).done
+            done = reader.evidence(source.digest).done
             if done is not None:
                 prefix = layout.payload(source, done.attempt)
                 self._ledger.objects.release(prefix)
@@ -380,7 +378,7 @@ class Worker:
             return why
         try:
             at_most_s = max(CONTROL_S, self._ledger.objects.poll_s)
-            cancelled = self._read_wishes(at_most_s=at_most_s).cancelled
+            cancelled = self._read_requests(at_most_s=at_most_s).cancelled
         except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""
         if not cancelled:

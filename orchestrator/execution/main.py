@@ -32,7 +32,7 @@ from orchestrator.store.access import Outage, wait_out
 from orchestrator.store.checkout import Checkout, checkout_of
 from orchestrator.store.code import damage, import_paths, package_path, version_of
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.objects import open_objects
+from orchestrator.store.opening import open_objects
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 HELD_SIGNALS = frozenset(STOP_SIGNALS) - {signal.SIGINT}
@@ -55,7 +55,7 @@ class WorkerSummary:
 def run(
     order: Assignment,
     log: Path | None = None,
-    diary: WorkerSummary | None = None,
+    summary: WorkerSummary | None = None,
     lifeline: int | None = None,
     shortage: Callable[[], Shortage | None] = lambda: None,
 ) -> int:
@@ -64,18 +64,18 @@ def run(
     Args:
         order: the worker's assignment.
         log: file for the worker's log; None for standard output.
-        diary: filled in with facts about the worker.
+        summary: filled in with facts about the worker.
         lifeline: end of a pipe that closes when the process that started this worker is gone.
         shortage: returns the lack of memory on the node because of which the worker should stop.
     """
     leave_step(os.environ)  # the launch, or a Ray node, may itself run in a step of a Slurm job
-    diary = diary or WorkerSummary()
+    summary = summary or WorkerSummary()
     if log is not None:
         _print_to(log)
     ending = _Ending(order, lifeline)
 
     def say(line: str) -> None:
-        diary.said = line = provenance.without_secrets(line)
+        summary.said = line = provenance.without_secrets(line)
         with contextlib.suppress(OSError):  # the log may lie on a full disk
             print(f"{provenance.now()} worker {order.slot}: {line}", flush=True)
 
@@ -110,7 +110,7 @@ def run(
         try:
             return worker.run()
         finally:
-            diary.num_claims = worker.num_claims
+            summary.num_claims = worker.num_claims
     except InfrastructureError as error:
         say(f"error: {error}")
         _outlast(order.store, ending)

@@ -12,14 +12,16 @@ import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
+from msgspec import structs
 
 from orchestrator.core.records import Code
-from orchestrator.core.selector import Subject
+from orchestrator.core.selector import Subject, select
 from orchestrator.core.settings import RunSettings
-from orchestrator.costs import Estimate, Hardware
+from orchestrator.costs import DEVICES, Estimate, Hardware
+from orchestrator.errors import UserError, nearest
 from orchestrator.jobs.judgement import JobListing, SubmissionState
 from orchestrator.jobs.records import JobContext, JobEnd, Resources, Submission
 
@@ -32,8 +34,7 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Amount = Annotated[float, msgspec.Meta(gt=0)]
 """A setting that is more than 0."""
 
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-"""The name of an environment variable."""
+Entry = TypeVar("Entry", bound=msgspec.Struct)
 
 
 class Launch(NamedTuple):
@@ -247,3 +248,52 @@ def stepped(amount: float) -> float:
     """
     power = 2.0 ** max(0, math.ceil(math.log2(amount)))
     return 0.75 * power if amount <= 0.75 * power and power > 1 else power
+
+
+def check_device(device: str, key: str) -> None:
+    """Raise unless plans can be made for a device.
+
+    Raises:
+        UserError: it is neither ``cpu`` nor a key of `orchestrator.costs.DEVICES`.
+    """
+    if device not in (known := [*DEVICES, "cpu"]):
+        raise UserError(f"unknown device {device!r} in {key}", allowed=nearest(device, known))
+
+
+def check_variables(names: Iterable[str], key: str) -> None:
+    """Raise unless all names can be those of environment variables.
+
+    Raises:
+        UserError: one cannot.
+    """
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UserError(f"{name!r} in {key} is no name of a variable")
+
+
+def overrides_of(
+    entries: Sequence[Entry], cells: Iterable[str], known: Sequence[Subject]
+) -> dict[str, dict[str, Any]]:
+    """Return what `launcher.resources` sets for each cell. Later entries override earlier ones by field.
+
+    Args:
+        entries: each with a selector ``only``, "" for all cells; a field that is None sets nothing. Fields
+            that are mappings are combined.
+        cells: ids of the cells.
+        known: all cells of the revision, which selectors may name.
+
+    Raises:
+        UserError: a selector is wrong.
+    """
+    found: dict[str, dict[str, Any]] = {cell: {} for cell in cells}
+    subjects = [(subject.cell, subject) for subject in known]
+    for entry in entries:
+        fields = {name: value for name, value in structs.asdict(entry).items() if value is not None}
+        only = fields.pop("only")
+        for cell in found.keys() & set(select([only] if only else [], subjects)):
+            before = found[cell]
+            found[cell] = before | {
+                name: {**before.get(name, {}), **value} if isinstance(value, dict) else value
+                for name, value in fields.items()
+            }
+    return found

@@ -115,11 +115,9 @@ class Batches:
             self._segments = Segments(longest, -(-pieces // _SEGMENTS) * _SEGMENTS)
         return packs, validated
 
-    def of_step(self, rows: np.ndarray) -> list[Part]:
-        """Return what this process computes of a step."""
-        return self._parts(rows, self._rank)
-
-    def _parts(self, rows: np.ndarray, rank: int) -> list[Part]:
+    def of_step(self, rows: np.ndarray, *, rank: int | None = None) -> list[Part]:
+        """Return what a process computes of a step, by default this one."""
+        rank = self._rank if rank is None else rank
         return self._divisions[0].parts(rows, rank=rank, num_processes=self._num_processes)
 
     def batch(self, part: Part) -> Batch:
@@ -158,7 +156,7 @@ class Batches:
         else:
             positions = np.array(
                 [
-                    [sum(map(self._positions, self._parts(rows, number))) for number in every]
+                    [sum(map(self._positions, self.of_step(rows, rank=number))) for number in every]
                     for rows in self._steps
                 ]
             )
@@ -185,7 +183,7 @@ def _batch(rows: Rows, part: Part, segments: Segments | None) -> Batch:
 
 
 CPU_ROWS = 8
-"""Rows of a micro-batch on a CPU. The models trained there are small, so memory does not limit it."""
+"""Rows of a micro-batch on a CPU, where models are small and memory does not limit it."""
 TOLERANCE, TOLERANCE_16_BIT = 1e-3, 5e-2
 """Largest relative difference between the hidden states of a row in a pack and alone; our choice.
 
@@ -265,17 +263,17 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
     """
     bf16 = settings.precision == "bf16"
-    micro, recompute = micro_batches(settings, uses, placed, rows)
+    wanted = None if uses.gradient_checkpointing == "auto" else bool(uses.gradient_checkpointing)
+    micro, recompute = micro_batches(settings, uses, placed, rows, recompute=wanted)
     for _ in range(out_of_memory):
-        is_small = micro.tokens < BUSY_TOKENS
-        if uses.gradient_checkpointing == "auto" and not recompute and is_small:
-            recompute = True
+        if wanted is None and not recompute and micro.tokens < BUSY_TOKENS:
+            micro, recompute = micro_batches(settings, uses, placed, rows, recompute=True)
         else:
             micro = _halved(micro, int(rows.lengths.max()))
     num_fused = kernels.fuse_norms(placed.model) if placed.device.type == "cuda" else 0
     packing = can_pack(placed, rows, bf16=bf16) if micro.rows is None else None
     if packing is not None and packing.packed:
-        micro = micro._replace(packed=True, by_kernel=by_kernel(placed, bf16=bf16))
+        micro = micro._replace(packed=True, by_kernel=placed.has_pack_kernel)
     if recompute:
         placed.recompute()
     num_tokens = int(rows.lengths.sum()) * settings.num_epochs
@@ -310,7 +308,11 @@ def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:
     chosen = chosen if len(chosen) > 1 else 2 * chosen
     longest = int(rows.lengths.max())
     width = int(rows.lengths[chosen].sum()) + 1
-    segments = Segments(longest, len(chosen) + 2) if by_kernel(placed, bf16=bf16) else None
+    segments = (
+        Segments(longest, len(chosen) + 2)
+        if kernels.has_kernel(placed.decoder, placed.device, bf16=bf16)
+        else None
+    )
     with placed.evaluating():
         difference, leak = placed.packing_differences(
             rows.pack(chosen, width=width, segments=segments), [rows.batch([row]) for row in chosen]
@@ -321,29 +323,28 @@ def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:
     return Packing(packed, difference, leak)
 
 
-def by_kernel(placed: Placed, *, bf16: bool) -> bool:
-    """Return whether torch's kernel computes the attention of packs."""
-    windows = kernels.has_windows(placed.decoder)
-    return kernels.has_kernel(placed.device, bf16=bf16, windows=windows)
-
-
-def micro_batches(settings: Config, uses: Config, placed: Placed, rows: Rows) -> tuple[MicroBatches, bool]:
+def micro_batches(
+    settings: Config, uses: Config, placed: Placed, rows: Rows, *, recompute: bool | None
+) -> tuple[MicroBatches, bool]:
     """Return the configured micro-batch, or the widest that fits, and whether the backward pass recomputes.
+
+    Args:
+        settings, uses, placed, rows: as for `choose`.
+        recompute: whether layers are computed again; None for what the memory needs.
 
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
     """
-    size, recompute = uses.micro_batch_size, uses.gradient_checkpointing
-    tokens = setting(uses, "micro_batch_tokens", None)
+    size, tokens = uses.micro_batch_size, setting(uses, "micro_batch_tokens", None)
     if placed.device.type == "cpu":
         size = CPU_ROWS if size is None and tokens is None else size
         return MicroBatches(size, tokens or 0), recompute is True
-    if recompute != "auto" and (size is not None or tokens is not None):
+    if recompute is not None and (size is not None or tokens is not None):
         return MicroBatches(size, tokens or 0), recompute
     model = sizes_of(placed)
     load = Load(
         row_tokens=int(rows.lengths.max()),
-        checkpointing=None if recompute == "auto" else recompute,
+        checkpointing=recompute,
         value_bytes=2 if settings.precision == "bf16" else 4,
         loss_chunk_tokens=uses.loss_chunk_tokens,
         sharded=placed.is_sharded,

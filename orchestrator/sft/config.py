@@ -370,11 +370,13 @@ def _check_pinned(task_name: str, items: ItemsConfig) -> None:
 def _check_items(
     named: TaskConfig, items: ItemsConfig, training: tuple[str, ...], tested: tuple[str, ...]
 ) -> None:
-    task = load_task(msgspec.structs.asdict(named))
+    # A target is checked before anything runs. Tasks of the registry need not be imported for that.
+    task = load_task(msgspec.structs.asdict(named)) if named.target else None
     # Generated items need no files. Data sets of releases are checked as a need, since `prefetch` may fetch
     # them.
     if items.source == "generated" or (items.source == "parallel" and items.dir is None):
         return
+    task = task or load_task(msgspec.structs.asdict(named))
     if items.dir is not None:
         data.check(items, task.name, named.target)
     for folder, split, languages, key in (

@@ -41,14 +41,15 @@ _OPTIONS = frozenset(_PARAMETERS)
 """What the installed kernel can do: `window_size`: sliding windows; `enable_gqa`: fewer key heads."""
 
 
-def has_kernel(device: torch.device, *, bf16: bool, windows: bool) -> bool:
-    """Return whether the installed kernel can compute packed rows.
+def has_kernel(decoder: nn.Module, device: torch.device, *, bf16: bool) -> bool:
+    """Return whether the installed kernel can compute packed rows of a model, its sliding windows included.
 
     Args:
+        decoder: the model's decoder.
         device: where to compute.
         bf16: whether in 16 bits.
-        windows: whether a layer has a sliding window.
     """
+    windows = any(getattr(config, "sliding_window", None) for config in _configs(decoder))
     can = varlen_attn is not None and ("window_size" in _OPTIONS or not windows)
     return device.type == "cuda" and bf16 and can
 
@@ -72,11 +73,6 @@ def enable(decoder: nn.Module) -> None:
     """
     for config in _configs(decoder):
         config._attn_implementation = NAME
-
-
-def has_windows(decoder: nn.Module) -> bool:
-    """Return whether a layer may have a sliding window."""
-    return any(getattr(config, "sliding_window", None) for config in _configs(decoder))
 
 
 def _configs(decoder: nn.Module) -> list[Any]:

@@ -2,3 +2,12 @@
 
 Its import runs no tensor operation and opens no GPU, because a process forked after either may hang.
 """
+
+import pandas
+import pyarrow.parquet
+import transformers.models.gemma3.modeling_gemma3
+import transformers.models.qwen3.modeling_qwen3
+
+from orchestrator.sft import base, evaluate, prepare, tokenizer, train
+
+__all__ = ["base", "evaluate", "pandas", "prepare", "pyarrow", "tokenizer", "train", "transformers"]

@@ -75,7 +75,7 @@ def read_shard(folder: Path) -> list[Example]:
 
 
 class Segments(NamedTuple):
-    """Fixed sizes of the tensor that tells the kernel for packed rows where rows begin.
+    """Fixed sizes of the tensor from which the kernel for packed rows reads where rows begin.
 
     Attributes:
         longest: most tokens of a row.

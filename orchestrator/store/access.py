@@ -272,7 +272,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(cause, OSError) and cause.errno in TRANSIENT
 
 
-def told(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Return an error of the store as one line for people."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(cause, OSError) and cause.strerror:
@@ -308,9 +308,8 @@ def wait_out(act: Callable[[], T], answers: Callable[[], object], outage: Outage
                 again = False
                 # Short hiccups are common on network file systems, and are not reported.
                 if not said and waited_s >= SAY_S:
-                    outage.notify(
-                        f"the store does not answer ({told(error)}): waiting for up to {outage.limit_s:.0f} s"
-                    )
+                    up_to = f"waiting for up to {outage.limit_s:.0f} s"
+                    outage.notify(f"the store does not answer ({error_line(error)}): {up_to}")
                     said = True
             # The store answers, so the error belongs to one folder. Two in a row are final.
             elif again:

@@ -23,7 +23,7 @@ from orchestrator.manifest import File, damage, damage_by_size
 from orchestrator.processes import is_gone
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
-from orchestrator.store.access import Prefetched, StageIndex, is_transient, told
+from orchestrator.store.access import Prefetched, StageIndex, error_line, is_transient
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import Listing
 
@@ -340,7 +340,7 @@ class EvidenceReader:
 
 
 def _unreadable(error: Exception) -> Evidence:
-    return Evidence(unreadable=f"cannot be read: {told(error)}", is_passing=is_transient(error))
+    return Evidence(unreadable=f"cannot be read: {error_line(error)}", is_passing=is_transient(error))
 
 
 def _just_ended(attempts: tuple[Attempt, ...]) -> bool:

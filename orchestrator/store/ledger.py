@@ -36,12 +36,13 @@ from orchestrator.store.access import (
     Prefetched,
     R,
     Records,
+    error_line,
     is_transient,
     new_nonce,
     read_header,
-    told,
 )
-from orchestrator.store.objects import ObjectStore, PosixStore, open_objects
+from orchestrator.store.objects import ObjectStore, PosixStore
+from orchestrator.store.opening import open_objects
 
 
 def check_mark(records: Records) -> int | None:
@@ -348,7 +349,7 @@ class Ledger(Records):
                 # An outage must not look like a sweep without requests.
                 if is_transient(error):
                     raise
-                request, problem = None, f"{key} cannot be read: {told(error)}"
+                request, problem = None, f"{key} cannot be read: {error_line(error)}"
             if request is not None:
                 found.append(request)
                 if request.verb == "unknown":

@@ -9,20 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from orchestrator.core.secrets import redacted
-from orchestrator.errors import UserError
 from orchestrator.manifest import File, fsync_path, fsync_tree
-from orchestrator.registry import BUCKETS, load
-
-if TYPE_CHECKING:
-    from orchestrator.store.publishing import BucketPublisher
 
 
 class Listing(NamedTuple):
@@ -34,6 +27,22 @@ class Listing(NamedTuple):
 
 def idle() -> None:
     """Do nothing: the default of a callback that runs during long operations."""
+
+
+class Publisher(Protocol):
+    """The uploads of one attempt's payload, see `orchestrator.store.publishing.BucketPublisher`."""
+
+    def step(self) -> None:
+        """Start the uploads that are due; never wait."""
+
+    def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
+        """Wait for the last uploads after the child has ended."""
+
+    def output(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+        """Upload the product's files."""
+
+    def failed(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+        """Upload what a later attempt needs after a failure."""
 
 
 class ObjectStore(Protocol):
@@ -87,9 +96,7 @@ class ObjectStore(Protocol):
     def upload(self, prefix: str, *, pulse: Callable[[], object] = idle) -> None:
         """Make the files in `workspace(prefix)` durable and visible; call `pulse` meanwhile."""
 
-    def publisher(
-        self, key: str, *, adopted: int | None, warn: Callable[[str], None]
-    ) -> BucketPublisher | None:
+    def publisher(self, key: str, *, adopted: int | None, warn: Callable[[str], None]) -> Publisher | None:
         """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
 
     def fetch(
@@ -348,46 +355,3 @@ _RECORD_BYTES = 1 << 16
 def _rest(handle: int) -> Iterator[bytes]:
     while data := os.read(handle, 1 << 20):
         yield data
-
-
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]")
-"""Bucket names that S3 and GCS accept."""
-
-
-def open_objects(url: str) -> ObjectStore:
-    """Return the store operations for a URL or path, without any access to it.
-
-    Raises:
-        UserError: The scheme is unknown, or the address names no bucket.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return PosixStore(Path(url).expanduser().absolute())
-    if scheme == "file":
-        return PosixStore(Path("/" + rest.lstrip("/")))
-    if scheme not in BUCKETS:
-        raise UserError(
-            f"unknown store scheme {scheme!r}",
-            where=f"store.url={url}",
-            allowed="a folder on a shared file system, file://, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
-            fix="store.url=/shared/runs",
-        )
-    bucket, *parts = rest.rstrip("/").split("/")
-    if "@" in bucket or (":" in bucket and "@" in rest):
-        raise UserError(
-            f"the store's address holds a user or a password: {redacted(url)}",
-            where="store.url, or SWEEP_STORE",
-            allowed="it is recorded with each job; endpoint and credentials come from the environment",
-            fix=f"store.url={scheme}://{rest.rpartition('@')[2]}",
-        )
-    if not _BUCKET.fullmatch(bucket) or not all(part.strip(".") and part.isprintable() for part in parts):
-        raise UserError(
-            f"{redacted(url)!r} names no place in a bucket",
-            where="store.url",
-            allowed=f"{scheme}://BUCKET or {scheme}://BUCKET/PREFIX; endpoint and credentials come from the "
-            "environment",
-            fix=f"store.url={scheme}://my-bucket/runs",
-        )
-    # Loaded on demand, because a store in a folder needs neither the cache nor the broker.
-    made: ObjectStore = load(BUCKETS[scheme])(f"{scheme}://{'/'.join([bucket, *parts])}")
-    return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import threading
 import time
@@ -15,8 +16,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.core.secrets import redacted
 from orchestrator.errors import InfrastructureError, SweepError, UserError
-from orchestrator.store.objects import ObjectStore
+from orchestrator.registry import BUCKETS, load
+from orchestrator.store.objects import ObjectStore, PosixStore
 
 PRIVATE, SHARED = 0o700, 0o2770
 FIX = "whoever owns it: chmod -R g+rwX {0}; find {0} -type d -exec chmod g+s {{}} +  (and a umask of 002)"
@@ -246,3 +249,46 @@ def refusal(url: str, error: OSError) -> SweepError:
         allowed=f"what the environment says: {names}",
         fix="check them, and the network, with: sweep doctor",
     )
+
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}[a-z0-9]")
+"""Bucket names that S3 and GCS accept."""
+
+
+def open_objects(url: str) -> ObjectStore:
+    """Return the store operations for a URL or path, without any access to it.
+
+    Raises:
+        UserError: The scheme is unknown, or the address names no bucket.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return PosixStore(Path(url).expanduser().absolute())
+    if scheme == "file":
+        return PosixStore(Path("/" + rest.lstrip("/")))
+    if scheme not in BUCKETS:
+        raise UserError(
+            f"unknown store scheme {scheme!r}",
+            where=f"store.url={url}",
+            allowed="a folder on a shared file system, file://, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX",
+            fix="store.url=/shared/runs",
+        )
+    bucket, *parts = rest.rstrip("/").split("/")
+    if "@" in bucket or (":" in bucket and "@" in rest):
+        raise UserError(
+            f"the store's address holds a user or a password: {redacted(url)}",
+            where="store.url, or SWEEP_STORE",
+            allowed="it is recorded with each job; endpoint and credentials come from the environment",
+            fix=f"store.url={scheme}://{rest.rpartition('@')[2]}",
+        )
+    if not _BUCKET.fullmatch(bucket) or not all(part.strip(".") and part.isprintable() for part in parts):
+        raise UserError(
+            f"{redacted(url)!r} names no place in a bucket",
+            where="store.url",
+            allowed=f"{scheme}://BUCKET or {scheme}://BUCKET/PREFIX; endpoint and credentials come from the "
+            "environment",
+            fix=f"store.url={scheme}://my-bucket/runs",
+        )
+    # Loaded on demand, because a store in a folder needs neither the cache nor the broker.
+    made: ObjectStore = load(BUCKETS[scheme])(f"{scheme}://{'/'.join([bucket, *parts])}")
+    return made

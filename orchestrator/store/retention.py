@@ -100,14 +100,14 @@ def leftovers(ledger: Ledger, instances: Sequence[StageInstance]) -> list[Leftov
     prefixes = {instance.digest: f"payload/{instance.stage}/{instance.digest}" for instance in instances}
     trees = ledger.objects.trees(prefixes.values())
     found = []
-    snapshot = EvidenceReader(ledger, instances, check_files=False)
+    reader = EvidenceReader(ledger, instances, check_files=False)
     for instance in instances:
         sizes = [
             size
             for path, size in trees.get(prefixes[instance.digest], {}).items()
             if len(parts := path.split("/")) > 2 and parts[1] in _PAYLOAD
         ]
-        evidence = snapshot.evidence(instance.digest)
+        evidence = reader.evidence(instance.digest)
         left = Leftover(instance, evidence, len(sizes), sum(sizes))
         # A running attempt is returned even without files, so that the caller can refuse.
         if sizes or left.is_open:
@@ -195,15 +195,15 @@ def retain(
     for instance in sweep.stages.values():
         for taken in instance.inputs:
             takers.setdefault(taken.digest, []).append(instance)
-    snapshot = EvidenceReader(ledger, sweep.stages.values(), count_attempts=False, trusted=trusted)
+    reader = EvidenceReader(ledger, sweep.stages.values(), count_attempts=False, trusted=trusted)
     news = []
     # Products that no stage takes are results, and are always kept.
     for digest in takers if sources is None else sources:
-        source, evidence = sweep.stages[digest], snapshot.evidence(digest)
+        source, evidence = sweep.stages[digest], reader.evidence(digest)
         if evidence.done is None:
             continue
         retired = evidence.retired
-        decided = _decide(snapshot, source, evidence.done, takers[digest], policy, retired=retired, by=by)
+        decided = _decide(reader, source, evidence.done, takers[digest], policy, retired=retired, by=by)
         if decided is not None:
             # Another process may win this record; its list of files then applies.
             if ledger.retire(source, decided):
@@ -215,7 +215,7 @@ def retain(
 
 
 def _decide(
-    snapshot: EvidenceReader,
+    reader: EvidenceReader,
     source: StageInstance,
     product: Done,
     takers: list[StageInstance],
@@ -229,7 +229,7 @@ def _decide(
         return None
     made: list[Done] = []
     for taker in takers:
-        done = snapshot.evidence(taker.digest).done
+        done = reader.evidence(taker.digest).done
         if done is None:
             return None
         made.append(done)

@@ -24,7 +24,7 @@ def collect_rows(
     revision: int,
     cells: Sequence[Cell],
     statuses: dict[str, CellStatus],
-    snapshot: EvidenceReader,
+    reader: EvidenceReader,
 ) -> Rows:
     """Return one row for each result row of each finished stage of the cells.
 
@@ -42,14 +42,14 @@ def collect_rows(
         revision: Number of its revision.
         cells: Cells whose rows are wanted.
         statuses: Cell id to status.
-        snapshot: Evidence of the sweep's stages.
+        reader: Evidence of the sweep's stages.
     """
     rows: Rows = []
     for cell in cells:
         axes = {axis: _typed(cell, axis, label) for axis, label in cell.axes.items()}
         labels = axes | {name: _flat(value) for name, value in cell.columns.items()}
         for digest in cell.stage_digests:
-            done = snapshot.evidence(digest).done
+            done = reader.evidence(digest).done
             if done is None or not done.rows:
                 continue
             engine = {

@@ -169,17 +169,21 @@ def _sections(report: Report, pictures: Sequence[page.Picture]) -> Iterator[page
                        empty="The rows name no code version.")  # fmt: skip
 
 
+HISTORY = (
+    provenance_tables.differs,
+    provenance_tables.ours,
+    provenance_tables.retries,
+    provenance_tables.hours,
+    provenance_tables.codes,
+    provenance_tables.launches,
+)
+"""Tables of how the results came to be; the first four are also written to files of their own."""
+
+
 def _accounts(report: Report) -> list[Table]:
     """Return the tables that are also written to files of their own, beside those of results."""
-    makers = (
-        provenance_tables.missing,
-        lambda report: model.verdicts(report.numbers),
-        provenance_tables.differs,
-        provenance_tables.ours,
-        provenance_tables.retries,
-        provenance_tables.hours,
-    )
-    return [make(report) for make in makers]
+    own = [make(report) for make in HISTORY[:4]]
+    return [provenance_tables.missing(report), model.verdicts(report.numbers), *own]
 
 
 def _markdown(report: Report, drawings: Sequence[Drawing]) -> str:
@@ -188,16 +192,8 @@ def _markdown(report: Report, drawings: Sequence[Drawing]) -> str:
         provenance_tables.missing(report),
         model.verdicts(report.numbers),
         *model.results(report.numbers),
+        *(make(report) for make in HISTORY),
     ]
-    about = [
-        provenance_tables.differs,
-        provenance_tables.ours,
-        provenance_tables.retries,
-        provenance_tables.hours,
-        provenance_tables.codes,
-        provenance_tables.launches,
-    ]
-    shown += [make(report) for make in about]
     said = [_subtitle(report), *provenance_tables.headline(report), *report.sweep.notes]
     return page.page(TITLE, said, shown, [(d.title, f"{d.key}.png", d.caption) for d in drawings])
 

@@ -178,12 +178,6 @@ extract_answer = extract
 """The number that a generated text gives as its answer; see `answers.extract`."""
 
 
-def is_correct(text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
-    """Return whether the number of a generated text equals the gold number; see `extract_answer`."""
-    wanted = answers.gold_number(gold)
-    return wanted is not None and extract_answer(text, language, truncated=truncated) == wanted
-
-
 def _generated(a: int, b: int, unit: str, language: str) -> Item:
     first, second = (phrases.unit(number, unit, language) for number in (a, b))
     question = TOTAL[language].format(phrases.both(first, second, language))
@@ -308,7 +302,8 @@ class MathTask(FileTask):
 
     def is_correct(self, text: str, gold: str, language: str, *, truncated: bool = False) -> bool:
         """Return whether the number of a generated text equals the gold number; see `Task.is_correct`."""
-        return is_correct(text, gold, language, truncated=truncated)
+        wanted = gold_number(gold)
+        return wanted is not None and extract(text, language, truncated=truncated) == wanted
 
     def stop(self, text: str) -> str:
         """Return the text up to the end of its answer; see `answers.cut`."""
@@ -394,3 +389,5 @@ class MathTask(FileTask):
 
 MATH = MathTask()
 """The math task."""
+
+is_correct = MATH.is_correct

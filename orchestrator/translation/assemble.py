@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from orchestrator.errors import StageFailure, UserError
 from orchestrator.stage import Config, Context, Inputs, Row
 from orchestrator.tasks import dataset, importing
@@ -22,6 +24,7 @@ from orchestrator.translation.prompts import PROMPT_VERSION
 from orchestrator.translation.rows import SourceRow, read_rows
 from orchestrator.translation.run import ACCEPTED, VERDICTS, Judged, pretty, read_lines
 from orchestrator.translation.template import template_of
+from orchestrator.translation.verdicts import Fault
 
 DATASET, MANIFEST, REVIEW = "dataset", "translation.json", "review"
 """The parts of the product: the data set, the yields, and a folder with a review sheet a language."""
@@ -93,6 +96,7 @@ def _translated(rows: Sequence[SourceRow], language: str, inputs: Inputs, overla
         if label.partition(".")[0] == language:
             judged |= {one.id: one for one in read_lines(folder / VERDICTS, Judged)}
     lines: dict[str, dict[str, str]] = {}
+    texts: dict[tuple[str, str], str] = {}
     done: set[str] = set()
     refused: list[dict[str, str]] = []
     for row in rows:
@@ -105,7 +109,13 @@ def _translated(rows: Sequence[SourceRow], language: str, inputs: Inputs, overla
                 judged[id_] = new
                 done.add(id_)
         if not judged[id_].faults:
-            lines[id_] = template_of(row.line).line(id_, judged[id_].translations)
+            line = template_of(row.line).line(id_, judged[id_].translations)
+            first = texts.setdefault((line["instruction"], line["input"]), row.digest)
+            if first == row.digest:
+                lines[id_] = line
+            else:
+                fault = Fault("same-as-another", "the texts are those of another row")
+                judged[id_] = msgspec.structs.replace(judged[id_], faults=(fault,))
     return Translated(judged, lines, frozenset(done), tuple(refused))
 
 

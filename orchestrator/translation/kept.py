@@ -66,6 +66,7 @@ def unquoted(text: str) -> str | None:
 
 
 _KEPT = (
+    r"\[[A-Za-z]\w+\([^\n]*?\)\]",  # a call within a sentence
     r"\[\[\d+\]\]",  # a text of the source that looks like a placeholder
     r"https?://\S+|www\.\S+",
     r"[^\s@'\"(),]+@[^\s@'\"(),]+\.\w+",

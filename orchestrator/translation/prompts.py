@@ -1,7 +1,7 @@
 """What a model is asked: the messages of a row, and of a second try after a refusal. Pure.
 
-`PROMPT_VERSION` belongs to the key of the cache and to the identity of the stage `translate`: raise it with
-any change to the words.
+`PROMPT_VERSION` belongs to the key of the cache. Raise it, and the version of the stage `translate`, with any
+change to the words or to what `template` makes of a row.
 """
 
 from __future__ import annotations

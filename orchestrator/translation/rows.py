@@ -46,17 +46,22 @@ class SourceRow(NamedTuple):
 
 
 def read_rows(path: Path, task: str) -> list[SourceRow]:
-    """Return the English rows of a source whose gold is a call.
+    """Return the English rows of a source that can be used.
+
+    The gold must be a call. A row with the text of an earlier one and another gold is left out: nothing could
+    answer both. API-Bank's training rows hold four of them.
 
     Raises:
         UserError: the source cannot be read.
     """
     source = open_source(path.expanduser(), task)
     rows = []
+    golds: dict[tuple[str, str], str] = {}
     for raw in source.rows():
         if raw.language == "en":
             line = source.line(raw)
-            if parse_call(line["output"]) is not None:
+            gold = golds.setdefault((line["instruction"], line["input"]), line["output"])
+            if parse_call(line["output"]) is not None and line["output"] == gold:
                 rows.append(SourceRow(raw.split, line, row_digest(line)))
     return rows
 

@@ -51,6 +51,7 @@ KINDS: Mapping[str, str] = {
     "not-translated": "still English",
     "number-changed": "a number, such as the day of a date, is missing or differs",
     "control-character": "control characters, or line breaks that English does not have",
+    "same-as-another": "the text of another row, though the two differ in English",
     "other-call": "the call, a value or the turns differ from the English row",
 }
 """Kind of a fault to its meaning."""

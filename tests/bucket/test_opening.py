@@ -18,7 +18,7 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.bucket import RemoteStore
-from orchestrator.store.objects import open_objects
+from orchestrator.store.opening import open_objects
 from tests.bucket.buckets import Bucket, BucketSweep
 from tests.launchers.contract import COUNT
 from tests.store.projects import repository

@@ -72,6 +72,26 @@ def test_the_plan_tells_how_long_the_whole_takes_on_a_cluster(
     assert "makespan" not in lengths.json("plan", "lengths.yaml")
 
 
+def test_estimates_that_are_wrong_change_the_time_and_the_same_seed_gives_the_same_time(lengths: Any) -> None:
+    words = ["simulate", "lengths.yaml", "--gpus", "2", "--estimate-error", "0.3"]
+    found = lengths.json(*words, "--seed", "1")
+    assert found == lengths.json(*words, "--seed", "1")
+    assert found["makespan"]["hours"] != lengths.json(*words, "--seed", "2")["makespan"]["hours"]
+    assert found["makespan"]["hours"] >= found["makespan"]["lower_bound_hours"]
+    assert lengths.json("simulate", "lengths.yaml", "--gpus", "2")["makespan"]["hours"] == 5
+    assert "2 GPUs, 8 a node: 5.0 hours" in lengths("simulate", "lengths.yaml", "--gpus", "2")
+
+
+def test_cells_that_may_have_more_gpus_than_they_need_end_earlier(lengths: Any) -> None:
+    found = lengths.json("simulate", "lengths.yaml", "--gpus", "16", "--moldable")["makespan"]
+    assert found["hours"] < found["rigid_lower_bound_hours"] == 4
+
+
+def test_an_error_that_is_out_of_range_is_refused(lengths: Any) -> None:
+    words = ["simulate", "lengths.yaml", "--gpus", "2", "--estimate-error=-1"]
+    assert "0 to 3; 0.3 means wrong by 30 %" in lengths(*words, code=2)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -78,17 +78,17 @@ RETRIES = {"unknown": 1, "data": 0}
 def test_only_attempts_after_the_rerun_count_against_budgets() -> None:
     evidence = tried(Cause.UNKNOWN, Cause.UNKNOWN)
     assert spent(evidence, Budget(RETRIES)) == (Cause.UNKNOWN, 2)
-    wishes = summarize_requests([request("rerun", "a", after={"x": 2})], CELLS)
-    assert spent(evidence, wishes.budget("x", RETRIES)) is None
-    assert spent(evidence, wishes.budget("another", RETRIES)) == (Cause.UNKNOWN, 2)
+    summary = summarize_requests([request("rerun", "a", after={"x": 2})], CELLS)
+    assert spent(evidence, summary.budget("x", RETRIES)) is None
+    assert spent(evidence, summary.budget("another", RETRIES)) == (Cause.UNKNOWN, 2)
     later = tried(*[Cause.UNKNOWN] * 4)
-    assert spent(later, wishes.budget("x", RETRIES)) == (Cause.UNKNOWN, 2)
+    assert spent(later, summary.budget("x", RETRIES)) == (Cause.UNKNOWN, 2)
 
 
 def test_a_launch_gives_a_fresh_budget_to_chance_and_none_to_a_fault_of_the_user() -> None:
-    wishes = summarize_requests([request("launch", after={"x": 9})], CELLS)
-    assert spent(tried(Cause.UNKNOWN, Cause.UNKNOWN), wishes.budget("x", RETRIES)) is None
-    assert spent(tried(Cause.DATA), wishes.budget("x", RETRIES)) == (Cause.DATA, 1)
+    summary = summarize_requests([request("launch", after={"x": 9})], CELLS)
+    assert spent(tried(Cause.UNKNOWN, Cause.UNKNOWN), summary.budget("x", RETRIES)) is None
+    assert spent(tried(Cause.DATA), summary.budget("x", RETRIES)) == (Cause.DATA, 1)
     rerun = summarize_requests([request("rerun", after={"x": 9})], CELLS)
     assert stage_status(tried(Cause.DATA), rerun.budget("x", RETRIES)).state is State.PENDING
 

@@ -11,11 +11,13 @@ import pytest
 
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
+from orchestrator.core.selector import Subject
 from orchestrator.costs import Estimate
 from orchestrator.errors import UserError
 from orchestrator.jobs.judgement import Phase, SubmissionState
 from orchestrator.jobs.records import Accepted, JobEnd, Resources, Submission
 from orchestrator.jobs.submissions import gone_of
+from orchestrator.launchers.base import overrides_of
 from orchestrator.launchers.ray import lost_workers
 from orchestrator.launchers.ray.api import JobDetails
 from orchestrator.launchers.ray.boot import differences
@@ -260,7 +262,8 @@ ESTIMATE = Estimate(num_gpus=2, host_memory_gib=5.0)
     ],
 )
 def test_what_a_worker_asks_for(estimate, asked, has_gpus, expected):
-    assert resources_of(estimate, asked, ray_settings({}), has_gpus=has_gpus) == expected
+    of_cell = overrides_of(asked, ["a"], [Subject(cell="a", axes={}, columns={}, config={})])["a"]
+    assert resources_of(estimate, of_cell, ray_settings({}), has_gpus=has_gpus) == expected
 
 
 HERE = platform.python_version()

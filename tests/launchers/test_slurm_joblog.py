@@ -8,7 +8,7 @@ from orchestrator.core.failure import Cause
 from orchestrator.jobs.records import JobExitReport
 from orchestrator.launchers.slurm.launcher import explained
 from orchestrator.launchers.slurm.parsing import over_of
-from tests.core.test_judgement import submitted
+from tests.jobs.test_judgement import submitted
 
 OURS = "2026-11-26T06:51:33Z job: s submission 1 task 0, start 0, on node1"
 EXITED = "srun: error: node1: task 0: Exited with exit code 127"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from orchestrator.core.sweep import StageInstance
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.objects import Listing, PosixStore, open_objects
+from orchestrator.store.objects import Listing, PosixStore
+from orchestrator.store.opening import open_objects
 from tests.store import builders
 
 Trouble = Callable[[str, str, str], None]

@@ -73,6 +73,14 @@ def test_quotes_in_a_translated_result_do_not_end_it() -> None:
     assert """'c\\'est "ça"'""" in line["input"]
 
 
+def test_a_call_within_a_sentence_stays_as_it_is() -> None:
+    call = "[QueryStock(stock_code='AAPL', date='2023-01-04')]"
+    line = {**LINE, "input": f"User: Hi.\nAI: Sure, I can help you. {call}\nGenerate API Request:\n"}
+    template = template_of(line)
+    made = template.line("1", {text.key: in_russian(text.text) for text in template.texts})
+    assert call in made["input"] and call not in " ".join(text.text for text in template.texts)
+
+
 def test_a_text_that_looks_like_a_placeholder_comes_back() -> None:
     line = {**LINE, "input": "User: Is [[1]] a list of lists?\nGenerate API Request:\n"}
     template = template_of(line)

@@ -191,6 +191,23 @@ def test_a_correction_passes_the_same_checks_and_saves_its_row(
     assert check(output / "dataset").problems == ()
 
 
+def test_rows_that_only_english_distinguishes_or_that_contradict_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(tmp_path / "source", ["dizzy", "DIZZY", "weak"], [])
+    rows = json.loads((source / "train" / "en.json").read_text())
+    rows.append({**rows[2], "id": "9", "expected_output": "API-Request: [Other()]"})
+    rows[1] = {**rows[0], "id": "1", "input": rows[0]["input"].replace("Sure.", "SURE.")}
+    (source / "train" / "en.json").write_text(json.dumps(rows))
+    with Server().running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        config = config_of(source, tmp_path / "cache")
+        validated, _ = chain(config, tmp_path / "a")
+        output, _ = run(stages.ASSEMBLE, config, tmp_path / "b", {"validate": {"es.0": validated}})
+    assert manifest(output)["yields"]["es"] == {"accepted": 2, "same-as-another": 1}
+    assert check(output / "dataset").problems == ()
+
+
 def test_a_review_sheet_shows_what_was_refused_first_and_escapes_all_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +277,17 @@ def test_a_missing_key_or_a_wrong_source_is_refused(
         output = sweep("data", "translate", "api_calling", str(place), *given, code=2)
     assert what in output and "w1R2o3N4g5" not in output
     assert not store.exists()
+
+
+def test_a_snapshot_is_refused_since_it_would_write_no_data_set(
+    sweep: Sweep, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(tmp_path / "source", ["dizzy"], [])
+    with Server().running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        given = ["--to", "es", "--model", MODEL, "--out", "new", "launcher.snapshot=true"]
+        output = sweep("data", "translate", "api_calling", str(source), *given, code=2)
+    assert "launcher.snapshot=true" in output and not store.exists()
 
 
 def test_the_plan_counts_requests_and_tokens(

@@ -6,20 +6,15 @@ API", and the state API of the dashboard, both of Ray 2.60.
 
 from __future__ import annotations
 
-import gzip
-import http.client
-import io
 import json
 import os
 import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import httpx
 import msgspec
 
 from orchestrator.core.secrets import redacted
@@ -103,13 +98,6 @@ class Redirected(UserError):
     """The server redirects to another address; the request had no effect."""
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: urllib would turn a POST into a GET, and send our token elsewhere."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Return no request, so that the redirect itself is the answer."""
-
-
 class Api:
     """A cluster's dashboard.
 
@@ -129,10 +117,8 @@ class Api:
         # a header that the user sets takes precedence over the token
         if "authorization" not in map(str.lower, self._headers) and (token := auth_token()):
             self._headers["Authorization"] = f"Bearer {token}"
-        handlers: list[urllib.request.BaseHandler] = [_Stay()]
-        if self.address.startswith("https:"):
-            handlers.append(urllib.request.HTTPSHandler(context=_certificates()))
-        self._opener = urllib.request.build_opener(*handlers)
+        # loading certificates takes time, and plain HTTP needs none
+        self._verify = _certificates() if self.address.startswith("https:") else False
 
     def send(self, method: str, path: str, body: Any = None) -> Reply:
         """Send one request.
@@ -147,16 +133,21 @@ class Api:
         """
         try:
             reply, location = self._sent(method, path, body)
-        except ValueError as error:  # the address or the token is not valid in a request
+        except (ValueError, httpx.InvalidURL) as error:  # the address or the token is not valid in a request
             raise Unreached(f"{self.address}: {error}") from error
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise Unanswered(f"{self.address} did not answer in {self._timeout_s:.0f} s") from error
-            if isinstance(error.reason, ssl.SSLCertVerificationError):
-                why = f"its certificate is not trusted here ({error.reason.verify_message})"
-                raise Unreached(f"{self.address}: {why}: set REQUESTS_CA_BUNDLE=FILE") from error
-            raise Unreached(f"{self.address}: {error.reason}") from error
-        except (OSError, http.client.HTTPException, zlib.error, EOFError) as error:
+        except httpx.TimeoutException as error:
+            raise Unanswered(f"{self.address} did not answer in {self._timeout_s:.0f} s") from error
+        except (
+            httpx.ConnectError,
+            httpx.ProxyError,
+            httpx.UnsupportedProtocol,
+            httpx.LocalProtocolError,
+        ) as error:
+            why = str(error)
+            if "CERTIFICATE_VERIFY_FAILED" in why:
+                why = f"its certificate is not trusted here ({why}): set REQUESTS_CA_BUNDLE=FILE"
+            raise Unreached(f"{self.address}: {why}") from error
+        except (OSError, httpx.HTTPError) as error:
             raise Unanswered(f"{self.address}: {error or type(error).__name__}") from error
         if 300 <= reply.status < 400:
             raise self._redirected(path, reply.status, location)
@@ -164,19 +155,19 @@ class Api:
 
     def _sent(self, method: str, path: str, body: Any) -> tuple[Reply, str]:
         """Send a request, and return the answer and the target of a redirect."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, self._headers, method=method)
-        deadline_s = time.monotonic() + self._timeout_s
-        try:
-            answer = self._opener.open(request, timeout=self._timeout_s)
-        except urllib.error.HTTPError as error:
-            answer = error  # 4xx and 5xx are answers, too
-        with answer:
-            data, headers = _read(answer, deadline_s), answer.headers
-            if headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip"):
-                # some proxies compress answers that were not requested so; the limit is on the unpacked data
-                data = _bounded(gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1))
-            return Reply(answer.status or 0, _parsed(data)), headers.get("Location", "")
+        deadline_s, data = time.monotonic() + self._timeout_s, bytearray()
+        options: dict[str, Any] = {"json": body, "headers": self._headers, "timeout": self._timeout_s}
+        # no redirect is followed: a POST would become a GET, and our token would be sent elsewhere
+        options |= {"verify": self._verify, "follow_redirects": False}
+        with httpx.stream(method, self.address + path, **options) as answer:
+            # in parts, because the timeout restarts with every byte that arrives
+            for part in answer.iter_bytes():
+                data += part
+                if len(data) > MAX_BYTES:
+                    raise OSError(f"its answer has more than {MAX_BYTES // 2**20} MiB")
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError("its answer did not end in time")
+            return Reply(answer.status_code, _parsed(bytes(data))), answer.headers.get("Location", "")
 
     def _redirected(self, path: str, status: int, location: str) -> Redirected:
         """Return the error for a redirect, with the address to use instead."""
@@ -356,34 +347,6 @@ def _certificates() -> ssl.SSLContext:
                 raise UserError(f"{variable}={place} holds no certificates: {error}") from None
             break
     return context
-
-
-def _read(answer: Any, deadline_s: float) -> bytes:
-    """Read a complete answer, within the limits on time and size.
-
-    Raises:
-        OSError, IncompleteRead: it is longer than that, or shorter than announced.
-    """
-    parts, size = [], 0
-    # in parts, because the socket's timeout restarts with every byte that arrives
-    while part := answer.read1(2**16):
-        parts.append(part)
-        size += len(part)
-        # stop reading early; `_bounded` raises below
-        if size > MAX_BYTES:
-            break
-        if time.monotonic() > deadline_s:
-            raise TimeoutError("its answer did not end in time")
-    if size <= MAX_BYTES and getattr(answer, "length", None):
-        raise http.client.IncompleteRead(b"", answer.length)
-    return _bounded(b"".join(parts))
-
-
-def _bounded(data: bytes) -> bytes:
-    """Return data that is no larger than the limit."""
-    if len(data) > MAX_BYTES:
-        raise OSError(f"its answer has more than {MAX_BYTES // 2**20} MiB")
-    return data
 
 
 def _parsed(data: bytes) -> Any:

@@ -214,7 +214,7 @@ class RayDriver:
         """Return what there is to do, from the store."""
         sweep = self._revision.sweep
         requests = self._ledger.requests(sweep.name)
-        wishes = summarize_requests(requests, [cell.id for cell in sweep.cells])
+        summary = summarize_requests(requests, [cell.id for cell in sweep.cells])
         snapshot = EvidenceReader(
             self._ledger,
             sweep.stages.values(),
@@ -234,9 +234,9 @@ class RayDriver:
                 if (owner.job, owner.restart_count) == (self._job, self._restart):
                     busy.add(owner.slot)
                     self._claimed.add(owner.slot)
-            return stage_status(evidence, wishes.budget(digest, retries))
+            return stage_status(evidence, summary.budget(digest, retries))
 
-        claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=wishes.cancelled)
+        claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=summary.cancelled)
         return OpenWork(claimable, waiting, frozenset(busy))
 
     def _adjust(self, work: OpenWork) -> None:

@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.selector import Subject, select
+from orchestrator.core.selector import Subject
 from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import JobEnd, Resources, Submission
-from orchestrator.launchers.base import Limits, SubmitOutcome, Verdict
+from orchestrator.launchers.base import Limits, SubmitOutcome, Verdict, overrides_of
 from orchestrator.launchers.local import host_hardware
 from orchestrator.launchers.ray import boot
 from orchestrator.launchers.ray.api import Api, Redirected, Unanswered, Unreached, checked_address, is_taken
@@ -29,11 +29,10 @@ from orchestrator.launchers.ray.scheduler import EMBEDDED, RayScheduler, this_ma
 from orchestrator.launchers.ray.settings import (
     AUTO,
     LOCAL,
-    WorkerOverride,
     ray_settings,
     resources_of,
 )
-from orchestrator.store.objects import open_objects
+from orchestrator.store.opening import open_objects
 
 DRIVER = "orchestrator.launchers.ray.driver"
 """The module that the job runs."""
@@ -116,11 +115,8 @@ class RayLauncher:
         # a type of GPU without known figures: nothing can be planned for it
         if device not in DEVICES:
             return None
-        known = DEVICES[device]
         most = settings.gpus_per_node or max((int(node.get("GPU", 0)) for node in self._nodes), default=0)
-        return Hardware(
-            device=device, memory_gib=known.memory_gib, peak_tflops=known.peak_tflops, max_gpus=max(1, most)
-        )
+        return Hardware(device=device, max_gpus=max(1, most), **DEVICES[device]._asdict())
 
     @cached_property
     def _device(self) -> str:
@@ -167,11 +163,7 @@ class RayLauncher:
             UserError: a selector in `launcher.resources` is wrong.
             InfrastructureError: the cluster does not answer.
         """
-        asked: dict[str, list[WorkerOverride]] = {subject.cell: [] for subject, _, _ in cells}
-        for wanted in self._settings.resources:
-            only = [wanted.only] if wanted.only else []
-            for name in asked.keys() & set(select(only, [(subject.cell, subject) for subject in known])):
-                asked[name].append(wanted)
+        asked = overrides_of(self._settings.resources, [subject.cell for subject, _, _ in cells], known)
         hardware = self.hardware()
         has_gpus = hardware is not None and hardware.device != "cpu"
         return [

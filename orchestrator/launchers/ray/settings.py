@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from orchestrator.core.settings import Policy
 from orchestrator.core.tree import convert
-from orchestrator.costs import DEVICES, STOP_FACTOR, Estimate
-from orchestrator.errors import UserError, nearest
+from orchestrator.costs import STOP_FACTOR, Estimate
+from orchestrator.errors import UserError
 from orchestrator.jobs.records import Resources
-from orchestrator.launchers.base import VARIABLE, Amount, NotNegative, Positive, stepped
+from orchestrator.launchers.base import Amount, NotNegative, Positive, check_device, check_variables, stepped
 
 AUTO, LOCAL = "auto", "local"
 """Addresses with a meaning of their own: the cluster of this machine, and a Ray for this launch alone."""
@@ -90,16 +90,11 @@ def ray_settings(tree: Mapping[str, Any]) -> RaySettings:
     """
     settings = convert(dict(tree), RaySettings, key="launcher")
     _check_address(settings.address)
-    if settings.device is not None and settings.device not in (*DEVICES, "cpu"):
-        raise UserError(
-            f"unknown device {settings.device!r} in launcher.device",
-            allowed=nearest(settings.device, [*DEVICES, "cpu"]),
-        )
+    if settings.device is not None:
+        check_device(settings.device, "launcher.device")
     for asked in settings.resources:
         _check_asked(asked)
-    for variable in settings.environment:
-        if not VARIABLE.fullmatch(variable):
-            raise UserError(f"{variable!r} in launcher.environment is no name of a variable")
+    check_variables(settings.environment, "launcher.environment")
     return settings
 
 
@@ -211,7 +206,7 @@ def _shares(asked: Mapping[str, float], has: Mapping[str, float]) -> list[float]
 
 def resources_of(
     estimate: Estimate | None,
-    asked: Sequence[WorkerOverride],
+    asked: Mapping[str, Any],
     settings: RaySettings,
     *,
     has_gpus: bool,
@@ -220,31 +215,22 @@ def resources_of(
 
     Args:
         estimate: of the cell's unfinished stages together; None if none of them has one.
-        asked: what the settings contain for the cell; later ones override earlier ones.
+        asked: fields of `WorkerOverride` that the settings set for the cell.
         settings: of the launcher.
         has_gpus: whether the nodes have any.
     """
-    told: dict[str, Any] = {}
-    custom: dict[str, float] = {}
-    for one in asked:
-        told |= {
-            name: value
-            for name in ("gpus", "cpus", "memory_gib", "accelerator")
-            if (value := getattr(one, name)) is not None
-        }
-        custom |= one.custom
-    gpus = told.get("gpus", estimate.num_gpus if estimate and has_gpus else 0)
-    memory_gib = told.get("memory_gib")
+    gpus = asked.get("gpus", estimate.num_gpus if estimate and has_gpus else 0)
+    memory_gib = asked.get("memory_gib")
     if memory_gib is None and estimate is not None and estimate.host_memory_gib:
         memory_gib = stepped(estimate.host_memory_gib)
     memory_gib = settings.memory_gib if memory_gib is None else memory_gib
     stop_s = STOP_FACTOR * estimate.stop_s if estimate is not None else 0.0
     return Resources(
         gpus_per_node=int(gpus) if gpus == int(gpus) else gpus,
-        cpus=told.get("cpus") or (settings.cpus_per_gpu * max(1, int(gpus)) if gpus else settings.cpus),
+        cpus=asked.get("cpus") or (settings.cpus_per_gpu * max(1, int(gpus)) if gpus else settings.cpus),
         memory_gib=memory_gib,
-        accelerator=told.get("accelerator", ""),
-        custom=tuple(sorted(custom.items())),
+        accelerator=asked.get("accelerator", ""),
+        custom=tuple(sorted(asked.get("custom", {}).items())),
         # Short times need no entry: cells that differ in it would need workers of their own.
         signal_s=stepped(stop_s) if stop_s > Policy().grace_s else 0.0,
     )

@@ -80,7 +80,8 @@ class Monitor:
     """
 
     def __init__(self, lifeline: int, environment: Mapping[str, str]) -> None:
-        self._lifeline, self._judged = lifeline, False
+        self._lifeline = lifeline
+        self._judged = False
         self._start_s = time.monotonic()
         self._shortage: Shortage | None = None
         self._threshold = _number(environment.get(VARIABLE), THRESHOLD)
@@ -275,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker, and return its exit code."""
     store, sweep, number, slot, restart = sys.argv[1:] if argv is None else argv
     # the worker redirects descriptor 1 to its log, but the driver reads the last line from here
-    stdout, diary = os.dup(1), WorkerSummary()
+    stdout, summary = os.dup(1), WorkerSummary()
     try:
         ledger = open_ledger(store)
         submission = Submissions(ledger, sweep).submission(int(number))
@@ -284,20 +285,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs = ledger.objects.workspace(layout.job_logs(sweep, int(number)))
         order = order_of(ledger, sweep, submission, int(slot), int(restart))
         code = run_worker(
-            order, logs / f"worker-{slot}.{restart}.log", diary, STDIN, Monitor(STDIN, os.environ)
+            order, logs / f"worker-{slot}.{restart}.log", summary, STDIN, Monitor(STDIN, os.environ)
         )
         with contextlib.suppress(OSError):  # the worker's result counts, not its log
             ledger.objects.upload(layout.job_logs(sweep, int(number)))
     except SweepError as error:
-        code, diary.said = error.exit_code, f"error: {error}"
+        code, summary.said = error.exit_code, f"error: {error}"
     except OSError as error:
-        code, diary.said = InfrastructureError.exit_code, f"error: the store does not answer: {error}"
+        code, summary.said = InfrastructureError.exit_code, f"error: the store does not answer: {error}"
     finally:
         # a signal during the exit of Python would replace the exit code by a failure
         for late in STOP_SIGNALS:
             signal.signal(late, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.write(stdout, f"{json.dumps({'said': diary.said, 'claims': diary.num_claims})}\n".encode())
+        os.write(stdout, f"{json.dumps({'said': summary.said, 'claims': summary.num_claims})}\n".encode())
     return code
 
 

@@ -97,7 +97,7 @@ class SlurmJob:
         self._settings = settings = settings_of(self._request)
         self._slurm, self._cluster = slurm_settings(settings.launcher), cluster_profile(settings.cluster)
         self._start_s = time.monotonic()
-        self._diary = WorkerSummary()
+        self._summary = WorkerSummary()
 
     def run(self) -> int:
         """Work on the task's cells, and return the exit code of the job.
@@ -113,7 +113,7 @@ class SlurmJob:
         with _scratch(self._place.name):
             code = BROKEN_NODE if (problem := self._broken_node()) else self._work()
         if problem:
-            self._diary.said = problem
+            self._summary.said = problem
             log_line(problem)
         # from here on the exit code is final, and the report explains it
         if code != RELEASED:
@@ -152,7 +152,7 @@ class SlurmJob:
         """Work in this process, or in several side by side, and return the exit code."""
         order = self._order()
         if self._slurm.workers_per_job == 1:
-            return run_worker(order, diary=self._diary)
+            return run_worker(order, summary=self._summary)
         return self._work_side_by_side(order)
 
     def _order(self) -> Assignment:
@@ -243,8 +243,8 @@ class SlurmJob:
         )
         while pool.poll() > 0:
             time.sleep(POLL_S)
-        self._diary.num_claims = 0 if pool.refusal() else 1
-        self._diary.said = pool.refusal() or f"{workers} workers ended"
+        self._summary.num_claims = 0 if pool.refusal() else 1
+        self._summary.said = pool.refusal() or f"{workers} workers ended"
         return REFUSED if pool.refusal() else pool.released or (RELEASED if stops else 0)
 
     # Ending
@@ -298,8 +298,8 @@ class SlurmJob:
         report = JobExitReport(
             code=code,
             cause=cause_of_code(code),
-            why=meaning_of_code(code) or self._diary.said,
-            claimed=self._diary.num_claims > 0 or code in (0, RELEASED, TOO_SHORT, NO_MEMORY),
+            why=meaning_of_code(code) or self._summary.said,
+            claimed=self._summary.num_claims > 0 or code in (0, RELEASED, TOO_SHORT, NO_MEMORY),
             requeued=requeued,
             restart=self._place.restart,
             node=self._place.node,

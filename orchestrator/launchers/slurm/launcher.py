@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,15 @@ from typing import Any
 import msgspec
 
 from orchestrator.core.failure import Cause
-from orchestrator.core.selector import Subject, select
+from orchestrator.core.selector import Subject
 from orchestrator.costs import Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import JobEnd, Resources, Submission
-from orchestrator.launchers.base import Limits, SubmitOutcome
+from orchestrator.launchers.base import Limits, SubmitOutcome, overrides_of
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.options import cluster_name, unexpanded, unheeded
+from orchestrator.launchers.slurm.parsing import seconds_of
 from orchestrator.launchers.slurm.query import asked
 from orchestrator.launchers.slurm.script import SETUP_SAID, script, submit
 from orchestrator.launchers.slurm.settings import (
@@ -35,6 +34,7 @@ from orchestrator.launchers.slurm.settings import (
     resources_of,
     slurm_settings,
 )
+from orchestrator.provenance import age_s
 
 MIN_FAST_FAILS = 2
 """Early ends that it takes at least to exclude a node; one may be chance."""
@@ -175,13 +175,9 @@ def _gpus(gres: str) -> int:
 
 
 def _hours(limit: str) -> float | None:
-    """Return the hours of ``[days-]hours:minutes:seconds``, or of shorter forms; None for no limit."""
-    days, _, clock = limit.rpartition("-")
-    if not re.fullmatch(r"[\d:]+", clock) or (days and not days.isdigit()):
-        return None  # infinite, or not set
-    parts = [int(part) for part in clock.split(":")]
-    parts = [0] * (3 - len(parts)) + parts if len(parts) > 1 else [0, parts[0], 0]
-    return int(days or 0) * 24 + parts[0] + parts[1] / 60 + parts[2] / 3600
+    """Return the hours of a time limit as sinfo prints it; None for no limit."""
+    seconds = seconds_of(limit)
+    return None if seconds is None else seconds / 3600
 
 
 FAST_S = 600.0
@@ -207,9 +203,11 @@ class SlurmLauncher:
     def __init__(
         self, settings: Mapping[str, Any], num_cells: int, cluster: Mapping[str, Any] | None = None
     ) -> None:
-        self._settings, self._cluster = slurm_settings(settings), cluster_profile(cluster or {})
+        self._settings = slurm_settings(settings)
+        self._cluster = cluster_profile(cluster or {})
         self.cells_per_job = self._settings.cells_per_job
-        self.max_running, self.max_jobs = self._settings.max_running, self._settings.max_jobs
+        self.max_running = self._settings.max_running
+        self.max_jobs = self._settings.max_jobs
         self.settle_s = self._cluster.settle_s
         self._name = cluster_name(self._cluster)
 
@@ -249,23 +247,13 @@ class SlurmLauncher:
             UserError: a cell fits no partition, or a selector in `launcher.resources` is wrong.
             InfrastructureError: Slurm does not list its partitions.
         """
-        asked = {subject.cell: ResourceOverride() for subject, _, _ in cells}
-        for wanted in self._settings.resources:
-            only = [wanted.only] if wanted.only else []
-            named = select(only, [(subject.cell, subject) for subject in known])
-            for name in asked.keys() & set(named):
-                told = {
-                    k: v for k in ResourceOverride.__struct_fields__ if (v := getattr(wanted, k)) is not None
-                }
-                # a later entry overrides an earlier one field by field, so that two can be combined
-                before = {k: getattr(asked[name], k) for k in ResourceOverride.__struct_fields__}
-                asked[name] = ResourceOverride(**{**before, **told})
+        asked = overrides_of(self._settings.resources, [subject.cell for subject, _, _ in cells], known)
         return [
             (
                 subject.cell,
                 resources_of(
                     estimate,
-                    asked[subject.cell],
+                    ResourceOverride(**asked[subject.cell]),
                     self._settings,
                     self._cluster,
                     self._partitions,
@@ -279,8 +267,8 @@ class SlurmLauncher:
     def excluded(self, filed: Sequence[SubmissionState]) -> tuple[str, ...]:
         """Return nodes on which jobs kept failing early, until `launcher.bad_node_hours` have passed."""
         # an administrator may have repaired the node since, so the evidence expires
-        oldest_s = time.time() - 3600 * self._settings.bad_node_hours
-        recent = {f.submission.number for f in filed if _seconds(f.submission.at) >= oldest_s}
+        limit_s = 3600 * self._settings.bad_node_hours
+        recent = {f.submission.number for f in filed if age_s(f.submission.at) <= limit_s}
         return bad_nodes(filed, recent, fast_s=FAST_S)
 
     def text(self, submission: Submission, *, sweep: str, store: str, code: Path, logs: Path) -> str:
@@ -306,10 +294,3 @@ class SlurmLauncher:
     def explain(self, filed: SubmissionState, over: JobEnd, logs: Path) -> JobEnd:
         """Complete the end of a job from the job's log."""
         return explained(filed, over, logs / f"{over.index}.log")
-
-
-def _seconds(at: str) -> float:
-    try:
-        return datetime.fromisoformat(at).timestamp()
-    except ValueError:
-        return 0.0

@@ -11,9 +11,9 @@ import msgspec
 
 from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, STOP_FACTOR, Estimate, Hardware
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError
 from orchestrator.jobs.records import Resources
-from orchestrator.launchers.base import VARIABLE, Amount, NotNegative, Positive, stepped
+from orchestrator.launchers.base import Amount, NotNegative, Positive, check_device, check_variables, stepped
 
 
 class ResourceOverride(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -131,13 +131,8 @@ class ClusterProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     def hardware(self) -> Hardware | None:
         """What one cell may have; None for a CPU cluster if the profile does not set `memory_gib`."""
         if self.device != "cpu":
-            known = DEVICES[self.device]
-            return Hardware(
-                device=self.device,
-                memory_gib=known.memory_gib,
-                peak_tflops=known.peak_tflops,
-                max_gpus=self.gpus_per_node * self.max_nodes,
-            )
+            most = self.gpus_per_node * self.max_nodes
+            return Hardware(device=self.device, max_gpus=most, **DEVICES[self.device]._asdict())
         if self.memory_gib is None:
             return None
         return Hardware(
@@ -169,14 +164,9 @@ def cluster_profile(tree: Mapping[str, Any]) -> ClusterProfile:
         UserError: an unknown key, a wrong type or an invalid value.
     """
     cluster = convert(dict(tree), ClusterProfile, key="cluster")
-    if cluster.device != "cpu" and cluster.device not in DEVICES:
-        raise UserError(
-            f"unknown device {cluster.device!r} in cluster.device",
-            allowed=nearest(cluster.device, [*DEVICES, "cpu"]),
-        )
+    check_device(cluster.device, "cluster.device")
+    check_variables(cluster.environment, "cluster.environment")
     for variable, value in cluster.environment.items():
-        if not VARIABLE.fullmatch(variable):
-            raise UserError(f"{variable!r} in cluster.environment is no name of a variable")
         if isinstance(value, str) and "\0" in value:
             raise UserError(f"cluster.environment.{variable} holds a zero byte, which no variable can")
     for name in ("scratch", "cache", "logs"):

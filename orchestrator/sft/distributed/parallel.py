@@ -154,7 +154,7 @@ class Placed:
                     self._loss, forward_sync_buffers=False, gradient_as_bucket_view=True
                 )
         self._loss.train()
-        self._is_compiled = False
+        self._is_compiled, self._bf16 = False, bf16
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
 
@@ -183,6 +183,11 @@ class Placed:
     def decoder(self) -> nn.Module:
         """The part of the model that maps tokens to hidden states."""
         return decoder_of(self.model)
+
+    @property
+    def has_pack_kernel(self) -> bool:
+        """Whether torch's kernel computes the attention of packs."""
+        return kernels.has_kernel(self.decoder, self.device, bf16=self._bf16)
 
     def packing_differences(self, pack: Batch, alone: Sequence[Batch]) -> tuple[float, float]:
         """Return how much rows depend on being packed: compared with alone, and with other rows in front.
@@ -293,8 +298,9 @@ def shard(root: nn.Module, model: PreTrainedModel, *, device: torch.device, bf16
     )
     frozen = [module for name, module in model.named_modules() if name.rpartition(".")[2] in FROZEN]
     # A process alone has nothing to share: it keeps the cast weights of all layers for the backward pass.
+    free = False if world_size() == 1 else None  # None: after each layer, but not those of the root
     for part in (*layers_of(model), *frozen, root):
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=world_size() > 1)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
