@@ -166,7 +166,7 @@ def test_ranks_save_together_and_end(store: Path, jobs: list[Job], number: int) 
     metrics = job.folder / layout.METRICS
     until(lambda: metrics.exists() and metrics.read_text().count("\n") > 10)
     pids = signal_all(job.process.pid, number)
-    assert len(pids) == 5  # worker, child, launcher and ranks
+    assert len(pids) == 6  # worker, child, launcher with its watcher, and ranks
     end = job.end()
     assert (end.outcome, end.why) == ("released", "stopped"), end.log_tail
     (step,) = checkpoints(job)
@@ -186,7 +186,7 @@ def test_ranks_that_are_only_starting_hear_of_a_stop_once_they_can(store: Path, 
             seen |= set(pids)
             for pid in pids[:-2]:
                 os.kill(pid, signal.SIGTERM)
-            if len(pids) == 5:
+            if len(pids) == 6:
                 signal_all(job.process.pid, signal.SIGTERM)
                 break
     assert job.end().outcome == "released"
