@@ -300,13 +300,12 @@ def _print_totals(totals: Mapping[str, Any], hardware: HardwareSettings) -> None
         f" {rounded(totals['peak_disk_gib'])} GiB at the peak"
     )
     if totals["lost_s"]:
-        share = (
-            f"; {totals['useful_share']:.0%} of the positions are useful" if totals["useful_share"] else ""
-        )
         print(
-            f"  {totals['checkpoint_share']:.1%} of the time waits for checkpoints, and a killed attempt may"
-            f" lose up to {duration(totals['lost_s'] / 3600)}{share}"
+            f"  {totals['checkpoint_share']:.1%} of the time waits for checkpoints;"
+            f" a killed attempt may lose {duration(totals['lost_s'] / 3600)}"
         )
+    if totals["lost_s"] and totals["useful_share"]:
+        print(f"  {totals['useful_share']:.0%} of the positions are useful")
     _print_assumptions(totals["assumptions"])
 
 
