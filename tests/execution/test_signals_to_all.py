@@ -147,8 +147,8 @@ def test_a_command_that_dies_long_before_its_stage_hears_of_a_stop_was_stopped(
 def test_a_command_that_alone_is_ended_by_a_signal_has_failed(store: Path, jobs: list[Job]) -> None:
     job = start(jobs, store, StageSpec(command="bash -c 'kill $$'", reads=READS, uses=USES))
     until(lambda: job.folder.exists())
-    until(lambda: ledger_at(store).attempt(job.node, 2))
-    attempt = ledger_at(store).attempt(job.node, 1)
+    until(lambda: ledger_at(store).attempt(job.instance, 2))
+    attempt = ledger_at(store).attempt(job.instance, 1)
     assert attempt and attempt.end and "killed by signal 15" in attempt.end.message
 
 
