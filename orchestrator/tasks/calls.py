@@ -175,7 +175,9 @@ class _Scanner:
     """
 
     def __init__(self, text: str, *, has_bracket: bool, is_strict: bool) -> None:
-        self.text, self.has_bracket, self.is_strict = text, has_bracket, is_strict
+        self.text = text
+        self.has_bracket = has_bracket
+        self.is_strict = is_strict
 
     def arguments(self, at: int) -> tuple[dict[str, str], int] | None:
         """Return the arguments and the position of the call's end, or None if there is no whole call."""

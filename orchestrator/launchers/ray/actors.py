@@ -59,7 +59,9 @@ class _Worker:
     """A worker of this driver, as an actor that waits for a node or has one."""
 
     def __init__(self, slot: int, actor: Any, run: Any) -> None:
-        self.slot, self.actor, self.run = slot, actor, run
+        self.slot = slot
+        self.actor = actor
+        self.run = run
         self.where_ref = actor.where.remote()
         self.node = self.address = ""
         self.is_told_to_stop = False

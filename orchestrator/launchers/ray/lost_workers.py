@@ -116,8 +116,12 @@ class Losses:
         watcher: Watcher,
         grace_s: float,
     ) -> None:
-        self._submissions, self._cluster, self._job = submissions, submission.cluster, job
-        self._restart, self._watcher, self._grace_s = restart, watcher, grace_s
+        self._submissions = submissions
+        self._cluster = submission.cluster
+        self._job = job
+        self._restart = restart
+        self._watcher = watcher
+        self._grace_s = grace_s
         self._doubts: list[_Doubt] = []
         # earlier starts cannot be observed any more, so their workers get the whole grace time from now on
         self._former_until_s: float | None = time.monotonic() + grace_s

@@ -80,7 +80,8 @@ class Monitor:
     """
 
     def __init__(self, lifeline: int, environment: Mapping[str, str]) -> None:
-        self._lifeline, self._judged = lifeline, False
+        self._lifeline = lifeline
+        self._judged = False
         self._start_s = time.monotonic()
         self._shortage: Shortage | None = None
         self._threshold = _number(environment.get(VARIABLE), THRESHOLD)

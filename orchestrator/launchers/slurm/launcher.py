@@ -203,9 +203,11 @@ class SlurmLauncher:
     def __init__(
         self, settings: Mapping[str, Any], num_cells: int, cluster: Mapping[str, Any] | None = None
     ) -> None:
-        self._settings, self._cluster = slurm_settings(settings), cluster_profile(cluster or {})
+        self._settings = slurm_settings(settings)
+        self._cluster = cluster_profile(cluster or {})
         self.cells_per_job = self._settings.cells_per_job
-        self.max_running, self.max_jobs = self._settings.max_running, self._settings.max_jobs
+        self.max_running = self._settings.max_running
+        self.max_jobs = self._settings.max_jobs
         self.settle_s = self._cluster.settle_s
         self._name = cluster_name(self._cluster)
 

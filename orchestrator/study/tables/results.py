@@ -208,7 +208,8 @@ class _RowReader:
     """A reader of the values of one row. Its errors name the row and the column."""
 
     def __init__(self, row: Row, where: str) -> None:
-        self._row, self._where = row, where
+        self._row = row
+        self._where = where
 
     def result(self) -> Result:
         model, languages = self._text("model"), self._languages()
