@@ -166,7 +166,7 @@ def test_ranks_save_together_and_end(store: Path, jobs: list[Job], number: int) 
     metrics = job.folder / layout.METRICS
     until(lambda: metrics.exists() and metrics.read_text().count("\n") > 10)
     pids = signal_all(job.process.pid, number)
-    assert len(pids) == 6  # worker, child, launcher, its watcher and ranks
+    assert len(pids) == 6  # worker, child, launcher with its watcher, and ranks
     end = job.end()
     assert (end.outcome, end.why) == ("released", "stopped"), end.log_tail
     (step,) = checkpoints(job)
