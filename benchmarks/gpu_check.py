@@ -75,6 +75,8 @@ def main() -> int:
     out = args.out or (Path(os.environ["OUT"]) if "OUT" in os.environ else None)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+    if args.small:
+        torch.set_num_threads(1)  # threads of tiny models wait for each other more than they compute
     one = Pass(small=args.small, budget_s=args.budget_s, out=out)
     failed = [
         run(one, section, needs_s) for section, needs_s in SECTIONS if not only or section.__name__ in only

@@ -85,7 +85,7 @@ def smoke(one: Pass) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=150 if one.cuda else 600,
             check=False,
         )
     took_s = round(time.perf_counter() - started_s, 1)
