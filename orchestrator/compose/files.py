@@ -85,8 +85,7 @@ def locate(sweep: str, cwd: Path) -> Path:
         if not _is_file(path):
             others = _files(path.parent) if path.parent.is_dir() else []
             raise UserError(
-                f"no sweep file {cut(sweep)!r}",
-                allowed=nearest(path.name, [p.name for p in others]),
+                f"no sweep file {cut(sweep)!r}", allowed=nearest(path.name, [p.name for p in others])
             )
         return path
     known: dict[str, Path] = {}

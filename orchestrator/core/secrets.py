@@ -205,12 +205,7 @@ def lines_with(text: str, *, by_name: bool) -> Iterator[tuple[int, str]]:
 
 
 def found_in(
-    tree: object,
-    key: str = "",
-    *,
-    known: Collection[str] = (),
-    shell: bool = False,
-    checked: object = None,
+    tree: object, key: str = "", *, known: Collection[str] = (), shell: bool = False, checked: object = None
 ) -> Iterator[tuple[str, str]]:
     """Yield the credentials in a tree of settings, each as its dotted key and the reason.
 

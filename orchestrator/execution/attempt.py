@@ -98,7 +98,7 @@ class AttemptRun:
         former: Former | None = None,
     ) -> None:
         self._ledger, self._order, self._spec = ledger, order, spec
-        self._cell, self._node, self.number, self._claim = cell, instance, number, claim
+        self._cell, self._instance, self.number, self._claim = cell, instance, number, claim
         self._inputs, self._generations = inputs, input_generations
         self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
         self._shortage, self._former = shortage, former
@@ -139,7 +139,7 @@ class AttemptRun:
         # Without this record a successor would use nothing of an attempt that has inputs, so it comes first.
         self._record_start(start)
         taken = inherit(
-            *(self._ledger, self._node, self._spec, earlier, folder),
+            *(self._ledger, self._instance, self._spec, earlier, folder),
             former=self._former,
             pulse=self._heartbeats.pulse,
             record=lambda taken: self._record_start(going_on(start, taken)),
@@ -204,10 +204,12 @@ class AttemptRun:
         """Record the start, unless it is recorded already in this form."""
         if start == self._recorded:
             return
-        spec_key = layout.stage_spec(self._node)
+        spec_key = layout.stage_spec(self._instance)
         if self._ledger.objects.get(spec_key) is None:
-            self._ledger.objects.put(spec_key, self._ledger.encode(self._node))  # all writers write the same
-        self._ledger.put(self._node, self.number, layout.START, start)
+            self._ledger.objects.put(
+                spec_key, self._ledger.encode(self._instance)
+            )  # all writers write the same
+        self._ledger.put(self._instance, self.number, layout.START, start)
         self._recorded = start
         self._heartbeats.write()
 
@@ -217,7 +219,7 @@ class AttemptRun:
             store=self._order.store,
             sweep=self._order.sweep,
             cell=self._cell.id,
-            instance=self._node,
+            instance=self._instance,
             spec=self._spec,
             attempt=self.number,
             generation=self._claim.generation,
@@ -248,7 +250,7 @@ class AttemptRun:
     def _supervise(self, process: BaseProcess, pipe: Connection) -> None:
         """Watch the child until it ends or must be killed: time limit, grace period after a stop, memory."""
         limits = self._order.settings.policy.limits_s
-        limit_s = limits.get(self._node.stage, self._spec.limit_s)
+        limit_s = limits.get(self._instance.stage, self._spec.limit_s)
         told = False
         while process.exitcode is None:
             # The worker adopts the orphans of its stages: collect those that ended, or they stay as zombies.
@@ -319,8 +321,8 @@ class AttemptRun:
             facts = replace(facts, **{decision: establish[decision]()})
         end = self._end(decision)
         if facts.refusal == "" and not self._order.settings.policy.keep_checkpoints:
-            attempts = [a for a in self._ledger.attempts(self._node) if a.number <= self.number]
-            drop_work(self._ledger, self._node, attempts, generation=self._claim.generation)
+            attempts = [a for a in self._ledger.attempts(self._instance) if a.number <= self.number]
+            drop_work(self._ledger, self._instance, attempts, generation=self._claim.generation)
         return end
 
     def _publish(self, outcome: ChildOutcome) -> str:
@@ -331,8 +333,8 @@ class AttemptRun:
             self._publisher.output(outcome.files, self._heartbeats.pulse)
         done = Done(
             nonce=new_nonce(),
-            stage=self._node.stage,
-            digest=self._node.digest,
+            stage=self._instance.stage,
+            digest=self._instance.digest,
             generation=self._claim.generation,
             attempt=self.number,
             files=outcome.files,
@@ -369,5 +371,5 @@ class AttemptRun:
             seconds=self._seconds,
             at=provenance.now(),
         )
-        self._ledger.end(self._node, self.number, end)
+        self._ledger.end(self._instance, self.number, end)
         return end

@@ -178,11 +178,7 @@ RULES = (
     ),
     # `done` exists only once, so this attempt has the result, even if a successor runs by now. A stop or a
     # time limit that came after the child's end changes nothing about its product.
-    Rule(
-        "the product is published",
-        lambda facts: facts.has_product,
-        lambda facts: Conclusion("succeeded"),
-    ),
+    Rule("the product is published", lambda facts: facts.has_product, lambda facts: Conclusion("succeeded")),
     # A fenced attempt has no part in the result. Any error may be a consequence of its successor, also one of
     # the store, so it must cost no retry budget.
     Rule(
@@ -228,12 +224,7 @@ RULES = (
     ),
     # The worker was ended for memory, and stopped its child for that. The child records only that it was
     # stopped. The true cause must be recorded, because the next job may need more memory.
-    Rule(
-        "its node is short of memory",
-        lambda facts: True,
-        _short_of_memory,
-        Fact.SHORTAGE,
-    ),
+    Rule("its node is short of memory", lambda facts: True, _short_of_memory, Fact.SHORTAGE),
     # Reasons such as "deadline" come from the worker, and "superseded" from the child's own fence check. No
     # signal causes them, so they do not need the confirmation of the next rule.
     Rule(

@@ -145,12 +145,7 @@ def adopt_checkpoint(
 
 
 def _bring(
-    files: Iterable[File],
-    source: Path,
-    target: Path,
-    pulse: Callable[[], object],
-    *,
-    is_copied: bool = False,
+    files: Iterable[File], source: Path, target: Path, pulse: Callable[[], object], *, is_copied: bool = False
 ) -> bool:
     """Link or copy files, and verify each; return whether all are whole. Otherwise remove the target."""
     try:

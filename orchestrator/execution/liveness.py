@@ -40,7 +40,7 @@ class HeartbeatWriter:
 
     def __init__(self, ledger: Ledger, instance: StageInstance, number: int, *, lease_s: float) -> None:
         self._ledger = ledger
-        self._node = instance
+        self._instance = instance
         self._number = number
         # Three heartbeats in a lease: a late one, or one that fails, does not cost the lease.
         self._interval_s = min(lease_s / 3, MAX_HEARTBEAT_S)
@@ -79,9 +79,9 @@ class HeartbeatWriter:
             at=provenance.now(),
         )
         try:
-            self._ledger.put(self._node, self._number, layout.HEARTBEAT, beat)
+            self._ledger.put(self._instance, self._number, layout.HEARTBEAT, beat)
         except OSError as error:
-            warn(f"heartbeat of {self._node.name} attempt {self._number} failed: {error}")
+            warn(f"heartbeat of {self._instance.name} attempt {self._number} failed: {error}")
 
 
 class Fence:
@@ -113,24 +113,24 @@ class Fence:
         inputs: Mapping[str, int],
     ) -> None:
         self._ledger = ledger
-        self._node = instance
+        self._instance = instance
         self._number = number
         self._generation = generation
         self._inputs = inputs
 
     def is_pointless(self) -> bool:
         """Return whether a product exists already, or the generation is void."""
-        return self._ledger.is_done_or_void(self._node, self._generation)
+        return self._ledger.is_done_or_void(self._instance, self._generation)
 
     def is_recorded(self) -> bool:
         """Return whether the stage's product is the one of this attempt."""
-        done, _ = self._ledger.product(self._node, self._generation)
+        done, _ = self._ledger.product(self._instance, self._generation)
         return done is not None and done.attempt == self._number
 
     def is_superseded(self) -> bool:
         """Return whether a later attempt or a product exists; False while the store does not answer."""
         try:
-            return self._ledger.is_claimed(self._node, self._number + 1) or self.is_pointless()
+            return self._ledger.is_claimed(self._instance, self._number + 1) or self.is_pointless()
         except OSError:
             return False
 
@@ -139,12 +139,12 @@ class Fence:
 
         Another sweep may still take a product whose files its own sweep no longer needs.
         """
-        return self._ledger.retired_input(self._node, self._inputs)
+        return self._ledger.retired_input(self._instance, self._inputs)
 
     def has_discarded_input(self) -> bool:
         """Return whether an input was discarded meanwhile: what was made from it must not count."""
         return any(
-            self._ledger.is_discarded(taken, self._inputs[taken.digest]) for taken in self._node.inputs
+            self._ledger.is_discarded(taken, self._inputs[taken.digest]) for taken in self._instance.inputs
         )
 
 
@@ -310,11 +310,7 @@ class Watcher:
     def _known_gone(self, owner: Owner) -> LostWorker | None:
         """Return the record of a lost worker that covers this owner; None without one."""
         for gone in self._gone:
-            same = (gone.cluster, gone.job, gone.array_index) == (
-                owner.cluster,
-                owner.job,
-                owner.array_index,
-            )
+            same = (gone.cluster, gone.job, gone.array_index) == (owner.cluster, owner.job, owner.array_index)
             # A later start of the same job may be alive, so the record covers none after its own.
             if same and gone.slot in (None, owner.slot) and owner.restart_count <= gone.restart_count:
                 return gone

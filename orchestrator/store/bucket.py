@@ -349,12 +349,7 @@ class RemoteStore:
         return Move(f"{prefix}/{path}", str(local), local.stat().st_size)
 
     def fetch(
-        self,
-        prefix: str,
-        files: Sequence[File],
-        *,
-        content: bool = True,
-        pulse: Callable[[], object] = idle,
+        self, prefix: str, files: Sequence[File], *, content: bool = True, pulse: Callable[[], object] = idle
     ) -> Path:
         """Download files that the cache does not hold as recorded."""
         folder = self.cache.hold(prefix)

@@ -100,12 +100,7 @@ class ObjectStore(Protocol):
         """Return what uploads the payload of an attempt while it runs; None where it is written in place."""
 
     def fetch(
-        self,
-        prefix: str,
-        files: Sequence[File],
-        *,
-        content: bool = True,
-        pulse: Callable[[], object] = idle,
+        self, prefix: str, files: Sequence[File], *, content: bool = True, pulse: Callable[[], object] = idle
     ) -> Path:
         """Make files available on this machine, and return their folder, which must only be read.
 
@@ -274,12 +269,7 @@ class PosixStore:
         """Return None: the payload is written in place."""
 
     def fetch(
-        self,
-        prefix: str,
-        files: Sequence[File],
-        *,
-        content: bool = True,
-        pulse: Callable[[], object] = idle,
+        self, prefix: str, files: Sequence[File], *, content: bool = True, pulse: Callable[[], object] = idle
     ) -> Path:
         """Return the folder itself."""
         return self.path(prefix)

@@ -85,24 +85,29 @@ class ReplyCache:
         self._language = language
         self._identity = json.dumps({**identity, "language": language}, sort_keys=True)
 
-    def load(self, row: str) -> list[ModelReply]:
-        """Return the replies for a row, the first one first; none if the file is absent or unreadable."""
+    def load(self, row: str, request: Messages) -> list[ModelReply]:
+        """Return the replies to a row's first request and what followed it, the first one first.
+
+        There are none if the file is absent or unreadable.
+        """
         try:
-            return msgspec.json.decode(self._path(row).read_bytes(), type=_Cached).replies
+            return msgspec.json.decode(self._path(row, request).read_bytes(), type=_Cached).replies
         except (FileNotFoundError, msgspec.DecodeError):
             return []
 
-    def save(self, row: str, replies: Sequence[ModelReply]) -> None:
+    def save(self, row: str, request: Messages, replies: Sequence[ModelReply]) -> None:
         """Replace the replies for a row."""
-        path = self._path(row)
+        path = self._path(row, request)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another worker may read at the same time: it finds the earlier file or the new one.
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
         temporary.write_bytes(msgspec.json.encode(_Cached(row=row, replies=list(replies))))
         temporary.replace(path)
 
-    def _path(self, row: str) -> Path:
-        digest = hashlib.sha256(f"{row}\n{self._identity}".encode()).hexdigest()
+    def _path(self, row: str, request: Messages) -> Path:
+        # With the request, no reply to other texts of the row is ever taken for one to these.
+        text = f"{row}\n{self._identity}\n{json.dumps(request)}"
+        digest = hashlib.sha256(text.encode()).hexdigest()
         return self._folder / self._language / digest[:2] / f"{digest}.json"
 
 
@@ -155,7 +160,7 @@ class Conversation:
         self._cache = cache
         self._max_attempts = max_attempts
         self._first = messages_of(self.template, language)
-        for reply in cache.load(digest)[:max_attempts]:
+        for reply in cache.load(digest, self._first)[:max_attempts]:
             self._judge(reply)
             if self.messages() is None:
                 break
@@ -172,7 +177,7 @@ class Conversation:
         """Take a new reply, cache it, and return the next request, as `messages` does."""
         self._judge(reply)
         self.num_new += 1
-        self._cache.save(self.digest, self.replies)
+        self._cache.save(self.digest, self._first, self.replies)
         return self.messages()
 
     def _judge(self, reply: ModelReply) -> None:

@@ -161,7 +161,7 @@ def test_rows_of_a_function_that_cannot_be_taken_name_row_and_column_and_cost_no
         end = job.end(number)
         assert end.cause == "code" and "row 2, key 'a'" in end.message
         assert f"from {0 if number == 1 else 9}" in job.log(number)
-    assert ledger_at(store).product(job.node, 1)[0] is None
+    assert ledger_at(store).product(job.instance, 1)[0] is None
 
 
 def test_an_unread_output_that_cannot_be_kept_is_said_with_the_reason_and_costs_no_retry_of_chance(
@@ -174,4 +174,4 @@ def test_an_unread_output_that_cannot_be_kept_is_said_with_the_reason_and_costs_
         assert (end.cause, end.exception) == ("data", "UnreadResults")
         assert "r.json" in end.message and "cannot be kept" in end.message and "UTF-8" in end.message
     assert [trained(job, number) for number in (1, 2)] == [True, True]
-    assert ledger_at(store).attempt(job.node, 3) is None
+    assert ledger_at(store).attempt(job.instance, 3) is None

@@ -147,8 +147,8 @@ def test_a_command_that_dies_long_before_its_stage_hears_of_a_stop_was_stopped(
 def test_a_command_that_alone_is_ended_by_a_signal_has_failed(store: Path, jobs: list[Job]) -> None:
     job = start(jobs, store, StageSpec(command="bash -c 'kill $$'", reads=READS, uses=USES))
     until(lambda: job.folder.exists())
-    until(lambda: ledger_at(store).attempt(job.node, 2))
-    attempt = ledger_at(store).attempt(job.node, 1)
+    until(lambda: ledger_at(store).attempt(job.instance, 2))
+    attempt = ledger_at(store).attempt(job.instance, 1)
     assert attempt and attempt.end and "killed by signal 15" in attempt.end.message
 
 
@@ -166,7 +166,7 @@ def test_ranks_save_together_and_end(store: Path, jobs: list[Job], number: int) 
     metrics = job.folder / layout.METRICS
     until(lambda: metrics.exists() and metrics.read_text().count("\n") > 10)
     pids = signal_all(job.process.pid, number)
-    assert len(pids) == 5  # worker, child, launcher and ranks
+    assert len(pids) == 6  # worker, child, launcher with its watcher, and ranks
     end = job.end()
     assert (end.outcome, end.why) == ("released", "stopped"), end.log_tail
     (step,) = checkpoints(job)
@@ -186,7 +186,7 @@ def test_ranks_that_are_only_starting_hear_of_a_stop_once_they_can(store: Path, 
             seen |= set(pids)
             for pid in pids[:-2]:
                 os.kill(pid, signal.SIGTERM)
-            if len(pids) == 5:
+            if len(pids) == 6:
                 signal_all(job.process.pid, signal.SIGTERM)
                 break
     assert job.end().outcome == "released"

@@ -70,12 +70,12 @@ def test_a_script_that_resumes_in_its_own_folder_goes_on_after_its_death(store: 
     job.wait_for("step 5")
     os.kill(tree(job.process.pid)[0], signal.SIGKILL)
     assert job.end(2).outcome == "succeeded"
-    done, _ = ledger_at(store).product(job.node, 1)
+    done, _ = ledger_at(store).product(job.instance, 1)
     assert done is not None and done.rows[0]["start"] >= 5
     output = job.folder(2) / layout.OUTPUT
     assert sorted(path.name for path in output.iterdir()) == ["history", "last.ckpt", "result.json"]
     assert (output / "last.ckpt").read_text() == "weights" and not (output / "last.ckpt").is_symlink()
-    curve = [row["step"] for row in history(ledger_at(store), job.node, 2)]
+    curve = [row["step"] for row in history(ledger_at(store), job.instance, 2)]
     assert curve == list(range(1, 21))  # of both attempts, each step once
     assert not (job.folder(1) / layout.WORK).exists() and not (job.folder(2) / layout.WORK).exists()
 
@@ -205,7 +205,7 @@ def test_a_work_folder_outlives_a_failed_read_of_results(store: Path, run: Jobs)
         "{seen}", '"[1]"'
     )
     job = run(StageSpec(command=command, keep=("r.json", "w"), results="r.json"), retries={"data": 2})
-    until(lambda: ledger_at(store).attempt(job.node, 3))
+    until(lambda: ledger_at(store).attempt(job.instance, 3))
     assert job.end(3).cause == "data"
     assert ["trains" in job.log(number) for number in (1, 2, 3)] == [True, False, True]
     assert (job.folder(3) / layout.WORK / "w").read_text() == "x\nx\n"

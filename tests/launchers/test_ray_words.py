@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import msgspec
@@ -326,3 +327,24 @@ def test_a_dashboard_that_answers_something_else_is_a_problem_and_tells_of_no_jo
         told = RayScheduler(f"http://127.0.0.1:{server.server_port}").jobs(["a"])
         server.shutdown()
     assert "is no Ray dashboard for us" in told.problem and not told.complete and not told.seen
+
+
+def test_workers_that_fail_before_a_claim_are_paused_avoid_their_node_and_are_given_up():
+    failures = lost_workers.Failures()
+    failures.claimed.add(9)
+    before_s = time.monotonic()
+    for slot, node in enumerate(["a", "a", "b"]):
+        failures.end_badly(slot, node, "no package", gives_up=True)
+    assert failures.avoided == ["a"] and not failures.given_up
+    assert failures.not_before_s >= before_s + 8
+    failures.end_badly(9, "a", "killed", gives_up=True)  # it had claimed a stage, so the row begins again
+    for slot in range(3, 6):
+        failures.end_badly(slot, "b", "no package", gives_up=True)
+    assert not failures.given_up
+    failures.end_badly(6, "b", "no package", gives_up=False)  # others work
+    assert not failures.given_up
+    failures.end_badly(7, "b", "no package", gives_up=True)
+    assert failures.given_up == "5 workers in a row claimed nothing; the last: no package"
+    for _ in range(3):
+        failures.end_well("a")
+    assert failures.avoided == ["b"]

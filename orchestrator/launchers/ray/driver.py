@@ -13,7 +13,6 @@ import platform
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
@@ -40,7 +39,7 @@ from orchestrator.jobs.records import (
 from orchestrator.jobs.submissions import Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
-from orchestrator.launchers.ray.lost_workers import Losses
+from orchestrator.launchers.ray.lost_workers import Failures, Losses
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
@@ -51,14 +50,8 @@ WORKER = "orchestrator.launchers.ray.worker"
 POLL_S, SCAN_S, SCAN_SHARE, TELL_S = 0.5, 2.0, 20, 2.0
 """Intervals of polls of Ray, scans of the store (at most 1/SCAN_SHARE of the time) and status records."""
 
-MAX_PAUSE_S, MARGIN_S = 60.0, 30.0
-"""Longest pause after failures, and time beyond `policy.grace_s` in which stopped workers must end."""
-
-MAX_FRUITLESS = 4
-"""Workers in a row that may fail without a claim, before the driver gives up if none of its workers works."""
-
-MAX_BAD = 2
-"""Such failures on one node, if they outnumber its good ends, after which workers avoid it."""
+MARGIN_S = 30.0
+"""Time beyond `policy.grace_s` in which stopped workers must end."""
 
 _WELL = frozenset({0, RELEASED, NO_MEMORY})  # exit codes of workers that ended as they should
 
@@ -69,6 +62,14 @@ class OpenWork(NamedTuple):
     num_claimable: int
     waiting: bool
     busy: frozenset[int]
+
+
+class _Written(NamedTuple):
+    """The last status record: its number, its text, and when it was written."""
+
+    beat: int
+    text: str
+    at_s: float
 
 
 class RayDriver:
@@ -84,7 +85,9 @@ class RayDriver:
 
     def __init__(self, ledger: Ledger, sweep: str, submission: Submission, restart: int, log: Path) -> None:
         self._log = log
-        self._ledger, self._submission, self._restart = ledger, submission, restart
+        self._ledger = ledger
+        self._submission = submission
+        self._restart = restart
         self._submissions = Submissions(ledger, sweep)
         self._revision = ledger.revision(sweep, submission.revision)
         self._engine = settings_of(request_of(ledger, sweep, submission.request))
@@ -107,15 +110,15 @@ class RayDriver:
         wanted = set(submission.tasks[0])
         self._cells = [cell for cell in self._revision.sweep.cells if cell.id in wanted]
         self._pool: Pool
-        self._slots, self._fruitless, self._given_up = 0, 0, ""
-        self._claimed: set[int] = set()
+        self._slots = 0
+        self._failures = Failures()
         self._unaware: set[int] = set()  # began before the last losses
-        self._not_before_s, self._start_s = 0.0, time.monotonic()
-        self._good: Counter[str] = Counter()
-        self._bad: Counter[str] = Counter()
+        self._start_s = time.monotonic()
         before = self._submissions.driver(submission.number)
-        self._beat, self._told, self._told_s = before.beat if before else 0, "", 0.0
-        self._stopping, self._parent, self._end_s = False, os.getppid(), 0.0
+        self._written = _Written(before.beat if before else 0, "", 0.0)
+        self._stopping = False
+        self._parent = os.getppid()
+        self._end_s = 0.0
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
@@ -155,7 +158,7 @@ class RayDriver:
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
             self._tell()
-            if self._stopping or self._given_up:
+            if self._stopping or self._failures.given_up:
                 if self._is_empty():
                     return REFUSED
                 continue
@@ -233,7 +236,7 @@ class RayDriver:
                 owner = last.claim.owner
                 if (owner.job, owner.restart_count) == (self._job, self._restart):
                     busy.add(owner.slot)
-                    self._claimed.add(owner.slot)
+                    self._failures.claimed.add(owner.slot)
             return stage_status(evidence, summary.budget(digest, retries))
 
         claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=summary.cancelled)
@@ -246,7 +249,7 @@ class RayDriver:
         needed = work.num_claimable - len(self._pool.running.keys() - work.busy - self._unaware)
         for slot in sorted(pending)[max(0, needed) :]:
             self._pool.drop(slot)
-        if time.monotonic() < self._not_before_s:
+        if time.monotonic() < self._failures.not_before_s:
             return
         most = min(needed, self._settings.max_pending) - len(pending)
         if self._settings.max_workers is not None:
@@ -262,27 +265,23 @@ class RayDriver:
         start = start_of(self._ledger.objects, code, WORKER, *args, str(self._slots), str(self._restart))
         environment = {name: str(value) for name, value in self._settings.environment.items()}
         environment |= self._pool.monitor()
-        avoid = [
-            node
-            for node, number in self._bad.items()
-            if node and number >= MAX_BAD and number > self._good[node]
-        ]
         self._pool.start(
             self._slots,
             list(start.argv),
             {**environment, **start.environment},
             submission.folder,
-            avoid=avoid,
+            avoid=self._failures.avoided,
         )
 
     def _take(self, ended: Ended, busy: Collection[int]) -> None:
         """Record how a worker ended; `busy` are the slots whose attempts have no end."""
         said, num_claims = _last_words(ended)
         if num_claims:
-            self._claimed.add(ended.slot)
-        claimed, name = ended.slot in self._claimed, f"worker {ended.slot} on {ended.address or 'no node'}"
+            self._failures.claimed.add(ended.slot)
+        claimed = ended.slot in self._failures.claimed
+        name = f"worker {ended.slot} on {ended.address or 'no node'}"
         if ended.code in _WELL or (ended.told and not claimed):  # stopped before it could work
-            self._fruitless, self._good[ended.node] = 0, self._good[ended.node] + 1
+            self._failures.end_well(ended.node)
             return
         if ended.code is None:
             why = f"{name} was lost: {said or 'the process that kept it was killed'}"
@@ -292,37 +291,26 @@ class RayDriver:
             why = f"{name} {how}: {said}".rstrip(": ")
             if ended.slot in busy:
                 self._losses.add(ended.slot, ended.cause, why)
-        if claimed:
-            self._fruitless = 0
-            self._say(why)
         # the end of a node is no failure of its workers
-        elif not ended.node or self._pool.lives(ended.node):
-            self._bad[ended.node] += 1
-            self._count_fruitless(why, gives_up=not busy)
-
-    def _count_fruitless(self, why: str, *, gives_up: bool) -> None:
-        self._say(why)
-        self._fruitless += 1
-        # exponential backoff: a broken environment fails every worker at once
-        self._not_before_s = time.monotonic() + min(MAX_PAUSE_S, 2.0**self._fruitless)
-        if self._fruitless >= MAX_FRUITLESS and gives_up:  # workers that work are not given up
-            self._given_up = f"{self._fruitless} workers in a row claimed nothing; the last: {why}"
+        if claimed or not ended.node or self._pool.lives(ended.node):
+            self._say(why)
+            self._failures.end_badly(ended.slot, ended.node, why, gives_up=not busy)
 
     def _tell(self, *, force: bool = False) -> None:
         """Write the status record when it has changed, and otherwise every `BEAT_S` seconds."""
         now_s = time.monotonic()
-        if not force and now_s - self._told_s < TELL_S:
+        if not force and now_s - self._written.at_s < TELL_S:
             return
         pending = len(self._pool.pending)
         text = demand(len(self._pool.running), pending)
         # only then, because the list of nodes is a costly query
         if pending:
             text += waits_for(self._submission.resources, self._pool.nodes())
-        if not force and text == self._told and now_s - self._told_s < BEAT_S:
+        if not force and text == self._written.text and now_s - self._written.at_s < BEAT_S:
             return
-        self._beat, self._told, self._told_s = self._beat + 1, text, now_s
+        self._written = _Written(self._written.beat + 1, text, now_s)
         lost, at = tuple(self._losses.known), provenance.now()
-        status = DriverStatus(restart=self._restart, beat=self._beat, text=text, lost=lost, at=at)
+        status = DriverStatus(restart=self._restart, beat=self._written.beat, text=text, lost=lost, at=at)
         try:
             self._submissions.drive(self._submission.number, status)
             self._show_log()
@@ -336,12 +324,12 @@ class RayDriver:
             self._ledger.objects.upload(layout.job_logs(name, self._submission.number))
 
     def _report(self, code: int) -> None:
-        why = self._given_up or EXITS[0][1]
+        why = self._failures.given_up or EXITS[0][1]
         report = JobExitReport(
             code=code,
             cause=cause_of_code(code),
             why=why,
-            claimed=bool(self._claimed) or code == 0,
+            claimed=bool(self._failures.claimed) or code == 0,
             restart=self._restart,
             node=platform.node(),
             seconds=round(time.monotonic() - self._start_s, 1),

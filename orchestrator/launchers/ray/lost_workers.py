@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -190,3 +191,64 @@ class Losses:
                 evidence=lost.why,
             )
         )
+
+
+MAX_PAUSE_S = 60.0
+"""Longest pause after failures."""
+
+MAX_FRUITLESS = 4
+"""Workers in a row that may fail without a claim, before the driver gives up if none of its workers works."""
+
+MAX_BAD = 2
+"""Such failures on one node, if they outnumber its good ends, after which workers avoid it."""
+
+
+class Failures:
+    """What the ends of workers mean for the next ones: when and where to start them, and whether at all.
+
+    Attributes:
+        claimed: slots of the workers that have claimed a stage.
+        not_before_s: the monotonic time before which no further worker is started.
+        given_up: why no further worker is started at all, "" if more may be.
+    """
+
+    def __init__(self) -> None:
+        self.claimed: set[int] = set()
+        self.not_before_s = 0.0
+        self.given_up = ""
+        self._fruitless = 0
+        self._good: Counter[str] = Counter()
+        self._bad: Counter[str] = Counter()
+
+    @property
+    def avoided(self) -> list[str]:
+        """The nodes on which workers kept failing."""
+        return [
+            node
+            for node, number in self._bad.items()
+            if node and number >= MAX_BAD and number > self._good[node]
+        ]
+
+    def end_well(self, node: str) -> None:
+        """Count a worker that ended as it should."""
+        self._fruitless = 0
+        self._good[node] += 1
+
+    def end_badly(self, slot: int, node: str, why: str, *, gives_up: bool) -> None:
+        """Count a worker that failed.
+
+        Args:
+            slot: its number.
+            node: the id of its node, "" if it never had one.
+            why: how it ended.
+            gives_up: whether the failure may be one too many; not while others work.
+        """
+        if slot in self.claimed:
+            self._fruitless = 0
+            return
+        self._bad[node] += 1
+        self._fruitless += 1
+        # exponential backoff: a broken environment fails every worker at once
+        self.not_before_s = time.monotonic() + min(MAX_PAUSE_S, 2.0**self._fruitless)
+        if self._fruitless >= MAX_FRUITLESS and gives_up:
+            self.given_up = f"{self._fruitless} workers in a row claimed nothing; the last: {why}"
