@@ -19,15 +19,14 @@ from orchestrator.api.state import (
     naming_the_store,
     parse_reference,
     sealed_view,
-    split_store,
     store_url,
 )
 from orchestrator.api.submission import Dispatch
 from orchestrator.compose.files import locate
 from orchestrator.compose.main import Composition, compose
-from orchestrator.compose.overrides import engine_settings, engine_with
+from orchestrator.compose.overrides import run_settings, run_settings_with
 from orchestrator.core.records import Code, Request, Revision
-from orchestrator.core.settings import RunSettings
+from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
@@ -266,7 +265,7 @@ def limits_of(launcher: Launcher | Submitter, sweep: str, *, dry_run: bool = Fal
     return None
 
 
-def planned(
+def composed_or_sealed(
     word: str,
     overrides: Sequence[str],
     name: str | None = None,
@@ -297,7 +296,7 @@ def planned(
         view = sealed_view(ledger, sweep, number)
         # A sealed revision cannot be changed, but its run settings can. This call rejects all other
         # overrides.
-        engine_of(view, None, rest)
+        run_settings_of(view, None, rest)
         return view, None
     with naming_the_store(ledger):
         composition = compose(word, overrides, name=name, progress=progress)
@@ -306,7 +305,7 @@ def planned(
     return as_view(ledger, composition), composition
 
 
-def engine_of(
+def run_settings_of(
     view: SweepState, composition: Composition | None, overrides: Sequence[str] = ()
 ) -> tuple[RunSettings, tuple[str, ...]]:
     """Return run settings and import paths: as composed, or for a sealed revision those of its last launch.
@@ -323,10 +322,10 @@ def engine_of(
         return composition.engine, composition.import_paths
     for request in reversed(view.requests):
         if request.settings:
-            return engine_with(
+            return run_settings_with(
                 request.settings, overrides
             ) if overrides else request.settings, request.import_paths
-    return engine_settings(overrides), ()
+    return run_settings(overrides), ()
 
 
 def _sealed_number(ledger: Ledger, word: str) -> int | None:

@@ -44,19 +44,6 @@ Notify = Callable[[str], None]
 """A function that shows one line of text to the user, such as a warning."""
 
 
-def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Split a verb's words into the URL of ``store.url=URL`` (None without one) and the other words.
-
-    Raises:
-        UserError: ``store.url=`` names nothing.
-    """
-    urls = [word.partition("=")[2] for word in words if word.startswith("store.url=")]
-    rest = [word for word in words if not word.startswith("store.url=")]
-    if not all(urls):
-        raise UserError("store.url= names no store", fix="store.url=FOLDER")
-    return (urls[-1] if urls else None), rest
-
-
 def store_url(url: str | None) -> str:
     """Return where the store is: `url` if given, else SWEEP_STORE, else ``runs`` in the working folder."""
     url = url or os.environ.get("SWEEP_STORE") or DEFAULT_STORE
@@ -200,13 +187,13 @@ class SweepState:
         This is one observation by a reader. It never concludes death from an old heartbeat; only a watcher,
         which reads repeatedly, may do that.
         """
-        vital = inspect_owner(instance, attempt)
-        if vital.liveness is Liveness.GONE or attempt.claim is None:
-            return vital
+        report = inspect_owner(instance, attempt)
+        if report.liveness is Liveness.GONE or attempt.claim is None:
+            return report
         # On another machine, the process proves nothing. The scheduler may report that its job has ended.
         over = self.jobs.fate(attempt.claim.owner)
         if over is None:
-            return vital
+            return report
         owner = attempt.claim.owner
         reason = ending(f"{owner.job}_{owner.array_index}", over)
         return OwnerReport(Liveness.GONE, reason, over.cause or Cause.NODE_LOST)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.api.launching import CheckedLaunch, engine_of, failed_cells, planned
+from orchestrator.api.launching import CheckedLaunch, composed_or_sealed, failed_cells, run_settings_of
 from orchestrator.api.planning import Plan, hardware_of
 from orchestrator.api.reports import write_sweep_reports
 from orchestrator.api.run import Run, cancel_cells, in_store, start
@@ -58,7 +58,7 @@ class Sweep:
 
         def look_up(more: Sequence[str]) -> _Found:
             words = (*overrides, *more)
-            view, composition = planned(str(source), [*words, f"store.url={url}"], name)
+            view, composition = composed_or_sealed(str(source), [*words, f"store.url={url}"], name)
             return _Found(view, composition, words)
 
         return cls(look_up, url)
@@ -117,7 +117,7 @@ class Sweep:
             UserError: a selector or an option is wrong.
         """
         view, composition, words = self._look_up(())
-        settings, import_paths = engine_of(view, composition, () if composition else words)
+        settings, import_paths = run_settings_of(view, composition, () if composition else words)
         hardware = hardware_of(settings.hardware, device=device, mfu=mfu, max_gpus=max_gpus)
         return Plan(
             view, view.select(only), settings, hardware, import_paths, prefetch=f"sweep prefetch {self.name}"
@@ -140,7 +140,7 @@ class Sweep:
         """
         view, composition, words = self._look_up([*overrides, *_launcher_words(launcher)])
         selectors = _selectors(only)
-        settings, import_paths = engine_of(view, composition, () if composition else words)
+        settings, import_paths = run_settings_of(view, composition, () if composition else words)
         checked = CheckedLaunch(
             verb="launch",
             view=view,
@@ -172,7 +172,7 @@ class Sweep:
             InfrastructureError: the store or the scheduler does not answer.
         """
         view = self._sealed()
-        settings, import_paths = engine_of(view, None, [*overrides, *_launcher_words(launcher)])
+        settings, import_paths = run_settings_of(view, None, [*overrides, *_launcher_words(launcher)])
         chosen = view.select(only) if only else failed_cells(view)
         cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]
         if not cells:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
-from orchestrator.api.state import split_store
+from orchestrator.core.settings import split_store
 from orchestrator.errors import UserError
 
 

@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orchestrator.api.exporting import export_product, refuse_existing
-from orchestrator.api.launching import CheckedLaunch, engine_of, planned
-from orchestrator.api.state import split_store
+from orchestrator.api.launching import CheckedLaunch, composed_or_sealed, run_settings_of
 from orchestrator.cli.attached import follow
 from orchestrator.cli.output import ComposeProgress, print_lines, print_table, print_warnings
 from orchestrator.compose.axes import grammar
+from orchestrator.core.settings import split_store
 from orchestrator.entry import outlive_the_reader
 from orchestrator.errors import UserError, counted
 from orchestrator.registry import DATA, load
@@ -42,10 +42,10 @@ def translate(args: argparse.Namespace, task: str, source: str, overrides: Seque
     outlive_the_reader()
     sweep = TRANSLATED[task]
     words = [*_overrides(args, source), *overrides]
-    view, composition = planned(sweep, words, progress=ComposeProgress())
+    view, composition = composed_or_sealed(sweep, words, progress=ComposeProgress())
     view.check()
     cells = view.sweep.cells
-    settings, import_paths = engine_of(view, composition, split_store(words)[1])
+    settings, import_paths = run_settings_of(view, composition, split_store(words)[1])
     config = cells[0].config
     notes: list[str] = []
     if config["engine"] == ENDPOINT:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.api.launching import CheckedLaunch, engine_of, failed_cells, planned
+from orchestrator.api.launching import CheckedLaunch, composed_or_sealed, failed_cells, run_settings_of
 from orchestrator.api.reconciling import requests_of
 from orchestrator.api.requests import code_drift
-from orchestrator.api.state import SweepState, open_view, split_store
+from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
 from orchestrator.cli.arguments import add_composing, add_store, add_sweep, add_wait, again, no_overrides
 from orchestrator.cli.attached import follow
@@ -20,6 +20,7 @@ from orchestrator.cli.output import (
     print_warnings,
 )
 from orchestrator.cli.progress import print_scripts, submit_all
+from orchestrator.core.settings import split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.entry import outlive_the_reader
@@ -41,10 +42,10 @@ def configure_launch(parser: argparse.ArgumentParser) -> None:
 def run_launch(args: argparse.Namespace) -> int:
     """Check, seal and launch a sweep; follow it to its end unless it runs as jobs or detached."""
     outlive_the_reader()
-    view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     view.check()
     cells = view.select(args.only)
-    settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
+    settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
     # All checks come before the first write, so a refused launch leaves no trace in the store.
     checked = CheckedLaunch(
         verb="launch",
@@ -97,7 +98,7 @@ def run_rerun(args: argparse.Namespace) -> int:
     if not view.sealed:
         raise UserError(f"{view.sweep.name} was never launched here", fix=f"sweep launch {view.sweep.name}")
     view.check()
-    settings, import_paths = engine_of(view, None, rest)
+    settings, import_paths = run_settings_of(view, None, rest)
     chosen = view.select(args.only) if args.only else failed_cells(view)
     # A done cell stays done; `sweep discard` makes it run again.
     cells = [cell for cell in chosen if view.cells[cell.id].state is not State.DONE]

@@ -17,10 +17,10 @@ from orchestrator.api.estimates import (
     of_cell,
     together,
 )
-from orchestrator.api.launching import engine_of, planned
+from orchestrator.api.launching import composed_or_sealed, run_settings_of
 from orchestrator.api.planning import Plan, SimulatedCluster, cell_drift, hardware_of
 from orchestrator.api.requests import code_drift, needing_retired_lines
-from orchestrator.api.state import SweepState, split_store
+from orchestrator.api.state import SweepState
 from orchestrator.cli.arguments import add_composing, again
 from orchestrator.cli.output import (
     ComposeProgress,
@@ -32,14 +32,14 @@ from orchestrator.cli.output import (
 from orchestrator.compose.main import Composition
 from orchestrator.core.plan import Action, Step
 from orchestrator.core.schedule import Makespan
-from orchestrator.core.settings import HardwareSettings
+from orchestrator.core.settings import HardwareSettings, split_store
 from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import DEVICES, Estimate
 from orchestrator.errors import InfrastructureError, SweepError, UserError, counted, one_line
 from orchestrator.registry import importable, load
 
-MAX_GROUP_SHOWN = 8
+MAX_NEEDS_SHOWN = 8
 """Missing needs that are listed; ``--json`` lists all of them."""
 
 
@@ -111,8 +111,8 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
 
 def _plan(args: argparse.Namespace) -> tuple[Plan, Composition | None]:
     """Return the plan, and what was composed; None for a revision from the store."""
-    view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
-    settings, import_paths = engine_of(view, composition, split_store(args.overrides)[1])
+    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    settings, import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])
     hardware = hardware_of(settings.hardware, device=args.device, mfu=args.mfu, max_gpus=args.max_gpus)
     cells = view.select(args.only)
     return Plan(view, cells, settings, hardware, import_paths, prefetch=again("prefetch", args)), composition
@@ -161,10 +161,10 @@ def _print_plan(plan: Plan) -> None:
     if plan.missing:
         missing = distinct(plan.missing)
         print(f"\n{counted(len(plan.missing), 'cell')} blocked:")
-        for need in missing[:MAX_GROUP_SHOWN]:
+        for need in missing[:MAX_NEEDS_SHOWN]:
             print(f"  {need_line(need)}")
-        if len(missing) > MAX_GROUP_SHOWN:
-            print(f"  and {len(missing) - MAX_GROUP_SHOWN} more")
+        if len(missing) > MAX_NEEDS_SHOWN:
+            print(f"  and {len(missing) - MAX_NEEDS_SHOWN} more")
         if any(need.fetch for need in missing):
             print(f"fetch it once, where there is a network: {plan.prefetch}")
 
@@ -346,9 +346,9 @@ def run_prefetch(args: argparse.Namespace) -> int:
     Raises:
         InfrastructureError: a need is still missing in the end.
     """
-    view, composition = planned(args.sweep, args.overrides, args.name, progress=ComposeProgress())
+    view, composition = composed_or_sealed(args.sweep, args.overrides, args.name, progress=ComposeProgress())
     cells = view.select(args.only)
-    import_paths = engine_of(view, composition, split_store(args.overrides)[1])[1]
+    import_paths = run_settings_of(view, composition, split_store(args.overrides)[1])[1]
     needs = needs_of(view, cells, import_paths)
     missing = distinct(missing_of(needs))
     print(f"{view.title}: {counted(len(distinct(needs)), 'need')}, {len(missing)} missing")

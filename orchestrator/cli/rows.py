@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.api.reports import check_folder, fitting_report, write_report, write_sweep_reports
-from orchestrator.api.state import SweepState, open_view, parse_reference, sealed_view, split_store, store_url
+from orchestrator.api.state import SweepState, open_view, parse_reference, sealed_view, store_url
 from orchestrator.api.status import rows_of
 from orchestrator.cli.arguments import add_only, add_store, no_overrides
 from orchestrator.cli.output import NUMBERS, print_json, print_table, print_warnings, print_written, to_stderr
+from orchestrator.core.settings import split_store
 from orchestrator.errors import UserError, counted, nearest
 from orchestrator.registry import GENERAL, TABLE_READER, load
 from orchestrator.results import (

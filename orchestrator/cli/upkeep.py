@@ -65,7 +65,7 @@ def run_clean(args: argparse.Namespace) -> int:
             raise UserError(
                 f"no sweep {name!r}", where=f"in the store {ledger.objects.url}", allowed=nearest(name, known)
             )
-    needed, others = _nodes(ledger, args.drop)
+    needed, others = _stages_in_use(ledger, args.drop)
     found = leftovers(ledger, [instance for digest, instance in others.items() if digest not in needed])
     used = _code_in_use(ledger, args.drop)
     # An unreadable record may name any snapshot. Then no code is deleted.
@@ -83,7 +83,7 @@ def run_clean(args: argparse.Namespace) -> int:
     return 0
 
 
-def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str, StageInstance]]:
+def _stages_in_use(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str, StageInstance]]:
     """Return the digests that revisions in use name, and all stages that any revision names.
 
     Args:
@@ -106,9 +106,9 @@ def _nodes(ledger: Ledger, dropped: Collection[str]) -> tuple[set[str], dict[str
 
 def _formers(ledger: Ledger, sweep: ComposedSweep) -> Iterator[str]:
     """Yield digests of products of earlier stage versions that a revision can still start from."""
-    snapshot = EvidenceReader(ledger, sweep.stages.values(), check_files=False, specs=sweep.specs)
+    reader = EvidenceReader(ledger, sweep.stages.values(), check_files=False, specs=sweep.specs)
     for digest in sweep.stages:
-        former = snapshot.evidence(digest).former
+        former = reader.evidence(digest).former
         if former is not None and not former.problem:
             yield former.instance.digest
 
@@ -320,15 +320,15 @@ def _living(ledger: Ledger, opened: list[tuple[StageInstance, Attempt]]) -> list
             attempt = ledger.attempt(instance, old.number)
             if attempt is None or attempt.end is not None:
                 continue
-            vital = watcher(instance, attempt)
-            if vital.liveness is Liveness.GONE:
+            report = watcher(instance, attempt)
+            if report.liveness is Liveness.GONE:
                 continue
             left.append((instance, attempt))
             beat = attempt.heartbeat and attempt.heartbeat.counter
             # Alive means that the process was found on this machine. A heartbeat that has moved since the
             # first read is a sign of life from anywhere.
-            if vital.liveness is Liveness.ALIVE or beat != beats[instance.digest, old.number]:
-                why = vital.reason or attempt.problem
+            if report.liveness is Liveness.ALIVE or beat != beats[instance.digest, old.number]:
+                why = report.reason or attempt.problem
                 living.append(f"{instance.stage} {instance.digest[:12]}: attempt {attempt.number}: {why}")
         opened = left
         if opened and not living:

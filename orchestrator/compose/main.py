@@ -16,12 +16,12 @@ from orchestrator.compose.axes import Axis, axis_of, cell_labels, cut
 from orchestrator.compose.configs import Configs
 from orchestrator.compose.files import config_folders, locate, read_sweep, shipped, sweep_name
 from orchestrator.compose.interpolations import refuse_varying
-from orchestrator.compose.overrides import Overrides, composed_engine, refuse_secrets, split_store
+from orchestrator.compose.overrides import Overrides, composed_run_settings, refuse_secrets
 from orchestrator.compose.reading import noting
 from orchestrator.compose.root import Root
 from orchestrator.core.commandspec import placeholders
 from orchestrator.core.grid import Grid, Selectors
-from orchestrator.core.settings import RunSettings
+from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.sweep import ComposedSweep, SweepFile, check_axis, stage_specs
 from orchestrator.core.tree import MISSING, pick, scalar_text
 from orchestrator.errors import UserError, nearest
@@ -106,7 +106,7 @@ def _composed(
     selectors = Selectors.parse(file.exclude, file.include, _labels(file_axes.values()))
     grid = Grid(selectors, file.columns, specs, where=where)
     # Check all that needs no composed cell before the grid is composed, which takes most of the time.
-    engine = composed_engine(merged.engine, config_folders(cwd, source.parent), store_url)
+    engine = composed_run_settings(merged.engine, config_folders(cwd, source.parent), store_url)
     _check_limits(engine, specs)
     _check_work(engine, specs)
     axes = list(merged.axes.values())

@@ -28,7 +28,7 @@ from orchestrator.compose.axes import (
 from orchestrator.compose.files import config_folders, shipped
 from orchestrator.compose.root import Root, translated
 from orchestrator.core.secrets import found_in, known_values
-from orchestrator.core.settings import RunSettings, engine_from
+from orchestrator.core.settings import RunSettings, engine_from, split_store
 from orchestrator.errors import UserError
 from orchestrator.formats import kept
 
@@ -262,7 +262,6 @@ def _count(override: Override) -> int:
     return value
 
 
-_STORE = "store.url="
 _OPEN = (
     *("policy.limits_s.", "launcher.environment."),
     *("cluster.partitions.", "cluster.environment.", "cluster.sbatch."),
@@ -272,7 +271,7 @@ _OPEN = (
 _WHERE = "the engine's settings"
 
 
-def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> RunSettings:
+def run_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> RunSettings:
     """Return the engine's settings, composed without a sweep. Commands that only need the store use this.
 
     Args:
@@ -285,10 +284,12 @@ def engine_settings(overrides: Sequence[str] = (), cwd: Path | None = None) -> R
     url, texts = _engine_texts(
         overrides, "launcher, cluster, tracker, policy, hardware and store, such as store.url="
     )
-    return composed_engine(texts, config_folders((cwd or Path.cwd()).resolve()), url)
+    return composed_run_settings(texts, config_folders((cwd or Path.cwd()).resolve()), url)
 
 
-def engine_with(settings: RunSettings, overrides: Sequence[str], cwd: Path | None = None) -> RunSettings:
+def run_settings_with(
+    settings: RunSettings, overrides: Sequence[str], cwd: Path | None = None
+) -> RunSettings:
     """Return settings with some of them changed. A new choice for a group replaces its whole section.
 
     For example, ``launcher=slurm`` drops all settings of the earlier launcher, and ``launcher.workers=4``
@@ -317,7 +318,9 @@ def engine_with(settings: RunSettings, overrides: Sequence[str], cwd: Path | Non
     return kept(settings, _checked(engine_from(changed, where=_WHERE), url))
 
 
-def composed_engine(overrides: Sequence[str], folders: Sequence[Path], store_url: str | None) -> RunSettings:
+def composed_run_settings(
+    overrides: Sequence[str], folders: Sequence[Path], store_url: str | None
+) -> RunSettings:
     """Return the engine's settings, composed from config groups and overrides.
 
     Args:
@@ -330,23 +333,6 @@ def composed_engine(overrides: Sequence[str], folders: Sequence[Path], store_url
     """
     settings = engine_from(_tree(_root(folders), overrides), where=_WHERE)
     return _checked(settings, store_url)
-
-
-def split_store(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return the last ``store.url=`` of a command line, or None, and the other overrides.
-
-    Its value is taken literally, since a path may contain characters that Hydra's grammar interprets.
-
-    Args:
-        overrides: of the command line.
-
-    Raises:
-        UserError: the value is empty.
-    """
-    urls = [text.removeprefix(_STORE) for text in overrides if text.startswith(_STORE)]
-    if not all(urls):
-        raise UserError(f"{_STORE} names no store", fix=f"{_STORE}FOLDER")
-    return (urls[-1] if urls else None), [text for text in overrides if not text.startswith(_STORE)]
 
 
 def _engine_texts(overrides: Sequence[str], allowed: str) -> tuple[str | None, list[str]]:

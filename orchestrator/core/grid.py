@@ -355,15 +355,15 @@ def _each_values(config: Mapping[str, Any], key: str) -> Sequence[Any]:
     values = pick(config, key)
     if values is MISSING:
         raise UserError(
-            f"the stage has an instance each for the unknown key {key!r}",
+            f"`each` names the unknown key {key!r}",
             allowed=nearest(key, dotted_keys(config)),
         )
     if not isinstance(values, list | tuple):
-        raise UserError(f"the stage has an instance each for {key!r}, which is no list: {values!r}")
+        raise UserError(f"`each` names {key!r}, which is no list: {values!r}")
     texts = [scalar_text(value) for value in values]
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
-        raise UserError(f"the stage has an instance each for {key!r}, which lists {twice!r} twice")
+        raise UserError(f"`each` names {key!r}, which lists {twice!r} twice")
     return values
 
 

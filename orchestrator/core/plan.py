@@ -128,7 +128,7 @@ class Scanner:
 
     def __init__(self, cells: Sequence[Cell], instances: Mapping[str, StageInstance]) -> None:
         self.cells = cells
-        self._nodes = instances
+        self._instances = instances
         self._done: set[str] = set()
 
     def next_stage(self, status_of: Callable[[str], StageStatus], *, cancelled: frozenset[str]) -> Scan:
@@ -140,9 +140,9 @@ class Scanner:
             return found[digest]
 
         rest = [cell for cell in self.cells if cell.id not in self._done]
-        scan = next_stage(rest, self._nodes, remembered, cancelled=cancelled)
+        scan = next_stage(rest, self._instances, remembered, cancelled=cancelled)
         if scan.claimable is None and len(rest) < len(self.cells):
-            scan = next_stage(self.cells, self._nodes, remembered, cancelled=cancelled)
+            scan = next_stage(self.cells, self._instances, remembered, cancelled=cancelled)
         done = {digest for digest, status in found.items() if status.state is State.DONE}
         self._done.update(cell.id for cell in rest if done.issuperset(cell.stage_digests))
         return scan

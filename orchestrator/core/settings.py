@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
@@ -12,6 +13,8 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.formats import SINCE_2, Settings
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d\d)(?::(?P<seconds>\d\d))?)?")
+
+_STORE = "store.url="
 
 Retention = Literal["all", "best", "none"]
 RETIRING: tuple[Retention, ...] = ("best", "none")
@@ -114,6 +117,23 @@ class RunSettings(Settings, frozen=True, kw_only=True):
     store: StoreSettings
     hardware: HardwareSettings = HardwareSettings()
     cluster: dict[str, Any] = {}
+
+
+def split_store(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Split a command line into the URL of its last ``store.url=URL``, or None, and the other words.
+
+    The URL is taken literally, since a path may contain characters that Hydra's grammar interprets.
+
+    Args:
+        words: of the command line: overrides, and for some verbs names of sweeps.
+
+    Raises:
+        UserError: ``store.url=`` names nothing.
+    """
+    urls = [word.removeprefix(_STORE) for word in words if word.startswith(_STORE)]
+    if not all(urls):
+        raise UserError(f"{_STORE} names no store", fix=f"{_STORE}FOLDER")
+    return (urls[-1] if urls else None), [word for word in words if not word.startswith(_STORE)]
 
 
 def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:

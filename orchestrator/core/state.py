@@ -266,7 +266,7 @@ def _own_status(evidence: Evidence, budget: Budget) -> StageStatus:
         return StageStatus(State.UNKNOWN, evidence.unreadable)
     if evidence.done is not None:
         retired = describe_retired(evidence.retired)
-        reason = f"product, of which {retired} retired" if retired else "product"
+        reason = f"product (retired: {retired})" if retired else "product"
         return StageStatus(State.DONE, reason, None, num_attempts, evidence.done.seconds, retired)
     if not evidence.attempts:
         return StageStatus(State.PENDING, evidence.problem or NOT_STARTED)
@@ -321,7 +321,7 @@ def _given_inputs(
         return status._replace(state=State.CANCELLED, reason="cancelled")
     for instance, taken in inputs:
         if taken.retired and not status.going_on:  # outranks a failure, since even a rerun would fail
-            reason = f"its input {instance.name} retired {taken.retired}; "
+            reason = f"files of its input {instance.name} were retired ({taken.retired}); "
             reason += f"to make it again: {again} {instance.stage}"
             if status.former is not None:
                 reason += f"; the product of its earlier version cannot be used: {status.former.problem}"
@@ -332,7 +332,7 @@ def _given_inputs(
             return status._replace(state=State.BLOCKED, reason=reason)
     retired = ", ".join(dict.fromkeys(instance.stage for instance, taken in inputs if taken.retired))
     if retired and status.state is not State.FAILED:
-        reason = f"{status.going_on}, without what {retired} retired"
+        reason = f"{status.going_on}, without the retired files of {retired}"
         reason += "" if status.reason == NOT_STARTED else f"; {status.reason}"
         return status._replace(reason=reason)
     return status

@@ -108,7 +108,7 @@ class AttemptRun:
         self._fence = Fence(
             ledger, instance, number=number, generation=claim.generation, inputs=input_generations
         )
-        self._released, self._stopping_s = "", 0.0
+        self._stop_reason, self._stopping_s = "", 0.0
         self._timed_out, self._resumed = False, False
         self._key = layout.payload(instance, number)
         self._folder = Path(layout.CHECKPOINTS)
@@ -164,7 +164,7 @@ class AttemptRun:
             pipe.close()
         outcome = read_outcome(folder)
         if self._publisher is not None:
-            counts, pulse = self._released != SUPERSEDED, self._heartbeats.pulse
+            counts, pulse = self._stop_reason != SUPERSEDED, self._heartbeats.pulse
             has_failed = outcome is None or outcome.outcome != "succeeded"
             keeps = has_failed or self._order.settings.policy.keep_checkpoints
             self._publisher.finish(pulse, checkpoints=counts and keeps)
@@ -182,7 +182,7 @@ class AttemptRun:
                 goes_without=self._goes_without,
                 timed_out=self._timed_out,
                 seconds=self._seconds,
-                stop=self._released,
+                stop=self._stop_reason,
                 exit_code=process.exitcode or 0,
                 oom_killed=oom_kills() > kills,
             )
@@ -264,13 +264,13 @@ class AttemptRun:
                 return
             self._control()
             # A fenced attempt publishes nothing more: its files could only mislead a reader.
-            if self._publisher is not None and self._released != SUPERSEDED:
+            if self._publisher is not None and self._stop_reason != SUPERSEDED:
                 self._publisher.step()
-            if self._released and not told:
+            if self._stop_reason and not told:
                 told, self._stopping_s = True, now_s
                 if (shortage := self._shortage()) is not None and shortage.at_once:
                     return
-                send(pipe, Message(stop=self._released))
+                send(pipe, Message(stop=self._stop_reason))
             if told and now_s - self._stopping_s > self._grace_s:
                 return
 
@@ -295,15 +295,15 @@ class AttemptRun:
 
     def _control(self) -> None:
         """Check the reasons to stop, and record a heartbeat when one is due."""
-        if not self._released and (why := self._stop_asked()):
-            self._released = why
+        if not self._stop_reason and (why := self._stop_asked()):
+            self._stop_reason = why
         # The worker's own notice comes before the job's end, but maybe too late for this stage.
         end_at = self._order.job.end_at if self._order.job else None
         needed_s = STOP_FACTOR * self._heartbeats.progress.stop_s
-        if not self._released and end_at is not None and needed_s and end_at - time.time() < needed_s:
-            self._released = "deadline"
-        if self._heartbeats.pulse() and not self._released and self._fence.is_superseded():
-            self._released = SUPERSEDED
+        if not self._stop_reason and end_at is not None and needed_s and end_at - time.time() < needed_s:
+            self._stop_reason = "deadline"
+        if self._heartbeats.pulse() and not self._stop_reason and self._fence.is_superseded():
+            self._stop_reason = SUPERSEDED
 
     # Ending
 
@@ -315,7 +315,7 @@ class AttemptRun:
             Fact.SUPERSEDED: self._fence.is_superseded,
             Fact.RETIRED_INPUT: self._fence.retired_input,
             Fact.SHORTAGE: self._shortage,
-            Fact.STOP_CONFIRMED: lambda: await_news(lambda: self._released or self._stop_asked()),
+            Fact.STOP_CONFIRMED: lambda: await_news(lambda: self._stop_reason or self._stop_asked()),
         }
         while isinstance(decision := conclude(facts), Fact):
             facts = replace(facts, **{decision: establish[decision]()})

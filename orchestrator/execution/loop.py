@@ -25,7 +25,14 @@ from orchestrator.store.evidence import EvidenceReader, examine
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.retention import retain
 
-IDLE_S, MAX_IDLE_S, CONTROL_S = 0.1, 2.0, 1.0
+IDLE_S = 0.1
+"""First pause in seconds of a worker that finds nothing to claim; each further one is 1.5 times as long."""
+
+MAX_IDLE_S = 2.0
+"""Longest such pause in seconds, unless the store is polled less often."""
+
+CANCEL_POLL_S = 1.0
+"""Seconds between two looks for a cancel while a stage runs, unless the store is polled less often."""
 
 MAX_FAILED_STARTS = 2
 
@@ -73,7 +80,7 @@ class Worker:
         self._idle_since_s: float | None = None
         self._leaving = Leaving()
         self._scan_s = 0.0
-        self._wishes_s = 0.0
+        self._requests_read_s = 0.0
         self._summary = RequestSummary(frozenset(), {}, {})
 
     def run(self) -> int:
@@ -82,7 +89,7 @@ class Worker:
         while not self._stop_asked():
             if self._replaced:
                 self._say("a later start of this job goes on: this worker claims no more")
-                return self._released("replaced")
+                return self._exit_code_for("replaced")
             if self._failed_starts >= MAX_FAILED_STARTS:
                 self._say("two failures in the start phase in a row: this worker claims no more")
                 return REFUSED
@@ -101,12 +108,12 @@ class Worker:
                 specs=self._sweep.specs,
             )
             scan = self._scanner.next_stage(
-                lambda digest, s=reader, w=summary: self._status(s, w, digest),  # type: ignore[misc]
+                lambda digest, r=reader, s=summary: self._status(r, s, digest),  # type: ignore[misc]
                 cancelled=summary.cancelled,
             )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
-                return self._released("deadline")
+                return self._exit_code_for("deadline")
             if scan.claimable is not None and self._has_other_code():
                 return OTHER_CODE
             if scan.claimable is not None:
@@ -126,7 +133,7 @@ class Worker:
                     self._say("nothing was left to do")
                 self._retain(f"worker on {self._owner.host}")
                 return NO_MEMORY if self._starved else 0
-        return self._released(self._stop_asked())
+        return self._exit_code_for(self._stop_asked())
 
     def _has_other_code(self) -> bool:
         """Whether the checkout was edited since the launch: its products would have another version."""
@@ -149,7 +156,7 @@ class Worker:
         # and none would watch for a whole lease.
         return not self._watcher.suspects(read_s=self._scan_s, since_s=self._idle_since_s)
 
-    def _released(self, why: str) -> int:
+    def _exit_code_for(self, why: str) -> int:
         """Return the exit code of a worker that leaves work behind; it matters to a scheduler only."""
         if self._order.job is None:
             return 0
@@ -200,9 +207,9 @@ class Worker:
 
     def _read_requests(self, *, at_most_s: float) -> RequestSummary:
         """Return the summary of all requests, read again if it is older than `at_most_s` seconds."""
-        if time.monotonic() - self._wishes_s >= at_most_s:
+        if time.monotonic() - self._requests_read_s >= at_most_s:
             self._summary = summarize_requests(self._ledger.requests(self._order.sweep), self._all_ids)
-            self._wishes_s = time.monotonic()
+            self._requests_read_s = time.monotonic()
         return self._summary
 
     def _retain(self, by: str, instance: StageInstance | None = None) -> None:
@@ -263,7 +270,7 @@ class Worker:
             former=evidence.former if self._status(reader, self._summary, instance.digest).going_on else None,
         )
         end = run.run(attempts)
-        self._release(instance, reader)
+        self._unpin_inputs(instance, reader)
         self._count_start(run, end)
         self._replaced = end.why == "superseded" and self._is_replaced(instance)
         self._is_late |= end.why == "deadline"
@@ -340,7 +347,7 @@ class Worker:
             folders.setdefault(taken.stage, {})[taken.label] = str(folder)
         return folders
 
-    def _release(self, instance: StageInstance, reader: EvidenceReader) -> None:
+    def _unpin_inputs(self, instance: StageInstance, reader: EvidenceReader) -> None:
         """Allow the cache to evict the copies of a stage's inputs."""
         for source in (self._sweep.stages[taken.digest] for taken in instance.inputs):
             done = reader.evidence(source.digest).done
@@ -377,7 +384,7 @@ class Worker:
         if why := self._stop_asked():
             return why
         try:
-            at_most_s = max(CONTROL_S, self._ledger.objects.poll_s)
+            at_most_s = max(CANCEL_POLL_S, self._ledger.objects.poll_s)
             cancelled = self._read_requests(at_most_s=at_most_s).cancelled
         except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""

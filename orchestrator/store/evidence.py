@@ -84,8 +84,8 @@ def read_ahead(
     known = ledger.knowing(Prefetched(records, listings))
 
     # Round 3: file sizes, of products that have not been compared before.
-    wanted = [n for n in instances if sized and (n.digest, products.get(n.digest)) not in trusted]
-    made = [(n, known.product(n, products[n.digest])[0]) for n in wanted if n.digest in products]
+    wanted = [i for i in instances if sized and (i.digest, products.get(i.digest)) not in trusted]
+    made = [(i, known.product(i, products[i.digest])[0]) for i in wanted if i.digest in products]
     outputs = [layout.output(instance, done.attempt) for instance, done in made if done]
     return ledger.knowing(Prefetched(records, listings, objects.trees(outputs)))
 
@@ -199,22 +199,22 @@ class EvidenceReader:
         self._observer = observer
         self._check_files, self._count_attempts = check_files, count_attempts
         self._trusted = trusted if trusted is not None else set()
-        self._nodes: Mapping[str, StageInstance] = {instance.digest: instance for instance in instances}
+        self._instances: Mapping[str, StageInstance] = {instance.digest: instance for instance in instances}
         self._formers = {
             instance.digest: found
-            for instance in self._nodes.values()
+            for instance in self._instances.values()
             if instance.stage in self._specs and (found := formers(self._specs[instance.stage], instance))
         }
         if not ledger.objects.in_place:
             ledger = read_ahead(
                 ledger,
-                [*self._nodes.values(), *itertools.chain.from_iterable(self._formers.values())],
+                [*self._instances.values(), *itertools.chain.from_iterable(self._formers.values())],
                 counted=count_attempts,
                 sized=check_files,
                 trusted=self._trusted,
             )
         self._ledger = ledger
-        stages = {instance.stage for instance in self._nodes.values()}
+        stages = {instance.stage for instance in self._instances.values()}
         self._listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
         self._unlisted: dict[str, Evidence] = {}
         for stage in stages:
@@ -235,7 +235,7 @@ class EvidenceReader:
         """Return the evidence of one stage, as of the first request for it."""
         if digest not in self._evidence:
             try:
-                self._evidence[digest] = self._read(self._nodes[digest])
+                self._evidence[digest] = self._read(self._instances[digest])
             except (OSError, InfrastructureError) as error:
                 self._evidence[digest] = _unreadable(error)
         return self._evidence[digest]
@@ -264,9 +264,9 @@ class EvidenceReader:
         former = self._former(instance, product.generation)
         evidence = product._replace(attempts=attempts, former=former)
         if attempts and attempts[-1].end is None:
-            vital = self._observer(instance, attempts[-1])
+            report = self._observer(instance, attempts[-1])
             evidence = evidence._replace(
-                liveness=vital.liveness, liveness_reason=vital.reason, liveness_cause=vital.cause
+                liveness=report.liveness, liveness_reason=report.reason, liveness_cause=report.cause
             )
         return evidence
 
@@ -283,7 +283,7 @@ class EvidenceReader:
                 continue
             problem = product.problem
             if product.retired:
-                problem = f"it retired {describe_retired(product.retired)}"
+                problem = f"files of it were retired ({describe_retired(product.retired)})"
             # Equal digests are not enough: an input that was discarded and made again is another product.
             given = {taken.digest: self.evidence(taken.digest).generation for taken in instance.inputs}
             if product.done is not None and dict(product.done.inputs) != given:

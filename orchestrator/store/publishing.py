@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.store.bucket import RemoteStore
 
 KEEP = 2
-"""Checkpoints of one attempt that stay in the store, as many as `Context` keeps on the instance."""
+"""Checkpoints of one attempt that stay in the store, as many as `Context` keeps on the node."""
 
 LOG_S, LOG_BYTES_S = 5.0, 2**20
 """Least seconds between two uploads of a log, and the most bytes of log per second."""

@@ -75,7 +75,9 @@ def test_a_policy_from_launch_to_launch(parts: Any) -> None:
     said = parts("launch", "parts.yaml", code=1)
     assert "4 done, 2 blocked" in said and kept(parts.store) == BEST
     assert parts.json("status", "parts")["counts"] == {"done": 4, "blocked": 2}
-    assert "make retired 2 files under policy best" in parts("why", "parts", blocked[0])
+    assert "files of its input make were retired (2 files under policy best)" in parts(
+        "why", "parts", blocked[0]
+    )
 
     commands = [shlex.split(line) for line in re.findall(r"^  (sweep .*)$", said, re.MULTILINE)]
     assert [command[1] for command in commands] == ["discard", "launch"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.compose.overrides import engine_settings, engine_with
+from orchestrator.compose.overrides import run_settings, run_settings_with
 from orchestrator.errors import UserError
 
 SWEEP = """
@@ -19,9 +19,9 @@ stages: {count: {command: "true", reads: [a]}}
 def test_the_store_of_the_command_line_is_taken_as_it_stands(project, url):
     override = f"store.url={url}"
     assert project.sweep(SWEEP, "store.url=/other", override).engine.store.url == url
-    settings = engine_settings([override], cwd=project.folder)
+    settings = run_settings([override], cwd=project.folder)
     assert settings.store.url == url
-    assert engine_with(settings, ["launcher.workers=1"], cwd=project.folder).store.url == url
+    assert run_settings_with(settings, ["launcher.workers=1"], cwd=project.folder).store.url == url
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,12 @@ def test_the_limit_of_a_stage_is_set_in_any_way_of_writing(project, override):
 
 def test_settings_of_a_former_launch_stay_but_for_what_is_changed(project):
     project.write("conf/launcher/mine.yaml", "name: mine\nspeed: 3\n")
-    former = engine_settings(
+    former = run_settings(
         ["launcher=mine", "launcher.speed=4", "policy.lease_s=7", "policy.limits_s.count=2"],
         cwd=project.folder,
     )
-    assert engine_with(former, [], cwd=project.folder) == former
-    changed = engine_with(
+    assert run_settings_with(former, [], cwd=project.folder) == former
+    changed = run_settings_with(
         former, ["launcher.speed=5", "policy.limits_s={fit: 3}", "policy.grace_s=1"], cwd=project.folder
     )
     assert changed.launcher == {"name": "mine", "speed": 5}
@@ -54,8 +54,8 @@ def test_settings_of_a_former_launch_stay_but_for_what_is_changed(project):
 
 def test_a_group_choice_replaces_its_section_of_a_former_launch(project):
     project.write("conf/launcher/mine.yaml", "name: mine\nspeed: 3\n")
-    former = engine_settings(["launcher=mine", "policy.lease_s=7"], cwd=project.folder)
-    changed = engine_with(former, ["launcher.workers=2", "launcher=local"], cwd=project.folder)
+    former = run_settings(["launcher=mine", "policy.lease_s=7"], cwd=project.folder)
+    changed = run_settings_with(former, ["launcher.workers=2", "launcher=local"], cwd=project.folder)
     assert changed.launcher["name"] == "local"
     assert changed.launcher["workers"] == 2
     assert "speed" not in changed.launcher
@@ -76,7 +76,7 @@ def test_a_group_choice_replaces_its_section_of_a_former_launch(project):
     ],
 )
 def test_a_wrong_change_of_a_former_launch_is_refused(project, override, says):
-    former = engine_settings(cwd=project.folder)
+    former = run_settings(cwd=project.folder)
     with pytest.raises(UserError) as error:
-        engine_with(former, [override], cwd=project.folder)
+        run_settings_with(former, [override], cwd=project.folder)
     assert says in str(error.value)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orchestrator.compose.overrides import engine_settings
+from orchestrator.compose.overrides import run_settings
 from orchestrator.errors import UserError
 
 SWEEP = """
@@ -137,7 +137,7 @@ def test_users_add_launchers_and_change_settings_in_their_own_conf(study):
     study.write("conf/store/default.yaml", "url: /elsewhere\n")
     engine = study.sweep(SWEEP, "launcher=mine").engine
     assert engine.launcher == {"name": "mine", "speed": 3}
-    assert engine_settings(["policy.lease_s=180"], cwd=study.folder).store.url == "/elsewhere"
+    assert run_settings(["policy.lease_s=180"], cwd=study.folder).store.url == "/elsewhere"
 
 
 def test_conf_beside_the_sweep_outranks_conf_in_the_working_folder_and_both_add_up(study):

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from orchestrator.compose.files import shipped
-from orchestrator.compose.overrides import engine_settings
+from orchestrator.compose.overrides import run_settings
 from orchestrator.compose.reading import read_yaml
 from orchestrator.errors import UserError
 
@@ -111,19 +111,17 @@ def test_a_number_that_cannot_be_held_is_refused_with_the_way_out(project, word)
 )
 def test_hours_may_be_written_as_a_time(project, time, hours):
     project.write("conf/cluster/own.yaml", f"defaults: [default]\nhours: {time}\naccount: 01234\n")
-    settings = engine_settings(["cluster=own", f"cluster.max_hours={time}"], cwd=project.folder)
+    settings = run_settings(["cluster=own", f"cluster.max_hours={time}"], cwd=project.folder)
     assert (settings.cluster["hours"], settings.cluster["max_hours"]) == pytest.approx((hours, hours))
     assert settings.cluster["account"] == "01234"
-    listed = engine_settings(
-        ["launcher=slurm", f"launcher.resources=[{{hours: {time}}}]"], cwd=project.folder
-    )
+    listed = run_settings(["launcher=slurm", f"launcher.resources=[{{hours: {time}}}]"], cwd=project.folder)
     assert listed.launcher["resources"][0]["hours"] == pytest.approx(hours)
 
 
 @pytest.mark.parametrize("time", ["1:75", "long", "1:3", "'1'"])
 def test_hours_that_are_no_time_are_refused(project, time):
     with pytest.raises(UserError) as error:
-        engine_settings([f"cluster.hours={time}"], cwd=project.folder)
+        run_settings([f"cluster.hours={time}"], cwd=project.folder)
     assert "cluster.hours is" in error.value.what
     assert "1:30" in error.value.allowed
 

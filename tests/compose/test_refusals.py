@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.compose.overrides import engine_settings
+from orchestrator.compose.overrides import run_settings
 from orchestrator.errors import UserError
 
 SWEEP = """
@@ -278,7 +278,7 @@ def test_unknown_sweeps_and_paths_are_refused_with_the_nearest(study):
 
 def test_reading_verbs_refuse_overrides_that_are_no_engine_settings(study):
     with pytest.raises(UserError, match="'seed' is no engine setting"):
-        engine_settings(["seed=3"], cwd=study.folder)
+        run_settings(["seed=3"], cwd=study.folder)
 
 
 def test_a_group_that_the_defaults_list_lacks_is_refused(study):

@@ -122,7 +122,7 @@ def test_stages_that_die_at_once_do_not_look_like_a_worker_that_cannot_start_any
 def test_a_worker_stops_claiming_after_two_attempts_that_failed_before_their_stage_was_called(
     store: Path,
 ) -> None:
-    """Rule 9: the child cannot open its log, as on a broken instance; the third cell is left to others."""
+    """Rule 9: the child cannot open its log, as on a broken node; the third cell is left to others."""
     sweep = sweep_of(3)
     revision = seal(store, sweep)
     for cell in range(3):

@@ -88,7 +88,10 @@ def test_what_was_kept_is_used_and_nothing_is_made_again(store: Path, sweep: Any
         "count": "reuse",
         "evaluate": "resume",
     }
-    assert steps["evaluate"]["reason"] == "scored again from kept predictions, without what count retired"
+    assert (
+        steps["evaluate"]["reason"]
+        == "scored again from kept predictions, without the retired files of count"
+    )
     assert "scored again from kept predictions" in sweep("why", "answers@2", "seed0")
     kept.work()
     assert kept.ends() == [("succeeded", "", "")]
@@ -126,7 +129,7 @@ def unwanted(kept: Kept) -> None:
     [
         (gone, "its product is damaged: answer is missing"),
         (discarded, "its product was discarded"),
-        (retired, "it retired 1 file under policy none"),
+        (retired, "files of it were retired (1 file under policy none)"),
         (unwanted, ""),
     ],
 )

@@ -206,7 +206,7 @@ def test_what_takes_a_retired_product_is_blocked_and_never_claimed_until_it_is_m
     assert run(store, revision, "all") == []
     assert ledger_at(store).numbers(other.stages[other.cells[0].stage_digests[1]]) == []
     status = states(store, other)[0]
-    assert status.state is State.BLOCKED and "count retired 4 files under policy none" in status.reason
+    assert status.state is State.BLOCKED and "count were retired (4 files under policy none)" in status.reason
     assert "--stage count" in status.reason
     ledger_at(store).void(source_of(sweep), void(1, "discarded"))
     run(store, revision, "none")  # its own taker keeps all

@@ -243,7 +243,7 @@ def test_a_launch_scores_again_what_an_older_version_left_in_the_store(sweep: An
     assert {step["action"] for step in steps} == {"reuse", "resume"}
     again = "scored again from kept predictions"
     assert sorted(s["reason"] for s in steps if s["stage"] == "evaluate") == [
-        f"{again}, without what train retired",
+        f"{again}, without the retired files of train",
         f"{again}: not started",
     ]
     assert [cell["estimate"]["generation_gpu_hours"] > 0 for cell in plan["cells"]] == [True, False]

@@ -298,7 +298,7 @@ def test_what_an_earlier_version_made_stands_in_for_a_retired_product_where_it_i
         if status.former and status.state is State.BLOCKED and "5 files" in status.reason:
             assert problem and problem in status.reason
         if status.former and status.state is State.PENDING:
-            assert status.reason.startswith("made from before, without what a retired")
+            assert status.reason.startswith("made from before, without the retired files of a")
     assert goes_without(known["b"], [known["a"]]) == (problem == "")
     assert not goes_without(known["b"], [whole["a"]])
 

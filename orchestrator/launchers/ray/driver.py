@@ -218,7 +218,7 @@ class RayDriver:
         sweep = self._revision.sweep
         requests = self._ledger.requests(sweep.name)
         summary = summarize_requests(requests, [cell.id for cell in sweep.cells])
-        snapshot = EvidenceReader(
+        reader = EvidenceReader(
             self._ledger,
             sweep.stages.values(),
             observer=self._watcher,
@@ -230,7 +230,7 @@ class RayDriver:
         busy: set[int] = set()
 
         def status(digest: str) -> StageStatus:
-            evidence = snapshot.evidence(digest)
+            evidence = reader.evidence(digest)
             last = evidence.attempts[-1] if evidence.attempts else None
             if last is not None and last.claim is not None and last.end is None:
                 owner = last.claim.owner
