@@ -26,7 +26,6 @@ MIN_LINES = 3
 
 MORE_ATTRIBUTES = {
     "AttemptRun": 27,
-    "RayDriver": 29,
     "Scorer": 15,
     "Training": 15,
     "Worker": 26,

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from orchestrator.core.records import Request
 from orchestrator.core.settings import RunSettings
 from orchestrator.errors import InfrastructureError
 from orchestrator.jobs.judgement import Asker, SubmissionState, ending
 from orchestrator.jobs.records import (
+    BEAT_S,
+    EXITS,
     Accepted,
     DriverStatus,
     JobEnd,
     JobEndBatch,
     JobExitReport,
+    LostSlot,
     LostWorker,
     Submission,
+    cause_of_code,
 )
-from orchestrator.provenance import age_s
+from orchestrator.provenance import age_s, now
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
+
+STATUS_S = 2.0
+"""Shortest interval between two status records of a driver, in seconds."""
 
 
 class Submissions:
@@ -144,6 +155,91 @@ class Submissions:
         self._ledger.objects.put(
             layout.job_report(self._sweep, number, index, restart), self._ledger.encode(report)
         )
+
+
+class _Written(NamedTuple):
+    """The last status record: its number, its text, and when it was written."""
+
+    beat: int
+    text: str
+    at_s: float
+
+
+class DriverRecords:
+    """What one start of a driver writes about itself: its status, its log, and how it ended.
+
+    Args:
+        ledger: The store.
+        sweep: Name of the sweep.
+        number: Number of the submission.
+        restart: How often the driver was restarted.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: str, number: int, restart: int) -> None:
+        self._objects = ledger.objects
+        self._submissions = Submissions(ledger, sweep)
+        self._logs = layout.job_logs(sweep, number)
+        self._number = number
+        self._restart = restart
+        self._start_s = time.monotonic()
+        before = self._submissions.driver(number)
+        self._written = _Written(before.beat if before else 0, "", 0.0)
+
+    def submission_end(self) -> JobEnd | None:
+        """Return the recorded end of the submission; None while it is open."""
+        return self._submissions.is_closed(self._number, 0)
+
+    def is_status_due(self) -> bool:
+        """Return whether the last status record is old enough for another one."""
+        return time.monotonic() - self._written.at_s >= STATUS_S
+
+    def write_status(self, text: str, lost: Sequence[LostSlot], *, force: bool) -> None:
+        """Write the status record when its text has changed, and otherwise every `BEAT_S` seconds.
+
+        Args:
+            text: Activity of the workers.
+            lost: Workers that are gone.
+            force: Whether to write it in any case.
+
+        Raises:
+            OSError: The store did not answer.
+        """
+        now_s = time.monotonic()
+        if not force and text == self._written.text and now_s - self._written.at_s < BEAT_S:
+            return
+        self._written = _Written(self._written.beat + 1, text, now_s)
+        status = DriverStatus(
+            restart=self._restart, beat=self._written.beat, text=text, lost=tuple(lost), at=now()
+        )
+        self._submissions.drive(self._number, status)
+        self._upload_log()
+
+    def write_report(self, code: int, why: str, *, claimed: bool) -> None:
+        """Write the exit report, if the store answers.
+
+        Args:
+            code: Exit code of the driver.
+            why: Why it fails; "" without a failure.
+            claimed: Whether any of its workers claimed a stage.
+        """
+        report = JobExitReport(
+            code=code,
+            cause=cause_of_code(code),
+            why=why or EXITS[0][1],
+            claimed=claimed or code == 0,
+            restart=self._restart,
+            node=platform.node(),
+            seconds=round(time.monotonic() - self._start_s, 1),
+            at=now(),
+        )
+        with contextlib.suppress(OSError):
+            self._submissions.report(self._number, 0, self._restart, report)
+            self._upload_log()
+
+    def _upload_log(self) -> None:
+        """Upload the log to a bucket, where others cannot see it as it grows."""
+        if not self._objects.in_place:
+            self._objects.upload(self._logs)
 
 
 def asker() -> Asker:

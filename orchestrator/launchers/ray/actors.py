@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import socket
@@ -53,6 +55,14 @@ class Ended(NamedTuple):
     said: str  # the end of its output, or the error by which it was lost
     told: bool = False  # whether this driver had stopped it
     cause: Cause = Cause.NODE_LOST
+
+    def last_words(self) -> tuple[str, int]:
+        """Return its last message and the number of its claims; without JSON, its last line and 0."""
+        lines = self.said.strip().splitlines() or [""]
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            told = json.loads(lines[-1])
+            return str(told["said"]), int(told["claims"])
+        return lines[-1][:300], 0
 
 
 class _Worker:

@@ -7,13 +7,13 @@ lost, so that no other worker waits for their leases. It hands out no stages: wo
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -22,21 +22,12 @@ from orchestrator import provenance
 from orchestrator.core.plan import num_claimable, summarize_requests
 from orchestrator.core.records import Owner
 from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.sweep import ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
-from orchestrator.jobs.records import (
-    BEAT_S,
-    EXITS,
-    NO_MEMORY,
-    REFUSED,
-    RELEASED,
-    DriverStatus,
-    JobExitReport,
-    Submission,
-    cause_of_code,
-)
-from orchestrator.jobs.submissions import Submissions, request_of, settings_of
+from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
+from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
 from orchestrator.launchers.ray.boot import start_of
 from orchestrator.launchers.ray.lost_workers import Failures, Losses
@@ -45,10 +36,11 @@ from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.objects import ObjectStore
 
 WORKER = "orchestrator.launchers.ray.worker"
-POLL_S, SCAN_S, SCAN_SHARE, TELL_S = 0.5, 2.0, 20, 2.0
-"""Intervals of polls of Ray, scans of the store (at most 1/SCAN_SHARE of the time) and status records."""
+POLL_S, SCAN_S, SCAN_SHARE = 0.5, 2.0, 20
+"""Intervals of polls of Ray and scans of the store (at most 1/SCAN_SHARE of the time)."""
 
 MARGIN_S = 30.0
 """Time beyond `policy.grace_s` in which stopped workers must end."""
@@ -64,12 +56,132 @@ class OpenWork(NamedTuple):
     busy: frozenset[int]
 
 
-class _Written(NamedTuple):
-    """The last status record: its number, its text, and when it was written."""
+class _Stop:
+    """Whether a driver has to stop, and until when its workers may save checkpoints.
 
-    beat: int
-    text: str
-    at_s: float
+    Args:
+        grace_s: how long a worker may take to save and end, in seconds.
+
+    Attributes:
+        is_requested: whether it has to stop.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self.is_requested = False
+        self._grace_s = grace_s
+        self._parent = os.getppid()
+        self._end_s = 0.0
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.is_requested = True
+
+    def check_parent(self) -> None:
+        """Request a stop if the parent has ended: Ray calls the job over, so another may run."""
+        if os.getppid() != self._parent:
+            self.is_requested = True
+
+    def is_overdue(self) -> bool:
+        """Return whether the workers have had their time, which begins with the first call."""
+        now_s = time.monotonic()
+        self._end_s = self._end_s or now_s + self._grace_s + MARGIN_S
+        return now_s > self._end_s
+
+
+class _Scanner:
+    """Scans of the store for what one start of a driver has to do.
+
+    Args:
+        ledger: the store.
+        sweep: the sealed sweep.
+        chosen: ids of the cells that are to be worked on.
+        start: the id of the driver's job, and how often it was restarted.
+        retries: how often a stage is retried by default, by cause.
+        observer: judges the attempts of workers.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        sweep: ComposedSweep,
+        chosen: Collection[str],
+        start: tuple[str, int],
+        *,
+        retries: Mapping[str, int],
+        observer: Watcher,
+    ) -> None:
+        self._ledger = ledger
+        self._sweep = sweep
+        self._cells = [cell for cell in sweep.cells if cell.id in chosen]
+        self._start = start
+        self._retries = retries
+        self._observer = observer
+        self._trusted: set[tuple[str, int]] = set()
+
+    def open_work(self, claimed: set[int]) -> OpenWork:
+        """Return what there is to do; add the slots that hold a stage to `claimed`."""
+        sweep = self._sweep
+        requests = self._ledger.requests(sweep.name)
+        summary = summarize_requests(requests, [cell.id for cell in sweep.cells])
+        reader = EvidenceReader(
+            self._ledger,
+            sweep.stages.values(),
+            observer=self._observer,
+            count_attempts=False,
+            trusted=self._trusted,
+            specs=sweep.specs,
+        )
+        busy: set[int] = set()
+
+        def status(digest: str) -> StageStatus:
+            evidence = reader.evidence(digest)
+            last = evidence.attempts[-1] if evidence.attempts else None
+            if last is not None and last.claim is not None and last.end is None:
+                owner = last.claim.owner
+                if (owner.job, owner.restart_count) == self._start:
+                    busy.add(owner.slot)
+                    claimed.add(owner.slot)
+            return stage_status(evidence, summary.budget(digest, self._retries))
+
+        claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=summary.cancelled)
+        return OpenWork(claimable, waiting, frozenset(busy))
+
+
+@dataclass
+class _Starter:
+    """Starts of workers, numbered from 1.
+
+    Args:
+        objects: the store.
+        sweep: its name.
+        submission: whose stages they claim.
+        restart: how often the driver was restarted.
+        environment: variables added to those of the node.
+        num_started: the number of workers started so far.
+    """
+
+    objects: ObjectStore
+    sweep: str
+    submission: Submission
+    restart: int
+    environment: Mapping[str, object]
+    num_started: int = 0
+
+    def start(self, pool: Pool, *, avoid: Collection[str]) -> None:
+        """Request the next worker from Ray.
+
+        Args:
+            pool: the driver's workers.
+            avoid: ids of nodes that should not run it.
+        """
+        self.num_started += 1
+        code = self.submission.code.digest if self.submission.code else ""
+        args = (self.objects.url, self.sweep, str(self.submission.number))
+        start = start_of(self.objects, code, WORKER, *args, str(self.num_started), str(self.restart))
+        environment = {name: str(value) for name, value in self.environment.items()}
+        environment |= pool.monitor()
+        environment |= start.environment
+        pool.start(self.num_started, list(start.argv), environment, self.submission.folder, avoid=avoid)
 
 
 class RayDriver:
@@ -85,48 +197,39 @@ class RayDriver:
 
     def __init__(self, ledger: Ledger, sweep: str, submission: Submission, restart: int, log: Path) -> None:
         self._log = log
-        self._ledger = ledger
         self._submission = submission
-        self._restart = restart
-        self._submissions = Submissions(ledger, sweep)
-        self._revision = ledger.revision(sweep, submission.revision)
-        self._engine = settings_of(request_of(ledger, sweep, submission.request))
-        self._settings = ray_settings(self._engine.launcher)
-        self._job = self._submissions.job_of(submission.number) or submission.name
+        self._records = DriverRecords(ledger, sweep, submission.number, restart)
+        submissions = Submissions(ledger, sweep)
+        sealed = ledger.revision(sweep, submission.revision).sweep
+        engine = settings_of(request_of(ledger, sweep, submission.request))
+        self._settings = ray_settings(engine.launcher)
+        job = submissions.job_of(submission.number) or submission.name
         process = describe(os.getpid())
         if process is None:
             raise InfrastructureError("cannot read this process's start time")
-        me = Owner(host=platform.node(), process=process, slot=-1)
-        self._watcher = Watcher(me)
-        self._losses = Losses(
-            self._submissions,
-            submission,
-            self._job,
-            restart,
-            watcher=self._watcher,
-            grace_s=grace_of(self._engine.policy, submission.resources),
-        )
-        self._trusted: set[tuple[str, int]] = set()
-        wanted = set(submission.tasks[0])
-        self._cells = [cell for cell in self._revision.sweep.cells if cell.id in wanted]
-        self._pool: Pool
-        self._slots = 0
+        watcher = Watcher(Owner(host=platform.node(), process=process, slot=-1))
+        grace_s = grace_of(engine.policy, submission.resources)
+        self._losses = Losses(submissions, submission, job, restart, watcher=watcher, grace_s=grace_s)
         self._failures = Failures()
+        self._scanner = _Scanner(
+            ledger,
+            sealed,
+            set(submission.tasks[0]),
+            (job, restart),
+            retries=engine.policy.retries,
+            observer=watcher,
+        )
+        self._starter = _Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
+        self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
-        self._start_s = time.monotonic()
-        before = self._submissions.driver(submission.number)
-        self._written = _Written(before.beat if before else 0, "", 0.0)
-        self._stopping = False
-        self._parent = os.getppid()
-        self._end_s = 0.0
+        self._stop = _Stop(grace_s)
 
     def run(self) -> int:
         """Drive workers until nothing is left to do, and return the exit code."""
-        number = self._submission.number
-        if (over := self._submissions.is_closed(number, 0)) is not None:
+        if (over := self._records.submission_end()) is not None:
             self._say(f"this submission was given up ({over.word} {over.detail}): it starts nothing")
             return 0
-        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGTERM, self._stop.on_signal)
         try:
             self._pool = Pool(LOCAL if self._settings.address == LOCAL else AUTO, self._submission.resources)
         except (OSError, RuntimeError, ValueError) as error:  # what Ray raises if there is no cluster
@@ -137,13 +240,10 @@ class RayDriver:
             code = self._drive()
         finally:
             self._pool.close()
-        if self._stopping:  # no report: the cluster records who stopped it
+        if self._stop.is_requested:  # no report: the cluster records who stopped it
             return RELEASED
-        self._report(code)
+        self._records.write_report(code, self._failures.given_up, claimed=bool(self._failures.claimed))
         return code
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._stopping = True
 
     def _drive(self) -> int:
         """Poll Ray and the store until there is an exit code, through short outages of the store."""
@@ -153,12 +253,11 @@ class RayDriver:
         self._tell(force=True)  # the store has to show this start before its workers
         while True:
             happened += self._pool.wait(POLL_S)
-            if os.getppid() != self._parent:  # Ray calls the job over, so another may run
-                self._stopping = True
+            self._stop.check_parent()
             for address in self._pool.leave_draining():
                 self._say(f"node {address} is about to go: its worker saves a checkpoint")
             self._tell()
-            if self._stopping or self._failures.given_up:
+            if self._stop.is_requested or self._failures.given_up:
                 if self._is_empty():
                     return REFUSED
                 continue
@@ -170,7 +269,8 @@ class RayDriver:
                 if self._round(happened):
                     self._say("nothing is left to do")
                     return 0
-                answered_s, troubled = time.monotonic(), False
+                answered_s = time.monotonic()
+                troubled = False
             except (OSError, InfrastructureError) as error:  # workers wait for the store as well
                 if now_s - answered_s > OUTAGE_S:
                     raise
@@ -182,10 +282,7 @@ class RayDriver:
     def _is_empty(self) -> bool:
         """Stop all workers, drop those that take too long, and return whether none is left."""
         self._pool.stop()
-        now_s = time.monotonic()
-        grace_s = grace_of(self._engine.policy, self._submission.resources)
-        self._end_s = self._end_s or now_s + grace_s + MARGIN_S
-        for slot in list(self._pool.running) if now_s > self._end_s else ():
+        for slot in list(self._pool.running) if self._stop.is_overdue() else ():
             self._pool.drop(slot)
         return not self._pool.running
 
@@ -198,49 +295,21 @@ class RayDriver:
         Raises:
             OSError, InfrastructureError: the store did not answer.
         """
-        if self._submissions.is_closed(self._submission.number, 0) is not None:
+        if self._records.submission_end() is not None:
             self._say("this submission was given up meanwhile: its workers save checkpoints and end")
-            self._stopping = True
+            self._stop.is_requested = True
             return False
-        work, num_lost = self._look(), len(self._losses.known)
+        work = self._scanner.open_work(self._failures.claimed)
+        num_lost = len(self._losses.known)
         while happened:
             self._take(happened.pop(0), work.busy)
         self._losses.settle(work.busy, self._pool.lives)
         if len(self._losses.known) > num_lost:
             self._tell(force=True)  # before the start of successors, which read it
             self._unaware = set(self._pool.running)
-            work = self._look()
+            work = self._scanner.open_work(self._failures.claimed)
         self._adjust(work)
         return not work.waiting and not self._pool.running and not self._pool.pending
-
-    def _look(self) -> OpenWork:
-        """Return what there is to do, from the store."""
-        sweep = self._revision.sweep
-        requests = self._ledger.requests(sweep.name)
-        summary = summarize_requests(requests, [cell.id for cell in sweep.cells])
-        reader = EvidenceReader(
-            self._ledger,
-            sweep.stages.values(),
-            observer=self._watcher,
-            count_attempts=False,
-            trusted=self._trusted,
-            specs=sweep.specs,
-        )
-        retries = self._engine.policy.retries
-        busy: set[int] = set()
-
-        def status(digest: str) -> StageStatus:
-            evidence = reader.evidence(digest)
-            last = evidence.attempts[-1] if evidence.attempts else None
-            if last is not None and last.claim is not None and last.end is None:
-                owner = last.claim.owner
-                if (owner.job, owner.restart_count) == (self._job, self._restart):
-                    busy.add(owner.slot)
-                    self._failures.claimed.add(owner.slot)
-            return stage_status(evidence, summary.budget(digest, retries))
-
-        claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=summary.cancelled)
-        return OpenWork(claimable, waiting, frozenset(busy))
 
     def _adjust(self, work: OpenWork) -> None:
         """Start workers that there is work for, and drop superfluous ones that wait for resources."""
@@ -255,27 +324,11 @@ class RayDriver:
         if self._settings.max_workers is not None:
             most = min(most, self._settings.max_workers - num_running - len(pending))
         for _ in range(most):
-            self._start()
-
-    def _start(self) -> None:
-        self._slots += 1
-        submission = self._submission
-        code = submission.code.digest if submission.code else ""
-        args = (self._ledger.objects.url, self._revision.sweep.name, str(submission.number))
-        start = start_of(self._ledger.objects, code, WORKER, *args, str(self._slots), str(self._restart))
-        environment = {name: str(value) for name, value in self._settings.environment.items()}
-        environment |= self._pool.monitor()
-        self._pool.start(
-            self._slots,
-            list(start.argv),
-            {**environment, **start.environment},
-            submission.folder,
-            avoid=self._failures.avoided,
-        )
+            self._starter.start(self._pool, avoid=self._failures.avoided)
 
     def _take(self, ended: Ended, busy: Collection[int]) -> None:
         """Record how a worker ended; `busy` are the slots whose attempts have no end."""
-        said, num_claims = _last_words(ended)
+        said, num_claims = ended.last_words()
         if num_claims:
             self._failures.claimed.add(ended.slot)
         claimed = ended.slot in self._failures.claimed
@@ -297,59 +350,21 @@ class RayDriver:
             self._failures.end_badly(ended.slot, ended.node, why, gives_up=not busy)
 
     def _tell(self, *, force: bool = False) -> None:
-        """Write the status record when it has changed, and otherwise every `BEAT_S` seconds."""
-        now_s = time.monotonic()
-        if not force and now_s - self._written.at_s < TELL_S:
+        """Write the status record if it is due."""
+        if not force and not self._records.is_status_due():
             return
         pending = len(self._pool.pending)
         text = demand(len(self._pool.running), pending)
         # only then, because the list of nodes is a costly query
         if pending:
             text += waits_for(self._submission.resources, self._pool.nodes())
-        if not force and text == self._written.text and now_s - self._written.at_s < BEAT_S:
-            return
-        self._written = _Written(self._written.beat + 1, text, now_s)
-        lost, at = tuple(self._losses.known), provenance.now()
-        status = DriverStatus(restart=self._restart, beat=self._written.beat, text=text, lost=lost, at=at)
         try:
-            self._submissions.drive(self._submission.number, status)
-            self._show_log()
+            self._records.write_status(text, self._losses.known, force=force)
         except OSError as error:
             self._say(f"the store does not take what is seen: {error}")
 
-    def _show_log(self) -> None:
-        """Upload the log to a bucket, where others cannot see it as it grows."""
-        if not self._ledger.objects.in_place:
-            name = self._revision.sweep.name
-            self._ledger.objects.upload(layout.job_logs(name, self._submission.number))
-
-    def _report(self, code: int) -> None:
-        why = self._failures.given_up or EXITS[0][1]
-        report = JobExitReport(
-            code=code,
-            cause=cause_of_code(code),
-            why=why,
-            claimed=bool(self._failures.claimed) or code == 0,
-            restart=self._restart,
-            node=platform.node(),
-            seconds=round(time.monotonic() - self._start_s, 1),
-            at=provenance.now(),
-        )
-        with contextlib.suppress(OSError):
-            self._submissions.report(self._submission.number, 0, self._restart, report)
-            self._show_log()
-
     def _say(self, line: str) -> None:
         log_line(line, self._log)
-
-
-def _last_words(ended: Ended) -> tuple[str, int]:
-    """Return a worker's last message and the number of its claims; without JSON, its last line and 0."""
-    lines = ended.said.strip().splitlines() or [""]
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        told = json.loads(lines[-1])
-        return str(told["said"]), int(told["claims"])
-    return lines[-1][:300], 0
 
 
 def log_line(line: str, log: Path | None = None) -> None:
