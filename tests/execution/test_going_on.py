@@ -54,7 +54,7 @@ class Kept:
         former = former_instance(EVALUATE_BEFORE[0], self.instance)
         assert former is not None and former.digest in before.stages
         self.former: StageInstance = former
-        self.answer = root / layout.output("evaluate", former.digest, 1) / "answer"
+        self.answer = root / layout.output(former, 1) / "answer"
         assert self.ledger.retired(self.source, 1)
 
     @property
