@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,7 +13,6 @@ from orchestrator.api.state import SweepState, current_revision, open_view, stor
 from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
 from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
 from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings
-from orchestrator.compose.files import SweepEntry, find_sweeps, shipped
 from orchestrator.core.records import remaining_files
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
@@ -21,6 +20,9 @@ from orchestrator.errors import counted, one_line
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
 from orchestrator.trackers.base import history
+
+if TYPE_CHECKING:
+    from orchestrator.compose.files import SweepEntry
 
 
 def configure_status(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +167,9 @@ def configure_list(parser: argparse.ArgumentParser) -> None:
 
 def run_list(args: argparse.Namespace) -> int:
     """List the user's sweep files, then sweeps found only in the store, then those shipped here."""
+    # Here, because it imports Hydra, which the other verbs of this module need not.
+    from orchestrator.compose.files import find_sweeps, shipped
+
     ledger = open_ledger(store_url(no_overrides(args.words)))
     entries = find_sweeps()
     place = shipped("sweeps").resolve()

@@ -156,7 +156,11 @@ def test_device_utilisation_and_number_of_gpus_change_the_costs_and_no_digest(gr
         (("--mfu", "nan"), "hardware.mfu is nan"),
         (("--max-gpus", "0"), "hardware.max_gpus is 0"),
         (("--max-gpus", "2"), "qwen3-8b does not fit on 2 x a100"),
-        (("--device", "a10g"), "qwen3-8b does not fit one device to generate"),
+        (("--device", "a10g"), "qwen3-8b does not fit on 8 x a10g"),
+        (
+            ("--device", "a10g", "--only", "model=qwen3-8b mixture=none", "evaluation.engine=transformers"),
+            "qwen3-8b does not fit one device to generate",
+        ),
         (("trainer.micro_batch_size=64",), "trainer.micro_batch_size=null"),
     ],
 )
