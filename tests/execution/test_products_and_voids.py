@@ -255,8 +255,8 @@ def test_a_product_does_not_count_when_one_that_it_was_made_from_was_discarded(
     ledger, order = ledger_at(store), order_for(store, sweep.name)
     finish(start, order)
     ledger.void(instances[0], void(1, "discarded"))
-    snapshot = EvidenceReader(ledger, instances)
-    found = [snapshot.evidence(instance.digest) for instance in instances]
+    reader = EvidenceReader(ledger, instances)
+    found = [reader.evidence(instance.digest) for instance in instances]
     assert [state(evidence) for evidence in found] == [State.PENDING] * 3
     assert "discarded" in found[1].problem and not (store / "void/add").exists()
     finish(start, order)

@@ -111,6 +111,6 @@ def test_a_snapshot_only_reads(store: Path, problem: str) -> None:
             raise AssertionError(prefix)
 
     ledger.objects = ReadOnly(store)
-    snapshot = EvidenceReader(ledger, sweep.stages.values())
+    reader = EvidenceReader(ledger, sweep.stages.values())
     for digest in sweep.stages:
-        snapshot.evidence(digest)
+        reader.evidence(digest)
