@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from orchestrator import provenance
 from orchestrator.core.plan import num_claimable, summarize_requests
 from orchestrator.core.records import Owner
 from orchestrator.core.state import StageStatus, stage_status
-from orchestrator.core.sweep import ComposedSweep
+from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
@@ -88,47 +88,39 @@ class _Stop:
         return now_s > self._end_s
 
 
+@dataclass(frozen=True)
 class _Scanner:
     """Scans of the store for what one start of a driver has to do.
 
     Args:
         ledger: the store.
         sweep: the sealed sweep.
-        chosen: ids of the cells that are to be worked on.
+        cells: those of it that are to be worked on.
         start: the id of the driver's job, and how often it was restarted.
         retries: how often a stage is retried by default, by cause.
         observer: judges the attempts of workers.
+        trusted: (digest, generation) of products that were compared before; grows with each scan.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        sweep: ComposedSweep,
-        chosen: Collection[str],
-        start: tuple[str, int],
-        *,
-        retries: Mapping[str, int],
-        observer: Watcher,
-    ) -> None:
-        self._ledger = ledger
-        self._sweep = sweep
-        self._cells = [cell for cell in sweep.cells if cell.id in chosen]
-        self._start = start
-        self._retries = retries
-        self._observer = observer
-        self._trusted: set[tuple[str, int]] = set()
+    ledger: Ledger
+    sweep: ComposedSweep
+    cells: Sequence[Cell]
+    start: tuple[str, int]
+    retries: Mapping[str, int]
+    observer: Watcher
+    trusted: set[tuple[str, int]] = field(default_factory=set)
 
     def open_work(self, claimed: set[int]) -> OpenWork:
         """Return what there is to do; add the slots that hold a stage to `claimed`."""
-        sweep = self._sweep
-        requests = self._ledger.requests(sweep.name)
+        sweep = self.sweep
+        requests = self.ledger.requests(sweep.name)
         summary = summarize_requests(requests, [cell.id for cell in sweep.cells])
         reader = EvidenceReader(
-            self._ledger,
+            self.ledger,
             sweep.stages.values(),
-            observer=self._observer,
+            observer=self.observer,
             count_attempts=False,
-            trusted=self._trusted,
+            trusted=self.trusted,
             specs=sweep.specs,
         )
         busy: set[int] = set()
@@ -138,12 +130,12 @@ class _Scanner:
             last = evidence.attempts[-1] if evidence.attempts else None
             if last is not None and last.claim is not None and last.end is None:
                 owner = last.claim.owner
-                if (owner.job, owner.restart_count) == self._start:
+                if (owner.job, owner.restart_count) == self.start:
                     busy.add(owner.slot)
                     claimed.add(owner.slot)
-            return stage_status(evidence, summary.budget(digest, self._retries))
+            return stage_status(evidence, summary.budget(digest, self.retries))
 
-        claimable, waiting = num_claimable(self._cells, sweep.stages, status, cancelled=summary.cancelled)
+        claimable, waiting = num_claimable(self.cells, sweep.stages, status, cancelled=summary.cancelled)
         return OpenWork(claimable, waiting, frozenset(busy))
 
 
@@ -211,14 +203,9 @@ class RayDriver:
         grace_s = grace_of(engine.policy, submission.resources)
         self._losses = Losses(submissions, submission, job, restart, watcher=watcher, grace_s=grace_s)
         self._failures = Failures()
-        self._scanner = _Scanner(
-            ledger,
-            sealed,
-            set(submission.tasks[0]),
-            (job, restart),
-            retries=engine.policy.retries,
-            observer=watcher,
-        )
+        wanted = set(submission.tasks[0])
+        cells = [cell for cell in sealed.cells if cell.id in wanted]
+        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), engine.policy.retries, watcher)
         self._starter = _Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
