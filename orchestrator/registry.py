@@ -1,7 +1,11 @@
-"""The literal tables from names in a sweep file to objects, and the import of such an object.
+"""The literal tables from names to ``module:object``, and the import of such an object.
 
-To add a stage, task, launcher, tracker or report, write its module and add one line here. A module is
-imported when its name is first used.
+Most names are those of settings and sweep files: stages, tasks, launchers, trackers, generators, reports. The
+other tables let the engine use the science without importing it, and a layer use a higher one: the functions
+behind ``sweep data``, the stores in buckets, the writer of reports and the reader of tables.
+
+An object's module is imported when its name is first used. A user's own object needs no entry: it is named
+``module:object`` directly, see `lookup`. CONTRIBUTING.md lists what else an addition needs.
 """
 
 from __future__ import annotations

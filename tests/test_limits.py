@@ -22,8 +22,6 @@ MIN_LINES = 3
 """Modules of at most so many lines, which only mark a package, do not count."""
 
 MORE_ATTRIBUTES = {
-    "AttemptRun": 27,
-    "BucketPublisher": 16,
     "RayDriver": 29,
     "Worker": 26,
 }

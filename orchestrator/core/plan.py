@@ -267,7 +267,7 @@ def _raise(boundaries: dict[str, int], to: Mapping[str, int]) -> None:
         boundaries[digest] = max(number, boundaries.get(digest, 0))
 
 
-def removable_files(product: Done, takers: Collection[Done], policy: Retention) -> tuple[File, ...]:
+def removable_files(product: Done, consumers: Collection[Done], policy: Retention) -> tuple[File, ...]:
     """Return the files of a product that no stage made from it needs any more.
 
     Each consumer lists in its `Done` record which of the product's files are worth keeping, per policy. A
@@ -283,15 +283,15 @@ def removable_files(product: Done, takers: Collection[Done], policy: Retention) 
 
     Args:
         product: the product whose files are considered.
-        takers: the `Done` records of all stages that consume it.
+        consumers: the `Done` records of all stages that consume it.
         policy: the retention policy in force.
     """
-    if policy == "all" or not takers:
+    if policy == "all" or not consumers:
         return ()
     kept: set[str] = set()
-    for taker in takers:
-        patterns = taker.retire.get(product.stage, {}).get(policy)
-        if patterns is None or taker.inputs.get(product.digest) != product.generation:
+    for consumer in consumers:
+        patterns = consumer.retire.get(product.stage, {}).get(policy)
+        if patterns is None or consumer.inputs.get(product.digest) != product.generation:
             return ()
         # In these patterns "*" also matches "/", on every platform.
         kept.update(file.path for file in product.files if any(fnmatchcase(file.path, p) for p in patterns))

@@ -87,10 +87,10 @@ def chain_hours(work: Mapping[str, PlannedStage]) -> dict[str, float]:
     Args:
         work: the stages by key. Inputs that are not among them are done.
     """
-    takers = _takers(work)
+    consumers = _consumers(work)
     chains: dict[str, float] = {}
-    for key in reversed(_in_order(work, takers)):
-        chains[key] = work[key].hours + max((chains[taker] for taker in takers[key]), default=0.0)
+    for key in reversed(_in_order(work, consumers)):
+        chains[key] = work[key].hours + max((chains[consumer] for consumer in consumers[key]), default=0.0)
     return chains
 
 
@@ -244,7 +244,7 @@ def makespan_hours(
     """
     order = chain_hours(work) if order is None else order
     nodes = _FreeGpus(num_gpus, gpus_per_node)
-    takers, missing = _takers(work), {key: sum(i in work for i in work[key].inputs) for key in work}
+    consumers, missing = _consumers(work), {key: sum(i in work for i in work[key].inputs) for key in work}
     # A heap for each number of GPUs: a stage that does not fit does not hold back smaller ones.
     ready: dict[int, list[tuple[float, int, str]]] = defaultdict(list)
     position = {key: number for number, key in enumerate(work)}
@@ -261,10 +261,12 @@ def makespan_hours(
         while ends and ends[0][0] <= now:
             _, _, key, node = heapq.heappop(ends)
             nodes.free(node, work[key].num_gpus)
-            for taker in takers[key]:
-                missing[taker] -= 1
-                if not missing[taker]:
-                    heapq.heappush(ready[work[taker].num_gpus], (-order[taker], position[taker], taker))
+            for consumer in consumers[key]:
+                missing[consumer] -= 1
+                if not missing[consumer]:
+                    heapq.heappush(
+                        ready[work[consumer].num_gpus], (-order[consumer], position[consumer], consumer)
+                    )
         if (best := _first_that_fits(ready, nodes)) is not None:
             _, place, key = heapq.heappop(ready[best])
             heapq.heappush(ends, (now + work[key].hours, place, key, nodes.take(best)))
@@ -325,27 +327,27 @@ def _scaled(chosen: PlannedStage, planned: PlannedStage, really: PlannedStage) -
 
 def _critical_chain(work: Mapping[str, PlannedStage]) -> list[str]:
     """Return the keys of the longest chain, from its first stage on."""
-    chains, takers = chain_hours(work), _takers(work)
+    chains, consumers = chain_hours(work), _consumers(work)
     chain: list[str] = []
     following: Sequence[str] = list(work)
     while following:
         key = max(following, key=lambda key: chains[key])
         chain.append(key)
-        following = takers[key]
+        following = consumers[key]
     return chain
 
 
-def _takers(work: Mapping[str, PlannedStage]) -> dict[str, list[str]]:
+def _consumers(work: Mapping[str, PlannedStage]) -> dict[str, list[str]]:
     """Return, for each stage, the stages that take its product."""
-    takers: dict[str, list[str]] = {key: [] for key in work}
+    consumers: dict[str, list[str]] = {key: [] for key in work}
     for key, stage in work.items():
         for taken in stage.inputs:
-            if taken in takers:
-                takers[taken].append(key)
-    return takers
+            if taken in consumers:
+                consumers[taken].append(key)
+    return consumers
 
 
-def _in_order(work: Mapping[str, PlannedStage], takers: Mapping[str, Sequence[str]]) -> list[str]:
+def _in_order(work: Mapping[str, PlannedStage], consumers: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the keys with inputs before those that take them.
 
     Raises:
@@ -354,10 +356,10 @@ def _in_order(work: Mapping[str, PlannedStage], takers: Mapping[str, Sequence[st
     missing = {key: sum(taken in work for taken in stage.inputs) for key, stage in work.items()}
     found = [key for key, number in missing.items() if not number]
     for key in found:
-        for taker in takers[key]:
-            missing[taker] -= 1
-            if not missing[taker]:
-                found.append(taker)
+        for consumer in consumers[key]:
+            missing[consumer] -= 1
+            if not missing[consumer]:
+                found.append(consumer)
     if len(found) < len(work):
         raise ValueError("stages wait for each other in a circle")
     return found

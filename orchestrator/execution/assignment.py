@@ -18,8 +18,9 @@ import msgspec
 
 from orchestrator import formats, provenance
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Code, Owner, Process
+from orchestrator.core.records import Claim, Code, Owner, Process
 from orchestrator.core.settings import RunSettings
+from orchestrator.core.state import Former
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import SINCE_2, Stored
@@ -83,6 +84,37 @@ class Assignment(Stored, frozen=True, kw_only=True):
     max_idle_s: float | None = None
     code: Code | None = None
     named: Annotated[tuple[str, ...] | None, SINCE_2] = None
+
+
+class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that a worker has claimed, and what it starts from.
+
+    Attributes:
+        order: the worker's assignment.
+        spec: the stage in the sweep.
+        cell: on whose behalf the attempt runs.
+        instance: the stage instance.
+        number: number of the attempt.
+        claim: the claim that won.
+        inputs: stage name to label to verified folder.
+        input_generations: digest of each input to the generation of its product.
+        former: the product of an earlier version of the stage. It can stand in for retired inputs.
+    """
+
+    order: Assignment
+    spec: StageSpec
+    cell: Cell
+    instance: StageInstance
+    number: int
+    claim: Claim
+    inputs: dict[str, dict[str, str]]
+    input_generations: dict[str, int]
+    former: Former | None = None
+
+    @property
+    def key(self) -> str:
+        """The key of the attempt's payload folder in the store."""
+        return layout.payload(self.instance, self.number)
 
 
 class AttemptSpec(Stored, frozen=True, kw_only=True):

@@ -16,17 +16,16 @@ from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.identity import uses_of
-from orchestrator.core.records import Claim, Done, End, StartRecord
-from orchestrator.core.state import NOT_KEPT, Attempt, Former
-from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.core.records import Done, End, StartRecord
+from orchestrator.core.state import NOT_KEPT, Attempt
 from orchestrator.costs import STOP_FACTOR
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line
 from orchestrator.execution import child
 from orchestrator.execution.assignment import (
-    Assignment,
     AttemptSpec,
     ChildOutcome,
+    ClaimedAttempt,
     Message,
     Shortage,
     git_of,
@@ -49,12 +48,122 @@ from orchestrator.execution.liveness import Fence, HeartbeatWriter, warn
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
 from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
-from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
+from orchestrator.store.checkout import Checkout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import Publisher
 from orchestrator.store.retention import drop_work
+
+
+class WorkerHooks(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt asks its worker while it runs.
+
+    Attributes:
+        context: forks children.
+        stop_asked: returns why the work should stop, "" while it should not.
+        shortage: returns the lack of memory on the node that stops the worker; None without one.
+        checkout: the code that runs in place; None if that cannot change or need not be watched.
+    """
+
+    context: BaseContext
+    stop_asked: Callable[[], str]
+    shortage: Callable[[], Shortage | None]
+    checkout: Checkout | None = None
+
+
+class Supervision:
+    """The supervision of an attempt's child: its messages, its time limit, and why it must stop.
+
+    Args:
+        claimed: the attempt.
+        hooks: what it asks its worker.
+        heartbeats: record what the child reports.
+        fence: shows whether the product may still count.
+
+    Attributes:
+        stop_reason: why the attempt stops, "" while it goes on.
+        has_timed_out: whether the stage reached its time limit.
+    """
+
+    def __init__(
+        self, claimed: ClaimedAttempt, hooks: WorkerHooks, heartbeats: HeartbeatWriter, fence: Fence
+    ) -> None:
+        self._claimed = claimed
+        self._hooks = hooks
+        self._heartbeats = heartbeats
+        self._fence = fence
+        self._start_s = time.monotonic()
+        self.stop_reason = ""
+        self.has_timed_out = False
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the attempt so far."""
+        return round(time.monotonic() - self._start_s, 3)
+
+    def why_stop(self) -> str:
+        """Return why the attempt stops, also by news that came after the child's end; "" without a reason."""
+        return self.stop_reason or self._hooks.stop_asked()
+
+    def watch(self, process: BaseProcess, pipe: Connection, publisher: Publisher | None) -> None:
+        """Watch the child until it ends or must be killed: time limit, grace period after a stop, memory."""
+        limits = self._claimed.order.settings.policy.limits_s
+        limit_s = limits.get(self._claimed.instance.stage, self._claimed.spec.limit_s)
+        stopping_s: float | None = None  # since when the child knows of the stop
+        while process.exitcode is None:
+            # The worker adopts the orphans of its stages: collect those that ended, or they stay as zombies.
+            reap_adopted([process.pid or 0])
+            ready = wait([process.sentinel, pipe], timeout=0.2) if not pipe.closed else []
+            if pipe in ready:
+                self._take_message(pipe)
+            now_s = time.monotonic()
+            if limit_s is not None and now_s - self._start_s > limit_s:
+                self.has_timed_out = True
+                return
+            self._control()
+            # A fenced attempt publishes nothing more: its files could only mislead a reader.
+            if publisher is not None and self.stop_reason != SUPERSEDED:
+                publisher.step()
+            if self.stop_reason and stopping_s is None:
+                stopping_s = now_s
+                if (shortage := self._hooks.shortage()) is not None and shortage.at_once:
+                    return
+                send(pipe, Message(stop=self.stop_reason))
+            if stopping_s is not None and now_s - stopping_s > self._grace_s:
+                return
+
+    @property
+    def _grace_s(self) -> float:
+        """Seconds that the child has to end after a stop: the configured ones, or those that it needs."""
+        grace_s = self._claimed.order.settings.policy.grace_s
+        return max(grace_s, STOP_FACTOR * self._heartbeats.progress.stop_s)
+
+    def _take_message(self, pipe: Connection) -> None:
+        try:
+            message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
+        except (EOFError, OSError, msgspec.DecodeError):
+            time.sleep(0.02)  # the child is ending: the caller's loop sees its exit code
+            return
+        self._heartbeats.receive(message)
+
+    def take_last_messages(self, pipe: Connection) -> None:
+        """Read the messages that the child sent before it ended, to record how far it came."""
+        with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):
+            while pipe.poll():
+                self._heartbeats.progress = msgspec.json.decode(pipe.recv_bytes(), type=Message)
+
+    def _control(self) -> None:
+        """Check the reasons to stop, and record a heartbeat when one is due."""
+        if not self.stop_reason and (why := self._hooks.stop_asked()):
+            self.stop_reason = why
+        # The worker's own notice comes before the job's end, but maybe too late for this stage.
+        end_at = self._claimed.order.job.end_at if self._claimed.order.job else None
+        needed_s = STOP_FACTOR * self._heartbeats.progress.stop_s
+        if not self.stop_reason and end_at is not None and needed_s and end_at - time.time() < needed_s:
+            self.stop_reason = "deadline"
+        if self._heartbeats.pulse() and not self.stop_reason and self._fence.is_superseded():
+            self.stop_reason = SUPERSEDED
 
 
 class AttemptRun:
@@ -64,55 +173,26 @@ class AttemptRun:
 
     Args:
         ledger: the store.
-        order: the worker's assignment.
-        spec: the stage in the sweep.
-        cell: on whose behalf the attempt runs.
-        instance: the stage instance.
-        number: number of the attempt.
-        claim: the claim that won.
-        inputs: stage name to label to verified folder.
-        input_generations: digest of each input to the generation of its product.
-        context: forks children.
-        stop_asked: returns why this worker should stop, "" while it should not.
-        code_now: returns the current digest of the code that stages run.
-        shortage: returns the lack of memory on the node that stops the worker; None without one.
-        former: the product of an earlier version of the stage. It can stand in for retired inputs.
+        claimed: the attempt, and what it starts from.
+        hooks: what it asks its worker.
     """
 
-    def __init__(
-        self,
-        *,
-        ledger: Ledger,
-        order: Assignment,
-        spec: StageSpec,
-        cell: Cell,
-        instance: StageInstance,
-        number: int,
-        claim: Claim,
-        inputs: dict[str, dict[str, str]],
-        input_generations: dict[str, int],
-        context: BaseContext,
-        stop_asked: Callable[[], str],
-        code_now: Callable[[], str],
-        shortage: Callable[[], Shortage | None] = lambda: None,
-        former: Former | None = None,
-    ) -> None:
-        self._ledger, self._order, self._spec = ledger, order, spec
-        self._cell, self._instance, self.number, self._claim = cell, instance, number, claim
-        self._inputs, self._generations = inputs, input_generations
-        self._context, self._stop_asked, self._code_now = context, stop_asked, code_now
-        self._shortage, self._former = shortage, former
-        self._goes_without = False  # whether inputs were retired before the start
-        self._start_s = time.monotonic()
+    def __init__(self, ledger: Ledger, claimed: ClaimedAttempt, hooks: WorkerHooks) -> None:
+        self._ledger = ledger
+        self._claimed = claimed
+        self._hooks = hooks
+        instance = claimed.instance
+        number = claimed.number
+        claim = claimed.claim
         self._heartbeats = HeartbeatWriter(ledger, instance, number, lease_s=claim.lease_s)
         self._fence = Fence(
-            ledger, instance, number=number, generation=claim.generation, inputs=input_generations
+            ledger, instance, number=number, generation=claim.generation, inputs=claimed.input_generations
         )
-        self._stop_reason, self._stopping_s = "", 0.0
-        self._timed_out, self._resumed = False, False
-        self._key = layout.payload(instance, number)
-        self._folder = Path(layout.CHECKPOINTS)
+        self._supervision = Supervision(claimed, hooks, self._heartbeats, self._fence)
         self._mark = mark_of(claim.nonce)
+        self._folder = Path(layout.CHECKPOINTS)
+        self._goes_without = False  # whether inputs were retired before the start
+        self._resumed = False
         self._publisher: Publisher | None = None
         self._recorded: StartRecord | None = None
 
@@ -123,24 +203,25 @@ class AttemptRun:
         except (OSError, InfrastructureError) as error:
             return self._conclude(Facts(error=f"{type(error).__name__}: {error}"))
         finally:
-            self._ledger.objects.release(self._key)
+            self._ledger.objects.release(self._claimed.key)
 
     def _run(self, earlier: Sequence[Attempt]) -> End:
         """Take over what earlier attempts left, run the child, and conclude."""
+        claimed = self._claimed
         if self._fence.is_pointless():
             return self._end(Conclusion("released", why="already_done"))
         self._goes_without = self._fence.retired_input() != ""
-        if self._goes_without and self._former is None:
+        if self._goes_without and claimed.former is None:
             return self._end(Conclusion("released", why=INPUT_RETIRED))
         objects = self._ledger.objects
-        folder = self._folder = objects.workspace(self._key)
+        folder = self._folder = objects.workspace(claimed.key)
         end_outlived()  # a surviving process could still write into the folders that are taken over
-        start = started(self._order, self._spec, self._cell, self._generations)
+        start = started(claimed.order, claimed.spec, claimed.cell, claimed.input_generations)
         # Without this record a successor would use nothing of an attempt that has inputs, so it comes first.
         self._record_start(start)
         taken = inherit(
-            *(self._ledger, self._instance, self._spec, earlier, folder),
-            former=self._former,
+            *(self._ledger, claimed.instance, claimed.spec, earlier, folder),
+            former=claimed.former,
             pulse=self._heartbeats.pulse,
             record=lambda taken: self._record_start(going_on(start, taken)),
         )
@@ -149,40 +230,30 @@ class AttemptRun:
             return self._end(Conclusion("released", why=NOT_KEPT, message="it is not whole"))
         self._resumed = taken.checkpoint is not None
         step = taken.checkpoint.step if taken.checkpoint else None
-        self._publisher = objects.publisher(self._key, adopted=step, warn=warn)
-        outcome, kills = None, oom_kills()
+        self._publisher = objects.publisher(claimed.key, adopted=step, warn=warn)
+        kills = oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
-            self._supervise(process, pipe)
+            self._supervision.watch(process, pipe, self._publisher)
         finally:
             if process.pid is not None:
                 process.kill()
                 if not end_attempt(self._mark, leader=process.pid):
-                    warn(f"processes that attempt {self.number} started do not end")
+                    warn(f"processes that attempt {claimed.number} started do not end")
             process.join()
-            self._take_last_messages(pipe)
+            self._supervision.take_last_messages(pipe)
             pipe.close()
         outcome = read_outcome(folder)
-        if self._publisher is not None:
-            counts, pulse = self._stop_reason != SUPERSEDED, self._heartbeats.pulse
-            has_failed = outcome is None or outcome.outcome != "succeeded"
-            keeps = has_failed or self._order.settings.policy.keep_checkpoints
-            self._publisher.finish(pulse, checkpoints=counts and keeps)
-            if counts and outcome is not None and outcome.outcome == "failed":
-                # Only results that could not be read are worth an upload: the next attempt reads them again.
-                if outcome.unread == self.number:
-                    self._publisher.failed(outcome.files, pulse)
-                elif taken.unread is not None:
-                    self._publisher.failed((), pulse)
+        self._finish_uploads(outcome, taken)
         changed = damage(folder / layout.OUTPUT, outcome.files, content=False) if outcome else None
         return self._conclude(
             Facts(
                 child=outcome or NO_RECORD,
                 changed=changed or "",
                 goes_without=self._goes_without,
-                timed_out=self._timed_out,
-                seconds=self._seconds,
-                stop=self._stop_reason,
+                timed_out=self._supervision.has_timed_out,
+                seconds=self._supervision.seconds,
+                stop=self._supervision.stop_reason,
                 exit_code=process.exitcode or 0,
                 oom_killed=oom_kills() > kills,
             )
@@ -198,114 +269,51 @@ class AttemptRun:
         """Whether the child left a checkpoint of its own, so that the next attempt need not start over."""
         return has_progressed(self._folder, num_adopted=1 if self._resumed else 0)
 
-    # Starting
-
     def _record_start(self, start: StartRecord) -> None:
         """Record the start, unless it is recorded already in this form."""
         if start == self._recorded:
             return
-        spec_key = layout.stage_spec(self._instance)
+        spec_key = layout.stage_spec(self._claimed.instance)
         if self._ledger.objects.get(spec_key) is None:
-            self._ledger.objects.put(
-                spec_key, self._ledger.encode(self._instance)
-            )  # all writers write the same
-        self._ledger.put(self._instance, self.number, layout.START, start)
+            # All writers write the same.
+            self._ledger.objects.put(spec_key, self._ledger.encode(self._claimed.instance))
+        self._ledger.put(self._claimed.instance, self._claimed.number, layout.START, start)
         self._recorded = start
         self._heartbeats.write()
 
     def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:
         """Start the child, and return its process and this side's end of the pipe."""
-        order = AttemptSpec(
-            store=self._order.store,
-            sweep=self._order.sweep,
-            cell=self._cell.id,
-            instance=self._instance,
-            spec=self._spec,
-            attempt=self.number,
-            generation=self._claim.generation,
+        claimed = self._claimed
+        order = claimed.order
+        spec = AttemptSpec(
+            store=order.store,
+            sweep=order.sweep,
+            cell=claimed.cell.id,
+            instance=claimed.instance,
+            spec=claimed.spec,
+            attempt=claimed.number,
+            generation=claimed.claim.generation,
             folder=str(folder),
-            inputs=self._inputs,
-            uses=uses_of(self._spec, self._cell.config),
-            config=self._cell.config,
+            inputs=claimed.inputs,
+            uses=uses_of(claimed.spec, claimed.cell.config),
+            config=claimed.cell.config,
             resume_step=taken.checkpoint.step if taken.checkpoint else None,
             resume_folder=str(taken.checkpoint.folder) if taken.checkpoint else "",
             former_folder=str(taken.former or ""),
-            settings=self._order.settings,
-            env={**self._order.env, MARK: self._mark},
-            num_threads=self._order.num_threads,
-            import_paths=self._order.import_paths,
-            in_job=self._order.job is not None,
+            settings=order.settings,
+            env={**order.env, MARK: self._mark},
+            num_threads=order.num_threads,
+            import_paths=order.import_paths,
+            in_job=order.job is not None,
             unread=taken.unread,
         )
-        mine, its = self._context.Pipe(duplex=True)
+        mine, its = self._hooks.context.Pipe(duplex=True)
         # The forked child must not keep a copy of our end, or it would never see the pipe close.
         util.register_after_fork(mine, Connection.close)
-        process = self._context.Process(target=child.main, args=(encode(order), its))  # type: ignore[attr-defined]
+        process = self._hooks.context.Process(target=child.main, args=(encode(spec), its))  # type: ignore[attr-defined]
         process.start()
         its.close()
         return process, mine
-
-    # While it runs
-
-    def _supervise(self, process: BaseProcess, pipe: Connection) -> None:
-        """Watch the child until it ends or must be killed: time limit, grace period after a stop, memory."""
-        limits = self._order.settings.policy.limits_s
-        limit_s = limits.get(self._instance.stage, self._spec.limit_s)
-        told = False
-        while process.exitcode is None:
-            # The worker adopts the orphans of its stages: collect those that ended, or they stay as zombies.
-            reap_adopted([process.pid or 0])
-            ready = wait([process.sentinel, pipe], timeout=0.2) if not pipe.closed else []
-            if pipe in ready:
-                self._take_message(pipe)
-            now_s = time.monotonic()
-            if limit_s is not None and now_s - self._start_s > limit_s:
-                self._timed_out = True
-                return
-            self._control()
-            # A fenced attempt publishes nothing more: its files could only mislead a reader.
-            if self._publisher is not None and self._stop_reason != SUPERSEDED:
-                self._publisher.step()
-            if self._stop_reason and not told:
-                told, self._stopping_s = True, now_s
-                if (shortage := self._shortage()) is not None and shortage.at_once:
-                    return
-                send(pipe, Message(stop=self._stop_reason))
-            if told and now_s - self._stopping_s > self._grace_s:
-                return
-
-    @property
-    def _grace_s(self) -> float:
-        """Seconds that the child has to end after a stop: the configured ones, or those that it needs."""
-        return max(self._order.settings.policy.grace_s, STOP_FACTOR * self._heartbeats.progress.stop_s)
-
-    def _take_message(self, pipe: Connection) -> None:
-        try:
-            message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
-        except (EOFError, OSError, msgspec.DecodeError):
-            time.sleep(0.02)  # the child is ending: the caller's loop sees its exit code
-            return
-        self._heartbeats.receive(message)
-
-    def _take_last_messages(self, pipe: Connection) -> None:
-        """Read the messages that the child sent before it ended, to record how far it came."""
-        with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):
-            while pipe.poll():
-                self._heartbeats.progress = msgspec.json.decode(pipe.recv_bytes(), type=Message)
-
-    def _control(self) -> None:
-        """Check the reasons to stop, and record a heartbeat when one is due."""
-        if not self._stop_reason and (why := self._stop_asked()):
-            self._stop_reason = why
-        # The worker's own notice comes before the job's end, but maybe too late for this stage.
-        end_at = self._order.job.end_at if self._order.job else None
-        needed_s = STOP_FACTOR * self._heartbeats.progress.stop_s
-        if not self._stop_reason and end_at is not None and needed_s and end_at - time.time() < needed_s:
-            self._stop_reason = "deadline"
-        if self._heartbeats.pulse() and not self._stop_reason and self._fence.is_superseded():
-            self._stop_reason = SUPERSEDED
-
-    # Ending
 
     def _conclude(self, facts: Facts) -> End:
         """Establish the facts on which the decision depends, record the end, and return it."""
@@ -314,35 +322,56 @@ class AttemptRun:
             Fact.REFUSAL: lambda: self._publish(facts.child),
             Fact.SUPERSEDED: self._fence.is_superseded,
             Fact.RETIRED_INPUT: self._fence.retired_input,
-            Fact.SHORTAGE: self._shortage,
-            Fact.STOP_CONFIRMED: lambda: await_news(lambda: self._stop_reason or self._stop_asked()),
+            Fact.SHORTAGE: self._hooks.shortage,
+            Fact.STOP_CONFIRMED: lambda: await_news(self._supervision.why_stop),
         }
         while isinstance(decision := conclude(facts), Fact):
             facts = replace(facts, **{decision: establish[decision]()})
         end = self._end(decision)
-        if facts.refusal == "" and not self._order.settings.policy.keep_checkpoints:
-            attempts = [a for a in self._ledger.attempts(self._instance) if a.number <= self.number]
-            drop_work(self._ledger, self._instance, attempts, generation=self._claim.generation)
+        if facts.refusal == "" and not self._claimed.order.settings.policy.keep_checkpoints:
+            claimed = self._claimed
+            attempts = [a for a in self._ledger.attempts(claimed.instance) if a.number <= claimed.number]
+            drop_work(self._ledger, claimed.instance, attempts, generation=claimed.claim.generation)
         return end
+
+    def _finish_uploads(self, outcome: ChildOutcome | None, taken: Inherited) -> None:
+        """Upload to a bucket what the next attempt needs; without a publisher it is in place already."""
+        if self._publisher is None:
+            return
+        pulse = self._heartbeats.pulse
+        counts = self._supervision.stop_reason != SUPERSEDED
+        has_failed = outcome is None or outcome.outcome != "succeeded"
+        keeps = has_failed or self._claimed.order.settings.policy.keep_checkpoints
+        self._publisher.finish(pulse, checkpoints=counts and keeps)
+        if counts and outcome is not None and outcome.outcome == "failed":
+            # Only results that could not be read are worth an upload: the next attempt reads them again.
+            if outcome.unread == self._claimed.number:
+                self._publisher.failed(outcome.files, pulse)
+            elif taken.unread is not None:
+                self._publisher.failed((), pulse)
 
     def _publish(self, outcome: ChildOutcome) -> str:
         """Create `done`, which makes the product count; return why that is refused, "" if it is not."""
+        claimed = self._claimed
+        order = claimed.order
+        checkout = self._hooks.checkout
         if self._publisher is None:
-            self._ledger.objects.upload(self._key)
+            self._ledger.objects.upload(claimed.key)
         else:
             self._publisher.output(outcome.files, self._heartbeats.pulse)
+        code_now = checkout.digest() if checkout else ""
         done = Done(
             nonce=new_nonce(),
-            stage=self._instance.stage,
-            digest=self._instance.digest,
-            generation=self._claim.generation,
-            attempt=self.number,
+            stage=claimed.instance.stage,
+            digest=claimed.instance.digest,
+            generation=claimed.claim.generation,
+            attempt=claimed.number,
             files=outcome.files,
             rows=outcome.rows,
-            seconds=self._seconds,
-            inputs=self._generations,
+            seconds=self._supervision.seconds,
+            inputs=claimed.input_generations,
             retire=outcome.retire,
-            code=provenance.code_version(self._order.code_digest, git_of(self._order), now=self._code_now()),
+            code=provenance.code_version(order.code_digest, git_of(order), now=code_now),
             at=provenance.now(),
         )
         # The stage may have read an incomplete input.
@@ -351,11 +380,6 @@ class AttemptRun:
         if self._fence.has_discarded_input() or not self._ledger.finish(done):
             return SUPERSEDED
         return ""
-
-    @property
-    def _seconds(self) -> float:
-        """Wall time of the attempt so far."""
-        return round(time.monotonic() - self._start_s, 3)
 
     def _end(self, conclusion: Conclusion) -> End:
         """Record the end of the attempt and return it; texts are cut, escaped and redacted."""
@@ -368,8 +392,8 @@ class AttemptRun:
             exception=one_line(conclusion.exception),
             message=one_line(provenance.without_secrets(conclusion.message[: 8 * MAX_LINE])),
             log_tail=escaped(provenance.without_secrets(tail)),
-            seconds=self._seconds,
+            seconds=self._supervision.seconds,
             at=provenance.now(),
         )
-        self._ledger.end(self._instance, self.number, end)
+        self._ledger.end(self._claimed.instance, self._claimed.number, end)
         return end

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
 
+from msgspec.structs import replace
+
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import Claimable, RequestSummary, Scanner, summarize_requests
@@ -13,8 +15,8 @@ from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, V
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
-from orchestrator.execution.assignment import Assignment, Shortage, share
-from orchestrator.execution.attempt import AttemptRun
+from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
+from orchestrator.execution.attempt import AttemptRun, WorkerHooks
 from orchestrator.execution.liveness import Leaving, Watcher, next_lease_s
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
 from orchestrator.manifest import damage
@@ -66,9 +68,11 @@ class Worker:
         checkout: Checkout | None = None,
     ) -> None:
         self._ledger, self._order, self._owner = ledger, order, owner
-        self._sweep, self._context = revision.sweep, context
-        self._stop_asked, self._shortage, self._say = stop_asked, shortage, say
-        self._checkout = checkout
+        self._sweep = revision.sweep
+        self._hooks = WorkerHooks(
+            context=context, stop_asked=stop_asked, shortage=shortage, checkout=checkout
+        )
+        self._say = say
         self._scanner = Scanner(share(self._sweep.cells, order), self._sweep.stages)
         self._all_ids = tuple(cell.id for cell in self._sweep.cells)
         self._watcher = Watcher(owner, job=order.job)
@@ -86,7 +90,7 @@ class Worker:
     def run(self) -> int:
         """Work until nothing is left to claim or to wait for; return the exit code."""
         idle_s = IDLE_S
-        while not self._stop_asked():
+        while not self._hooks.stop_asked():
             if self._replaced:
                 self._say("a later start of this job goes on: this worker claims no more")
                 return self._exit_code_for("replaced")
@@ -133,13 +137,14 @@ class Worker:
                     self._say("nothing was left to do")
                 self._retain(f"worker on {self._owner.host}")
                 return NO_MEMORY if self._starved else 0
-        return self._exit_code_for(self._stop_asked())
+        return self._exit_code_for(self._hooks.stop_asked())
 
     def _has_other_code(self) -> bool:
         """Whether the checkout was edited since the launch: its products would have another version."""
-        if self._checkout is None or self._checkout.digest() == self._order.code_digest:
+        checkout = self._hooks.checkout
+        if checkout is None or checkout.digest() == self._order.code_digest:
             return False
-        names = self._checkout.changed() or ["the code"]
+        names = checkout.changed() or ["the code"]
         more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
         self._say(
             f"{', '.join(names[:3])}{more} changed since the launch: this worker claims no more; "
@@ -253,8 +258,7 @@ class Worker:
             return False
         self._say(f"{claimable.cell.id} {instance.name}: attempt {number}")
         self.num_claims += 1
-        run = AttemptRun(
-            ledger=self._ledger,
+        claimed = ClaimedAttempt(
             order=self._order,
             spec=self._sweep.specs[instance.stage],
             cell=claimable.cell,
@@ -263,12 +267,10 @@ class Worker:
             claim=claim,
             inputs=inputs,
             input_generations={i.digest: reader.evidence(i.digest).generation for i in instance.inputs},
-            context=self._context,
-            stop_asked=lambda: self._why_stop(instance),
-            code_now=lambda: self._checkout.digest() if self._checkout else "",
-            shortage=self._shortage,
             former=evidence.former if self._status(reader, self._summary, instance.digest).going_on else None,
         )
+        hooks = replace(self._hooks, stop_asked=lambda: self._why_stop(instance))
+        run = AttemptRun(self._ledger, claimed, hooks)
         end = run.run(attempts)
         self._unpin_inputs(instance, reader)
         self._count_start(run, end)
@@ -381,7 +383,7 @@ class Worker:
 
     def _why_stop(self, instance: StageInstance) -> str:
         """Return why an attempt should stop: the worker should, or all cells of its stage were cancelled."""
-        if why := self._stop_asked():
+        if why := self._hooks.stop_asked():
             return why
         try:
             at_most_s = max(CANCEL_POLL_S, self._ledger.objects.poll_s)

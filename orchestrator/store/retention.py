@@ -191,19 +191,19 @@ def retain(
     Returns:
         The records that this call was the first to write.
     """
-    takers: dict[str, list[StageInstance]] = {}
+    consumers: dict[str, list[StageInstance]] = {}
     for instance in sweep.stages.values():
         for taken in instance.inputs:
-            takers.setdefault(taken.digest, []).append(instance)
+            consumers.setdefault(taken.digest, []).append(instance)
     reader = EvidenceReader(ledger, sweep.stages.values(), count_attempts=False, trusted=trusted)
     news = []
     # Products that no stage takes are results, and are always kept.
-    for digest in takers if sources is None else sources:
+    for digest in consumers if sources is None else sources:
         source, evidence = sweep.stages[digest], reader.evidence(digest)
         if evidence.done is None:
             continue
         retired = evidence.retired
-        decided = _decide(reader, source, evidence.done, takers[digest], policy, retired=retired, by=by)
+        decided = _decide(reader, source, evidence.done, consumers[digest], policy, retired=retired, by=by)
         if decided is not None:
             # Another process may win this record; its list of files then applies.
             if ledger.retire(source, decided):
@@ -218,7 +218,7 @@ def _decide(
     reader: EvidenceReader,
     source: StageInstance,
     product: Done,
-    takers: list[StageInstance],
+    consumers: list[StageInstance],
     policy: Policy,
     *,
     retired: tuple[Retired, ...],
@@ -228,15 +228,15 @@ def _decide(
     if policy.retention == "all" or any(record.policy == policy.retention for record in retired):
         return None
     made: list[Done] = []
-    for taker in takers:
-        done = reader.evidence(taker.digest).done
+    for consumer in consumers:
+        done = reader.evidence(consumer.digest).done
         if done is None:
             return None
         made.append(done)
     files = remaining_files(removable_files(product, made, policy.retention), retired)
     if not files:
         return None
-    names = ", ".join(dict.fromkeys(taker.name for taker in takers))
+    names = ", ".join(dict.fromkeys(consumer.name for consumer in consumers))
     return Retired(
         nonce=new_nonce(),
         generation=product.generation,

@@ -138,14 +138,12 @@ class Follower:
         instances = {
             digest: self._sweep.stages[digest] for cell in self._cells for digest in cell.stage_digests
         }
-        snapshot = EvidenceReader(self._ledger, instances.values(), check_files=False, count_attempts=False)
+        reader = EvidenceReader(self._ledger, instances.values(), check_files=False, count_attempts=False)
         for cell in list(self._cells):
-            done = all(snapshot.evidence(digest).done is not None for digest in cell.stage_digests)
+            done = all(reader.evidence(digest).done is not None for digest in cell.stage_digests)
             # A shared stage starts for many cells at once: it alone must not open a run for each of them.
-            if done or any(
-                snapshot.evidence(d).attempts for d in cell.stage_digests if d not in self._shared
-            ):
-                self._mirror(cell, snapshot, done=done)
+            if done or any(reader.evidence(d).attempts for d in cell.stage_digests if d not in self._shared):
+                self._mirror(cell, reader, done=done)
 
     def close(self) -> None:
         """Close the runs that are still open, of cells that failed or were stopped."""
@@ -161,10 +159,10 @@ class Follower:
         """The number of cells whose run did not receive everything."""
         return len(self._failures)
 
-    def _mirror(self, cell: Cell, snapshot: EvidenceReader, *, done: bool) -> None:
+    def _mirror(self, cell: Cell, reader: EvidenceReader, *, done: bool) -> None:
         """Send one cell's run what is new. Its failure affects no other cell."""
         try:
-            self._give(cell, snapshot)
+            self._give(cell, reader)
             if done:
                 self._close(cell, done=True)
                 self._cells.remove(cell)
@@ -176,14 +174,14 @@ class Follower:
             if self._failures[cell.id] == MAX_FAILURES:
                 self._cells.remove(cell)
 
-    def _give(self, cell: Cell, snapshot: EvidenceReader) -> None:
+    def _give(self, cell: Cell, reader: EvidenceReader) -> None:
         try:
-            self._give_news(cell, snapshot)
+            self._give_news(cell, reader)
         # The replacing run is empty, and its progress was reset: one more pass sends everything.
         except _Anew:
-            self._give_news(cell, snapshot)
+            self._give_news(cell, reader)
 
-    def _give_news(self, cell: Cell, snapshot: EvidenceReader) -> None:
+    def _give_news(self, cell: Cell, reader: EvidenceReader) -> None:
         """Send metrics and rows that the cell's run does not have yet."""
         given = self._given.setdefault(self._id(cell), MirrorProgress())
         for instance in (self._sweep.stages[digest] for digest in cell.stage_digests):
@@ -191,7 +189,7 @@ class Follower:
                 continue
             for number in self._ledger.numbers(instance):
                 self._give_metrics(cell, instance, number, given)
-            evidence = snapshot.evidence(instance.digest)
+            evidence = reader.evidence(instance.digest)
             product = f"{instance.digest}.{evidence.generation}"
             if evidence.done is not None and product not in given.products:
                 self._run(cell).results(instance.name, evidence.done.rows)

@@ -27,8 +27,8 @@ def test_what_no_taker_wants_is_deleted_in_the_bucket_and_in_the_cache(bucket: B
     order = order_for(bucket.url, sweep.name, policy={"retention": policy})
     worked = work(ledger, revision, order)
     assert worked.code == 0, worked.lines
-    snapshot = EvidenceReader(bucket.ledger("laptop"), sweep.stages.values())
-    assert {stage_status(snapshot.evidence(d), Budget({})).state for d in sweep.stages} == {State.DONE}
+    reader = EvidenceReader(bucket.ledger("laptop"), sweep.stages.values())
+    assert {stage_status(reader.evidence(d), Budget({})).state for d in sweep.stages} == {State.DONE}
     prefix = layout.output(source, 1)
     assert sorted(ledger.objects.trees([prefix])[prefix]) == list(FILES[policy])
     here = ledger.objects.folder(prefix)

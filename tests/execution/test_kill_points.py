@@ -24,13 +24,13 @@ AT_ONCE = 4
 def assert_each_is_done_once(root: Path, sweep: ComposedSweep, num_steps: int = 2) -> None:
     """One product a stage, none void, the digest chain right, and every attempt accounted for."""
     ledger = ledger_at(root)
-    snapshot = EvidenceReader(ledger, sweep.stages.values())
+    reader = EvidenceReader(ledger, sweep.stages.values())
     done = ledger.generations(layout.done_index("count"))
     assert ledger.generations(layout.void_index("count")) == {}
     for cell in sweep.cells:
         instance = sweep.stages[cell.stage_digests[0]]
         assert done[instance.digest] == {1}
-        assert stage_status(snapshot.evidence(instance.digest), Budget({})).state is State.DONE
+        assert stage_status(reader.evidence(instance.digest), Budget({})).state is State.DONE
         product, _ = ledger.product(instance, 1)
         assert product is not None
         folder = root / layout.payload(instance, product.attempt) / "output"

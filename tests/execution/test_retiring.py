@@ -45,8 +45,8 @@ def source_of(sweep: ComposedSweep) -> StageInstance:
 
 
 def look(root: Path, sweep: ComposedSweep, instance: StageInstance | None = None) -> Evidence:
-    snapshot = EvidenceReader(ledger_at(root), sweep.stages.values())
-    return snapshot.evidence((instance or source_of(sweep)).digest)
+    reader = EvidenceReader(ledger_at(root), sweep.stages.values())
+    return reader.evidence((instance or source_of(sweep)).digest)
 
 
 def product_of(root: Path, sweep: ComposedSweep) -> Done:
@@ -64,8 +64,8 @@ def files(root: Path, sweep: ComposedSweep) -> tuple[str, ...]:
 
 
 def states(root: Path, sweep: ComposedSweep) -> list[CellStatus]:
-    snapshot = EvidenceReader(ledger_at(root), sweep.stages.values())
-    found = {digest: stage_status(snapshot.evidence(digest), Budget({})) for digest in sweep.stages}
+    reader = EvidenceReader(ledger_at(root), sweep.stages.values())
+    found = {digest: stage_status(reader.evidence(digest), Budget({})) for digest in sweep.stages}
     return [cell_status(cell, sweep.stages, found, cancelled=False) for cell in sweep.cells]
 
 

@@ -46,7 +46,7 @@ def sweep_of(name: str, *instances: StageInstance) -> ComposedSweep:
 
 
 SWEEP, OTHER = sweep_of("sweep", A, B, C), sweep_of("other", A, D)
-NODES = SWEEP.stages | OTHER.stages
+INSTANCES = SWEEP.stages | OTHER.stages
 FILES = ("w1", "w2", "w3")
 RETIRE = {"b": {"a": {"best": ("w1",)}}, "c": {"a": {"best": ("w2",)}}}
 RETIRED = {"w3"}
@@ -75,22 +75,22 @@ class Actor:
     def __call__(self) -> None:
         while True:
             instances = self._sweep.stages
-            snapshot = EvidenceReader(self._ledger, instances.values(), observer=self._observe)
+            reader = EvidenceReader(self._ledger, instances.values(), observer=self._observe)
             scan = next_stage(
                 self._sweep.cells,
                 instances,
-                lambda digest, s=snapshot: stage_status(s.evidence(digest), BUDGET),  # type: ignore[misc]
+                lambda digest, r=reader: stage_status(r.evidence(digest), BUDGET),  # type: ignore[misc]
                 cancelled=frozenset(),
             )
             if scan.claimable is not None:
-                self._try(scan.claimable.instance, snapshot)
+                self._try(scan.claimable.instance, reader)
             elif not scan.waiting:
                 retain(self._ledger, self._sweep, POLICY, by=self._name)
                 return
 
-    def _try(self, instance: StageInstance, snapshot: EvidenceReader) -> None:
-        ledger, evidence = self._ledger, snapshot.evidence(instance.digest)
-        inputs = {i.digest: snapshot.evidence(i.digest) for i in instance.inputs}
+    def _try(self, instance: StageInstance, reader: EvidenceReader) -> None:
+        ledger, evidence = self._ledger, reader.evidence(instance.digest)
+        inputs = {i.digest: reader.evidence(i.digest) for i in instance.inputs}
         if evidence.damaged:
             done, _ = ledger.product(instance, evidence.generation)
             assert done is not None
@@ -191,7 +191,7 @@ class Actor:
             done = evidence.done
             assert done is not None and not evidence.retired
             for name in FILES:
-                data = self._ledger.objects.get(_file(NODES[digest], done.attempt, name))
+                data = self._ledger.objects.get(_file(INSTANCES[digest], done.attempt, name))
                 if data is None:
                     return False
                 assert data.decode() == done.rows[0]["made"]
@@ -250,18 +250,18 @@ def play(
 
 
 def check(ledger: Ledger, memory: Memory) -> None:
-    snapshot = EvidenceReader(
-        ledger, NODES.values(), observer=lambda *_: OwnerReport(Liveness.GONE, "all are")
+    reader = EvidenceReader(
+        ledger, INSTANCES.values(), observer=lambda *_: OwnerReport(Liveness.GONE, "all are")
     )
-    products = {digest: snapshot.evidence(digest) for digest in NODES}
+    products = {digest: reader.evidence(digest) for digest in INSTANCES}
     if products["d"].done is None:  # its input lost a file to the sweep's policy before it could be read
-        statuses = {digest: stage_status(snapshot.evidence(digest), BUDGET) for digest in OTHER.stages}
+        statuses = {digest: stage_status(reader.evidence(digest), BUDGET) for digest in OTHER.stages}
         status = cell_status(OTHER.cells[0], OTHER.stages, statuses, cancelled=False)
         assert status.state is State.BLOCKED and "were retired (1 file" in status.reason, status
         del products["d"]
     for digest, evidence in products.items():
         assert stage_status(evidence, BUDGET).state is State.DONE, digest
-        attempts = ledger.attempts(NODES[digest])
+        attempts = ledger.attempts(INSTANCES[digest])
         assert [a.number for a in attempts] == list(range(1, len(attempts) + 1))
         done = evidence.done
         assert done is not None

@@ -144,7 +144,7 @@ class _Group:
             # `srun` needs the job's variables. The launchers remove them before they start ranks.
             inherited = {**os.environ, **_imports()}
         mine = {"OMP_NUM_THREADS": str(self._order.num_threads), nodes.PARENT: str(os.getpid())}
-        with _deaf():
+        with _stops_blocked():
             return subprocess.Popen(
                 command, env={**inherited, **self._meeting.environment, **mine}, stdin=subprocess.DEVNULL
             )
@@ -388,7 +388,7 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def _stops_blocked() -> Iterator[None]:
     """Start processes with the signals in `SENT_TO_ALL` blocked.
 
     A new process inherits the signal mask. So there is no moment in its start at which such a signal ends it.
