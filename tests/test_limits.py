@@ -29,7 +29,6 @@ MORE_ATTRIBUTES = {
     "RayDriver": 29,
     "Scorer": 15,
     "Training": 15,
-    "Worker": 26,
     "_Group": 18,
 }
 """Classes that set more attributes: the number of each, which may only fall."""
