@@ -75,7 +75,6 @@ def by_loop(model: Qwen3ForCausalLM, examples: Sequence[Example], folder: Path) 
         settings=Config({"seed": 0, "trainer": SETTINGS}),
         context=Context(folder, checkpoint_interval_s=1e9),
         micro=MicroBatches(BATCH),
-        device=torch.device("cpu"),
     )
     training._end_epoch = training._save = lambda step: None  # type: ignore[method-assign]
     start_s = time.perf_counter()

@@ -18,18 +18,11 @@ MAX_LINES, MAX_ATTRIBUTES = 400, 12
 MAX_MODULES, MAX_CLOSURE = 216, 60
 """Modules of the package, and of those that `orchestrator.cli.launch` imports, directly or not."""
 
-LONGER = {"orchestrator/sft/train.py": 402, "tests/sft/test_generate.py": 422}
-"""Longer files: the lines of each, which may only fall."""
-
 MIN_LINES = 3
 """Modules of at most so many lines, which only mark a package, do not count."""
 
 MORE_ATTRIBUTES = {
-    "BucketPublisher": 16,
     "RayDriver": 29,
-    "Scorer": 15,
-    "Training": 15,
-    "_Group": 18,
 }
 """Classes that set more attributes: the number of each, which may only fall."""
 
@@ -98,7 +91,7 @@ def test_no_file_of_the_package_or_its_tests_is_too_long():
         path for name in ("orchestrator", "tests", "benchmarks") for path in (ROOT / name).rglob("*.py")
     ):
         name, number = path.relative_to(ROOT).as_posix(), _num_lines(path)
-        if number > LONGER.get(name, MAX_LINES):
+        if number > MAX_LINES:
             found[name] = number
     assert found == {}
 

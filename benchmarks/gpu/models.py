@@ -122,7 +122,6 @@ def training(
         settings=Config({"seed": 0, "trainer": settings}),
         context=Context(Path(tempfile.mkdtemp(dir=one.scratch))),
         micro=micro,
-        device=model.device,
     )
 
 

@@ -46,7 +46,7 @@ def _measured(one: Pass, size: Size, loop: Training, step_s: float) -> None:
     size_gb = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file()) / 1e9
     before = [whole(value.detach()).clone() for value in model.parameters[:3]]
     loop._step(2, np.arange(16))
-    load_s = one.seconds(lambda: load_state(model, loop._optimizer, saved))
+    load_s = one.seconds(lambda: load_state(model, loop._updates.optimizer, saved))
     same = all(map(torch.equal, before, map(whole, model.parameters[:3])))
     start_s, before_s = time.perf_counter(), saver.held_s
     saver.epoch(3, torch.bfloat16)

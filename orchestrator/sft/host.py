@@ -1,9 +1,11 @@
-"""Copies of tensors in host memory, and how much of it this process may still take."""
+"""Copies of tensors in host memory, how much of it this process may still take, and how much it took."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
 from pathlib import Path
 
 import psutil
@@ -69,3 +71,15 @@ def may_copy(num_bytes: int) -> bool:
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return 1.5 * num_bytes * processes < room_bytes()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak memory of this process so far, in bytes.
+
+    Args:
+        device: where it computes; on a GPU the GPU's memory counts, otherwise the host's.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved()
+    unit = 1 if sys.platform == "darwin" else 2**10  # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -9,12 +9,13 @@ changes a text.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
 
 from orchestrator.errors import NotKept
 from orchestrator.registry import GENERATORS, lookup
@@ -25,7 +26,7 @@ from orchestrator.sft.generate import GeneratedText, Share, batches, generate
 from orchestrator.sft.generators.base import Engine, GeneratorSettings
 from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Config, Context, Inputs
-from orchestrator.tasks.base import Item, load_task
+from orchestrator.tasks.base import Item, Task, load_task
 
 PREDICTIONS = "predictions.parquet"
 
@@ -114,6 +115,91 @@ _Key = tuple[str, int | None, str, str]
 """Split, step, language and item id: what identifies a prediction."""
 
 
+class _Items:
+    """The items of a cell and the tokens of their prompts. Each is made or read once.
+
+    Args:
+        task: what makes the items.
+        tokenizer: encodes the prompts.
+        config, uses: of the stage.
+    """
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, config: Config, uses: Config) -> None:
+        self._task = task
+        self._tokenizer = tokenizer
+        self._config = config
+        self._uses = uses
+        self._read: dict[tuple[str, str], Sequence[Item]] = {}
+        self._encoded: dict[tuple[str, str], list[int]] = {}
+
+    def of(self, split: str, language: str) -> Sequence[Item]:
+        """Return the items of a split and language."""
+        key = (split, language)
+        if key not in self._read:
+            self._read[key] = load_items(self._task, split, language, self._config["items"], self._uses)
+        return self._read[key]
+
+    def tokens(self, item: Item) -> list[int]:
+        """Return the tokens of an item's prompt."""
+        key = (item.language, item.prompt)
+        if key not in self._encoded:
+            self._encoded[key] = encode_prompt(self._tokenizer, item.prompt)
+        return self._encoded[key]
+
+
+class _LazyEngine:
+    """The engine that generates answers, opened at its first use, and the weights that it has loaded.
+
+    Args:
+        tokenizer: decodes the tokens.
+        evaluation: that section of the config.
+        device: where to compute, as `device_of` reads it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, evaluation: Config, device: str) -> None:
+        self._tokenizer = tokenizer
+        self._evaluation = evaluation
+        self._device = device
+        self._engine: Engine | None = None
+        self._loaded: Path | None = None
+
+    def load(self, folder: Path) -> Engine:
+        """Return the engine with the weights of a folder loaded."""
+        # Scoring kept answers needs no GPU, so there need not be one.
+        if self._engine is None:
+            tokenizer = self._tokenizer
+            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            settings = GeneratorSettings(
+                device=runtime.device_of(self._device),
+                precision=self._evaluation.precision,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=pad,
+            )
+            self._engine = lookup(GENERATORS, self._evaluation.engine, kind="engine")(settings)
+        if self._loaded != folder:
+            self._engine.load(folder)
+            self._loaded = folder
+        return self._engine
+
+    def generate(
+        self,
+        folder: Path,
+        prompts: Sequence[Sequence[Sequence[int]]],
+        *,
+        stop: Callable[[str], str],
+        share: Share,
+    ) -> list[list[GeneratedText]]:
+        """Return the answers of a folder's weights to batches of encoded prompts; see `generate`."""
+        return generate(
+            self.load(folder),
+            self._tokenizer,
+            prompts,
+            stop=stop,
+            max_new_tokens=self._evaluation.max_new_tokens,
+            share=share,
+        )
+
+
 class Scorer:
     """Generator and scorer of batches. It reuses answers of a checkpoint or of an earlier stage version.
 
@@ -127,17 +213,16 @@ class Scorer:
         self._context = context
         self._is_dry = is_dry
         self._task = load_task(config.task)
-        self._tokenizer = runtime.load_tokenizer(inputs, context.uses)
+        tokenizer = runtime.load_tokenizer(inputs, context.uses)
+        self._items = _Items(self._task, tokenizer, config, context.uses)
+        self._engine = _LazyEngine(tokenizer, config.evaluation, context.uses.device)
         self._share = Share(parallel.rank(), parallel.world_size())
-        self._engine: Engine | None = None
-        self._loaded: Path | None = None
-        self._items: dict[tuple[str, str], Sequence[Item]] = {}
-        self._encoded: dict[tuple[str, str], list[int]] = {}
         # Answers from the checkpoint are final. Those of an earlier version are scored again first.
         self._answered = _by_key(read(context.resume.folder) if context.resume else [])
         self._former = _by_key(read(context.former) if context.former else [])
         self._scored: list[tuple[str, int | None, Sequence[str]]] = []
-        self._num_done = self._num_batches = 0
+        self._num_done = 0
+        self._num_batches = 0
 
     @property
     def kept_steps(self) -> set[int]:
@@ -190,19 +275,11 @@ class Scorer:
         while left:
             # A round: each process gets one batch, then all exchange their answers. An engine that forms its
             # own batches is fastest with the items of all languages at once.
-            size = self._share.size if self._open(folder).is_batched else len(left)
+            size = self._share.size if self._engine.load(folder).is_batched else len(left)
             now, left = left[:size], left[size:]
-            metrics = self._generate(split, step, now)
+            metrics = self._generate(split, step, folder, now)
             self._num_done += len(now)
             self._report(split, step, languages, metrics, is_last=not left)
-
-    def items(self, split: str, language: str) -> Sequence[Item]:
-        """Return the items of a split and language. They are made or read once."""
-        if (split, language) not in self._items:
-            self._items[split, language] = load_items(
-                self._task, split, language, self._config["items"], self._context.uses
-            )
-        return self._items[split, language]
 
     def write(self, folder: Path) -> None:
         """Write all predictions so far. Only rank 0 writes."""
@@ -215,7 +292,7 @@ class Scorer:
             _key(split, step, item)
             for split, step, languages in self._scored
             for language in languages
-            for item in self.items(split, language)
+            for item in self._items.of(split, language)
         )
         return [self._answered[key] for key in keys if key in self._answered]
 
@@ -228,14 +305,8 @@ class Scorer:
 
     def _batches(self, split: str, languages: Sequence[str]) -> list[list[Item]]:
         """Return the fixed batches of a split's items."""
-        items = {language: self.items(split, language) for language in languages}
-        return batches(items, self._config.evaluation.batch_size, lambda item: len(self._tokens(item)))
-
-    def _tokens(self, item: Item) -> list[int]:
-        key = (item.language, item.prompt)
-        if key not in self._encoded:
-            self._encoded[key] = encode_prompt(self._tokenizer, item.prompt)
-        return self._encoded[key]
+        items = {language: self._items.of(split, language) for language in languages}
+        return batches(items, self._config.evaluation.batch_size, lambda item: len(self._items.tokens(item)))
 
     def _take_former(self, split: str, step: int | None, batch: Sequence[Item]) -> bool:
         """Score again what an earlier version generated for a batch. Return False unless all of it exists.
@@ -253,36 +324,13 @@ class Scorer:
             self._keep(split, step, item, GeneratedText(text, one.num_generated_tokens, truncated))
         return True
 
-    def _open(self, folder: Path) -> Engine:
-        """Return the engine with the weights of a folder loaded."""
-        # Opened at the first batch to generate: scoring kept answers needs no GPU memory.
-        if self._engine is None:
-            tokenizer, evaluation = self._tokenizer, self._config.evaluation
-            pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            settings = GeneratorSettings(
-                device=runtime.device_of(self._context.uses.device),
-                precision=evaluation.precision,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=pad,
-            )
-            self._engine = lookup(GENERATORS, evaluation.engine, kind="engine")(settings)
-        if self._loaded != folder:
-            self._engine.load(folder)
-            self._loaded = folder
-        return self._engine
-
-    def _generate(self, split: str, step: int | None, work: Sequence[Sequence[Item]]) -> dict[str, float]:
+    def _generate(
+        self, split: str, step: int | None, folder: Path, work: Sequence[Sequence[Item]]
+    ) -> dict[str, float]:
         """Generate and score some batches. Return the metrics of their speed."""
-        assert self._loaded is not None, "the engine is open"
         start_s = time.monotonic()
-        answers = generate(
-            self._open(self._loaded),
-            self._tokenizer,
-            [[self._tokens(item) for item in batch] for batch in work],
-            stop=self._task.stop,
-            max_new_tokens=self._config.evaluation.max_new_tokens,
-            share=self._share,
-        )
+        prompts = [[self._items.tokens(item) for item in batch] for batch in work]
+        answers = self._engine.generate(folder, prompts, stop=self._task.stop, share=self._share)
         num_items = num_tokens = 0
         for batch, its_answers in zip(work, answers, strict=True):
             for item, answer in zip(batch, its_answers, strict=True):

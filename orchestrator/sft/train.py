@@ -13,8 +13,6 @@ import functools
 import gc
 import json
 import math
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -28,12 +26,69 @@ from orchestrator.sft import batches, kernels, runtime
 from orchestrator.sft.batches import Batches, MicroBatches
 from orchestrator.sft.checkpoints import link_weights, load_state
 from orchestrator.sft.distributed import launcher, parallel
-from orchestrator.sft.distributed.parallel import Placed, rank, reduced, whole, world_size
+from orchestrator.sft.distributed.parallel import Placed, rank, reduced, world_size
+from orchestrator.sft.host import peak_bytes
 from orchestrator.sft.prepare import left_out
 from orchestrator.sft.save_costs import state_seconds
 from orchestrator.sft.saver import PROGRESS, Progress, Saver
 from orchestrator.sft.shards import EpochOrder, Rows, rows_of
 from orchestrator.stage import Config, Context, Inputs, Row
+
+
+class _Updates:
+    """The changes that AdamW makes to a model's weights, one an optimiser step.
+
+    Args:
+        placed: the model.
+        settings: the section `trainer` of the config.
+        num_steps: of the whole training; the learning rate falls to zero over them.
+
+    Attributes:
+        optimizer: AdamW with its moments, as checkpoints save it.
+    """
+
+    def __init__(self, placed: Placed, settings: Config, *, num_steps: int) -> None:
+        self._parameters = placed.parameters
+        self._settings = settings
+        # Norms and biases, the parameters with one dimension, do not decay.
+        groups = [
+            {
+                "params": [p for p in self._parameters if p.ndim > 1],
+                "weight_decay": settings.weight_decay,
+            },
+            {"params": [p for p in self._parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=settings.learning_rate, fused=True
+        )
+        schedule = get_cosine_schedule_with_warmup(
+            self.optimizer, math.ceil(num_steps * settings.warmup_share), num_steps
+        )
+        # Only the function of the step is kept: the scheduler object has a state to save.
+        self._factor = schedule.lr_lambdas[0]
+
+    def apply(self, step: int) -> float:
+        """Change the weights by the gradients of a step, and clear these. Return the learning rate."""
+        rate: float = self._settings.learning_rate * self._factor(step - 1)
+        self._change(rate)
+        self.optimizer.zero_grad()
+        return rate
+
+    def make_moments(self) -> None:
+        """Make gradients and moments of zero, which take the memory of real ones. No weight changes."""
+        for parameter in self._parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self._change(0.0)
+
+    def forget(self) -> None:
+        """Remove all gradients and moments."""
+        self.optimizer.zero_grad()
+        self.optimizer.state.clear()
+
+    def _change(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
 
 
 class Training:
@@ -45,7 +100,6 @@ class Training:
         validation: rows for the loss at the end of each epoch.
         settings: the stage's config: `seed` and `trainer`.
         context: the running stage.
-        device: where to compute.
         micro: the largest micro-batch.
     """
 
@@ -57,34 +111,30 @@ class Training:
         validation: Rows,
         settings: Config,
         context: Context,
-        device: torch.device,
         micro: MicroBatches,
     ) -> None:
-        self._placed, self._rows = placed, rows
-        self._settings, self._seed = settings.trainer, settings.seed
-        self._context, self._device = context, device
+        trainer = settings.trainer
+        self._placed = placed
+        self._rows = rows
+        self._settings = settings
+        self._context = context
         self._order = EpochOrder(
-            rows.lengths, global_batch_size=settings.trainer.global_batch_size, seed=settings.seed
+            rows.lengths, global_batch_size=trainer.global_batch_size, seed=settings.seed
         )
         self.batches = Batches(
             rows,
             validation,
             order=self._order,
-            num_epochs=settings.trainer.num_epochs,
-            global_batch_size=settings.trainer.global_batch_size,
+            num_epochs=trainer.num_epochs,
+            global_batch_size=trainer.global_batch_size,
             micro=micro,
             rank=rank(),
             num_processes=world_size(),
         )
         self._num_validated = max(1, int(validation.num_targets.sum()))
-        self.num_steps: int = settings.trainer.num_epochs * self._order.steps_per_epoch
-        self._optimizer = self._make_optimizer()
-        self._saver = Saver(placed, self._optimizer, context)
-        schedule = get_cosine_schedule_with_warmup(
-            self._optimizer, math.ceil(self.num_steps * settings.trainer.warmup_share), self.num_steps
-        )
-        # Only the function of the step is kept: the scheduler object has a state to save.
-        self._factor = schedule.lr_lambdas[0]
+        self.num_steps: int = trainer.num_epochs * self._order.steps_per_epoch
+        self._updates = _Updates(placed, trainer, num_steps=self.num_steps)
+        self._saver = Saver(placed, self._updates.optimizer, context)
         self._start_s = time.monotonic()
         self.progress = Progress(0.0, [], [])
 
@@ -98,7 +148,7 @@ class Training:
         self._context.expect_save(state_seconds(self._placed.num_parameters))
         first = self._resume()
         per_epoch = self._order.steps_per_epoch
-        for epoch in range(first // per_epoch, self._settings.num_epochs):
+        for epoch in range(first // per_epoch, self._settings.trainer.num_epochs):
             for number, rows in enumerate(self._order.steps(epoch)):
                 step = epoch * per_epoch + number + 1
                 # These steps are part of the checkpoint.
@@ -117,22 +167,17 @@ class Training:
 
         All processes must call this together; they get the same result. No weight changes.
         """
-        failed = torch.zeros((), device=self._device)
+        failed = torch.zeros((), device=self._placed.device)
         try:
             self._rehearse()
         except torch.OutOfMemoryError:
             failed += 1
-        self._optimizer.zero_grad()
-        self._optimizer.state.clear()
+        self._updates.forget()
         return not bool(reduced(failed, largest=True))
 
     def _rehearse(self) -> None:
         """Make the moments, then compute the widest micro-batch twice, as between two others of a step."""
-        for parameter in self._placed.parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        for group in self._optimizer.param_groups:
-            group["lr"] = 0.0
-        self._optimizer.step()
+        self._updates.make_moments()
         batch = self.batches.widest()
         for _ in range(2):
             torch.autograd.backward(self._placed.losses(batch))
@@ -150,16 +195,12 @@ class Training:
     @property
     def num_tokens(self) -> int:
         """Tokens of the whole training, without padding."""
-        return int(self._rows.lengths.sum()) * int(self._settings.num_epochs)
+        return int(self._rows.lengths.sum()) * int(self._settings.trainer.num_epochs)
 
     def peak_memory_gib(self) -> float:
         """Return the peak memory of any process so far, in GiB: GPU memory, or host memory on a CPU."""
-        if self._device.type == "cuda":
-            peak = torch.cuda.max_memory_reserved() / 2**30
-        else:  # kilobytes on Linux, bytes on macOS
-            unit = 2**30 if sys.platform == "darwin" else 2**20
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        return float(reduced(torch.tensor(peak, device=self._device), largest=True))
+        device = self._placed.device
+        return float(reduced(torch.tensor(peak_bytes(device) / 2**30, device=device), largest=True))
 
     # A step
 
@@ -170,17 +211,13 @@ class Training:
         # Of the whole step, not of this process: otherwise the loss would depend on how rows are divided.
         num_targets = max(1, int(self._rows.num_targets[rows].sum()))
         total = self._backward(rows, num_targets)
-        norm = self._clip()
+        norm = self._placed.clip(self._settings.trainer.max_grad_norm)
         # The only read from the device in a step: each read waits for all queued kernels.
         loss, grad_norm = torch.stack([reduced(total), norm]).tolist()
         for name, value in (("loss", loss), ("grad_norm", grad_norm)):
             if not math.isfinite(value):
                 raise StageFailure("nan", f"{name} is {value} at step {step}")
-        rate = self._settings.learning_rate * self._factor(step - 1)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        rate = self._updates.apply(step)
         self.progress.loss.append(loss)
         speed = int(self._rows.lengths[rows].sum()) / max(time.monotonic() - started_s, 1e-9)
         self._context.log(
@@ -195,7 +232,7 @@ class Training:
 
     def _backward(self, rows: np.ndarray, num_targets: int) -> torch.Tensor:
         """Add up the gradients of a step's rows. Return this process's part of the loss."""
-        total = torch.zeros((), device=self._device)
+        total = torch.zeros((), device=self._placed.device)
         parts = self.batches.of_step(rows)
         for number, part in enumerate(parts):
             batch = self.batches.batch(part)
@@ -208,38 +245,18 @@ class Training:
 
     def _reseed(self, step: int) -> None:
         """Seed dropout from the seed, the step and the rank, so that no random state is saved."""
-        seed = self._seed * 1_000_003 + step * 1_009 + rank()
-        if self._device.type == "cuda":
+        seed = self._settings.seed * 1_000_003 + step * 1_009 + rank()
+        if self._placed.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         else:
             # `torch.manual_seed` is slow here, because it also queues a seed for each GPU.
             torch.default_generator.manual_seed(seed)
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW. Norms and biases, the parameters with one dimension, do not decay."""
-        parameters, decay = self._placed.parameters, self._settings.weight_decay
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self._settings.learning_rate, fused=True
-        )
-
-    def _clip(self) -> torch.Tensor:
-        """Return the gradient norm over all parameters and processes, and clip gradients if configured."""
-        gradients = [p.grad for p in self._placed.parameters if p.grad is not None]
-        # With sharded gradients, `whole` combines the norm's parts of all processes.
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
-        if self._settings.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(self._placed.parameters, self._settings.max_grad_norm, norm)
-        return norm
-
     def _usage(self, speed: float) -> dict[str, float]:
         """Return GPU memory and utilisation; 6 FLOPs per trained parameter and token, as in plans."""
-        if self._device.type != "cuda":
+        if self._placed.device.type != "cuda":
             return {}
-        usage = {"peak_memory_gib": torch.cuda.max_memory_reserved() / 2**30}
+        usage = {"peak_memory_gib": peak_bytes(self._placed.device) / 2**30}
         name = torch.cuda.get_device_name().lower()
         known = [device for key, device in DEVICES.items() if key in name]
         if known:
@@ -255,7 +272,7 @@ class Training:
         if not math.isfinite(loss):
             raise StageFailure("nan", f"validation_loss is {loss} at step {step}")
         self.progress.validation_loss.append(loss)
-        dtype = torch.bfloat16 if self._settings.precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if self._settings.trainer.precision == "bf16" else torch.float32
         self._saver.epoch(step, dtype)
         self._context.log(
             step, num_steps=self.num_steps, validation_loss=loss, checkpoint_share=self.checkpoint_share
@@ -263,7 +280,7 @@ class Training:
 
     def _validate(self) -> float:
         """Return the mean loss of a validation response token, over all processes."""
-        total = torch.zeros((), device=self._device)
+        total = torch.zeros((), device=self._placed.device)
         with self._placed.evaluating():
             for batch in self.batches.of_validation():
                 total += self._placed.losses(batch)
@@ -284,7 +301,7 @@ class Training:
             return 0
         if rank() == 0:
             link_weights(checkpoint.folder, self._context.output, last_step=checkpoint.step)
-        load_state(self._placed, self._optimizer, checkpoint.folder)
+        load_state(self._placed, self._updates.optimizer, checkpoint.folder)
         self.progress = Progress(**json.loads(Path(checkpoint.folder, PROGRESS).read_text(encoding="utf-8")))
         return checkpoint.step
 
@@ -353,7 +370,6 @@ def _fitted(
             settings=config,
             context=context,
             micro=chosen.micro,
-            device=device,
         )
         if device.type == "cpu" or training.fits():
             return training, chosen

@@ -1,7 +1,7 @@
 """The layout of the store: the key of each record and the folder of each payload.
 
 These functions build the keys, so that the whole layout can be seen in one place. Numbers n and k count from
-1, g is the generation of a product.
+1, i from 0; g is the generation of a product.
 
 ::
 
@@ -19,7 +19,7 @@ These functions build the keys, so that the whole layout can be seen in one plac
     payload/<stage>/<digest>/<n>/                 log.txt metrics.jsonl outcome.json
                                                   checkpoints/ output/ scratch/ work/
     code/<digest>.json                            the manifest of a code snapshot; written last
-    code/<digest>/{polysweep,project-<k>}/        in a bucket: code/<digest>.archive/files.tar
+    code/<digest>/{polysweep,project-<i>}/        in a bucket: code/<digest>.archive/files.tar
 """
 
 from __future__ import annotations

@@ -50,179 +50,168 @@ HELD = ".shipping"
 RETRY_S, PATIENCE_S, LOG_PATIENCE_S = 3.0, 300.0, 20.0
 """Seconds between tries, and seconds to wait at an attempt's end for a store that does not answer."""
 
-_LOG, _CHECKPOINT = "the log", "a checkpoint"
+_LOG, _CHECKPOINT, _OUTPUT = "the log", "a checkpoint", "the output"
 
 
-class BucketPublisher:
-    """Uploads of the checkpoints, log and metrics of one attempt.
+class _Retries:
+    """Which kinds of upload fail, and when each may start again.
 
     Args:
-        objects: the store.
-        key: key of the attempt's payload.
-        adopted: step of the checkpoint that the attempt resumed from. Another attempt's payload holds it, so
-            it is not uploaded. None without one.
         warn: writes a line about a problem to the worker's log.
-        retry_s: pause before a failed upload is retried, in seconds.
+        pause_s: pause before a failed upload is retried, in seconds.
+
+    Attributes:
+        due_s: monotonic time from which each kind of upload may start.
     """
 
-    def __init__(
-        self,
-        objects: RemoteStore,
-        key: str,
-        *,
-        adopted: int | None,
-        warn: Callable[[str], None],
-        retry_s: float = RETRY_S,
-    ) -> None:
-        self._objects, self._key, self._warn, self._pause_s = objects, key, warn, retry_s
+    def __init__(self, warn: Callable[[str], None], pause_s: float) -> None:
+        self._warn = warn
+        self._failing: set[str] = set()
+        self.pause_s = pause_s
+        # One may fail where the other does not, such as an object that is too large for the store.
+        self.due_s = {_LOG: 0.0, _CHECKPOINT: 0.0}
+
+    def is_due(self, what: str) -> bool:
+        """Return whether an upload of this kind may start now."""
+        return time.monotonic() >= self.due_s[what]
+
+    def is_failing(self, what: str) -> bool:
+        """Return whether the last upload of this kind failed."""
+        return what in self._failing
+
+    def failed(self, what: str, error: OSError) -> None:
+        """Record a failed upload, and when to retry; log only the first failure in a row."""
+        if what not in self._failing:
+            self._warn(f"{what} was not uploaded, again in {self.pause_s:.0f} s: {error.strerror or error}")
+        self._failing.add(what)
+        self.due_s[what] = time.monotonic() + self.pause_s
+
+    def succeeded(self, what: str) -> None:
+        """Record a finished upload."""
+        self._failing.discard(what)
+
+
+class _LogUploads:
+    """Uploads of the log and metrics of one attempt, as these files grow."""
+
+    def __init__(self, objects: RemoteStore, key: str, retries: _Retries) -> None:
+        self._objects = objects
+        self._key = key
         self._folder = objects.folder(key)
-        self._adopted = adopted
-        self._shipped: list[int] = []
-        self._torn: set[int] = set()
-        self._step: int | None = None  # the checkpoint that is being uploaded
-        self._named = False  # whether its files are uploaded, so that its manifest is next
-        self._checkpoint: Transfer | None = None
-        self._log: Transfer | None = None
-        self._sizes: dict[str, int] = {}
-        self._log_s = self._retry_s = 0.0
-        self._errors: dict[str, OSError] = {}  # by what could not be uploaded, until it could
+        self._retries = retries
+        self._transfer: Transfer | None = None
+        self._sizes: dict[str, int] = {}  # of the files when they were uploaded last
 
     def step(self) -> None:
-        """Check the running uploads and start those that are due; never wait."""
-        now_s = time.monotonic()
-        self._log = self._looked_at(self._log, _LOG)
-        if self._log is None and now_s >= self._log_s:
-            self._ship_logs(now_s)
-        self._checkpoint = self._looked_at(self._checkpoint, _CHECKPOINT)
-        if self._checkpoint is None and now_s >= self._retry_s:
-            try:
-                self._go_on()
-            except OSError as error:
-                self._failed(_CHECKPOINT, error)
+        """Check the running upload and start the next one if it is due; never wait."""
+        try:
+            if self._transfer is not None and self._transfer.is_done():
+                self._transfer = None
+                self._retries.succeeded(_LOG)
+        except OSError as error:
+            self._transfer = None
+            self._retries.failed(_LOG, error)
+            self._sizes.clear()
+        if self._transfer is None and self._retries.is_due(_LOG):
+            self._begin()
 
-    def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
-        """Wait until the last checkpoint and the log are in the store, after the child has ended.
-
-        If the store does not answer for long, the rest is given up with a line in the log. The attempt's end
-        counts without it.
-
-        Args:
-            pulse: called meanwhile, to keep the lease.
-            checkpoints: whether the checkpoints are still wanted.
-        """
-        self._retry_s = 0.0
-        start_s = time.monotonic()
-        while checkpoints and (self._step is not None or self._newest() is not None):
-            self.step()
-            pulse()
-            is_failing = self._checkpoint is None and _CHECKPOINT in self._errors
-            if is_failing and time.monotonic() - start_s > PATIENCE_S:
-                self._warn("its last checkpoint is given up")
-                break
-            time.sleep(0.02)
-        self._let_go(pulse)
-        self._ship_rest(pulse)
-
-    def _ship_rest(self, pulse: Callable[[], object]) -> None:
+    def finish(self, pulse: Callable[[], object]) -> None:
         """Wait a short time until logs and metrics are in the store; their loss is no reason to fail."""
-        start_s, self._log_s = time.monotonic(), 0.0
-        while self._log is not None or self._grown():
-            self._log = self._looked_at(self._log, _LOG)
-            if self._log is None and time.monotonic() >= self._log_s:
-                self._ship_logs(time.monotonic())
+        start_s = time.monotonic()
+        self._retries.due_s[_LOG] = 0.0
+        while self._transfer is not None or self._grown():
+            self.step()
             pulse()
             if time.monotonic() - start_s > LOG_PATIENCE_S:
                 return
             time.sleep(0.02)
 
-    def _let_go(self, pulse: Callable[[], object]) -> None:
+    def _grown(self) -> dict[str, int]:
+        """Return the sizes of the log and metrics files that grew since their last upload."""
+        sizes = {}
+        for name in (layout.LOG, layout.METRICS):
+            with contextlib.suppress(OSError):
+                sizes[name] = (self._folder / name).stat().st_size
+        return {name: size for name, size in sizes.items() if self._sizes.get(name) != size}
+
+    def _begin(self) -> None:
+        """Start an upload of the grown files, and set the time of the next one by their size."""
+        grown = self._grown()
+        if not grown:
+            return
+        self._retries.due_s[_LOG] = time.monotonic() + max(LOG_S, sum(grown.values()) / LOG_BYTES_S)
+        try:
+            self._transfer = self._objects.begin_upload(self._key, grown)
+            self._sizes |= grown
+        except OSError as error:
+            self._retries.failed(_LOG, error)
+
+
+class _CheckpointUploads:
+    """Uploads of the checkpoints of one attempt, one after another.
+
+    Args:
+        objects: the store.
+        key: key of the attempt's payload.
+        adopted: step of a checkpoint that is not uploaded, None without one.
+        retries: record of the failed uploads.
+    """
+
+    def __init__(self, objects: RemoteStore, key: str, adopted: int | None, retries: _Retries) -> None:
+        self._objects = objects
+        self._key = key
+        self._folder = objects.folder(key)
+        self._adopted = adopted
+        self._retries = retries
+        self._shipped: list[int] = []
+        self._torn: set[int] = set()
+        self._step: int | None = None  # the checkpoint that is being uploaded
+        self._named = False  # whether its files are uploaded, so that its manifest is next
+        self._transfer: Transfer | None = None
+
+    def step(self) -> None:
+        """Check the running upload and start the next one if it is due; never wait."""
+        self._check()
+        if self._transfer is None and self._retries.is_due(_CHECKPOINT):
+            try:
+                self._go_on()
+            except OSError as error:
+                self._retries.failed(_CHECKPOINT, error)
+
+    def is_complete(self) -> bool:
+        """Return whether the newest checkpoint is in the store."""
+        return self._step is None and self._newest() is None
+
+    def is_failing(self) -> bool:
+        """Return whether the last upload failed and no other one runs."""
+        return self._transfer is None and self._retries.is_failing(_CHECKPOINT)
+
+    def close(self, pulse: Callable[[], object]) -> None:
         """Make sure that no checkpoint arrives after this, when those of the stage may already be deleted."""
         until_s = time.monotonic() + LET_GO_S
         with contextlib.suppress(OSError):
-            while self._checkpoint is not None and not self._checkpoint.is_done():
+            while self._transfer is not None and not self._transfer.is_done():
                 pulse()
                 time.sleep(0.02)
                 if time.monotonic() > until_s:
                     self._objects.close()  # ends the broker process, and all its uploads with it
-        self._checkpoint, self._step = None, None
+        self._transfer = None
+        self._step = None
         shutil.rmtree(self._folder / HELD, ignore_errors=True)
 
-    def output(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
-        """Upload the product's files. After an interruption it resumes when the store answers again.
-
-        Args:
-            files: files of the product. On return the store has all of them in full size.
-            pulse: called meanwhile, to keep the lease.
-
-        Raises:
-            OSError: the store did not accept them for `PATIENCE_S`.
-        """
-        start_s, prefix = time.monotonic(), f"{self._key}/{layout.OUTPUT}"
-        while True:
-            try:
-                self._objects.upload(prefix, pulse=pulse)
-                # The record names these files, so the store's own listing must confirm all of them first.
-                problem = damage_by_size(self._objects.trees([prefix])[prefix], files)
-                if problem is None:
-                    return self._ship_rest(pulse)
-                raise OSError(errno.EIO, f"after the upload {problem}")
-            except OSError as error:
-                if time.monotonic() - start_s > PATIENCE_S:
-                    raise
-                self._failed("the output", error)
-            wait_until_s = time.monotonic() + self._pause_s
-            while time.monotonic() < wait_until_s:
-                pulse()
-                time.sleep(0.1)
-
-    def failed(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
-        """Upload what a later attempt needs after a failure.
-
-        After a command with unreadable results, that is its output, followed by the outcome that refers to
-        it. After an attempt that read such an output again, it is the outcome alone: without it the output
-        would be read again for ever. If the store does not answer for long, the rest is given up.
-
-        Args:
-            files: the output to upload; empty if the attempt only read what an earlier one left.
-            pulse: called meanwhile, to keep the lease.
-        """
+    def _check(self) -> None:
+        """Handle the end of an upload."""
         try:
-            if files:
-                self.output(files, pulse)
-            data = (self._folder / layout.OUTCOME).read_bytes()
-            self._objects.put(f"{self._key}/{layout.OUTCOME}", data)
+            if self._transfer is None or not self._transfer.is_done():
+                return
         except OSError as error:
-            self._warn(f"its output is not kept: {error.strerror or error}")
-
-    def _looked_at(self, transfer: Transfer | None, what: str) -> Transfer | None:
-        """Return an upload that still runs; handle the end of any other, and return None."""
-        try:
-            if transfer is None or not transfer.is_done():
-                return transfer
-        except OSError as error:
-            self._failed(what, error)
-            if what == _LOG:
-                self._sizes.clear()
-            else:
-                self._drop()
-            return None
-        self._errors.pop(what, None)
-        if what == _CHECKPOINT:
-            self._landed()
-        return None
-
-    def _failed(self, what: str, error: OSError) -> None:
-        """Record a failed upload, and when to retry; log only the first failure in a row."""
-        if what not in self._errors:
-            self._warn(f"{what} was not uploaded, again in {self._pause_s:.0f} s: {error.strerror or error}")
-        self._errors[what], retry_s = error, time.monotonic() + self._pause_s
-        # One may fail where the other does not, such as an object that is too large for the store.
-        if what == _LOG:
-            self._log_s = retry_s
-        else:
-            self._retry_s = retry_s
-
-    # Checkpoints
+            self._transfer = None
+            self._retries.failed(_CHECKPOINT, error)
+            self._drop()
+            return
+        self._transfer = None
+        self._retries.succeeded(_CHECKPOINT)
+        self._landed()
 
     def _newest(self) -> int | None:
         """Return the newest step that is complete and not yet in the store; None if there is none."""
@@ -243,22 +232,26 @@ class BucketPublisher:
             step = self._newest()
             if step is None or not self._link(step):
                 return
-            self._step, self._named = step, False
-        held, prefix = self._held(self._step), self._prefix(self._step)
+            self._step = step
+            self._named = False
+        held = self._held(self._step)
+        prefix = self._prefix(self._step)
         # After an error, files that had arrived before are not sent again.
-        there = self._objects.trees([prefix])[prefix] if _CHECKPOINT in self._errors else {}
+        there = self._objects.trees([prefix])[prefix] if self._retries.is_failing(_CHECKPOINT) else {}
         names = [MANIFEST] if self._named else []
         for path in held.rglob("*") if not self._named else ():
             name = path.relative_to(held).as_posix()
             if path.is_file() and name != MANIFEST and there.get(name) != path.stat().st_size:
                 names.append(name)
         if not names:
-            self._named, names = True, [MANIFEST]
-        self._checkpoint = self._objects.begin_upload(prefix, names, folder=held)
+            self._named = True
+            names = [MANIFEST]
+        self._transfer = self._objects.begin_upload(prefix, names, folder=held)
 
     def _link(self, step: int) -> bool:
         """Hard-link a checkpoint's files; return False if it is incomplete or was just rotated away."""
-        source, held = self._place(step), self._held(step)
+        source = self._place(step)
+        held = self._held(step)
         shutil.rmtree(held, ignore_errors=True)
         try:
             data = (source / MANIFEST).read_bytes()
@@ -302,24 +295,106 @@ class BucketPublisher:
     def _prefix(self, step: int) -> str:
         return f"{self._key}/{layout.CHECKPOINTS}/{step:08d}"
 
-    # Logs
 
-    def _grown(self) -> dict[str, int]:
-        """Return the sizes of the log and metrics files that grew since their last upload."""
-        sizes = {}
-        for name in (layout.LOG, layout.METRICS):
-            with contextlib.suppress(OSError):
-                sizes[name] = (self._folder / name).stat().st_size
-        return {name: size for name, size in sizes.items() if self._sizes.get(name) != size}
+class BucketPublisher:
+    """Uploads of the checkpoints, log and metrics of one attempt.
 
-    def _ship_logs(self, now_s: float) -> None:
-        """Start an upload of the grown logs, and set the time of the next one by their size."""
-        grown = self._grown()
-        if not grown:
-            return
-        self._log_s = now_s + max(LOG_S, sum(grown.values()) / LOG_BYTES_S)
+    Args:
+        objects: the store.
+        key: key of the attempt's payload.
+        adopted: step of the checkpoint that the attempt resumed from. Another attempt's payload holds it, so
+            it is not uploaded. None without one.
+        warn: writes a line about a problem to the worker's log.
+        retry_s: pause before a failed upload is retried, in seconds.
+    """
+
+    def __init__(
+        self,
+        objects: RemoteStore,
+        key: str,
+        *,
+        adopted: int | None,
+        warn: Callable[[str], None],
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._objects = objects
+        self._key = key
+        self._warn = warn
+        self._retries = _Retries(warn, retry_s)
+        self._logs = _LogUploads(objects, key, self._retries)
+        self._checkpoints = _CheckpointUploads(objects, key, adopted, self._retries)
+
+    def step(self) -> None:
+        """Check the running uploads and start those that are due; never wait."""
+        self._logs.step()
+        self._checkpoints.step()
+
+    def finish(self, pulse: Callable[[], object], *, checkpoints: bool) -> None:
+        """Wait until the last checkpoint and the log are in the store, after the child has ended.
+
+        If the store does not answer for long, the rest is given up with a line in the log. The attempt's end
+        counts without it.
+
+        Args:
+            pulse: called meanwhile, to keep the lease.
+            checkpoints: whether the checkpoints are still wanted.
+        """
+        self._retries.due_s[_CHECKPOINT] = 0.0
+        start_s = time.monotonic()
+        while checkpoints and not self._checkpoints.is_complete():
+            self.step()
+            pulse()
+            if self._checkpoints.is_failing() and time.monotonic() - start_s > PATIENCE_S:
+                self._warn("its last checkpoint is given up")
+                break
+            time.sleep(0.02)
+        self._checkpoints.close(pulse)
+        self._logs.finish(pulse)
+
+    def output(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+        """Upload the product's files. After an interruption it resumes when the store answers again.
+
+        Args:
+            files: files of the product. On return the store has all of them in full size.
+            pulse: called meanwhile, to keep the lease.
+
+        Raises:
+            OSError: the store did not accept them for `PATIENCE_S`.
+        """
+        start_s = time.monotonic()
+        prefix = f"{self._key}/{layout.OUTPUT}"
+        while True:
+            try:
+                self._objects.upload(prefix, pulse=pulse)
+                # The record names these files, so the store's own listing must confirm all of them first.
+                problem = damage_by_size(self._objects.trees([prefix])[prefix], files)
+                if problem is None:
+                    return self._logs.finish(pulse)
+                raise OSError(errno.EIO, f"after the upload {problem}")
+            except OSError as error:
+                if time.monotonic() - start_s > PATIENCE_S:
+                    raise
+                self._retries.failed(_OUTPUT, error)
+            wait_until_s = time.monotonic() + self._retries.pause_s
+            while time.monotonic() < wait_until_s:
+                pulse()
+                time.sleep(0.1)
+
+    def failed(self, files: Sequence[File], pulse: Callable[[], object]) -> None:
+        """Upload what a later attempt needs after a failure.
+
+        After a command with unreadable results, that is its output, followed by the outcome that refers to
+        it. After an attempt that read such an output again, it is the outcome alone: without it the output
+        would be read again for ever. If the store does not answer for long, the rest is given up.
+
+        Args:
+            files: the output to upload; empty if the attempt only read what an earlier one left.
+            pulse: called meanwhile, to keep the lease.
+        """
         try:
-            self._log = self._objects.begin_upload(self._key, grown)
-            self._sizes |= grown
+            if files:
+                self.output(files, pulse)
+            data = (self._objects.folder(self._key) / layout.OUTCOME).read_bytes()
+            self._objects.put(f"{self._key}/{layout.OUTCOME}", data)
         except OSError as error:
-            self._failed(_LOG, error)
+            self._warn(f"its output is not kept: {error.strerror or error}")

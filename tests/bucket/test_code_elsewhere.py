@@ -15,7 +15,7 @@ from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from tests.bucket.buckets import Bucket
 from tests.execution.faults import order_for
-from tests.store.builders import node_of, seal, sweep_of
+from tests.store.builders import instance_of, seal, sweep_of
 from tests.store.projects import repository
 
 
@@ -36,5 +36,5 @@ def test_a_worker_elsewhere_runs_the_code_of_the_launch(bucket: Bucket, tmp_path
     )
     assert "attempt 1 succeeded" in done.stdout, done.stdout + done.stderr
     assert list((tmp_path / "bare/boot").glob(f"{code.digest}/polysweep/orchestrator"))
-    node = node_of(sweep)
+    node = instance_of(sweep)
     assert bucket.ledger().read(layout.done(node, 1), Done)[0] is not None

@@ -12,7 +12,7 @@ from tests.bucket.test_moving import Launched
 from tests.cli.launches import wait_for
 from tests.execution.faults import order_for
 from tests.execution.here import work
-from tests.store.builders import node_of, seal, sweep_of
+from tests.store.builders import instance_of, seal, sweep_of
 
 FIT = """
 import os, sys, time
@@ -83,5 +83,5 @@ def test_an_output_that_was_read_again_in_vain_is_not_read_once_more(bucket: Buc
     sweep = sweep_of(1, {"fit": StageSpec(command=command, reads=("seed",), results="r.json")})
     order = order_for(bucket.url, sweep.name, policy={"retries": {"data": 3}})
     work(bucket.ledger(), seal(bucket.url, sweep), order)
-    logs = [bucket.mirror() / f"payload/fit/{node_of(sweep).digest}/{n}/log.txt" for n in (1, 2, 3, 4)]
+    logs = [bucket.mirror() / f"payload/fit/{instance_of(sweep).digest}/{n}/log.txt" for n in (1, 2, 3, 4)]
     assert ["trains" in log.read_text() for log in logs] == [True, False, True, False]

@@ -16,9 +16,9 @@ from orchestrator.store import layout
 from orchestrator.store.ledger import open_ledger
 from tests.bucket.buckets import Bucket
 from tests.bucket.server import FAULTS
-from tests.store.builders import claim, node_of, sweep_of
+from tests.store.builders import claim, instance_of, sweep_of
 
-NODE = node_of(sweep_of(1))
+NODE = instance_of(sweep_of(1))
 KEY = layout.attempt(NODE, 1, layout.CLAIM)
 
 

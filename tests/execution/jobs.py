@@ -19,7 +19,7 @@ from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from tests.execution.faults import order_for
 from tests.execution.waiting import signal_all, until
-from tests.store.builders import ledger_at, node_of, seal, sweep_of
+from tests.store.builders import instance_of, ledger_at, seal, sweep_of
 
 IN_JOB = SchedulersJob(cluster="here", job="7")
 
@@ -30,7 +30,7 @@ class Job:
     def __init__(
         self, store: Path, sweep: ComposedSweep, job: SchedulersJob | None = None, **policy: object
     ) -> None:
-        self.folder_of_store, self.instance = store, node_of(sweep)
+        self.folder_of_store, self.instance = store, instance_of(sweep)
         file = store.parent / "order.json"
         policy = {"grace_s": 60.0, **policy}
         order = order_for(store, sweep.name, policy=policy, job=job, import_paths=(str(store.parent),))

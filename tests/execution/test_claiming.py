@@ -20,9 +20,9 @@ from tests.execution.here import work
 from tests.store.builders import (
     claim,
     end,
+    instance_of,
     ledger_at,
     make_product,
-    node_of,
     owner,
     seal,
     sweep_of,
@@ -35,7 +35,7 @@ ELSEWHERE = "00000000-0000-0000-0000-000000000000"
 def test_a_claim_that_wins_after_the_product_appeared_ends_already_done(store: Path) -> None:
     """Rule 3: another finished between the look and the claim; the winner runs nothing."""
     sweep = sweep_of(1)
-    revision, instance = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), instance_of(sweep)
 
     def trouble(when: str, operation: str, key: str) -> None:
         if (when, operation) == ("before", "create") and key.endswith("1/claim.json"):
@@ -51,7 +51,7 @@ def test_a_claim_that_wins_after_the_product_appeared_ends_already_done(store: P
 def test_a_product_that_appeared_before_the_claim_costs_no_attempt(store: Path) -> None:
     """Rule 3: the index of products is read before the attempts; an attempt that ended between is no loss."""
     sweep = sweep_of(1)
-    revision, instance = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), instance_of(sweep)
     plain = ledger_at(store)
     plain.claim(instance, 1, claim())
     ended: list[str] = []
@@ -69,7 +69,7 @@ def test_a_product_that_appeared_before_the_claim_costs_no_attempt(store: Path) 
 def test_an_owner_that_beats_again_between_the_look_and_the_claim_is_not_superseded(store: Path) -> None:
     """Rule 4: it was only slow; the watcher's proof is of a counter that does not hold any more."""
     sweep = sweep_of(1)
-    revision, instance = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), instance_of(sweep)
     plain = ledger_at(store)
     plain.claim(instance, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=1.0))
     plain.put(instance, 1, layout.HEARTBEAT, Heartbeat(counter=1, phase="running"))
@@ -126,12 +126,12 @@ def test_a_worker_stops_claiming_after_two_attempts_that_failed_before_their_sta
     sweep = sweep_of(3)
     revision = seal(store, sweep)
     for cell in range(3):
-        instance = node_of(sweep, cell)
+        instance = instance_of(sweep, cell)
         (store / layout.payload(instance, 1) / layout.LOG).mkdir(parents=True)
     order = order_for(store, sweep.name, policy={"retries": {}})
     worked = work(ledger_at(store), revision, order)
     assert worked.code == REFUSED, worked.lines
-    assert [len(ledger_at(store).numbers(node_of(sweep, cell))) for cell in range(3)] == [1, 1, 0]
+    assert [len(ledger_at(store).numbers(instance_of(sweep, cell))) for cell in range(3)] == [1, 1, 0]
 
 
 def test_a_worker_on_a_bad_node_claims_no_more_and_the_stage_is_left_to_others(store: Path) -> None:
@@ -140,11 +140,11 @@ def test_a_worker_on_a_bad_node_claims_no_more_and_the_stage_is_left_to_others(s
     order = order_for(store, sweep.name, policy={"retries": {"bad_node": 1}})
     worked = work(ledger_at(store), revision, order)
     assert worked.code == REFUSED, worked.lines
-    assert [ledger_at(store).numbers(node_of(sweep, cell)) for cell in range(2)] == [[1], []]
+    assert [ledger_at(store).numbers(instance_of(sweep, cell)) for cell in range(2)] == [[1], []]
     assert work(ledger_at(store), revision, order).code == REFUSED  # a worker elsewhere
-    assert [ledger_at(store).numbers(node_of(sweep, cell)) for cell in range(2)] == [[1, 2], []]
+    assert [ledger_at(store).numbers(instance_of(sweep, cell)) for cell in range(2)] == [[1, 2], []]
     assert work(ledger_at(store), revision, order).code == REFUSED
-    assert [ledger_at(store).numbers(node_of(sweep, cell)) for cell in range(2)] == [[1, 2], [1]]
+    assert [ledger_at(store).numbers(instance_of(sweep, cell)) for cell in range(2)] == [[1, 2], [1]]
 
 
 def test_a_worker_whose_code_is_not_that_of_the_launch_claims_nothing(store: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_store_that_refuses_at_the_start_of_an_attempt_is_a_failure_of_storage
 ) -> None:
     """Rule 9: it becomes an `end` with a cause, not an attempt without one; the retry then works."""
     sweep = sweep_of(1)
-    revision, instance = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), instance_of(sweep)
     refused: list[str] = []
 
     def trouble(when: str, now: str, key: str) -> None:
@@ -185,7 +185,7 @@ def test_a_store_that_does_not_answer_for_a_while_costs_a_running_attempt_nothin
 ) -> None:
     """While the stage runs, what its worker cannot read or write is asked again later."""
     sweep = sweep_of(1, num_steps=20, step_s=0.1)
-    revision, instance = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), instance_of(sweep)
     running = store / layout.payload(instance, 1) / layout.CHECKPOINTS
     left = [3]
 
@@ -207,7 +207,7 @@ def test_a_worker_names_itself_so_that_others_can_see_it_gone() -> None:
 
 def test_a_worker_that_may_leave_when_idle_stays_to_find_an_owner_elsewhere_dead(store: Path) -> None:
     sweep = sweep_of(1)
-    revision, instance = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), instance_of(sweep)
     plain = ledger_at(store)
     plain.claim(instance, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=3.0))
     plain.put(instance, 1, layout.HEARTBEAT, Heartbeat(counter=1, phase="running"))
@@ -217,7 +217,7 @@ def test_a_worker_that_may_leave_when_idle_stays_to_find_an_owner_elsewhere_dead
 
 def test_a_worker_that_may_leave_when_idle_does_so_while_another_beats(store: Path) -> None:
     sweep = sweep_of(1)
-    revision, instance = seal(store, sweep), node_of(sweep)
+    revision, instance = seal(store, sweep), instance_of(sweep)
     plain, beats = ledger_at(store), [1]
     plain.claim(instance, 1, claim(owner=owner(boot=ELSEWHERE), lease_s=60.0))
 

@@ -20,7 +20,7 @@ from orchestrator.store.ledger import Ledger
 from tests.execution.faults import Running, Start, finish, order_for
 from tests.execution.stages import spec
 from tests.execution.waiting import lives, pid_in, until
-from tests.store.builders import claim, ledger_at, make_product, node_of, seal, sweep_of
+from tests.store.builders import claim, instance_of, ledger_at, make_product, seal, sweep_of
 
 
 class Scene:
@@ -31,7 +31,7 @@ class Scene:
         seal(store, sweep)
         self.store, self.go = store, store.parent / "go"
         self.ledger: Ledger = ledger_at(store)
-        self.instance: StageInstance = node_of(sweep)
+        self.instance: StageInstance = instance_of(sweep)
         self.order = order_for(store, sweep.name, env={"TEST_GO": str(self.go)}, policy=policy)
         self.worker: Running = start(self.order)
         self.child = pid_in(self.folder(1) / "runs")
@@ -100,7 +100,7 @@ def test_an_end_is_written_only_when_no_process_of_the_attempt_is_left(store: Pa
     """A grandchild ignores SIGTERM and goes on writing when its parent has finished."""
     sweep = sweep_of(1, {"count": spec("forking")})
     seal(store, sweep)
-    instance = node_of(sweep)
+    instance = instance_of(sweep)
     worker = start(order_for(store, sweep.name))
     scratch = store / layout.payload(instance, 1) / "scratch"
     grandchild = pid_in(scratch / "pid")
@@ -164,7 +164,7 @@ def test_a_child_that_dies_in_any_way_becomes_an_end_with_a_cause(
     sweep = sweep_of(1, fail={"how": how, "step": 2, "attempts": 1})
     seal(store, sweep)
     finish(start, order_for(store, sweep.name, policy={"retries": {}}))
-    first = ledger_at(store).attempt(node_of(sweep), 1)
+    first = ledger_at(store).attempt(instance_of(sweep), 1)
     assert first is not None and first.end is not None
     assert (first.end.outcome, first.end.cause) == ("failed", cause)
     assert first.end.message and "Traceback" not in first.end.message

@@ -19,7 +19,7 @@ from tests.conftest import Sweep
 from tests.execution.faults import Start, finish, order_for
 from tests.execution.stages import spec
 from tests.execution.waiting import until
-from tests.store.builders import counted, ledger_at, node_of, seal, sweep_of
+from tests.store.builders import counted, instance_of, ledger_at, seal, sweep_of
 
 DISK_KIB, LARGE_KIB = 2048, 4096
 
@@ -58,7 +58,7 @@ def test_a_stage_that_fills_the_disk_fails_by_storage_and_a_later_attempt_resume
     store = disk / "store"
     sweep = sweep_of(1, {"count": spec("filling")}, num_steps=2)
     seal(store, sweep)
-    ledger, instance = ledger_at(store), node_of(sweep)
+    ledger, instance = ledger_at(store), instance_of(sweep)
     env = {"TEST_FILL": what, "TEST_FILL_KIB": str(LARGE_KIB)}
     finish(start, order_for(store, sweep.name, env=env, policy={"retries": {}}))
     first = ledger.attempt(instance, 1)
@@ -72,7 +72,7 @@ def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, s
     store = disk / "store"
     sweep = sweep_of(1, {"count": spec("waiting")}, num_steps=2)
     seal(store, sweep)
-    ledger, instance, go = ledger_at(store), node_of(sweep), disk.parent / "go"
+    ledger, instance, go = ledger_at(store), instance_of(sweep), disk.parent / "go"
     order = order_for(store, sweep.name, env={"TEST_GO": str(go)}, policy={"retries": {}, "lease_s": 60.0})
     running = start(order)
     runs = store / layout.payload(instance, 1) / "runs"
@@ -91,7 +91,7 @@ def test_an_outcome_that_cannot_be_written_is_a_failure_of_storage(disk: Path, s
 def assert_finishes(start: Start, ledger: Ledger, order: Assignment) -> None:
     """With space and a budget, the next attempt goes on from the checkpoint that was saved."""
     sweep = ledger.revision(order.sweep, 1).sweep
-    instance = node_of(sweep)
+    instance = instance_of(sweep)
     finish(start, order)
     product, _ = ledger.product(instance, 1)
     assert product is not None

@@ -20,7 +20,7 @@ from orchestrator.store import layout
 from tests.execution.faults import order_for
 from tests.execution.stages import READS, USES
 from tests.execution.waiting import lives, pid_in, until
-from tests.store.builders import ledger_at, node_of, seal, sweep_of
+from tests.store.builders import instance_of, ledger_at, seal, sweep_of
 
 DAEMON = """
 import os, sys, time
@@ -47,7 +47,7 @@ class Scene:
         (store.parent / "daemon.py").write_text(DAEMON)
         self.store, self.sweep = store, sweep_of(1, {"count": spec})
         seal(store, self.sweep)
-        self.instance = node_of(self.sweep)
+        self.instance = instance_of(self.sweep)
         self.file = store.parent / "order.json"
         order = order_for(store, self.sweep.name, policy=policy, import_paths=(str(store.parent),))
         self.file.write_bytes(msgspec.json.encode(order))

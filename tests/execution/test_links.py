@@ -12,7 +12,7 @@ from orchestrator.stage import StageSpec
 from tests.execution.faults import order_for
 from tests.execution.here import work
 from tests.execution.stages import READS, USES
-from tests.store.builders import ledger_at, node_of, seal, sweep_of
+from tests.store.builders import instance_of, ledger_at, seal, sweep_of
 
 LINKS = """
 mkdir -p {checkpoints}/.new {scratch}/deep/er
@@ -28,7 +28,7 @@ def test_a_product_holds_what_its_links_led_to_when_checkpoints_and_scratch_are_
     spec = StageSpec(command=LINKS.strip().replace("\n", "; "), shell=True, reads=READS, uses=USES)
     sweep = sweep_of(1, {"count": spec})
     seal(store, sweep)
-    ledger, instance = ledger_at(store), node_of(sweep)
+    ledger, instance = ledger_at(store), instance_of(sweep)
     assert work(ledger, ledger.revision(sweep.name, 1), order_for(store, sweep.name)).code == 0
     done, problem = ledger.product(instance, 1)
     assert done is not None, problem
@@ -107,7 +107,7 @@ def test_a_checkpoint_holds_what_its_links_lead_to_however_its_command_ends(stor
     spec = StageSpec(command=saves, shell=True, reads=READS, uses=USES)
     sweep = sweep_of(1, {"count": spec})
     seal(store, sweep)
-    ledger, instance = ledger_at(store), node_of(sweep)
+    ledger, instance = ledger_at(store), instance_of(sweep)
     work(ledger, ledger.revision(sweep.name, 1), order_for(store, sweep.name, policy={"retries": {}}))
     saved = store / "payload" / instance.stage / instance.digest / "1/checkpoints/5"
     assert (saved / "manifest.json").exists() and not (saved / "s").is_symlink()

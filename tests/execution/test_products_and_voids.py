@@ -23,16 +23,16 @@ from tests.store.builders import (
     claim,
     counted,
     end,
+    instance_of,
     ledger_at,
     make_product,
-    node_of,
     seal,
     sweep_of,
     void,
 )
 from tests.store.stores import TroubledStore
 
-NODE = node_of(sweep_of(1))
+NODE = instance_of(sweep_of(1))
 ADDED = {"run": "tests.execution.stages:adding", "reads": ("seed",)}
 ADD = StageSpec(**ADDED, after=("count",))  # type: ignore[arg-type]
 
@@ -143,7 +143,7 @@ def test_a_damaged_product_is_voided_by_a_worker_and_made_again_as_the_next_gene
 ) -> None:
     sweep = sweep_of(1)
     seal(store, sweep)
-    instance = node_of(sweep)
+    instance = instance_of(sweep)
     order = order_for(store, sweep.name)
     finish(start, order)
     product_file(store, instance, name="count.txt").unlink()
@@ -204,7 +204,7 @@ def test_an_input_that_goes_away_between_two_attempts_of_a_worker_is_made_again(
     """It was verified before the first of them; the second must not take that on trust."""
     share = StageSpec(run="tests.execution.stages:sharing", reads=("shared",))
     sweep = sweep_of(2, {"count": share, "add": ADD})
-    one = node_of(sweep)  # both cells take the same product
+    one = instance_of(sweep)  # both cells take the same product
     shared = sweep.stages[one.inputs[0].digest]
     assert len(sweep.stages) == 3
     revision = seal(store, sweep)
@@ -271,7 +271,7 @@ def test_a_product_does_not_count_when_one_that_it_was_made_from_was_discarded(
 def test_of_a_finished_stage_only_checkpoints_are_deleted(store: Path, start: Start) -> None:
     sweep = sweep_of(1, fail={"how": "exit", "step": 2, "attempts": 1})
     seal(store, sweep)
-    instance = node_of(sweep)
+    instance = instance_of(sweep)
     finish(start, order_for(store, sweep.name))
     folder = store / layout.payload(instance, 2)
     assert not (folder / layout.CHECKPOINTS).exists() and not (folder / "scratch").exists()
@@ -290,7 +290,7 @@ def test_of_a_finished_stage_only_checkpoints_are_deleted(store: Path, start: St
 def test_checkpoints_stay_when_the_policy_says_so(store: Path, start: Start) -> None:
     sweep = sweep_of(1)
     seal(store, sweep)
-    instance = node_of(sweep)
+    instance = instance_of(sweep)
     finish(start, order_for(store, sweep.name, policy={"keep_checkpoints": True}))
     folder = store / layout.payload(instance, 1) / layout.CHECKPOINTS
     assert [path.name for path in sorted(folder.iterdir())] == ["00000001", "00000002"]
@@ -299,7 +299,7 @@ def test_checkpoints_stay_when_the_policy_says_so(store: Path, start: Start) -> 
 def test_a_number_is_never_used_twice_though_payload_and_product_are_gone(store: Path, start: Start) -> None:
     sweep = sweep_of(1)
     seal(store, sweep)
-    instance, order = node_of(sweep), order_for(store, sweep.name)
+    instance, order = instance_of(sweep), order_for(store, sweep.name)
     ledger = ledger_at(store)
     for number in (1, 2, 3):
         finish(start, order)

@@ -18,7 +18,7 @@ from orchestrator.store.access import new_nonce
 from tests.execution.faults import Start, finish, order_for
 from tests.execution.stages import spec
 from tests.execution.waiting import pid_in, until
-from tests.store.builders import claim, end, ledger_at, node_of, seal, sweep_of
+from tests.store.builders import claim, end, instance_of, ledger_at, seal, sweep_of
 
 CELLS = ("a", "b", "c")
 
@@ -116,7 +116,7 @@ def test_a_cancel_stops_its_sweep_and_another_that_shares_the_stage_goes_on_at_o
     two = msgspec.structs.replace(one, name="two")
     for sweep in (one, two):
         seal(store, sweep)
-    ledger, instance, go = ledger_at(store), node_of(one), store.parent / "go"
+    ledger, instance, go = ledger_at(store), instance_of(one), store.parent / "go"
     orders = [order_for(store, name, env={"TEST_GO": str(go)}) for name in ("one", "two")]
     first = start(orders[0])
     pid_in(store / layout.payload(instance, 1) / "runs")
@@ -142,7 +142,7 @@ def test_a_cancel_of_one_cell_does_not_stop_a_stage_that_another_cell_wants(
     twin = msgspec.structs.replace(sweep.cells[0], id="twin")
     sweep = msgspec.structs.replace(sweep, cells=(*sweep.cells, twin))
     seal(store, sweep)
-    ledger, instance, go = ledger_at(store), node_of(sweep), store.parent / "go"
+    ledger, instance, go = ledger_at(store), instance_of(sweep), store.parent / "go"
     worker = start(order_for(store, sweep.name, env={"TEST_GO": str(go)}))
     pid_in(store / layout.payload(instance, 1) / "runs")
     ledger.add_request(sweep.name, request("cancel", "seed0"))
@@ -163,7 +163,7 @@ def test_cancelled_cells_are_not_claimed_until_they_are_launched_again(store: Pa
     ledger.add_request(sweep.name, request("cancel", "seed1"))
     finish(start, order)
     done = ledger.generations(layout.done_index("count"))
-    assert set(done) == {node_of(sweep, 0).digest}
+    assert set(done) == {instance_of(sweep, 0).digest}
     ledger.add_request(sweep.name, request("launch"))
     finish(start, order)
     assert len(ledger.generations(layout.done_index("count"))) == 2

@@ -18,9 +18,9 @@ from orchestrator.saving import MANIFEST, write_checkpoint_manifest
 from orchestrator.stage import Context, StageSpec
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger
-from tests.store.builders import claim, end, ledger_at, node_of, sweep_of, void
+from tests.store.builders import claim, end, instance_of, ledger_at, sweep_of, void
 
-NODE = node_of(sweep_of(1))
+NODE = instance_of(sweep_of(1))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from orchestrator.store import layout
 from tests.execution.faults import order_for
 from tests.execution.stages import READS, USES
 from tests.execution.waiting import lives, signal_all, until
-from tests.store.builders import ledger_at, node_of, seal, sweep_of
+from tests.store.builders import instance_of, ledger_at, seal, sweep_of
 
 WAITS = "{python} -c 'import time; print(1, flush=True); time.sleep(60)'"
 SAVES = (
@@ -35,7 +35,7 @@ class Job:
     """A worker as a batch script starts it, and what it left in the store."""
 
     def __init__(self, store: Path, sweep: ComposedSweep) -> None:
-        self.folder_of_store, self.instance = store, node_of(sweep)
+        self.folder_of_store, self.instance = store, instance_of(sweep)
         file = store.parent / "order.json"
         file.write_bytes(msgspec.json.encode(order_for(store, sweep.name, policy={"grace_s": 60.0})))
         self.process = subprocess.Popen(

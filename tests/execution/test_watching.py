@@ -16,9 +16,9 @@ from orchestrator.core.state import Attempt, Liveness
 from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher, next_lease_s
 from orchestrator.processes import describe, is_gone
 from orchestrator.store.evidence import inspect_owner
-from tests.store.builders import claim, node_of, owner, sweep_of
+from tests.store.builders import claim, instance_of, owner, sweep_of
 
-NODE = node_of(sweep_of(1))
+NODE = instance_of(sweep_of(1))
 ELSEWHERE = "another boot"
 NEVER = 4_000_000  # above the highest process id
 

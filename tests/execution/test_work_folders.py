@@ -21,7 +21,7 @@ from tests.execution.faults import Start, finish, order_for
 from tests.execution.jobs import Jobs
 from tests.execution.stages import spec
 from tests.execution.waiting import tree, until
-from tests.store.builders import claim, ledger_at, node_of, owner, seal, sweep_of
+from tests.store.builders import claim, instance_of, ledger_at, owner, seal, sweep_of
 
 KILLED_AT = {1: "wrote temporary", 2: "replaced", 3: "wrote temporary", 4: "replaced"}
 
@@ -125,7 +125,7 @@ def test_a_function_has_a_work_folder_too(store: Path, run: Jobs) -> None:
 
 def former(store: Path) -> tuple[Path, Path]:
     """The work folder of a first attempt whose owner is on another machine, and where the second's goes."""
-    ledger, instance = ledger_at(store), node_of(sweep_of(1))
+    ledger, instance = ledger_at(store), instance_of(sweep_of(1))
     ledger.claim(instance, 1, claim(owner=owner(host="elsewhere", boot="other")))
     old = store / layout.payload(instance, 1) / layout.WORK
     new = store / layout.payload(instance, 2)
@@ -135,7 +135,7 @@ def former(store: Path) -> tuple[Path, Path]:
 
 
 def take(store: Path, new: Path) -> Path:
-    ledger, instance = ledger_at(store), node_of(sweep_of(1))
+    ledger, instance = ledger_at(store), instance_of(sweep_of(1))
     assert work.take_over(ledger, instance, ledger.attempts(instance), new) == 1
     return new / layout.WORK
 
@@ -233,7 +233,7 @@ def test_an_attempt_that_dies_while_it_starts_loses_neither_work_nor_curve_of_th
     """It is killed while it records its start, before and after it took the work over."""
     sweep = sweep_of(1, {"count": COUNT, "fit": spec("working", after=("count",))})
     seal(store, sweep)
-    ledger, instance, order = ledger_at(store), node_of(sweep), order_for(store, sweep.name)
+    ledger, instance, order = ledger_at(store), instance_of(sweep), order_for(store, sweep.name)
     key = layout.attempt(instance, 2, layout.START)
     killed = start(order, at=at, key=key)
     assert killed.wait() == -signal.SIGKILL and f"kill at {KILLED_AT[at]}" in killed.output

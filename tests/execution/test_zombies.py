@@ -14,7 +14,7 @@ from orchestrator.store.ledger import Ledger
 from tests.execution.faults import Running, Start, finish, order_for, steps_of
 from tests.execution.test_kill_points import AT_ONCE, assert_each_is_done_once
 from tests.execution.waiting import until
-from tests.store.builders import ledger_at, node_of, seal, sweep_of, void
+from tests.store.builders import instance_of, ledger_at, seal, sweep_of, void
 
 
 def freeze(store: Path, start: Start, sweep: ComposedSweep, *, stride: int, how: str) -> dict[int, Running]:
@@ -34,7 +34,7 @@ def assert_zombies_gave_up(ledger: Ledger, sweep: ComposedSweep, zombies: dict[i
     """Each ended by itself; it is `released` unless its own product stands, and its own end says so."""
     for cell, worker in zombies.items():
         assert worker.wait() == 0, worker.output
-        instance = node_of(sweep, cell)
+        instance = instance_of(sweep, cell)
         product, _ = ledger.product(instance, 1)
         first = ledger.attempt(instance, 1)
         assert product is not None and first is not None
@@ -88,7 +88,7 @@ def test_a_worker_that_froze_at_any_step_and_wakes_beside_its_successor_does_no_
     successor = start(order_for(store, sweep.name, cells=cells))
     ledger = ledger_at(store)
     for cell, worker in zombies.items():
-        instance = node_of(sweep, cell)
+        instance = instance_of(sweep, cell)
         until(
             lambda n=instance, c=cell: (
                 ledger.is_claimed(n, 2)
@@ -103,7 +103,7 @@ def test_a_worker_that_froze_at_any_step_and_wakes_beside_its_successor_does_no_
     mine = msgspec.structs.replace(sweep, cells=tuple(c for c in sweep.cells if c.id in cells))
     assert_each_is_done_once(store, mine, 4)
     for cell in zombies:
-        instance = node_of(sweep, cell)
+        instance = instance_of(sweep, cell)
         product, _ = ledger.product(instance, 1)
         assert product is not None
         for attempt in ledger.attempts(instance):
@@ -115,7 +115,7 @@ def test_a_zombie_of_a_void_generation_can_only_finish_its_own(store: Path, star
     """Rule 2: discarded while it froze just before `done`; what it then creates is of a void generation."""
     sweep = sweep_of(1)
     seal(store, sweep)
-    ledger, instance = ledger_at(store), node_of(sweep)
+    ledger, instance = ledger_at(store), instance_of(sweep)
     zombie = start(order_for(store, sweep.name), at=1, how="stop", key="done/")
     until(zombie.is_stopped)
     assert not ledger.is_done_or_void(instance, 1)

@@ -19,7 +19,12 @@ SIZES = {
     **{"mamba_expand": 1, "state_size": 8},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
-OWN = {"minicpm3": {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8}}
+OWN = {
+    "minicpm3": {
+        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8},
+        "num_key_value_heads": 4,
+    }
+}
 """Sizes that an architecture has besides, or needs instead."""
 
 DIFFERING = ("granite", "cohere2", "falcon_h1", "gemma2", "nemotron", "gpt2")

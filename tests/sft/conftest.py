@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, PreTrainedTokenizerBase
 
 from orchestrator.sft import stages
+from orchestrator.sft.generate import GeneratedText, generate
+from orchestrator.sft.generators.base import Engine
+from orchestrator.sft.prepare import encode_prompt
 from orchestrator.stage import Checkpoint
 from tests.sft import chain
 from tests.sft.chain import Log
@@ -106,3 +109,18 @@ def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("multimodal")
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def tokenizer(ground: Ground) -> PreTrainedTokenizerBase:
+    """The tokenizer of the tiny Qwen3."""
+    return AutoTokenizer.from_pretrained(ground.inputs["tokenizer"][""])
+
+
+def answers(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, size: int = 4, **how: Any
+) -> list[GeneratedText]:
+    """Generate in batches of some size, in the order given."""
+    rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [answer for batch in generate(engine, tokenizer, groups, **how) for answer in batch]

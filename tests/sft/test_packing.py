@@ -234,10 +234,9 @@ def test_a_widest_pack_that_does_not_fit_is_found_before_the_first_step(
                 settings=Config({"seed": 0, "trainer": given}),
                 context=Context(tmp_path),
                 micro=chosen.micro,
-                device=device,
             )
             found.append(training.fits())
-            assert not training._optimizer.state
+            assert not training._updates.optimizer.state
         assert found == [False, True]
         assert all(torch.equal(whole(p), own) for p, own in zip(placed.parameters, before, strict=True))
         assert all(parameter.grad is None for parameter in placed.parameters)

@@ -45,7 +45,7 @@ def sweep_of(
     return ComposedSweep(name=name, specs=dict(chains.specs), stages=chains.stages, cells=tuple(cells))
 
 
-def node_of(sweep: ComposedSweep, cell: int = 0) -> StageInstance:
+def instance_of(sweep: ComposedSweep, cell: int = 0) -> StageInstance:
     """The last stage of a cell."""
     return sweep.stages[sweep.cells[cell].stage_digests[-1]]
 

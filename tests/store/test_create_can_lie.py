@@ -19,10 +19,10 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, make_store
 from orchestrator.store.objects import PosixStore
-from tests.store.builders import claim, ledger_at, node_of, sweep_of
+from tests.store.builders import claim, instance_of, ledger_at, sweep_of
 from tests.store.stores import Trouble, TroubledStore, no_answer
 
-NODE = node_of(sweep_of(1))
+NODE = instance_of(sweep_of(1))
 KEY = layout.attempt(NODE, 1, layout.CLAIM)
 
 

@@ -199,7 +199,7 @@ def test_every_attempt_that_is_over_has_at_most_one_cause(evidence: Evidence) ->
 
 # Chains
 
-NODES = {
+INSTANCES = {
     "a": StageInstance(stage="a", digest="a", reads={}),
     "b": StageInstance(stage="b", digest="b", reads={}, inputs=(Input("a", "", "a"),)),
     "c": StageInstance(stage="c", digest="c", reads={}, inputs=(Input("a", "", "a"), Input("b", "", "b"))),
@@ -211,7 +211,7 @@ CELLS = (
     Cell(id="three", axes={}, columns={}, config={}, stage_digests=("d",)),
 )
 OWN_STATES = [State.DONE, State.RUNNING, State.FAILED, State.LOST, State.RELEASED, State.PENDING]
-STATES = st.fixed_dictionaries({digest: st.sampled_from(OWN_STATES) for digest in NODES})
+STATES = st.fixed_dictionaries({digest: st.sampled_from(OWN_STATES) for digest in INSTANCES})
 CANCELS = st.frozensets(st.sampled_from([cell.id for cell in CELLS]))
 
 
@@ -227,7 +227,7 @@ def test_what_is_claimed_has_all_its_inputs_and_a_cell_that_wants_it(
     states: dict[str, State], cancelled: frozenset[str]
 ) -> None:
     known = statuses(states)
-    scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
+    scan = next_stage(CELLS, INSTANCES, known.__getitem__, cancelled=cancelled)
     if scan.claimable is not None:
         cell, instance = scan.claimable
         assert (
@@ -244,10 +244,10 @@ def test_a_worker_that_leaves_leaves_nothing_that_could_still_be_done(
 ) -> None:
     """Every cell is then done, failed, blocked or cancelled: an assignment of final states."""
     known = statuses(states)
-    scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
+    scan = next_stage(CELLS, INSTANCES, known.__getitem__, cancelled=cancelled)
     if scan.claimable is None and not scan.waiting:
         for cell in CELLS:
-            found = cell_status(cell, NODES, known, cancelled=cell.id in cancelled)
+            found = cell_status(cell, INSTANCES, known, cancelled=cell.id in cancelled)
             running = cell.id in cancelled and State.RUNNING in [states[d] for d in cell.stage_digests]
             assert found.state in FINAL or running
 
@@ -258,11 +258,13 @@ def test_what_takes_a_retired_product_is_blocked_unless_it_is_done_or_runs(
 ) -> None:
     known = statuses({**states, retired: State.DONE})
     known[retired] = known[retired]._replace(retired="5 files under policy best")
-    scan = next_stage(CELLS, NODES, known.__getitem__, cancelled=cancelled)
-    taken = {instance.digest for instance in NODES.values() for i in instance.inputs if i.digest == retired}
+    scan = next_stage(CELLS, INSTANCES, known.__getitem__, cancelled=cancelled)
+    taken = {
+        instance.digest for instance in INSTANCES.values() for i in instance.inputs if i.digest == retired
+    }
     assert scan.claimable is None or scan.claimable.instance.digest not in taken
     for cell in CELLS:
-        found = cell_status(cell, NODES, known, cancelled=cell.id in cancelled, sweep="mine")
+        found = cell_status(cell, INSTANCES, known, cancelled=cell.id in cancelled, sweep="mine")
         for digest in taken & set(cell.stage_digests):
             status = found.stages[digest]
             assert status.state in (State.DONE, State.RUNNING, State.BLOCKED, State.CANCELLED)
@@ -280,21 +282,21 @@ def test_what_an_earlier_version_made_stands_in_for_a_retired_product_where_it_i
     states: dict[str, State], cancelled: frozenset[str], problem: str
 ) -> None:
     """Then all is as if nothing were retired; else as if there were no earlier version."""
-    former = Former(NODES["b"], None if problem else DONE, "made from before", problem)
+    former = Former(INSTANCES["b"], None if problem else DONE, "made from before", problem)
     whole = statuses({**states, "a": State.DONE})
     retired = {**whole, "a": whole["a"]._replace(retired="5 files")}
     known = {**retired, **{digest: whole[digest]._replace(former=former) for digest in ("b", "c")}}
     same = retired if problem else whole
 
     def seen(statuses: dict[str, StageStatus]) -> list[Any]:
-        cells = [cell_status(c, NODES, statuses, cancelled=c.id in cancelled) for c in CELLS]
+        cells = [cell_status(c, INSTANCES, statuses, cancelled=c.id in cancelled) for c in CELLS]
         return [
-            next_stage(CELLS, NODES, statuses.__getitem__, cancelled=cancelled),
+            next_stage(CELLS, INSTANCES, statuses.__getitem__, cancelled=cancelled),
             [[status.state for status in cell.stages.values()] for cell in cells],
         ]
 
     assert seen(known) == seen(same)
-    for status in cell_status(CELLS[0], NODES, known, cancelled=False).stages.values():
+    for status in cell_status(CELLS[0], INSTANCES, known, cancelled=False).stages.values():
         if status.former and status.state is State.BLOCKED and "5 files" in status.reason:
             assert problem and problem in status.reason
         if status.former and status.state is State.PENDING:
@@ -304,7 +306,7 @@ def test_what_an_earlier_version_made_stands_in_for_a_retired_product_where_it_i
 
 
 def test_a_product_that_did_not_suffice_counts_again_after_a_rerun() -> None:
-    former = Former(NODES["c"], DONE, "made from before")
+    former = Former(INSTANCES["c"], DONE, "made from before")
     attempts = (attempt(1, "released", why="input_retired"), attempt(2, "released", why="not_kept"))
     evidence = Evidence(attempts=attempts, former=former)
     assert not stage_status(evidence, Budget({}, after=1, after_chance=9)).going_on
@@ -317,7 +319,7 @@ def test_a_plan_has_an_action_for_every_stage_and_says_why(
     states: dict[str, State], cancelled: frozenset[str]
 ) -> None:
     for cell in CELLS:
-        status: CellStatus = cell_status(cell, NODES, statuses(states), cancelled=cell.id in cancelled)
+        status: CellStatus = cell_status(cell, INSTANCES, statuses(states), cancelled=cell.id in cancelled)
         steps = decide(cell, status)
         assert list(steps) == list(cell.stage_digests)
         assert all(step.reason for step in steps.values())

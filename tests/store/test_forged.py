@@ -16,7 +16,7 @@ from orchestrator.store.code import damage, digest_of
 from orchestrator.store.ledger import Ledger, content_digest
 from orchestrator.store.objects import PosixStore
 from tests.conftest import Sweep
-from tests.store.builders import claim, make_product, node_of, sweep_of
+from tests.store.builders import claim, instance_of, make_product, sweep_of
 
 MINE = """
 description: mine
@@ -152,7 +152,7 @@ def test_no_key_leads_out_of_the_store(store: Path, tmp_path: Path) -> None:
 
 
 def test_honest_records_are_still_believed(store: Path) -> None:
-    ledger, instance = Ledger(PosixStore(store)), node_of(sweep_of(1))
+    ledger, instance = Ledger(PosixStore(store)), instance_of(sweep_of(1))
     ledger.claim(instance, 1, claim())
     done = make_product(ledger, instance)
     assert Ledger(PosixStore(store)).product(instance, 1) == (done, "")

@@ -46,7 +46,7 @@ def sweep_of(name: str, *instances: StageInstance) -> ComposedSweep:
 
 
 SWEEP, OTHER = sweep_of("sweep", A, B, C), sweep_of("other", A, D)
-NODES = SWEEP.stages | OTHER.stages
+INSTANCES = SWEEP.stages | OTHER.stages
 FILES = ("w1", "w2", "w3")
 RETIRE = {"b": {"a": {"best": ("w1",)}}, "c": {"a": {"best": ("w2",)}}}
 RETIRED = {"w3"}
@@ -191,7 +191,7 @@ class Actor:
             done = evidence.done
             assert done is not None and not evidence.retired
             for name in FILES:
-                data = self._ledger.objects.get(_file(NODES[digest], done.attempt, name))
+                data = self._ledger.objects.get(_file(INSTANCES[digest], done.attempt, name))
                 if data is None:
                     return False
                 assert data.decode() == done.rows[0]["made"]
@@ -250,8 +250,10 @@ def play(
 
 
 def check(ledger: Ledger, memory: Memory) -> None:
-    reader = EvidenceReader(ledger, NODES.values(), observer=lambda *_: OwnerReport(Liveness.GONE, "all are"))
-    products = {digest: reader.evidence(digest) for digest in NODES}
+    reader = EvidenceReader(
+        ledger, INSTANCES.values(), observer=lambda *_: OwnerReport(Liveness.GONE, "all are")
+    )
+    products = {digest: reader.evidence(digest) for digest in INSTANCES}
     if products["d"].done is None:  # its input lost a file to the sweep's policy before it could be read
         statuses = {digest: stage_status(reader.evidence(digest), BUDGET) for digest in OTHER.stages}
         status = cell_status(OTHER.cells[0], OTHER.stages, statuses, cancelled=False)
@@ -259,7 +261,7 @@ def check(ledger: Ledger, memory: Memory) -> None:
         del products["d"]
     for digest, evidence in products.items():
         assert stage_status(evidence, BUDGET).state is State.DONE, digest
-        attempts = ledger.attempts(NODES[digest])
+        attempts = ledger.attempts(INSTANCES[digest])
         assert [a.number for a in attempts] == list(range(1, len(attempts) + 1))
         done = evidence.done
         assert done is not None

@@ -11,7 +11,7 @@ from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.objects import PosixStore
 from tests.conftest import Sweep
 from tests.store.builders import claim as claim_of
-from tests.store.builders import ledger_at, make_product, node_of, owner, sweep_of
+from tests.store.builders import instance_of, ledger_at, make_product, owner, sweep_of
 
 COUNT = """
 description: counts
@@ -89,8 +89,8 @@ def test_a_snapshot_only_reads(store: Path, problem: str) -> None:
     """The store refuses every writing operation, and nothing notices."""
     ledger, sweep = ledger_at(store), sweep_of(2)
     for cell in range(2):
-        ledger.claim(node_of(sweep, cell), 1, claim_of(owner=owner(pid=4_000_000)))
-    instance = node_of(sweep)
+        ledger.claim(instance_of(sweep, cell), 1, claim_of(owner=owner(pid=4_000_000)))
+    instance = instance_of(sweep)
     make_product(ledger, instance)
     if problem == "damaged":
         (store / layout.payload(instance, 1) / "output/file.txt").unlink()

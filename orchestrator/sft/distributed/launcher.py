@@ -21,15 +21,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.sft.distributed import nodes
-from orchestrator.sft.distributed.context import Order, as_bytes, as_exception
-from orchestrator.sft.distributed.saves import SharedSave
+from orchestrator.sft.distributed.context import Order, as_exception
+from orchestrator.sft.distributed.saves import ContextCalls
 from orchestrator.sft.distributed.worker import ENDED, LAUNCHER, SENT_TO_ALL
 from orchestrator.stage import Config, Context, Inputs
 
@@ -116,21 +116,16 @@ class _Group:
     """The launchers and ranks of one call, their messages, and the server that answers their requests."""
 
     def __init__(self, order: Order, context: Context, num_processes: int, num_nodes: int) -> None:
-        self._order, self._context = order, context
-        self._num_processes, self._num_nodes = num_processes, num_nodes
+        self._order = order
+        self._context = context
+        self._num_processes = num_processes
+        self._num_nodes = num_nodes
         self._pipes: dict[Connection, int | None] = {}
-        self._done: dict[int, Any] = {}
-        # In order of arrival: the first exception is closest to the cause.
-        self._raised: dict[int, BaseException] = {}
-        self._exits: list[tuple[int, int, bool]] = []
-        self._silent: list[int] = []  # ended without a message, in that order
-        self._endpoint, self._is_complete = "", False
-        self._saving = ExitStack()
-        self._later = SharedSave(num_processes)
-        self._finishing: Connection | None = None
-        self._failed_s: float | None = None
+        self._ends = _Ends(num_processes, num_nodes)
+        self._calls = ContextCalls(context, num_processes)
+        self._endpoint = ""
+        self._is_complete = False
         self._meeting = nodes.Meeting(num_nodes, num_processes + num_nodes)
-        self._server = self._meeting.server
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -149,7 +144,7 @@ class _Group:
             # `srun` needs the job's variables. The launchers remove them before they start ranks.
             inherited = {**os.environ, **_imports()}
         mine = {"OMP_NUM_THREADS": str(self._order.num_threads), nodes.PARENT: str(os.getpid())}
-        with _deaf():
+        with _stops_blocked():
             return subprocess.Popen(
                 command, env={**inherited, **self._meeting.environment, **mine}, stdin=subprocess.DEVNULL
             )
@@ -157,23 +152,23 @@ class _Group:
     def serve(self) -> Any:
         """Answer messages until all processes have ended. Return rank 0's result."""
         while self._process.poll() is None or self._pipes:
-            self._take(timeout_s=0.2 if self._finishing is None else 0.01)
-            self._answer_finished()
+            self._take(timeout_s=0.01 if self._calls.is_finishing else 0.2)
+            self._calls.answer_finished()
             if self._is_complete and list(self._pipes.values()) == [LAUNCHER]:
                 # Only node 0's launcher is left. It holds torchrun's rendezvous store, and may end after all
                 # others.
                 nodes.hang_up(next(iter(self._pipes)))
-            # A cause is reported, so the other nodes need not be waited for: Slurm ends them slowly.
-            is_known = self._num_nodes > 1 and self._exits
-            patience_s = _NEIGHBOURS_S if is_known else _PATIENCE_S
-            patience_s = _SILENT_S if self._unexplained else patience_s
-            if self._failed_s is not None and time.monotonic() - self._failed_s > patience_s:
+            if self._ends.is_overdue(has_launcher=self._has_launcher):
                 break  # a rank hangs in a collective operation: `close` ends it
-            if self._num_nodes > 1 and len(self._done) == self._num_processes and not self._pipes:
+            if self._num_nodes > 1 and self._ends.are_all_done and not self._pipes:
                 break  # only `srun` is left, which may wait for its controller
-        if len(self._done) == self._num_processes and not self._raised:
-            return self._done[0]
-        raise self._error()
+        if self._ends.are_all_done and not self._ends.raised:
+            return self._ends.done[0]
+        raise self._ends.error(self._calls, has_launcher=self._has_launcher)
+
+    @property
+    def _has_launcher(self) -> bool:
+        return LAUNCHER in self._pipes.values()
 
     def close(self) -> None:
         """End what still runs, wait until it is gone, and discard a half-saved checkpoint.
@@ -196,11 +191,7 @@ class _Group:
             self._process.wait(_PATIENCE_S)
         self._process.kill()  # `srun` has a helper, which then ends the job step
         self._process.wait()
-        self._later.abandon()
-        with contextlib.suppress(BaseException):  # the failure of the ranks is the one to report
-            self._context.finish_checkpoint()
-        with contextlib.suppress(_Abandoned):
-            self._saving.__exit__(_Abandoned, _Abandoned(), None)
+        self._calls.abandon()
 
     def _take(self, *, timeout_s: float, answer: bool = True) -> None:
         """Accept connections and process messages that arrive within a time.
@@ -209,9 +200,10 @@ class _Group:
             timeout_s: how long to wait for the first of them.
             answer: process the messages; otherwise only note which pipes closed.
         """
-        listening = [self._server] if self._server.fileno() >= 0 else []
+        server = self._meeting.server
+        listening = [server] if server.fileno() >= 0 else []
         for ready in wait([*self._pipes, *listening], timeout=timeout_s):
-            if ready is self._server:
+            if ready is server:
                 if (guest := self._meeting.accept()) is not None:
                     self._pipes[guest] = None
                 continue
@@ -228,22 +220,8 @@ class _Group:
         """Close a pipe whose other end is gone, and note whether a rank ended without a result."""
         pipe.close()
         rank = self._pipes.pop(pipe)
-        if rank is None or (rank != LAUNCHER and rank not in self._done):
-            self._failed_s = self._failed_s or time.monotonic()
-            if rank is not None and rank not in self._raised:
-                self._silent.append(rank)
-
-    @property
-    def _unexplained(self) -> list[int]:
-        """The ranks that ended without a message, on nodes whose launcher has not yet reported how.
-
-        Errors of other ranks, such as a reset connection, only follow from such an end. So they are not the
-        cause.
-        """
-        per_node = self._num_processes // self._num_nodes
-        reported = {rank // per_node for rank, _, _ in self._exits}
-        is_any_left = LAUNCHER in self._pipes.values()
-        return [rank for rank in self._silent if rank // per_node not in reported] if is_any_left else []
+        if rank != LAUNCHER:
+            self._ends.lose(rank)
 
     def _receive(self, pipe: Connection, message: Any) -> None:
         """Process one message of a rank or launcher."""
@@ -256,31 +234,30 @@ class _Group:
             step, num_steps, metrics = arguments
             self._context.log(step, num_steps=num_steps, **metrics)
         elif verb == "done":
-            self._done[rank] = arguments[0]
+            self._ends.done[rank] = arguments[0]
         elif verb == "raised":
-            self._raised[rank] = as_exception(arguments[0])
+            self._ends.raised[rank] = as_exception(arguments[0])
         elif verb == "written":
-            self._later.take(*arguments)
+            self._calls.later.take(*arguments)
         elif verb == "expect_save":
             self._context.expect_save(*arguments)
         elif verb == "finish_checkpoint":
-            self._finishing = pipe
+            self._calls.answer_when_saved(pipe)
         elif verb == "exits":
             exits, is_out_of_memory = arguments
-            self._exits += [(failed, code, is_out_of_memory) for failed, code in exits]
+            self._ends.exits += [(failed, code, is_out_of_memory) for failed, code in exits]
         elif verb == "endpoint":
             self._endpoint = arguments[0]
             for launcher in [guest for guest, name in self._pipes.items() if name == LAUNCHER]:
                 with contextlib.suppress(OSError):  # it died while it waited
                     launcher.send(self._endpoint)
         elif verb == "stop":
-            is_over = self._failed_s is not None  # then `srun` sent it, to end the other nodes
-            if not is_over and callable(signal.getsignal(signal.SIGTERM)):
+            # After a failure `srun` sent it, to end the other nodes.
+            if not self._ends.is_failed and callable(signal.getsignal(signal.SIGTERM)):
                 # The scheduler sent it to the launchers' job step alone. Here it requests a stop.
                 signal.raise_signal(signal.SIGTERM)
         else:
-            with contextlib.suppress(OSError):  # it died while it waited
-                pipe.send(self._answer(verb, arguments))
+            self._calls.answer(pipe, verb, *arguments)
 
     def _admit(self, pipe: Connection, rank: int) -> None:
         """Send the order to a new rank, or the known endpoint to a new launcher."""
@@ -294,45 +271,70 @@ class _Group:
             self._is_complete = True
             self._meeting.close()
 
-    def _answer(self, verb: str, arguments: list[Any]) -> tuple[Any, bytes | None]:
-        """Run one call of the context for the ranks. Return its value, or its error as bytes."""
-        try:
-            return getattr(self, f"_{verb}")(*arguments), None
-        except BaseException as error:  # noqa: BLE001 - the ranks raise it, so it returns as a message
-            return None, as_bytes(error)
 
-    def _why_stop(self) -> str:
-        """Return the reason for a requested stop, "" if none was requested."""
-        try:
-            self._context.stop_if_asked()
-        except StopRequested as stopped:
-            return stopped.why or "stopped"
-        return ""
+class _Ends:
+    """How the ranks of a group ended, and which of the failures was the first cause.
 
-    def _checkpoint_due(self, step: int) -> bool:
-        return self._context.checkpoint_due(step)
+    Args:
+        num_processes, num_nodes: of the group.
 
-    def _open_checkpoint(self, step: int) -> str:
-        return str(self._saving.enter_context(self._context.checkpoint(step)).absolute())
+    Attributes:
+        done: what each rank returned.
+        raised: the exception of each rank that raised one. In order of arrival: the first is closest to the
+            cause.
+        exits: rank, exit code and whether the kernel was out of memory, as launchers report them.
+    """
 
-    def _commit_checkpoint(self) -> None:
-        self._saving.close()
+    def __init__(self, num_processes: int, num_nodes: int) -> None:
+        self._num_processes = num_processes
+        self._num_nodes = num_nodes
+        self.done: dict[int, Any] = {}
+        self.raised: dict[int, BaseException] = {}
+        self.exits: list[tuple[int, int, bool]] = []
+        self._silent: list[int] = []  # ended without a message, in that order
+        self._failed_s: float | None = None
 
-    def _begin_checkpoint(self, step: int) -> str:
-        self._context.checkpoint_later(step, self._later.begin)
-        return str(self._later.folder.absolute())
+    @property
+    def are_all_done(self) -> bool:
+        """Whether every rank returned."""
+        return len(self.done) == self._num_processes
 
-    def _answer_finished(self) -> None:
-        """Answer the ranks that wait for a checkpoint, once it is complete; other messages come first."""
-        if self._finishing is not None and not self._context.saves.is_saving:
-            pipe, self._finishing = self._finishing, None
-            with contextlib.suppress(OSError):  # it died while it waited
-                pipe.send(self._answer("finish_checkpoint", []))
+    @property
+    def is_failed(self) -> bool:
+        """Whether a rank ended without a result."""
+        return self._failed_s is not None
 
-    def _finish_checkpoint(self) -> None:
-        self._context.finish_checkpoint()
+    def lose(self, rank: int | None) -> None:
+        """Note that a rank's connection closed. None is a process that had not yet named its rank."""
+        if rank in self.done:
+            return
+        self._failed_s = self._failed_s or time.monotonic()
+        if rank is not None and rank not in self.raised:
+            self._silent.append(rank)
 
-    def _error(self) -> BaseException:
+    def is_overdue(self, *, has_launcher: bool) -> bool:
+        """Return whether the processes that are left have had their time to end after the first failure.
+
+        Args:
+            has_launcher: whether a launcher is still connected.
+        """
+        # A cause is reported, so the other nodes need not be waited for: Slurm ends them slowly.
+        is_known = self._num_nodes > 1 and self.exits
+        patience_s = _NEIGHBOURS_S if is_known else _PATIENCE_S
+        patience_s = _SILENT_S if self._unexplained(has_launcher) else patience_s
+        return self._failed_s is not None and time.monotonic() - self._failed_s > patience_s
+
+    def _unexplained(self, has_launcher: bool) -> list[int]:
+        """Return the ranks that ended without a message, on nodes whose launcher has not reported how.
+
+        Errors of other ranks, such as a reset connection, only follow from such an end. So they are not the
+        cause.
+        """
+        per_node = self._num_processes // self._num_nodes
+        reported = {rank // per_node for rank, _, _ in self.exits}
+        return [rank for rank in self._silent if rank // per_node not in reported] if has_launcher else []
+
+    def error(self, calls: ContextCalls, *, has_launcher: bool) -> BaseException:
         """Return the most likely first cause of a failure.
 
         One rank's end makes its peers fail too, often earlier in the order of messages. So a peer's
@@ -344,29 +346,33 @@ class _Group:
         4. a rank that ended without a message or a report;
         5. a rank that aborted, if all that its peers raised is a lost connection;
         6. the first exception that a rank raised.
+
+        Args:
+            calls: of the context, which knows whether a stop was requested.
+            has_launcher: whether a launcher is still connected.
         """
-        for error in self._raised.values():
+        for error in self.raised.values():
             if isinstance(error, StageFailure):
                 return error
-        if self._num_nodes > 1 and not self._raised and self._context.stop_asked:
-            return StopRequested(self._why_stop())  # on SIGTERM `srun` kills all ranks
+        if self._num_nodes > 1 and not self.raised and calls.stop_asked:
+            return StopRequested(calls.why_stop())  # on SIGTERM `srun` kills all ranks
         if (exited := self._exit(lambda code: code not in (*_SECONDARY, *_EITHER))) is not None:
             return exited
-        if self._unexplained:
-            return StageFailure("unknown", f"rank {self._unexplained[0]} ended without a word")
+        if unexplained := self._unexplained(has_launcher):
+            return StageFailure("unknown", f"rank {unexplained[0]} ended without a word")
         aborted = self._exit(lambda code: code in _EITHER)
-        if aborted is not None and all(map(_is_lost_connection, self._raised.values())):
+        if aborted is not None and all(map(_is_lost_connection, self.raised.values())):
             return aborted
-        if self._raised:
-            return next(iter(self._raised.values()))
+        if self.raised:
+            return next(iter(self.raised.values()))
         return StageFailure(
             "communication", f"torchrun did not bring {self._num_processes} processes to an end"
         )
 
     def _exit(self, is_wanted: Callable[[int], bool]) -> StageFailure | None:
         """Return the first exit of a rank that raised nothing, with such an exit code; None without one."""
-        for rank, code, is_out_of_memory in self._exits:  # in the order of failure
-            if rank not in self._raised and is_wanted(code):
+        for rank, code, is_out_of_memory in self.exits:  # in the order of failure
+            if rank not in self.raised and is_wanted(code):
                 cause = "oom_host" if is_out_of_memory and code == -signal.SIGKILL else "unknown"
                 how = (
                     f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
@@ -381,12 +387,8 @@ def _is_lost_connection(error: BaseException) -> bool:
     return is_of_torch or isinstance(error, ConnectionError) or bool(_LOST.search(str(error)))
 
 
-class _Abandoned(Exception):
-    """Raised inside a checkpoint's context manager to discard an unfinished checkpoint."""
-
-
 @contextmanager
-def _deaf() -> Iterator[None]:
+def _stops_blocked() -> Iterator[None]:
     """Start processes with the signals in `SENT_TO_ALL` blocked.
 
     A new process inherits the signal mask. So there is no moment in its start at which such a signal ends it.

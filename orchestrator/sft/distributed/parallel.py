@@ -179,6 +179,19 @@ class Placed:
             loss: torch.Tensor = self._loss(batch.to(self.device))
             return loss
 
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Return the gradient norm over all parameters and processes, and clip gradients to a limit.
+
+        Args:
+            max_norm: the limit; 0 for none.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        # With sharded gradients, `whole` combines the norm's parts of all processes.
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        if max_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
+        return norm
+
     @property
     def decoder(self) -> nn.Module:
         """The part of the model that maps tokens to hidden states."""

@@ -1,14 +1,20 @@
-"""A checkpoint that all ranks write while they go on, as the stage's process sees it."""
+"""The ranks' calls of the context, and a checkpoint that they all write, in the stage's process."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+from orchestrator.errors import StopRequested
 from orchestrator.manifest import REMEMBERED, FileKey
 from orchestrator.saving import SaveAbandoned
-from orchestrator.sft.distributed.context import as_exception
+from orchestrator.sft.distributed.context import as_bytes, as_exception
+from orchestrator.stage import Context
 
 
 class SharedSave:
@@ -59,3 +65,92 @@ class SharedSave:
         self._all.wait()
         if self._error is not None:
             raise self._error
+
+
+class ContextCalls:
+    """The calls of the stage's context that wait for an answer, made for the ranks.
+
+    Args:
+        context: of the running stage.
+        num_ranks: how many ranks write a checkpoint.
+
+    Attributes:
+        later: the checkpoint that ranks write while they go on.
+    """
+
+    def __init__(self, context: Context, num_ranks: int) -> None:
+        self._context = context
+        self._open = ExitStack()
+        self._finishing: Connection | None = None
+        self.later = SharedSave(num_ranks)
+
+    @property
+    def is_finishing(self) -> bool:
+        """Whether the ranks wait for a checkpoint to be complete."""
+        return self._finishing is not None
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether a stop was requested."""
+        return self._context.stop_asked
+
+    def answer(self, pipe: Connection, verb: str, *arguments: Any) -> None:
+        """Make one call. Send its value, or its error as bytes."""
+        try:
+            answer: tuple[Any, bytes | None] = (getattr(self, verb)(*arguments), None)
+        except BaseException as error:  # noqa: BLE001 - the ranks raise it, so it returns as a message
+            answer = (None, as_bytes(error))
+        with contextlib.suppress(OSError):  # it died while it waited
+            pipe.send(answer)
+
+    def answer_when_saved(self, pipe: Connection) -> None:
+        """Note that the ranks wait until the checkpoint is complete; see `answer_finished`."""
+        self._finishing = pipe
+
+    def answer_finished(self) -> None:
+        """Answer the ranks that wait for a checkpoint, once it is complete; other messages come first."""
+        if self._finishing is not None and not self._context.saves.is_saving:
+            pipe = self._finishing
+            self._finishing = None
+            self.answer(pipe, "finish_checkpoint")
+
+    def abandon(self) -> None:
+        """Discard a half-saved checkpoint: the ranks are gone."""
+        self.later.abandon()
+        with contextlib.suppress(BaseException):  # the failure of the ranks is the one to report
+            self._context.finish_checkpoint()
+        with contextlib.suppress(_Abandoned):
+            self._open.__exit__(_Abandoned, _Abandoned(), None)
+
+    def why_stop(self) -> str:
+        """Return the reason for a requested stop, "" if none was requested."""
+        try:
+            self._context.stop_if_asked()
+        except StopRequested as stopped:
+            return stopped.why or "stopped"
+        return ""
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Return whether to save now."""
+        return self._context.checkpoint_due(step)
+
+    def open_checkpoint(self, step: int) -> str:
+        """Return the folder of a new checkpoint, which the ranks write before they go on."""
+        return str(self._open.enter_context(self._context.checkpoint(step)).absolute())
+
+    def commit_checkpoint(self) -> None:
+        """Make the open checkpoint count."""
+        self._open.close()
+
+    def begin_checkpoint(self, step: int) -> str:
+        """Return the folder of a new checkpoint, which the ranks write while they go on."""
+        self._context.checkpoint_later(step, self.later.begin)
+        return str(self.later.folder.absolute())
+
+    def finish_checkpoint(self) -> None:
+        """Finish the checkpoint that is being written, or raise what stopped it."""
+        self._context.finish_checkpoint()
+
+
+class _Abandoned(Exception):
+    """Raised inside a checkpoint's context manager to discard an unfinished checkpoint."""
