@@ -1,4 +1,4 @@
-"""What an attempt takes over from earlier ones, and the start record that describes it.
+"""What an attempt starts from: its inputs, what it takes over from earlier ones, and the start record.
 
 The record is written before anything is taken over, and again before each takeover. Whenever the attempt
 dies, its successor can read where the contents of the folder came from::
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,18 +19,23 @@ from msgspec.structs import replace
 
 from orchestrator import provenance
 from orchestrator.core.identity import uses_of
-from orchestrator.core.records import Parent, StartRecord
-from orchestrator.core.state import Attempt, Former
-from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.core.records import Parent, StartRecord, Void, remaining_files
+from orchestrator.core.settings import Policy
+from orchestrator.core.state import Attempt, Evidence, Former
+from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.execution.assignment import Assignment, git_of
 from orchestrator.execution.checkpoints import candidates, find_unread, is_discarded
 from orchestrator.execution.command_text import command_facts
+from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.work import take_over
 from orchestrator.manifest import File, copy_file, damage, fsync_path, fsync_tree
 from orchestrator.saving import MANIFEST
 from orchestrator.stage import Checkpoint, StageSpec
 from orchestrator.store import layout
+from orchestrator.store.access import new_nonce
+from orchestrator.store.evidence import EvidenceReader, examine
 from orchestrator.store.ledger import Ledger
+from orchestrator.store.retention import retain
 
 FOLDER = "former"
 """Subfolder of the attempt's scratch folder."""
@@ -275,3 +281,109 @@ def started(order: Assignment, spec: StageSpec, cell: Cell, generations: Mapping
 def going_on(start: StartRecord, taken: Inherited) -> StartRecord:
     """Return the start record, extended by what is taken over."""
     return replace(start, parent=taken.parent, work=taken.work, unread=taken.unread)
+
+
+RECHECK_S = 0.1
+"""Seconds between the two checks of a product before it is voided."""
+
+
+class Products:
+    """The products of a sweep as one worker knows them: those that it verified, and those that do not count.
+
+    Args:
+        ledger: the store.
+        sweep: the sealed sweep.
+        by: name of the worker in the records of what it voids and retires.
+        say: writes a line to the worker's log.
+
+    Attributes:
+        sweep: as given.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: ComposedSweep, *, by: str, say: Callable[[str], None]) -> None:
+        self.sweep = sweep
+        self._ledger = ledger
+        self._by = by
+        self._say = say
+        self._trusted: set[tuple[str, int]] = set()
+        self._verified: set[tuple[str, int]] = set()
+
+    def reader(self, observer: Watcher) -> EvidenceReader:
+        """Return a reader of new evidence, which reads it lazily."""
+        return EvidenceReader(
+            self._ledger,
+            self.sweep.stages.values(),
+            observer=observer,
+            count_attempts=False,
+            trusted=self._trusted,
+            specs=self.sweep.specs,
+        )
+
+    def retain(self, policy: Policy, *, after: str = "", sources: Collection[str] | None = None) -> None:
+        """Retire files that no stage needs any more.
+
+        Args:
+            policy: which files to keep.
+            after: the cell and stage just done, for the record.
+            sources: digests of the products to check; None for all.
+
+        Raises:
+            OSError: the store did not answer.
+        """
+        by = f"{self._by}, after {after}" if after else self._by
+        for retired in retain(
+            self._ledger, self.sweep, policy, by=by, sources=sources, trusted=self._trusted
+        ):
+            self._say(f"retired {len(retired.files)} files under policy {retired.policy}: {retired.why}")
+
+    def folders(self, instance: StageInstance, reader: EvidenceReader) -> dict[str, dict[str, str]] | None:
+        """Return the verified folders of a stage's inputs; None if one does not count.
+
+        Contents are verified the first time only, later sizes alone. A damaged product is voided.
+        """
+        folders: dict[str, dict[str, str]] = {}
+        for taken in instance.inputs:
+            source, evidence = self.sweep.stages[taken.digest], reader.evidence(taken.digest)
+            if evidence.done is None:
+                return None
+            prefix = layout.output(source, evidence.done.attempt)
+            folder = self._ledger.objects.fetch(prefix, ())  # keeps a cached copy from being evicted
+            key = (taken.digest, evidence.generation)
+            if damage(folder, remaining_files(evidence.done.files, evidence.retired), content=False):
+                self._verified.discard(key)
+            if examine(self._ledger, source, evidence.done, content=key not in self._verified)[0]:
+                self.void_damaged(source, evidence)
+                return None
+            self._verified.add(key)
+            folders.setdefault(taken.stage, {})[taken.label] = str(folder)
+        return folders
+
+    def unpin(self, instance: StageInstance, reader: EvidenceReader) -> None:
+        """Allow the cache to evict the copies of a stage's inputs."""
+        for source in (self.sweep.stages[taken.digest] for taken in instance.inputs):
+            done = reader.evidence(source.digest).done
+            if done is not None:
+                prefix = layout.payload(source, done.attempt)
+                self._ledger.objects.release(prefix)
+
+    def void_damaged(self, instance: StageInstance, evidence: Evidence) -> None:
+        """Void a product that a second check finds damaged, or that was made from a discarded one."""
+        # One failed check may be a caching effect of a network file system; voiding is permanent.
+        time.sleep(RECHECK_S)
+        done, problem = self._ledger.product(instance, evidence.generation)
+        discarded = "" if done is None else self._ledger.discarded_input(instance, done)
+        if done is not None:
+            problem = discarded or examine(self._ledger, instance, done)[0]
+            if not problem:
+                return
+        self._trusted.discard((instance.digest, evidence.generation))
+        self._say(f"{instance.name} {instance.digest[:8]}: product does not count: {problem}")
+        void = Void(
+            nonce=new_nonce(),
+            generation=evidence.generation,
+            kind="discarded" if discarded else "damaged",
+            reason=problem or "its done record is unreadable",
+            by=self._by,
+            at=provenance.now(),
+        )
+        self._ledger.void(instance, void)

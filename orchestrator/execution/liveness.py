@@ -317,6 +317,39 @@ class Watcher:
         return None
 
 
+class Idleness:
+    """How long a worker has found nothing to claim while others work.
+
+    Args:
+        watcher: the worker's watcher.
+        most_s: seconds after which the worker may leave; None: never.
+    """
+
+    def __init__(self, watcher: Watcher, most_s: float | None) -> None:
+        self._watcher = watcher
+        self._most_s = most_s
+        self._since_s: float | None = None
+        self._scan_s = 0.0
+
+    def start_scan(self) -> None:
+        """Note the start of a scan."""
+        self._scan_s = time.monotonic()
+
+    def end(self) -> None:
+        """Note that the worker found a stage to claim."""
+        self._since_s = None
+
+    def is_long(self) -> bool:
+        """Whether the worker may leave, after a scan that found nothing to claim."""
+        now_s = time.monotonic()
+        self._since_s = now_s if self._since_s is None else self._since_s
+        if self._most_s is None or now_s - self._since_s < self._most_s:
+            return False
+        # An attempt that may be dead keeps this worker here. Each successor would start watching from zero,
+        # and none would watch for a whole lease.
+        return not self._watcher.suspects(read_s=self._scan_s, since_s=self._since_s)
+
+
 def next_lease_s(base_s: float, num_lost: int, *, cap_s: float = 1800.0) -> float:
     """Return the lease of a new claim, in seconds.
 

@@ -11,21 +11,20 @@ from msgspec.structs import replace
 from orchestrator import provenance
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import Claimable, RequestSummary, Scanner, summarize_requests
-from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes, Void, remaining_files
+from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes
 from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
 from orchestrator.execution.attempt import AttemptRun, WorkerHooks
-from orchestrator.execution.liveness import Leaving, Watcher, next_lease_s
+from orchestrator.execution.inheritance import Products
+from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
-from orchestrator.manifest import damage
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.checkout import Checkout
-from orchestrator.store.evidence import EvidenceReader, examine
+from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.retention import retain
 
 IDLE_S = 0.1
 """First pause in seconds of a worker that finds nothing to claim; each further one is 1.5 times as long."""
@@ -37,6 +36,83 @@ CANCEL_POLL_S = 1.0
 """Seconds between two looks for a cancel while a stage runs, unless the store is polled less often."""
 
 MAX_FAILED_STARTS = 2
+
+
+class RequestReader:
+    """The users' requests for a sweep, as they were last read.
+
+    Args:
+        ledger: the store.
+        sweep: name of the sweep.
+        cells: ids of all its cells.
+
+    Attributes:
+        summary: of the requests.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: str, cells: Sequence[str]) -> None:
+        self.summary = RequestSummary(frozenset(), {}, {})
+        self._ledger = ledger
+        self._sweep = sweep
+        self._cells = cells
+        self._read_s = 0.0
+
+    def read(self, *, at_most_s: float) -> RequestSummary:
+        """Return the summary of all requests, read again if it is older than `at_most_s` seconds."""
+        if time.monotonic() - self._read_s >= at_most_s:
+            self.summary = summarize_requests(self._ledger.requests(self._sweep), self._cells)
+            self._read_s = time.monotonic()
+        return self.summary
+
+
+class WorkerHistory:
+    """How the attempts of a worker ended, from which follow whether it goes on and how it exits.
+
+    Args:
+        in_job: whether the worker runs in a scheduler's job.
+
+    Attributes:
+        num_claims: number of attempts that it claimed.
+        has_progressed: whether a successor of this job could get further.
+        is_late: whether an attempt ended because too little time was left.
+        is_starved: whether a stage ran out of memory, so that a larger job is needed.
+    """
+
+    def __init__(self, *, in_job: bool) -> None:
+        self.num_claims = 0
+        self.has_progressed = False
+        self.is_late = False
+        self.is_starved = False
+        self._in_job = in_job
+        self._failed_starts = 0
+        self._is_replaced = False
+        self._is_on_bad_node = False
+
+    def add(self, run: AttemptRun, end: End, *, is_replaced: bool) -> None:
+        """Add an attempt that ended; `is_replaced`: a later start of this worker took it over."""
+        has_failed_to_start = end.outcome == "failed" and not run.was_running
+        self._failed_starts = self._failed_starts + 1 if has_failed_to_start else 0
+        self._is_replaced = is_replaced
+        self._is_on_bad_node |= end.cause is Cause.BAD_NODE
+        self.is_late |= end.why == "deadline"
+        self.is_starved |= end.cause is Cause.OOM_HOST and self._in_job
+        self.has_progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
+
+    def refusal(self) -> tuple[str, int] | None:
+        """Return why the worker claims no more, and its exit code; None while it goes on."""
+        if self._is_replaced:
+            return "a later start of this job goes on", self.exit_code("replaced")
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            return "two failures in the start phase in a row", REFUSED
+        if self._is_on_bad_node:
+            return "this machine cannot run the stages", REFUSED
+        return None
+
+    def exit_code(self, why: str) -> int:
+        """Return the exit code of a worker that leaves work behind; it matters to a scheduler only."""
+        if not self._in_job:
+            return 0
+        return RELEASED if self.has_progressed or why != "deadline" else TOO_SHORT
 
 
 class Worker:
@@ -67,77 +143,67 @@ class Worker:
         say: Callable[[str], None] = print,
         checkout: Checkout | None = None,
     ) -> None:
-        self._ledger, self._order, self._owner = ledger, order, owner
-        self._sweep = revision.sweep
+        sweep = revision.sweep
+        self._ledger = ledger
+        self._order = order
+        self._owner = owner
         self._hooks = WorkerHooks(
             context=context, stop_asked=stop_asked, shortage=shortage, checkout=checkout
         )
         self._say = say
-        self._scanner = Scanner(share(self._sweep.cells, order), self._sweep.stages)
-        self._all_ids = tuple(cell.id for cell in self._sweep.cells)
+        self._scanner = Scanner(share(sweep.cells, order), sweep.stages)
         self._watcher = Watcher(owner, job=order.job)
-        self._trusted: set[tuple[str, int]] = set()
-        self._verified: set[tuple[str, int]] = set()
-        self._failed_starts, self._replaced, self._starved = 0, False, False
-        self._is_late, self._is_on_bad_node = False, False
-        self.num_claims, self._progressed = 0, False  # whether a successor of this job could get further
-        self._idle_since_s: float | None = None
+        self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
-        self._scan_s = 0.0
-        self._requests_read_s = 0.0
-        self._summary = RequestSummary(frozenset(), {}, {})
+        self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
+        self._products = Products(ledger, sweep, by=f"worker on {owner.host}", say=say)
+        self._history = WorkerHistory(in_job=order.job is not None)
+
+    @property
+    def num_claims(self) -> int:
+        """The number of attempts that it claimed."""
+        return self._history.num_claims
 
     def run(self) -> int:
         """Work until nothing is left to claim or to wait for; return the exit code."""
         idle_s = IDLE_S
         while not self._hooks.stop_asked():
-            if self._replaced:
-                self._say("a later start of this job goes on: this worker claims no more")
-                return self._exit_code_for("replaced")
-            if self._failed_starts >= MAX_FAILED_STARTS:
-                self._say("two failures in the start phase in a row: this worker claims no more")
-                return REFUSED
-            if self._is_on_bad_node:
-                self._say("this machine cannot run the stages: this worker claims no more")
-                return REFUSED
-            self._scan_s = time.monotonic()
-            summary = self._read_requests(at_most_s=0.0)
-            # New evidence for each scan, read lazily. A decision from an old scan is checked again in `_try`.
-            reader = EvidenceReader(
-                self._ledger,
-                self._sweep.stages.values(),
-                observer=self._watcher,
-                count_attempts=False,
-                trusted=self._trusted,
-                specs=self._sweep.specs,
-            )
+            if (refusal := self._history.refusal()) is not None:
+                why, code = refusal
+                self._say(f"{why}: this worker claims no more")
+                return code
+            self._idleness.start_scan()
+            summary = self._requests.read(at_most_s=0.0)
+            # New evidence for each scan. A decision from an old scan is checked again in `_try`.
+            reader = self._products.reader(self._watcher)
             scan = self._scanner.next_stage(
                 lambda digest, r=reader, s=summary: self._status(r, s, digest),  # type: ignore[misc]
                 cancelled=summary.cancelled,
             )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
-                return self._exit_code_for("deadline")
+                return self._history.exit_code("deadline")
             if scan.claimable is not None and self._has_other_code():
                 return OTHER_CODE
             if scan.claimable is not None:
                 idle_s = IDLE_S if self._try_or_leave(scan.claimable, reader) else self._pause(idle_s)
-                self._idle_since_s = None
+                self._idleness.end()
             elif scan.waiting:
-                if self._is_idle_for_long():
+                if self._idleness.is_long():
                     self._say("nothing to claim while others work: this worker leaves")
                     return 0
                 self._leaving.reset()  # others still work, so it stays whatever the unreadable stages do
-                idle_s, self._progressed = self._pause(idle_s), True
+                idle_s = self._pause(idle_s)
+                self._history.has_progressed = True
             elif self._is_worth_another_look(reader):
                 idle_s = self._pause(idle_s)
             else:
                 # Otherwise the log of a scheduler's job would be empty.
                 if self.num_claims == 0 and self._order.job is not None:
                     self._say("nothing was left to do")
-                self._retain(f"worker on {self._owner.host}")
-                return NO_MEMORY if self._starved else 0
-        return self._exit_code_for(self._hooks.stop_asked())
+                self._retain()
+                return NO_MEMORY if self._history.is_starved else 0
+        return self._history.exit_code(self._hooks.stop_asked())
 
     def _has_other_code(self) -> bool:
         """Whether the checkout was edited since the launch: its products would have another version."""
@@ -152,28 +218,13 @@ class Worker:
         )
         return True
 
-    def _is_idle_for_long(self) -> bool:
-        now_s, most_s = time.monotonic(), self._order.max_idle_s
-        self._idle_since_s = now_s if self._idle_since_s is None else self._idle_since_s
-        if most_s is None or now_s - self._idle_since_s < most_s:
-            return False
-        # An attempt that may be dead keeps this worker here. Each successor would start watching from zero,
-        # and none would watch for a whole lease.
-        return not self._watcher.suspects(read_s=self._scan_s, since_s=self._idle_since_s)
-
-    def _exit_code_for(self, why: str) -> int:
-        """Return the exit code of a worker that leaves work behind; it matters to a scheduler only."""
-        if self._order.job is None:
-            return 0
-        return RELEASED if self._progressed or why != "deadline" else TOO_SHORT
-
     def _short_of_time(self) -> float | None:
         """Return the seconds left of a scheduler's job, if they are too few to start a stage; else None."""
         job = self._order.job
         if job is None or job.end_at is None:
             return None
         left_s = job.end_at - time.time()
-        return left_s if self._is_late or left_s < job.min_left_s else None
+        return left_s if self._history.is_late or left_s < job.min_left_s else None
 
     def _pause(self, idle_s: float) -> float:
         time.sleep(idle_s)
@@ -210,28 +261,22 @@ class Worker:
         budget = summary.budget(digest, self._order.settings.policy.retries)
         return stage_status(reader.evidence(digest), budget)
 
-    def _read_requests(self, *, at_most_s: float) -> RequestSummary:
-        """Return the summary of all requests, read again if it is older than `at_most_s` seconds."""
-        if time.monotonic() - self._requests_read_s >= at_most_s:
-            self._summary = summarize_requests(self._ledger.requests(self._order.sweep), self._all_ids)
-            self._requests_read_s = time.monotonic()
-        return self._summary
-
-    def _retain(self, by: str, instance: StageInstance | None = None) -> None:
+    def _retain(self, claimable: Claimable | None = None) -> None:
         """Retire files that no stage needs after the one just done; without a stage, check all products."""
         policy = self._order.settings.policy
-        if instance is not None and policy.retention == "all":
+        if claimable is not None and policy.retention == "all":
             return
-        sources = None if instance is None else [taken.digest for taken in instance.inputs]
         try:
-            if self._read_requests(at_most_s=0.0).revision not in (0, self._order.revision):
+            if self._requests.read(at_most_s=0.0).revision not in (0, self._order.revision):
                 return  # a newer revision was launched: its stages may need what these do not
-            news = retain(self._ledger, self._sweep, policy, by=by, sources=sources, trusted=self._trusted)
+            if claimable is None:
+                self._products.retain(policy)
+            else:
+                done = claimable.instance
+                sources = [taken.digest for taken in done.inputs]
+                self._products.retain(policy, after=f"{claimable.cell.id} {done.name}", sources=sources)
         except (OSError, InfrastructureError) as error:  # the next worker completes the deletion
             self._say(f"retention: {error}")
-            return
-        for retired in news:
-            self._say(f"retired {len(retired.files)} files under policy {retired.policy}: {retired.why}")
 
     # Claiming
 
@@ -242,11 +287,11 @@ class Worker:
             False if another worker was first, so that a pause is due; True to scan again at once.
         """
         instance = claimable.instance
-        if (inputs := self._inputs(instance, reader)) is None:
+        if (inputs := self._products.folders(instance, reader)) is None:
             return True  # an input was voided: scan again at once
         evidence = reader.evidence(instance.digest)
         if evidence.damaged:
-            self._void_damaged(instance, evidence)
+            self._products.void_damaged(instance, evidence)
             return True
         attempts = self._ledger.attempts(instance)
         if attempts != evidence.attempts or self._ledger.is_done_or_void(instance, evidence.generation):
@@ -257,35 +302,32 @@ class Worker:
         if not self._ledger.claim(instance, number, claim):
             return False
         self._say(f"{claimable.cell.id} {instance.name}: attempt {number}")
-        self.num_claims += 1
+        self._history.num_claims += 1
+        status = self._status(reader, self._requests.summary, instance.digest)
         claimed = ClaimedAttempt(
             order=self._order,
-            spec=self._sweep.specs[instance.stage],
+            spec=self._products.sweep.specs[instance.stage],
             cell=claimable.cell,
             instance=instance,
             number=number,
             claim=claim,
             inputs=inputs,
             input_generations={i.digest: reader.evidence(i.digest).generation for i in instance.inputs},
-            former=evidence.former if self._status(reader, self._summary, instance.digest).going_on else None,
+            former=evidence.former if status.going_on else None,
         )
         hooks = replace(self._hooks, stop_asked=lambda: self._why_stop(instance))
         run = AttemptRun(self._ledger, claimed, hooks)
         end = run.run(attempts)
-        self._unpin_inputs(instance, reader)
-        self._count_start(run, end)
-        self._replaced = end.why == "superseded" and self._is_replaced(instance)
-        self._is_late |= end.why == "deadline"
-        self._is_on_bad_node |= end.cause is Cause.BAD_NODE
+        self._products.unpin(instance, reader)
+        is_replaced = end.why == "superseded" and self._is_replaced(instance)
+        self._history.add(run, end, is_replaced=is_replaced)
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
-            self._starved = True
             self._scanner.cells = tuple(
                 cell for cell in self._scanner.cells if instance.digest not in cell.stage_digests
             )
-        self._progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
         if end.outcome == "succeeded":
-            self._retain(f"worker on {self._owner.host}, after {claimable.cell.id} {instance.name}", instance)
+            self._retain(claimable)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
         self._say(f"{claimable.cell.id} {instance.name}: {said}")
         return True
@@ -321,64 +363,6 @@ class Worker:
             for o in owners
         )
 
-    def _count_start(self, run: AttemptRun, end: End) -> None:
-        failed = end.outcome == "failed" and not run.was_running
-        self._failed_starts = self._failed_starts + 1 if failed else 0
-
-    # Inputs
-
-    def _inputs(self, instance: StageInstance, reader: EvidenceReader) -> dict[str, dict[str, str]] | None:
-        """Return the verified folders of a stage's inputs; None if one does not count.
-
-        Contents are verified the first time only, later sizes alone. A damaged product is voided.
-        """
-        folders: dict[str, dict[str, str]] = {}
-        for taken in instance.inputs:
-            source, evidence = self._sweep.stages[taken.digest], reader.evidence(taken.digest)
-            if evidence.done is None:
-                return None
-            prefix = layout.output(source, evidence.done.attempt)
-            folder = self._ledger.objects.fetch(prefix, ())  # keeps a cached copy from being evicted
-            key = (taken.digest, evidence.generation)
-            if damage(folder, remaining_files(evidence.done.files, evidence.retired), content=False):
-                self._verified.discard(key)
-            if examine(self._ledger, source, evidence.done, content=key not in self._verified)[0]:
-                self._void_damaged(source, evidence)
-                return None
-            self._verified.add(key)
-            folders.setdefault(taken.stage, {})[taken.label] = str(folder)
-        return folders
-
-    def _unpin_inputs(self, instance: StageInstance, reader: EvidenceReader) -> None:
-        """Allow the cache to evict the copies of a stage's inputs."""
-        for source in (self._sweep.stages[taken.digest] for taken in instance.inputs):
-            done = reader.evidence(source.digest).done
-            if done is not None:
-                prefix = layout.payload(source, done.attempt)
-                self._ledger.objects.release(prefix)
-
-    def _void_damaged(self, instance: StageInstance, evidence: Evidence) -> None:
-        """Void a product that a second check finds damaged, or that was made from a discarded one."""
-        # One failed check may be a caching effect of a network file system; voiding is permanent.
-        time.sleep(IDLE_S)
-        done, problem = self._ledger.product(instance, evidence.generation)
-        discarded = "" if done is None else self._ledger.discarded_input(instance, done)
-        if done is not None:
-            problem = discarded or examine(self._ledger, instance, done)[0]
-            if not problem:
-                return
-        self._trusted.discard((instance.digest, evidence.generation))
-        self._say(f"{instance.name} {instance.digest[:8]}: product does not count: {problem}")
-        void = Void(
-            nonce=new_nonce(),
-            generation=evidence.generation,
-            kind="discarded" if discarded else "damaged",
-            reason=problem or "its done record is unreadable",
-            by=f"worker on {self._owner.host}",
-            at=provenance.now(),
-        )
-        self._ledger.void(instance, void)
-
     # Stopping
 
     def _why_stop(self, instance: StageInstance) -> str:
@@ -387,7 +371,7 @@ class Worker:
             return why
         try:
             at_most_s = max(CANCEL_POLL_S, self._ledger.objects.poll_s)
-            cancelled = self._read_requests(at_most_s=at_most_s).cancelled
+            cancelled = self._requests.read(at_most_s=at_most_s).cancelled
         except (OSError, InfrastructureError):  # read again soon: no reason to lose a running stage
             return ""
         if not cancelled:
