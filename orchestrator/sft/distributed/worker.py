@@ -24,7 +24,7 @@ from orchestrator.errors import StopRequested
 from orchestrator.registry import load
 from orchestrator.sft.distributed.context import Order, RankContext, as_bytes
 from orchestrator.sft.distributed.nodes import PARENT, die_with, free_endpoint, interface, join, without_job
-from orchestrator.sft.distributed.watcher import watch
+from orchestrator.sft.distributed.watcher import GROUP, end_group, watch
 
 LAUNCHER = -1
 """What a launcher sends where ranks send their rank."""
@@ -178,6 +178,8 @@ def _join_nodes(pipe: Connection, num_nodes: int, is_over: threading.Event) -> l
         with contextlib.suppress(EOFError, OSError):
             pipe.recv()
         _kill_ranks()
+        # Slurm may kill the watcher with this step, before it has ended what left the ranks' process groups.
+        end_group(os.environ[GROUP])
         os._exit(0 if is_over.is_set() else 1)
 
     def forward() -> None:
