@@ -14,7 +14,7 @@ from orchestrator.cli.output import print_lines
 from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
-from orchestrator.errors import UserError, counted, nearest
+from orchestrator.errors import InfrastructureError, UserError, counted, nearest
 from orchestrator.store.access import new_nonce
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger
@@ -118,8 +118,17 @@ def _void(view: SweepState, instance: StageInstance, reason: str, named: set[str
 
     Returns:
         Whether a product that counted was voided.
+
+    Raises:
+        InfrastructureError: the records of the stage cannot be read.
     """
-    evidence = EvidenceReader(view.ledger, [instance]).evidence(instance.digest)
+    # Not its files: a product is voided whether they are whole or not, and one may be retired at this moment.
+    evidence = EvidenceReader(view.ledger, [instance], check_files=False).evidence(instance.digest)
+    if evidence.unreadable:  # skipping it would void what was made from it, and let it count
+        raise InfrastructureError(
+            f"{instance.name} {instance.digest[:8]} was not discarded: {evidence.unreadable}",
+            fix="discard again; what was discarded already stays so",
+        )
     running = bool(evidence.attempts) and evidence.attempts[-1].end is None
     left = instance.digest in named and bool(evidence.attempts)
     if evidence.done is None and not running and not left and not evidence.damaged:
