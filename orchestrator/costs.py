@@ -16,10 +16,14 @@ tenth of a millisecond.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
+from msgspec.structs import fields
+
+from orchestrator.errors import UserError
 
 
 class Device(NamedTuple):
@@ -191,3 +195,25 @@ class Need(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     fetch: str = ""
     arguments: dict[str, Any] = {}
     advice: str = ""
+
+
+def checked_estimate(name: str, estimate: Any) -> Estimate:
+    """Return what an estimate hook returned, if its costs can be added and compared.
+
+    Args:
+        name: of the hook, for the error.
+        estimate: what it returned. The types of a struct are not checked when a hook makes one.
+
+    Raises:
+        UserError: it is no `Estimate`, or a number in it is negative or not finite.
+    """
+    if not isinstance(estimate, Estimate):
+        raise UserError(f"the hook {name} returned {type(estimate).__name__}", allowed="an Estimate")
+    for field in fields(Estimate):
+        value = getattr(estimate, field.name)
+        is_number = isinstance(value, int | float) and 0 <= value < math.inf
+        if isinstance(field.default, int | float) and not is_number:
+            raise UserError(
+                f"the hook {name} returned {field.name}={value!r}", allowed="a finite number, 0 or more"
+            )
+    return estimate

@@ -15,7 +15,7 @@ from orchestrator.core.schedule import PlannedStage
 from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
-from orchestrator.costs import Estimate, Finished, Hardware, Measured, Need
+from orchestrator.costs import Estimate, Finished, Hardware, Measured, Need, checked_estimate
 from orchestrator.errors import SweepError, UserError, counted, one_line
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
@@ -187,7 +187,9 @@ def estimates_of(
                 name, hook = hooks[instance.stage]
                 given = {"label": instance.label, "hardware": hardware, "retention": retention}
                 try:
-                    estimates[digest] = call(name, hook, config, measured=measured, **given)
+                    estimates[digest] = checked_estimate(
+                        name, call(name, hook, config, measured=measured, **given)
+                    )
                 except UserError as error:
                     # A stage that is done may have run on other, larger hardware.
                     if not is_done:
@@ -278,8 +280,7 @@ def order_estimates(
         hardware: that workers have; None for that which a plan assumes.
         import_paths: folders from which the user's hooks are imported.
     """
-    settings = request.settings
-    if settings is None:  # a request of a version that recorded none
+    if (settings := request.settings) is None:  # a request of a version that recorded none
         return {}
     try:
         return estimates_of(

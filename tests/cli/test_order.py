@@ -72,6 +72,23 @@ def test_the_plan_tells_how_long_the_whole_takes_on_a_cluster(
     assert "makespan" not in lengths.json("plan", "lengths.yaml")
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("None", "the hook own:second returned NoneType"),
+        ("Estimate(wall_hours=float('nan'))", "the hook own:second returned wall_hours=nan"),
+        ("Estimate(wall_hours=-1)", "the hook own:second returned wall_hours=-1"),
+        ("Estimate(wall_hours='4 h')", "the hook own:second returned wall_hours='4 h'"),
+        ("Estimate(num_gpus=-2)", "the hook own:second returned num_gpus=-2"),
+    ],
+)
+def test_an_estimate_that_cannot_be_compared_is_refused(lengths: Any, returned: str, message: str) -> None:
+    (lengths.folder / "own.py").write_text(f"{HOOKS}\ndef second(config, **_):\n    return {returned}\n")
+    assert message in lengths("plan", "lengths.yaml", "--gpus", "8", code=2)
+    assert message in lengths("launch", "lengths.yaml", code=2)
+    assert not lengths.store.exists()
+
+
 def test_estimates_that_are_wrong_change_the_time_and_the_same_seed_gives_the_same_time(lengths: Any) -> None:
     words = ["simulate", "lengths.yaml", "--gpus", "2", "--estimate-error", "0.3"]
     found = lengths.json(*words, "--seed", "1")
