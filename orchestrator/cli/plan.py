@@ -21,9 +21,10 @@ from orchestrator.api.launching import composed_or_sealed, run_settings_of
 from orchestrator.api.planning import Plan, SimulatedCluster, cell_drift, hardware_of
 from orchestrator.api.requests import code_drift, needing_retired_lines
 from orchestrator.api.state import SweepState
-from orchestrator.cli.arguments import add_composing, again
 from orchestrator.cli.output import (
     ComposeProgress,
+    add_composing,
+    again,
     print_json,
     print_lines,
     print_table,
