@@ -42,9 +42,9 @@ class StageSpec(Settings, frozen=True, kw_only=True):
         finished: for commands: a file that the command creates when it is done, in the output or work folder.
             After a stop, exit code 0 counts as done only with this file.
         keep: patterns of files in the work folder that become part of the product.
-        shell: for commands: ``bash`` runs the line, with ``-e`` and ``pipefail``. Part of the identity if
-            true.
+        shell: for commands: whether ``bash -e -o pipefail`` runs the line. Part of the identity if true.
         python: for commands: the interpreter that ``python`` and ``{python}`` mean.
+        gated_by: stages that must be done before this one may start, although it takes nothing of theirs.
     """
 
     run: str | None = None
@@ -66,6 +66,7 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     keep: Annotated[tuple[str, ...], SINCE_2] = ()
     shell: Annotated[bool, SINCE_2] = False
     python: Annotated[str | None, SINCE_2] = None
+    gated_by: Annotated[tuple[str, ...], SINCE_2] = ()
 
 
 class Config(Mapping[str, Any]):

@@ -7,7 +7,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from orchestrator.core.evidence import NO_HOLDS, Budget, Holds
+from orchestrator.core.evidence import NO_GATES, NO_HOLDS, Budget, Gate, Gates, Hold, Holds
 from orchestrator.core.failure import DETERMINISTIC
 from orchestrator.core.records import Done, Request
 from orchestrator.core.settings import Retention
@@ -95,6 +95,7 @@ def next_stage(
     *,
     cancelled: frozenset[str],
     holds: Holds = NO_HOLDS,
+    gates: Gates = NO_GATES,
 ) -> Scan:
     """Return the first stage that may be claimed.
 
@@ -108,8 +109,9 @@ def next_stage(
         status_of: returns a stage's own state by digest; called once for each digest.
         cancelled: ids of cells to skip.
         holds: what is held back in the sweep.
+        gates: of the launch; they come first. `holds` keeps stages from starting before them.
     """
-    for found in _look(cells, instances, status_of, cancelled, holds):
+    for found in _look(cells, instances, status_of, cancelled, holds, gates):
         if isinstance(found, Claimable):
             return Scan(found, True)
         return Scan(None, found)
@@ -128,12 +130,16 @@ class Scanner:
 
     Args:
         cells: in that order.
-        instances: digest to stage instance.
+        instances: digest to stage instance, gates included.
+        gates: of the launch.
     """
 
-    def __init__(self, cells: Sequence[Cell], instances: Mapping[str, StageInstance]) -> None:
+    def __init__(
+        self, cells: Sequence[Cell], instances: Mapping[str, StageInstance], gates: Gates = NO_GATES
+    ) -> None:
         self.cells = cells
         self._instances = instances
+        self._gates = gates
         self._done: set[str] = set()
 
     def next_stage(
@@ -151,9 +157,12 @@ class Scanner:
             return found[digest]
 
         rest = [cell for cell in self.cells if cell.id not in self._done]
-        scan = next_stage(rest, self._instances, remembered, cancelled=cancelled, holds=holds)
-        if scan.claimable is None and len(rest) < len(self.cells):
-            scan = next_stage(self.cells, self._instances, remembered, cancelled=cancelled, holds=holds)
+        for cells in (rest, self.cells):
+            scan = next_stage(
+                cells, self._instances, remembered, cancelled=cancelled, holds=holds, gates=self._gates
+            )
+            if scan.claimable is not None or len(rest) == len(self.cells):
+                break
         done = {digest for digest, status in found.items() if status.state is State.DONE}
         self._done.update(cell.id for cell in rest if done.issuperset(cell.stage_digests))
         return scan
@@ -166,6 +175,7 @@ def num_claimable(
     *,
     cancelled: frozenset[str],
     holds: Holds = NO_HOLDS,
+    gates: Gates = NO_GATES,
 ) -> tuple[int, bool]:
     """Return the number of stages that may be claimed now, and whether there is a reason to wait.
 
@@ -178,8 +188,9 @@ def num_claimable(
         status_of: returns a stage's own state by digest; called once for each digest.
         cancelled: ids of cells to skip.
         holds: what is held back in the sweep.
+        gates: of the launch.
     """
-    found = list(_look(cells, instances, status_of, cancelled, holds))
+    found = list(_look(cells, instances, status_of, cancelled, holds, gates))
     digests = {each.instance.digest for each in found if isinstance(each, Claimable)}
     return len(digests), bool(digests) or any(each is True for each in found)
 
@@ -190,6 +201,7 @@ def _look(
     status_of: Callable[[str], StageStatus],
     cancelled: frozenset[str],
     holds: Holds,
+    gates: Gates,
 ) -> Iterator[Claimable | bool]:
     """Yield each claimable stage, and at the end whether to wait for one that runs or is held for a while."""
     seen: dict[str, StageStatus] = {}
@@ -197,7 +209,7 @@ def _look(
     for cell in cells:
         if cell.id in cancelled:
             continue
-        for digest in cell.stage_digests:
+        for digest in (*gates.before(cell.id), *cell.stage_digests):
             # Reading a state costs file or network access, and cells share stages.
             if digest not in seen:
                 seen[digest] = status_of(digest)
@@ -211,6 +223,65 @@ def _look(
                 elif not hold.is_final:
                     waiting = True
     yield waiting
+
+
+def gate_holds(
+    cells: Iterable[Cell],
+    gates: Gates,
+    instances: Mapping[str, StageInstance],
+    status_of: Callable[[str], StageStatus],
+) -> dict[str, Hold]:
+    """Return the holds of stages whose gates are not done, and of gates that nothing waits for, by digest.
+
+    Cells of several classes may share a stage. It is held only if the gates of all of these cells hold it.
+
+    Args:
+        cells: whose stages are wanted, without those that are cancelled.
+        gates: of the launch.
+        instances: digest to stage instance, gates included.
+        status_of: returns a stage's own state by digest.
+    """
+    holds: dict[str, Hold | None] = {}
+    needed: set[str] = set()
+    for cell in cells if gates.cells else ():
+        of_cell: dict[str, Hold | None] = {}
+        for gate in gates.cells.get(cell.id, ()):
+            found = _hold_of(gate, cell, gates, instances, status_of)
+            if found is not None and any(status_of(digest).state in _STARTABLE for digest in gate.stages):
+                needed.add(gate.digest)
+            of_cell.update((digest, max(of_cell.get(digest), found, key=_weight)) for digest in gate.stages)
+        holds.update(
+            (digest, min(holds.get(digest, hold), hold, key=_weight)) for digest, hold in of_cell.items()
+        )
+    idle = dict.fromkeys(set(gates.instances) - needed, Hold("no stage waits for it"))
+    return idle | {digest: hold for digest, hold in holds.items() if hold is not None}
+
+
+def _weight(hold: Hold | None) -> int:
+    return 0 if hold is None else 2 if hold.is_final else 1
+
+
+def _hold_of(
+    gate: Gate,
+    cell: Cell,
+    gates: Gates,
+    instances: Mapping[str, StageInstance],
+    status_of: Callable[[str], StageStatus],
+) -> Hold | None:
+    """Return what a gate means for the stages of a cell; None if they may start."""
+    name, status = gates.instances[gate.digest].name, status_of(gate.digest)
+    if status.state is State.DONE:
+        return None
+    if status.state in (State.FAILED, State.UNKNOWN):
+        return Hold(f"its gate {name} is {status.state}: {status.reason}", cause=status.cause)
+    for digest in gates.chains[gate.digest][:-1]:
+        taken = status_of(digest)
+        if taken.state in (State.FAILED, State.UNKNOWN) or taken.retired:
+            # The gate cannot run. A cell that takes nothing of this input is not held up for it.
+            if digest not in cell.stage_digests or taken.retired:
+                return None
+            return Hold(f"input {instances[digest].name} is {taken.state}", cause=taken.cause)
+    return Hold(f"waits for its gate {name}: {status.reason}", is_final=False)
 
 
 class RequestSummary(NamedTuple):

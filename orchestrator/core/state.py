@@ -203,7 +203,7 @@ def _given_inputs(
             return status._replace(state=State.BLOCKED, reason=reason)
     if hold is not None and status.state is not State.FAILED:
         state = State.BLOCKED if hold.is_final else status.state
-        return status._replace(state=state, reason=hold.reason)
+        return status._replace(state=state, reason=hold.reason, cause=hold.cause or status.cause)
     retired = ", ".join(dict.fromkeys(instance.stage for instance, taken in inputs if taken.retired))
     if retired and status.state is not State.FAILED:
         reason = f"{status.going_on}, without the retired files of {retired}"

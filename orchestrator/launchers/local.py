@@ -125,6 +125,7 @@ class LocalLauncher:
             job=launch.job,
             code=launch.code,
             named=launch.named,
+            request=launch.request,
         )
         log = self._log(slot)
         _ensure_fork_server()

@@ -174,6 +174,7 @@ class SlurmJob:
             code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
             code=code,
             job=self._job(),
+            request=submission.request,
         )
 
     def _job(self) -> JobContext:
