@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord
 from orchestrator.core.sweep import StageInstance
+from orchestrator.manifest import File
 
 NOT_KEPT = "not_kept"
 """Reason of a release: inputs were retired, and the earlier version's product was not enough without them."""
@@ -197,3 +198,23 @@ class Holds(NamedTuple):
 
 
 NO_HOLDS = Holds()
+
+
+def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[File, ...]:
+    """Return the files that must exist: those that no record retired.
+
+    Args:
+        files: of a product.
+        retired: the records of its retirements.
+    """
+    gone = {file.path for record in retired for file in record.files}
+    return tuple(file for file in files if file.path not in gone)
+
+
+def describe_retired(retired: Iterable[Retired]) -> str:
+    """Return a phrase such as ``5 files under policy best``, "" for no records."""
+    parts = []
+    for record in retired:
+        plural = "" if len(record.files) == 1 else "s"
+        parts.append(f"{len(record.files)} file{plural} under policy {record.policy}")
+    return ", ".join(parts)
