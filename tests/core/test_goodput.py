@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.evidence import Attempt, Evidence, Liveness
@@ -220,6 +220,7 @@ HOLDERS = st.builds(
 )
 
 
+@settings(max_examples=60)
 @given(
     st.lists(histories(), max_size=4),
     st.lists(HOLDERS, max_size=2, unique_by=lambda holder: holder.owner),
