@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from orchestrator.core.evidence import Attempt
 from orchestrator.core.records import Request, Retired, Void
 from orchestrator.core.settings import RETIRING
-from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import UserError
 from orchestrator.jobs.records import JobEndBatch, Submission

@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of, missing_of, needs_of, refuse_blocked
-from orchestrator.api.requests import build_request, plan_code, take_code
+from orchestrator.api.estimates import estimates_of
+from orchestrator.api.requests import (
+    build_request,
+    missing_of,
+    needs_of,
+    plan_code,
+    refuse_blocked,
+    take_code,
+)
 from orchestrator.api.state import (
     Notify,
     SweepState,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from orchestrator.api import estimates
-from orchestrator.api.estimates import missing_of, need_line, needs_of, work_of
+from orchestrator.api.estimates import work_of
+from orchestrator.api.requests import missing_of, need_line, needs_of
 from orchestrator.api.state import (
     SweepState,
     current_revision,

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.identity import check_digests
@@ -17,15 +18,7 @@ from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import (
-    Attempt,
-    CellStatus,
-    Liveness,
-    StageStatus,
-    State,
-    cell_status,
-    stage_status,
-)
+from orchestrator.core.state import CellStatus, StageStatus, State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs

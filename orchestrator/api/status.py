@@ -10,7 +10,8 @@ import msgspec
 
 from orchestrator.api.requests import code_versions, retired_line
 from orchestrator.api.state import SweepState, scheduler
-from orchestrator.core.state import Attempt, CellStatus
+from orchestrator.core.evidence import Attempt
+from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of

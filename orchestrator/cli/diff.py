@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.api.state import SweepState, open_view
-from orchestrator.cli.arguments import add_store, no_overrides
-from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.output import add_store, no_overrides, print_json, print_table
 from orchestrator.core.sweep import Cell
 from orchestrator.core.tree import changed_keys
 from orchestrator.errors import UserError, counted

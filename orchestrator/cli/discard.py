@@ -9,8 +9,7 @@ from orchestrator import provenance
 from orchestrator.api.requests import build_request
 from orchestrator.api.run import cancel_cells
 from orchestrator.api.state import SweepState, open_view, sealed_view
-from orchestrator.cli.arguments import add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_lines
+from orchestrator.cli.output import add_store, add_sweep, no_overrides, print_lines
 from orchestrator.core.records import Void
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance

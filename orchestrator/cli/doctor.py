@@ -19,8 +19,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from orchestrator.api.state import store_url
-from orchestrator.cli.arguments import add_store, no_overrides
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import add_store, no_overrides, print_json
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.launchers.local import available_cpus, visible_gpus
 from orchestrator.launchers.slurm.query import slurm

@@ -10,11 +10,16 @@ from orchestrator.api.reconciling import requests_of
 from orchestrator.api.requests import code_drift
 from orchestrator.api.state import SweepState, open_view
 from orchestrator.api.submission import Dispatch, SubmitResult
-from orchestrator.cli.arguments import add_composing, add_store, add_sweep, add_wait, again, no_overrides
 from orchestrator.cli.attached import follow
 from orchestrator.cli.output import (
     ComposeProgress,
+    add_composing,
+    add_store,
+    add_sweep,
+    add_wait,
+    again,
     indented,
+    no_overrides,
     print_lines,
     print_table,
     print_warnings,

@@ -9,8 +9,15 @@ import time
 
 from orchestrator.api.failures import failure_lines, failures_of
 from orchestrator.api.state import SweepState, open_view
-from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_json, print_lines, print_warnings
+from orchestrator.cli.output import (
+    add_cell,
+    add_store,
+    add_sweep,
+    no_overrides,
+    print_json,
+    print_lines,
+    print_warnings,
+)
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import UserError, nearest, one_line

@@ -7,23 +7,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.api.estimates import (
-    call,
-    distinct,
-    in_total,
-    missing_of,
-    need_line,
-    needs_of,
-    of_cell,
-    together,
-)
+from orchestrator.api.estimates import call, in_total, of_cell, together
 from orchestrator.api.launching import composed_or_sealed, run_settings_of
 from orchestrator.api.planning import Plan, SimulatedCluster, cell_drift, hardware_of
-from orchestrator.api.requests import code_drift, needing_retired_lines
+from orchestrator.api.requests import (
+    code_drift,
+    distinct,
+    missing_of,
+    need_line,
+    needing_retired_lines,
+    needs_of,
+)
 from orchestrator.api.state import SweepState
-from orchestrator.cli.arguments import add_composing, again
 from orchestrator.cli.output import (
     ComposeProgress,
+    add_composing,
+    again,
     print_json,
     print_lines,
     print_table,

@@ -11,8 +11,17 @@ from pathlib import Path
 from orchestrator.api.reports import check_folder, fitting_report, write_report, write_sweep_reports
 from orchestrator.api.state import SweepState, open_view, parse_reference, sealed_view, store_url
 from orchestrator.api.status import rows_of
-from orchestrator.cli.arguments import add_only, add_store, no_overrides
-from orchestrator.cli.output import NUMBERS, print_json, print_table, print_warnings, print_written, to_stderr
+from orchestrator.cli.output import (
+    NUMBERS,
+    add_only,
+    add_store,
+    no_overrides,
+    print_json,
+    print_table,
+    print_warnings,
+    print_written,
+    to_stderr,
+)
 from orchestrator.core.settings import split_store
 from orchestrator.errors import UserError, counted, nearest
 from orchestrator.registry import GENERAL, TABLE_READER, load

@@ -11,8 +11,16 @@ import msgspec
 from orchestrator.api.requests import code_drift, retired_line
 from orchestrator.api.state import SweepState, current_revision, open_view, store_url
 from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
-from orchestrator.cli.arguments import add_cell, add_store, add_sweep, no_overrides
-from orchestrator.cli.output import print_json, print_lines, print_table, print_warnings
+from orchestrator.cli.output import (
+    add_cell,
+    add_store,
+    add_sweep,
+    no_overrides,
+    print_json,
+    print_lines,
+    print_table,
+    print_warnings,
+)
 from orchestrator.core.records import remaining_files
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance

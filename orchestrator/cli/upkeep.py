@@ -19,10 +19,10 @@ from typing import Any
 
 from orchestrator import provenance
 from orchestrator.api.state import ask_schedulers, current_revision, sealed_view, store_url
-from orchestrator.cli.arguments import add_store, no_overrides
-from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.output import add_store, no_overrides, print_json, print_table
+from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.records import Owner, Request
-from orchestrator.core.state import Attempt, Liveness, State
+from orchestrator.core.state import State
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import InfrastructureError, UserError, counted, nearest
 from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher

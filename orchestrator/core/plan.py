@@ -7,10 +7,11 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from orchestrator.core.evidence import NO_HOLDS, Budget, Holds
 from orchestrator.core.failure import DETERMINISTIC
 from orchestrator.core.records import Done, Request
 from orchestrator.core.settings import Retention
-from orchestrator.core.state import Budget, CellStatus, StageStatus, State
+from orchestrator.core.state import CellStatus, StageStatus, State
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.manifest import File
 
@@ -79,7 +80,8 @@ class Scan(NamedTuple):
 
     Attributes:
         claimable: a stage that may be claimed now, or None.
-        waiting: whether a stage is claimable or running, after which more stages may become claimable.
+        waiting: whether a stage is claimable, running, or held for a while, so that more stages may become
+            claimable.
     """
 
     claimable: Claimable | None
@@ -92,19 +94,22 @@ def next_stage(
     status_of: Callable[[str], StageStatus],
     *,
     cancelled: frozenset[str],
+    holds: Holds = NO_HOLDS,
 ) -> Scan:
     """Return the first stage that may be claimed.
 
-    A stage is claimable if it is not done, has no live attempt, and has budget left. Its inputs must be done
-    and have their files. A stage that starts from its earlier version's product needs no files of inputs.
+    A stage is claimable if it is not done, has no live attempt, has budget left and is not held. Its inputs
+    must be done and have their files. A stage that starts from its earlier version's product needs no files
+    of inputs.
 
     Args:
         cells: in the order in which this worker tries them.
         instances: digest to stage instance.
         status_of: returns a stage's own state by digest; called once for each digest.
         cancelled: ids of cells to skip.
+        holds: what is held back in the sweep.
     """
-    for found in _look(cells, instances, status_of, cancelled):
+    for found in _look(cells, instances, status_of, cancelled, holds):
         if isinstance(found, Claimable):
             return Scan(found, True)
         return Scan(None, found)
@@ -131,7 +136,13 @@ class Scanner:
         self._instances = instances
         self._done: set[str] = set()
 
-    def next_stage(self, status_of: Callable[[str], StageStatus], *, cancelled: frozenset[str]) -> Scan:
+    def next_stage(
+        self,
+        status_of: Callable[[str], StageStatus],
+        *,
+        cancelled: frozenset[str],
+        holds: Holds = NO_HOLDS,
+    ) -> Scan:
         """Return the next stage that may be claimed; see the function of this name for the arguments."""
         found: dict[str, StageStatus] = {}
 
@@ -140,9 +151,9 @@ class Scanner:
             return found[digest]
 
         rest = [cell for cell in self.cells if cell.id not in self._done]
-        scan = next_stage(rest, self._instances, remembered, cancelled=cancelled)
+        scan = next_stage(rest, self._instances, remembered, cancelled=cancelled, holds=holds)
         if scan.claimable is None and len(rest) < len(self.cells):
-            scan = next_stage(self.cells, self._instances, remembered, cancelled=cancelled)
+            scan = next_stage(self.cells, self._instances, remembered, cancelled=cancelled, holds=holds)
         done = {digest for digest, status in found.items() if status.state is State.DONE}
         self._done.update(cell.id for cell in rest if done.issuperset(cell.stage_digests))
         return scan
@@ -154,18 +165,21 @@ def num_claimable(
     status_of: Callable[[str], StageStatus],
     *,
     cancelled: frozenset[str],
+    holds: Holds = NO_HOLDS,
 ) -> tuple[int, bool]:
     """Return the number of stages that may be claimed now, and whether there is a reason to wait.
 
-    The second value is true if a stage is claimable or running: others may become claimable after it.
+    The second value is true if a stage is claimable, running, or held for a while: others may become
+    claimable after it.
 
     Args:
         cells: in the order in which a worker tries them.
         instances: digest to stage instance.
         status_of: returns a stage's own state by digest; called once for each digest.
         cancelled: ids of cells to skip.
+        holds: what is held back in the sweep.
     """
-    found = list(_look(cells, instances, status_of, cancelled))
+    found = list(_look(cells, instances, status_of, cancelled, holds))
     digests = {each.instance.digest for each in found if isinstance(each, Claimable)}
     return len(digests), bool(digests) or any(each is True for each in found)
 
@@ -175,8 +189,9 @@ def _look(
     instances: Mapping[str, StageInstance],
     status_of: Callable[[str], StageStatus],
     cancelled: frozenset[str],
+    holds: Holds,
 ) -> Iterator[Claimable | bool]:
-    """Yield each claimable stage, and at the end whether a stage of these cells is running."""
+    """Yield each claimable stage, and at the end whether to wait for one that runs or is held for a while."""
     seen: dict[str, StageStatus] = {}
     waiting = False
     for cell in cells:
@@ -191,7 +206,10 @@ def _look(
             if status.state is State.RUNNING:
                 waiting = True
             elif status.state in _STARTABLE and is_there:
-                yield Claimable(cell, instances[digest])
+                if (hold := holds.of(cell.id, digest)) is None:
+                    yield Claimable(cell, instances[digest])
+                elif not hold.is_final:
+                    waiting = True
     yield waiting
 
 

@@ -12,17 +12,27 @@ The scheduler's evidence about jobs is added in `orchestrator.jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord, describe_retired
+from orchestrator.core.evidence import (
+    FAILED,
+    NO_HOLDS,
+    NOT_KEPT,
+    Attempt,
+    Budget,
+    Evidence,
+    Former,
+    Hold,
+    Holds,
+    Liveness,
+    spent,
+)
+from orchestrator.core.failure import Cause
+from orchestrator.core.records import describe_retired
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import one_line
-
-NOT_KEPT = "not_kept"
-"""Reason of a release: inputs were retired, and the earlier version's product was not enough without them."""
 
 NOT_STARTED = "not started"
 """Reason of a stage without attempts."""
@@ -45,101 +55,6 @@ class State(StrEnum):
 
 FINAL = frozenset({State.DONE, State.FAILED, State.BLOCKED, State.CANCELLED})
 """States that workers leave as they are."""
-
-
-FAILED = frozenset({"failed", "unknown"})
-"""Outcomes that count against a retry budget. ``unknown`` stands for an outcome of a later version."""
-
-
-class Liveness(StrEnum):
-    """What an observer concludes about the owner of an attempt without an `end` record."""
-
-    ALIVE = "alive"
-    GONE = "gone"
-    UNKNOWN = "unknown"
-
-
-class Attempt(NamedTuple):
-    """The records of one attempt. A record that is absent or unreadable is None.
-
-    Attributes:
-        number: of the attempt, from 1.
-        claim: who owns it.
-        start: what it started from.
-        heartbeat: the latest one.
-        end: how it ended.
-        problem: which record is unreadable and why, "" if none is.
-    """
-
-    number: int
-    claim: Claim | None = None
-    start: StartRecord | None = None
-    heartbeat: Heartbeat | None = None
-    end: End | None = None
-    problem: str = ""
-
-
-class Former(NamedTuple):
-    """The product of an earlier version of a stage, made from the same inputs.
-
-    Attributes:
-        instance: the stage instance under the earlier version.
-        done: the record of the product; None if the product does not count.
-        how: what the stage does with the product, for people.
-        problem: why the product cannot be used, "" if it can.
-    """
-
-    instance: StageInstance
-    done: Done | None
-    how: str
-    problem: str = ""
-
-
-class Evidence(NamedTuple):
-    """The store's records about one stage instance.
-
-    Attributes:
-        attempts: by number, from 1.
-        done: the product that counts, if there is one.
-        generation: of `done`, or else of the product that the next attempt makes.
-        problem: damage or an unreadable record, in words for the user.
-        damaged: whether `generation` is that of a damaged product, to be voided before the next attempt.
-        liveness: of the owner of the highest attempt, if that attempt has no `end`.
-        liveness_reason: the observation behind `liveness`.
-        liveness_cause: the cause that counts for the attempt if its owner is gone.
-        retired: the product's files that were deleted on purpose.
-        unreadable: why the records cannot be read, such as a folder without permission. It outranks all else.
-        is_passing: whether `unreadable` may pass by itself in a moment.
-        former: the product that an earlier version of an unfinished stage left; None if there is none.
-    """
-
-    attempts: tuple[Attempt, ...] = ()
-    done: Done | None = None
-    generation: int = 1
-    problem: str = ""
-    damaged: bool = False
-    liveness: Liveness = Liveness.UNKNOWN
-    liveness_reason: str = ""
-    liveness_cause: Cause = Cause.NODE_LOST
-    retired: tuple[Retired, ...] = ()
-    unreadable: str = ""
-    is_passing: bool = False
-    former: Former | None = None
-
-
-class Budget(NamedTuple):
-    """How often each cause may be retried, and which attempts count.
-
-    Attributes:
-        retries: cause to number of retries; a cause that is not listed has none.
-        after: attempts up to this number count for no cause, because a rerun or discard came after them.
-        after_chance: attempts up to this number count only for deterministic causes, because a launch came
-            after them.
-    """
-
-    retries: Mapping[str, int]
-    after: int = 0
-    after_chance: int = 0
 
 
 class StageStatus(NamedTuple):
@@ -186,56 +101,6 @@ class CellStatus(NamedTuple):
     cause: Cause | None
     attempts: int
     stages: dict[str, StageStatus]
-
-
-def causes(evidence: Evidence) -> Iterator[tuple[int, Cause]]:
-    """Yield (attempt, cause) for each attempt that failed or was lost, or whose product was lost.
-
-    Each attempt's cause comes from the first of these that exists: its `end` record, its successor's
-    `supersedes`, or, for the last attempt, the finding that its owner is gone.
-
-    An attempt also counts if its owner was alive after all and gave way to its successor. If it did not
-    count, two workers that consider each other dead could take over from each other without end:
-
-        attempt 1  (worker A)   released: superseded      counts as node_lost, from attempt 2's claim
-        attempt 2  (worker B)   released: superseded      counts as node_lost, from attempt 3's claim
-        ...                     until the budget of node_lost is spent, and the stage has failed
-    """
-    superseded = {
-        later.claim.supersedes.attempt: later.claim.supersedes.cause
-        for later in evidence.attempts
-        if later.claim is not None and later.claim.supersedes is not None
-    }
-    for attempt in evidence.attempts:
-        if attempt.end is not None:
-            if attempt.end.outcome in FAILED:
-                yield attempt.number, attempt.end.cause or Cause.UNKNOWN
-            elif attempt.end.outcome == "succeeded" and evidence.done is None:
-                yield attempt.number, Cause.STORAGE  # finished, but the product no longer exists
-            elif attempt.end.why == "superseded" and attempt.number in superseded:
-                yield attempt.number, superseded[attempt.number]
-        elif attempt.number in superseded:
-            yield attempt.number, superseded[attempt.number]
-        elif attempt.number == evidence.attempts[-1].number and evidence.liveness is Liveness.GONE:
-            yield attempt.number, evidence.liveness_cause
-
-
-def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
-    """Return the cause whose budget is spent and the number of its attempts, or None.
-
-    Args:
-        evidence: of the stage.
-        budget: the retries, and the attempts that count.
-    """
-    counts: dict[Cause, int] = {}
-    for number, cause in causes(evidence):
-        boundary = budget.after if cause in DETERMINISTIC else max(budget.after, budget.after_chance)
-        if number > boundary and cause is not Cause.CANCELLED:  # a cancelled job is no fault of the stage
-            counts[cause] = counts.get(cause, 0) + 1
-    for cause, count in counts.items():
-        if count > budget.retries.get(cause, 0):
-            return cause, count
-    return None
 
 
 def stage_status(evidence: Evidence, budget: Budget) -> StageStatus:
@@ -305,7 +170,12 @@ def _between_attempts(
 
 
 def _given_inputs(
-    status: StageStatus, inputs: Sequence[tuple[StageInstance, StageStatus]], *, cancelled: bool, again: str
+    status: StageStatus,
+    inputs: Sequence[tuple[StageInstance, StageStatus]],
+    *,
+    cancelled: bool,
+    hold: Hold | None,
+    again: str,
 ) -> StageStatus:
     """Return a stage's status given those of its inputs.
 
@@ -313,6 +183,7 @@ def _given_inputs(
         status: from the stage's own evidence.
         inputs: its inputs and their statuses.
         cancelled: whether a cancel is in force for the cell.
+        hold: of the stage on behalf of the cell; None if there is none.
         again: the command that makes a stage again, without the stage's name.
     """
     if status.state in (State.DONE, State.RUNNING):
@@ -330,6 +201,9 @@ def _given_inputs(
         if taken.state in _STUCK and status.state is not State.FAILED:
             reason = f"input {instance.name} is {taken.state}"
             return status._replace(state=State.BLOCKED, reason=reason)
+    if hold is not None and status.state is not State.FAILED:
+        state = State.BLOCKED if hold.is_final else status.state
+        return status._replace(state=state, reason=hold.reason)
     retired = ", ".join(dict.fromkeys(instance.stage for instance, taken in inputs if taken.retired))
     if retired and status.state is not State.FAILED:
         reason = f"{status.going_on}, without the retired files of {retired}"
@@ -369,6 +243,7 @@ def cell_status(
     statuses: Mapping[str, StageStatus],
     *,
     cancelled: bool,
+    holds: Holds = NO_HOLDS,
     sweep: str = "SWEEP",
 ) -> CellStatus:
     """Derive a cell's state from its stages: done if all are, else the state that most needs attention.
@@ -378,6 +253,7 @@ def cell_status(
         instances: digest to stage instance.
         statuses: digest to the stage's own state, for at least the cell's chain.
         cancelled: whether a cancel is in force for the cell.
+        holds: what is held back in the sweep.
         sweep: the sweep's name, for suggested commands.
     """
     stages: dict[str, StageStatus] = {}
@@ -385,7 +261,8 @@ def cell_status(
         # Inputs come before their consumers in a chain, so their statuses are complete here.
         inputs = [(instances[taken.digest], stages[taken.digest]) for taken in instances[digest].inputs]
         again = f"sweep discard {sweep} {cell.id} --reason ... --stage"
-        stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, again=again)
+        hold = holds.of(cell.id, digest)
+        stages[digest] = _given_inputs(statuses[digest], inputs, cancelled=cancelled, hold=hold, again=again)
     attempts = sum(status.attempts for status in stages.values())
     if all(status.state is State.DONE for status in stages.values()):
         return CellStatus(State.DONE, "all stages are done", None, attempts, stages)

@@ -17,10 +17,10 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from orchestrator import formats, provenance
+from orchestrator.core.evidence import Former
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Claim, Code, Owner, Process
 from orchestrator.core.settings import RunSettings
-from orchestrator.core.state import Former
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.formats import SINCE_2, Stored

@@ -15,9 +15,9 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator import provenance
+from orchestrator.core.evidence import NOT_KEPT, Attempt
 from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Done, End, StartRecord
-from orchestrator.core.state import NOT_KEPT, Attempt
 from orchestrator.costs import STOP_FACTOR
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import msgspec
 
 from orchestrator import formats
+from orchestrator.core.evidence import Attempt
 from orchestrator.core.failure import Cause
-from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.execution.assignment import ChildOutcome

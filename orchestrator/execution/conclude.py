@@ -24,8 +24,8 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from orchestrator.core.evidence import NOT_KEPT
 from orchestrator.core.failure import Cause, cause_of_exit
-from orchestrator.core.state import NOT_KEPT
 from orchestrator.errors import NotKept
 from orchestrator.execution.assignment import NO_OUTCOME, ChildOutcome, Shortage
 

@@ -18,10 +18,10 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from orchestrator import provenance
+from orchestrator.core.evidence import Attempt, Evidence, Former
 from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Parent, StartRecord, Void, remaining_files
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import Attempt, Evidence, Former
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.execution.assignment import Assignment, git_of
 from orchestrator.execution.checkpoints import candidates, find_unread, is_discarded

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Heartbeat, Owner
-from orchestrator.core.state import Attempt, Liveness, StageStatus, State
+from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.execution.assignment import Message
 from orchestrator.jobs.records import JobContext, LostWorker

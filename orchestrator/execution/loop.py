@@ -9,17 +9,19 @@ from multiprocessing.context import BaseContext
 from msgspec.structs import replace
 
 from orchestrator import provenance
+from orchestrator.core.evidence import Attempt, Evidence
 from orchestrator.core.failure import Cause
-from orchestrator.core.plan import Claimable, RequestSummary, Scanner, summarize_requests
-from orchestrator.core.records import Claim, End, Owner, Revision, Supersedes
-from orchestrator.core.state import Attempt, Evidence, StageStatus, stage_status
+from orchestrator.core.plan import Claimable, RequestSummary, Scanner
+from orchestrator.core.records import Claim, Owner, Revision, Supersedes
+from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
 from orchestrator.execution.attempt import AttemptRun, WorkerHooks
+from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
-from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
+from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.checkout import Checkout
@@ -31,88 +33,6 @@ IDLE_S = 0.1
 
 MAX_IDLE_S = 2.0
 """Longest such pause in seconds, unless the store is polled less often."""
-
-CANCEL_POLL_S = 1.0
-"""Seconds between two looks for a cancel while a stage runs, unless the store is polled less often."""
-
-MAX_FAILED_STARTS = 2
-
-
-class RequestReader:
-    """The users' requests for a sweep, as they were last read.
-
-    Args:
-        ledger: the store.
-        sweep: name of the sweep.
-        cells: ids of all its cells.
-
-    Attributes:
-        summary: of the requests.
-    """
-
-    def __init__(self, ledger: Ledger, sweep: str, cells: Sequence[str]) -> None:
-        self.summary = RequestSummary(frozenset(), {}, {})
-        self._ledger = ledger
-        self._sweep = sweep
-        self._cells = cells
-        self._read_s = 0.0
-
-    def read(self, *, at_most_s: float) -> RequestSummary:
-        """Return the summary of all requests, read again if it is older than `at_most_s` seconds."""
-        if time.monotonic() - self._read_s >= at_most_s:
-            self.summary = summarize_requests(self._ledger.requests(self._sweep), self._cells)
-            self._read_s = time.monotonic()
-        return self.summary
-
-
-class WorkerHistory:
-    """How the attempts of a worker ended, from which follow whether it goes on and how it exits.
-
-    Args:
-        in_job: whether the worker runs in a scheduler's job.
-
-    Attributes:
-        num_claims: number of attempts that it claimed.
-        has_progressed: whether a successor of this job could get further.
-        is_late: whether an attempt ended because too little time was left.
-        is_starved: whether a stage ran out of memory, so that a larger job is needed.
-    """
-
-    def __init__(self, *, in_job: bool) -> None:
-        self.num_claims = 0
-        self.has_progressed = False
-        self.is_late = False
-        self.is_starved = False
-        self._in_job = in_job
-        self._failed_starts = 0
-        self._is_replaced = False
-        self._is_on_bad_node = False
-
-    def add(self, run: AttemptRun, end: End, *, is_replaced: bool) -> None:
-        """Add an attempt that ended; `is_replaced`: a later start of this worker took it over."""
-        has_failed_to_start = end.outcome == "failed" and not run.was_running
-        self._failed_starts = self._failed_starts + 1 if has_failed_to_start else 0
-        self._is_replaced = is_replaced
-        self._is_on_bad_node |= end.cause is Cause.BAD_NODE
-        self.is_late |= end.why == "deadline"
-        self.is_starved |= end.cause is Cause.OOM_HOST and self._in_job
-        self.has_progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
-
-    def refusal(self) -> tuple[str, int] | None:
-        """Return why the worker claims no more, and its exit code; None while it goes on."""
-        if self._is_replaced:
-            return "a later start of this job goes on", self.exit_code("replaced")
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            return "two failures in the start phase in a row", REFUSED
-        if self._is_on_bad_node:
-            return "this machine cannot run the stages", REFUSED
-        return None
-
-    def exit_code(self, why: str) -> int:
-        """Return the exit code of a worker that leaves work behind; it matters to a scheduler only."""
-        if not self._in_job:
-            return 0
-        return RELEASED if self.has_progressed or why != "deadline" else TOO_SHORT
 
 
 class Worker:

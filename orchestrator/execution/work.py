@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.state import Attempt, Liveness
+from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import StageFailure
 from orchestrator.execution.checkpoints import is_discarded, work_of

@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from orchestrator.core.evidence import Attempt, Evidence, Former, Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.identity import formers, use_of
 from orchestrator.core.records import Done, Heartbeat, Retired, Void, describe_retired, remaining_files
 from orchestrator.core.settings import RETIRING
-from orchestrator.core.state import Attempt, Evidence, Former, Liveness
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.manifest import File, damage, damage_by_size

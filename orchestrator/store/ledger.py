@@ -12,6 +12,7 @@ from typing import Self
 import msgspec
 
 from orchestrator import formats
+from orchestrator.core.evidence import Attempt
 from orchestrator.core.records import (
     Claim,
     Done,
@@ -25,7 +26,6 @@ from orchestrator.core.records import (
     Void,
 )
 from orchestrator.core.settings import RETIRING
-from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.formats import FORMAT

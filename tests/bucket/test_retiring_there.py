@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orchestrator.core.state import Budget, State, stage_status
+from orchestrator.core.evidence import Budget
+from orchestrator.core.state import State, stage_status
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from tests.bucket.buckets import Bucket, BucketSweep

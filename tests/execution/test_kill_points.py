@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orchestrator.core.state import Budget, State, stage_status
+from orchestrator.core.evidence import Budget
+from orchestrator.core.state import State, stage_status
 from orchestrator.core.sweep import ComposedSweep
 from orchestrator.execution.assignment import Assignment
 from orchestrator.store import layout

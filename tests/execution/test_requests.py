@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.evidence import Attempt, Budget, Evidence, spent
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import summarize_requests
 from orchestrator.core.records import Request
-from orchestrator.core.state import Attempt, Budget, Evidence, State, spent, stage_status
+from orchestrator.core.state import State, stage_status
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from tests.execution.faults import Start, finish, order_for

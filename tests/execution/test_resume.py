@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.evidence import Attempt
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import StartRecord
-from orchestrator.core.state import Attempt
 from orchestrator.core.sweep import StageInstance
 from orchestrator.count import COUNT
 from orchestrator.errors import StageFailure, StopRequested

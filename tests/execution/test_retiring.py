@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.core.evidence import Budget, Evidence
 from orchestrator.core.records import Done, Request, Retired, Revision
-from orchestrator.core.state import Budget, CellStatus, Evidence, State, cell_status, stage_status
+from orchestrator.core.state import CellStatus, State, cell_status, stage_status
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.manifest import file_digest
 from orchestrator.stage import StageSpec

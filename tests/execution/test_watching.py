@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from orchestrator.core.evidence import Attempt, Liveness
 from orchestrator.core.records import Heartbeat, Owner, Process
-from orchestrator.core.state import Attempt, Liveness
 from orchestrator.execution.liveness import UNREADABLE_LEASE_S, Watcher, next_lease_s
 from orchestrator.processes import describe, is_gone
 from orchestrator.store.evidence import inspect_owner

@@ -8,23 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.evidence import Attempt, Budget, Evidence, Former, Hold, Holds, Liveness, causes, spent
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.plan import Action, decide, next_stage
 from orchestrator.core.records import Claim, Done, End, Owner, Process, Supersedes
 from orchestrator.core.state import (
     FINAL,
-    Attempt,
-    Budget,
     CellStatus,
-    Evidence,
-    Former,
-    Liveness,
     StageStatus,
     State,
-    causes,
     cell_status,
     goes_without,
-    spent,
     stage_status,
 )
 from orchestrator.core.sweep import Cell, Input, StageInstance
@@ -238,16 +232,44 @@ def test_what_is_claimed_has_all_its_inputs_and_a_cell_that_wants_it(
         assert all(states[taken.digest] is State.DONE for taken in instance.inputs)
 
 
-@given(STATES, CANCELS)
+HOLDS = st.builds(
+    lambda cells, stages: Holds(cells, stages),
+    *(
+        st.dictionaries(st.sampled_from(keys), st.builds(Hold, st.just("held"), st.booleans()))
+        for keys in (sorted(cell.id for cell in CELLS), sorted(INSTANCES))
+    ),
+)
+
+
+@given(STATES, CANCELS, HOLDS)
+def test_what_is_held_is_not_claimed_and_says_why(
+    states: dict[str, State], cancelled: frozenset[str], holds: Holds
+) -> None:
+    known = statuses(states)
+    scan = next_stage(CELLS, INSTANCES, known.__getitem__, cancelled=cancelled, holds=holds)
+    if scan.claimable is not None:
+        assert holds.of(scan.claimable.cell.id, scan.claimable.instance.digest) is None
+    for cell in CELLS:
+        free = cell_status(cell, INSTANCES, known, cancelled=cell.id in cancelled)
+        found = cell_status(cell, INSTANCES, known, cancelled=cell.id in cancelled, holds=holds)
+        for digest, status in found.stages.items():
+            hold = holds.of(cell.id, digest)
+            if hold is not None and hold.is_final and free.stages[digest].state in CLAIMABLE:
+                assert status.state is State.BLOCKED
+            if status.reason == "held":
+                assert decide(cell, found)[digest].reason == "held"
+
+
+@given(STATES, CANCELS, HOLDS)
 def test_a_worker_that_leaves_leaves_nothing_that_could_still_be_done(
-    states: dict[str, State], cancelled: frozenset[str]
+    states: dict[str, State], cancelled: frozenset[str], holds: Holds
 ) -> None:
     """Every cell is then done, failed, blocked or cancelled: an assignment of final states."""
     known = statuses(states)
-    scan = next_stage(CELLS, INSTANCES, known.__getitem__, cancelled=cancelled)
+    scan = next_stage(CELLS, INSTANCES, known.__getitem__, cancelled=cancelled, holds=holds)
     if scan.claimable is None and not scan.waiting:
         for cell in CELLS:
-            found = cell_status(cell, INSTANCES, known, cancelled=cell.id in cancelled)
+            found = cell_status(cell, INSTANCES, known, cancelled=cell.id in cancelled, holds=holds)
             running = cell.id in cancelled and State.RUNNING in [states[d] for d in cell.stage_digests]
             assert found.state in FINAL or running
 

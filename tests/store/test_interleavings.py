@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.cli import discard
+from orchestrator.core.evidence import Attempt, Budget, Evidence, Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import next_stage
 from orchestrator.core.records import Claim, Done, End, Owner, Process, StartRecord, Supersedes, Void
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import Attempt, Budget, Evidence, Liveness, State, cell_status, stage_status
+from orchestrator.core.state import State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
 from orchestrator.execution.checkpoints import is_discarded
 from orchestrator.manifest import File

@@ -1,0 +1,96 @@
+"""What a worker remembers between stages: the users' requests, and how its attempts ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from orchestrator.core.failure import Cause
+from orchestrator.core.plan import RequestSummary, summarize_requests
+from orchestrator.core.records import End
+from orchestrator.execution.attempt import AttemptRun
+from orchestrator.jobs.records import REFUSED, RELEASED, TOO_SHORT
+from orchestrator.store.ledger import Ledger
+
+CANCEL_POLL_S = 1.0
+"""Seconds between two looks for a cancel while a stage runs, unless the store is polled less often."""
+
+
+MAX_FAILED_STARTS = 2
+
+
+class RequestReader:
+    """The users' requests for a sweep, as they were last read.
+
+    Args:
+        ledger: the store.
+        sweep: name of the sweep.
+        cells: ids of all its cells.
+
+    Attributes:
+        summary: of the requests.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: str, cells: Sequence[str]) -> None:
+        self.summary = RequestSummary(frozenset(), {}, {})
+        self._ledger = ledger
+        self._sweep = sweep
+        self._cells = cells
+        self._read_s = 0.0
+
+    def read(self, *, at_most_s: float) -> RequestSummary:
+        """Return the summary of all requests, read again if it is older than `at_most_s` seconds."""
+        if time.monotonic() - self._read_s >= at_most_s:
+            self.summary = summarize_requests(self._ledger.requests(self._sweep), self._cells)
+            self._read_s = time.monotonic()
+        return self.summary
+
+
+class WorkerHistory:
+    """How the attempts of a worker ended, from which follow whether it goes on and how it exits.
+
+    Args:
+        in_job: whether the worker runs in a scheduler's job.
+
+    Attributes:
+        num_claims: number of attempts that it claimed.
+        has_progressed: whether a successor of this job could get further.
+        is_late: whether an attempt ended because too little time was left.
+        is_starved: whether a stage ran out of memory, so that a larger job is needed.
+    """
+
+    def __init__(self, *, in_job: bool) -> None:
+        self.num_claims = 0
+        self.has_progressed = False
+        self.is_late = False
+        self.is_starved = False
+        self._in_job = in_job
+        self._failed_starts = 0
+        self._is_replaced = False
+        self._is_on_bad_node = False
+
+    def add(self, run: AttemptRun, end: End, *, is_replaced: bool) -> None:
+        """Add an attempt that ended; `is_replaced`: a later start of this worker took it over."""
+        has_failed_to_start = end.outcome == "failed" and not run.was_running
+        self._failed_starts = self._failed_starts + 1 if has_failed_to_start else 0
+        self._is_replaced = is_replaced
+        self._is_on_bad_node |= end.cause is Cause.BAD_NODE
+        self.is_late |= end.why == "deadline"
+        self.is_starved |= end.cause is Cause.OOM_HOST and self._in_job
+        self.has_progressed |= end.outcome == "succeeded" or end.why != "deadline" or run.made_progress
+
+    def refusal(self) -> tuple[str, int] | None:
+        """Return why the worker claims no more, and its exit code; None while it goes on."""
+        if self._is_replaced:
+            return "a later start of this job goes on", self.exit_code("replaced")
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            return "two failures in the start phase in a row", REFUSED
+        if self._is_on_bad_node:
+            return "this machine cannot run the stages", REFUSED
+        return None
+
+    def exit_code(self, why: str) -> int:
+        """Return the exit code of a worker that leaves work behind; it matters to a scheduler only."""
+        if not self._in_job:
+            return 0
+        return RELEASED if self.has_progressed or why != "deadline" else TOO_SHORT
