@@ -5,20 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Attempt, Liveness
+from orchestrator.core.evidence import Attempt, Holds, Liveness
 from orchestrator.core.failure import Cause
 from orchestrator.core.fingerprint import Fingerprint, fingerprint
+from orchestrator.core.gates import gates_of_requests
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Request
 from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import CellStatus, StageStatus, State, cell_status, stage_status
+from orchestrator.core.state import (
+    CellStatus,
+    Gates,
+    StageStatus,
+    State,
+    cell_status,
+    gate_holds,
+    stage_status,
+)
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
 from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs
@@ -169,6 +178,24 @@ class SweepState:
         return summarize_requests(self.requests, [cell.id for cell in self.sweep.cells])
 
     @cached_property
+    def gates(self) -> Gates:
+        """The gates of the launches that named the cells last."""
+        return gates_of_requests(self.sweep, self.number, self.requests, self.request_summary.asked)
+
+    @cached_property
+    def instances(self) -> dict[str, StageInstance]:
+        """The stage instances by digest, gates included."""
+        return {**self.sweep.stages, **self.gates.instances}
+
+    def chain(self, cell: Cell) -> tuple[str, ...]:
+        """Return the digests of a cell's stages, after those of the gates of what is not done."""
+        gates = (gate for gate in self.gates.cells.get(cell.id, ()) if not self._are_done(gate.stages))
+        return (*(gate.digest for gate in gates), *cell.stage_digests)
+
+    def _are_done(self, digests: Iterable[str]) -> bool:
+        return all(self.stages[digest].state is State.DONE for digest in digests)
+
+    @cached_property
     def jobs(self) -> Jobs:
         """The submissions, and what schedulers answered about them. Each is queried once, if needed."""
         filed = Submissions(self.ledger, self.sweep.name).read(self.problems)
@@ -196,7 +223,7 @@ class SweepState:
         """The evidence about the sweep's stages."""
         return EvidenceReader(
             self.ledger,
-            self.sweep.stages.values(),
+            self.instances.values(),
             observer=self._observe,
             trusted=self.trusted,
             specs=self.sweep.specs,
@@ -209,19 +236,23 @@ class SweepState:
             digest: stage_status(
                 self.reader.evidence(digest), self.request_summary.budget(digest, self.policy.retries)
             )
-            for digest in self.sweep.stages
+            for digest in self.instances
         }
 
     @cached_property
     def cells(self) -> dict[str, CellStatus]:
         """The state of each cell, by id."""
         found = {}
+        cancelled = self.request_summary.cancelled
+        wanted = [cell for cell in self.sweep.cells if cell.id not in cancelled]
+        holds = Holds(stages=gate_holds(wanted, self.gates, self.instances, self.stages.__getitem__))
         for cell in self.sweep.cells:
             status = cell_status(
                 cell,
                 self.sweep.stages,
                 self.stages,
-                cancelled=cell.id in self.request_summary.cancelled,
+                cancelled=cell.id in cancelled,
+                holds=holds,
                 sweep=f"{self.sweep.name}@{self.number}",
             )
             # Job failures before the last launch or rerun of the cell do not count against its budget.
@@ -240,11 +271,11 @@ class SweepState:
     def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
         """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
         found = []
-        for digest in cell.stage_digests:
+        for digest in self.chain(cell):
             stage = self.stages[digest]
             if not stage.attempts or stage.state in (State.DONE, State.RUNNING, State.UNKNOWN):
                 continue
-            attempts, instance = self.reader.evidence(digest).attempts, self.sweep.stages[digest]
+            attempts, instance = self.reader.evidence(digest).attempts, self.instances[digest]
             end = attempts[-1].end if attempts else None
             if end is not None and end.outcome == "failed":
                 found.append((instance, fingerprint(instance.stage, end)))

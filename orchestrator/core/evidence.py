@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
-from orchestrator.core.identity import canonical, hashed_of, reads_of, stage_digest, target_of
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord
-from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, Input, StageInstance, gates_among
+from orchestrator.core.settings import SpendingLimit
+from orchestrator.core.sweep import StageInstance
+from orchestrator.manifest import File
 
 NOT_KEPT = "not_kept"
 """Reason of a release: inputs were retired, and the earlier version's product was not enough without them."""
@@ -202,143 +203,87 @@ class Holds(NamedTuple):
 NO_HOLDS = Holds()
 
 
-class Gate(NamedTuple):
-    """A gate of a cell.
+class Spending(NamedTuple):
+    """What a sweep has spent, and what its workers may still spend before they can save.
 
     Attributes:
-        digest: of the gate, a stage instance.
-        stages: digests of the cell's stages that may start only when the gate is done.
+        gpu_seconds: held by all of its workers so far.
+        running_gpus: GPUs of the workers that run a stage now.
+        checkpoint_s: median seconds from the claim of a stage to its first checkpoint, or to its product.
     """
 
-    digest: str
-    stages: tuple[str, ...]
+    gpu_seconds: float
+    running_gpus: float
+    checkpoint_s: float
 
 
-class Gates(NamedTuple):
-    """The gates of launches. They are stage instances like others, but part of no cell's chain.
-
-    Attributes:
-        instances: digest to stage instance.
-        chains: digest of a gate to the stages that are needed for it, inputs first and itself last.
-        cells: id of a cell to its gates.
-    """
-
-    instances: Mapping[str, StageInstance] = {}
-    chains: Mapping[str, tuple[str, ...]] = {}
-    cells: Mapping[str, tuple[Gate, ...]] = {}
-
-    def before(self, cell: str) -> tuple[str, ...]:
-        """Return the digests of the stages that a cell needs beside its own chain, its gates among them."""
-        return tuple(digest for gate in self.cells.get(cell, ()) for digest in self.chains[gate.digest])
-
-
-NO_GATES = Gates()
-
-
-def gates_of(sweep: ComposedSweep, facts: GateFacts | None, named: Collection[str] | None = None) -> Gates:
-    """Return the gates of a launch, a function of the sealed sweep and of what the launch recorded.
-
-    A gate has one instance for each class: the cells that agree on all that it reads. It takes the inputs of
-    all cells of the class. So it sees all rows on which these cells will train::
-
-        cell en       prepare[en]                train     class of both: the gate takes prepare[en] and
-        cell en+es    prepare[en] prepare[es]    train     prepare[es], and reads code, packages and GPUs
+def over_budget(limit: SpendingLimit, spending: Spending, *, now: float) -> str:
+    """Return why running stages should save and end, "" while the budget lasts.
 
     Args:
-        sweep: the sealed sweep.
-        facts: as recorded; None for a launch without gates.
-        named: ids of the cells of the launch; None for all.
+        limit: the budget.
+        spending: what was spent.
+        now: the time on this machine's clock, in seconds since 1970.
     """
-    if facts is None:
-        return NO_GATES
-    instances, chains = dict[str, StageInstance](), dict[str, tuple[str, ...]]()
-    cells: dict[str, list[Gate]] = {}
-    wanted = [cell for cell in sweep.cells if named is None or cell.id in named]
-    for name in gates_among(sweep.specs):
-        for group in _classes(sweep, name, wanted):
-            instance = group.instance(sweep, name, facts)
-            if instance.digest in facts.left_out:
-                continue
-            instances[instance.digest] = instance
-            chains[instance.digest] = _with_inputs(instance, sweep.stages)
-            for cell, stages in group.cells:
-                cells.setdefault(cell.id, []).append(Gate(instance.digest, stages))
-    return Gates(instances, chains, {cell: tuple(found) for cell, found in cells.items()})
+    if limit.has_ended(now):
+        return f"policy.budget.until={limit.until} is past"
+    if limit.gpu_hours is not None and spending.gpu_seconds >= 3600 * limit.gpu_hours:
+        return f"{spending.gpu_seconds / 3600:.4g} of policy.budget.gpu_hours={limit.gpu_hours:.4g} are spent"
+    return ""
 
 
-class _Class:
-    """The cells of a launch for which one instance of a gate stands.
+def budget_hold(
+    limit: SpendingLimit, spending: Spending, *, num_gpus: float, now: float, sweep: str = "SWEEP"
+) -> Hold | None:
+    """Return the hold of a budget on every stage of a sweep; None if another stage may start.
+
+    A stage starts if it can reach a checkpoint, also when all that run now reach one more. With a budget of
+    10 GPU-hours, 3 of them spent, a worker of 4 GPUs, and 0.5 hours to a checkpoint::
+
+        4 GPUs run    3 + (4 + 4) x 0.5 =  7    it starts
+       12 GPUs run    3 + (12 + 4) x 0.5 = 11   it waits: fewer may run later
 
     Args:
-        reads: what the gate reads of the config of each of them.
-
-    Attributes:
-        cells: each with the digests of the stages that the gate holds back in it.
-        inputs: the products that the gate takes, by stage and label.
+        limit: the budget, of the sweep's newest launch.
+        spending: what was spent.
+        num_gpus: of the worker that would start a stage; a worker without GPUs spends nothing.
+        now: the time on this machine's clock, in seconds since 1970.
+        sweep: the sweep's name, for the command that raises the budget.
     """
-
-    def __init__(self, reads: dict[str, Any]) -> None:
-        self.cells: list[tuple[Cell, tuple[str, ...]]] = []
-        self.inputs: dict[tuple[str, str], Input] = {}
-        self._reads = reads
-
-    def add(self, cell: Cell, stages: tuple[str, ...], inputs: Mapping[tuple[str, str], Input]) -> bool:
-        """Add a cell, unless it takes another product of a name that the class takes already."""
-        if any(self.inputs.get(name, taken) != taken for name, taken in inputs.items()):
-            return False
-        self.cells.append((cell, stages))
-        self.inputs.update(inputs)
-        return True
-
-    def instance(self, sweep: ComposedSweep, name: str, facts: GateFacts) -> StageInstance:
-        """Return the gate's instance. Its label names the axes on which the class agrees."""
-        spec, axes = sweep.specs[name], self.cells[0][0].axes
-        labels = [
-            label
-            for axis, label in axes.items()
-            if all(cell.axes[axis] == label for cell, _ in self.cells)
-            and any(cell.axes[axis] != label for cell in sweep.cells)
-        ]
-        places = {stage: place for place, stage in enumerate(spec.after)}
-        inputs = sorted(self.inputs.values(), key=lambda taken: (places[taken.stage], taken.label))
-        launch = {
-            "code": facts.code,
-            "packages": facts.packages,
-            "device": facts.device,
-            "num_gpus": facts.num_gpus,
-        }
-        hashed = {**hashed_of(spec, self._reads), "launch": launch}
-        return StageInstance(
-            stage=name,
-            label=".".join(labels),
-            digest=stage_digest(target_of(spec), spec.version, hashed, inputs),
-            reads={**self._reads, "launch": launch},
-            inputs=tuple(inputs),
+    if not limit.is_set:
+        return None
+    why = over_budget(limit, spending, now=now)
+    if why and limit.has_ended(now):
+        return Hold(f"{why}: sweep launch {sweep} policy.budget.until=...")
+    if limit.gpu_hours is None or num_gpus == 0:
+        return None
+    more = f"sweep launch {sweep} policy.budget.gpu_hours=..."
+    left_s = 3600 * limit.gpu_hours - spending.gpu_seconds
+    used = f"{spending.gpu_seconds / 3600:.4g} of policy.budget.gpu_hours={limit.gpu_hours:.4g} are spent"
+    if left_s <= 0 or left_s < num_gpus * spending.checkpoint_s:
+        return Hold(f"{used}, too much for a stage to reach a checkpoint: {more}")
+    if left_s < (spending.running_gpus + num_gpus) * spending.checkpoint_s:
+        return Hold(
+            f"{used}, and {spending.running_gpus:g} GPUs run: it waits for them, or {more}", is_final=False
         )
+    return None
 
 
-def _classes(sweep: ComposedSweep, name: str, cells: Iterable[Cell]) -> Iterator[_Class]:
-    """Yield the classes of a gate, in the order of the sweep."""
-    spec, found = sweep.specs[name], dict[str, list[_Class]]()
-    for cell in cells:
-        chain = [sweep.stages[digest] for digest in cell.stage_digests]
-        stages = tuple(each.digest for each in chain if name in sweep.specs[each.stage].gated_by)
-        if not stages:
-            continue
-        inputs = {
-            (each.stage, each.label): Input(each.stage, each.label, each.digest)
-            for each in chain
-            if each.stage in spec.after
-        }
-        reads = reads_of(spec, cell.config)
-        alike = found.setdefault(canonical(hashed_of(spec, reads)), [])
-        if not any(group.add(cell, stages, inputs) for group in alike):
-            alike.append(_Class(reads))
-            alike[-1].add(cell, stages, inputs)
-    yield from (group for alike in found.values() for group in alike)
+def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[File, ...]:
+    """Return the files that must exist: those that no record retired.
+
+    Args:
+        files: of a product.
+        retired: the records of its retirements.
+    """
+    gone = {file.path for record in retired for file in record.files}
+    return tuple(file for file in files if file.path not in gone)
 
 
-def _with_inputs(instance: StageInstance, stages: Mapping[str, StageInstance]) -> tuple[str, ...]:
-    """Return the digests of all that a stage is made from, inputs first, and its own."""
-    chain = (d for taken in instance.inputs for d in _with_inputs(stages[taken.digest], stages))
-    return (*dict.fromkeys(chain), instance.digest)
+def describe_retired(retired: Iterable[Retired]) -> str:
+    """Return a phrase such as ``5 files under policy best``, "" for no records."""
+    parts = []
+    for record in retired:
+        plural = "" if len(record.files) == 1 else "s"
+        parts.append(f"{len(record.files)} file{plural} under policy {record.policy}")
+    return ", ".join(parts)

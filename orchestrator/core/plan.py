@@ -7,11 +7,11 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from orchestrator.core.evidence import NO_GATES, NO_HOLDS, Budget, Gate, Gates, Hold, Holds
+from orchestrator.core.evidence import NO_HOLDS, Budget, Holds
 from orchestrator.core.failure import DETERMINISTIC
 from orchestrator.core.records import Done, Request
 from orchestrator.core.settings import Retention
-from orchestrator.core.state import CellStatus, StageStatus, State
+from orchestrator.core.state import NO_GATES, STARTABLE, CellStatus, Gates, StageStatus, State, gate_holds
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.manifest import File
 
@@ -31,10 +31,6 @@ class Step(NamedTuple):
 
     action: Action
     reason: str
-
-
-# FAILED is missing on purpose: its budget is spent, and only a new request gives it another.
-_STARTABLE = frozenset({State.PENDING, State.RELEASED, State.LOST})
 
 
 def decide(cell: Cell, status: CellStatus) -> dict[str, Step]:
@@ -127,6 +123,7 @@ class Scanner:
 
     Attributes:
         cells: in the order in which the worker tries them.
+        gates: of the launch.
 
     Args:
         cells: in that order.
@@ -139,7 +136,7 @@ class Scanner:
     ) -> None:
         self.cells = cells
         self._instances = instances
-        self._gates = gates
+        self.gates = gates
         self._done: set[str] = set()
 
     def next_stage(
@@ -159,13 +156,28 @@ class Scanner:
         rest = [cell for cell in self.cells if cell.id not in self._done]
         for cells in (rest, self.cells):
             scan = next_stage(
-                cells, self._instances, remembered, cancelled=cancelled, holds=holds, gates=self._gates
+                cells, self._instances, remembered, cancelled=cancelled, holds=holds, gates=self.gates
             )
             if scan.claimable is not None or len(rest) == len(self.cells):
                 break
         done = {digest for digest, status in found.items() if status.state is State.DONE}
         self._done.update(cell.id for cell in rest if done.issuperset(cell.stage_digests))
         return scan
+
+    def wants(self, digest: str, cancelled: Collection[str]) -> bool:
+        """Return whether a cell that is not cancelled needs a stage."""
+        return any(digest in self._needed(cell) for cell in self.cells if cell.id not in cancelled)
+
+    def drop(self, digest: str) -> None:
+        """Look no more at the cells that need a stage."""
+        self.cells = tuple(cell for cell in self.cells if digest not in self._needed(cell))
+
+    def digests(self) -> set[str]:
+        """Return the digests of all stages that are looked at."""
+        return {digest for cell in self.cells for digest in self._needed(cell)}
+
+    def _needed(self, cell: Cell) -> tuple[str, ...]:
+        return (*self.gates.before(cell.id), *cell.stage_digests)
 
 
 def num_claimable(
@@ -206,82 +218,27 @@ def _look(
     """Yield each claimable stage, and at the end whether to wait for one that runs or is held for a while."""
     seen: dict[str, StageStatus] = {}
     waiting = False
-    for cell in cells:
-        if cell.id in cancelled:
-            continue
+
+    def known(digest: str) -> StageStatus:
+        # Reading a state costs file or network access, and cells share stages.
+        if digest not in seen:
+            seen[digest] = status_of(digest)
+        return seen[digest]
+
+    wanted = [cell for cell in cells if cell.id not in cancelled]
+    gated = gate_holds(wanted, gates, instances, known)
+    for cell in wanted:
         for digest in (*gates.before(cell.id), *cell.stage_digests):
-            # Reading a state costs file or network access, and cells share stages.
-            if digest not in seen:
-                seen[digest] = status_of(digest)
-            status, inputs = seen[digest], [seen[taken.digest] for taken in instances[digest].inputs]
+            status, inputs = known(digest), [known(taken.digest) for taken in instances[digest].inputs]
             is_there = all(i.state is State.DONE and (not i.retired or status.going_on) for i in inputs)
             if status.state is State.RUNNING:
                 waiting = True
-            elif status.state in _STARTABLE and is_there:
-                if (hold := holds.of(cell.id, digest)) is None:
+            elif status.state in STARTABLE and is_there:
+                if (hold := holds.of(cell.id, digest) or gated.get(digest)) is None:
                     yield Claimable(cell, instances[digest])
                 elif not hold.is_final:
                     waiting = True
     yield waiting
-
-
-def gate_holds(
-    cells: Iterable[Cell],
-    gates: Gates,
-    instances: Mapping[str, StageInstance],
-    status_of: Callable[[str], StageStatus],
-) -> dict[str, Hold]:
-    """Return the holds of stages whose gates are not done, and of gates that nothing waits for, by digest.
-
-    Cells of several classes may share a stage. It is held only if the gates of all of these cells hold it.
-
-    Args:
-        cells: whose stages are wanted, without those that are cancelled.
-        gates: of the launch.
-        instances: digest to stage instance, gates included.
-        status_of: returns a stage's own state by digest.
-    """
-    holds: dict[str, Hold | None] = {}
-    needed: set[str] = set()
-    for cell in cells if gates.cells else ():
-        of_cell: dict[str, Hold | None] = {}
-        for gate in gates.cells.get(cell.id, ()):
-            found = _hold_of(gate, cell, gates, instances, status_of)
-            if found is not None and any(status_of(digest).state in _STARTABLE for digest in gate.stages):
-                needed.add(gate.digest)
-            of_cell.update((digest, max(of_cell.get(digest), found, key=_weight)) for digest in gate.stages)
-        holds.update(
-            (digest, min(holds.get(digest, hold), hold, key=_weight)) for digest, hold in of_cell.items()
-        )
-    idle = dict.fromkeys(set(gates.instances) - needed, Hold("no stage waits for it"))
-    return idle | {digest: hold for digest, hold in holds.items() if hold is not None}
-
-
-def _weight(hold: Hold | None) -> int:
-    return 0 if hold is None else 2 if hold.is_final else 1
-
-
-def _hold_of(
-    gate: Gate,
-    cell: Cell,
-    gates: Gates,
-    instances: Mapping[str, StageInstance],
-    status_of: Callable[[str], StageStatus],
-) -> Hold | None:
-    """Return what a gate means for the stages of a cell; None if they may start."""
-    name, status = gates.instances[gate.digest].name, status_of(gate.digest)
-    if status.state is State.DONE:
-        return None
-    if status.state in (State.FAILED, State.UNKNOWN):
-        return Hold(f"its gate {name} is {status.state}: {status.reason}", cause=status.cause)
-    for digest in gates.chains[gate.digest][:-1]:
-        taken = status_of(digest)
-        if taken.state in (State.FAILED, State.UNKNOWN) or taken.retired:
-            # The gate cannot run. A cell that takes nothing of this input is not held up for it.
-            if digest not in cell.stage_digests or taken.retired:
-                return None
-            return Hold(f"input {instances[digest].name} is {taken.state}", cause=taken.cause)
-    return Hold(f"waits for its gate {name}: {status.reason}", is_final=False)
 
 
 class RequestSummary(NamedTuple):

@@ -12,7 +12,7 @@ The scheduler's evidence about jobs is added in `orchestrator.jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -27,10 +27,10 @@ from orchestrator.core.evidence import (
     Hold,
     Holds,
     Liveness,
+    describe_retired,
     spent,
 )
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import describe_retired
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import one_line
 
@@ -55,6 +55,10 @@ class State(StrEnum):
 
 FINAL = frozenset({State.DONE, State.FAILED, State.BLOCKED, State.CANCELLED})
 """States that workers leave as they are."""
+
+
+STARTABLE = frozenset({State.PENDING, State.RELEASED, State.LOST})
+"""States of stages that may be claimed. A failed stage has no budget left until a new request."""
 
 
 class StageStatus(NamedTuple):
@@ -272,3 +276,95 @@ def cell_status(
                 reason = f"{instances[digest].name}: {status.reason}"
                 return CellStatus(state, reason, status.cause, attempts, stages)
     raise AssertionError(f"no precedence for {[s.state for s in stages.values()]}")
+
+
+class Gate(NamedTuple):
+    """A gate of a cell.
+
+    Attributes:
+        digest: of the gate, a stage instance.
+        stages: digests of the cell's stages that may start only when the gate is done.
+    """
+
+    digest: str
+    stages: tuple[str, ...]
+
+
+class Gates(NamedTuple):
+    """The gates of launches. They are stage instances like others, but part of no cell's chain.
+
+    Attributes:
+        instances: digest to stage instance.
+        chains: digest of a gate to the stages that are needed for it, inputs first and itself last.
+        cells: id of a cell to its gates.
+    """
+
+    instances: Mapping[str, StageInstance] = {}
+    chains: Mapping[str, tuple[str, ...]] = {}
+    cells: Mapping[str, tuple[Gate, ...]] = {}
+
+    def before(self, cell: str) -> tuple[str, ...]:
+        """Return the digests of the stages that a cell needs beside its own chain, its gates among them."""
+        return tuple(digest for gate in self.cells.get(cell, ()) for digest in self.chains[gate.digest])
+
+
+NO_GATES = Gates()
+
+
+def gate_holds(
+    cells: Iterable[Cell],
+    gates: Gates,
+    instances: Mapping[str, StageInstance],
+    status_of: Callable[[str], StageStatus],
+) -> dict[str, Hold]:
+    """Return the holds of stages whose gates are not done, and of gates that nothing waits for, by digest.
+
+    Cells of several classes may share a stage. It is held only if the gates of all of these cells hold it.
+
+    Args:
+        cells: whose stages are wanted, without those that are cancelled.
+        gates: of the launch.
+        instances: digest to stage instance, gates included.
+        status_of: returns a stage's own state by digest.
+    """
+    holds: dict[str, Hold | None] = {}
+    needed: set[str] = set()
+    for cell in cells if gates.cells else ():
+        of_cell: dict[str, Hold | None] = {}
+        for gate in gates.cells.get(cell.id, ()):
+            found = _hold_of(gate, cell, gates, instances, status_of)
+            if found is not None and any(status_of(digest).state in STARTABLE for digest in gate.stages):
+                needed.add(gate.digest)
+            of_cell.update((digest, max(of_cell.get(digest), found, key=_weight)) for digest in gate.stages)
+        holds.update(
+            (digest, min(holds.get(digest, hold), hold, key=_weight)) for digest, hold in of_cell.items()
+        )
+    idle = dict.fromkeys(set(gates.instances) - needed, Hold("no stage waits for it"))
+    return idle | {digest: hold for digest, hold in holds.items() if hold is not None}
+
+
+def _weight(hold: Hold | None) -> int:
+    return 0 if hold is None else 2 if hold.is_final else 1
+
+
+def _hold_of(
+    gate: Gate,
+    cell: Cell,
+    gates: Gates,
+    instances: Mapping[str, StageInstance],
+    status_of: Callable[[str], StageStatus],
+) -> Hold | None:
+    """Return what a gate means for the stages of a cell; None if they may start."""
+    name, status = gates.instances[gate.digest].name, status_of(gate.digest)
+    if status.state is State.DONE:
+        return None
+    if status.state in (State.FAILED, State.UNKNOWN):
+        return Hold(f"its gate {name} is {status.state}: {status.reason}", cause=status.cause)
+    for digest in gates.chains[gate.digest][:-1]:
+        taken = status_of(digest)
+        if taken.state in (State.FAILED, State.UNKNOWN) or taken.retired:
+            # The gate cannot run. A cell that takes nothing of this input is not held up for it.
+            if digest not in cell.stage_digests or taken.retired:
+                return None
+            return Hold(f"input {instances[digest].name} is {taken.state}", cause=taken.cause)
+    return Hold(f"waits for its gate {name}: {status.reason}", is_final=False)

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from orchestrator import provenance
 from orchestrator.core.evidence import Attempt, Evidence
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary, Scanner
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
-from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.state import NO_GATES, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
@@ -22,6 +23,7 @@ from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerH
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
+from orchestrator.jobs.submissions import request_of
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.checkout import Checkout
@@ -71,7 +73,10 @@ class Worker:
             context=context, stop_asked=stop_asked, shortage=shortage, checkout=checkout
         )
         self._say = say
-        self._scanner = Scanner(share(sweep.cells, order), sweep.stages)
+        request = request_of(ledger, sweep.name, order.request) if order.request else None
+        gates = gates_of(sweep, request.gates, request.cells) if request is not None else NO_GATES
+        sweep = with_gates(sweep, gates)
+        self._scanner = Scanner(share(sweep.cells, order), sweep.stages, gates)
         self._watcher = Watcher(owner, job=order.job)
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
@@ -170,9 +175,8 @@ class Worker:
             return False
 
     def _is_worth_another_look(self, reader: EvidenceReader) -> bool:
-        digests = {digest for cell in self._scanner.cells for digest in cell.stage_digests}
         return self._leaving.is_worth_another_look(
-            is_passing=any(reader.evidence(digest).is_passing for digest in digests)
+            is_passing=any(reader.evidence(digest).is_passing for digest in self._scanner.digests())
         )
 
     def _status(self, reader: EvidenceReader, summary: RequestSummary, digest: str) -> StageStatus:
@@ -243,9 +247,7 @@ class Worker:
         self._history.add(run, end, is_replaced=is_replaced)
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
-            self._scanner.cells = tuple(
-                cell for cell in self._scanner.cells if instance.digest not in cell.stage_digests
-            )
+            self._scanner.drop(instance.digest)
         if end.outcome == "succeeded":
             self._retain(claimable)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
@@ -296,7 +298,4 @@ class Worker:
             return ""
         if not cancelled:
             return ""
-        wanted = any(
-            instance.digest in cell.stage_digests and cell.id not in cancelled for cell in self._scanner.cells
-        )
-        return "" if wanted else "cancelled"
+        return "" if self._scanner.wants(instance.digest, cancelled) else "cancelled"

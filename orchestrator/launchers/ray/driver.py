@@ -19,9 +19,10 @@ from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
+from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import num_claimable, summarize_requests
 from orchestrator.core.records import Owner
-from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.state import NO_GATES, Gates, StageStatus, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
@@ -94,11 +95,12 @@ class _Scanner:
 
     Args:
         ledger: the store.
-        sweep: the sealed sweep.
+        sweep: the sealed sweep, with its gates.
         cells: those of it that are to be worked on.
         start: the id of the driver's job, and how often it was restarted.
         retries: how often a stage is retried by default, by cause.
         observer: judges the attempts of workers.
+        gates: of the launch.
         trusted: (digest, generation) of products that were compared before; grows with each scan.
     """
 
@@ -108,6 +110,7 @@ class _Scanner:
     start: tuple[str, int]
     retries: Mapping[str, int]
     observer: Watcher
+    gates: Gates = NO_GATES
     trusted: set[tuple[str, int]] = field(default_factory=set)
 
     def open_work(self, claimed: set[int]) -> OpenWork:
@@ -135,7 +138,9 @@ class _Scanner:
                     claimed.add(owner.slot)
             return stage_status(evidence, summary.budget(digest, self.retries))
 
-        claimable, waiting = num_claimable(self.cells, sweep.stages, status, cancelled=summary.cancelled)
+        claimable, waiting = num_claimable(
+            self.cells, sweep.stages, status, cancelled=summary.cancelled, gates=self.gates
+        )
         return OpenWork(claimable, waiting, frozenset(busy))
 
 
@@ -193,7 +198,8 @@ class RayDriver:
         self._records = DriverRecords(ledger, sweep, submission.number, restart)
         submissions = Submissions(ledger, sweep)
         sealed = ledger.revision(sweep, submission.revision).sweep
-        engine = settings_of(request_of(ledger, sweep, submission.request))
+        request = request_of(ledger, sweep, submission.request)
+        engine = settings_of(request)
         self._settings = ray_settings(engine.launcher)
         job = submissions.job_of(submission.number) or submission.name
         process = describe(os.getpid())
@@ -205,7 +211,9 @@ class RayDriver:
         self._failures = Failures()
         wanted = set(submission.tasks[0])
         cells = [cell for cell in sealed.cells if cell.id in wanted]
-        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), engine.policy.retries, watcher)
+        gates = gates_of(sealed, request.gates, request.cells)
+        sealed, retries = with_gates(sealed, gates), engine.policy.retries
+        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), retries, watcher, gates)
         self._starter = _Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
