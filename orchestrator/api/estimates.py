@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,12 +14,11 @@ from orchestrator.core import schedule
 from orchestrator.core.gates import gates_of
 from orchestrator.core.records import Request
 from orchestrator.core.schedule import PlannedStage
-from orchestrator.core.settings import HardwareSettings, RunSettings
-from orchestrator.core.state import State, goes_without
+from orchestrator.core.settings import HardwareSettings
+from orchestrator.core.state import Gates, State, goes_without
 from orchestrator.core.sweep import Cell, GateFacts, gates_among
 from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_estimate
 from orchestrator.errors import SweepError, UserError
-from orchestrator.provenance import packages_digest
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
 
@@ -319,34 +318,27 @@ def as_json(estimate: Estimate | None) -> dict[str, Any] | None:
     return None if estimate is None else dict(msgspec.to_builtins(estimate))
 
 
-def gate_facts(
-    view: SweepState,
-    named: Sequence[str] | None,
-    settings: RunSettings,
-    hardware: Hardware | None,
-    code: Callable[[], str],
-) -> GateFacts | None:
+def gate_facts(view: SweepState, request: Request, hardware: Hardware | None) -> GateFacts | None:
     """Return what the gates of a launch are for, and which of them it leaves out.
 
     Args:
         view: the revision.
-        named: ids of the cells of the launch; None for all.
-        settings: of the launch.
+        request: the launch or rerun, not recorded yet.
         hardware: what one cell may have; None if that is not known.
-        code: returns the digest of the checkout.
 
     Returns:
         The facts to record; None for a launch without gates.
     """
-    if settings.policy.rehearse is False or not gates_among(view.sweep.specs):
+    settings = request.settings
+    if settings is None or settings.policy.rehearse is False or not gates_among(view.sweep.specs):
         return None
     facts = GateFacts(
-        code=code(),
-        packages=packages_digest(),
+        code=str(request.provenance["code"]),
+        packages=str(request.provenance["packages_digest"]),
         device=hardware.device if hardware else "",
         num_gpus=hardware.max_gpus if hardware and hardware.device != "cpu" else 0,
     )
-    return replace(facts, left_out=_covered(view, facts, named))
+    return replace(facts, left_out=_covered(view, facts, request.cells))
 
 
 def _covered(view: SweepState, facts: GateFacts, named: Collection[str] | None) -> dict[str, str]:
@@ -359,8 +351,8 @@ def _covered(view: SweepState, facts: GateFacts, named: Collection[str] | None) 
         if replace(request.gates, left_out={}) == facts
         for digest, instance in gates_of(view.sweep, facts, request.cells).instances.items()
     }
-    view = view.with_instances(before)
-    done = [each for digest, each in before.items() if view.stages[digest].state is State.DONE]
+    stages = view.with_gates(Gates(before, {}, {})).stages
+    done = [each for digest, each in before.items() if stages[digest].state is State.DONE]
     return {
         digest: f"{other.name} rehearsed it"
         for digest, instance in gates.instances.items()

@@ -113,6 +113,12 @@ class SweepState:
         """Return the state of the same revision, to be read again from the store."""
         return SweepState(self.ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
+    def with_gates(self, gates: Gates) -> SweepState:
+        """Return the state of the same revision with other gates, such as those that a launch would have."""
+        view = self.fresh()
+        view.gates = gates
+        return view
+
     @property
     def title(self) -> str:
         """The revision for people, such as ``smoke@2``; for an unsealed one, with the store that lacks it."""
