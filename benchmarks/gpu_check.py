@@ -32,6 +32,7 @@ SECTIONS: Sequence[tuple[Callable[[Pass], None], float]] = (
     (device.processes, 45),
     (generation.generation, 50),
     (device.widths, 15),
+    (training.selective, 120),
     (generation.vllm, 90),
 )
 """The sections, and the seconds that each needs on a GPU."""

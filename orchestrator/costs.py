@@ -133,7 +133,7 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         micro_batch: rows of the maximal length per device and pass; None if there is none. A pack of the same
             tokens has more rows of usual length.
         micro_batch_tokens: tokens per device and pass.
-        recomputes: whether the backward pass computes layers again.
+        recomputes: whether the backward pass computes layers again; ``selective``: a part of each.
         memory_gib: peak memory of one device.
         memory_terms_gib: the parts of that peak.
         host_memory_gib: host memory of all processes together; 0 if unimportant or unknown.
@@ -163,7 +163,7 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     num_gpus: int = 0
     micro_batch: int | None = None
     micro_batch_tokens: int | None = None
-    recomputes: bool | None = None
+    recomputes: bool | str | None = None
     memory_gib: float = 0.0
     memory_terms_gib: dict[str, float] = {}
     host_memory_gib: float = 0.0

@@ -16,7 +16,7 @@ from orchestrator.sft import batches, kernels
 from orchestrator.sft import speed as speed_model
 from orchestrator.sft.batches import MicroBatches
 from orchestrator.sft.distributed.parallel import Placed, group_of_one
-from orchestrator.sft.memory import Load, terms_gib
+from orchestrator.sft.memory import BUSY_TOKENS, Load, terms_gib
 from orchestrator.sft.shards import Batch, Rows, Segments
 
 
@@ -102,6 +102,22 @@ WAYS = (
     Way("packs, recomputed, compiled", {**_PLAIN, "compile": True}, "auto", 75),
 )
 """What `speed` compares."""
+_SAME = {"compile": True, "micro_batch_tokens": 12_288}
+RECOMPUTED = (
+    Way("nothing recomputed", {**_SAME, "gradient_checkpointing": False}, "auto", 40),
+    Way("selective", {**_SAME, "gradient_checkpointing": "selective"}, "auto", 40),
+    Way("all recomputed", {**_SAME, "gradient_checkpointing": True}, "auto", 40),
+    Way(
+        "selective, smallest packs of the plan",
+        {"compile": True, "gradient_checkpointing": "selective", "micro_batch_tokens": BUSY_TOKENS},
+        *("auto", 40),
+    ),
+    Way("all recomputed, widest packs", {"compile": True, "gradient_checkpointing": True}, "auto", 40),
+    Way(
+        "selective, not compiled", {**_SAME, "gradient_checkpointing": "selective", "compile": False}, "auto"
+    ),
+)
+"""What `selective` compares: packs of one width, then those between which a plan chooses."""
 
 
 def speed(one: Pass) -> None:
@@ -118,6 +134,15 @@ def eight_billion(one: Pass) -> None:
     rows = Rows(rows_of(size, 128 if one.cuda else 8, small=one.small), pad_token_id=0)
     for way in (WAYS[3], WAYS[5]):
         timed_step(one, "8B's width, 6 layers", size, rows, way)
+
+
+def selective(one: Pass) -> None:
+    """What selective recomputation costs and saves, for the 1.7B and the 8B's width."""
+    for name, layers, num in (("qwen3-1.7b", None, 128), ("qwen3-8b", 6, 128)):
+        size = Size(name, small=one.small, layers=layers)
+        rows = Rows(rows_of(size, num if one.cuda else 8, small=one.small), pad_token_id=0)
+        for way in RECOMPUTED:
+            timed_step(one, f"{name}, {layers or 'all'} layers", size, rows, way)
 
 
 def timed_step(one: Pass, name: str, size: Size, rows: Rows, way: Way) -> None:
@@ -142,7 +167,7 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
     start_s = time.perf_counter()
     facts: dict[str, Any] = {}
     if way.settings is None:
-        model.recompute()
+        model.recompute(True)
         micro = MicroBatches(16)
     else:
         settings = dict(way.settings)
@@ -169,7 +194,7 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
         modelled = speed_model.mfu(
             size.decoder,
             torch.cuda.get_device_name(),
-            recomputes=bool(facts.get("recompute", True)),
+            recomputes=facts.get("recompute", True),
             is_compiled=bool(facts.get("compiled", False)),
         )
         used = min(modelled or 1.0, costs().mfu_of(size.decoder.num_parameters))
@@ -177,6 +202,14 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
             "step_s": round(tokens / (rate * used * useful_share), 2),
             "mfu": round(used * useful_share, 3),
         }
+        if loop.batches.widths:
+            load = Load(
+                row_tokens=loop.batches.widths[-1],
+                checkpointing=facts["recompute"],
+                loss_chunk_tokens=1024,
+                sharded=model.is_sharded,
+            )
+            predicted["peak_gib"] = _peak_gib(size, load)
     one.record(
         what,
         predicted=predicted,
@@ -191,6 +224,12 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
         **facts,
         **one.memory(),
     )
+
+
+def _peak_gib(size: Size, load: Load) -> float:
+    """Return the peak memory of a step on one GPU by the plan's terms, without the reserve."""
+    terms = terms_gib(size.decoder, load, num_gpus=1, micro_batch=1, memory_gib=1.0)
+    return round(sum(terms.values()) - terms["reserve"], 1)
 
 
 def memory(one: Pass) -> None:
@@ -208,11 +247,10 @@ def memory(one: Pass) -> None:
                 for step in (1, 2):
                     loop._step(step, np.arange(number))
                 one.wait()
-                load = Load(row_tokens=width, checkpointing=recompute, loss_chunk_tokens=1024)
-                terms = terms_gib(size.decoder, load, num_gpus=1, micro_batch=number, memory_gib=1.0)
+                load = Load(row_tokens=number * width, checkpointing=recompute, loss_chunk_tokens=1024)
                 one.record(
                     f"1.7B, memory of a step{'' if recompute else ', nothing recomputed'}",
-                    predicted={"peak_gib": round(sum(terms.values()) - terms["reserve"], 1)},
+                    predicted={"peak_gib": _peak_gib(size, load)},
                     rows=number,
                     width=width,
                     **one.memory(),

@@ -117,11 +117,11 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
         micro_batch_size: rows of one forward pass, padded side by side; None to count tokens.
         micro_batch_tokens: tokens of one forward pass, if rows are not counted; None for the most that fit.
             Rows are packed one after another where the model allows it.
-        gradient_checkpointing: compute layers again in the backward pass; ``auto`` where the memory needs it.
-        compile: compile the layers; ``auto`` on GPUs, if the training is long enough to repay that.
+        gradient_checkpointing: compute layers again in the backward pass, with ``selective`` all but matrix
+            products and attention; ``auto``: as little as memory allows.
+        compile: compile the layers; ``auto`` on GPUs, if the training is long enough.
         num_processes: in total, over all nodes of the job; None for one per GPU, or one on a CPU.
-        sharding: of the model over processes: copies, shards, or (``auto``) shards on GPUs and copies on
-            CPUs.
+        sharding: of the model over processes: copies, shards, or (``auto``) shards on GPUs only.
         loss_chunk_tokens: number of response tokens whose logits exist at a time.
     """
 
@@ -134,7 +134,7 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
     max_grad_norm: Rate
     max_length_tokens: Positive
     precision: Literal["fp32", "bf16"]
-    gradient_checkpointing: bool | Literal["auto"]
+    gradient_checkpointing: bool | Literal["auto", "selective"]
     num_processes: Positive | None = None
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
     loss_chunk_tokens: Positive = 1024

@@ -30,6 +30,11 @@ from orchestrator.sft.speed import USEFUL_SHARE, mfu
 from orchestrator.sft.workload import CostsConfig, Tree, answers, costs_of, model_of, training
 from orchestrator.stage import Config, plain
 
+_AGAIN = {
+    True: "computes layers again",
+    "selective": "computes layers again, except for matrix products and attention",
+    False: "keeps all activations",
+}
 KEPT_RESUME_STATES = 3
 """Most resume checkpoints that lie on the disk at a time: two whole ones, and one that is being written."""
 RESUME_BYTES = STATE_BYTES
@@ -67,8 +72,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     # A utilisation that was measured or given includes the waits for checkpoints.
     gpu_hours = time.gpu_hours / (1 - saves.share if time.is_modelled else 1.0)
     notes = [f"tokens measured on {cells(speed.num_cells)}"] if speed.num_cells else [*work.notes]
-    again_or_kept = "computes layers again" if placed.checkpointing else "keeps all activations"
-    notes += [time.how, f"a micro-batch of {placed.tokens:,} tokens {again_or_kept}"]
+    notes += [time.how, f"a micro-batch of {placed.tokens:,} tokens {_AGAIN[placed.checkpointing]}"]
     notes += [f"checkpoints on a disk of {DISK_GB_S:g} GB/s, each after 60 s or more"]
     notes += [f"memory for rows of trainer.max_length_tokens={cell['trainer']['max_length_tokens']:,}"]
     if speed.peak_memory_gib is not None:
@@ -81,7 +85,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         num_steps=work.num_steps,
         num_tokens=num_tokens,
         model_flops=flops,
-        hardware_flops=flops + (again if placed.checkpointing else 0.0),
+        hardware_flops=flops + (again if placed.checkpointing is True else 0.0),
         gpu_hours=gpu_hours,
         wall_hours=gpu_hours / placed.num_gpus,
         num_gpus=placed.num_gpus,

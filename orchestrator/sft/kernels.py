@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AttentionInterface
 
 NAME = "packed_rows"
@@ -186,6 +187,25 @@ def _band(tokens: int, window: int | None, device: torch.device) -> torch.Tensor
 
 
 AttentionInterface.register(NAME, _attend)
+
+
+_PRODUCTS = (
+    *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm"),
+    *("aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_for_cpu"),
+    *("aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention"),
+    "torch_attn::_varlen_attn",
+)
+"""Operators whose results selective recomputation keeps: matrix products, and attention."""
+
+
+def keeping_products() -> Any:
+    """Return the contexts with which `torch.utils.checkpoint` keeps the results of products and attention."""
+    return create_selective_checkpoint_contexts(_kept)  # type: ignore[no-untyped-call]
+
+
+def _kept(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    is_product = getattr(operator, "_schema", None) is not None and operator._schema.name in _PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _EPS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
