@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Attempt, Holds, Liveness
+from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.gates import gates_of_requests
@@ -30,11 +30,10 @@ from orchestrator.core.state import (
 )
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
 from orchestrator.errors import InfrastructureError, UnknownSweep, UserError
-from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs
-from orchestrator.jobs.judgement import JobListing, SubmissionState, ending
+from orchestrator.jobs.cells import Jobs, with_jobs
+from orchestrator.jobs.judgement import ending
 from orchestrator.jobs.submissions import Submissions, asker
-from orchestrator.launchers.base import Scheduler
-from orchestrator.registry import SCHEDULERS, lookup
+from orchestrator.launchers.base import ask_schedulers
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -198,6 +197,11 @@ class SweepState:
         gates = (gate for gate in self.gates.cells.get(cell.id, ()) if not self._are_done(gate.stages))
         return (*(gate.digest for gate in gates), *cell.stage_digests)
 
+    def stages_of(self, cell: Cell) -> dict[str, StageStatus]:
+        """Return the status of each stage of a cell, after those of the gates that it waits for."""
+        own = self.cells[cell.id].stages
+        return {digest: own.get(digest) or self.stages[digest] for digest in self.chain(cell)}
+
     def _are_done(self, digests: Iterable[str]) -> bool:
         return all(self.stages[digest].state is State.DONE for digest in digests)
 
@@ -268,6 +272,23 @@ class SweepState:
             )
         return found
 
+    @cached_property
+    def chosen_gpus(self) -> dict[str, int]:
+        """The GPUs that were chosen for cells that are not done, by id, as first recorded."""
+        found: dict[str, int] = {}
+        for filed in self.jobs.filed:
+            if number := filed.submission.resources.chosen_gpus:
+                for cell_id in (each for task in filed.submission.tasks for each in task):
+                    found.setdefault(cell_id, number)
+        # Workers of other launchers record the number in their claims. Few sweeps have such claims.
+        if any(r.settings is not None and r.settings.hardware.moldable for r in self.requests):
+            for cell in self.sweep.cells:
+                if cell.id not in found and self.cells[cell.id].state is not State.DONE:
+                    stages = [self.sweep.stages[digest] for digest in cell.stage_digests]
+                    attempts = [attempt for each in stages for attempt in self.attempts(each)]
+                    found[cell.id] = chosen_before(cell.id, attempts)
+        return {cell_id: number for cell_id, number in found.items() if number}
+
     def subject(self, cell: Cell) -> Subject:
         """Return the fields of a cell that selectors match."""
         status = self.cells[cell.id]
@@ -313,39 +334,6 @@ class SweepState:
                 f"{word!r} names {len(found)} cells, one is needed", where=self.title, allowed=names
             )
         return found[0]
-
-
-def scheduler(launcher: str, cluster: str) -> Scheduler:
-    """Return the client that queries a scheduler about the jobs of a launcher on a cluster.
-
-    Args:
-        launcher: name of the launcher, such as ``slurm``.
-        cluster: name of the cluster.
-
-    Raises:
-        UserError: there is no such launcher.
-    """
-    made: Scheduler = lookup(SCHEDULERS, launcher, kind="launcher")(cluster)
-    return made
-
-
-def ask_schedulers(filed: Sequence[SubmissionState]) -> dict[tuple[str, str], JobListing]:
-    """Query schedulers about all tasks that may not be over, with one query for each scheduler.
-
-    A task whose job has reported its own end needs no query, unless the job is to start again.
-
-    Args:
-        filed: the submissions of a sweep.
-
-    Returns:
-        By launcher and cluster, the scheduler's answer.
-    """
-    open_jobs: dict[tuple[str, str], set[str]] = {}
-    for each in filed:
-        silent = [t for t in each.open_tasks if t not in each.reports or each.reports[t].requeued]
-        if each.accepted is not None and silent:
-            open_jobs.setdefault(scheduler_of(each.submission), set()).add(each.accepted.job)
-    return {place: scheduler(*place).jobs(ids) for place, ids in open_jobs.items()}
 
 
 def open_view(word: str, url: str | None = None) -> SweepState:

@@ -45,6 +45,24 @@ class Shortage(NamedTuple):
     at_once: bool
 
 
+class GpuShare(Stored, frozen=True, kw_only=True):
+    """The GPUs that all workers of a launch share, where each stage gets a number of its own.
+
+    Attributes:
+        ids: as CUDA_VISIBLE_DEVICES takes them.
+        token: tells this launch's GPUs from those of others.
+        stages: digest of a stage to its number of GPUs.
+        chosen: digests of the stages whose number was chosen to end the sweep early; claims record it.
+        default: of a stage without an estimate.
+    """
+
+    ids: tuple[str, ...]
+    token: str
+    stages: dict[str, int]
+    chosen: frozenset[str]
+    default: int
+
+
 class Assignment(Stored, frozen=True, kw_only=True):
     """The work and the settings of one worker.
 
@@ -68,6 +86,7 @@ class Assignment(Stored, frozen=True, kw_only=True):
         named: words of the commands that named code or settings in the checkout at launch; None without a
             checkout. Any other file that a command names is output of that command.
         request: number of the launch or rerun, whose gates the worker obeys; 0 if it is not recorded.
+        gpus: the GPUs that it shares with the launch's other workers; None if `env` names its own.
     """
 
     store: str
@@ -86,6 +105,7 @@ class Assignment(Stored, frozen=True, kw_only=True):
     code: Code | None = None
     named: Annotated[tuple[str, ...] | None, SINCE_2] = None
     request: Annotated[int, SINCE_2] = 0
+    gpus: Annotated[GpuShare | None, SINCE_2] = None
 
 
 class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):
