@@ -308,11 +308,6 @@ class RequestSummary(NamedTuple):
         """
         return Budget(retries, self.after.get(digest, 0), self.after_chance.get(digest, 0))
 
-    def changed_since(self, before: RequestSummary) -> set[str]:
-        """Return the digests of stages whose budget differs from that of an earlier summary."""
-        pairs = ((self.after, before.after), (self.after_chance, before.after_chance))
-        return {digest for new, old in pairs if new != old for digest, _ in new.items() ^ old.items()}
-
 
 def summarize_requests(requests: Iterable[Request], cells: Collection[str]) -> RequestSummary:
     """Return the combined effect of requests. Repeating a request changes nothing (it is idempotent).

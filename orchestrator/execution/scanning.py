@@ -41,7 +41,7 @@ class StoreScanner:
         self._status_of = status_of
         self._reader: EvidenceReader | None = None
         self._summary = RequestSummary(frozenset(), {}, {})
-        self._unsure: set[str] = set()  # stages whose state was unknown, or that the caller left
+        self._unsure: set[str] = set()  # to be read again, whatever the listings show
 
     @property
     def cells(self) -> Sequence[Cell]:
@@ -85,16 +85,18 @@ class StoreScanner:
 
     def _take(self, reader: EvidenceReader, summary: RequestSummary) -> None:
         """Take newer evidence and requests, and mark the stages that they may change."""
-        changed = self._unsure | summary.changed_since(self._summary)
+        changed = self._unsure
         if self._reader is not None:
             changed |= self._changed(self._reader, reader)
-        self._reader, self._summary, self._unsure = reader, summary, set()
+        self._unsure = set()
+        self._reader = reader
+        self._summary = summary
         self._index.touch(changed)
 
     def _status(self, digest: str) -> StageStatus:
         assert self._reader is not None
         status = self._status_of(self._reader, self._summary, digest)
-        if status.state is State.UNKNOWN:
+        if status.state in (State.UNKNOWN, State.FAILED):  # a rerun gives a new budget
             self._unsure.add(digest)
         return status
 
