@@ -69,7 +69,7 @@ def generation(one: Pass) -> None:
 def _timed(
     one: Pass, what: str, engine: Engine, work: Sequence[Sequence[Prompt]], tokens: int
 ) -> dict[Prompt, Sequence[int]]:
-    """Generate texts, and record tokens a second and the time of a step, which makes one token of each row."""
+    """Generate texts, and record tokens a second and the time of a step: one token of each row."""
     start_s = time.perf_counter()
     found = texts(engine, work, tokens)
     took_s = time.perf_counter() - start_s
