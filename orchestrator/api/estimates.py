@@ -1,10 +1,10 @@
-"""Needs and costs of stages: by stage instance, by cell and in total. A shared instance counts once."""
+"""Costs of stages: by stage instance, by cell and in total. A shared instance counts once."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -12,90 +12,13 @@ from orchestrator.api.state import SweepState
 from orchestrator.core import schedule
 from orchestrator.core.records import Request
 from orchestrator.core.schedule import PlannedStage
-from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
-from orchestrator.costs import Estimate, Finished, Hardware, Measured, Need, checked_estimate
-from orchestrator.errors import SweepError, UserError, counted, one_line
+from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_estimate
+from orchestrator.errors import SweepError, UserError
+from orchestrator.launchers.base import Launcher, LaunchGpus, Submitter, hardware_for
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
-
-
-def needs_of(
-    view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()
-) -> dict[str, list[Need]]:
-    """Return all needs of each cell that is not done; needs that are not met name the problem.
-
-    Args:
-        view: the sweep state.
-        cells: to look at.
-        import_paths: folders from which the user's hooks are imported.
-
-    Returns:
-        Id of a cell to its needs; cells without needs are left out.
-
-    Raises:
-        UserError: a hook cannot be loaded, or fails.
-    """
-    needs: dict[str, list[Need]] = {}
-    with importable(import_paths):
-        hooks = {
-            stage: (spec.needs, load(spec.needs, where=f"the needs of stage {stage!r}"))
-            for stage, spec in view.sweep.specs.items()
-            if spec.needs
-        }
-        for cell in cells if hooks else ():
-            status = view.cells[cell.id]
-            open_stages = {
-                view.sweep.stages[digest].stage
-                for digest, stage in status.stages.items()
-                if stage.state is not State.DONE
-            }
-            # Several stages may share a hook. It is called once for each cell.
-            asked = dict(hooks[stage] for stage in hooks if stage in open_stages)
-            found = [need for name, hook in asked.items() for need in call(name, hook, Config(cell.config))]
-            if found:
-                needs[cell.id] = _distinct(found)
-    return needs
-
-
-def missing_of(needs: Mapping[str, Sequence[Need]]) -> dict[str, list[Need]]:
-    """Return, by cell, the needs that are not met."""
-    missing = {cell: [need for need in found if need.problem] for cell, found in needs.items()}
-    return {cell: found for cell, found in missing.items() if found}
-
-
-def need_line(need: Need) -> str:
-    """Return a missing need as one line."""
-    return f"{need.what}: {need.problem}" + ("" if need.fetch or not need.advice else f"; {need.advice}")
-
-
-def distinct(needs: Mapping[str, Sequence[Need]]) -> list[Need]:
-    """Return each need once, whichever cells have it."""
-    return _distinct([need for found in needs.values() for need in found])
-
-
-def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix: str) -> None:
-    """Raise if a need of a cell is missing.
-
-    Args:
-        view, missing: the sweep state, and by cell its missing needs.
-        fix: the command that fetches them, for the error.
-
-    Raises:
-        UserError: a need is missing.
-    """
-    if not missing:
-        return
-    needs = distinct(missing)
-    lines = [one_line(need_line(n), 160) for n in needs]
-    mend = fix if any(need.fetch or need.advice for need in needs) else "mend this"
-    more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
-    raise UserError(
-        f"{counted(len(missing), 'cell')} of {view.sweep.name} cannot run here yet; nothing was launched",
-        where="\n  ".join(lines[:6]) + more,
-        fix=f"{mend}, or launch the other cells with --only",
-    )
 
 
 def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
@@ -119,14 +42,7 @@ def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
         raise UserError(f"the hook {name} failed: {type(error).__name__}: {error}") from error
 
 
-def _distinct(needs: Sequence[Need]) -> list[Need]:
-    """Return needs without duplicates. Needs are equal if what they name and how it is fetched are equal."""
-    return list(
-        {(need.what, need.fetch, str(sorted(need.arguments.items()))): need for need in needs}.values()
-    )
-
-
-_ADDED = (
+ADDED = (
     "num_steps",
     "num_tokens",
     "model_flops",
@@ -246,7 +162,9 @@ def work_of(
         instance, estimate = instances[digest], estimates.get(digest)
         inputs = tuple(taken.digest for taken in instance.inputs)
         if estimate is not None:
-            work[digest] = PlannedStage(estimate.wall_hours, estimate.num_gpus, inputs)
+            work[digest] = PlannedStage(
+                estimate.wall_hours, estimate.num_gpus, inputs, estimate.most_gpus, estimate.efficiency
+            )
         else:
             work[digest] = PlannedStage(measured_hours.get(instance.stage, 0.0), 0, inputs)
     return work
@@ -297,24 +215,107 @@ def order_estimates(
         return {}  # these cells run on other hardware than that which the settings name
 
 
+def molded(
+    view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate], gpus: LaunchGpus
+) -> dict[str, PlannedStage]:
+    """Choose each cell's number of GPUs so that the whole takes the least time; see `schedule.mold`.
+
+    Args:
+        view: the sweep state. A cell whose number is recorded in it keeps that.
+        cells: that run, or wait to.
+        estimates: digest of a stage to its estimate, with the fewest GPUs that suffice.
+        gpus: among which those of each cell are chosen.
+
+    Returns:
+        Id of a cell to the GPUs and hours of its own stages; cells without GPUs are left out.
+
+    Raises:
+        UserError: a cell needs more GPUs than there are.
+    """
+    work = work_of(view, cells, estimates)
+    units = schedule.of_cells({cell.id: cell.stage_digests for cell in cells}, work)
+    fewest = max((unit.num_gpus for unit in units.values()), default=0)
+    if fewest > gpus.number:
+        raise UserError(f"a cell needs {fewest} GPUs, and the launch may use {gpus.number}")
+    most = gpus.per_node
+    units = {key: one._replace(most_gpus=min(one.most_gpus or most, most)) for key, one in units.items()}
+    found = schedule.mold(units, gpus.number, gpus_per_node=max(most, fewest), kept=view.chosen_gpus)
+    return {cell.id: found[cell.id] for cell in cells if cell.id in found and found[cell.id].num_gpus}
+
+
+class Sized(NamedTuple):
+    """Cells with the GPUs that they get.
+
+    Attributes:
+        estimates: digest of a stage to its estimate with these GPUs.
+        chosen: id of a cell to its GPUs, where they were chosen.
+        stages: the stages of these cells that get as many.
+    """
+
+    estimates: dict[str, Estimate]
+    chosen: dict[str, int]
+    stages: frozenset[str] = frozenset()
+
+
+def sized(
+    view: SweepState,
+    cells: Sequence[Cell],
+    request: Request,
+    launcher: Launcher | Submitter,
+    import_paths: Sequence[str],
+) -> Sized:
+    """Return estimates of cells, each with the GPUs that it gets: the fewest that suffice, or as chosen.
+
+    Args:
+        view: the sweep state.
+        cells: that run, or wait to.
+        request: a launch or rerun, whose settings say whether GPUs are chosen.
+        launcher: of the request.
+        import_paths: folders from which the user's hooks are imported.
+
+    Raises:
+        UserError: a cell does not fit, or the launcher's settings do not say how many GPUs there are.
+    """
+    settings = request.settings
+    hardware = launcher.hardware() if settings is None else hardware_for(launcher, settings)
+    estimates = order_estimates(view, cells, request, hardware, import_paths)
+    gpus = launcher.gpus() if settings is not None and settings.hardware.moldable else None
+    if settings is None or gpus is None:
+        return Sized(estimates, {})
+    chosen = {cell: unit.num_gpus for cell, unit in molded(view, cells, estimates, gpus).items()}
+    waiting = schedule.num_waiting(work_of(view, cells, estimates), [cell.stage_digests for cell in cells])
+    own = {key for key, one in estimates.items() if one.num_gpus and waiting[key] == 1}
+    for number in sorted(set(chosen.values())):
+        there = msgspec.structs.replace(hardware or settings.hardware.assumed, num_gpus=number)
+        some = [cell for cell in cells if chosen.get(cell.id) == number]
+        found = order_estimates(view, some, request, there, import_paths)
+        for key in own & found.keys():
+            fewest = estimates[key]
+            stage = PlannedStage(fewest.wall_hours, fewest.num_gpus, efficiency=fewest.efficiency)
+            hours = schedule.choices(stage, number)[-1].hours
+            # A hook may ignore the number, or leave out what is lost between devices.
+            estimates[key] = msgspec.structs.replace(
+                found[key], num_gpus=number, wall_hours=max(found[key].wall_hours, hours)
+            )
+    return Sized(estimates, chosen, frozenset(own))
+
+
 def ordered_ids(
-    view: SweepState, request: Request, hardware: Hardware | None, import_paths: Sequence[str]
+    view: SweepState, request: Request, cells: Sequence[Cell], estimates: Mapping[str, Estimate]
 ) -> tuple[str, ...] | None:
     """Return the cells of a request in the order in which they should start.
 
     Args:
         view: the sweep state.
         request: a launch or rerun.
-        hardware: that workers have; None for that which a plan assumes.
-        import_paths: folders from which the user's hooks are imported.
+        cells: of the request.
+        estimates: digest of a stage to its estimate.
 
     Returns:
         Their ids; None for all cells of the revision in the order of the sweep.
     """
-    named = None if request.cells is None else set(request.cells)
-    cells = [cell for cell in view.sweep.cells if named is None or cell.id in named]
-    ordered = longest_first(view, cells, order_estimates(view, cells, request, hardware, import_paths))
-    return request.cells if ordered == cells else tuple(cell.id for cell in ordered)
+    ordered = longest_first(view, cells, estimates)
+    return request.cells if ordered == list(cells) else tuple(cell.id for cell in ordered)
 
 
 def of_cell(cell: Cell, estimates: Mapping[str, Estimate]) -> Estimate | None:
@@ -331,7 +332,7 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
     """
     found = list(estimates)
     largest = max(found, key=lambda estimate: estimate.memory_gib, default=Estimate())
-    sums: dict[str, Any] = {name: sum(getattr(estimate, name) for estimate in found) for name in _ADDED}
+    sums: dict[str, Any] = {name: sum(getattr(estimate, name) for estimate in found) for name in ADDED}
     live_gib = max((e.peak_disk_gib - e.disk_gib for e in found), default=0.0)
     return Estimate(
         **sums,
@@ -359,42 +360,3 @@ def _waiting_share(estimates: Sequence[Estimate]) -> float:
     saving = [one for one in estimates if one.checkpoint_share]
     hours = sum(one.wall_hours for one in saving)
     return sum(one.checkpoint_share * one.wall_hours for one in saving) / hours if hours else 0.0
-
-
-def in_total(
-    cells: Sequence[Cell], estimates: Mapping[str, Estimate], settings: HardwareSettings
-) -> dict[str, Any]:
-    """Return the totals over all cells, each shared stage once.
-
-    Wall time and peak disk assume `cells_at_once` cells in parallel. The peak is what all stages leave, plus
-    what the most demanding stages hold temporarily, one for each parallel cell:
-
-        disk_gib = 100, temporary = 30, 20, 10, cells_at_once = 2: the peak is 100 + 30 + 20
-
-    Args:
-        cells: that were selected.
-        estimates: digest to estimate.
-        settings: of the hardware.
-    """
-    digests = dict.fromkeys(digest for cell in cells for digest in cell.stage_digests if digest in estimates)
-    total = together(estimates[digest] for digest in digests)
-    live_gib = [estimates[digest].peak_disk_gib - estimates[digest].disk_gib for digest in digests]
-    # Parallel cells cannot finish before the longest of them does.
-    longest = max((one.wall_hours for cell in cells if (one := of_cell(cell, estimates))), default=0.0)
-    at_once = settings.cells_at_once
-    return {
-        **{name: getattr(total, name) for name in _ADDED},
-        "wall_hours": max(longest, total.wall_hours / at_once),
-        "peak_disk_gib": total.disk_gib + sum(sorted(live_gib, reverse=True)[:at_once]),
-        **{name: getattr(total, name) for name in ("useful_share", "checkpoint_share", "lost_s", "stop_s")},
-        "num_measured": sum(estimates[digest].measured for digest in digests),
-        "assumptions": [
-            *dict.fromkeys(note for digest in digests for note in estimates[digest].assumptions),
-            f"{at_once} cells at once (hardware.cells_at_once), for wall time and the peak of the disk",
-        ],
-    }
-
-
-def as_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    """Return a cell's estimate for scripts."""
-    return None if estimate is None else dict(msgspec.to_builtins(estimate))

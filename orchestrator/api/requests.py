@@ -1,4 +1,4 @@
-"""What a launch records and warns of: requests, code snapshots, differing code and retired files."""
+"""What a launch needs, records and warns of: requests, code snapshots, differing code and retired files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from typing import Literal
 import msgspec
 
 from orchestrator import provenance
+from orchestrator.api.estimates import call
 from orchestrator.api.state import Notify, SweepState
 from orchestrator.core.records import Code, Request, Retired
 from orchestrator.core.secrets import lines_with
 from orchestrator.core.settings import Policy, RunSettings
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell, ComposedSweep
-from orchestrator.errors import InfrastructureError, counted
+from orchestrator.costs import Need
+from orchestrator.errors import InfrastructureError, UserError, counted, one_line
+from orchestrator.registry import importable, load
+from orchestrator.stage import Config
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
@@ -52,10 +56,11 @@ def build_request(
         code: the code snapshot, for workers that start later.
     """
     folder = import_paths[0] if import_paths else "."
-    # False is the default. Earlier versions refuse the key, so it is left out.
-    if settings and settings.launcher.get("snapshot") is False:
-        launcher = {key: value for key, value in settings.launcher.items() if key != "snapshot"}
-        settings = msgspec.structs.replace(settings, launcher=launcher)
+    if settings:  # earlier versions refuse these keys, so they are left out at their defaults
+        defaults = {"snapshot": False, "max_gpus": None}
+        given = settings.launcher.items()
+        kept = {key: value for key, value in given if key not in defaults or value is not defaults[key]}
+        settings = msgspec.structs.replace(settings, launcher=kept)
     return Request(
         nonce=new_nonce(),
         number=0,
@@ -250,3 +255,87 @@ def finish_retention(view: SweepState, policy: Policy) -> list[str]:
             f"retired {_amount_of(*news)} of {counted(len(news), 'product')} under policy {policy.retention}"
         ]
     return []
+
+
+def needs_of(
+    view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()
+) -> dict[str, list[Need]]:
+    """Return all needs of each cell that is not done; needs that are not met name the problem.
+
+    Args:
+        view: the sweep state.
+        cells: to look at.
+        import_paths: folders from which the user's hooks are imported.
+
+    Returns:
+        Id of a cell to its needs; cells without needs are left out.
+
+    Raises:
+        UserError: a hook cannot be loaded, or fails.
+    """
+    needs: dict[str, list[Need]] = {}
+    with importable(import_paths):
+        hooks = {
+            stage: (spec.needs, load(spec.needs, where=f"the needs of stage {stage!r}"))
+            for stage, spec in view.sweep.specs.items()
+            if spec.needs
+        }
+        for cell in cells if hooks else ():
+            status = view.cells[cell.id]
+            open_stages = {
+                view.sweep.stages[digest].stage
+                for digest, stage in status.stages.items()
+                if stage.state is not State.DONE
+            }
+            # Several stages may share a hook. It is called once for each cell.
+            asked = dict(hooks[stage] for stage in hooks if stage in open_stages)
+            found = [need for name, hook in asked.items() for need in call(name, hook, Config(cell.config))]
+            if found:
+                needs[cell.id] = _distinct(found)
+    return needs
+
+
+def missing_of(needs: Mapping[str, Sequence[Need]]) -> dict[str, list[Need]]:
+    """Return, by cell, the needs that are not met."""
+    missing = {cell: [need for need in found if need.problem] for cell, found in needs.items()}
+    return {cell: found for cell, found in missing.items() if found}
+
+
+def need_line(need: Need) -> str:
+    """Return a missing need as one line."""
+    return f"{need.what}: {need.problem}" + ("" if need.fetch or not need.advice else f"; {need.advice}")
+
+
+def distinct(needs: Mapping[str, Sequence[Need]]) -> list[Need]:
+    """Return each need once, whichever cells have it."""
+    return _distinct([need for found in needs.values() for need in found])
+
+
+def refuse_blocked(view: SweepState, missing: Mapping[str, Sequence[Need]], fix: str) -> None:
+    """Raise if a need of a cell is missing.
+
+    Args:
+        view, missing: the sweep state, and by cell its missing needs.
+        fix: the command that fetches them, for the error.
+
+    Raises:
+        UserError: a need is missing.
+    """
+    if not missing:
+        return
+    needs = distinct(missing)
+    lines = [one_line(need_line(n), 160) for n in needs]
+    mend = fix if any(need.fetch or need.advice for need in needs) else "mend this"
+    more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
+    raise UserError(
+        f"{counted(len(missing), 'cell')} of {view.sweep.name} cannot run here yet; nothing was launched",
+        where="\n  ".join(lines[:6]) + more,
+        fix=f"{mend}, or launch the other cells with --only",
+    )
+
+
+def _distinct(needs: Sequence[Need]) -> list[Need]:
+    """Return needs without duplicates. Needs are equal if what they name and how it is fetched are equal."""
+    return list(
+        {(need.what, need.fetch, str(sorted(need.arguments.items()))): need for need in needs}.values()
+    )

@@ -7,19 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.api.estimates import (
-    call,
+from orchestrator.api.estimates import call, of_cell, together
+from orchestrator.api.launching import composed_or_sealed, run_settings_of
+from orchestrator.api.planning import Plan, SimulatedCluster, cell_drift, hardware_of, in_total
+from orchestrator.api.requests import (
+    code_drift,
     distinct,
-    in_total,
     missing_of,
     need_line,
+    needing_retired_lines,
     needs_of,
-    of_cell,
-    together,
 )
-from orchestrator.api.launching import composed_or_sealed, run_settings_of
-from orchestrator.api.planning import Plan, SimulatedCluster, cell_drift, hardware_of
-from orchestrator.api.requests import code_drift, needing_retired_lines
 from orchestrator.api.state import SweepState
 from orchestrator.cli.output import (
     ComposeProgress,
