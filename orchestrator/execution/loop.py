@@ -104,15 +104,8 @@ class Worker:
             summary = self._requests.read(at_most_s=0.0)
             # New evidence for each scan. A decision from an old scan is checked again in `_try`.
             reader = self._products.reader(self._watcher)
-<<<<<<< HEAD
-            scan = self._scanner.next_stage(reader, summary)
-=======
-            scan = self._scanner.next_stage(
-                lambda digest, r=reader, s=summary: self._status(r, s, digest),  # type: ignore[misc]
-                cancelled=summary.cancelled,
-                holds=NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages),
-            )
->>>>>>> main
+            holds = NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages)
+            scan = self._scanner.next_stage(reader, summary, holds)
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
                 return self._history.exit_code("deadline")
