@@ -21,11 +21,11 @@ from orchestrator.core.selector import Subject, refuse_impossible, select
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import (
     CellStatus,
+    GateRule,
     Gates,
     StageStatus,
     State,
     cell_status,
-    gate_holds,
     stage_status,
 )
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance, is_name
@@ -254,8 +254,8 @@ class SweepState:
         """The state of each cell, by id."""
         found = {}
         cancelled = self.request_summary.cancelled
-        wanted = [cell for cell in self.sweep.cells if cell.id not in cancelled]
-        holds = Holds(stages=gate_holds(wanted, self.gates, self.instances, self.stages.__getitem__))
+        rule = GateRule(self.sweep.cells, self.gates)
+        holds = Holds(stages=rule.holds(self.stages.__getitem__))
         for cell in self.sweep.cells:
             status = cell_status(
                 cell,

@@ -303,68 +303,80 @@ class Gates(NamedTuple):
     chains: Mapping[str, tuple[str, ...]] = {}
     cells: Mapping[str, tuple[Gate, ...]] = {}
 
-    def before(self, cell: str) -> tuple[str, ...]:
-        """Return the digests of the stages that a cell needs beside its own chain, its gates among them."""
-        return tuple(digest for gate in self.cells.get(cell, ()) for digest in self.chains[gate.digest])
+    def chain(self, cell: Cell) -> tuple[str, ...]:
+        """Return the digests of all stages that a cell needs: those for its gates, then its own."""
+        before = (digest for gate in self.cells.get(cell.id, ()) for digest in self.chains[gate.digest])
+        return (*before, *cell.stage_digests)
 
 
 NO_GATES = Gates()
 
 
-def gate_holds(
-    cells: Iterable[Cell],
-    gates: Gates,
-    instances: Mapping[str, StageInstance],
-    status_of: Callable[[str], StageStatus],
-) -> dict[str, Hold]:
-    """Return the holds of stages whose gates are not done, and of gates that nothing waits for, by digest.
-
-    Cells of several classes may share a stage. It is held only if the gates of all of these cells hold it.
+class GateRule:
+    """Which stages wait for their gates, and which gates are needed.
 
     Args:
-        cells: whose stages are wanted, without those that are cancelled.
+        cells: whose stages are wanted.
         gates: of the launch.
-        instances: digest to stage instance, gates included.
-        status_of: returns a stage's own state by digest.
+
+    Attributes:
+        waiting: digest of a stage to the stages whose readiness follows from its state, beside those that
+            take its product.
     """
-    holds: dict[str, Hold | None] = {}
-    needed: set[str] = set()
-    for cell in cells if gates.cells else ():
-        of_cell: dict[str, Hold | None] = {}
-        for gate in gates.cells.get(cell.id, ()):
-            found = _hold_of(gate, cell, gates, instances, status_of)
-            if found is not None and any(status_of(digest).state in STARTABLE for digest in gate.stages):
-                needed.add(gate.digest)
-            of_cell.update((digest, max(of_cell.get(digest), found, key=_weight)) for digest in gate.stages)
-        holds.update(
-            (digest, min(holds.get(digest, hold), hold, key=_weight)) for digest, hold in of_cell.items()
-        )
-    idle = dict.fromkeys(set(gates.instances) - needed, Hold("no stage waits for it"))
-    return idle | {digest: hold for digest, hold in holds.items() if hold is not None}
+
+    def __init__(self, cells: Iterable[Cell], gates: Gates) -> None:
+        self._gates = gates
+        self._gated: dict[str, list[tuple[Cell, Gate]]] = {}
+        self._stages: dict[str, dict[str, None]] = {}
+        self.waiting: dict[str, dict[str, None]] = {}
+        for cell in cells if gates.cells else ():
+            for gate in gates.cells.get(cell.id, ()):
+                for digest in gate.stages:
+                    self._gated.setdefault(digest, []).append((cell, gate))
+                    self._stages.setdefault(gate.digest, {})[digest] = None
+                    self.waiting.setdefault(digest, {})[gate.digest] = None
+                    for needed in gates.chains[gate.digest]:
+                        self.waiting.setdefault(needed, {})[digest] = None
+
+    def holds(self, status_of: Callable[[str], StageStatus]) -> dict[str, Hold]:
+        """Return the holds of all stages by digest; see `hold` for the argument."""
+        found = ((digest, self.hold(digest, status_of)) for digest in (*self._gated, *self._stages))
+        return {digest: hold for digest, hold in found if hold is not None}
+
+    def hold(self, digest: str, status_of: Callable[[str], StageStatus]) -> Hold | None:
+        """Return the hold of a stage by its gates, or of a gate for which no stage waits.
+
+        Cells of several classes may share a stage. It is held only if it is held in all of them.
+
+        Args:
+            digest: of the stage.
+            status_of: returns a stage's own state by digest.
+        """
+        if digest in self._stages:
+            is_needed = any(status_of(stage).state in STARTABLE for stage in self._stages[digest])
+            return None if is_needed else Hold("no stage waits for it")
+        of_cells: dict[str, Hold | None] = {}
+        for cell, gate in self._gated.get(digest, ()):
+            hold = self._of_cell(cell, gate, status_of)
+            of_cells[cell.id] = max(of_cells.get(cell.id), hold, key=_weight)
+        return min(of_cells.values(), key=_weight, default=None)
+
+    def _of_cell(self, cell: Cell, gate: Gate, status_of: Callable[[str], StageStatus]) -> Hold | None:
+        """Return what a gate means for the stages of a cell; None if they may start."""
+        name, status = self._gates.instances[gate.digest].name, status_of(gate.digest)
+        if status.state is State.DONE:
+            return None
+        if status.state in (State.FAILED, State.UNKNOWN):
+            return Hold(f"its gate {name} is {status.state}: {status.reason}", cause=status.cause)
+        for digest in self._gates.chains[gate.digest][:-1]:
+            taken = status_of(digest)
+            if taken.state in (State.FAILED, State.UNKNOWN) or taken.retired:
+                # The gate cannot run. A cell that takes nothing of this input is not held up for it.
+                if digest not in cell.stage_digests or taken.retired:
+                    return None
+                return Hold(f"its gate {name} lacks an input: {taken.reason}", cause=taken.cause)
+        return Hold(f"waits for its gate {name}: {status.reason}", is_final=False)
 
 
 def _weight(hold: Hold | None) -> int:
     return 0 if hold is None else 2 if hold.is_final else 1
-
-
-def _hold_of(
-    gate: Gate,
-    cell: Cell,
-    gates: Gates,
-    instances: Mapping[str, StageInstance],
-    status_of: Callable[[str], StageStatus],
-) -> Hold | None:
-    """Return what a gate means for the stages of a cell; None if they may start."""
-    name, status = gates.instances[gate.digest].name, status_of(gate.digest)
-    if status.state is State.DONE:
-        return None
-    if status.state in (State.FAILED, State.UNKNOWN):
-        return Hold(f"its gate {name} is {status.state}: {status.reason}", cause=status.cause)
-    for digest in gates.chains[gate.digest][:-1]:
-        taken = status_of(digest)
-        if taken.state in (State.FAILED, State.UNKNOWN) or taken.retired:
-            # The gate cannot run. A cell that takes nothing of this input is not held up for it.
-            if digest not in cell.stage_digests or taken.retired:
-                return None
-            return Hold(f"input {instances[digest].name} is {taken.state}", cause=taken.cause)
-    return Hold(f"waits for its gate {name}: {status.reason}", is_final=False)

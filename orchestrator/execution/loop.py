@@ -13,7 +13,7 @@ from orchestrator import provenance
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.gates import gates_of, with_gates
-from orchestrator.core.plan import Claimable, RequestSummary, Scanner
+from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
 from orchestrator.core.state import NO_GATES, StageStatus, stage_status
 from orchestrator.core.sweep import StageInstance
@@ -24,6 +24,7 @@ from orchestrator.execution.gpus import GpuPool
 from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
+from orchestrator.execution.scanning import StoreScanner
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
 from orchestrator.jobs.submissions import request_of
 from orchestrator.store import layout
@@ -78,7 +79,7 @@ class Worker:
         request = request_of(ledger, sweep.name, order.request) if order.request else None
         gates = gates_of(sweep, request.gates, request.cells) if request is not None else NO_GATES
         sweep = with_gates(sweep, gates)
-        self._scanner = Scanner(share(sweep.cells, order), sweep.stages, gates)
+        self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates)
         self._watcher = Watcher(owner, job=order.job)
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
@@ -108,11 +109,8 @@ class Worker:
             summary = self._requests.read(at_most_s=0.0)
             # New evidence for each scan. A decision from an old scan is checked again in `_try`.
             reader = self._products.reader(self._watcher)
-            scan = self._scanner.next_stage(
-                lambda digest, r=reader, s=summary: self._status(r, s, digest),  # type: ignore[misc]
-                cancelled=summary.cancelled,
-                holds=NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages),
-            )
+            holds = NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages)
+            scan = self._scanner.next_stage(reader, summary, holds)
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
                 return self._history.exit_code("deadline")
@@ -172,6 +170,7 @@ class Worker:
                 raise
             self._say(f"{claimable.cell.id} {claimable.instance.name}: left for now: {error_line(error)}")
             self._leaving.leave(claimable.instance.digest, error)
+            self._scanner.look_again(claimable.instance.digest)
             return True
         self._leaving.reset()
         return was_worked_on
@@ -278,7 +277,7 @@ class Worker:
         self._history.add(run, end, is_replaced=is_replaced)
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
-            self._scanner.drop(instance.digest)
+            self._scanner.leave_out(instance.digest)
         if end.outcome == "succeeded":
             self._retain(claimable)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
@@ -330,4 +329,4 @@ class Worker:
             return ""
         if not cancelled:
             return ""
-        return "" if self._scanner.wants(instance.digest, cancelled) else "cancelled"
+        return "" if self._scanner.is_wanted(instance.digest, cancelled) else "cancelled"
