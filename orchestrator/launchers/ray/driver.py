@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -30,17 +29,14 @@ from orchestrator.execution.main import OUTAGE_S
 from orchestrator.execution.scanning import StoreScanner
 from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of
-from orchestrator.launchers.ray.actors import Ended, Pool
-from orchestrator.launchers.ray.boot import start_of
+from orchestrator.launchers.ray.actors import Ended, Pool, Starter
 from orchestrator.launchers.ray.lost_workers import Failures, Losses
 from orchestrator.launchers.ray.settings import AUTO, LOCAL, demand, grace_of, ray_settings, waits_for
 from orchestrator.processes import describe
 from orchestrator.store import layout
 from orchestrator.store.evidence import EvidenceReader
 from orchestrator.store.ledger import Ledger, open_ledger
-from orchestrator.store.objects import ObjectStore
 
-WORKER = "orchestrator.launchers.ray.worker"
 POLL_S, SCAN_S, SCAN_SHARE = 0.5, 2.0, 20
 """Intervals of polls of Ray and scans of the store (at most 1/SCAN_SHARE of the time)."""
 
@@ -152,43 +148,6 @@ class _Scanner:
         return stage_status(evidence, summary.budget(digest, self._retries))
 
 
-@dataclass
-class _Starter:
-    """Starts of workers, numbered from 1.
-
-    Args:
-        objects: the store.
-        sweep: its name.
-        submission: whose stages they claim.
-        restart: how often the driver was restarted.
-        environment: variables added to those of the node.
-        num_started: the number of workers started so far.
-    """
-
-    objects: ObjectStore
-    sweep: str
-    submission: Submission
-    restart: int
-    environment: Mapping[str, object]
-    num_started: int = 0
-
-    def start(self, pool: Pool, *, avoid: Collection[str]) -> None:
-        """Request the next worker from Ray.
-
-        Args:
-            pool: the driver's workers.
-            avoid: ids of nodes that should not run it.
-        """
-        self.num_started += 1
-        code = self.submission.code.digest if self.submission.code else ""
-        args = (self.objects.url, self.sweep, str(self.submission.number))
-        start = start_of(self.objects, code, WORKER, *args, str(self.num_started), str(self.restart))
-        environment = {name: str(value) for name, value in self.environment.items()}
-        environment |= pool.monitor()
-        environment |= start.environment
-        pool.start(self.num_started, list(start.argv), environment, self.submission.folder, avoid=avoid)
-
-
 class RayDriver:
     """One start of the driver of one submission.
 
@@ -222,7 +181,7 @@ class RayDriver:
         gates = gates_of(sealed, request.gates, request.cells)
         sealed, retries = with_gates(sealed, gates), engine.policy.retries
         self._scanner = _Scanner(ledger, sealed, cells, (job, restart), retries, watcher, gates)
-        self._starter = _Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
+        self._starter = Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
         self._stop = _Stop(grace_s)
