@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
+from functools import cached_property
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -97,6 +98,12 @@ class LocalLauncher:
             return gpu_hardware(self._gpus, self._settings.gpus_per_worker)
         return host_hardware()
 
+    @cached_property
+    def _device(self) -> str:
+        """The kind of the GPUs, "" without any, or if it cannot be determined."""
+        hardware = self.hardware() if self._gpus else None
+        return hardware.device if hardware is not None else ""
+
     def start(self, launch: Launch) -> None:
         """Start the fork server and a worker in every slot."""
         self._launch = launch
@@ -125,6 +132,8 @@ class LocalLauncher:
             job=launch.job,
             code=launch.code,
             named=launch.named,
+            num_gpus=self._settings.gpus_per_worker if self._gpus else 0,
+            device=self._device,
         )
         log = self._log(slot)
         _ensure_fork_server()
