@@ -23,11 +23,8 @@ from orchestrator.execution.gpus import GpuPool
 from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
-<<<<<<< HEAD
-from orchestrator.execution.spending import HeldTime
-=======
 from orchestrator.execution.scanning import StoreScanner
->>>>>>> main
+from orchestrator.execution.spending import HeldTime
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce

@@ -100,17 +100,21 @@ class LocalLauncher:
             return gpu_hardware(self._gpus, self._settings.gpus_per_worker)
         return host_hardware()
 
-<<<<<<< HEAD
+    def _num_gpus(self, *, is_shared: bool) -> float:
+        """Return the GPUs that a worker holds; workers that share all of them hold equal parts."""
+        if is_shared:
+            return len(self._gpus) / len(self._slots)
+        return self._settings.gpus_per_worker if self._gpus else 0
+
     @cached_property
     def _device(self) -> str:
         """The kind of the GPUs, "" without any, or if it cannot be determined."""
         hardware = self.hardware() if self._gpus else None
         return hardware.device if hardware is not None else ""
-=======
+
     def gpus(self) -> LaunchGpus | None:
         """Return this machine's GPUs."""
         return LaunchGpus(len(self._gpus), len(self._gpus)) if self._gpus else None
->>>>>>> main
 
     def start(self, launch: Launch) -> None:
         """Start the fork server and a worker in every slot."""
@@ -149,7 +153,7 @@ class LocalLauncher:
             job=launch.job,
             code=launch.code,
             named=launch.named,
-            num_gpus=self._settings.gpus_per_worker if self._gpus else 0,
+            num_gpus=self._num_gpus(is_shared=shared is not None),
             device=self._device,
         )
         log = self._log(slot)
