@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
-from tests.cli.launches import records, running_heartbeats, wait_for
+from tests.cli.launches import running_heartbeats, wait_for
 
 SWEEP = """
 description: two models on two mixtures, each rehearsed before it is fitted
