@@ -15,7 +15,8 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.formats import SINCE_2, Settings
-from orchestrator.saving import Begin, Checkpoints
+from orchestrator.saving import PHASES, Begin, Checkpoints, Phase, PhaseClock
+from orchestrator.saving import StopSignal as StopSignal
 
 Row = dict[str, Any]
 """A result row: column name to a JSON scalar."""
@@ -163,24 +164,6 @@ class Tracker(Protocol):
         """Flush what is buffered."""
 
 
-class StopSignal:
-    """A flag that another thread or a signal handler sets once, when the stage should stop.
-
-    It has no lock: a signal that interrupts the handler of another would wait for that lock for ever.
-    """
-
-    def __init__(self) -> None:
-        self.asked, self.why = False, ""
-        self.seen = False
-        """Whether the stage has read that a stop was requested."""
-
-    def ask(self, why: str) -> None:
-        """Request a stop of the stage; the first reason is kept."""
-        if not self.asked:
-            self.why = why  # before the flag: a reader that sees the flag must find the reason
-            self.asked = True
-
-
 class _Reports(NamedTuple):
     """The calls by which a stage reports to its worker: its progress, and the seconds that a stop takes."""
 
@@ -207,6 +190,7 @@ class Context:
         keep: number of this attempt's own checkpoints to keep, at least 2.
         keeps_work: whether the next attempt could find what is in `work`.
         report_stop: called with the seconds that the stage needs to save and end after a stop request.
+        clock: measures the phases.
     """
 
     def __init__(
@@ -226,6 +210,7 @@ class Context:
         keep: int = 2,
         keeps_work: bool = True,
         report_stop: Callable[[float], None] = lambda seconds: None,
+        clock: PhaseClock | None = None,
     ) -> None:
         self.folder = folder
         self.attempt = attempt
@@ -243,10 +228,16 @@ class Context:
             interval_s=checkpoint_interval_s,
             keep=max(2, keep),
             fence=fence,
+            clock=clock or PhaseClock(),
         )
         self._keeps_work = keeps_work
         for path in (self.output, self.scratch, folder / "checkpoints"):
             path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def clock(self) -> PhaseClock:
+        """The seconds that the attempt has spent in each phase."""
+        return self.saves.clock
 
     @property
     def output(self) -> Path:
@@ -284,6 +275,16 @@ class Context:
         """Report progress alone, without metrics."""
         self._reports.progress(int(step), None if num_steps is None else int(num_steps))
 
+    def phase(self, name: Phase) -> AbstractContextManager[None]:
+        """Count the time within as this phase in what the sweep cost; all other time is ``compute``.
+
+        Raises:
+            StageFailure: there is no such phase.
+        """
+        if name not in PHASES:
+            raise StageFailure("code", f"no phase {name!r}: one of {', '.join(PHASES)}")
+        return self.clock.during(name)
+
     @property
     def stop_asked(self) -> bool:
         """Whether the stage should save a checkpoint and end."""
@@ -303,7 +304,7 @@ class Context:
             BaseException: what stopped the last `checkpoint_later`.
         """
         self.saves.raise_error()
-        step_s = self.saves.step_s()
+        step_s = self.clock.step_s()
         # A stop is noticed at the next step, waits for a save that is being written, and saves once more.
         if self.saves.save_s:
             self._reports.stop(step_s + 2 * self.saves.save_s)

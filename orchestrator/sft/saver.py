@@ -164,5 +164,6 @@ class Saver:
     def _holding(self) -> Iterator[None]:
         """Count the seconds that the training waits."""
         started_s = time.monotonic()
-        yield
+        with self._context.phase("save"):
+            yield
         self.held_s += time.monotonic() - started_s

@@ -28,7 +28,7 @@ from orchestrator.sft.checkpoints import link_weights, load_state
 from orchestrator.sft.distributed import launcher, parallel
 from orchestrator.sft.distributed.parallel import Placed, rank, reduced, world_size
 from orchestrator.sft.host import peak_bytes
-from orchestrator.sft.prepare import left_out
+from orchestrator.sft.prepare import SPLITS, left_out
 from orchestrator.sft.save_costs import state_seconds
 from orchestrator.sft.saver import PROGRESS, Progress, Saver
 from orchestrator.sft.shards import EpochOrder, Rows, rows_of
@@ -236,7 +236,8 @@ class Training:
         total = torch.zeros((), device=self._placed.device)
         parts = self.batches.of_step(rows)
         for number, part in enumerate(parts):
-            batch = self.batches.batch(part)
+            with self._context.phase("data" if number == 0 else "compute"):  # GPUs compute meanwhile
+                batch = self.batches.batch(part)
             loss = self._placed.losses(batch, is_last=number + 1 == len(parts)) / num_targets
             # DDP and FSDP average gradients over the processes. The factor turns the mean into the sum: the
             # loss is already divided by the response tokens of the whole step.
@@ -282,7 +283,7 @@ class Training:
     def _validate(self) -> float:
         """Return the mean loss of a validation response token, over all processes."""
         total = torch.zeros((), device=self._placed.device)
-        with self._placed.evaluating():
+        with self._context.phase("evaluation"), self._placed.evaluating():
             for batch in self.batches.of_validation():
                 total += self._placed.losses(batch)
         return float(reduced(total)) / self._num_validated
@@ -302,7 +303,8 @@ class Training:
             return 0
         if rank() == 0:
             link_weights(checkpoint.folder, self._context.output, last_step=checkpoint.step)
-        load_state(self._placed, self._updates.optimizer, checkpoint.folder)
+        with self._context.phase("restore"):
+            load_state(self._placed, self._updates.optimizer, checkpoint.folder)
         self.progress = Progress(**json.loads(Path(checkpoint.folder, PROGRESS).read_text(encoding="utf-8")))
         return checkpoint.step
 
@@ -335,13 +337,12 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
 
 
 def _train(config: Config, inputs: Inputs, context: Context, *, device: torch.device) -> list[Row]:
-    tokenizer = runtime.load_tokenizer(inputs, context.uses)
-    pad = runtime.padding(tokenizer)
-    shards = inputs.each("prepare")
-    rows, validation = (
-        rows_of(shards, config.languages, split, pad_token_id=pad) for split in ("train", "validation")
-    )
-    training, chosen = _fitted(config, inputs, context, rows=rows, validation=validation, device=device)
+    tokenizer, shards = runtime.load_tokenizer(inputs, context.uses), inputs.each("prepare")
+    with context.phase("data"):
+        pad = runtime.padding(tokenizer)
+        rows, validation = (rows_of(shards, config.languages, s, pad_token_id=pad) for s in SPLITS)
+    with context.phase("start"):
+        training, chosen = _fitted(config, inputs, context, rows=rows, validation=validation, device=device)
     training.run()
     facts = {**summary(training), **chosen.facts(), "notes": left_out(shards, config.languages)}
     if parallel.rank() == 0:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.manifest import REMEMBERED, FileKey
-from orchestrator.saving import Begin
+from orchestrator.saving import Begin, Phase
 from orchestrator.stage import Checkpoint, Config, Context, Inputs
 
 
@@ -82,6 +82,20 @@ class RankContext(Context):
         """Send the time that rank 0 expects, without waiting for an answer."""
         if self._rank == 0:
             self._send("expect_save", float(seconds))
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Count the time within as a phase, as rank 0 measures it, without waiting for an answer."""
+        before = self.clock.phase
+        with super().phase(name):
+            self._enter(name, before)
+            yield
+        self._enter(before, name)
+
+    def _enter(self, phase: str, before: str) -> None:
+        if self._rank == 0 and phase != before:
+            with contextlib.suppress(OSError):  # the stage's process is gone, and this rank is ending
+                self._send("phase", phase)
 
     @property
     def stop_asked(self) -> bool:
