@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from orchestrator.errors import StageFailure, StopRequested
+from orchestrator.saving import MANIFEST
 from orchestrator.sft import evaluate, runtime, train
 from orchestrator.sft.checkpoints import EPOCHS, epoch_name
 from orchestrator.sft.data import load_items
@@ -81,8 +82,8 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
         _train(tree, given, first)
     except StopRequested:
         _end_phase(context, 2)
-    checkpoints = first.folder / "checkpoints"
-    saved = Checkpoint(1, next(checkpoints.glob("*1"), checkpoints))
+    (folder,) = (path.parent for path in (first.folder / "checkpoints").glob(f"*/{MANIFEST}"))
+    saved = Checkpoint(int(folder.name), folder)
     speeds = _Speeds()
     second = _within(context, "second", tree, resume=saved, trackers=(speeds,))
     _train(tree, given, second, in_new_process=True)

@@ -146,6 +146,7 @@ REHEARSE = StageSpec(
         "items.test_fingerprint",
         # Also what divides a step: another micro-batch takes other memory.
         *(key for key in (*TRAIN.reads, *TRAIN.uses) if key.startswith("trainer.")),
+        "trainer.max_length_tokens",
         "evaluation.max_new_tokens",
         "evaluation.engine",
         "evaluation.precision",
