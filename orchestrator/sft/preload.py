@@ -10,4 +10,14 @@ import transformers.models.qwen3.modeling_qwen3
 
 from orchestrator.sft import base, evaluate, prepare, rehearse, tokenizer, train
 
-__all__ = ["base", "evaluate", "pandas", "prepare", "pyarrow", "tokenizer", "train", "transformers"]
+__all__ = [
+    "base",
+    "evaluate",
+    "pandas",
+    "prepare",
+    "pyarrow",
+    "rehearse",
+    "tokenizer",
+    "train",
+    "transformers",
+]
