@@ -25,7 +25,7 @@ from orchestrator.stage import StageSpec
 from orchestrator.store import layout
 from orchestrator.store.access import Prefetched, StageIndex, error_line, is_transient
 from orchestrator.store.ledger import Ledger
-from orchestrator.store.objects import Listing
+from orchestrator.store.objects import Listing, PosixStore
 
 
 def read_ahead(
@@ -384,8 +384,10 @@ def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: b
     objects = ledger.objects
     if not files:
         return None
+    if isinstance(objects, PosixStore) and not content:
+        return damage_by_size(objects.sizes(prefix, files), files)
     if objects.in_place:
-        return damage(objects.folder(prefix), files, content=content)
+        return damage(objects.folder(prefix), files)
     # A listing of the bucket gives all sizes at once, without downloading.
     problem = damage_by_size(ledger.sizes(prefix), files)
     if problem is not None or not content:

@@ -135,7 +135,9 @@ class Ledger(Records):
         """
         if layout.attempts(instance) in self._known.listings:
             return max([number, *self.numbers(instance)])
-        while self.is_claimed(instance, number + 1):
+        objects = self.objects
+        is_there = objects.seems_there if isinstance(objects, PosixStore) else objects.get
+        while is_there(layout.attempt(instance, number + 1, layout.CLAIM)):
             number += 1
         return number
 
