@@ -25,7 +25,7 @@ from orchestrator.jobs.cells import Jobs, scheduler_of, with_jobs
 from orchestrator.jobs.judgement import JobListing, SubmissionState, ending
 from orchestrator.jobs.submissions import Submissions, asker
 from orchestrator.launchers.base import Scheduler
-from orchestrator.registry import SCHEDULERS, lookup
+from orchestrator.registry import INDEXED, SCHEDULERS, load, lookup
 from orchestrator.store.access import Outage
 from orchestrator.store.evidence import EvidenceReader, OwnerReport, inspect_owner
 from orchestrator.store.ledger import Ledger, open_ledger
@@ -102,7 +102,8 @@ class SweepState:
 
     def fresh(self) -> SweepState:
         """Return the state of the same revision, to be read again from the store."""
-        return SweepState(self.ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
+        ledger = self.ledger.renewed()
+        return SweepState(ledger, self.sweep, self.number, sealed=self.sealed, trusted=self.trusted)
 
     @property
     def title(self) -> str:
@@ -326,6 +327,8 @@ def open_view(word: str, url: str | None = None) -> SweepState:
     """
     reference = parse_reference(word)
     ledger = open_ledger(store_url(url))
+    if not ledger.objects.in_place:
+        ledger = load(INDEXED)(ledger)
     if reference.revision is not None:
         return sealed_view(ledger, reference.name, reference.revision)
     number = current_revision(ledger, reference.name)
@@ -362,8 +365,7 @@ def current_revision(ledger: Ledger, name: str) -> int | None:
     # A path in place of a name must not reach the store as a key.
     if not is_name(name):
         return None
-    numbers = ledger.revision_numbers(name)
     for request in reversed(ledger.requests(name)):
-        if request.verb in ("launch", "rerun") and request.revision in numbers:
+        if request.verb in ("launch", "rerun") and ledger.has_revision(name, request.revision):
             return request.revision
-    return max(numbers, default=None)
+    return max(ledger.revision_numbers(name), default=None)

@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,6 +23,24 @@ class Listing(NamedTuple):
 
     files: tuple[str, ...]
     folders: tuple[str, ...]
+
+
+def levels(prefix: str, paths: Collection[str]) -> dict[str, Listing]:
+    """Return the listing of each level under a prefix, given all paths below it."""
+    files: dict[str, set[str]] = {prefix: set()}
+    folders: dict[str, set[str]] = {prefix: set()}
+    for path in paths:
+        *above, name = path.split("/")
+        place = prefix
+        for part in above:
+            folders.setdefault(place, set()).add(part)
+            place = f"{place}/{part}"
+            files.setdefault(place, set())
+        files[place].add(name)
+    return {
+        place: Listing(tuple(sorted(names)), tuple(sorted(folders.get(place, ()))))
+        for place, names in files.items()
+    }
 
 
 def idle() -> None:
