@@ -161,6 +161,19 @@ def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
     return None
 
 
+def chosen_before(cell: str, attempts: Iterable[Attempt]) -> int:
+    """Return the GPUs that the first claim on behalf of a cell recorded as chosen for it; 0 without one.
+
+    A cell keeps its number, whatever other launches would choose. So two launches at once agree.
+
+    Args:
+        cell: its id.
+        attempts: at stages of the cell, in the order of its chain.
+    """
+    claims = (each.claim for each in attempts if each.claim is not None and each.claim.cell == cell)
+    return next((claim.chosen_gpus for claim in claims if claim.chosen_gpus), 0)
+
+
 class Hold(NamedTuple):
     """A reason not to start a stage now, although its records allow it.
 

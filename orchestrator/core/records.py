@@ -101,6 +101,8 @@ class Claim(Record, frozen=True, kw_only=True):
         cell: the cell on whose behalf the stage runs.
         supersedes: the earlier attempt that left no `end`, if there was one.
         at: time of the claim.
+        chosen_gpus: GPUs that were chosen for the cell, which it keeps; 0 if none were. See
+            `hardware.moldable`.
     """
 
     nonce: str
@@ -111,6 +113,7 @@ class Claim(Record, frozen=True, kw_only=True):
     cell: str
     supersedes: Supersedes | None = None
     at: str = ""
+    chosen_gpus: Annotated[int, SINCE_2] = 0
 
 
 class Parent(Record, frozen=True, kw_only=True):

@@ -115,12 +115,15 @@ class HardwareSettings(Settings, frozen=True, kw_only=True):
         max_gpus: the number of GPUs that one cell may use, all in one machine.
         mfu: model FLOPs utilisation in (0, 1]; None for the estimates of the stages.
         cells_at_once: number of cells that run at the same time, for wall time and peak disk use.
+        moldable: whether a cell may get more GPUs than it needs, so that the sweep ends earlier. A launch
+            obeys this one too.
     """
 
     device: str = "a100"
     max_gpus: int = 8
     mfu: float | None = None
     cells_at_once: int = 8
+    moldable: Annotated[bool, SINCE_2] = False
 
     @property
     def assumed(self) -> Hardware:
