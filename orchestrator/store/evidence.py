@@ -193,7 +193,7 @@ class EvidenceReader:
             if instance.stage in self._specs and (found := formers(self._specs[instance.stage], instance))
         }
         if ledger.look_up is not None:
-            every = itertools.chain.from_iterable(self._formers.values())
+            every = itertools.chain.from_iterable(self.formers.values())
             ledger = ledger.look_up(self._instances.values(), every, trusted=self._trusted, sized=check_files)
         elif not ledger.objects.in_place:
             ledger = read_ahead(
