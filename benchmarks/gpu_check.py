@@ -33,6 +33,7 @@ SECTIONS: Sequence[tuple[Callable[[Pass], None], float]] = (
     (generation.generation, 50),
     (device.widths, 15),
     (training.selective, 120),
+    (training.deterministic, 60),
     (generation.vllm, 90),
 )
 """The sections, and the seconds that each needs on a GPU."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from gpu.device import environment_of_children
 from gpu.models import LONGEST_TOKENS, Size, choose, costs, placed, rows_of, training
 from gpu.one_pass import Pass
 from orchestrator.sft import batches, kernels
@@ -71,6 +76,30 @@ def _loss_and_gradients(model: Placed, batch: Batch) -> tuple[float, list[torch.
     loss = model.losses(batch) / len(batch.targets)
     torch.autograd.backward(loss)
     return float(loss.detach()), [value.grad.float() for value in model.parameters if value.grad is not None]
+
+
+def deterministic(one: Pass) -> None:
+    """A gradient twice, with the kernels that training takes, and with `trainer.deterministic`."""
+    script = Path(__file__).with_name("repeats.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *(["--small"] if one.small else [])],
+        env=environment_of_children(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        what, usual, repeating = json.loads(line)
+        one.record(
+            f"a gradient twice, {what}",
+            repeats=usual[0],
+            repeats_deterministic=repeating[0],
+            ms=usual[1],
+            ms_deterministic=repeating[1],
+        )
+    if done.returncode:
+        raise RuntimeError(" ".join(done.stderr.split())[-300:])
 
 
 class Way(NamedTuple):

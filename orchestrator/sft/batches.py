@@ -237,6 +237,7 @@ class Chosen(NamedTuple):
         return {
             "gradient_checkpointing": self.recompute,
             "compiled": self.compiled,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
             "num_fused_norms": self.num_fused_norms,
             "packing": packing,
             "torch": torch.__version__,

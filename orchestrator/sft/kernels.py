@@ -223,11 +223,39 @@ def prepare() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     if hasattr(torch.cuda.memory, "_set_allocator_settings"):
         torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        # Pages of host memory are touched by several threads, outside of the driver's lock.
+        with contextlib.suppress(RuntimeError, ValueError):  # other names in another version
+            torch.cuda.memory._set_allocator_settings(
+                "expandable_segments:True,pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
+            )
     # Compiled kernels outlast a job, whose /tmp may be its own, and serve all cells.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "polysweep", "inductor")
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Let torch use only kernels that repeat bit for bit, within a context. An operator without one fails.
+
+    Attention's backward pass then adds up in a fixed order, in `varlen_attn` too. Sums of several processes
+    are as fixed as NCCL makes them: it chooses by the machines and sizes, not by time.
+
+    Args:
+        wanted: False to change nothing.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        # Read once, before the first matrix product: cuBLAS then uses no workspace of another stream.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # It would fill each new tensor with a value, to show reads of uninitialised memory.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - not typed
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def fuse_norms(model: nn.Module) -> int:
