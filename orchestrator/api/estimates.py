@@ -149,7 +149,7 @@ def work_of(
         cells: whose stages are wanted.
         estimates: digest of a stage to its estimate.
     """
-    stages, instances = view.stages, view.sweep.stages
+    stages, instances = view.stages, view.instances
     seconds: dict[str, list[float]] = {}
     for digest, status in stages.items():
         if status.state is State.DONE and status.seconds is not None:

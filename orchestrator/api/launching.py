@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from orchestrator import provenance
 from orchestrator.api.estimates import estimates_of, molded
 from orchestrator.api.requests import (
     build_request,
+    gate_facts,
     missing_of,
     needs_of,
     plan_code,
@@ -79,7 +82,8 @@ def attempts_so_far(view: SweepState, cells: Sequence[Cell]) -> dict[str, int]:
     return {
         digest: status.attempts
         for cell in cells
-        for digest, status in view.cells[cell.id].stages.items()
+        for digest in view.chain(cell)
+        for status in (view.stages[digest],)
         if status.state is not State.DONE and status.attempts
     }
 
@@ -238,6 +242,8 @@ class CheckedLaunch:
         if self.limits or self.launcher.takes_snapshot:
             code = take_code(sealed.ledger.objects, sealed.sweep, self.import_paths, notify)
         request = self._request(sealed, code, attempts_so_far(self.view, self.cells))
+        gates = gate_facts(sealed, request, self.launcher.hardware())
+        request = msgspec.structs.replace(request, gates=gates)
         return sealed.ledger.add_request(sealed.sweep.name, request)
 
     def _request(self, view: SweepState, code: Code | None, after: dict[str, int]) -> Request:
