@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from orchestrator import provenance
-from orchestrator.api.estimates import estimates_of
+from orchestrator.api.estimates import estimates_of, molded
 from orchestrator.api.requests import (
     build_request,
     gate_facts,
@@ -189,15 +189,19 @@ class CheckedLaunch:
         self.launcher = make_launcher(self.settings, len(cells))
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
         hardware = hardware_for(self.launcher, self.settings)
-        if hardware is not None:  # the estimate of a cell that fits nowhere is an error
-            estimates_of(
+        gpus = self.launcher.gpus() if self.settings.hardware.moldable else None
+        if hardware is not None or gpus is not None:
+            # The estimate of a cell that fits nowhere is an error.
+            estimates = estimates_of(
                 view,
                 cells,
-                hardware=hardware,
+                hardware=hardware or self.settings.hardware.assumed,
                 retention=self.settings.policy.retention,
                 import_paths=import_paths,
                 unfinished_only=True,
             )
+            if gpus is not None:
+                molded(view, cells, estimates, gpus)
         self.limits = limits_of(self.launcher, view.sweep.name, dry_run=self.dry_run)
         if self.limits is not None and not self.dry_run:
             self.dispatch().check()

@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from orchestrator.api.estimates import work_of
 from orchestrator.api.state import SweepState
 from orchestrator.core import schedule
+from orchestrator.core.gates import as_inputs
 from orchestrator.core.goodput import Goodput
 from orchestrator.core.schedule import Makespan, PlannedStage
 from orchestrator.core.settings import Policy
@@ -109,6 +112,8 @@ def simulate(
     Raises:
         UserError: a number is out of range, or a cell can never end on this cluster.
     """
+    sweep = as_inputs(view.sweep, view.gates)
+    cells = [msgspec.structs.replace(cell, stage_digests=view.chain(cell)) for cell in cells]
     work = work_of(view, cells, estimates)
     _check(cluster, work)
     faults = fault_table(cluster.failures)
@@ -119,7 +124,9 @@ def simulate(
     }
     chosen = units
     if cluster.moldable:
-        chosen = schedule.mold(units, cluster.num_gpus, gpus_per_node=cluster.gpus_per_node)
+        chosen = schedule.mold(
+            units, cluster.num_gpus, gpus_per_node=cluster.gpus_per_node, kept=view.chosen_gpus
+        )
     stages: dict[str, SimulatedStage] = {}
     for cell in cells:
         for digest in cell.stage_digests:
@@ -130,7 +137,7 @@ def simulate(
                 stages[digest] = _simulated(work[digest].hours * factor, estimates.get(digest))
     _refuse_endless(view, stages, cluster)
     scenario = Scenario(
-        sweep=view.sweep,
+        sweep=sweep,
         cells=cells,
         stages=stages,
         units=chosen,

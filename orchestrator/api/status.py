@@ -13,7 +13,7 @@ from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import Attempt
 from orchestrator.core.state import CellStatus
 from orchestrator.core.sweep import Cell, StageInstance
-from orchestrator.errors import one_line
+from orchestrator.errors import counted, one_line
 from orchestrator.jobs.cells import LIMIT, scheduler_of
 from orchestrator.jobs.judgement import Judgement, Phase, SubmissionState
 from orchestrator.launchers.base import scheduler
@@ -45,7 +45,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
     `seconds` of a stage is the wall time of its last attempt.
     """
     counts = Counter(view.cells[cell.id].state for cell in cells)
-    rows = []
+    rows, chosen = [], view.chosen_gpus
     for cell in cells:
         status = view.cells[cell.id]
         stages = [
@@ -69,6 +69,7 @@ def status_json(view: SweepState, cells: Sequence[Cell]) -> dict[str, object]:
                 "reason": status.reason,
                 "attempts": status.attempts,
                 "retries": retries_of(status),
+                **({"chosen_gpus": chosen[cell.id]} if cell.id in chosen else {}),
                 "stages": stages,
             }
         )
@@ -188,6 +189,8 @@ def _jobs(view: SweepState, cell: Cell) -> Iterator[dict[str, Any]]:
                 )
             if len(cells) > 1:
                 lines.append(f"it works on {len(cells)} cells")
+            if number := submission.resources.chosen_gpus:
+                lines.append(f"{counted(number, 'GPU')} for each cell, as chosen")
             yield {"job": job.name, "phase": job.phase, "reason": job.reason, "evidence": lines}
 
 
@@ -255,6 +258,8 @@ def _of_attempt(attempt: Attempt) -> list[str]:
             f"attempt {attempt.number}: claimed {claim.at} by process {owner.process.pid} on {owner.host}, "
             f"for {claim.sweep} {claim.cell}, lease {claim.lease_s:.0f} s"
         )
+        if claim.chosen_gpus:
+            lines.append(f"  on {counted(claim.chosen_gpus, 'GPU')}, as chosen for the cell")
         if claim.supersedes is not None:
             lines.append(f"  after attempt {claim.supersedes.attempt} was lost: {claim.supersedes.evidence}")
     if attempt.start is not None and attempt.start.parent is not None:

@@ -78,7 +78,7 @@ def with_gates(sweep: ComposedSweep, gates: Gates) -> ComposedSweep:
 
 
 MAX_SHARE = 0.02
-"""Most time of a gate under ``policy.rehearse: auto``, as a share of that of the stages that wait for it; ours.
+"""Most time of a gate under ``policy.rehearse: auto``, as a share of what the waiting stages take; ours.
 
 In public traces, jobs that fail hold 8 to 39 % of the GPU time. So a gate at this price pays if it prevents a
 quarter of the least of that.
@@ -114,6 +114,18 @@ def stands_for(gate: StageInstance, other: StageInstance) -> bool:
         and (gate.stage, gate.reads) == (other.stage, other.reads)
         and set(other.inputs) <= set(gate.inputs)
     )
+
+
+def as_inputs(sweep: ComposedSweep, gates: Gates) -> ComposedSweep:
+    """Return a sweep in which gates are inputs of what waits for them, to simulate how long it takes."""
+    stages = {**sweep.stages, **gates.instances}
+    for gate in (gate for of_cell in gates.cells.values() for gate in of_cell):
+        one = gates.instances[gate.digest]
+        taken = Input(one.stage, one.label, one.digest)
+        for digest in gate.stages:
+            inputs = stages[digest].inputs
+            stages[digest] = replace(stages[digest], inputs=tuple(dict.fromkeys((*inputs, taken))))
+    return replace(sweep, stages=stages)
 
 
 class _Class:
