@@ -67,10 +67,10 @@ def planned_facts(
     code = checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
     packages = provenance.packages_digest()
     for before in reversed(view.requests):
-        if before.gates is not None and before.revision == view.number and before.cells == named:
-            # The same code on the hardware of that launch, which this machine may not know.
-            if (before.gates.code, before.gates.packages) == (code, packages):
-                return before.gates
+        facts = before.gates if (before.revision, before.cells) == (view.number, named) else None
+        # The same code on the hardware of that launch, which this machine may not know.
+        if facts is not None and (facts.code, facts.packages) == (code, packages):
+            return facts
     request = Request(
         nonce="",
         number=0,

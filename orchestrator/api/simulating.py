@@ -113,7 +113,16 @@ def simulate(
         UserError: a number is out of range, or a cell can never end on this cluster.
     """
     sweep = as_inputs(view.sweep, view.gates)
-    cells = [msgspec.structs.replace(cell, stage_digests=view.chain(cell)) for cell in cells]
+    chains = view.gates.chains
+    cells = [
+        msgspec.structs.replace(
+            cell,
+            stage_digests=tuple(
+                dict.fromkeys(d for digest in view.chain(cell) for d in chains.get(digest, (digest,)))
+            ),
+        )
+        for cell in cells
+    ]
     work = work_of(view, cells, estimates)
     _check(cluster, work)
     faults = fault_table(cluster.failures)

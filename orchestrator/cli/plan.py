@@ -191,9 +191,7 @@ def print_stages(view: SweepState, cells: Sequence[Cell], steps: dict[str, dict[
             # A shared stage has the same step in each of its cells.
             actions[digest] = step.action
     gates = gates_among(view.sweep.specs)
-    counts: dict[str, Counter[Action]] = {
-        stage: Counter() for stage in view.sweep.specs if stage not in gates
-    }
+    counts: dict[str, Counter[Action]] = {s: Counter() for s in view.sweep.specs if s not in gates}
     for digest, action in actions.items():
         counts[view.sweep.stages[digest].stage][action] += 1
     print(
