@@ -41,6 +41,24 @@ class SaveAbandoned(Exception):
     """Raised in the writing thread of a checkpoint that is no longer needed."""
 
 
+class StopSignal:
+    """A flag that another thread or a signal handler sets once, when the stage should stop.
+
+    It has no lock: a signal that interrupts the handler of another would wait for that lock for ever.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.why = False, ""
+        self.seen = False
+        """Whether the stage has read that a stop was requested."""
+
+    def ask(self, why: str) -> None:
+        """Request a stop of the stage; the first reason is kept."""
+        if not self.asked:
+            self.why = why  # before the flag: a reader that sees the flag must find the reason
+            self.asked = True
+
+
 class CheckpointManifest(Stored, frozen=True):
     """A checkpoint's `manifest.json`. It is written last, so its presence means a complete save."""
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.formats import SINCE_2, Settings
 from orchestrator.saving import Begin, Checkpoints
+from orchestrator.saving import StopSignal as StopSignal
 
 Row = dict[str, Any]
 """A result row: column name to a JSON scalar."""
@@ -45,6 +46,10 @@ class StageSpec(Settings, frozen=True, kw_only=True):
         shell: for commands: ``bash`` runs the line, with ``-e`` and ``pipefail``. Part of the identity if
             true.
         python: for commands: the interpreter that ``python`` and ``{python}`` mean.
+        remedies: failure cause to a ladder of changes to `uses`, which later attempts try one after another,
+            see `orchestrator.core.remedies`. Not part of the identity.
+        alike: config keys; instances of the stage that agree on them need the same remedies. Without any,
+            those that agree on all `reads`.
     """
 
     run: str | None = None
@@ -66,6 +71,8 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     keep: Annotated[tuple[str, ...], SINCE_2] = ()
     shell: Annotated[bool, SINCE_2] = False
     python: Annotated[str | None, SINCE_2] = None
+    remedies: Annotated[dict[str, tuple[dict[str, Any], ...]], SINCE_2] = {}
+    alike: Annotated[tuple[str, ...], SINCE_2] = ()
 
 
 class Config(Mapping[str, Any]):
@@ -162,29 +169,12 @@ class Tracker(Protocol):
         """Flush what is buffered."""
 
 
-class StopSignal:
-    """A flag that another thread or a signal handler sets once, when the stage should stop.
-
-    It has no lock: a signal that interrupts the handler of another would wait for that lock for ever.
-    """
-
-    def __init__(self) -> None:
-        self.asked, self.why = False, ""
-        self.seen = False
-        """Whether the stage has read that a stop was requested."""
-
-    def ask(self, why: str) -> None:
-        """Request a stop of the stage; the first reason is kept."""
-        if not self.asked:
-            self.why = why  # before the flag: a reader that sees the flag must find the reason
-            self.asked = True
-
-
 class _Reports(NamedTuple):
-    """The calls by which a stage reports to its worker: its progress, and the seconds that a stop takes."""
+    """The calls by which a stage reports: progress, seconds that a stop takes, and values of `uses`."""
 
     progress: Callable[[int, int | None], None]
     stop: Callable[[float], None]
+    adapted: Callable[[dict[str, Any]], None]
 
 
 class Context:
@@ -206,6 +196,7 @@ class Context:
         keep: number of this attempt's own checkpoints to keep, at least 2.
         keeps_work: whether the next attempt could find what is in `work`.
         report_stop: called with the seconds that the stage needs to save and end after a stop request.
+        report_adapted: called with the keys of `uses` whose values the stage replaced.
     """
 
     def __init__(
@@ -225,6 +216,7 @@ class Context:
         keep: int = 2,
         keeps_work: bool = True,
         report_stop: Callable[[float], None] = lambda seconds: None,
+        report_adapted: Callable[[dict[str, Any]], None] = lambda values: None,
     ) -> None:
         self.folder = folder
         self.attempt = attempt
@@ -235,7 +227,7 @@ class Context:
         self.retirements: dict[str, dict[str, tuple[str, ...]]] = {}
         self._trackers = tuple(trackers)
         self._stop = stop or StopSignal()
-        self._reports = _Reports(report_progress, report_stop)
+        self._reports = _Reports(report_progress, report_stop, report_adapted)
         self.saves = Checkpoints(
             folder / "checkpoints",
             attempt=attempt,
@@ -282,6 +274,14 @@ class Context:
     def report(self, step: int, *, num_steps: int | None = None) -> None:
         """Report progress alone, without metrics."""
         self._reports.progress(int(step), None if num_steps is None else int(num_steps))
+
+    def adapt(self, values: Mapping[str, Any]) -> None:
+        """Record values by key that the stage chose in place of those in `uses`, which did not fit.
+
+        Where a rung of the stage's `remedies` has these values, later attempts start there.
+        """
+        if values:
+            self._reports.adapted(dict(values))
 
     @property
     def stop_asked(self) -> bool:

@@ -13,7 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.core.commandspec import check_filled, placeholders
-from orchestrator.core.identity import cell_ids, hashed_of, reads_of, stage_digest, target_of, uses_of
+from orchestrator.core.identity import (
+    cell_ids,
+    hashed_of,
+    reads_of,
+    slice_of,
+    stage_digest,
+    target_of,
+    uses_of,
+)
 from orchestrator.core.selector import Selector, Subject, any_of
 from orchestrator.core.sweep import Cell, Input, StageInstance
 from orchestrator.core.tree import MISSING, dotted_keys, pick, refuse_non_finite, scalar_text
@@ -289,6 +297,7 @@ class Chains:
             reads = reads_of(spec, config)
             # resolved here so that errors appear now, not in a worker
             uses = uses_of(spec, config) if spec.uses else {}
+            slice_of(config, spec.alike, what="the stage names in `alike`")
             lists = [_each_values(config, key) for key in spec.each.values()]
         except UserError as error:
             what = error.what.replace("the stage", f"stage {name!r}", 1)

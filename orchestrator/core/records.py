@@ -126,12 +126,14 @@ class StartRecord(Record, frozen=True, kw_only=True):
 
     Attributes:
         parent: the checkpoint it resumed from; None for a start from nothing.
-        uses: the values of the stage's `uses` keys.
+        uses: the values of the stage's `uses` keys, as changed by remedies and by the stage itself.
         provenance: code, packages, host and command, see `orchestrator.provenance`.
         inputs: digest of each input to the generation of the product that is used.
         at: time of the start.
         work: the attempt whose work folder was taken over; None for an empty folder.
         unread: the attempt whose output is only read again; None if the stage runs.
+        remedies: failure cause to the rung of its ladder, 0 for none, and the number of rungs.
+        before: key in `uses` to its configured value, where that was changed.
     """
 
     parent: Parent | None
@@ -141,6 +143,8 @@ class StartRecord(Record, frozen=True, kw_only=True):
     at: str = ""
     work: Annotated[int | None, SINCE_2] = None
     unread: Annotated[int | None, SINCE_2] = None
+    remedies: Annotated[dict[str, tuple[int, int]], SINCE_2] = {}
+    before: Annotated[dict[str, Any], SINCE_2] = {}
 
 
 class Heartbeat(Record, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from orchestrator.core.commandspec import check_command
+from orchestrator.core.failure import Cause
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, nearest
 from orchestrator.formats import Stored
@@ -291,7 +292,9 @@ def _spec(
     # A built-in stage with some fields changed, such as its limit.
     if not is_whole and shipped is not None:
         changes = convert(dict(fields), StageSpec, where=where, key=key)
-        return msgspec.structs.replace(shipped, **{field: getattr(changes, field) for field in fields})
+        spec = msgspec.structs.replace(shipped, **{field: getattr(changes, field) for field in fields})
+        check_remedies(name, spec, where)
+        return spec
     if "name" in fields:
         raise UserError(f"{key}.name is for stages that ship here", where=where)
     spec = convert(dict(fields), StageSpec, where=where, key=key)
@@ -300,6 +303,7 @@ def _spec(
     if spec.run is not None and not re.fullmatch(r"[\w.]+:\w+", spec.run):
         raise UserError(f"{key}.run is {spec.run!r}", where=where, allowed="module:function")
     check_command(name, spec, where)
+    check_remedies(name, spec, where)
     for inner in spec.neutral:
         # A neutral key must be read: in keys that are not read it would have no effect.
         if not any(f"{inner}.".startswith(f"{read}.") for read in spec.reads):
@@ -309,6 +313,68 @@ def _spec(
                 allowed=nearest(inner, spec.reads),
             )
     return spec
+
+
+def rung_keys(rung: Mapping[str, Any]) -> list[str]:
+    """Return the keys of `uses` that a rung of remedies changes.
+
+    Args:
+        rung: operation to a key or several; ``set`` to a mapping of keys to values.
+    """
+    keys: list[str] = []
+    for operation in ("halve", "double", "set"):
+        named = rung.get(operation, ())
+        keys += [named] if isinstance(named, str) else list(named)
+    return keys
+
+
+def check_remedies(name: str, spec: StageSpec, where: str) -> None:
+    """Refuse remedies that could change what a stage computes, or that are malformed.
+
+    Args:
+        name: of the stage.
+        spec: with its remedies.
+        where: the file, for messages.
+
+    Raises:
+        UserError: a cause or operation is unknown, or a key is not one of `uses`.
+    """
+    for cause, ladder in spec.remedies.items():
+        if cause not in [*Cause]:
+            key = f"stages.{name}.remedies"
+            raise UserError(
+                f"{key} names the unknown cause {cause!r}", where=where, allowed=nearest(cause, [*Cause])
+            )
+        for number, rung in enumerate(ladder):
+            _check_rung(f"stages.{name}.remedies.{cause}[{number}]", rung, spec, where)
+
+
+def _check_rung(place: str, rung: Mapping[str, Any], spec: StageSpec, where: str) -> None:
+    allowed = "halve: KEY, double: KEY, set: {KEY: VALUE}, and times: NUMBER"
+    times = rung.get("times", 1)
+    is_sound = isinstance(rung.get("set", {}), Mapping) and isinstance(times, int) and 1 <= times <= 20
+    keys = rung_keys(rung) if is_sound else []
+    if (
+        not keys
+        or not {*rung} <= {"halve", "double", "set", "times"}
+        or not all(isinstance(k, str) for k in keys)
+    ):
+        raise UserError(f"{place} is {dict(rung)!r}", where=where, allowed=allowed)
+    for key in keys:
+        # The longest key that contains it decides: a stage may read a section and use one key of it.
+        above = [part for part in (*spec.reads, *spec.uses) if f"{key}.".startswith(f"{part}.")]
+        if above and max(above, key=len) not in spec.uses:
+            raise UserError(
+                f"{place} changes {key!r}, which the stage reads",
+                where=where,
+                allowed="keys of `uses`: a remedy must leave the result as it is",
+            )
+        if not above:
+            raise UserError(
+                f"{place} changes {key!r}, which the stage does not use",
+                where=where,
+                allowed=nearest(key, spec.uses),
+            )
 
 
 def preload(sweep: ComposedSweep) -> list[str]:

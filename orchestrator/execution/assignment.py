@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,6 +21,7 @@ from orchestrator import formats, provenance
 from orchestrator.core.evidence import Former
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import Claim, Code, Owner, Process
+from orchestrator.core.remedies import Remedied
 from orchestrator.core.settings import RunSettings
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
@@ -29,6 +31,7 @@ from orchestrator.manifest import File
 from orchestrator.processes import describe
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
+from orchestrator.store.checkout import Checkout
 
 
 class Shortage(NamedTuple):
@@ -43,6 +46,22 @@ class Shortage(NamedTuple):
     cause: Cause
     message: str
     at_once: bool
+
+
+class WorkerHooks(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt asks its worker while it runs.
+
+    Attributes:
+        context: forks children.
+        stop_asked: returns why the work should stop, "" while it should not.
+        shortage: returns the lack of memory on the node that stops the worker; None without one.
+        checkout: the code that runs in place; None if that cannot change or need not be watched.
+    """
+
+    context: BaseContext
+    stop_asked: Callable[[], str]
+    shortage: Callable[[], Shortage | None]
+    checkout: Checkout | None = None
 
 
 class Assignment(Stored, frozen=True, kw_only=True):
@@ -98,6 +117,7 @@ class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):
         claim: the claim that won.
         inputs: stage name to label to verified folder.
         input_generations: digest of each input to the generation of its product.
+        begin: the values of `uses` that it starts with, and the remedies among them.
         former: the product of an earlier version of the stage. It can stand in for retired inputs.
     """
 
@@ -109,6 +129,7 @@ class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     claim: Claim
     inputs: dict[str, dict[str, str]]
     input_generations: dict[str, int]
+    begin: Remedied
     former: Former | None = None
 
     @property
@@ -171,6 +192,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         step, num_steps: from the child: its progress.
         process: from the child: its identity, by which others can prove that it is gone.
         stop_s: from the child: seconds that it needs to save and end after a stop; 0 while it is unknown.
+        adapted: from the child: keys of `uses` whose values it replaced, because they did not fit.
     """
 
     stop: str = ""
@@ -179,6 +201,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     num_steps: int | None = None
     process: Process | None = None
     stop_s: float = 0.0
+    adapted: dict[str, Any] = {}
 
 
 NO_OUTCOME = 74

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -18,6 +18,7 @@ from orchestrator import provenance
 from orchestrator.core.evidence import NOT_KEPT, Attempt
 from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Done, End, StartRecord
+from orchestrator.core.remedies import adapted, with_shipped
 from orchestrator.costs import STOP_FACTOR
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line
@@ -27,7 +28,7 @@ from orchestrator.execution.assignment import (
     ChildOutcome,
     ClaimedAttempt,
     Message,
-    Shortage,
+    WorkerHooks,
     git_of,
     log_tail,
     read_outcome,
@@ -50,26 +51,9 @@ from orchestrator.manifest import damage
 from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
-from orchestrator.store.checkout import Checkout
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import Publisher
 from orchestrator.store.retention import drop_work
-
-
-class WorkerHooks(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attempt asks its worker while it runs.
-
-    Attributes:
-        context: forks children.
-        stop_asked: returns why the work should stop, "" while it should not.
-        shortage: returns the lack of memory on the node that stops the worker; None without one.
-        checkout: the code that runs in place; None if that cannot change or need not be watched.
-    """
-
-    context: BaseContext
-    stop_asked: Callable[[], str]
-    shortage: Callable[[], Shortage | None]
-    checkout: Checkout | None = None
 
 
 class Supervision:
@@ -82,6 +66,7 @@ class Supervision:
         fence: shows whether the product may still count.
 
     Attributes:
+        on_adapted: called with the values that the stage chose in place of those that it was given.
         stop_reason: why the attempt stops, "" while it goes on.
         has_timed_out: whether the stage reached its time limit.
     """
@@ -94,6 +79,7 @@ class Supervision:
         self._heartbeats = heartbeats
         self._fence = fence
         self._start_s = time.monotonic()
+        self.on_adapted: Callable[[dict[str, Any]], None] = lambda values: None
         self.stop_reason = ""
         self.has_timed_out = False
 
@@ -146,6 +132,8 @@ class Supervision:
             time.sleep(0.02)  # the child is ending: the caller's loop sees its exit code
             return
         self._heartbeats.receive(message)
+        if message.adapted:
+            self.on_adapted(message.adapted)
 
     def take_last_messages(self, pipe: Connection) -> None:
         """Read the messages that the child sent before it ended, to record how far it came."""
@@ -189,6 +177,7 @@ class AttemptRun:
             ledger, instance, number=number, generation=claim.generation, inputs=claimed.input_generations
         )
         self._supervision = Supervision(claimed, hooks, self._heartbeats, self._fence)
+        self._supervision.on_adapted = self._record_adapted
         self._mark = mark_of(claim.nonce)
         self._folder = Path(layout.CHECKPOINTS)
         self._goes_without = False  # whether inputs were retired before the start
@@ -216,7 +205,7 @@ class AttemptRun:
         objects = self._ledger.objects
         folder = self._folder = objects.workspace(claimed.key)
         end_outlived()  # a surviving process could still write into the folders that are taken over
-        start = started(claimed.order, claimed.spec, claimed.cell, claimed.input_generations)
+        start = started(claimed)
         # Without this record a successor would use nothing of an attempt that has inputs, so it comes first.
         self._record_start(start)
         taken = inherit(
@@ -281,6 +270,15 @@ class AttemptRun:
         self._recorded = start
         self._heartbeats.write()
 
+    def _record_adapted(self, values: dict[str, Any]) -> None:
+        """Record the values that the stage chose itself, as remedies are recorded."""
+        claimed = self._claimed
+        spec = with_shipped(claimed.spec)
+        begin = adapted(spec, uses_of(spec, claimed.cell.config), claimed.begin, values)
+        assert self._recorded is not None
+        changed = replace(self._recorded, uses=begin.uses, remedies=begin.rungs, before=begin.before)
+        self._record_start(changed)
+
     def _fork(self, folder: Path, taken: Inherited) -> tuple[BaseProcess, Connection]:
         """Start the child, and return its process and this side's end of the pipe."""
         claimed = self._claimed
@@ -295,7 +293,7 @@ class AttemptRun:
             generation=claimed.claim.generation,
             folder=str(folder),
             inputs=claimed.inputs,
-            uses=uses_of(claimed.spec, claimed.cell.config),
+            uses=claimed.begin.uses,
             config=claimed.cell.config,
             resume_step=taken.checkpoint.step if taken.checkpoint else None,
             resume_folder=str(taken.checkpoint.folder) if taken.checkpoint else "",

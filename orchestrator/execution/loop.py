@@ -16,8 +16,8 @@ from orchestrator.core.records import Claim, Owner, Revision, Supersedes
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
-from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
-from orchestrator.execution.attempt import AttemptRun, WorkerHooks
+from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, WorkerHooks, share
+from orchestrator.execution.attempt import AttemptRun
 from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
@@ -217,6 +217,8 @@ class Worker:
         if attempts != evidence.attempts or self._ledger.is_done_or_void(instance, evidence.generation):
             return False  # another worker claimed or finished meanwhile, or the owner sent a heartbeat
         number = (attempts[-1].number if attempts else 0) + 1
+        after = self._requests.summary.after
+        begin = self._products.remedies.start(claimable.cell, instance, reader, after)
         claim = self._claim(claimable.cell, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):
@@ -233,6 +235,7 @@ class Worker:
             claim=claim,
             inputs=inputs,
             input_generations={i.digest: reader.evidence(i.digest).generation for i in instance.inputs},
+            begin=begin,
             former=evidence.former if status.going_on else None,
         )
         hooks = replace(self._hooks, stop_asked=lambda: self._why_stop(instance))

@@ -77,6 +77,8 @@ TRAIN = StageSpec(
         # These divide the same step differently. Its gradient is the same up to rounding, so none is hashed.
         "trainer.micro_batch_size",
         "trainer.micro_batch_tokens",
+        "trainer.micro_batch_divisor",
+        "trainer.cpu_limit_tokens",
         "trainer.gradient_checkpointing",
         "trainer.num_processes",
         "trainer.sharding",
@@ -92,6 +94,21 @@ TRAIN = StageSpec(
     needs="orchestrator.sft.needs:of_cell",
 )
 """Fine-tuning on the mixture of shards: the weights of every epoch."""
+
+TRAIN_REMEDIES = {
+    "remedies": {
+        "oom_gpu": (
+            {"double": "trainer.micro_batch_divisor", "times": 3},
+            {"set": {"trainer.gradient_checkpointing": True}},
+        ),
+    },
+    "alike": ("model", "task", "trainer", "device"),
+}
+"""Changes to what `TRAIN` uses when a GPU's memory does not suffice.
+
+The number of micro-batches of a step grows as they become smaller, because a step has
+`trainer.global_batch_size` rows however it is divided.
+"""
 
 EVALUATE = StageSpec(
     run="orchestrator.sft.evaluate:main",

@@ -372,6 +372,7 @@ def _fitted(
             micro=chosen.micro,
         )
         if device.type == "cpu" or training.fits():
+            context.adapt(chosen.adapted)
             return training, chosen
         # What a failed pass leaves behind in FSDP is not known: the model is loaded once more.
         del placed, training

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
+from orchestrator.sft.device_limit import DeviceLimit
 from orchestrator.sft.distributed import nodes
 from orchestrator.sft.host import copied
 from orchestrator.sft.loss import ResponseLoss, decoder_of
@@ -110,6 +111,7 @@ class Placed:
         model: the model in this process.
         parameters: those that are trained.
         num_parameters: how many elements the trained parameters have in total.
+        limit: the memory that a CPU pretends to have; see `DeviceLimit`.
 
     Args:
         load: returns the model, in float32, on the CPU. If the model is sharded, only rank 0 calls it.
@@ -140,6 +142,7 @@ class Placed:
         self.model = empty(source) if self.is_sharded else source
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not any(part in name for part in FROZEN))
+        self._recomputes = False
         if gradient_checkpointing:
             self.recompute()
         self._response_loss = ResponseLoss(self.model, chunk_tokens=chunk_tokens)
@@ -154,12 +157,14 @@ class Placed:
                     self._loss, forward_sync_buffers=False, gradient_as_bucket_view=True
                 )
         self._loss.train()
+        self.limit = DeviceLimit()
         self._is_compiled, self._bf16 = False, bf16
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
 
     def recompute(self) -> None:
         """Keep only the inputs of layers, and compute the rest again in the backward pass."""
+        self._recomputes = True
         self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def losses(self, batch: Any, *, is_last: bool = True) -> torch.Tensor:
@@ -175,6 +180,8 @@ class Placed:
         if isinstance(self._loss, FSDPModule) and world_size() == 1:
             # Weights change only after the last micro-batch, so they are cast once a step.
             self._loss.set_reshard_after_backward(is_last)
+        if torch.is_grad_enabled():
+            self.limit.check(batch.input_ids.numel(), recomputes=self._recomputes)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast), self._sync(is_last):
             loss: torch.Tensor = self._loss(batch.to(self.device))
             return loss
