@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Attempt, Liveness
+from orchestrator.core.evidence import Attempt, Liveness, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.fingerprint import Fingerprint, fingerprint
 from orchestrator.core.identity import check_digests
@@ -230,6 +230,23 @@ class SweepState:
                 cell.id, status, self.jobs, since_request=since, retries=self.policy.retries
             )
         return found
+
+    @cached_property
+    def chosen_gpus(self) -> dict[str, int]:
+        """The GPUs that were chosen for cells that are not done, by id, as first recorded."""
+        found: dict[str, int] = {}
+        for filed in self.jobs.filed:
+            if number := filed.submission.resources.chosen_gpus:
+                for cell_id in (each for task in filed.submission.tasks for each in task):
+                    found.setdefault(cell_id, number)
+        # Workers of other launchers record the number in their claims. Few sweeps have such claims.
+        if any(r.settings is not None and r.settings.hardware.moldable for r in self.requests):
+            for cell in self.sweep.cells:
+                if cell.id not in found and self.cells[cell.id].state is not State.DONE:
+                    stages = [self.sweep.stages[digest] for digest in cell.stage_digests]
+                    attempts = [attempt for each in stages for attempt in self.attempts(each)]
+                    found[cell.id] = chosen_before(cell.id, attempts)
+        return {cell_id: number for cell_id, number in found.items() if number}
 
     def subject(self, cell: Cell) -> Subject:
         """Return the fields of a cell that selectors match."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord
+from orchestrator.core.settings import SpendingLimit
 from orchestrator.core.sweep import StageInstance
+from orchestrator.manifest import File
 
 NOT_KEPT = "not_kept"
 """Reason of a release: inputs were retired, and the earlier version's product was not enough without them."""
@@ -187,6 +189,19 @@ def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
     return None
 
 
+def chosen_before(cell: str, attempts: Iterable[Attempt]) -> int:
+    """Return the GPUs that the first claim on behalf of a cell recorded as chosen for it; 0 without one.
+
+    A cell keeps its number, whatever other launches would choose. So two launches at once agree.
+
+    Args:
+        cell: its id.
+        attempts: at stages of the cell, in the order of its chain.
+    """
+    claims = (each.claim for each in attempts if each.claim is not None and each.claim.cell == cell)
+    return next((claim.chosen_gpus for claim in claims if claim.chosen_gpus), 0)
+
+
 class Hold(NamedTuple):
     """A reason not to start a stage now, although its records allow it.
 
@@ -225,3 +240,89 @@ class Holds(NamedTuple):
 
 
 NO_HOLDS = Holds()
+
+
+class Spending(NamedTuple):
+    """What a sweep has spent, and what its workers may still spend before they can save.
+
+    Attributes:
+        gpu_seconds: held by all of its workers so far.
+        running_gpus: GPUs of the workers that run a stage now.
+        checkpoint_s: median seconds from the claim of a stage to its first checkpoint, or to its product.
+    """
+
+    gpu_seconds: float
+    running_gpus: float
+    checkpoint_s: float
+
+
+def over_budget(limit: SpendingLimit, spending: Spending, *, now: float) -> str:
+    """Return why running stages should save and end, "" while the budget lasts.
+
+    Args:
+        limit: the budget.
+        spending: what was spent.
+        now: the time on this machine's clock, in seconds since 1970.
+    """
+    if limit.has_ended(now):
+        return f"policy.budget.until={limit.until} is past"
+    if limit.gpu_hours is not None and spending.gpu_seconds >= 3600 * limit.gpu_hours:
+        return f"{spending.gpu_seconds / 3600:.4g} of policy.budget.gpu_hours={limit.gpu_hours:.4g} are spent"
+    return ""
+
+
+def budget_hold(
+    limit: SpendingLimit, spending: Spending, *, num_gpus: float, now: float, sweep: str = "SWEEP"
+) -> Hold | None:
+    """Return the hold of a budget on every stage of a sweep; None if another stage may start.
+
+    A stage starts if it can reach a checkpoint, also when all that run now reach one more. With a budget of
+    10 GPU-hours, 3 of them spent, a worker of 4 GPUs, and 0.5 hours to a checkpoint::
+
+        4 GPUs run    3 + (4 + 4) x 0.5 =  7    it starts
+       12 GPUs run    3 + (12 + 4) x 0.5 = 11   it waits: fewer may run later
+
+    Args:
+        limit: the budget, of the sweep's newest launch.
+        spending: what was spent.
+        num_gpus: of the worker that would start a stage; a worker without GPUs spends nothing.
+        now: the time on this machine's clock, in seconds since 1970.
+        sweep: the sweep's name, for the command that raises the budget.
+    """
+    if not limit.is_set:
+        return None
+    why = over_budget(limit, spending, now=now)
+    if why and limit.has_ended(now):
+        return Hold(f"{why}: sweep launch {sweep} policy.budget.until=...")
+    if limit.gpu_hours is None or num_gpus == 0:
+        return None
+    more = f"sweep launch {sweep} policy.budget.gpu_hours=..."
+    left_s = 3600 * limit.gpu_hours - spending.gpu_seconds
+    used = f"{spending.gpu_seconds / 3600:.4g} of policy.budget.gpu_hours={limit.gpu_hours:.4g} are spent"
+    if left_s <= 0 or left_s < num_gpus * spending.checkpoint_s:
+        return Hold(f"{used}, too much for a stage to reach a checkpoint: {more}")
+    if left_s < (spending.running_gpus + num_gpus) * spending.checkpoint_s:
+        return Hold(
+            f"{used}, and {spending.running_gpus:g} GPUs run: it waits for them, or {more}", is_final=False
+        )
+    return None
+
+
+def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[File, ...]:
+    """Return the files that must exist: those that no record retired.
+
+    Args:
+        files: of a product.
+        retired: the records of its retirements.
+    """
+    gone = {file.path for record in retired for file in record.files}
+    return tuple(file for file in files if file.path not in gone)
+
+
+def describe_retired(retired: Iterable[Retired]) -> str:
+    """Return a phrase such as ``5 files under policy best``, "" for no records."""
+    parts = []
+    for record in retired:
+        plural = "" if len(record.files) == 1 else "s"
+        parts.append(f"{len(record.files)} file{plural} under policy {record.policy}")
+    return ", ".join(parts)

@@ -27,11 +27,11 @@ from orchestrator.core.evidence import (
     Hold,
     Holds,
     Liveness,
+    describe_retired,
     is_answered,
     spent,
 )
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import describe_retired
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import one_line
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.evidence import Attempt, Evidence, Former
-from orchestrator.core.records import Parent, StartRecord, Void, remaining_files
+from orchestrator.core.evidence import Attempt, Evidence, Former, remaining_files
+from orchestrator.core.records import Parent, StartRecord, Void
 from orchestrator.core.settings import Policy
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.execution.assignment import ClaimedAttempt, git_of

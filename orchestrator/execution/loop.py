@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from multiprocessing.context import BaseContext
 
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.evidence import Attempt, Evidence
+from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
 from orchestrator.core.plan import Claimable, RequestSummary, Scanner
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
 from orchestrator.core.state import StageStatus, stage_status
-from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, WorkerHooks, share
 from orchestrator.execution.attempt import AttemptRun
+from orchestrator.execution.gpus import GpuPool
 from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
@@ -79,6 +81,11 @@ class Worker:
         self._products = Products(ledger, sweep, by=f"worker on {owner.host}", say=say)
         self._history = WorkerHistory(in_job=order.job is not None)
 
+    @cached_property
+    def _gpus(self) -> GpuPool | None:
+        """The GPUs that the launch's workers share; None if this worker has its own."""
+        return None if self._order.gpus is None else GpuPool(self._order.gpus)
+
     @property
     def num_claims(self) -> int:
         """The number of attempts that it claimed."""
@@ -99,6 +106,7 @@ class Worker:
             scan = self._scanner.next_stage(
                 lambda digest, r=reader, s=summary: self._status(r, s, digest),  # type: ignore[misc]
                 cancelled=summary.cancelled,
+                holds=NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages),
             )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
@@ -153,7 +161,7 @@ class Worker:
     def _try_or_leave(self, claimable: Claimable, reader: EvidenceReader) -> bool:
         """Run `_try`; if only this stage's folders fail, leave it for a while, so that others go on."""
         try:
-            was_worked_on = self._try(claimable, reader)
+            was_worked_on = self._try_with_gpus(claimable, reader)
         except (OSError, InfrastructureError) as error:
             if not self._ledger.objects.in_place or not self._answers():
                 raise
@@ -200,8 +208,31 @@ class Worker:
 
     # Claiming
 
-    def _try(self, claimable: Claimable, reader: EvidenceReader) -> bool:
+    def _try_with_gpus(self, claimable: Claimable, reader: EvidenceReader) -> bool:
+        """Run `_try` while this worker holds the GPUs of the stage, where workers share them.
+
+        A worker that held a claim and waited for GPUs could wait for ever. So the GPUs come first.
+        """
+        pool, digest = self._gpus, claimable.instance.digest
+        if pool is None:
+            return self._try(claimable, reader, self._order)
+        if pool.chosen(digest):
+            stages = [self._products.sweep.stages[each] for each in claimable.cell.stage_digests]
+            attempts = [a for each in stages if pool.chosen(each.digest) for a in self._ledger.attempts(each)]
+            pool.keep(digest, chosen_before(claimable.cell.id, attempts))
+        with pool.hold(digest) as environment:
+            if environment is None:
+                return False
+            order = replace(self._order, env={**self._order.env, **environment})
+            return self._try(claimable, reader, order)
+
+    def _try(self, claimable: Claimable, reader: EvidenceReader, order: Assignment) -> bool:
         """Claim and run a stage.
+
+        Args:
+            claimable: the stage.
+            reader: the evidence of the scan that found it.
+            order: this worker's assignment, with the environment of the stage.
 
         Returns:
             False if another worker was first, so that a pause is due; True to scan again at once.
@@ -219,7 +250,7 @@ class Worker:
         number = (attempts[-1].number if attempts else 0) + 1
         after = self._requests.summary.after
         begin = self._products.remedies.start(claimable.cell, instance, reader, after)
-        claim = self._claim(claimable.cell, evidence, attempts)
+        claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):
             return False
@@ -227,7 +258,7 @@ class Worker:
         self._history.num_claims += 1
         status = self._status(reader, self._requests.summary, instance.digest)
         claimed = ClaimedAttempt(
-            order=self._order,
+            order=order,
             spec=self._products.sweep.specs[instance.stage],
             cell=claimable.cell,
             instance=instance,
@@ -255,7 +286,7 @@ class Worker:
         self._say(f"{claimable.cell.id} {instance.name}: {said}")
         return True
 
-    def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
+    def _claim(self, claimable: Claimable, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
         """Return the claim for the next attempt; it records why the previous one is taken for dead."""
         supersedes, num_lost = None, 0
         if attempts and attempts[-1].end is None:
@@ -271,9 +302,10 @@ class Worker:
             lease_s=next_lease_s(base_s, num_lost),
             generation=evidence.generation,
             sweep=self._order.sweep,
-            cell=cell.id,
+            cell=claimable.cell.id,
             supersedes=supersedes,
             at=provenance.now(),
+            chosen_gpus=self._gpus.chosen(claimable.instance.digest) if self._gpus is not None else 0,
         )
 
     def _is_replaced(self, instance: StageInstance) -> bool:

@@ -18,7 +18,7 @@ from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
 from orchestrator.sft.device_limit import DeviceLimit
 from orchestrator.sft.distributed.parallel import Placed, world_size
-from orchestrator.sft.memory import BUSY_TOKENS, Load, decided, sizes_of, widest_pack
+from orchestrator.sft.memory import BUSY_TOKENS, Load, Recompute, decided, sizes_of, widest_pack
 from orchestrator.sft.packing import (
     Division,
     Packs,
@@ -217,7 +217,7 @@ class Chosen(NamedTuple):
 
     Attributes:
         micro: the largest micro-batch.
-        recompute: whether the backward pass computes layers again.
+        recompute: what the backward pass computes again.
         compiled: whether layers are compiled.
         packing: whether rows could be packed; None if it was not tried.
         num_fused_norms: norms that compute by torch's kernel.
@@ -225,7 +225,7 @@ class Chosen(NamedTuple):
     """
 
     micro: MicroBatches
-    recompute: bool
+    recompute: Recompute
     compiled: bool
     packing: Packing | None
     num_fused_norms: int
@@ -240,6 +240,7 @@ class Chosen(NamedTuple):
         return {
             "gradient_checkpointing": self.recompute,
             "compiled": self.compiled,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
             "num_fused_norms": self.num_fused_norms,
             "packing": packing,
             "torch": torch.__version__,
@@ -260,7 +261,7 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
         placed: the model.
         rows: the training rows.
         out_of_memory: how many choices did not fit. Each time the micro-batch is halved. Where it would not
-            keep a GPU busy any more, layers are computed again first, if that is left to the memory.
+            keep a GPU busy any more, more is computed again first, if that is left to the memory.
 
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
@@ -268,16 +269,17 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
     bf16 = settings.precision == "bf16"
     if placed.device.type == "cpu":
         placed.limit = DeviceLimit(setting(uses, "cpu_limit_tokens", None))
-    wanted = None if uses.gradient_checkpointing == "auto" else bool(uses.gradient_checkpointing)
+    wanted = None if uses.gradient_checkpointing == "auto" else uses.gradient_checkpointing
     longest, divisor = int(rows.lengths.max()), setting(uses, "micro_batch_divisor", 1)
     micro, recompute = micro_batches(settings, uses, placed, rows, recompute=wanted)
     micro = _divided(micro, divisor, longest)
     adapted: dict[str, Any] = {}
     for _ in range(out_of_memory):
-        if wanted is None and not recompute and micro.tokens < BUSY_TOKENS:
-            micro, recompute = micro_batches(settings, uses, placed, rows, recompute=True)
+        if wanted is None and recompute is not True and micro.tokens < BUSY_TOKENS:
+            more: Recompute = True if recompute == "selective" else "selective"
+            micro, recompute = micro_batches(settings, uses, placed, rows, recompute=more)
             micro = _divided(micro, divisor, longest)
-            adapted["trainer.gradient_checkpointing"] = True
+            adapted["trainer.gradient_checkpointing"] = recompute
         else:
             micro, divisor = _halved(micro, longest), 2 * divisor
             adapted["trainer.micro_batch_divisor"] = divisor
@@ -285,8 +287,7 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
     packing = can_pack(placed, rows, bf16=bf16) if micro.rows is None else None
     if packing is not None and packing.packed:
         micro = micro._replace(packed=True, by_kernel=placed.has_pack_kernel)
-    if recompute:
-        placed.recompute()
+    placed.recompute(recompute)
     num_tokens = int(rows.lengths.sum()) * settings.num_epochs
     # Rows padded side by side have too many shapes to compile each.
     compiled = micro.packed and should_compile(uses, placed, num_tokens)
@@ -297,9 +298,8 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
 
 def _divided(micro: MicroBatches, divisor: int, longest: int) -> MicroBatches:
     """Return a part of a micro-batch, of one row at least."""
-    if micro.rows is not None:
-        return micro._replace(rows=max(1, micro.rows // divisor))
-    return micro._replace(tokens=max(longest, micro.tokens // divisor))
+    rows = None if micro.rows is None else max(1, micro.rows // divisor)
+    return micro._replace(rows=rows, tokens=micro.tokens and max(longest, micro.tokens // divisor))
 
 
 def _halved(micro: MicroBatches, longest: int) -> MicroBatches:
@@ -340,13 +340,13 @@ def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:
 
 
 def micro_batches(
-    settings: Config, uses: Config, placed: Placed, rows: Rows, *, recompute: bool | None
-) -> tuple[MicroBatches, bool]:
-    """Return the configured micro-batch, or the widest that fits, and whether the backward pass recomputes.
+    settings: Config, uses: Config, placed: Placed, rows: Rows, *, recompute: Recompute | None
+) -> tuple[MicroBatches, Recompute]:
+    """Return the configured micro-batch, or the widest that fits, and what the backward pass recomputes.
 
     Args:
         settings, uses, placed, rows: as for `choose`.
-        recompute: whether layers are computed again; None for what the memory needs.
+        recompute: what is computed again; None for what the memory needs.
 
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
@@ -354,7 +354,7 @@ def micro_batches(
     size, tokens = uses.micro_batch_size, setting(uses, "micro_batch_tokens", None)
     if placed.device.type == "cpu":
         size = CPU_ROWS if size is None and tokens is None else size
-        return MicroBatches(size, tokens or 0), recompute is True
+        return MicroBatches(size, tokens or 0), recompute or False
     if recompute is not None and (size is not None or tokens is not None):
         return MicroBatches(size, tokens or 0), recompute
     model = sizes_of(placed.model)
@@ -376,7 +376,7 @@ def micro_batches(
         tokens = widest_pack(model, load, **memory)
         if tokens is None:
             raise StageFailure("oom_gpu", "not even a micro-batch of one row fits: more GPUs are needed")
-    return MicroBatches(size, tokens or 0), bool(load.checkpointing)
+    return MicroBatches(size, tokens or 0), load.checkpointing or False
 
 
 COMPILE_S, COMPILED_SPEED = 120, 1.4

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Attempt, Evidence, Former, Liveness
+from orchestrator.core.evidence import Attempt, Evidence, Former, Liveness, describe_retired, remaining_files
 from orchestrator.core.failure import Cause
 from orchestrator.core.identity import formers, use_of
-from orchestrator.core.records import Done, Heartbeat, Retired, Void, describe_retired, remaining_files
+from orchestrator.core.records import Done, Heartbeat, Retired, Void
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError

@@ -32,6 +32,7 @@ from orchestrator.sft.device_limit import DeviceLimit
 from orchestrator.sft.distributed import nodes
 from orchestrator.sft.host import copied
 from orchestrator.sft.loss import ResponseLoss, decoder_of
+from orchestrator.sft.memory import Recompute
 from orchestrator.sft.shards import Batch
 
 FROZEN = ("vision_tower", "multi_modal_projector")
@@ -118,8 +119,7 @@ class Placed:
         device: where to compute.
         sharding: see `is_sharded`. Without a process group (see `group_of_one`) the model is not sharded.
         bf16: compute in bfloat16; the trained weights stay float32.
-        gradient_checkpointing: keep only the inputs of layers, and compute the rest again in the backward
-            pass.
+        gradient_checkpointing: see `recompute`.
         chunk_tokens: see `ResponseLoss`.
     """
 
@@ -130,7 +130,7 @@ class Placed:
         device: torch.device,
         sharding: str,
         bf16: bool,
-        gradient_checkpointing: bool,
+        gradient_checkpointing: Recompute,
         chunk_tokens: int,
     ) -> None:
         self.device = device
@@ -143,8 +143,7 @@ class Placed:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not any(part in name for part in FROZEN))
         self._recomputes = False
-        if gradient_checkpointing:
-            self.recompute()
+        self.recompute(gradient_checkpointing)
         self._response_loss = ResponseLoss(self.model, chunk_tokens=chunk_tokens)
         self._loss: nn.Module = self._response_loss
         if self.is_sharded:
@@ -162,10 +161,18 @@ class Placed:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
 
-    def recompute(self) -> None:
-        """Keep only the inputs of layers, and compute the rest again in the backward pass."""
-        self._recomputes = True
-        self.model.activation_checkpointing_enable({"use_reentrant": False})
+    def recompute(self, how: Recompute) -> None:
+        """Keep only the inputs of layers, and compute the rest again in the backward pass.
+
+        Args:
+            how: False for nothing; ``selective`` to keep the results of matrix products and attention too.
+        """
+        self._recomputes = how is True
+        if how:
+            options: dict[str, Any] = {"use_reentrant": False}
+            if how == "selective":
+                options["context_fn"] = kernels.keeping_products
+            self.model.activation_checkpointing_enable(options)
 
     def losses(self, batch: Any, *, is_last: bool = True) -> torch.Tensor:
         """Return the summed loss of a batch.
