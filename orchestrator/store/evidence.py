@@ -182,6 +182,11 @@ class EvidenceReader:
         trusted: (digest, generation) of products that were compared before; grows with each comparison.
         specs: Stage name to spec, to find products of earlier versions of a stage; None to find none. With
             specs, `instances` must hold the inputs of each stage instance.
+
+    Attributes:
+        listed: Stage name to what the store listed about it when the reader was made.
+        unlisted: Stage name to the evidence of all its instances, if its folder could not be listed.
+        formers: Digest to the instances of earlier versions of the stage.
     """
 
     def __init__(
@@ -200,7 +205,7 @@ class EvidenceReader:
         self._check_files, self._count_attempts = check_files, count_attempts
         self._trusted = trusted if trusted is not None else set()
         self._instances: Mapping[str, StageInstance] = {instance.digest: instance for instance in instances}
-        self._formers = {
+        self.formers = {
             instance.digest: found
             for instance in self._instances.values()
             if instance.stage in self._specs and (found := formers(self._specs[instance.stage], instance))
@@ -208,24 +213,24 @@ class EvidenceReader:
         if not ledger.objects.in_place:
             ledger = read_ahead(
                 ledger,
-                [*self._instances.values(), *itertools.chain.from_iterable(self._formers.values())],
+                [*self._instances.values(), *itertools.chain.from_iterable(self.formers.values())],
                 counted=count_attempts,
                 sized=check_files,
                 trusted=self._trusted,
             )
         self._ledger = ledger
         stages = {instance.stage for instance in self._instances.values()}
-        self._listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
-        self._unlisted: dict[str, Evidence] = {}
+        self.listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
+        self.unlisted: dict[str, Evidence] = {}
         for stage in stages:
             try:
                 self._list(stage)
             except OSError as error:  # only this stage's folder fails; the other stages are still read
-                self._unlisted[stage] = _unreadable(error)
+                self.unlisted[stage] = _unreadable(error)
         self._evidence: dict[str, Evidence] = {}
 
     def _list(self, stage: str) -> None:
-        ledger, listed = self._ledger, self._listed[stage]
+        ledger, listed = self._ledger, self.listed[stage]
         listed.done = ledger.generations(layout.done_index(stage))
         listed.void = ledger.generations(layout.void_index(stage))
         listed.retired = ledger.retired_generations(stage)
@@ -241,8 +246,8 @@ class EvidenceReader:
         return self._evidence[digest]
 
     def _read(self, instance: StageInstance) -> Evidence:
-        if instance.stage in self._unlisted:
-            return self._unlisted[instance.stage]
+        if instance.stage in self.unlisted:
+            return self.unlisted[instance.stage]
         product = self._product(instance)
         if product.done is not None:
             # A product outranks all else, so only the number of its attempts is needed.
@@ -250,14 +255,11 @@ class EvidenceReader:
             with contextlib.suppress(OSError):
                 number = self._ledger.last_number(instance, number) if self._count_attempts else number
             return product._replace(attempts=(Attempt(number),))
-        attempts = (
-            self._ledger.attempts(instance)
-            if instance.digest in self._listed[instance.stage].attempted
-            else ()
-        )
+        is_attempted = instance.digest in self.listed[instance.stage].attempted
+        attempts = self._ledger.attempts(instance) if is_attempted else ()
         if _just_ended(attempts) and self._ledger.product(instance, product.generation)[0] is not None:
             # The attempt finished after the index was read, and would look as if it had left no product.
-            self._listed[instance.stage].done.setdefault(instance.digest, set()).add(product.generation)
+            self.listed[instance.stage].done.setdefault(instance.digest, set()).add(product.generation)
             product = self._product(instance)
             if product.done is not None:
                 return product._replace(attempts=(Attempt(attempts[-1].number),))
@@ -277,7 +279,7 @@ class EvidenceReader:
         of today's version, because then nothing old may be reused.
         """
         found: list[Former] = []
-        for former in self._formers.get(instance.digest, ()):
+        for former in self.formers.get(instance.digest, ()):
             product, how = self._product(former), use_of(self._specs[instance.stage])
             if product.done is None and not product.problem:
                 continue
@@ -299,7 +301,7 @@ class EvidenceReader:
         The highest generation with any record decides; a lower one never counts, even when it is intact. With
         `done` records 1 and 2, generation 2 is the product. Once 2 is void, the next attempt makes 3.
         """
-        listed = self._listed[instance.stage]
+        listed = self.listed[instance.stage]
         done, void = listed.done.get(instance.digest, set()), listed.void.get(instance.digest, set())
         highest = max(done | void, default=0)
         if highest == 0:
@@ -328,7 +330,7 @@ class EvidenceReader:
         stages.
         """
         for taken in instance.inputs:
-            listed = self._listed.get(taken.stage)
+            listed = self.listed.get(taken.stage)
             void = listed.void.get(taken.digest, set()) if listed else set()
             if record.inputs.get(taken.digest) in void:
                 return self._ledger.discarded_input(instance, record)

@@ -13,19 +13,20 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.plan import num_claimable, summarize_requests
+from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Owner
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
+from orchestrator.execution.scanning import StoreScanner
 from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
@@ -88,7 +89,6 @@ class _Stop:
         return now_s > self._end_s
 
 
-@dataclass(frozen=True)
 class _Scanner:
     """Scans of the store for what one start of a driver has to do.
 
@@ -99,44 +99,54 @@ class _Scanner:
         start: the id of the driver's job, and how often it was restarted.
         retries: how often a stage is retried by default, by cause.
         observer: judges the attempts of workers.
-        trusted: (digest, generation) of products that were compared before; grows with each scan.
     """
 
-    ledger: Ledger
-    sweep: ComposedSweep
-    cells: Sequence[Cell]
-    start: tuple[str, int]
-    retries: Mapping[str, int]
-    observer: Watcher
-    trusted: set[tuple[str, int]] = field(default_factory=set)
+    def __init__(
+        self,
+        ledger: Ledger,
+        sweep: ComposedSweep,
+        cells: Sequence[Cell],
+        start: tuple[str, int],
+        retries: Mapping[str, int],
+        observer: Watcher,
+    ) -> None:
+        self._ledger = ledger
+        self._sweep = sweep
+        self._start = start
+        self._retries = retries
+        self._observer = observer
+        self._scanner = StoreScanner(cells, sweep.stages, self._status)
+        self._busy: set[int] = set()
+        self._trusted: set[tuple[str, int]] = set()
 
     def open_work(self, claimed: set[int]) -> OpenWork:
         """Return what there is to do; add the slots that hold a stage to `claimed`."""
-        sweep = self.sweep
-        requests = self.ledger.requests(sweep.name)
+        sweep = self._sweep
+        requests = self._ledger.requests(sweep.name)
         summary = summarize_requests(requests, [cell.id for cell in sweep.cells])
         reader = EvidenceReader(
-            self.ledger,
+            self._ledger,
             sweep.stages.values(),
-            observer=self.observer,
+            observer=self._observer,
             count_attempts=False,
-            trusted=self.trusted,
+            trusted=self._trusted,
             specs=sweep.specs,
         )
-        busy: set[int] = set()
+        self._busy = set()
+        claimable, waiting = self._scanner.count(reader, summary)
+        claimed |= self._busy
+        return OpenWork(claimable, waiting, frozenset(self._busy))
 
-        def status(digest: str) -> StageStatus:
-            evidence = reader.evidence(digest)
-            last = evidence.attempts[-1] if evidence.attempts else None
-            if last is not None and last.claim is not None and last.end is None:
-                owner = last.claim.owner
-                if (owner.job, owner.restart_count) == self.start:
-                    busy.add(owner.slot)
-                    claimed.add(owner.slot)
-            return stage_status(evidence, summary.budget(digest, self.retries))
-
-        claimable, waiting = num_claimable(self.cells, sweep.stages, status, cancelled=summary.cancelled)
-        return OpenWork(claimable, waiting, frozenset(busy))
+    def _status(self, reader: EvidenceReader, summary: RequestSummary, digest: str) -> StageStatus:
+        """Return a stage's state; note the slot of this driver that holds it."""
+        evidence = reader.evidence(digest)
+        last = evidence.attempts[-1] if evidence.attempts else None
+        # Attempts without an end are read at each scan, so none is missed.
+        if last is not None and last.claim is not None and last.end is None:
+            owner = last.claim.owner
+            if (owner.job, owner.restart_count) == self._start:
+                self._busy.add(owner.slot)
+        return stage_status(evidence, summary.budget(digest, self._retries))
 
 
 @dataclass
