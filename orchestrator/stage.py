@@ -7,15 +7,18 @@ A stage is a function ``main(config, inputs, context) -> list[Row]``. It needs n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.formats import SINCE_2, Settings
-from orchestrator.saving import Begin, Checkpoints
+from orchestrator.saving import PHASES, Begin, Checkpoints, Phase, PhaseClock
+from orchestrator.saving import Checkpoint as Checkpoint
 from orchestrator.saving import StopSignal as StopSignal
+from orchestrator.saving import Tracker as Tracker
 
 Row = dict[str, Any]
 """A result row: column name to a JSON scalar."""
@@ -152,23 +155,6 @@ class Inputs:
         return self._folders[stage]
 
 
-class Checkpoint(NamedTuple):
-    """A verified checkpoint: the step after which it was saved, and its folder (read only)."""
-
-    step: int
-    folder: Path
-
-
-class Tracker(Protocol):
-    """A destination of metrics. A tracker never raises and never blocks the stage."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of one step."""
-
-    def close(self) -> None:
-        """Flush what is buffered."""
-
-
 class _Reports(NamedTuple):
     """The calls by which a stage reports: progress, seconds that a stop takes, and values of `uses`."""
 
@@ -197,6 +183,7 @@ class Context:
         keeps_work: whether the next attempt could find what is in `work`.
         report_stop: called with the seconds that the stage needs to save and end after a stop request.
         report_adapted: called with the keys of `uses` whose values the stage replaced.
+        clock: measures the phases.
     """
 
     def __init__(
@@ -217,6 +204,7 @@ class Context:
         keeps_work: bool = True,
         report_stop: Callable[[float], None] = lambda seconds: None,
         report_adapted: Callable[[dict[str, Any]], None] = lambda values: None,
+        clock: PhaseClock | None = None,
     ) -> None:
         self.folder = folder
         self.attempt = attempt
@@ -234,10 +222,16 @@ class Context:
             interval_s=checkpoint_interval_s,
             keep=max(2, keep),
             fence=fence,
+            clock=clock or PhaseClock(),
         )
         self._keeps_work = keeps_work
         for path in (self.output, self.scratch, folder / "checkpoints"):
             path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def clock(self) -> PhaseClock:
+        """The seconds that the attempt has spent in each phase."""
+        return self.saves.clock
 
     @property
     def output(self) -> Path:
@@ -276,12 +270,19 @@ class Context:
         self._reports.progress(int(step), None if num_steps is None else int(num_steps))
 
     def adapt(self, values: Mapping[str, Any]) -> None:
-        """Record values by key that the stage chose in place of those in `uses`, which did not fit.
-
-        Where a rung of the stage's `remedies` has these values, later attempts start there.
-        """
+        """Record values by key that the stage chose in place of those in `uses`, as a rung of `remedies`."""
         if values:
             self._reports.adapted(dict(values))
+
+    def phase(self, name: Phase) -> AbstractContextManager[None]:
+        """Count the time within as this phase in what the sweep cost; all other time is ``compute``.
+
+        Raises:
+            StageFailure: there is no such phase.
+        """
+        if name not in PHASES:
+            raise StageFailure("code", f"no phase {name!r}: one of {', '.join(PHASES)}")
+        return self.clock.during(name)
 
     @property
     def stop_asked(self) -> bool:
@@ -289,27 +290,30 @@ class Context:
         self._stop.seen |= self._stop.asked
         return self._stop.asked
 
-    def checkpoint_due(self, step: int) -> bool:
+    def checkpoint_due(self, step: int, *, num_steps: int | None = None) -> bool:
         """Return whether to save a checkpoint now: the interval is over, or a stop was requested.
 
-        The interval is the configured one or longer: 33 times the seconds for which the last save held the
-        stage up.
+        The interval is the configured one, or 33 times the seconds for which the last save held the stage up.
+
+        Args:
+            step: the last step done.
+            num_steps: of the whole work, if known: near its end only a stop is worth a checkpoint.
 
         Raises:
             BaseException: what stopped the last `checkpoint_later`.
         """
         self.saves.raise_error()
-        step_s = self.saves.step_s()
+        step_s = self.clock.step_s()
         # A stop is noticed at the next step, waits for a save that is being written, and saves once more.
         if self.saves.save_s:
             self._reports.stop(step_s + 2 * self.saves.save_s)
-        return self.stop_asked or self.saves.is_due()
+        left_s = math.inf if num_steps is None else (num_steps - step) * step_s
+        return self.stop_asked or self.saves.is_due(left_s)
 
     def expect_save(self, seconds: float) -> None:
         """State how long a checkpoint will take, until the first one is measured.
 
-        A stop leaves a stage as much time as its steps and its checkpoints take, or `policy.grace_s` if that
-        is more.
+        A stop leaves a stage that time and that of a step, or `policy.grace_s` if that is more.
         """
         self.saves.expected_s = seconds
 
@@ -353,7 +357,7 @@ class Context:
         """Make a checkpoint folder count that another program saved completely under the name of its step.
 
         Raises:
-            StopRequested: a later attempt or a product exists; raised before anything is written.
+            StopRequested: as `checkpoint`.
             OSError: a file changed or vanished meanwhile, or the file system refused.
         """
         self.saves.seal(folder, step)
@@ -363,9 +367,9 @@ class Context:
     ) -> None:
         """Declare which files of an input are worth keeping once this stage is done; delete nothing.
 
-        Only the stages that read a product can decide what is still of use, so each declares it, and the
-        sweep's ``policy.retention`` selects. Under ``all``, the default, every file stays. Under ``best`` or
-        ``none``, a file is deleted when all stages that take the product are done and none of them keeps it::
+        Only the stages that read a product can decide that. The sweep's ``policy.retention`` selects. Under
+        ``all``, the default, every file stays. Under ``best`` or ``none``, a file is deleted when all stages
+        that take the product are done and none of them keeps it::
 
             context.retire("train", best=["metrics.json", "best/*"], none=["metrics.json"])
 
@@ -385,11 +389,7 @@ class Context:
         self.retirements[stage] = {p: tuple(keep) for p, keep in named.items() if keep is not None}
 
     def stop_if_asked(self) -> None:
-        """End the attempt as `released` if a stop was requested; call it right after a checkpoint.
-
-        Raises:
-            StopRequested: a stop was requested.
-        """
+        """Raise `StopRequested` if a stop was requested; call it right after a checkpoint."""
         if self.stop_asked:
             raise StopRequested(self._stop.why)
 

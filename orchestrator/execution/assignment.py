@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -31,7 +30,6 @@ from orchestrator.manifest import File
 from orchestrator.processes import describe
 from orchestrator.stage import StageSpec
 from orchestrator.store import layout
-from orchestrator.store.checkout import Checkout
 
 
 class Shortage(NamedTuple):
@@ -46,22 +44,6 @@ class Shortage(NamedTuple):
     cause: Cause
     message: str
     at_once: bool
-
-
-class WorkerHooks(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attempt asks its worker while it runs.
-
-    Attributes:
-        context: forks children.
-        stop_asked: returns why the work should stop, "" while it should not.
-        shortage: returns the lack of memory on the node that stops the worker; None without one.
-        checkout: the code that runs in place; None if that cannot change or need not be watched.
-    """
-
-    context: BaseContext
-    stop_asked: Callable[[], str]
-    shortage: Callable[[], Shortage | None]
-    checkout: Checkout | None = None
 
 
 class GpuShare(Stored, frozen=True, kw_only=True):
@@ -105,6 +87,8 @@ class Assignment(Stored, frozen=True, kw_only=True):
         named: words of the commands that named code or settings in the checkout at launch; None without a
             checkout. Any other file that a command names is output of that command.
         gpus: the GPUs that it shares with the launch's other workers; None if `env` names its own.
+        num_gpus: GPUs that the worker holds.
+        device: kind of these GPUs, "" if it is not known.
     """
 
     store: str
@@ -123,6 +107,8 @@ class Assignment(Stored, frozen=True, kw_only=True):
     code: Code | None = None
     named: Annotated[tuple[str, ...] | None, SINCE_2] = None
     gpus: Annotated[GpuShare | None, SINCE_2] = None
+    num_gpus: Annotated[float, SINCE_2] = 0.0
+    device: Annotated[str, SINCE_2] = ""
 
 
 class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,6 +199,9 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         process: from the child: its identity, by which others can prove that it is gone.
         stop_s: from the child: seconds that it needs to save and end after a stop; 0 while it is unknown.
         adapted: from the child: keys of `uses` whose values it replaced, because they did not fit.
+        times: from the child: seconds of each of its phases, since it is "running".
+        does: from the child: its present phase, in which time goes on after the message.
+        saved: from the child: see `orchestrator.saving.PhaseClock.saved`.
     """
 
     stop: str = ""
@@ -222,6 +211,9 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     process: Process | None = None
     stop_s: float = 0.0
     adapted: dict[str, Any] = {}
+    times: dict[str, float] = {}
+    does: str = ""
+    saved: tuple[int, float] | None = None
 
 
 NO_OUTCOME = 74

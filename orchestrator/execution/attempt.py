@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable, Sequence
 from multiprocessing import util
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from orchestrator import provenance
@@ -19,7 +16,6 @@ from orchestrator.core.evidence import NOT_KEPT, Attempt
 from orchestrator.core.identity import uses_of
 from orchestrator.core.records import Done, End, StartRecord
 from orchestrator.core.remedies import adapted, with_shipped
-from orchestrator.costs import STOP_FACTOR
 from orchestrator.entry import MARK
 from orchestrator.errors import MAX_LINE, InfrastructureError, escaped, one_line
 from orchestrator.execution import child
@@ -27,12 +23,9 @@ from orchestrator.execution.assignment import (
     AttemptSpec,
     ChildOutcome,
     ClaimedAttempt,
-    Message,
-    WorkerHooks,
     git_of,
     log_tail,
     read_outcome,
-    send,
 )
 from orchestrator.execution.conclude import (
     INPUT_RETIRED,
@@ -46,112 +39,16 @@ from orchestrator.execution.conclude import (
 from orchestrator.execution.inheritance import Inherited, going_on, has_progressed, inherit, started
 from orchestrator.execution.keeper import await_news
 from orchestrator.execution.liveness import Fence, HeartbeatWriter, warn
+from orchestrator.execution.spending import CHILD, AttemptClock
+from orchestrator.execution.supervision import Supervision, WorkerHooks
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
-from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
+from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.objects import Publisher
 from orchestrator.store.retention import drop_work
-
-
-class Supervision:
-    """The supervision of an attempt's child: its messages, its time limit, and why it must stop.
-
-    Args:
-        claimed: the attempt.
-        hooks: what it asks its worker.
-        heartbeats: record what the child reports.
-        fence: shows whether the product may still count.
-
-    Attributes:
-        on_adapted: called with the values that the stage chose in place of those that it was given.
-        stop_reason: why the attempt stops, "" while it goes on.
-        has_timed_out: whether the stage reached its time limit.
-    """
-
-    def __init__(
-        self, claimed: ClaimedAttempt, hooks: WorkerHooks, heartbeats: HeartbeatWriter, fence: Fence
-    ) -> None:
-        self._claimed = claimed
-        self._hooks = hooks
-        self._heartbeats = heartbeats
-        self._fence = fence
-        self._start_s = time.monotonic()
-        self.on_adapted: Callable[[dict[str, Any]], None] = lambda values: None
-        self.stop_reason = ""
-        self.has_timed_out = False
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the attempt so far."""
-        return round(time.monotonic() - self._start_s, 3)
-
-    def why_stop(self) -> str:
-        """Return why the attempt stops, also by news that came after the child's end; "" without a reason."""
-        return self.stop_reason or self._hooks.stop_asked()
-
-    def watch(self, process: BaseProcess, pipe: Connection, publisher: Publisher | None) -> None:
-        """Watch the child until it ends or must be killed: time limit, grace period after a stop, memory."""
-        limits = self._claimed.order.settings.policy.limits_s
-        limit_s = limits.get(self._claimed.instance.stage, self._claimed.spec.limit_s)
-        stopping_s: float | None = None  # since when the child knows of the stop
-        while process.exitcode is None:
-            # The worker adopts the orphans of its stages: collect those that ended, or they stay as zombies.
-            reap_adopted([process.pid or 0])
-            ready = wait([process.sentinel, pipe], timeout=0.2) if not pipe.closed else []
-            if pipe in ready:
-                self._take_message(pipe)
-            now_s = time.monotonic()
-            if limit_s is not None and now_s - self._start_s > limit_s:
-                self.has_timed_out = True
-                return
-            self._control()
-            # A fenced attempt publishes nothing more: its files could only mislead a reader.
-            if publisher is not None and self.stop_reason != SUPERSEDED:
-                publisher.step()
-            if self.stop_reason and stopping_s is None:
-                stopping_s = now_s
-                if (shortage := self._hooks.shortage()) is not None and shortage.at_once:
-                    return
-                send(pipe, Message(stop=self.stop_reason))
-            if stopping_s is not None and now_s - stopping_s > self._grace_s:
-                return
-
-    @property
-    def _grace_s(self) -> float:
-        """Seconds that the child has to end after a stop: the configured ones, or those that it needs."""
-        grace_s = self._claimed.order.settings.policy.grace_s
-        return max(grace_s, STOP_FACTOR * self._heartbeats.progress.stop_s)
-
-    def _take_message(self, pipe: Connection) -> None:
-        try:
-            message = msgspec.json.decode(pipe.recv_bytes(), type=Message)
-        except (EOFError, OSError, msgspec.DecodeError):
-            time.sleep(0.02)  # the child is ending: the caller's loop sees its exit code
-            return
-        self._heartbeats.receive(message)
-        if message.adapted:
-            self.on_adapted(message.adapted)
-
-    def take_last_messages(self, pipe: Connection) -> None:
-        """Read the messages that the child sent before it ended, to record how far it came."""
-        with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):
-            while pipe.poll():
-                self._heartbeats.progress = msgspec.json.decode(pipe.recv_bytes(), type=Message)
-
-    def _control(self) -> None:
-        """Check the reasons to stop, and record a heartbeat when one is due."""
-        if not self.stop_reason and (why := self._hooks.stop_asked()):
-            self.stop_reason = why
-        # The worker's own notice comes before the job's end, but maybe too late for this stage.
-        end_at = self._claimed.order.job.end_at if self._claimed.order.job else None
-        needed_s = STOP_FACTOR * self._heartbeats.progress.stop_s
-        if not self.stop_reason and end_at is not None and needed_s and end_at - time.time() < needed_s:
-            self.stop_reason = "deadline"
-        if self._heartbeats.pulse() and not self.stop_reason and self._fence.is_superseded():
-            self.stop_reason = SUPERSEDED
 
 
 class AttemptRun:
@@ -169,16 +66,11 @@ class AttemptRun:
         self._ledger = ledger
         self._claimed = claimed
         self._hooks = hooks
-        instance = claimed.instance
-        number = claimed.number
-        claim = claimed.claim
-        self._heartbeats = HeartbeatWriter(ledger, instance, number, lease_s=claim.lease_s)
-        self._fence = Fence(
-            ledger, instance, number=number, generation=claim.generation, inputs=claimed.input_generations
-        )
+        self._heartbeats = HeartbeatWriter(ledger, claimed, AttemptClock(hooks.held))
+        self._fence = Fence(ledger, claimed)
         self._supervision = Supervision(claimed, hooks, self._heartbeats, self._fence)
         self._supervision.on_adapted = self._record_adapted
-        self._mark = mark_of(claim.nonce)
+        self._mark = mark_of(claimed.claim.nonce)
         self._folder = Path(layout.CHECKPOINTS)
         self._goes_without = False  # whether inputs were retired before the start
         self._resumed = False
@@ -208,12 +100,13 @@ class AttemptRun:
         start = started(claimed)
         # Without this record a successor would use nothing of an attempt that has inputs, so it comes first.
         self._record_start(start)
-        taken = inherit(
-            *(self._ledger, claimed.instance, claimed.spec, earlier, folder),
-            former=claimed.former,
-            pulse=self._heartbeats.pulse,
-            record=lambda taken: self._record_start(going_on(start, taken)),
-        )
+        with self._heartbeats.clock.phases.during("restore"):
+            taken = inherit(
+                *(self._ledger, claimed.instance, claimed.spec, earlier, folder),
+                former=claimed.former,
+                pulse=self._heartbeats.pulse,
+                record=lambda taken: self._record_start(going_on(start, taken)),
+            )
         self._record_start(going_on(start, taken))
         if self._goes_without and taken.former is None:
             return self._end(Conclusion("released", why=NOT_KEPT, message="it is not whole"))
@@ -223,8 +116,10 @@ class AttemptRun:
         kills = oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
+            self._heartbeats.clock.phases.enter(CHILD)
             self._supervision.watch(process, pipe, self._publisher)
         finally:
+            self._heartbeats.clock.phases.enter("save")
             if process.pid is not None:
                 process.kill()
                 if not end_attempt(self._mark, leader=process.pid):
@@ -241,7 +136,7 @@ class AttemptRun:
                 changed=changed or "",
                 goes_without=self._goes_without,
                 timed_out=self._supervision.has_timed_out,
-                seconds=self._supervision.seconds,
+                seconds=self._heartbeats.clock.seconds,
                 stop=self._supervision.stop_reason,
                 exit_code=process.exitcode or 0,
                 oom_killed=oom_kills() > kills,
@@ -366,7 +261,7 @@ class AttemptRun:
             attempt=claimed.number,
             files=outcome.files,
             rows=outcome.rows,
-            seconds=self._supervision.seconds,
+            seconds=self._heartbeats.clock.seconds,
             inputs=claimed.input_generations,
             retire=outcome.retire,
             code=provenance.code_version(order.code_digest, git_of(order), now=code_now),
@@ -390,8 +285,12 @@ class AttemptRun:
             exception=one_line(conclusion.exception),
             message=one_line(provenance.without_secrets(conclusion.message[: 8 * MAX_LINE])),
             log_tail=escaped(provenance.without_secrets(tail)),
-            seconds=self._supervision.seconds,
+            seconds=self._heartbeats.clock.seconds,
             at=provenance.now(),
+            spent=self._heartbeats.clock.spent(self._heartbeats.progress),
+        )
+        self._heartbeats.clock.held.ends(
+            self._heartbeats.clock.until_saved_s(is_done=end.outcome == "succeeded")
         )
         self._ledger.end(self._claimed.instance, self._claimed.number, end)
         return end

@@ -17,13 +17,15 @@ from orchestrator.core.records import Claim, Owner, Revision, Supersedes
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
-from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, WorkerHooks, share
+from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
 from orchestrator.execution.attempt import AttemptRun
 from orchestrator.execution.gpus import GpuPool
 from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.execution.scanning import StoreScanner
+from orchestrator.execution.spending import HeldTime
+from orchestrator.execution.supervision import WorkerHooks
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
@@ -71,7 +73,11 @@ class Worker:
         self._order = order
         self._owner = owner
         self._hooks = WorkerHooks(
-            context=context, stop_asked=stop_asked, shortage=shortage, checkout=checkout
+            context=context,
+            stop_asked=stop_asked,
+            shortage=shortage,
+            held=HeldTime(ledger, order, owner),
+            checkout=checkout,
         )
         self._say = say
         self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status)
@@ -94,6 +100,13 @@ class Worker:
 
     def run(self) -> int:
         """Work until nothing is left to claim or to wait for; return the exit code."""
+        self._hooks.held.looks()
+        try:
+            return self._run()
+        finally:
+            self._hooks.held.write(has_ended=True)
+
+    def _run(self) -> int:
         idle_s = IDLE_S
         while not self._hooks.stop_asked():
             if (refusal := self._history.refusal()) is not None:
@@ -154,6 +167,7 @@ class Worker:
 
     def _pause(self, idle_s: float) -> float:
         time.sleep(idle_s)
+        self._hooks.held.pulse()
         return min(max(MAX_IDLE_S, self._ledger.objects.poll_s), idle_s * 1.5)
 
     def _try_or_leave(self, claimable: Claimable, reader: EvidenceReader) -> bool:
@@ -255,6 +269,7 @@ class Worker:
             return False
         self._say(f"{claimable.cell.id} {instance.name}: attempt {number}")
         self._history.num_claims += 1
+        self._hooks.held.begins(layout.payload(instance, number))
         status = self._status(reader, self._requests.summary, instance.digest)
         claimed = ClaimedAttempt(
             order=order,

@@ -269,6 +269,8 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
             node=platform.node(),
             gone=tuple(gone_of(submissions.read(), grace_s=grace_of(settings.policy, submission.resources))),
         ),
+        num_gpus=0 if own.device == "cpu" else submission.resources.gpus_per_node,
+        device=submission.resources.accelerator,
     )
 
 

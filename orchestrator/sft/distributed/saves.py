@@ -134,9 +134,9 @@ class ContextCalls:
         """Record values that the ranks chose in place of those in `uses`."""
         self._context.adapt(values)
 
-    def checkpoint_due(self, step: int) -> bool:
+    def checkpoint_due(self, step: int, num_steps: int | None) -> bool:
         """Return whether to save now."""
-        return self._context.checkpoint_due(step)
+        return self._context.checkpoint_due(step, num_steps=num_steps)
 
     def open_checkpoint(self, step: int) -> str:
         """Return the folder of a new checkpoint, which the ranks write before they go on."""
