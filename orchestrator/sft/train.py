@@ -367,12 +367,7 @@ def _fitted(
         )
         chosen = batches.choose(config.trainer, uses, placed, rows, out_of_memory=out_of_memory)
         training = Training(
-            placed,
-            rows=rows,
-            validation=validation,
-            settings=config,
-            context=context,
-            micro=chosen.micro,
+            placed, rows=rows, validation=validation, settings=config, context=context, micro=chosen.micro
         )
         if device.type == "cpu" or training.fits():
             context.adapt(chosen.adapted)
