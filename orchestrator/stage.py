@@ -41,12 +41,11 @@ class StageSpec(Settings, frozen=True, kw_only=True):
         limit_s: seconds after which an attempt is stopped as hanging; None for no limit.
         estimate: ``module:function`` that returns the cost of an instance, see `orchestrator.costs`.
         needs: ``module:function`` that lists what must exist before it can run, see `orchestrator.costs`.
-        finished: for commands: a file that the command creates when it is done, in the output or work folder.
-            After a stop, exit code 0 counts as done only with this file.
+        finished: for commands: a file in the output or work folder that marks the end, wanted after a stop.
         keep: patterns of files in the work folder that become part of the product.
-        shell: for commands: ``bash`` runs the line, with ``-e`` and ``pipefail``. Part of the identity if
-            true.
+        shell: for commands: whether ``bash -e -o pipefail`` runs the line. Part of the identity if true.
         python: for commands: the interpreter that ``python`` and ``{python}`` mean.
+        gated_by: stages that must be done before this one may start, although it takes nothing of theirs.
     """
 
     run: str | None = None
@@ -68,6 +67,7 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     keep: Annotated[tuple[str, ...], SINCE_2] = ()
     shell: Annotated[bool, SINCE_2] = False
     python: Annotated[str | None, SINCE_2] = None
+    gated_by: Annotated[tuple[str, ...], SINCE_2] = ()
 
 
 class Config(Mapping[str, Any]):

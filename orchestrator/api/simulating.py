@@ -119,7 +119,9 @@ def simulate(
     }
     chosen = units
     if cluster.moldable:
-        chosen = schedule.mold(units, cluster.num_gpus, gpus_per_node=cluster.gpus_per_node)
+        chosen = schedule.mold(
+            units, cluster.num_gpus, gpus_per_node=cluster.gpus_per_node, kept=view.chosen_gpus
+        )
     stages: dict[str, SimulatedStage] = {}
     for cell in cells:
         for digest in cell.stage_digests:
