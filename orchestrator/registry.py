@@ -29,6 +29,7 @@ STAGES: Mapping[str, str] = {
     "prepare": "orchestrator.sft.stages:PREPARE",
     "train": "orchestrator.sft.stages:TRAIN",
     "evaluate": "orchestrator.sft.stages:EVALUATE",
+    "rehearse": "orchestrator.sft.stages:REHEARSE",
     "translate": "orchestrator.translation.stages:TRANSLATE",
     "validate": "orchestrator.translation.stages:VALIDATE",
     "assemble": "orchestrator.translation.stages:ASSEMBLE",
@@ -43,7 +44,9 @@ FORMER: Mapping[str, tuple[str, str]] = {
 The stage's product can be made from theirs, see `orchestrator.stage.Context`; the phrase describes how.
 """
 
-REMEDIES: Mapping[str, str] = {"train": "orchestrator.sft.stages:TRAIN_REMEDIES"}
+REMEDIES: Mapping[str, str] = dict.fromkeys(
+    ("train", "rehearse"), "orchestrator.sft.stages:TRAINING_REMEDIES"
+)
 """Name of a stage to the fields `remedies` and `alike` of its `StageSpec`.
 
 They stand apart from the spec because that is sealed, and stores of format 1 cannot hold them.
@@ -74,6 +77,9 @@ GENERATORS: Mapping[str, str] = {
 
 BUCKETS: Mapping[str, str] = dict.fromkeys(("s3", "gs"), "orchestrator.store.bucket:RemoteStore")
 """Scheme of a store's address to a class that is an `ObjectStore` over a bucket."""
+
+INDEXED = "orchestrator.store.looking:indexed"
+"""A function ``(ledger) -> ledger`` for readers of a bucket, to read only once what cannot change."""
 
 LAUNCHERS: Mapping[str, str] = {
     "local": "orchestrator.launchers.local:LocalLauncher",

@@ -43,16 +43,14 @@ class StageSpec(Settings, frozen=True, kw_only=True):
         limit_s: seconds after which an attempt is stopped as hanging; None for no limit.
         estimate: ``module:function`` that returns the cost of an instance, see `orchestrator.costs`.
         needs: ``module:function`` that lists what must exist before it can run, see `orchestrator.costs`.
-        finished: for commands: a file that the command creates when it is done, in the output or work folder.
-            After a stop, exit code 0 counts as done only with this file.
+        finished: for commands: a file in the output or work folder that marks the end, wanted after a stop.
         keep: patterns of files in the work folder that become part of the product.
-        shell: for commands: ``bash`` runs the line, with ``-e`` and ``pipefail``. Part of the identity if
-            true.
+        shell: for commands: whether ``bash -e -o pipefail`` runs the line. Part of the identity if true.
         python: for commands: the interpreter that ``python`` and ``{python}`` mean.
-        remedies: failure cause to a ladder of changes to `uses`, which later attempts try one after another,
-            see `orchestrator.core.remedies`. Not part of the identity.
-        alike: config keys; instances of the stage that agree on them need the same remedies. Without any,
-            those that agree on all `reads`.
+        remedies: failure cause to changes to `uses`, which later attempts try one after another; see
+            `orchestrator.core.remedies`. Not part of the identity.
+        alike: config keys; instances that agree on them need the same remedies; by default on all `reads`.
+        gated_by: stages that must be done before this one may start, although it takes nothing of theirs.
     """
 
     run: str | None = None
@@ -76,6 +74,7 @@ class StageSpec(Settings, frozen=True, kw_only=True):
     python: Annotated[str | None, SINCE_2] = None
     remedies: Annotated[dict[str, tuple[dict[str, Any], ...]], SINCE_2] = {}
     alike: Annotated[tuple[str, ...], SINCE_2] = ()
+    gated_by: Annotated[tuple[str, ...], SINCE_2] = ()
 
 
 class Config(Mapping[str, Any]):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from orchestrator.api.estimates import ADDED, estimates_of, of_cell, together
+from orchestrator.api.estimates import ADDED, estimates_of, molded, of_cell, together
+from orchestrator.api.launching import make_launcher
 from orchestrator.api.requests import missing_of, need_line, needs_of
 from orchestrator.api.simulating import Simulated, SimulatedCluster, simulate
 from orchestrator.api.state import SweepState, current_revision
@@ -20,6 +21,7 @@ from orchestrator.core.tree import changed_keys
 from orchestrator.costs import Estimate, Need
 from orchestrator.errors import counted
 from orchestrator.execution.checkpoints import foresee
+from orchestrator.launchers.base import LaunchGpus
 
 if TYPE_CHECKING:
     import pandas
@@ -76,6 +78,20 @@ def hardware_of(settings: HardwareSettings, **options: str | float | None) -> Ha
     return hardware
 
 
+class CellGpus(NamedTuple):
+    """The GPUs of a cell that a launch would choose.
+
+    Attributes:
+        number: the GPUs that it gets.
+        fewest: the GPUs that suffice.
+        reason: why it gets so many.
+    """
+
+    number: int
+    fewest: int
+    reason: str
+
+
 class Plan:
     """What a launch would do, and what it would cost. Making a plan changes nothing.
 
@@ -101,7 +117,7 @@ class Plan:
     ) -> None:
         self.view, self.cells, self.hardware = view, cells, hardware
         self.prefetch = prefetch
-        self._policy = settings.policy
+        self._settings, self._policy = settings, settings.policy
         self.steps = steps_of(view, cells)
         self.missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
         self.estimates: dict[str, Estimate] = estimates_of(
@@ -128,6 +144,36 @@ class Plan:
         """
         return simulate(self.view, self.cells, self.estimates, self._policy, cluster)
 
+    def gpus(self, there: LaunchGpus | None = None) -> dict[str, CellGpus]:
+        """Return the GPUs that a launch would choose, by cell; empty unless `hardware.moldable` is set.
+
+        Args:
+            there: the GPUs that the launch may use; None to ask its launcher.
+
+        Raises:
+            UserError: the launcher's settings do not say how many GPUs there are, or they are too few.
+            InfrastructureError: the launcher asks a cluster, which does not answer.
+        """
+        if not self._settings.hardware.moldable:
+            return {}
+        there = there or make_launcher(self._settings, len(self.cells)).gpus()
+        if there is None:
+            return {}
+        cells = molded(self.view, self.cells, self.estimates, there)
+        hours = sum(one.fewest.hours * one.fewest.num_gpus for one in cells.values()) / there.number
+        found = {}
+        for name, (fewest, chosen) in cells.items():
+            reason = "more GPUs would not end the sweep earlier"
+            if name in self.view.chosen_gpus:
+                reason = "as recorded when it first started"
+            elif chosen.num_gpus > fewest.num_gpus:
+                reason = (
+                    f"{chosen.hours:.3g} hours instead of {fewest.hours:.3g};"
+                    f" the GPU-hours of all cells fill {there.number} GPUs for {hours:.3g} hours"
+                )
+            found[name] = CellGpus(chosen.num_gpus, fewest.num_gpus, reason)
+        return found
+
     def to_frame(self) -> pandas.DataFrame:
         """Return a table with one row for each cell: its axes, its state, and the action for each stage."""
         import pandas
@@ -145,9 +191,13 @@ class Plan:
             for cell in self.cells
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the stable machine-readable form; costs are null if no stage has an estimate hook."""
-        view, cells = self.view, self.cells
+    def as_json(self, there: LaunchGpus | None = None) -> dict[str, Any]:
+        """Return the stable machine-readable form; costs are null if no stage has an estimate hook.
+
+        Args:
+            there: see `gpus`.
+        """
+        view, cells, gpus = self.view, self.cells, self.gpus(there)
         return {
             "sweep": view.sweep.name,
             "revision": view.number,
@@ -156,7 +206,10 @@ class Plan:
             "retention": self._policy.retention,
             "totals": self.totals,
             "prefetch": self.prefetch if self.missing else None,
-            "cells": [self._cell_json(cell) for cell in cells],
+            "cells": [
+                self._cell_json(cell) | ({"gpus": gpus[cell.id]._asdict()} if cell.id in gpus else {})
+                for cell in cells
+            ],
         }
 
     def _cell_json(self, cell: Cell) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.api.estimates import of_cell, together
 from orchestrator.api.launching import composed_or_sealed, run_settings_of
-from orchestrator.api.planning import Plan, cell_drift, hardware_of, in_total
+from orchestrator.api.planning import CellGpus, Plan, cell_drift, hardware_of, in_total
 from orchestrator.api.requests import (
     code_drift,
     distinct,
@@ -36,6 +36,7 @@ from orchestrator.core.state import NOT_STARTED, State
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import DEVICES, Estimate
 from orchestrator.errors import UserError, counted, one_line
+from orchestrator.launchers.base import LaunchGpus
 
 MAX_NEEDS_SHOWN = 8
 """Missing needs that are listed; ``--json`` lists all of them."""
@@ -52,12 +53,15 @@ def run_plan(args: argparse.Namespace) -> int:
     """Print the plan."""
     plan, composition = _plan(args)
     view = plan.view
+    there = None if args.gpus is None else LaunchGpus(args.gpus, args.gpus_per_node)
     makespan = None
-    if args.gpus is not None:
-        makespan = plan.simulate(SimulatedCluster(args.gpus, args.gpus_per_node)).makespan
+    if there is not None:
+        makespan = plan.simulate(SimulatedCluster(*there, plan.hardware.moldable)).makespan
     if args.json:
-        print_json(plan.as_json() if makespan is None else {**plan.as_json(), "makespan": makespan._asdict()})
+        found = plan.as_json(there)
+        print_json(found if makespan is None else {**found, "makespan": makespan._asdict()})
         return 0
+    gpus = plan.gpus(there)
     print(f"{view.title}: {view.sweep.description}")
     for note in composition.notes if composition else ():
         print(f"  note: {note}")
@@ -66,6 +70,7 @@ def run_plan(args: argparse.Namespace) -> int:
     import_paths = composition.import_paths if composition else ()
     print_lines(code_drift(view, plan.cells, import_paths), indent=2)
     _print_plan(plan)
+    _print_gpus(gpus)
     if makespan is not None:
         print(f"\n{_makespan_line(makespan, args.gpus_per_node)}")
     return 0
@@ -212,6 +217,17 @@ def _print_plan(plan: Plan) -> None:
             print(f"  and {len(missing) - MAX_NEEDS_SHOWN} more")
         if any(need.fetch for need in missing):
             print(f"fetch it once, where there is a network: {plan.prefetch}")
+
+
+def _print_gpus(gpus: Mapping[str, CellGpus]) -> None:
+    """Print which cells would get more GPUs than they need, and why."""
+    more = {name: one for name, one in gpus.items() if one.number > one.fewest}
+    if gpus:
+        print(f"\n{counted(len(more), 'cell')} of {len(gpus)} would get more GPUs than suffice:")
+        rows = [(name, one.number, one.fewest, one.reason) for name, one in [*more.items()][:MAX_GROUPS]]
+        print_table(("cell", "GPUs", "suffice", "why"), rows)
+    if len(more) > MAX_GROUPS:
+        print(f"and {len(more) - MAX_GROUPS} more")
 
 
 def _summary(plan: Plan, cell: Cell) -> str:

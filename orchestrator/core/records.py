@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
 from orchestrator.core.settings import Retention, RunSettings
-from orchestrator.core.sweep import ComposedSweep
+from orchestrator.core.sweep import ComposedSweep, GateFacts
 from orchestrator.formats import FORMAT, SINCE_2, Stored
 from orchestrator.manifest import File, check_inside
 
@@ -134,8 +134,7 @@ class StartRecord(Record, frozen=True, kw_only=True):
         at: time of the start.
         work: the attempt whose work folder was taken over; None for an empty folder.
         unread: the attempt whose output is only read again; None if the stage runs.
-        remedies: failure cause to the rung, 0 for none, and the number of rungs; `before`: changed keys of
-            `uses` to their configured values.
+        remedies, before: cause to rung and number of rungs; changed keys of `uses` to configured values.
     """
 
     parent: Parent | None
@@ -259,8 +258,7 @@ class Void(Record, frozen=True, kw_only=True):
     Attributes:
         nonce: identifies the writer.
         generation: of the product.
-        kind: whether a user discarded it or its files were damaged; ``unknown`` was written by a later
-            version.
+        kind: whether a user discarded it or its files were damaged; ``unknown``: of a later version.
         reason: one line, for people.
         by: who wrote the record.
         at: time of the record.
@@ -358,6 +356,7 @@ class Request(Record, frozen=True, kw_only=True):
         provenance: code, packages, host and command line.
         by: the user.
         at: time of the command.
+        gates: what the gates of a launch or rerun are for; None without any.
     """
 
     nonce: str
@@ -374,6 +373,7 @@ class Request(Record, frozen=True, kw_only=True):
     provenance: dict[str, Any] = {}
     by: str = ""
     at: str = ""
+    gates: Annotated[GateFacts | None, SINCE_2] = None
 
 
 class Revision(Record, frozen=True, kw_only=True):

@@ -28,9 +28,10 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from orchestrator.core.commandspec import rung_keys
 from orchestrator.core.evidence import Attempt, Evidence, causes
 from orchestrator.core.failure import Cause
-from orchestrator.core.sweep import StageInstance, rung_keys
+from orchestrator.core.sweep import StageInstance
 from orchestrator.core.tree import MISSING, pick, with_value
 from orchestrator.registry import REMEDIES, load
 from orchestrator.stage import StageSpec
@@ -69,13 +70,18 @@ def with_shipped(spec: StageSpec) -> StageSpec:
 def class_of(spec: StageSpec, instance: StageInstance, config: Mapping[str, Any]) -> str:
     """Return the class of a stage instance: those of one class need the same remedies.
 
+    Stages with the same ladders and the same `alike` share their classes, as a stage and its rehearsal do.
+
     Args:
         spec: of the stage.
         instance: the stage instance.
         config: of a cell that contains it.
     """
-    values = {key: pick(config, key) for key in spec.alike} if spec.alike else instance.reads
-    return json.dumps([instance.stage, values], sort_keys=True, default=str)
+    if spec.alike:
+        parts = [spec.remedies, {key: pick(config, key) for key in spec.alike}]
+    else:
+        parts = [instance.stage, instance.reads]
+    return json.dumps(parts, sort_keys=True, default=str)
 
 
 def rungs_of(

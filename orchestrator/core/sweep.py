@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from orchestrator.core.commandspec import check_command
-from orchestrator.core.failure import Cause
+from orchestrator.core.commandspec import check_command, check_remedies
 from orchestrator.core.tree import convert
 from orchestrator.errors import UserError, nearest
 from orchestrator.formats import Stored
@@ -91,6 +90,24 @@ class ComposedSweep(Stored, frozen=True, kw_only=True):
     cells: tuple[Cell, ...]
     report: tuple[str, ...] = ()
     format: int = 1
+
+
+class GateFacts(Stored, frozen=True, kw_only=True):
+    """What a launch found out about itself. It is part of the identity of its gates.
+
+    Attributes:
+        code: digest of the checkout.
+        packages: digest of the installed packages.
+        device: type of the GPUs, ``cpu`` without any, "" if it is not known.
+        num_gpus: number of GPUs that a cell may have.
+        left_out: digest of a gate that does not count in this launch to the reason.
+    """
+
+    code: str
+    packages: str = ""
+    device: str = ""
+    num_gpus: int = 0
+    left_out: dict[str, str] = {}
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -274,7 +291,49 @@ def stage_specs(
                     where=where,
                     allowed=nearest(other, specs),
                 )
+        # A gate of a stage that ships here counts in the sweeps that name it.
+        if "gated_by" not in (stages[name] or {}):
+            gates = tuple(gate for gate in spec.gated_by if gate in specs)
+            specs[name] = msgspec.structs.replace(spec, gated_by=gates)
+    for name in specs:
+        _check_gates(name, specs, where)
     return specs
+
+
+def gates_among(specs: Mapping[str, StageSpec]) -> tuple[str, ...]:
+    """Return the names of the stages that gate others, in the order of the file."""
+    named = {gate for spec in specs.values() for gate in spec.gated_by}
+    return tuple(name for name in specs if name in named)
+
+
+def _check_gates(name: str, specs: Mapping[str, StageSpec], where: str) -> None:
+    """Refuse a gate that does not exist, and one that would wait for the stage that waits for it."""
+    for gate in specs[name].gated_by:
+        if gate not in specs:
+            raise UserError(
+                f"stage {name!r} is gated by the unknown stage {gate!r}",
+                where=where,
+                allowed=nearest(gate, specs),
+            )
+        spec = specs[gate]
+        if spec.each or spec.skip or spec.gated_by:
+            raise UserError(
+                f"{gate!r} gates {name!r}, so it has neither each, skip nor gated_by", where=where
+            )
+        if "launch" in spec.reads:
+            raise UserError(f"{gate!r} is a gate: its own `launch` says what it is for", where=where)
+        if taker := next((other for other in specs if gate in specs[other].after), None):
+            raise UserError(
+                f"{gate!r} gates {name!r}, and {taker!r} comes after it",
+                where=where,
+                allowed="a gate makes no product that other stages take",
+            )
+        taken, todo = set[str](), list(spec.after)
+        while todo:
+            taken.add(other := todo.pop())
+            todo += set(specs[other].after) - taken if other in specs else ()
+        if waiting := next((other for other in taken if specs[other].gated_by), None):
+            raise UserError(f"{gate!r} would wait for {waiting!r}, which is gated itself", where=where)
 
 
 def _spec(
@@ -313,68 +372,6 @@ def _spec(
                 allowed=nearest(inner, spec.reads),
             )
     return spec
-
-
-def rung_keys(rung: Mapping[str, Any]) -> list[str]:
-    """Return the keys of `uses` that a rung of remedies changes.
-
-    Args:
-        rung: operation to a key or several; ``set`` to a mapping of keys to values.
-    """
-    keys: list[str] = []
-    for operation in ("halve", "double", "set"):
-        named = rung.get(operation, ())
-        keys += [named] if isinstance(named, str) else list(named)
-    return keys
-
-
-def check_remedies(name: str, spec: StageSpec, where: str) -> None:
-    """Refuse remedies that could change what a stage computes, or that are malformed.
-
-    Args:
-        name: of the stage.
-        spec: with its remedies.
-        where: the file, for messages.
-
-    Raises:
-        UserError: a cause or operation is unknown, or a key is not one of `uses`.
-    """
-    for cause, ladder in spec.remedies.items():
-        if cause not in [*Cause]:
-            key = f"stages.{name}.remedies"
-            raise UserError(
-                f"{key} names the unknown cause {cause!r}", where=where, allowed=nearest(cause, [*Cause])
-            )
-        for number, rung in enumerate(ladder):
-            _check_rung(f"stages.{name}.remedies.{cause}[{number}]", rung, spec, where)
-
-
-def _check_rung(place: str, rung: Mapping[str, Any], spec: StageSpec, where: str) -> None:
-    allowed = "halve: KEY, double: KEY, set: {KEY: VALUE}, and times: NUMBER"
-    times = rung.get("times", 1)
-    is_sound = isinstance(rung.get("set", {}), Mapping) and isinstance(times, int) and 1 <= times <= 20
-    keys = rung_keys(rung) if is_sound else []
-    if (
-        not keys
-        or not {*rung} <= {"halve", "double", "set", "times"}
-        or not all(isinstance(k, str) for k in keys)
-    ):
-        raise UserError(f"{place} is {dict(rung)!r}", where=where, allowed=allowed)
-    for key in keys:
-        # The longest key that contains it decides: a stage may read a section and use one key of it.
-        above = [part for part in (*spec.reads, *spec.uses) if f"{key}.".startswith(f"{part}.")]
-        if above and max(above, key=len) not in spec.uses:
-            raise UserError(
-                f"{place} changes {key!r}, which the stage reads",
-                where=where,
-                allowed="keys of `uses`: a remedy must leave the result as it is",
-            )
-        if not above:
-            raise UserError(
-                f"{place} changes {key!r}, which the stage does not use",
-                where=where,
-                allowed=nearest(key, spec.uses),
-            )
 
 
 def preload(sweep: ComposedSweep) -> list[str]:

@@ -116,7 +116,8 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
     Attributes:
         micro_batch_size: rows of one forward pass, padded side by side; None to count tokens.
         micro_batch_tokens: tokens of one forward pass, in packs of rows; None for the most that fit.
-        micro_batch_divisor: by which the micro-batch is divided, a power of two; raised by remedies.
+        micro_batch_divisor, always_recompute: set by remedies. A power of two by which the micro-batch is
+            divided, and whether layers are computed again whatever `gradient_checkpointing` is.
         cpu_limit_tokens: tokens of a micro-batch that fit into the memory that a CPU pretends to have; None
             for no limit. A wider one raises the error of a GPU, to rehearse it.
         gradient_checkpointing: compute layers again in the backward pass, with ``selective`` all but matrix
@@ -144,6 +145,7 @@ class TrainerConfig(Strict, frozen=True, kw_only=True):
     micro_batch_tokens: Positive | None = None
     compile: bool | Literal["auto"] = "auto"
     micro_batch_divisor: Positive = 1
+    always_recompute: bool = False
     cpu_limit_tokens: Positive | None = None
     deterministic: bool = False
 

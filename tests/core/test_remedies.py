@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.commandspec import check_remedies
 from orchestrator.core.evidence import Attempt, Budget, Evidence, spent
 from orchestrator.core.failure import Cause
 from orchestrator.core.records import End, StartRecord
 from orchestrator.core.remedies import Remedied, adapted, class_of, remedied, rungs_of, with_shipped
 from orchestrator.core.state import State, stage_status
-from orchestrator.core.sweep import StageInstance, check_remedies
+from orchestrator.core.sweep import StageInstance
 from orchestrator.registry import REMEDIES, STAGES, load
 from orchestrator.stage import StageSpec
 
@@ -164,6 +165,8 @@ def test_a_class_is_what_agrees_on_the_named_keys_or_else_on_all_that_is_read() 
     alike = StageSpec(run="m:f", alike=("model",))
     assert class_of(alike, one, one.reads) == class_of(alike, two, two.reads)
     assert class_of(alike, one, one.reads) != class_of(alike, one, {"model": "b"})
+    rehearsal = StageInstance(stage="rehearse", digest="3", reads={"model": "a"})
+    assert class_of(alike, rehearsal, one.reads) == class_of(alike, one, one.reads)
 
 
 @pytest.mark.parametrize("name", sorted(REMEDIES))

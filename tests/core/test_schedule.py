@@ -146,3 +146,52 @@ def test_ten_thousand_cells_on_a_thousand_nodes_use_nearly_all_of_their_time() -
     drawn = random.Random(0)
     work = {str(n): S(drawn.lognormvariate(0, 0.5), drawn.choice([1, 2, 4, 8])) for n in range(10_000)}
     assert schedule.makespan_hours(work, 2_000) < 1.02 * schedule.lower_bound_hours(work, 2_000)
+
+
+def test_a_number_that_was_chosen_before_stays_and_counts_for_the_others() -> None:
+    work = {"long": S(10, 1), **_alone(*[1] * 20)}
+    assert schedule.mold(work, 16, gpus_per_node=8)["long"].num_gpus == 8
+    kept = schedule.mold(work, 16, gpus_per_node=8, kept={"long": 2, "0": 4, "of another sweep": 8})
+    assert (kept["long"].num_gpus, kept["0"].num_gpus) == (2, 4)
+    assert kept["long"].hours == pytest.approx(10 / 1.8)
+    # Fewer than suffice is never kept: the hardware of then may have had more memory.
+    assert schedule.mold({"wide": S(1, 4)}, 8, gpus_per_node=8, kept={"wide": 1})["wide"].num_gpus == 4
+
+
+def test_a_stage_gets_no_more_gpus_than_it_can_use() -> None:
+    work = {"long": S(10, 1, most_gpus=2), **_alone(*[1] * 20)}
+    assert schedule.mold(work, 16, gpus_per_node=8)["long"].num_gpus == 2
+
+
+def test_a_measured_efficiency_replaces_the_guess() -> None:
+    assert [one.hours for one in schedule.choices(S(8, 1, efficiency=1.0), 8)] == [8, 4, 2, 1]
+    # At a half, more GPUs would save nothing, so none are given.
+    work = {"long": S(10, 1, efficiency=0.5), **_alone(*[1] * 20)}
+    assert schedule.mold(work, 16, gpus_per_node=8) == work
+
+
+def test_a_shared_stage_gets_what_suffices_and_a_cell_what_all_its_stages_can_use() -> None:
+    work = {
+        "shared": S(9, 2),
+        "train": S(4, 1, ("shared",), 8, 0.7),
+        "score": S(1, 1, ("train",), 2, 0.6),
+        "other": S(1, 1, ("shared",)),
+    }
+    found = schedule.of_cells({"a": ["shared", "train", "score"], "b": ["shared", "other"]}, work)
+    assert found["shared"].most_gpus == 2
+    assert found["a"] == S(5, 1, ("shared",), 2, 0.7)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 9), st.sampled_from([0, 1, 2, 4])), min_size=1, max_size=12),
+    st.sampled_from([4, 8, 16]),
+)
+def test_chosen_numbers_fit_a_node_and_never_lengthen_the_whole(
+    cells: list[tuple[float, int]], num_gpus: int
+) -> None:
+    work = {str(n): S(hours, gpus) for n, (hours, gpus) in enumerate(cells)}
+    chosen = schedule.mold(work, num_gpus, gpus_per_node=8)
+    assert chosen == schedule.mold(work, num_gpus, gpus_per_node=8)
+    for key, stage in chosen.items():
+        assert stage in schedule.choices(work[key], min(8, num_gpus))
+    assert schedule.makespan_hours(chosen, num_gpus) <= schedule.makespan_hours(work, num_gpus) + 1e-9

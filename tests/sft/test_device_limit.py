@@ -62,6 +62,7 @@ REMEDIES = [
     ("trainer.micro_batch_divisor=8",),
     ("trainer.micro_batch_size=null", "trainer.micro_batch_divisor=2"),
     ("trainer.gradient_checkpointing=true",),
+    ("trainer.always_recompute=true",),
 ]
 
 
