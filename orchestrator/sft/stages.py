@@ -109,8 +109,8 @@ TRAINING_REMEDIES = {
 }
 """Changes to what `TRAIN` and `REHEARSE` use when a GPU's memory does not suffice.
 
-Both declare the same, so training starts where its rehearsal fitted. The number of micro-batches of a step grows as they become smaller, because a step has
-`trainer.global_batch_size` rows however it is divided.
+Both declare the same, so training starts where its rehearsal fitted. The number of micro-batches of a step
+grows as they become smaller, because a step has `trainer.global_batch_size` rows however it is divided.
 """
 
 EVALUATE = StageSpec(
