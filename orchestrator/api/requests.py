@@ -60,6 +60,10 @@ def build_request(
     if settings and settings.launcher.get("snapshot") is False:
         launcher = {key: value for key, value in settings.launcher.items() if key != "snapshot"}
         settings = msgspec.structs.replace(settings, launcher=launcher)
+    # Workers record the same digest with their attempts, so it shows which failures are of this code.
+    version = code.version if code else ""
+    if settings is not None and not version:
+        version = _checkout_digest(view, import_paths)
     return Request(
         nonce=new_nonce(),
         number=0,
@@ -72,7 +76,7 @@ def build_request(
         import_paths=import_paths,
         code=code,
         folder=str(Path.cwd()),
-        provenance=provenance.of_launch(sys.argv, folder) if settings else {},
+        provenance=provenance.of_launch(sys.argv, folder, version) if settings else {},
         by=provenance.user(),
         at=provenance.now(),
     )
@@ -155,6 +159,10 @@ def code_versions(view: SweepState, cells: Sequence[Cell]) -> Counter[str]:
     return Counter(e.done.code for e in evidence if e.done is not None)
 
 
+def _checkout_digest(view: SweepState, import_paths: Sequence[str]) -> str:
+    return checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
+
+
 def code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[str] = ()) -> list[str]:
     """Return a line if products were made by different code, or by other code than would run now.
 
@@ -166,7 +174,7 @@ def code_drift(view: SweepState, cells: Sequence[Cell], import_paths: Sequence[s
     """
     codes = code_versions(view, cells)
     if import_paths and codes:
-        digest = checkout_of(view.ledger.objects, view.sweep, import_paths).digest()
+        digest = _checkout_digest(view, import_paths)
         now = provenance.code_version(digest, provenance.git_state(import_paths[0]))
         # The part after the last dot is the digest of the code. The part before it only names the commit.
         other = {code: n for code, n in codes.items() if code.rpartition(".")[2] != now.rpartition(".")[2]}

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Attempt, Liveness
+from orchestrator.core.evidence import Attempt, Fingerprint, Holds, Liveness, fingerprint
 from orchestrator.core.failure import Cause
-from orchestrator.core.fingerprint import Fingerprint, fingerprint
+from orchestrator.core.holding import SweepRecords, holds_of
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Request
@@ -213,6 +213,23 @@ class SweepState:
         }
 
     @cached_property
+    def holds(self) -> Holds:
+        """What is held back in the sweep, by rules that look at more than one stage."""
+        codes = {request.number: str(request.provenance.get("code", "")) for request in self.requests}
+        summary = self.request_summary
+        return holds_of(
+            SweepRecords(
+                sweep=self.sweep,
+                evidence=self.reader.evidence,
+                status=lambda digest: self.stages[digest],
+                unfinished=self.reader.unfinished(),
+                requests=summary,
+                policy=self.policy,
+                codes={cell: codes.get(number, "") for cell, number in summary.asked.items()},
+            )
+        )
+
+    @cached_property
     def cells(self) -> dict[str, CellStatus]:
         """The state of each cell, by id."""
         found = {}
@@ -222,6 +239,7 @@ class SweepState:
                 self.sweep.stages,
                 self.stages,
                 cancelled=cell.id in self.request_summary.cancelled,
+                holds=self.holds,
                 sweep=f"{self.sweep.name}@{self.number}",
             )
             # Job failures before the last launch or rerun of the cell do not count against its budget.

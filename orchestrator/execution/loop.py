@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
@@ -18,7 +19,7 @@ from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
 from orchestrator.execution.attempt import AttemptRun, WorkerHooks
-from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
+from orchestrator.execution.history import CANCEL_POLL_S, HoldReader, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
@@ -77,7 +78,8 @@ class Worker:
         self._leaving = Leaving()
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
         self._products = Products(ledger, sweep, by=f"worker on {owner.host}", say=say)
-        self._history = WorkerHistory(in_job=order.job is not None)
+        holds = HoldReader(sweep, order.settings.policy, order.code_digest)
+        self._history = WorkerHistory(holds, in_job=order.job is not None)
 
     @property
     def num_claims(self) -> int:
@@ -96,9 +98,11 @@ class Worker:
             summary = self._requests.read(at_most_s=0.0)
             # New evidence for each scan. A decision from an old scan is checked again in `_try`.
             reader = self._products.reader(self._watcher)
+            status_of = functools.partial(self._status, reader, summary)
             scan = self._scanner.next_stage(
-                lambda digest, r=reader, s=summary: self._status(r, s, digest),  # type: ignore[misc]
+                status_of,
                 cancelled=summary.cancelled,
+                holds=self._history.holds.read(reader, summary, status_of),
             )
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")

@@ -214,10 +214,9 @@ class EvidenceReader:
                 trusted=self._trusted,
             )
         self._ledger = ledger
-        stages = {instance.stage for instance in self._instances.values()}
-        self._listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
+        self._listed: dict[str, StageIndex] = {i.stage: StageIndex() for i in self._instances.values()}
         self._unlisted: dict[str, Evidence] = {}
-        for stage in stages:
+        for stage in self._listed:
             try:
                 self._list(stage)
             except OSError as error:  # only this stage's folder fails; the other stages are still read
@@ -231,6 +230,14 @@ class EvidenceReader:
         listed.retired = ledger.retired_generations(stage)
         listed.attempted = frozenset(ledger.listing(layout.stage_records(stage)).folders)
 
+    def unfinished(self) -> Iterable[str]:
+        """Yield the digests of stages that were attempted and have no product, by the listings alone."""
+        for digest, instance in self._instances.items():
+            listed = self._listed[instance.stage]
+            done, void = (index.get(digest, set()) for index in (listed.done, listed.void))
+            if digest in listed.attempted and done <= void:
+                yield digest
+
     def evidence(self, digest: str) -> Evidence:
         """Return the evidence of one stage, as of the first request for it."""
         if digest not in self._evidence:
@@ -243,8 +250,7 @@ class EvidenceReader:
     def _read(self, instance: StageInstance) -> Evidence:
         if instance.stage in self._unlisted:
             return self._unlisted[instance.stage]
-        product = self._product(instance)
-        if product.done is not None:
+        if (product := self._product(instance)).done is not None:
             # A product outranks all else, so only the number of its attempts is needed.
             number = product.done.attempt
             with contextlib.suppress(OSError):
@@ -255,7 +261,10 @@ class EvidenceReader:
             if instance.digest in self._listed[instance.stage].attempted
             else ()
         )
-        if _just_ended(attempts) and self._ledger.product(instance, product.generation)[0] is not None:
+        has_succeeded = any(
+            each.end is not None and each.end.outcome == "succeeded" for each in attempts[-1:]
+        )
+        if has_succeeded and self._ledger.product(instance, product.generation)[0] is not None:
             # The attempt finished after the index was read, and would look as if it had left no product.
             self._listed[instance.stage].done.setdefault(instance.digest, set()).add(product.generation)
             product = self._product(instance)
@@ -343,11 +352,6 @@ def _unreadable(error: Exception) -> Evidence:
     return Evidence(unreadable=f"cannot be read: {error_line(error)}", is_passing=is_transient(error))
 
 
-def _just_ended(attempts: tuple[Attempt, ...]) -> bool:
-    end = attempts[-1].end if attempts else None
-    return end is not None and end.outcome == "succeeded"
-
-
 def examine(
     ledger: Ledger,
     instance: StageInstance,
@@ -390,8 +394,7 @@ def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: b
     problem = damage_by_size(ledger.sizes(prefix), files)
     if problem is not None or not content:
         return problem
-    folder = objects.fetch(prefix, files, content=False)
-    if damage(folder, files) is None:
+    if damage(objects.fetch(prefix, files, content=False), files) is None:
         return None
     # If only the cached copy is damaged, this fetches it again.
     return damage(objects.fetch(prefix, files), files)

@@ -24,6 +24,7 @@ from orchestrator.core.records import Owner
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
+from orchestrator.execution.history import HoldReader
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
 from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
@@ -98,6 +99,7 @@ class _Scanner:
         cells: those of it that are to be worked on.
         start: the id of the driver's job, and how often it was restarted.
         retries: how often a stage is retried by default, by cause.
+        holds: what is held back in the sweep.
         observer: judges the attempts of workers.
         trusted: (digest, generation) of products that were compared before; grows with each scan.
     """
@@ -107,6 +109,7 @@ class _Scanner:
     cells: Sequence[Cell]
     start: tuple[str, int]
     retries: Mapping[str, int]
+    holds: HoldReader
     observer: Watcher
     trusted: set[tuple[str, int]] = field(default_factory=set)
 
@@ -135,7 +138,10 @@ class _Scanner:
                     claimed.add(owner.slot)
             return stage_status(evidence, summary.budget(digest, self.retries))
 
-        claimable, waiting = num_claimable(self.cells, sweep.stages, status, cancelled=summary.cancelled)
+        holds = self.holds.read(reader, summary, status)
+        claimable, waiting = num_claimable(
+            self.cells, sweep.stages, status, cancelled=summary.cancelled, holds=holds
+        )
         return OpenWork(claimable, waiting, frozenset(busy))
 
 
@@ -193,7 +199,9 @@ class RayDriver:
         self._records = DriverRecords(ledger, sweep, submission.number, restart)
         submissions = Submissions(ledger, sweep)
         sealed = ledger.revision(sweep, submission.revision).sweep
-        engine = settings_of(request_of(ledger, sweep, submission.request))
+        request = request_of(ledger, sweep, submission.request)
+        engine = settings_of(request)
+        holds = HoldReader(sealed, engine.policy, str(request.provenance.get("code", "")))
         self._settings = ray_settings(engine.launcher)
         job = submissions.job_of(submission.number) or submission.name
         process = describe(os.getpid())
@@ -205,7 +213,7 @@ class RayDriver:
         self._failures = Failures()
         wanted = set(submission.tasks[0])
         cells = [cell for cell in sealed.cells if cell.id in wanted]
-        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), engine.policy.retries, watcher)
+        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), engine.policy.retries, holds, watcher)
         self._starter = _Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
