@@ -32,6 +32,8 @@ SECTIONS: Sequence[tuple[Callable[[Pass], None], float]] = (
     (device.processes, 45),
     (generation.generation, 50),
     (device.widths, 15),
+    (training.selective, 120),
+    (training.deterministic, 60),
     (generation.vllm, 90),
 )
 """The sections, and the seconds that each needs on a GPU."""

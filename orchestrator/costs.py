@@ -60,6 +60,8 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         peak_tflops: dense bf16 peak of one device, in TFLOP/s.
         max_gpus: greatest number of devices for one cell; for ``cpu`` the number of processes.
         mfu: model FLOPs utilisation in (0, 1]; None for the stage's own estimate by model size.
+        num_gpus: devices that the cell is given, at least as many as it needs; None for the fewest that
+            suffice.
     """
 
     device: str
@@ -67,6 +69,7 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     peak_tflops: float
     max_gpus: int = 8
     mfu: float | None = None
+    num_gpus: int | None = None
 
 
 class Finished(NamedTuple):
@@ -130,7 +133,7 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         micro_batch: rows of the maximal length per device and pass; None if there is none. A pack of the same
             tokens has more rows of usual length.
         micro_batch_tokens: tokens per device and pass.
-        recomputes: whether the backward pass computes layers again.
+        recomputes: whether the backward pass computes layers again; ``selective``: a part of each.
         memory_gib: peak memory of one device.
         memory_terms_gib: the parts of that peak.
         host_memory_gib: host memory of all processes together; 0 if unimportant or unknown.
@@ -145,6 +148,9 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         checkpoint_share: share of the wall time in which the stage waits for what it saves.
         lost_s: seconds of work that a killed attempt may lose.
         stop_s: seconds that the stage needs to save and end after a stop.
+        most_gpus: the most devices that it can use, for cells whose number is chosen; 0 if there is no limit.
+        efficiency: measured share of the speed that it keeps for each doubling of its devices, at most 1; 0
+            if cells of one size alone have run.
     """
 
     num_steps: int = 0
@@ -157,7 +163,7 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     num_gpus: int = 0
     micro_batch: int | None = None
     micro_batch_tokens: int | None = None
-    recomputes: bool | None = None
+    recomputes: bool | str | None = None
     memory_gib: float = 0.0
     memory_terms_gib: dict[str, float] = {}
     host_memory_gib: float = 0.0
@@ -173,6 +179,8 @@ class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     checkpoint_share: float = 0.0
     lost_s: float = 0.0
     stop_s: float = 0.0
+    most_gpus: int = 0
+    efficiency: float = 0.0
 
 
 STOP_FACTOR = 1.25

@@ -37,12 +37,14 @@ def generation(one: Pass) -> None:
         engine = TransformersEngine(_settings(one))
         engine.load(Path(folder))
         work = _batches(size, number, batch_size, small=one.small)
-        start_s = time.perf_counter()
-        whole = texts(engine, work, tokens)
-        took_s = time.perf_counter() - start_s
-        num_tokens = sum(map(len, whole.values()))
-        speed = round(num_tokens / took_s)
-        one.record("generation, 0.6B in bf16", texts=len(whole), batch=batch_size, tokens_per_s=speed)
+        texts(engine, work[-1:], 2)  # the first kernels are loaded
+        whole = _timed(one, "generation, 0.6B in bf16", engine, work, tokens)
+        if one.cuda:
+            torch.backends.cuda.enable_cudnn_sdp(True)
+        with_plans = _timed(one, "generation with cuDNN's attention", engine, work[:2], tokens)
+        if one.cuda:
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        one.record("cuDNN's attention against others in generation", differing=_differing(with_plans, whole))
         half = texts(engine, work[::-1][: len(work) // 2], tokens)
         one.record("generation resumed, batches in another order", differing=_differing(half, whole))
         command = [sys.executable, str(Path(__file__)), folder, *(["--small"] if one.small else [])]
@@ -62,6 +64,23 @@ def generation(one: Pass) -> None:
             found = texts(engine, [few[at : at + other] for at in range(0, len(few), other)], tokens)
             what = f"generation in batches of {other} instead of {batch_size}"
             one.record(what, texts=len(found), differing=_differing(found, whole))
+
+
+def _timed(
+    one: Pass, what: str, engine: Engine, work: Sequence[Sequence[Prompt]], tokens: int
+) -> dict[Prompt, Sequence[int]]:
+    """Generate texts, and record tokens a second and the time of a step: one token of each row."""
+    start_s = time.perf_counter()
+    found = texts(engine, work, tokens)
+    took_s = time.perf_counter() - start_s
+    one.record(
+        what,
+        texts=len(found),
+        batch=max(map(len, work)),
+        tokens_per_s=round(sum(map(len, found.values())) / took_s),
+        ms_a_step=round(1e3 * took_s / (len(work) * tokens), 1),
+    )
+    return found
 
 
 def vllm(one: Pass) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import functools
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from gpu.device import environment_of_children
 from gpu.models import LONGEST_TOKENS, Size, choose, costs, placed, rows_of, training
 from gpu.one_pass import Pass
 from orchestrator.sft import batches, kernels
 from orchestrator.sft import speed as speed_model
 from orchestrator.sft.batches import MicroBatches
 from orchestrator.sft.distributed.parallel import Placed, group_of_one
-from orchestrator.sft.memory import Load, terms_gib
+from orchestrator.sft.memory import BUSY_TOKENS, Load, terms_gib
 from orchestrator.sft.shards import Batch, Rows, Segments
 
 
@@ -73,6 +78,30 @@ def _loss_and_gradients(model: Placed, batch: Batch) -> tuple[float, list[torch.
     return float(loss.detach()), [value.grad.float() for value in model.parameters if value.grad is not None]
 
 
+def deterministic(one: Pass) -> None:
+    """A gradient twice, with the kernels that training takes, and with `trainer.deterministic`."""
+    script = Path(__file__).with_name("repeats.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *(["--small"] if one.small else [])],
+        env=environment_of_children(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        what, usual, repeating = json.loads(line)
+        one.record(
+            f"a gradient twice, {what}",
+            repeats=usual[0],
+            repeats_deterministic=repeating[0],
+            ms=usual[1],
+            ms_deterministic=repeating[1],
+        )
+    if done.returncode:
+        raise RuntimeError(" ".join(done.stderr.split())[-300:])
+
+
 class Way(NamedTuple):
     """One way to train.
 
@@ -102,6 +131,22 @@ WAYS = (
     Way("packs, recomputed, compiled", {**_PLAIN, "compile": True}, "auto", 75),
 )
 """What `speed` compares."""
+_SAME = {"compile": True, "micro_batch_tokens": 12_288}
+RECOMPUTED = (
+    Way("nothing recomputed", {**_SAME, "gradient_checkpointing": False}, "auto", 40),
+    Way("selective", {**_SAME, "gradient_checkpointing": "selective"}, "auto", 40),
+    Way("all recomputed", {**_SAME, "gradient_checkpointing": True}, "auto", 40),
+    Way(
+        "selective, smallest packs of the plan",
+        {"compile": True, "gradient_checkpointing": "selective", "micro_batch_tokens": BUSY_TOKENS},
+        *("auto", 40),
+    ),
+    Way("all recomputed, widest packs", {"compile": True, "gradient_checkpointing": True}, "auto", 40),
+    Way(
+        "selective, not compiled", {**_SAME, "gradient_checkpointing": "selective", "compile": False}, "auto"
+    ),
+)
+"""What `selective` compares: packs of one width, then those between which a plan chooses."""
 
 
 def speed(one: Pass) -> None:
@@ -118,6 +163,15 @@ def eight_billion(one: Pass) -> None:
     rows = Rows(rows_of(size, 128 if one.cuda else 8, small=one.small), pad_token_id=0)
     for way in (WAYS[3], WAYS[5]):
         timed_step(one, "8B's width, 6 layers", size, rows, way)
+
+
+def selective(one: Pass) -> None:
+    """What selective recomputation costs and saves, for the 1.7B and the 8B's width."""
+    for name, layers, num in (("qwen3-1.7b", None, 128), ("qwen3-8b", 6, 128)):
+        size = Size(name, small=one.small, layers=layers)
+        rows = Rows(rows_of(size, num if one.cuda else 8, small=one.small), pad_token_id=0)
+        for way in RECOMPUTED:
+            timed_step(one, f"{name}, {layers or 'all'} layers", size, rows, way)
 
 
 def timed_step(one: Pass, name: str, size: Size, rows: Rows, way: Way) -> None:
@@ -142,7 +196,7 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
     start_s = time.perf_counter()
     facts: dict[str, Any] = {}
     if way.settings is None:
-        model.recompute()
+        model.recompute(True)
         micro = MicroBatches(16)
     else:
         settings = dict(way.settings)
@@ -169,7 +223,7 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
         modelled = speed_model.mfu(
             size.decoder,
             torch.cuda.get_device_name(),
-            recomputes=bool(facts.get("recompute", True)),
+            recomputes=facts.get("recompute", True),
             is_compiled=bool(facts.get("compiled", False)),
         )
         used = min(modelled or 1.0, costs().mfu_of(size.decoder.num_parameters))
@@ -177,6 +231,14 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
             "step_s": round(tokens / (rate * used * useful_share), 2),
             "mfu": round(used * useful_share, 3),
         }
+        if loop.batches.widths:
+            load = Load(
+                row_tokens=loop.batches.widths[-1],
+                checkpointing=facts["recompute"],
+                loss_chunk_tokens=1024,
+                sharded=model.is_sharded,
+            )
+            predicted["peak_gib"] = _peak_gib(size, load)
     one.record(
         what,
         predicted=predicted,
@@ -191,6 +253,12 @@ def _timed(one: Pass, what: str, size: Size, rows: Rows, way: Way) -> None:
         **facts,
         **one.memory(),
     )
+
+
+def _peak_gib(size: Size, load: Load) -> float:
+    """Return the peak memory of a step on one GPU by the plan's terms, without the reserve."""
+    terms = terms_gib(size.decoder, load, num_gpus=1, micro_batch=1, memory_gib=1.0)
+    return round(sum(terms.values()) - terms["reserve"], 1)
 
 
 def memory(one: Pass) -> None:
@@ -208,11 +276,10 @@ def memory(one: Pass) -> None:
                 for step in (1, 2):
                     loop._step(step, np.arange(number))
                 one.wait()
-                load = Load(row_tokens=width, checkpointing=recompute, loss_chunk_tokens=1024)
-                terms = terms_gib(size.decoder, load, num_gpus=1, micro_batch=number, memory_gib=1.0)
+                load = Load(row_tokens=number * width, checkpointing=recompute, loss_chunk_tokens=1024)
                 one.record(
                     f"1.7B, memory of a step{'' if recompute else ', nothing recomputed'}",
-                    predicted={"peak_gib": round(sum(terms.values()) - terms["reserve"], 1)},
+                    predicted={"peak_gib": _peak_gib(size, load)},
                     rows=number,
                     width=width,
                     **one.memory(),

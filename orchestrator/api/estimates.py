@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -12,11 +12,11 @@ from orchestrator.api.state import SweepState
 from orchestrator.core import schedule
 from orchestrator.core.records import Request
 from orchestrator.core.schedule import PlannedStage
-from orchestrator.core.settings import HardwareSettings
 from orchestrator.core.state import State, goes_without
 from orchestrator.core.sweep import Cell
 from orchestrator.costs import Estimate, Finished, Hardware, Measured, checked_estimate
 from orchestrator.errors import SweepError, UserError
+from orchestrator.launchers.base import Launcher, LaunchGpus, Submitter, hardware_for
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
 
@@ -42,7 +42,7 @@ def call(name: str, hook: Any, *args: Any, **kwargs: Any) -> Any:
         raise UserError(f"the hook {name} failed: {type(error).__name__}: {error}") from error
 
 
-_ADDED = (
+ADDED = (
     "num_steps",
     "num_tokens",
     "model_flops",
@@ -162,7 +162,9 @@ def work_of(
         instance, estimate = instances[digest], estimates.get(digest)
         inputs = tuple(taken.digest for taken in instance.inputs)
         if estimate is not None:
-            work[digest] = PlannedStage(estimate.wall_hours, estimate.num_gpus, inputs)
+            work[digest] = PlannedStage(
+                estimate.wall_hours, estimate.num_gpus, inputs, estimate.most_gpus, estimate.efficiency
+            )
         else:
             work[digest] = PlannedStage(measured_hours.get(instance.stage, 0.0), 0, inputs)
     return work
@@ -213,24 +215,107 @@ def order_estimates(
         return {}  # these cells run on other hardware than that which the settings name
 
 
+def molded(
+    view: SweepState, cells: Sequence[Cell], estimates: Mapping[str, Estimate], gpus: LaunchGpus
+) -> dict[str, PlannedStage]:
+    """Choose each cell's number of GPUs so that the whole takes the least time; see `schedule.mold`.
+
+    Args:
+        view: the sweep state. A cell whose number is recorded in it keeps that.
+        cells: that run, or wait to.
+        estimates: digest of a stage to its estimate, with the fewest GPUs that suffice.
+        gpus: among which those of each cell are chosen.
+
+    Returns:
+        Id of a cell to the GPUs and hours of its own stages; cells without GPUs are left out.
+
+    Raises:
+        UserError: a cell needs more GPUs than there are.
+    """
+    work = work_of(view, cells, estimates)
+    units = schedule.of_cells({cell.id: cell.stage_digests for cell in cells}, work)
+    fewest = max((unit.num_gpus for unit in units.values()), default=0)
+    if fewest > gpus.number:
+        raise UserError(f"a cell needs {fewest} GPUs, and the launch may use {gpus.number}")
+    most = gpus.per_node
+    units = {key: one._replace(most_gpus=min(one.most_gpus or most, most)) for key, one in units.items()}
+    found = schedule.mold(units, gpus.number, gpus_per_node=max(most, fewest), kept=view.chosen_gpus)
+    return {cell.id: found[cell.id] for cell in cells if cell.id in found and found[cell.id].num_gpus}
+
+
+class Sized(NamedTuple):
+    """Cells with the GPUs that they get.
+
+    Attributes:
+        estimates: digest of a stage to its estimate with these GPUs.
+        chosen: id of a cell to its GPUs, where they were chosen.
+        stages: the stages of these cells that get as many.
+    """
+
+    estimates: dict[str, Estimate]
+    chosen: dict[str, int]
+    stages: frozenset[str] = frozenset()
+
+
+def sized(
+    view: SweepState,
+    cells: Sequence[Cell],
+    request: Request,
+    launcher: Launcher | Submitter,
+    import_paths: Sequence[str],
+) -> Sized:
+    """Return estimates of cells, each with the GPUs that it gets: the fewest that suffice, or as chosen.
+
+    Args:
+        view: the sweep state.
+        cells: that run, or wait to.
+        request: a launch or rerun, whose settings say whether GPUs are chosen.
+        launcher: of the request.
+        import_paths: folders from which the user's hooks are imported.
+
+    Raises:
+        UserError: a cell does not fit, or the launcher's settings do not say how many GPUs there are.
+    """
+    settings = request.settings
+    hardware = launcher.hardware() if settings is None else hardware_for(launcher, settings)
+    estimates = order_estimates(view, cells, request, hardware, import_paths)
+    gpus = launcher.gpus() if settings is not None and settings.hardware.moldable else None
+    if settings is None or gpus is None:
+        return Sized(estimates, {})
+    chosen = {cell: unit.num_gpus for cell, unit in molded(view, cells, estimates, gpus).items()}
+    waiting = schedule.num_waiting(work_of(view, cells, estimates), [cell.stage_digests for cell in cells])
+    own = {key for key, one in estimates.items() if one.num_gpus and waiting[key] == 1}
+    for number in sorted(set(chosen.values())):
+        there = msgspec.structs.replace(hardware or settings.hardware.assumed, num_gpus=number)
+        some = [cell for cell in cells if chosen.get(cell.id) == number]
+        found = order_estimates(view, some, request, there, import_paths)
+        for key in own & found.keys():
+            fewest = estimates[key]
+            stage = PlannedStage(fewest.wall_hours, fewest.num_gpus, efficiency=fewest.efficiency)
+            hours = schedule.choices(stage, number)[-1].hours
+            # A hook may ignore the number, or leave out what is lost between devices.
+            estimates[key] = msgspec.structs.replace(
+                found[key], num_gpus=number, wall_hours=max(found[key].wall_hours, hours)
+            )
+    return Sized(estimates, chosen, frozenset(own))
+
+
 def ordered_ids(
-    view: SweepState, request: Request, hardware: Hardware | None, import_paths: Sequence[str]
+    view: SweepState, request: Request, cells: Sequence[Cell], estimates: Mapping[str, Estimate]
 ) -> tuple[str, ...] | None:
     """Return the cells of a request in the order in which they should start.
 
     Args:
         view: the sweep state.
         request: a launch or rerun.
-        hardware: that workers have; None for that which a plan assumes.
-        import_paths: folders from which the user's hooks are imported.
+        cells: of the request.
+        estimates: digest of a stage to its estimate.
 
     Returns:
         Their ids; None for all cells of the revision in the order of the sweep.
     """
-    named = None if request.cells is None else set(request.cells)
-    cells = [cell for cell in view.sweep.cells if named is None or cell.id in named]
-    ordered = longest_first(view, cells, order_estimates(view, cells, request, hardware, import_paths))
-    return request.cells if ordered == cells else tuple(cell.id for cell in ordered)
+    ordered = longest_first(view, cells, estimates)
+    return request.cells if ordered == list(cells) else tuple(cell.id for cell in ordered)
 
 
 def of_cell(cell: Cell, estimates: Mapping[str, Estimate]) -> Estimate | None:
@@ -247,7 +332,7 @@ def together(estimates: Iterable[Estimate]) -> Estimate:
     """
     found = list(estimates)
     largest = max(found, key=lambda estimate: estimate.memory_gib, default=Estimate())
-    sums: dict[str, Any] = {name: sum(getattr(estimate, name) for estimate in found) for name in _ADDED}
+    sums: dict[str, Any] = {name: sum(getattr(estimate, name) for estimate in found) for name in ADDED}
     live_gib = max((e.peak_disk_gib - e.disk_gib for e in found), default=0.0)
     return Estimate(
         **sums,
@@ -275,42 +360,3 @@ def _waiting_share(estimates: Sequence[Estimate]) -> float:
     saving = [one for one in estimates if one.checkpoint_share]
     hours = sum(one.wall_hours for one in saving)
     return sum(one.checkpoint_share * one.wall_hours for one in saving) / hours if hours else 0.0
-
-
-def in_total(
-    cells: Sequence[Cell], estimates: Mapping[str, Estimate], settings: HardwareSettings
-) -> dict[str, Any]:
-    """Return the totals over all cells, each shared stage once.
-
-    Wall time and peak disk assume `cells_at_once` cells in parallel. The peak is what all stages leave, plus
-    what the most demanding stages hold temporarily, one for each parallel cell:
-
-        disk_gib = 100, temporary = 30, 20, 10, cells_at_once = 2: the peak is 100 + 30 + 20
-
-    Args:
-        cells: that were selected.
-        estimates: digest to estimate.
-        settings: of the hardware.
-    """
-    digests = dict.fromkeys(digest for cell in cells for digest in cell.stage_digests if digest in estimates)
-    total = together(estimates[digest] for digest in digests)
-    live_gib = [estimates[digest].peak_disk_gib - estimates[digest].disk_gib for digest in digests]
-    # Parallel cells cannot finish before the longest of them does.
-    longest = max((one.wall_hours for cell in cells if (one := of_cell(cell, estimates))), default=0.0)
-    at_once = settings.cells_at_once
-    return {
-        **{name: getattr(total, name) for name in _ADDED},
-        "wall_hours": max(longest, total.wall_hours / at_once),
-        "peak_disk_gib": total.disk_gib + sum(sorted(live_gib, reverse=True)[:at_once]),
-        **{name: getattr(total, name) for name in ("useful_share", "checkpoint_share", "lost_s", "stop_s")},
-        "num_measured": sum(estimates[digest].measured for digest in digests),
-        "assumptions": [
-            *dict.fromkeys(note for digest in digests for note in estimates[digest].assumptions),
-            f"{at_once} cells at once (hardware.cells_at_once), for wall time and the peak of the disk",
-        ],
-    }
-
-
-def as_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    """Return a cell's estimate for scripts."""
-    return None if estimate is None else dict(msgspec.to_builtins(estimate))

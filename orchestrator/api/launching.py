@@ -37,7 +37,7 @@ from orchestrator.core.settings import RunSettings, split_store
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
 from orchestrator.errors import UserError
-from orchestrator.launchers.base import Launcher, Limits, Submitter
+from orchestrator.launchers.base import Launcher, Limits, Submitter, hardware_for
 from orchestrator.registry import LAUNCHERS, TRACKERS, lookup
 from orchestrator.store import layout
 from orchestrator.store.access import Outage, new_nonce
@@ -184,7 +184,7 @@ class CheckedLaunch:
         view.ledger.refuse_unheld(self.settings, view.sweep)
         self.launcher = make_launcher(self.settings, len(cells))
         refuse_blocked(view, missing_of(needs_of(view, cells, import_paths)), fix=self.prefetch)
-        hardware = self.launcher.hardware()
+        hardware = hardware_for(self.launcher, self.settings)
         if hardware is not None:  # the estimate of a cell that fits nowhere is an error
             estimates_of(
                 view,

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from orchestrator.api import estimates
-from orchestrator.api.estimates import work_of
+from orchestrator.api.estimates import ADDED, estimates_of, of_cell, together, work_of
 from orchestrator.api.requests import missing_of, need_line, needs_of
 from orchestrator.api.state import (
     SweepState,
@@ -172,7 +171,7 @@ class Plan:
         self._retention = settings.policy.retention
         self.steps = steps_of(view, cells)
         self.missing: dict[str, list[Need]] = missing_of(needs_of(view, cells, import_paths))
-        self.estimates: dict[str, Estimate] = estimates.estimates_of(
+        self.estimates: dict[str, Estimate] = estimates_of(
             view,
             cells,
             hardware=hardware.assumed,
@@ -183,7 +182,7 @@ class Plan:
     @property
     def totals(self) -> dict[str, Any] | None:
         """The cost of all cells, a shared stage once; None if no stage has an estimate hook."""
-        return estimates.in_total(self.cells, self.estimates, self.hardware) if self.estimates else None
+        return in_total(self.cells, self.estimates, self.hardware) if self.estimates else None
 
     def makespan(self, cluster: SimulatedCluster) -> Makespan:
         """Return how long what is not done takes on a cluster, the longest chain of stages first.
@@ -229,14 +228,14 @@ class Plan:
 
     def _cell_json(self, cell: Cell) -> dict[str, Any]:
         """Return the part of the plan for one cell."""
-        view = self.view
+        view, estimate = self.view, of_cell(cell, self.estimates)
         return {
             "cell": cell.id,
             "axes": cell.axes,
             "columns": cell.columns,
             "state": self.state_of(cell),
             "blocked": [need_line(need) for need in self.missing.get(cell.id, ())],
-            "estimate": estimates.as_json(estimates.of_cell(cell, self.estimates)),
+            "estimate": None if estimate is None else msgspec.to_builtins(estimate),
             "stages": [
                 {
                     "stage": view.sweep.stages[digest].name,
@@ -299,3 +298,37 @@ def changed_reads(before: ComposedSweep, after: ComposedSweep, old: Cell, new: C
         for key in changed_keys(reads[instance.name], instance.reads)
     ]
     return list(dict.fromkeys(keys)) or ["the stages themselves"]
+
+
+def in_total(
+    cells: Sequence[Cell], estimates: Mapping[str, Estimate], settings: HardwareSettings
+) -> dict[str, Any]:
+    """Return the totals over all cells, each shared stage once.
+
+    Wall time and peak disk assume `cells_at_once` cells in parallel. The peak is what all stages leave, plus
+    what the most demanding stages hold temporarily, one for each parallel cell:
+
+        disk_gib = 100, temporary = 30, 20, 10, cells_at_once = 2: the peak is 100 + 30 + 20
+
+    Args:
+        cells: that were selected.
+        estimates: digest to estimate.
+        settings: of the hardware.
+    """
+    digests = dict.fromkeys(digest for cell in cells for digest in cell.stage_digests if digest in estimates)
+    total = together(estimates[digest] for digest in digests)
+    live_gib = [estimates[digest].peak_disk_gib - estimates[digest].disk_gib for digest in digests]
+    # Parallel cells cannot finish before the longest of them does.
+    longest = max((one.wall_hours for cell in cells if (one := of_cell(cell, estimates))), default=0.0)
+    at_once = settings.cells_at_once
+    return {
+        **{name: getattr(total, name) for name in ADDED},
+        "wall_hours": max(longest, total.wall_hours / at_once),
+        "peak_disk_gib": total.disk_gib + sum(sorted(live_gib, reverse=True)[:at_once]),
+        **{name: getattr(total, name) for name in ("useful_share", "checkpoint_share", "lost_s", "stop_s")},
+        "num_measured": sum(estimates[digest].measured for digest in digests),
+        "assumptions": [
+            *dict.fromkeys(note for digest in digests for note in estimates[digest].assumptions),
+            f"{at_once} cells at once (hardware.cells_at_once), for wall time and the peak of the disk",
+        ],
+    }

@@ -56,10 +56,11 @@ def build_request(
         code: the code snapshot, for workers that start later.
     """
     folder = import_paths[0] if import_paths else "."
-    # False is the default. Earlier versions refuse the key, so it is left out.
-    if settings and settings.launcher.get("snapshot") is False:
-        launcher = {key: value for key, value in settings.launcher.items() if key != "snapshot"}
-        settings = msgspec.structs.replace(settings, launcher=launcher)
+    if settings:  # earlier versions refuse these keys, so they are left out at their defaults
+        defaults = {"snapshot": False, "max_gpus": None}
+        given = settings.launcher.items()
+        kept = {key: value for key, value in given if key not in defaults or value is not defaults[key]}
+        settings = msgspec.structs.replace(settings, launcher=kept)
     # Workers record the same digest with their attempts, so it shows which failures are of this code.
     version = code.version if code else ""
     if settings is not None and not version:

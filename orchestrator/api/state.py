@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Attempt, Fingerprint, Holds, Liveness, fingerprint
+from orchestrator.core.evidence import Attempt, Holds, Liveness, chosen_before
 from orchestrator.core.failure import Cause
-from orchestrator.core.holding import SweepRecords, holds_of
+from orchestrator.core.holding import Fingerprint, SweepRecords, code_of, failed_end, fingerprint, holds_of
 from orchestrator.core.identity import check_digests
 from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Request
@@ -215,14 +215,14 @@ class SweepState:
     @cached_property
     def holds(self) -> Holds:
         """What is held back in the sweep, by rules that look at more than one stage."""
-        codes = {request.number: str(request.provenance.get("code", "")) for request in self.requests}
+        codes = {request.number: code_of(request) for request in self.requests}
         summary = self.request_summary
         return holds_of(
             SweepRecords(
                 sweep=self.sweep,
                 evidence=self.reader.evidence,
                 status=lambda digest: self.stages[digest],
-                unfinished=self.reader.unfinished(),
+                unfinished=[d for d, s in self.stages.items() if s.attempts and s.state is not State.DONE],
                 requests=summary,
                 policy=self.policy,
                 codes={cell: codes.get(number, "") for cell, number in summary.asked.items()},
@@ -249,6 +249,23 @@ class SweepState:
             )
         return found
 
+    @cached_property
+    def chosen_gpus(self) -> dict[str, int]:
+        """The GPUs that were chosen for cells that are not done, by id, as first recorded."""
+        found: dict[str, int] = {}
+        for filed in self.jobs.filed:
+            if number := filed.submission.resources.chosen_gpus:
+                for cell_id in (each for task in filed.submission.tasks for each in task):
+                    found.setdefault(cell_id, number)
+        # Workers of other launchers record the number in their claims. Few sweeps have such claims.
+        if any(r.settings is not None and r.settings.hardware.moldable for r in self.requests):
+            for cell in self.sweep.cells:
+                if cell.id not in found and self.cells[cell.id].state is not State.DONE:
+                    stages = [self.sweep.stages[digest] for digest in cell.stage_digests]
+                    attempts = [attempt for each in stages for attempt in self.attempts(each)]
+                    found[cell.id] = chosen_before(cell.id, attempts)
+        return {cell_id: number for cell_id, number in found.items() if number}
+
     def subject(self, cell: Cell) -> Subject:
         """Return the fields of a cell that selectors match."""
         status = self.cells[cell.id]
@@ -257,16 +274,11 @@ class SweepState:
 
     def failures(self, cell: Cell) -> list[tuple[StageInstance, Fingerprint]]:
         """Return each stage of a cell whose last attempt failed, with the fingerprint of that failure."""
-        found = []
-        for digest in cell.stage_digests:
-            stage = self.stages[digest]
-            if not stage.attempts or stage.state in (State.DONE, State.RUNNING, State.UNKNOWN):
-                continue
-            attempts, instance = self.reader.evidence(digest).attempts, self.sweep.stages[digest]
-            end = attempts[-1].end if attempts else None
-            if end is not None and end.outcome == "failed":
-                found.append((instance, fingerprint(instance.stage, end)))
-        return found
+        ends = [
+            (self.sweep.stages[digest], failed_end(self.stages[digest], self.reader.evidence(digest)))
+            for digest in cell.stage_digests
+        ]
+        return [(instance, fingerprint(instance.stage, end)) for instance, end in ends if end is not None]
 
     def select(self, only: Sequence[str]) -> list[Cell]:
         """Return the cells that match all selectors; all cells if there is no selector.

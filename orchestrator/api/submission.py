@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import provenance
-from orchestrator.api.estimates import longest_first, of_cell, order_estimates
+from orchestrator.api.estimates import longest_first, of_cell, sized
 from orchestrator.api.state import SweepState
 from orchestrator.core.evidence import NO_HOLDS
 from orchestrator.core.failure import Cause
@@ -197,21 +197,24 @@ class Dispatch:
 
     def _unheld(self) -> list[Cell]:
         """Return the cells of the request that need a job and have none; count those that have one."""
-        view, request_summary = self._view, self._view.request_summary
-        wanted, self.given.num_held = [], 0
-        for cell in view.sweep.cells:
-            if self._request.number:
-                is_asked = request_summary.asked.get(cell.id) == self._request.number
-            else:  # a request that is not recorded yet is the newest
-                is_asked = self._request.cells is None or cell.id in self._request.cells
-            if not is_asked or view.cells[cell.id].state not in (*_WANTED, State.QUEUED, State.UNKNOWN):
-                continue
+        view, wanted, self.given.num_held = self._view, [], 0
+        for cell in self._open():
             job = view.jobs.of_cell(cell.id)
             if (job is not None and job.phase is not Phase.OVER) or self._is_busy(cell):
                 self.given.num_held += 1
             elif view.cells[cell.id].state in _WANTED and not self._waits_for_a_hold(cell):
                 wanted.append(cell)
         return wanted
+
+    def _open(self) -> list[Cell]:
+        """Return the cells of the request that run or have yet to run."""
+        asked, request, states = self._view.request_summary.asked, self._request, self._view.cells
+        cells: Sequence[Cell] = self._view.sweep.cells
+        if request.number:
+            cells = [cell for cell in cells if asked.get(cell.id) == request.number]
+        elif request.cells is not None:  # a request that is not recorded yet is the newest
+            cells = [cell for cell in cells if cell.id in request.cells]
+        return [cell for cell in cells if states[cell.id].state in (*_WANTED, State.QUEUED, State.UNKNOWN)]
 
     def _waits_for_a_hold(self, cell: Cell) -> bool:
         """Return whether a hold is all that keeps a job from starting a stage of this cell."""
@@ -242,13 +245,15 @@ class Dispatch:
 
     def _with_resources(self, cells: Sequence[Cell]) -> list[tuple[str, Resources]]:
         """Return each cell with the resources that its job needs, the longest first, by estimates if any."""
-        view, hardware = self._view, self._submitter.hardware()
+        view, request = self._view, self._request
         if not cells:
             return []
-        paths = self._request.import_paths
-        estimates = order_estimates(view, cells, self._request, hardware, paths)
+        # How many GPUs are best for a cell depends on all cells that run at the same time.
+        is_moldable = request.settings is not None and request.settings.hardware.moldable
+        some = self._open() if is_moldable else cells
+        estimates, chosen, _ = sized(view, some, request, self._submitter, request.import_paths)
         ordered = longest_first(view, cells, estimates)
-        if hardware is None:  # workers without GPUs: the estimates give the order alone
+        if self._submitter.hardware() is None:  # workers without GPUs: the estimates give the order alone
             estimates = {}
         return self._submitter.resources(
             [
@@ -260,6 +265,7 @@ class Dispatch:
                 for cell in ordered
             ],
             known=[view.subject(cell) for cell in view.sweep.cells],
+            chosen=chosen,
         )
 
     def _submission(self, group: JobArray, number: int) -> Submission:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from orchestrator.api.estimates import ordered_ids
+from orchestrator.api.estimates import ordered_ids, sized
 from orchestrator.api.launching import CheckedLaunch, detach, make_launcher
 from orchestrator.api.reconciling import PendingLaunch
 from orchestrator.api.requests import finish_retention, needing_retired_lines
@@ -28,7 +28,7 @@ from orchestrator.core.sweep import Cell, preload
 from orchestrator.entry import outlive_the_reader, prepare
 from orchestrator.errors import InfrastructureError, SweepError, counted
 from orchestrator.jobs.submissions import settings_of
-from orchestrator.launchers.base import Launch, Launcher
+from orchestrator.launchers.base import GpuNumbers, Launch, Launcher
 from orchestrator.store import code as snapshots
 from orchestrator.store import layout
 from orchestrator.store.checkout import checkout_of
@@ -130,12 +130,16 @@ def _as_launch(view: SweepState, request: Request, launcher: Launcher) -> Launch
     else:
         checkout = checkout_of(objects, view.sweep, paths)
         digest, named = checkout.digest(), checkout.named
+    wanted = None if request.cells is None else set(request.cells)
+    cells = [cell for cell in view.sweep.cells if wanted is None or cell.id in wanted]
+    estimates, chosen, stages = sized(view, cells, request, launcher, paths)
+    gpus = GpuNumbers({key: one.num_gpus for key, one in estimates.items()}, stages) if chosen else None
     return Launch(
         store=view.ledger.objects.url,
         sweep=view.sweep.name,
         revision=view.number,
         request=request.number,
-        cells=ordered_ids(view, request, launcher.hardware(), paths),
+        cells=ordered_ids(view, request, cells, estimates),
         settings=settings_of(request),
         import_paths=paths,
         code_digest=digest,
@@ -143,6 +147,7 @@ def _as_launch(view: SweepState, request: Request, launcher: Launcher) -> Launch
         log_folder=str(view.ledger.objects.workspace(layout.logs(view.sweep.name))),
         code=code,
         named=named,
+        gpus=gpus,
     )
 
 

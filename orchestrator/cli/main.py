@@ -7,6 +7,7 @@ Exit codes:
     1: cells or checks failed, or the user interrupted the command.
     2: the user made a mistake.
     3: infrastructure failed (store, scheduler, disk), or Polysweep itself has a bug.
+    4: the time of `sweep wait` ran out.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ VERBS: Final = {
     "show": Verb("status", "a cell's resolved config, digests and files"),
     "diff": Verb("diff", "which field made it another cell or stage"),
     "logs": Verb("logs", "the log of a stage"),
+    "wait": Verb("waiting", "until every cell is done, one has failed, or nothing moves; for scripts"),
+    "events": Verb("waiting", "what happened, a line an event; --follow goes on"),
     "rerun": Verb("launch", "run the failed cells again"),
     "reconcile": Verb("launch", "settle jobs that ended, and submit what no job holds"),
     "discard": Verb("discard", "void products after a bug fix"),

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.api.estimates import call, in_total, of_cell, together
+from orchestrator.api.estimates import call, of_cell, together
 from orchestrator.api.launching import composed_or_sealed, run_settings_of
-from orchestrator.api.planning import Plan, SimulatedCluster, cell_drift, hardware_of
+from orchestrator.api.planning import Plan, SimulatedCluster, cell_drift, hardware_of, in_total
 from orchestrator.api.requests import (
     code_drift,
     distinct,

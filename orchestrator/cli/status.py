@@ -21,7 +21,7 @@ from orchestrator.cli.output import (
     print_table,
     print_warnings,
 )
-from orchestrator.core.records import remaining_files
+from orchestrator.core.evidence import remaining_files
 from orchestrator.core.state import State
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import counted, one_line

@@ -1,16 +1,16 @@
-"""The evidence about a stage, what its attempts count for, and which failures look alike. Pure."""
+"""The evidence about a stage, and what its attempts count for. Pure."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
 from orchestrator.core.failure import DETERMINISTIC, Cause
 from orchestrator.core.records import Claim, Done, End, Heartbeat, Retired, StartRecord
+from orchestrator.core.settings import SpendingLimit
 from orchestrator.core.sweep import StageInstance
+from orchestrator.manifest import File
 
 NOT_KEPT = "not_kept"
 """Reason of a release: inputs were retired, and the earlier version's product was not enough without them."""
@@ -18,20 +18,6 @@ NOT_KEPT = "not_kept"
 
 FAILED = frozenset({"failed", "unknown"})
 """Outcomes that count against a retry budget. ``unknown`` stands for an outcome of a later version."""
-
-NUM_FRAMES = 3
-"""Innermost frames of the user's own code that count; our choice."""
-FINGERPRINT_LENGTH = 10
-"""Hexadecimal digits of a fingerprint: 40 bits, so that a thousand differ with near certainty."""
-
-_QUOTED = re.compile(r"(?<!\w)(['\"])([^'\"]*)\1")
-_PATH = re.compile(r"(?<![\w.~+@-])(?:[A-Za-z]:)?[\w.~+@-]*[/\\][\w./\\~+@=,-]*")
-_IDS = re.compile(
-    r"\b(?:0x[0-9a-fA-F]+|(?=[0-9a-f]*\d)[0-9a-f]{8,}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\b"
-)
-_NUMBERS = re.compile(r"[-+]?\b\d[\d_,.]*(?:[eE][-+]?\d+)?(?:\s?[KMGT]i?B\b)?")
-_FRAME = re.compile(r'\s*File "(?P<file>[^"]+)", line \d+, in (?P<name>.+)')
-_FOREIGN = re.compile(r"(^|[/\\])(site-packages|dist-packages|lib[/\\]python\d)|^<")
 
 
 class Liveness(StrEnum):
@@ -175,6 +161,19 @@ def spent(evidence: Evidence, budget: Budget) -> tuple[Cause, int] | None:
     return None
 
 
+def chosen_before(cell: str, attempts: Iterable[Attempt]) -> int:
+    """Return the GPUs that the first claim on behalf of a cell recorded as chosen for it; 0 without one.
+
+    A cell keeps its number, whatever other launches would choose. So two launches at once agree.
+
+    Args:
+        cell: its id.
+        attempts: at stages of the cell, in the order of its chain.
+    """
+    claims = (each.claim for each in attempts if each.claim is not None and each.claim.cell == cell)
+    return next((claim.chosen_gpus for claim in claims if claim.chosen_gpus), 0)
+
+
 class Hold(NamedTuple):
     """A reason not to start a stage now, although its records allow it.
 
@@ -215,71 +214,87 @@ class Holds(NamedTuple):
 NO_HOLDS = Holds()
 
 
-class Fingerprint(NamedTuple):
-    """What failures that look alike have in common.
+class Spending(NamedTuple):
+    """What a sweep has spent, and what its workers may still spend before they can save.
 
     Attributes:
-        digest: the first hexadecimal digits of a SHA-256 over the other fields.
-        stage: that failed.
-        cause: of the failure.
-        exception: class name; "" if no exception was raised.
-        message: without numbers, ids and paths.
-        frames: the innermost frames of the user's own code, as ``file:function``, the innermost last.
+        gpu_seconds: held by all of its workers so far.
+        running_gpus: GPUs of the workers that run a stage now.
+        checkpoint_s: median seconds from the claim of a stage to its first checkpoint, or to its product.
     """
 
-    digest: str
-    stage: str
-    cause: str
-    exception: str
-    message: str
-    frames: tuple[str, ...]
+    gpu_seconds: float
+    running_gpus: float
+    checkpoint_s: float
 
 
-def fingerprint(stage: str, end: End) -> Fingerprint:
-    """Return the fingerprint of a failed attempt, equal for failures that look alike.
-
-    Ten cells that fail on ten different rows of one broken file are one problem. Their messages differ in
-    numbers and paths, so these are taken out. The form is ours::
-
-        ValueError: row 17 of /data/en.jsonl has no answer  ->  ValueError: row # of <path> has no answer
-        ValueError: row 93 of /data/de.jsonl has no answer  ->  the same
+def over_budget(limit: SpendingLimit, spending: Spending, *, now: float) -> str:
+    """Return why running stages should save and end, "" while the budget lasts.
 
     Args:
-        stage: name of the stage in the sweep file.
-        end: record of the attempt's end.
+        limit: the budget.
+        spending: what was spent.
+        now: the time on this machine's clock, in seconds since 1970.
     """
-    cause = str(end.cause or "unknown")
-    message, frames = (
-        without_particulars(end.message.removeprefix(f"{end.exception}: ")),
-        own_frames(end.log_tail),
-    )
-    parts = "\0".join((stage, cause, end.exception, message, *frames))
-    digest = hashlib.sha256(parts.encode()).hexdigest()[:FINGERPRINT_LENGTH]
-    return Fingerprint(digest, stage, cause, end.exception, message, frames)
+    if limit.has_ended(now):
+        return f"policy.budget.until={limit.until} is past"
+    if limit.gpu_hours is not None and spending.gpu_seconds >= 3600 * limit.gpu_hours:
+        return f"{spending.gpu_seconds / 3600:.4g} of policy.budget.gpu_hours={limit.gpu_hours:.4g} are spent"
+    return ""
 
 
-def without_particulars(message: str) -> str:
-    """Return a message with paths, ids and numbers replaced by signs."""
-    # A path in quotes may hold spaces.
-    found = _QUOTED.sub(lambda quoted: "<path>" if re.search(r"[/\\]", quoted[2]) else quoted[0], message)
-    found = _IDS.sub("<id>", _PATH.sub("<path>", found))
-    return " ".join(_NUMBERS.sub("#", found).split())
+def budget_hold(
+    limit: SpendingLimit, spending: Spending, *, num_gpus: float, now: float, sweep: str = "SWEEP"
+) -> Hold | None:
+    """Return the hold of a budget on every stage of a sweep; None if another stage may start.
 
+    A stage starts if it can reach a checkpoint, also when all that run now reach one more. With a budget of
+    10 GPU-hours, 3 of them spent, a worker of 4 GPUs, and 0.5 hours to a checkpoint::
 
-def own_frames(log: str) -> tuple[str, ...]:
-    """Return the innermost frames of the last traceback of a log that are not of installed packages.
+        4 GPUs run    3 + (4 + 4) x 0.5 =  7    it starts
+       12 GPUs run    3 + (12 + 4) x 0.5 = 11   it waits: fewer may run later
 
-    Line numbers are left out: an edit above a function moves them. If all frames are of packages, the
-    innermost of those are returned.
+    Args:
+        limit: the budget, of the sweep's newest launch.
+        spending: what was spent.
+        num_gpus: of the worker that would start a stage; a worker without GPUs spends nothing.
+        now: the time on this machine's clock, in seconds since 1970.
+        sweep: the sweep's name, for the command that raises the budget.
     """
-    frames: list[tuple[str, str]] = []
-    is_inside = False
-    for line in log.splitlines():
-        if "Traceback (most recent call last):" in line:
-            frames, is_inside = [], True
-        elif is_inside and (match := _FRAME.search(line)):
-            frames.append((match["file"], match["name"].strip()))
-    own = [frame for frame in frames if not _FOREIGN.search(frame[0])] or frames
-    return tuple(
-        f"{file.replace(chr(92), '/').rpartition('/')[2]}:{name}" for file, name in own[-NUM_FRAMES:]
-    )
+    if not limit.is_set:
+        return None
+    why = over_budget(limit, spending, now=now)
+    if why and limit.has_ended(now):
+        return Hold(f"{why}: sweep launch {sweep} policy.budget.until=...")
+    if limit.gpu_hours is None or num_gpus == 0:
+        return None
+    more = f"sweep launch {sweep} policy.budget.gpu_hours=..."
+    left_s = 3600 * limit.gpu_hours - spending.gpu_seconds
+    used = f"{spending.gpu_seconds / 3600:.4g} of policy.budget.gpu_hours={limit.gpu_hours:.4g} are spent"
+    if left_s <= 0 or left_s < num_gpus * spending.checkpoint_s:
+        return Hold(f"{used}, too much for a stage to reach a checkpoint: {more}")
+    if left_s < (spending.running_gpus + num_gpus) * spending.checkpoint_s:
+        return Hold(
+            f"{used}, and {spending.running_gpus:g} GPUs run: it waits for them, or {more}", is_final=False
+        )
+    return None
+
+
+def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[File, ...]:
+    """Return the files that must exist: those that no record retired.
+
+    Args:
+        files: of a product.
+        retired: the records of its retirements.
+    """
+    gone = {file.path for record in retired for file in record.files}
+    return tuple(file for file in files if file.path not in gone)
+
+
+def describe_retired(retired: Iterable[Retired]) -> str:
+    """Return a phrase such as ``5 files under policy best``, "" for no records."""
+    parts = []
+    for record in retired:
+        plural = "" if len(record.files) == 1 else "s"
+        parts.append(f"{len(record.files)} file{plural} under policy {record.policy}")
+    return ", ".join(parts)

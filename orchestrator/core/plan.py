@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -88,6 +89,21 @@ class Scan(NamedTuple):
     waiting: bool
 
 
+def is_claimable(status: StageStatus, inputs: Iterable[StageStatus]) -> bool:
+    """Return whether a stage may be claimed, if nothing holds it back: rule 3 for one stage.
+
+    It must not be done, have no live attempt and have budget left. Its inputs must be done and have their
+    files. A stage that starts from its earlier version's product needs no files of inputs.
+
+    Args:
+        status: the stage's own state.
+        inputs: those of its inputs.
+    """
+    return status.state in _STARTABLE and all(
+        taken.state is State.DONE and (not taken.retired or bool(status.going_on)) for taken in inputs
+    )
+
+
 def next_stage(
     cells: Sequence[Cell],
     instances: Mapping[str, StageInstance],
@@ -96,11 +112,7 @@ def next_stage(
     cancelled: frozenset[str],
     holds: Holds = NO_HOLDS,
 ) -> Scan:
-    """Return the first stage that may be claimed.
-
-    A stage is claimable if it is not done, has no live attempt, has budget left and is not held. Its inputs
-    must be done and have their files. A stage that starts from its earlier version's product needs no files
-    of inputs.
+    """Return the first stage that may be claimed and is not held.
 
     Args:
         cells: in the order in which this worker tries them.
@@ -109,32 +121,77 @@ def next_stage(
         cancelled: ids of cells to skip.
         holds: what is held back in the sweep.
     """
-    for found in _look(cells, instances, status_of, cancelled, holds):
-        if isinstance(found, Claimable):
-            return Scan(found, True)
-        return Scan(None, found)
-    return Scan(None, False)
+    return ReadyIndex(cells, instances).next_stage(status_of, cancelled=cancelled, holds=holds)
 
 
-class Scanner:
-    """Repeated searches of a worker for a stage to claim.
-
-    Cells that were done at an earlier search are tried last. They lie at the front once the longest cells
-    have run, and reading their records again costs time, in a bucket requests. A product that was voided
-    since is noticed when nothing else is left to claim.
+class _Slot(NamedTuple):
+    """Where a stage stands in the order.
 
     Attributes:
-        cells: in the order in which the worker tries them.
+        place: smaller ones come first.
+        cell: the first cell for which the stage may start; None if it is held in all of its cells.
+        is_passing: whether one of these holds may end by itself.
+    """
+
+    place: int
+    cell: Cell | None
+    is_passing: bool
+
+
+class ReadyIndex:
+    """The stages that may be claimed, in the order in which workers try them.
+
+    A search through ten thousand cells after each stage would read all their records again and again. The
+    index keeps each state until `touch` marks that the records of the stage changed. A heap holds the stages
+    that may have become claimable: those touched, and those that take a touched one::
+
+        touch(base)      base and train are queued: the state of base is to be read again
+        next_stage()     base is read: done. train: its own state is known, its inputs are done -> claimable
+
+    A stage stays in the heap as long as it is claimable, and leaves it when it is found not to be.
+
+    Attributes:
+        cells: in the order in which workers try them.
 
     Args:
         cells: in that order.
-        instances: digest to stage instance.
+        instances: digest to stage instance; it holds all inputs of the cells' stages.
     """
 
     def __init__(self, cells: Sequence[Cell], instances: Mapping[str, StageInstance]) -> None:
-        self.cells = cells
+        self.cells = tuple(cells)
         self._instances = instances
-        self._done: set[str] = set()
+        self._consumers: dict[str, list[str]] = {}
+        for digest in dict.fromkeys(digest for cell in cells for digest in cell.stage_digests):
+            for taken in instances[digest].inputs:
+                self._consumers.setdefault(taken.digest, []).append(digest)
+        self._states: dict[str, StageStatus] = {}
+        self._slots: dict[str, _Slot] = {}
+        self._heap: list[tuple[int, str]] = []
+        self._queued: set[str] = set()
+        self._waiting: set[str] = set()  # stages that run, or are held for a while
+        self._limits: tuple[frozenset[str], Holds] | None = None
+
+    def touch(self, digests: Iterable[str] | None) -> None:
+        """Mark stages whose records, budget or observed owner changed.
+
+        Args:
+            digests: of the stages; None for all.
+        """
+        if digests is None:
+            self._states.clear()
+            self._limits = None
+            return
+        for digest in digests:
+            self._states.pop(digest, None)
+            self._queue(digest)
+            for consumer in self._consumers.get(digest, ()):
+                self._queue(consumer)
+
+    def leave_out(self, digest: str) -> None:
+        """Drop all cells that need a stage."""
+        self.cells = tuple(cell for cell in self.cells if digest not in cell.stage_digests)
+        self._limits = None
 
     def next_stage(
         self,
@@ -143,74 +200,84 @@ class Scanner:
         cancelled: frozenset[str],
         holds: Holds = NO_HOLDS,
     ) -> Scan:
-        """Return the next stage that may be claimed; see the function of this name for the arguments."""
-        found: dict[str, StageStatus] = {}
+        """Return the first stage that may be claimed and is not held.
 
-        def remembered(digest: str) -> StageStatus:
-            found[digest] = found[digest] if digest in found else status_of(digest)
-            return found[digest]
+        Args:
+            status_of: returns a stage's own state by digest; called once for each touched stage, and only
+                for stages that come before the one returned.
+            cancelled: ids of cells to skip.
+            holds: what is held back in the sweep.
+        """
+        self._arrange(cancelled, holds)
+        while self._heap:
+            digest = self._heap[0][1]
+            cell = self._slots[digest].cell
+            if self._is_ready(digest, status_of) and cell is not None:
+                return Scan(Claimable(cell, self._instances[digest]), True)
+            heapq.heappop(self._heap)
+            self._queued.discard(digest)
+        return Scan(None, bool(self._waiting))
 
-        rest = [cell for cell in self.cells if cell.id not in self._done]
-        scan = next_stage(rest, self._instances, remembered, cancelled=cancelled, holds=holds)
-        if scan.claimable is None and len(rest) < len(self.cells):
-            scan = next_stage(self.cells, self._instances, remembered, cancelled=cancelled, holds=holds)
-        done = {digest for digest, status in found.items() if status.state is State.DONE}
-        self._done.update(cell.id for cell in rest if done.issuperset(cell.stage_digests))
-        return scan
+    def count(
+        self,
+        status_of: Callable[[str], StageStatus],
+        *,
+        cancelled: frozenset[str],
+        holds: Holds = NO_HOLDS,
+    ) -> tuple[int, bool]:
+        """Return the number of stages that may be claimed now, and whether there is a reason to wait.
 
+        The second value is true if a stage is claimable, running, or held for a while: others may become
+        claimable after it. See `next_stage` for the arguments.
+        """
+        self._arrange(cancelled, holds)
+        self._heap = [entry for entry in self._heap if self._is_ready(entry[1], status_of)]
+        heapq.heapify(self._heap)
+        self._queued = {digest for _, digest in self._heap}
+        return len(self._heap), bool(self._heap or self._waiting)
 
-def num_claimable(
-    cells: Sequence[Cell],
-    instances: Mapping[str, StageInstance],
-    status_of: Callable[[str], StageStatus],
-    *,
-    cancelled: frozenset[str],
-    holds: Holds = NO_HOLDS,
-) -> tuple[int, bool]:
-    """Return the number of stages that may be claimed now, and whether there is a reason to wait.
+    def _queue(self, digest: str) -> None:
+        if digest in self._slots and digest not in self._queued:
+            self._queued.add(digest)
+            heapq.heappush(self._heap, (self._slots[digest].place, digest))
 
-    The second value is true if a stage is claimable, running, or held for a while: others may become
-    claimable after it.
+    def _arrange(self, cancelled: frozenset[str], holds: Holds) -> None:
+        """Order all stages again if cells were cancelled, held or freed. States that are known stay so."""
+        if self._limits == (cancelled, holds):
+            return
+        self._limits = (cancelled, holds)
+        self._slots, place = {}, 0
+        for cell in self.cells:
+            for digest in () if cell.id in cancelled else cell.stage_digests:
+                place += 1
+                known = self._slots.get(digest)
+                if known is not None and known.cell is not None:
+                    continue
+                hold = holds.of(cell.id, digest)
+                is_passing = (hold is not None and not hold.is_final) or (
+                    known is not None and known.is_passing
+                )
+                self._slots[digest] = _Slot(place, cell if hold is None else None, is_passing)
+        self._heap = sorted((slot.place, digest) for digest, slot in self._slots.items())  # also a heap
+        self._queued = set(self._slots)
+        self._waiting.clear()
 
-    Args:
-        cells: in the order in which a worker tries them.
-        instances: digest to stage instance.
-        status_of: returns a stage's own state by digest; called once for each digest.
-        cancelled: ids of cells to skip.
-        holds: what is held back in the sweep.
-    """
-    found = list(_look(cells, instances, status_of, cancelled, holds))
-    digests = {each.instance.digest for each in found if isinstance(each, Claimable)}
-    return len(digests), bool(digests) or any(each is True for each in found)
+    def _is_ready(self, digest: str, status_of: Callable[[str], StageStatus]) -> bool:
+        """Return whether a stage may be claimed for a cell, by states that are read where they are needed."""
 
+        def known(digest: str) -> StageStatus:
+            if digest not in self._states:
+                self._states[digest] = status_of(digest)
+            return self._states[digest]
 
-def _look(
-    cells: Sequence[Cell],
-    instances: Mapping[str, StageInstance],
-    status_of: Callable[[str], StageStatus],
-    cancelled: frozenset[str],
-    holds: Holds,
-) -> Iterator[Claimable | bool]:
-    """Yield each claimable stage, and at the end whether to wait for one that runs or is held for a while."""
-    seen: dict[str, StageStatus] = {}
-    waiting = False
-    for cell in cells:
-        if cell.id in cancelled:
-            continue
-        for digest in cell.stage_digests:
-            # Reading a state costs file or network access, and cells share stages.
-            if digest not in seen:
-                seen[digest] = status_of(digest)
-            status, inputs = seen[digest], [seen[taken.digest] for taken in instances[digest].inputs]
-            is_there = all(i.state is State.DONE and (not i.retired or status.going_on) for i in inputs)
-            if status.state is State.RUNNING:
-                waiting = True
-            elif status.state in _STARTABLE and is_there:
-                if (hold := holds.of(cell.id, digest)) is None:
-                    yield Claimable(cell, instances[digest])
-                elif not hold.is_final:
-                    waiting = True
-    yield waiting
+        status, slot = known(digest), self._slots[digest]
+        inputs = (known(taken.digest) for taken in self._instances[digest].inputs)
+        may_start = is_claimable(status, inputs)
+        if status.state is State.RUNNING or (may_start and slot.cell is None and slot.is_passing):
+            self._waiting.add(digest)
+        else:
+            self._waiting.discard(digest)
+        return may_start and slot.cell is not None
 
 
 class RequestSummary(NamedTuple):

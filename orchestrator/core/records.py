@@ -12,7 +12,6 @@ Times are UTC in ISO 8601 and meant for people. No decision compares the clocks 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
@@ -102,6 +101,8 @@ class Claim(Record, frozen=True, kw_only=True):
         cell: the cell on whose behalf the stage runs.
         supersedes: the earlier attempt that left no `end`, if there was one.
         at: time of the claim.
+        chosen_gpus: GPUs that were chosen for the cell, which it keeps; 0 if none were. See
+            `hardware.moldable`.
     """
 
     nonce: str
@@ -112,6 +113,7 @@ class Claim(Record, frozen=True, kw_only=True):
     cell: str
     supersedes: Supersedes | None = None
     at: str = ""
+    chosen_gpus: Annotated[int, SINCE_2] = 0
 
 
 class Parent(Record, frozen=True, kw_only=True):
@@ -143,6 +145,24 @@ class StartRecord(Record, frozen=True, kw_only=True):
     unread: Annotated[int | None, SINCE_2] = None
 
 
+class TimeSpent(Record, frozen=True, kw_only=True):
+    """How an attempt has spent its time so far, by its worker's monotonic clock, in seconds.
+
+    Attributes:
+        held_s: for which the worker had held its GPUs by then, since its own start.
+        seconds: of the attempt, since its claim.
+        phases: the parts of `seconds`, by the name of a phase; see `orchestrator.saving.Phase`.
+        saved_step: step of the last complete checkpoint; None without one.
+        saved_s: compute and evaluation that this checkpoint holds, of this attempt alone.
+    """
+
+    held_s: float = 0.0
+    seconds: float = 0.0
+    phases: dict[str, float] = {}
+    saved_step: int | None = None
+    saved_s: float = 0.0
+
+
 class Heartbeat(Record, frozen=True, kw_only=True):
     """`heartbeat.json`: replaced every third of the lease.
 
@@ -155,6 +175,7 @@ class Heartbeat(Record, frozen=True, kw_only=True):
         num_steps: the number of steps in all, if known.
         child: the process that computes.
         at: time of the heartbeat.
+        spent: how the attempt has spent its time so far; None in older records.
     """
 
     counter: int
@@ -163,6 +184,7 @@ class Heartbeat(Record, frozen=True, kw_only=True):
     num_steps: int | None = None
     child: Process | None = None
     at: str = ""
+    spent: Annotated[TimeSpent | None, SINCE_2] = None
 
 
 class End(Record, frozen=True, kw_only=True):
@@ -173,13 +195,14 @@ class End(Record, frozen=True, kw_only=True):
         outcome: ``released`` is not a failure: the worker gave the attempt back. ``unknown`` stands for a
             value that a later version wrote; it counts as a failure of unknown cause.
         cause: of a failure.
-        why: of a release: stopped, deadline, preempted, superseded, already_done, input_retired, not_kept or
-            cancelled.
+        why: of a release: stopped, deadline, preempted, superseded, already_done, input_retired, not_kept,
+            cancelled or budget.
         exception: class name, if an exception was raised.
         message: one line.
         log_tail: the last lines of the log.
         seconds: wall time of the attempt.
         at: time of the end.
+        spent: how the attempt spent its time; None in older records.
     """
 
     nonce: str
@@ -191,6 +214,7 @@ class End(Record, frozen=True, kw_only=True):
     log_tail: str = ""
     seconds: float = 0.0
     at: str = ""
+    spent: Annotated[TimeSpent | None, SINCE_2] = None
 
 
 class Done(Record, frozen=True, kw_only=True):
@@ -371,23 +395,3 @@ class Revision(Record, frozen=True, kw_only=True):
     overrides: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     at: str = ""
-
-
-def remaining_files(files: Iterable[File], retired: Iterable[Retired]) -> tuple[File, ...]:
-    """Return the files that must exist: those that no record retired.
-
-    Args:
-        files: of a product.
-        retired: the records of its retirements.
-    """
-    gone = {file.path for record in retired for file in record.files}
-    return tuple(file for file in files if file.path not in gone)
-
-
-def describe_retired(retired: Iterable[Retired]) -> str:
-    """Return a phrase such as ``5 files under policy best``, "" for no records."""
-    parts = []
-    for record in retired:
-        plural = "" if len(record.files) == 1 else "s"
-        parts.append(f"{len(record.files)} file{plural} under policy {record.policy}")
-    return ", ".join(parts)

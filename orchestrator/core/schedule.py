@@ -32,11 +32,15 @@ class PlannedStage(NamedTuple):
         hours: how long it runs.
         num_gpus: GPUs that it holds meanwhile, all in one node; 0 for a stage that needs none.
         inputs: keys of the stages that must be done before.
+        most_gpus: the most GPUs that it can use; 0 if there is no limit.
+        efficiency: measured share of the speed that it keeps for each doubling of its GPUs; 0 if unknown.
     """
 
     hours: float
     num_gpus: int
     inputs: tuple[str, ...] = ()
+    most_gpus: int = 0
+    efficiency: float = 0.0
 
 
 class Makespan(NamedTuple):
@@ -62,7 +66,8 @@ def of_cells(cells: Mapping[str, Sequence[str]], work: Mapping[str, PlannedStage
     """Return the work of cells: stages that cells share, and each cell's own stages as one.
 
     A worker holds its GPUs from the first stage of a cell to the last. So a cell's own stages count with the
-    GPUs of the one that needs most, one after another.
+    GPUs of the one that needs most, one after another. A stage that cells share runs on behalf of any of
+    them, so it never gets more GPUs than it needs.
 
     Args:
         cells: id of a cell to its stages, inputs before those that take them.
@@ -73,11 +78,18 @@ def of_cells(cells: Mapping[str, Sequence[str]], work: Mapping[str, PlannedStage
     for cell, chain in cells.items():
         todo = [key for key in chain if key in work]
         own = [key for key in todo if waiting[key] == 1]
-        found.update((key, work[key]) for key in todo if waiting[key] > 1)
+        found.update(
+            (key, work[key]._replace(most_gpus=work[key].num_gpus)) for key in todo if waiting[key] > 1
+        )
         if own:
             shared = {taken for key in own for taken in work[key].inputs if waiting[taken] > 1}
             hours = sum(work[key].hours for key in own)
-            found[cell] = PlannedStage(hours, max(work[key].num_gpus for key in own), tuple(sorted(shared)))
+            num_gpus = max(work[key].num_gpus for key in own)
+            limit = min((work[key].most_gpus for key in own if work[key].most_gpus), default=0)
+            longest = max((work[key] for key in own), key=lambda stage: (stage.num_gpus > 0, stage.hours))
+            found[cell] = PlannedStage(
+                hours, num_gpus, tuple(sorted(shared)), limit and max(num_gpus, limit), longest.efficiency
+            )
     return found
 
 
@@ -95,12 +107,7 @@ def chain_hours(work: Mapping[str, PlannedStage]) -> dict[str, float]:
 
 
 def num_waiting(work: Mapping[str, PlannedStage], cells: Iterable[Sequence[str]]) -> Counter[str]:
-    """Return how many cells wait for each stage.
-
-    Args:
-        work: the stages that are not done.
-        cells: the stages of each cell.
-    """
+    """Return how many cells, given by their stages, wait for each stage that is not done."""
     return Counter(key for chain in cells for key in chain if key in work)
 
 
@@ -129,8 +136,11 @@ def longest_first(cells: Sequence[Sequence[str]], work: Mapping[str, PlannedStag
 
 def lower_bound_hours(work: Mapping[str, PlannedStage], num_gpus: int) -> float:
     """Return the larger of GPU-hours / GPUs and the longest chain: no schedule is shorter."""
-    gpu_hours = sum(stage.hours * stage.num_gpus for stage in work.values())
-    return max(gpu_hours / num_gpus, max(chain_hours(work).values(), default=0.0))
+    return max(_gpu_hours(work) / num_gpus, max(chain_hours(work).values(), default=0.0))
+
+
+def _gpu_hours(work: Mapping[str, PlannedStage]) -> float:
+    return sum(stage.hours * stage.num_gpus for stage in work.values())
 
 
 def moldable_lower_bound_hours(
@@ -141,17 +151,20 @@ def moldable_lower_bound_hours(
     efficiency: float = EFFICIENCY_PER_DOUBLING,
 ) -> float:
     """Return a lower bound for stages that may have more GPUs: area at the fewest, chains at the fastest."""
-    gpu_hours = sum(stage.hours * stage.num_gpus for stage in work.values())
     fastest = {key: choices(stage, gpus_per_node, efficiency)[-1] for key, stage in work.items()}
-    return max(gpu_hours / num_gpus, max(chain_hours(fastest).values(), default=0.0))
+    return max(_gpu_hours(work) / num_gpus, max(chain_hours(fastest).values(), default=0.0))
 
 
 def choices(
     stage: PlannedStage, gpus_per_node: int, efficiency: float = EFFICIENCY_PER_DOUBLING
 ) -> list[PlannedStage]:
-    """Return the stage at its number of GPUs and at each doubling of it that fits in a node."""
-    found = [stage]
-    while stage.num_gpus and found[-1].num_gpus * 2 <= gpus_per_node:
+    """Return the stage at its number of GPUs and at each doubling of it that fits in a node.
+
+    A measured efficiency of the stage replaces the given one.
+    """
+    found, efficiency = [stage], stage.efficiency or efficiency
+    most = min(gpus_per_node, stage.most_gpus or gpus_per_node)
+    while stage.num_gpus and found[-1].num_gpus * 2 <= most:
         last = found[-1]
         found.append(last._replace(num_gpus=last.num_gpus * 2, hours=last.hours / (2 * efficiency)))
     return found
@@ -163,6 +176,7 @@ def mold(
     *,
     gpus_per_node: int,
     efficiency: float = EFFICIENCY_PER_DOUBLING,
+    kept: Mapping[str, int] = {},
 ) -> dict[str, PlannedStage]:
     """Choose each stage's number of GPUs so that the whole takes the least time.
 
@@ -175,10 +189,16 @@ def mold(
         num_gpus: of the whole cluster.
         gpus_per_node: of one node; a stage runs within one.
         efficiency: see `EFFICIENCY_PER_DOUBLING`.
+        kept: GPUs of stages whose number was chosen before and stays.
     """
-    chosen, most = dict(work), min(gpus_per_node, num_gpus)
-    rigid_hours = makespan_hours(chosen, num_gpus, gpus_per_node=gpus_per_node)
-    best, best_hours = chosen, rigid_hours
+    start, most = dict(work), min(gpus_per_node, num_gpus)
+    for key in kept.keys() & work.keys():
+        stage = choices(work[key], min(kept[key], most), efficiency)[-1]
+        start[key] = stage._replace(most_gpus=stage.num_gpus)
+    rigid_hours = makespan_hours(start, num_gpus, gpus_per_node=gpus_per_node)
+    best, best_hours, chosen = start, rigid_hours, start
+    if _gpu_hours(start) / num_gpus > rigid_hours * (1 - MIN_GAIN):
+        return start  # no choice could gain enough
     while (chain := _critical_chain(chosen)) and best_hours > 0:
         wider = [key for key in chain if len(choices(chosen[key], most, efficiency)) > 1]
         if not wider:
@@ -189,9 +209,9 @@ def mold(
         hours = makespan_hours(chosen, num_gpus, gpus_per_node=gpus_per_node)
         if hours < best_hours:
             best, best_hours = chosen, hours
-        if sum(stage.hours * stage.num_gpus for stage in chosen.values()) / num_gpus >= best_hours:
+        if _gpu_hours(chosen) / num_gpus >= best_hours:
             break  # the waste alone takes longer than the best plan
-    return best if best_hours <= rigid_hours * (1 - MIN_GAIN) else dict(work)
+    return best if best_hours <= rigid_hours * (1 - MIN_GAIN) else start
 
 
 def makespan(
@@ -201,6 +221,7 @@ def makespan(
     gpus_per_node: int = 8,
     moldable: bool = False,
     true_hours: Mapping[str, float] | None = None,
+    kept: Mapping[str, int] = {},
 ) -> Makespan:
     """Return how long the stages take on a cluster, longest chain first.
 
@@ -211,11 +232,12 @@ def makespan(
         moldable: whether stages may have more GPUs than they need.
         true_hours: how long stages really take at their fewest GPUs, if the estimates are wrong. The order
             follows the estimates; time and bounds follow these.
+        kept: GPUs of moldable stages whose number was chosen before and stays.
     """
     really = {
         key: stage._replace(hours=(true_hours or {}).get(key, stage.hours)) for key, stage in work.items()
     }
-    chosen = mold(work, num_gpus, gpus_per_node=gpus_per_node) if moldable else dict(work)
+    chosen = mold(work, num_gpus, gpus_per_node=gpus_per_node, kept=kept) if moldable else dict(work)
     runs = {key: _scaled(stage, work[key], really[key]) for key, stage in chosen.items()}
     hours = makespan_hours(runs, num_gpus, gpus_per_node=gpus_per_node, order=chain_hours(chosen))
     rigid = lower_bound_hours(really, num_gpus)

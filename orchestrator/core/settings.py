@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from orchestrator.core.failure import Cause
@@ -51,8 +53,34 @@ class TrackerSettings(Settings, frozen=True):
     options: dict[str, Any] = {}
 
 
+class SpendingLimit(Settings, frozen=True, kw_only=True):
+    """What a sweep may spend, over all its revisions and launches. The newest launch sets it.
+
+    Attributes:
+        gpu_hours: GPU-hours that its workers may hold, whether they compute or wait. Workers without GPUs
+            add nothing. None for no limit.
+        until: the time, in ISO 8601 with a zone, after which no stage is started. None for no limit.
+    """
+
+    gpu_hours: float | None = None
+    until: str | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a limit."""
+        return self != SpendingLimit()
+
+    def has_ended(self, now: float) -> bool:
+        """Return whether `until` is past.
+
+        Args:
+            now: the time on this machine's clock, in seconds since 1970.
+        """
+        return self.until is not None and now >= datetime.fromisoformat(self.until).timestamp()
+
+
 class Policy(Settings, frozen=True, kw_only=True):
-    """When an attempt counts as dead, how often it is retried, and which files are kept.
+    """When an attempt counts as dead, how often it is retried, which files are kept, and what may be spent.
 
     Attributes:
         lease_s: seconds without a heartbeat after which an attempt may be considered dead.
@@ -66,6 +94,7 @@ class Policy(Settings, frozen=True, kw_only=True):
         retention: which files of a product stay when all stages made from it are done. ``all`` keeps every
             file. ``best`` and ``none`` keep those that these stages name for the policy, see
             `Context.retire`.
+        budget: what the sweep may spend.
     """
 
     lease_s: float = 90.0
@@ -75,6 +104,7 @@ class Policy(Settings, frozen=True, kw_only=True):
     grace_s: float = 60.0
     keep_checkpoints: bool = False
     retention: Retention = "all"
+    budget: Annotated[SpendingLimit, SINCE_2] = SpendingLimit()
 
 
 class HardwareSettings(Settings, frozen=True, kw_only=True):
@@ -85,12 +115,15 @@ class HardwareSettings(Settings, frozen=True, kw_only=True):
         max_gpus: the number of GPUs that one cell may use, all in one machine.
         mfu: model FLOPs utilisation in (0, 1]; None for the estimates of the stages.
         cells_at_once: number of cells that run at the same time, for wall time and peak disk use.
+        moldable: whether a cell may get more GPUs than it needs, so that the sweep ends earlier. A launch
+            obeys this one too.
     """
 
     device: str = "a100"
     max_gpus: int = 8
     mfu: float | None = None
     cells_at_once: int = 8
+    moldable: Annotated[bool, SINCE_2] = False
 
     @property
     def assumed(self) -> Hardware:
@@ -168,8 +201,28 @@ def engine_from(tree: dict[str, Any], *, where: str = "") -> RunSettings:
     for stage, limit_s in settings.policy.limits_s.items():
         if not limit_s > 0:
             raise UserError(f"policy.limits_s.{stage} is {limit_s!r}", where=where, allowed="more than 0")
+    _check_budget(settings.policy.budget, where)
     check_hardware(settings.hardware, where=where)
     return settings
+
+
+def _check_budget(budget: SpendingLimit, where: str) -> None:
+    if budget.gpu_hours is not None and not 0 <= budget.gpu_hours < math.inf:
+        raise UserError(
+            f"policy.budget.gpu_hours is {budget.gpu_hours!r}", where=where, allowed="0 or more, or null"
+        )
+    if budget.until is None:
+        return
+    try:
+        has_zone = datetime.fromisoformat(budget.until).tzinfo is not None
+    except ValueError:
+        has_zone = False
+    if not has_zone:
+        raise UserError(
+            f"policy.budget.until is {budget.until!r}",
+            where=where,
+            allowed="a time with its zone, such as 2026-12-24T18:00+01:00, or null",
+        )
 
 
 def with_hours(value: Any, key: str, *, where: str = "") -> Any:

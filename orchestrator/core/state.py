@@ -27,10 +27,10 @@ from orchestrator.core.evidence import (
     Hold,
     Holds,
     Liveness,
+    describe_retired,
     spent,
 )
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import describe_retired
 from orchestrator.core.sweep import Cell, StageInstance
 from orchestrator.errors import one_line
 

@@ -45,6 +45,24 @@ class Shortage(NamedTuple):
     at_once: bool
 
 
+class GpuShare(Stored, frozen=True, kw_only=True):
+    """The GPUs that all workers of a launch share, where each stage gets a number of its own.
+
+    Attributes:
+        ids: as CUDA_VISIBLE_DEVICES takes them.
+        token: tells this launch's GPUs from those of others.
+        stages: digest of a stage to its number of GPUs.
+        chosen: digests of the stages whose number was chosen to end the sweep early; claims record it.
+        default: of a stage without an estimate.
+    """
+
+    ids: tuple[str, ...]
+    token: str
+    stages: dict[str, int]
+    chosen: frozenset[str]
+    default: int
+
+
 class Assignment(Stored, frozen=True, kw_only=True):
     """The work and the settings of one worker.
 
@@ -67,6 +85,7 @@ class Assignment(Stored, frozen=True, kw_only=True):
             its import paths replace `import_paths`, and a damaged file makes the worker refuse to claim.
         named: words of the commands that named code or settings in the checkout at launch; None without a
             checkout. Any other file that a command names is output of that command.
+        gpus: the GPUs that it shares with the launch's other workers; None if `env` names its own.
     """
 
     store: str
@@ -84,6 +103,7 @@ class Assignment(Stored, frozen=True, kw_only=True):
     max_idle_s: float | None = None
     code: Code | None = None
     named: Annotated[tuple[str, ...] | None, SINCE_2] = None
+    gpus: Annotated[GpuShare | None, SINCE_2] = None
 
 
 class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):

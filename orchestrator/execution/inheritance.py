@@ -18,9 +18,9 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.evidence import Attempt, Evidence, Former
+from orchestrator.core.evidence import Attempt, Evidence, Former, remaining_files
 from orchestrator.core.identity import uses_of
-from orchestrator.core.records import Parent, StartRecord, Void, remaining_files
+from orchestrator.core.records import Parent, StartRecord, Void
 from orchestrator.core.settings import Policy
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.execution.assignment import Assignment, git_of

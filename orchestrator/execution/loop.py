@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from multiprocessing.context import BaseContext
 
 from msgspec.structs import replace
 
 from orchestrator import provenance
-from orchestrator.core.evidence import Attempt, Evidence
+from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
-from orchestrator.core.plan import Claimable, RequestSummary, Scanner
+from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
 from orchestrator.core.state import StageStatus, stage_status
-from orchestrator.core.sweep import Cell, StageInstance
+from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
 from orchestrator.execution.attempt import AttemptRun, WorkerHooks
-from orchestrator.execution.history import CANCEL_POLL_S, HoldReader, RequestReader, WorkerHistory
+from orchestrator.execution.gpus import GpuPool
+from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerHistory
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
+from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
@@ -72,14 +74,19 @@ class Worker:
             context=context, stop_asked=stop_asked, shortage=shortage, checkout=checkout
         )
         self._say = say
-        self._scanner = Scanner(share(sweep.cells, order), sweep.stages)
+        holds = HoldReader(sweep, order.settings.policy, order.code_digest)
+        self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, holds)
         self._watcher = Watcher(owner, job=order.job)
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
         self._requests = RequestReader(ledger, order.sweep, [cell.id for cell in sweep.cells])
         self._products = Products(ledger, sweep, by=f"worker on {owner.host}", say=say)
-        holds = HoldReader(sweep, order.settings.policy, order.code_digest)
-        self._history = WorkerHistory(holds, in_job=order.job is not None)
+        self._history = WorkerHistory(in_job=order.job is not None)
+
+    @cached_property
+    def _gpus(self) -> GpuPool | None:
+        """The GPUs that the launch's workers share; None if this worker has its own."""
+        return None if self._order.gpus is None else GpuPool(self._order.gpus)
 
     @property
     def num_claims(self) -> int:
@@ -98,12 +105,8 @@ class Worker:
             summary = self._requests.read(at_most_s=0.0)
             # New evidence for each scan. A decision from an old scan is checked again in `_try`.
             reader = self._products.reader(self._watcher)
-            status_of = functools.partial(self._status, reader, summary)
-            scan = self._scanner.next_stage(
-                status_of,
-                cancelled=summary.cancelled,
-                holds=self._history.holds.read(reader, summary, status_of),
-            )
+            holds = NO_HOLDS if self._gpus is None else self._gpus.holds(self._products.sweep.stages)
+            scan = self._scanner.next_stage(reader, summary, holds)
             if scan.claimable is not None and (left_s := self._short_of_time()) is not None:
                 self._say(f"{left_s:.0f} s are left, too few to start {scan.claimable.instance.name}")
                 return self._history.exit_code("deadline")
@@ -157,12 +160,13 @@ class Worker:
     def _try_or_leave(self, claimable: Claimable, reader: EvidenceReader) -> bool:
         """Run `_try`; if only this stage's folders fail, leave it for a while, so that others go on."""
         try:
-            was_worked_on = self._try(claimable, reader)
+            was_worked_on = self._try_with_gpus(claimable, reader)
         except (OSError, InfrastructureError) as error:
             if not self._ledger.objects.in_place or not self._answers():
                 raise
             self._say(f"{claimable.cell.id} {claimable.instance.name}: left for now: {error_line(error)}")
             self._leaving.leave(claimable.instance.digest, error)
+            self._scanner.look_again(claimable.instance.digest)
             return True
         self._leaving.reset()
         return was_worked_on
@@ -204,8 +208,31 @@ class Worker:
 
     # Claiming
 
-    def _try(self, claimable: Claimable, reader: EvidenceReader) -> bool:
+    def _try_with_gpus(self, claimable: Claimable, reader: EvidenceReader) -> bool:
+        """Run `_try` while this worker holds the GPUs of the stage, where workers share them.
+
+        A worker that held a claim and waited for GPUs could wait for ever. So the GPUs come first.
+        """
+        pool, digest = self._gpus, claimable.instance.digest
+        if pool is None:
+            return self._try(claimable, reader, self._order)
+        if pool.chosen(digest):
+            stages = [self._products.sweep.stages[each] for each in claimable.cell.stage_digests]
+            attempts = [a for each in stages if pool.chosen(each.digest) for a in self._ledger.attempts(each)]
+            pool.keep(digest, chosen_before(claimable.cell.id, attempts))
+        with pool.hold(digest) as environment:
+            if environment is None:
+                return False
+            order = replace(self._order, env={**self._order.env, **environment})
+            return self._try(claimable, reader, order)
+
+    def _try(self, claimable: Claimable, reader: EvidenceReader, order: Assignment) -> bool:
         """Claim and run a stage.
+
+        Args:
+            claimable: the stage.
+            reader: the evidence of the scan that found it.
+            order: this worker's assignment, with the environment of the stage.
 
         Returns:
             False if another worker was first, so that a pause is due; True to scan again at once.
@@ -221,7 +248,7 @@ class Worker:
         if attempts != evidence.attempts or self._ledger.is_done_or_void(instance, evidence.generation):
             return False  # another worker claimed or finished meanwhile, or the owner sent a heartbeat
         number = (attempts[-1].number if attempts else 0) + 1
-        claim = self._claim(claimable.cell, evidence, attempts)
+        claim = self._claim(claimable, evidence, attempts)
         # `claim` creates the record of the next number: of all workers that try, one succeeds.
         if not self._ledger.claim(instance, number, claim):
             return False
@@ -229,7 +256,7 @@ class Worker:
         self._history.num_claims += 1
         status = self._status(reader, self._requests.summary, instance.digest)
         claimed = ClaimedAttempt(
-            order=self._order,
+            order=order,
             spec=self._products.sweep.specs[instance.stage],
             cell=claimable.cell,
             instance=instance,
@@ -245,18 +272,18 @@ class Worker:
         self._products.unpin(instance, reader)
         is_replaced = end.why == "superseded" and self._is_replaced(instance)
         self._history.add(run, end, is_replaced=is_replaced)
+        if end.outcome == "failed":
+            self._scanner.look_at_holds()
         # Another try in this job would run out of memory again; the worker's exit code requests a larger one.
         if end.cause is Cause.OOM_HOST and self._order.job is not None:
-            self._scanner.cells = tuple(
-                cell for cell in self._scanner.cells if instance.digest not in cell.stage_digests
-            )
+            self._scanner.leave_out(instance.digest)
         if end.outcome == "succeeded":
             self._retain(claimable)
         said = f"attempt {number} {end.outcome} {end.why or end.message}".rstrip()
         self._say(f"{claimable.cell.id} {instance.name}: {said}")
         return True
 
-    def _claim(self, cell: Cell, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
+    def _claim(self, claimable: Claimable, evidence: Evidence, attempts: Sequence[Attempt]) -> Claim:
         """Return the claim for the next attempt; it records why the previous one is taken for dead."""
         supersedes, num_lost = None, 0
         if attempts and attempts[-1].end is None:
@@ -272,9 +299,10 @@ class Worker:
             lease_s=next_lease_s(base_s, num_lost),
             generation=evidence.generation,
             sweep=self._order.sweep,
-            cell=cell.id,
+            cell=claimable.cell.id,
             supersedes=supersedes,
             at=provenance.now(),
+            chosen_gpus=self._gpus.chosen(claimable.instance.digest) if self._gpus is not None else 0,
         )
 
     def _is_replaced(self, instance: StageInstance) -> bool:

@@ -29,6 +29,8 @@ class Resources(Stored, frozen=True, kw_only=True):
         custom: Ray's custom resources by name.
         signal_s: Seconds before the limit at which stages have to begin to save, as estimated; 0 for those of
             the cluster's profile.
+        chosen_gpus: GPUs that were chosen for each cell, which it keeps; 0 if none were. See
+            `hardware.moldable`.
     """
 
     num_nodes: int = 1
@@ -40,6 +42,7 @@ class Resources(Stored, frozen=True, kw_only=True):
     accelerator: str = ""
     custom: tuple[tuple[str, float], ...] = ()
     signal_s: Annotated[float, SINCE_2] = 0.0
+    chosen_gpus: Annotated[int, SINCE_2] = 0
 
 
 class Submission(Record, frozen=True, kw_only=True):

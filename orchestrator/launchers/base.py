@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -37,6 +37,30 @@ Amount = Annotated[float, msgspec.Meta(gt=0)]
 Entry = TypeVar("Entry", bound=msgspec.Struct)
 
 
+class LaunchGpus(NamedTuple):
+    """The GPUs that a launch may use at once.
+
+    Attributes:
+        number: in all.
+        per_node: of one node. A cell whose number of GPUs is chosen gets at most so many.
+    """
+
+    number: int
+    per_node: int
+
+
+class GpuNumbers(NamedTuple):
+    """How many GPUs the stages of a launch get (`hardware.moldable`).
+
+    Attributes:
+        stages: digest of a stage to its number. A stage without an estimate is not among them.
+        chosen: digests of the stages whose number was chosen.
+    """
+
+    stages: dict[str, int]
+    chosen: frozenset[str]
+
+
 class Launch(NamedTuple):
     """Everything that a `Launcher` needs to start the workers of one launch.
 
@@ -54,6 +78,7 @@ class Launch(NamedTuple):
         job: the scheduler's job in which all of this happens; None outside of a job.
         code: the snapshot that workers were started from; None when they run the checkout.
         named: files of the checkout that commands name; see `Assignment`.
+        gpus: how many GPUs each stage gets; None for the launcher's `gpus_per_worker`.
     """
 
     store: str
@@ -69,6 +94,7 @@ class Launch(NamedTuple):
     job: JobContext | None = None
     code: Code | None = None
     named: tuple[str, ...] | None = None
+    gpus: GpuNumbers | None = None
 
 
 class Launcher(Protocol):
@@ -85,6 +111,9 @@ class Launcher(Protocol):
 
     def hardware(self) -> Hardware | None:
         """Return what one worker has, before anything is started; None if it cannot be determined."""
+
+    def gpus(self) -> LaunchGpus | None:
+        """Return the GPUs among which those of each cell are chosen; None if there are none."""
 
     def start(self, launch: Launch) -> None:
         """Start the workers, and return once they are started or queued."""
@@ -159,6 +188,13 @@ class Submitter(Protocol):
     def hardware(self) -> Hardware | None:
         """Return what one cell may have, before anything is submitted; None if it cannot be determined."""
 
+    def gpus(self) -> LaunchGpus | None:
+        """Return the GPUs among which those of each cell are chosen; None on a cluster without GPUs.
+
+        Raises:
+            UserError: the settings do not say how many the launch may use.
+        """
+
     def meet(self, store: str, mark: bytes) -> None:
         """Check, before anything is recorded, that the scheduler's workers could run.
 
@@ -183,13 +219,18 @@ class Submitter(Protocol):
         """
 
     def resources(
-        self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
+        self,
+        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        *,
+        known: Sequence[Subject],
+        chosen: Mapping[str, int],
     ) -> list[tuple[str, Resources]]:
         """Return what the job of each cell requests, as pairs of cell id and resources.
 
         Args:
             cells: each with its estimate, and how many of its jobs ran out of host memory.
             known: all cells of the revision, which selectors may name.
+            chosen: id of a cell to its GPUs, where they were chosen; its estimate is for so many.
 
         Raises:
             UserError: a cell fits on nothing that the scheduler has.
@@ -238,6 +279,15 @@ class Scheduler(Protocol):
         Raises:
             InfrastructureError: the scheduler did not cancel them.
         """
+
+
+def hardware_for(launcher: Launcher | Submitter, settings: RunSettings) -> Hardware | None:
+    """Return what one cell may have, also where the number of its GPUs is chosen; None if it is unknown."""
+    hardware = launcher.hardware()
+    gpus = launcher.gpus() if settings.hardware.moldable else None
+    if hardware is None or gpus is None:
+        return hardware
+    return structs.replace(hardware, max_gpus=max(hardware.max_gpus, gpus.per_node))
 
 
 def stepped(amount: float) -> float:

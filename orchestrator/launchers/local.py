@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -23,11 +24,11 @@ from orchestrator.core.tree import convert
 from orchestrator.costs import DEVICES, Hardware
 from orchestrator.entry import short_paths
 from orchestrator.errors import UserError
-from orchestrator.execution.assignment import Assignment, log_tail
+from orchestrator.execution.assignment import Assignment, GpuShare, log_tail
 from orchestrator.execution.main import HELD_SIGNALS, in_fork_server
 from orchestrator.formats import encode
 from orchestrator.jobs.records import BROKEN_NODE, NO_MEMORY, OTHER_CODE, REFUSED, RELEASED, TOO_SHORT
-from orchestrator.launchers.base import Launch
+from orchestrator.launchers.base import Launch, LaunchGpus
 from orchestrator.processes import end_adopted
 
 MAX_RESTARTS = 20
@@ -84,6 +85,7 @@ class LocalLauncher:
         self._processes: dict[int, ForkServerProcess] = {}
         self._restarts: dict[int, int] = {}
         self._stopping, self._refused = False, ""
+        self._token = secrets.token_hex(8)
         self.released = 0
 
     @property
@@ -97,6 +99,10 @@ class LocalLauncher:
             return gpu_hardware(self._gpus, self._settings.gpus_per_worker)
         return host_hardware()
 
+    def gpus(self) -> LaunchGpus | None:
+        """Return this machine's GPUs."""
+        return LaunchGpus(len(self._gpus), len(self._gpus)) if self._gpus else None
+
     def start(self, launch: Launch) -> None:
         """Start the fork server and a worker in every slot."""
         self._launch = launch
@@ -109,7 +115,15 @@ class LocalLauncher:
 
     def _start_worker(self, slot: int) -> None:
         """Fork a worker for a slot."""
-        launch = self._launch
+        launch, shared = self._launch, None
+        if launch.gpus is not None:
+            shared = GpuShare(
+                ids=self._gpus,
+                token=self._token,
+                stages=launch.gpus.stages,
+                chosen=launch.gpus.chosen,
+                default=self._settings.gpus_per_worker,
+            )
         order = Assignment(
             store=launch.store,
             sweep=launch.sweep,
@@ -118,7 +132,8 @@ class LocalLauncher:
             settings=launch.settings,
             slot=slot,
             num_slots=len(self._slots),
-            env=self._slots[slot],
+            env=self._slots[slot] if shared is None else {},
+            gpus=shared,
             num_threads=self._settings.cpus_per_worker,
             import_paths=launch.import_paths,
             code_digest=launch.code_digest,

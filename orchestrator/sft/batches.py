@@ -17,7 +17,7 @@ import torch
 from orchestrator.errors import StageFailure
 from orchestrator.sft import kernels
 from orchestrator.sft.distributed.parallel import Placed, world_size
-from orchestrator.sft.memory import BUSY_TOKENS, SIZES, Load, decided, decoder, widest_pack
+from orchestrator.sft.memory import BUSY_TOKENS, SIZES, Load, Recompute, decided, decoder, widest_pack
 from orchestrator.sft.packing import (
     Division,
     Packs,
@@ -216,14 +216,14 @@ class Chosen(NamedTuple):
 
     Attributes:
         micro: the largest micro-batch.
-        recompute: whether the backward pass computes layers again.
+        recompute: what the backward pass computes again.
         compiled: whether layers are compiled.
         packing: whether rows could be packed; None if it was not tried.
         num_fused_norms: norms that compute by torch's kernel.
     """
 
     micro: MicroBatches
-    recompute: bool
+    recompute: Recompute
     compiled: bool
     packing: Packing | None
     num_fused_norms: int
@@ -237,6 +237,7 @@ class Chosen(NamedTuple):
         return {
             "gradient_checkpointing": self.recompute,
             "compiled": self.compiled,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
             "num_fused_norms": self.num_fused_norms,
             "packing": packing,
             "torch": torch.__version__,
@@ -257,25 +258,25 @@ def choose(settings: Config, uses: Config, placed: Placed, rows: Rows, *, out_of
         placed: the model.
         rows: the training rows.
         out_of_memory: how many choices did not fit. Each time the micro-batch is halved. Where it would not
-            keep a GPU busy any more, layers are computed again first, if that is left to the memory.
+            keep a GPU busy any more, more is computed again first, if that is left to the memory.
 
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
     """
     bf16 = settings.precision == "bf16"
-    wanted = None if uses.gradient_checkpointing == "auto" else bool(uses.gradient_checkpointing)
+    wanted = None if uses.gradient_checkpointing == "auto" else uses.gradient_checkpointing
     micro, recompute = micro_batches(settings, uses, placed, rows, recompute=wanted)
     for _ in range(out_of_memory):
-        if wanted is None and not recompute and micro.tokens < BUSY_TOKENS:
-            micro, recompute = micro_batches(settings, uses, placed, rows, recompute=True)
+        if wanted is None and recompute is not True and micro.tokens < BUSY_TOKENS:
+            more: Recompute = True if recompute == "selective" else "selective"
+            micro, recompute = micro_batches(settings, uses, placed, rows, recompute=more)
         else:
             micro = _halved(micro, int(rows.lengths.max()))
     num_fused = kernels.fuse_norms(placed.model) if placed.device.type == "cuda" else 0
     packing = can_pack(placed, rows, bf16=bf16) if micro.rows is None else None
     if packing is not None and packing.packed:
         micro = micro._replace(packed=True, by_kernel=placed.has_pack_kernel)
-    if recompute:
-        placed.recompute()
+    placed.recompute(recompute)
     num_tokens = int(rows.lengths.sum()) * settings.num_epochs
     # Rows padded side by side have too many shapes to compile each.
     compiled = micro.packed and should_compile(uses, placed, num_tokens)
@@ -324,13 +325,13 @@ def can_pack(placed: Placed, rows: Rows, *, bf16: bool) -> Packing:
 
 
 def micro_batches(
-    settings: Config, uses: Config, placed: Placed, rows: Rows, *, recompute: bool | None
-) -> tuple[MicroBatches, bool]:
-    """Return the configured micro-batch, or the widest that fits, and whether the backward pass recomputes.
+    settings: Config, uses: Config, placed: Placed, rows: Rows, *, recompute: Recompute | None
+) -> tuple[MicroBatches, Recompute]:
+    """Return the configured micro-batch, or the widest that fits, and what the backward pass recomputes.
 
     Args:
         settings, uses, placed, rows: as for `choose`.
-        recompute: whether layers are computed again; None for what the memory needs.
+        recompute: what is computed again; None for what the memory needs.
 
     Raises:
         StageFailure: not even one row fits (cause ``oom_gpu``), or the sizes are unknown (cause ``config``).
@@ -338,7 +339,7 @@ def micro_batches(
     size, tokens = uses.micro_batch_size, setting(uses, "micro_batch_tokens", None)
     if placed.device.type == "cpu":
         size = CPU_ROWS if size is None and tokens is None else size
-        return MicroBatches(size, tokens or 0), recompute is True
+        return MicroBatches(size, tokens or 0), recompute or False
     if recompute is not None and (size is not None or tokens is not None):
         return MicroBatches(size, tokens or 0), recompute
     model = sizes_of(placed)
@@ -360,7 +361,7 @@ def micro_batches(
         tokens = widest_pack(model, load, **memory)
         if tokens is None:
             raise StageFailure("oom_gpu", "not even a micro-batch of one row fits: more GPUs are needed")
-    return MicroBatches(size, tokens or 0), bool(load.checkpointing)
+    return MicroBatches(size, tokens or 0), load.checkpointing or False
 
 
 COMPILE_S, COMPILED_SPEED = 120, 1.4

@@ -8,12 +8,12 @@ measurements replace the assumptions.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from orchestrator.costs import Estimate, Finished, Hardware, Measured
+from orchestrator.costs import Estimate, Hardware, Measured
 from orchestrator.errors import UserError
+from orchestrator.sft.measured import Speed, speed_of
 from orchestrator.sft.memory import (
     GIB,
     GPU_HOST_GIB,
@@ -30,96 +30,11 @@ from orchestrator.sft.speed import USEFUL_SHARE, mfu
 from orchestrator.sft.workload import CostsConfig, Tree, answers, costs_of, model_of, training
 from orchestrator.stage import Config, plain
 
-
-class Speed(NamedTuple):
-    """Measurements of the cells of one model and task; None where there are none.
-
-    Attributes:
-        num_cells: number of trained cells that were measured.
-        mixtures: languages to the number of tokens that training on them had.
-        token_factor: measured tokens divided by those computed from facts.
-        seconds_per_token: of one device.
-        peak_memory_gib: of one device, the largest.
-        num_evaluations: number of cells whose evaluation was measured.
-        seconds_per_answer: wall time of `evaluate` divided by its answers, loading and scoring included.
-    """
-
-    num_cells: int = 0
-    mixtures: Mapping[tuple[str, ...], int] = {}
-    token_factor: float = 1.0
-    seconds_per_token: float | None = None
-    peak_memory_gib: float | None = None
-    num_evaluations: int = 0
-    seconds_per_answer: float | None = None
-
-    def tokens(self, cell: Tree, computed: int) -> int:
-        """Return the tokens of a cell: those measured for its mixture, or the computed ones, corrected."""
-        return self.mixtures.get(tuple(cell["languages"])) or round(self.token_factor * computed)
-
-
-_NOTHING = Speed()
-
-
-def speed_of(cell: Tree, measured: Measured, costs: CostsConfig) -> Speed:
-    """Return the measurements of cells with this cell's model, task and items."""
-    return measured.once(_Speeds).of(cell, costs) if measured else _NOTHING
-
-
-class _Speeds:
-    """All measurements of a plan, by everything that tokens and speed depend on."""
-
-    def __init__(self, measured: Measured) -> None:
-        self._finished: dict[Hashable, list[Finished]] = {}
-        self._speeds: dict[Hashable, Speed] = {}
-        for finished in measured.get("evaluate", ()):
-            if finished.rows:
-                self._finished.setdefault(_key(finished.config), []).append(finished)
-
-    def of(self, cell: Tree, costs: CostsConfig) -> Speed:
-        """Return the measurements that apply to a cell."""
-        key = _key(cell)
-        if key not in self._finished:
-            return _NOTHING
-        # Computed once per key: a plan of thousands of cells has few of them.
-        if key not in self._speeds:
-            self._speeds[key] = _summary(self._finished[key], costs)
-        return self._speeds[key]
-
-
-def _key(cell: Tree) -> Hashable:
-    """Return what tokens and speed depend on. Cells with equal keys share their measurements."""
-    items, trainer = cell["items"], cell["trainer"]
-    names = (cell["model"]["name"], cell["task"]["name"], items["source"])
-    return (*names, items["num_train"], trainer["num_epochs"], trainer["max_length_tokens"])
-
-
-def _summary(finished: list[Finished], costs: CostsConfig) -> Speed:
-    """Return the measurements of finished cells as one `Speed`. Medians ignore single slow machines."""
-    rows: list[tuple[Tree, Mapping[str, Any]]] = [
-        (one.config, one.rows[0]) for one in finished if one.rows[0].get("train_tokens")
-    ]
-    seconds = [
-        (row.get("num_gpus") or row.get("num_processes") or 1) / row["tokens_per_second"]
-        for _, row in rows
-        if row.get("tokens_per_second")
-    ]
-    # Corrects the computed tokens of mixtures that no cell has measured.
-    factors = [row["train_tokens"] / max(1, training(cell, costs).num_tokens) for cell, row in rows]
-    return Speed(
-        num_cells=len(rows),
-        mixtures={tuple(cell["languages"]): int(row["train_tokens"]) for cell, row in rows},
-        token_factor=statistics.median(factors) if factors else 1.0,
-        seconds_per_token=statistics.median(seconds) if seconds else None,
-        peak_memory_gib=max(
-            (row["peak_memory_gib"] for _, row in rows if row.get("peak_memory_gib")), default=None
-        ),
-        num_evaluations=len(finished),
-        seconds_per_answer=statistics.median(
-            one.seconds / answers(one.config, costs).number for one in finished
-        ),
-    )
-
-
+_AGAIN = {
+    True: "computes layers again",
+    "selective": "computes layers again, except for matrix products and attention",
+    False: "keeps all activations",
+}
 KEPT_RESUME_STATES = 3
 """Most resume checkpoints that lie on the disk at a time: two whole ones, and one that is being written."""
 RESUME_BYTES = STATE_BYTES
@@ -157,8 +72,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
     # A utilisation that was measured or given includes the waits for checkpoints.
     gpu_hours = time.gpu_hours / (1 - saves.share if time.is_modelled else 1.0)
     notes = [f"tokens measured on {cells(speed.num_cells)}"] if speed.num_cells else [*work.notes]
-    again_or_kept = "computes layers again" if placed.checkpointing else "keeps all activations"
-    notes += [time.how, f"a micro-batch of {placed.tokens:,} tokens {again_or_kept}"]
+    notes += [time.how, f"a micro-batch of {placed.tokens:,} tokens {_AGAIN[placed.checkpointing]}"]
     notes += [f"checkpoints on a disk of {DISK_GB_S:g} GB/s, each after 60 s or more"]
     notes += [f"memory for rows of trainer.max_length_tokens={cell['trainer']['max_length_tokens']:,}"]
     if speed.peak_memory_gib is not None:
@@ -171,7 +85,7 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         num_steps=work.num_steps,
         num_tokens=num_tokens,
         model_flops=flops,
-        hardware_flops=flops + (again if placed.checkpointing else 0.0),
+        hardware_flops=flops + (again if placed.checkpointing is True else 0.0),
         gpu_hours=gpu_hours,
         wall_hours=gpu_hours / placed.num_gpus,
         num_gpus=placed.num_gpus,
@@ -191,6 +105,8 @@ def train(config: Config, *, label: str, hardware: Hardware, retention: str, mea
         checkpoint_share=saves.share,
         lost_s=saves.lost_s,
         stop_s=saves.stop_s,
+        most_gpus=_most_gpus(cell),
+        efficiency=speed.efficiency,
     )
 
 
@@ -237,7 +153,17 @@ def evaluate(
         num_generations=work.number,
         assumptions=(note,),
         measured=speed.seconds_per_answer is not None,
+        most_gpus=cell["evaluation"].get("num_processes") or 0,
     )
+
+
+def _most_gpus(cell: Tree) -> int:
+    """Return the most GPUs that training can use: a power of two, with a micro-batch of a step for each."""
+    trainer = cell["trainer"]
+    if trainer.get("num_processes"):
+        return int(trainer["num_processes"])
+    most: int = trainer["global_batch_size"] // (trainer["micro_batch_size"] or 1)
+    return 1 << most.bit_length() - 1
 
 
 def _host_gib(model: Decoder, hardware: Hardware, num_gpus: int, device_gib: float) -> float:
@@ -278,7 +204,7 @@ def placed_on(cell: Tree, model: Decoder, hardware: Hardware) -> Fit:
         global_batch=trainer["global_batch_size"],
         micro_batch=asked,
         micro_batch_tokens=tokens,
-        num_gpus=None if load.on_cpu else trainer.get("num_processes"),
+        num_gpus=None if load.on_cpu else trainer.get("num_processes") or hardware.num_gpus,
     )
     if found is not None:
         return found
@@ -342,9 +268,10 @@ def _training_time(
     `orchestrator.sft.speed`, which counts computed positions and not tokens alone.
     """
     # A utilisation that the user gives overrides measurements.
-    if speed.seconds_per_token is not None and hardware.mfu is None:
+    seconds_per_token = speed.seconds_at(placed.num_gpus)
+    if seconds_per_token is not None and hardware.mfu is None:
         note = f"training speed measured on {cells(speed.num_cells)}, on the devices of those"
-        return _Time(speed.seconds_per_token * num_tokens / 3600, note)
+        return _Time(seconds_per_token * num_tokens / 3600, note)
     flops = 6.0 * model.num_parameters * num_tokens
     if hardware.mfu is not None:
         note = f"MFU {hardware.mfu:.0%} (as given)"

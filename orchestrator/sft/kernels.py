@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AttentionInterface
 
 NAME = "packed_rows"
@@ -188,6 +189,25 @@ def _band(tokens: int, window: int | None, device: torch.device) -> torch.Tensor
 AttentionInterface.register(NAME, _attend)
 
 
+_PRODUCTS = (
+    *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm"),
+    *("aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_for_cpu"),
+    *("aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention"),
+    "torch_attn::_varlen_attn",
+)
+"""Operators whose results selective recomputation keeps: matrix products, and attention."""
+
+
+def keeping_products() -> Any:
+    """Return the contexts with which `torch.utils.checkpoint` keeps the results of products and attention."""
+    return create_selective_checkpoint_contexts(_kept)  # type: ignore[no-untyped-call]
+
+
+def _kept(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    is_product = getattr(operator, "_schema", None) is not None and operator._schema.name in _PRODUCTS
+    return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE
+
+
 _EPS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 """Names that models give to the small number in a norm."""
 _SHAPES = 64
@@ -208,6 +228,29 @@ def prepare() -> None:
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Let torch use only kernels that repeat bit for bit, within a context. An operator without one fails.
+
+    Attention's backward pass then adds up in a fixed order, in `varlen_attn` too. Sums of several processes
+    are as fixed as NCCL makes them: it chooses by the machines and sizes, not by time.
+
+    Args:
+        wanted: False to change nothing.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        # Read once, before the first matrix product: cuBLAS then uses no workspace of another stream.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # It would fill each new tensor with a value, to show reads of uninitialised memory.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - not typed
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def fuse_norms(model: nn.Module) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 GIB = 2**30
 STATE_BYTES = 16
@@ -18,7 +18,7 @@ LOGIT_BYTES = 14
 """Bytes per logit: the value in bf16 and fp32, and the gradients of both, that of the softmax included."""
 MAX_PACK_TOKENS = 32_768
 """Ours: the widest micro-batch. Wider ones are no faster: a GPU is busy with a few thousand tokens."""
-BUSY_TOKENS = 8_192
+BUSY_TOKENS = 7_680
 """Ours: tokens of a micro-batch that keep a GPU busy.
 
 On an H200, 16 and 64 rows of 480 tokens were equally fast (docs/gpu.md).
@@ -75,12 +75,21 @@ class Decoder(NamedTuple):
         return (self.num_parameters - self.num_unlayered) // self.num_layers
 
 
+Recompute = bool | Literal["selective"]
+"""What the backward pass computes again of each layer: all, nothing, or all but its matrix products.
+
+Selective recomputation keeps the results of matrix products and of attention, which take the time, and
+computes norms, rotations and activations again, which take half of the memory (Korthikanti et al. 2022,
+arXiv 2205.05198, section 5, which computes attention again instead).
+"""
+
+
 class Load(NamedTuple):
     """How a model is trained, as far as memory depends on it.
 
     Attributes:
         row_tokens: tokens of the longest row.
-        checkpointing: whether layers are computed again in the backward pass; None for what `decided` finds.
+        checkpointing: what the backward pass computes again; None for what `decided` finds.
         value_bytes: bytes of an activation: 2 in bf16, 4 in fp32.
         loss_chunk_tokens: number of tokens whose logits exist at a time; None for all of a micro-batch.
         sharded: whether GPUs share the state (FSDP, also of one GPU), or each holds all of it (DDP).
@@ -88,7 +97,7 @@ class Load(NamedTuple):
     """
 
     row_tokens: int
-    checkpointing: bool | None = True
+    checkpointing: Recompute | None = True
     value_bytes: int = 2
     loss_chunk_tokens: int | None = None
     sharded: bool = True
@@ -103,14 +112,14 @@ class Fit(NamedTuple):
         micro_batch: rows of the maximal length in a micro-batch; a pack has more of usual length.
         terms_gib: see `terms_gib`.
         tokens: of a micro-batch.
-        checkpointing: whether layers are computed again in the backward pass.
+        checkpointing: what the backward pass computes again.
     """
 
     num_gpus: int
     micro_batch: int
     terms_gib: Mapping[str, float]
     tokens: int
-    checkpointing: bool
+    checkpointing: Recompute
 
     @property
     def memory_gib(self) -> float:
@@ -149,7 +158,8 @@ def terms_gib(
     - ``state``: weights, gradients and moments, divided by the GPUs if sharded.
     - ``weights``: the copies in use (ours). Unsharded with bf16, all weights in bf16. With FSDP,
       embeddings, head and two layers: gathered in bf16, with fp32 gradients; on one GPU all layers in bf16.
-    - ``activations``: the input of each layer; without checkpointing, all values of each layer.
+    - ``activations``: the input of each layer, with selective checkpointing also the results of its matrix
+      products and attention; without checkpointing, all values of each layer.
     - ``layer``: values and gradients of the one layer that is being computed (ours).
     - ``logits``: of one chunk of the loss.
     - ``reserve``: what no tensor can use.
@@ -167,10 +177,11 @@ def terms_gib(
     else:
         copies = 2 * model.num_parameters if load.value_bytes == 2 else 0
     layer = tokens * load.value_bytes * _layer_values(model)
-    if load.checkpointing is not False:
-        kept = model.num_layers * tokens * model.hidden_size * load.value_bytes
-    else:
+    if load.checkpointing is False:
         kept = model.num_layers * layer
+    else:
+        values = _product_values(model) if load.checkpointing == "selective" else 0
+        kept = model.num_layers * tokens * (model.hidden_size + values) * load.value_bytes
     logits = LOGIT_BYTES * model.vocab_size * min(tokens, load.loss_chunk_tokens or tokens)
     return {
         "state": STATE_BYTES * model.num_parameters / (num_gpus if sharded else 1) / GIB,
@@ -194,6 +205,15 @@ def _layer_values(model: Decoder) -> int:
     """
     attention = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
     return 4 * model.intermediate_size + attention + 8 * model.hidden_size
+
+
+def _product_values(model: Decoder) -> int:
+    """Return how many values the matrix products and the attention of a layer make per token.
+
+    These are queries, keys, values, the attention's result, gate, up and the results of two projections.
+    """
+    attention = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    return 2 * model.intermediate_size + attention + 2 * model.hidden_size
 
 
 def widest_pack(
@@ -228,10 +248,11 @@ def widest_pack(
 
 
 def decided(model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, needed_tokens: int) -> Load:
-    """Return the load with or without recomputation, where that is left to the memory.
+    """Return the load with the least recomputation that memory allows, where that is left to the memory.
 
-    Recomputation costs a quarter of the arithmetic. Without it, a micro-batch holds far fewer tokens. So
-    layers are computed again if a device could not keep all values of a micro-batch of the needed size.
+    Full recomputation costs a quarter of the arithmetic. Without any, a micro-batch holds far fewer tokens.
+    So values are computed again if a device could not keep them for a micro-batch of the needed size: first
+    those that cost no matrix product, then whole layers.
 
     Args:
         model: from `decoder`.
@@ -242,13 +263,16 @@ def decided(model: Decoder, load: Load, *, num_gpus: int, memory_gib: float, nee
     """
     if load.checkpointing is not None:
         return load
-    kept = load._replace(checkpointing=False)
     # Models that are trained on a CPU are small.
     if load.on_cpu:
-        return kept
-    tokens = widest_pack(model, kept, num_gpus=num_gpus, memory_gib=memory_gib, max_tokens=needed_tokens)
-    is_enough = tokens is not None and tokens >= needed_tokens // _GRAIN * _GRAIN
-    return kept if is_enough else load._replace(checkpointing=True)
+        return load._replace(checkpointing=False)
+    ways: tuple[Recompute, ...] = (False, "selective")
+    for how in ways:
+        kept = load._replace(checkpointing=how)
+        tokens = widest_pack(model, kept, num_gpus=num_gpus, memory_gib=memory_gib, max_tokens=needed_tokens)
+        if tokens is not None and tokens >= needed_tokens // _GRAIN * _GRAIN:
+            return kept
+    return load._replace(checkpointing=True)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -298,5 +322,5 @@ def fit(
             pack = one._replace(row_tokens=tokens)
             terms = terms_gib(model, pack, num_gpus=number, micro_batch=1, memory_gib=memory_gib)
             if sum(terms.values()) <= memory_gib:
-                return Fit(number, tokens // load.row_tokens, terms, tokens, bool(one.checkpointing))
+                return Fit(number, tokens // load.row_tokens, terms, tokens, one.checkpointing or False)
     return None

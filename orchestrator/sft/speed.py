@@ -17,19 +17,21 @@ is a prediction. The model is ours.
 from __future__ import annotations
 
 from orchestrator.costs import DEVICES
-from orchestrator.sft.memory import Decoder
+from orchestrator.sft.memory import Decoder, Recompute
 
 PRODUCT_SHARE = 0.55
 """Share of the peak that the matrix products of training reach."""
 COMPILED_FLOPS, FUSED_FLOPS = 1.26e5, 3.8e5
 """Cost of everything else, per layer and element of the hidden size, with and without compiled layers."""
+SELECTIVE_FACTOR = 4 / 3
+"""Ours, not measured: selective recomputation repeats the forward pass, a third of everything else."""
 ANSWER_SHARE = 0.6
 """Share of the positions that the head sees."""
 USEFUL_SHARE = 0.95
 """Lowest share of computed positions that are real tokens, where rows are packed."""
 
 
-def mfu(model: Decoder, device: str, *, recomputes: bool, is_compiled: bool) -> float | None:
+def mfu(model: Decoder, device: str, *, recomputes: Recompute, is_compiled: bool) -> float | None:
     """Return the model FLOPs utilisation of training on a GPU; None for an unknown device, such as a CPU.
 
     It is 6 x parameters / (peak x seconds of a token). Qwen3-1.7B without recomputation and with compiled
@@ -38,12 +40,14 @@ def mfu(model: Decoder, device: str, *, recomputes: bool, is_compiled: bool) -> 
     Args:
         model: its sizes.
         device: a key of `orchestrator.costs.DEVICES`, or the name that the driver reports.
-        recomputes: whether layers are computed again in the backward pass.
+        recomputes: what the backward pass computes again.
         is_compiled: whether layers are compiled.
     """
     if not any(key in device.lower() for key in DEVICES):
         return None
-    layers = (8.0 if recomputes else 6.0) * model.num_layer * model.num_layers
+    layers = (8.0 if recomputes is True else 6.0) * model.num_layer * model.num_layers
     products = layers + 8.0 * ANSWER_SHARE * model.num_embeddings
     others = (COMPILED_FLOPS if is_compiled else FUSED_FLOPS) * model.num_layers * model.hidden_size
+    if recomputes == "selective":
+        others *= SELECTIVE_FACTOR
     return 6.0 * model.num_parameters / (products / PRODUCT_SHARE + others)

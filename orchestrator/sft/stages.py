@@ -82,6 +82,7 @@ TRAIN = StageSpec(
         "trainer.sharding",
         "trainer.loss_chunk_tokens",
         "trainer.compile",
+        "trainer.deterministic",
         "device",
         *_MODEL_PATH,
     ),

@@ -328,7 +328,8 @@ def train(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     device = runtime.device_of(context.uses.device)
     if device.type == "cuda":
         kernels.prepare()
-    with parallel.group_of_one(context.uses.trainer.sharding, device):
+    repeats = kernels.deterministic(batches.setting(context.uses.trainer, "deterministic", False))
+    with repeats, parallel.group_of_one(context.uses.trainer.sharding, device):
         return _train(config, inputs, context, device=device)
 
 

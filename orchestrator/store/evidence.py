@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from orchestrator.core.evidence import Attempt, Evidence, Former, Liveness
+from orchestrator.core.evidence import Attempt, Evidence, Former, Liveness, describe_retired, remaining_files
 from orchestrator.core.failure import Cause
 from orchestrator.core.identity import formers, use_of
-from orchestrator.core.records import Done, Heartbeat, Retired, Void, describe_retired, remaining_files
+from orchestrator.core.records import Done, Heartbeat, Retired, Void
 from orchestrator.core.settings import RETIRING
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
@@ -182,6 +182,11 @@ class EvidenceReader:
         trusted: (digest, generation) of products that were compared before; grows with each comparison.
         specs: Stage name to spec, to find products of earlier versions of a stage; None to find none. With
             specs, `instances` must hold the inputs of each stage instance.
+
+    Attributes:
+        listed: Stage name to what the store listed about it when the reader was made.
+        unlisted: Stage name to the evidence of all its instances, if its folder could not be listed.
+        formers: Digest to the instances of earlier versions of the stage.
     """
 
     def __init__(
@@ -200,7 +205,7 @@ class EvidenceReader:
         self._check_files, self._count_attempts = check_files, count_attempts
         self._trusted = trusted if trusted is not None else set()
         self._instances: Mapping[str, StageInstance] = {instance.digest: instance for instance in instances}
-        self._formers = {
+        self.formers = {
             instance.digest: found
             for instance in self._instances.values()
             if instance.stage in self._specs and (found := formers(self._specs[instance.stage], instance))
@@ -208,35 +213,28 @@ class EvidenceReader:
         if not ledger.objects.in_place:
             ledger = read_ahead(
                 ledger,
-                [*self._instances.values(), *itertools.chain.from_iterable(self._formers.values())],
+                [*self._instances.values(), *itertools.chain.from_iterable(self.formers.values())],
                 counted=count_attempts,
                 sized=check_files,
                 trusted=self._trusted,
             )
         self._ledger = ledger
-        self._listed: dict[str, StageIndex] = {i.stage: StageIndex() for i in self._instances.values()}
-        self._unlisted: dict[str, Evidence] = {}
-        for stage in self._listed:
+        stages = {instance.stage for instance in self._instances.values()}
+        self.listed: dict[str, StageIndex] = {stage: StageIndex() for stage in stages}
+        self.unlisted: dict[str, Evidence] = {}
+        for stage in stages:
             try:
                 self._list(stage)
             except OSError as error:  # only this stage's folder fails; the other stages are still read
-                self._unlisted[stage] = _unreadable(error)
+                self.unlisted[stage] = _unreadable(error)
         self._evidence: dict[str, Evidence] = {}
 
     def _list(self, stage: str) -> None:
-        ledger, listed = self._ledger, self._listed[stage]
+        ledger, listed = self._ledger, self.listed[stage]
         listed.done = ledger.generations(layout.done_index(stage))
         listed.void = ledger.generations(layout.void_index(stage))
         listed.retired = ledger.retired_generations(stage)
         listed.attempted = frozenset(ledger.listing(layout.stage_records(stage)).folders)
-
-    def unfinished(self) -> Iterable[str]:
-        """Yield the digests of stages that were attempted and have no product, by the listings alone."""
-        for digest, instance in self._instances.items():
-            listed = self._listed[instance.stage]
-            done, void = (index.get(digest, set()) for index in (listed.done, listed.void))
-            if digest in listed.attempted and done <= void:
-                yield digest
 
     def evidence(self, digest: str) -> Evidence:
         """Return the evidence of one stage, as of the first request for it."""
@@ -248,25 +246,20 @@ class EvidenceReader:
         return self._evidence[digest]
 
     def _read(self, instance: StageInstance) -> Evidence:
-        if instance.stage in self._unlisted:
-            return self._unlisted[instance.stage]
-        if (product := self._product(instance)).done is not None:
+        if instance.stage in self.unlisted:
+            return self.unlisted[instance.stage]
+        product = self._product(instance)
+        if product.done is not None:
             # A product outranks all else, so only the number of its attempts is needed.
             number = product.done.attempt
             with contextlib.suppress(OSError):
                 number = self._ledger.last_number(instance, number) if self._count_attempts else number
             return product._replace(attempts=(Attempt(number),))
-        attempts = (
-            self._ledger.attempts(instance)
-            if instance.digest in self._listed[instance.stage].attempted
-            else ()
-        )
-        has_succeeded = any(
-            each.end is not None and each.end.outcome == "succeeded" for each in attempts[-1:]
-        )
-        if has_succeeded and self._ledger.product(instance, product.generation)[0] is not None:
+        is_attempted = instance.digest in self.listed[instance.stage].attempted
+        attempts = self._ledger.attempts(instance) if is_attempted else ()
+        if _just_ended(attempts) and self._ledger.product(instance, product.generation)[0] is not None:
             # The attempt finished after the index was read, and would look as if it had left no product.
-            self._listed[instance.stage].done.setdefault(instance.digest, set()).add(product.generation)
+            self.listed[instance.stage].done.setdefault(instance.digest, set()).add(product.generation)
             product = self._product(instance)
             if product.done is not None:
                 return product._replace(attempts=(Attempt(attempts[-1].number),))
@@ -286,7 +279,7 @@ class EvidenceReader:
         of today's version, because then nothing old may be reused.
         """
         found: list[Former] = []
-        for former in self._formers.get(instance.digest, ()):
+        for former in self.formers.get(instance.digest, ()):
             product, how = self._product(former), use_of(self._specs[instance.stage])
             if product.done is None and not product.problem:
                 continue
@@ -308,7 +301,7 @@ class EvidenceReader:
         The highest generation with any record decides; a lower one never counts, even when it is intact. With
         `done` records 1 and 2, generation 2 is the product. Once 2 is void, the next attempt makes 3.
         """
-        listed = self._listed[instance.stage]
+        listed = self.listed[instance.stage]
         done, void = listed.done.get(instance.digest, set()), listed.void.get(instance.digest, set())
         highest = max(done | void, default=0)
         if highest == 0:
@@ -337,7 +330,7 @@ class EvidenceReader:
         stages.
         """
         for taken in instance.inputs:
-            listed = self._listed.get(taken.stage)
+            listed = self.listed.get(taken.stage)
             void = listed.void.get(taken.digest, set()) if listed else set()
             if record.inputs.get(taken.digest) in void:
                 return self._ledger.discarded_input(instance, record)
@@ -350,6 +343,11 @@ class EvidenceReader:
 
 def _unreadable(error: Exception) -> Evidence:
     return Evidence(unreadable=f"cannot be read: {error_line(error)}", is_passing=is_transient(error))
+
+
+def _just_ended(attempts: tuple[Attempt, ...]) -> bool:
+    end = attempts[-1].end if attempts else None
+    return end is not None and end.outcome == "succeeded"
 
 
 def examine(
@@ -394,7 +392,8 @@ def _compare(ledger: Ledger, prefix: str, files: tuple[File, ...], *, content: b
     problem = damage_by_size(ledger.sizes(prefix), files)
     if problem is not None or not content:
         return problem
-    if damage(objects.fetch(prefix, files, content=False), files) is None:
+    folder = objects.fetch(prefix, files, content=False)
+    if damage(folder, files) is None:
         return None
     # If only the cached copy is damaged, this fetches it again.
     return damage(objects.fetch(prefix, files), files)

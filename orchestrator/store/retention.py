@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.evidence import Attempt, Evidence, Liveness
+from orchestrator.core.evidence import Attempt, Evidence, Liveness, remaining_files
 from orchestrator.core.plan import removable_files
-from orchestrator.core.records import Done, Retired, remaining_files
+from orchestrator.core.records import Done, Retired
 from orchestrator.core.settings import RETIRING, Policy
 from orchestrator.core.sweep import ComposedSweep, StageInstance
 from orchestrator.store import layout

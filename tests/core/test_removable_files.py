@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.evidence import describe_retired, remaining_files
 from orchestrator.core.plan import removable_files
-from orchestrator.core.records import Done, Retired, describe_retired, remaining_files
+from orchestrator.core.records import Done, Retired
 from orchestrator.manifest import File
 
 PATHS = ("training.json", "tokenizer/a.json", "checkpoints/000004/w", "checkpoints/000008/w", "checkpoints/x")

@@ -117,6 +117,7 @@ def test_each_setting_is_read_by_the_stages_that_it_changes_and_no_other() -> No
     assert changed("trainer.micro_batch_size=1", "device=cpu") == set()
     assert changed("trainer.micro_batch_size=null", "trainer.num_processes=2") == set()
     assert changed("trainer.sharding=fsdp", "trainer.loss_chunk_tokens=7") == set()
+    assert changed("trainer.deterministic=true", "trainer.gradient_checkpointing=selective") == set()
     assert changed("data.num_test=7") == {"evaluate"}
     assert changed("data.num_train=7") == {"prepare"}
     assert changed("data.seed=7") == {"prepare", "evaluate"}

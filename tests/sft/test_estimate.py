@@ -65,13 +65,35 @@ def test_flops_and_hours_follow_from_parameters_and_tokens() -> None:
     one = trained(cell("qwen3-8b", "api_calling", 1))
     assert one.num_tokens == 6 * 3024 * 525
     assert one.model_flops == 6 * 8_190_735_360 * one.num_tokens
+    assert one.hardware_flops == one.model_flops and one.recomputes == "selective"
+    assert "except for matrix products and attention" in " ".join(one.assumptions)
+    full = trained(cell("qwen3-8b", "api_calling", 1, "trainer.gradient_checkpointing=true"))
     again = 2 * (8_190_735_360 - 151_936 * 4096) * one.num_tokens
-    assert one.hardware_flops - one.model_flops == pytest.approx(again)
+    assert full.hardware_flops - full.model_flops == pytest.approx(again) and full.recomputes is True
     assert one.gpu_hours == pytest.approx(one.model_flops / (312e12 * 0.4 * 3600))
     assert one.wall_hours == pytest.approx(one.gpu_hours / 4)
     without = trained(cell("qwen3-0.6b", "math", 1, "trainer.gradient_checkpointing=false"))
     assert without.hardware_flops == without.model_flops and without.recomputes is False
     assert without.micro_batch_tokens and "keeps all activations" in " ".join(without.assumptions)
+
+
+@pytest.mark.parametrize("model", ["qwen3-0.6b", "qwen3-8b", "gemma3-4b"])
+def test_selective_recomputation_takes_a_time_and_a_memory_between_the_others(model: str) -> None:
+    found = [
+        trained(
+            cell(
+                model, "math", 2, f"trainer.gradient_checkpointing={how}", "trainer.micro_batch_tokens=2048"
+            ),
+            HardwareSettings(max_gpus=8).assumed,
+        )
+        for how in ("false", "selective", "true")
+    ]
+    hours, activations = (
+        [one.gpu_hours for one in found],
+        [one.memory_terms_gib["activations"] for one in found],
+    )
+    assert hours == sorted(hours) and activations == sorted(activations, reverse=True)
+    assert len(set(hours)) == len(set(activations)) == 3
 
 
 def test_the_utilisation_follows_from_the_sizes_of_model_and_device_and_is_said() -> None:

@@ -35,7 +35,7 @@ PARAMETERS = {
 LOADS = st.builds(
     Load,
     row_tokens=st.integers(1, 4096),
-    checkpointing=st.booleans(),
+    checkpointing=st.sampled_from([False, "selective", True]),
     value_bytes=st.sampled_from([2, 4]),
     loss_chunk_tokens=st.none() | st.integers(1, 8192),
 )
@@ -184,12 +184,13 @@ def test_what_is_said_to_fit_does_and_nothing_larger_would(name: str, load: Load
 def test_layers_are_computed_again_only_where_memory_is_short() -> None:
     load = Load(row_tokens=2048, checkpointing=None, loss_chunk_tokens=1024)
 
-    def recomputes(name: str, num_gpus: int, memory_gib: float, needed: int = BUSY_TOKENS) -> bool | None:
+    def recomputes(name: str, num_gpus: int, memory_gib: float, needed: int = BUSY_TOKENS) -> object:
         model, how = STUDY[name], {"num_gpus": num_gpus, "memory_gib": memory_gib}
         return decided(model, load, needed_tokens=needed, **how).checkpointing
 
     assert recomputes("qwen3-1.7b", 1, 80) is False
-    assert recomputes("qwen3-8b", 4, 80) is True
+    assert recomputes("qwen3-8b", 4, 80) == "selective"
+    assert recomputes("qwen3-8b", 4, 70) is True
     assert recomputes("qwen3-8b", 8, 141) is False
     assert recomputes("qwen3-1.7b", 1, 80, needed=32_768) is True
     given = load._replace(checkpointing=True)

@@ -207,6 +207,19 @@ def test_a_resume_with_smaller_micro_batches_goes_on_at_the_same_step(ground: Gr
         assert max((one[key] - other[key]).abs().max().item() for key in one) < 5e-5
 
 
+def test_deterministic_algorithms_are_a_setting_and_are_recorded(ground: Ground, tmp_path: Path) -> None:
+    same = ("trainer.num_epochs=1", "trainer.gradient_checkpointing=selective")
+    one, other = (
+        train(ground, tmp_path / str(wanted), *same, f"trainer.deterministic={wanted}".lower())
+        for wanted in (False, True)
+    )
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert weights(one) == weights(other)  # on a CPU all kernels repeat
+    summaries = [json.loads((product / "training.json").read_text()) for product in (one, other)]
+    assert [summary["deterministic"] for summary in summaries] == [False, True]
+    assert [summary["gradient_checkpointing"] for summary in summaries] == ["selective", "selective"]
+
+
 def test_bf16_with_gradient_checkpointing_learns_and_leaves_bf16_weights(
     gemma_ground: Ground, tmp_path: Path
 ) -> None:

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from orchestrator.cli import discard
 from orchestrator.core.evidence import Attempt, Budget, Evidence, Liveness
 from orchestrator.core.failure import Cause
-from orchestrator.core.plan import next_stage
+from orchestrator.core.plan import RequestSummary
 from orchestrator.core.records import Claim, Done, End, Owner, Process, StartRecord, Supersedes, Void
 from orchestrator.core.settings import Policy
 from orchestrator.core.state import State, cell_status, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep, Input, StageInstance
 from orchestrator.execution.checkpoints import is_discarded
+from orchestrator.execution.scanning import StoreScanner
 from orchestrator.manifest import File
 from orchestrator.store import layout
 from orchestrator.store.access import new_nonce
@@ -74,15 +75,15 @@ class Actor:
         return OwnerReport(Liveness.GONE if gone else Liveness.UNKNOWN, "looked")
 
     def __call__(self) -> None:
+        instances = self._sweep.stages
+        scanner = StoreScanner(
+            self._sweep.cells,
+            instances,
+            lambda reader, _, digest: stage_status(reader.evidence(digest), BUDGET),
+        )
         while True:
-            instances = self._sweep.stages
             reader = EvidenceReader(self._ledger, instances.values(), observer=self._observe)
-            scan = next_stage(
-                self._sweep.cells,
-                instances,
-                lambda digest, r=reader: stage_status(r.evidence(digest), BUDGET),  # type: ignore[misc]
-                cancelled=frozenset(),
-            )
+            scan = scanner.next_stage(reader, RequestSummary(frozenset(), {}, {}))
             if scan.claimable is not None:
                 self._try(scan.claimable.instance, reader)
             elif not scan.waiting:

@@ -13,20 +13,21 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from orchestrator import provenance
-from orchestrator.core.plan import num_claimable, summarize_requests
+from orchestrator.core.holding import code_of
+from orchestrator.core.plan import RequestSummary, summarize_requests
 from orchestrator.core.records import Owner
 from orchestrator.core.state import StageStatus, stage_status
 from orchestrator.core.sweep import Cell, ComposedSweep
 from orchestrator.errors import InfrastructureError, SweepError
-from orchestrator.execution.history import HoldReader
 from orchestrator.execution.liveness import Watcher
 from orchestrator.execution.main import OUTAGE_S
+from orchestrator.execution.scanning import HoldReader, StoreScanner
 from orchestrator.jobs.records import NO_MEMORY, REFUSED, RELEASED, Submission
 from orchestrator.jobs.submissions import DriverRecords, Submissions, request_of, settings_of
 from orchestrator.launchers.ray.actors import Ended, Pool
@@ -89,7 +90,6 @@ class _Stop:
         return now_s > self._end_s
 
 
-@dataclass(frozen=True)
 class _Scanner:
     """Scans of the store for what one start of a driver has to do.
 
@@ -98,51 +98,55 @@ class _Scanner:
         sweep: the sealed sweep.
         cells: those of it that are to be worked on.
         start: the id of the driver's job, and how often it was restarted.
-        retries: how often a stage is retried by default, by cause.
         holds: what is held back in the sweep.
         observer: judges the attempts of workers.
-        trusted: (digest, generation) of products that were compared before; grows with each scan.
     """
 
-    ledger: Ledger
-    sweep: ComposedSweep
-    cells: Sequence[Cell]
-    start: tuple[str, int]
-    retries: Mapping[str, int]
-    holds: HoldReader
-    observer: Watcher
-    trusted: set[tuple[str, int]] = field(default_factory=set)
+    def __init__(
+        self,
+        ledger: Ledger,
+        sweep: ComposedSweep,
+        cells: Sequence[Cell],
+        start: tuple[str, int],
+        holds: HoldReader,
+        observer: Watcher,
+    ) -> None:
+        self._ledger = ledger
+        self._sweep = sweep
+        self._start = start
+        self._retries = holds.policy.retries
+        self._observer = observer
+        self._scanner = StoreScanner(cells, sweep.stages, self._status, holds)
+        self._busy: set[int] = set()
+        self._trusted: set[tuple[str, int]] = set()
 
     def open_work(self, claimed: set[int]) -> OpenWork:
         """Return what there is to do; add the slots that hold a stage to `claimed`."""
-        sweep = self.sweep
-        requests = self.ledger.requests(sweep.name)
-        summary = summarize_requests(requests, [cell.id for cell in sweep.cells])
+        sweep = self._sweep
+        summary = summarize_requests(self._ledger.requests(sweep.name), [cell.id for cell in sweep.cells])
         reader = EvidenceReader(
-            self.ledger,
+            self._ledger,
             sweep.stages.values(),
-            observer=self.observer,
+            observer=self._observer,
             count_attempts=False,
-            trusted=self.trusted,
+            trusted=self._trusted,
             specs=sweep.specs,
         )
-        busy: set[int] = set()
+        self._busy = set()
+        claimable, waiting = self._scanner.count(reader, summary)
+        claimed |= self._busy
+        return OpenWork(claimable, waiting, frozenset(self._busy))
 
-        def status(digest: str) -> StageStatus:
-            evidence = reader.evidence(digest)
-            last = evidence.attempts[-1] if evidence.attempts else None
-            if last is not None and last.claim is not None and last.end is None:
-                owner = last.claim.owner
-                if (owner.job, owner.restart_count) == self.start:
-                    busy.add(owner.slot)
-                    claimed.add(owner.slot)
-            return stage_status(evidence, summary.budget(digest, self.retries))
-
-        holds = self.holds.read(reader, summary, status)
-        claimable, waiting = num_claimable(
-            self.cells, sweep.stages, status, cancelled=summary.cancelled, holds=holds
-        )
-        return OpenWork(claimable, waiting, frozenset(busy))
+    def _status(self, reader: EvidenceReader, summary: RequestSummary, digest: str) -> StageStatus:
+        """Return a stage's state; note the slot of this driver that holds it."""
+        evidence = reader.evidence(digest)
+        last = evidence.attempts[-1] if evidence.attempts else None
+        # Attempts without an end are read at each scan, so none is missed.
+        if last is not None and last.claim is not None and last.end is None:
+            owner = last.claim.owner
+            if (owner.job, owner.restart_count) == self._start:
+                self._busy.add(owner.slot)
+        return stage_status(evidence, summary.budget(digest, self._retries))
 
 
 @dataclass
@@ -177,8 +181,7 @@ class _Starter:
         args = (self.objects.url, self.sweep, str(self.submission.number))
         start = start_of(self.objects, code, WORKER, *args, str(self.num_started), str(self.restart))
         environment = {name: str(value) for name, value in self.environment.items()}
-        environment |= pool.monitor()
-        environment |= start.environment
+        environment |= {**pool.monitor(), **start.environment}
         pool.start(self.num_started, list(start.argv), environment, self.submission.folder, avoid=avoid)
 
 
@@ -201,7 +204,7 @@ class RayDriver:
         sealed = ledger.revision(sweep, submission.revision).sweep
         request = request_of(ledger, sweep, submission.request)
         engine = settings_of(request)
-        holds = HoldReader(sealed, engine.policy, str(request.provenance.get("code", "")))
+        holds = HoldReader(sealed, engine.policy, code_of(request))
         self._settings = ray_settings(engine.launcher)
         job = submissions.job_of(submission.number) or submission.name
         process = describe(os.getpid())
@@ -213,7 +216,7 @@ class RayDriver:
         self._failures = Failures()
         wanted = set(submission.tasks[0])
         cells = [cell for cell in sealed.cells if cell.id in wanted]
-        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), engine.policy.retries, holds, watcher)
+        self._scanner = _Scanner(ledger, sealed, cells, (job, restart), holds, watcher)
         self._starter = _Starter(ledger.objects, sealed.name, submission, restart, self._settings.environment)
         self._pool: Pool
         self._unaware: set[int] = set()  # began before the last losses
@@ -350,8 +353,7 @@ class RayDriver:
             return
         pending = len(self._pool.pending)
         text = demand(len(self._pool.running), pending)
-        # only then, because the list of nodes is a costly query
-        if pending:
+        if pending:  # only then, because the list of nodes is a costly query
             text += waits_for(self._submission.resources, self._pool.nodes())
         try:
             self._records.write_status(text, self._losses.known, force=force)

@@ -20,7 +20,7 @@ from orchestrator.costs import DEVICES, Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import JobEnd, Resources, Submission
-from orchestrator.launchers.base import Limits, SubmitOutcome, Verdict, overrides_of
+from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, Verdict, overrides_of
 from orchestrator.launchers.local import host_hardware
 from orchestrator.launchers.ray import boot
 from orchestrator.launchers.ray.api import Api, Redirected, Unanswered, Unreached, checked_address, is_taken
@@ -118,6 +118,25 @@ class RayLauncher:
         most = settings.gpus_per_node or max((int(node.get("GPU", 0)) for node in self._nodes), default=0)
         return Hardware(device=device, max_gpus=max(1, most), **DEVICES[device]._asdict())
 
+    def gpus(self) -> LaunchGpus | None:
+        """Return the GPUs that the launch may use at once: by the settings, or else those of the cluster.
+
+        Raises:
+            UserError: `launcher.max_gpus` is not set, and the cluster has no node with GPUs yet.
+            InfrastructureError: the cluster does not answer.
+        """
+        hardware = self.hardware()
+        if hardware is None or hardware.device == "cpu":
+            return None
+        number = self._settings.max_gpus or sum(int(node.get("GPU", 0)) for node in self._nodes)
+        if not number:
+            raise UserError(
+                "hardware.moldable=true chooses GPUs for launcher.max_gpus, which is not set",
+                where="the cluster has no GPUs yet",
+                fix="launcher.max_gpus=64, if the sweep may use 64 GPUs at once",
+            )
+        return LaunchGpus(number, hardware.max_gpus)
+
     @cached_property
     def _device(self) -> str:
         """The nodes' type of GPU: ``cpu`` if there is none, "" if it is unknown here."""
@@ -155,7 +174,11 @@ class RayLauncher:
         return Limits(self._cluster, ALL)
 
     def resources(
-        self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
+        self,
+        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        *,
+        known: Sequence[Subject],
+        chosen: Mapping[str, int],
     ) -> list[tuple[str, Resources]]:
         """Return what a worker of each cell requests.
 
@@ -169,7 +192,13 @@ class RayLauncher:
         return [
             (
                 subject.cell,
-                resources_of(estimate, asked[subject.cell], self._settings, has_gpus=has_gpus),
+                resources_of(
+                    estimate,
+                    asked[subject.cell],
+                    self._settings,
+                    has_gpus=has_gpus,
+                    chosen_gpus=chosen.get(subject.cell, 0),
+                ),
             )
             for subject, estimate, _ in cells
         ]

@@ -47,6 +47,8 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         address: ``http://HOST:8265``, ``auto`` or ``local``.
         max_workers: most workers that live at once; None for as many as there is work for and the cluster
             takes.
+        max_gpus: GPUs that the sweep may use at once, for which `hardware.moldable` chooses those of a cell;
+            None for as many as the cluster has.
         max_pending: most workers that wait for resources at once, which is the demand that the autoscaler
             sees.
         idle_s: a worker that finds nothing to claim for this long leaves.
@@ -63,6 +65,7 @@ class RaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     name: str = "ray"
     address: str = AUTO
     max_workers: Positive | None = None
+    max_gpus: Positive | None = None
     max_pending: Positive = 8
     idle_s: NotNegative = 20.0
     cpus: Positive = 1
@@ -210,6 +213,7 @@ def resources_of(
     settings: RaySettings,
     *,
     has_gpus: bool,
+    chosen_gpus: int = 0,
 ) -> Resources:
     """Return what a worker requests.
 
@@ -218,6 +222,7 @@ def resources_of(
         asked: fields of `WorkerOverride` that the settings set for the cell.
         settings: of the launcher.
         has_gpus: whether the nodes have any.
+        chosen_gpus: the GPUs of the estimate, if they were chosen; 0 if they are the fewest that suffice.
     """
     gpus = asked.get("gpus", estimate.num_gpus if estimate and has_gpus else 0)
     memory_gib = asked.get("memory_gib")
@@ -233,6 +238,7 @@ def resources_of(
         custom=tuple(sorted(asked.get("custom", {}).items())),
         # Short times need no entry: cells that differ in it would need workers of their own.
         signal_s=stepped(stop_s) if stop_s > Policy().grace_s else 0.0,
+        chosen_gpus=0 if "gpus" in asked else chosen_gpus,
     )
 
 

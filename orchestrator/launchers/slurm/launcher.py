@@ -21,7 +21,7 @@ from orchestrator.costs import Estimate, Hardware
 from orchestrator.errors import InfrastructureError, UserError, nearest
 from orchestrator.jobs.judgement import SubmissionState
 from orchestrator.jobs.records import JobEnd, Resources, Submission
-from orchestrator.launchers.base import Limits, SubmitOutcome, overrides_of
+from orchestrator.launchers.base import LaunchGpus, Limits, SubmitOutcome, overrides_of
 from orchestrator.launchers.slurm import query
 from orchestrator.launchers.slurm.options import cluster_name, unexpanded, unheeded
 from orchestrator.launchers.slurm.parsing import seconds_of
@@ -215,6 +215,21 @@ class SlurmLauncher:
         """Return what one cell may have according to the profile."""
         return self._cluster.hardware
 
+    def gpus(self) -> LaunchGpus | None:
+        """Return the GPUs that the launch may use at once, and those of a node of the profile.
+
+        Raises:
+            UserError: `launcher.max_gpus` is not set.
+        """
+        if self._cluster.device == "cpu" or not self._cluster.gpus_per_node:
+            return None
+        if self._settings.max_gpus is None:
+            raise UserError(
+                "hardware.moldable=true chooses GPUs for launcher.max_gpus, which is not set",
+                fix="launcher.max_gpus=64, if the sweep may use 64 GPUs at once",
+            )
+        return LaunchGpus(self._settings.max_gpus, self._cluster.gpus_per_node)
+
     def meet(self, store: str, mark: bytes) -> None:
         """Do nothing: login and compute nodes share folders, and each job checks the store itself."""
 
@@ -239,7 +254,11 @@ class SlurmLauncher:
         return partitions(self._cluster.partitions, self._name)
 
     def resources(
-        self, cells: Sequence[tuple[Subject, Estimate | None, int]], *, known: Sequence[Subject]
+        self,
+        cells: Sequence[tuple[Subject, Estimate | None, int]],
+        *,
+        known: Sequence[Subject],
+        chosen: Mapping[str, int],
     ) -> list[tuple[str, Resources]]:
         """Return what the job of each cell requests.
 
@@ -259,6 +278,7 @@ class SlurmLauncher:
                     self._partitions,
                     num_oom=num_oom,
                     cell=subject.cell,
+                    chosen_gpus=chosen.get(subject.cell, 0),
                 ),
             )
             for subject, estimate, num_oom in cells

@@ -42,6 +42,8 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     Attributes:
         max_running: most jobs of the sweep that run at once; None for as many as Slurm allows.
         max_jobs: most jobs of the sweep that wait or run at once; the rest is left to `sweep reconcile`.
+        max_gpus: GPUs that the sweep may use at once, for which `hardware.moldable` chooses those of a cell.
+            The scheduler's own limits see to it that it does not use more.
         cells_per_job: number of cells that share a job.
         workers_per_job: how many of these run side by side, each with its share of the job's GPUs and CPUs.
         time_margin: factor on the plan's hours.
@@ -52,6 +54,7 @@ class SlurmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     name: str = "slurm"
     max_running: Positive | None = None
     max_jobs: Positive | None = None
+    max_gpus: Positive | None = None
     cells_per_job: Positive = 1
     workers_per_job: Positive = 1
     time_margin: Annotated[float, msgspec.Meta(ge=1)] = 1.5
@@ -197,6 +200,7 @@ def resources_of(
     *,
     num_oom: int = 0,
     cell: str = "",
+    chosen_gpus: int = 0,
 ) -> Resources:
     """Return what the job of a cell requests.
 
@@ -215,6 +219,7 @@ def resources_of(
         partitions: the cluster's partitions and what they have; {} for Slurm's default partition.
         num_oom: how many of the cell's jobs ran out of host memory; each doubles the request.
         cell: its id, for the message.
+        chosen_gpus: the GPUs of the estimate, if they were chosen; 0 if they are the fewest that suffice.
 
     Raises:
         UserError: no partition is large enough.
@@ -249,6 +254,7 @@ def resources_of(
         hours=_hours(estimate, asked, settings, cluster, rounds),
         partition=asked.partition or "",
         signal_s=_signal_s(estimate, cluster),
+        chosen_gpus=chosen_gpus if asked.gpus is None else 0,
     )
     return _placed(wanted, partitions, named=asked.partition, cell=cell)
 

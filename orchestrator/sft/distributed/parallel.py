@@ -31,6 +31,7 @@ from orchestrator.sft import kernels
 from orchestrator.sft.distributed import nodes
 from orchestrator.sft.host import copied
 from orchestrator.sft.loss import ResponseLoss, decoder_of
+from orchestrator.sft.memory import Recompute
 from orchestrator.sft.shards import Batch
 
 FROZEN = ("vision_tower", "multi_modal_projector")
@@ -116,8 +117,7 @@ class Placed:
         device: where to compute.
         sharding: see `is_sharded`. Without a process group (see `group_of_one`) the model is not sharded.
         bf16: compute in bfloat16; the trained weights stay float32.
-        gradient_checkpointing: keep only the inputs of layers, and compute the rest again in the backward
-            pass.
+        gradient_checkpointing: see `recompute`.
         chunk_tokens: see `ResponseLoss`.
     """
 
@@ -128,7 +128,7 @@ class Placed:
         device: torch.device,
         sharding: str,
         bf16: bool,
-        gradient_checkpointing: bool,
+        gradient_checkpointing: Recompute,
         chunk_tokens: int,
     ) -> None:
         self.device = device
@@ -140,8 +140,7 @@ class Placed:
         self.model = empty(source) if self.is_sharded else source
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not any(part in name for part in FROZEN))
-        if gradient_checkpointing:
-            self.recompute()
+        self.recompute(gradient_checkpointing)
         self._response_loss = ResponseLoss(self.model, chunk_tokens=chunk_tokens)
         self._loss: nn.Module = self._response_loss
         if self.is_sharded:
@@ -158,9 +157,17 @@ class Placed:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
 
-    def recompute(self) -> None:
-        """Keep only the inputs of layers, and compute the rest again in the backward pass."""
-        self.model.activation_checkpointing_enable({"use_reentrant": False})
+    def recompute(self, how: Recompute) -> None:
+        """Keep only the inputs of layers, and compute the rest again in the backward pass.
+
+        Args:
+            how: False for nothing; ``selective`` to keep the results of matrix products and attention too.
+        """
+        if how:
+            options: dict[str, Any] = {"use_reentrant": False}
+            if how == "selective":
+                options["context_fn"] = kernels.keeping_products
+            self.model.activation_checkpointing_enable(options)
 
     def losses(self, batch: Any, *, is_last: bool = True) -> torch.Tensor:
         """Return the summed loss of a batch.

@@ -36,6 +36,10 @@ class TransformersEngine:
 
     def __init__(self, settings: GeneratorSettings) -> None:
         self._settings = settings
+        if settings.device.type == "cuda":
+            # With each new token, keys have a new length, for which cuDNN would first build a plan: that
+            # took most of the time (docs/gpu.md).
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self._model: PreTrainedModel | None = None
 
     def load(self, folder: Path) -> None:

@@ -1,0 +1,132 @@
+"""Wait until the cells of a sweep are done, have failed, or stand still."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+from orchestrator.api.state import Notify, SweepState
+from orchestrator.core.settings import StoreSettings
+from orchestrator.core.state import State
+from orchestrator.core.sweep import Cell
+from orchestrator.core.waiting import Goal, Outlook, outlook
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.store import layout
+from orchestrator.store.access import error_line
+
+STALL_S = 300.0
+"""Default time without any change after which a sweep counts as stalled, in seconds. It exceeds the usual
+lease of 90 to 180 s, within which a dead worker's stage is claimed by another one.
+"""
+
+POLL_S, JOBS_S = 0.5, 10.0
+"""Shortest pause between two looks at a folder, and between two queries of a scheduler, in seconds."""
+
+COST = 5.0
+"""Pause after a look, as a multiple of the time that the look took."""
+
+
+class Waited(NamedTuple):
+    """How a wait ended.
+
+    Attributes:
+        outlook: on the goal; `Outlook.OPEN` if the time ran out.
+        counts: state to number of cells, at the last look.
+        seconds: that the wait took.
+    """
+
+    outlook: Outlook
+    counts: dict[str, int]
+    seconds: float
+
+
+def wait_until(
+    view: SweepState,
+    cells: Sequence[Cell],
+    goal: Goal,
+    *,
+    timeout_s: float | None = None,
+    stall_s: float = STALL_S,
+    notify: Notify = lambda line: None,
+) -> Waited:
+    """Wait until the cells reach a goal, or cannot reach it any more. Nothing in the store is changed.
+
+    Args:
+        view: a launched revision.
+        cells: whose states count.
+        goal: what to wait for.
+        timeout_s: longest wait in seconds; None for no limit.
+        stall_s: seconds without any change that count as stalled.
+        notify: receives a line when the store stops answering.
+
+    Raises:
+        UserError: the sweep was never launched.
+        InfrastructureError: the store did not answer for `store.outage_s`, or until the time ran out.
+    """
+    if not view.sealed:
+        raise UserError(
+            f"{view.sweep.name} was never launched here",
+            where=view.ledger.objects.url,
+            fix=f"sweep launch {view.sweep.name}",
+        )
+    start_s = changed_s = time.monotonic()
+    outage_s = StoreSettings().outage_s
+    seen: Hashable = None
+    silent_s: float | None = None
+    while True:
+        look_s = time.monotonic()
+        view = view.fresh()
+        try:
+            states, now_seen = _look(view, cells)
+            outage_s = next(
+                (r.settings.store.outage_s for r in reversed(view.requests) if r.settings), outage_s
+            )
+        except (OSError, InfrastructureError) as error:
+            if silent_s is None:
+                silent_s = look_s
+                notify(f"the store does not answer ({error_line(error)}): waiting for up to {outage_s:.0f} s")
+            is_late = timeout_s is not None and look_s - start_s >= timeout_s
+            if is_late or look_s - silent_s >= outage_s:
+                raise InfrastructureError(
+                    f"the store does not answer: {error_line(error)}", where=view.ledger.objects.url
+                ) from error
+        else:
+            silent_s = None
+            if now_seen != seen:
+                seen, changed_s = now_seen, look_s
+            found = outlook(goal, states, quiet_s=look_s - changed_s, stall_s=stall_s)
+            waited_s = time.monotonic() - start_s
+            if found is not Outlook.OPEN or (timeout_s is not None and waited_s >= timeout_s):
+                return Waited(found, dict(Counter(map(str, states))), waited_s)
+        _pause(view, look_s, None if timeout_s is None else start_s + timeout_s, asks_jobs=silent_s is None)
+
+
+def _look(view: SweepState, cells: Sequence[Cell]) -> tuple[list[State], Hashable]:
+    """Return the cells' states, and a value that changes with any record that shows work on them.
+
+    Raises:
+        InfrastructureError: the place holds no store any more, as where a file system is not mounted.
+    """
+    # Without its mark, an empty mount point would look like a sweep of which nothing has started.
+    if view.ledger.objects.get(layout.STORE) is None:
+        raise InfrastructureError("there is no store any more", where=view.ledger.objects.url)
+    states = [view.cells[cell.id].state for cell in cells]
+    signs: list[Hashable] = [tuple(states), len(view.requests)]
+    for digest in {digest for cell in cells for digest in cell.stage_digests}:
+        last = view.reader.evidence(digest).attempts[-1:]
+        beats = tuple(attempt.heartbeat.counter for attempt in last if attempt.heartbeat)
+        signs.append((digest, view.stages[digest].state, view.stages[digest].attempts, beats))
+    return states, frozenset(signs)
+
+
+def _pause(view: SweepState, look_s: float, deadline_s: float | None, *, asks_jobs: bool) -> None:
+    """Sleep between two looks: longer where these are slow or cost money, never beyond the deadline."""
+    now_s = time.monotonic()
+    pause_s = max(POLL_S, view.ledger.objects.poll_s, min(JOBS_S, COST * (now_s - look_s)))
+    if asks_jobs and any(filed.open_tasks for filed in view.jobs.filed):
+        pause_s = max(pause_s, JOBS_S)
+    if deadline_s is not None:
+        pause_s = min(pause_s, max(0.0, deadline_s - now_s))
+    time.sleep(pause_s)

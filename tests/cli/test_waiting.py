@@ -1,0 +1,139 @@
+"""`sweep wait` and `sweep events`: exit codes that a script relies on, and a history without gaps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.core.state import State
+from orchestrator.core.waiting import Goal, Outlook, outlook
+from tests.cli.launches import Running, wait_for
+
+FAILING = """
+config: {seed: 0, count: {num_steps: 2, checkpoint_every: 1, step_s: 0, fail: null}}
+axes: {seed: [0, 1]}
+stages: [count]
+"""
+
+EVENTS = (sys.executable, "-m", "orchestrator", "events")
+
+
+@pytest.mark.parametrize(
+    ("goal", "states", "quiet_s", "expected"),
+    [
+        ("done", "done done", 0, "reached"),
+        ("done", "done running", 0, "open"),
+        ("done", "failed running", 0, "impossible"),
+        ("done", "cancelled pending", 0, "impossible"),
+        ("done", "blocked running", 0, "open"),  # a success elsewhere may unblock it
+        ("done", "blocked done", 0, "impossible"),
+        ("failed", "running failed", 0, "reached"),
+        ("failed", "done done", 0, "impossible"),
+        ("failed", "done lost", 900, "open"),
+        ("failed", "blocked done", 0, "impossible"),
+        ("stalled", "done pending", 60, "reached"),
+        ("stalled", "done running", 59, "open"),
+        ("stalled", "queued pending", 900, "open"),  # a scheduler's queue is no stall
+        ("stalled", "done failed", 900, "impossible"),
+        ("stalled", "unknown", 60, "reached"),
+    ],
+)
+def test_what_is_reached_and_what_cannot_be(goal: str, states: str, quiet_s: float, expected: str) -> None:
+    found = outlook(Goal(goal), [State(word) for word in states.split()], quiet_s=quiet_s, stall_s=60)
+    assert found is Outlook(expected)
+
+
+def test_a_wait_ends_with_the_code_of_what_happened(slow: Any, background: Callable[..., Running]) -> None:
+    assert "was never launched" in slow("wait", "slow.yaml", code=2)
+    launch = background("launch", "slow.yaml", "launcher.workers=3", "count.num_steps=10")
+    wait_for(lambda: list(slow.store.glob("records/*/*/1/claim.json")))
+    assert "not done after 0 s" in slow("wait", "slow", "--timeout", "0", code=4)
+    assert slow.json("wait", "slow", "--timeout", "60")["result"] == "reached"
+    assert launch.end()[0] == 0
+    assert "never failed as it is" in slow("wait", "slow", "--until", "failed", code=1)
+    assert "never stalled" in slow("wait", "slow", "--until", "stalled", code=1)
+    slow("discard", "slow", "seed=0", "--stage", "count", "--reason", "a bug")
+    assert "stalled" in slow("wait", "slow", "--until", "stalled", "--stall", "0.6")
+    assert "seconds" in slow("wait", "slow", "--timeout", "nan", code=2)
+
+
+def test_a_wait_for_all_ends_when_one_has_failed(sweep: Any) -> None:
+    (sweep.folder / "own.yaml").write_text(FAILING)
+    sweep("launch", "own.yaml", "count.fail=config", "launcher.workers=1", "--only", "seed=0", code=1)
+    assert "never done" in sweep("wait", "own", code=1)
+    assert "failed" in sweep("wait", "own", "--until", "failed")
+
+
+def test_a_store_that_went_away_is_silent_not_empty(slow: Any) -> None:
+    slow(
+        "launch", "slow.yaml", "count.step_s=0", "--only", "seed=0", "store.outage_s=1", "launcher.workers=1"
+    )
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "wait", "slow", "--store", str(slow.store)],
+        cwd=slow.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(1.0)
+    assert waiting.poll() is None
+    slow.store.rename(slow.store.with_name("elsewhere"))
+    _, said = waiting.communicate(timeout=30)
+    assert waiting.returncode == 3
+    assert "the store does not answer" in said
+
+
+def _events(sweep: Any, *words: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in sweep("events", *words, "--json").splitlines()]
+
+
+def test_the_events_of_a_sweep_are_its_records_in_an_order_that_stays(slow: Any) -> None:
+    quick = ("count.step_s=0", "launcher.workers=1")
+    slow("launch", "slow.yaml", *quick, "--only", "seed=0,1")
+    slow("discard", "slow", "seed=0", "--stage", "count", "--reason", "a bug")
+    first = _events(slow, "slow")
+    kinds = [event["event"] for event in first]
+    assert sorted(kinds) == ["claim"] * 2 + ["end"] * 2 + ["product"] * 2 + ["request"] * 2 + ["void"]
+    assert kinds[0] == "request"
+    for event in first:  # the id is that of its record, on any machine
+        assert (slow.store / f"{event['id']}.json").is_file()
+    by_digest = [(e["digest"], e["event"]) for e in first if e["event"] in ("claim", "product", "end")]
+    for digest in {digest for digest, _ in by_digest}:
+        assert [kind for found, kind in by_digest if found == digest] == ["claim", "product", "end"]
+    slow("launch", "slow.yaml", *quick)
+    every = _events(slow, "slow")
+    assert [event["id"] for event in every[: len(first)]] == [event["id"] for event in first]
+    for number in (0, 3, len(every) - 1):
+        assert _events(slow, "slow", "--after", every[number]["id"]) == every[number + 1 :]
+    assert "an id that" in slow("events", "slow", "--after", "nothing", code=2)
+    assert "claim" in slow("events", "slow")
+
+
+def test_whoever_follows_and_goes_on_elsewhere_misses_and_repeats_nothing(
+    slow: Any, background: Callable[..., Running], tmp_path: Path
+) -> None:
+    launch = background("launch", "slow.yaml", "launcher.workers=2", "count.num_steps=12")
+    wait_for(lambda: list(slow.store.glob("records/*/*/1/claim.json")))
+    seen: list[str] = []
+    while launch.process.poll() is None or len(seen) < 1:
+        after = ("--after", seen[-1]) if seen else ()
+        path = tmp_path / "seen.jsonl"
+        with path.open("w") as stream:
+            following = subprocess.Popen(
+                [*EVENTS, "slow", "--follow", "--json", *after, "--store", str(slow.store)],
+                cwd=slow.folder,
+                stdout=stream,
+            )
+            time.sleep(1.3)
+            following.kill()
+            following.wait()
+        seen += [json.loads(line)["id"] for line in path.read_text().splitlines()]
+    seen += [event["id"] for event in _events(slow, "slow", *(("--after", seen[-1]) if seen else ()))]
+    assert len(seen) == len(set(seen))
+    assert set(seen) == {event["id"] for event in _events(slow, "slow")}
