@@ -64,6 +64,13 @@ def boot_id() -> str:
         return f"{uuid.getnode():x}"
 
 
+def age_s() -> float:
+    """Return the seconds since this process was started, or forked; 0 where the kernel does not show it."""
+    if (entry := _entry(os.getpid())) is None or not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(entry.start) / os.sysconf("SC_CLK_TCK"))
+
+
 @cache
 def pid_namespace() -> str:
     """Return the id of this process's pid namespace: two processes with the same id can see each other."""

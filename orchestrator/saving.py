@@ -1,4 +1,4 @@
-"""Checkpoints of one attempt: when to save, how a save becomes complete, and which ones stay.
+"""Checkpoints of one attempt, its phases, and the signal that stops it.
 
 A checkpoint counts once its manifest exists, which is written last. Until then, a crash leaves the former
 checkpoint as the newest one. So the files may be written in a thread while the stage goes on::
@@ -9,6 +9,7 @@ checkpoint as the newest one. So the files may be written in a thread while the 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, get_args
 
 import msgspec
 
@@ -35,6 +37,88 @@ of it.
 
 Begin = Callable[[Path], Callable[[], None]]
 """Copies a state, and returns the function that writes the copy into the given folder in a thread."""
+
+
+Phase = Literal["start", "data", "compute", "evaluation", "save", "restore"]
+PHASES: tuple[str, ...] = get_args(Phase)
+"""What an attempt does: it starts, waits for data, computes, evaluates, saves, or restores what was saved."""
+
+
+class StopSignal:
+    """A flag that another thread or a signal handler sets once, when the stage should stop.
+
+    It has no lock: a signal that interrupts the handler of another would wait for that lock for ever.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.why = False, ""
+        self.seen = False
+        """Whether the stage has read that a stop was requested."""
+
+    def ask(self, why: str) -> None:
+        """Request a stop of the stage; the first reason is kept."""
+        if not self.asked:
+            self.why = why  # before the flag: a reader that sees the flag must find the reason
+            self.asked = True
+
+
+class PhaseClock:
+    """The seconds that an attempt has spent in each phase.
+
+    One thread changes the phase. Others may read at any time: the state is replaced as a whole, so they never
+    find a phase that is counted twice.
+
+    Args:
+        phase: the first one.
+        clock: seconds, monotonic.
+
+    Attributes:
+        saved: step of the last complete checkpoint, and the seconds of work that it holds; None without one.
+    """
+
+    def __init__(self, phase: Phase = "compute", clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._state: tuple[dict[str, float], str, float] = ({}, phase, clock())
+        self._step_s = clock()
+        self.saved: tuple[int, float] | None = None
+
+    @property
+    def phase(self) -> str:
+        """The present phase."""
+        return self._state[1]
+
+    def times(self) -> dict[str, float]:
+        """Return the seconds of each phase so far; they add up to all seconds since the clock was made."""
+        times, phase, since_s = self._state
+        return {**times, phase: times.get(phase, 0.0) + self._clock() - since_s}
+
+    def work_s(self) -> float:
+        """Return the seconds of compute and evaluation so far."""
+        times = self.times()
+        return times.get("compute", 0.0) + times.get("evaluation", 0.0)
+
+    def step_s(self) -> float:
+        """Return the seconds since the last call, or since the start. A stage calls this once a step."""
+        now_s = self._clock()
+        since_s, self._step_s = now_s - self._step_s, now_s
+        return since_s
+
+    def enter(self, phase: str) -> str:
+        """Change the phase, and return the one before."""
+        times, before, since_s = self._state
+        if phase != before:
+            now_s = self._clock()
+            self._state = ({**times, before: times.get(before, 0.0) + now_s - since_s}, phase, now_s)
+        return before
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Count the time within as a phase, then go back to the one before."""
+        before = self.enter(phase)
+        try:
+            yield
+        finally:
+            self.enter(before)
 
 
 class SaveAbandoned(Exception):
@@ -58,8 +142,10 @@ class Checkpoints:
         interval_s: least seconds between two checkpoints; 0 for after each step, whatever that costs.
         keep: number of checkpoints to keep.
         fence: raises `StopRequested` when another attempt took over.
+        clock: measures the phases of the attempt.
 
     Attributes:
+        clock: measures the phases of the attempt.
         expected_s: seconds that a checkpoint takes, as the stage expects; 0 if it does not.
     """
 
@@ -71,14 +157,15 @@ class Checkpoints:
         interval_s: float,
         keep: int,
         fence: Callable[[], None],
+        clock: PhaseClock,
     ) -> None:
+        self.clock = clock
         self._folder = folder
         self._attempt = attempt
         self._least_s = interval_s
         self._keep = keep
         self._fence = fence
         self._last_s = time.monotonic()
-        self._last_step_s = self._last_s
         self.expected_s = 0.0
         self._held_s = 0.0
         self._write_s = 0.0
@@ -101,52 +188,56 @@ class Checkpoints:
         """Seconds that the last checkpoint took until it was complete; before the first, those expected."""
         return max(self._held_s, self._write_s) or self.expected_s
 
-    def step_s(self) -> float:
-        """Return the seconds since the last call, or since the start. A stage calls this once a step."""
-        now_s = time.monotonic()
-        since_s, self._last_step_s = now_s - self._last_step_s, now_s
-        return since_s
-
     @property
     def is_saving(self) -> bool:
         """Whether a thread writes a checkpoint."""
         return self._thread is not None and self._thread.is_alive()
 
-    def is_due(self) -> bool:
-        """Return whether the interval is over. While a checkpoint is being written, no other is due."""
+    def is_due(self, left_s: float = math.inf) -> bool:
+        """Return whether the interval is over. While a checkpoint is being written, no other is due.
+
+        Args:
+            left_s: seconds that the stage has left. None is due that would not be complete by then, or would
+                hold the stage up for more than it may.
+        """
         if self._least_s == 0:
             return True
-        return not self.is_saving and time.monotonic() - self._last_s >= self.interval_s
+        if self.is_saving or time.monotonic() - self._last_s < self.interval_s:
+            return False
+        return left_s >= max(self.save_s, HELD_FACTOR * self._held_s)
 
     @contextmanager
     def saved(self, step: int) -> Iterator[Path]:
         """Yield an empty folder to save into, and make it count afterwards. See `Context.checkpoint`."""
-        started_s = time.monotonic()
-        self.wait()
-        folder = self._open(step)
-        try:
-            yield folder
-            self._seal(folder, step)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # useless, and takes space on a full disk
-            raise
-        self._rotate()
+        started_s, work_s = time.monotonic(), self.clock.work_s()
+        with self.clock.during("save"):
+            self.wait()
+            folder = self._open(step)
+            try:
+                yield folder
+                self._seal(folder, step)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)  # useless, and takes space on a full disk
+                raise
+            self._rotate()
+        self.clock.saved = step, work_s
         self._last_s = time.monotonic()
         self._write_s = self._held_s = self._last_s - started_s
 
     def later(self, step: int, begin: Begin) -> None:
         """Copy the state now, and write it in a thread. See `Context.checkpoint_later`."""
-        started_s = time.monotonic()
-        self.wait()
-        folder = self._open(step)
-        try:
-            write = begin(folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        started_s, work_s = time.monotonic(), self.clock.work_s()
+        with self.clock.during("save"):
+            self.wait()
+            folder = self._open(step)
+            try:
+                write = begin(folder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         # Python waits for a thread that is no daemon: a stage that fails would not end while it writes.
         self._thread = threading.Thread(
-            target=self._write, args=(folder, step, write), name="checkpoint", daemon=True
+            target=self._write, args=(folder, step, write, work_s), name="checkpoint", daemon=True
         )
         self._thread.start()
         self._last_s = time.monotonic()
@@ -159,7 +250,8 @@ class Checkpoints:
             BaseException: what stopped the last write. The unfinished folder never counts.
         """
         if self._thread is not None:
-            self._thread.join()
+            with self.clock.during("save"):
+                self._thread.join()
             self._thread = None
         self.raise_error()
 
@@ -174,6 +266,7 @@ class Checkpoints:
         self._fence()
         write_checkpoint_manifest(folder, step=step, attempt=self._attempt)
         fsync_path(folder.parent)
+        self.clock.saved = step, self.clock.work_s()
 
     def _open(self, step: int) -> Path:
         """Return an empty folder for a step."""
@@ -186,8 +279,8 @@ class Checkpoints:
         final.mkdir(parents=True)
         return final
 
-    def _write(self, folder: Path, step: int, write: Callable[[], None]) -> None:
-        """Write and seal a copied state; an error is kept for `raise_error`."""
+    def _write(self, folder: Path, step: int, write: Callable[[], None], work_s: float) -> None:
+        """Write and seal a copied state, which holds so much work; an error is kept for `raise_error`."""
         started_s = time.monotonic()
         try:
             try:
@@ -196,6 +289,7 @@ class Checkpoints:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+            self.clock.saved = step, work_s
             self._rotate()
         except SaveAbandoned:
             pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -14,12 +14,13 @@ import msgspec
 from orchestrator import provenance
 from orchestrator.api.estimates import call
 from orchestrator.api.state import Notify, SweepState
+from orchestrator.core.gates import gates_of
 from orchestrator.core.records import Code, Request, Retired
 from orchestrator.core.secrets import lines_with
 from orchestrator.core.settings import Policy, RunSettings
-from orchestrator.core.state import State
-from orchestrator.core.sweep import Cell, ComposedSweep
-from orchestrator.costs import Need
+from orchestrator.core.state import Gates, State
+from orchestrator.core.sweep import Cell, ComposedSweep, GateFacts, gates_among
+from orchestrator.costs import Hardware, Need
 from orchestrator.errors import InfrastructureError, UserError, counted, one_line
 from orchestrator.registry import importable, load
 from orchestrator.stage import Config
@@ -81,6 +82,51 @@ def build_request(
         by=provenance.user(),
         at=provenance.now(),
     )
+
+
+def gate_facts(view: SweepState, request: Request, hardware: Hardware | None) -> GateFacts | None:
+    """Return what the gates of a launch are for, and which of them it leaves out.
+
+    Args:
+        view: the revision.
+        request: the launch or rerun, not recorded yet.
+        hardware: what one cell may have; None if that is not known.
+
+    Returns:
+        The facts to record; None for a launch without gates.
+    """
+    settings = request.settings
+    if settings is None or settings.policy.rehearse is False or not gates_among(view.sweep.specs):
+        return None
+    facts = GateFacts(
+        code=str(request.provenance["code"]),
+        packages=str(request.provenance["packages_digest"]),
+        device=hardware.device if hardware else "",
+        num_gpus=hardware.max_gpus if hardware and hardware.device != "cpu" else 0,
+    )
+    return msgspec.structs.replace(facts, left_out=_covered(view, facts, request.cells))
+
+
+def _covered(view: SweepState, facts: GateFacts, named: Collection[str] | None) -> dict[str, str]:
+    """Return the gates for which an earlier launch's gate stands: of the same class, for as many inputs."""
+    gates = gates_of(view.sweep, facts, named)
+    before = {
+        digest: instance
+        for request in view.requests
+        if request.gates is not None and request.revision == view.number
+        if msgspec.structs.replace(request.gates, left_out={}) == facts
+        for digest, instance in gates_of(view.sweep, facts, request.cells).instances.items()
+    }
+    stages = view.with_gates(Gates(before, {}, {})).stages
+    done = [each for digest, each in before.items() if stages[digest].state is State.DONE]
+    return {
+        digest: f"{other.name} rehearsed it"
+        for digest, instance in gates.instances.items()
+        for other in done
+        if other.digest != digest
+        and (other.stage, other.reads) == (instance.stage, instance.reads)
+        and set(instance.inputs) <= set(other.inputs)
+    }
 
 
 MAX_BYTES, MAX_SETTINGS_BYTES, MAX_TOTAL_BYTES = 1_000_000, 200_000, 10_000_000

@@ -20,9 +20,7 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.api.estimates import longest_first, of_cell, sized
 from orchestrator.api.state import SweepState
-from orchestrator.core.evidence import NO_HOLDS
 from orchestrator.core.failure import Cause
-from orchestrator.core.plan import next_stage
 from orchestrator.core.records import Request
 from orchestrator.core.state import State
 from orchestrator.core.sweep import Cell
@@ -202,7 +200,7 @@ class Dispatch:
             job = view.jobs.of_cell(cell.id)
             if (job is not None and job.phase is not Phase.OVER) or self._is_busy(cell):
                 self.given.num_held += 1
-            elif view.cells[cell.id].state in _WANTED and not self._waits_for_a_hold(cell):
+            elif view.cells[cell.id].state in _WANTED:
                 wanted.append(cell)
         return wanted
 
@@ -215,16 +213,6 @@ class Dispatch:
         elif request.cells is not None:  # a request that is not recorded yet is the newest
             cells = [cell for cell in cells if cell.id in request.cells]
         return [cell for cell in cells if states[cell.id].state in (*_WANTED, State.QUEUED, State.UNKNOWN)]
-
-    def _waits_for_a_hold(self, cell: Cell) -> bool:
-        """Return whether a hold is all that keeps a job from starting a stage of this cell."""
-        view, is_startable = self._view, []
-        for holds in (NO_HOLDS, view.holds):
-            scan = next_stage(
-                [cell], view.sweep.stages, lambda d: view.stages[d], cancelled=frozenset(), holds=holds
-            )
-            is_startable.append(scan.claimable is not None)
-        return is_startable == [True, False]
 
     def _is_busy(self, cell: Cell) -> bool:
         """Return whether a worker without a job runs this very cell, judged by its heartbeat's age.

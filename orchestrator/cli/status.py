@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from orchestrator.api.requests import code_drift, retired_line
-from orchestrator.api.state import SweepState, current_revision, open_view, store_url
+from orchestrator.api.state import SweepState, current_revision, open_view
 from orchestrator.api.status import explain, explanation_lines, notes_of, retries_of, status_json
 from orchestrator.cli.output import (
     add_cell,
@@ -27,6 +27,7 @@ from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import counted, one_line
 from orchestrator.store import layout
 from orchestrator.store.ledger import Ledger, open_ledger
+from orchestrator.store.opening import store_url
 from orchestrator.trackers.base import history
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def run_status(args: argparse.Namespace) -> int:
     print(f"{view.title}: {counted(len(cells), 'cell')}: {summary}")
     print_warnings(view)
     print_lines(code_drift(view, cells), indent=2)
-    rows = []
+    rows: list[tuple[object, ...]] = []
+    chosen = view.chosen_gpus
     for cell in cells:
         status = view.cells[cell.id]
         stages = status.stages.values()
@@ -66,10 +68,12 @@ def run_status(args: argparse.Namespace) -> int:
                 f"{num_done}/{len(stages)}",
                 retries_of(status),
                 f"{seconds:.1f}",
+                *((chosen.get(cell.id, "-"),) if chosen else ()),
                 reason,
             )
         )
-    print_table(("cell", "state", "stages", "retries", "seconds", "reason"), rows)
+    gpus = ("GPUs",) if chosen else ()
+    print_table(("cell", "state", "stages", "retries", "seconds", *gpus, "reason"), rows)
     for note, number in notes_of(view, cells).items():
         print(f"note: {note} ({counted(number, 'cell')})")
     return 0

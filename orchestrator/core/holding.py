@@ -88,6 +88,17 @@ def code_of(request: Request) -> str:
     return str(request.provenance.get("code", ""))
 
 
+def codes_of(requests: Iterable[Request], asked: Mapping[str, int]) -> dict[str, str]:
+    """Return the digest of the code that would run each cell: that of the last request that named it.
+
+    Args:
+        requests: of the sweep.
+        asked: id of a cell to the number of that request.
+    """
+    codes = {request.number: code_of(request) for request in requests}
+    return {cell: codes.get(number, "") for cell, number in asked.items()}
+
+
 def failed_end(status: StageStatus, evidence: Evidence) -> End | None:
     """Return how the last attempt of an unfinished stage failed; None if it did not fail.
 

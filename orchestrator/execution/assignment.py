@@ -85,7 +85,10 @@ class Assignment(Stored, frozen=True, kw_only=True):
             its import paths replace `import_paths`, and a damaged file makes the worker refuse to claim.
         named: words of the commands that named code or settings in the checkout at launch; None without a
             checkout. Any other file that a command names is output of that command.
+        request: number of the launch or rerun, whose gates the worker obeys; 0 if it is not recorded.
         gpus: the GPUs that it shares with the launch's other workers; None if `env` names its own.
+        num_gpus: GPUs that the worker holds.
+        device: kind of these GPUs, "" if it is not known.
     """
 
     store: str
@@ -103,7 +106,10 @@ class Assignment(Stored, frozen=True, kw_only=True):
     max_idle_s: float | None = None
     code: Code | None = None
     named: Annotated[tuple[str, ...] | None, SINCE_2] = None
+    request: Annotated[int, SINCE_2] = 0
     gpus: Annotated[GpuShare | None, SINCE_2] = None
+    num_gpus: Annotated[float, SINCE_2] = 0.0
+    device: Annotated[str, SINCE_2] = ""
 
 
 class ClaimedAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +197,9 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         step, num_steps: from the child: its progress.
         process: from the child: its identity, by which others can prove that it is gone.
         stop_s: from the child: seconds that it needs to save and end after a stop; 0 while it is unknown.
+        times: from the child: seconds of each of its phases, since it is "running".
+        does: from the child: its present phase, in which time goes on after the message.
+        saved: from the child: see `orchestrator.saving.PhaseClock.saved`.
     """
 
     stop: str = ""
@@ -199,6 +208,9 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     num_steps: int | None = None
     process: Process | None = None
     stop_s: float = 0.0
+    times: dict[str, float] = {}
+    does: str = ""
+    saved: tuple[int, float] | None = None
 
 
 NO_OUTCOME = 74

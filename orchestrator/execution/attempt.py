@@ -45,6 +45,7 @@ from orchestrator.execution.conclude import (
 from orchestrator.execution.inheritance import Inherited, going_on, has_progressed, inherit, started
 from orchestrator.execution.keeper import await_news
 from orchestrator.execution.liveness import Fence, HeartbeatWriter, warn
+from orchestrator.execution.spending import CHILD, AttemptClock, HeldTime
 from orchestrator.formats import encode
 from orchestrator.manifest import damage
 from orchestrator.processes import end_attempt, end_outlived, mark_of, oom_kills, reap_adopted
@@ -63,12 +64,14 @@ class WorkerHooks(msgspec.Struct, frozen=True, kw_only=True):
         context: forks children.
         stop_asked: returns why the work should stop, "" while it should not.
         shortage: returns the lack of memory on the node that stops the worker; None without one.
+        held: the time for which the worker holds its GPUs.
         checkout: the code that runs in place; None if that cannot change or need not be watched.
     """
 
     context: BaseContext
     stop_asked: Callable[[], str]
     shortage: Callable[[], Shortage | None]
+    held: HeldTime
     checkout: Checkout | None = None
 
 
@@ -96,11 +99,6 @@ class Supervision:
         self._start_s = time.monotonic()
         self.stop_reason = ""
         self.has_timed_out = False
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the attempt so far."""
-        return round(time.monotonic() - self._start_s, 3)
 
     def why_stop(self) -> str:
         """Return why the attempt stops, also by news that came after the child's end; "" without a reason."""
@@ -181,15 +179,10 @@ class AttemptRun:
         self._ledger = ledger
         self._claimed = claimed
         self._hooks = hooks
-        instance = claimed.instance
-        number = claimed.number
-        claim = claimed.claim
-        self._heartbeats = HeartbeatWriter(ledger, instance, number, lease_s=claim.lease_s)
-        self._fence = Fence(
-            ledger, instance, number=number, generation=claim.generation, inputs=claimed.input_generations
-        )
+        self._heartbeats = HeartbeatWriter(ledger, claimed, AttemptClock(hooks.held))
+        self._fence = Fence(ledger, claimed)
         self._supervision = Supervision(claimed, hooks, self._heartbeats, self._fence)
-        self._mark = mark_of(claim.nonce)
+        self._mark = mark_of(claimed.claim.nonce)
         self._folder = Path(layout.CHECKPOINTS)
         self._goes_without = False  # whether inputs were retired before the start
         self._resumed = False
@@ -219,12 +212,13 @@ class AttemptRun:
         start = started(claimed.order, claimed.spec, claimed.cell, claimed.input_generations)
         # Without this record a successor would use nothing of an attempt that has inputs, so it comes first.
         self._record_start(start)
-        taken = inherit(
-            *(self._ledger, claimed.instance, claimed.spec, earlier, folder),
-            former=claimed.former,
-            pulse=self._heartbeats.pulse,
-            record=lambda taken: self._record_start(going_on(start, taken)),
-        )
+        with self._heartbeats.clock.phases.during("restore"):
+            taken = inherit(
+                *(self._ledger, claimed.instance, claimed.spec, earlier, folder),
+                former=claimed.former,
+                pulse=self._heartbeats.pulse,
+                record=lambda taken: self._record_start(going_on(start, taken)),
+            )
         self._record_start(going_on(start, taken))
         if self._goes_without and taken.former is None:
             return self._end(Conclusion("released", why=NOT_KEPT, message="it is not whole"))
@@ -234,8 +228,10 @@ class AttemptRun:
         kills = oom_kills()
         process, pipe = self._fork(folder, taken)
         try:
+            self._heartbeats.clock.phases.enter(CHILD)
             self._supervision.watch(process, pipe, self._publisher)
         finally:
+            self._heartbeats.clock.phases.enter("save")
             if process.pid is not None:
                 process.kill()
                 if not end_attempt(self._mark, leader=process.pid):
@@ -252,7 +248,7 @@ class AttemptRun:
                 changed=changed or "",
                 goes_without=self._goes_without,
                 timed_out=self._supervision.has_timed_out,
-                seconds=self._supervision.seconds,
+                seconds=self._heartbeats.clock.seconds,
                 stop=self._supervision.stop_reason,
                 exit_code=process.exitcode or 0,
                 oom_killed=oom_kills() > kills,
@@ -368,7 +364,7 @@ class AttemptRun:
             attempt=claimed.number,
             files=outcome.files,
             rows=outcome.rows,
-            seconds=self._supervision.seconds,
+            seconds=self._heartbeats.clock.seconds,
             inputs=claimed.input_generations,
             retire=outcome.retire,
             code=provenance.code_version(order.code_digest, git_of(order), now=code_now),
@@ -392,8 +388,12 @@ class AttemptRun:
             exception=one_line(conclusion.exception),
             message=one_line(provenance.without_secrets(conclusion.message[: 8 * MAX_LINE])),
             log_tail=escaped(provenance.without_secrets(tail)),
-            seconds=self._supervision.seconds,
+            seconds=self._heartbeats.clock.seconds,
             at=provenance.now(),
+            spent=self._heartbeats.clock.spent(self._heartbeats.progress),
+        )
+        self._heartbeats.clock.held.ends(
+            self._heartbeats.clock.until_saved_s(is_done=end.outcome == "succeeded")
         )
         self._ledger.end(self._claimed.instance, self._claimed.number, end)
         return end

@@ -37,6 +37,7 @@ from orchestrator.manifest import File, contain, fsync_path, fsync_tree, open_to
 from orchestrator.processes import describe, end_attempt
 from orchestrator.provenance import without_secrets
 from orchestrator.registry import load
+from orchestrator.saving import PhaseClock
 from orchestrator.stage import Checkpoint, Config, Context, Inputs, Row, StopSignal
 from orchestrator.store import layout
 from orchestrator.store.access import Outage
@@ -68,6 +69,7 @@ def main(order_json: bytes, pipe: Connection) -> None:
     received = ReceivedSignals(on_term=lambda: stop.ask("stopped"))
     lifeline = Lifeline(pipe, stop)
     outcome = run(order, folder, stop, lifeline, received)
+    lifeline.report()  # a checkpoint may have been completed since the last message
     if outcome.cause is Cause.STORAGE:  # half a product is useless, and takes space on a full disk
         for name in (layout.OUTPUT, "scratch"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -83,29 +85,30 @@ class Lifeline:
     """The pipe to the worker: receives a stop, sends progress, and ends the process group when it closes."""
 
     def __init__(self, pipe: Connection, stop: StopSignal) -> None:
-        self._pipe, self._stop = pipe, stop
+        self._pipe, self._stop, self.clock = pipe, stop, PhaseClock("start")
         self._message = Message(phase="starting", process=describe(os.getpid()))
         self._sent: Message | None = None
         self._lock = threading.Lock()
         threading.Thread(target=self._serve, name="lifeline", daemon=True).start()
 
     def report(self, **state: Any) -> None:
-        """Send the state of the stage to the worker: a new phase at once, a step with the next poll.
-
-        Args:
-            state: fields of `Message` that changed; None for one that did not.
-        """
+        """Send the fields of `Message` that are not None: a new phase at once, a step with the next poll."""
         new = {name: value for name, value in state.items() if value is not None}
         self._message = msgspec.structs.replace(self._message, **new)
         if "phase" in new:
+            self.clock.enter("save" if new["phase"] == "finishing" else "compute")
+        if "phase" in new or not new:
             with contextlib.suppress(OSError):  # the worker is gone: the thread kills the group
                 self._send()
 
     def _send(self) -> None:
         with self._lock:
-            message = self._message
-            if message is not self._sent:
-                self._pipe.send_bytes(msgspec.json.encode(message))
+            clock = self.clock
+            message = msgspec.structs.replace(self._message, does=clock.phase, saved=clock.saved)
+            if message != self._sent:
+                self._pipe.send_bytes(
+                    msgspec.json.encode(msgspec.structs.replace(message, times=clock.times()))
+                )
                 self._sent = message
 
     def _serve(self) -> None:
@@ -268,6 +271,7 @@ def _context(order: AttemptSpec, folder: Path, stop: StopSignal, lifeline: Lifel
         report_progress=lambda step, num_steps: lifeline.report(step=step, num_steps=num_steps),
         keeps_work=ledger.objects.in_place,
         report_stop=lambda seconds: lifeline.report(stop_s=round(seconds, 1)),
+        clock=lifeline.clock,
     )
 
 

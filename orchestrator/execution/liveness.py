@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from orchestrator import provenance
@@ -16,7 +16,8 @@ from orchestrator.core.failure import Cause
 from orchestrator.core.records import Heartbeat, Owner
 from orchestrator.core.state import StageStatus, State
 from orchestrator.core.sweep import StageInstance
-from orchestrator.execution.assignment import Message
+from orchestrator.execution.assignment import ClaimedAttempt, Message
+from orchestrator.execution.spending import AttemptClock
 from orchestrator.jobs.records import JobContext, LostWorker
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, is_transient
@@ -31,22 +32,23 @@ class HeartbeatWriter:
 
     Args:
         ledger: the store.
-        instance: the stage instance.
-        number: number of the attempt.
-        lease_s: seconds without a heartbeat after which others may take the attempt for dead.
+        claimed: the attempt.
+        clock: of the attempt's time.
 
     Attributes:
+        clock: of the attempt's time.
         progress: the child's last message.
     """
 
-    def __init__(self, ledger: Ledger, instance: StageInstance, number: int, *, lease_s: float) -> None:
+    def __init__(self, ledger: Ledger, claimed: ClaimedAttempt, clock: AttemptClock) -> None:
         self._ledger = ledger
-        self._instance = instance
-        self._number = number
+        self._instance = claimed.instance
+        self._number = claimed.number
         # Three heartbeats in a lease: a late one, or one that fails, does not cost the lease.
-        self._interval_s = min(lease_s / 3, MAX_HEARTBEAT_S)
+        self._interval_s = min(claimed.claim.lease_s / 3, MAX_HEARTBEAT_S)
         self._counter = 0
         self._last_s = 0.0
+        self.clock = clock
         self.progress = Message(phase="starting")
 
     def receive(self, message: Message) -> None:
@@ -78,11 +80,13 @@ class HeartbeatWriter:
             num_steps=self.progress.num_steps,
             child=self.progress.process,
             at=provenance.now(),
+            spent=self.clock.spent(self.progress),
         )
         try:
             self._ledger.put(self._instance, self._number, layout.HEARTBEAT, beat)
         except OSError as error:
             warn(f"heartbeat of {self._instance.name} attempt {self._number} failed: {error}")
+        self.clock.held.pulse()
 
 
 class Fence:
@@ -98,26 +102,15 @@ class Fence:
 
     Args:
         ledger: the store.
-        instance: the stage instance.
-        number: number of the attempt.
-        generation: generation of the product that it makes.
-        inputs: digest of each input to the generation of its product.
+        claimed: the attempt.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        instance: StageInstance,
-        *,
-        number: int,
-        generation: int,
-        inputs: Mapping[str, int],
-    ) -> None:
+    def __init__(self, ledger: Ledger, claimed: ClaimedAttempt) -> None:
         self._ledger = ledger
-        self._instance = instance
-        self._number = number
-        self._generation = generation
-        self._inputs = inputs
+        self._instance = claimed.instance
+        self._number = claimed.number
+        self._generation = claimed.claim.generation
+        self._inputs = claimed.input_generations
 
     def is_pointless(self) -> bool:
         """Return whether a product exists already, or the generation is void."""

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from orchestrator import provenance
 from orchestrator.core.evidence import NO_HOLDS, Attempt, Evidence, chosen_before
 from orchestrator.core.failure import Cause
+from orchestrator.core.gates import gates_of, with_gates
 from orchestrator.core.plan import Claimable, RequestSummary
 from orchestrator.core.records import Claim, Owner, Revision, Supersedes
-from orchestrator.core.state import StageStatus, stage_status
+from orchestrator.core.state import NO_GATES, StageStatus, stage_status
 from orchestrator.core.sweep import StageInstance
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.assignment import Assignment, ClaimedAttempt, Shortage, share
@@ -24,7 +25,9 @@ from orchestrator.execution.history import CANCEL_POLL_S, RequestReader, WorkerH
 from orchestrator.execution.inheritance import Products
 from orchestrator.execution.liveness import Idleness, Leaving, Watcher, next_lease_s
 from orchestrator.execution.scanning import HoldReader, StoreScanner
+from orchestrator.execution.spending import HeldTime
 from orchestrator.jobs.records import NO_MEMORY, OTHER_CODE
+from orchestrator.jobs.submissions import request_of
 from orchestrator.store import layout
 from orchestrator.store.access import error_line, new_nonce
 from orchestrator.store.checkout import Checkout
@@ -71,11 +74,18 @@ class Worker:
         self._order = order
         self._owner = owner
         self._hooks = WorkerHooks(
-            context=context, stop_asked=stop_asked, shortage=shortage, checkout=checkout
+            context=context,
+            stop_asked=stop_asked,
+            shortage=shortage,
+            held=HeldTime(ledger, order, owner),
+            checkout=checkout,
         )
         self._say = say
+        request = request_of(ledger, sweep.name, order.request) if order.request else None
+        gates = gates_of(sweep, request.gates, request.cells) if request is not None else NO_GATES
+        sweep = with_gates(sweep, gates)
         holds = HoldReader(sweep, order.settings.policy, order.code_digest)
-        self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, holds)
+        self._scanner = StoreScanner(share(sweep.cells, order), sweep.stages, self._status, gates, holds)
         self._watcher = Watcher(owner, job=order.job)
         self._idleness = Idleness(self._watcher, order.max_idle_s)
         self._leaving = Leaving()
@@ -95,6 +105,13 @@ class Worker:
 
     def run(self) -> int:
         """Work until nothing is left to claim or to wait for; return the exit code."""
+        self._hooks.held.looks()
+        try:
+            return self._run()
+        finally:
+            self._hooks.held.write(has_ended=True)
+
+    def _run(self) -> int:
         idle_s = IDLE_S
         while not self._hooks.stop_asked():
             if (refusal := self._history.refusal()) is not None:
@@ -155,6 +172,7 @@ class Worker:
 
     def _pause(self, idle_s: float) -> float:
         time.sleep(idle_s)
+        self._hooks.held.pulse()
         return min(max(MAX_IDLE_S, self._ledger.objects.poll_s), idle_s * 1.5)
 
     def _try_or_leave(self, claimable: Claimable, reader: EvidenceReader) -> bool:
@@ -178,9 +196,8 @@ class Worker:
             return False
 
     def _is_worth_another_look(self, reader: EvidenceReader) -> bool:
-        digests = {digest for cell in self._scanner.cells for digest in cell.stage_digests}
         return self._leaving.is_worth_another_look(
-            is_passing=any(reader.evidence(digest).is_passing for digest in digests)
+            is_passing=any(reader.evidence(digest).is_passing for digest in self._scanner.digests())
         )
 
     def _status(self, reader: EvidenceReader, summary: RequestSummary, digest: str) -> StageStatus:
@@ -254,6 +271,7 @@ class Worker:
             return False
         self._say(f"{claimable.cell.id} {instance.name}: attempt {number}")
         self._history.num_claims += 1
+        self._hooks.held.begins(layout.payload(instance, number))
         status = self._status(reader, self._requests.summary, instance.digest)
         claimed = ClaimedAttempt(
             order=order,
@@ -328,7 +346,4 @@ class Worker:
             return ""
         if not cancelled:
             return ""
-        wanted = any(
-            instance.digest in cell.stage_digests and cell.id not in cancelled for cell in self._scanner.cells
-        )
-        return "" if wanted else "cancelled"
+        return "" if self._scanner.is_wanted(instance.digest, cancelled) else "cancelled"

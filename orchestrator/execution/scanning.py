@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from orchestrator.core.evidence import NO_HOLDS, Holds
 from orchestrator.core.holding import SweepRecords, holds_of, merged
 from orchestrator.core.plan import ReadyIndex, RequestSummary, Scan
 from orchestrator.core.settings import Policy
-from orchestrator.core.state import StageStatus, State
+from orchestrator.core.state import NO_GATES, Gates, StageStatus, State
 from orchestrator.core.sweep import Cell, ComposedSweep, StageInstance
 from orchestrator.store.access import StageIndex
 from orchestrator.store.evidence import EvidenceReader
@@ -100,6 +100,7 @@ class StoreScanner:
         cells: in the order in which they are tried.
         instances: digest to stage instance.
         status_of: returns the state of a stage.
+        gates: of the launch.
         holds: what is held back in the sweep; None for nothing.
     """
 
@@ -108,11 +109,13 @@ class StoreScanner:
         cells: Sequence[Cell],
         instances: Mapping[str, StageInstance],
         status_of: StatusOf,
+        gates: Gates = NO_GATES,
         holds: HoldReader | None = None,
     ) -> None:
         self._holds = holds
-        self._index = ReadyIndex(cells, instances)
+        self._index = ReadyIndex(cells, instances, gates)
         self._instances = instances
+        self._gates = gates
         self._status_of = status_of
         self._reader: EvidenceReader | None = None
         self._summary = RequestSummary(frozenset(), {}, {})
@@ -126,6 +129,14 @@ class StoreScanner:
     def leave_out(self, digest: str) -> None:
         """Drop all cells that need a stage."""
         self._index.leave_out(digest)
+
+    def is_wanted(self, digest: str, cancelled: Collection[str]) -> bool:
+        """Return whether a cell that is not cancelled needs a stage."""
+        return any(digest in self._gates.chain(cell) for cell in self.cells if cell.id not in cancelled)
+
+    def digests(self) -> set[str]:
+        """Return the digests of all stages that are searched."""
+        return {digest for cell in self.cells for digest in self._gates.chain(cell)}
 
     def look_at_holds(self) -> None:
         """Have the next search find out again what is held back, as after a failure."""

@@ -7,11 +7,13 @@ job is found again by its unique name. The end of a job is recorded as a *closin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
+from orchestrator.core.evidence import Spending
 from orchestrator.core.failure import Cause
-from orchestrator.core.records import Code, Record
+from orchestrator.core.records import Code, Owner, Record
 from orchestrator.formats import SINCE_2, Stored
 
 
@@ -206,6 +208,59 @@ class JobExitReport(Record, frozen=True, kw_only=True):
     at: str = ""
 
 
+class WorkerRecord(Record, frozen=True, kw_only=True):
+    """`sweeps/<sweep>/workers/<nonce>.json`: the time for which a worker has held its GPUs.
+
+    The worker replaces it at each heartbeat, also while it is idle. What it held counts up to the last one.
+
+    Attributes:
+        nonce: Random value that names the worker.
+        owner: Identity of the worker, which its claims name.
+        revision: Revision of the sweep.
+        num_gpus: GPUs that it holds; 0 without GPUs. Ray also gives fractions.
+        device: Kind of the GPUs, "" if it is not known.
+        seconds: For which it has held them, by its own monotonic clock.
+        start_s: The part of these before it looked for its first stage.
+        runs: Key of the attempt that it runs, "" between stages.
+        until_saved: Of its last attempts, the seconds from the claim to the first checkpoint or the product.
+        has_ended: Whether it has ended, so that nothing is added any more.
+        began_at: Time of its start.
+        at: Time of the record.
+    """
+
+    nonce: str
+    owner: Owner
+    revision: int
+    num_gpus: float = 0.0
+    device: str = ""
+    seconds: float = 0.0
+    start_s: float = 0.0
+    runs: str = ""
+    until_saved: tuple[float, ...] = ()
+    has_ended: bool = False
+    began_at: str = ""
+    at: str = ""
+
+
+def spending(
+    workers: Iterable[WorkerRecord], running: Iterable[WorkerRecord], *, checkpoint_s: float
+) -> Spending:
+    """Return what the workers of a sweep have spent. Pure.
+
+    Args:
+        workers: All workers of the sweep.
+        running: Those of them that run a stage now.
+        checkpoint_s: Seconds to a checkpoint, as long as none was measured.
+    """
+    known = list(workers)
+    measured = [seconds for worker in known for seconds in worker.until_saved]
+    return Spending(
+        gpu_seconds=sum(worker.num_gpus * worker.seconds for worker in known),
+        running_gpus=sum(worker.num_gpus for worker in running),
+        checkpoint_s=statistics.median(measured) if measured else checkpoint_s,
+    )
+
+
 BEAT_S = 20.0
 """Longest interval between two status records of a driver, in seconds."""
 
@@ -243,6 +298,7 @@ class JobContext(Stored, frozen=True, kw_only=True):
         min_left_s: the worker starts no stage with fewer seconds left.
         before: why the job's previous start ended; None if unknown, or if this is the first start.
         gone: earlier jobs of its cells that are over.
+        start_at: when the job got its nodes, as `end_at`; None if unknown.
     """
 
     cluster: str
@@ -255,6 +311,7 @@ class JobContext(Stored, frozen=True, kw_only=True):
     min_left_s: float = 0.0
     before: Cause | None = None
     gone: tuple[LostWorker, ...] = ()
+    start_at: Annotated[float | None, SINCE_2] = None
 
 
 REFUSED = 4

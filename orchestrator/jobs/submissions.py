@@ -24,6 +24,7 @@ from orchestrator.jobs.records import (
     LostSlot,
     LostWorker,
     Submission,
+    WorkerRecord,
     cause_of_code,
 )
 from orchestrator.provenance import age_s, now
@@ -240,6 +241,41 @@ class DriverRecords:
         """Upload the log to a bucket, where others cannot see it as it grows."""
         if not self._objects.in_place:
             self._objects.upload(self._logs)
+
+
+class WorkerRecords:
+    """The records of a sweep's workers. Those that have ended never change, and are read once.
+
+    Args:
+        ledger: The store.
+        sweep: Name of the sweep.
+    """
+
+    def __init__(self, ledger: Ledger, sweep: str) -> None:
+        self._ledger, self._sweep = ledger, sweep
+        self._ended: dict[str, WorkerRecord] = {}
+
+    def read(self) -> list[WorkerRecord]:
+        """Return the records of all workers, in the order of their names; leave out unreadable ones.
+
+        Raises:
+            OSError, InfrastructureError: The store did not answer.
+        """
+        prefix = layout.workers(self._sweep)
+        keys = [f"{prefix}/{name}" for name in sorted(self._ledger.objects.list(prefix).files)]
+        ledger = self._ledger.having_read([key for key in keys if key not in self._ended])
+        for key in keys:
+            if key not in self._ended:
+                record, _ = ledger.read(key, WorkerRecord)
+                if record is not None:
+                    self._ended[key] = record
+        found = [self._ended[key] for key in keys if key in self._ended]
+        self._ended = {key: record for key, record in self._ended.items() if record.has_ended}
+        return found
+
+    def put(self, record: WorkerRecord) -> None:
+        """Write the record of a worker. Only the worker itself does that."""
+        self._ledger.objects.put(layout.worker(self._sweep, record.nonce), self._ledger.encode(record))
 
 
 def asker() -> Asker:

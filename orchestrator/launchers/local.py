@@ -13,6 +13,7 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Mapping
+from functools import cached_property
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -99,6 +100,18 @@ class LocalLauncher:
             return gpu_hardware(self._gpus, self._settings.gpus_per_worker)
         return host_hardware()
 
+    def _num_gpus(self, *, is_shared: bool) -> float:
+        """Return the GPUs that a worker holds; workers that share all of them hold equal parts."""
+        if is_shared:
+            return len(self._gpus) / len(self._slots)
+        return self._settings.gpus_per_worker if self._gpus else 0
+
+    @cached_property
+    def _device(self) -> str:
+        """The kind of the GPUs, "" without any, or if it cannot be determined."""
+        hardware = self.hardware() if self._gpus else None
+        return hardware.device if hardware is not None else ""
+
     def gpus(self) -> LaunchGpus | None:
         """Return this machine's GPUs."""
         return LaunchGpus(len(self._gpus), len(self._gpus)) if self._gpus else None
@@ -140,6 +153,9 @@ class LocalLauncher:
             job=launch.job,
             code=launch.code,
             named=launch.named,
+            request=launch.request,
+            num_gpus=self._num_gpus(is_shared=shared is not None),
+            device=self._device,
         )
         log = self._log(slot)
         _ensure_fork_server()

@@ -82,7 +82,8 @@ def evaluate(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     if "train" in inputs:
         training = json.loads((inputs["train"] / SUMMARY).read_text(encoding="utf-8"))
     scorer = Scorer(config, inputs, context)
-    selected, tested = _selected(scorer, config, inputs)
+    with context.phase("evaluation"):
+        selected, tested = _selected(scorer, config, inputs)
     scorer.write(context.output)
     # The weights of an epoch may be retired. Its architecture is that of the base.
     of_model = tested if _has_model(tested) else runtime.base_folder(inputs, scorer.uses)

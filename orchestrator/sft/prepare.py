@@ -41,7 +41,8 @@ def main(config: Config, inputs: Inputs, context: Context) -> list[Row]:
     task = load_task(config.task)
     kept, counts = [], {}
     for split in SPLITS:
-        items = load_items(task, split, config.language, config["items"], context.uses)
+        with context.phase("data"):
+            items = load_items(task, split, config.language, config["items"], context.uses)
         examples = [encode(tokenizer, item, split) for item in items]
         fitting = [row for row in examples if len(row.input_ids) <= config.trainer.max_length_tokens]
         kept += fitting

@@ -10,6 +10,7 @@ These functions build the keys, so that the whole layout can be seen in one plac
     sweeps/<sweep>/requests/<n>.json              launch, rerun, cancel, discard, in order
     sweeps/<sweep>/submissions/<n>.json           a submission to a scheduler, with <n>/{job,driver}.json,
                                                   <n>/closings/<k>.json, <n>/reports/<index>.<restart>.json
+    sweeps/<sweep>/workers/<nonce>.json           for how long a worker has held its GPUs
     sweeps/<sweep>/{report,logs,wandb}/
     records/<stage>/<digest>/spec.json
     records/<stage>/<digest>/<n>/{claim,start,heartbeat,end}.json
@@ -109,6 +110,16 @@ def job_reports(sweep: str, number: int) -> str:
 def job_report(sweep: str, number: int, index: int, restart: int) -> str:
     """Return the key of the exit report of one start of a job."""
     return f"{job_reports(sweep, number)}/{index}.{restart}.json"
+
+
+def workers(sweep: str) -> str:
+    """Return the prefix of the records of a sweep's workers."""
+    return f"sweeps/{sweep}/workers"
+
+
+def worker(sweep: str, nonce: str) -> str:
+    """Return the key of the record of one worker."""
+    return f"{workers(sweep)}/{nonce}.json"
 
 
 def job_logs(sweep: str, number: int) -> str:

@@ -168,7 +168,7 @@ def test_a_store_that_refuses_at_the_start_of_an_attempt_is_a_failure_of_storage
     refused: list[str] = []
 
     def trouble(when: str, now: str, key: str) -> None:
-        if now == operation and not refused:
+        if now == operation and instance.digest in key and not refused:
             refused.append(key)
             no_answer()
 

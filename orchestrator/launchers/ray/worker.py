@@ -260,6 +260,7 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
         code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
         code=code,
         max_idle_s=own.idle_s,
+        request=submission.request,
         # Ray names GPUs to an actor that requested some, also those that a test bed only claims to have.
         env={"CUDA_VISIBLE_DEVICES": ""} if own.device == "cpu" else {},
         job=JobContext(
@@ -269,6 +270,8 @@ def order_of(ledger: Ledger, sweep: str, submission: Submission, slot: int, rest
             node=platform.node(),
             gone=tuple(gone_of(submissions.read(), grace_s=grace_of(settings.policy, submission.resources))),
         ),
+        num_gpus=0 if own.device == "cpu" else submission.resources.gpus_per_node,
+        device=submission.resources.accelerator,
     )
 
 

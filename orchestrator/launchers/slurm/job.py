@@ -66,7 +66,8 @@ class JobPlace:
         restart: how often Slurm has restarted the job.
         cluster: Slurm's name for the cluster, "" if it is not set.
         node: name of this node.
-        end_at: when the time limit is reached, in seconds since 1970; None if it is not set.
+        start_at: when the job got its nodes, in seconds since 1970; None if it is not set.
+        end_at: when the time limit is reached, likewise.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -77,6 +78,7 @@ class JobPlace:
         self.restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
         self.cluster = environment.get("SLURM_CLUSTER_NAME", "")
         self.node = environment.get("SLURMD_NODENAME", "")
+        self.start_at = float(environment.get("SLURM_JOB_START_TIME", "0")) or None
         self.end_at = float(environment.get("SLURM_JOB_END_TIME", "0")) or None
 
 
@@ -174,6 +176,8 @@ class SlurmJob:
             code_digest=snapshots.version_of(code, revision.sweep, paths) if code else "",
             code=code,
             job=self._job(),
+            request=submission.request,
+            num_gpus=submission.resources.num_nodes * submission.resources.gpus_per_node,
         )
 
     def _job(self) -> JobContext:
@@ -198,6 +202,7 @@ class SlurmJob:
             min_left_s=min_left_s,
             before=_before(place) if place.restart else None,
             gone=tuple(gone_of(self._submissions.read())),
+            start_at=place.start_at,
         )
 
     def _work_side_by_side(self, order: Assignment) -> int:

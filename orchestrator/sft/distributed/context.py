@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.errors import StageFailure, StopRequested
 from orchestrator.manifest import REMEMBERED, FileKey
-from orchestrator.saving import Begin
+from orchestrator.saving import Begin, Phase
 from orchestrator.stage import Checkpoint, Config, Context, Inputs
 
 
@@ -83,17 +83,31 @@ class RankContext(Context):
         if self._rank == 0:
             self._send("expect_save", float(seconds))
 
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Count the time within as a phase, as rank 0 measures it, without waiting for an answer."""
+        before = self.clock.phase
+        with super().phase(name):
+            self._enter(name, before)
+            yield
+        self._enter(before, name)
+
+    def _enter(self, phase: str, before: str) -> None:
+        if self._rank == 0 and phase != before:
+            with contextlib.suppress(OSError):  # the stage's process is gone, and this rank is ending
+                self._send("phase", phase)
+
     @property
     def stop_asked(self) -> bool:
         """Whether all ranks should save a checkpoint and end."""
         return bool(self._ask("why_stop"))
 
-    def checkpoint_due(self, step: int) -> bool:
+    def checkpoint_due(self, step: int, *, num_steps: int | None = None) -> bool:
         """Return whether to save now; the answer is the same in all ranks.
 
         Each rank's own clock could give another answer, and then some ranks would save and others would not.
         """
-        return bool(self._ask("checkpoint_due", int(step)))
+        return bool(self._ask("checkpoint_due", int(step), num_steps))
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:

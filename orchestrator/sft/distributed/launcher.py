@@ -89,10 +89,8 @@ def run(
         num_threads=max(1, context.num_threads * num_nodes // num_processes),
     )
     group = _Group(order, context, num_processes, num_nodes)
-    try:
+    with context.phase("start"), contextlib.closing(group):
         return group.serve()
-    finally:
-        group.close()
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
@@ -239,6 +237,8 @@ class _Group:
             self._ends.raised[rank] = as_exception(arguments[0])
         elif verb == "written":
             self._calls.later.take(*arguments)
+        elif verb == "phase":
+            self._context.clock.enter(*arguments)
         elif verb == "expect_save":
             self._context.expect_save(*arguments)
         elif verb == "finish_checkpoint":
